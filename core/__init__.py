@@ -1,0 +1,22 @@
+"""Rota's front door: the only names a plugin may import. Importing it opens nothing."""
+
+from core.enqueue import enqueue, publish
+from core.errors import RotaError, TimeLimitExceeded
+from core.hookspecs import hookimpl
+from core.jobs import Job, job
+from core.run import Checkpoint, Run
+from core.schedules import cron, every
+
+__all__ = [
+    "Checkpoint",
+    "Job",
+    "RotaError",
+    "Run",
+    "TimeLimitExceeded",
+    "cron",
+    "enqueue",
+    "every",
+    "hookimpl",
+    "job",
+    "publish",
+]

@@ -1,0 +1,185 @@
+"""Binds what plugins declare to Dramatiq: the broker with its middleware in order, and an actor for each job.
+
+This is also where our units (timedelta, aware instants) become Dramatiq's milliseconds.
+"""
+
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.message import Message
+from dramatiq.middleware import CurrentMessage, Middleware
+from sqlalchemy import Engine
+
+from core import database
+from core.enqueue import enqueue
+from core.errors import BadArguments
+from core.execution import Executor
+from core.jobs import Job
+from core.ledger import slots
+from core.ledger.outbox import Parcel
+from core.ledger.slots import SlotRow
+from core.periodic import PeriodicSchedule
+from core.redis_broker import REDIS_AWAY, RUN_ID, RotaBroker
+from core.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+
+class RedisCarrier:
+    """Carries committed runs to workers over Redis."""
+
+    def __init__(self, broker: RotaBroker) -> None:
+        self._broker = broker
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        """Put a message for each run on its queue, in one round trip. Raises redis.RedisError."""
+        self._broker.enqueue_many(run_message(parcel) for parcel in parcels)
+
+    def publish(self, channel: str, message: dict[str, Any]) -> None:
+        """Publish ``message`` as JSON. Raises redis.RedisError."""
+        self._broker.client.publish(channel, json.dumps(message, default=str))
+
+    def is_reachable(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            return bool(self._broker.client.ping())
+        except redis.RedisError:
+            return False
+
+    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
+        """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
+        return self._broker.oldest_run(queue)
+
+    def recover(self, broker_id: str) -> None:
+        """Put back what a dead process had fetched. Raises redis.RedisError."""
+        self._broker.recover(broker_id)
+
+    def maintain(self) -> None:
+        """Put back what silent processes had fetched. Raises redis.RedisError."""
+        self._broker.maintain()
+
+
+def run_message(parcel: Parcel) -> Message[Any]:
+    """The message that carries a run: its id and nothing else."""
+    return Message(
+        queue_name=parcel.queue, actor_name=parcel.job, args=(), kwargs={}, options={RUN_ID: parcel.run_id}
+    )  # fmt: skip
+
+
+class JobActor(dramatiq.Actor[..., Any]):
+    """A job as Dramatiq sees it. For a job of the ledger, sending means inserting a run; the message comes after."""
+
+    def __init__(self, job: Job, broker: RotaBroker, engine: Engine, function: Callable[..., Any]) -> None:
+        self.job = job
+        self.engine = engine
+        self.carrier = RedisCarrier(broker)
+        options: dict[str, Any] = {"max_retries": job.max_retries}
+        if job.schedule is not None:
+            options["periodic"] = PeriodicSchedule(job.schedule)
+        super().__init__(
+            function, broker=broker, actor_name=job.name, queue_name=job.queue, priority=0, options=options
+        )  # fmt: skip
+
+    def send_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        **options: Any,
+    ) -> Message[Any]:
+        """Send, unless this is a job of the ledger: then insert a run, or the slots for which periodiq calls."""
+        if "scheduled_at" in options:
+            return self.fire()
+        if not self.job.ledger:
+            return super().send_with_options(args=args, kwargs=kwargs, delay=delay, **options)
+        span = delay if isinstance(delay, timedelta) else timedelta(milliseconds=delay or 0)
+        with database.session(self.engine) as session, session.begin():
+            run_id = enqueue(session, self.job.name, args=by_name(self.job, args, kwargs or {}), delay=span)
+        return run_message(Parcel(run_id, self.job.name, self.job.queue))
+
+    def fire(self) -> Message[Any]:
+        """Record the slots that are due, and send those that nobody else recorded.
+
+        Never raises, since that would end periodiq's process.
+        """
+        periodic: PeriodicSchedule = self.options["periodic"]
+        run_ids: list[int] = []
+        try:
+            rows = [SlotRow(slot) for slot in periodic.due]
+            with database.autocommit(self.engine) as connection:
+                run_ids = slots.insert(connection, self.job, rows, carried=True)
+            self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
+        except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
+            logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, brief(error))
+        return run_message(Parcel(run_ids[-1] if run_ids else 0, self.job.name, self.job.queue))
+
+
+def brief(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
+def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Positional and keyword arguments as keyword arguments alone. Raises BadArguments."""
+    names = list(inspect.signature(job.function).parameters)[1:]
+    if len(args) > len(names):
+        raise BadArguments(f"job {job.name!r} takes at most {len(names)} arguments, and {len(args)} were given")
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor]) -> Callable[..., None]:
+    """What a worker calls for a message of a ledger job: the run it names, or a new run for a stranger's message."""
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        message = CurrentMessage.get_current_message()
+        run_id = message.options.get(RUN_ID) if message is not None else None
+        if isinstance(run_id, int):
+            executor.execute(job, run_id)
+        else:
+            actor().send_with_options(args=args, kwargs=kwargs)
+
+    work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
+    return work
+
+
+def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
+    """What a worker calls for a message of the fast lane."""
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        message = CurrentMessage.get_current_message()
+        message_id = message.message_id if message is not None else ""
+        executor.execute_fast(job, by_name(job, args, kwargs), message_id)
+
+    work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
+    return work
+
+
+def build(client: redis.Redis, middleware: Sequence[Middleware]) -> RotaBroker:
+    """A broker on ``client`` with ``middleware`` in that order."""
+    return RotaBroker(client, middleware=middleware)
+
+
+def declare(broker: RotaBroker, registry: Registry, engine: Engine, executor: Executor) -> None:
+    """Make an actor of every job in ``registry``."""
+    for job in registry:
+        declare_job(broker, job, engine, executor)
+
+
+def declare_job(broker: RotaBroker, job: Job, engine: Engine, executor: Executor) -> JobActor:
+    """Make an actor of ``job``."""
+    actor: JobActor
+    if job.ledger:
+        actor = JobActor(job, broker, engine, ledger_function(job, executor, lambda: actor))
+    else:
+        actor = JobActor(job, broker, engine, fast_function(job, executor))
+    return actor
+
+
+__all__ = ["REDIS_AWAY", "JobActor", "RedisCarrier", "build", "declare", "declare_job"]

@@ -1,0 +1,27 @@
+"""The plugin that comes with the core: the ledger's own tables and upkeep, declared like any other plugin's."""
+
+from pathlib import Path
+
+from core.hookspecs import hookimpl
+from core.jobs import Job, job
+from core.ledger import retention
+from core.run import Run
+from core.schedules import cron
+
+
+@job("prune-runs", queue="rota", schedule=cron("17 * * * *"))
+def prune_runs(run: Run) -> dict[str, int]:
+    """Delete finished runs older than ROTA_RETENTION_DAYS, batch by batch."""
+    return {"deleted": retention.prune(run.session, checkpoint=run.checkpoint)}
+
+
+@hookimpl
+def register_jobs() -> list[Job]:
+    """The jobs of the core."""
+    return [prune_runs]
+
+
+@hookimpl
+def register_migrations() -> Path:
+    """The ledger's schema history."""
+    return Path(__file__).parent / "migrations"

@@ -1,0 +1,92 @@
+"""PostgreSQL: one engine per process, its sessions, and the URL as SQLAlchemy wants it.
+
+Nothing connects before it is first used.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import cast
+
+from psycopg2.extensions import connection as DriverConnection
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.orm import Session
+
+from core import settings
+
+#: How long connecting may take, in seconds.
+CONNECT_TIMEOUT_SECONDS = 5
+#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)).
+KEEPALIVES = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+#: The same on the server's side, so that the locks of a vanished host do not stay for the two hours of tcp(7).
+SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
+#: With it a query ends when its client has died; it came with PostgreSQL 14.
+CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
+CLIENT_CHECK_SINCE = 140000
+
+
+def normalise_url(url: str) -> URL:
+    """``url`` with the driver we use; SQLAlchemy 2.1 reads a bare ``postgresql://`` as psycopg 3."""
+    return make_url(url).set(drivername="postgresql+psycopg2")
+
+
+def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engine:
+    """An engine for ``url`` that opens at most ``pool_size`` connections, when they are needed.
+
+    ``application`` is the name under which PostgreSQL lists them.
+    """
+    engine = create_engine(
+        normalise_url(url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=30,
+        pool_use_lifo=True,
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": application,
+            **KEEPALIVES,
+        },
+    )
+    event.listen(engine, "connect", _notice_dead_clients)
+    return engine
+
+
+def _notice_dead_clients(connection: DriverConnection, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(SERVER_KEEPALIVES)
+        if connection.server_version >= CLIENT_CHECK_SINCE:
+            cursor.execute(CLIENT_CHECK)
+    connection.commit()
+
+
+@cache
+def engine() -> Engine:
+    """This process's engine, made from its settings on first use."""
+    configured = settings.current()
+    return connect(configured.database_url.get_secret_value(), pool_size=configured.db_pool_size)
+
+
+@contextmanager
+def autocommit(engine: Engine) -> Iterator[Connection]:
+    """A connection on which every statement is a transaction, and one round trip."""
+    with engine.connect() as connection:
+        yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def dedicated(engine: Engine) -> DriverConnection:
+    """A connection outside the pool, in autocommit, for what must live as long as its session: locks, LISTEN.
+
+    The caller closes it.
+    """
+    connection = engine.raw_connection()
+    connection.detach()
+    driver_connection = cast(DriverConnection, connection.driver_connection)
+    driver_connection.autocommit = True
+    return driver_connection
+
+
+def session(engine: Engine) -> Session:
+    """A session on ``engine``; it takes a connection when it is first used."""
+    return Session(engine)

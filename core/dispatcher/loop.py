@@ -1,0 +1,104 @@
+"""The dispatcher's thread: lead if nobody else does, then pass after pass until stopped."""
+
+import logging
+import threading
+import time
+
+import redis
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from core import metrics
+from core.broker import RedisCarrier
+from core.dispatcher import leadership, relay
+from core.dispatcher.recovery import recover
+from core.dispatcher.slots import Accountant, miss_late
+from core.ledger import slots
+from core.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+#: How often messages of processes that vanished without a trace in the ledger are looked for, in seconds.
+MAINTENANCE_SECONDS = 15.0
+#: How long to wait after an error, in seconds.
+AGAIN_SECONDS = 1.0
+
+
+class Dispatcher(threading.Thread):
+    """One in every worker process, one active in the fleet."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        carrier: RedisCarrier,
+        *,
+        every_seconds: float,
+        resend_seconds: float,
+        max_crashes: int,
+    ) -> None:
+        super().__init__(name="rota-dispatcher", daemon=True)
+        self._engine = engine
+        self._registry = registry
+        self._carrier = carrier
+        self._every_seconds = every_seconds
+        self._resend_seconds = resend_seconds
+        self._max_crashes = max_crashes
+        self._maintained_at = 0.0
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Lead whenever nobody else does; errors are logged and survived."""
+        while not self._stopping.is_set():
+            try:
+                with leadership.candidate(self._engine) as connection:
+                    self._stand(connection)
+            except (DBAPIError, PoolTimeout) as error:
+                logger.warning("dispatcher.interrupted: %s", str(getattr(error, "orig", error)).partition("\n")[0])
+            except Exception:
+                logger.exception("dispatcher.failed: going on")  # a background loop: it must outlive its errors
+            metrics.leading(False)
+            self._stopping.wait(AGAIN_SECONDS)
+
+    def stop(self, *, timeout_seconds: float = 10) -> None:
+        """End the thread; another process's dispatcher takes over."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join(timeout_seconds)
+
+    def _stand(self, connection: Connection) -> None:
+        while not leadership.is_won(connection):
+            if self._stopping.wait(self._every_seconds):
+                return
+        logger.info("dispatcher.leading")
+        metrics.leading(True)
+        self._lead(connection, Accountant(self._registry, slots.watermarks(connection)))
+
+    def _lead(self, connection: Connection, accountant: Accountant) -> None:
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            self.pass_once(connection, accountant)
+            metrics.dispatched(time.monotonic() - began)
+            next_pass = began + self._every_seconds
+            while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
+                if leadership.wait_for_runs(connection, remaining):
+                    relay.send_due(connection, self._registry, self._carrier)
+
+    def pass_once(self, connection: Connection, accountant: Accountant) -> None:
+        """Everything the dispatcher is for, once."""
+        recover(connection, self._carrier, self._max_crashes)
+        accountant.account(connection, self._carrier)
+        miss_late(connection, self._registry)
+        relay.find_lost(connection, self._carrier, self._resend_seconds)
+        relay.send_due(connection, self._registry, self._carrier)
+        self._maintain()
+
+    def _maintain(self) -> None:
+        if time.monotonic() < self._maintained_at + MAINTENANCE_SECONDS:
+            return
+        self._maintained_at = time.monotonic()
+        try:
+            self._carrier.maintain()
+        except redis.RedisError as error:
+            logger.warning("dispatcher.no_maintenance: %s", error)

@@ -1,0 +1,32 @@
+"""Notices dead processes and hands on what they had."""
+
+import logging
+
+import redis
+from sqlalchemy import Connection
+
+from core import metrics
+from core.broker import RedisCarrier
+from core.ledger import processes
+
+logger = logging.getLogger(__name__)
+
+
+def recover(connection: Connection, carrier: RedisCarrier, max_crashes: int) -> None:
+    """End the leases of dead processes, hand their runs on, and put back the messages they had fetched."""
+    for dead in processes.reap(connection):
+        metrics.reaped(dead.kind)
+        logger.warning("process.reaped kind=%s id=%s name=%s: it died or fell silent", dead.kind, dead.id, dead.name)
+        if dead.broker_id:
+            put_back(carrier, dead.broker_id)
+    for run in processes.hand_on(connection, max_crashes):
+        metrics.run_ended(run.job, run.state)
+        logger.warning("run.handed_on job=%s run=%s attempt=%s state=%s", run.job, run.run_id, run.attempt, run.state)
+
+
+def put_back(carrier: RedisCarrier, broker_id: str) -> None:
+    """Put a dead process's messages back on their queues; without Redis there is nothing to put back."""
+    try:
+        carrier.recover(broker_id)
+    except redis.RedisError as error:
+        logger.warning("dispatcher.not_put_back: %s", error)

@@ -1,0 +1,56 @@
+"""Sends what is due, and sends again what got lost on the way."""
+
+import logging
+from collections.abc import Sequence
+
+import redis
+from sqlalchemy import Connection
+
+from core.broker import RedisCarrier
+from core.ledger import relay
+from core.ledger.outbox import Parcel
+from core.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+#: How many runs are taken from the ledger and put on Redis at once.
+BATCH = 500
+
+
+def send_due(connection: Connection, registry: Registry, carrier: RedisCarrier) -> int:
+    """Send everything that is due, batch by batch, until nothing is or Redis is away; return how many runs."""
+    sent = 0
+    while parcels := relay.take_due(connection, registry.jobs, batch=BATCH):
+        if not send(connection, carrier, parcels):
+            break
+        sent += len(parcels)
+        if len(parcels) < BATCH:
+            break
+    return sent
+
+
+def send(connection: Connection, carrier: RedisCarrier, parcels: Sequence[Parcel]) -> bool:
+    """Send ``parcels``; if Redis is away, leave them to a later pass and say so."""
+    try:
+        carrier.send(parcels)
+    except redis.RedisError as error:
+        relay.give_back(connection, parcels)
+        logger.warning("dispatcher.not_sent runs=%s: %s", len(parcels), error)
+        return False
+    return True
+
+
+def find_lost(connection: Connection, carrier: RedisCarrier, age_seconds: float) -> int:
+    """Have runs sent again whose messages have left their queue while nobody has claimed them; return how many."""
+    lost = 0
+    for queue in relay.overdue_queues(connection, age_seconds):
+        try:
+            is_waiting, run_id = carrier.oldest_run(queue)
+        except redis.RedisError:
+            return lost
+        if is_waiting and run_id is None:
+            continue
+        lost += relay.forget_sent(connection, queue, oldest_waiting=run_id, age_seconds=age_seconds)
+    if lost:
+        logger.info("dispatcher.sending_again runs=%s", lost)
+    return lost

@@ -1,0 +1,63 @@
+"""``enqueue`` and ``publish``: what a transaction asks for, and gets if it commits."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from core import arguments, plugins
+from core.errors import BadArguments
+from core.ledger import outbox, runs
+from core.ledger.outbox import Parcel
+
+LONGEST_DELAY = timedelta(days=3660)
+
+
+def enqueue(
+    session: Session,
+    job: str,
+    *,
+    key: str = "",
+    args: Mapping[str, Any] | None = None,
+    delay: timedelta = timedelta(0),
+) -> int:
+    """Have ``job`` run, once, if the caller's transaction commits and not before ``delay`` has passed; return its id.
+
+    The run is a row in the ledger, inserted in that very transaction: rolled back, it never was. ``key`` tells apart
+    runs of one job that may go on side by side.
+
+    Raises UnknownJob, with the nearest name; BadArguments, naming what does not fit the job's signature or is wrong
+    with ``key`` or ``delay``.
+    """
+    found = plugins.current().job(job)
+    if not found.ledger:
+        raise BadArguments(
+            f"job {job!r} is on the fast lane (ledger=False), which has no runs; send it a message instead"
+        )
+    if not isinstance(key, str) or "\0" in key:
+        raise BadArguments(f"job {job!r}: key must be a string without NUL characters")
+    if not timedelta(0) <= delay <= LONGEST_DELAY:
+        raise BadArguments(f"job {job!r}: delay={delay} must be between 0 and {LONGEST_DELAY.days} days")
+    carried = outbox.carrier() is not None and not delay
+    run_id = runs.request(
+        session,
+        job,
+        key=key,
+        queue=found.queue,
+        args=arguments.encode(found, args),
+        exclusive=found.exclusive,
+        delay=delay,
+        carried=carried,
+    )
+    if carried:
+        outbox.of(session).parcels.append(Parcel(run_id, job, found.queue))
+    return run_id
+
+
+def publish(session: Session, channel: str, message: dict[str, Any]) -> None:
+    """Publish ``message`` as JSON on a Redis channel once the transaction commits; best effort, for who listens now.
+
+    In a process without Redis it goes nowhere: what must not be lost belongs in a table.
+    """
+    outbox.of(session).publications.append((channel, message))

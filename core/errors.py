@@ -1,0 +1,68 @@
+"""What can go wrong, as one tree.
+
+RotaError
+├── SettingsError          the environment is not usable; lists every problem
+├── DeclarationError       a job or a schedule is declared wrongly; refused when its plugin loads
+├── PluginError            a plugin cannot be used
+├── UnknownJob             no loaded plugin has a job of that name
+├── BadArguments           arguments that do not fit the job's signature
+├── BadResult              a result that JSON cannot hold
+├── LeaseLost              another worker owns the run now, or nobody does; stop at once
+├── NotMigrated            the database lacks a migration
+└── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
+
+TimeLimitExceeded          a BaseException, so that ``except Exception`` in a job does not swallow it
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RotaError(Exception):
+    """The root of every error that Rota raises on purpose."""
+
+
+class SettingsError(RotaError):
+    """The environment is not usable; the message lists every problem, one to a line."""
+
+
+class DeclarationError(RotaError):
+    """A job or a schedule is declared wrongly."""
+
+
+class PluginError(RotaError):
+    """A plugin cannot be used; the message says why."""
+
+
+class UnknownJob(RotaError):
+    """No loaded plugin has a job of that name."""
+
+
+class BadArguments(RotaError):
+    """The arguments of a run do not fit the job's signature. Never holds their values."""
+
+
+class BadResult(RotaError):
+    """A job returned what JSON cannot hold, or too much of it."""
+
+
+class LeaseLost(RotaError):
+    """The run is no longer this worker's; nothing more may be written for it."""
+
+
+class NotMigrated(RotaError):
+    """The database lacks a migration; ``rota db upgrade`` brings it."""
+
+
+class EmbeddedServerError(RotaError):
+    """An embedded server did not start; the message holds the end of its log."""
+
+
+class TimeLimitExceeded(BaseException):
+    """Raised in a job's thread when its soft limit has passed. Clean up and let it go."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` with the nearest known name, or nothing if none is near."""
+    nearest = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,244 @@
+"""One run from claim to final state. What carries the run here (Dramatiq, a test) does not matter to it.
+
+``execute`` reads as the table of contents: claim, work, succeed; or fail, and say in the ledger what comes next.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from core import arguments, database, limits, metrics
+from core.clock import Clock, system_clock
+from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
+from core.jobs import Job
+from core.ledger import leases, runs
+from core.ledger.leases import Lease, Verdict
+from core.ledger.models import State
+from core.ledger.runs import Failure
+from core.run import LEASE, JobSession, Run
+
+logger = logging.getLogger(__name__)
+
+#: PostgreSQL cannot be asked right now.
+DATABASE_AWAY = (DBAPIError, PoolTimeout)
+#: How long to wait before an outcome that could not be recorded is tried again, in seconds.
+RECORD_AGAIN_SECONDS = 1.0
+#: EX_SOFTWARE of sysexits.h: the process ended itself at a hard limit.
+HARD_LIMIT_EXIT = 70
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """What a process needs to work on runs."""
+
+    engine: Engine
+    #: This process's id in the ledger; None while it has none, and may claim nothing.
+    process_id: Callable[[], int | None]
+    #: Its name, for people.
+    worker: str
+
+    def execute(self, job: Job, run_id: int, *, now: datetime | None = None) -> str:
+        """Take the run through one attempt; return the state it is in afterwards, or the verdict on the claim.
+
+        ``now`` stands in for the database's clock as ``Run.now``, in tests. Never raises for what the job does.
+        """
+        lease = self.claim(job, run_id)
+        if not isinstance(lease, Lease):
+            return lease
+        with context(lease), timed(job, lease) as outcome:
+            outcome.status = self.attempt(job, lease, now or lease.claimed_at)
+        return outcome.status
+
+    def claim(self, job: Job, run_id: int) -> Lease | str:
+        """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
+        process_id = self.process_id()
+        if process_id is None:
+            logger.warning("run.not_claimed run=%s: this process is not registered with the ledger", run_id)
+            return Verdict.NONE
+        try:
+            verdict, lease = self._claim(run_id, process_id)
+        except DATABASE_AWAY as error:
+            logger.warning("run.not_claimed run=%s: %s", run_id, brief(error))
+            return Verdict.NONE
+        if lease is None and verdict == Verdict.SKIPPED:
+            metrics.run_ended(job.name, State.SKIPPED)
+            logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
+        return lease or verdict
+
+    def _claim(self, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
+        try:
+            with database.autocommit(self.engine) as connection:
+                return leases.claim(connection, run_id, process_id=process_id, worker=self.worker)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with database.autocommit(self.engine) as connection:  # that one was stale, and so is none of the pool now
+            return leases.claim(connection, run_id, process_id=process_id, worker=self.worker)
+
+    def attempt(self, job: Job, lease: Lease, now: datetime) -> str:
+        """Work on a claimed run and record what came of it."""
+        with JobSession(self.engine, info={LEASE: lease}) as session:
+            run = Run(
+                lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, session, job_logger(job)
+            )  # fmt: skip
+            try:
+                result = self.work(job, run, lease)
+                return self.succeed(job, run, lease, result)
+            except LeaseLost as error:
+                session.rollback()
+                logger.warning("run.lease_lost: %s", error)
+                return "lost"
+            except BaseException as error:  # noqa: BLE001 — whatever a job raises is the run's failure, not the worker's
+                roll_back(session)
+                return self.fail(job, lease, error)
+
+    def work(self, job: Job, run: Run, lease: Lease) -> Any:
+        """Call the job's function within its limits."""
+        kwargs = arguments.decode(job, lease.args)
+        return within_limits(job, run, kwargs, on_hard=lambda: self.give_up_process(job, lease))
+
+    def succeed(self, job: Job, run: Run, lease: Lease, result: Any) -> str:
+        """Commit the job's work and the run's success in one transaction."""
+        body = arguments.encode_result(job, result)
+        session = run.session
+        if not session.in_transaction():
+            with database.autocommit(self.engine) as connection:
+                recorded = runs.succeed(connection, lease, body)
+        else:
+            session.flush()
+            recorded = runs.succeed(session, lease, body)
+        if not recorded:
+            raise LeaseLost(f"run {lease.run_id} of job {job.name!r} is no longer this worker's")
+        session.mark_fenced()
+        session.commit()
+        return State.SUCCEEDED
+
+    def fail(self, job: Job, lease: Lease, error: BaseException) -> str:
+        """Record a failed attempt, once PostgreSQL can be asked or until the lease is gone."""
+        failure = diagnose(job, lease, error)
+        report(failure, error)
+        while self.process_id() == lease.process_id:
+            try:
+                with database.autocommit(self.engine) as connection:
+                    return failure.state if runs.fail(connection, lease, failure) else "lost"
+            except DATABASE_AWAY as away:
+                logger.warning("run.not_recorded, trying again: %s", brief(away))
+                threading.Event().wait(RECORD_AGAIN_SECONDS)
+        return "lost"
+
+    def give_up_process(self, job: Job, lease: Lease) -> None:
+        """End this process, since a job in it will not end: record that, hand on what else it runs, and exit."""
+        logger.error(
+            "run.hard_limit job=%s run=%s limit=%s: ending this process", job.name, lease.run_id, job.hard_limit
+        )
+        error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed; its process was ended")
+        try:
+            with database.autocommit(self.engine) as connection:
+                runs.fail(connection, lease, diagnose(job, lease, error))
+                runs.hand_back(connection, lease.process_id, "its process was ended")
+        finally:
+            os._exit(HARD_LIMIT_EXIT)
+
+    def execute_fast(self, job: Job, args: dict[str, Any], message_id: str, clock: Clock = system_clock) -> None:
+        """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns."""
+        began = time.perf_counter()
+        status = "failed"
+        with structlog.contextvars.bound_contextvars(job=job.name, message=message_id):
+            try:
+                with JobSession(self.engine) as session:
+                    run = Run(0, job.name, "", None, 1, clock(), args, session, job_logger(job))
+                    kwargs = arguments.decode(job, args)
+                    within_limits(job, run, kwargs, on_hard=lambda: os._exit(HARD_LIMIT_EXIT))
+                    session.commit()
+                status = State.SUCCEEDED
+            finally:
+                metrics.run_ended(job.name, status, time.perf_counter() - began)
+
+
+def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:
+    """Call the function; at its soft limit its statement is cancelled too, and that is told as what it is."""
+    with limits.limited(job.soft_limit, job.hard_limit, on_soft=run.session.cancel, on_hard=on_hard) as watch:
+        try:
+            return job.function(run, **kwargs)
+        except DBAPIError as error:
+            if watch.exceeded:
+                raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed during a statement") from error
+            raise
+        except TimeLimitExceeded:
+            raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed") from None
+
+
+def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
+    """What a failure means for the run: another attempt, or the end."""
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, BadArguments | BadResult):
+        return Failure(State.DEAD, "arguments" if isinstance(error, BadArguments) else "result", message)
+    failures = lease.failures + 1
+    if failures > job.max_retries:
+        return Failure(State.DEAD, "retries", message)
+    return Failure(State.RETRYING, "error", message, job.delay_after(failures))
+
+
+def report(failure: Failure, error: BaseException) -> None:
+    """Log a failed attempt, with its traceback."""
+    level = logging.ERROR if failure.state == State.DEAD else logging.WARNING
+    logger.log(level, "run.failed state=%s reason=%s", failure.state, failure.reason, exc_info=error)
+
+
+def roll_back(session: JobSession) -> None:
+    """Roll back; a connection that is gone has rolled back by itself."""
+    try:
+        session.rollback()
+    except DBAPIError as error:
+        logger.debug("rollback on a lost connection: %s", brief(error))
+
+
+def brief(error: BaseException) -> str:
+    """The first line of a database error; the rest repeats the statement."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def job_logger(job: Job) -> Any:
+    """The logger that a job's function is handed."""
+    return structlog.get_logger(f"job.{job.name}")
+
+
+@contextmanager
+def context(lease: Lease) -> Iterator[None]:
+    """Put job, run, slot and attempt on every line logged within."""
+    slot = lease.slot.isoformat() if lease.slot else None
+    with structlog.contextvars.bound_contextvars(job=lease.job, run=lease.run_id, slot=slot, attempt=lease.attempt):
+        yield
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a timed attempt came to."""
+
+    status: str = "lost"
+
+
+@contextmanager
+def timed(job: Job, lease: Lease) -> Iterator[Outcome]:
+    """Log and count an attempt."""
+    began = time.perf_counter()
+    if lease.attempt == 1:
+        metrics.run_started(job.name, (lease.claimed_at - lease.due_at).total_seconds())
+    outcome = Outcome()
+    try:
+        yield outcome
+    finally:
+        seconds = time.perf_counter() - began
+        metrics.run_ended(job.name, outcome.status, seconds)
+        logger.info("run.%s seconds=%.3f", outcome.status, seconds)

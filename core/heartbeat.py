@@ -1,0 +1,116 @@
+"""One thread per process keeps the process known to the ledger, and thereby all its leases good."""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from datetime import timedelta
+
+import psycopg2
+from psycopg2.errors import UndefinedTable
+from psycopg2.extensions import connection as DriverConnection
+from sqlalchemy import Engine
+from sqlalchemy.pool import QueuePool
+
+from core import database, metrics
+from core.ledger import processes, runs
+from core.ledger.processes import Identity
+
+logger = logging.getLogger(__name__)
+
+#: How long to wait before registering is tried again, in seconds.
+REGISTER_AGAIN_SECONDS = 1.0
+
+
+def process_name() -> str:
+    """This process, for people: ``host:pid``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def application_name() -> str:
+    """What this process calls its connections: unlike a pid it is never used twice. At most 63 bytes."""
+    return f"rota:{os.getpid()}:{secrets.token_hex(8)}"
+
+
+class Heartbeat(threading.Thread):
+    """Registers the process, renews its leases, and registers anew when they were lost.
+
+    ``process_id`` is None while the process may not claim. Losing it ends nothing here: the runs that were claimed
+    under it can no longer commit.
+    """
+
+    def __init__(self, engine: Engine, identity: Identity, *, every_seconds: float, lease: timedelta) -> None:
+        super().__init__(name="rota-heartbeat", daemon=True)
+        self.process_id: int | None = None
+        self.registered = threading.Event()
+        self._engine = engine
+        self._identity = identity
+        self._every_seconds = every_seconds
+        self._lease = lease
+        self._stopping = threading.Event()
+        self._complained = ""
+
+    def run(self) -> None:
+        """Stay registered until stopped."""
+        while not self._stopping.is_set():
+            try:
+                self._stay_registered()
+            except psycopg2.Error as error:
+                self._complain(error)
+            self.process_id = None
+            self.registered.clear()
+            self._stopping.wait(REGISTER_AGAIN_SECONDS)
+
+    def stop(self, *, timeout_seconds: float = 10) -> None:
+        """Hand back what still runs, and leave."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join(timeout_seconds)
+
+    def _stay_registered(self) -> None:
+        connection = database.dedicated(self._engine)
+        try:
+            self.process_id = process_id = processes.register(connection, self._identity, self._lease)
+            self.registered.set()
+            self._complained = ""
+            logger.info("process.registered kind=%s id=%s", self._identity.kind, process_id)
+            self._beat(connection, process_id)
+        finally:
+            connection.close()
+
+    def _beat(self, connection: DriverConnection, process_id: int) -> None:
+        while not self._stopping.wait(self._every_seconds):
+            if not processes.renew(connection, process_id, self._lease):
+                logger.warning("process.expired id=%s: its leases are lost, registering anew", process_id)
+                return
+            self._measure_pool()
+        self._leave(connection, process_id)
+
+    def _leave(self, connection: DriverConnection, process_id: int) -> None:
+        with database.autocommit(self._engine) as handing_back:
+            handed_back = runs.hand_back(handing_back, process_id, "its worker was stopped")
+        if handed_back:
+            logger.info("process.handed_back runs=%s", handed_back)
+        processes.resign(connection, process_id)
+
+    def _measure_pool(self) -> None:
+        pool = self._engine.pool
+        if isinstance(pool, QueuePool):
+            metrics.pool(in_use=pool.checkedout(), idle=pool.checkedin())
+
+    def _complain(self, error: psycopg2.Error) -> None:
+        if isinstance(error, UndefinedTable):
+            message = "the database is not migrated: run `rota db upgrade`"
+        else:
+            message = str(error).strip().partition("\n")[0]
+        if message != self._complained:
+            logger.error("process.not_registered: %s; trying again every second", message)
+            self._complained = message
+
+
+def start(engine: Engine, identity: Identity, *, every_seconds: float, lease_seconds: float) -> Heartbeat:
+    """Start a heartbeat and return it at once; ``registered`` tells when the process is known."""
+    heartbeat = Heartbeat(engine, identity, every_seconds=every_seconds, lease=timedelta(seconds=lease_seconds))
+    heartbeat.start()
+    return heartbeat

@@ -1,0 +1,31 @@
+"""Everything a plugin may offer, one function per offer. Our own plugins use these and nothing else.
+
+A plugin is a class, a module or an object named by an entry point in the group ``rota.plugins``; its methods marked
+``@hookimpl`` answer these hooks. A hook that raises breaks its own plugin and no other: the plugin is reported by log,
+metrics and ``rota plugins``, and none of its jobs is loaded.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pluggy
+
+from core.jobs import Job
+
+NAMESPACE = "rota"
+
+hookspec = pluggy.HookspecMarker(NAMESPACE)
+hookimpl = pluggy.HookimplMarker(NAMESPACE)
+
+
+@hookspec
+def register_jobs() -> Sequence[Job]:  # type: ignore[empty-body]
+    """Return the plugin's jobs. Called once, when the plugin is loaded."""
+
+
+@hookspec
+def register_migrations() -> Path:  # type: ignore[empty-body]
+    """Return the folder of the plugin's Alembic revisions. Called by ``rota db``, ``rota check`` and the tests.
+
+    The files need no ``env.py``; each plugin's history has a version table of its own.
+    """

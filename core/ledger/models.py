@@ -1,0 +1,114 @@
+"""The ledger's tables. A state or a column name is a promise: it is never renamed."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, Identity, Index, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Instant = TIMESTAMP(timezone=True)
+
+
+class State(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    DEAD = "dead"
+    SKIPPED = "skipped"
+    MISSED = "missed"
+    ORPHANED = "orphaned"
+
+
+#: A run in one of these is over.
+FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANED)
+#: A run in one of these may be claimed.
+WAITING = (State.QUEUED, State.RETRYING)
+
+
+class Base(DeclarativeBase):
+    """The ledger's own metadata."""
+
+
+class RunRow(Base):
+    """One run: one (job, key, slot), or one request, which has no slot."""
+
+    __tablename__ = "rota_runs"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = mapped_column(Text, server_default="")
+    slot: Mapped[datetime | None] = mapped_column(Instant)
+    queue: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text, server_default=State.QUEUED)
+    #: Why it was skipped, missed or orphaned, or what it waits for, in the operator's words.
+    reason: Mapped[str | None] = mapped_column(Text)
+    args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    #: Whether it may not overlap with another run of its job and key.
+    exclusive: Mapped[bool] = mapped_column(server_default=text("true"))
+    #: How often it was claimed.
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    #: How many attempts ended in an error.
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    #: How many attempts ended because their process died.
+    crashes: Mapped[int] = mapped_column(server_default=text("0"))
+    #: The fencing token: drawn at every claim from one sequence, so that a later claim's is greater.
+    token: Mapped[int | None] = mapped_column(BigInteger)
+    #: The process that holds the lease, as long as its row in rota_processes lives.
+    process_id: Mapped[int | None] = mapped_column(BigInteger)
+    #: The name of the process that claimed it last.
+    worker: Mapped[str | None] = mapped_column(Text)
+    queued_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    #: Not to be claimed before.
+    due_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    #: When its message was last handed to Redis; null: it is the dispatcher's to send.
+    sent_at: Mapped[datetime | None] = mapped_column(Instant)
+    started_at: Mapped[datetime | None] = mapped_column(Instant)
+    finished_at: Mapped[datetime | None] = mapped_column(Instant)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    result: Mapped[Any | None] = mapped_column(JSONB)
+    error: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        UniqueConstraint("job", "key", "slot", name="rota_runs_slot"),
+        Index("rota_runs_history", "job", "id"),
+        Index("rota_runs_unsent", "due_at", postgresql_where="state IN ('queued', 'retrying') AND sent_at IS NULL"),
+        Index("rota_runs_sent", "sent_at", postgresql_where="state IN ('queued', 'retrying') AND sent_at IS NOT NULL"),
+        Index("rota_runs_late", "slot", postgresql_where="state = 'queued' AND slot IS NOT NULL"),
+        Index("rota_runs_lease", "job", "key", unique=True, postgresql_where="state = 'running' AND exclusive"),
+        Index("rota_runs_running", "process_id", postgresql_where="state = 'running'"),
+        Index("rota_runs_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
+    )
+
+
+class ProcessRow(Base):
+    """A worker or scheduler that is alive; its leases are good while this row is, and not expired."""
+
+    __tablename__ = "rota_processes"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    #: host:pid, for people.
+    name: Mapped[str] = mapped_column(Text)
+    #: Dramatiq's id of its broker, under which Redis holds the messages it has fetched.
+    broker_id: Mapped[str | None] = mapped_column(Text)
+    #: The application_name of its connections to PostgreSQL.
+    application: Mapped[str] = mapped_column(Text)
+    queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    started_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    expires_at: Mapped[datetime] = mapped_column(Instant)
+
+
+class ScheduleRow(Base):
+    """Up to which instant the slots of a job are accounted for."""
+
+    __tablename__ = "rota_schedules"
+
+    job: Mapped[str] = mapped_column(Text, primary_key=True)
+    #: The schedule in words; when it changes, accounting starts anew.
+    spec: Mapped[str] = mapped_column(Text)
+    accounted_until: Mapped[datetime] = mapped_column(Instant)

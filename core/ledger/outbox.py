@@ -1,0 +1,90 @@
+"""What is to happen once a transaction has committed: messages for its new runs, and live publications.
+
+The rows are the outbox: a run inserted in a transaction is there if and only if that committed. Sending its message
+afterwards only makes it start sooner. Where this process has no carrier (an application without Redis), the
+notification that went with the commit has the dispatcher send it.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+logger = logging.getLogger(__name__)
+
+INFO_KEY = "rota.outbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A committed run whose message is to be sent."""
+
+    run_id: int
+    job: str
+    queue: str
+
+
+class Carrier(Protocol):
+    """What takes messages to workers; Redis, through ``core.broker``."""
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        """Put a message for each run on its queue. May raise; the dispatcher then sends them later."""
+
+    def publish(self, channel: str, message: dict[str, Any]) -> None:
+        """Publish ``message`` to whoever listens on ``channel`` now."""
+
+
+@dataclass(slots=True)
+class Outbox:
+    """What one session will send when it commits."""
+
+    parcels: list[Parcel] = field(default_factory=list)
+    publications: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+_carrier: Carrier | None = None
+
+
+def attach(carrier: Carrier | None) -> None:
+    """Make ``carrier`` this process's way to send; None: it has none."""
+    global _carrier
+    _carrier = carrier
+
+
+def carrier() -> Carrier | None:
+    """This process's way to send, if it has one."""
+    return _carrier
+
+
+def of(session: Session) -> Outbox:
+    """The outbox of ``session``'s present transaction."""
+    outbox = session.info.setdefault(INFO_KEY, Outbox())
+    assert isinstance(outbox, Outbox)
+    return outbox
+
+
+@event.listens_for(Session, "after_commit")
+def _send(session: Session) -> None:
+    outbox = session.info.pop(INFO_KEY, None)
+    if outbox is None or _carrier is None:
+        return
+    deliver(_carrier, outbox)
+
+
+@event.listens_for(Session, "after_rollback")
+def _discard(session: Session) -> None:
+    session.info.pop(INFO_KEY, None)
+
+
+def deliver(carrier: Carrier, outbox: Outbox) -> None:
+    """Send what is in ``outbox``, best effort: the ledger has the runs, and publications are for who listens now."""
+    try:
+        if outbox.parcels:
+            carrier.send(outbox.parcels)
+        for channel, message in outbox.publications:
+            carrier.publish(channel, message)
+    except Exception as error:  # noqa: BLE001 — the transaction has committed: nothing here may undo or fail it
+        logger.warning("outbox.not_delivered: %s (the dispatcher will send the runs)", error)

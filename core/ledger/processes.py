@@ -1,0 +1,140 @@
+"""The processes that are alive, and how a dead one is noticed.
+
+A process registers on a connection of its own: it draws an id, takes the advisory lock (``LOCK_SPACE``, id) for as long
+as that connection lives, and only then makes its row visible. PostgreSQL frees the lock the moment the process's socket
+closes, so a row without its lock is a process that died; within ``ROTA_LEASE_SECONDS`` without a heartbeat it is taken
+for dead as well, which covers the cut cable, the paused virtual machine and SIGSTOP.
+
+Reaping deletes the row, which ends all leases of the process at once; closes whatever connections it still has, so that
+a paused process's row locks do not outlive its lease; and hands its runs on.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from psycopg2.extensions import connection as DriverConnection
+from sqlalchemy import Connection, text
+
+#: 'ROTA' as four bytes: the first key of all our advisory locks.
+LOCK_SPACE = 0x524F5441
+#: Second keys that are not process ids.
+LEADER_LOCK = 0
+MIGRATION_LOCK = -1
+
+REGISTER = """
+    INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, expires_at)
+    VALUES (%(id)s, %(kind)s, %(name)s, %(broker_id)s, %(queues)s, %(application)s, clock_timestamp() + %(lease)s)
+"""
+RENEW = """
+    UPDATE rota_processes SET expires_at = clock_timestamp() + %(lease)s
+    WHERE id = %(id)s AND expires_at > clock_timestamp()
+"""
+
+REAP = text("""
+    DELETE FROM rota_processes AS process
+    WHERE expires_at <= clock_timestamp() OR NOT EXISTS (
+        SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
+        WHERE lock.locktype = 'advisory' AND db.datname = current_database()
+          AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2)
+    RETURNING id, kind, name, broker_id, application
+""")
+
+DISCONNECT = text("""
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE application_name = ANY(:applications) AND datname = current_database() AND usename = current_user
+""")
+
+HAND_ON = text("""
+    UPDATE rota_runs SET
+        state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
+        reason = CASE WHEN crashes + 1 >= :max_crashes THEN 'crashes' ELSE 'worker died' END,
+        error = format('worker %s died or fell silent during attempt %s', worker, attempt),
+        crashes = crashes + 1, process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
+        finished_at = CASE WHEN crashes + 1 >= :max_crashes THEN clock_timestamp() END
+    WHERE id IN (
+        SELECT id FROM rota_runs AS run
+        WHERE state = 'running'
+          AND NOT EXISTS (SELECT 1 FROM rota_processes AS process WHERE process.id = run.process_id)
+        FOR UPDATE SKIP LOCKED)
+    RETURNING id, job, key, slot, state, attempt
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a process tells of itself."""
+
+    kind: str
+    name: str
+    #: The application_name of its connections, by which they can be closed.
+    application: str
+    broker_id: str | None = None
+    queues: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOn:
+    """A run whose process died."""
+
+    run_id: int
+    job: str
+    state: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A process that was taken for dead."""
+
+    id: int
+    kind: str
+    name: str
+    broker_id: str | None
+
+
+def register(connection: DriverConnection, identity: Identity, lease: timedelta) -> int:
+    """Make this process known for as long as ``connection`` lives, and return its id."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT nextval('rota_process_ids')")
+        (process_id,) = cursor.fetchone() or (0,)
+        cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_SPACE, process_id))
+        cursor.execute(
+            REGISTER,
+            {
+                "id": process_id,
+                "kind": identity.kind,
+                "name": identity.name,
+                "broker_id": identity.broker_id,
+                "queues": list(identity.queues),
+                "application": identity.application,
+                "lease": lease,
+            },
+        )
+    return int(process_id)
+
+
+def renew(connection: DriverConnection, process_id: int, lease: timedelta) -> bool:
+    """Keep all leases of the process for ``lease`` counted from now; False if they have already expired."""
+    with connection.cursor() as cursor:
+        cursor.execute(RENEW, {"id": process_id, "lease": lease})
+        return cursor.rowcount == 1
+
+
+def resign(connection: DriverConnection, process_id: int) -> None:
+    """Leave in good order; what the process still runs must have been handed back before."""
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM rota_processes WHERE id = %s", (process_id,))
+
+
+def reap(connection: Connection) -> list[Dead]:
+    """End the leases of every process that died or fell silent, and close its connections."""
+    rows = connection.execute(REAP, {"space": LOCK_SPACE}).all()
+    if rows:
+        connection.execute(DISCONNECT, {"applications": [row.application for row in rows]})
+    return [Dead(row.id, row.kind, row.name, row.broker_id) for row in rows]
+
+
+def hand_on(connection: Connection, max_crashes: int) -> list[HandedOn]:
+    """Make the runs of dead processes due again, or dead if too many processes died under them."""
+    rows = connection.execute(HAND_ON, {"max_crashes": max_crashes}).all()
+    return [HandedOn(row.id, row.job, row.state, row.attempt) for row in rows]

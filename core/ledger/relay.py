@@ -1,0 +1,60 @@
+"""Which runs are due and not on their way to a worker."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, text
+
+from core.ledger.outbox import Parcel
+
+TAKE_DUE = text("""
+    UPDATE rota_runs SET sent_at = clock_timestamp() WHERE id IN (
+        SELECT id FROM rota_runs
+        WHERE state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp() AND job = ANY(:jobs)
+        ORDER BY due_at LIMIT :batch FOR UPDATE SKIP LOCKED)
+    RETURNING id, job, queue
+""")
+
+GIVE_BACK = text("""
+    UPDATE rota_runs SET sent_at = NULL WHERE id = ANY(:run_ids) AND state IN ('queued', 'retrying')
+""")
+
+#: Queues with messages that were sent a while ago and have not been claimed.
+OVERDUE_QUEUES = text("""
+    SELECT DISTINCT queue FROM rota_runs
+    WHERE state IN ('queued', 'retrying') AND sent_at < clock_timestamp() - CAST(:age AS interval)
+""")
+
+#: Of those, what was sent before the oldest message that still waits on the queue; all, if none waits.
+FORGET_SENT = text("""
+    UPDATE rota_runs SET sent_at = NULL
+    WHERE state IN ('queued', 'retrying') AND queue = :queue
+      AND sent_at < clock_timestamp() - CAST(:age AS interval)
+      AND sent_at < coalesce((SELECT sent_at FROM rota_runs WHERE id = :oldest_waiting), clock_timestamp())
+    RETURNING id
+""")
+
+
+def take_due(connection: Connection, jobs: Iterable[str], *, batch: int) -> list[Parcel]:
+    """Mark up to ``batch`` due runs of ``jobs`` as sent, oldest first, and return them for sending."""
+    rows = connection.execute(TAKE_DUE, {"jobs": list(jobs), "batch": batch}).all()
+    return [Parcel(row.id, row.job, row.queue) for row in rows]
+
+
+def give_back(connection: Connection, parcels: Iterable[Parcel]) -> None:
+    """These could not be sent after all."""
+    connection.execute(GIVE_BACK, {"run_ids": [parcel.run_id for parcel in parcels]})
+
+
+def overdue_queues(connection: Connection, age_seconds: float) -> list[str]:
+    """The queues on which something sent longer ago than ``age_seconds`` has not been claimed."""
+    return list(connection.execute(OVERDUE_QUEUES, {"age": f"{age_seconds} seconds"}).scalars())
+
+
+def forget_sent(connection: Connection, queue: str, *, oldest_waiting: int | None, age_seconds: float) -> int:
+    """Have what is no longer on ``queue`` sent again; return how many runs.
+
+    ``oldest_waiting`` is the run whose message is next on the queue: what was sent before it has left the queue, and
+    was lost or lies in the memory of a busy worker. Sending it twice does no harm: only one claim succeeds.
+    """
+    parameters = {"queue": queue, "oldest_waiting": oldest_waiting, "age": f"{age_seconds} seconds"}
+    return len(connection.execute(FORGET_SENT, parameters).all())

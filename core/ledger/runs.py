@@ -1,0 +1,98 @@
+"""What happens to a run: it is requested, and it succeeds, fails, or is handed back."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from core.ledger.leases import LEASE_IS_GOOD, Lease
+from core.ledger.models import State
+
+#: An error's text is cut here; the log has all of it.
+LONGEST_ERROR = 2000
+
+#: The channel on which a dispatcher listens for runs that were requested where there is no Redis.
+DUE_CHANNEL = "rota_due"
+
+REQUEST = text("""
+    WITH run AS (
+        INSERT INTO rota_runs (job, key, queue, args, exclusive, due_at, sent_at)
+        VALUES (:job, :key, :queue, CAST(:args AS jsonb), :exclusive,
+                clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END)
+        RETURNING id
+    )
+    SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run
+""")
+
+SUCCEED = text(f"""
+    UPDATE rota_runs AS run
+    SET state = 'succeeded', result = CAST(:result AS jsonb), error = NULL, process_id = NULL,
+        finished_at = clock_timestamp()
+    WHERE {LEASE_IS_GOOD}
+    RETURNING run.id
+""")  # noqa: S608 — both parts are constants
+
+FAIL = text(f"""
+    UPDATE rota_runs AS run
+    SET state = :state, reason = :reason, error = :error, failures = failures + 1, process_id = NULL, sent_at = NULL,
+        due_at = CASE WHEN :state = 'retrying' THEN clock_timestamp() + :delay ELSE due_at END,
+        finished_at = CASE WHEN :state = 'dead' THEN clock_timestamp() END
+    WHERE {LEASE_IS_GOOD}
+    RETURNING run.id
+""")  # noqa: S608 — both parts are constants
+
+HAND_BACK = text("""
+    UPDATE rota_runs
+    SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
+    WHERE state = 'running' AND process_id = :process_id
+    RETURNING id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a failed attempt leaves in the ledger."""
+
+    state: State
+    reason: str
+    error: str
+    delay: timedelta = timedelta(0)
+
+
+def request(
+    session: Session | Connection, job: str, *, key: str, queue: str, args: str, exclusive: bool, delay: timedelta,
+    carried: bool,
+) -> int:  # fmt: skip
+    """Insert a run without a slot, in the caller's transaction, and return its id.
+
+    ``args`` is a JSON text. ``carried``: the caller sends the message itself once this is committed; otherwise the
+    dispatcher is told, by a notification that goes with the commit.
+    """
+    parameters = {"job": job, "key": key, "queue": queue, "args": args, "exclusive": exclusive, "delay": delay}
+    row = session.execute(REQUEST, {**parameters, "carried": carried, "channel": DUE_CHANNEL}).one()
+    return int(row.id)
+
+
+def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:
+    """Record success in the caller's transaction; False if the lease is lost, and the caller must roll back."""
+    parameters = {"run_id": lease.run_id, "token": lease.token, "result": result}
+    return session.execute(SUCCEED, parameters).first() is not None
+
+
+def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
+    """Record a failed attempt; False if the lease is lost, so that nothing is this worker's to record."""
+    parameters = {
+        "run_id": lease.run_id,
+        "token": lease.token,
+        "state": failure.state,
+        "reason": failure.reason,
+        "error": failure.error[:LONGEST_ERROR],
+        "delay": failure.delay,
+    }
+    return connection.execute(FAIL, parameters).first() is not None
+
+
+def hand_back(connection: Connection, process_id: int, reason: str) -> list[int]:
+    """Give up every run of a process that is ending, without counting it as their failure; return their ids."""
+    return list(connection.execute(HAND_BACK, {"process_id": process_id, "reason": reason}).scalars())

@@ -1,0 +1,118 @@
+"""Slots: one row for each due time of a schedule, whoever comes first, and up to when they are accounted for."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from core.jobs import Job
+from core.ledger.models import State
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRow:
+    """A slot to be recorded: queued, or missed with a reason."""
+
+    slot: datetime
+    state: State = State.QUEUED
+    reason: str | None = None
+
+
+INSERT = text("""
+    INSERT INTO rota_runs (job, queue, exclusive, slot, due_at, state, reason, sent_at, finished_at)
+    SELECT :job, :queue, :exclusive, slot, slot, state, reason,
+           CASE WHEN state = 'queued' AND :carried THEN clock_timestamp() END,
+           CASE WHEN state = 'missed' THEN clock_timestamp() END
+    FROM unnest(CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]))
+         AS due (slot, state, reason)
+    ON CONFLICT (job, key, slot) DO NOTHING
+    RETURNING id, state
+""")
+
+WATERMARKS = text("SELECT job, spec, accounted_until, clock_timestamp() AS now FROM rota_schedules")
+
+ACCOUNT = text("""
+    INSERT INTO rota_schedules (job, spec, accounted_until)
+    SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:specs AS text[]), CAST(:instants AS timestamptz[]))
+    ON CONFLICT (job) DO UPDATE SET spec = excluded.spec, accounted_until = excluded.accounted_until
+""")
+
+#: Slots that are queued and late: all but the newest of a job are recorded as missed, and those past their grace too.
+MISS = text("""
+    WITH policy AS (
+        SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]))
+            AS policy (job, misfire, grace)
+    ), waiting AS (
+        SELECT id, job, slot, lead(slot) OVER (PARTITION BY job, key ORDER BY slot) AS newer
+        FROM rota_runs WHERE state = 'queued' AND slot IS NOT NULL AND slot <= clock_timestamp()
+    ), verdict AS (
+        SELECT id, CASE
+            WHEN slot < clock_timestamp() - grace THEN 'grace'
+            WHEN misfire = 'skip' THEN 'policy'
+            WHEN misfire = 'latest' AND newer IS NOT NULL THEN 'superseded' END AS reason
+        FROM waiting JOIN policy USING (job)
+        WHERE slot < clock_timestamp() - CAST(:tolerance AS interval)
+    )
+    UPDATE rota_runs AS run SET state = 'missed', reason = verdict.reason, finished_at = clock_timestamp()
+    FROM verdict WHERE run.id = verdict.id AND verdict.reason IS NOT NULL AND run.state = 'queued'
+    RETURNING run.job
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """Up to when the slots of a job are accounted for, under the schedule that was then in force."""
+
+    spec: str
+    accounted_until: datetime
+
+
+def insert(connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried: bool) -> list[int]:
+    """Record ``rows``, leaving alone what another process has recorded; return the ids of the newly queued.
+
+    ``carried``: the caller sends their messages.
+    """
+    if not rows:
+        return []
+    parameters = {
+        "job": job.name,
+        "queue": job.queue,
+        "exclusive": job.exclusive,
+        "carried": carried,
+        "slots": [row.slot for row in rows],
+        "states": [str(row.state) for row in rows],
+        "reasons": [row.reason for row in rows],
+    }
+    inserted = connection.execute(INSERT, parameters).all()
+    return [row.id for row in inserted if row.state == State.QUEUED]
+
+
+def watermarks(connection: Connection) -> dict[str, Watermark]:
+    """The watermark of each job that has had one."""
+    rows = connection.execute(WATERMARKS).all()
+    return {row.job: Watermark(row.spec, row.accounted_until) for row in rows}
+
+
+def account(connection: Connection, marks: dict[str, Watermark]) -> None:
+    """Write down up to when the slots of these jobs are accounted for."""
+    if not marks:
+        return
+    parameters = {
+        "jobs": list(marks),
+        "specs": [mark.spec for mark in marks.values()],
+        "instants": [mark.accounted_until for mark in marks.values()],
+    }
+    connection.execute(ACCOUNT, parameters)
+
+
+def miss(connection: Connection, jobs: Iterable[Job], tolerance_seconds: float) -> list[str]:
+    """Apply the misfire policies to slots that wait unstarted for longer than the tolerance; return their jobs."""
+    scheduled = [job for job in jobs if job.schedule is not None]
+    parameters = {
+        "jobs": [job.name for job in scheduled],
+        "misfires": [job.misfire for job in scheduled],
+        "graces": [job.misfire_grace for job in scheduled],
+        "tolerance": f"{tolerance_seconds} seconds",
+    }
+    return list(connection.execute(MISS, parameters).scalars())

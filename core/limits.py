@@ -1,0 +1,136 @@
+"""Time limits: one watching thread per process interrupts what runs too long.
+
+At the soft limit the job's statement is cancelled in PostgreSQL and TimeLimitExceeded is raised in its thread; at the
+hard limit the caller's last resort is called, in the watching thread. Both happen under the watch's own lock, which
+ends the watch too, so neither can reach a thread that has left its ``limited`` block.
+"""
+
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from core.errors import TimeLimitExceeded
+
+logger = logging.getLogger(__name__)
+
+FOREVER = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """One job under watch; times are monotonic seconds."""
+
+    thread_id: int
+    soft_at: float
+    hard_at: float
+    on_soft: Callable[[], None]
+    on_hard: Callable[[], None]
+    #: Whether the soft limit has passed, so that an error can be told for what it is.
+    exceeded: bool = False
+    is_over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def next_at(self) -> float:
+        return self.hard_at if self.exceeded else self.soft_at
+
+    def enforce(self) -> None:
+        """Do what is due, unless the job has ended."""
+        with self.lock:
+            if self.is_over:
+                return
+            if self.exceeded:
+                self.hard_at = FOREVER
+                _attempt(self.on_hard)
+            else:
+                self.exceeded = True
+                raise_in_thread(self.thread_id, TimeLimitExceeded)
+                _attempt(self.on_soft)
+
+    def end(self) -> None:
+        """The job has ended; an exception that has not reached it yet is taken back."""
+        with self.lock:
+            self.is_over = True
+            if self.exceeded:
+                withdraw_exception(self.thread_id)
+
+
+@dataclass(slots=True)
+class Watcher:
+    """The watching thread and what it watches."""
+
+    _watches: set[Watch] = field(default_factory=set)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _wakes_at: float = FOREVER
+    _thread: threading.Thread | None = None
+
+    def add(self, watch: Watch) -> None:
+        with self._changed:
+            self._watches.add(watch)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
+                self._thread.start()
+            elif watch.next_at < self._wakes_at:
+                self._changed.notify()
+
+    def remove(self, watch: Watch) -> None:
+        watch.end()
+        with self._changed:
+            self._watches.discard(watch)
+
+    def _run(self) -> None:
+        while True:
+            for watch in self._wait():
+                watch.enforce()
+
+    def _wait(self) -> list[Watch]:
+        with self._changed:
+            self._wakes_at = min((watch.next_at for watch in self._watches), default=FOREVER)
+            pause = None if self._wakes_at == FOREVER else max(self._wakes_at - time.monotonic(), 0)
+            if pause != 0:
+                self._changed.wait(pause)
+            now = time.monotonic()
+            return [watch for watch in self._watches if watch.next_at <= now]
+
+
+def _attempt(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except Exception:  # the watching thread must outlive whatever it is asked to do
+        logger.exception("limit.not_enforced")
+
+
+_watcher = Watcher()
+
+
+@contextmanager
+def limited(
+    soft: timedelta, hard: timedelta, *, on_soft: Callable[[], None], on_hard: Callable[[], None]
+) -> Iterator[Watch]:
+    """Hold the body, in this thread, to its limits."""
+    now = time.monotonic()
+    watch = Watch(threading.get_ident(), now + soft.total_seconds(), now + hard.total_seconds(), on_soft, on_hard)
+    _watcher.add(watch)
+    try:
+        yield watch
+    finally:
+        try:
+            _watcher.remove(watch)
+        except TimeLimitExceeded:  # it arrived just here, and comes only once
+            _watcher.remove(watch)
+            raise
+
+
+def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:
+    """Raise ``exception`` in a thread the next time it runs Python code; a call into C is not interrupted."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(exception))
+
+
+def withdraw_exception(thread_id: int) -> None:
+    """Take back an exception that was set and not yet raised."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)

@@ -1,0 +1,62 @@
+"""Retries for the fast lane: exact delays, and no retry is lost while Redis is away.
+
+Runs of the ledger have theirs in the ledger; an error that reaches this middleware belongs to the fast lane, or is a
+message of a ledger job that could not be turned into a run.
+"""
+
+import logging
+import threading
+from typing import Any
+
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.middleware import Middleware
+
+from core.errors import BadArguments
+from core.redis_broker import REDIS_AWAY, RUN_ID
+
+logger = logging.getLogger(__name__)
+
+#: How long to wait for Redis before a retry is sent again, in seconds.
+SEND_AGAIN_SECONDS = 1.0
+
+
+class FastLaneRetries(Middleware):
+    """Sends a failed message again, with the job's delay, until its retries are used up; then it is a dead letter."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+
+    @property
+    def actor_options(self) -> set[str]:
+        """What an actor may carry."""
+        return {"max_retries"}
+
+    def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
+        """Do not make the worker wait for Redis: what is unacknowledged will be delivered again."""
+        self._stopping.set()
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        """Decide what becomes of a message whose actor raised."""
+        if exception is None or RUN_ID in message.options:
+            return
+        actor: Any = broker.get_actor(message.actor_name)
+        retries = message.options.get("retries", 0)
+        if isinstance(exception, BadArguments) or retries >= actor.job.max_retries:
+            logger.error("message.dead job=%s message=%s retries=%s", message.actor_name, message.message_id, retries)
+            message.fail()
+            return
+        retry = message.copy(options={"retries": retries + 1})
+        delay = actor.job.delay_after(retries + 1)
+        self._send(broker, retry, int(delay.total_seconds() * 1000))
+
+    def _send(self, broker: Broker, retry: Any, delay_ms: int) -> None:
+        while True:
+            try:
+                broker.enqueue(retry, delay=delay_ms)
+                return
+            except REDIS_AWAY as error:
+                logger.warning("message.retry_waits message=%s: %s", retry.message_id, error)
+            if self._stopping.wait(SEND_AGAIN_SECONDS):
+                raise SystemExit("stopped while a retry waited for Redis; its message stays unacknowledged")

@@ -1,0 +1,44 @@
+"""A worker process's life: it registers with the ledger, dispatches, and leaves in good order."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dramatiq.broker import Broker
+from dramatiq.middleware import Middleware
+from dramatiq.worker import Worker
+
+from core.dispatcher.loop import Dispatcher
+from core.heartbeat import Heartbeat
+
+
+class ProcessLife(Middleware):
+    """Starts the heartbeat and the dispatcher with the worker, and ends them after it."""
+
+    def __init__(
+        self, make_heartbeat: Callable[[tuple[str, ...]], Heartbeat], make_dispatcher: Callable[[], Dispatcher]
+    ) -> None:
+        self._make_heartbeat = make_heartbeat
+        self._make_dispatcher = make_dispatcher
+        self.heartbeat: Heartbeat | None = None
+        self.dispatcher: Dispatcher | None = None
+
+    @property
+    def process_id(self) -> int | None:
+        """This process's id in the ledger, while it has one."""
+        return self.heartbeat.process_id if self.heartbeat else None
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Register before the first message is fetched; without PostgreSQL, go on trying."""
+        queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
+        self.heartbeat = self._make_heartbeat(tuple(sorted(queues)))
+        self.dispatcher = self._make_dispatcher()
+        self.heartbeat.start()
+        self.heartbeat.registered.wait(timeout=2)
+        self.dispatcher.start()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """The threads have ended, or their time is up: hand back what is left."""
+        if self.dispatcher is not None:
+            self.dispatcher.stop()
+        if self.heartbeat is not None:
+            self.heartbeat.stop()

@@ -1,0 +1,56 @@
+"""The adapter that periodiq's loop talks to.
+
+periodiq asks the object in ``actor.options["periodic"]`` three things: ``validate(now)``, ``next_valid_date(now)`` and
+its ``str``; and calls the actor's ``send_with_options(scheduled_at=…)`` for those that said yes. Ours answers from the
+registry's schedule, to the second and in its time zone, and reads ``validate`` as "has a slot come since I was last
+asked". periodiq's own idea of now, rounded to a second, is not used.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from core.clock import Clock, system_clock
+from core.schedules import Schedule
+
+#: periodiq recurses when it is told to wake in the past (its Scheduler.schedule), so it is told to wake a little later.
+SHORTEST_WAIT = timedelta(milliseconds=20)
+#: After a stall the newest slots are sent; the dispatcher accounts for the rest.
+MOST_AT_ONCE = timedelta(seconds=60)
+
+#: Called when periodiq's loop is known to run.
+on_first_question: list[Callable[[], Any]] = []
+
+
+class PeriodicSchedule:
+    """One job's schedule, as periodiq sees it."""
+
+    def __init__(self, schedule: Schedule, clock: Clock = system_clock) -> None:
+        self._schedule = schedule
+        self._clock = clock
+        self._asked_at: datetime | None = None
+        #: The slots that have come since the last question but one.
+        self.due: list[datetime] = []
+
+    def __str__(self) -> str:
+        return str(self._schedule)
+
+    def validate(self, _now: datetime) -> bool:
+        """Whether a slot has come since this was last asked; the first time, no."""
+        now = self._clock()
+        if self._asked_at is None:
+            self._asked_at = now
+            self._greet()
+        since = max(self._asked_at, now - MOST_AT_ONCE)
+        self.due = list(self._schedule.between(since, now)) if since < now else []
+        self._asked_at = max(self._asked_at, now)
+        return bool(self.due)
+
+    def next_valid_date(self, _now: datetime) -> datetime:
+        """When to ask again."""
+        now = self._clock()
+        return max(self._schedule.next_after(self._asked_at or now), now + SHORTEST_WAIT)
+
+    def _greet(self) -> None:
+        while on_first_question:
+            on_first_question.pop()()

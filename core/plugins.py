@@ -1,0 +1,117 @@
+"""Finds installed plugins, registers them, isolates broken ones, refuses misspelt hooks and duplicate job names."""
+
+import inspect
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from core import arguments, builtin, hookspecs
+from core.errors import PluginError, suggestion
+from core.hookspecs import NAMESPACE
+from core.jobs import Job
+from core.registry import Plugin, Registry
+
+logger = logging.getLogger(__name__)
+
+GROUP = "rota.plugins"
+#: pluggy's HookimplMarker leaves this attribute on what it marks.
+IMPL_MARK = f"{NAMESPACE}_impl"
+
+
+@cache
+def current() -> Registry:
+    """This process's registry, loaded on first use from the plugins that are installed."""
+    return load(entry_points(group=GROUP))
+
+
+def load(points: Iterable[EntryPoint]) -> Registry:
+    """Load the built-in plugin and every plugin of ``points``. Never raises for a plugin: a broken one is reported."""
+    manager = pluggy.PluginManager(NAMESPACE)
+    manager.add_hookspecs(hookspecs)
+    ours = offers(manager, "core", builtin)
+    plugins = [ours, *(isolate(manager, point) for point in sorted(points, key=lambda point: point.name))]
+    registry = Registry(tuple(refuse_duplicates(plugins)))
+    for plugin in registry.broken():
+        logger.error("plugin.broken plugin=%s error=%s", plugin.name, plugin.error)
+    return registry
+
+
+def isolate(manager: pluggy.PluginManager, point: EntryPoint) -> Plugin:
+    """Load one plugin; whatever goes wrong in it stays with it."""
+    try:
+        plugin = offers(manager, point.name, instantiate(point.load()))
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        logger.debug("plugin.failed plugin=%s", point.name, exc_info=True)
+        plugin = Plugin(point.name, "", "", error=f"{type(error).__name__}: {error}")
+    distribution = point.dist
+    if distribution is None:
+        return plugin
+    return replace(plugin, distribution=distribution.name, version=distribution.version)
+
+
+def instantiate(loaded: Any) -> Any:
+    """The plugin object behind an entry point: a class is called, a module or an instance stands for itself."""
+    return loaded() if inspect.isclass(loaded) else loaded
+
+
+def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
+    """What ``plugin`` contributes, asked through its hooks alone. Raises for anything that is wrong with it."""
+    refuse_misspelt_hooks(plugin)
+    manager.register(plugin, name=name)
+    caller = manager.subset_hook_caller
+    others = [other for other in manager.get_plugins() if other is not plugin]
+    jobs = [job for jobs in caller("register_jobs", others)() for job in checked(jobs)]
+    folders: list[Path] = caller("register_migrations", others)()
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise PluginError(f"register_migrations returned {str(folder)!r}, which is not a folder")
+    return Plugin(name, "rota", "", tuple(jobs), Path(folders[0]) if folders else None)
+
+
+def refuse_misspelt_hooks(plugin: Any) -> None:
+    """Raise PluginError for a hookimpl that answers no hook; pluggy would accept it in silence."""
+    known = [name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{NAMESPACE}_spec")]
+    for name in dir(plugin):
+        if hasattr(inspect.getattr_static(plugin, name, None), IMPL_MARK) and name not in known:
+            raise PluginError(f"{name!r} is marked @hookimpl, but there is no such hook{suggestion(name, known)}")
+
+
+def checked(jobs: Iterable[Job]) -> list[Job]:
+    """``jobs`` once each is known to be a usable Job."""
+    jobs = list(jobs)
+    for job in jobs:
+        if not isinstance(job, Job):
+            raise PluginError(f"register_jobs returned {job!r}, which is not a job; decorate it with @job(…)")
+        arguments.adapters(job)
+    return jobs
+
+
+def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
+    """``plugins``, with every one broken that shares a job's name with another, or has it twice.
+
+    Both are refused: which of the two is meant is not ours to guess, and the wrong one must not run.
+    """
+    owners: dict[str, list[str]] = defaultdict(list)
+    for plugin in plugins:
+        for job in plugin.jobs:
+            owners[job.name].append(plugin.name)
+    twice = {job: names for job, names in owners.items() if len(names) > 1}
+    return [_broken_by_duplicate(plugin, twice) for plugin in plugins]
+
+
+def _broken_by_duplicate(plugin: Plugin, twice: dict[str, list[str]]) -> Plugin:
+    shared = [job.name for job in plugin.jobs if job.name in twice]
+    if not shared:
+        return plugin
+    name = shared[0]
+    owners = " and ".join(repr(owner) for owner in twice[name])
+    return replace(plugin, error=f"job name {name!r} is declared by {owners}; rename one, or uninstall one of them")

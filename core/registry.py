@@ -1,0 +1,63 @@
+"""The one registry: the loaded jobs by name, which every execution path reads and nothing else knows of a job."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.errors import UnknownJob, suggestion
+from core.jobs import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """An installed plugin, and what came of loading it."""
+
+    name: str
+    #: The distribution it came with, and its version.
+    distribution: str
+    version: str
+    jobs: tuple[Job, ...] = ()
+    #: The folder of its Alembic revisions, if it has any.
+    migrations: Path | None = None
+    #: Why it is broken; None: it is not, and its jobs are in the registry.
+    error: str | None = None
+
+    @property
+    def state(self) -> str:
+        """``loaded`` or ``broken``."""
+        return "broken" if self.error else "loaded"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The plugins, and the jobs of those that are not broken."""
+
+    plugins: tuple[Plugin, ...] = ()
+    jobs: Mapping[str, Job] = field(init=False)
+    owners: Mapping[str, Plugin] = field(init=False)
+
+    def __post_init__(self) -> None:
+        owned = {job.name: (job, plugin) for plugin in self.plugins if not plugin.error for job in plugin.jobs}
+        object.__setattr__(self, "jobs", {name: job for name, (job, _) in sorted(owned.items())})
+        object.__setattr__(self, "owners", {name: plugin for name, (_, plugin) in owned.items()})
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.jobs.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.jobs
+
+    def job(self, name: str) -> Job:
+        """The job called ``name``. Raises UnknownJob, with the nearest name if one is near."""
+        try:
+            return self.jobs[name]
+        except KeyError:
+            raise UnknownJob(f"unknown job {name!r}{suggestion(name, self.jobs)}") from None
+
+    def scheduled(self) -> Iterable[Job]:
+        """The jobs that have a schedule."""
+        return (job for job in self if job.schedule is not None)
+
+    def broken(self) -> Iterable[Plugin]:
+        """The plugins that could not be loaded."""
+        return (plugin for plugin in self.plugins if plugin.error)

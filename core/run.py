@@ -1,0 +1,99 @@
+"""What a job's function is handed: its session, the time, its arguments, and ways to checkpoint and to enqueue."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+import structlog
+from psycopg2.extensions import connection as DriverConnection
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from core.ledger import leases
+from core.ledger.leases import Lease
+
+LEASE = "rota.lease"
+FENCED = "rota.fenced"
+DRIVER_CONNECTION = "rota.driver_connection"
+
+
+class Checkpoint(Protocol):
+    """The type of ``Run.checkpoint``, for functions that take it as an argument."""
+
+    def __call__(self, progress: Mapping[str, Any] | None = None, /) -> None:
+        """Commit this batch."""
+
+
+class JobSession(Session):
+    """A job's session. However it is committed, the lease is checked in the committing transaction."""
+
+    def cancel(self) -> None:
+        """Cancel the statement this session is waiting for, from another thread."""
+        connection: DriverConnection | None = self.info.get(DRIVER_CONNECTION)
+        if connection is not None:
+            connection.cancel()
+
+    def mark_fenced(self) -> None:
+        """Say that this transaction has checked its lease, so that committing it need not."""
+        self.info[FENCED] = True
+
+
+@event.listens_for(JobSession, "after_begin")
+def _remember_connection(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    session.info[DRIVER_CONNECTION] = connection.connection.driver_connection
+
+
+@event.listens_for(JobSession, "after_transaction_end")
+def _forget_connection(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(DRIVER_CONNECTION, None)
+        session.info.pop(FENCED, None)
+
+
+@event.listens_for(JobSession, "before_commit")
+def _fence(session: Session) -> None:
+    lease: Lease | None = session.info.get(LEASE)
+    if lease is not None and not session.info.pop(FENCED, False):
+        leases.hold(session, lease)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt at a run, as the job's function sees it."""
+
+    id: int
+    job: str
+    key: str
+    #: The due time this run stands for, in UTC; None: it was requested.
+    slot: datetime | None
+    #: Counted from 1.
+    attempt: int
+    #: When the attempt began, in UTC, by the database's clock.
+    now: datetime
+    #: The arguments as JSON values, before they were turned into what the function's annotations say.
+    args: Mapping[str, Any]
+    #: In a transaction as soon as it is used; committed for you, with the run's success, when the function returns.
+    session: JobSession = field(repr=False)
+    log: structlog.stdlib.BoundLogger = field(repr=False)
+
+    def checkpoint(self, progress: Mapping[str, Any] | None = None, /) -> None:
+        """Commit what was done so far, and go on in a new transaction; ``progress`` is shown to people.
+
+        Raises LeaseLost, having committed nothing, if another worker owns the run by now.
+        """
+        lease: Lease | None = self.session.info.get(LEASE)
+        if lease is not None and progress is not None:
+            self.session.flush()
+            leases.hold(self.session, lease, json.dumps(progress, default=str))
+            self.session.mark_fenced()
+        self.session.commit()
+
+    def enqueue(
+        self, job: str, *, key: str = "", args: Mapping[str, Any] | None = None, delay: timedelta = timedelta(0)
+    ) -> int:
+        """Have ``job`` run once this transaction commits; see ``core.enqueue``."""
+        from core.enqueue import enqueue
+
+        return enqueue(self.session, job, key=key, args=args, delay=delay)

@@ -1,0 +1,291 @@
+"""When a job is due: schedules, and the slots they stand for. Pure functions of a schedule and an instant.
+
+A schedule is an endless, strictly increasing series of instants, its slots, which depends on its declaration alone:
+every host computes the same ones, so a slot can name a run. The slots of ``every`` are the multiples of its interval
+since the Unix epoch. Those of ``cron`` are wall-clock times in its time zone. Where clocks change, it does as Debian:
+
+- A job at fixed times (neither minute nor hour begins with ``*``) runs once for each date and time it names. A time
+  that the clocks skip runs right after the gap, together with any other that ends up there; one that comes twice runs
+  the first time only.
+- A job with a wildcard follows the clock on the wall: it runs in both passes of a repeated hour, and never in a skipped
+  one.
+
+CronSim reads the expressions and does their calendar, on wall-clock times without a zone. Zones are done here, since
+CronSim 2.8 answers with slots of the past when it starts inside a repeated hour, loses some where clocks change by half
+an hour, and runs wildcards at a skipped midnight.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from functools import cache
+from heapq import merge
+from itertools import takewhile
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+
+from core.errors import DeclarationError, suggestion
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+#: Bounds of ``every``. Whoever wants more than a leap year apart wants a date, which is ``cron``.
+SHORTEST_INTERVAL = SECOND
+LONGEST_INTERVAL = timedelta(days=366)
+
+#: A cron expression must match within these years of wall-clock time. The rarest date, a given weekday on
+#: 29 February, comes at most 40 years after the one before; CronSim itself gives up after 50.
+CHECKED_FROM = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+CHECKED_UNTIL = CHECKED_FROM.replace(year=2076)
+
+NAMED_EXPRESSIONS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+EXPECTED_FIELDS = (
+    "five fields that some date meets: minute 0-59, hour 0-23, day of month 1-31, month 1-12, "
+    f"day of week 0-7 (0 and 7 are Sunday); or one of {', '.join(NAMED_EXPRESSIONS)}"
+)
+
+_SECONDS_PER = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+_UNITS = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1)), ("s", SECOND))
+
+
+def every(*, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0) -> "Every":
+    """A slot at each multiple of the interval since the Unix epoch; ``every(hours=1)`` is due on the hour, UTC.
+
+    The parts add up to a whole number of seconds from 1 s to 366 days. Raises DeclarationError otherwise.
+    """
+    parts = {"seconds": seconds, "minutes": minutes, "hours": hours, "days": days}
+    total = sum((_seconds_in(name, value) for name, value in parts.items()), Fraction())
+    if total.denominator != 1 or not _is_in_bounds(total):
+        given = ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
+        raise DeclarationError(f"bad interval in every({given}); expected whole seconds from 1 s to 366 days")
+    return Every(timedelta(seconds=int(total)))
+
+
+def cron(expression: str, *, tz: str = "UTC") -> "Cron":
+    """A slot whenever the clock on the wall in ``tz`` meets ``expression``: five fields, or a name such as ``@daily``.
+
+    Day of month and day of week must both match if either begins with ``*``; otherwise one is enough. Where clocks
+    change, Debian's rules hold (see the module's docstring). Raises DeclarationError for an expression that is
+    malformed or never met, and for an unknown time zone.
+    """
+    return Cron(expression, tz)
+
+
+class Schedule(ABC):
+    """A series of slots. Methods take aware instants in any zone and answer in UTC.
+
+    They raise ValueError for a naive datetime, and OverflowError where a slot would leave the years 1 to 9999.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def timezone(self) -> str | None:
+        """The key of the time zone in which the schedule is meant."""
+
+    @abstractmethod
+    def latest_at(self, instant: datetime) -> datetime:
+        """The newest slot not after ``instant``, however many years back."""
+
+    @abstractmethod
+    def _slots_after(self, instant: datetime) -> Iterator[datetime]:
+        """All slots strictly after ``instant``, which is in UTC, ascending and without end."""
+
+    def next_after(self, instant: datetime) -> datetime:
+        """The first slot strictly after ``instant``."""
+        return next(self._slots_after(_utc(instant)))
+
+    def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        """The slots with ``after`` < slot <= ``until``, ascending; computed as they are asked for."""
+        end = _utc(until)
+        return takewhile(lambda slot: slot <= end, self._slots_after(_utc(after)))
+
+
+@dataclass(frozen=True, slots=True)
+class Every(Schedule):
+    """Slots at the multiples of ``interval`` since the Unix epoch; made by ``every``."""
+
+    interval: timedelta
+
+    def __post_init__(self) -> None:
+        if self.interval % SECOND or not SHORTEST_INTERVAL <= self.interval <= LONGEST_INTERVAL:
+            raise DeclarationError(f"bad interval {self.interval!r}; expected whole seconds from 1 s to 366 days")
+
+    def __str__(self) -> str:
+        name, unit = next((name, unit) for name, unit in _UNITS if not self.interval % unit)
+        return f"every {self.interval // unit}{name}"
+
+    @property
+    def timezone(self) -> str:
+        """Always UTC: the interval is counted from the Unix epoch."""
+        return "UTC"
+
+    def latest_at(self, instant: datetime) -> datetime:
+        """The newest slot not after ``instant``."""
+        return EPOCH + (_utc(instant) - EPOCH) // self.interval * self.interval
+
+    def _slots_after(self, instant: datetime) -> Iterator[datetime]:
+        slot = self.latest_at(instant)
+        while True:
+            slot += self.interval
+            yield slot
+
+
+@dataclass(frozen=True, slots=True)
+class Cron(Schedule):
+    """Slots at the wall-clock times that ``expression`` names in the zone ``tz``; made by ``cron``."""
+
+    expression: str
+    tz: str = "UTC"
+    _fields: str = field(init=False, repr=False, compare=False)
+    _zone: ZoneInfo = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_zone", _zone(self.tz))
+        object.__setattr__(self, "_fields", _fields(self.expression))
+        object.__setattr__(self, "expression", " ".join(self.expression.split()))
+        if not self._ever_comes():
+            at_fault = f"cron expression {self.expression!r} never comes in {self.tz!r}"
+            raise DeclarationError(f"{at_fault}; expected {EXPECTED_FIELDS}")
+
+    def __str__(self) -> str:
+        return f"{self.expression} {self.tz}"
+
+    @property
+    def timezone(self) -> str:
+        """The key of the zone whose clock the expression is read against."""
+        return self.tz
+
+    def latest_at(self, instant: datetime) -> datetime:
+        """The newest slot not after ``instant``, however many years back."""
+        at = _utc(instant)
+        wall, repeated = self._wall_at(at)
+        return max(
+            next(slot for slot in self._slots_of(self._walls_before(wall + repeated), fold) if slot <= at)
+            for fold in self._folds
+        )
+
+    def _slots_after(self, instant: datetime) -> Iterator[datetime]:
+        wall, repeated = self._wall_at(instant)
+        streams = [self._slots_of(CronSim(self._fields, wall - repeated), fold) for fold in self._folds]
+        newest = instant
+        for slot in merge(*streams):
+            if slot > newest:
+                yield slot
+                newest = slot
+
+    def _wall_at(self, instant: datetime) -> tuple[datetime, timedelta]:
+        """The naive wall-clock time at ``instant``, and by how much its two occurrences differ, if it comes twice.
+
+        In a repeated hour, later instants may show an earlier time and the other way round, by no more than this.
+        """
+        local = instant.astimezone(self._zone)
+        first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+        return local.replace(tzinfo=None, fold=0), second - first
+
+    def _walls_before(self, wall: datetime) -> CronSim:
+        """Matching wall-clock times not after ``wall``, newest first."""
+        return CronSim(self._fields, wall.replace(microsecond=0) + SECOND, reverse=True)
+
+    def _slots_of(self, walls: Iterable[datetime], fold: int) -> Iterator[datetime]:
+        """The instants of ``walls``, in order; of a time that comes twice the first, or with fold 1 the second."""
+        slots = (self._slot_of(wall, fold) for wall in walls)
+        return (slot for slot in slots if slot is not None)
+
+    def _slot_of(self, wall: datetime, fold: int) -> datetime | None:
+        slot = wall.replace(tzinfo=self._zone, fold=fold).astimezone(UTC)
+        if slot.astimezone(self._zone).replace(tzinfo=None) == wall:
+            return slot
+        return None if self._has_wildcard else _end_of_gap(wall, self._zone)
+
+    def _ever_comes(self) -> bool:
+        walls = takewhile(lambda wall: wall < CHECKED_UNTIL, CronSim(self._fields, CHECKED_FROM))
+        return any(self._slots_of(walls, fold=0))
+
+    @property
+    def _has_wildcard(self) -> bool:
+        minute, hour = self._fields.split()[:2]
+        return minute.startswith("*") or hour.startswith("*")
+
+    @property
+    def _folds(self) -> tuple[int, ...]:
+        return (0, 1) if self._has_wildcard else (0,)
+
+
+def _utc(instant: datetime) -> datetime:
+    if instant.utcoffset() is None:
+        raise ValueError(f"naive datetime {instant!r}; expected one with a time zone")
+    return instant.astimezone(UTC)
+
+
+def _seconds_in(name: str, value: float) -> Fraction:
+    """Exact, and as written: 1.1 minutes are 66 s, which binary floating point would miss."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DeclarationError(f"bad {name}={value!r} in every(); expected an int or a float")
+    try:
+        amount = Fraction(value) if isinstance(value, int) else Fraction(str(value))
+    except ValueError:
+        raise DeclarationError(f"bad {name}={value!r} in every(); expected a finite number") from None
+    if amount < 0:
+        raise DeclarationError(f"bad {name}={value!r} in every(); expected no less than 0")
+    return amount * _SECONDS_PER[name]
+
+
+def _is_in_bounds(total: Fraction) -> bool:
+    return SHORTEST_INTERVAL.total_seconds() <= total <= LONGEST_INTERVAL.total_seconds()
+
+
+def _fields(expression: str) -> str:
+    """The five fields of ``expression``, checked."""
+    if not isinstance(expression, str):
+        raise DeclarationError(f"bad cron expression {expression!r}; expected a string of {EXPECTED_FIELDS}")
+    name = expression.strip()
+    fields = NAMED_EXPRESSIONS.get(name, name)
+    if len(fields.split()) != 5:
+        hint = suggestion(name, NAMED_EXPRESSIONS) if name.startswith("@") else ""
+        raise DeclarationError(f"bad cron expression {expression!r}; expected {EXPECTED_FIELDS}{hint}")
+    try:
+        CronSim(fields, CHECKED_FROM)
+    except (CronSimError, ValueError) as error:
+        reason = str(error).lower()
+        raise DeclarationError(f"bad cron expression {expression!r}: {reason}; expected {EXPECTED_FIELDS}") from error
+    return fields
+
+
+def _zone(key: str) -> ZoneInfo:
+    # ZoneInfo would take a key for a path, and open whatever file is there; so only listed names reach it.
+    if not isinstance(key, str) or key not in _zone_names():
+        hint = suggestion(key, _zone_names()) if isinstance(key, str) else ""
+        raise DeclarationError(f"unknown time zone {key!r}; expected a name such as 'Europe/London'{hint}")
+    return ZoneInfo(key)
+
+
+@cache
+def _zone_names() -> frozenset[str]:
+    # "localtime" is another zone on every host.
+    return frozenset(available_timezones()) - {"localtime"}
+
+
+def _end_of_gap(wall: datetime, zone: ZoneInfo) -> datetime:
+    """The instant at which the clocks of ``zone`` skip ``wall``; to the second, found by halving."""
+    before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (1, 0))
+    offset = before.astimezone(zone).utcoffset()
+    while after - before > SECOND:
+        middle = before + (after - before) // SECOND // 2 * SECOND
+        if middle.astimezone(zone).utcoffset() == offset:
+            before = middle
+        else:
+            after = middle
+    return after

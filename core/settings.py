@@ -1,0 +1,172 @@
+"""The environment, read once into a frozen object; every setting has a unit, a default and a sentence.
+
+``load()`` reports everything that is wrong at once. Nothing falls back silently, and no secret is ever repeated.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from core.errors import SettingsError, suggestion
+
+LogFormat = Literal["auto", "console", "json"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+POSTGRESQL_SCHEMES = {"postgresql", "postgres", "postgresql+psycopg2"}
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+#: Fewer heartbeats than this within one lease, and a single late one would lose it.
+HEARTBEATS_PER_LEASE = 3
+
+
+class Settings(BaseModel):
+    """What Rota reads from its environment."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+
+    database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
+    """Where the ledger lives, ``postgresql://user:password@host:5432/name``. Required."""
+
+    redis_url: Annotated[SecretStr, Field(validation_alias="REDIS_URL")]
+    """What carries messages, ``redis://host:6379/0``. Required."""
+
+    log_format: Annotated[LogFormat, Field(validation_alias="ROTA_LOG_FORMAT")] = "auto"
+    """``console`` for people, ``json`` for machines, ``auto``: console on a terminal, JSON elsewhere."""
+
+    log_level: Annotated[LogLevel, Field(validation_alias="ROTA_LOG_LEVEL")] = "INFO"
+    """The least severe level that is logged."""
+
+    strict_plugins: Annotated[bool, Field(validation_alias="ROTA_STRICT_PLUGINS")] = False
+    """Refuse to start when a plugin is broken, instead of going on without it."""
+
+    lease_seconds: Annotated[float, Field(validation_alias="ROTA_LEASE_SECONDS", ge=1, le=3600)] = 15.0
+    """How long a process may be silent before its runs are taken from it, in seconds."""
+
+    heartbeat_seconds: Annotated[float, Field(validation_alias="ROTA_HEARTBEAT_SECONDS", gt=0)] = 3.0
+    """How often a process renews its leases, in seconds; at most a third of ``ROTA_LEASE_SECONDS``."""
+
+    max_crashes: Annotated[int, Field(validation_alias="ROTA_MAX_CRASHES", ge=1, le=100)] = 3
+    """A run under which this many workers have died is declared dead."""
+
+    dispatch_seconds: Annotated[float, Field(validation_alias="ROTA_DISPATCH_SECONDS", gt=0, le=60)] = 1.0
+    """How often the dispatcher looks for what is due, in seconds."""
+
+    resend_seconds: Annotated[float, Field(validation_alias="ROTA_RESEND_SECONDS", ge=1, le=3600)] = 5.0
+    """A message that is no longer on its queue after this many seconds, its run not begun, is sent again."""
+
+    retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
+    """How long finished runs are kept, in days."""
+
+    db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
+    """The most PostgreSQL connections a process opens for its jobs; at least its number of threads plus two."""
+
+    metrics_host: Annotated[str, Field(validation_alias="ROTA_METRICS_HOST")] = "0.0.0.0"
+    """The address on which a worker serves ``/metrics``."""
+
+    metrics_port: Annotated[int, Field(validation_alias="ROTA_METRICS_PORT", ge=0, le=65535)] = 9191
+    """The port on which a worker serves ``/metrics``; 0 turns it off."""
+
+    metrics_dir: Annotated[Path | None, Field(validation_alias="ROTA_METRICS_DIR")] = None
+    """Where the processes of one worker share their metrics; by default a new temporary folder."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url(cls, value: SecretStr) -> SecretStr:
+        check_database_url(value.get_secret_value())
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: SecretStr) -> SecretStr:
+        check_redis_url(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeats(self) -> "Settings":
+        if self.lease_seconds < HEARTBEATS_PER_LEASE * self.heartbeat_seconds:
+            raise ValueError(
+                f"ROTA_LEASE_SECONDS ({self.lease_seconds:g}) must be at least {HEARTBEATS_PER_LEASE} times "
+                f"ROTA_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g})"
+            )
+        return self
+
+
+def check_database_url(url: str) -> None:
+    """Raise ValueError, without repeating the URL, unless it names a PostgreSQL database."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError("is not a URL; expected postgresql://user:password@host:5432/name") from None
+    if parsed.drivername not in POSTGRESQL_SCHEMES:
+        raise ValueError(f"starts with {parsed.drivername}://; expected postgresql://user:password@host:5432/name")
+    if not parsed.database:
+        raise ValueError("names no database; expected postgresql://user:password@host:5432/name")
+
+
+def check_redis_url(url: str) -> None:
+    """Raise ValueError, without repeating the URL, unless it is one that redis-py understands."""
+    from redis.connection import parse_url
+
+    if not url.startswith(REDIS_SCHEMES):
+        raise ValueError("must start with redis://, rediss:// or unix://, such as redis://localhost:6379/0")
+    try:
+        parse_url(url)
+    except ValueError:
+        raise ValueError("is not a Redis URL; expected redis://host:6379/0") from None
+
+
+def names() -> dict[str, str]:
+    """Every setting's environment variable, with the sentence that describes it."""
+    fields = Settings.model_fields
+    return {str(field.validation_alias): field.description or "" for field in fields.values()}
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from ``environ``, by default this process's own.
+
+    Raises SettingsError, naming every variable that is missing, wrong or unknown.
+    """
+    environ = os.environ if environ is None else environ
+    given = {name: environ[name] for name in names() if environ.get(name, "") != ""}
+    problems = [*unknown(environ)]
+    try:
+        settings = Settings.model_validate(given)
+    except ValidationError as error:
+        problems += [explain(problem) for problem in error.errors(include_url=False, include_input=False)]
+    if problems:
+        raise SettingsError("the settings are not usable:\n" + "\n".join(f"  {line}" for line in problems))
+    return settings
+
+
+def unknown(environ: Mapping[str, str]) -> list[str]:
+    """A line for each ``ROTA_…`` variable that means nothing, so that a misspelt one is not lost."""
+    known = names()
+    strangers = sorted(name for name in environ if name.startswith("ROTA_") and name not in known)
+    return [f"{name} is not a setting{suggestion(name, known)}" for name in strangers]
+
+
+def explain(problem: Any) -> str:
+    """One of pydantic's problems, in our words and without the value."""
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "missing":
+        return f"{name} is not set; {HOW_TO_SET.get(name, 'it is required')}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name} {message[0].lower()}{message[1:]}".strip() if name else message
+
+
+HOW_TO_SET = {
+    "DATABASE_URL": "expected postgresql://user:password@host:5432/name (`rota up` needs none)",
+    "REDIS_URL": "expected redis://host:6379/0 (`rota up` needs none)",
+}
+
+
+@cache
+def current() -> Settings:
+    """This process's settings, read on first use."""
+    return load()

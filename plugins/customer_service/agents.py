@@ -1,0 +1,92 @@
+"""Agents: who is there, how many chats each may hold, and the places that chats take and give back.
+
+A capacity may be lowered below the chats an agent has: they keep those and get no new one until they are below it
+again. That is why the database does not check ``current_chats <= capacity``; assignment does, holding the agent's row.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from decimal import Decimal
+
+from sqlalchemy import Integer, Text, column, select, update, values
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from plugins.customer_service.errors import UnknownAgent
+from plugins.customer_service.models import Agent
+from plugins.customer_service.triggers import trigger_assignment
+
+
+def register_agent(session: Session, agent_id: str, name: str, *, capacity: int, rating: Decimal = Decimal(0)) -> None:
+    """Make an agent, offline at first, or change the one of that id. ``rating`` is from 0 to 5."""
+    profile = {"name": name, "capacity": capacity, "rating": rating}
+    registration = insert(Agent).values(id=agent_id, **profile)
+    session.execute(registration.on_conflict_do_update(index_elements=[Agent.id], set_=profile))
+    trigger_assignment(session)
+
+
+def agent_online(session: Session, agent_id: str) -> bool:
+    """Let the agent be given chats, and trigger an assignment. False if the agent was online already.
+
+    Raises UnknownAgent.
+    """
+    came = _set_online(session, agent_id, True)
+    if came:
+        trigger_assignment(session)
+    return came
+
+
+def agent_offline(session: Session, agent_id: str) -> bool:
+    """Give the agent no new chats; the present ones go on. False if the agent was offline already.
+
+    Raises UnknownAgent.
+    """
+    return _set_online(session, agent_id, False)
+
+
+def set_capacity(session: Session, agent_id: str, capacity: int) -> None:
+    """How many chats the agent may hold at once, 0 or more; a higher one triggers an assignment.
+
+    Raises UnknownAgent.
+    """
+    changed = session.scalar(update(Agent).where(Agent.id == agent_id).values(capacity=capacity).returning(Agent.id))
+    if changed is None:
+        raise UnknownAgent(agent_id)
+    trigger_assignment(session)
+
+
+def free_places(session: Session, agent_ids: Iterable[str]) -> None:
+    """Take one chat off each agent's count, for every time the agent is named."""
+    freed = Counter(agent_ids)
+    lock_agents(session, freed)
+    places = values(column("agent_id", Text), column("chats", Integer), name="freed").data(list(freed.items()))
+    session.execute(
+        update(Agent)
+        .where(Agent.id == places.c.agent_id)
+        .values(current_chats=Agent.current_chats - places.c.chats)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def lock_agents(session: Session, agent_ids: Iterable[str]) -> None:
+    """Lock these agents' rows in the order of their ids: the one order, so that nobody waits in a circle."""
+    session.execute(
+        select(Agent.id).where(Agent.id.in_(agent_ids)).order_by(Agent.id).with_for_update(key_share=True)
+    ).all()
+
+
+def _set_online(session: Session, agent_id: str, online: bool) -> bool:
+    changed = session.scalar(
+        update(Agent)
+        .where(Agent.id == agent_id, Agent.is_online.is_not(online))
+        .values(is_online=online)
+        .returning(Agent.id)
+    )
+    if changed is None:
+        _require(session, agent_id)
+    return changed is not None
+
+
+def _require(session: Session, agent_id: str) -> None:
+    if session.scalar(select(Agent.id).where(Agent.id == agent_id)) is None:
+        raise UnknownAgent(agent_id)

@@ -1,0 +1,34 @@
+"""What an application may be refused.
+
+CustomerServiceError       a RotaError
+├── UnknownAgent
+├── UnknownChat
+└── ChatEnded
+"""
+
+from core import RotaError
+
+
+class CustomerServiceError(RotaError):
+    """The root of every refusal of this plugin. Never holds the text of a message."""
+
+
+class UnknownAgent(CustomerServiceError):
+    """No agent has that id."""
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(f"unknown agent {agent_id!r}; register_agent() makes one")
+
+
+class UnknownChat(CustomerServiceError):
+    """No chat has that id; it never had, or it was archived."""
+
+    def __init__(self, chat_id: int) -> None:
+        super().__init__(f"unknown chat {chat_id}; it may have been archived")
+
+
+class ChatEnded(CustomerServiceError):
+    """The chat is over; nothing more is written to it."""
+
+    def __init__(self, chat_id: int) -> None:
+        super().__init__(f"chat {chat_id} has ended; the user joins the queue again to go on")

@@ -1,0 +1,210 @@
+"""The tables of customer service.
+
+The states a row may be in are checked by the database, and so is what must never be twice: a user's place in the queue
+or chat. ``current_chats`` of an agent is kept in step with the chats by whoever starts or ends one.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Numeric,
+    Text,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class EntryState(StrEnum):
+    """``waiting → assigned → served`` as the chat starts and ends, or ``waiting → left``."""
+
+    WAITING = "waiting"
+    ASSIGNED = "assigned"
+    SERVED = "served"
+    LEFT = "left"
+
+
+class ChatState(StrEnum):
+    """A chat ends once and stays ended."""
+
+    ACTIVE = "active"
+    ENDED = "ended"
+
+
+class Side(StrEnum):
+    """The two sides of a chat: who sends a message, who closes, who is told."""
+
+    USER = "user"
+    AGENT = "agent"
+
+
+class EndReason(StrEnum):
+    """Why a chat ended: somebody closed it, or the side that owed the next message went quiet."""
+
+    CLOSED_BY_USER = "closed_by_user"
+    CLOSED_BY_AGENT = "closed_by_agent"
+    USER_INACTIVE = "user_inactive"
+    AGENT_INACTIVE = "agent_inactive"
+
+
+class Base(DeclarativeBase):
+    """Metadata of this plugin alone."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), str: Text}  # noqa: RUF012 - SQLAlchemy's own declaration
+
+
+class Agent(Base):
+    """Someone who answers users. ``last_chat_id`` says who was assigned longest ago: chat ids grow with each one."""
+
+    __tablename__ = "customer_service_agents"
+    __table_args__ = (
+        CheckConstraint("capacity >= 0", name="capacity"),
+        CheckConstraint("current_chats >= 0", name="current_chats"),
+        CheckConstraint("rating BETWEEN 0 AND 5", name="rating"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    capacity: Mapped[int]
+    rating: Mapped[Decimal] = mapped_column(Numeric(3, 2), server_default=text("0"))
+    is_online: Mapped[bool] = mapped_column(server_default=text("false"))
+    current_chats: Mapped[int] = mapped_column(server_default=text("0"))
+    last_chat_id: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class QueueEntry(Base):
+    """One user's request for help, from joining the queue to the end of the chat."""
+
+    __tablename__ = "customer_service_queue_entries"
+    __table_args__ = (
+        CheckConstraint("state IN ('waiting', 'assigned', 'served', 'left')", name="state"),
+        Index(
+            "customer_service_queue_entries_one_per_user",
+            "user_id",
+            unique=True,
+            postgresql_where=text("state IN ('waiting', 'assigned')"),
+        ),
+        Index("customer_service_queue_entries_in_order", "joined_at", "id", postgresql_where=text("state = 'waiting'")),
+        Index("customer_service_queue_entries_left", "left_at", postgresql_where=text("state = 'left'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    user_id: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=text("'waiting'"))
+    joined_at: Mapped[datetime]
+    assigned_at: Mapped[datetime | None]
+    left_at: Mapped[datetime | None]
+
+
+class Chat(Base):
+    """A user and an agent. ``last_sender`` is empty until the first message; each message empties ``warned_at``."""
+
+    __tablename__ = "customer_service_chats"
+    __table_args__ = (
+        CheckConstraint("state IN ('active', 'ended')", name="state"),
+        CheckConstraint("last_sender IN ('user', 'agent')", name="last_sender"),
+        CheckConstraint(
+            "end_reason IN ('closed_by_user', 'closed_by_agent', 'user_inactive', 'agent_inactive')", name="end_reason"
+        ),
+        CheckConstraint(
+            "(state = 'ended') = (ended_at IS NOT NULL) AND (state = 'ended') = (end_reason IS NOT NULL)", name="ended"
+        ),
+        Index("customer_service_chats_one_per_user", "user_id", unique=True, postgresql_where=text("state = 'active'")),
+        Index("customer_service_chats_quiet", "last_activity_at", "id", postgresql_where=text("state = 'active'")),
+        Index("customer_service_chats_inactive", "last_activity_at", "id"),
+        Index("customer_service_chats_agent", "agent_id", postgresql_where=text("state = 'active'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    queue_entry_id: Mapped[int] = mapped_column(ForeignKey("customer_service_queue_entries.id"), unique=True)
+    user_id: Mapped[str]
+    agent_id: Mapped[str] = mapped_column(ForeignKey("customer_service_agents.id"))
+    state: Mapped[str] = mapped_column(server_default=text("'active'"))
+    started_at: Mapped[datetime]
+    last_activity_at: Mapped[datetime]
+    last_sender: Mapped[str | None]
+    warned_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    end_reason: Mapped[str | None]
+
+
+class Message(Base):
+    """What one side wrote. ``text`` may be personal: it goes into no log and no error."""
+
+    __tablename__ = "customer_service_messages"
+    __table_args__ = (
+        CheckConstraint("sender IN ('user', 'agent')", name="sender"),
+        Index("customer_service_messages_of_chat", "chat_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    chat_id: Mapped[int] = mapped_column(ForeignKey("customer_service_chats.id"))
+    sender: Mapped[str]
+    text: Mapped[str]
+    sent_at: Mapped[datetime]
+
+
+class Notification(Base):
+    """What one side of a chat was told, kept for those who were not connected when it was pushed."""
+
+    __tablename__ = "customer_service_notifications"
+    __table_args__ = (
+        CheckConstraint("recipient_kind IN ('user', 'agent')", name="recipient_kind"),
+        Index("customer_service_notifications_of_chat", "chat_id"),
+        Index("customer_service_notifications_of_recipient", "recipient_kind", "recipient_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    chat_id: Mapped[int] = mapped_column(ForeignKey("customer_service_chats.id"))
+    recipient_kind: Mapped[str]
+    recipient_id: Mapped[str]
+    kind: Mapped[str]
+    created_at: Mapped[datetime]
+    ends_at: Mapped[datetime]
+
+
+class ArchivedChat(Base):
+    """A chat that was inactive for long, under the id it always had."""
+
+    __tablename__ = "customer_service_archived_chats"
+    __table_args__ = (Index("customer_service_archived_chats_of_user", "user_id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    user_id: Mapped[str]
+    agent_id: Mapped[str]
+    joined_at: Mapped[datetime]
+    started_at: Mapped[datetime]
+    last_activity_at: Mapped[datetime]
+    last_sender: Mapped[str | None]
+    ended_at: Mapped[datetime]
+    end_reason: Mapped[str]
+    archived_at: Mapped[datetime]
+
+
+class ArchivedMessage(Base):
+    """A message of an archived chat, under the id it always had."""
+
+    __tablename__ = "customer_service_archived_messages"
+    __table_args__ = (Index("customer_service_archived_messages_of_chat", "chat_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    chat_id: Mapped[int] = mapped_column(ForeignKey("customer_service_archived_chats.id"))
+    sender: Mapped[str]
+    text: Mapped[str]
+    sent_at: Mapped[datetime]

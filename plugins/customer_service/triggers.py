@@ -1,0 +1,12 @@
+"""Asking for an assignment at once: whoever makes one possible does, in the transaction that makes it so."""
+
+from sqlalchemy.orm import Session
+
+from core import enqueue
+
+ASSIGNMENT_JOB = "process-customer-service-queue"
+
+
+def trigger_assignment(session: Session) -> None:
+    """Once ``session`` commits, the queue is processed; if it rolls back, nothing happened."""
+    enqueue(session, ASSIGNMENT_JOB)

@@ -1,0 +1,92 @@
+"""A small world of agents and users to move about in, and threads that set off together."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from plugins.customer_service import agent_online, end_chat, join_queue, record_message, register_agent
+from plugins.customer_service.assignment import assign_waiting_users
+from plugins.customer_service.models import Agent, Chat, QueueEntry
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+@dataclass
+class World:
+    """Arranges the usual things in a line each; every method commits."""
+
+    session: Session
+    checkpoints: list[dict[str, int]] = field(default_factory=list)
+
+    def checkpoint(self, progress: dict[str, int] | None = None) -> None:
+        self.checkpoints.append(dict(progress or {}))
+        self.session.commit()
+
+    def agent(self, agent_id: str, *, capacity: int = 1, rating: str = "0", online: bool = True) -> None:
+        register_agent(self.session, agent_id, agent_id.title(), capacity=capacity, rating=Decimal(rating))
+        if online:
+            agent_online(self.session, agent_id)
+        self.session.commit()
+
+    def waiting(self, *user_ids: str, since: datetime = NOON) -> None:
+        """Users who joined a second apart, the first at ``since``."""
+        for second, user_id in enumerate(user_ids):
+            join_queue(self.session, user_id, since + timedelta(seconds=second))
+        self.session.commit()
+
+    def assign(self, now: datetime = NOON) -> int:
+        assigned = assign_waiting_users(self.session, now, checkpoint=self.checkpoint)
+        self.session.commit()
+        return assigned
+
+    def chat(self, user_id: str = "ann", agent_id: str = "zoe", *, now: datetime = NOON) -> int:
+        """An active chat that started at ``now``, with an agent who has room for one."""
+        self.agent(agent_id, capacity=1)
+        self.waiting(user_id, since=now)
+        assert self.assign(now) == 1
+        return self.session.scalars(select(Chat.id).where(Chat.user_id == user_id, Chat.state == "active")).one()
+
+    def says(self, chat_id: int, sender: str, now: datetime, text: str = "hello") -> None:
+        record_message(self.session, chat_id, sender, text, now)
+        self.session.commit()
+
+    def ends(self, chat_id: int, now: datetime = NOON, by: str = "user") -> bool:
+        ended = end_chat(self.session, chat_id, now, by=by)
+        self.session.commit()
+        return ended
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(user, agent) of every chat, in the order of assignment."""
+        rows = self.session.execute(select(Chat.user_id, Chat.agent_id).order_by(Chat.id))
+        return [(user, agent) for user, agent in rows]
+
+    def get_chat(self, chat_id: int) -> Chat:
+        self.session.expire_all()
+        return self.session.get_one(Chat, chat_id)
+
+    def get_agent(self, agent_id: str = "zoe") -> Agent:
+        self.session.expire_all()
+        return self.session.get_one(Agent, agent_id)
+
+    def states(self) -> dict[str, str]:
+        """The state of each user's latest queue entry."""
+        entries = select(QueueEntry.user_id, QueueEntry.state).order_by(QueueEntry.id)
+        return dict(self.session.execute(entries).all())
+
+
+def at_once(number: int, work: Callable[[int], object]) -> list[object]:
+    """Run ``work(0)`` … ``work(number - 1)`` in threads that set off together; return what each returned."""
+    barrier = threading.Barrier(number, timeout=30)
+
+    def set_off(index: int) -> object:
+        barrier.wait()
+        return work(index)
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(set_off, range(number), timeout=60))

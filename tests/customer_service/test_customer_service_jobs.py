@@ -1,0 +1,114 @@
+"""The plugin in Rota: its jobs are registered as the catalogue says, run, and are triggered through the ledger."""
+
+import importlib
+from datetime import timedelta
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import structlog
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from customer_service_world import NOON
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+import core.migrations
+from core import Run, cron, every, plugins
+from core.run import JobSession
+from plugins.customer_service import CustomerService, join_queue, triggers
+
+FREQUENT = (every(seconds=30), 3, timedelta(seconds=30))
+DAILY = (cron("0 3 * * *", tz="Europe/London"), 2, timedelta(seconds=300))
+CATALOGUE = {
+    "process-customer-service-queue": FREQUENT,
+    "auto-end-timeout-chats": FREQUENT,
+    "send-timeout-warnings": FREQUENT,
+    "cleanup-long-inactive-chats": DAILY,
+}
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return plugins.load([EntryPoint("customer_service", "plugins.customer_service:CustomerService", "rota.plugins")])
+
+
+@pytest.fixture
+def run(engine, registry):
+    """Runs a job of that name as a worker would, without a lease."""
+
+    def run_job(name, now):
+        with JobSession(engine) as session:
+            run = Run(1, name, "", None, 1, now, {}, session, structlog.get_logger())
+            result = registry.job(name)(run)
+            session.commit()
+            return result
+
+    return run_job
+
+
+def test_the_jobs_are_those_of_the_catalogue(registry):
+    assert not list(registry.broken())
+    ours = {job.name: job for job in registry if job.queue == "customer_service"}
+
+    assert {name: (job.schedule, job.max_retries, job.retry_delay) for name, job in ours.items()} == CATALOGUE
+
+
+def test_the_limits_are_those_of_the_catalogue(registry):
+    for name in CATALOGUE:
+        job = registry.job(name)
+        assert (job.soft_limit, job.hard_limit) == (timedelta(minutes=25), timedelta(minutes=30))
+
+
+def test_only_the_assignment_may_overlap_because_a_trigger_must_not_be_dropped(registry):
+    assert [name for name in sorted(CATALOGUE) if registry.job(name).overlap == "allow"] == [triggers.ASSIGNMENT_JOB]
+
+
+def test_the_migrations_are_where_the_plugin_says():
+    assert [path.name for path in CustomerService().register_migrations().glob("0*.py")] == ["0001_queue_and_chats.py"]
+
+
+def test_a_user_is_served_from_joining_to_the_archive_by_the_jobs_alone(world, run):
+    world.agent("zoe")
+    world.waiting("ann")
+
+    assert run("process-customer-service-queue", NOON) == {"assigned": 1}
+    assert run("send-timeout-warnings", NOON + timedelta(seconds=60)) == {"warned": 1}
+    assert run("auto-end-timeout-chats", NOON + timedelta(seconds=120)) == {"ended": 1}
+    assert run("cleanup-long-inactive-chats", NOON + timedelta(days=30)) == {
+        "archived": 1,
+        "ended": 0,
+        "left_entries_removed": 0,
+    }
+
+
+@pytest.fixture
+def ledger_session(engine, registry, monkeypatch):
+    """A session that has Rota's own tables as well, and the real ``enqueue``; all of it is rolled back."""
+    monkeypatch.setattr(plugins, "current", lambda: registry)
+    monkeypatch.setattr(triggers, "enqueue", core.enqueue)
+    with engine.connect() as connection, connection.begin() as transaction:
+        with Operations.context(MigrationContext.configure(connection)):
+            for revision in sorted(Path(core.migrations.__file__).parent.glob("0*.py")):
+                importlib.import_module(f"core.migrations.{revision.stem}").upgrade()
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            yield session
+        transaction.rollback()
+
+
+def triggered(session):
+    return session.scalars(text("SELECT job FROM rota_runs WHERE state = 'queued' AND slot IS NULL")).all()
+
+
+def test_joining_puts_a_run_into_the_ledger_with_the_same_commit(ledger_session):
+    join_queue(ledger_session, "ann", NOON)
+    ledger_session.commit()
+
+    assert triggered(ledger_session) == ["process-customer-service-queue"]
+
+
+def test_joining_that_rolls_back_puts_no_run_into_the_ledger(ledger_session):
+    join_queue(ledger_session, "ann", NOON)
+    ledger_session.rollback()
+
+    assert triggered(ledger_session) == []

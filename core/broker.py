@@ -117,13 +117,8 @@ class JobActor(dramatiq.Actor[..., Any]):
                 run_ids = slots.insert(connection, self.job, rows, carried=True)
             self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
         except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
-            logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, brief(error))
+            logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, database.brief(error))
         return run_message(Parcel(run_ids[-1] if run_ids else 0, self.job.name, self.job.queue))
-
-
-def brief(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Nothing connects before it is first used.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import cast
 
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -75,16 +74,17 @@ def autocommit(engine: Engine) -> Iterator[Connection]:
         yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
-def dedicated(engine: Engine) -> DriverConnection:
-    """A connection outside the pool, in autocommit, for what must live as long as its session: locks, LISTEN.
+@contextmanager
+def dedicated(engine: Engine) -> Iterator[Connection]:
+    """A connection outside the pool, in autocommit, for what lives as long as its session: locks, LISTEN."""
+    with engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").detach()
+        yield connection
 
-    The caller closes it.
-    """
-    connection = engine.raw_connection()
-    connection.detach()
-    driver_connection = cast(DriverConnection, connection.driver_connection)
-    driver_connection.autocommit = True
-    return driver_connection
+
+def brief(error: BaseException) -> str:
+    """The first line of a database error; the rest repeats the statement."""
+    return (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def session(engine: Engine) -> Session:

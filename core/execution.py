@@ -69,7 +69,7 @@ class Executor:
         try:
             verdict, lease = self._claim(run_id, process_id)
         except DATABASE_AWAY as error:
-            logger.warning("run.not_claimed run=%s: %s", run_id, brief(error))
+            logger.warning("run.not_claimed run=%s: %s", run_id, database.brief(error))
             return Verdict.NONE
         if lease is None and verdict == Verdict.SKIPPED:
             metrics.run_ended(job.name, State.SKIPPED)
@@ -133,7 +133,7 @@ class Executor:
                 with database.autocommit(self.engine) as connection:
                     return failure.state if runs.fail(connection, lease, failure) else "lost"
             except DATABASE_AWAY as away:
-                logger.warning("run.not_recorded, trying again: %s", brief(away))
+                logger.warning("run.not_recorded, trying again: %s", database.brief(away))
                 threading.Event().wait(RECORD_AGAIN_SECONDS)
         return "lost"
 
@@ -201,12 +201,7 @@ def roll_back(session: JobSession) -> None:
     try:
         session.rollback()
     except DBAPIError as error:
-        logger.debug("rollback on a lost connection: %s", brief(error))
-
-
-def brief(error: BaseException) -> str:
-    """The first line of a database error; the rest repeats the statement."""
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        logger.debug("rollback on a lost connection: %s", database.brief(error))
 
 
 def job_logger(job: Job) -> Any:

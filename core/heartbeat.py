@@ -7,15 +7,16 @@ import socket
 import threading
 from datetime import timedelta
 
-import psycopg2
 from psycopg2.errors import UndefinedTable
-from psycopg2.extensions import connection as DriverConnection
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from core import database, metrics
 from core.ledger import processes, runs
 from core.ledger.processes import Identity
+from core.logs import Complaint
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +50,17 @@ class Heartbeat(threading.Thread):
         self._every_seconds = every_seconds
         self._lease = lease
         self._stopping = threading.Event()
-        self._complained = ""
+        self._complaint = Complaint(logger)
 
     def run(self) -> None:
         """Stay registered until stopped."""
         while not self._stopping.is_set():
             try:
                 self._stay_registered()
-            except psycopg2.Error as error:
+            except (DBAPIError, PoolTimeout) as error:
                 self._complain(error)
+            except Exception:  # a background loop outlives its errors
+                logger.exception("process.not_registered: going on")
             self.process_id = None
             self.registered.clear()
             self._stopping.wait(REGISTER_AGAIN_SECONDS)
@@ -69,17 +72,14 @@ class Heartbeat(threading.Thread):
             self.join(timeout_seconds)
 
     def _stay_registered(self) -> None:
-        connection = database.dedicated(self._engine)
-        try:
+        with database.dedicated(self._engine) as connection:
             self.process_id = process_id = processes.register(connection, self._identity, self._lease)
             self.registered.set()
-            self._complained = ""
+            self._complaint.withdraw()
             logger.info("process.registered kind=%s id=%s", self._identity.kind, process_id)
             self._beat(connection, process_id)
-        finally:
-            connection.close()
 
-    def _beat(self, connection: DriverConnection, process_id: int) -> None:
+    def _beat(self, connection: Connection, process_id: int) -> None:
         while not self._stopping.wait(self._every_seconds):
             if not processes.renew(connection, process_id, self._lease):
                 logger.warning("process.expired id=%s: its leases are lost, registering anew", process_id)
@@ -87,7 +87,7 @@ class Heartbeat(threading.Thread):
             self._measure_pool()
         self._leave(connection, process_id)
 
-    def _leave(self, connection: DriverConnection, process_id: int) -> None:
+    def _leave(self, connection: Connection, process_id: int) -> None:
         with database.autocommit(self._engine) as handing_back:
             handed_back = runs.hand_back(handing_back, process_id, "its worker was stopped")
         if handed_back:
@@ -99,18 +99,8 @@ class Heartbeat(threading.Thread):
         if isinstance(pool, QueuePool):
             metrics.pool(in_use=pool.checkedout(), idle=pool.checkedin())
 
-    def _complain(self, error: psycopg2.Error) -> None:
-        if isinstance(error, UndefinedTable):
-            message = "the database is not migrated: run `rota db upgrade`"
-        else:
-            message = str(error).strip().partition("\n")[0]
-        if message != self._complained:
-            logger.error("process.not_registered: %s; trying again every second", message)
-            self._complained = message
-
-
-def start(engine: Engine, identity: Identity, *, every_seconds: float, lease_seconds: float) -> Heartbeat:
-    """Start a heartbeat and return it at once; ``registered`` tells when the process is known."""
-    heartbeat = Heartbeat(engine, identity, every_seconds=every_seconds, lease=timedelta(seconds=lease_seconds))
-    heartbeat.start()
-    return heartbeat
+    def _complain(self, error: DBAPIError | PoolTimeout) -> None:
+        reason = "the database is not migrated, run `rota db upgrade`"
+        if not isinstance(getattr(error, "orig", None), UndefinedTable):
+            reason = database.brief(error)
+        self._complaint.say(f"process.not_registered: {reason}; trying again every second")

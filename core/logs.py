@@ -11,6 +11,25 @@ from core.settings import LogFormat, LogLevel
 
 STDERR = 2
 
+
+class Complaint:
+    """Says what is wrong once, and again only when it is something else or when it had been right in between."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._said = ""
+
+    def say(self, message: str) -> None:
+        """Log ``message`` as an error, unless it is what was said last."""
+        if message != self._said:
+            self._logger.error(message)
+        self._said = message
+
+    def withdraw(self) -> None:
+        """It is right again."""
+        self._said = ""
+
+
 SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,

@@ -4,24 +4,14 @@ Two that both believe they lead would do no harm: every step is a conditional st
 """
 
 import select
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from psycopg2.extensions import connection as DriverConnection
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
 
 TRY_LOCK = text("SELECT pg_try_advisory_lock(:space, :lock)")
-
-
-@contextmanager
-def candidate(engine: Engine) -> Iterator[Connection]:
-    """A connection on which to ask for leadership and to lead; closing it ends the leadership."""
-    with engine.connect() as connection:
-        connection.detach()
-        yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def is_won(connection: Connection) -> bool:
@@ -34,7 +24,7 @@ def is_won(connection: Connection) -> bool:
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:
     """Wait until runs were requested, at most for the time-out; return whether they were."""
-    driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
+    driver: DriverConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
     if not driver.notifies:
         select.select([driver], [], [], max(timeout_seconds, 0))
         driver.poll()

@@ -9,12 +9,13 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import metrics
+from core import database, metrics
 from core.broker import RedisCarrier
 from core.dispatcher import leadership, relay
 from core.dispatcher.recovery import recover
 from core.dispatcher.slots import Accountant, miss_late
 from core.ledger import slots
+from core.logs import Complaint
 from core.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -47,17 +48,18 @@ class Dispatcher(threading.Thread):
         self._max_crashes = max_crashes
         self._maintained_at = 0.0
         self._stopping = threading.Event()
+        self._complaint = Complaint(logger)
 
     def run(self) -> None:
         """Lead whenever nobody else does; errors are logged and survived."""
         while not self._stopping.is_set():
             try:
-                with leadership.candidate(self._engine) as connection:
+                with database.dedicated(self._engine) as connection:
                     self._stand(connection)
             except (DBAPIError, PoolTimeout) as error:
-                logger.warning("dispatcher.interrupted: %s", str(getattr(error, "orig", error)).partition("\n")[0])
-            except Exception:
-                logger.exception("dispatcher.failed: going on")  # a background loop: it must outlive its errors
+                self._complaint.say(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
+            except Exception:  # a background loop outlives its errors
+                logger.exception("dispatcher.failed: going on")
             metrics.leading(False)
             self._stopping.wait(AGAIN_SECONDS)
 
@@ -79,6 +81,7 @@ class Dispatcher(threading.Thread):
         while not self._stopping.is_set():
             began = time.monotonic()
             self.pass_once(connection, accountant)
+            self._complaint.withdraw()
             metrics.dispatched(time.monotonic() - began)
             next_pass = began + self._every_seconds
             while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():

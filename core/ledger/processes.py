@@ -9,10 +9,9 @@ Reaping deletes the row, which ends all leases of the process at once; closes wh
 a paused process's row locks do not outlive its lease; and hands its runs on.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
-from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, text
 
 #: 'ROTA' as four bytes: the first key of all our advisory locks.
@@ -21,14 +20,17 @@ LOCK_SPACE = 0x524F5441
 LEADER_LOCK = 0
 MIGRATION_LOCK = -1
 
-REGISTER = """
+NEXT_ID = text("SELECT nextval('rota_process_ids')")
+LOCK = text("SELECT pg_advisory_lock(:space, :id)")
+REGISTER = text("""
     INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, expires_at)
-    VALUES (%(id)s, %(kind)s, %(name)s, %(broker_id)s, %(queues)s, %(application)s, clock_timestamp() + %(lease)s)
-"""
-RENEW = """
-    UPDATE rota_processes SET expires_at = clock_timestamp() + %(lease)s
-    WHERE id = %(id)s AND expires_at > clock_timestamp()
-"""
+    VALUES (:id, :kind, :name, :broker_id, :queues, :application, clock_timestamp() + :lease)
+""")
+RENEW = text("""
+    UPDATE rota_processes SET expires_at = clock_timestamp() + :lease
+    WHERE id = :id AND expires_at > clock_timestamp() RETURNING id
+""")
+RESIGN = text("DELETE FROM rota_processes WHERE id = :id")
 
 REAP = text("""
     DELETE FROM rota_processes AS process
@@ -92,38 +94,23 @@ class Dead:
     broker_id: str | None
 
 
-def register(connection: DriverConnection, identity: Identity, lease: timedelta) -> int:
-    """Make this process known for as long as ``connection`` lives, and return its id."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT nextval('rota_process_ids')")
-        (process_id,) = cursor.fetchone() or (0,)
-        cursor.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK_SPACE, process_id))
-        cursor.execute(
-            REGISTER,
-            {
-                "id": process_id,
-                "kind": identity.kind,
-                "name": identity.name,
-                "broker_id": identity.broker_id,
-                "queues": list(identity.queues),
-                "application": identity.application,
-                "lease": lease,
-            },
-        )
-    return int(process_id)
+def register(connection: Connection, identity: Identity, lease: timedelta) -> int:
+    """Make this process known for as long as ``connection``, which is in autocommit, lives; return its id."""
+    process_id = int(connection.execute(NEXT_ID).scalar_one())
+    connection.execute(LOCK, {"space": LOCK_SPACE, "id": process_id})
+    described = {**asdict(identity), "queues": list(identity.queues)}
+    connection.execute(REGISTER, {"id": process_id, "lease": lease, **described})
+    return process_id
 
 
-def renew(connection: DriverConnection, process_id: int, lease: timedelta) -> bool:
+def renew(connection: Connection, process_id: int, lease: timedelta) -> bool:
     """Keep all leases of the process for ``lease`` counted from now; False if they have already expired."""
-    with connection.cursor() as cursor:
-        cursor.execute(RENEW, {"id": process_id, "lease": lease})
-        return cursor.rowcount == 1
+    return connection.execute(RENEW, {"id": process_id, "lease": lease}).first() is not None
 
 
-def resign(connection: DriverConnection, process_id: int) -> None:
+def resign(connection: Connection, process_id: int) -> None:
     """Leave in good order; what the process still runs must have been handed back before."""
-    with connection.cursor() as cursor:
-        cursor.execute("DELETE FROM rota_processes WHERE id = %s", (process_id,))
+    connection.execute(RESIGN, {"id": process_id})
 
 
 def reap(connection: Connection) -> list[Dead]:

@@ -120,7 +120,6 @@ def assign_batch(session: Session, now: datetime, batch: int = BATCH) -> int:
 
 def _take_the_turn(session: Session) -> None:
     session.execute(text(f"SET LOCAL lock_timeout = {PATIENCE // timedelta(milliseconds=1)}"))
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(TURN, 0))))
 
 
 def _lock_the_oldest(session: Session, batch: int) -> list[Waiting]:
@@ -129,7 +128,7 @@ def _lock_the_oldest(session: Session, batch: int) -> list[Waiting]:
         .where(WAITING)
         .order_by(QueueEntry.joined_at, QueueEntry.id)
         .limit(batch)
-        .with_for_update()
+        .with_for_update(skip_locked=True)
     )
     return [Waiting(*row) for row in session.execute(oldest)]
 

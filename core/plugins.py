@@ -3,7 +3,8 @@
 import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -25,10 +26,27 @@ GROUP = "rota.plugins"
 IMPL_MARK = f"{NAMESPACE}_impl"
 
 
-@cache
+_in_use: list[Registry] = []
+
+
 def current() -> Registry:
     """This process's registry, loaded on first use from the plugins that are installed."""
+    return _in_use[-1] if _in_use else _installed()
+
+
+@cache
+def _installed() -> Registry:
     return load(entry_points(group=GROUP))
+
+
+@contextmanager
+def using(registry: Registry) -> Iterator[Registry]:
+    """Have ``registry`` be the current one for a while, in tests."""
+    _in_use.append(registry)
+    try:
+        yield registry
+    finally:
+        _in_use.remove(registry)
 
 
 def load(points: Iterable[EntryPoint]) -> Registry:

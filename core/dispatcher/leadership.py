@@ -1,8 +1,12 @@
 """Who dispatches: whoever holds one PostgreSQL advisory lock, for as long as that connection lives.
 
+A leader whose process fell silent (paused, cut off) still holds the lock. Whoever waits for it closes that connection
+as soon as the leader's lease has expired, and the lock is free.
+
 Two that both believe they lead would do no harm: every step is a conditional statement that only one can win.
 """
 
+import logging
 import select
 
 from psycopg2.extensions import connection as DriverConnection
@@ -11,15 +15,32 @@ from sqlalchemy import Connection, text
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
 
+logger = logging.getLogger(__name__)
+
 TRY_LOCK = text("SELECT pg_try_advisory_lock(:space, :lock)")
+
+DEPOSE_SILENT_LEADER = text("""
+    SELECT pg_terminate_backend(activity.pid), activity.application_name
+    FROM pg_locks AS lock
+    JOIN pg_database AS db ON db.oid = lock.database AND db.datname = current_database()
+    JOIN pg_stat_activity AS activity ON activity.pid = lock.pid
+    LEFT JOIN rota_processes AS process ON process.application = activity.application_name
+    WHERE lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 2
+      AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:lock AS oid)
+      AND (process.id IS NULL OR process.expires_at <= clock_timestamp())
+""")
 
 
 def is_won(connection: Connection) -> bool:
     """Ask for leadership, and once it is won listen for runs that are due at once."""
-    won = connection.execute(TRY_LOCK, {"space": LOCK_SPACE, "lock": LEADER_LOCK}).scalar_one()
+    lock = {"space": LOCK_SPACE, "lock": LEADER_LOCK}
+    won = bool(connection.execute(TRY_LOCK, lock).scalar_one())
     if won:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
-    return bool(won)
+    else:
+        for _, application in connection.execute(DEPOSE_SILENT_LEADER, lock):
+            logger.warning("dispatcher.deposed leader=%s: its process fell silent", application)
+    return won
 
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:

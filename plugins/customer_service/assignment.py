@@ -4,9 +4,11 @@
 assigns a user twice, but it loses the order just when order matters: the worker that skipped past the ten oldest finds
 the last free agents while the worker that holds the ten oldest is still looking, or rolls back; then a user who joined
 later is served, and one who joined earlier is not. So a batch first takes *the turn*, an advisory lock that ends with
-its transaction. Whoever has the turn sees everything earlier batches did (READ COMMITTED, PostgreSQL's default, is
-assumed), takes the oldest users there are, and commits within milliseconds; the next in line follows, and PostgreSQL keeps that line in order. A worker waits for the turn and
-never gives up on it, so a trigger cannot be lost between a run that is about to end and one that just began.
+its transaction. Whoever has the turn sees everything earlier batches did (under READ COMMITTED, PostgreSQL's default),
+takes the oldest users there are, and commits within milliseconds; the next in line follows, and PostgreSQL keeps that
+line in order. A worker waits for the turn and never gives up on it, so a trigger cannot be lost between a run that is
+about to end and one that just began. Waiting for the oldest user's row instead would nearly do, but whoever waits for a
+row goes on with what it saw before it waited, and would overlook a user whose join was committed meanwhile.
 
 **Why rows are locked as well.** Users leave, chats end and agents go offline without asking for the turn. The rows
 decide those races: the batch locks its users and its agents, sees each in its latest state, and the others wait for it
@@ -120,6 +122,7 @@ def assign_batch(session: Session, now: datetime, batch: int = BATCH) -> int:
 
 def _take_the_turn(session: Session) -> None:
     session.execute(text(f"SET LOCAL lock_timeout = {PATIENCE // timedelta(milliseconds=1)}"))
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(TURN, 0))))
 
 
 def _lock_the_oldest(session: Session, batch: int) -> list[Waiting]:
@@ -128,7 +131,7 @@ def _lock_the_oldest(session: Session, batch: int) -> list[Waiting]:
         .where(WAITING)
         .order_by(QueueEntry.joined_at, QueueEntry.id)
         .limit(batch)
-        .with_for_update(skip_locked=True)
+        .with_for_update()
     )
     return [Waiting(*row) for row in session.execute(oldest)]
 

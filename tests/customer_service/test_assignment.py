@@ -209,6 +209,27 @@ def test_a_trigger_is_not_lost_while_another_batch_is_at_work(world, engine):
     assert sorted(world.states().values()) == ["assigned", "assigned"]
 
 
+def test_a_batch_looks_for_the_oldest_once_it_has_the_turn_and_not_before(world, engine):
+    """A join that is committed while a batch waits is seen by it, though its time is earlier than others'."""
+    world.agent("zoe", capacity=11)
+    world.waiting(*(f"user-{number:02}" for number in range(11)))
+    with Session(engine) as first:
+        assert assign_batch(first, NOON) == 10
+
+        def act(index):
+            if index == 1:
+                with Session(engine) as own:
+                    return assign_waiting_users(own, NOON, checkpoint=lambda progress: own.commit())
+            waits_for_the_turn(engine)
+            world.waiting("committed late", since=NOON + timedelta(seconds=5))
+            first.commit()
+            return 0
+
+        at_once(2, act)
+    assert world.pairs()[-1] == ("committed late", "zoe")
+    assert world.states()["user-10"] == "waiting"
+
+
 def test_a_user_about_to_leave_is_waited_for_and_not_overtaken_if_they_stay(world, engine):
     world.agent("zoe", capacity=1)
     world.waiting("ann", "bob")

@@ -1,0 +1,220 @@
+"""What a plugin's tests use: a real database, a frozen clock, and jobs run through the real claim and commit.
+
+Put ``pytest_plugins = ["core.testing"]`` into your ``conftest.py``; the fixtures below are then there::
+
+    def test_close_day(database, run_job):
+        with Session(database) as session, session.begin():
+            session.add(Sale(amount=5))
+
+        run = run_job(close_day, now=datetime(2026, 3, 1, 3, 30, tzinfo=UTC))
+
+        assert run.state == "succeeded" and run.result == {"closed": 1}
+
+The servers are those of the extra ``rota[embedded]``, started once per test session in a temporary folder.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+from core import arguments, database, migrate, plugins, settings
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
+from core.execution import Executor
+from core.heartbeat import application_name, process_name
+from core.jobs import Job
+from core.ledger import processes, runs
+from core.ledger.models import RunRow
+from core.ledger.processes import Identity
+from core.registry import Plugin, Registry
+
+__all__ = [
+    "FrozenClock",
+    "RunJob",
+    "embedded",
+    "environment",
+    "executor",
+    "frozen_clock",
+    "postgres_url",
+    "redis_url",
+    "registry_of",
+    "run_job",
+]
+
+#: A test may sit in a debugger for as long as this.
+LONG_LEASE = timedelta(hours=1)
+
+
+@dataclass(slots=True)
+class FrozenClock:
+    """A clock that stands until it is advanced."""
+
+    now: datetime = field(default_factory=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **span: float) -> datetime:
+        """Move on by ``timedelta(**span)``, and return the new time."""
+        self.now += timedelta(**span)
+        return self.now
+
+
+@pytest.fixture
+def frozen_clock() -> FrozenClock:
+    """A clock that stands at the beginning of 2026."""
+    return FrozenClock()
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPostgres, EmbeddedRedis]]:
+    """Real PostgreSQL and Redis, started once."""
+    with embedded_servers(tmp_path_factory.mktemp("servers")) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def template(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
+    """The URL of a database that has the tables of the core and of every installed plugin; cloned for each test."""
+    postgres, _ = embedded
+    url = create_database(postgres.url, "rota_template")
+    engine = database.connect(url)
+    list(migrate.upgrade(engine, plugins.current()))
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def postgres_url(template: str) -> Iterator[str]:
+    """The URL of a new database, dropped after the test."""
+    name = f"test_{uuid.uuid4().hex}"
+    yield create_database(template, name, template=True)
+    drop_database(template, name)
+
+
+@pytest.fixture
+def redis_url(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
+    """The URL of an empty Redis."""
+    import redis
+
+    _, server = embedded
+    client = redis.Redis.from_url(server.url)
+    client.flushall()
+    client.close()
+    return server.url
+
+
+@pytest.fixture
+def environment(postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The settings of this process name the test's own servers."""
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    settings.current.cache_clear()
+    database.engine.cache_clear()
+    yield
+    settings.current.cache_clear()
+    database.engine.cache_clear()
+
+
+@pytest.fixture(name="database")
+def database_engine(environment: None, postgres_url: str) -> Iterator[Engine]:
+    """An engine on a new database with every table."""
+    engine = database.connect(postgres_url, pool_size=100)
+    yield engine
+    engine.dispose()
+
+
+@contextmanager
+def registered(engine: Engine, kind: str = "worker") -> Iterator[int]:
+    """This process as one that may claim; yields its id in the ledger."""
+    identity = Identity(kind, process_name(), application_name())
+    with database.dedicated(engine) as connection:
+        process_id = processes.register(connection, identity, LONG_LEASE)
+        yield process_id
+        processes.resign(connection, process_id)
+
+
+@pytest.fixture
+def executor(database: Engine) -> Iterator[Executor]:
+    """What a worker takes runs through."""
+    with registered(database) as process_id:
+        yield Executor(database, lambda: process_id, process_name())
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """Requests a run of a job, takes it through one attempt with the real claim and commit, and returns its row."""
+
+    executor: Executor
+
+    def __call__(
+        self, job: Job, *, key: str = "", args: Mapping[str, Any] | None = None, now: datetime | None = None
+    ) -> RunRow:
+        """``now`` is what the job sees as ``run.now``, by default the database's clock."""
+        run_id = self.request(job, key=key, args=args)
+        self.executor.execute(job, run_id, now=now)
+        return self.row(run_id)
+
+    def request(self, job: Job, *, key: str = "", args: Mapping[str, Any] | None = None) -> int:
+        """Insert a run and leave it queued."""
+        with Session(self.executor.engine) as session, session.begin():
+            return runs.request(
+                session,
+                job.name,
+                key=key,
+                queue=job.queue,
+                args=arguments.encode(job, args),
+                exclusive=job.exclusive,
+                delay=timedelta(0),
+                carried=True,
+            )
+
+    def row(self, run_id: int) -> RunRow:
+        """The run as the ledger has it now."""
+        with Session(self.executor.engine, expire_on_commit=False) as session:
+            return session.scalars(select(RunRow).where(RunRow.id == run_id)).one()
+
+
+@pytest.fixture
+def run_job(executor: Executor) -> RunJob:
+    """Runs a job as a worker would; see RunJob."""
+    return RunJob(executor)
+
+
+def registry_of(*jobs: Job, plugin: str = "tests") -> Registry:
+    """A registry of these jobs alone."""
+    return Registry((Plugin(plugin, "", "", tuple(jobs)),))
+
+
+@pytest.fixture
+def use_jobs() -> Iterator[Callable[..., Registry]]:
+    """Make these jobs the only ones there are, for the length of the test."""
+    with ExitStack() as stack:
+        yield lambda *jobs: stack.enter_context(plugins.using(registry_of(*jobs)))
+
+
+def create_database(server_url: str, name: str, *, template: bool = False) -> str:
+    """Create a database beside that of ``server_url``, by default empty, or a copy of it; return its URL."""
+    url = make_url(server_url)
+    clause = f'TEMPLATE "{url.database}"' if template else ""
+    _on_server(server_url, f'CREATE DATABASE "{name}" {clause}')
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
+def drop_database(server_url: str, name: str) -> None:
+    """Drop a database, whoever is connected to it."""
+    _on_server(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def _on_server(server_url: str, statement: str) -> None:
+    engine = database.connect(make_url(server_url).set(database="postgres").render_as_string(hide_password=False))
+    with database.autocommit(engine) as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()

@@ -1,0 +1,139 @@
+"""The jobs of the crash tests, as an installed plugin: ``install()`` writes what pip would.
+
+Every job writes its effect into a table in its own transaction, so that an effect is there once for each commit; and
+tells of its start on a Redis list, where a test waits for it.
+"""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import redis
+from sqlalchemy import text
+
+from core import Run, every, hookimpl, job
+
+EFFECTS = """
+    CREATE TABLE effects (
+        id bigserial PRIMARY KEY, job text NOT NULL, run_id bigint NOT NULL, slot timestamptz, attempt int NOT NULL,
+        pid int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp())
+"""
+INSERT = text("INSERT INTO effects (job, run_id, slot, attempt, pid) VALUES (:job, :run, :slot, :attempt, :pid)")
+#: Each start is pushed here as "job run attempt pid".
+STARTED = "chaos:started"
+#: A job that waits goes on once something lies here under its run's id.
+GO_ON = "chaos:go-on:"
+
+_client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:1"), socket_timeout=None)
+
+
+def tell(run: Run) -> None:
+    """Tell the test that this attempt has begun; the test may have taken Redis away."""
+    try:
+        _client.rpush(STARTED, f"{run.job} {run.id} {run.attempt} {os.getpid()}")
+    except redis.ConnectionError:
+        run.log.info("chaos.not_told")
+
+
+def effect(run: Run) -> None:
+    """Leave a trace in this run's transaction."""
+    values = {"job": run.job, "run": run.id, "slot": run.slot, "attempt": run.attempt, "pid": os.getpid()}
+    run.session.execute(INSERT, values)
+
+
+@job("tick", queue="chaos", schedule=every(seconds=1), overlap="allow", max_retries=0)
+def tick(run: Run) -> None:
+    """Once a second."""
+    effect(run)
+
+
+@job("half-minute", queue="chaos", schedule=every(seconds=30))
+def half_minute(run: Run) -> None:
+    """Every 30 s."""
+    effect(run)
+
+
+@job("touch", queue="chaos", overlap="allow")
+def touch(run: Run) -> None:
+    """Leave an effect and end."""
+    effect(run)
+
+
+@job("wait", queue="chaos", overlap="allow", retry_delay=timedelta(seconds=1))
+def wait(run: Run) -> None:
+    """Leave an effect, tell the test, and end when it says so; the effect is committed at the end alone."""
+    effect(run)
+    tell(run)
+    _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
+
+
+@job("spin", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), max_retries=0)
+def spin(run: Run) -> None:
+    """Run past its soft limit, in Python."""
+    tell(run)
+    while True:
+        time.sleep(0.01)
+
+
+@job("fail", queue="chaos", max_retries=1, retry_delay=timedelta(seconds=2))
+def fail(run: Run) -> None:
+    """Leave an effect and fail."""
+    effect(run)
+    tell(run)
+    raise RuntimeError("failed on purpose")
+
+
+@job("crash", queue="chaos", retry_delay=timedelta(seconds=1))
+def crash(run: Run) -> None:
+    """Kill the process that runs it."""
+    tell(run)
+    os.kill(os.getpid(), 9)
+
+
+@job("fast", queue="chaos-fast", ledger=False, max_retries=2, retry_delay=timedelta(seconds=1))
+def fast(run: Run, fail: bool = False) -> None:
+    """The fast lane."""
+    tell(run)
+    if fail:
+        raise RuntimeError("failed on purpose")
+
+
+class Chaos:
+    """The plugin."""
+
+    @hookimpl
+    def register_jobs(self):
+        return [tick, half_minute, touch, wait, spin, fail, crash, fast]
+
+
+def install(folder: Path, jobs: str | None = None) -> Path:
+    """Write this plugin into ``folder`` as pip would, for real processes that have it on their PYTHONPATH.
+
+    ``jobs``: a comma-separated list of the only jobs that are wanted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    info = folder / "chaos-1.0.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chaos\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rota.plugins]\nchaos = chaos_plugin:plugin\n")
+    (folder / "chaos_plugin.py").write_text(ENTRY.format(jobs=jobs))
+    return folder
+
+
+ENTRY = """\
+from core import hookimpl
+from tests.support import chaos
+
+WANTED = {jobs!r}
+
+
+class Wanted:
+    @hookimpl
+    def register_jobs(self):
+        offered = chaos.Chaos().register_jobs()
+        return [job for job in offered if WANTED is None or job.name in WANTED.split(",")]
+
+
+plugin = Wanted()
+"""

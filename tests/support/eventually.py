@@ -1,0 +1,18 @@
+"""The only place in the tests that sleeps."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], *, within: float, every: float = 0.05) -> T:
+    """The first true value of ``condition``, asked again and again for ``within`` seconds; else an AssertionError."""
+    deadline = time.monotonic() + within
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not true within {within} s; the last value was {value!r}"
+        time.sleep(every)

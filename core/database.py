@@ -69,16 +69,27 @@ def engine() -> Engine:
 
 @contextmanager
 def autocommit(engine: Engine) -> Iterator[Connection]:
-    """A connection on which every statement is a transaction, and one round trip."""
+    """A connection on which every statement is a transaction, and one round trip.
+
+    SQLAlchemy's own AUTOCOMMIT would add a round trip to set it back.
+    """
     with engine.connect() as connection:
-        yield connection.execution_options(isolation_level="AUTOCOMMIT")
+        driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
+        driver.autocommit = True
+        try:
+            yield connection
+        finally:
+            if not driver.closed:
+                driver.autocommit = False
 
 
 @contextmanager
 def dedicated(engine: Engine) -> Iterator[Connection]:
     """A connection outside the pool, in autocommit, for what lives as long as its session: locks, LISTEN."""
     with engine.connect() as connection:
-        connection.execution_options(isolation_level="AUTOCOMMIT").detach()
+        driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
+        driver.autocommit = True
+        connection.detach()
         yield connection
 
 

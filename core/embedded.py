@@ -160,6 +160,11 @@ class EmbeddedServer:
         self._clear_leftovers()
         self._lock.release()
 
+    @property
+    def pid(self) -> int | None:
+        """The process that this object started, if it has."""
+        return self._child.pid if self._child else None
+
     def is_running(self) -> bool:
         """Whether the server that this object started is alive."""
         return self._child is not None and self._child.poll() is None

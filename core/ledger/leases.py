@@ -21,11 +21,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core.errors import LeaseLost
+from core.ledger.prepared import Prepared
 
 #: A claim that loses to a rival it could not see looks again; the rival is then visible.
 CLAIM_LOOKS = 3
@@ -63,20 +64,27 @@ class Lease:
     due_at: datetime
 
 
+#: Of the run $1 under the token $2.
 LEASE_IS_GOOD = """
-    run.id = :run_id AND run.token = :token AND run.state = 'running' AND EXISTS (
+    run.id = $1 AND run.token = $2 AND run.state = 'running' AND EXISTS (
         SELECT 1 FROM rota_processes AS process
         WHERE process.id = run.process_id AND process.expires_at > clock_timestamp())
 """
 
-CLAIM = text("""
-    WITH candidate AS MATERIALIZED (
+#: Run, process, name of the process. Not flushed to disk by itself: should PostgreSQL crash before the next flush, the
+#: run is queued again and the lost claim's token fits nothing; the commit of its work would have flushed it too.
+CLAIM = Prepared(
+    "rota_claim",
+    ("bigint", "bigint", "text"),
+    """
+    WITH unflushed AS MATERIALIZED (
+        SELECT set_config('synchronous_commit', 'off', true)
+    ), candidate AS MATERIALIZED (
         SELECT id, job, key, exclusive, attempt, due_at <= clock_timestamp() AS due
-        FROM rota_runs
-        WHERE id = :run_id AND state IN ('queued', 'retrying') AND EXISTS (
-            SELECT 1 FROM rota_processes AS process
-            WHERE process.id = :process_id AND process.expires_at > clock_timestamp())
-        FOR UPDATE
+        FROM rota_runs, unflushed
+        WHERE id = $1 AND state IN ('queued', 'retrying') AND EXISTS (
+            SELECT 1 FROM rota_processes AS process WHERE process.id = $2 AND process.expires_at > clock_timestamp())
+        FOR UPDATE OF rota_runs
     ), verdict AS MATERIALIZED (
         SELECT id, CASE
             WHEN NOT due THEN 'early'
@@ -93,24 +101,29 @@ CLAIM = text("""
         reason = CASE word WHEN 'running' THEN NULL WHEN 'early' THEN reason ELSE 'overlap' END,
         attempt = attempt + (word = 'running')::int,
         token = CASE word WHEN 'running' THEN nextval('rota_tokens') ELSE token END,
-        process_id = CASE word WHEN 'running' THEN :process_id END,
-        worker = CASE word WHEN 'running' THEN :worker ELSE worker END,
+        process_id = CASE word WHEN 'running' THEN $2 END,
+        worker = CASE word WHEN 'running' THEN $3 ELSE worker END,
         started_at = CASE word WHEN 'running' THEN clock_timestamp() ELSE started_at END,
         finished_at = CASE word WHEN 'skipped' THEN clock_timestamp() END,
         sent_at = CASE WHEN word IN ('running', 'skipped') THEN sent_at END,
         due_at = CASE word WHEN 'waiting' THEN clock_timestamp() + interval '1 second' ELSE due_at END
     FROM verdict WHERE run.id = verdict.id
-    RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, due_at,
-              clock_timestamp() AS claimed_at
-""")
+    RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
+    """,
+)
 
-HOLD = text(f"""
-    UPDATE rota_runs AS run SET progress = CAST(:progress AS jsonb) WHERE {LEASE_IS_GOOD} RETURNING run.id
-""")  # noqa: S608 — both parts are constants
-
-HOLD_UNCHANGED = text(f"""
-    SELECT 1 FROM rota_runs AS run WHERE {LEASE_IS_GOOD} FOR NO KEY UPDATE
-""")  # noqa: S608 — both parts are constants
+#: Run, token, progress.
+HOLD = Prepared(
+    "rota_hold",
+    ("bigint", "bigint", "text"),
+    f"UPDATE rota_runs AS run SET progress = $3::jsonb WHERE {LEASE_IS_GOOD} RETURNING run.id",  # noqa: S608 — constants
+)
+#: Run, token.
+HOLD_UNCHANGED = Prepared(
+    "rota_hold_unchanged",
+    ("bigint", "bigint"),
+    f"SELECT 1 FROM rota_runs AS run WHERE {LEASE_IS_GOOD} FOR NO KEY UPDATE",  # noqa: S608 — constants
+)
 
 
 def claim(connection: Connection, run_id: int, *, process_id: int, worker: str) -> tuple[Verdict, Lease | None]:
@@ -118,33 +131,18 @@ def claim(connection: Connection, run_id: int, *, process_id: int, worker: str) 
 
     Returns the verdict, with a lease if and only if it is RUNNING.
     """
-    parameters = {"run_id": run_id, "process_id": process_id, "worker": worker}
     for look in range(CLAIM_LOOKS):
         try:
-            row = connection.execute(CLAIM, parameters).one_or_none()
-            return (Verdict.NONE, None) if row is None else (Verdict(row.word), _lease(row))
+            rows = CLAIM.rows(connection, run_id, process_id, worker)
         except IntegrityError:
             if look == CLAIM_LOOKS - 1:
                 raise
+            continue
+        if not rows:
+            return Verdict.NONE, None
+        word, *columns = rows[0]
+        return Verdict(word), Lease(*columns) if word == Verdict.RUNNING else None
     raise AssertionError("unreachable")
-
-
-def _lease(row: Row[Any]) -> Lease | None:
-    if row.word != Verdict.RUNNING:
-        return None
-    return Lease(
-        row.id,
-        row.token,
-        row.process_id,
-        row.job,
-        row.key,
-        row.slot,
-        row.attempt,
-        row.failures,
-        row.args,
-        row.claimed_at,
-        row.due_at,
-    )
 
 
 def hold(session: Session | Connection, lease: Lease, progress: str | None = None) -> None:
@@ -152,10 +150,9 @@ def hold(session: Session | Connection, lease: Lease, progress: str | None = Non
 
     ``progress``, a JSON text, is recorded with it. Raises LeaseLost; the caller then rolls back.
     """
-    parameters = {"run_id": lease.run_id, "token": lease.token}
     if progress is None:
-        held = session.execute(HOLD_UNCHANGED, parameters).first()
+        held = HOLD_UNCHANGED.rows(session, lease.run_id, lease.token)
     else:
-        held = session.execute(HOLD, {**parameters, "progress": progress}).first()
-    if held is None:
+        held = HOLD.rows(session, lease.run_id, lease.token, progress)
+    if not held:
         raise LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's (token {lease.token})")

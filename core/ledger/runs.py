@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.models import State
+from core.ledger.prepared import Prepared
 
 #: An error's text is cut here; the log has all of it.
 LONGEST_ERROR = 2000
@@ -25,22 +26,29 @@ REQUEST = text("""
     SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run
 """)
 
-SUCCEED = text(f"""
+#: Run, token, result.
+SUCCEED = Prepared(
+    "rota_succeed",
+    ("bigint", "bigint", "text"),
+    f"""
     UPDATE rota_runs AS run
-    SET state = 'succeeded', result = CAST(:result AS jsonb), error = NULL, process_id = NULL,
-        finished_at = clock_timestamp()
-    WHERE {LEASE_IS_GOOD}
-    RETURNING run.id
-""")  # noqa: S608 — both parts are constants
+    SET state = 'succeeded', result = $3::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
+    WHERE {LEASE_IS_GOOD} RETURNING run.id
+    """,  # noqa: S608 — constants
+)
 
-FAIL = text(f"""
+#: Run, token, state, reason, error, delay.
+FAIL = Prepared(
+    "rota_fail",
+    ("bigint", "bigint", "text", "text", "text", "interval"),
+    f"""
     UPDATE rota_runs AS run
-    SET state = :state, reason = :reason, error = :error, failures = failures + 1, process_id = NULL, sent_at = NULL,
-        due_at = CASE WHEN :state = 'retrying' THEN clock_timestamp() + :delay ELSE due_at END,
-        finished_at = CASE WHEN :state = 'dead' THEN clock_timestamp() END
-    WHERE {LEASE_IS_GOOD}
-    RETURNING run.id
-""")  # noqa: S608 — both parts are constants
+    SET state = $3, reason = $4, error = $5, failures = failures + 1, process_id = NULL, sent_at = NULL,
+        due_at = CASE $3 WHEN 'retrying' THEN clock_timestamp() + $6 ELSE due_at END,
+        finished_at = CASE $3 WHEN 'dead' THEN clock_timestamp() END
+    WHERE {LEASE_IS_GOOD} RETURNING run.id
+    """,  # noqa: S608 — constants
+)
 
 HAND_BACK = text("""
     UPDATE rota_runs
@@ -76,21 +84,14 @@ def request(
 
 def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:
     """Record success in the caller's transaction; False if the lease is lost, and the caller must roll back."""
-    parameters = {"run_id": lease.run_id, "token": lease.token, "result": result}
-    return session.execute(SUCCEED, parameters).first() is not None
+    return bool(SUCCEED.rows(session, lease.run_id, lease.token, result))
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
     """Record a failed attempt; False if the lease is lost, so that nothing is this worker's to record."""
-    parameters = {
-        "run_id": lease.run_id,
-        "token": lease.token,
-        "state": failure.state,
-        "reason": failure.reason,
-        "error": failure.error[:LONGEST_ERROR],
-        "delay": failure.delay,
-    }
-    return connection.execute(FAIL, parameters).first() is not None
+    error = failure.error[:LONGEST_ERROR]
+    values = (str(failure.state), failure.reason, error, failure.delay)
+    return bool(FAIL.rows(connection, lease.run_id, lease.token, *values))
 
 
 def hand_back(connection: Connection, process_id: int, reason: str) -> list[int]:

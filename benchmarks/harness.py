@@ -1,0 +1,164 @@
+"""Servers and workers for the benchmarks: real PostgreSQL (fsync on) and Redis, real processes, quiet logs."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+from sqlalchemy import Engine, text
+
+from core import database, migrate, plugins, redis_broker
+from core.embedded import embedded_servers
+from core.ledger.outbox import Parcel
+
+ROOT = Path(__file__).parents[1]
+PROCESSES, THREADS = 2, 8
+
+PLUGIN = '''\
+from datetime import timedelta
+
+from benchmarks import meter
+from core import every, hookimpl, job
+
+
+@job("bench-fast", queue="bench-fast", ledger=False)
+def fast(run, sent_at: float = 0.0) -> None:
+    """The fast lane."""
+    meter.tick(sent_at)
+
+
+@job("bench-ledger", queue="bench-ledger", overlap="allow")
+def ledger(run, sent_at: float = 0.0) -> None:
+    """A run of the ledger."""
+    meter.tick(sent_at)
+
+
+def slot_job(number):
+    @job(f"bench-slot-{number}", queue="bench-slots", schedule=every(seconds=30))
+    def tick(run) -> None:
+        """A 30-second slot."""
+        meter.tick(run.slot.timestamp())
+    return tick
+
+
+SLOT_JOBS = [slot_job(number) for number in range(10)]
+
+
+@hookimpl
+def register_jobs():
+    return [fast, ledger, *SLOT_JOBS]
+'''
+
+
+@dataclass
+class Bench:
+    """The servers, and how to start workers on them."""
+
+    folder: Path
+    postgres_url: str
+    redis_url: str
+    engine: Engine = field(init=False)
+    client: redis.Redis = field(init=False)
+
+    def __post_init__(self) -> None:
+        site = self.folder / "site"
+        info = site / "bench-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bench\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[rota.plugins]\nbench = bench_plugin\n")
+        (site / "bench_plugin.py").write_text(PLUGIN)
+        self.engine = database.connect(self.postgres_url)
+        self.client = redis_broker.connect(self.redis_url)
+        self.broker = redis_broker.RotaBroker(self.client)
+        list(migrate.upgrade(self.engine, plugins.current()))
+
+    def environment(self, ticks: Path) -> dict[str, str]:
+        """What the workers have in theirs."""
+        return {
+            **os.environ,
+            "DATABASE_URL": self.postgres_url,
+            "REDIS_URL": self.redis_url,
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(ROOT)]),
+            "ROTA_LOG_LEVEL": "WARNING",
+            "ROTA_METRICS_PORT": "0",
+            "BENCH_TICKS": str(ticks),
+        }
+
+    @contextmanager
+    def process(self, ticks: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command of the virtual environment, killed afterwards."""
+        executable = str(Path(sys.executable).parent / command[0])
+        with (self.folder / "processes.log").open("ab") as log:
+            process = subprocess.Popen(
+                [executable, *command[1:]],
+                env=self.environment(ticks),
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def worker(self, ticks: Path, module: str, queue: str):  # type: ignore[no-untyped-def]
+        """``dramatiq module`` with the processes and threads of the published baselines."""
+        options = ["-p", str(PROCESSES), "-t", str(THREADS), "-Q", queue]
+        return self.process(ticks, "dramatiq", module, *options)
+
+    def queue_runs(self, count: int) -> None:
+        """Insert ``count`` runs of bench-ledger, and their messages."""
+        insert = """
+            INSERT INTO rota_runs (job, queue, exclusive, sent_at)
+            SELECT 'bench-ledger', 'bench-ledger', false, clock_timestamp() FROM generate_series(1, :count) RETURNING id
+        """
+        with self.engine.begin() as connection:
+            ids = connection.execute(text(insert), {"count": count}).scalars().all()
+        from core.broker import RedisCarrier
+
+        RedisCarrier(self.broker).send([Parcel(run_id, "bench-ledger", "bench-ledger") for run_id in ids])
+
+    def queue_messages(self, queue: str, count: int) -> None:
+        """Put ``count`` plain messages for the actor ``queue`` on the queue of that name."""
+        from dramatiq.message import Message
+
+        message = Message(queue_name=queue, actor_name=queue, args=(), kwargs={}, options={})
+        self.broker.enqueue_many(message.copy() for _ in range(count))
+
+    def reset(self) -> None:
+        """Empty Redis and the ledger."""
+        self.client.flushall()
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("TRUNCATE rota_runs, rota_processes, rota_schedules")
+
+
+@contextmanager
+def bench() -> Iterator[Bench]:
+    """A bench in a temporary folder; the ticks go to memory, not to a disk."""
+    shared = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 — a tmpfs, and ours alone below it
+    with (
+        tempfile.TemporaryDirectory(dir=shared) as ticks,
+        tempfile.TemporaryDirectory() as folder,
+        embedded_servers(Path(folder) / "servers") as (postgres, server),
+    ):
+        made = Bench(Path(folder), postgres.url, server.url)
+        made.ticks_folder = Path(ticks)  # type: ignore[attr-defined]
+        yield made
+
+
+def wait_for(condition: Callable[[], bool], *, within: float) -> None:
+    """Wait for ``condition``."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the benchmark's jobs did not end within {within} s")
+        time.sleep(0.05)

@@ -1,0 +1,82 @@
+"""The ``rota`` command: a file per command, each as thin as it can be: parse, call, print.
+
+A command's file is imported when that command is used, so that ``rota --help`` stays quick. Exit status: 0 done, 1 the
+answer is no or something is wrong, 2 wrong usage.
+"""
+
+import importlib
+from typing import Any
+
+import click
+
+from core.errors import RotaError
+
+#: Where each command is, and its line in the overview.
+COMMANDS = {
+    "up": ("core.cli.up:up", "Start everything on this machine, and stop it with Ctrl-C."),
+    "check": ("core.cli.check:check", "Say whether everything needed is there and reachable."),
+    "db": ("core.cli.db:db", "Bring the database's tables up to date, or say how far they are."),
+    "jobs": ("core.cli.jobs:jobs", "List the jobs, their schedules and their next slots."),
+    "plugins": ("core.cli.plugins:plugins", "List the plugins and what came of loading them."),
+    "runs": ("core.cli.runs:runs", "List the runs in the ledger, newest first."),
+    "run": ("core.cli.run:run", "Have a job run now."),
+    "why": ("core.cli.why:why", "Say what became of a job at a certain time, and why."),
+}
+
+
+class Problem(click.ClickException):
+    """Something is wrong that is not the user's typing: one line on stderr, exit status 1."""
+
+    def show(self, file: Any = None) -> None:
+        """Print it as ``rota: …``."""
+        click.echo(f"rota: {self.format_message()}", file=file, err=True)
+
+
+class Commands(click.Group):
+    """Imports a command when it is used, and turns our errors and the servers' into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RotaError as error:
+            raise Problem(str(error)) from error
+        except Exception as error:
+            from core.cli.surroundings import explanation
+
+            message = explanation(error)
+            if message is None:
+                raise
+            raise Problem(message) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="rota")
+def main() -> None:
+    """Rota runs the jobs of its plugins, and accounts for every one of their slots.
+
+    DATABASE_URL and REDIS_URL say where. Where neither is set, the commands use what `rota up` has started in this
+    folder: it leaves its URLs in .rota/env.
+
+    \b
+      rota up                                   everything on this machine
+      rota jobs                                 what there is to run, and when next
+      rota runs --job close-day --state dead    what became of it
+      rota why close-day --at 03:00             why did it not run at three?
+
+    Exit status: 0 done; 1 the answer is no, or something is wrong; 2 wrong usage.
+    """

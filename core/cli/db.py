@@ -1,0 +1,61 @@
+"""``rota db``: the tables of the core and of every plugin."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from core.cli.output import as_json, print_json, print_table
+
+if TYPE_CHECKING:
+    from core import migrate
+
+
+@click.group()
+def db() -> None:
+    """Bring the database's tables up to date, or say how far they are."""
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the tables of every plugin up to date.
+
+    Each plugin's migrations are one transaction; two of these at once wait for one another.
+    """
+    from core import migrate, plugins
+    from core.cli.surroundings import ledger
+
+    registry = plugins.current()
+    with ledger(statement_timeout_seconds=0) as engine:
+        for before in migrate.upgrade(engine, registry):
+            click.echo(f"{before.plugin}: {describe(before)}")
+
+
+@db.command()
+@as_json
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Say how far the tables of every plugin are; exit status 1 if something is to be done."""
+    from core import migrate, plugins
+    from core.cli.surroundings import ledger
+
+    with ledger() as engine:
+        histories = migrate.status(engine, plugins.current())
+    if as_json:
+        print_json([{"plugin": h.plugin, "current": h.current, "head": h.head} for h in histories])
+    else:
+        rows = [
+            (h.plugin, h.current or "none", h.head or "none", "up to date" if h.is_current else "behind")
+            for h in histories
+        ]
+        print_table(("plugin", "is at", "newest", "state"), rows)
+    if not all(history.is_current for history in histories):
+        if not as_json:
+            click.echo("run `rota db upgrade`")
+        ctx.exit(1)
+
+
+def describe(before: "migrate.History") -> str:
+    """What an upgrade did, from what there was before it."""
+    if before.is_current:
+        return f"was up to date at {before.head}"
+    return f"brought from {before.current or 'nothing'} to {before.head}"

@@ -1,0 +1,102 @@
+"""What a command finds around it: the settings, the servers that ``rota up`` left word of, and the ledger."""
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from psycopg2.errors import UndefinedColumn, UndefinedTable
+from psycopg2.extensions import connection as DriverConnection
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from core import database, settings
+from core.settings import Settings
+
+URLS = ("DATABASE_URL", "REDIS_URL")
+DATA_FOLDER = Path(".rota")
+#: Where ``rota up`` leaves its URLs for commands in another terminal, inside its data folder.
+ENV_FILE = "env"
+#: A command does not wait longer than this for a statement.
+STATEMENT_TIMEOUT_SECONDS = 30
+
+
+def write_env(folder: Path, urls: dict[str, str]) -> Path:
+    """Leave ``urls`` in ``folder`` for other commands, readable for us alone."""
+    path = folder / ENV_FILE
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w") as file:
+        file.writelines(f"{name}={shlex.quote(url)}\n" for name, url in urls.items())
+    return path
+
+
+def read_env(folder: Path) -> dict[str, str]:
+    """The URLs that ``rota up`` left in ``folder``; none if there is no such file, or others could have written it."""
+    path = folder / ENV_FILE
+    try:
+        found = path.stat()
+        if found.st_uid not in {0, os.geteuid()} or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return {}
+        words = shlex.split(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    pairs = (word.partition("=") for word in words)
+    return {name: value for name, _, value in pairs if name in URLS}
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with what ``rota up`` left in this folder if that contradicts nothing."""
+    left = read_env(DATA_FOLDER)
+    given = {name: os.environ[name] for name in URLS if os.environ.get(name)}
+    contradicted = any(left.get(name) != url for name, url in given.items())
+    return {**os.environ, **({} if contradicted else left)}
+
+
+def is_from_up() -> bool:
+    """Whether the URLs are those that ``rota up`` left in this folder."""
+    left = read_env(DATA_FOLDER)
+    return bool(left) and all(environment().get(name) == url for name, url in left.items())
+
+
+def configured() -> Settings:
+    """The settings of this command. Raises SettingsError."""
+    return settings.load(environment())
+
+
+@contextmanager
+def ledger(*, statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS) -> Iterator[Engine]:
+    """An engine for one command, closed afterwards; 0: its statements may take as long as they need."""
+    url = configured().database_url.get_secret_value()
+    engine = database.connect(url, pool_size=2, application="rota-cli")
+
+    def limit(connection: DriverConnection, _record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET statement_timeout = %s", (round(statement_timeout_seconds * 1000),))
+        connection.commit()
+
+    event.listen(engine, "connect", limit)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def explanation(error: Exception) -> str | None:
+    """What a database error means and what to do, in a line without secrets; None if it is something else."""
+    if not isinstance(error, DBAPIError):
+        return None
+    if isinstance(error.orig, UndefinedTable | UndefinedColumn):
+        return "the database is not migrated: run `rota db upgrade`"
+    if isinstance(error, OperationalError):
+        return f"PostgreSQL cannot be reached: {database.brief(error)}; {advice()}"
+    return f"PostgreSQL refused: {database.brief(error)}"
+
+
+def advice() -> str:
+    """Where to look when a server cannot be reached."""
+    if is_from_up():
+        return f"{DATA_FOLDER / ENV_FILE} names it, but it does not run: start it with `rota up`"
+    return "is the server running, and are DATABASE_URL and REDIS_URL right? `rota check` tells more"

@@ -1,0 +1,54 @@
+"""Statements that every run needs: planned once per connection, and sent past SQLAlchemy's own machinery.
+
+Parsing and planning the claim costs more than executing it, and psycopg2 has no prepared statements of its own, so
+each connection is told PREPARE on first use and EXECUTE from then on.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as DriverConnection
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A statement with ``$1``, ``$2``, … in its body, and the types of these parameters."""
+
+    name: str
+    types: tuple[str, ...]
+    body: str
+
+    @cached_property
+    def _prepare(self) -> str:
+        return f"PREPARE {self.name} ({', '.join(self.types)}) AS {self.body}"
+
+    @cached_property
+    def _execute(self) -> str:
+        return f"EXECUTE {self.name} ({', '.join(['%s'] * len(self.types))})"
+
+    def rows(self, on: Connection | Session, *values: Any) -> list[tuple[Any, ...]]:
+        """Execute in whatever transaction ``on`` is in, and return all rows. Raises SQLAlchemy's DBAPIError."""
+        connection = on.connection() if isinstance(on, Session) else on
+        driver: DriverConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
+        try:
+            with driver.cursor() as cursor:
+                if self.name not in connection.info:
+                    cursor.execute(self._prepare)
+                    connection.info[self.name] = True
+                cursor.execute(self._execute, values)
+                return cursor.fetchall()
+        except psycopg2.Error as error:
+            raise self._explained(error, connection, driver) from error
+
+    def _explained(self, error: psycopg2.Error, connection: Connection, driver: DriverConnection) -> BaseException:
+        is_gone = bool(driver.closed)
+        if is_gone:
+            connection.invalidate(error)
+        return DBAPIError.instance(
+            self.name, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_gone
+        )  # fmt: skip

@@ -26,7 +26,7 @@ from core.ledger import leases, runs
 from core.ledger.leases import Lease, Verdict
 from core.ledger.models import State
 from core.ledger.runs import Failure
-from core.run import LEASE, JobSession, Run
+from core.run import Run, Work
 
 logger = logging.getLogger(__name__)
 
@@ -88,38 +88,36 @@ class Executor:
 
     def attempt(self, job: Job, lease: Lease, now: datetime) -> str:
         """Work on a claimed run and record what came of it."""
-        with JobSession(self.engine, info={LEASE: lease}) as session:
-            run = Run(
-                lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, session, job_logger(job)
-            )  # fmt: skip
-            try:
-                result = self.work(job, run, lease)
-                return self.succeed(job, run, lease, result)
-            except LeaseLost as error:
-                session.rollback()
-                logger.warning("run.lease_lost: %s", error)
-                return "lost"
-            except BaseException as error:  # noqa: BLE001 — whatever a job raises is the run's failure, not the worker's
-                roll_back(session)
-                return self.fail(job, lease, error)
+        work = Work(self.engine, lease)
+        run = Run(lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, job_logger(job), work)
+        try:
+            result = self.work(job, run, lease)
+            return self.succeed(job, work, lease, result)
+        except LeaseLost as error:
+            work.close()
+            logger.warning("run.lease_lost: %s", error)
+            return "lost"
+        except BaseException as error:  # noqa: BLE001 — whatever a job raises is the run's failure, not the worker's
+            work.close()
+            return self.fail(job, lease, error)
+        finally:
+            work.close()
 
     def work(self, job: Job, run: Run, lease: Lease) -> Any:
         """Call the job's function within its limits."""
         kwargs = arguments.decode(job, lease.args)
         return within_limits(job, run, kwargs, on_hard=lambda: self.give_up_process(job, lease))
 
-    def succeed(self, job: Job, run: Run, lease: Lease, result: Any) -> str:
+    def succeed(self, job: Job, work: Work, lease: Lease, result: Any) -> str:
         """Commit the job's work and the run's success in one transaction."""
         body = arguments.encode_result(job, result)
-        session = run.session
-        if not session.in_transaction():
+        if not work.has_begun:
             with database.autocommit(self.engine) as connection:
-                recorded = runs.succeed(connection, lease, body)
-        else:
-            session.flush()
-            recorded = runs.succeed(session, lease, body)
-        if not recorded:
-            raise LeaseLost(f"run {lease.run_id} of job {job.name!r} is no longer this worker's")
+                require(runs.succeed(connection, lease, body), lease)
+            return State.SUCCEEDED
+        session = work.session
+        session.flush()
+        require(runs.succeed(session, lease, body), lease)
         session.mark_fenced()
         session.commit()
         return State.SUCCEEDED
@@ -153,22 +151,23 @@ class Executor:
     def execute_fast(self, job: Job, args: dict[str, Any], message_id: str, clock: Clock = system_clock) -> None:
         """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns."""
         began = time.perf_counter()
-        status = "failed"
+        status, work = "failed", Work(self.engine)
         with structlog.contextvars.bound_contextvars(job=job.name, message=message_id):
             try:
-                with JobSession(self.engine) as session:
-                    run = Run(0, job.name, "", None, 1, clock(), args, session, job_logger(job))
-                    kwargs = arguments.decode(job, args)
-                    within_limits(job, run, kwargs, on_hard=lambda: os._exit(HARD_LIMIT_EXIT))
-                    session.commit()
+                run = Run(0, job.name, "", None, 1, clock(), args, job_logger(job), work)
+                kwargs = arguments.decode(job, args)
+                within_limits(job, run, kwargs, on_hard=lambda: os._exit(HARD_LIMIT_EXIT))
+                if work.has_begun:
+                    work.session.commit()
                 status = State.SUCCEEDED
             finally:
+                work.close()
                 metrics.run_ended(job.name, status, time.perf_counter() - began)
 
 
 def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:
     """Call the function; at its soft limit its statement is cancelled too, and that is told as what it is."""
-    with limits.limited(job.soft_limit, job.hard_limit, on_soft=run.session.cancel, on_hard=on_hard) as watch:
+    with limits.limited(job.soft_limit, job.hard_limit, on_soft=run.work.cancel, on_hard=on_hard) as watch:
         try:
             return job.function(run, **kwargs)
         except DBAPIError as error:
@@ -196,12 +195,10 @@ def report(failure: Failure, error: BaseException) -> None:
     logger.log(level, "run.failed state=%s reason=%s", failure.state, failure.reason, exc_info=error)
 
 
-def roll_back(session: JobSession) -> None:
-    """Roll back; a connection that is gone has rolled back by itself."""
-    try:
-        session.rollback()
-    except DBAPIError as error:
-        logger.debug("rollback on a lost connection: %s", database.brief(error))
+def require(recorded: bool, lease: Lease) -> None:
+    """Raise LeaseLost unless the outcome was recorded under ``lease``."""
+    if not recorded:
+        raise LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's")
 
 
 def job_logger(job: Job) -> Any:

@@ -5,13 +5,16 @@
 - A consumer whose window was full is woken when half of it is free again.
 - Messages that cannot be decoded, or are not ours, are moved to the dead-letter queue and counted; the others go on.
 - A dead process's messages are put back when the dispatcher says so, and by a timer, instead of by chance.
-- Acknowledging a ledger run never makes its worker wait for Redis: the ledger knows that the run is over.
+- Acknowledgements are gathered and sent together, so no worker waits for a round trip, nor for Redis when it is away.
+  A process that is killed before they are sent has those few messages delivered again: at least once, as ever.
 """
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, cast
 from uuid import uuid4
 
@@ -25,6 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core import metrics
+from core.logs import Complaint
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,16 @@ LISTEN_AGAIN_SECONDS = 0.5
 MOST_TOKENS = 64
 #: Tokens that nobody took are worthless by then: everybody has polled.
 TOKENS_LAST_MS = 5_000
+
+#: Acknowledgements sent in one round trip.
+MOST_ACKS = 500
+SEND_ACKS_AGAIN_SECONDS = 0.5
+#: Dramatiq's own "ack" (brokers/redis/dispatch.lua), for many: what is no longer ours to acknowledge is left alone.
+ACK_MANY = """
+for _, id in ipairs(ARGV) do
+    if redis.call('srem', KEYS[1], id) == 1 then redis.call('hdel', KEYS[2], id) end
+end
+"""
 
 #: The option of a message that carries a run of the ledger.
 RUN_ID = "run_id"
@@ -64,6 +78,7 @@ class RotaBroker(RedisBroker):
     def __init__(self, client: redis.Redis, *, middleware: Sequence[Any] = ()) -> None:
         super().__init__(client=client, middleware=list(middleware), maintenance_chance=0)
         self.wakeups = Wakeups(self)
+        self.acks = Acks(self)
 
     @property
     def consumer_class(self) -> "type[Consumer]":
@@ -126,7 +141,8 @@ class RotaBroker(RedisBroker):
         return True, next(filter(None, (run_id(body, queue_name) for body in bodies)), None)
 
     def close(self) -> None:
-        """Stop listening and close the connections."""
+        """Send what is left to acknowledge, stop listening, and close the connections."""
+        self.acks.stop()
         self.wakeups.stop()
         self.client.close()
 
@@ -137,7 +153,6 @@ class Consumer(_RedisConsumer):
     def __init__(self, broker: RotaBroker, queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(broker, queue_name, prefetch, timeout)
         self.woken = threading.Event()
-        self.unsent_acks: list[str] = []
         broker.wakeups.add(self)
 
     @property
@@ -158,9 +173,7 @@ class Consumer(_RedisConsumer):
             raise ConnectionClosed(error) from None
 
     def fetch(self) -> None:
-        """Fill the window, having sent the acknowledgements that Redis missed."""
-        if self.unsent_acks:
-            self.send_acks()
+        """Fill the window."""
         if self.has_room:
             self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
 
@@ -185,15 +198,10 @@ class Consumer(_RedisConsumer):
                 self.broker.do_nack(self.queue_name, redis_id)
 
     def ack(self, message: MessageProxy) -> None:
-        """Acknowledge; for a run of the ledger this need not succeed at once."""
-        try:
-            super().ack(message)
-        except (ConnectionClosed, redis.TimeoutError) as error:
-            if RUN_ID not in message.options:
-                raise ConnectionClosed(error) from None
-            self.unsent_acks.append(message.options["redis_message_id"])
-        finally:
-            self.wake_when_half_empty()
+        """Have the message acknowledged with the next that are sent."""
+        self.queued_message_ids.discard(message.message_id)
+        self.broker.acks.add(self.queue_name, message.options["redis_message_id"])
+        self.wake_when_half_empty()
 
     def nack(self, message: MessageProxy) -> None:
         """Move the message to the dead-letter queue."""
@@ -204,12 +212,6 @@ class Consumer(_RedisConsumer):
         finally:
             self.wake_when_half_empty()
 
-    def send_acks(self) -> None:
-        """Send the acknowledgements that could not be sent before."""
-        while self.unsent_acks:
-            self.broker.do_ack(self.queue_name, self.unsent_acks[-1])
-            self.unsent_acks.pop()
-
     def wake_when_half_empty(self) -> None:
         """Have the window filled again, in time for it never to run dry."""
         if self.outstanding_message_count <= self.prefetch // 2:
@@ -218,6 +220,66 @@ class Consumer(_RedisConsumer):
     def close(self) -> None:
         """Stop waiting for tokens."""
         self.broker.wakeups.remove(self)
+
+
+class Acks:
+    """One thread that sends the acknowledgements of all consumers of this process, as many together as have come."""
+
+    def __init__(self, broker: RotaBroker) -> None:
+        self._broker = broker
+        self._script = broker.client.register_script(ACK_MANY)
+        self._waiting: deque[tuple[str, str]] = deque()
+        self._come = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def add(self, queue_name: str, redis_id: str) -> None:
+        """Acknowledge a message soon."""
+        self._waiting.append((queue_name, redis_id))
+        self._come.set()
+        if self._thread is None:
+            self._start()
+
+    def stop(self) -> None:
+        """Send what is left, if Redis is there."""
+        self._stopping.set()
+        self._come.set()
+        if self._thread is not None:
+            self._thread.join(SOCKET_TIMEOUT_SECONDS)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="rota-acks", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        complaint = Complaint(logger)
+        while not self._stopping.is_set() or self._waiting:
+            self._come.wait()
+            self._come.clear()
+            try:
+                self._send_all()
+                complaint.withdraw()
+            except (redis.RedisError, OSError) as error:
+                complaint.say(f"acks.waiting: {error}; they are sent when Redis can be reached")
+                if self._stopping.wait(SEND_ACKS_AGAIN_SECONDS):
+                    return
+                self._come.set()
+
+    def _send_all(self) -> None:
+        while self._waiting:
+            batch = [self._waiting[index] for index in range(min(len(self._waiting), MOST_ACKS))]
+            for queue_name, group in groupby(sorted(batch), key=itemgetter(0)):
+                self._send(queue_name, [redis_id for _, redis_id in group])
+            for _ in batch:
+                self._waiting.popleft()
+
+    def _send(self, queue_name: str, redis_ids: list[str]) -> None:
+        namespace, broker_id = self._broker.namespace, self._broker.broker_id
+        keys = [f"{namespace}:__acks__.{broker_id}.{queue_name}", f"{namespace}:{queue_name}.msgs"]
+        self._script(keys=keys, args=redis_ids)
 
 
 class Wakeups:

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
 from psycopg2.extensions import connection as DriverConnection
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from core.ledger import leases
@@ -59,6 +61,38 @@ def _fence(session: Session) -> None:
         leases.hold(session, lease)
 
 
+@dataclass(slots=True)
+class Work:
+    """The transaction of one attempt: its lease, and a session that is made when it is first asked for."""
+
+    engine: Engine
+    lease: Lease | None = None
+    _session: JobSession | None = None
+
+    @property
+    def session(self) -> JobSession:
+        """The one session of this attempt."""
+        if self._session is None:
+            self._session = JobSession(self.engine, info={LEASE: self.lease})
+        return self._session
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was done in the session since it was last committed."""
+        return self._session is not None and self._session.in_transaction()
+
+    def cancel(self) -> None:
+        """Cancel the statement that is being waited for, from another thread."""
+        if self._session is not None:
+            self._session.cancel()
+
+    def close(self) -> None:
+        """Roll back what was not committed; a connection that is gone has rolled back by itself."""
+        if self._session is not None:
+            with suppress(DBAPIError):
+                self._session.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One attempt at a run, as the job's function sees it."""
@@ -74,21 +108,25 @@ class Run:
     now: datetime
     #: The arguments as JSON values, before they were turned into what the function's annotations say.
     args: Mapping[str, Any]
-    #: In a transaction as soon as it is used; committed for you, with the run's success, when the function returns.
-    session: JobSession = field(repr=False)
     log: structlog.stdlib.BoundLogger = field(repr=False)
+    work: "Work" = field(repr=False)
+
+    @property
+    def session(self) -> Session:
+        """In a transaction as soon as it is used; committed for you, with the run's success, when the job returns."""
+        return self.work.session
 
     def checkpoint(self, progress: Mapping[str, Any] | None = None, /) -> None:
         """Commit what was done so far, and go on in a new transaction; ``progress`` is shown to people.
 
         Raises LeaseLost, having committed nothing, if another worker owns the run by now.
         """
-        lease: Lease | None = self.session.info.get(LEASE)
+        session, lease = self.work.session, self.work.lease
         if lease is not None and progress is not None:
-            self.session.flush()
-            leases.hold(self.session, lease, json.dumps(progress, default=str))
-            self.session.mark_fenced()
-        self.session.commit()
+            session.flush()
+            leases.hold(session, lease, json.dumps(progress, default=str))
+            session.mark_fenced()
+        session.commit()
 
     def enqueue(
         self, job: str, *, key: str = "", args: Mapping[str, Any] | None = None, delay: timedelta = timedelta(0)

@@ -175,7 +175,7 @@ class Guard:
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
-            print(line, file=self._process.stdin, flush=True)  # noqa: T201 — into the pipe
+            print(line, file=self._process.stdin, flush=True)
         except OSError as error:
             logger.warning("guard.lost: %s; if this process is killed, others may stay", error)
 
@@ -233,9 +233,7 @@ class Supervisor:
         if kept.is_done or kept.program.is_running():
             return None
         now = time.monotonic()
-        if kept.was_running:
-            self._bury(kept, now)
-        if kept.is_done:
+        if kept.was_running and not self._bury(kept, now):
             return None
         if kept.due_at > now:
             return kept.due_at - now
@@ -257,7 +255,8 @@ class Supervisor:
         kept.was_running, kept.started_at = True, time.monotonic()
         self._guard.watch(kept.program, kept.farewell, rank=kept.rank)
 
-    def _bury(self, kept: Kept, now: float) -> None:
+    def _bury(self, kept: Kept, now: float) -> bool:
+        """Clear away what is left of it; return whether it is to be started again."""
         kept.was_running = False
         self._guard.forget(kept.program)
         ended = "ended"
@@ -267,10 +266,11 @@ class Supervisor:
             if kept.program.may_finish and kept.program.status == 0:
                 kept.is_done = True
                 logger.info("up.finished name=%s", kept.program.name)
-                return
+                return False
         if now - kept.started_at > HEALTHY_SECONDS:
             kept.pause_seconds = FIRST_PAUSE_SECONDS
         self._postpone(kept, ended, now)
+        return True
 
     def _postpone(self, kept: Kept, why: str, now: float) -> None:
         logger.warning("up.restarting name=%s: it %s; again in %.0f s", kept.program.name, why, kept.pause_seconds)

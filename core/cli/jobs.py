@@ -1,6 +1,5 @@
 """``rota jobs``: what there is to run, and when next. Needs no server and no setting."""
 
-from itertools import islice
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -70,6 +69,7 @@ def next_slots(job: Job) -> list[str]:
     if job.schedule is None:
         return []
     zone = ZoneInfo(job.schedule.timezone or "UTC")
-    now = system_clock()
-    slots = job.schedule.between(now, now.replace(year=9999))
-    return [slot.astimezone(zone).isoformat() for slot in islice(slots, SLOTS_SHOWN)]
+    slots = [job.schedule.next_after(system_clock())]
+    while len(slots) < SLOTS_SHOWN:
+        slots.append(job.schedule.next_after(slots[-1]))
+    return [slot.astimezone(zone).isoformat() for slot in slots]

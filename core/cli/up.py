@@ -1,0 +1,238 @@
+"""``rota up``: everything on this machine, under one supervisor."""
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+
+from core import logs, settings
+from core.cli import surroundings
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
+from core.errors import RotaError
+from core.settings import Settings
+from core.supervisor import Command, Guard, Signals, Supervisor
+
+logger = logging.getLogger(__name__)
+
+#: Servers end after everyone who uses them.
+SERVER_RANK = 1
+#: What the checks of the settings are given for a server that is yet to be started.
+YET_TO_COME = {"DATABASE_URL": "postgresql:///rota", "REDIS_URL": "redis://localhost"}
+#: Connections that a worker process needs beside one for each thread.
+SPARE_CONNECTIONS = 2
+
+
+class CommandLine(click.ParamType[list[str]]):
+    """A command with its arguments, as a shell would read it."""
+
+    name = "command"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            self.fail(f"{value!r} cannot be read: {error}", param, ctx)
+        if not words or shutil.which(words[0]) is None:
+            self.fail(f"{value!r} names no program that can be run", param, ctx)
+        return words
+
+
+@click.command()
+@click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option("--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads in each of them.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=surroundings.DATA_FOLDER,
+    show_default=True,
+    metavar="DIR",
+    help="Where the embedded servers keep their data.",
+)
+@click.option("--also", type=CommandLine(), multiple=True, metavar="COMMAND", help="Run this, too; may be repeated.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=1),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="What jobs are given to end when everything stops.",
+)
+def up(processes: int, threads: int, data: Path, also: tuple[list[str], ...], grace: float) -> None:
+    """Start everything on this machine, and stop it with Ctrl-C.
+
+    For each of DATABASE_URL and REDIS_URL that is not set, a real server is started with its data in DIR, where they
+    survive. Then the tables are brought up to date, and workers and the scheduler are started, and started again if
+    they die. All logs come to this terminal. Ctrl-C waits for the jobs at work; a second one does not.
+
+    In another terminal, commands in the same folder find the servers by DIR/env, if DIR is .rota. `dramatiq` and
+    `periodiq` never read that file.
+
+    \b
+      rota up
+      rota up --also "python -m plugins.customer_service.simulation"
+    """
+    configured = checked_settings()
+    logs.configure(configured.log_format, configured.log_level)
+    with Signals() as signals, guarded() as guard:
+        try:
+            run_everything(signals, guard, processes, threads, data, also, grace)
+        except KeyboardInterrupt:
+            logger.info("up.stopped: interrupted while starting")
+
+
+def checked_settings() -> Settings:
+    """The settings, as far as they are given. Raises SettingsError."""
+    given = {name: value for name, value in os.environ.items() if value}
+    return settings.load({**YET_TO_COME, **given})
+
+
+@contextmanager
+def guarded() -> Iterator[Guard]:
+    """A guard for as long as there may be something to guard."""
+    guard = Guard()
+    try:
+        yield guard
+    finally:
+        guard.dismiss()
+
+
+def run_everything(
+    signals: Signals,
+    guard: Guard,
+    processes: int,
+    threads: int,
+    data: Path,
+    also: tuple[list[str], ...],
+    grace: float,
+) -> None:
+    """Start all there is, keep it running, and end it when asked to."""
+    supervisor = Supervisor(signals, guard)
+    with ExitStack() as stack:
+        urls = start_servers(supervisor, guard, data, stack)
+        metrics = data.absolute() / "metrics"
+        clear(metrics)
+        environ = {**os.environ, "ROTA_METRICS_DIR": str(metrics), "ROTA_DB_POOL_SIZE": pool_size(threads)}
+        environ.update(given_settings() | urls)
+        stack.callback(surroundings.write_env(data, urls).unlink, missing_ok=True)
+        if supervisor.run(Command("migrations", [script("rota"), "db", "upgrade"], environ)) and not signals.asked:
+            raise RotaError("the tables could not be brought up to date; see above")
+        stack.callback(supervisor.stop, grace)
+        for command in commands(environ, processes, threads, also, grace):
+            if not signals.asked:
+                supervisor.start(command)
+        announce(settings.load(environ), urls, data)
+        supervisor.keep_running()
+        logger.info("up.stopping: waiting up to %.0f s for the jobs at work; Ctrl-C again ends them", grace)
+    logger.info("up.stopped")
+
+
+def start_servers(supervisor: Supervisor, guard: Guard, data: Path, stack: ExitStack) -> dict[str, str]:
+    """Start what is not given by the environment, to be stopped with ``stack``; return the URLs of both servers."""
+    urls = {}
+    servers: list[tuple[str, type[EmbeddedPostgres | EmbeddedRedis], signal.Signals]] = [
+        ("DATABASE_URL", EmbeddedPostgres, signal.SIGINT),
+        ("REDIS_URL", EmbeddedRedis, signal.SIGTERM),
+    ]
+    data.mkdir(parents=True, exist_ok=True)
+    for name, kind, farewell in servers:
+        given = os.environ.get(name)
+        if given:
+            urls[name] = given
+            continue
+        server = kind(data)
+        stack.callback(end_server, server, guard)
+        logger.info("up.starting name=%s data=%s", server.name, server.data)
+        supervisor.start(server, farewell, rank=SERVER_RANK)
+        urls[name] = server.url
+    return urls
+
+
+def end_server(server: EmbeddedServer, guard: Guard) -> None:
+    """Stop an embedded server."""
+    server.stop()
+    guard.forget(server)
+
+
+def given_settings() -> dict[str, str]:
+    """The settings that the environment has."""
+    return {name: os.environ[name] for name in settings.names() if os.environ.get(name)}
+
+
+def clear(folder: Path) -> None:
+    """Make ``folder`` an empty one: the metrics of processes that are no more would be counted again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def pool_size(threads: int) -> str:
+    """Enough connections for every thread."""
+    default = Settings.model_fields["db_pool_size"].default
+    return str(max(default, threads + SPARE_CONNECTIONS))
+
+
+def commands(
+    environ: Mapping[str, str], processes: int, threads: int, also: tuple[list[str], ...], grace: float
+) -> Iterator[Command]:
+    """What is to be kept running.
+
+    Each worker process has a Dramatiq of its own: within one, all are stopped when one of them dies, and none works
+    until the last has ended. The first serves the metrics of all.
+    """
+    # Workers that give up in time can still hand back their runs.
+    timeout = f"--worker-shutdown-timeout={round(max(grace - 5, grace / 2) * 1000)}"
+    worker = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", timeout]
+    for number in range(1, processes + 1):
+        quiet = {} if number == 1 else {"ROTA_METRICS_PORT": "0"}
+        yield Command(f"worker-{number}", worker, {**environ, **quiet})
+    yield Command("scheduler", [script("periodiq"), "core.main"], environ)
+    for words in also:
+        yield Command(shlex.join(words), words, environ, may_finish=True)
+
+
+def script(name: str) -> str:
+    """A command that was installed with us."""
+    ours = Path(sysconfig.get_path("scripts")) / name
+    found = str(ours) if ours.exists() else shutil.which(name)
+    if found is None:
+        raise RotaError(f"the command {name!r} is not installed beside {sys.executable}")
+    return found
+
+
+def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
+    """Say what is where; no passwords."""
+    lines = [f"{name:13} {without_password(url)}" for name, url in urls.items()]
+    if configured.metrics_port:
+        lines.append(f"{'metrics':13} http://{reachable(configured.metrics_host)}:{configured.metrics_port}/metrics")
+    lines.append(f"{'try':13} {hint(urls, data)}")
+    click.echo("\n".join(["", "Rota is up; Ctrl-C stops it.", *(f"  {line}" for line in lines), ""]), err=True)
+
+
+def hint(urls: Mapping[str, str], data: Path) -> str:
+    """How to use the command line in a second terminal."""
+    if data == surroundings.DATA_FOLDER:
+        return f"rota runs        in another terminal, in {Path.cwd()}"
+    if all(without_password(url) == url for url in urls.values()):
+        return " ".join(f"{name}={shlex.quote(url)}" for name, url in urls.items()) + " rota runs"
+    return f"env $(cat {shlex.quote(str(data / surroundings.ENV_FILE))}) rota runs"
+
+
+def without_password(url: str) -> str:
+    """``url`` with its password replaced by stars."""
+    from urllib.parse import urlsplit
+
+    password = urlsplit(url).password
+    return url.replace(f":{password}@", ":***@", 1) if password else url
+
+
+def reachable(host: str) -> str:
+    """An address that a browser on this machine can use."""
+    return socket.gethostname() if host not in {"0.0.0.0", "::", ""} else "localhost"

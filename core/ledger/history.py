@@ -1,0 +1,177 @@
+"""What the ledger tells people: runs, what happened around them, and who is alive. Reads only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, text
+
+from core.ledger.models import RunRow, State
+from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
+from core.ledger.slots import Watermark
+
+RUNS = RunRow.__table__
+#: A skipped or missed run was never at work, and cannot have been in anybody's way.
+NEVER_AT_WORK = (State.SKIPPED, State.MISSED, State.ORPHANED)
+
+NOW = text("SELECT clock_timestamp()")
+
+#: One look at the index for each job, however many runs it has.
+JOBS_SEEN = text("""
+    WITH RECURSIVE seen AS (
+        (SELECT job FROM rota_runs ORDER BY job LIMIT 1)
+        UNION ALL
+        SELECT (SELECT job FROM rota_runs WHERE job > seen.job ORDER BY job LIMIT 1)
+        FROM seen WHERE seen.job IS NOT NULL
+    )
+    SELECT job FROM seen WHERE job IS NOT NULL
+""")
+
+#: Alive is who holds the advisory lock of its row and has not fallen silent; a dead one's row stays for a moment.
+ALIVE = text("""
+    SELECT process.id, kind, name, queues, process.started_at, expires_at FROM rota_processes AS process
+    WHERE expires_at > clock_timestamp() AND EXISTS (
+        SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
+        WHERE lock.locktype = 'advisory' AND lock.granted AND db.datname = current_database()
+          AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2)
+    ORDER BY process.id
+""")
+
+IS_DISPATCHING = text("""
+    SELECT EXISTS (
+        SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
+        WHERE lock.locktype = 'advisory' AND lock.granted AND db.datname = current_database()
+          AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:lock AS oid) AND lock.objsubid = 2)
+""")
+
+WATERMARK = text("SELECT spec, accounted_until FROM rota_schedules WHERE job = :job")
+
+#: When anything was last finished by a worker before an instant, and first after it: what an outage looks like.
+WORKED_AROUND = text("""
+    SELECT (SELECT finished_at FROM rota_runs
+            WHERE finished_at <= :instant AND attempt > 0 ORDER BY finished_at DESC LIMIT 1) AS before,
+           (SELECT finished_at FROM rota_runs
+            WHERE finished_at > :instant AND attempt > 0 ORDER BY finished_at LIMIT 1) AS after
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A worker or scheduler that is alive."""
+
+    id: int
+    kind: str
+    name: str
+    queues: tuple[str, ...]
+    started_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """When a worker last finished something before an instant, and first after it."""
+
+    before: datetime | None
+    after: datetime | None
+
+
+Run = Row[Any]
+
+
+def now(connection: Connection) -> datetime:
+    """The database's clock."""
+    instant: datetime = connection.execute(NOW).scalar_one()
+    return instant
+
+
+def jobs_seen(connection: Connection) -> list[str]:
+    """The names of all jobs that the ledger has runs of, loaded or not."""
+    return list(connection.execute(JOBS_SEEN).scalars())
+
+
+def newest(connection: Connection, *, job: str | None = None, state: str | None = None, limit: int = 50) -> list[Run]:
+    """The newest runs, newest first."""
+    query = select(RUNS).order_by(RUNS.c.id.desc()).limit(limit)
+    if job is not None:
+        query = query.where(RUNS.c.job == job)
+    if state is not None:
+        query = query.where(RUNS.c.state == state)
+    return list(connection.execute(query).all())
+
+
+def run(connection: Connection, run_id: int) -> Run | None:
+    """One run."""
+    return connection.execute(select(RUNS).where(RUNS.c.id == run_id)).one_or_none()
+
+
+def of_slots(connection: Connection, job: str, key: str, after: datetime, before: datetime) -> list[Run]:
+    """The runs of slots with ``after`` <= slot < ``before``, in order."""
+    slots = select(RUNS).where(RUNS.c.job == job, RUNS.c.key == key, RUNS.c.slot >= after, RUNS.c.slot < before)
+    return list(connection.execute(slots.order_by(RUNS.c.slot)).all())
+
+
+def requested(connection: Connection, job: str, key: str | None, after: datetime, before: datetime) -> list[Run]:
+    """The runs without a slot that were requested with ``after`` <= queued_at < ``before``, in order."""
+    requests = select(RUNS).where(
+        RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at >= after, RUNS.c.queued_at < before
+    )
+    if key is not None:
+        requests = requests.where(RUNS.c.key == key)
+    return list(connection.execute(requests.order_by(RUNS.c.id)).all())
+
+
+def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
+    """The runs of the same job and key that were at work at ``instant``, as far as their last attempt tells."""
+    at_work = select(RUNS).where(
+        RUNS.c.job == run.job,
+        RUNS.c.key == run.key,
+        RUNS.c.id != run.id,
+        RUNS.c.exclusive,
+        RUNS.c.state.not_in(NEVER_AT_WORK),
+        RUNS.c.started_at <= instant,
+        (RUNS.c.finished_at >= instant) | RUNS.c.finished_at.is_(None),
+    )
+    return list(connection.execute(at_work.order_by(RUNS.c.id)).all())
+
+
+def next_served(connection: Connection, run: Run) -> Run | None:
+    """The first run of a later slot of the same job and key that was not missed."""
+    later = select(RUNS).where(
+        RUNS.c.job == run.job, RUNS.c.key == run.key, RUNS.c.slot > run.slot, RUNS.c.state != State.MISSED
+    )
+    return connection.execute(later.order_by(RUNS.c.slot).limit(1)).one_or_none()
+
+
+def first_slot(connection: Connection, job: str, key: str) -> datetime | None:
+    """The oldest slot of a job on record."""
+    slots = select(RUNS.c.slot).where(RUNS.c.job == job, RUNS.c.key == key, RUNS.c.slot.is_not(None))
+    return connection.execute(slots.order_by(RUNS.c.slot).limit(1)).scalar_one_or_none()
+
+
+def watermark(connection: Connection, job: str) -> Watermark | None:
+    """Up to when the slots of a job are accounted for; None if no dispatcher has ever seen it."""
+    row = connection.execute(WATERMARK, {"job": job}).one_or_none()
+    return Watermark(row.spec, row.accounted_until) if row else None
+
+
+def worked_around(connection: Connection, instant: datetime) -> Around:
+    """When any worker last finished anything before ``instant``, and first after it."""
+    row = connection.execute(WORKED_AROUND, {"instant": instant}).one()
+    return Around(row.before, row.after)
+
+
+def alive(connection: Connection) -> list[Process]:
+    """The processes that are alive."""
+    rows = connection.execute(ALIVE, {"space": LOCK_SPACE}).all()
+    return [Process(row.id, row.kind, row.name, tuple(row.queues), row.started_at, row.expires_at) for row in rows]
+
+
+def is_dispatching(connection: Connection) -> bool:
+    """Whether a dispatcher leads."""
+    return bool(connection.execute(IS_DISPATCHING, {"space": LOCK_SPACE, "lock": LEADER_LOCK}).scalar_one())
+
+
+def serves(processes: Sequence[Process], queue: str) -> bool:
+    """Whether one of ``processes`` is a worker that takes runs from ``queue``."""
+    return any(process.kind == "worker" and queue in process.queues for process in processes)

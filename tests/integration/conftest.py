@@ -1,0 +1,228 @@
+"""What the integration tests share: a look into the ledger, processes to claim for, workers as threads."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+from dramatiq.middleware import CurrentMessage, Middleware
+from dramatiq.worker import Worker
+from sqlalchemy import Connection, Engine, Row, text
+
+from core import broker as brokers
+from core import database as databases
+from core import redis_broker
+from core.broker import RedisCarrier
+from core.execution import Executor
+from core.heartbeat import application_name
+from core.jobs import Job
+from core.ledger import leases, outbox, processes
+from core.ledger.leases import Lease, Verdict
+from core.ledger.processes import Identity
+from core.middleware.fast_lane_retries import FastLaneRetries
+from core.middleware.scheduling import SchedulingOptions
+from core.redis_broker import RotaBroker
+from core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger as a test looks at it."""
+
+    engine: Engine
+
+    def rows(self, statement: str, **parameters: Any) -> list[Row[Any]]:
+        """The rows of a query."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(text(statement), parameters).all())
+
+    def value(self, statement: str, **parameters: Any) -> Any:
+        """The only value of a query."""
+        ((value,),) = self.rows(statement, **parameters)
+        return value
+
+    def do(self, statement: str, **parameters: Any) -> int:
+        """Execute and commit; return how many rows it changed."""
+        with self.engine.begin() as connection:
+            return int(connection.execute(text(statement), parameters).rowcount)  # type: ignore[attr-defined]
+
+    def run(self, run_id: int) -> Row[Any]:
+        """One run."""
+        (row,) = self.rows("SELECT * FROM rota_runs WHERE id = :id", id=run_id)
+        return row
+
+    def runs(self, job: str) -> list[Row[Any]]:
+        """The runs of a job: its slots in their order, then its requests."""
+        return self.rows("SELECT * FROM rota_runs WHERE job = :job ORDER BY slot, id", job=job)
+
+    def states(self, job: str) -> list[str]:
+        """Their states."""
+        return [row.state for row in self.runs(job)]
+
+    def request(self, job: str = "work", *, key: str = "", exclusive: bool = True, **columns: Any) -> int:
+        """Insert a run; return its id."""
+        values = {"job": job, "key": key, "queue": "default", "exclusive": exclusive, **columns}
+        names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
+        statement = text(f"INSERT INTO rota_runs ({names}) VALUES ({places}) RETURNING id")
+        with self.engine.begin() as connection:
+            return int(connection.execute(statement, values).scalar_one())
+
+
+@pytest.fixture
+def ledger(database: Engine) -> Ledger:
+    """The ledger of this test."""
+    return Ledger(database)
+
+
+@dataclass
+class Process:
+    """A process that is registered on a connection of its own; closing that is its death."""
+
+    id: int
+    connection: Connection
+    application: str
+
+    def claim(self, engine: Engine, run_id: int) -> tuple[Verdict, Lease | None]:
+        """Claim for this process."""
+        with databases.autocommit(engine) as connection:
+            return leases.claim(connection, run_id, process_id=self.id, worker="test:1")
+
+    def lease(self, engine: Engine, run_id: int) -> Lease:
+        """Claim, and expect to get it."""
+        verdict, lease = self.claim(engine, run_id)
+        assert lease is not None, verdict
+        return lease
+
+    def expire(self, engine: Engine) -> None:
+        """Let its leases have run out a second ago."""
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE rota_processes SET expires_at = clock_timestamp() - interval '1 second' WHERE id = :id"),
+                {"id": self.id},
+            )
+
+    def die(self) -> None:
+        """Close the connection that holds its lock, as the end of a process does."""
+        self.connection.close()
+
+
+@pytest.fixture
+def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
+    """Registers processes."""
+    with ExitStack() as stack:
+
+        def start(*, lease: timedelta = timedelta(hours=1), broker_id: str | None = None, application: str = "") -> Process:
+            connection = stack.enter_context(databases.dedicated(database))
+            application = application or application_name()
+            identity = Identity("worker", "test:1", application, broker_id)
+            return Process(processes.register(connection, identity, lease), connection, application)
+
+        yield start
+
+
+@pytest.fixture
+def process(start_process: Callable[..., Process]) -> Process:
+    """A process that may claim."""
+    return start_process()
+
+
+@dataclass
+class Service:
+    """A broker and, once ``work`` is called, a worker whose threads are this process's."""
+
+    broker: RotaBroker
+    carrier: RedisCarrier
+    redis: redis.Redis
+    registry: Registry
+    stack: ExitStack = field(repr=False)
+
+    def work(self, *, threads: int = 2, poll_ms: int = 100) -> Worker:
+        """Start a worker; it is stopped after the test."""
+        worker = Worker(self.broker, worker_threads=threads, worker_timeout=poll_ms)
+        worker.start()
+        self.stack.callback(worker.stop, timeout=5_000)
+        return worker
+
+    def waiting(self, queue: str = "default") -> int:
+        """How many messages wait on a queue."""
+        return int(self.redis.llen(f"dramatiq:{queue}"))  # type: ignore[arg-type]
+
+    def dead_letters(self, queue: str = "default") -> list[bytes]:
+        """What lies on the dead-letter queue, without the bodies that never were."""
+        return list(self.redis.hgetall(f"dramatiq:{queue}.XQ.msgs").values())  # type: ignore[union-attr]
+
+    def fetched(self, queue: str = "default") -> int:
+        """How many messages this broker has fetched and not acknowledged."""
+        return int(self.redis.scard(f"dramatiq:__acks__.{self.broker.broker_id}.{queue}"))  # type: ignore[arg-type]
+
+    def put(self, body: bytes | None, redis_id: str, queue: str = "default") -> None:
+        """Put raw bytes on a queue, as who knows whom might do, and no token."""
+        if body is not None:
+            self.redis.hset(f"dramatiq:{queue}.msgs", redis_id, body)  # type: ignore[arg-type]
+        self.redis.rpush(f"dramatiq:{queue}", redis_id)
+
+
+@contextmanager
+def service(
+    engine: Engine, redis_url: str, registry: Registry, executor: Executor, *middleware: Middleware
+) -> Iterator[Service]:
+    """A broker with an actor for each job, as ``core.main`` builds it, but for the process's own life."""
+    with ExitStack() as stack:
+        own = [CurrentMessage(), SchedulingOptions(), *middleware, FastLaneRetries()]
+        broker = brokers.build(redis_broker.connect(redis_url), own)
+        stack.callback(broker.close)
+        brokers.declare(broker, registry, engine, executor)
+        carrier = RedisCarrier(broker)
+        outbox.attach(carrier)
+        stack.callback(outbox.attach, None)
+        client = redis.Redis.from_url(redis_url, socket_timeout=None)
+        stack.callback(client.close)
+        yield Service(broker, carrier, client, registry, stack)
+
+
+@pytest.fixture
+def serve(
+    database: Engine, redis_url: str, executor: Executor, use_jobs: Callable[..., Registry]
+) -> Iterator[Callable[..., Service]]:
+    """Makes a service of these jobs."""
+    with ExitStack() as stack:
+
+        def start(*jobs: Job, middleware: tuple[Middleware, ...] = ()) -> Service:
+            return stack.enter_context(service(database, redis_url, use_jobs(*jobs), executor, *middleware))
+
+        yield start
+
+
+class NoCarrier:
+    """Stands where Redis would be: keeps what it is given, or fails as Redis does when it is away."""
+
+    def __init__(self) -> None:
+        self.parcels: list[Any] = []
+        self.publications: list[tuple[str, dict[str, Any]]] = []
+        self.is_away = False
+
+    def send(self, parcels: Any) -> None:
+        """Keep parcels."""
+        self._answer()
+        self.parcels += parcels
+
+    def publish(self, channel: str, message: dict[str, Any]) -> None:
+        """Keep a publication."""
+        self._answer()
+        self.publications.append((channel, message))
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise redis.ConnectionError("away on purpose")
+
+
+@pytest.fixture
+def carrier() -> Iterator[NoCarrier]:
+    """A carrier of this process that only keeps what it is given."""
+    attached = NoCarrier()
+    outbox.attach(attached)
+    yield attached
+    outbox.attach(None)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, get_type_hints
@@ -16,8 +17,8 @@ from core.jobs import Job
 LARGEST_ARGUMENTS = 64 * 1024
 #: The most bytes of JSON that a result may take: it is kept for people to read.
 LARGEST_RESULT = 64 * 1024
-#: PostgreSQL's jsonb cannot hold this character.
-NUL = b"\\u0000"
+#: The escape of a character that PostgreSQL's jsonb cannot hold; a text with an escaped backslash before u0000 is fine.
+NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
 
@@ -89,7 +90,7 @@ def encode_result(job: Job, result: Any) -> str | None:
     if result is None:
         return None
     try:
-        body = json.dumps(result, allow_nan=False).encode()
+        body = json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         message = f"job {job.name!r} returned what JSON cannot hold ({error}); return numbers, strings, lists or dicts"
         raise BadResult(message) from None
@@ -100,7 +101,7 @@ def encode_result(job: Job, result: Any) -> str | None:
 def _check_body(body: bytes, largest: int, error: type[Exception], what: str) -> None:
     if len(body) > largest:
         raise error(f"{what} take {len(body)} bytes of JSON; at most {largest} fit, keep the rest in a table")
-    if NUL in body:
+    if NUL.search(body):
         raise error(f"{what} hold a NUL character, which PostgreSQL cannot store")
 
 

@@ -3,9 +3,11 @@
 Nothing connects before it is first used.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from weakref import WeakKeyDictionary
 
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -71,26 +73,53 @@ def engine() -> Engine:
 def autocommit(engine: Engine) -> Iterator[Connection]:
     """A connection on which every statement is a transaction, and one round trip.
 
-    SQLAlchemy's own AUTOCOMMIT would add a round trip to set it back.
+    The ledger's short statements share a few of these, kept beside the pool: taking one from the pool, and setting it
+    to autocommit and back, would cost as much as the statement.
     """
-    with engine.connect() as connection:
-        driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
-        driver.autocommit = True
-        try:
-            yield connection
-        finally:
-            if not driver.closed:
-                driver.autocommit = False
+    idle = _idle.setdefault(engine, deque())
+    connection = _pop(idle) or _open(engine)
+    try:
+        yield connection
+        if connection.in_transaction():
+            connection.commit()
+    except BaseException:
+        connection.close()
+        while stale := _pop(idle):  # what broke this one may have broken them all
+            stale.close()
+        raise
+    idle.append(connection)
+
+
+_idle: WeakKeyDictionary[Engine, deque[Connection]] = WeakKeyDictionary()
+
+
+def _pop(idle: deque[Connection]) -> Connection | None:
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
+
+
+def _open(engine: Engine) -> Connection:
+    connection = engine.connect()
+    driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
+    driver.autocommit = True
+    connection.detach()
+    return connection
 
 
 @contextmanager
 def dedicated(engine: Engine) -> Iterator[Connection]:
     """A connection outside the pool, in autocommit, for what lives as long as its session: locks, LISTEN."""
-    with engine.connect() as connection:
-        driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
-        driver.autocommit = True
-        connection.detach()
+    with _open(engine) as connection:
         yield connection
+
+
+def dispose(engine: Engine) -> None:
+    """Close every connection of ``engine`` that is not in use."""
+    for connection in _idle.pop(engine, ()):
+        connection.close()
+    engine.dispose()
 
 
 def brief(error: BaseException) -> str:

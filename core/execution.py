@@ -180,13 +180,23 @@ def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callab
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
     """What a failure means for the run: another attempt, or the end."""
-    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    message = in_words(error)
     if isinstance(error, BadArguments | BadResult):
         return Failure(State.DEAD, "arguments" if isinstance(error, BadArguments) else "result", message)
     failures = lease.failures + 1
     if failures > job.max_retries:
         return Failure(State.DEAD, "retries", message)
     return Failure(State.RETRYING, "error", message, job.delay_after(failures))
+
+
+def in_words(error: BaseException) -> str:
+    """The type and the text of ``error``, which may be unable to tell it, without what PostgreSQL cannot store."""
+    name = type(error).__name__
+    try:
+        message = f"{name}: {error}" if str(error) else name
+    except Exception:  # noqa: BLE001 — whatever a job raises must end in the ledger
+        message = f"{name} (its text cannot be read)"
+    return message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
 def report(failure: Failure, error: BaseException) -> None:

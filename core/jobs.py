@@ -19,6 +19,9 @@ JOB_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 QUEUE_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,99}")
 #: An exponential delay stops growing here.
 LONGEST_RETRY_DELAY = timedelta(days=1)
+#: No span may be longer; ``timedelta.max`` overflows whatever it is added to.
+LONGEST_SPAN = timedelta(days=366)
+POSITIONAL_KINDS = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 KEYWORD_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -62,8 +65,10 @@ class Job:
         """How long to wait before the next attempt, after this many failed ones; exact, without jitter."""
         if self.backoff == "fixed":
             return self.retry_delay
-        doublings: int = min(failures - 1, 30)
-        return min(self.retry_delay * (1 << doublings), LONGEST_RETRY_DELAY)
+        factor: int = 1 << min(failures - 1, 30)
+        if self.retry_delay > LONGEST_RETRY_DELAY // factor:
+            return LONGEST_RETRY_DELAY
+        return self.retry_delay * factor
 
 
 def job(
@@ -143,10 +148,14 @@ def combination_problems(job: Job) -> list[str]:
 
 def function_problems(job: Job) -> list[str]:
     """What is wrong with the function's signature."""
-    if inspect.iscoroutinefunction(job.function):
+    if not inspect.isroutine(job.function):
+        return [f"function={job.function!r} must be a function"]
+    if inspect.iscoroutinefunction(job.function) or inspect.isasyncgenfunction(job.function):
         return ["the function is async; declare it with def"]
+    if inspect.isgeneratorfunction(job.function):
+        return ["the function has a yield, so calling it would run nothing"]
     parameters = list(inspect.signature(job.function).parameters.values())
-    if not parameters or parameters[0].name != "run":
+    if not parameters or parameters[0].name != "run" or parameters[0].kind not in POSITIONAL_KINDS:
         return ["the function's first parameter must be run"]
     return [problem for parameter in parameters[1:] for problem in parameter_problems(job, parameter)]
 
@@ -182,9 +191,9 @@ def _is_count(name: str, value: object) -> str:
 
 
 def _is_span(name: str, value: object, *, least: timedelta) -> str:
-    if isinstance(value, timedelta) and value >= least:
+    if isinstance(value, timedelta) and least <= value <= LONGEST_SPAN:
         return ""
-    return f"{name}={value!r} must be a timedelta of at least {least}"
+    return f"{name}={value!r} must be a timedelta of at least {least} and at most {LONGEST_SPAN.days} days"
 
 
 def _is_one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:

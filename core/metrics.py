@@ -59,18 +59,23 @@ def _metrics() -> Any:
     )
 
 
+@cache
+def _labelled(name: str, *labels: str) -> Any:
+    """One series of a metric; looking it up each time would cost more than counting."""
+    return getattr(_metrics(), name).labels(*labels)
+
+
 def run_ended(task: str, status: str, seconds: float | None = None) -> None:
     """Count an attempt, or a run that ended without one; ``seconds`` is how long the attempt took."""
-    metrics = _metrics()
-    metrics.tasks.labels(task, status).inc()
+    _labelled("tasks", task, status).inc()
     if seconds is not None:
-        metrics.durations.labels(task).observe(seconds)
-        metrics.status.labels(task).set(status == "succeeded")
+        _labelled("durations", task).observe(seconds)
+        _labelled("status", task).set(status == "succeeded")
 
 
 def run_started(task: str, lateness_seconds: float) -> None:
     """Observe how late a run's first attempt started."""
-    _metrics().lateness.labels(task).observe(max(lateness_seconds, 0.0))
+    _labelled("lateness", task).observe(max(lateness_seconds, 0.0))
 
 
 def message_rejected(queue: str, reason: str) -> None:

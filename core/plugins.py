@@ -22,6 +22,8 @@ from core.registry import Plugin, Registry
 logger = logging.getLogger(__name__)
 
 GROUP = "rota.plugins"
+#: The name of the plugin that comes with the core.
+CORE = "core"
 #: pluggy's HookimplMarker leaves this attribute on what it marks.
 IMPL_MARK = f"{NAMESPACE}_impl"
 
@@ -53,7 +55,7 @@ def load(points: Iterable[EntryPoint]) -> Registry:
     """Load the built-in plugin and every plugin of ``points``. Never raises for a plugin: a broken one is reported."""
     manager = pluggy.PluginManager(NAMESPACE)
     manager.add_hookspecs(hookspecs)
-    ours = offers(manager, "core", builtin)
+    ours = offers(manager, CORE, builtin)
     plugins = [ours, *(isolate(manager, point) for point in sorted(points, key=lambda point: point.name))]
     registry = Registry(tuple(refuse_duplicates(plugins)))
     for plugin in registry.broken():
@@ -85,26 +87,46 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
     """What ``plugin`` contributes, asked through its hooks alone. Raises for anything that is wrong with it."""
     refuse_misspelt_hooks(plugin)
     manager.register(plugin, name=name)
-    caller = manager.subset_hook_caller
-    others = [other for other in manager.get_plugins() if other is not plugin]
-    jobs = [job for jobs in caller("register_jobs", others)() for job in checked(jobs)]
-    folders: list[Path] = caller("register_migrations", others)()
+    jobs = [job for jobs in answers(manager, "register_jobs", plugin) for job in checked(jobs)]
+    folders: list[Path] = answers(manager, "register_migrations", plugin)
     for folder in folders:
         if not Path(folder).is_dir():
             raise PluginError(f"register_migrations returned {str(folder)!r}, which is not a folder")
     return Plugin(name, "rota", "", tuple(jobs), Path(folders[0]) if folders else None)
 
 
+def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
+    """What ``plugin`` alone answers to ``hook``: nothing if it has no such hookimpl. Raises PluginError for None."""
+    caller = manager.subset_hook_caller(hook, [other for other in manager.get_plugins() if other is not plugin])
+    answered: list[Any] = caller()
+    if len(answered) < len(caller.get_hookimpls()):
+        raise PluginError(f"{hook} returned None; is a return missing?")  # pluggy drops it in silence
+    return answered
+
+
 def refuse_misspelt_hooks(plugin: Any) -> None:
-    """Raise PluginError for a hookimpl that answers no hook; pluggy would accept it in silence."""
-    known = [name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{NAMESPACE}_spec")]
+    """Raise PluginError for a hookimpl that answers no hook, and for a hook that is not marked.
+
+    pluggy would accept both in silence.
+    """
+    known = hooks()
     for name in dir(plugin):
-        if hasattr(inspect.getattr_static(plugin, name, None), IMPL_MARK) and name not in known:
+        is_marked = hasattr(inspect.getattr_static(plugin, name, None), IMPL_MARK)
+        if is_marked and name not in known:
             raise PluginError(f"{name!r} is marked @hookimpl, but there is no such hook{suggestion(name, known)}")
+        if name in known and not is_marked:
+            raise PluginError(f"{name!r} has the name of a hook, but is not marked @hookimpl")
 
 
-def checked(jobs: Iterable[Job]) -> list[Job]:
+def hooks() -> list[str]:
+    """The names of the hooks that there are."""
+    return [name for name, value in vars(hookspecs).items() if hasattr(value, f"{NAMESPACE}_spec")]
+
+
+def checked(jobs: Any) -> list[Job]:
     """``jobs`` once each is known to be a usable Job."""
+    if isinstance(jobs, str) or not isinstance(jobs, Iterable):
+        raise PluginError(f"register_jobs returned {jobs!r}, which is not a list of jobs")
     jobs = list(jobs)
     for job in jobs:
         if not isinstance(job, Job):
@@ -116,7 +138,8 @@ def checked(jobs: Iterable[Job]) -> list[Job]:
 def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
     """``plugins``, with every one broken that shares a job's name with another, or has it twice.
 
-    Both are refused: which of the two is meant is not ours to guess, and the wrong one must not run.
+    Both are refused: which of the two is meant is not ours to guess, and the wrong one must not run. Only the core
+    stays, since without its tables nothing runs.
     """
     owners: dict[str, list[str]] = defaultdict(list)
     for plugin in plugins:
@@ -128,7 +151,7 @@ def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
 
 def _broken_by_duplicate(plugin: Plugin, twice: dict[str, list[str]]) -> Plugin:
     shared = [job.name for job in plugin.jobs if job.name in twice]
-    if not shared:
+    if not shared or plugin.name == CORE:
         return plugin
     name = shared[0]
     owners = " and ".join(repr(owner) for owner in twice[name])

@@ -56,6 +56,8 @@ def _forget_connection(session: Session, transaction: SessionTransaction) -> Non
 
 @event.listens_for(JobSession, "before_commit")
 def _fence(session: Session) -> None:
+    if session.in_nested_transaction():  # the end of a savepoint commits nothing
+        return
     lease: Lease | None = session.info.get(LEASE)
     if lease is not None and not session.info.pop(FENCED, False):
         leases.hold(session, lease)

@@ -3,13 +3,15 @@
 ``load()`` reports everything that is wrong at once. Nothing falls back silently, and no secret is ever repeated.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -48,7 +50,9 @@ class Settings(BaseModel):
     lease_seconds: Annotated[float, Field(validation_alias="ROTA_LEASE_SECONDS", ge=1, le=3600)] = 15.0
     """How long a process may be silent before its runs are taken from it, in seconds."""
 
-    heartbeat_seconds: Annotated[float, Field(validation_alias="ROTA_HEARTBEAT_SECONDS", gt=0)] = 3.0
+    heartbeat_seconds: Annotated[
+        float, Field(validation_alias="ROTA_HEARTBEAT_SECONDS", gt=0, validate_default=True)
+    ] = 3.0
     """How often a process renews its leases, in seconds; at most a third of ``ROTA_LEASE_SECONDS``."""
 
     max_crashes: Annotated[int, Field(validation_alias="ROTA_MAX_CRASHES", ge=1, le=100)] = 3
@@ -87,14 +91,15 @@ class Settings(BaseModel):
         check_redis_url(value.get_secret_value())
         return value
 
-    @model_validator(mode="after")
-    def _lease_outlasts_heartbeats(self) -> "Settings":
-        if self.lease_seconds < HEARTBEATS_PER_LEASE * self.heartbeat_seconds:
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _heartbeats_fit_into_a_lease(cls, value: float, info: ValidationInfo) -> float:
+        lease_seconds = info.data.get("lease_seconds", math.inf)
+        if value * HEARTBEATS_PER_LEASE > lease_seconds:
             raise ValueError(
-                f"ROTA_LEASE_SECONDS ({self.lease_seconds:g}) must be at least {HEARTBEATS_PER_LEASE} times "
-                f"ROTA_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g})"
+                f"must be at most a third of ROTA_LEASE_SECONDS; they are {value:g} and {lease_seconds:g} seconds"
             )
-        return self
+        return value
 
 
 def check_database_url(url: str) -> None:
@@ -105,19 +110,24 @@ def check_database_url(url: str) -> None:
         raise ValueError("is not a URL; expected postgresql://user:password@host:5432/name") from None
     if parsed.drivername not in POSTGRESQL_SCHEMES:
         raise ValueError(f"starts with {parsed.drivername}://; expected postgresql://user:password@host:5432/name")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise ValueError("names a port that is none; expected postgresql://user:password@host:5432/name")
     if not parsed.database:
         raise ValueError("names no database; expected postgresql://user:password@host:5432/name")
 
 
 def check_redis_url(url: str) -> None:
     """Raise ValueError, without repeating the URL, unless it is one that redis-py understands."""
-    from redis.connection import parse_url
+    from redis import ConnectionPool
 
     if not url.startswith(REDIS_SCHEMES):
         raise ValueError("must start with redis://, rediss:// or unix://, such as redis://localhost:6379/0")
     try:
-        parse_url(url)
-    except ValueError:
+        ConnectionPool.from_url(url).make_connection()  # opens nothing yet
+        database = "" if url.startswith("unix://") else urlsplit(url).path.strip("/")
+        if database and not database.isdecimal():
+            raise ValueError("redis-py would take it for database 0, in silence")
+    except (ValueError, TypeError):
         raise ValueError("is not a Redis URL; expected redis://host:6379/0") from None
 
 
@@ -153,11 +163,13 @@ def unknown(environ: Mapping[str, str]) -> list[str]:
 
 def explain(problem: Any) -> str:
     """One of pydantic's problems, in our words and without the value."""
-    name = str(problem["loc"][0]) if problem["loc"] else ""
+    name = str(problem["loc"][0])
+    if name in Settings.model_fields:  # a default is at fault, which pydantic calls by the field's name
+        name = str(Settings.model_fields[name].validation_alias)
     if problem["type"] == "missing":
         return f"{name} is not set; {HOW_TO_SET.get(name, 'it is required')}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{name} {message[0].lower()}{message[1:]}".strip() if name else message
+    return f"{name} {message[0].lower()}{message[1:]}"
 
 
 HOW_TO_SET = {

@@ -87,7 +87,7 @@ def template(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
     url = create_database(postgres.url, "rota_template")
     engine = database.connect(url)
     list(migrate.upgrade(engine, plugins.current()))
-    engine.dispose()
+    database.dispose(engine)
     return url
 
 
@@ -128,7 +128,7 @@ def database_engine(environment: None, postgres_url: str) -> Iterator[Engine]:
     """An engine on a new database with every table."""
     engine = database.connect(postgres_url, pool_size=100)
     yield engine
-    engine.dispose()
+    database.dispose(engine)
 
 
 @contextmanager
@@ -217,4 +217,4 @@ def _on_server(server_url: str, statement: str) -> None:
     engine = database.connect(make_url(server_url).set(database="postgres").render_as_string(hide_password=False))
     with database.autocommit(engine) as connection:
         connection.exec_driver_sql(statement)
-    engine.dispose()
+    database.dispose(engine)

@@ -61,7 +61,8 @@ def refuse_unknown(connection: Connection, job: str) -> None:
         return
     seen = history.jobs_seen(connection)
     if job not in seen:
-        raise UnknownJob(f"unknown job {job!r}{suggestion(job, {*known, *seen})}; `rota jobs` lists them")
+        nearest = suggestion(job, {*known, *seen}) or "; `rota jobs` lists them"
+        raise UnknownJob(f"unknown job {job!r}{nearest}")
 
 
 def described(run: history.Run) -> dict[str, Any]:

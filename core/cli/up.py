@@ -5,12 +5,12 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
@@ -212,27 +212,23 @@ def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
     lines = [f"{name:13} {without_password(url)}" for name, url in urls.items()]
     if configured.metrics_port:
         lines.append(f"{'metrics':13} http://{reachable(configured.metrics_host)}:{configured.metrics_port}/metrics")
-    lines.append(f"{'try':13} {hint(urls, data)}")
+    lines.append(f"{'try':13} {hint(data)}")
     click.echo("\n".join(["", "Rota is up; Ctrl-C stops it.", *(f"  {line}" for line in lines), ""]), err=True)
 
 
-def hint(urls: Mapping[str, str], data: Path) -> str:
+def hint(data: Path) -> str:
     """How to use the command line in a second terminal."""
     if data == surroundings.DATA_FOLDER:
         return f"rota runs        in another terminal, in {Path.cwd()}"
-    if all(without_password(url) == url for url in urls.values()):
-        return " ".join(f"{name}={shlex.quote(url)}" for name, url in urls.items()) + " rota runs"
-    return f"env $(cat {shlex.quote(str(data / surroundings.ENV_FILE))}) rota runs"
+    return f"(set -a; . {shlex.quote(str(data.absolute() / surroundings.ENV_FILE))}; rota runs)"
 
 
 def without_password(url: str) -> str:
     """``url`` with its password replaced by stars."""
-    from urllib.parse import urlsplit
-
     password = urlsplit(url).password
     return url.replace(f":{password}@", ":***@", 1) if password else url
 
 
 def reachable(host: str) -> str:
     """An address that a browser on this machine can use."""
-    return socket.gethostname() if host not in {"0.0.0.0", "::", ""} else "localhost"
+    return "localhost" if host in {"0.0.0.0", "::", ""} else host

@@ -121,6 +121,12 @@ def requested(connection: Connection, job: str, key: str | None, after: datetime
     return list(connection.execute(requests.order_by(RUNS.c.id)).all())
 
 
+def last_requested(connection: Connection, job: str, before: datetime) -> Run | None:
+    """The newest run without a slot that was requested before an instant."""
+    requests = select(RUNS).where(RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at < before)
+    return connection.execute(requests.order_by(RUNS.c.id.desc()).limit(1)).one_or_none()
+
+
 def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
     """The runs of the same job and key that were at work at ``instant``, as far as their last attempt tells."""
     at_work = select(RUNS).where(

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Identity, Index, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, Identity, Index, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -74,7 +74,7 @@ class RunRow(Base):
     error: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
-        UniqueConstraint("job", "key", "slot", name="rota_runs_slot"),
+        Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
         Index("rota_runs_history", "job", "id"),
         Index("rota_runs_unsent", "due_at", postgresql_where="state IN ('queued', 'retrying') AND sent_at IS NULL"),
         Index("rota_runs_sent", "sent_at", postgresql_where="state IN ('queued', 'retrying') AND sent_at IS NOT NULL"),

@@ -26,7 +26,7 @@ INSERT = text("""
            CASE WHEN state = 'missed' THEN clock_timestamp() END
     FROM unnest(CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]))
          AS due (slot, state, reason)
-    ON CONFLICT (job, key, slot) DO NOTHING
+    ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING
     RETURNING id, state
 """)
 

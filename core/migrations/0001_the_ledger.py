@@ -41,7 +41,6 @@ def upgrade() -> None:
         sa.Column("progress", JSONB),
         sa.Column("result", JSONB),
         sa.Column("error", sa.Text),
-        sa.UniqueConstraint("job", "key", "slot", name="rota_runs_slot"),
         sa.CheckConstraint(
             "state IN ('queued', 'running', 'retrying', 'succeeded', 'dead', 'skipped', 'missed', 'orphaned')",
             name="rota_runs_state",
@@ -49,6 +48,9 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "(state IN ('queued', 'running', 'retrying')) = (finished_at IS NULL)", name="rota_runs_finished_when_final"
         ),
+    )
+    op.create_index(
+        "rota_runs_slot", "rota_runs", ["job", "key", "slot"], unique=True, postgresql_where="slot IS NOT NULL"
     )
     op.create_index("rota_runs_history", "rota_runs", ["job", "id"])
     op.create_index("rota_runs_unsent", "rota_runs", ["due_at"], postgresql_where=f"{WAITING} AND sent_at IS NULL")

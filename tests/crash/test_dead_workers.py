@@ -1,5 +1,7 @@
 """I7, I2: a dead worker's runs are taken up at once, and a paused one's too late commit changes nothing."""
 
+import os
+import signal
 import time
 
 import pytest
@@ -8,48 +10,148 @@ from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.crash
 
+SHORT_LEASE = {"ROTA_LEASE_SECONDS": "3", "ROTA_HEARTBEAT_SECONDS": "0.5"}
 
-def test_a_killed_workers_run_is_taken_up_within_3_s_and_has_one_effect(make_fleet):
+
+def test_a_killed_workers_run_is_taken_up_within_3_s_and_has_one_effect(make_fleet, record_property):
     fleet = make_fleet(jobs="wait")
-    victim, _ = fleet.worker(), fleet.worker()
+    fleet.together(fleet.worker, fleet.worker)
     (run_id,) = fleet.request("wait")
     first = fleet.next_start()
-    victims = {victim.pid, *child_pids(victim.pid)}
-    killed = victim if first.pid in victims else fleet.processes[1]
 
-    fleet.kill(killed)
-    began = time.monotonic()
+    fleet.kill(fleet.group_of(first.pid))
+    killed_at = time.monotonic()
     second = fleet.next_start(within=10)
-    taken_up_after = time.monotonic() - began
+    taken_up_after = time.monotonic() - killed_at
     fleet.go_on(run_id)
 
+    record_property("taken_up_after_seconds", round(taken_up_after, 2))
     assert taken_up_after < 3
     assert (second.run_id, second.attempt) == (run_id, 2)
     eventually(lambda: fleet.runs("wait")[0].state == "succeeded", within=10)
     assert [effect.attempt for effect in fleet.effects("wait")] == [2]
 
 
-def test_a_worker_paused_past_its_lease_cannot_commit_when_it_wakes(make_fleet):
-    fleet = make_fleet(jobs="wait", environ={"ROTA_LEASE_SECONDS": "3", "ROTA_HEARTBEAT_SECONDS": "0.5"})
-    fleet.worker()
-    (run_id,) = fleet.request("wait")
+@pytest.mark.parametrize("role", ["leading", "following"])
+@pytest.mark.parametrize("job", ["wait", "lock"])
+def test_a_worker_paused_past_its_lease_cannot_commit_when_it_wakes(make_fleet, job, role):
+    """Nor is the second attempt held up by the row locks of the first, whether or not the paused one dispatches."""
+    fleet = make_fleet(jobs=f"{job},fast", environ=SHORT_LEASE)
+    if role == "following":
+        fleet.worker("--queues", "chaos-fast")
+    paused = fleet.worker()
+    (run_id,) = fleet.request(job)
     first = fleet.next_start()
     fleet.worker()
+    assert (fleet.group_of(fleet.leader()) is paused) == (role == "leading")
 
-    fleet.pause(fleet.processes[0])
-    second = fleet.next_start(within=10)
+    fleet.pause(paused)
+    second = fleet.next_start(within=15)
     fleet.go_on(run_id)
-    eventually(lambda: fleet.runs("wait")[0].state == "succeeded", within=10)
-    fleet.wake(fleet.processes[0])
-    eventually(lambda: len(fleet.registered("worker")) == 2, within=15)
-    eventually(lambda: "run.lost" in fleet.logs() or "run.lease_lost" in fleet.logs(), within=15)
+    eventually(lambda: fleet.runs(job)[0].state == "succeeded", within=10)
+    fleet.wake(paused)
+    eventually(lambda: fleet.registered("worker", paused), within=15)
+    eventually(lambda: "run.lost" in fleet.logs(), within=15)
 
     assert (first.attempt, second.attempt) == (1, 2)
+    assert [effect.attempt for effect in fleet.effects(job)] == [2]
+    (run,) = fleet.runs(job)
+    assert (run.state, run.attempt, run.failures) == ("succeeded", 2, 0)
+
+
+def test_a_run_that_keeps_killing_its_worker_is_dead_after_three_and_takes_no_other_with_it(make_fleet):
+    fleet = make_fleet(jobs="wait,crash")
+    innocent = fleet.request("wait", 3)
+    (culprit,) = fleet.request("crash")
+
+    for _ in range(3):
+        worker = fleet.worker()
+        fleet.next_starts(4)
+        fleet.go_on(culprit, attempts=1)
+        worker.wait(20)
+    fleet.worker()
+    fleet.next_starts(3)
+    for run_id in innocent:
+        fleet.go_on(run_id)
+
+    eventually(lambda: {run.state for run in fleet.runs("wait")} == {"succeeded"}, within=15)
+    (dead,) = fleet.runs("crash")
+    assert (dead.state, dead.reason, dead.attempt, dead.crashes) == ("dead", "crashes", 3, 3)
+    assert sorted(effect.run_id for effect in fleet.effects("wait")) == innocent
+
+
+def test_when_one_of_two_processes_dies_dramatiq_ends_both_and_a_restarted_worker_takes_over(make_fleet):
+    """Fact 9. What starts it again is the supervisor of ``rota up``, or whatever runs in production."""
+    fleet = make_fleet(jobs="wait,touch")
+    worker = fleet.worker(processes=2)
+    (run_id,) = fleet.request("wait")
+    first = fleet.next_start()
+
+    os.kill(first.pid, signal.SIGKILL)
+    fleet.go_on(run_id)  # the other process may take it up before it is ended
+    status = worker.wait(30)
+    eventually(lambda: not fleet.registered("worker", worker), within=5)
+    fleet.request("touch")
+    fleet.worker(processes=2)
+
+    assert status != 0
+    eventually(lambda: fleet.runs("touch")[0].state == "succeeded", within=15)
+    eventually(lambda: fleet.runs("wait")[0].state == "succeeded", within=15)
     assert [effect.attempt for effect in fleet.effects("wait")] == [2]
-    assert fleet.runs("wait")[0].state == "succeeded"
 
 
-def child_pids(pid: int) -> set[int]:
-    import psutil
+def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(make_fleet):
+    fleet = make_fleet(jobs="wait")
+    worker = fleet.worker()
+    (run_id,) = fleet.request("wait")
+    fleet.next_start()
 
-    return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    worker.send_signal(signal.SIGTERM)
+    eventually(lambda: "Stopping worker process" in fleet.logs(), within=10)
+    (late,) = fleet.request("wait")
+    fleet.go_on(run_id)
+    status = worker.wait(20)
+
+    finished, waiting = fleet.runs("wait")
+    assert status == 0
+    assert (finished.state, finished.attempt, finished.crashes, finished.failures) == ("succeeded", 1, 0, 0)
+    assert (waiting.id, waiting.state, waiting.attempt) == (late, "queued", 0)
+    assert fleet.registered("worker") == []
+
+
+def test_what_does_not_finish_within_the_grace_is_handed_back_uncounted(make_fleet):
+    fleet = make_fleet(jobs="wait")
+    worker = fleet.worker("--worker-shutdown-timeout", "1000")
+    (run_id,) = fleet.request("wait")
+    fleet.next_start()
+
+    status = fleet.terminate(worker)
+    (handed_back,) = fleet.runs("wait")
+    fleet.worker()
+    second = fleet.next_start()
+    fleet.go_on(run_id)
+
+    assert status == 0
+    assert (handed_back.state, handed_back.crashes, handed_back.failures) == ("retrying", 0, 0)
+    assert (second.run_id, second.attempt) == (run_id, 2)
+    eventually(lambda: fleet.runs("wait")[0].state == "succeeded", within=10)
+    assert [effect.attempt for effect in fleet.effects("wait")] == [2]
+
+
+def test_what_a_killed_worker_had_fetched_and_not_begun_starts_elsewhere_at_once(make_fleet, record_property):
+    fleet = make_fleet(jobs="wait,touch")
+    killed = fleet.worker(threads=1)
+    fleet.request("wait")
+    fleet.next_start()
+    fetched = fleet.request("touch")
+    eventually(lambda: fleet.fetched("chaos") == 2, within=10)
+    fleet.worker()
+
+    fleet.kill(killed)
+    killed_at = time.monotonic()
+    eventually(lambda: fleet.effects("touch"), within=10)
+    record_property("started_elsewhere_after_seconds", round(time.monotonic() - killed_at, 2))
+
+    assert time.monotonic() - killed_at < 3
+    (run,) = fleet.runs("touch")
+    assert (run.id, run.attempt, run.crashes) == (fetched[0], 1, 0)

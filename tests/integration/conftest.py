@@ -26,6 +26,75 @@ from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.scheduling import SchedulingOptions
 from core.redis_broker import RotaBroker
 from core.registry import Registry
+from core.testing import create_database, drop_database
+from tests.support import effects
+
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+DISCONNECT = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+@dataclass
+class SharedDatabase:
+    """One database for all tests of this folder, emptied after each: a new one for each would take most of the time."""
+
+    template: str
+    url: str = ""
+    _tables: list[str] = field(default_factory=list)
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _connection: Connection | None = None
+
+    def open(self) -> str:
+        """Its URL; it is made if it is not there or no longer what it was."""
+        if not self.url:
+            self.url = create_database(self.template, "test_integration", template=True)
+            engine = databases.connect(self.url)
+            self._stack.callback(engine.dispose)
+            self._connection = self._stack.enter_context(databases.autocommit(engine))
+            self._connection.exec_driver_sql(effects.TABLE)
+            self._tables = self._do(TABLES)
+        return self.url
+
+    def clean(self) -> None:
+        """Leave nothing of a test in it."""
+        self._do(DISCONNECT)
+        if self._do(TABLES) != self._tables:
+            self.drop()
+            return
+        kept = [table for table in self._tables if not table.startswith("rota_migrations_")]
+        filled = self._do(" UNION ALL ".join(f"SELECT '{table}' WHERE EXISTS (SELECT 1 FROM {table})" for table in kept))
+        for table in filled:
+            self._do(f"DELETE FROM {table} RETURNING 1")
+
+    def drop(self) -> None:
+        """Drop it; the next ``open`` makes it anew."""
+        self._stack.close()
+        if self.url:
+            drop_database(self.template, "test_integration")
+        self.url = ""
+
+    def _do(self, statement: str) -> list[Any]:
+        assert self._connection is not None
+        # Without foreign keys, so that tables may be emptied in any order.
+        self._connection.exec_driver_sql("SET session_replication_role = replica")
+        return list(self._connection.exec_driver_sql(statement).scalars())
+
+
+@pytest.fixture(scope="session")
+def shared_database(template: str) -> Iterator[SharedDatabase]:
+    """The database of this folder."""
+    shared = SharedDatabase(template)
+    yield shared
+    shared.drop()
+
+
+@pytest.fixture
+def postgres_url(shared_database: SharedDatabase) -> Iterator[str]:
+    """The URL of an empty database that has every table."""
+    yield shared_database.open()
+    shared_database.clean()
 
 
 @dataclass(frozen=True)
@@ -61,6 +130,10 @@ class Ledger:
     def states(self, job: str) -> list[str]:
         """Their states."""
         return [row.state for row in self.runs(job)]
+
+    def effects(self) -> list[str]:
+        """What jobs have left in ``test_effects``, the table for their work."""
+        return [row.word for row in self.rows("SELECT word FROM test_effects ORDER BY word")]
 
     def request(self, job: str = "work", *, key: str = "", exclusive: bool = True, **columns: Any) -> int:
         """Insert a run; return its id."""

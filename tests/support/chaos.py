@@ -17,7 +17,9 @@ from core import Run, every, hookimpl, job
 EFFECTS = """
     CREATE TABLE effects (
         id bigserial PRIMARY KEY, job text NOT NULL, run_id bigint NOT NULL, slot timestamptz, attempt int NOT NULL,
-        pid int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp())
+        pid int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
+    CREATE TABLE shared_row (touched_by bigint);
+    INSERT INTO shared_row DEFAULT VALUES;
 """
 INSERT = text("INSERT INTO effects (job, run_id, slot, attempt, pid) VALUES (:job, :run, :slot, :attempt, :pid)")
 #: Each start is pushed here as "job run attempt pid".
@@ -42,7 +44,7 @@ def effect(run: Run) -> None:
     run.session.execute(INSERT, values)
 
 
-@job("tick", queue="chaos", schedule=every(seconds=1), overlap="allow", max_retries=0)
+@job("tick", queue="chaos", schedule=every(seconds=1), overlap="allow", retry_delay=timedelta(seconds=1))
 def tick(run: Run) -> None:
     """Once a second."""
     effect(run)
@@ -68,6 +70,20 @@ def wait(run: Run) -> None:
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
 
 
+@job("nap", queue="chaos", overlap="allow")
+def nap(run: Run) -> None:
+    """Leave an effect, and take a little while over it."""
+    effect(run)
+    run.session.execute(text("SELECT pg_sleep(0.02)"))
+
+
+@job("lock", queue="chaos", overlap="allow", retry_delay=timedelta(seconds=1))
+def lock(run: Run) -> None:
+    """Like ``wait``, with a row locked that every attempt needs."""
+    run.session.execute(text("UPDATE shared_row SET touched_by = :run"), {"run": run.id})
+    wait.function(run)
+
+
 @job("spin", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), max_retries=0)
 def spin(run: Run) -> None:
     """Run past its soft limit, in Python."""
@@ -86,8 +102,9 @@ def fail(run: Run) -> None:
 
 @job("crash", queue="chaos", retry_delay=timedelta(seconds=1))
 def crash(run: Run) -> None:
-    """Kill the process that runs it."""
+    """Kill the process that runs it, when the test says so."""
     tell(run)
+    _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
     os.kill(os.getpid(), 9)
 
 
@@ -99,12 +116,19 @@ def fast(run: Run, fail: bool = False) -> None:
         raise RuntimeError("failed on purpose")
 
 
+@job("fast-wait", queue="chaos-fast", ledger=False)
+def fast_wait(run: Run) -> None:
+    """Tell the test, and wait on the fast lane until it says so."""
+    tell(run)
+    _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
+
+
 class Chaos:
     """The plugin."""
 
     @hookimpl
     def register_jobs(self):
-        return [tick, half_minute, touch, wait, spin, fail, crash, fast]
+        return [tick, half_minute, touch, nap, wait, lock, spin, fail, crash, fast, fast_wait]
 
 
 def install(folder: Path, jobs: str | None = None) -> Path:

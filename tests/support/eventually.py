@@ -16,3 +16,8 @@ def eventually(condition: Callable[[], T], *, within: float, every: float = 0.05
             return value
         assert time.monotonic() < deadline, f"not true within {within} s; the last value was {value!r}"
         time.sleep(every)
+
+
+def elapse(seconds: float) -> None:
+    """Let time pass: for how long an outage lasts, or a measurement goes on. Not for waiting until something is so."""
+    time.sleep(seconds)

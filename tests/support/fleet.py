@@ -4,20 +4,36 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import redis
+from dramatiq.message import Message
 from sqlalchemy import Engine, text
 
-from core import database
+from core import database, redis_broker
+from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
+from core.redis_broker import RotaBroker
 from tests.support import chaos
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
+
+
+#: Two cores may be shared by many; and periodiq, started at the end of a minute, waits for the next one.
+BOOT_SECONDS = 60
+
+LEADER = """
+    SELECT activity.application_name FROM pg_stat_activity AS activity JOIN pg_locks AS lock USING (pid)
+    JOIN pg_database AS db ON db.oid = lock.database AND db.datname = current_database()
+    WHERE lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 2
+      AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:lock AS oid)
+"""
 
 
 @dataclass
@@ -49,9 +65,9 @@ class Fleet:
             connection.exec_driver_sql(chaos.EFFECTS)
 
     def environment(self) -> dict[str, str]:
-        """What the processes have in theirs."""
+        """What the processes have in theirs; the tests' own settings are unknown to them, and would be refused."""
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("ROTA_")},
             "DATABASE_URL": self.postgres_url,
             "REDIS_URL": self.redis_url,
             "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(ROOT)]),
@@ -76,20 +92,27 @@ class Fleet:
         self.processes.append(process)
         return process
 
-    def worker(self, *, processes: int = 1, threads: int = 8, **environ: str) -> subprocess.Popen[bytes]:
+    def worker(self, *options: str, processes: int = 1, threads: int = 8, **environ: str) -> subprocess.Popen[bytes]:
         """Start a worker and wait until all its processes are registered."""
-        before = len(self.registered("worker"))
-        options = ["--processes", str(processes), "--threads", str(threads)]
-        worker = self.start("dramatiq", "core.main", *options, **environ)
-        eventually(lambda: len(self.registered("worker")) >= before + processes, within=30)
+        size = ["--processes", str(processes), "--threads", str(threads)]
+        worker = self.start("dramatiq", "core.main", *size, *options, **environ)
+        eventually(lambda: len(self.registered("worker", worker)) == processes, within=BOOT_SECONDS)
         return worker
 
     def scheduler(self, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a scheduler and wait until its loop runs."""
-        before = len(self.registered("scheduler"))
+        """Start a scheduler and wait until its loop runs; one that starts at the end of a minute waits for the next."""
         scheduler = self.start("periodiq", "core.main", **environ)
-        eventually(lambda: len(self.registered("scheduler")) > before, within=30)
+        eventually(lambda: self.registered("scheduler", scheduler), within=BOOT_SECONDS)
         return scheduler
+
+    def together(self, *starts: Callable[[], subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+        """Start several at once, and wait for them all."""
+        with ThreadPoolExecutor(len(starts)) as pool:
+            return [started.result() for started in [pool.submit(start) for start in starts]]
+
+    def group_of(self, pid: int) -> subprocess.Popen[bytes]:
+        """The started command of which the process ``pid`` is a part."""
+        return next(process for process in self.processes if process.pid == os.getpgid(pid))
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL the process and all its children at once."""
@@ -119,18 +142,26 @@ class Fleet:
         for process in self.processes:
             process.wait(10)
         self.redis.close()
-        self.engine.dispose()
+        database.dispose(self.engine)
 
     def rows(self, statement: str, **parameters: Any) -> list[Any]:
         """The rows of a query."""
         with self.engine.connect() as connection:
             return list(connection.execute(text(statement), parameters).all())
 
-    def registered(self, kind: str) -> list[Any]:
-        """The live processes of a kind."""
-        return self.rows(
-            "SELECT * FROM rota_processes WHERE kind = :kind AND expires_at > clock_timestamp()", kind=kind
-        )  # fmt: skip
+    def registered(self, kind: str, command: subprocess.Popen[bytes] | None = None) -> list[Any]:
+        """The live processes of a kind, of one started command if given."""
+        live = "SELECT * FROM rota_processes WHERE kind = :kind AND expires_at > clock_timestamp()"
+        return [row for row in self.rows(live, kind=kind) if command is None or is_of_group(pid_of(row), command.pid)]
+
+    def leader(self) -> int:
+        """The pid of the process whose dispatcher is the active one."""
+        (row,) = eventually(lambda: self.rows(LEADER, space=LOCK_SPACE, lock=LEADER_LOCK), within=10)
+        return int(row.application_name.split(":")[1])
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        return self.rows("SELECT clock_timestamp() AS now")[0].now
 
     def runs(self, job: str) -> list[Any]:
         """The runs of a job, oldest first."""
@@ -158,13 +189,40 @@ class Fleet:
         job, run_id, attempt, pid = told[1].split()
         return Started(job, int(run_id), int(attempt), int(pid))
 
-    def go_on(self, run_id: int) -> None:
-        """Let a waiting run end, every attempt of it."""
-        self.redis.rpush(f"{chaos.GO_ON}{run_id}", *["go"] * 10)
+    def next_starts(self, count: int, *, within: float = 20) -> list[Started]:
+        """The next starts that chaos jobs tell of."""
+        return [self.next_start(within=within) for _ in range(count)]
+
+    def go_on(self, run_id: int, *, attempts: int = 10) -> None:
+        """Let a waiting run go on, in as many attempts as that."""
+        self.redis.rpush(f"{chaos.GO_ON}{run_id}", *["go"] * attempts)
+
+    def send_fast(self, job: str) -> None:
+        """Send a message of the fast lane."""
+        broker = RotaBroker(redis_broker.connect(self.redis_url))
+        broker.enqueue(Message(queue_name="chaos-fast", actor_name=job, args=(), kwargs={}, options={}))
+        broker.close()
+
+    def fetched(self, queue: str) -> int:
+        """How many messages of a queue workers have fetched and not acknowledged."""
+        return sum(self.redis.scard(key) for key in self.redis.keys(f"dramatiq:__acks__.*.{queue}"))
 
     def logs(self) -> str:
         """Everything the processes have written."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+
+
+def pid_of(process: Any) -> int:
+    """The pid of a registered process; its name is ``host:pid``."""
+    return int(process.name.rpartition(":")[2])
+
+
+def is_of_group(pid: int, group: int) -> bool:
+    """Whether a process lives and belongs to the group."""
+    try:
+        return os.getpgid(pid) == group
+    except ProcessLookupError:
+        return False
 
 
 @contextmanager

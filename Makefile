@@ -1,0 +1,46 @@
+# Everything a newcomer types. Each target makes the virtual environment it needs; all it takes is Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# For how many seconds the long crash tests torment the service.
+SECONDS ?= 30
+
+.DEFAULT_GOAL := help
+.PHONY: help run check test crash bench clean
+
+help:  ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(READY)  ## Start everything here, with sample data; Ctrl-C stops it
+	@exec $(BIN)/rota up --also "$(BIN)/python -m plugins.customer_service.simulation"
+
+check: $(READY)  ## Format, lint, types and unit tests: quick
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit
+
+test: check  ## All tests but the crash tests
+	$(BIN)/pytest -q -m "not crash" --ignore=tests/unit
+
+crash: $(READY)  ## Kill and stop real processes; SECONDS=600 for longer
+	CRASH_SECONDS=$(SECONDS) $(BIN)/pytest -q -m crash
+
+bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
+	$(BIN)/python -m benchmarks
+
+clean:  ## Remove what was made here, the data of `make run` included
+	rm -rf $(VENV) .rota build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2> /dev/null \
+		|| { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@

@@ -1,0 +1,71 @@
+"""What people mean by a time: ``03:00``, ``2026-03-29 01:30``, with or without an offset, in a job's zone."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
+WITH_SECONDS = re.compile(r":\d\d:\d\d")
+MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The stretches of time that a wall-clock time stands for: one; two, where clocks go back; or a gap."""
+
+    #: Start and end of each, in UTC; the end is not part of it.
+    stretches: tuple[tuple[datetime, datetime], ...]
+    #: What is peculiar about it, as a sentence.
+    note: str = ""
+
+    @property
+    def start(self) -> datetime:
+        """Where it begins."""
+        return self.stretches[0][0]
+
+    @property
+    def end(self) -> datetime:
+        """Where it ends."""
+        return self.stretches[-1][1]
+
+
+def read(text: str, zone: ZoneInfo, now: datetime) -> Moment:
+    """What ``text`` means on the clock of ``zone``; a time of day is the newest one not after ``now``.
+
+    Without seconds it is the whole minute. Raises ValueError.
+    """
+    text = text.strip()
+    width = SECOND if WITH_SECONDS.search(text) else MINUTE
+    if TIME_OF_DAY.fullmatch(text):
+        return newest(time.fromisoformat(text.zfill(5) if width == MINUTE else text.zfill(8)), zone, now, width)
+    instant = datetime.fromisoformat(text)
+    if instant.utcoffset() is not None:
+        start = instant.astimezone(UTC).replace(microsecond=0)
+        return Moment(((start, start + width),))
+    return on_the_wall(instant.replace(microsecond=0), zone, width)
+
+
+def newest(of_day: time, zone: ZoneInfo, now: datetime, width: timedelta) -> Moment:
+    """The newest time of that name that has begun."""
+    today = now.astimezone(zone).date()
+    for days in range(3):
+        moment = on_the_wall(datetime.combine(today - timedelta(days=days), of_day), zone, width)
+        if moment.start <= now:
+            return moment
+    raise AssertionError("unreachable")
+
+
+def on_the_wall(wall: datetime, zone: ZoneInfo, width: timedelta) -> Moment:
+    """What a naive time stands for in ``zone``."""
+    first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    if first == second:
+        return Moment(((first, first + width),))
+    said = f"{wall:%H:%M} on {wall:%Y-%m-%d}"
+    if first < second:
+        note = f"{said} came twice in {zone.key}, since the clocks went back; give an offset to tell them apart."
+        return Moment(((first, first + width), (second, second + width)), note)
+    note = (
+        f"{said} did not exist in {zone.key}, since the clocks went forward; what was due then was due after the gap."
+    )
+    return Moment(((second, first + width),), note)

@@ -1,0 +1,171 @@
+"""I3: whatever commits for a run, the lease is checked in the committing transaction."""
+
+from contextlib import suppress
+
+import pytest
+
+from core import job
+from core.errors import LeaseLost
+from tests.support.effects import leave
+
+LOSSES = {
+    "claimed by another": "UPDATE rota_runs SET token = nextval('rota_tokens')",
+    "handed on": "UPDATE rota_runs SET state = 'retrying', process_id = NULL",
+    "process reaped": "DELETE FROM rota_processes",
+    "process expired": "UPDATE rota_processes SET expires_at = clock_timestamp()",
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def once(function, **options):
+    return job("work", **options)(function)
+
+
+class TestALostLease:
+    """Nothing of a worker that lost its lease is stored, on whatever way it tries."""
+
+    @every_loss
+    def test_a_job_that_returns_after_losing_its_lease_stores_nothing(self, run_job, ledger, loss):
+        def function(run):
+            leave(run.session, "late")
+            ledger.do(loss)
+
+        row = run_job(once(function))
+
+        assert row.state in {"running", "retrying"}
+        assert ledger.effects() == []
+
+    @every_loss
+    def test_a_job_without_work_of_its_own_does_not_succeed_after_losing_its_lease(self, run_job, ledger, loss):
+        assert run_job(once(lambda run: ledger.do(loss))).state in {"running", "retrying"}
+
+    @every_loss
+    def test_a_job_that_commits_its_session_itself_is_fenced(self, run_job, ledger, loss):
+        def function(run):
+            leave(run.session, "late")
+            ledger.do(loss)
+            with pytest.raises(LeaseLost):
+                run.session.commit()
+            run.session.rollback()
+
+        row = run_job(once(function))
+
+        assert row.state != "succeeded"
+        assert ledger.effects() == []
+
+    @every_loss
+    @pytest.mark.parametrize("progress", [None, {"done": 1}])
+    def test_a_checkpoint_is_fenced(self, run_job, ledger, loss, progress):
+        def function(run):
+            leave(run.session, "late")
+            ledger.do(loss)
+            run.checkpoint(progress)
+            leave(run.session, "later still")
+
+        row = run_job(once(function))
+
+        assert (row.state, row.progress) in [("running", None), ("retrying", None)]
+        assert ledger.effects() == []
+
+    def test_a_commit_after_a_savepoint_is_fenced(self, run_job, ledger):
+        def function(run):
+            with run.session.begin_nested():
+                leave(run.session, "late")
+            ledger.do(LOSSES["claimed by another"])
+            run.session.commit()
+
+        assert run_job(once(function)).state == "running"
+        assert ledger.effects() == []
+
+    def test_a_commit_from_within_a_savepoint_is_fenced(self, run_job, ledger):
+        def function(run):
+            run.session.begin_nested()
+            leave(run.session, "late")
+            ledger.do(LOSSES["claimed by another"])
+            run.session.commit()
+
+        assert run_job(once(function)).state == "running"
+        assert ledger.effects() == []
+
+    def test_the_second_of_two_checkpoints_is_fenced_as_the_first(self, run_job, ledger):
+        def function(run):
+            leave(run.session, "in time")
+            run.checkpoint({"done": 1})
+            ledger.do(LOSSES["claimed by another"])
+            leave(run.session, "late")
+            run.checkpoint()
+
+        assert run_job(once(function)).progress == {"done": 1}
+        assert ledger.effects() == ["in time"]
+
+    def test_a_refused_commit_can_be_repeated_no_more_than_made(self, run_job, ledger):
+        def function(run):
+            leave(run.session, "late")
+            ledger.do(LOSSES["claimed by another"])
+            for _ in range(3):
+                with suppress(Exception):
+                    run.session.commit()
+
+        assert run_job(once(function)).state == "running"
+        assert ledger.effects() == []
+
+    def test_a_failure_is_not_recorded_by_who_lost_the_lease(self, run_job, ledger):
+        def function(run):
+            ledger.do(LOSSES["claimed by another"])
+            raise RuntimeError("late")
+
+        row = run_job(once(function))
+
+        assert (row.state, row.failures, row.error) == ("running", 0, None)
+
+
+class TestAGoodLease:
+    """Commits in the middle of a job."""
+
+    def test_a_job_that_commits_its_session_itself_goes_on(self, run_job, ledger):
+        def function(run):
+            leave(run.session, "first")
+            run.session.commit()
+            leave(run.session, "second")
+
+        assert run_job(once(function)).state == "succeeded"
+        assert ledger.effects() == ["first", "second"]
+
+    def test_a_checkpoint_commits_a_batch_and_its_progress_at_once(self, run_job, ledger):
+        seen = []
+
+        def function(run):
+            leave(run.session, "batch")
+            run.checkpoint({"done": 1})
+            seen.append((ledger.effects(), ledger.run(run.id).progress, ledger.run(run.id).state))
+
+        assert run_job(once(function)).state == "succeeded"
+        assert seen == [(["batch"], {"done": 1}, "running")]
+
+    def test_a_failure_after_a_checkpoint_keeps_the_earlier_batches_alone(self, run_job, ledger):
+        def function(run):
+            for number in range(3):
+                leave(run.session, f"batch {number}")
+                run.checkpoint({"done": number + 1})
+            leave(run.session, "half a batch")
+            raise RuntimeError("in the fourth")
+
+        row = run_job(once(function))
+
+        assert (row.state, row.progress) == ("retrying", {"done": 3})
+        assert ledger.effects() == ["batch 0", "batch 1", "batch 2"]
+
+    def test_a_checkpoint_with_nothing_to_commit_is_allowed(self, run_job):
+        def function(run):
+            run.checkpoint()
+            run.checkpoint({"nothing": True})
+            run.checkpoint()
+
+        row = run_job(once(function))
+
+        assert (row.state, row.progress) == ("succeeded", {"nothing": True})
+
+    def test_progress_that_postgresql_cannot_store_is_a_failed_attempt(self, run_job):
+        row = run_job(once(lambda run: run.checkpoint({"nul": "\0"})))
+
+        assert (row.state, row.reason) == ("retrying", "error")

@@ -1,0 +1,165 @@
+"""I4, I5: connections that are cut, and PostgreSQL that is restarted, cost an attempt at most."""
+
+import threading
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from core import database as databases
+from core import execution, job, migrate
+from core.embedded import EmbeddedPostgres
+from core.execution import Executor
+from core.ledger import runs
+from core.plugins import current
+from core.testing import RunJob, registered
+from tests.support.effects import leave
+
+PID = text("SELECT pg_backend_pid()")
+
+
+def cut(ledger, pid):
+    """Terminate a backend and wait until it is gone."""
+    assert ledger.value("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+
+
+def once(function, **options):
+    return job("work", **{"retry_delay": timedelta(0), **options})(function)
+
+
+def test_a_connection_cut_in_mid_job_is_a_failed_attempt_that_is_tried_again(run_job, ledger):
+    def function(run):
+        leave(run.session, "done")
+        if run.attempt == 1:
+            cut(ledger, run.session.execute(PID).scalar_one())
+        run.session.execute(text("SELECT 1"))
+
+    cut_once = once(function)
+    row = run_job(cut_once)
+    assert (row.state, row.reason, row.failures) == ("retrying", "error", 1)
+    assert ledger.effects() == []
+
+    run_job.executor.execute(cut_once, row.id)
+
+    assert run_job.row(row.id).state == "succeeded"
+    assert ledger.effects() == ["done"]
+
+
+def test_a_connection_cut_before_the_commit_of_a_checkpoint_loses_that_batch_alone(run_job, ledger):
+    def function(run):
+        leave(run.session, "first batch")
+        run.checkpoint({"done": 1})
+        leave(run.session, "second batch")
+        cut(ledger, run.session.execute(PID).scalar_one())
+        run.checkpoint({"done": 2})
+
+    row = run_job(once(function))
+
+    assert (row.state, row.progress) == ("retrying", {"done": 1})
+    assert ledger.effects() == ["first batch"]
+
+
+def test_a_pool_of_stale_connections_does_not_keep_a_run_from_being_claimed(run_job, ledger, database):
+    with closing(database.connect()) as one, closing(database.connect()) as other:
+        pids = [connection.execute(PID).scalar_one() for connection in (one, other)]
+    with registered(databases.connect(database.url.render_as_string(hide_password=False))) as killer:
+        assert killer
+        for pid in pids:
+            cut(ledger, pid)
+
+        assert run_job(once(lambda run: leave(run.session, "done"))).state == "succeeded"
+
+
+def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, ledger, monkeypatch):
+    monkeypatch.setattr(execution, "RECORD_AGAIN_SECONDS", 0.1)
+
+    def function(run):
+        ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
+        threading.Timer(0.5, lambda: ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")).start()
+        raise RuntimeError("failed on purpose")
+
+    row = run_job(once(function, retry_delay=timedelta(minutes=5)))
+
+    assert (row.state, row.error) == ("retrying", "RuntimeError: failed on purpose")
+
+
+def test_an_outcome_that_cannot_be_recorded_is_given_up_with_the_lease(run_job, ledger, database, monkeypatch):
+    monkeypatch.setattr(execution, "RECORD_AGAIN_SECONDS", 0.05)
+    process_id = run_job.executor.process_id()
+    answers = iter([process_id, process_id, process_id])
+    forgetful = Executor(database, lambda: next(answers, None), "test:1")
+
+    def away(*_):
+        raise execution.PoolTimeout("away on purpose")
+
+    monkeypatch.setattr(runs, "fail", away)
+    run_id = run_job.request(failing)
+
+    assert forgetful.execute(failing, run_id) == "lost"
+    assert run_job.row(run_id).state == "running"
+
+
+@job("work")
+def failing(run):
+    raise RuntimeError("failed on purpose")
+
+
+def test_without_a_process_nothing_is_claimed(run_job, database):
+    run_id = run_job.request(failing)
+
+    assert Executor(database, lambda: None, "test:1").execute(failing, run_id) == "none"
+    assert run_job.row(run_id).attempt == 0
+
+
+@pytest.fixture
+def own_postgres(tmp_path):
+    """A PostgreSQL of this test's own, to be stopped and started."""
+    server = EmbeddedPostgres(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_restart_of_postgresql_is_survived_between_and_during_runs(own_postgres):
+    engine = databases.connect(own_postgres.url)
+    list(migrate.upgrade(engine, current()))
+    with closing(engine.connect()) as one, closing(engine.connect()) as other:  # two that will be stale
+        one.execute(PID)
+        other.execute(PID)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO rota_processes VALUES (1, 'worker', 'x', NULL, 'x', '{}', now(), 'infinity')"))
+    run_job = RunJob(Executor(engine, lambda: 1, "test:1"))
+
+    def restart(run):
+        if run.attempt == 1:
+            own_postgres.stop()
+            own_postgres.start()
+        run.session.execute(text("SELECT 1"))
+
+    def restart_in_transaction(run):
+        run.session.execute(text("SELECT 1"))
+        restart(run)
+
+    own_postgres.stop()
+    own_postgres.start()
+    assert run_job(once(lambda run: None)).state == "succeeded"
+
+    assert run_job(once(restart)).state in {"succeeded", "retrying"}
+
+    between = once(restart_in_transaction)
+    row = run_job(between)
+    assert (row.state, row.failures) == ("retrying", 1)
+    assert run_job.executor.execute(between, row.id) == "succeeded"
+    engine.dispose()
+
+
+def test_while_postgresql_is_down_a_claim_is_refused_and_nothing_runs(own_postgres, caplog):
+    engine = databases.connect(own_postgres.url)
+    ran = []
+    own_postgres.stop()
+
+    assert Executor(engine, lambda: 1, "test:1").execute(once(ran.append), 1) == "none"
+
+    assert ran == []
+    assert "run.not_claimed run=1" in caplog.text

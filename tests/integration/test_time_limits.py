@@ -1,0 +1,100 @@
+"""A job that runs too long is interrupted at its soft limit, in Python and in PostgreSQL, within 2 s of it."""
+
+import time
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from core import TimeLimitExceeded, job
+from tests.support.effects import leave
+
+LIMIT = timedelta(milliseconds=300)
+WITHIN_SECONDS = LIMIT.total_seconds() + 2
+
+
+def limited(function, **options):
+    return job("work", soft_limit=LIMIT, **options)(function)
+
+
+def run_for(run_job, work):
+    """The row of a run of ``work``, and how long it took."""
+    began = time.monotonic()
+    row = run_job(work)
+    return row, time.monotonic() - began
+
+
+def spin(run):
+    leave(run.session, "half")
+    while True:
+        time.sleep(0.01)
+
+
+def sleep_in_postgresql(run):
+    leave(run.session, "half")
+    run.session.execute(text("SELECT pg_sleep(60)"))
+
+
+@pytest.mark.parametrize("function", [spin, sleep_in_postgresql])
+def test_a_job_past_its_soft_limit_is_a_failed_attempt_and_its_work_undone(run_job, ledger, function):
+    row, seconds = run_for(run_job, limited(function))
+
+    assert LIMIT.total_seconds() <= seconds < WITHIN_SECONDS
+    assert (row.state, row.reason) == ("retrying", "error")
+    assert row.error.startswith("TimeLimitExceeded: soft limit of 0:00:00.300000 passed")
+    assert ledger.effects() == []
+
+
+def test_the_connection_of_an_interrupted_statement_is_usable_afterwards(run_job, ledger):
+    for _ in range(10):
+        row, _ = run_for(run_job, limited(sleep_in_postgresql, max_retries=0))
+        assert row.error.startswith("TimeLimitExceeded")
+
+    assert run_job(job("next")(lambda run: leave(run.session, "fine"))).state == "succeeded"
+    assert ledger.effects() == ["fine"]
+
+
+def test_a_job_that_swallows_every_exception_is_interrupted_all_the_same(run_job):
+    def function(run):
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:  # noqa: BLE001 — as a careless job does
+                continue
+
+    row, seconds = run_for(run_job, limited(function))
+
+    assert seconds < WITHIN_SECONDS
+    assert row.error.startswith("TimeLimitExceeded")
+
+
+def test_a_job_may_clean_up_and_checkpoint_what_it_has(run_job, ledger):
+    def function(run):
+        leave(run.session, "batch")
+        try:
+            while True:
+                time.sleep(0.01)
+        except TimeLimitExceeded:
+            run.checkpoint({"done": 1})
+            raise
+
+    row, _ = run_for(run_job, limited(function))
+
+    assert (row.state, row.progress) == ("retrying", {"done": 1})
+    assert ledger.effects() == ["batch"]
+
+
+def test_a_job_that_ends_in_time_is_left_alone(run_job):
+    for _ in range(20):
+        assert run_job(limited(lambda run: time.sleep(0.001))).state == "succeeded"
+
+
+def test_a_job_that_ends_at_its_very_limit_has_one_outcome(run_job, ledger):
+    edge = job("work", soft_limit=timedelta(milliseconds=20), max_retries=0, overlap="allow")(
+        lambda run: time.sleep(0.0198)
+    )
+
+    states = {run_job(edge).state for _ in range(50)}
+
+    assert states <= {"succeeded", "dead"}
+    assert all(row.error.startswith("TimeLimitExceeded") for row in ledger.runs("work") if row.state == "dead")

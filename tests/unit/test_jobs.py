@@ -1,0 +1,272 @@
+"""What ``@job`` accepts, what it refuses and how it says so."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core import Run, cron, every, job
+from core.errors import DeclarationError
+from core.jobs import LONGEST_RETRY_DELAY, LONGEST_SPAN, Job
+
+SECOND = timedelta(seconds=1)
+
+
+def work(run: Run) -> str:
+    """Work.
+
+    At length.
+    """
+    return f"worked in {run}"
+
+
+def declared(function: Any = work, *, name: Any = "close-day", **options: Any) -> Job:
+    return job(name, **options)(function)
+
+
+def refusal(function: Any = work, **options: Any) -> str:
+    with pytest.raises(DeclarationError) as caught:
+        declared(function, **options)
+    return str(caught.value)
+
+
+# What is accepted
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    found = declared()
+
+    assert (found.queue, found.schedule, found.max_retries, found.retry_delay) == ("default", None, 3, 60 * SECOND)
+    assert (found.backoff, found.overlap, found.misfire, found.misfire_grace) == (
+        "fixed",
+        "skip",
+        "latest",
+        timedelta(hours=6),
+    )
+    assert (found.soft_limit, found.hard_limit, found.ledger) == (timedelta(minutes=25), timedelta(minutes=30), True)
+
+
+def test_calling_a_job_calls_its_function():
+    assert declared()("a run") == "worked in a run"
+
+
+def test_the_decorator_passes_every_option_on():
+    options = {
+        "queue": "billing",
+        "schedule": cron("30 3 * * *", tz="Europe/London"),
+        "max_retries": 0,
+        "retry_delay": SECOND,
+        "backoff": "exponential",
+        "overlap": "allow",
+        "misfire": "all",
+        "misfire_grace": 2 * SECOND,
+        "soft_limit": 3 * SECOND,
+        "hard_limit": 4 * SECOND,
+    }
+
+    found = declared(**options)
+
+    assert {name: getattr(found, name) for name in options} == options
+    assert declared(ledger=False).ledger is False
+
+
+def test_the_description_is_the_first_line_of_the_docstring():
+    assert declared().description == "Work."
+    assert declared(lambda run: None).description == ""
+
+
+def test_declaring_a_job_does_not_call_its_function():
+    def explode(run: Run) -> None:
+        raise AssertionError("called")
+
+    assert declared(explode).name == "close-day"
+
+
+def test_only_overlap_skip_is_exclusive():
+    assert declared(overlap="skip").exclusive
+    assert not declared(overlap="allow").exclusive
+
+
+@pytest.mark.parametrize("name", ["a", "close-day", "close_day2", "a" * 100])
+def test_a_good_name_is_accepted(name):
+    assert declared(name=name).name == name
+
+
+@pytest.mark.parametrize("limit", [timedelta(milliseconds=1), LONGEST_SPAN])
+def test_a_limit_at_its_bound_is_accepted(limit):
+    assert declared(soft_limit=limit, hard_limit=limit).hard_limit == limit
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("name", value) for value in ["", "Close", "1st", "-a", "a b", "a\n", "é", "a" * 101, None, 5, "a.b", work]),
+        *(("queue", value) for value in ["", "Billing", "1st", "a.DQ", "a b", "a\n", "a" * 101, None, 5]),
+        *(("schedule", value) for value in ["* * * * *", 30, timedelta(seconds=30), every]),
+        *(("max_retries", value) for value in [-1, 1.5, "3", None, True]),
+        *(("retry_delay", value) for value in [-SECOND, 60, "60", None, timedelta.max, LONGEST_SPAN + SECOND]),
+        *(("backoff", value) for value in ["linear", None, "", 2, ["fixed"]]),
+        *(("overlap", value) for value in ["deny", None, True]),
+        *(("misfire", value) for value in ["run", None, "LATEST"]),
+        *(("misfire_grace", value) for value in [timedelta(0), 60, None, timedelta.max]),
+        *(("soft_limit", value) for value in [timedelta(0), -SECOND, 60, None, timedelta.max]),
+        *(("hard_limit", value) for value in [timedelta(0), 60.0, None, timedelta.max]),
+        *(("ledger", value) for value in ["no", 0, None]),
+    ],
+)
+def test_a_wrong_option_is_refused_with_its_name_and_value(option, value):
+    options = {"name": "close-day", option: value}
+
+    message = refusal(**options)
+
+    assert message.startswith(f"job {options['name']!r}: {option}={value!r} must be ")
+    assert ";" not in message
+
+
+def test_everything_wrong_is_said_in_one_message():
+    def function(run, region, *more):
+        pass
+
+    message = refusal(function, name="Bad Name", max_retries=-1, overlap="no", hard_limit=5)
+
+    for part in ("job 'Bad Name'", "name='Bad Name'", "max_retries=-1", "overlap='no'", "hard_limit=5"):
+        assert part in message
+    assert "parameter region has no type annotation" in message
+    assert "parameter more cannot be passed by name" in message
+
+
+def test_a_soft_limit_longer_than_the_hard_one_is_refused_with_both():
+    message = refusal(soft_limit=timedelta(minutes=2), hard_limit=timedelta(minutes=1))
+
+    assert "soft_limit=0:02:00" in message
+    assert "hard_limit=0:01:00" in message
+
+
+def test_a_schedule_on_the_fast_lane_is_refused():
+    message = refusal(schedule=every(seconds=30), ledger=False)
+
+    assert "schedule='every 30s'" in message
+    assert "ledger=False" in message
+
+
+async def coroutine(run: Run) -> None: ...
+
+
+async def asynchronous_generator(run: Run):
+    yield
+
+
+def generator(run: Run):
+    yield
+
+
+def no_parameters() -> None: ...
+
+
+def another_first(session: Any, run: Run) -> None: ...
+
+
+def run_by_keyword(*, run: Run) -> None: ...
+
+
+def run_in_many(*run: Run) -> None: ...
+
+
+def run_in_keywords(**run: Run) -> None: ...
+
+
+class Method:
+    def method(self, run: Run) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (coroutine, "the function is async"),
+        (asynchronous_generator, "the function is async"),
+        (generator, "the function has a yield"),
+        (no_parameters, "first parameter must be run"),
+        (another_first, "first parameter must be run"),
+        (run_by_keyword, "first parameter must be run"),
+        (run_in_many, "first parameter must be run"),
+        (run_in_keywords, "first parameter must be run"),
+        (Method.method, "first parameter must be run"),
+        (Method, "must be a function"),
+        (None, "function=None must be a function"),
+        ("work", "function='work' must be a function"),
+    ],
+)
+def test_a_function_that_cannot_be_called_with_a_run_is_refused(function, problem):
+    assert problem in refusal(function)
+
+
+def positional_only(run: Run, region: str = "uk", /) -> None: ...
+
+
+def many(run: Run, *regions: str) -> None: ...
+
+
+def keywords(run: Run, **regions: str) -> None: ...
+
+
+def unannotated(run: Run, region="uk") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (positional_only, "parameter region cannot be passed by name"),
+        (many, "parameter regions cannot be passed by name"),
+        (keywords, "parameter regions cannot be passed by name"),
+        (unannotated, "parameter region has no type annotation"),
+    ],
+)
+def test_a_parameter_that_cannot_be_filled_is_refused_by_name(function, problem):
+    assert problem in refusal(function)
+
+
+def with_region(run: Run, region: str) -> None: ...
+
+
+def with_default_region(run: Run, *, region: str = "uk") -> None: ...
+
+
+def test_a_scheduled_job_needs_defaults_and_others_do_not():
+    assert "parameter region needs a default" in refusal(with_region, schedule=every(seconds=30))
+    assert declared(with_region).schedule is None
+    assert declared(with_default_region, schedule=every(seconds=30)).schedule == every(seconds=30)
+
+
+# Delays
+
+
+def test_a_fixed_delay_is_the_same_after_each_failure():
+    found = declared(retry_delay=timedelta(minutes=5))
+
+    assert [found.delay_after(failures) for failures in (1, 2, 3, 100)] == [timedelta(minutes=5)] * 4
+
+
+def test_an_exponential_delay_doubles_exactly_up_to_a_day():
+    found = declared(retry_delay=timedelta(hours=1), backoff="exponential")
+
+    hours = [found.delay_after(failures) / timedelta(hours=1) for failures in (1, 2, 3, 4, 5, 6, 7, 1000)]
+
+    assert hours == [1, 2, 4, 8, 16, 24, 24, 24]
+
+
+@given(
+    delay=st.timedeltas(min_value=timedelta(0), max_value=LONGEST_SPAN),
+    failures=st.integers(min_value=1, max_value=10_000),
+)
+def test_a_delay_never_overflows_shrinks_or_varies(delay, failures):
+    found = declared(retry_delay=delay, backoff="exponential")
+
+    waited, next_time = found.delay_after(failures), found.delay_after(failures + 1)
+
+    assert timedelta(0) <= waited <= next_time <= LONGEST_RETRY_DELAY
+    assert waited == found.delay_after(failures)

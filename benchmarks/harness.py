@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,10 +62,13 @@ class Bench:
     """The servers, and how to start workers on them."""
 
     folder: Path
+    #: On a tmpfs, so that the meter costs no disk.
+    ticks: Path
     postgres_url: str
     redis_url: str
     engine: Engine = field(init=False)
     client: redis.Redis = field(init=False)
+    broker: redis_broker.RotaBroker = field(init=False)
 
     def __post_init__(self) -> None:
         site = self.folder / "site"
@@ -110,7 +113,7 @@ class Bench:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def worker(self, ticks: Path, module: str, queue: str):  # type: ignore[no-untyped-def]
+    def worker(self, ticks: Path, module: str, queue: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """``dramatiq module`` with the processes and threads of the published baselines."""
         options = ["-p", str(PROCESSES), "-t", str(THREADS), "-Q", queue]
         return self.process(ticks, "dramatiq", module, *options)
@@ -144,15 +147,13 @@ class Bench:
 @contextmanager
 def bench() -> Iterator[Bench]:
     """A bench in a temporary folder; the ticks go to memory, not to a disk."""
-    shared = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 — a tmpfs, and ours alone below it
+    shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with (
         tempfile.TemporaryDirectory(dir=shared) as ticks,
         tempfile.TemporaryDirectory() as folder,
         embedded_servers(Path(folder) / "servers") as (postgres, server),
     ):
-        made = Bench(Path(folder), postgres.url, server.url)
-        made.ticks_folder = Path(ticks)  # type: ignore[attr-defined]
-        yield made
+        yield Bench(Path(folder), Path(ticks), postgres.url, server.url)
 
 
 def wait_for(condition: Callable[[], bool], *, within: float) -> None:

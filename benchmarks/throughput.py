@@ -4,7 +4,6 @@ python -m benchmarks.throughput [--messages 4000] [--repetitions 5]
 """
 
 import argparse
-from pathlib import Path
 
 from benchmarks import meter
 from benchmarks.harness import Bench, bench, wait_for
@@ -15,7 +14,7 @@ LANES = {"bare": "benchmarks.bare", "fast": "core.main", "ledger": "core.main"}
 def measure(made: Bench, lane: str, count: int, repetition: int) -> tuple[float, float]:
     """Messages per second of one lane, and PostgreSQL transactions per message."""
     made.reset()
-    ticks: Path = made.ticks_folder / f"{lane}-{repetition}"  # type: ignore[attr-defined]
+    ticks = made.ticks / f"{lane}-{repetition}"
     if lane == "ledger":
         made.queue_runs(count)
     else:

@@ -127,12 +127,12 @@ def checked(jobs: Any) -> list[Job]:
     """``jobs`` once each is known to be a usable Job."""
     if isinstance(jobs, str) or not isinstance(jobs, Iterable):
         raise PluginError(f"register_jobs returned {jobs!r}, which is not a list of jobs")
-    jobs = list(jobs)
-    for job in jobs:
+    found: list[Job] = list(jobs)
+    for job in found:
         if not isinstance(job, Job):
             raise PluginError(f"register_jobs returned {job!r}, which is not a job; decorate it with @job(…)")
         arguments.adapters(job)
-    return jobs
+    return found
 
 
 def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:

@@ -10,7 +10,7 @@ import pytest
 import redis
 from dramatiq.middleware import CurrentMessage, Middleware
 from dramatiq.worker import Worker
-from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy import Connection, Engine, text
 
 from core import broker as brokers
 from core import database as databases
@@ -28,6 +28,7 @@ from core.redis_broker import RotaBroker
 from core.registry import Registry
 from core.testing import create_database, drop_database
 from tests.support import effects
+from tests.support.ledger import Ledger
 
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
 DISCONNECT = """
@@ -64,7 +65,9 @@ class SharedDatabase:
             self.drop()
             return
         kept = [table for table in self._tables if not table.startswith("rota_migrations_")]
-        filled = self._do(" UNION ALL ".join(f"SELECT '{table}' WHERE EXISTS (SELECT 1 FROM {table})" for table in kept))
+        filled = self._do(
+            " UNION ALL ".join(f"SELECT '{table}' WHERE EXISTS (SELECT 1 FROM {table})" for table in kept)
+        )
         for table in filled:
             self._do(f"DELETE FROM {table} RETURNING 1")
 
@@ -95,53 +98,6 @@ def postgres_url(shared_database: SharedDatabase) -> Iterator[str]:
     """The URL of an empty database that has every table."""
     yield shared_database.open()
     shared_database.clean()
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The ledger as a test looks at it."""
-
-    engine: Engine
-
-    def rows(self, statement: str, **parameters: Any) -> list[Row[Any]]:
-        """The rows of a query."""
-        with self.engine.connect() as connection:
-            return list(connection.execute(text(statement), parameters).all())
-
-    def value(self, statement: str, **parameters: Any) -> Any:
-        """The only value of a query."""
-        ((value,),) = self.rows(statement, **parameters)
-        return value
-
-    def do(self, statement: str, **parameters: Any) -> int:
-        """Execute and commit; return how many rows it changed."""
-        with self.engine.begin() as connection:
-            return int(connection.execute(text(statement), parameters).rowcount)  # type: ignore[attr-defined]
-
-    def run(self, run_id: int) -> Row[Any]:
-        """One run."""
-        (row,) = self.rows("SELECT * FROM rota_runs WHERE id = :id", id=run_id)
-        return row
-
-    def runs(self, job: str) -> list[Row[Any]]:
-        """The runs of a job: its slots in their order, then its requests."""
-        return self.rows("SELECT * FROM rota_runs WHERE job = :job ORDER BY slot, id", job=job)
-
-    def states(self, job: str) -> list[str]:
-        """Their states."""
-        return [row.state for row in self.runs(job)]
-
-    def effects(self) -> list[str]:
-        """What jobs have left in ``test_effects``, the table for their work."""
-        return [row.word for row in self.rows("SELECT word FROM test_effects ORDER BY word")]
-
-    def request(self, job: str = "work", *, key: str = "", exclusive: bool = True, **columns: Any) -> int:
-        """Insert a run; return its id."""
-        values = {"job": job, "key": key, "queue": "default", "exclusive": exclusive, **columns}
-        names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
-        statement = text(f"INSERT INTO rota_runs ({names}) VALUES ({places}) RETURNING id")
-        with self.engine.begin() as connection:
-            return int(connection.execute(statement, values).scalar_one())
 
 
 @pytest.fixture
@@ -187,7 +143,9 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
     """Registers processes."""
     with ExitStack() as stack:
 
-        def start(*, lease: timedelta = timedelta(hours=1), broker_id: str | None = None, application: str = "") -> Process:
+        def start(
+            *, lease: timedelta = timedelta(hours=1), broker_id: str | None = None, application: str = ""
+        ) -> Process:
             connection = stack.enter_context(databases.dedicated(database))
             application = application or application_name()
             identity = Identity("worker", "test:1", application, broker_id)

@@ -167,7 +167,9 @@ class TestFailure:
         delays = []
         for _ in range(4):
             delays.append(
-                ledger.value("SELECT date_trunc('minute', due_at - clock_timestamp() + interval '1 second') FROM rota_runs")
+                ledger.value(
+                    "SELECT date_trunc('minute', due_at - clock_timestamp() + interval '1 second') FROM rota_runs"
+                )
             )
             retry_now(ledger, row.id)
             run_job.executor.execute(growing, row.id)
@@ -224,9 +226,7 @@ class TestBadArguments:
             ('{"word": {"secret-value": 1}}', "word"),
         ],
     )
-    def test_wrong_arguments_are_dead_at_once_naming_the_argument_and_not_its_value(
-        self, run_job, ledger, args, named
-    ):
+    def test_wrong_arguments_are_dead_at_once_naming_the_argument_and_not_its_value(self, run_job, ledger, args, named):
         run_id = ledger.request()
         ledger.do("UPDATE rota_runs SET args = CAST(:args AS jsonb)", args=args)
 
@@ -247,7 +247,11 @@ class TestBadArguments:
         run_job.executor.execute(once(function), run_id)
 
         row = run_job.row(run_id)
-        assert (row.state, row.reason, row.error) == ("dead", "arguments", "BadArguments: job 'work': mailbox is missing")
+        assert (row.state, row.reason, row.error) == (
+            "dead",
+            "arguments",
+            "BadArguments: job 'work': mailbox is missing",
+        )
         assert ledger.effects() == []
 
 

@@ -13,8 +13,9 @@ from core.embedded import EmbeddedPostgres
 from core.execution import Executor
 from core.ledger import runs
 from core.plugins import current
-from core.testing import RunJob, registered
+from core.testing import RunJob
 from tests.support.effects import leave
+from tests.support.ledger import Ledger
 
 PID = text("SELECT pg_backend_pid()")
 
@@ -60,15 +61,17 @@ def test_a_connection_cut_before_the_commit_of_a_checkpoint_loses_that_batch_alo
     assert ledger.effects() == ["first batch"]
 
 
-def test_a_pool_of_stale_connections_does_not_keep_a_run_from_being_claimed(run_job, ledger, database):
+def test_a_pool_of_stale_connections_does_not_keep_a_run_from_being_claimed(run_job, database, postgres_url):
+    work = once(lambda run: leave(run.session, "done"))
+    run_id = run_job.request(work)
     with closing(database.connect()) as one, closing(database.connect()) as other:
         pids = [connection.execute(PID).scalar_one() for connection in (one, other)]
-    with registered(databases.connect(database.url.render_as_string(hide_password=False))) as killer:
-        assert killer
-        for pid in pids:
-            cut(ledger, pid)
+    outside = databases.connect(postgres_url)
+    for pid in pids:
+        cut(Ledger(outside), pid)
+    outside.dispose()
 
-        assert run_job(once(lambda run: leave(run.session, "done"))).state == "succeeded"
+    assert run_job.executor.execute(work, run_id) == "succeeded"
 
 
 def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, ledger, monkeypatch):
@@ -128,7 +131,9 @@ def test_a_restart_of_postgresql_is_survived_between_and_during_runs(own_postgre
         one.execute(PID)
         other.execute(PID)
     with engine.begin() as connection:
-        connection.execute(text("INSERT INTO rota_processes VALUES (1, 'worker', 'x', NULL, 'x', '{}', now(), 'infinity')"))
+        connection.execute(
+            text("INSERT INTO rota_processes VALUES (1, 'worker', 'x', NULL, 'x', '{}', now(), 'infinity')")
+        )
     run_job = RunJob(Executor(engine, lambda: 1, "test:1"))
 
     def restart(run):
@@ -141,9 +146,11 @@ def test_a_restart_of_postgresql_is_survived_between_and_during_runs(own_postgre
         run.session.execute(text("SELECT 1"))
         restart(run)
 
+    quiet = once(lambda run: None)
+    run_id = run_job.request(quiet)
     own_postgres.stop()
     own_postgres.start()
-    assert run_job(once(lambda run: None)).state == "succeeded"
+    assert run_job.executor.execute(quiet, run_id) == "succeeded"
 
     assert run_job(once(restart)).state in {"succeeded", "retrying"}
 
@@ -159,7 +166,7 @@ def test_while_postgresql_is_down_a_claim_is_refused_and_nothing_runs(own_postgr
     ran = []
     own_postgres.stop()
 
-    assert Executor(engine, lambda: 1, "test:1").execute(once(ran.append), 1) == "none"
+    assert Executor(engine, lambda: 1, "test:1").execute(once(lambda run: ran.append(run)), 1) == "none"
 
     assert ran == []
     assert "run.not_claimed run=1" in caplog.text

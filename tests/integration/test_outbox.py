@@ -1,0 +1,348 @@
+"""I4: what a transaction asks for is there if and only if it commits, in the ledger and on Redis."""
+
+import json
+from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from core import database as databases
+from core import enqueue, job, publish
+from core.dispatcher import leadership
+from core.errors import BadArguments, UnknownJob
+from core.ledger.runs import DUE_CHANNEL
+from tests.support.effects import leave
+from tests.support.racing import race
+
+
+@job("send-statement", queue="letters")
+def send_statement(run, customer: int = 0):
+    leave(run.session, f"statement {customer}")
+
+
+@job("fast", ledger=False)
+def fast(run):
+    pass
+
+
+@job("parent")
+def parent(run, customers: list[int], fail: bool = False):
+    leave(run.session, "parent")
+    for customer in customers:
+        run.enqueue("send-statement", key=str(customer), args={"customer": customer})
+    if fail:
+        raise RuntimeError("failed on purpose")
+
+
+@pytest.fixture
+def session(database, use_jobs):
+    use_jobs(send_statement, fast, parent)
+    with Session(database) as session:
+        yield session
+
+
+@contextmanager
+def listening(engine):
+    """A connection that hears what a dispatcher would."""
+    with databases.dedicated(engine) as connection:
+        connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
+        yield connection
+
+
+class TestRuns:
+    """A run is there with the commit, and its message right after it."""
+
+    def test_a_committed_run_is_in_the_ledger_and_its_message_sent(self, session, ledger, carrier):
+        with session.begin():
+            run_id = enqueue(session, "send-statement", key="a", args={"customer": 7})
+            assert carrier.parcels == []
+
+        row = ledger.run(run_id)
+        assert (row.job, row.key, row.queue, row.state, row.args) == (
+            "send-statement", "a", "letters", "queued", {"customer": 7}
+        )  # fmt: skip
+        assert row.sent_at is not None
+        assert [parcel.run_id for parcel in carrier.parcels] == [run_id]
+
+    def test_the_message_of_a_committed_run_lies_on_redis(self, serve, database, ledger):
+        service = serve(send_statement)
+
+        with Session(database) as session, session.begin():
+            run_id = enqueue(session, "send-statement")
+            assert service.waiting("letters") == 0
+
+        assert service.carrier.oldest_run("letters") == (True, run_id)
+
+    def test_a_rolled_back_run_never_was(self, session, ledger, carrier):
+        enqueue(session, "send-statement")
+        session.rollback()
+        session.execute(text("SELECT 1"))
+        session.commit()
+
+        assert ledger.runs("send-statement") == []
+        assert carrier.parcels == []
+
+    def test_a_run_of_a_closed_session_never_was(self, session, ledger, carrier):
+        enqueue(session, "send-statement")
+        publish(session, "live", {"never": True})
+        session.close()
+        session.execute(text("SELECT 1"))
+        session.commit()
+
+        assert ledger.runs("send-statement") == []
+        assert (carrier.parcels, carrier.publications) == ([], [])
+
+    def test_a_failed_commit_sends_nothing(self, session, ledger, carrier):
+        enqueue(session, "send-statement")
+        ledger.value("SELECT pg_terminate_backend(:pid, 5000)", pid=session.scalar(text("SELECT pg_backend_pid()")))
+        with suppress(Exception):
+            session.commit()
+        session.rollback()
+        session.execute(text("SELECT 1"))
+        session.commit()
+
+        assert ledger.runs("send-statement") == []
+        assert carrier.parcels == []
+
+    def test_each_of_several_transactions_sends_its_own(self, session, ledger, carrier):
+        sent = []
+        for _ in range(3):
+            sent.append(enqueue(session, "send-statement"))
+            session.commit()
+            assert [parcel.run_id for parcel in carrier.parcels] == sent
+
+    def test_runs_asked_for_at_once_by_many_sessions_are_all_there(self, database, session, ledger, carrier):
+        def ask():
+            with Session(database) as own, own.begin():
+                return enqueue(own, "send-statement")
+
+        run_ids = race(*[ask] * 20)
+
+        assert sorted(run_ids) == sorted(parcel.run_id for parcel in carrier.parcels)
+        assert len(ledger.runs("send-statement")) == len(set(run_ids)) == 20
+
+
+class TestSavepoints:
+    """A savepoint's end is not the transaction's."""
+
+    def test_nothing_is_sent_at_the_end_of_a_savepoint_but_with_the_commit(self, session, ledger, carrier):
+        with session.begin():
+            with session.begin_nested():
+                run_id = enqueue(session, "send-statement")
+                publish(session, "live", {"run": run_id})
+            assert (carrier.parcels, carrier.publications) == ([], [])
+
+        assert [parcel.run_id for parcel in carrier.parcels] == [run_id]
+        assert carrier.publications == [("live", {"run": run_id})]
+
+    def test_a_savepoint_rolled_back_takes_its_own_runs_with_it_and_no_others(self, session, ledger, carrier):
+        with session.begin():
+            before = enqueue(session, "send-statement", key="before")
+            publish(session, "live", {"before": True})
+            savepoint = session.begin_nested()
+            enqueue(session, "send-statement", key="undone")
+            publish(session, "live", {"undone": True})
+            savepoint.rollback()
+            after = enqueue(session, "send-statement", key="after")
+
+        assert [row.key for row in ledger.runs("send-statement")] == ["before", "after"]
+        assert [parcel.run_id for parcel in carrier.parcels] == [before, after]
+        assert carrier.publications == [("live", {"before": True})]
+
+    def test_a_savepoint_within_one_that_is_rolled_back_goes_with_it(self, session, ledger, carrier):
+        with session.begin():
+            outer = session.begin_nested()
+            with session.begin_nested():
+                enqueue(session, "send-statement", key="undone")
+            outer.rollback()
+            kept = enqueue(session, "send-statement", key="kept")
+
+        assert [row.key for row in ledger.runs("send-statement")] == ["kept"]
+        assert [parcel.run_id for parcel in carrier.parcels] == [kept]
+
+    def test_a_commit_from_within_savepoints_sends_everything_once(self, session, ledger, carrier):
+        run_ids = [enqueue(session, "send-statement")]
+        session.begin_nested()
+        run_ids.append(enqueue(session, "send-statement"))
+        session.begin_nested()
+        run_ids.append(enqueue(session, "send-statement"))
+        session.commit()
+
+        assert [parcel.run_id for parcel in carrier.parcels] == run_ids
+
+
+class TestWithoutRedis:
+    """A process without a carrier, or whose Redis is away, leaves its runs to the dispatcher."""
+
+    def test_without_a_carrier_a_dispatcher_hears_of_the_run_when_it_is_committed(self, session, ledger, database):
+        with listening(database) as dispatcher:
+            with session.begin():
+                run_id = enqueue(session, "send-statement")
+                assert not leadership.wait_for_runs(dispatcher, 0)
+
+            assert leadership.wait_for_runs(dispatcher, 5)
+        assert ledger.run(run_id).sent_at is None
+
+    def test_without_a_carrier_nothing_is_heard_of_a_run_that_is_rolled_back(self, session, database):
+        with listening(database) as dispatcher:
+            enqueue(session, "send-statement")
+            session.rollback()
+
+            assert not leadership.wait_for_runs(dispatcher, 0)
+
+    def test_a_commit_stands_while_redis_is_away(self, session, ledger, carrier, caplog):
+        carrier.is_away = True
+
+        with session.begin():
+            run_id = enqueue(session, "send-statement")
+            publish(session, "live", {})
+
+        assert ledger.run(run_id).state == "queued"
+        assert "outbox.not_delivered" in caplog.text
+
+    def test_a_publication_without_a_carrier_goes_nowhere(self, session):
+        with session.begin():
+            publish(session, "live", {})
+
+
+class TestDelay:
+    """Runs for later."""
+
+    def test_a_delayed_run_is_due_after_its_delay_and_the_dispatchers_to_send(self, session, ledger, carrier):
+        before = ledger.value("SELECT clock_timestamp()")
+        with session.begin():
+            run_id = enqueue(session, "send-statement", delay=timedelta(minutes=1))
+        after = ledger.value("SELECT clock_timestamp()")
+
+        row = ledger.run(run_id)
+        assert before <= row.due_at - timedelta(minutes=1) <= after
+        assert row.sent_at is None
+        assert carrier.parcels == []
+
+    @pytest.mark.parametrize("delay", [timedelta(seconds=-1), timedelta(days=4000), timedelta.max])
+    def test_a_delay_out_of_bounds_is_refused(self, session, delay):
+        with pytest.raises(BadArguments, match="delay="):
+            enqueue(session, "send-statement", delay=delay)
+
+
+class TestRefused:
+    """What is wrong is said at once, and the caller's transaction is not harmed."""
+
+    def test_an_unknown_job_is_refused_with_the_nearest_name(self, session):
+        with pytest.raises(UnknownJob, match="unknown job 'send-statemnet'; did you mean 'send-statement'?"):
+            enqueue(session, "send-statemnet")
+
+    @pytest.mark.parametrize(
+        ("args", "named"),
+        [
+            ({"customer": "seven"}, "customer: input should be a valid integer"),
+            ({"custmer": 7}, "custmer is not an argument; did you mean 'customer'"),
+            ({"customer": 7.5}, "customer"),
+            ({"customer": object()}, "JSON"),
+            ({"customer": float("nan")}, "JSON"),
+            ({"customer": "\ud800"}, "JSON"),
+        ],
+    )
+    def test_wrong_arguments_are_refused_and_the_transaction_goes_on(self, session, ledger, args, named):
+        with session.begin():
+            leave(session, "kept")
+            with pytest.raises(BadArguments, match=named):
+                enqueue(session, "send-statement", args=args)
+
+        assert ledger.effects() == ["kept"]
+
+    @pytest.mark.parametrize("key", [7, None, b"bytes", "nul\0", "\ud800", "\N{GRINNING FACE}x7Fq9" * 2000])
+    def test_a_bad_key_is_refused_and_the_transaction_goes_on(self, session, ledger, key):
+        with session.begin():
+            leave(session, "kept")
+            with pytest.raises(BadArguments, match="key"):
+                enqueue(session, "send-statement", key=key)
+
+        assert ledger.effects() == ["kept"]
+
+    @pytest.mark.parametrize("key", ["", "a", "O'Brien; --", "\N{GRINNING FACE}", "x" * 100])
+    def test_any_other_text_is_a_key(self, session, ledger, key):
+        with session.begin():
+            run_id = enqueue(session, "send-statement", key=key)
+
+        assert ledger.run(run_id).key == key
+
+    def test_a_job_of_the_fast_lane_is_refused(self, session):
+        with pytest.raises(BadArguments, match="fast lane"):
+            enqueue(session, "fast")
+
+
+class TestPublications:
+    """Live messages, for who listens now."""
+
+    def test_a_publication_reaches_redis_after_the_commit_and_not_before(self, serve, database):
+        service = serve(send_statement)
+        with closing(service.redis.pubsub(ignore_subscribe_messages=True)) as listener:
+            listener.subscribe("live")
+            listener.get_message(timeout=5)
+            with Session(database) as session, session.begin():
+                publish(session, "live", {"chat": 5})
+                session.execute(text("SELECT 1"))
+                assert listener.get_message(timeout=0) is None
+
+            heard = listener.get_message(timeout=5)
+
+        assert json.loads(heard["data"]) == {"chat": 5}
+
+    def test_a_rolled_back_publication_is_not_made(self, session, carrier):
+        publish(session, "live", {})
+        session.execute(text("SELECT 1"))
+        session.rollback()
+        session.commit()
+
+        assert carrier.publications == []
+
+    def test_a_job_that_only_publishes_is_heard(self, run_job, carrier):
+        row = run_job(job("work")(lambda run: publish(run.session, "live", {"run": run.id})))
+
+        assert row.state == "succeeded"
+        assert carrier.publications == [("live", {"run": row.id})]
+
+
+class TestInJobs:
+    """A job's own transaction is the outbox."""
+
+    def test_a_jobs_runs_are_there_with_its_success(self, run_job, session, ledger, carrier):
+        row = run_job(parent, args={"customers": [1, 2, 3]})
+
+        assert row.state == "succeeded"
+        assert [child.key for child in ledger.runs("send-statement")] == ["1", "2", "3"]
+        assert len(carrier.parcels) == 3
+
+    def test_a_failed_jobs_runs_never_were(self, run_job, session, ledger, carrier):
+        run_job(parent, args={"customers": [1, 2], "fail": True})
+
+        assert ledger.runs("send-statement") == []
+        assert carrier.parcels == []
+
+    def test_a_job_that_lost_its_lease_asks_for_nothing(self, run_job, session, ledger, carrier):
+        def function(run):
+            run.enqueue("send-statement")
+            ledger.do("UPDATE rota_runs SET token = nextval('rota_tokens') WHERE id = :id", id=run.id)
+
+        run_job(job("parent")(function))
+
+        assert ledger.runs("send-statement") == []
+        assert carrier.parcels == []
+
+    def test_a_checkpoint_sends_the_runs_of_its_batch(self, run_job, session, ledger, carrier):
+        sent = []
+
+        def function(run):
+            first = run.enqueue("send-statement")
+            run.checkpoint()
+            sent.append(([parcel.run_id for parcel in carrier.parcels], [first]))
+            run.enqueue("send-statement")
+            raise RuntimeError("in the second batch")
+
+        run_job(job("parent")(function))
+
+        assert sent[0][0] == sent[0][1]
+        assert len(ledger.runs("send-statement")) == len(carrier.parcels) == 1

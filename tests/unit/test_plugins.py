@@ -1,0 +1,448 @@
+"""Finding plugins, and keeping what is wrong with one from the others. Plugins are modules written for the test."""
+
+import itertools
+import logging
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from core import Run, builtin, hookspecs, job, plugins
+from core.errors import RotaError, UnknownJob
+from core.registry import Plugin, Registry
+from core.testing import registry_of
+
+NUMBERS = itertools.count()
+
+#: What every module of a plugin begins with.
+HEAD = "from core import Run, every, hookimpl, job\n"
+SOUND = """
+@job("{job}")
+def work(run: Run) -> None: ...
+
+@hookimpl
+def register_jobs():
+    return [work]
+"""
+
+Write = Callable[..., EntryPoint]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes a module and returns the entry point ``name`` that leads to it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    written = []
+
+    def write(name: str, body: str, attribute: str = "", **values: str) -> EntryPoint:
+        module = f"plugin_of_a_test_{next(NUMBERS)}"
+        (tmp_path / f"{module}.py").write_text(HEAD + body.replace("{job}", values.get("job", f"{name}-job")))
+        written.append(module)
+        return EntryPoint(name, f"{module}:{attribute}" if attribute else module, plugins.GROUP)
+
+    yield write
+    for module in written:
+        sys.modules.pop(module, None)
+
+
+def loaded(*points: EntryPoint) -> dict[str, Plugin]:
+    return {plugin.name: plugin for plugin in plugins.load(points).plugins}
+
+
+def error_of(point: EntryPoint) -> str:
+    """Why the plugin is broken; nothing of it is loaded."""
+    registry = plugins.load([point])
+    [plugin] = registry.broken()
+    assert plugin.name == point.name
+    assert plugin.state == "broken"
+    assert {owner.name for owner in registry.owners.values()} == {"core"}
+    return str(plugin.error)
+
+
+# Sound plugins
+
+
+def test_a_module_is_a_plugin(write: Write):
+    registry = plugins.load([write("billing", SOUND)])
+
+    assert registry.job("billing-job").name == "billing-job"
+    assert registry.owners["billing-job"].name == "billing"
+    assert not list(registry.broken())
+
+
+def test_a_class_is_called_and_its_instance_is_the_plugin(write: Write):
+    body = """
+class Billing:
+    def __init__(self):
+        self.name = "made-by-an-instance"
+
+    @hookimpl
+    def register_jobs(self):
+        @job(self.name)
+        def work(run: Run) -> None: ...
+        return (work,)
+"""
+
+    registry = plugins.load([write("billing", body, "Billing")])
+
+    assert "made-by-an-instance" in registry
+
+
+def test_an_instance_is_a_plugin(write: Write):
+    body = """
+class Billing:
+    @staticmethod
+    @hookimpl
+    def register_jobs():
+        return []
+
+billing = Billing()
+"""
+
+    assert loaded(write("billing", body, "billing"))["billing"].state == "loaded"
+
+
+def test_a_plugin_without_hooks_is_loaded_and_has_nothing(write: Write):
+    plugin = loaded(write("empty", ""))["empty"]
+
+    assert (plugin.state, plugin.jobs, plugin.migrations) == ("loaded", (), None)
+
+
+def test_the_core_is_a_plugin_like_any_other():
+    registry = plugins.load([])
+
+    [core] = registry.plugins
+    assert (core.name, core.state, core.jobs) == ("core", "loaded", (builtin.prune_runs,))
+    assert core.migrations is not None
+    assert list(core.migrations.glob("0001_*.py"))
+
+
+def test_jobs_are_listed_by_name_whatever_the_order_of_the_plugins(write: Write):
+    first, second = write("alpha", SOUND, job="zebra"), write("beta", SOUND, job="ant")
+
+    assert list(plugins.load([second, first]).jobs) == list(plugins.load([first, second]).jobs)
+    assert [found.name for found in plugins.load([first, second])] == ["ant", "prune-runs", "zebra"]
+
+
+def test_the_installed_plugins_are_all_sound():
+    assert [plugin.error for plugin in plugins.current().broken()] == []
+
+
+# One test for each hook
+
+
+def test_hook_register_jobs(write: Write):
+    assert [found.name for found in loaded(write("billing", SOUND))["billing"].jobs] == ["billing-job"]
+
+
+def test_hook_register_migrations(write: Write, tmp_path: Path):
+    body = f"""
+from pathlib import Path
+
+@hookimpl
+def register_migrations():
+    return Path({str(tmp_path)!r})
+"""
+
+    assert loaded(write("billing", body))["billing"].migrations == tmp_path
+
+
+def test_every_hook_has_a_test_and_a_docstring():
+    assert plugins.hooks()
+    for name in plugins.hooks():
+        assert f"test_hook_{name}" in globals()
+        assert len(getattr(hookspecs, name).__doc__) > 40
+
+
+# Broken plugins
+
+BROKEN = {
+    "an import error": ("import no_such_module_at_all", "", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+    "a syntax error": ("def (:", "", "SyntaxError: "),
+    "an exception at import": ("raise RuntimeError('no licence')", "", "RuntimeError: no licence"),
+    "sys.exit at import": ("raise SystemExit(3)", "", "SystemExit: 3"),
+    "no such attribute": ("", "Billing", "AttributeError: "),
+    "a constructor that raises": (
+        "class Billing:\n    def __init__(self):\n        raise OSError('no config')",
+        "Billing",
+        "OSError: no config",
+    ),
+    "a constructor with arguments": ("class Billing:\n    def __init__(self, app): ...", "Billing", "TypeError: "),
+    "a hook that raises": ("@hookimpl\ndef register_jobs():\n    1 / 0", "", "ZeroDivisionError: division by zero"),
+    "a hook that exits": ("@hookimpl\ndef register_jobs():\n    raise SystemExit('bye')", "", "SystemExit: bye"),
+    "a misspelt hook": (
+        "@hookimpl\ndef register_job():\n    return []",
+        "",
+        "'register_job' is marked @hookimpl, but there is no such hook; did you mean 'register_jobs'?",
+    ),
+    "a hook like no other": ("@hookimpl\ndef frobnicate():\n    return []", "", "'frobnicate' is marked @hookimpl, but"),
+    "a misspelt hook in a class": (
+        "class Billing:\n    @hookimpl\n    def register_migration(self): ...",
+        "Billing",
+        "did you mean 'register_migrations'?",
+    ),
+    "a hook without @hookimpl": ("def register_jobs():\n    return []", "", "'register_jobs' has the name of a hook, but"),
+    "a hook with arguments of its own": ("@hookimpl\ndef register_jobs(app):\n    return []", "", "PluginValidationError: "),
+    "a function that is not a job": (
+        "def work(run): ...\n@hookimpl\ndef register_jobs():\n    return [work]",
+        "",
+        "which is not a job; decorate it with @job(…)",
+    ),
+    "@job without parentheses": (
+        "@job\ndef work(run: Run): ...\n@hookimpl\ndef register_jobs():\n    return [work]",
+        "",
+        "which is not a job; decorate it with @job(…)",
+    ),
+    "None among the jobs": ("@hookimpl\ndef register_jobs():\n    return [None]", "", "returned None, which is not a job"),
+    "None for the jobs": ("@hookimpl\ndef register_jobs():\n    ...", "", "register_jobs returned None; is a return missing?"),
+    "a string for the jobs": ("@hookimpl\ndef register_jobs():\n    return 'work'", "", "'work', which is not a list of jobs"),
+    "a number for the jobs": ("@hookimpl\ndef register_jobs():\n    return 5", "", "5, which is not a list of jobs"),
+    "a single job": (
+        "@job('work')\ndef work(run: Run): ...\n@hookimpl\ndef register_jobs():\n    return work",
+        "",
+        "which is not a list of jobs",
+    ),
+    "a generator of jobs that raises": (
+        "@hookimpl\ndef register_jobs():\n    yield 1 / 0",
+        "",
+        "ZeroDivisionError",
+    ),
+    "migrations that are not there": (
+        "@hookimpl\ndef register_migrations():\n    return '/no/such/folder'",
+        "",
+        "register_migrations returned '/no/such/folder', which is not a folder",
+    ),
+    "migrations that are a file": (
+        "@hookimpl\ndef register_migrations():\n    return __file__",
+        "",
+        "which is not a folder",
+    ),
+    "migrations that are a number": ("@hookimpl\ndef register_migrations():\n    return 5.5", "", "TypeError"),
+    "None for the migrations": (
+        "@hookimpl\ndef register_migrations(): ...",
+        "",
+        "register_migrations returned None; is a return missing?",
+    ),
+    "a job with wrong options": (
+        "@job('close-day', max_retries=-1, overlap='no')\ndef work(run: Run): ...",
+        "",
+        "DeclarationError: job 'close-day': max_retries=-1 must be a whole number, 0 or more; overlap='no' must be",
+    ),
+    "a schedule that never comes": ("every(seconds=0)", "", "DeclarationError: bad interval"),
+    "a parameter without a type": (
+        "@job('close-day')\ndef work(run: Run, region): ...",
+        "",
+        "DeclarationError: job 'close-day': parameter region has no type annotation",
+    ),
+    "an annotation that cannot be resolved": (
+        "@job('close-day')\ndef work(run: Run, region: 'Region'): ...\n@hookimpl\ndef register_jobs():\n    return [work]",
+        "",
+        "DeclarationError: job 'close-day': its annotations cannot be used: name 'Region' is not defined",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "attribute", "error"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_plugin_is_reported_and_has_no_jobs(write: Write, body, attribute, error):
+    assert error in error_of(write("billing", body, attribute))
+
+
+def test_a_broken_plugin_does_not_keep_the_others_from_loading(write: Write):
+    points = [
+        write("alpha", "raise SystemExit"),
+        write("beta", SOUND),
+        write("gamma", "@hookimpl\ndef register_jobs():\n    1 / 0"),
+        write("delta", "@hookimpl\ndef register_job(): ..."),
+        write("omega", SOUND),
+    ]
+
+    registry = plugins.load(points)
+
+    assert list(registry.jobs) == ["beta-job", "omega-job", "prune-runs"]
+    assert {plugin.name for plugin in registry.broken()} == {"alpha", "gamma", "delta"}
+
+
+def test_a_plugin_that_is_interrupted_by_the_keyboard_stops_everything(write: Write):
+    with pytest.raises(KeyboardInterrupt):
+        plugins.load([write("billing", "raise KeyboardInterrupt")])
+
+
+def test_a_broken_plugin_is_logged_with_its_name_and_reason(write: Write, caplog: pytest.LogCaptureFixture):
+    plugins.load([write("billing", "raise RuntimeError('no licence')")])
+
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "plugin=billing" in record.getMessage()
+    assert "no licence" in record.getMessage()
+
+
+# Duplicates
+
+
+def test_two_plugins_with_one_job_name_are_both_refused_and_both_named(write: Write):
+    registry = plugins.load(
+        [write("beta", SOUND, job="same"), write("alpha", SOUND, job="same"), write("other", SOUND)]
+    )
+
+    errors = {plugin.name: plugin.error for plugin in registry.broken()}
+    expected = "job name 'same' is declared by 'alpha' and 'beta'; rename one, or uninstall one of them"
+    assert errors == {"alpha": expected, "beta": expected}
+    assert list(registry.jobs) == ["other-job", "prune-runs"]
+
+
+def test_three_plugins_with_one_job_name_are_all_refused(write: Write):
+    registry = plugins.load([write(name, SOUND, job="same") for name in ("alpha", "beta", "gamma")])
+
+    assert {plugin.name for plugin in registry.broken()} == {"alpha", "beta", "gamma"}
+    for plugin in registry.broken():
+        assert all(name in str(plugin.error) for name in ("'alpha'", "'beta'", "'gamma'"))
+
+
+def test_a_plugin_that_has_a_name_twice_is_refused(write: Write):
+    assert "job name 'same' is declared by 'billing' and 'billing'" in error_of(
+        write("billing", SOUND.replace("[work]", "[work, work]"), job="same")
+    )
+
+
+def test_a_job_that_shares_a_name_breaks_its_plugins_other_jobs_too(write: Write):
+    two = """
+@job("lonely")
+def lonely(run: Run) -> None: ...
+
+@job("same")
+def work(run: Run) -> None: ...
+
+@hookimpl
+def register_jobs():
+    return [lonely, work]
+"""
+
+    assert "lonely" not in plugins.load([write("alpha", two), write("beta", SOUND, job="same")])
+
+
+def test_a_broken_plugins_jobs_are_nobodys_duplicates(write: Write):
+    half = SOUND + "\n@hookimpl\ndef register_migrations():\n    return '/no/such/folder'\n"
+
+    registry = plugins.load([write("alpha", half, job="same"), write("beta", SOUND, job="same")])
+
+    assert registry.owners["same"].name == "beta"
+
+
+def test_a_plugin_cannot_take_the_cores_jobs_away(write: Write):
+    registry = plugins.load([write("billing", SOUND, job="prune-runs")])
+
+    assert registry.owners["prune-runs"].name == "core"
+    [billing] = registry.broken()
+    assert "'core' and 'billing'" in str(billing.error)
+
+
+def test_a_plugin_called_core_is_refused(write: Write):
+    registry = plugins.load([write("core", SOUND, job="impostor")])
+
+    assert list(registry.jobs) == ["prune-runs"]
+    assert [plugin.state for plugin in registry.plugins] == ["loaded", "broken"]
+
+
+def test_the_same_module_under_two_names_is_loaded_once_and_reported(write: Write):
+    point = write("alpha", SOUND)
+
+    registry = plugins.load([point, EntryPoint("beta", point.value, plugins.GROUP)])
+
+    assert registry.owners["alpha-job"].name == "alpha"
+    assert [plugin.name for plugin in registry.broken()] == ["beta"]
+
+
+def test_the_same_class_under_two_names_is_refused_naming_both(write: Write):
+    body = "class Billing:\n    @hookimpl\n    def register_jobs(self):\n        return [work]\n"
+    point = write("alpha", "@job('same')\ndef work(run: Run): ...\n" + body, "Billing")
+
+    registry = plugins.load([point, EntryPoint("beta", point.value, plugins.GROUP)])
+
+    assert {plugin.name for plugin in registry.broken()} == {"alpha", "beta"}
+
+
+# The registry
+
+
+@job("close-day")
+def close_day(run: Run) -> None: ...
+
+
+def test_an_unknown_job_is_refused_with_the_nearest_name():
+    with pytest.raises(UnknownJob, match="unknown job 'close-dya'; did you mean 'close-day'?"):
+        registry_of(close_day).job("close-dya")
+
+
+def test_an_unknown_job_with_nothing_near_gets_no_suggestion():
+    with pytest.raises(UnknownJob) as caught:
+        registry_of(close_day).job("zzz")
+
+    assert str(caught.value) == "unknown job 'zzz'"
+
+
+def test_an_empty_registry_knows_no_job():
+    assert list(Registry()) == []
+    assert "close-day" not in Registry()
+
+
+def test_only_jobs_with_a_schedule_are_scheduled():
+    assert [found.name for found in registry_of(close_day, builtin.prune_runs).scheduled()] == ["prune-runs"]
+
+
+def test_a_registry_is_in_use_for_the_length_of_its_block():
+    before = plugins.current()
+
+    with plugins.using(registry_of(close_day)) as outer, plugins.using(registry_of()) as inner:
+        assert plugins.current() is inner is not outer
+
+    assert plugins.current() is before
+
+
+# Strictness
+
+
+@pytest.fixture
+def refuse_broken(environment_without_servers):
+    """``core.main`` reads the environment when it is imported, and connects to nothing."""
+    from core.main import refuse_broken
+
+    return refuse_broken
+
+
+@pytest.fixture
+def environment_without_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from core import settings
+
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("ROTA_METRICS_DIR", str(tmp_path))
+    settings.current.cache_clear()
+    yield
+    settings.current.cache_clear()
+    root.handlers, root.level = handlers, level
+
+
+BROKEN_REGISTRY = Registry(
+    (Plugin("alpha", "", "", error="no licence"), Plugin("beta", "", ""), Plugin("gamma", "", "", error="no luck"))
+)
+
+
+def test_strict_plugins_refuse_to_start_naming_every_broken_one(refuse_broken):
+    with pytest.raises(RotaError) as caught:
+        refuse_broken(BROKEN_REGISTRY, strict=True)
+
+    assert "ROTA_STRICT_PLUGINS" in str(caught.value)
+    assert "alpha: no licence" in str(caught.value)
+    assert "gamma: no luck" in str(caught.value)
+    assert "beta" not in str(caught.value)
+
+
+def test_broken_plugins_do_not_keep_a_lenient_process_from_starting(refuse_broken):
+    refuse_broken(BROKEN_REGISTRY, strict=False)
+
+
+def test_strict_plugins_that_are_sound_may_start(refuse_broken):
+    refuse_broken(registry_of(close_day), strict=True)

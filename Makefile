@@ -1,5 +1,8 @@
 # Everything a newcomer types. Each target makes the virtual environment it needs; all it takes is Python 3.11 or newer.
 
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,13 +23,13 @@ check: $(READY)  ## Format, lint, types and unit tests: quick
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/python -m pytest -q tests/unit
 
 test: check  ## All tests but the crash tests
-	$(BIN)/pytest -q -m "not crash" --ignore=tests/unit
+	$(BIN)/python -m pytest -q -m "not crash" --ignore=tests/unit
 
 crash: $(READY)  ## Kill and stop real processes; SECONDS=600 for longer
-	CRASH_SECONDS=$(SECONDS) $(BIN)/pytest -q -m crash
+	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -m crash
 
 bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks
@@ -42,5 +45,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@# Where packages come from is this machine's affair, and does not belong into a log.
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt 2>&1 \
+		| sed -E "s#[a-z+]+://[^[:space:]'\")]+#<address>#g; s#host='[^']*'#host=<address>#g"
 	@touch $@

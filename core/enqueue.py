@@ -12,6 +12,8 @@ from core.ledger import outbox, runs
 from core.ledger.outbox import Parcel
 
 LONGEST_DELAY = timedelta(days=3660)
+#: PostgreSQL's indexes hold entries of up to about 2,700 bytes, and a job's name and a slot are beside it.
+LONGEST_KEY = 500
 
 
 def enqueue(
@@ -35,8 +37,8 @@ def enqueue(
         raise BadArguments(
             f"job {job!r} is on the fast lane (ledger=False), which has no runs; send it a message instead"
         )
-    if not isinstance(key, str) or "\0" in key:
-        raise BadArguments(f"job {job!r}: key must be a string without NUL characters")
+    if not is_key(key):
+        raise BadArguments(f"job {job!r}: key must be a string of at most {LONGEST_KEY} characters, none of them NUL")
     if not timedelta(0) <= delay <= LONGEST_DELAY:
         raise BadArguments(f"job {job!r}: delay={delay} must be between 0 and {LONGEST_DELAY.days} days")
     carried = outbox.carrier() is not None and not delay
@@ -53,6 +55,13 @@ def enqueue(
     if carried:
         outbox.of(session).parcels.append(Parcel(run_id, job, found.queue))
     return run_id
+
+
+def is_key(key: object) -> bool:
+    """Whether ``key`` can be kept and indexed by PostgreSQL."""
+    if not isinstance(key, str) or len(key) > LONGEST_KEY or "\0" in key:
+        return False
+    return key.encode(errors="ignore").decode() == key
 
 
 def publish(session: Session, channel: str, message: dict[str, Any]) -> None:

@@ -39,6 +39,12 @@ class Watch:
     def next_at(self) -> float:
         return self.hard_at if self.exceeded else self.soft_at
 
+    def next_after(self, now: float) -> float:
+        """When it is due next, once what is due ``now`` has been done."""
+        if self.next_at > now:
+            return self.next_at
+        return FOREVER if self.exceeded else self.hard_at
+
     def enforce(self) -> None:
         """Do what is due, unless the job has ended."""
         with self.lock:
@@ -75,7 +81,8 @@ class Watcher:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
                 self._thread.start()
-            elif watch.next_at < self._wakes_at:
+            if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
+                self._wakes_at = watch.next_at
                 self._changed.notify()
 
     def remove(self, watch: Watch) -> None:
@@ -90,12 +97,15 @@ class Watcher:
 
     def _wait(self) -> list[Watch]:
         with self._changed:
-            self._wakes_at = min((watch.next_at for watch in self._watches), default=FOREVER)
-            pause = None if self._wakes_at == FOREVER else max(self._wakes_at - time.monotonic(), 0)
-            if pause != 0:
-                self._changed.wait(pause)
+            self._changed.wait(self._pause())
             now = time.monotonic()
-            return [watch for watch in self._watches if watch.next_at <= now]
+            due = [watch for watch in self._watches if watch.next_at <= now]
+            if now >= self._wakes_at:
+                self._wakes_at = min((watch.next_after(now) for watch in self._watches), default=FOREVER)
+            return due
+
+    def _pause(self) -> float | None:
+        return None if self._wakes_at == FOREVER else max(self._wakes_at - time.monotonic(), 0)
 
 
 def _attempt(action: Callable[[], None]) -> None:

@@ -111,7 +111,8 @@ def refuse_misspelt_hooks(plugin: Any) -> None:
     """
     known = hooks()
     for name in dir(plugin):
-        is_marked = hasattr(inspect.getattr_static(plugin, name, None), IMPL_MARK)
+        attribute = inspect.getattr_static(plugin, name, None)
+        is_marked = hasattr(getattr(attribute, "__func__", attribute), IMPL_MARK)
         if is_marked and name not in known:
             raise PluginError(f"{name!r} is marked @hookimpl, but there is no such hook{suggestion(name, known)}")
         if name in known and not is_marked:

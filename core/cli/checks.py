@@ -1,7 +1,7 @@
 """What ``rota check`` looks at, one function per question; each answers within seconds."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +17,7 @@ from core.cli import surroundings
 from core.errors import SettingsError
 from core.ledger import history
 from core.ledger.history import Process
+from core.migrate import History
 from core.registry import Registry
 from core.settings import Settings
 
@@ -70,9 +71,9 @@ def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) 
     try:
         with engine.connect() as connection:
             yield version(connection)
-            tables = list(migrations(engine, registry))
-            yield from tables
-            if tables and tables[0].outcome == "ok":
+            histories = migrate.status(engine, registry)
+            yield from migrations(histories)
+            if all(found.is_current for found in histories if found.plugin == plugins.CORE):
                 yield from processes(connection, registry, live=live, here=here)
     except DBAPIError as error:
         yield Check("PostgreSQL", "wrong", database.brief(error), surroundings.advice())
@@ -87,9 +88,9 @@ def version(connection: Connection) -> Check:
     return Check("PostgreSQL", "ok", f"version {words}")
 
 
-def migrations(engine: Engine, registry: Registry) -> Iterator[Check]:
-    """Whether every plugin's tables are there; the core's come first."""
-    for found in migrate.status(engine, registry):
+def migrations(histories: Iterable[History]) -> Iterator[Check]:
+    """Whether every plugin's tables are there."""
+    for found in histories:
         at = f"at {found.current or 'nothing'}, newest {found.head}"
         if found.is_current:
             yield Check(f"tables of {found.plugin}", "ok", at)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import event
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Carrier(Protocol):
 
 @dataclass(slots=True)
 class Outbox:
-    """What one session will send when it commits."""
+    """What one transaction, or one savepoint, will send when the transaction commits."""
 
     parcels: list[Parcel] = field(default_factory=list)
     publications: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -60,23 +60,38 @@ def carrier() -> Carrier | None:
 
 
 def of(session: Session) -> Outbox:
-    """The outbox of ``session``'s present transaction."""
-    outbox = session.info.setdefault(INFO_KEY, Outbox())
-    assert isinstance(outbox, Outbox)
-    return outbox
+    """The outbox of ``session``'s present transaction, or of the savepoint it is in."""
+    transaction = session.get_nested_transaction() or session.get_transaction() or session.begin()
+    return _outboxes(session).setdefault(transaction, Outbox())
+
+
+def _outboxes(session: Session) -> dict[SessionTransaction, Outbox]:
+    outboxes: dict[SessionTransaction, Outbox] = session.info.setdefault(INFO_KEY, {})
+    return outboxes
 
 
 @event.listens_for(Session, "after_commit")
-def _send(session: Session) -> None:
-    outbox = session.info.pop(INFO_KEY, None)
-    if outbox is None or _carrier is None:
+def _committed(session: Session) -> None:
+    savepoint = session.get_nested_transaction()
+    outbox = _outboxes(session).pop(savepoint or session.get_transaction(), None)
+    if outbox is None:
         return
-    deliver(_carrier, outbox)
+    if savepoint is not None:
+        _leave_to(session, savepoint.parent, outbox)
+    elif _carrier is not None:
+        deliver(_carrier, outbox)
 
 
-@event.listens_for(Session, "after_rollback")
-def _discard(session: Session) -> None:
-    session.info.pop(INFO_KEY, None)
+def _leave_to(session: Session, parent: SessionTransaction | None, outbox: Outbox) -> None:
+    assert parent is not None, "a savepoint is in a transaction"
+    outer = _outboxes(session).setdefault(parent, Outbox())
+    outer.parcels += outbox.parcels
+    outer.publications += outbox.publications
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    _outboxes(session).pop(transaction, None)  # still there: it was rolled back
 
 
 def deliver(carrier: Carrier, outbox: Outbox) -> None:

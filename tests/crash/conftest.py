@@ -1,17 +1,42 @@
-"""A fleet of real processes for each crash test."""
+"""A fleet of real processes for each crash test, and servers that a test may kill."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from core import database, migrate, plugins
+from core.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.support.fleet import Fleet, fleet
 
 
 @pytest.fixture
 def make_fleet(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Callable[..., Fleet]]:
     """Makes the test's fleet; options are Fleet's."""
+    servers = {"postgres_url": postgres_url, "redis_url": redis_url}
     with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(fleet(tmp_path, postgres_url, redis_url, **options))
+        yield lambda **options: stack.enter_context(fleet(tmp_path, **{**servers, **options}))
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL, migrated, that the test may kill."""
+    server = EmbeddedPostgres(tmp_path)
+    server.start()
+    engine = database.connect(server.url)
+    list(migrate.upgrade(engine, plugins.current()))
+    engine.dispose()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A Redis that the test may kill; started again on its port, it has what it had."""
+    server = EmbeddedRedis(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+

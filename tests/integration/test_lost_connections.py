@@ -64,8 +64,10 @@ def test_a_connection_cut_before_the_commit_of_a_checkpoint_loses_that_batch_alo
 def test_a_pool_of_stale_connections_does_not_keep_a_run_from_being_claimed(run_job, database, postgres_url):
     work = once(lambda run: leave(run.session, "done"))
     run_id = run_job.request(work)
-    with closing(database.connect()) as one, closing(database.connect()) as other:
-        pids = [connection.execute(PID).scalar_one() for connection in (one, other)]
+    connections = [database.connect() for _ in range(4)]
+    pids = [connection.execute(PID).scalar_one() for connection in connections]
+    for connection in connections:
+        connection.close()
     outside = databases.connect(postgres_url)
     for pid in pids:
         cut(Ledger(outside), pid)

@@ -1,0 +1,46 @@
+"""What may lie on a queue: messages of ours, and things that only a stranger or a fault can have put there."""
+
+from typing import Any
+
+from dramatiq.message import Message
+
+#: The option of a message that carries a run of the ledger.
+RUN_ID = "run_id"
+
+
+class NotAMessage(Exception):
+    """What lay on a queue is no message of ours; the text says in a word or two why."""
+
+
+def read(body: bytes | None, queue_name: str) -> Message[Any]:
+    """The message in ``body``, found on ``queue_name``. Raises NotAMessage."""
+    if body is None:
+        raise NotAMessage("no body")
+    try:
+        message = Message.decode(body)
+    except Exception:  # noqa: BLE001 — anything may lie on a queue
+        raise NotAMessage("corrupt") from None
+    if not is_well_formed(message) or message.queue_name != queue_name:
+        raise NotAMessage("not ours")
+    return message
+
+
+def is_well_formed(message: Message[Any]) -> bool:
+    """Whether the fields that Dramatiq's threads rely on are what they take them for."""
+    return (
+        isinstance(message.actor_name, str)
+        and isinstance(message.message_id, str)
+        and isinstance(message.args, list | tuple)
+        and isinstance(message.kwargs, dict)
+        and isinstance(message.options, dict)
+        and isinstance(message.options.get("redis_message_id"), str)
+    )
+
+
+def run_id(body: bytes | None, queue_name: str) -> int | None:
+    """The run that the message in ``body`` carries, if it is one of the ledger's."""
+    try:
+        value = read(body, queue_name).options.get(RUN_ID)
+    except NotAMessage:
+        return None
+    return value if isinstance(value, int) else None

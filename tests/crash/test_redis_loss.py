@@ -1,0 +1,52 @@
+"""I4: nothing is lost with Redis, and nothing is done twice because of it."""
+
+import pytest
+
+from tests.support.eventually import elapse, eventually
+from tests.support.lengths import AWAY_SECONDS
+
+pytestmark = pytest.mark.crash
+
+RUNS = 1000
+QUEUE = "dramatiq:chaos"
+
+
+@pytest.fixture
+def busy(make_fleet, own_redis):
+    """Two workers in the middle of a thousand runs, most of which wait on Redis."""
+    fleet = make_fleet(jobs="nap", redis_url=own_redis.url)
+    fleet.together(*[lambda: fleet.worker(threads=4)] * 2)
+    fleet.request("nap", RUNS)
+    eventually(lambda: len(fleet.effects("nap")) > 100, within=20, every=0.01)
+    assert fleet.redis.llen(QUEUE) > RUNS // 4
+    return fleet
+
+
+def test_all_of_a_thousand_runs_end_once_each_when_redis_is_wiped(busy):
+    busy.redis.flushall()
+
+    assert_all_end_once(busy)
+
+
+def test_all_of_a_thousand_runs_end_once_each_when_redis_is_stopped_and_started(busy, own_redis):
+    own_redis.stop()
+    elapse(AWAY_SECONDS)
+    own_redis.start()
+
+    assert_all_end_once(busy)
+
+
+def test_all_of_a_thousand_runs_end_once_each_when_redis_comes_back_empty(busy, own_redis):
+    own_redis.kill()
+    elapse(1)
+    own_redis.start()
+    busy.redis.flushall()
+
+    assert_all_end_once(busy)
+
+
+def assert_all_end_once(fleet) -> None:
+    ended = "SELECT count(*) AS runs FROM rota_runs WHERE job = 'nap' AND state = 'succeeded'"
+    eventually(lambda: fleet.rows(ended)[0].runs == RUNS, within=60)
+    effects = [effect.run_id for effect in fleet.effects("nap")]
+    assert len(effects) == len(set(effects)) == RUNS

@@ -1,0 +1,290 @@
+"""``rota up`` as a real process on a terminal of its own: it comes up, mends itself, and leaves nothing behind."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.eventually import eventually
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
+
+ROTA = str(Path(sysconfig.get_path("scripts")) / "rota")
+UP_WITHIN = 60
+GONE_WITHIN = 20
+CTRL_C = b"\x03"
+
+
+class Up:
+    """One ``rota up`` in its folder, with its terminal and every process that it has ever been seen to have."""
+
+    def __init__(self, folder: Path, *words: str, **environ: str) -> None:
+        self.folder = folder
+        self.output = b""
+        self.seen: dict[int, psutil.Process] = {}
+        self._terminal, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            [ROTA, "up", "--processes", "2", "--threads", "2", *words],
+            cwd=folder,
+            env=environment(ROTA_METRICS_PORT="0", **environ),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            preexec_fn=own_the_terminal,  # noqa: PLW1509 — no thread of ours holds a lock at that time
+        )
+        os.close(terminal)
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # EIO: everyone has let go of the terminal
+            while block := os.read(self._terminal, 4096):
+                self.output += block
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return self.output.decode(errors="replace")
+
+    def look(self) -> list[psutil.Process]:
+        """Its processes as of now; they are remembered."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            self.seen |= {process.pid: process for process in [root, *root.children(recursive=True)]}
+        return [process for process in self.seen.values() if is_alive(process)]
+
+    def of(self, word: str) -> list[psutil.Process]:
+        """Its processes that have ``word`` in their command line, children of the same program left out."""
+        found = [process for process in self.look() if word in command_line(process)]
+        pids = {process.pid for process in found}
+        return [process for process in found if process.ppid() not in pids]
+
+    def wait_until_up(self) -> "Up":
+        """Until its workers and its scheduler are alive according to the ledger."""
+        eventually(lambda: self.ended() or "Rota is up" in self.log, within=UP_WITHIN)
+        assert not self.ended(), self.log
+        eventually(lambda: self.rota("check", "--live").returncode == 0, within=UP_WITHIN, every=0.3)
+        self.look()
+        return self
+
+    def rota(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command in another terminal, which finds the servers by itself."""
+        return subprocess.run(
+            [ROTA, *words], cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def type(self, keys: bytes) -> None:
+        """Type on its terminal."""
+        self.look()
+        os.write(self._terminal, keys)
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait_until_gone(self) -> int:
+        """Until none of the processes is left that it has ever been seen to have; return its exit status."""
+        status = self.process.wait(GONE_WITHIN + 30)
+        try:
+            eventually(lambda: not self.look(), within=GONE_WITHIN)
+        except AssertionError:
+            raise AssertionError(f"left: {[command_line(process) for process in self.look()]}\n{self.log}") from None
+        return status
+
+    def end(self) -> None:
+        """Leave nothing of it, whatever the test found."""
+        for process in self.look():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(10)
+        with suppress(OSError):
+            os.close(self._terminal)
+
+
+def own_the_terminal() -> None:
+    """Make the pseudo-terminal on stdin that of this session, so that it sends its Ctrl-C here."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours, without what names servers."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("ROTA_", "PROMETHEUS_"))}
+    return {name: value for name, value in ours.items() if name not in {"DATABASE_URL", "REDIS_URL"}} | more
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Zombies whose parent never asks for them are no longer processes."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def command_line(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+@pytest.fixture
+def start_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    """Starts ``rota up`` in the test's folder."""
+    started: list[Up] = []
+
+    def start(*words: str, **environ: str) -> Up:
+        started.append(Up(tmp_path, *words, **environ))
+        return started[-1]
+
+    yield start
+    for up in started:
+        up.end()
+
+
+def runs(up: Up) -> list[dict[str, Any]]:
+    """The ledger's runs as the command line tells them."""
+    listed = up.rota("runs", "--json")
+    assert listed.returncode == 0, listed.stderr
+    found: list[dict[str, Any]] = json.loads(listed.stdout)
+    return found
+
+
+def test_comes_up_works_and_ends_with_ctrl_c_and_keeps_its_data(start_up, tmp_path):
+    up = start_up().wait_until_up()
+    done = up.rota("run", "prune-runs", "--wait", "--timeout", "30")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".rota" / "env").stat().st_mode & 0o777 == 0o600
+    assert len(up.of("dramatiq")) == 2
+    assert len(up.of("periodiq")) == 1
+
+    up.type(CTRL_C)
+
+    assert up.wait_until_gone() == 0
+    assert "Traceback" not in up.log
+    assert not (tmp_path / ".rota" / "env").exists()
+    assert "DATABASE_URL is not set" in up.rota("runs").stderr
+
+    again = start_up().wait_until_up()
+    assert int(done.stdout) in {run["id"] for run in runs(again)}
+    again.process.send_signal(signal.SIGTERM)
+    assert again.wait_until_gone() == 0
+
+
+def test_a_killed_worker_is_replaced_and_the_others_go_on(start_up):
+    up = start_up().wait_until_up()
+    parents = up.of("dramatiq core.main")
+    victim = parents[0].children()[0]
+    bystander = parents[1].children()[0]
+
+    victim.kill()
+
+    eventually(lambda: "up.restarting" in up.log, within=20)
+    eventually(lambda: len(up.of("dramatiq core.main")) == 2 and parents[0] not in up.of("dramatiq"), within=20)
+    assert is_alive(bystander)
+    assert up.rota("run", "prune-runs", "--wait", "--timeout", "30").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "name"), [("periodiq core.main", "scheduler"), ("redis-server", "redis"), ("postgres -D", "postgres")]
+)
+def test_whatever_dies_is_started_again(start_up, word, name):
+    up = start_up().wait_until_up()
+    (before,) = up.of(word)
+
+    before.kill()
+
+    eventually(lambda: f"name={name}" in up.log, within=20)
+    eventually(lambda: up.of(word) and before not in up.of(word), within=30)
+    done = eventually_succeeds(up)
+    assert done.returncode == 0, done.stderr + up.log
+
+
+def eventually_succeeds(up: Up) -> subprocess.CompletedProcess[str]:
+    """The first run that the command line could request after an outage."""
+
+    def attempt() -> subprocess.CompletedProcess[str] | None:
+        done = up.rota("run", "prune-runs", "--wait", "--timeout", "30")
+        return done if done.returncode == 0 else None
+
+    return eventually(attempt, within=60, every=0.5)
+
+
+def test_what_is_also_run_is_started_again_unless_it_is_done(start_up, tmp_path):
+    up = start_up("--also", "sh -c 'echo x >> done'", "--also", "sh -c 'echo x >> failed; exit 3'").wait_until_up()
+
+    eventually(lambda: (tmp_path / "failed").read_text().count("x") >= 2, within=20)
+    assert (tmp_path / "done").read_text().count("x") == 1
+    up.type(CTRL_C)
+    assert up.wait_until_gone() == 0
+
+
+@pytest.mark.parametrize("when", ["up.starting name=postgres", "up.starting name=redis", "running at once"])
+def test_ctrl_c_twice_during_the_start_leaves_nothing(start_up, when):
+    up = start_up()
+    if when != "running at once":
+        eventually(lambda: when in up.log or up.ended(), within=UP_WITHIN, every=0.01)
+    else:
+        eventually(lambda: "Rota is up" in up.log or up.ended(), within=UP_WITHIN, every=0.01)
+
+    up.type(CTRL_C)
+    up.type(CTRL_C)
+
+    assert up.wait_until_gone() == 0
+    assert "Traceback" not in up.log
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_will_not_end(start_up, tmp_path):
+    stubborn = "sh -c 'trap \"\" TERM; touch deaf; while :; do sleep 1; done'"
+    up = start_up("--also", stubborn, "--grace", "120").wait_until_up()
+    eventually((tmp_path / "deaf").exists, within=10)
+
+    up.type(CTRL_C)
+    eventually(lambda: "up.stopping" in up.log, within=10)
+    up.type(CTRL_C)
+
+    assert up.wait_until_gone() == 0
+    assert "up.killing" in up.log
+
+
+def test_a_sigkill_leaves_nothing_after_a_few_seconds_and_the_next_one_starts(start_up):
+    up = start_up().wait_until_up()
+    assert len(up.look()) > 10
+
+    up.process.kill()
+
+    assert up.wait_until_gone() == -signal.SIGKILL
+    again = start_up().wait_until_up()
+    assert again.rota("run", "prune-runs", "--wait", "--timeout", "30").returncode == 0
+
+
+def test_the_next_one_starts_at_once_after_a_sigkill(start_up):
+    up = start_up().wait_until_up()
+
+    up.process.kill()
+    up.process.wait()
+    again = start_up().wait_until_up()
+
+    assert up.wait_until_gone() == -signal.SIGKILL
+    assert again.rota("run", "prune-runs", "--wait", "--timeout", "30").returncode == 0
+
+
+def test_a_second_one_in_the_same_folder_says_who_is_there(start_up):
+    up = start_up().wait_until_up()
+
+    second = up.rota("up")
+
+    assert second.returncode == 1
+    assert f"is already being served by process {up.process.pid}" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert up.rota("check", "--live").returncode == 0  # its word is still there

@@ -1,7 +1,6 @@
 # Everything a newcomer types. Each target makes the virtual environment it needs; all it takes is Python 3.11 or newer.
 
 SHELL := bash
-.SHELLFLAGS := -eu -o pipefail -c
 
 PYTHON ?= python3
 VENV := .venv
@@ -46,6 +45,6 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@# Where packages come from is this machine's affair, and does not belong into a log.
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt 2>&1 \
+	@set -o pipefail; $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt 2>&1 \
 		| sed -E "s#[a-z+]+://[^[:space:]'\")]+#<address>#g; s#host='[^']*'#host=<address>#g"
 	@touch $@

@@ -4,12 +4,14 @@ from core.enqueue import enqueue, publish
 from core.errors import RotaError, TimeLimitExceeded
 from core.hookspecs import hookimpl
 from core.jobs import Job, job
+from core.plugin_settings import PluginSettings
 from core.run import Checkpoint, Run
 from core.schedules import cron, every
 
 __all__ = [
     "Checkpoint",
     "Job",
+    "PluginSettings",
     "RotaError",
     "Run",
     "TimeLimitExceeded",

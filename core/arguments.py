@@ -5,10 +5,10 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, core_schema, to_json
 
 from core.errors import BadArguments, BadResult, DeclarationError, suggestion
 from core.jobs import Job
@@ -19,6 +19,9 @@ LARGEST_ARGUMENTS = 64 * 1024
 LARGEST_RESULT = 64 * 1024
 #: The escape of a character that PostgreSQL's jsonb cannot hold; a text with an escaped backslash before u0000 is fine.
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+#: The problems that pydantic words without repeating the value; in the others, a validator's author might.
+QUOTING_PROBLEMS = {"value_error", "assertion_error", "union_tag_invalid", "zoneinfo_str"}
+SILENT_PROBLEMS = set(get_args(core_schema.ErrorType)) - QUOTING_PROBLEMS
 
 Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
 
@@ -31,7 +34,7 @@ def adapters(job: Job) -> Adapters:
     """
     parameters = list(inspect.signature(job.function).parameters.values())[1:]
     try:
-        hints = get_type_hints(job.function)
+        hints = get_type_hints(job.function, include_extras=True)
         return {p.name: (adapter(hints[p.name]), p.default is inspect.Parameter.empty) for p in parameters}
     except Exception as error:
         raise DeclarationError(f"job {job.name!r}: its annotations cannot be used: {error}") from error
@@ -67,7 +70,7 @@ def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(name: str, problem: Any) -> str:
     place = "".join(f"[{part!r}]" for part in problem["loc"])
-    message = problem["msg"]
+    message = problem["msg"] if problem["type"] in SILENT_PROBLEMS else "Input is not valid"
     return f"{name}{place}: {message[0].lower()}{message[1:]}"
 
 

@@ -67,7 +67,7 @@ class Executor:
             logger.warning("run.not_claimed run=%s: this process is not registered with the ledger", run_id)
             return Verdict.NONE
         try:
-            verdict, lease = self._claim(run_id, process_id)
+            verdict, lease = self._claim(job, run_id, process_id)
         except DATABASE_AWAY as error:
             logger.warning("run.not_claimed run=%s: %s", run_id, database.brief(error))
             return Verdict.NONE
@@ -76,15 +76,15 @@ class Executor:
             logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
         return lease or verdict
 
-    def _claim(self, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
+    def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
         try:
             with database.autocommit(self.engine) as connection:
-                return leases.claim(connection, run_id, process_id=process_id, worker=self.worker)
+                return leases.claim(connection, run_id, job=job.name, process_id=process_id, worker=self.worker)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
         with database.autocommit(self.engine) as connection:  # that one was stale, and so is none of the pool now
-            return leases.claim(connection, run_id, process_id=process_id, worker=self.worker)
+            return leases.claim(connection, run_id, job=job.name, process_id=process_id, worker=self.worker)
 
     def attempt(self, job: Job, lease: Lease, now: datetime) -> str:
         """Work on a claimed run and record what came of it."""
@@ -167,15 +167,15 @@ class Executor:
 
 def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:
     """Call the function; at its soft limit its statement is cancelled too, and that is told as what it is."""
-    with limits.limited(job.soft_limit, job.hard_limit, on_soft=run.work.cancel, on_hard=on_hard) as watch:
-        try:
-            return job.function(run, **kwargs)
-        except DBAPIError as error:
-            if watch.exceeded:
-                raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed during a statement") from error
-            raise
-        except TimeLimitExceeded:
-            raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed") from None
+    watch = limits.limited(job.soft_limit, job.hard_limit, on_soft=run.work.cancel, on_hard=on_hard)
+    try:
+        return watch.hold(lambda: job.function(run, **kwargs))
+    except DBAPIError as error:
+        if watch.exceeded:
+            raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed during a statement") from error
+        raise
+    except TimeLimitExceeded:
+        raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed") from None
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
@@ -236,11 +236,19 @@ def timed(job: Job, lease: Lease) -> Iterator[Outcome]:
     """Log and count an attempt."""
     began = time.perf_counter()
     if lease.attempt == 1:
-        metrics.run_started(job.name, (lease.claimed_at - lease.due_at).total_seconds())
+        observe(metrics.run_started, job.name, (lease.claimed_at - lease.due_at).total_seconds())
     outcome = Outcome()
     try:
         yield outcome
     finally:
         seconds = time.perf_counter() - began
-        metrics.run_ended(job.name, outcome.status, seconds)
+        observe(metrics.run_ended, job.name, outcome.status, seconds)
         logger.info("run.%s seconds=%.3f", outcome.status, seconds)
+
+
+def observe(measure: Callable[..., None], *values: Any) -> None:
+    """Measure, unless that fails, as on a full disk: a claimed run must come to its end all the same."""
+    try:
+        measure(*values)
+    except Exception:  # what only observes a run never decides it
+        logger.exception("metrics.not_written")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pluggy
 
 from core.jobs import Job
+from core.plugin_settings import PluginSettings
 
 NAMESPACE = "rota"
 
@@ -28,4 +29,12 @@ def register_migrations() -> Path:  # type: ignore[empty-body]
     """Return the folder of the plugin's Alembic revisions. Called by ``rota db``, ``rota check`` and the tests.
 
     The files need no ``env.py``; each plugin's history has a version table of its own.
+    """
+
+
+@hookspec
+def register_settings() -> type[PluginSettings]:  # type: ignore[empty-body]
+    """Return the class of the plugin's settings. Called once, when the plugin is loaded.
+
+    A plugin whose environment does not fit them is broken, and the message names every variable that is wrong.
     """

@@ -2,23 +2,24 @@
 
 At the soft limit the job's statement is cancelled in PostgreSQL and TimeLimitExceeded is raised in its thread; at the
 hard limit the caller's last resort is called, in the watching thread. Both happen under the watch's own lock, which
-ends the watch too, so neither can reach a thread that has left its ``limited`` block.
+ends the watch too, so neither can reach a thread that has left ``Watch.hold``.
 """
 
 import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 from core.errors import TimeLimitExceeded
 
 logger = logging.getLogger(__name__)
 
 FOREVER = float("inf")
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +45,22 @@ class Watch:
         if self.next_at > now:
             return self.next_at
         return FOREVER if self.exceeded else self.hard_at
+
+    def hold(self, body: Callable[[], T]) -> T:
+        """Call ``body`` under watch, and return what it returns.
+
+        This is no context manager, since the exception can arrive at the very first step of an ``__exit__``, which
+        then does nothing. Here all steps are in one frame, and those outside ``try`` call nothing.
+        """
+        try:
+            _watcher.add(self)
+            return body()
+        finally:
+            try:
+                _watcher.remove(self)
+            except TimeLimitExceeded:  # it arrived just here, and comes only once
+                _watcher.remove(self)
+                raise
 
     def enforce(self) -> None:
         """Do what is due, unless the job has ended."""
@@ -118,22 +135,10 @@ def _attempt(action: Callable[[], None]) -> None:
 _watcher = Watcher()
 
 
-@contextmanager
-def limited(
-    soft: timedelta, hard: timedelta, *, on_soft: Callable[[], None], on_hard: Callable[[], None]
-) -> Iterator[Watch]:
-    """Hold the body, in this thread, to its limits."""
+def limited(soft: timedelta, hard: timedelta, *, on_soft: Callable[[], None], on_hard: Callable[[], None]) -> Watch:
+    """A watch over this thread, for what is then called through ``hold``. The limits count from here."""
     now = time.monotonic()
-    watch = Watch(threading.get_ident(), now + soft.total_seconds(), now + hard.total_seconds(), on_soft, on_hard)
-    _watcher.add(watch)
-    try:
-        yield watch
-    finally:
-        try:
-            _watcher.remove(watch)
-        except TimeLimitExceeded:  # it arrived just here, and comes only once
-            _watcher.remove(watch)
-            raise
+    return Watch(threading.get_ident(), now + soft.total_seconds(), now + hard.total_seconds(), on_soft, on_hard)
 
 
 def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:

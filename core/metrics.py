@@ -6,12 +6,15 @@ is imported.
 
 import os
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+
+_making = threading.Lock()
 
 #: Seconds; from a no-op to the default hard limit.
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800)
@@ -30,8 +33,13 @@ def share(folder: Path | None) -> Path:
     return path
 
 
-@cache
 def _metrics() -> Any:
+    with _making:  # two threads that made them at once would register each metric twice
+        return _made()
+
+
+@cache
+def _made() -> Any:
     from prometheus_client import Counter, Gauge, Histogram
 
     return SimpleNamespace(

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from core import arguments, builtin, hookspecs
 from core.errors import PluginError, suggestion
 from core.hookspecs import NAMESPACE
 from core.jobs import Job
+from core.plugin_settings import PluginSettings
 from core.registry import Plugin, Registry
+from core.settings import plugin_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,25 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
     for folder in folders:
         if not Path(folder).is_dir():
             raise PluginError(f"register_migrations returned {str(folder)!r}, which is not a folder")
-    return Plugin(name, "rota", "", tuple(jobs), Path(folders[0]) if folders else None)
+    offered = [check_settings(name, settings) for settings in answers(manager, "register_settings", plugin)]
+    return Plugin(
+        name,
+        "rota",
+        "",
+        tuple(jobs),
+        migrations=Path(folders[0]) if folders else None,
+        settings=offered[0] if offered else None,
+    )
+
+
+def check_settings(name: str, settings: type[PluginSettings]) -> type[PluginSettings]:
+    """``settings`` once the environment is known to fit them. Raises SettingsError or PluginError."""
+    if not (inspect.isclass(settings) and issubclass(settings, PluginSettings)):
+        raise PluginError(f"register_settings returned {settings!r}, which is not a subclass of PluginSettings")
+    if settings.prefix != plugin_prefix(name):
+        raise PluginError(f"{settings.__name__}.prefix is {settings.prefix!r}, and must be {plugin_prefix(name)!r}")
+    settings.read(os.environ)
+    return settings
 
 
 def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:

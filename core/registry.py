@@ -6,6 +6,7 @@ from pathlib import Path
 
 from core.errors import UnknownJob, suggestion
 from core.jobs import Job
+from core.plugin_settings import PluginSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Plugin:
     jobs: tuple[Job, ...] = ()
     #: The folder of its Alembic revisions, if it has any.
     migrations: Path | None = None
+    #: The class of its settings, if it has any.
+    settings: type[PluginSettings] | None = None
     #: Why it is broken; None: it is not, and its jobs are in the registry.
     error: str | None = None
 
@@ -52,7 +55,7 @@ class Registry:
         try:
             return self.jobs[name]
         except KeyError:
-            raise UnknownJob(f"unknown job {name!r}{suggestion(name, self.jobs)}") from None
+            raise UnknownJob(f"unknown job {name!r}{suggestion(str(name), self.jobs)}") from None
 
     def scheduled(self) -> Iterable[Job]:
         """The jobs that have a schedule."""

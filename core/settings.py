@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -157,8 +158,14 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 def unknown(environ: Mapping[str, str]) -> list[str]:
     """A line for each ``ROTA_…`` variable that means nothing, so that a misspelt one is not lost."""
     known = names()
-    strangers = sorted(name for name in environ if name.startswith("ROTA_") and name not in known)
-    return [f"{name} is not a setting{suggestion(name, known)}" for name in strangers]
+    plugins = tuple(plugin_prefix(point.name) for point in entry_points(group="rota.plugins"))  # theirs to judge
+    ours = (name for name in environ if name.startswith("ROTA_") and not name.startswith(plugins))
+    return [f"{name} is not a setting{suggestion(name, known)}" for name in sorted(ours) if name not in known]
+
+
+def plugin_prefix(plugin: str) -> str:
+    """What the environment variables of a plugin's settings begin with."""
+    return f"ROTA_{plugin.upper().replace('-', '_')}_"
 
 
 def explain(problem: Any) -> str:

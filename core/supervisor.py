@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,9 +197,10 @@ class Kept:
 class Supervisor:
     """Keeps programs running until it is told to stop."""
 
-    def __init__(self, signals: Signals, guard: Guard) -> None:
+    def __init__(self, signals: Signals, guard: Guard, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._signals = signals
         self._guard = guard
+        self._monotonic = monotonic
         self._kept: list[Kept] = []
 
     def start(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
@@ -232,7 +233,7 @@ class Supervisor:
         """See to one program; return after how many seconds it wants to be looked at again, if by itself."""
         if kept.is_done or kept.program.is_running():
             return None
-        now = time.monotonic()
+        now = self._monotonic()
         if kept.was_running and not self._bury(kept, now):
             return None
         if kept.due_at > now:
@@ -242,8 +243,8 @@ class Supervisor:
         except KeyboardInterrupt:
             return None
         except Exception as error:  # noqa: BLE001 — it could not be started, whyever; it will be tried again
-            self._postpone(kept, f"could not be started ({error})", time.monotonic())
-            return kept.due_at - time.monotonic()
+            self._postpone(kept, f"could not be started ({error})", self._monotonic())
+            return kept.due_at - self._monotonic()
         return None
 
     def _start(self, kept: Kept) -> None:
@@ -252,7 +253,7 @@ class Supervisor:
         else:
             with self._signals.interrupting():
                 kept.program.start()
-        kept.was_running, kept.started_at = True, time.monotonic()
+        kept.was_running, kept.started_at = True, self._monotonic()
         self._guard.watch(kept.program, kept.farewell, rank=kept.rank)
 
     def _bury(self, kept: Kept, now: float) -> bool:
@@ -281,9 +282,9 @@ class Supervisor:
         for command in commands:
             if command.is_running():
                 command.ask_to_end()
-        deadline, asked = time.monotonic() + grace_seconds, self._signals.asked
+        deadline, asked = self._monotonic() + grace_seconds, self._signals.asked
         while any(command.is_running() for command in commands):
-            remaining = deadline - time.monotonic()
+            remaining = deadline - self._monotonic()
             if remaining <= 0 or self._signals.asked > asked:
                 logger.warning("up.killing: %s", ", ".join(c.name for c in commands if c.is_running()))
                 break

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -46,6 +48,7 @@ __all__ = [
     "redis_url",
     "registry_of",
     "run_job",
+    "servers_folder",
 ]
 
 #: A test may sit in a debugger for as long as this.
@@ -74,10 +77,19 @@ def frozen_clock() -> FrozenClock:
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPostgres, EmbeddedRedis]]:
+def embedded(servers_folder: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedRedis]]:
     """Real PostgreSQL and Redis, started once."""
-    with embedded_servers(tmp_path_factory.mktemp("servers")) as servers:
+    with embedded_servers(servers_folder) as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def servers_folder() -> Iterator[Path]:
+    """Where servers keep their data: not below pytest's own folder, which each new pytest of the same user closes to
+    all other users, and so to the account that a server runs as when the tests run as root.
+    """
+    with TemporaryDirectory(prefix="rota-tests-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

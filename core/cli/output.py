@@ -58,10 +58,12 @@ def local_zone(now: datetime) -> str:
 
 
 def span(duration: timedelta) -> str:
-    """A span as people say it: ``0.3 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
+    """A span as people say it: ``12 ms``, ``1.25 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
     seconds = abs(duration.total_seconds())
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.2f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

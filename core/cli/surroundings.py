@@ -90,8 +90,8 @@ def explanation(error: Exception) -> str | None:
         return None
     if isinstance(error.orig, UndefinedTable | UndefinedColumn):
         return "the database is not migrated: run `rota db upgrade`"
-    if isinstance(error, OperationalError):
-        return f"PostgreSQL cannot be reached: {database.brief(error)}; {advice()}"
+    if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # a code comes from a server
+        return f"PostgreSQL cannot be reached: {database.brief(error)}; {advice()}; `rota check` tells more"
     return f"PostgreSQL refused: {database.brief(error)}"
 
 
@@ -99,4 +99,4 @@ def advice() -> str:
     """Where to look when a server cannot be reached."""
     if is_from_up():
         return f"{DATA_FOLDER / ENV_FILE} names it, but it does not run: start it with `rota up`"
-    return "is the server running, and are DATABASE_URL and REDIS_URL right? `rota check` tells more"
+    return "see that the server runs, and that DATABASE_URL and REDIS_URL are right"

@@ -218,9 +218,10 @@ def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
 
 def hint(data: Path) -> str:
     """How to use the command line in a second terminal."""
+    rota = "rota" if shutil.which("rota") else os.path.relpath(script("rota"))
     if data == surroundings.DATA_FOLDER:
-        return f"rota runs        in another terminal, in {Path.cwd()}"
-    return f"(set -a; . {shlex.quote(str(data.absolute() / surroundings.ENV_FILE))}; rota runs)"
+        return f"{rota} runs (in another terminal, in {Path.cwd()})"
+    return f"(set -a; . {shlex.quote(str(data.absolute() / surroundings.ENV_FILE))}; {rota} runs)"
 
 
 def without_password(url: str) -> str:

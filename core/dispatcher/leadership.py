@@ -24,10 +24,11 @@ DEPOSE_SILENT_LEADER = text("""
     FROM pg_locks AS lock
     JOIN pg_database AS db ON db.oid = lock.database AND db.datname = current_database()
     JOIN pg_stat_activity AS activity ON activity.pid = lock.pid
-    LEFT JOIN rota_processes AS process ON process.application = activity.application_name
     WHERE lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 2
       AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:lock AS oid)
-      AND (process.id IS NULL OR process.expires_at <= clock_timestamp())
+      AND NOT EXISTS (
+        SELECT 1 FROM rota_processes AS process
+        WHERE process.application = activity.application_name AND process.expires_at > clock_timestamp())
 """)
 
 

@@ -1,7 +1,7 @@
 """Accounts for every slot of every schedule: queued, or missed with a reason.
 
-periodiq inserts slots at their time. A second later this pass inserts those it did not, and after an outage it applies
-each job's misfire policy to all that came due meanwhile.
+periodiq inserts slots at their time. Half a second later this pass inserts those it did not, and after an outage it
+applies each job's misfire policy to all that came due meanwhile.
 """
 
 import logging
@@ -24,8 +24,9 @@ from core.registry import Registry
 
 logger = logging.getLogger(__name__)
 
-#: What periodiq is given to insert a slot before the dispatcher does.
-HEAD_START = timedelta(seconds=1)
+#: What periodiq is given to insert a slot before the dispatcher does. With a pass a second, a slot that periodiq did
+#: not insert is started within 2 s of its time, the last half second being for the pass and the message.
+HEAD_START = timedelta(milliseconds=500)
 #: A slot that is later than this was missed, and its job's policy says what becomes of it.
 TOLERANCE = timedelta(seconds=30)
 #: How many slots of one job are accounted for in one pass.

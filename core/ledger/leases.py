@@ -71,19 +71,19 @@ LEASE_IS_GOOD = """
         WHERE process.id = run.process_id AND process.expires_at > clock_timestamp())
 """
 
-#: Run, process, name of the process. Not flushed to disk by itself: should PostgreSQL crash before the next flush, the
-#: run is queued again and the lost claim's token fits nothing; the commit of its work would have flushed it too.
+#: Run, job, process, name of the process. Not flushed to disk by itself: should PostgreSQL crash before the next flush,
+#: the run is queued again and the lost claim's token fits nothing; the commit of its work would have flushed it too.
 CLAIM = Prepared(
     "rota_claim",
-    ("bigint", "bigint", "text"),
+    ("bigint", "text", "bigint", "text"),
     """
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
     ), candidate AS MATERIALIZED (
         SELECT id, job, key, exclusive, attempt, due_at <= clock_timestamp() AS due
         FROM rota_runs, unflushed
-        WHERE id = $1 AND state IN ('queued', 'retrying') AND EXISTS (
-            SELECT 1 FROM rota_processes AS process WHERE process.id = $2 AND process.expires_at > clock_timestamp())
+        WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND EXISTS (
+            SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
         FOR UPDATE OF rota_runs
     ), verdict AS MATERIALIZED (
         SELECT id, CASE
@@ -101,8 +101,8 @@ CLAIM = Prepared(
         reason = CASE word WHEN 'running' THEN NULL WHEN 'early' THEN reason ELSE 'overlap' END,
         attempt = attempt + (word = 'running')::int,
         token = CASE word WHEN 'running' THEN nextval('rota_tokens') ELSE token END,
-        process_id = CASE word WHEN 'running' THEN $2 END,
-        worker = CASE word WHEN 'running' THEN $3 ELSE worker END,
+        process_id = CASE word WHEN 'running' THEN $3 END,
+        worker = CASE word WHEN 'running' THEN $4 ELSE worker END,
         started_at = CASE word WHEN 'running' THEN clock_timestamp() ELSE started_at END,
         finished_at = CASE word WHEN 'skipped' THEN clock_timestamp() END,
         sent_at = CASE WHEN word IN ('running', 'skipped') THEN sent_at END,
@@ -126,14 +126,16 @@ HOLD_UNCHANGED = Prepared(
 )
 
 
-def claim(connection: Connection, run_id: int, *, process_id: int, worker: str) -> tuple[Verdict, Lease | None]:
-    """Take ``run_id`` for this process, in one round trip on an autocommit connection.
+def claim(
+    connection: Connection, run_id: int, *, job: str, process_id: int, worker: str
+) -> tuple[Verdict, Lease | None]:
+    """Take ``run_id``, if it is one of ``job``'s, for this process, in one round trip on an autocommit connection.
 
     Returns the verdict, with a lease if and only if it is RUNNING.
     """
     for look in range(CLAIM_LOOKS):
         try:
-            rows = CLAIM.rows(connection, run_id, process_id, worker)
+            rows = CLAIM.rows(connection, run_id, job, process_id, worker)
         except IntegrityError:
             if look == CLAIM_LOOKS - 1:
                 raise

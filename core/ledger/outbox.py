@@ -65,8 +65,8 @@ def of(session: Session) -> Outbox:
     return _outboxes(session).setdefault(transaction, Outbox())
 
 
-def _outboxes(session: Session) -> dict[SessionTransaction, Outbox]:
-    outboxes: dict[SessionTransaction, Outbox] = session.info.setdefault(INFO_KEY, {})
+def _outboxes(session: Session) -> dict[SessionTransaction | None, Outbox]:
+    outboxes: dict[SessionTransaction | None, Outbox] = session.info.setdefault(INFO_KEY, {})
     return outboxes
 
 

@@ -6,7 +6,8 @@ closes, so a row without its lock is a process that died; within ``ROTA_LEASE_SE
 for dead as well, which covers the cut cable, the paused virtual machine and SIGSTOP.
 
 Reaping deletes the row, which ends all leases of the process at once; closes whatever connections it still has, so that
-a paused process's row locks do not outlive its lease; and hands its runs on.
+a paused process's row locks do not outlive its lease; and hands its runs on. A process that has registered anew by then
+is not paused, and keeps its connections: what it still does for its old leases cannot be committed.
 """
 
 from dataclasses import asdict, dataclass
@@ -44,6 +45,7 @@ REAP = text("""
 DISCONNECT = text("""
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE application_name = ANY(:applications) AND datname = current_database() AND usename = current_user
+      AND NOT EXISTS (SELECT 1 FROM rota_processes WHERE application = application_name)
 """)
 
 HAND_ON = text("""

@@ -7,11 +7,11 @@ from sqlalchemy import Connection, text
 from core.ledger.outbox import Parcel
 
 TAKE_DUE = text("""
-    UPDATE rota_runs SET sent_at = clock_timestamp() WHERE id IN (
+    UPDATE rota_runs SET sent_at = statement_timestamp() WHERE id IN (
         SELECT id FROM rota_runs
         WHERE state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp() AND job = ANY(:jobs)
         ORDER BY due_at LIMIT :batch FOR UPDATE SKIP LOCKED)
-    RETURNING id, job, queue
+    RETURNING id, job, queue, due_at
 """)
 
 GIVE_BACK = text("""
@@ -37,7 +37,8 @@ FORGET_SENT = text("""
 def take_due(connection: Connection, jobs: Iterable[str], *, batch: int) -> list[Parcel]:
     """Mark up to ``batch`` due runs of ``jobs`` as sent, oldest first, and return them for sending."""
     rows = connection.execute(TAKE_DUE, {"jobs": list(jobs), "batch": batch}).all()
-    return [Parcel(row.id, row.job, row.queue) for row in rows]
+    in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
+    return [Parcel(row.id, row.job, row.queue) for row in in_order]
 
 
 def give_back(connection: Connection, parcels: Iterable[Parcel]) -> None:

@@ -53,6 +53,8 @@ class Consumer(_RedisConsumer):
         """The message in ``body``; one that is no message of ours is set aside."""
         try:
             message = read(body, self.queue_name)
+            if message.actor_name not in self.broker.actors:
+                raise NotAMessage("unknown actor")
         except NotAMessage as problem:
             self.set_aside(body, str(problem))
             return None

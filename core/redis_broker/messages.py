@@ -34,6 +34,7 @@ def is_well_formed(message: Message[Any]) -> bool:
         and isinstance(message.kwargs, dict)
         and isinstance(message.options, dict)
         and isinstance(message.options.get("redis_message_id"), str)
+        and "throws" not in message.options  # exception types, which JSON cannot hold; a worker thread would end
     )
 
 

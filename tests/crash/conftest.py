@@ -20,9 +20,9 @@ def make_fleet(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Ca
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+def own_postgres(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL, migrated, that the test may kill."""
-    server = EmbeddedPostgres(tmp_path)
+    server = EmbeddedPostgres(servers_folder / tmp_path.name)
     server.start()
     engine = database.connect(server.url)
     list(migrate.upgrade(engine, plugins.current()))
@@ -32,11 +32,9 @@ def own_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+def own_redis(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A Redis that the test may kill; started again on its port, it has what it had."""
-    server = EmbeddedRedis(tmp_path)
+    server = EmbeddedRedis(servers_folder / tmp_path.name)
     server.start()
     yield server
     server.stop()
-
-

@@ -41,7 +41,7 @@ class Up:
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
-            preexec_fn=own_the_terminal,  # noqa: PLW1509 — no thread of ours holds a lock at that time
+            preexec_fn=own_the_terminal,
         )
         os.close(terminal)
         self._reader = Thread(target=self._read, daemon=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from dramatiq.middleware import CurrentMessage, Middleware
+from dramatiq.middleware import CurrentMessage
 from dramatiq.worker import Worker
 from sqlalchemy import Connection, Engine, text
 
@@ -114,10 +114,10 @@ class Process:
     connection: Connection
     application: str
 
-    def claim(self, engine: Engine, run_id: int) -> tuple[Verdict, Lease | None]:
+    def claim(self, engine: Engine, run_id: int, job: str = "work") -> tuple[Verdict, Lease | None]:
         """Claim for this process."""
         with databases.autocommit(engine) as connection:
-            return leases.claim(connection, run_id, process_id=self.id, worker="test:1")
+            return leases.claim(connection, run_id, job=job, process_id=self.id, worker="test:1")
 
     def lease(self, engine: Engine, run_id: int) -> Lease:
         """Claim, and expect to get it."""
@@ -197,12 +197,10 @@ class Service:
 
 
 @contextmanager
-def service(
-    engine: Engine, redis_url: str, registry: Registry, executor: Executor, *middleware: Middleware
-) -> Iterator[Service]:
+def service(engine: Engine, redis_url: str, registry: Registry, executor: Executor) -> Iterator[Service]:
     """A broker with an actor for each job, as ``core.main`` builds it, but for the process's own life."""
     with ExitStack() as stack:
-        own = [CurrentMessage(), SchedulingOptions(), *middleware, FastLaneRetries()]
+        own = [CurrentMessage(), SchedulingOptions(), FastLaneRetries()]
         broker = brokers.build(redis_broker.connect(redis_url), own)
         stack.callback(broker.close)
         brokers.declare(broker, registry, engine, executor)
@@ -215,16 +213,22 @@ def service(
 
 
 @pytest.fixture
-def serve(
-    database: Engine, redis_url: str, executor: Executor, use_jobs: Callable[..., Registry]
+def serve_on(
+    database: Engine, executor: Executor, use_jobs: Callable[..., Registry]
 ) -> Iterator[Callable[..., Service]]:
-    """Makes a service of these jobs."""
+    """Makes a service of these jobs on the Redis of that URL."""
     with ExitStack() as stack:
 
-        def start(*jobs: Job, middleware: tuple[Middleware, ...] = ()) -> Service:
-            return stack.enter_context(service(database, redis_url, use_jobs(*jobs), executor, *middleware))
+        def start(redis_url: str, *jobs: Job) -> Service:
+            return stack.enter_context(service(database, redis_url, use_jobs(*jobs), executor))
 
         yield start
+
+
+@pytest.fixture
+def serve(redis_url: str, serve_on: Callable[..., Service]) -> Callable[..., Service]:
+    """Makes a service of these jobs."""
+    return lambda *jobs: serve_on(redis_url, *jobs)
 
 
 class NoCarrier:

@@ -73,6 +73,11 @@ def fast(run: Any) -> None:
     """On the fast lane."""
 
 
+@job("half-past-one", queue="billing", schedule=cron("30 1 * * *", tz="Europe/London"))
+def half_past_one(run: Any) -> None:
+    """Run where clocks change."""
+
+
 @pytest.fixture(autouse=True)
 def jobs(use_jobs: Callable[..., Any]) -> None:
     use_jobs(close_day, tick, by_hand, fast)
@@ -259,6 +264,17 @@ class TestWrongSurroundings:
         assert done.exit_code == 1
         assert done.stderr == "rota: the database is not migrated: run `rota db upgrade`\n"
 
+    def test_a_statement_that_takes_too_long_is_not_taken_for_an_absent_server(self, rota, database, monkeypatch):
+        from core.cli import surroundings
+
+        monkeypatch.setattr(surroundings.ledger.__wrapped__, "__kwdefaults__", {"statement_timeout_seconds": 0.2})
+        with database.begin() as connection:
+            connection.exec_driver_sql("LOCK TABLE rota_runs")
+            done = rota("runs")
+
+        assert done.exit_code == 1
+        assert done.stderr == "rota: PostgreSQL refused: canceling statement due to statement timeout\n"
+
     def test_missing_settings_are_all_named(self, rota, monkeypatch):
         monkeypatch.delenv("DATABASE_URL", raising=False)
         monkeypatch.delenv("REDIS_URL", raising=False)
@@ -382,7 +398,7 @@ class TestWhy:
         assert status == 0
         assert "for the slot 2026-01-15 03:00:00 GMT succeeded in 8.95 s on host:7" in answer
         assert "closed 3" in answer
-        assert "started in time" in answer
+        assert "It started in time, after 50 ms." in answer
 
     def test_a_skipped_slot_names_the_run_in_its_way(self, rota, ledger):
         at_work = {"started_at": THREE - timedelta(hours=1), "finished_at": THREE + timedelta(hours=1)}
@@ -512,6 +528,26 @@ class TestWhy:
         done = rota("why", "close-dya", "--at", "03:00")
 
         assert (done.exit_code, done.stderr) == (1, "rota: unknown job 'close-dya'; did you mean 'close-day'?\n")
+
+    def test_a_time_that_the_clocks_skip_finds_the_slot_after_the_gap(self, rota, ledger, use_jobs):
+        use_jobs(half_past_one)
+        one = datetime(2026, 3, 29, 1, tzinfo=UTC)
+        ledger.request("half-past-one", slot=one, state="missed", reason="policy", finished_at=one)
+
+        _, answer = self.ask(rota, "half-past-one", "--at", "2026-03-29T01:30")
+
+        assert "01:30 on 2026-03-29 did not exist in Europe/London" in answer
+        assert "for the slot 2026-03-29 02:00:00 BST was missed" in answer
+
+    def test_a_time_that_comes_twice_finds_the_slot_of_either(self, rota, ledger, use_jobs):
+        use_jobs(half_past_one)
+        half_past = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+        ledger.request("half-past-one", slot=half_past, state="missed", reason="policy", finished_at=half_past)
+
+        _, answer = self.ask(rota, "half-past-one", "--at", "2026-10-25T01:30")
+
+        assert "came twice in Europe/London" in answer
+        assert "for the slot 2026-10-25 01:30:00 BST was missed" in answer
 
     def test_json_has_the_sentences_and_the_run(self, rota, ledger):
         run_id = ledger.request("close-day", slot=THREE, state="missed", reason="grace", finished_at=THREE)

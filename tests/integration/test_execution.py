@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from core import job
+from core import job, metrics
 from core.ledger.leases import Verdict
 from core.ledger.models import State
 from tests.support.effects import leave
@@ -380,3 +380,17 @@ class TestSessions:
 def pid(run):
     """The backend of a job's session."""
     return run.session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+
+
+class TestMetrics:
+    """I7: what only observes a run never decides it."""
+
+    @pytest.mark.parametrize("name", ["run_started", "run_ended"])
+    def test_metrics_that_cannot_be_written_change_no_outcome(self, run_job, monkeypatch, caplog, name):
+        def full(*_):
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(metrics, name, full)
+
+        assert run_job(work).state == "succeeded"
+        assert "metrics.not_written" in caplog.text

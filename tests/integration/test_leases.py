@@ -65,9 +65,14 @@ class TestSideBySide:
         assert set(verdicts) == {Verdict.RUNNING}
 
     def test_runs_of_different_jobs_work_side_by_side(self, database, ledger, process):
-        run_ids = [ledger.request(job) for job in ("one", "other")]
+        for job in ("one", "other"):
+            assert process.claim(database, ledger.request(job), job)[0] == Verdict.RUNNING
 
-        assert [process.claim(database, run_id)[0] for run_id in run_ids] == [Verdict.RUNNING] * 2
+    def test_a_run_of_another_job_is_not_claimed(self, database, ledger, process):
+        run_id = ledger.request("one")
+
+        assert process.claim(database, run_id, "other") == (Verdict.NONE, None)
+        assert ledger.run(run_id).state == "queued"
 
     def test_runs_that_may_overlap_work_side_by_side(self, database, ledger, process):
         run_ids = [ledger.request(exclusive=False) for _ in range(3)]

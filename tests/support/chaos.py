@@ -44,7 +44,14 @@ def effect(run: Run) -> None:
     run.session.execute(INSERT, values)
 
 
-@job("tick", queue="chaos", schedule=every(seconds=1), overlap="allow", retry_delay=timedelta(seconds=1))
+@job(
+    "tick",
+    queue="chaos",
+    schedule=every(seconds=1),
+    overlap="allow",
+    misfire="all",
+    retry_delay=timedelta(seconds=1),
+)
 def tick(run: Run) -> None:
     """Once a second."""
     effect(run)

@@ -65,7 +65,7 @@ class Fleet:
             connection.exec_driver_sql(chaos.EFFECTS)
 
     def environment(self) -> dict[str, str]:
-        """What the processes have in theirs; the tests' own settings are unknown to them, and would be refused."""
+        """What the processes have in theirs, without any settings of the shell that started the tests."""
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("ROTA_")},
             "DATABASE_URL": self.postgres_url,
@@ -171,14 +171,14 @@ class Fleet:
         """The effects of a job, oldest first."""
         return self.rows("SELECT * FROM effects WHERE job = :job ORDER BY id", job=job)
 
-    def request(self, job: str, count: int = 1) -> list[int]:
+    def request(self, job: str, count: int = 1, *, queue: str = "chaos") -> list[int]:
         """Have ``job`` run ``count`` times, as an application without Redis does."""
         insert = """
-            INSERT INTO rota_runs (job, queue, exclusive) SELECT :job, 'chaos', false FROM generate_series(1, :count)
+            INSERT INTO rota_runs (job, queue, exclusive) SELECT :job, :queue, false FROM generate_series(1, :count)
             RETURNING id
         """
         with self.engine.begin() as connection:
-            ids = list(connection.execute(text(insert), {"job": job, "count": count}).scalars())
+            ids = list(connection.execute(text(insert), {"job": job, "queue": queue, "count": count}).scalars())
             connection.exec_driver_sql("NOTIFY rota_due")
         return ids
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Literal
+from ipaddress import IPv4Address
+from typing import Annotated, Any, Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from core import Run, arguments, job
 from core.errors import BadArguments, BadResult, DeclarationError
@@ -37,6 +39,25 @@ class Strict(BaseModel):
 class Point:
     x: int
     y: int
+
+
+class Opinionated(BaseModel):
+    """Its author repeats what was given."""
+
+    street: str
+
+    @field_validator("street")
+    @classmethod
+    def _refuse(cls, street: str) -> str:
+        raise ValueError(f"{street} is no street")
+
+
+class Circle(BaseModel):
+    shape: Literal["circle"]
+
+
+class Square(BaseModel):
+    shape: Literal["square"]
 
 
 class Colour(Enum):
@@ -100,6 +121,9 @@ RIGHT = [
     (Address | None, None),
     (Strict, Strict(number=1)),
     (Point, Point(1, 2)),
+    (Annotated[int, Field(gt=0)], 1),
+    (Annotated[Circle | Square, Field(discriminator="shape")], Square(shape="square")),
+    (IPv4Address, IPv4Address("127.0.0.1")),
 ]
 
 
@@ -168,6 +192,12 @@ WRONG = [
     (Strict, {"number": SECRET}),
     (Strict, {"number": 1, "more": SECRET}),
     (Point, {"x": SECRET, "y": 2}),
+    (Annotated[int, Field(gt=0)], 0),
+    (Annotated[str, Field(max_length=3)], SECRET),
+    (Annotated[Circle | Square, Field(discriminator="shape")], {"shape": SECRET}),
+    (Opinionated, {"street": SECRET}),
+    (IPv4Address, SECRET),
+    (ZoneInfo, SECRET),
 ]
 
 

@@ -1,6 +1,5 @@
 """Time limits: what interrupts a job, and that nothing of it ever reaches what comes after."""
 
-import gc
 import random
 import sys
 import threading
@@ -8,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -67,37 +68,53 @@ def _eager_threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_over() -> Iterator[None]:
     yield
-    gc.collect()
     assert not limits._watcher._watches
     assert limits._watcher._thread is None or limits._watcher._thread.is_alive()
+
+
+def hold(
+    body: Callable[[], Any],
+    soft: timedelta = FAR,
+    hard: timedelta = FAR,
+    *,
+    on_soft: Callable[[], None] = nothing,
+    on_hard: Callable[[], None] = never,
+) -> Any:
+    return limited(soft, hard, on_soft=on_soft, on_hard=on_hard).hold(body)
 
 
 def test_a_loop_in_python_is_interrupted_at_the_soft_limit():
     began = time.monotonic()
 
-    with pytest.raises(TimeLimitExceeded), limited(SOON, FAR, on_soft=nothing, on_hard=never):
-        spin()
+    with pytest.raises(TimeLimitExceeded):
+        hold(spin, SOON)
 
     assert SOON.total_seconds() <= time.monotonic() - began < PATIENCE / 2
 
 
-def test_a_body_that_ends_in_time_is_left_alone():
-    with limited(FAR, FAR, on_soft=never, on_hard=never) as watch:
-        spin(0.001)
+def test_a_body_that_ends_in_time_is_left_alone_and_returns_its_value():
+    watch = limited(FAR, FAR, on_soft=never, on_hard=never)
 
+    assert watch.hold(lambda: "done") == "done"
     assert not watch.exceeded
 
 
 def test_what_the_body_raises_comes_out_as_it_is():
-    with pytest.raises(ValueError, match="mine"), limited(FAR, FAR, on_soft=never, on_hard=never):
+    def body() -> None:
         raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        hold(body)
 
 
 def test_a_soft_limit_is_no_ordinary_exception():
-    with pytest.raises(TimeLimitExceeded), limited(SOON, FAR, on_soft=nothing, on_hard=never):
+    def body() -> None:
         while True:
             with suppress(Exception):
                 spin()
+
+    with pytest.raises(TimeLimitExceeded):
+        hold(body, SOON)
 
 
 def test_each_limit_is_enforced_once_the_soft_one_first():
@@ -108,12 +125,14 @@ def test_each_limit_is_enforced_once_the_soft_one_first():
         calls.append("hard")
         over.set()
 
-    with limited(SOON, 2 * SOON, on_soft=lambda: calls.append("soft"), on_hard=on_hard) as watch:
+    def body() -> None:
         with suppress(TimeLimitExceeded):
             spin()
         assert over.wait(PATIENCE)
-        with suppress(TimeLimitExceeded):
-            spin(0.05)
+        spin(0.05)
+
+    watch = limited(SOON, 2 * SOON, on_soft=lambda: calls.append("soft"), on_hard=on_hard)
+    watch.hold(body)
 
     assert calls == ["soft", "hard"]
     assert watch.exceeded
@@ -122,56 +141,89 @@ def test_each_limit_is_enforced_once_the_soft_one_first():
 def test_a_job_that_swallows_the_soft_limit_meets_the_hard_one():
     over = threading.Event()
 
-    with limited(SOON, 2 * SOON, on_soft=nothing, on_hard=over.set):
+    def body() -> None:
         while not over.is_set():
             with suppress(TimeLimitExceeded):
                 spin(0.01)
 
+    hold(body, SOON, 2 * SOON, on_hard=over.set)
 
-def test_the_limits_are_enforced_by_another_thread():
-    threads: list[int] = []
-
-    with suppress(TimeLimitExceeded), limited(SOON, FAR, on_soft=lambda: threads.append(1), on_hard=never):
-        spin()
-
-    assert threads == [1]
+    assert over.is_set()
 
 
-def test_an_error_in_on_soft_is_logged_and_does_not_stop_the_watcher(caplog: pytest.LogCaptureFixture):
+def test_equal_limits_are_both_enforced():
+    calls: list[str] = []
     over = threading.Event()
 
-    def explode() -> None:
-        raise OSError("cannot cancel")
-
-    with limited(SOON, 2 * SOON, on_soft=explode, on_hard=over.set):
+    def body() -> None:
         with suppress(TimeLimitExceeded):
             spin()
         assert over.wait(PATIENCE)
 
+    hold(body, SOON, SOON, on_soft=lambda: calls.append("soft"), on_hard=over.set)
+
+    assert calls == ["soft"]
+
+
+def test_the_limits_are_enforced_in_another_thread():
+    threads: list[int] = []
+
+    with suppress(TimeLimitExceeded):
+        hold(spin, SOON, on_soft=lambda: threads.append(threading.get_ident()))
+
+    assert threads
+    assert threads != [threading.get_ident()]
+
+
+def explode() -> None:
+    raise OSError("cannot do that")
+
+
+def test_an_error_in_on_soft_is_logged_and_the_hard_limit_still_enforced(caplog: pytest.LogCaptureFixture):
+    over = threading.Event()
+
+    def body() -> None:
+        with suppress(TimeLimitExceeded):
+            spin()
+        assert over.wait(PATIENCE)
+
+    hold(body, SOON, 2 * SOON, on_soft=explode, on_hard=over.set)
+
     assert "limit.not_enforced" in caplog.text
-    assert "OSError: cannot cancel" in caplog.text
+    assert "OSError: cannot do that" in caplog.text
 
 
 def test_an_error_in_on_hard_does_not_stop_the_watcher(caplog: pytest.LogCaptureFixture):
     called = threading.Event()
 
-    def explode() -> None:
+    def on_hard() -> None:
         called.set()
-        raise OSError("cannot exit")
+        explode()
 
-    with limited(SOON, SOON, on_soft=nothing, on_hard=explode):
+    def body() -> None:
         with suppress(TimeLimitExceeded):
             spin()
         assert called.wait(PATIENCE)
 
-    with pytest.raises(TimeLimitExceeded), limited(SOON, FAR, on_soft=nothing, on_hard=never):
-        spin()
-    assert "OSError: cannot exit" in caplog.text
+    hold(body, SOON, SOON, on_hard=on_hard)
+
+    with pytest.raises(TimeLimitExceeded):
+        hold(spin, SOON)
+    assert "OSError: cannot do that" in caplog.text
 
 
 def test_a_shorter_limit_that_comes_later_wakes_the_sleeping_watcher():
-    with limited(FAR, FAR, on_soft=never, on_hard=never):
-        test_a_loop_in_python_is_interrupted_at_the_soft_limit()
+    hold(test_a_loop_in_python_is_interrupted_at_the_soft_limit, FAR)
+
+
+def test_a_longer_limit_outlives_shorter_ones_that_came_after_it():
+    def body() -> None:
+        with suppress(TimeLimitExceeded):
+            run_in_threads(lambda: hold(spin, SOON))
+        spin()
+
+    with pytest.raises(TimeLimitExceeded):
+        hold(body, 10 * SOON)
 
 
 def test_a_watch_that_has_ended_is_enforced_no_more():
@@ -206,24 +258,22 @@ def test_an_exception_that_has_not_arrived_is_taken_back_when_the_body_ends():
     assert watches[0].exceeded
 
 
-def test_only_the_thread_that_is_too_slow_is_interrupted():
+def test_only_the_threads_that_are_too_slow_are_interrupted():
     interrupted: list[int] = []
     everyone = threading.Barrier(20)
 
     def slow(number: int) -> None:
+        everyone.wait(PATIENCE)
         try:
-            with limited(SOON * (1 + number % 3), FAR, on_soft=nothing, on_hard=never):
-                everyone.wait(PATIENCE)
-                spin()
+            hold(spin, SOON * (1 + number % 3))
         except TimeLimitExceeded:
             interrupted.append(number)
 
     def quick() -> None:
-        with limited(FAR, FAR, on_soft=never, on_hard=never):
-            everyone.wait(PATIENCE)
-            spin(0.1)
+        everyone.wait(PATIENCE)
+        hold(lambda: spin(0.1), on_soft=never)
 
-    run_in_threads(*[lambda n=number: slow(n) for number in range(10)], *[quick] * 10)
+    run_in_threads(*[partial(slow, number) for number in range(10)], *[quick] * 10)
 
     assert sorted(interrupted) == list(range(10))
 
@@ -231,54 +281,32 @@ def test_only_the_thread_that_is_too_slow_is_interrupted():
 class Race:
     """Bodies that end just when their limit passes, one after another, for a while."""
 
-    def __init__(self, seed: int, seconds: float) -> None:
+    def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.until = time.monotonic() + seconds
-        self.interrupted = self.unharmed = 0
+        self.until = time.monotonic() + 1.5
+        self.unharmed = 0
+        #: Kept, and with them every frame they went through, as a log or a debugger would.
+        self.errors: list[TimeLimitExceeded] = []
 
     def __call__(self) -> None:
         while time.monotonic() < self.until:
+            soft = self.random.uniform(0.00005, 0.0005)
+            seconds = soft * self.random.uniform(0.5, 1.5)
             try:
-                self.one_body()
+                hold(lambda seconds=seconds: spin(seconds), timedelta(seconds=soft))
                 self.unharmed += 1
-            except TimeLimitExceeded:
-                self.interrupted += 1
+            except TimeLimitExceeded as error:
+                self.errors.append(error)
             spin(0.0002)  # what comes after: an exception here is one that leaked
-
-    def one_body(self) -> None:
-        soft = self.random.uniform(0.00005, 0.0005)
-        with limited(timedelta(seconds=soft), FAR, on_soft=nothing, on_hard=never):
-            spin(soft * self.random.uniform(0.5, 1.5))
 
 
 @pytest.mark.usefixtures("_eager_threads")
 @pytest.mark.parametrize("threads", [1, 8])
 def test_a_body_that_ends_at_its_limit_is_interrupted_within_or_not_at_all(threads):
-    races = [Race(seed, seconds=1.5) for seed in range(threads)]
+    races = [Race(seed) for seed in range(threads)]
 
     run_in_threads(*races)
 
-    assert sum(race.interrupted for race in races) > 20
+    assert sum(len(race.errors) for race in races) > 20
     assert sum(race.unharmed for race in races) > 20
-
-
-@pytest.mark.usefixtures("_eager_threads")
-def test_an_interruption_at_the_end_leaves_no_watch_behind():
-    """The error is kept, and with it every frame it went through, as a log or a debugger would."""
-    kept: list[BaseException] = []
-    end = time.monotonic() + 1.5
-    rng = random.Random(1)
-
-    def bodies() -> None:
-        while time.monotonic() < end:
-            soft = rng.uniform(0.00005, 0.0005)
-            try:
-                with limited(timedelta(seconds=soft), FAR, on_soft=nothing, on_hard=never):
-                    spin(soft * rng.uniform(0.9, 1.1))
-            except TimeLimitExceeded as error:
-                kept.append(error)
-
-    run_in_threads(bodies)
-
-    assert kept
     assert not limits._watcher._watches

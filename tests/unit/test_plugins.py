@@ -153,6 +153,25 @@ def register_migrations():
     assert loaded(write("billing", body))["billing"].migrations == tmp_path
 
 
+def test_hook_register_settings(write: Write, monkeypatch: pytest.MonkeyPatch):
+    body = """
+from core import PluginSettings
+
+class BillingSettings(PluginSettings):
+    prefix = "ROTA_BILLING_"
+    grace_days: int = 3
+
+@hookimpl
+def register_settings():
+    return BillingSettings
+"""
+    point = write("billing", body)
+
+    assert loaded(point)["billing"].settings.__name__ == "BillingSettings"
+    monkeypatch.setenv("ROTA_BILLING_GRACE_DAYS", "many")
+    assert "ROTA_BILLING_GRACE_DAYS" in loaded(point)["billing"].error
+
+
 def test_every_hook_has_a_test_and_a_docstring():
     assert plugins.hooks()
     for name in plugins.hooks():

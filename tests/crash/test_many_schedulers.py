@@ -47,6 +47,7 @@ def test_a_database_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fle
     own_postgres.kill()
     elapse(AWAY_SECONDS)
     own_postgres.start()
+    fleet.engine.dispose()
     eventually(lambda: fleet.registered("scheduler", scheduler) and fleet.registered("worker", worker), within=30)
     elapse(3)
     until = next_second(fleet)

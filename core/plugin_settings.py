@@ -1,0 +1,64 @@
+"""Settings that a plugin brings: read from variables with its own prefix, checked when it is loaded."""
+
+import os
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from core.errors import SettingsError, suggestion
+
+
+class PluginSettings(BaseModel):
+    """What a plugin reads from the environment. Subclass it, and hand the class to ``register_settings``::
+
+        class BillingSettings(PluginSettings):
+            prefix = "ROTA_BILLING_"
+
+            grace_days: int = 3
+            \"""How long an invoice may be late, in days.\"""
+
+    ``ROTA_BILLING_GRACE_DAYS`` then sets it. Every field needs a default, so that ``rota jobs`` needs no environment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+    #: ``ROTA_<NAME OF THE PLUGIN>_``.
+    prefix: ClassVar[str]
+    _current: ClassVar[Self | None] = None
+
+    @classmethod
+    def variables(cls) -> dict[str, str]:
+        """Every setting's environment variable, with the sentence that describes it."""
+        return {cls.prefix + name.upper(): field.description or "" for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """The settings in ``environ``. Raises SettingsError, naming every variable that is wrong or unknown."""
+        given = {name: value for name, value in environ.items() if name.startswith(cls.prefix) and value != ""}
+        fields = {name.removeprefix(cls.prefix).lower(): value for name, value in given.items()}
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_input=False)
+        raise SettingsError("; ".join(cls._explain(str(problem["loc"][0]), problem["msg"]) for problem in problems))
+
+    @classmethod
+    def _explain(cls, field: str, message: str) -> str:
+        variable = cls.prefix + field.upper()
+        if field not in cls.model_fields:
+            return f"{variable} is not a setting{suggestion(variable, cls.variables())}"
+        message = message.removeprefix("Value error, ")
+        return f"{variable} {message[0].lower()}{message[1:]}"
+
+    @classmethod
+    def current(cls) -> Self:
+        """This process's settings, read on first use."""
+        if cls._current is None:
+            cls._current = cls.read(os.environ)
+        return cls._current
+
+    @classmethod
+    def forget(cls) -> None:
+        """Read the environment anew on next use, in tests."""
+        cls._current = None

@@ -1,0 +1,141 @@
+"""I7: a process is known to the ledger while it lives, comes back when it was forgotten, and leaves in good order."""
+
+from contextlib import ExitStack
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from core import database as databases
+from core import heartbeat as heartbeats
+from core import migrate
+from core.heartbeat import Heartbeat
+from core.ledger import leases
+from core.ledger.processes import Identity
+from core.plugins import current
+from core.testing import create_database, drop_database
+from tests.support.eventually import eventually
+
+
+@pytest.fixture
+def beat(database, monkeypatch):
+    """Starts heartbeats that are quick to try again."""
+    monkeypatch.setattr(heartbeats, "REGISTER_AGAIN_SECONDS", 0.05)
+    with ExitStack() as stack:
+
+        def beat(engine=database, *, every_seconds=0.05, lease=timedelta(seconds=15)):
+            identity = Identity("worker", "test:1", "rota:heartbeat", "its-broker", ("letters", "default"))
+            heartbeat = Heartbeat(engine, identity, every_seconds=every_seconds, lease=lease)
+            stack.callback(heartbeat.stop)
+            heartbeat.start()
+            return heartbeat
+
+        yield beat
+
+
+def processes(ledger):
+    return ledger.rows("SELECT * FROM rota_processes ORDER BY id")
+
+
+def test_it_registers_the_process_as_what_it_is(beat, ledger):
+    heartbeat = beat()
+    assert heartbeat.registered.wait(5)
+
+    (row,) = processes(ledger)
+    assert (row.id, row.kind, row.name, row.application, row.broker_id, row.queues) == (
+        heartbeat.process_id, "worker", "test:1", "rota:heartbeat", "its-broker", ["letters", "default"]
+    )  # fmt: skip
+
+
+def test_it_renews_the_lease_from_now_on(beat, ledger):
+    heartbeat = beat()
+    assert heartbeat.registered.wait(5)
+    ledger.do("UPDATE rota_processes SET expires_at = clock_timestamp() + interval '1 second'")
+
+    left = "SELECT expires_at - clock_timestamp() FROM rota_processes"
+    assert eventually(lambda: ledger.value(left) > timedelta(seconds=10), within=5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "UPDATE rota_processes SET expires_at = clock_timestamp() - interval '1 second'",
+        "DELETE FROM rota_processes",
+    ],
+)
+def test_a_process_whose_lease_was_lost_registers_anew(beat, ledger, loss):
+    heartbeat = beat()
+    assert heartbeat.registered.wait(5)
+    first = heartbeat.process_id
+    ledger.do(loss)
+
+    second = eventually(lambda: heartbeat.process_id not in (None, first) and heartbeat.process_id, within=5)
+
+    assert second > first
+    assert second in {row.id for row in processes(ledger)}
+
+
+def test_a_process_whose_connection_was_cut_registers_anew(beat, ledger):
+    heartbeat = beat()
+    assert heartbeat.registered.wait(5)
+    first = heartbeat.process_id
+    lock = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND objid = :id"
+    assert ledger.value(lock, id=first)
+
+    second = eventually(lambda: heartbeat.process_id not in (None, first) and heartbeat.process_id, within=5)
+
+    assert second > first
+    assert heartbeat.is_alive()
+
+
+def test_stopping_hands_back_what_still_runs_without_counting_it_as_a_crash(beat, ledger, database):
+    heartbeat = beat()
+    assert heartbeat.registered.wait(5)
+    run_id = ledger.request()
+    with databases.autocommit(database) as connection:
+        _, lease = leases.claim(connection, run_id, job="work", process_id=heartbeat.process_id, worker="test:1")
+    assert lease is not None
+
+    heartbeat.stop()
+
+    row = ledger.run(run_id)
+    assert (row.state, row.reason, row.crashes, row.failures, row.sent_at) == (
+        "retrying", "its worker was stopped", 0, 0, None
+    )  # fmt: skip
+    assert processes(ledger) == []
+    assert not heartbeat.is_alive()
+
+
+def test_stopping_one_that_never_started_is_allowed(database):
+    Heartbeat(database, Identity("worker", "x", "x"), every_seconds=1, lease=timedelta(seconds=3)).stop()
+
+
+def test_an_unmigrated_database_is_one_clear_complaint_and_it_goes_on_once_it_is_migrated(
+    beat, embedded, caplog, monkeypatch
+):
+    tries, register = [], heartbeats.processes.register
+
+    def try_to_register(*args):
+        tries.append(args)
+        return register(*args)
+
+    monkeypatch.setattr(heartbeats.processes, "register", try_to_register)
+    url = create_database(embedded[0].url, "test_unmigrated")
+    engine = databases.connect(url)
+    try:
+        heartbeat = beat(engine)
+        eventually(lambda: "not migrated" in caplog.text, within=5)
+        eventually(lambda: len(tries) >= 5, within=5)
+        complaints = [record for record in caplog.records if "process.not_registered" in record.message]
+        assert len(complaints) == 1
+        assert "the database is not migrated, run `rota db upgrade`" in complaints[0].message
+
+        list(migrate.upgrade(engine, current()))
+
+        assert heartbeat.registered.wait(5)
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT count(*) FROM rota_processes")).scalar_one() == 1
+        heartbeat.stop()
+    finally:
+        databases.dispose(engine)
+        drop_database(embedded[0].url, "test_unmigrated")

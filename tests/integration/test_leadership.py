@@ -1,0 +1,199 @@
+"""One dispatcher is active in the fleet, and another takes over when it dies or falls silent."""
+
+from contextlib import ExitStack
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from core import database as databases
+from core import job
+from core.dispatcher import leadership
+from core.dispatcher.loop import Dispatcher
+from core.testing import registry_of
+from tests.support.eventually import eventually
+from tests.support.racing import race
+
+
+@pytest.fixture
+def stand(postgres_url, start_process, database):
+    """A candidate: a connection under the name of a process that is registered, unless it is not to be."""
+    with ExitStack() as stack:
+
+        def stand(application, *, registered=True):
+            engine = databases.connect(postgres_url, application=application)
+            stack.callback(databases.dispose, engine)
+            process = start_process(application=application) if registered else None
+            return stack.enter_context(databases.dedicated(engine)), process
+
+        yield stand
+
+
+def test_one_of_several_candidates_leads(stand):
+    candidates = [stand(f"rota:{number}")[0] for number in range(8)]
+
+    won = race(*[lambda candidate=candidate: leadership.is_won(candidate) for candidate in candidates])
+
+    assert won.count(True) == 1
+    losers = [candidate for candidate, is_leader in zip(candidates, won, strict=True) if not is_leader]
+    assert not any(leadership.is_won(candidate) for candidate in losers)
+
+
+def test_when_the_leaders_connection_closes_another_takes_over(stand):
+    (leader, _), (other, _) = stand("rota:1"), stand("rota:2")
+    assert leadership.is_won(leader)
+    assert not leadership.is_won(other)
+
+    leader.close()
+
+    assert eventually(lambda: leadership.is_won(other), within=3)
+
+
+def test_a_leader_that_fell_silent_is_deposed(stand, database, caplog):
+    (leader, process), (other, _) = stand("rota:1"), stand("rota:2")
+    assert leadership.is_won(leader)
+    process.expire(database)
+
+    assert eventually(lambda: leadership.is_won(other), within=3)
+    assert "dispatcher.deposed leader=rota:1" in caplog.text
+
+
+def test_a_leader_whose_process_was_reaped_is_deposed(stand):
+    (leader, _), (other, _) = stand("rota:1", registered=False), stand("rota:2")
+    assert leadership.is_won(leader)
+
+    assert eventually(lambda: leadership.is_won(other), within=3)
+
+
+def test_a_leader_that_lives_is_not_deposed(stand):
+    (leader, _), (other, _) = stand("rota:1"), stand("rota:2")
+    assert leadership.is_won(leader)
+
+    assert not any(leadership.is_won(other) for _ in range(5))
+    assert leader.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_a_leader_that_registered_anew_is_not_deposed(stand, start_process, database):
+    (leader, first), (other, _) = stand("rota:1"), stand("rota:2")
+    assert leadership.is_won(leader)
+    first.expire(database)
+    start_process(application="rota:1")
+
+    assert not any(leadership.is_won(other) for _ in range(5))
+
+
+class TestWaiting:
+    """The leader hears of runs that are due at once."""
+
+    def test_it_hears_a_notification(self, stand, ledger):
+        leader, _ = stand("rota:1")
+        assert leadership.is_won(leader)
+
+        ledger.do("NOTIFY rota_due")
+
+        assert leadership.wait_for_runs(leader, 10)
+
+    def test_it_hears_a_notification_that_came_before_it_waited_once(self, stand, ledger):
+        leader, _ = stand("rota:1")
+        assert leadership.is_won(leader)
+        for _ in range(3):
+            ledger.do("NOTIFY rota_due")
+        leader.execute(text("SELECT 1"))
+
+        assert leadership.wait_for_runs(leader, 0)
+        assert not leadership.wait_for_runs(leader, 0)
+
+    def test_it_waits_no_longer_than_it_was_told(self, stand):
+        leader, _ = stand("rota:1")
+        assert leadership.is_won(leader)
+
+        assert not leadership.wait_for_runs(leader, 0.05)
+        assert not leadership.wait_for_runs(leader, -1)
+
+
+class TestDispatcher:
+    """The thread in every worker process."""
+
+    @pytest.fixture
+    def start(self, postgres_url, start_process, carrier):
+        with ExitStack() as stack:
+            names = iter(range(100))
+            carrier.recover = carrier.maintain = lambda *_: None
+            carrier.oldest_run = lambda _: (False, None)
+
+            def start():
+                application = f"rota:dispatcher:{next(names)}"
+                engine = databases.connect(postgres_url, application=application)
+                process = start_process(application=application)
+                dispatcher = Dispatcher(
+                    engine, registry_of(work), carrier, every_seconds=0.05, resend_seconds=5, max_crashes=3
+                )
+                stack.callback(databases.dispose, engine)
+                stack.callback(dispatcher.stop)
+                dispatcher.start()
+                return dispatcher, process, application
+
+            yield start
+
+    def leaders(self, ledger):
+        statement = """
+            SELECT application_name FROM pg_stat_activity WHERE pid IN (
+                SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 0 AND granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+        """
+        return [row.application_name for row in ledger.rows(statement)]
+
+    def test_it_sends_what_is_due(self, start, ledger, carrier):
+        run_id = ledger.request()
+        start()
+
+        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+
+    def test_it_hands_over_when_it_is_stopped(self, start, ledger, carrier):
+        first, _, name = start()
+        eventually(lambda: self.leaders(ledger) == [name], within=5)
+        _, _, other = start()
+
+        first.stop()
+
+        assert eventually(lambda: self.leaders(ledger) == [other], within=5)
+        run_id = ledger.request()
+        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+
+    def test_it_goes_on_after_its_connection_was_cut(self, start, ledger, carrier, caplog):
+        dispatcher, _, name = start()
+        eventually(lambda: self.leaders(ledger) == [name], within=5)
+
+        ledger.do("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name", name=name)
+        run_id = ledger.request()
+
+        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+        assert dispatcher.is_alive()
+        assert "Traceback" not in caplog.text
+
+    def test_it_survives_an_error_in_a_pass(self, start, ledger, carrier, caplog):
+        def broken(_):
+            raise ValueError("broken on purpose")
+
+        carrier.send, send = broken, carrier.send
+        run_id = ledger.request()
+        dispatcher, _, _ = start()
+        eventually(lambda: "dispatcher.failed" in caplog.text, within=5)
+        carrier.send = send
+        ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() - interval '1 minute'")
+
+        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+        assert dispatcher.is_alive()
+
+    def test_a_retry_is_sent_when_its_time_has_come(self, start, ledger, carrier):
+        ledger.request(state="retrying", attempt=1)
+        ledger.do("UPDATE rota_runs SET due_at = clock_timestamp() + interval '500 ms'")
+        start()
+
+        assert eventually(lambda: carrier.parcels, within=5)
+        assert ledger.value("SELECT sent_at - due_at FROM rota_runs") < timedelta(seconds=1)
+
+
+@job("work")
+def work(run):
+    pass

@@ -1,0 +1,175 @@
+"""Each plugin's tables, brought up to date as a whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect
+
+from core import builtin, migrate
+from core import database as databases
+from core.errors import NotMigrated, PluginError
+from core.ledger.models import Base
+from core.registry import Plugin, Registry
+from core.testing import create_database, drop_database
+from tests.support.racing import race
+
+CORE = Plugin("core", "rota", "", migrations=builtin.register_migrations())
+
+MIGRATION = """\
+from alembic import op
+
+revision = "{revision}"
+down_revision = {down_revision!r}
+
+
+def upgrade():
+    op.execute("{statement}")
+"""
+
+
+@pytest.fixture
+def empty(embedded):
+    """An engine on an empty database."""
+    engine = databases.connect(create_database(embedded[0].url, "test_empty"))
+    yield engine
+    databases.dispose(engine)
+    drop_database(embedded[0].url, "test_empty")
+
+
+@pytest.fixture
+def plugin(tmp_path: Path):
+    """Makes a plugin with these statements as its migrations."""
+
+    def plugin(name, *statements):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for number, statement in enumerate(statements, start=1):
+            values = {"revision": f"{number:04}", "down_revision": f"{number - 1:04}" if number > 1 else None}
+            (folder / f"{number:04}.py").write_text(MIGRATION.format(statement=statement, **values))
+        return Plugin(name, name, "1", migrations=folder)
+
+    return plugin
+
+
+def upgrade(engine, *plugins):
+    return [(done.plugin, done.current, done.head) for done in migrate.upgrade(engine, Registry(plugins))]
+
+
+def tables(engine):
+    return set(inspect(engine).get_table_names())
+
+
+def test_an_empty_database_gets_everything(empty, plugin):
+    letters = plugin("letters", "CREATE TABLE letters_post (id int)")
+
+    assert upgrade(empty, letters, CORE) == [("core", None, "0001"), ("letters", None, "0001")]
+
+    assert tables(empty) == {
+        "rota_runs", "rota_processes", "rota_schedules", "letters_post", "rota_migrations_core",
+        "rota_migrations_letters",
+    }  # fmt: skip
+
+
+def test_a_second_upgrade_changes_nothing(empty):
+    upgrade(empty, CORE)
+    before = tables(empty)
+
+    assert upgrade(empty, CORE) == [("core", "0001", "0001")]
+    assert tables(empty) == before
+
+
+def test_only_what_is_missing_is_done(empty, plugin):
+    upgrade(empty, plugin("letters", "CREATE TABLE first (id int)"))
+    upgrade(empty, plugin("letters", "CREATE TABLE first (id int)", "CREATE TABLE second (id int)"))
+
+    assert {"first", "second"} <= tables(empty)
+
+
+def test_upgrades_at_once_do_the_work_once(empty, plugin):
+    letters = plugin("letters", "CREATE TABLE letters_post (id int)")
+
+    done = race(*[lambda: upgrade(empty, CORE, letters)] * 6)
+
+    assert sum(("core", None, "0001") in each for each in done) == 1
+    assert sum(("letters", None, "0001") in each for each in done) == 1
+
+
+def test_a_migration_that_fails_is_named_and_leaves_nothing_of_its_plugin(empty, plugin):
+    broken = plugin("letters", "CREATE TABLE letters_post (id int)", "CREATE TABLE letters_post (id int)")
+
+    with pytest.raises(PluginError, match="plugin 'letters': its migration failed, nothing of it was kept: .*exists"):
+        upgrade(empty, CORE, broken)
+
+    assert "rota_runs" in tables(empty)
+    assert "letters_post" not in tables(empty)
+    assert [(each.plugin, each.current) for each in migrate.status(empty, Registry((CORE, broken)))] == [
+        ("core", "0001"), ("letters", None)
+    ]  # fmt: skip
+
+
+def test_after_a_failed_migration_is_mended_it_goes_through(empty, plugin):
+    with pytest.raises(PluginError):
+        upgrade(empty, plugin("letters", "CREATE TABEL letters_post (id int)"))
+
+    upgrade(empty, plugin("letters", "CREATE TABLE letters_post (id int)"))
+
+    assert "letters_post" in tables(empty)
+
+
+def test_a_removed_plugin_leaves_the_others_histories_alone(empty, plugin):
+    letters = plugin("letters", "CREATE TABLE letters_post (id int)")
+    upgrade(empty, CORE, letters)
+
+    assert upgrade(empty, CORE) == [("core", "0001", "0001")]
+    migrate.require(empty, Registry((CORE,)))
+
+
+def test_an_unmigrated_database_is_refused_naming_who_is_behind_and_what_to_do(empty, plugin):
+    letters = plugin("letters", "CREATE TABLE letters_post (id int)")
+    with pytest.raises(NotMigrated, match="not migrated for core, letters: run `rota db upgrade`"):
+        migrate.require(empty, Registry((CORE, letters)))
+
+    upgrade(empty, CORE)
+    with pytest.raises(NotMigrated, match="not migrated for letters:"):
+        migrate.require(empty, Registry((CORE, letters)))
+
+    upgrade(empty, letters)
+    migrate.require(empty, Registry((CORE, letters)))
+
+
+def test_broken_plugins_are_not_migrated(empty, plugin):
+    broken = Plugin("letters", "", "", migrations=plugin("letters", "CREATE TABLE x (id int)").migrations, error="no")
+
+    assert upgrade(empty, broken) == []
+
+
+def test_the_models_are_what_the_migrations_make(empty):
+    upgrade(empty, CORE)
+
+    def ours(_object, name, kind, _reflected, _compare_to):
+        return kind != "table" or not name.startswith("rota_migrations_")
+
+    with empty.connect() as connection:
+        options = {"include_object": ours, "compare_type": True, "compare_server_default": True}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_cores_tables_can_be_taken_away_and_made_again(empty):
+    upgrade(empty, CORE)
+    revisions = migrate.scripts(CORE)
+    table = migrate.version_table(CORE)
+
+    def to_base(revision, _context):
+        return revisions._downgrade_revs("base", revision)
+
+    with empty.begin() as connection, EnvironmentContext(Config(), revisions, fn=to_base) as environment:
+        environment.configure(connection=connection, version_table=table)
+        environment.run_migrations()
+    assert tables(empty) == {table}
+
+    assert upgrade(empty, CORE) == [("core", None, "0001")]

@@ -1,0 +1,237 @@
+"""I4, I7: whatever dies, its leases end by themselves, its runs are handed on, and its messages are put back."""
+
+from datetime import timedelta
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from core import database as databases
+from core import job
+from core.dispatcher.recovery import put_back, recover
+from core.ledger import processes
+from core.ledger.processes import Identity
+from core.redis_broker import RotaBroker, connect
+from tests.support.eventually import eventually
+
+
+@pytest.fixture
+def reaper(database):
+    """The dispatcher's connection."""
+    with databases.dedicated(database) as connection:
+        yield connection
+
+
+@pytest.fixture
+def reaped(reaper):
+    """Reap until something is reaped: PostgreSQL frees a lock a moment after its connection was closed."""
+    return lambda: eventually(lambda: processes.reap(reaper), within=3, every=0.01)
+
+
+def registered(ledger):
+    return [row.id for row in ledger.rows("SELECT id FROM rota_processes ORDER BY id")]
+
+
+class TestReap:
+    """Who is taken for dead."""
+
+    def test_a_process_whose_connection_closed_is_reaped(self, start_process, reaped, ledger):
+        dead, living = start_process(broker_id="its-broker"), start_process()
+        dead.die()
+
+        (found,) = reaped()
+
+        assert (found.id, found.kind, found.broker_id) == (dead.id, "worker", "its-broker")
+        assert registered(ledger) == [living.id]
+
+    def test_a_process_that_fell_silent_is_reaped(self, start_process, reaper, ledger, database):
+        silent, living = start_process(), start_process()
+        silent.expire(database)
+
+        assert [found.id for found in processes.reap(reaper)] == [silent.id]
+        assert registered(ledger) == [living.id]
+
+    def test_a_living_process_is_left_alone(self, start_process, reaper):
+        for _ in range(3):
+            start_process()
+
+        assert processes.reap(reaper) == []
+
+    def test_a_process_that_resigned_leaves_nothing_to_reap(self, start_process, reaper, ledger):
+        process = start_process()
+        processes.resign(process.connection, process.id)
+        process.die()
+
+        assert processes.reap(reaper) == []
+        assert registered(ledger) == []
+
+    def test_a_lock_of_another_database_does_not_keep_a_process_alive(self, ledger, reaper, template):
+        engine = databases.connect(template)
+        with databases.dedicated(engine) as elsewhere:
+            elsewhere.execute(text("SELECT pg_advisory_lock(:space, 77)"), {"space": processes.LOCK_SPACE})
+            ledger.do(
+                "INSERT INTO rota_processes (id, kind, name, application, expires_at) "
+                "VALUES (77, 'worker', 'x', 'x', 'infinity')"
+            )
+
+            assert [found.id for found in processes.reap(reaper)] == [77]
+        databases.dispose(engine)
+
+    def test_whatever_connections_a_silent_process_has_are_closed(self, start_process, reaper, database, postgres_url):
+        silent = start_process(application="rota:the-silent")
+        engine = databases.connect(postgres_url, application="rota:the-silent")
+        held = engine.connect()
+        held.execute(text("SELECT 1"))
+        silent.expire(database)
+        processes.reap(reaper)
+
+        assert eventually(lambda: not self.backends(reaper, "rota:the-silent"), within=5)
+        held.invalidate()
+        held.close()
+
+    def test_a_process_that_registered_anew_keeps_its_connections(self, start_process, reaper, database, postgres_url):
+        first = start_process(application="rota:the-same")
+        engine = databases.connect(postgres_url, application="rota:the-same")
+        with databases.dedicated(engine) as connection:
+            identity = Identity("worker", "test:1", "rota:the-same")
+            second = processes.register(connection, identity, timedelta(seconds=15))
+            first.expire(database)
+
+            assert [found.id for found in processes.reap(reaper)] == [first.id]
+
+            assert processes.renew(connection, second, timedelta(seconds=15))
+            assert processes.reap(reaper) == []
+
+    def backends(self, reaper, application):
+        statement = text("SELECT pid FROM pg_stat_activity WHERE application_name = :application")
+        return reaper.execute(statement, {"application": application}).all()
+
+    def test_row_locks_of_a_silent_process_do_not_outlive_its_lease(
+        self, start_process, reaper, database, ledger, postgres_url
+    ):
+        silent = start_process(application="rota:the-silent")
+        run_id = silent.lease(database, ledger.request()).run_id
+        engine = databases.connect(postgres_url, application="rota:the-silent")
+        held = engine.connect()
+        held.execute(text("SELECT 1 FROM rota_runs FOR UPDATE"))
+        silent.expire(database)
+        processes.reap(reaper)
+
+        (handed_on,) = eventually(lambda: processes.hand_on(reaper, 3), within=5)
+        assert handed_on.run_id == run_id
+        held.invalidate()
+        held.close()
+
+
+class TestHandOn:
+    """What becomes of a dead process's runs."""
+
+    def test_its_runs_are_due_again_at_once_and_the_crash_is_counted(self, start_process, reaper, database, ledger):
+        process = start_process()
+        run_id = process.lease(database, ledger.request()).run_id
+        process.expire(database)
+        processes.reap(reaper)
+
+        (handed_on,) = processes.hand_on(reaper, 3)
+
+        row = ledger.run(run_id)
+        assert (handed_on.run_id, handed_on.state) == (run_id, "retrying")
+        assert (row.state, row.reason, row.crashes, row.failures, row.sent_at, row.process_id) == (
+            "retrying", "worker died", 1, 0, None, None
+        )  # fmt: skip
+        assert "test:1 died or fell silent during attempt 1" in row.error
+        assert ledger.value("SELECT due_at <= clock_timestamp() FROM rota_runs")
+
+    def test_a_run_that_keeps_killing_its_worker_is_dead_and_no_other(self, start_process, reaper, database, ledger):
+        killer, innocent = ledger.request(key="killer"), ledger.request(key="innocent")
+        states = []
+        for _ in range(3):
+            process = start_process()
+            process.lease(database, killer)
+            process.expire(database)
+            processes.reap(reaper)
+            states += [handed_on.state for handed_on in processes.hand_on(reaper, 3)]
+
+        row = ledger.run(killer)
+        assert states == ["retrying", "retrying", "dead"]
+        assert (row.state, row.reason, row.attempt, row.crashes) == ("dead", "crashes", 3, 3)
+        assert row.finished_at is not None
+        assert ledger.run(innocent).state == "queued"
+
+    def test_runs_of_living_processes_are_not_handed_on(self, process, reaper, database, ledger):
+        process.lease(database, ledger.request())
+
+        assert processes.hand_on(reaper, 3) == []
+
+    def test_a_run_handed_on_frees_its_key(self, start_process, reaper, database, ledger):
+        dead, living = start_process(), start_process()
+        dead.lease(database, ledger.request())
+        dead.expire(database)
+        processes.reap(reaper)
+        processes.hand_on(reaper, 3)
+
+        assert living.lease(database, ledger.request()).attempt == 1
+
+
+@job("work")
+def work(run):
+    pass
+
+
+class TestMessages:
+    """What a dead process had fetched from Redis."""
+
+    @pytest.fixture
+    def dead_broker(self, serve, redis_url):
+        """A broker that has fetched three messages and died."""
+        service = serve(work)
+        for _ in range(3):
+            service.broker.enqueue(service.broker.get_actor("work").message())
+        client = connect(redis_url)
+        broker = RotaBroker(client)
+        broker.declare_queue("default")
+        assert len(broker.do_fetch("default", 10)) == 3
+        client.close()
+        return service, broker.broker_id
+
+    def test_they_are_put_back_on_their_queue(self, dead_broker):
+        service, broker_id = dead_broker
+        assert service.waiting() == 0
+
+        put_back(service.carrier, broker_id)
+
+        assert service.waiting() == 3
+        assert not service.redis.exists(f"dramatiq:__acks__.{broker_id}.default")
+
+    def test_they_are_put_back_when_the_process_is_reaped(self, dead_broker, start_process, reaper, ledger, database):
+        service, broker_id = dead_broker
+        process = start_process(broker_id=broker_id)
+        run_id = process.lease(database, ledger.request()).run_id
+        process.expire(database)
+
+        recover(reaper, service.carrier, 3)
+
+        assert service.waiting() == 3
+        assert ledger.run(run_id).state == "retrying"
+
+    def test_those_of_a_living_process_are_left_alone(self, dead_broker):
+        service, _ = dead_broker
+
+        put_back(service.carrier, "another-broker")
+        service.carrier.maintain()
+
+        assert service.waiting() == 0
+
+    def test_without_redis_the_runs_are_handed_on_all_the_same(self, start_process, reaper, ledger, database, caplog):
+        class Away:
+            def recover(self, broker_id):
+                raise redis.ConnectionError("away on purpose")
+
+        process = start_process(broker_id="its-broker")
+        run_id = process.lease(database, ledger.request()).run_id
+        process.expire(database)
+
+        recover(reaper, Away(), 3)
+
+        assert ledger.run(run_id).state == "retrying"
+        assert "dispatcher.not_put_back" in caplog.text

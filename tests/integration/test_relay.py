@@ -1,0 +1,300 @@
+"""I4: what is due is sent, and what got lost on the way is sent again; Redis may forget everything."""
+
+import pytest
+import redis
+from sqlalchemy.orm import Session
+
+from core import database as databases
+from core import enqueue, job
+from core.dispatcher import relay
+from core.testing import registry_of
+from tests.support.racing import race
+
+
+@job("work", overlap="allow")
+def work(run):
+    pass
+
+
+@job("fast", ledger=False)
+def fast(run):
+    pass
+
+
+@job("elsewhere", queue="elsewhere")
+def elsewhere(run):
+    pass
+
+
+@pytest.fixture
+def service(serve):
+    return serve(work, fast, elsewhere)
+
+
+@pytest.fixture
+def relaying(database):
+    """The dispatcher's connection."""
+    with databases.autocommit(database) as connection:
+        yield connection
+
+
+@pytest.fixture
+def send_due(relaying, service):
+    return lambda: relay.send_due(relaying, service.registry, service.carrier)
+
+
+@pytest.fixture
+def find_lost(relaying, service):
+    return lambda: relay.find_lost(relaying, service.carrier, 5)
+
+
+def sent_ago(ledger, run_id, seconds):
+    ledger.do(
+        "UPDATE rota_runs SET sent_at = clock_timestamp() - make_interval(secs => :ago) WHERE id = :id",
+        id=run_id,
+        ago=seconds,
+    )
+
+
+def unsent(ledger):
+    return [row.id for row in ledger.rows("SELECT id FROM rota_runs WHERE sent_at IS NULL ORDER BY id")]
+
+
+class TestSendDue:
+    """Runs whose time has come and that are not on their way."""
+
+    def test_everything_due_is_sent_in_bulk_and_marked(self, send_due, service, ledger):
+        ledger.do(
+            "INSERT INTO rota_runs (job, queue) SELECT 'work', 'default' FROM generate_series(1, :count)",
+            count=relay.BATCH * 2 + 7,
+        )
+
+        assert send_due() == relay.BATCH * 2 + 7
+
+        assert service.waiting() == relay.BATCH * 2 + 7
+        assert unsent(ledger) == []
+
+    def test_nothing_is_sent_twice(self, send_due, service, ledger):
+        ledger.request()
+
+        assert [send_due(), send_due()] == [1, 0]
+        assert service.waiting() == 1
+
+    def test_what_is_not_due_is_not_sent(self, send_due, service, ledger):
+        early = ledger.request()
+        ledger.do("UPDATE rota_runs SET due_at = clock_timestamp() + interval '1 hour'")
+
+        assert send_due() == 0
+        assert unsent(ledger) == [early]
+
+    @pytest.mark.parametrize("state", ["succeeded", "dead", "skipped", "missed", "orphaned"])
+    def test_what_is_over_is_not_sent(self, send_due, ledger, state):
+        ledger.request(state=state, finished_at="2026-01-01T00:00:00Z")
+
+        assert send_due() == 0
+
+    def test_a_due_retry_is_sent(self, send_due, service, ledger):
+        ledger.request(state="retrying", attempt=1)
+
+        assert send_due() == 1
+
+    def test_runs_of_jobs_that_are_not_loaded_are_not_sent(self, send_due, service, ledger):
+        """I1."""
+        ledger.request("uninstalled")
+
+        assert send_due() == 0
+        assert service.waiting() == 0
+
+    def test_each_run_goes_to_its_own_queue_with_a_message_of_its_own(self, send_due, service, ledger):
+        here, there = ledger.request(), ledger.request("elsewhere", queue="elsewhere")
+        send_due()
+
+        assert service.carrier.oldest_run("default") == (True, here)
+        assert service.carrier.oldest_run("elsewhere") == (True, there)
+
+    def test_while_redis_is_away_runs_are_given_back(self, relaying, service, ledger, carrier, caplog):
+        run_id = ledger.request()
+        carrier.is_away = True
+
+        assert relay.send_due(relaying, service.registry, carrier) == 0
+
+        assert unsent(ledger) == [run_id]
+        assert "dispatcher.not_sent runs=1" in caplog.text
+
+    def test_runs_are_given_back_only_while_they_wait(self, relaying, ledger, process, database):
+        class Slow:
+            def send(self, parcels):
+                process.lease(database, parcels[0].run_id)
+                raise redis.ConnectionError("after it was delivered")
+
+        run_id = ledger.request()
+        relay.send_due(relaying, registry_of(work), Slow())
+
+        assert (ledger.run(run_id).state, ledger.run(run_id).sent_at is None) == ("running", False)
+
+    def test_two_dispatchers_at_once_send_each_run_once(self, service, ledger, database):
+        ledger.do("INSERT INTO rota_runs (job, queue) SELECT 'work', 'default' FROM generate_series(1, 2000)")
+
+        def dispatch():
+            with databases.autocommit(database) as connection:
+                return relay.send_due(connection, service.registry, service.carrier)
+
+        race(*[dispatch] * 4)
+        while dispatch():
+            pass
+
+        assert service.waiting() == 2000
+        assert unsent(ledger) == []
+
+    def test_a_run_that_another_transaction_has_locked_does_not_hold_up_the_others(self, send_due, ledger, database):
+        locked, free = ledger.request(), ledger.request()
+        with database.begin() as connection:
+            connection.exec_driver_sql(f"SELECT 1 FROM rota_runs WHERE id = {locked} FOR UPDATE")
+
+            assert send_due() == 1
+
+        assert unsent(ledger) == [locked]
+        assert ledger.run(free).sent_at is not None
+
+
+class TestFindLost:
+    """Messages that have left their queue while nobody has claimed their runs."""
+
+    def test_on_an_empty_queue_everything_sent_a_while_ago_is_lost(self, find_lost, send_due, ledger, service):
+        run_ids = [ledger.request() for _ in range(3)]
+        send_due()
+        service.redis.flushall()
+        for run_id in run_ids:
+            sent_ago(ledger, run_id, 6)
+
+        assert find_lost() == 3
+        assert send_due() == 3
+        assert service.waiting() == 3
+
+    def test_what_was_sent_just_now_is_not_lost(self, find_lost, send_due, ledger, service):
+        ledger.request()
+        send_due()
+        service.redis.flushall()
+
+        assert find_lost() == 0
+
+    def test_in_a_backlog_only_what_left_the_queue_is_lost(self, find_lost, send_due, ledger, service):
+        run_ids = [ledger.request() for _ in range(5)]
+        for age, run_id in zip((90, 80, 70, 60, 50), run_ids, strict=True):
+            send_due()
+            sent_ago(ledger, run_id, age)
+        for _ in range(2):  # fetched by a worker that was not heard of since
+            service.redis.lpop("dramatiq:default")
+
+        assert find_lost() == 2
+        assert unsent(ledger) == run_ids[:2]
+
+    def test_a_backlog_that_nobody_fetched_from_is_not_sent_again(self, find_lost, send_due, ledger, service):
+        run_ids = [ledger.request() for _ in range(50)]
+        send_due()
+        for run_id in run_ids:
+            sent_ago(ledger, run_id, 3600)
+
+        assert find_lost() == 0
+
+    def test_a_message_of_the_fast_lane_at_the_head_does_not_hide_the_oldest_run(
+        self, find_lost, send_due, ledger, service
+    ):
+        service.broker.get_actor("fast").send()
+        lost, waiting = ledger.request(), ledger.request()
+        send_due()
+        service.redis.delete("dramatiq:default")
+        service.broker.get_actor("fast").send()
+        ledger.do("UPDATE rota_runs SET sent_at = NULL WHERE id = :id", id=waiting)
+        send_due()
+        sent_ago(ledger, lost, 60)
+        sent_ago(ledger, waiting, 50)
+
+        assert find_lost() == 1
+        assert unsent(ledger) == [lost]
+
+    def test_rubbish_at_the_head_does_not_hide_the_oldest_run(self, find_lost, send_due, ledger, service):
+        service.put(b"\xff\xfe", "rubbish")
+        run_id = ledger.request()
+        send_due()
+        sent_ago(ledger, run_id, 60)
+
+        assert service.carrier.oldest_run("default") == (True, run_id)
+        assert find_lost() == 0
+
+    def test_behind_many_messages_of_the_fast_lane_nothing_is_taken_for_lost(self, find_lost, ledger, service):
+        run_id = ledger.request()
+        sent_ago(ledger, run_id, 60)
+        for _ in range(120):
+            service.broker.get_actor("fast").send()
+
+        assert find_lost() == 0
+
+    def test_each_queue_is_judged_by_itself(self, find_lost, send_due, ledger, service):
+        here, there = ledger.request(), ledger.request("elsewhere", queue="elsewhere")
+        send_due()
+        for run_id in (here, there):
+            sent_ago(ledger, run_id, 60)
+        service.redis.delete("dramatiq:elsewhere")
+
+        assert find_lost() == 1
+        assert unsent(ledger) == [there]
+
+    def test_while_redis_is_away_nothing_is_taken_for_lost(self, relaying, ledger):
+        class Away:
+            def oldest_run(self, queue):
+                raise redis.ConnectionError("away on purpose")
+
+        run_id = ledger.request()
+        sent_ago(ledger, run_id, 60)
+
+        assert relay.find_lost(relaying, Away(), 5) == 0
+
+    def test_what_is_at_work_is_not_lost(self, find_lost, send_due, ledger, service, process, database):
+        run_id = ledger.request()
+        send_due()
+        process.lease(database, run_id)
+        sent_ago(ledger, run_id, 60)
+        service.redis.flushall()
+
+        assert find_lost() == 0
+
+
+def test_a_run_committed_while_redis_was_away_is_sent_by_the_dispatcher_later(
+    find_lost, send_due, service, ledger, database, monkeypatch
+):
+    def away(_):
+        raise redis.ConnectionError("away on purpose")
+
+    with monkeypatch.context() as patch, Session(database) as session, session.begin():
+        patch.setattr(service.broker, "enqueue_many", away)
+        run_id = enqueue(session, "work")
+        session.commit()
+    assert service.waiting() == 0
+    sent_ago(ledger, run_id, 6)
+    find_lost()
+    send_due()
+
+    assert service.carrier.oldest_run("default") == (True, run_id)
+
+
+def test_a_message_delivered_twice_is_worked_on_once(serve, ledger, send_due):
+    """I2."""
+    done = []
+
+    @job("work", overlap="allow")
+    def once(run):
+        done.append(run.id)
+
+    service = serve(once)
+    run_ids = [ledger.request(exclusive=False) for _ in range(20)]
+    with databases.autocommit(ledger.engine) as connection:
+        for _ in range(3):
+            ledger.do("UPDATE rota_runs SET sent_at = NULL")
+            relay.send_due(connection, service.registry, service.carrier)
+    worker = service.work(threads=4)
+    service.broker.join("default", timeout=20_000)
+    worker.join()
+
+    assert sorted(done) == run_ids
+    assert {row.attempt for row in ledger.runs("work")} == {1}

@@ -1,0 +1,131 @@
+"""The import arrows of the module map, kept true by the test suite."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import core
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [  # a module imports from its own line or from a line below it
+    {"main"},
+    {"cli", "testing"},
+    {"embedded", "guard", "supervisor"},
+    {"heartbeat", "middleware"},
+    {"dispatcher"},
+    {"broker"},
+    {"execution", "migrate", "periodic", "redis_broker"},
+    {"builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
+    {"ledger", "migrations"},
+    {"arguments", "hookspecs", "registry"},
+    {"database", "jobs", "logs"},
+    {"limits", "metrics", "schedules", "settings"},
+    {"clock", "errors"},
+]
+HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
+#: The only modules that know these libraries.
+MAY_IMPORT = {
+    "dramatiq": {"main", "broker", "middleware", "redis_broker"},
+    "periodiq": {"main", "periodic"},
+}
+SOURCES = [path.relative_to(ROOT) for top in ("core", "plugins") for path in sorted((ROOT / top).rglob("*.py"))]
+CORE = [path for path in SOURCES if path.parts[0] == "core"]
+PLUGINS = [path for path in SOURCES if path.parts[0] == "plugins" and len(path.parts) > 2]
+
+
+def imports(path: Path, *, at_once: bool = False) -> Iterator[list[str]]:
+    """What ``path`` imports, in parts; ``at_once``: only what it needs when it is itself imported."""
+    tree = ast.parse((ROOT / path).read_text())
+    for node in needed_at_once(tree) if at_once else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            yield from ([*str(node.module).split("."), alias.name] for alias in node.names)
+
+
+def needed_at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """All but the bodies of functions and what is there for the type checker alone."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        is_called_later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not is_called_later and not is_for_types:
+            yield from needed_at_once(child)
+
+
+def is_module(parts: list[str]) -> bool:
+    return ROOT.joinpath(*parts).with_suffix(".py").exists() or ROOT.joinpath(*parts, "__init__.py").exists()
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_every_module_of_the_core_has_a_line_and_every_line_its_modules():
+    assert {path.with_suffix("").parts[1] for path in CORE} - {"__init__"} == set(HEIGHT)
+
+
+@pytest.mark.parametrize("path", CORE, ids=str)
+def test_imports_follow_the_arrows(path):
+    here = path.with_suffix("").parts[1]
+    for package, *rest in imports(path):
+        assert here in MAY_IMPORT.get(package, {here}), f"{package} is for {MAY_IMPORT[package]}"
+        if package == "core" and here != "__init__":
+            assert rest, "import what you need from core, not core"
+            assert rest[0] in HEIGHT, "core's own modules do not go through the front door"
+            assert HEIGHT[rest[0]] <= HEIGHT[here], f"{here} may not reach up to {rest[0]}"
+
+
+def test_no_two_modules_import_each_other():
+    """Over any number of steps. What is imported later, when a function is called, does not count."""
+    graph = {
+        dotted(path): {
+            ".".join(parts if is_module(parts) else parts[:-1])
+            for parts in imports(path, at_once=True)
+            if parts[0] in {"core", "plugins"}
+        }
+        for path in SOURCES
+    }
+
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("path", CORE, ids=str)
+def test_the_core_imports_no_plugin(path):
+    for package, *_ in imports(path):
+        assert package != "plugins", "core finds plugins through the registry"
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not node.value.startswith("plugins."), "not by its name either"
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=str)
+def test_a_plugin_imports_the_front_door_and_itself(path):
+    for package, *rest in imports(path):
+        assert package not in MAY_IMPORT, "declare jobs with core.job"
+        if package == "core":
+            assert len(rest) == 1, f"core.{'.'.join(rest)} is not public"
+            assert rest[0] in core.__all__, f"core.{rest[0]} is not public"
+        if package == "plugins":
+            assert rest[0] == path.parts[1], "plugins do not import each other"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_only_the_clock_reads_the_time(path):
+    reads = {
+        "datetime.now(",
+        "datetime.today(",
+        "time.time(",
+        "utcnow(",
+        "date.today(",
+        "time.gmtime(",
+        "time.localtime(",
+    }
+
+    found = [call for call in reads if call in (ROOT / path).read_text()]
+
+    assert path == Path("core/clock.py") or not found

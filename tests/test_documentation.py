@@ -1,0 +1,404 @@
+"""The documentation keeps up with the code: what there is, is described, and what is described works."""
+
+import ast
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+import pytest
+from pydantic import SecretStr
+
+import core
+from core import plugins
+from core.cli import main as rota
+from core.jobs import Job, job
+from core.ledger.models import State
+from core.run import Run
+from core.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+#: Built so that this file does not contain what it forbids.
+FORBIDDEN = re.compile(
+    r"/(?:home|root|work)/|py[p]i\.|python[h]osted|arti[f]actory|dev[p]i|"
+    r"\b(?:A[I] agent|language m[o]del|Cla[u]de|Chat[G]PT|sub-?a[g]ent)\b"
+)
+#: What a user types that is not ours to check.
+OTHERS = {".", "pip", "python", "docker", "dramatiq", "periodiq", "systemctl", "pg_dump", "pg_restore", "export"}
+
+
+def page(name: str) -> str:
+    """The text of one page of the documentation."""
+    return (ROOT / "docs" / name).read_text()
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The bodies of fenced blocks in these languages."""
+    return [body for language, body in BLOCK.findall(text) if language in languages]
+
+
+def cells(text: str) -> set[str]:
+    """What stands in code in the first column of tables."""
+    return {code for line in text.splitlines() if line.startswith("| `") for code in first_cell(line)}
+
+
+def first_cell(line: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", line.split(" | ")[0])
+
+
+class TestSettings:
+    @pytest.mark.parametrize("name", Settings.model_fields)
+    def test_each_is_described_as_it_is(self, name):
+        assert setting_row(name) in page("settings.md").splitlines()
+
+    def test_no_other_is(self):
+        assert cells(page("settings.md")) == {str(field.validation_alias) for field in Settings.model_fields.values()}
+
+
+def setting_row(name: str) -> str:
+    """A setting as docs/settings.md has it."""
+    field = Settings.model_fields[name]
+    default = "required" if field.is_required() else f"`{shown(field.default)}`"
+    sentence = (field.description or "").replace("``", "`")
+    return f"| `{field.validation_alias}` | {values(name)} | {default} | {sentence} |"
+
+
+def shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if default is None:
+        return "none"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def values(name: str) -> str:
+    """What a setting may be, and its unit."""
+    annotation, metadata = Settings.model_fields[name].annotation, Settings.model_fields[name].metadata
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    unit = {"seconds": "seconds", "days": "days", "size": "connections", "crashes": "workers"}.get(name.split("_")[-1])
+    if annotation in (int, float):
+        limits = {kind: value for part in metadata for kind, value in bounds(part)}
+        least = limits["ge"] if "ge" in limits else "above 0"
+        span = f"{least} to {limits['le']}" if "le" in limits else str(least)
+        return f"{unit}, {span}" if unit else span
+    return {bool: "`true` or `false`", SecretStr: "URL", str: "address"}.get(annotation, "folder")
+
+
+def bounds(constraint: Any) -> Iterator[tuple[str, Any]]:
+    for kind in ("ge", "gt", "le"):
+        if getattr(constraint, kind, None) is not None:
+            yield kind, getattr(constraint, kind)
+
+
+class TestMetrics:
+    def test_each_is_described_with_its_labels_and_no_other(self):
+        described = {
+            line.split(" | ")[0].strip("| `"): set(re.findall(r"`(\w+)`", line.split(" | ")[1]))
+            for line in page("metrics.md").splitlines()
+            if line.startswith("| `")
+        }
+
+        assert described == declared_metrics()
+
+
+def declared_metrics() -> dict[str, set[str]]:
+    """Each metric's name as Prometheus scrapes it, with its labels, read from the source of core/metrics.py."""
+    found = {}
+    for call in ast.walk(ast.parse((ROOT / "core" / "metrics.py").read_text())):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") in {"Counter", "Gauge", "Histogram"}:
+            name, labels = ast.literal_eval(call.args[0]), call.args[2] if len(call.args) > 2 else None
+            suffix = "_total" if call.func.id == "Counter" else ""  # type: ignore[attr-defined]
+            found[name + suffix] = set(ast.literal_eval(labels)) if labels is not None else set()
+    return found
+
+
+class TestCommandLine:
+    def test_every_command_and_option_is_described(self):
+        text = page("operating.md")
+        missing = [told for told in all_commands_and_options() if f"`{told}" not in text]
+
+        assert not missing
+
+    @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+    def test_what_is_shown_can_be_typed(self, path):
+        wrong = [line for line in shown_commands(path.read_text()) if not is_right(shlex.split(line, comments=True))]
+
+        assert not wrong
+
+
+def all_commands_and_options() -> Iterator[str]:
+    """Each command as it is typed, and each option."""
+    for words, command in commands_below((), rota):
+        yield " ".join(("rota", *words))
+        yield from (parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option))
+
+
+def commands_below(words: tuple[str, ...], group: click.Group) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands_below((*words, name), command)
+        elif command is not None:
+            yield (*words, name), command
+
+
+def shown_commands(text: str) -> Iterator[str]:
+    """Lines of shell blocks, and code in the text that begins with ``rota`` or ``make``."""
+    for block in blocks(text, "sh"):
+        yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip(" #") and line[0] != "#")
+    prose = BLOCK.sub("", text)
+    yield from re.findall(r"`((?:rota|make) [^`]+)`", prose)
+
+
+def is_right(words: list[str]) -> bool:
+    """Whether a command names what there is."""
+    if "rota" in words and words[0] in {"docker", "rota"}:
+        return is_rota(words[words.index("rota") + 1 :])
+    if words[0] == "make":
+        return all(word in make_targets() or "=" in word for word in words[1:])
+    return words[0] in OTHERS or "=" in words[0]
+
+
+def is_rota(words: list[str]) -> bool:
+    command: click.Command = rota
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(click.Context(command), words[0])
+        if found is None:
+            return False
+        command, words = found, words[1:]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h", "--version"}
+    return all(word.partition("=")[0] in known for word in words if word.startswith("-"))
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_commands_of_make_are_described():
+    text = README.read_text() + page("operating.md") + page("deployment.md") + page("benchmarks.md")
+    assert not [target for target in make_targets() if f"make {target}" not in text]
+
+
+def test_every_hook_is_described():
+    text = page("plugins.md")
+    assert not [hook for hook in plugins.hooks() if f"`{hook}`" not in text]
+
+
+@pytest.mark.parametrize("name", core.__all__)
+def test_every_public_name_is_described(name):
+    assert re.search(rf"`@?{name}\b", page("plugins.md"))
+
+
+def test_every_option_of_a_job_is_described_with_its_default():
+    described = [line for line in page("plugins.md").splitlines() if line.startswith("| `")]
+    parameters = {name: p for name, p in inspect.signature(job).parameters.items() if name != "name"}
+    missing = [name for name in parameters if not any(line.startswith(f"| `{name}`") for line in described)]
+
+    assert not missing
+    assert set(parameters) <= set(Job.__dataclass_fields__)
+
+
+def test_everything_a_run_has_is_described():
+    own = {name for name in dir(Run) if not name.startswith("_")} - {"work"}
+    missing = [name for name in own if f"`run.{name}" not in page("plugins.md")]
+
+    assert not missing
+
+
+def test_every_fixture_for_tests_is_described():
+    from core import testing
+
+    described = page("plugins.md")
+    assert not [name for name in testing.__all__ if f"`{name}" not in described]
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_is_described(state):
+    assert state.value in cells(page("operating.md"))
+
+
+def test_every_reason_is_described():
+    text = page("operating.md")
+    missing = [reason for reason in reasons() if f"`{reason}`" not in text]
+
+    assert len(reasons()) > 8
+    assert not missing
+
+
+def reasons() -> set[str]:
+    """The words that ``rota why`` knows reasons by, and those that execution writes."""
+    tree = ast.parse((ROOT / "core" / "cli" / "stories.py").read_text())
+    tables = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "reasons"
+    ]
+    return {"overlap", *(key.value for table in tables if isinstance(table, ast.Dict) for key in table.keys)}  # type: ignore[union-attr]
+
+
+def test_every_warning_and_error_in_the_log_is_described():
+    text = page("operating.md")
+    missing = sorted(event for event in logged() if f"`{event}`" not in text)
+
+    assert len(logged()) > 15
+    assert not missing
+
+
+def logged() -> set[str]:
+    """The names of what is logged as a warning or worse, or by a complaint."""
+    call = re.compile(r"""(?:\.(?:warning|error|exception|say)|logger\.log)\(\s*(?:level, )?f?"([a-z]+\.[a-z_]+)\b""")
+    return {event for path in (ROOT / "core").rglob("*.py") for event in call.findall(path.read_text())}
+
+
+def test_every_module_of_the_core_has_a_sentence():
+    described = {
+        code for line in page("architecture.md").splitlines() if line.startswith("| `") for code in first_cell(line)
+    }
+    missing = sorted(set(modules()) - described)
+
+    assert not missing
+    assert not sorted(name for name in described if name.startswith("core/") and name not in set(modules()))
+
+
+def modules() -> Iterator[str]:
+    """The core's modules as paths; a package stands for its ``__init__``, migrations for their folder."""
+    for path in sorted((ROOT / "core").rglob("*.py")):
+        name = path.relative_to(ROOT)
+        if name == Path("core/__init__.py"):
+            yield str(name)
+        elif name.name == "__init__.py":
+            yield f"{name.parent}/"
+        elif name.parent.name != "migrations":
+            yield str(name)
+
+
+class TestInvariants:
+    def test_all_eight_are_there(self):
+        assert re.findall(r"^## (I\d)\b", page("invariants.md"), re.MULTILINE) == [f"I{n}" for n in range(1, 9)]
+
+    def test_each_names_tests_and_modules_that_exist(self):
+        text = page("invariants.md")
+        tests = [re.findall(r"`(test_\w+)`", section) for section in re.split(r"^## I", text, flags=re.MULTILINE)[1:]]
+        files = re.findall(r"`((?:core|tests)/[\w/]+\.py)`", text)
+
+        assert all(tests)
+        assert not [name for section in tests for name in section if name not in existing_tests()]
+        assert not [name for name in files if not (ROOT / name).exists()]
+
+
+def existing_tests() -> set[str]:
+    found = re.compile(r"^ *def (test_\w+)\(", re.MULTILINE)
+    return {name for path in (ROOT / "tests").rglob("test_*.py") for name in found.findall(path.read_text())}
+
+
+def test_every_benchmark_is_described():
+    runnable = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if "ArgumentParser" in path.read_text()]
+
+    assert len(runnable) >= 4
+    assert not [name for name in runnable if f"benchmarks.{name}" not in page("benchmarks.md") and name != "__main__"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+class TestPages:
+    def test_links_lead_somewhere(self, path):
+        targets = [target for target in LINK.findall(path.read_text()) if not target.startswith("https://")]
+
+        assert not [target for target in targets if not leads_somewhere(path, target)]
+
+    def test_name_no_folder_of_a_machine_and_no_registry(self, path):
+        assert not FORBIDDEN.findall(path.read_text())
+
+    def test_python_can_be_compiled(self, path):
+        for number, body in enumerate(blocks(path.read_text(), "python")):
+            compile(body, f"{path.name}, block {number}", "exec")
+
+
+def leads_somewhere(path: Path, target: str) -> bool:
+    name, _, anchor = target.partition("#")
+    there = (path.parent / name) if name else path
+    return there.exists() and (not anchor or anchor in anchors(there))
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_reached_from_the_readme():
+    assert not [path.name for path in PAGES[1:] if path.name not in README.read_text()]
+
+
+def test_the_svg_of_the_readme_needs_nothing_from_elsewhere():
+    addresses = re.findall(r"(?:href|src|url)[=(]\W*(\w+:[^\"')]+)", (ROOT / "docs" / "running.svg").read_text())
+
+    assert not addresses
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """The plugin's files, and what pip would write beside them."""
+    folder = tmp_path_factory.mktemp("readme") / "reminders"
+    for body in blocks(README.read_text(), "toml", "python"):
+        path = folder / body.partition("\n")[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(body)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    about = folder / f"{project['name']}-{project['version']}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = project["entry-points"]["rota.plugins"]
+    (about / "entry_points.txt").write_text(
+        "[rota.plugins]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
+    )
+    return folder
+
+
+def python(package: Path, *words: str) -> str:
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{package}:{ROOT}", "HOME": str(package)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=package, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class TestTheReadmesPlugin:
+    def test_has_the_files_it_speaks_of(self, package):
+        assert {str(path.relative_to(package)) for path in package.rglob("*.*") if path.is_file()} >= {
+            "pyproject.toml",
+            "reminders/__init__.py",
+            "reminders/jobs.py",
+            "reminders/migrations/0001_reminders.py",
+            "tests/conftest.py",
+            "tests/test_reminders.py",
+        }
+
+    def test_is_loaded_and_listed(self, package):
+        listed = python(package, "-c", "from core.cli import main; main(['plugins', '--json'])")
+        (found,) = [
+            plugin for plugin in ast.literal_eval(listed.replace("null", "None")) if plugin["name"] == "reminders"
+        ]
+
+        assert found == {
+            "name": "reminders",
+            "distribution": "reminders",
+            "version": "0.1.0",
+            "state": "loaded",
+            "jobs": ["send-due-reminders"],
+            "error": None,
+        }
+
+    def test_passes_its_own_test_on_its_own_table(self, package):
+        assert "1 passed" in python(package, "-m", "pytest", "-q", "-p", "no:cacheprovider")

@@ -1,0 +1,133 @@
+"""What ``enqueue`` refuses before it asks PostgreSQL for anything, and what a failed attempt means for a run."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy.orm import Session
+
+from core import Run, enqueue, job, plugins
+from core.broker import by_name
+from core.errors import BadArguments, BadResult, TimeLimitExceeded, UnknownJob
+from core.execution import diagnose, in_words
+from core.ledger.leases import Lease
+from core.ledger.models import State
+from core.testing import registry_of
+
+MINUTE = timedelta(minutes=1)
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@job("close-day", max_retries=2, retry_delay=5 * MINUTE)
+def close_day(run: Run, region: str = "uk", limit: int = 10) -> None: ...
+
+
+@job("fast", ledger=False)
+def fast(run: Run) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _only_these_jobs() -> Iterator[None]:
+    with plugins.using(registry_of(close_day, fast)):
+        yield
+
+
+#: Bound to no database: using it is an error.
+NOWHERE = Session()
+
+
+def test_an_unknown_job_is_refused_with_the_nearest_name():
+    with pytest.raises(UnknownJob, match="unknown job 'close_day'; did you mean 'close-day'"):
+        enqueue(NOWHERE, "close_day")
+
+
+def test_a_job_in_place_of_its_name_is_unknown():
+    with pytest.raises(UnknownJob, match=r"unknown job Job\(name='close-day'"):
+        enqueue(NOWHERE, close_day)  # type: ignore[arg-type]
+
+
+def test_a_job_on_the_fast_lane_is_refused_with_what_to_do():
+    with pytest.raises(BadArguments, match=r"'fast' is on the fast lane .* send it a message instead"):
+        enqueue(NOWHERE, "fast")
+
+
+@pytest.mark.parametrize("key", [5, None, b"key", "a\0b", "a\ud800", "a" * 10_000])
+def test_a_key_that_is_not_a_clean_string_is_refused(key):
+    with pytest.raises(BadArguments, match="job 'close-day': key must be a string"):
+        enqueue(NOWHERE, "close-day", key=key)
+
+
+@pytest.mark.parametrize("delay", [-MINUTE, timedelta(microseconds=-1), timedelta(days=3661), timedelta.max])
+def test_a_delay_out_of_range_is_refused(delay):
+    with pytest.raises(BadArguments, match="job 'close-day': delay="):
+        enqueue(NOWHERE, "close-day", delay=delay)
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    with pytest.raises(BadArguments, match="job 'close-day': limit: input should be a valid integer"):
+        enqueue(NOWHERE, "close-day", args={"limit": "ten"})
+
+
+# Positional arguments of a message
+
+
+def test_positional_arguments_get_their_names():
+    assert by_name(close_day, ("fr",), {"limit": 5}) == {"region": "fr", "limit": 5}
+    assert by_name(close_day, (), {}) == {}
+
+
+def test_too_many_positional_arguments_are_refused():
+    with pytest.raises(BadArguments, match="takes at most 2 arguments, and 3 were given"):
+        by_name(close_day, ("fr", 5, 6), {})
+
+
+# What a failure means
+
+
+def lease(failures: int) -> Lease:
+    return Lease(7, 1, 1, "close-day", "", None, failures + 1, failures, {}, NOON, NOON)
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_failed_attempt_is_retried_after_the_jobs_delay(failures):
+    found = diagnose(close_day, lease(failures), ValueError("odd"))
+
+    assert (found.state, found.reason, found.error) == (State.RETRYING, "error", "ValueError: odd")
+    assert found.delay == 5 * MINUTE
+
+
+def test_the_attempt_after_the_last_retry_is_the_end():
+    found = diagnose(close_day, lease(failures=2), ValueError("odd"))
+
+    assert (found.state, found.reason) == (State.DEAD, "retries")
+
+
+@pytest.mark.parametrize(("error", "reason"), [(BadArguments("bad"), "arguments"), (BadResult("bad"), "result")])
+def test_what_no_retry_can_change_is_not_retried(error, reason):
+    found = diagnose(close_day, lease(failures=0), error)
+
+    assert (found.state, found.reason) == (State.DEAD, reason)
+
+
+@pytest.mark.parametrize("error", [TimeLimitExceeded("soft limit"), SystemExit(3), KeyboardInterrupt()])
+def test_whatever_a_job_raises_is_a_failure_like_any_other(error):
+    assert diagnose(close_day, lease(failures=0), error).state == State.RETRYING
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("odd"), "ValueError: odd"),
+        (ValueError(), "ValueError"),
+        (ValueError("a\0b"), "ValueError: a�b"),
+        (ValueError("\ud800"), "ValueError: ?"),
+        (Unreadable(), "Unreadable (its text cannot be read)"),
+    ],
+)
+def test_any_error_is_told_in_words_that_the_ledger_can_hold(error, words):
+    assert in_words(error) == words

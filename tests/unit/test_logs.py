@@ -1,0 +1,193 @@
+"""How events are written: JSON lines that say which run they belong to, and lines for people."""
+
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import structlog
+
+from core import Run, job, logs
+from core.execution import context, job_logger
+from core.ledger.leases import Lease
+from core.logs import Complaint
+
+SLOT = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
+LEASE = Lease(7, 1, 1, "close-day", "", SLOT, 2, 1, {}, SLOT, SLOT)
+
+
+@job("close-day")
+def close_day(run: Run) -> None: ...
+
+
+class Log:
+    """What was written since the test began."""
+
+    def __init__(self) -> None:
+        self.stream = io.StringIO()
+
+    @property
+    def text(self) -> str:
+        return self.stream.getvalue()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """The root logger writes into this one; everything is as before after the test."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    log = Log()
+    root.handlers = [logging.StreamHandler(log.stream)]
+    yield log
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def json_log(log: Log) -> Log:
+    logs.configure("json")
+    return log
+
+
+def test_a_line_of_the_standard_library_is_json_with_time_level_and_logger(json_log: Log):
+    logging.getLogger("core.example").info("run.started id=%s", 7)
+
+    [line] = json_log.lines
+    assert (line["event"], line["level"], line["logger"]) == ("run.started id=7", "info", "core.example")
+    assert abs(datetime.fromisoformat(line["timestamp"]) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_line_of_a_job_is_json_with_its_fields_and_its_jobs_name(json_log: Log):
+    job_logger(close_day).warning("sale.odd", amount=5, at=SLOT)
+
+    [line] = json_log.lines
+    assert (line["event"], line["level"], line["logger"]) == ("sale.odd", "warning", "job.close-day")
+    assert (line["amount"], line["at"]) == (5, str(SLOT))
+
+
+def test_every_line_of_a_run_says_which_run_it_is(json_log: Log):
+    with context(LEASE):
+        job_logger(close_day).info("from the job")
+        logging.getLogger("sqlalchemy").warning("from a library")
+
+    expected = {"job": "close-day", "run": 7, "slot": SLOT.isoformat(), "attempt": 2}
+    assert [{name: line[name] for name in expected} for line in json_log.lines] == [expected, expected]
+
+
+def test_a_line_after_a_run_does_not_belong_to_it(json_log: Log):
+    with pytest.raises(ValueError, match="mine"), context(LEASE):
+        raise ValueError("mine")
+
+    logging.getLogger().warning("afterwards")
+
+    assert "run" not in json_log.lines[0]
+
+
+def test_an_exception_stays_within_its_line_in_both_kinds_of_logger(json_log: Log):
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        logging.getLogger().exception("failed")
+        job_logger(close_day).exception("failed too")
+
+    for line in json_log.lines:
+        assert "Traceback" in line["exception"]
+        assert "ValueError: odd" in line["exception"]
+    assert len(json_log.lines) == 2
+
+
+@pytest.mark.parametrize("message", ["two\nlines", "100 %", "{braces}", "München", 'say "so"', "\x1b[31mred", "\ud800"])
+def test_any_message_is_one_line_that_parses(json_log: Log, message):
+    logging.getLogger().warning(message)
+    job_logger(close_day).warning(message)
+
+    assert [line["event"] for line in json_log.lines] == [message, message]
+
+
+def test_fields_that_json_does_not_know_are_written_as_text(json_log: Log):
+    job_logger(close_day).info("odd", value={1, 2}, error=ValueError("x"))
+
+    assert json_log.lines[0]["value"] == "{1, 2}"
+
+
+def test_the_level_applies_to_both_kinds_of_logger(log: Log):
+    logs.configure("json", "WARNING")
+
+    logging.getLogger("core").info("quiet")
+    job_logger(close_day).info("quiet")
+    logging.getLogger("core").warning("loud")
+    job_logger(close_day).warning("loud")
+
+    assert [line["event"] for line in log.lines] == ["loud", "loud"]
+
+
+def test_the_console_is_for_people(log: Log):
+    logs.configure("console")
+
+    with context(LEASE):
+        logging.getLogger("core").warning("run.failed")
+
+    assert "run.failed" in log.text
+    assert "close-day" in log.text
+    assert not log.text.startswith("{")
+
+
+@pytest.mark.parametrize(("is_terminal", "is_json"), [(True, False), (False, True)])
+def test_auto_is_the_console_on_a_terminal_and_json_elsewhere(log: Log, monkeypatch, is_terminal, is_json):
+    monkeypatch.setattr(os, "isatty", lambda descriptor: is_terminal)
+    logs.configure("auto")
+
+    logging.getLogger().warning("event")
+
+    assert log.text.startswith("{") is is_json
+
+
+def test_without_a_handler_one_is_made(log: Log):
+    logging.getLogger().handlers = []
+
+    logs.configure("json")
+
+    assert [type(handler) for handler in logging.getLogger().handlers] == [logging.StreamHandler]
+
+
+# Complaints
+
+
+@pytest.fixture
+def complaint() -> Complaint:
+    return Complaint(logging.getLogger("tests.complaint"))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_a_complaint_is_said_once(complaint: Complaint, caplog: pytest.LogCaptureFixture):
+    for _ in range(3):
+        complaint.say("database away, 100 %")
+
+    assert said(caplog) == [(logging.ERROR, "database away, 100 %")]
+
+
+def test_another_complaint_is_said_too(complaint: Complaint, caplog: pytest.LogCaptureFixture):
+    for message in ("away", "not migrated", "away"):
+        complaint.say(message)
+
+    assert [message for _, message in said(caplog)] == ["away", "not migrated", "away"]
+
+
+def test_a_complaint_is_said_again_when_it_had_been_right_in_between(complaint: Complaint, caplog):
+    complaint.say("away")
+    complaint.withdraw()
+    complaint.say("away")
+
+    assert [message for _, message in said(caplog)] == ["away", "away"]

@@ -24,7 +24,7 @@ from core.jobs import Job
 from core.ledger import slots
 from core.ledger.outbox import Parcel
 from core.ledger.slots import SlotRow
-from core.periodic import PeriodicSchedule
+from core.periodic import PeriodicSchedule, nothing
 from core.redis_broker import REDIS_AWAY, RUN_ID, RotaBroker
 from core.registry import Registry
 
@@ -75,13 +75,20 @@ def run_message(parcel: Parcel) -> Message[Any]:
 class JobActor(dramatiq.Actor[..., Any]):
     """A job as Dramatiq sees it. For a job of the ledger, sending means inserting a run; the message comes after."""
 
-    def __init__(self, job: Job, broker: RotaBroker, engine: Engine, function: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        broker: RotaBroker,
+        engine: Engine,
+        function: Callable[..., Any],
+        on_scheduling: Callable[[], None],
+    ) -> None:
         self.job = job
         self.engine = engine
         self.carrier = RedisCarrier(broker)
         options: dict[str, Any] = {"max_retries": job.max_retries}
         if job.schedule is not None:
-            options["periodic"] = PeriodicSchedule(job.schedule)
+            options["periodic"] = PeriodicSchedule(job.schedule, on_first_question=on_scheduling)
         super().__init__(
             function, broker=broker, actor_name=job.name, queue_name=job.queue, priority=0, options=options
         )  # fmt: skip
@@ -161,19 +168,25 @@ def build(client: redis.Redis, middleware: Sequence[Middleware]) -> RotaBroker:
     return RotaBroker(client, middleware=middleware)
 
 
-def declare(broker: RotaBroker, registry: Registry, engine: Engine, executor: Executor) -> None:
-    """Make an actor of every job in ``registry``."""
+def declare(
+    broker: RotaBroker,
+    registry: Registry,
+    engine: Engine,
+    executor: Executor,
+    on_scheduling: Callable[[], None] = nothing,
+) -> None:
+    """Make an actor of every job in ``registry``; ``on_scheduling`` is called when periodiq begins to ask for them."""
     for job in registry:
-        declare_job(broker, job, engine, executor)
+        declare_job(broker, job, engine, executor, on_scheduling)
 
 
-def declare_job(broker: RotaBroker, job: Job, engine: Engine, executor: Executor) -> JobActor:
+def declare_job(
+    broker: RotaBroker, job: Job, engine: Engine, executor: Executor, on_scheduling: Callable[[], None] = nothing
+) -> JobActor:
     """Make an actor of ``job``."""
     actor: JobActor
-    if job.ledger:
-        actor = JobActor(job, broker, engine, ledger_function(job, executor, lambda: actor))
-    else:
-        actor = JobActor(job, broker, engine, fast_function(job, executor))
+    function = ledger_function(job, executor, lambda: actor) if job.ledger else fast_function(job, executor)
+    actor = JobActor(job, broker, engine, function, on_scheduling)
     return actor
 
 

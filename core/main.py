@@ -8,12 +8,13 @@ stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``cor
 
 import sys
 from datetime import timedelta
+from functools import cache
 
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
 from core import broker as brokers
-from core import database, logs, metrics, periodic, plugins, redis_broker, settings
+from core import database, logs, metrics, plugins, redis_broker, settings
 from core.broker import RedisCarrier
 from core.dispatcher.loop import Dispatcher
 from core.errors import RotaError
@@ -65,8 +66,13 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
     )
     carrier = RedisCarrier(broker)
     outbox.attach(carrier)
-    brokers.declare(broker, registry, engine, Executor(engine, lambda: life.process_id, process_name()))
-    periodic.on_first_question.append(lambda: make_heartbeat("scheduler").start())
+
+    @cache
+    def announce_scheduler() -> None:
+        make_heartbeat("scheduler").start()
+
+    executor = Executor(engine, lambda: life.process_id, process_name())
+    brokers.declare(broker, registry, engine, executor, announce_scheduler)
     return broker
 
 

@@ -8,7 +8,6 @@ asked". periodiq's own idea of now, rounded to a second, is not used.
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
 from core.clock import Clock, system_clock
 from core.schedules import Schedule
@@ -18,16 +17,20 @@ SHORTEST_WAIT = timedelta(milliseconds=20)
 #: After a stall the newest slots are sent; the dispatcher accounts for the rest.
 MOST_AT_ONCE = timedelta(seconds=60)
 
-#: Called when periodiq's loop is known to run.
-on_first_question: list[Callable[[], Any]] = []
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class PeriodicSchedule:
     """One job's schedule, as periodiq sees it."""
 
-    def __init__(self, schedule: Schedule, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, schedule: Schedule, clock: Clock = system_clock, *, on_first_question: Callable[[], None] = nothing
+    ) -> None:
         self._schedule = schedule
         self._clock = clock
+        self._on_first_question = on_first_question
         self._asked_at: datetime | None = None
         #: The slots that have come since the last question but one.
         self.due: list[datetime] = []
@@ -40,7 +43,7 @@ class PeriodicSchedule:
         now = self._clock()
         if self._asked_at is None:
             self._asked_at = now
-            self._greet()
+            self._on_first_question()
         since = max(self._asked_at, now - MOST_AT_ONCE)
         self.due = list(self._schedule.between(since, now)) if since < now else []
         self._asked_at = max(self._asked_at, now)
@@ -50,7 +53,3 @@ class PeriodicSchedule:
         """When to ask again."""
         now = self._clock()
         return max(self._schedule.next_after(self._asked_at or now), now + SHORTEST_WAIT)
-
-    def _greet(self) -> None:
-        while on_first_question:
-            on_first_question.pop()()

@@ -73,7 +73,8 @@ def _outboxes(session: Session) -> dict[SessionTransaction | None, Outbox]:
 @event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
     savepoint = session.get_nested_transaction()
-    outbox = _outboxes(session).pop(savepoint or session.get_transaction(), None)
+    transaction = savepoint or session.get_transaction()
+    outbox = _outboxes(session).pop(transaction, None) if transaction is not None else None
     if outbox is None:
         return
     if savepoint is not None:

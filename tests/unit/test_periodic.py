@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from core import cron, every, periodic
+from core import cron, every
 from core.periodic import MOST_AT_ONCE, SHORTEST_WAIT, PeriodicSchedule
 from core.schedules import Schedule
 from core.testing import FrozenClock
@@ -43,11 +43,6 @@ class Asked:
             assert wake > self.clock.now
             self.at(wake)
         return self.fired
-
-
-@pytest.fixture(autouse=True)
-def _no_greetings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(periodic, "on_first_question", [])
 
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -136,17 +131,17 @@ def test_it_is_written_as_its_schedule():
     assert str(PeriodicSchedule(every(seconds=30))) == "every 30s"
 
 
-def test_greeters_are_called_once_at_the_first_question_of_any_schedule():
-    greetings: list[str] = []
-    periodic.on_first_question.append(lambda: greetings.append("hello"))
-    clock = FrozenClock(START)
-    first, second = PeriodicSchedule(every(seconds=30), clock), PeriodicSchedule(every(seconds=1), clock)
-    assert greetings == []
+def test_the_first_question_is_told_once():
+    told: list[str] = []
+    clock = FrozenClock()
+    schedule = PeriodicSchedule(every(seconds=30), clock, on_first_question=lambda: told.append("asked"))
 
-    for asked in (first, second, first):
-        asked.validate(NONSENSE)
+    assert told == []
+    schedule.validate(clock.now)
+    clock.advance(seconds=31)
+    schedule.validate(clock.now)
 
-    assert greetings == ["hello"]
+    assert told == ["asked"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``cor
 ``core/ledger/runs.py`` records success in the same transaction; and Dramatiq acknowledges the message.
 """
 
+import atexit
+import signal
 import sys
 from datetime import timedelta
 from functools import cache
@@ -69,7 +71,10 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
 
     @cache
     def announce_scheduler() -> None:
-        make_heartbeat("scheduler").start()
+        heartbeat = make_heartbeat("scheduler")
+        heartbeat.start()
+        atexit.register(heartbeat.stop)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
 
     executor = Executor(engine, lambda: life.process_id, process_name())
     brokers.declare(broker, registry, engine, executor, announce_scheduler)

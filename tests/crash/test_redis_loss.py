@@ -45,6 +45,17 @@ def test_all_of_a_thousand_runs_end_once_each_when_redis_comes_back_empty(busy, 
     assert_all_end_once(busy)
 
 
+def test_all_of_a_thousand_runs_end_once_each_when_their_messages_come_thrice(busy):
+    run_ids = [run.id for run in busy.runs("nap")]
+
+    busy.carry("nap", run_ids)
+    busy.carry("nap", run_ids)
+
+    assert_all_end_once(busy)
+    eventually(lambda: busy.redis.llen(QUEUE) + busy.fetched("chaos") == 0, within=60)
+    assert len(busy.effects("nap")) == RUNS
+
+
 def assert_all_end_once(fleet) -> None:
     ended = "SELECT count(*) AS runs FROM rota_runs WHERE job = 'nap' AND state = 'succeeded'"
     eventually(lambda: fleet.rows(ended)[0].runs == RUNS, within=60)

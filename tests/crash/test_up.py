@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -139,12 +140,19 @@ def command_line(process: psutil.Process) -> str:
 
 
 @pytest.fixture
-def start_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+def folder() -> Iterator[Path]:
+    """Not pytest's: each of its sessions bars the folder above all of them to other accounts, such as PostgreSQL's."""
+    with TemporaryDirectory(prefix="rota-up-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def start_up(folder: Path) -> Iterator[Callable[..., Up]]:
     """Starts ``rota up`` in the test's folder."""
     started: list[Up] = []
 
     def start(*words: str, **environ: str) -> Up:
-        started.append(Up(tmp_path, *words, **environ))
+        started.append(Up(folder, *words, **environ))
         return started[-1]
 
     yield start
@@ -160,11 +168,11 @@ def runs(up: Up) -> list[dict[str, Any]]:
     return found
 
 
-def test_comes_up_works_and_ends_with_ctrl_c_and_keeps_its_data(start_up, tmp_path):
+def test_comes_up_works_and_ends_with_ctrl_c_and_keeps_its_data(start_up, folder):
     up = start_up().wait_until_up()
     done = up.rota("run", "prune-runs", "--wait", "--timeout", "30")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / ".rota" / "env").stat().st_mode & 0o777 == 0o600
+    assert (folder / ".rota" / "env").stat().st_mode & 0o777 == 0o600
     assert len(up.of("dramatiq")) == 2
     assert len(up.of("periodiq")) == 1
 
@@ -172,7 +180,7 @@ def test_comes_up_works_and_ends_with_ctrl_c_and_keeps_its_data(start_up, tmp_pa
 
     assert up.wait_until_gone() == 0
     assert "Traceback" not in up.log
-    assert not (tmp_path / ".rota" / "env").exists()
+    assert not (folder / ".rota" / "env").exists()
     assert "DATABASE_URL is not set" in up.rota("runs").stderr
 
     again = start_up().wait_until_up()
@@ -220,11 +228,11 @@ def eventually_succeeds(up: Up) -> subprocess.CompletedProcess[str]:
     return eventually(attempt, within=60, every=0.5)
 
 
-def test_what_is_also_run_is_started_again_unless_it_is_done(start_up, tmp_path):
+def test_what_is_also_run_is_started_again_unless_it_is_done(start_up, folder):
     up = start_up("--also", "sh -c 'echo x >> done'", "--also", "sh -c 'echo x >> failed; exit 3'").wait_until_up()
 
-    eventually(lambda: (tmp_path / "failed").read_text().count("x") >= 2, within=20)
-    assert (tmp_path / "done").read_text().count("x") == 1
+    eventually(lambda: (folder / "failed").read_text().count("x") >= 2, within=20)
+    assert (folder / "done").read_text().count("x") == 1
     up.type(CTRL_C)
     assert up.wait_until_gone() == 0
 
@@ -244,10 +252,10 @@ def test_ctrl_c_twice_during_the_start_leaves_nothing(start_up, when):
     assert "Traceback" not in up.log
 
 
-def test_a_second_ctrl_c_does_not_wait_for_what_will_not_end(start_up, tmp_path):
+def test_a_second_ctrl_c_does_not_wait_for_what_will_not_end(start_up, folder):
     stubborn = "sh -c 'trap \"\" TERM; touch deaf; while :; do sleep 1; done'"
     up = start_up("--also", stubborn, "--grace", "120").wait_until_up()
-    eventually((tmp_path / "deaf").exists, within=10)
+    eventually((folder / "deaf").exists, within=10)
 
     up.type(CTRL_C)
     eventually(lambda: "up.stopping" in up.log, within=10)

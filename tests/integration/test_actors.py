@@ -1,10 +1,12 @@
-"""Jobs as Dramatiq sees them: sending means a ledger row, a stranger's message becomes a run, the fast lane is plain."""
+"""Jobs as Dramatiq sees them: sending makes a run, so does a stranger's message, and the fast lane is plain."""
 
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
+import redis
 from dramatiq.message import Message
 
 from core import every, job
@@ -156,7 +158,7 @@ class TestFastLane:
         service.work(poll_ms=20)
 
         assert eventually(ledger.effects, within=10) == ["attempt 3"]
-        gaps = [later - earlier for earlier, later in zip(attempts, attempts[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in pairwise(attempts)]
         assert all(0.39 <= gap < 1.5 for gap in gaps)
         eventually(lambda: quiet(service, "default"), within=5)
         assert service.dead_letters() == []
@@ -212,12 +214,9 @@ class TestFastLane:
         def away_at_first(messages):
             if failed.is_set() and not waits:
                 waits.append(1)
-                raise service_away
+                raise redis.ConnectionError("away on purpose")
             push(messages)
 
-        from redis import ConnectionError as RedisAway
-
-        service_away = RedisAway("away on purpose")
         monkeypatch.setattr(service.broker, "_push", away_at_first)
         service.broker.get_actor("fast").send()
         service.work(poll_ms=20)

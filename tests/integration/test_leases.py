@@ -1,6 +1,7 @@
 """I5, I6: who may work on a run. One claim wins, one run of a (job, key) works, and nobody claims without a lease."""
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy.orm import Session
@@ -24,7 +25,7 @@ class TestOneWinner:
         for _ in range(ROUNDS):
             run_id = ledger.request()
 
-            verdicts = [verdict for verdict, _ in race(*[lambda: process.claim(database, run_id)] * 20)]
+            verdicts = [verdict for verdict, _ in race(*[partial(process.claim, database, run_id)] * 20)]
 
             assert verdicts.count(Verdict.RUNNING) == 1
             assert verdicts.count(Verdict.NONE) == 19
@@ -35,7 +36,8 @@ class TestOneWinner:
         for _ in range(ROUNDS):
             first, second = ledger.request(key="a"), ledger.request(key="a")
 
-            verdicts = race(lambda: process.claim(database, first)[0], lambda: process.claim(database, second)[0])
+            claims = race(*[partial(process.claim, database, run_id) for run_id in (first, second)])
+            verdicts = [verdict for verdict, _ in claims]
 
             assert sorted(verdicts) == [Verdict.RUNNING, Verdict.SKIPPED]
             rows = ledger.runs("work")

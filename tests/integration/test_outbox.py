@@ -231,7 +231,7 @@ class TestRefused:
     """What is wrong is said at once, and the caller's transaction is not harmed."""
 
     def test_an_unknown_job_is_refused_with_the_nearest_name(self, session):
-        with pytest.raises(UnknownJob, match="unknown job 'send-statemnet'; did you mean 'send-statement'?"):
+        with pytest.raises(UnknownJob, match=r"unknown job 'send-statemnet'; did you mean 'send-statement'\?"):
             enqueue(session, "send-statemnet")
 
     @pytest.mark.parametrize(

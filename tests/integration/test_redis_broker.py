@@ -1,4 +1,4 @@
-"""I4: what cannot be a message is set aside and the worker goes on; who waits is woken; nothing acknowledged is lost."""
+"""I4: what cannot be a message is set aside and the worker goes on; who waits is woken; what is done stays done."""
 
 import json
 import statistics

@@ -17,6 +17,8 @@ from dramatiq.message import Message
 from sqlalchemy import Engine, text
 
 from core import database, redis_broker
+from core.broker import RedisCarrier
+from core.ledger.outbox import Parcel
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.redis_broker import RotaBroker
 from tests.support import chaos
@@ -201,6 +203,12 @@ class Fleet:
         """Send a message of the fast lane."""
         broker = RotaBroker(redis_broker.connect(self.redis_url))
         broker.enqueue(Message(queue_name="chaos-fast", actor_name=job, args=(), kwargs={}, options={}))
+        broker.close()
+
+    def carry(self, job: str, run_ids: list[int]) -> None:
+        """Send a message for each of these runs, whether or not they have one."""
+        broker = RotaBroker(redis_broker.connect(self.redis_url))
+        RedisCarrier(broker).send([Parcel(run_id, job, "chaos") for run_id in run_ids])
         broker.close()
 
     def fetched(self, queue: str) -> int:

@@ -23,7 +23,7 @@ def race(*actions: Callable[[], T]) -> list[T]:
         try:
             barrier.wait(LONGEST_SECONDS)
             results[place] = action()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 — raised again where the race was called for
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=numbered, daemon=True) for numbered in enumerate(actions)]

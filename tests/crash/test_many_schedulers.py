@@ -19,7 +19,7 @@ LATEST_WITHOUT_SCHEDULER = 2.0
 def test_three_schedulers_and_three_workers_serve_every_slot_once(make_fleet, record_property):
     fleet = make_fleet(jobs="tick,half-minute")
     schedulers = fleet.together(*[fleet.scheduler] * 3, *[fleet.worker] * 3)[:3]
-    since = next_second(fleet)
+    since = accounted_since(fleet, "tick")
     elapse(WATCHED_SECONDS)
     until = next_second(fleet)
 
@@ -42,7 +42,7 @@ def test_three_schedulers_and_three_workers_serve_every_slot_once(make_fleet, re
 def test_a_database_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fleet, own_postgres):
     fleet = make_fleet(jobs="tick", postgres_url=own_postgres.url)
     scheduler, worker = fleet.together(fleet.scheduler, fleet.worker)
-    since = next_second(fleet)
+    since = accounted_since(fleet, "tick")
 
     own_postgres.kill()
     elapse(AWAY_SECONDS)
@@ -59,7 +59,7 @@ def test_a_database_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fle
 def test_a_redis_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fleet, own_redis):
     fleet = make_fleet(jobs="tick", redis_url=own_redis.url)
     scheduler, worker = fleet.together(fleet.scheduler, fleet.worker)
-    since = next_second(fleet)
+    since = accounted_since(fleet, "tick")
 
     own_redis.kill()
     elapse(AWAY_SECONDS)
@@ -69,6 +69,13 @@ def test_a_redis_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fleet,
 
     assert (scheduler.poll(), worker.poll()) == (None, None)
     assert_served_once(fleet, "tick", 1, since, until)
+
+
+def accounted_since(fleet, job: str) -> datetime:
+    """The first full second since which the ledger answers for the job's slots; before that it knew of no schedule."""
+    mark = "SELECT accounted_until FROM rota_schedules WHERE job = :job"
+    eventually(lambda: fleet.rows(mark, job=job), within=10)
+    return next_second(fleet)
 
 
 def next_second(fleet) -> datetime:

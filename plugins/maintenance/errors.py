@@ -1,0 +1,49 @@
+"""What can go wrong.
+
+MaintenanceError         a RotaError
+├── UploadRootError      the upload root cannot be used; names the setting
+├── WallError            a name that leads, or would lead, out of where it belongs; nothing was touched
+├── TaskFilesGone        the task's files are being deleted, or are; it takes no more
+├── UnknownTask
+└── NoRedis              no setting says where the sessions are
+"""
+
+from core import RotaError
+
+
+class MaintenanceError(RotaError):
+    """The root of every error of this plugin. Never holds the name of a file."""
+
+
+class UploadRootError(MaintenanceError):
+    """The upload root is not set, missing, not a folder, a symlink, or not writable."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"ROTA_MAINTENANCE_UPLOAD_ROOT {problem}")
+
+
+class WallError(MaintenanceError):
+    """A name that is no plain name, a folder that is none or was replaced, a tree deeper than any of ours."""
+
+
+class TaskFilesGone(MaintenanceError):
+    """The files of this task are being deleted, or are."""
+
+    def __init__(self, task_id: int) -> None:
+        super().__init__(f"the files of task {task_id} are deleted, it takes no more")
+
+
+class UnknownTask(MaintenanceError):
+    """No task has that id."""
+
+    def __init__(self, task_id: int) -> None:
+        super().__init__(f"unknown task {task_id}")
+
+
+class NoRedis(MaintenanceError):
+    """Nothing says where the sessions and the cache are."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "neither ROTA_MAINTENANCE_REDIS_URL nor REDIS_URL is set; expected redis://host:6379/0 of the application"
+        )

@@ -1,6 +1,6 @@
 """Rota's front door: the only names a plugin may import. Importing it opens nothing."""
 
-from core.enqueue import enqueue, publish
+from core.enqueue import enqueue, publish, send
 from core.errors import RotaError, TimeLimitExceeded
 from core.hookspecs import hookimpl
 from core.jobs import Job, job
@@ -21,4 +21,5 @@ __all__ = [
     "hookimpl",
     "job",
     "publish",
+    "send",
 ]

@@ -1,5 +1,6 @@
-"""``enqueue`` and ``publish``: what a transaction asks for, and gets if it commits."""
+"""``enqueue``, ``send`` and ``publish``: what a transaction asks for, and gets if it commits."""
 
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from core import arguments, plugins
-from core.errors import BadArguments
+from core.errors import BadArguments, RotaError
 from core.ledger import outbox, runs
-from core.ledger.outbox import Parcel
+from core.ledger.outbox import Letter, Parcel
 
 LONGEST_DELAY = timedelta(days=3660)
 #: PostgreSQL's indexes hold entries of up to about 2,700 bytes, and a job's name and a slot are beside it.
@@ -34,9 +35,7 @@ def enqueue(
     """
     found = plugins.current().job(job)
     if not found.ledger:
-        raise BadArguments(
-            f"job {job!r} is on the fast lane (ledger=False), which has no runs; send it a message instead"
-        )
+        raise BadArguments(f"job {job!r} is on the fast lane (ledger=False), which has no runs; use send")
     if not is_key(key):
         raise BadArguments(f"job {job!r}: key must be a string of at most {LONGEST_KEY} characters, none of them NUL")
     if not timedelta(0) <= delay <= LONGEST_DELAY:
@@ -62,6 +61,20 @@ def is_key(key: object) -> bool:
     if not isinstance(key, str) or len(key) > LONGEST_KEY or "\0" in key:
         return False
     return key.encode(errors="ignore").decode() == key
+
+
+def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -> None:
+    """Send a message to a job of the fast lane once the transaction commits; lost if Redis is away just then.
+
+    Raises UnknownJob; BadArguments; RotaError in a process that has no Redis, such as a plain application.
+    """
+    found = plugins.current().job(job)
+    if found.ledger:
+        raise BadArguments(f"job {job!r} has runs in the ledger; use enqueue")
+    if outbox.carrier() is None:
+        raise RotaError(f"job {job!r} is on the fast lane, and this process has no Redis to send it by")
+    values: dict[str, Any] = json.loads(arguments.encode(found, args))
+    outbox.of(session).letters.append(Letter(job, found.queue, values))
 
 
 def publish(session: Session, channel: str, message: dict[str, Any]) -> None:

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
 #: How long to wait before an outcome that could not be recorded is tried again, in seconds.
 RECORD_AGAIN_SECONDS = 1.0
+#: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
+GIVE_UP_SECONDS = 5.0
 #: EX_SOFTWARE of sysexits.h: the process ended itself at a hard limit.
 HARD_LIMIT_EXIT = 70
 
@@ -141,9 +143,13 @@ class Executor:
             "run.hard_limit job=%s run=%s limit=%s: ending this process", job.name, lease.run_id, job.hard_limit
         )
         error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed; its process was ended")
+        failure = diagnose(job, lease, error)
+        metrics.run_ended(job.name, failure.state, job.hard_limit.total_seconds())
+        last_resort = threading.Timer(GIVE_UP_SECONDS, os._exit, [HARD_LIMIT_EXIT])
+        last_resort.start()
         try:
             with database.autocommit(self.engine) as connection:
-                runs.fail(connection, lease, diagnose(job, lease, error))
+                runs.fail(connection, lease, failure)
                 runs.hand_back(connection, lease.process_id, "its process was ended")
         finally:
             os._exit(HARD_LIMIT_EXIT)

@@ -26,7 +26,7 @@ def register_jobs() -> Sequence[Job]:  # type: ignore[empty-body]
 
 @hookspec
 def register_migrations() -> Path:  # type: ignore[empty-body]
-    """Return the folder of the plugin's Alembic revisions. Called by ``rota db``, ``rota check`` and the tests.
+    """Return the folder of the plugin's Alembic revisions. Called once, when the plugin is loaded.
 
     The files need no ``env.py``; each plugin's history has a version table of its own.
     """

@@ -5,6 +5,7 @@ is imported.
 """
 
 import os
+import shutil
 import tempfile
 import threading
 from functools import cache
@@ -27,7 +28,7 @@ def share(folder: Path | None) -> Path:
 
     All worker processes of one ``dramatiq`` command have the same parent, and so does the process that serves them.
     """
-    path = folder or Path(tempfile.gettempdir()) / f"rota-metrics-{os.getuid()}-{os.getppid()}"
+    path = folder or _folder_of(os.getppid())
     path.mkdir(parents=True, exist_ok=True)
     os.environ[MULTIPROCESS] = str(path)
     return path
@@ -36,6 +37,34 @@ def share(folder: Path | None) -> Path:
 def _metrics() -> Any:
     with _making:  # two threads that made them at once would register each metric twice
         return _made()
+
+
+def _folder_of(parent: int) -> Path:
+    """A folder that no other process of that number shares; those of parents that have ended are removed."""
+    folders = Path(tempfile.gettempdir())
+    for stale in folders.glob(f"rota-metrics-{os.getuid()}-*"):
+        if not is_alive(int(stale.name.split("-")[3])):
+            shutil.rmtree(stale, ignore_errors=True)
+    return folders / f"rota-metrics-{os.getuid()}-{parent}-{started_at(parent)}"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def started_at(pid: int) -> str:
+    """What tells apart two processes that had the same number: when it began, in ticks, where Linux says so."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"
 
 
 @cache

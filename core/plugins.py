@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def load(points: Iterable[EntryPoint]) -> Registry:
     """Load the built-in plugin and every plugin of ``points``. Never raises for a plugin: a broken one is reported."""
     manager = pluggy.PluginManager(NAMESPACE)
     manager.add_hookspecs(hookspecs)
-    ours = offers(manager, CORE, builtin)
+    ours = replace(offers(manager, CORE, builtin), version=version("rota"))
     plugins = [ours, *(isolate(manager, point) for point in sorted(points, key=lambda point: point.name))]
     registry = Registry(tuple(refuse_duplicates(plugins)))
     for plugin in registry.broken():

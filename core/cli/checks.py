@@ -63,7 +63,7 @@ def installed(registry: Registry) -> Iterator[Check]:
             advice = f"mend or uninstall {plugin.distribution or plugin.name}; its jobs do not run meanwhile"
             yield Check(f"plugin {plugin.name}", "wrong", plugin.error, advice)
         else:
-            yield Check(f"plugin {plugin.name}", "ok", f"{len(plugin.jobs)} jobs")
+            yield Check(f"plugin {plugin.name}", "ok", "1 job" if len(plugin.jobs) == 1 else f"{len(plugin.jobs)} jobs")
 
 
 def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) -> Iterator[Check]:

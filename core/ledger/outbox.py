@@ -27,11 +27,23 @@ class Parcel:
     queue: str
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message of the fast lane, to be sent if the transaction commits."""
+
+    job: str
+    queue: str
+    args: dict[str, Any]
+
+
 class Carrier(Protocol):
     """What takes messages to workers; Redis, through ``core.broker``."""
 
     def send(self, parcels: Sequence[Parcel]) -> None:
         """Put a message for each run on its queue. May raise; the dispatcher then sends them later."""
+
+    def post(self, letters: Sequence[Letter]) -> None:
+        """Put messages of the fast lane on their queues. May raise; they are then lost."""
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Publish ``message`` to whoever listens on ``channel`` now."""
@@ -42,6 +54,7 @@ class Outbox:
     """What one transaction, or one savepoint, will send when the transaction commits."""
 
     parcels: list[Parcel] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
     publications: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -87,6 +100,7 @@ def _leave_to(session: Session, parent: SessionTransaction | None, outbox: Outbo
     assert parent is not None, "a savepoint is in a transaction"
     outer = _outboxes(session).setdefault(parent, Outbox())
     outer.parcels += outbox.parcels
+    outer.letters += outbox.letters
     outer.publications += outbox.publications
 
 
@@ -100,6 +114,8 @@ def deliver(carrier: Carrier, outbox: Outbox) -> None:
     try:
         if outbox.parcels:
             carrier.send(outbox.parcels)
+        if outbox.letters:
+            carrier.post(outbox.letters)
         for channel, message in outbox.publications:
             carrier.publish(channel, message)
     except Exception as error:  # noqa: BLE001 — the transaction has committed: nothing here may undo or fail it

@@ -92,16 +92,5 @@ def forget_dead_processes(folder: Path) -> None:
     """Delete what tells of living processes and was written by dead ones."""
     for path in folder.glob("gauge_live*.db"):
         match = LIVE_FILE.fullmatch(path.name)
-        if match and not is_alive(int(match[1])):
+        if match and not metrics.is_alive(int(match[1])):
             path.unlink(missing_ok=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of that number exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -236,6 +236,7 @@ class NoCarrier:
 
     def __init__(self) -> None:
         self.parcels: list[Any] = []
+        self.letters: list[Any] = []
         self.publications: list[tuple[str, dict[str, Any]]] = []
         self.is_away = False
 
@@ -243,6 +244,11 @@ class NoCarrier:
         """Keep parcels."""
         self._answer()
         self.parcels += parcels
+
+    def post(self, letters: Any) -> None:
+        """Keep letters."""
+        self._answer()
+        self.letters += letters
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Keep a publication."""

@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 import redis
 from dramatiq.message import Message
+from sqlalchemy.orm import Session
 
-from core import every, job
+from core import every, job, send
 from core.errors import BadArguments
 from tests.support.effects import leave
 from tests.support.eventually import eventually
@@ -142,6 +143,18 @@ class TestFastLane:
 
         assert eventually(ledger.effects, within=5) == ["done"]
         assert ledger.runs("fast") == []
+
+    def test_a_transaction_sends_it_over_redis_with_its_arguments(self, serve, ledger, database, use_jobs):
+        @job("fast", ledger=False)
+        def fast(run, note: str):
+            leave(run.session, note)
+
+        use_jobs(fast)
+        serve(fast).work()
+        with Session(database) as session, session.begin():
+            send(session, "fast", args={"note": "sent"})
+
+        assert eventually(ledger.effects, within=5) == ["sent"]
 
     def test_a_failed_attempt_is_rolled_back_and_tried_again_after_exactly_its_delay(self, serve, ledger):
         attempts = []

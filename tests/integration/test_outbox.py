@@ -9,9 +9,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from core import database as databases
-from core import enqueue, job, publish
+from core import enqueue, job, publish, send
 from core.dispatcher import leadership
-from core.errors import BadArguments, UnknownJob
+from core.errors import BadArguments, RotaError, UnknownJob
 from core.ledger.runs import DUE_CHANNEL
 from tests.support.effects import leave
 from tests.support.racing import race
@@ -23,7 +23,7 @@ def send_statement(run, customer: int = 0):
 
 
 @job("fast", ledger=False)
-def fast(run):
+def fast(run, path: str = ""):
     pass
 
 
@@ -205,6 +205,35 @@ class TestWithoutRedis:
     def test_a_publication_without_a_carrier_goes_nowhere(self, session):
         with session.begin():
             publish(session, "live", {})
+
+
+class TestFastLane:
+    """A message of the fast lane goes with the commit, and needs Redis."""
+
+    def test_a_message_is_sent_after_the_commit_and_not_before(self, session, carrier):
+        with session.begin():
+            send(session, "fast", args={"path": "a.png"})
+            assert carrier.letters == []
+
+        assert [(letter.job, letter.args) for letter in carrier.letters] == [("fast", {"path": "a.png"})]
+
+    def test_a_message_of_a_transaction_that_was_rolled_back_is_never_sent(self, session, carrier):
+        send(session, "fast")
+        session.rollback()
+
+        assert carrier.letters == []
+
+    def test_a_process_without_redis_is_told_so(self, session):
+        with pytest.raises(RotaError, match="this process has no Redis"):
+            send(session, "fast")
+
+    def test_wrong_arguments_are_refused_at_once(self, session, carrier):
+        with pytest.raises(BadArguments, match="pth is not an argument; did you mean 'path'"):
+            send(session, "fast", args={"pth": "a.png"})
+
+    def test_a_job_of_the_ledger_is_not_sent(self, session, carrier):
+        with pytest.raises(BadArguments, match="use enqueue"):
+            send(session, "send-statement")
 
 
 class TestDelay:

@@ -1,0 +1,165 @@
+"""Deleting a row's files so that row and files agree after a crash at any point.
+
+No transaction spans a table and a file system. So deletion goes in three steps, and the row says which:
+
+1. **Announced.** ``…deletion_began_at`` is set, and committed. From here on the row claims nothing about its files, and
+   the application shows none of them. Until here every file is there.
+2. **Deleted.** The row is locked, its own folders are removed with all that is in them, and the folders above are
+   synced, so that a power cut does not bring files back. A missing file is what a crash in this step left: no error.
+3. **Recorded.** In the transaction of that lock the row is marked, or removed. From here on no file is there.
+
+What is announced is carried through, by the next run if this one dies, even if the row has changed its mind since: half
+of its files may be gone. Rows and folders of which something cannot be deleted stay announced, are counted and
+logged, and tried again by the next run; the others go on.
+
+A row's *own folder* is named by its id, in one of the folders that its journal lists. Nothing else is touched: a file
+row that names a path outside its owner's own folders is refused, and so left, with its owner, for somebody to look at.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from core import Checkpoint
+from plugins.maintenance import pieces
+from plugins.maintenance.errors import WallError
+from plugins.maintenance.upload_root import descended, is_plain, remove_tree, sync
+
+log = logging.getLogger(__name__)
+
+#: File rows that are in memory at a time.
+FILE_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Rows that have files, and how to speak of them."""
+
+    #: What a row is called in logs and counts.
+    noun: str
+    owner_id: InstrumentedAttribute[int]
+    began_at: InstrumentedAttribute[datetime | None]
+    #: Announced, and not yet recorded.
+    is_going: ColumnElement[bool]
+    file_owner_id: InstrumentedAttribute[int]
+    file_path: InstrumentedAttribute[bytes]
+    #: Where own folders are, below the upload root.
+    parents: Sequence[tuple[str, ...]]
+    #: Step 3, for these rows, whose files are gone.
+    record: Callable[[Session, Sequence[int], datetime], None]
+
+    def is_own(self, owner_id: int, path: bytes) -> bool:
+        """Whether ``path`` is in one of the own folders of that row."""
+        steps = path.split(b"/")
+        return all(map(is_plain, steps)) and any(
+            len(steps) > len(parent) + 1 and steps[: len(parent) + 1] == _encoded((*parent, str(owner_id)))
+            for parent in self.parents
+        )
+
+
+@dataclass
+class Deletion:
+    """One run's work on a journal; ``due`` says which rows are to be announced."""
+
+    session: Session
+    root: int
+    journal: Journal
+    due: ColumnElement[bool]
+    oldest_first: InstrumentedAttribute[Any]
+    now: datetime
+    checkpoint: Checkpoint
+    batch: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def run(self) -> dict[str, int]:
+        """Carry through what was announced before, then announce and delete what is due, batch by batch."""
+        self.counts = {f"{self.journal.noun}s": 0, "files": 0, "failed": 0}
+        with self._parents() as parents:
+            last = 0
+            while owner_ids := self._announced(last):
+                last = owner_ids[-1]
+                self._delete(parents, owner_ids)
+            while owner_ids := self._announce():
+                self.checkpoint(self.counts)
+                self._delete(parents, owner_ids)
+        return self.counts
+
+    @contextmanager
+    def _parents(self) -> Iterator[list[int]]:
+        with ExitStack() as stack:
+            opened = [stack.enter_context(descended(self.root, names)) for names in self.journal.parents]
+            yield [parent for parent in opened if parent is not None]
+
+    def _announce(self) -> Sequence[int]:
+        journal = self.journal
+        due = (
+            select(journal.owner_id)
+            .where(self.due, journal.began_at.is_(None))
+            .order_by(self.oldest_first, journal.owner_id)
+            .limit(self.batch)
+            .with_for_update(skip_locked=True)
+        )
+        owner_ids = self.session.scalars(due).all()
+        self.session.execute(
+            update(journal.owner_id.class_)
+            .where(journal.owner_id.in_(owner_ids))
+            .values({journal.began_at: self.now})
+            .execution_options(synchronize_session=False)
+        )
+        return owner_ids
+
+    def _announced(self, after: int) -> Sequence[int]:
+        journal = self.journal
+        going = select(journal.owner_id).where(journal.is_going, journal.owner_id > after)
+        return self.session.scalars(going.order_by(journal.owner_id).limit(self.batch)).all()
+
+    def _delete(self, parents: Sequence[int], owner_ids: Sequence[int]) -> None:
+        locked = self._lock(owner_ids)
+        refused = self._refused(locked)
+        gone = [owner_id for owner_id in locked if self._delete_files(parents, owner_id) and owner_id not in refused]
+        for parent in parents:
+            sync(parent)
+        failed = pieces.apply(self.session, gone, self._record, noun=self.journal.noun)
+        self.counts[f"{self.journal.noun}s"] += len(gone) - failed
+        self.counts["failed"] += len(locked) - len(gone) + failed
+        self.checkpoint(self.counts)
+
+    def _lock(self, owner_ids: Sequence[int]) -> Sequence[int]:
+        journal = self.journal
+        going = select(journal.owner_id).where(journal.owner_id.in_(owner_ids), journal.is_going)
+        return self.session.scalars(going.order_by(journal.owner_id).with_for_update(skip_locked=True)).all()
+
+    def _refused(self, owner_ids: Sequence[int]) -> set[int]:
+        journal = self.journal
+        files = select(journal.file_owner_id, journal.file_path).where(journal.file_owner_id.in_(owner_ids))
+        rows = self.session.execute(files.execution_options(yield_per=FILE_ROWS))
+        refused = {owner_id for owner_id, path in rows if not journal.is_own(owner_id, path)}
+        for owner_id in sorted(refused):
+            log.warning(
+                "files.refused %s=%s reason=%s", journal.noun, owner_id, "a file row names a path outside its own folders"
+            )
+        return refused
+
+    def _delete_files(self, parents: Sequence[int], owner_id: int) -> bool:
+        try:
+            for parent in parents:
+                self.counts["files"] += remove_tree(parent, str(owner_id))
+        except (OSError, WallError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            log.warning("files.not_deleted %s=%s reason=%s", self.journal.noun, owner_id, reason)
+            return False
+        return True
+
+    def _record(self, owner_ids: Sequence[int]) -> None:
+        self.journal.record(self.session, owner_ids, self.now)
+
+
+def _encoded(names: Sequence[str]) -> list[bytes]:
+    return [os.fsencode(name) for name in names]

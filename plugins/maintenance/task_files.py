@@ -1,0 +1,98 @@
+"""The images and files of tasks: kept while a task is alive, deleted some days after it is over.
+
+An image of task 12 is in ``public/images/public/12``, any other file in ``private/tasks/12``; those folders are the
+task's own and go with all that is in them. How deletion keeps rows and files in step: file_journal.py.
+"""
+
+import os
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from core import Checkpoint
+from plugins.maintenance.errors import TaskFilesGone, UnknownTask, WallError
+from plugins.maintenance.file_journal import Deletion, Journal
+from plugins.maintenance.models import Task, TaskFile, TaskState
+
+#: A task over for longer than this loses its files; one over for exactly this long keeps them (DOMAIN.md, section 1).
+KEPT = timedelta(days=3)
+
+UNSYNCHRONISED = {"synchronize_session": False}
+
+
+def record_file(session: Session, task_id: int, path: str | bytes) -> None:
+    """Record that the task has a file at ``path``, relative to the upload root and in one of the task's own folders.
+
+    Recording it again is no error. Raises WallError for any other path, UnknownTask, and TaskFilesGone once the task's
+    files are being deleted: do not write the file then.
+    """
+    raw = os.fsencode(path)
+    if not JOURNAL.is_own(task_id, raw):
+        raise WallError(f"the path is not in one of the folders of task {task_id}")
+    # The lock makes a deletion that is about to be announced wait for us, or us for it.
+    task = select(Task.id, Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(key_share=True)
+    found = session.execute(task).one_or_none()
+    if found is None:
+        raise UnknownTask(task_id)
+    if found.files_deletion_began_at is not None:
+        raise TaskFilesGone(task_id)
+    session.execute(insert(TaskFile).values(task_id=task_id, path=raw).on_conflict_do_nothing())
+
+
+def delete_files_of_completed(
+    session: Session, root: int, now: datetime, *, checkpoint: Checkpoint, batch: int = 100
+) -> dict[str, int]:
+    """Delete the files of tasks completed more than 3 days ago, batch by batch; count tasks, files and failures."""
+    completed = (Task.state == TaskState.COMPLETED) & (Task.completed_at < now - KEPT)
+    return _delete(session, root, completed, Task.completed_at, now, checkpoint, batch)
+
+
+def delete_files_of_expired(
+    session: Session, root: int, now: datetime, *, checkpoint: Checkpoint, batch: int = 100
+) -> dict[str, int]:
+    """Delete the files of tasks cancelled, or past their deadline and not completed, for more than 3 days.
+
+    Batch by batch; count tasks, files and failures.
+    """
+    cancelled = (Task.state == TaskState.CANCELLED) & (Task.cancelled_at < now - KEPT)
+    overdue = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (Task.deadline_at < now - KEPT)
+    counts = _delete(session, root, cancelled, Task.cancelled_at, now, checkpoint, batch)
+    return _sum(counts, _delete(session, root, overdue, Task.deadline_at, now, checkpoint, batch))
+
+
+def _delete(
+    session: Session,
+    root: int,
+    due: ColumnElement[bool],
+    oldest_first: InstrumentedAttribute[datetime | None],
+    now: datetime,
+    checkpoint: Checkpoint,
+    batch: int,
+) -> dict[str, int]:
+    return Deletion(session, root, JOURNAL, due, oldest_first, now, checkpoint, batch).run()
+
+
+def _sum(some: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return {what: number + more[what] for what, number in some.items()}
+
+
+def _record_deleted(session: Session, task_ids: Sequence[int], now: datetime) -> None:
+    session.execute(delete(TaskFile).where(TaskFile.task_id.in_(task_ids)), execution_options=UNSYNCHRONISED)
+    session.execute(
+        update(Task).where(Task.id.in_(task_ids)).values(files_deleted_at=now), execution_options=UNSYNCHRONISED
+    )
+
+
+JOURNAL = Journal(
+    noun="task",
+    owner_id=Task.id,
+    began_at=Task.files_deletion_began_at,
+    is_going=Task.files_deletion_began_at.is_not(None) & Task.files_deleted_at.is_(None),
+    file_owner_id=TaskFile.task_id,
+    file_path=TaskFile.path,
+    parents=[("public", "images", "public"), ("private", "tasks")],
+    record=_record_deleted,
+)

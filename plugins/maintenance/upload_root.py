@@ -1,0 +1,190 @@
+"""The wall around the upload root: nothing outside is opened, listed or deleted.
+
+No path is ever joined and handed to the system, where a symlink anywhere in it could lead elsewhere. The root is opened
+once; from there each step is one plain name, opened relative to the folder before (openat(2)) with O_NOFOLLOW, and
+deleted relative to the open folder it was listed in (unlinkat(2)). So:
+
+- a symlink is never followed. In a folder that is being removed the link itself is unlinked; a link in the place of a
+  folder we were told to enter is refused;
+- ``..``, absolute and empty names, and names with ``/`` or NUL in them, are refused before the system sees them;
+- a folder that is replaced after it was opened changes nothing: the open one is what is emptied, and it is removed only
+  if its name still stands for it (same device, same inode). rmdir(2) takes nothing but an empty folder in any case;
+- other devices, mounted within a folder that is being removed, are refused;
+- a file with several names (hard links) loses the one name that is here.
+
+Names are those of ``os.fsdecode``: bytes that are not UTF-8 survive the round trip.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from plugins.maintenance.errors import UploadRootError, WallError
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: What the system answers when O_NOFOLLOW and O_DIRECTORY met something else than a folder.
+NOT_A_FOLDER = {errno.ELOOP, errno.ENOTDIR}
+NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
+#: The longest name of the common file systems, in bytes.
+LONGEST_NAME = 255
+#: A tree deeper than this is none of ours; each level costs an open folder.
+DEEPEST = 64
+#: A folder may be given a new file, or hide an old one from a listing, while it is being emptied.
+PASSES = 3
+
+
+@contextmanager
+def opened(root: Path | None) -> Iterator[int]:
+    """The upload root, as an open folder. Raises UploadRootError unless it is a folder that can be written to."""
+    if root is None:
+        raise UploadRootError("is not set; it is the folder below which the application keeps uploads")
+    folder = _open_root(root)
+    try:
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True):
+            raise UploadRootError(f"names a folder that this user cannot write to: {str(root)!r}")
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _open_root(root: Path) -> int:
+    try:
+        return os.open(root, FOLDER)
+    except OSError as error:
+        raise UploadRootError(f"names {_what_is_wrong(root, error)}: {str(root)!r}") from error
+
+
+def _what_is_wrong(root: Path, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "a folder that does not exist"
+    if error.errno in NOT_A_FOLDER:
+        return "a symlink, and must name the folder itself" if root.is_symlink() else "something that is not a folder"
+    return f"a folder that cannot be opened ({error.strerror})"
+
+
+def is_plain(name: str | bytes) -> bool:
+    """Whether ``name`` is one step down, and no more."""
+    raw = os.fsencode(name)
+    return raw not in {b"", b".", b".."} and b"/" not in raw and b"\0" not in raw and len(raw) <= LONGEST_NAME
+
+
+def enter(folder: int, name: str) -> int:
+    """Open the folder ``name`` in ``folder``; the caller closes it.
+
+    Raises FileNotFoundError if there is none, WallError if the name is not plain or stands for something else.
+    """
+    if not is_plain(name):
+        raise WallError("not a plain name")
+    try:
+        return os.open(name, FOLDER, dir_fd=folder)
+    except OSError as error:
+        if error.errno in NOT_A_FOLDER:
+            raise WallError("a symlink or a file where a folder should be") from error
+        raise
+
+
+@contextmanager
+def descended(root: int, names: Sequence[str]) -> Iterator[int | None]:
+    """The folder that is reached from ``root`` by these names, one by one; None if one of them is missing."""
+    folder = os.dup(root)
+    try:
+        for name in names:
+            below = enter(folder, name)
+            os.close(folder)
+            folder = below
+    except FileNotFoundError:
+        os.close(folder)
+        yield None
+        return
+    except BaseException:
+        os.close(folder)
+        raise
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def remove_tree(parent: int, name: str) -> int:
+    """Remove the folder ``name`` in ``parent`` and everything in it; return how many files and links went.
+
+    Nothing there is no error. What cannot be removed does not spare the rest: the first such error is raised when the
+    rest has gone, an OSError or a WallError.
+    """
+    removal = _Removal()
+    removal.remove(parent, name, DEEPEST)
+    return removal.files
+
+
+def sync(folder: int) -> None:
+    """Make what was deleted in ``folder`` stay deleted after a power cut."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # this file system cannot
+            raise
+
+
+class _Removal:
+    def __init__(self) -> None:
+        self.files = 0
+
+    def remove(self, parent: int, name: str, deepest: int, device: int | None = None) -> None:
+        try:
+            folder = enter(parent, name)
+        except FileNotFoundError:
+            return
+        try:
+            opened = os.fstat(folder)
+            if device is not None and opened.st_dev != device:
+                raise WallError("another device is mounted here")
+            if not deepest:
+                raise WallError(f"deeper than {DEEPEST} folders")
+            self._remove_opened(parent, name, folder, opened, deepest)
+        finally:
+            os.close(folder)
+
+    def _remove_opened(self, parent: int, name: str, folder: int, opened: os.stat_result, deepest: int) -> None:
+        for last in (False,) * (PASSES - 1) + (True,):
+            self._empty(folder, opened.st_dev, deepest)
+            try:
+                return _remove_folder(parent, name, opened)
+            except OSError as error:
+                if last or error.errno not in NOT_EMPTY:
+                    raise
+
+    def _empty(self, folder: int, device: int, deepest: int) -> None:
+        problem: OSError | WallError | None = None
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    self._remove_entry(folder, entry, device, deepest)
+                except (OSError, WallError) as error:
+                    problem = problem or error
+        if problem is not None:
+            raise problem
+
+    def _remove_entry(self, folder: int, entry: os.DirEntry[str], device: int, deepest: int) -> None:
+        if entry.is_dir(follow_symlinks=False):
+            self.remove(folder, entry.name, deepest - 1, device)
+        elif unlink(folder, entry.name):
+            self.files += 1
+
+
+def unlink(folder: int, name: str) -> bool:
+    """Delete the file or link ``name`` in ``folder``; False if it is gone already."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_folder(parent: int, name: str, opened: os.stat_result) -> None:
+    with suppress(FileNotFoundError):
+        now = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if (now.st_dev, now.st_ino) != (opened.st_dev, opened.st_ino):
+            raise WallError("the folder was replaced while it was being emptied")
+        os.rmdir(name, dir_fd=parent)

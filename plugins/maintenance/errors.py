@@ -47,3 +47,8 @@ class NoRedis(MaintenanceError):
         super().__init__(
             "neither ROTA_MAINTENANCE_REDIS_URL nor REDIS_URL is set; expected redis://host:6379/0 of the application"
         )
+
+
+def reason(error: Exception) -> str:
+    """Why a file was not deleted, without its name, which an OSError repeats."""
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__

@@ -29,7 +29,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import Checkpoint
 from plugins.maintenance import pieces
-from plugins.maintenance.errors import WallError
+from plugins.maintenance.errors import WallError, reason
 from plugins.maintenance.upload_root import descended, is_plain, remove_tree, sync
 
 log = logging.getLogger(__name__)
@@ -66,13 +66,15 @@ class Journal:
 
 @dataclass
 class Deletion:
-    """One run's work on a journal; ``due`` says which rows are to be announced."""
+    """One run's work on a journal.
+
+    ``due`` says which rows are to be announced, and which of them have waited longest: each rule with a column.
+    """
 
     session: Session
     root: int
     journal: Journal
-    due: ColumnElement[bool]
-    oldest_first: InstrumentedAttribute[Any]
+    due: Sequence[tuple[ColumnElement[bool], InstrumentedAttribute[Any]]]
     now: datetime
     checkpoint: Checkpoint
     batch: int
@@ -86,9 +88,10 @@ class Deletion:
             while owner_ids := self._announced(last):
                 last = owner_ids[-1]
                 self._delete(parents, owner_ids)
-            while owner_ids := self._announce():
-                self.checkpoint(self.counts)
-                self._delete(parents, owner_ids)
+            for rule, oldest_first in self.due:
+                while owner_ids := self._announce(rule, oldest_first):
+                    self.checkpoint(self.counts)
+                    self._delete(parents, owner_ids)
         return self.counts
 
     @contextmanager
@@ -97,12 +100,12 @@ class Deletion:
             opened = [stack.enter_context(descended(self.root, names)) for names in self.journal.parents]
             yield [parent for parent in opened if parent is not None]
 
-    def _announce(self) -> Sequence[int]:
+    def _announce(self, rule: ColumnElement[bool], oldest_first: InstrumentedAttribute[Any]) -> Sequence[int]:
         journal = self.journal
         due = (
             select(journal.owner_id)
-            .where(self.due, journal.began_at.is_(None))
-            .order_by(self.oldest_first, journal.owner_id)
+            .where(rule, journal.began_at.is_(None))
+            .order_by(oldest_first, journal.owner_id)
             .limit(self.batch)
             .with_for_update(skip_locked=True)
         )
@@ -143,7 +146,10 @@ class Deletion:
         refused = {owner_id for owner_id, path in rows if not journal.is_own(owner_id, path)}
         for owner_id in sorted(refused):
             log.warning(
-                "files.refused %s=%s reason=%s", journal.noun, owner_id, "a file row names a path outside its own folders"
+                "files.refused %s=%s reason=%s",
+                journal.noun,
+                owner_id,
+                "a file row names a path outside its own folders",
             )
         return refused
 
@@ -152,8 +158,7 @@ class Deletion:
             for parent in parents:
                 self.counts["files"] += remove_tree(parent, str(owner_id))
         except (OSError, WallError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            log.warning("files.not_deleted %s=%s reason=%s", self.journal.noun, owner_id, reason)
+            log.warning("files.not_deleted %s=%s reason=%s", self.journal.noun, owner_id, reason(error))
             return False
         return True
 

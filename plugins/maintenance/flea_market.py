@@ -36,9 +36,8 @@ def delete_stale_items(
     session: Session, root: int, now: datetime, *, checkpoint: Checkpoint, batch: int = 100
 ) -> dict[str, int]:
     """Delete items not refreshed for more than 10 days, with their images; count items, files and failures."""
-    stale = FleaMarketItem.refreshed_at < now - KEPT
-    oldest_first = FleaMarketItem.refreshed_at
-    return Deletion(session, root, JOURNAL, stale, oldest_first, now, checkpoint, batch).run()
+    due = [(FleaMarketItem.refreshed_at < now - KEPT, FleaMarketItem.refreshed_at)]
+    return Deletion(session, root, JOURNAL, due, now, checkpoint, batch).run()
 
 
 def _remove_rows(session: Session, item_ids: Sequence[int], _now: datetime) -> None:

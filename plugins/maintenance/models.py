@@ -172,7 +172,12 @@ class FleaMarketItem(Base):
 
     __tablename__ = "maintenance_flea_market_items"
     __table_args__ = (
-        Index("maintenance_flea_market_items_stale", "refreshed_at", "id", postgresql_where=text("deletion_began_at IS NULL")),
+        Index(
+            "maintenance_flea_market_items_stale",
+            "refreshed_at",
+            "id",
+            postgresql_where=text("deletion_began_at IS NULL"),
+        ),
         Index("maintenance_flea_market_items_going", "id", postgresql_where=text("deletion_began_at IS NOT NULL")),
     )
 
@@ -210,9 +215,7 @@ class ExpertInquiry(Base):
 
     __tablename__ = "maintenance_expert_inquiries"
     __table_args__ = (
-        Index(
-            "maintenance_expert_inquiries_answered", "expert_id", postgresql_where=text("answered_at IS NOT NULL")
-        ),
+        Index("maintenance_expert_inquiries_answered", "expert_id", postgresql_where=text("answered_at IS NOT NULL")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)

@@ -16,7 +16,7 @@ class MaintenanceSettings(PluginSettings):
     prefix = "ROTA_MAINTENANCE_"
 
     upload_root: Path | None = None
-    """The folder below which the application keeps uploads, an absolute path; jobs that delete files fail without it."""
+    """The folder below which the application keeps uploads, an absolute path; jobs that delete files need it."""
 
     redis_url: SecretStr | None = None
     """Where the application keeps sessions and its cache, ``redis://host:6379/0``; by default REDIS_URL."""

@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 
 from core import Checkpoint
 from plugins.maintenance.errors import TaskFilesGone, UnknownTask, WallError
@@ -29,11 +29,14 @@ def record_file(session: Session, task_id: int, path: str | bytes) -> None:
     Recording it again is no error. Raises WallError for any other path, UnknownTask, and TaskFilesGone once the task's
     files are being deleted: do not write the file then.
     """
-    raw = os.fsencode(path)
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise WallError(f"the path cannot be that of a file of task {task_id}") from None
     if not JOURNAL.is_own(task_id, raw):
         raise WallError(f"the path is not in one of the folders of task {task_id}")
     # The lock makes a deletion that is about to be announced wait for us, or us for it.
-    task = select(Task.id, Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(key_share=True)
+    task = select(Task.id, Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(read=True)
     found = session.execute(task).one_or_none()
     if found is None:
         raise UnknownTask(task_id)
@@ -47,7 +50,8 @@ def delete_files_of_completed(
 ) -> dict[str, int]:
     """Delete the files of tasks completed more than 3 days ago, batch by batch; count tasks, files and failures."""
     completed = (Task.state == TaskState.COMPLETED) & (Task.completed_at < now - KEPT)
-    return _delete(session, root, completed, Task.completed_at, now, checkpoint, batch)
+    due = [(completed, Task.completed_at)]
+    return Deletion(session, root, JOURNAL, due, now, checkpoint, batch).run()
 
 
 def delete_files_of_expired(
@@ -59,24 +63,8 @@ def delete_files_of_expired(
     """
     cancelled = (Task.state == TaskState.CANCELLED) & (Task.cancelled_at < now - KEPT)
     overdue = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (Task.deadline_at < now - KEPT)
-    counts = _delete(session, root, cancelled, Task.cancelled_at, now, checkpoint, batch)
-    return _sum(counts, _delete(session, root, overdue, Task.deadline_at, now, checkpoint, batch))
-
-
-def _delete(
-    session: Session,
-    root: int,
-    due: ColumnElement[bool],
-    oldest_first: InstrumentedAttribute[datetime | None],
-    now: datetime,
-    checkpoint: Checkpoint,
-    batch: int,
-) -> dict[str, int]:
-    return Deletion(session, root, JOURNAL, due, oldest_first, now, checkpoint, batch).run()
-
-
-def _sum(some: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-    return {what: number + more[what] for what, number in some.items()}
+    due = [(cancelled, Task.cancelled_at), (overdue, Task.deadline_at)]
+    return Deletion(session, root, JOURNAL, due, now, checkpoint, batch).run()
 
 
 def _record_deleted(session: Session, task_ids: Sequence[int], now: datetime) -> None:

@@ -18,7 +18,7 @@ Names are those of ``os.fsdecode``: bytes that are not UTF-8 survive the round t
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from plugins.maintenance.errors import UploadRootError, WallError
@@ -88,23 +88,23 @@ def enter(folder: int, name: str) -> int:
 @contextmanager
 def descended(root: int, names: Sequence[str]) -> Iterator[int | None]:
     """The folder that is reached from ``root`` by these names, one by one; None if one of them is missing."""
-    folder = os.dup(root)
-    try:
-        for name in names:
-            below = enter(folder, name)
-            os.close(folder)
-            folder = below
-    except FileNotFoundError:
-        os.close(folder)
-        yield None
-        return
-    except BaseException:
-        os.close(folder)
-        raise
-    try:
+    with ExitStack() as stack:
+        folder: int | None = root
+        for depth, name in enumerate(names, start=1):
+            if folder is not None:
+                folder = _step(folder, name, names[:depth])
+            if folder is not None:
+                stack.callback(os.close, folder)
         yield folder
-    finally:
-        os.close(folder)
+
+
+def _step(folder: int, name: str, way: Sequence[str]) -> int | None:
+    try:
+        return enter(folder, name)
+    except FileNotFoundError:
+        return None
+    except WallError as error:
+        raise WallError(f"{'/'.join(way)!r} below the upload root: {error}") from error
 
 
 def remove_tree(parent: int, name: str) -> int:
@@ -147,12 +147,13 @@ class _Removal:
             os.close(folder)
 
     def _remove_opened(self, parent: int, name: str, folder: int, opened: os.stat_result, deepest: int) -> None:
-        for last in (False,) * (PASSES - 1) + (True,):
+        for passes_left in reversed(range(PASSES)):
             self._empty(folder, opened.st_dev, deepest)
             try:
-                return _remove_folder(parent, name, opened)
+                _remove_folder(parent, name, opened)
+                break
             except OSError as error:
-                if last or error.errno not in NOT_EMPTY:
+                if not passes_left or error.errno not in NOT_EMPTY:
                     raise
 
     def _empty(self, folder: int, device: int, deepest: int) -> None:

@@ -1,5 +1,6 @@
 """I5, I6: who may work on a run. One claim wins, one run of a (job, key) works, and nobody claims without a lease."""
 
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -16,6 +17,14 @@ from tests.support.eventually import eventually
 from tests.support.racing import race
 
 ROUNDS = 50
+
+
+@contextmanager
+def reaping(engine):
+    """A reaper's connection, which would rather fail than wait for a lock."""
+    with databases.dedicated(engine) as connection:
+        connection.exec_driver_sql("SET lock_timeout = '5s'")
+        yield connection
 
 
 class TestOneWinner:
@@ -228,11 +237,11 @@ class TestHold:
         with Session(database) as session, session.begin():
             leases.hold(session, lease)
             processes.resign(process.connection, process.id)
-            with databases.autocommit(database) as reaper:
+            with reaping(database) as reaper:
                 assert processes.hand_on(reaper, 3) == []
             assert ledger.run(lease.run_id).state == "running"
 
-        with databases.autocommit(database) as reaper:
+        with reaping(database) as reaper:
             (handed_on,) = processes.hand_on(reaper, 3)
         assert (handed_on.run_id, handed_on.state) == (lease.run_id, "retrying")
 
@@ -242,10 +251,10 @@ class TestHold:
         with Session(database) as session, session.begin():
             assert runs.succeed(session, lease, None)
             process.expire(database)
-            with databases.autocommit(database) as reaper:
+            with reaping(database) as reaper:
                 processes.reap(reaper)
                 assert processes.hand_on(reaper, 3) == []
 
-        with databases.autocommit(database) as reaper:
+        with reaping(database) as reaper:
             assert processes.hand_on(reaper, 3) == []
         assert ledger.run(lease.run_id).state == "succeeded"

@@ -12,6 +12,7 @@ from core import database as databases
 from core import enqueue, job, publish, send
 from core.dispatcher import leadership
 from core.errors import BadArguments, RotaError, UnknownJob
+from core.ledger import outbox
 from core.ledger.runs import DUE_CHANNEL
 from tests.support.effects import leave
 from tests.support.racing import race
@@ -93,6 +94,13 @@ class TestRuns:
 
         assert ledger.runs("send-statement") == []
         assert (carrier.parcels, carrier.publications) == ([], [])
+
+    def test_a_session_keeps_nothing_of_transactions_that_have_ended(self, session, carrier):
+        for end in (session.commit, session.rollback, session.close):
+            enqueue(session, "send-statement")
+            end()
+
+            assert not session.info[outbox.INFO_KEY]
 
     def test_a_failed_commit_sends_nothing(self, session, ledger, carrier):
         enqueue(session, "send-statement")

@@ -1,4 +1,4 @@
-"""Tasks and their files, time slots, the flea market, experts, users' statistics, and the triggers that mark changes."""
+"""Tasks and their files, time slots, the flea market, experts, users' statistics; triggers that mark changes."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,0 +1,58 @@
+"""Expiry: what ends by itself when its time has come — tasks, coupons, invitation codes, points.
+
+An application calls the functions below with a session of its own, in its own transaction; the jobs do the rest.
+"""
+
+from pathlib import Path
+
+from core import Job, hookimpl
+from plugins.expiry import jobs
+from plugins.expiry.coupons import issue_coupon, redeem_coupon
+from plugins.expiry.errors import (
+    BadInstant,
+    BadPoints,
+    CodeTaken,
+    ExpiryError,
+    InsufficientPoints,
+    UnknownTask,
+)
+from plugins.expiry.invitation_codes import issue_invitation_code, use_invitation_code
+from plugins.expiry.points import grant_points, spend_points, spendable_points
+from plugins.expiry.tasks import cancel_task, complete_task, open_task
+
+__all__ = [
+    "BadInstant",
+    "BadPoints",
+    "CodeTaken",
+    "Expiry",
+    "ExpiryError",
+    "InsufficientPoints",
+    "UnknownTask",
+    "cancel_task",
+    "complete_task",
+    "grant_points",
+    "issue_coupon",
+    "issue_invitation_code",
+    "open_task",
+    "redeem_coupon",
+    "spend_points",
+    "spendable_points",
+    "use_invitation_code",
+]
+
+
+class Expiry:
+    """What this plugin offers to Rota."""
+
+    @hookimpl
+    def register_jobs(self) -> list[Job]:
+        return [
+            jobs.cancel_expired_tasks,
+            jobs.check_expired_coupons,
+            jobs.check_expired_invitation_codes,
+            jobs.check_expired_points,
+        ]
+
+    @hookimpl
+    def register_migrations(self) -> Path:
+        return Path(__file__).parent / "migrations"

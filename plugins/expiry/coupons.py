@@ -1,0 +1,27 @@
+"""Coupons: issued to a user, redeemed before their end or expired by the sweep.
+
+A coupon ends *at* ``ends_at``: at that very instant it can no longer be redeemed, and is due to expire.
+"""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from core import Checkpoint
+from plugins.expiry import codes
+from plugins.expiry.models import Coupon
+
+
+def issue_coupon(session: Session, code: str, user_id: str, ends_at: datetime, now: datetime) -> int:
+    """Give the user a coupon; return its id. Raises BadInstant if ``ends_at`` has passed, CodeTaken."""
+    return codes.issue(session, Coupon, code, user_id, ends_at, now)
+
+
+def redeem_coupon(session: Session, code: str, now: datetime) -> bool:
+    """Use up the coupon. False: there is none of that code, or it was redeemed already, or its end has come."""
+    return codes.use(session, Coupon, code, now)
+
+
+def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:
+    """Mark every active coupon whose ``ends_at`` is not after ``now`` as expired, batch by batch; count them."""
+    return codes.expire(session, Coupon, now, checkpoint=checkpoint, batch=batch)

@@ -1,0 +1,54 @@
+"""What an application may be refused.
+
+ExpiryError               a RotaError
+├── UnknownTask
+├── BadInstant
+├── CodeTaken
+├── BadPoints
+└── InsufficientPoints
+"""
+
+from datetime import datetime
+
+from core import RotaError
+
+
+class ExpiryError(RotaError):
+    """The root of every refusal of this plugin."""
+
+
+class UnknownTask(ExpiryError):
+    """No task has that id."""
+
+    def __init__(self, task_id: int) -> None:
+        super().__init__(f"unknown task {task_id}")
+
+
+class BadInstant(ExpiryError):
+    """An instant without a time zone, or one that has passed already."""
+
+    def __init__(self, name: str, instant: object, now: datetime) -> None:
+        super().__init__(f"bad {name}={instant!r}; expected a datetime with a time zone, after {now.isoformat()}")
+
+
+class CodeTaken(ExpiryError):
+    """Another coupon or invitation code has that code already."""
+
+    def __init__(self, kind: str, code: str) -> None:
+        super().__init__(f"{kind} {code!r} exists already; choose another code")
+
+
+class BadPoints(ExpiryError):
+    """Not a number of points that can be granted or spent."""
+
+    def __init__(self, points: object, most: int) -> None:
+        super().__init__(f"bad points={points!r}; expected a whole number from 1 to {most}")
+
+
+class InsufficientPoints(ExpiryError):
+    """The user has fewer points to spend; points past their date do not count."""
+
+    def __init__(self, user_id: str, points: int, spendable: int) -> None:
+        super().__init__(f"user {user_id!r} has {spendable} points to spend, and {points} were asked for")
+        #: How many there are.
+        self.spendable = spendable

@@ -1,0 +1,12 @@
+"""What every end and deadline that an application names must be: an instant to come."""
+
+from datetime import datetime
+
+from plugins.expiry.errors import BadInstant
+
+
+def require_to_come(name: str, instant: datetime, now: datetime) -> None:
+    """Raise BadInstant unless ``instant``, called ``name``, has a time zone and is after ``now``."""
+    is_aware = isinstance(instant, datetime) and instant.utcoffset() is not None
+    if not is_aware or instant <= now:
+        raise BadInstant(name, instant, now)

@@ -1,0 +1,27 @@
+"""Invitation codes: issued to whoever invites, used by one person before their end or expired by the sweep.
+
+A code ends *at* ``ends_at``: at that very instant it can no longer be used, and is due to expire.
+"""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from core import Checkpoint
+from plugins.expiry import codes
+from plugins.expiry.models import InvitationCode
+
+
+def issue_invitation_code(session: Session, code: str, user_id: str, ends_at: datetime, now: datetime) -> int:
+    """Give the user a code to invite with; return its id. Raises BadInstant if ``ends_at`` has passed, CodeTaken."""
+    return codes.issue(session, InvitationCode, code, user_id, ends_at, now)
+
+
+def use_invitation_code(session: Session, code: str, now: datetime) -> bool:
+    """Use up the code. False: there is no such code, or it was used already, or its end has come."""
+    return codes.use(session, InvitationCode, code, now)
+
+
+def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:
+    """Mark every active code whose ``ends_at`` is not after ``now`` as expired, batch by batch; count them."""
+    return codes.expire(session, InvitationCode, now, checkpoint=checkpoint, batch=batch)

@@ -1,0 +1,205 @@
+"""The tables of expiry.
+
+What a row may be is checked by the database. For each sweep there is a partial index of what is still open, in the
+order of its end, so that a sweep reads what is due and nothing else; and one, empty while the checks are in force, of
+rows that an older system may have left and that no sweep could judge.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class TaskState(StrEnum):
+    """A task is open until it is completed or cancelled, and stays so."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+class CancelReason(StrEnum):
+    """Why a task was cancelled."""
+
+    DEADLINE_PASSED = "deadline_passed"
+    WITHDRAWN = "withdrawn"
+
+
+class CodeState(StrEnum):
+    """A coupon or an invitation code is active until it is used or expires, and stays so."""
+
+    ACTIVE = "active"
+    USED = "used"
+    EXPIRED = "expired"
+
+
+class EntryKind(StrEnum):
+    """What moved points: into a lot, or out of it."""
+
+    GRANTED = "granted"
+    SPENT = "spent"
+    EXPIRED = "expired"
+
+
+class Base(DeclarativeBase):
+    """Metadata of this plugin alone."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), str: Text, int: BigInteger}  # noqa: RUF012 - SQLAlchemy's own declaration
+
+
+def is_a_date(column: str) -> CheckConstraint:
+    """Neither infinite nor outside the years that Python can read; 9999, for "never", is fine."""
+    years = f"{column} >= '0001-01-01 00:00:00+00' AND {column} < '10000-01-01 00:00:00+00'"
+    return CheckConstraint(years, name=column)
+
+
+class Task(Base):
+    """Work that somebody wants done by ``deadline_at``."""
+
+    __tablename__ = "expiry_tasks"
+    __table_args__ = (
+        CheckConstraint("state IN ('open', 'completed', 'cancelled')", name="state"),
+        CheckConstraint("cancel_reason IN ('deadline_passed', 'withdrawn')", name="cancel_reason"),
+        CheckConstraint(
+            "state = 'cancelled' AND cancelled_at IS NOT NULL AND cancel_reason IS NOT NULL"
+            " OR state <> 'cancelled' AND cancelled_at IS NULL AND cancel_reason IS NULL",
+            name="cancelled",
+        ),
+        CheckConstraint("(state = 'completed') = (completed_at IS NOT NULL)", name="completed"),
+        is_a_date("deadline_at"),
+        Index("expiry_tasks_due", "deadline_at", "id", postgresql_where=text("state = 'open'")),
+        Index("expiry_tasks_broken", "id", postgresql_where=text("state = 'open' AND deadline_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    owner_id: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=text("'open'"))
+    opened_at: Mapped[datetime]
+    deadline_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+    cancel_reason: Mapped[str | None]
+
+
+class Notification(Base):
+    """What a task's owner was told, kept for those who were not connected when it was pushed. Once per task."""
+
+    __tablename__ = "expiry_notifications"
+    __table_args__ = (
+        Index("expiry_notifications_once", "task_id", "kind", unique=True),
+        Index("expiry_notifications_of_owner", "owner_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    task_id: Mapped[int] = mapped_column(ForeignKey("expiry_tasks.id"))
+    owner_id: Mapped[str]
+    kind: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class Coupon(Base):
+    """What its holder may redeem once, before ``ends_at``."""
+
+    __tablename__ = "expiry_coupons"
+    __table_args__ = (
+        CheckConstraint("state IN ('active', 'used', 'expired')", name="state"),
+        CheckConstraint("(state = 'used') = (used_at IS NOT NULL)", name="used"),
+        CheckConstraint("(state = 'expired') = (expired_at IS NOT NULL)", name="expired"),
+        is_a_date("ends_at"),
+        Index("expiry_coupons_due", "ends_at", "id", postgresql_where=text("state = 'active'")),
+        Index("expiry_coupons_broken", "id", postgresql_where=text("state = 'active' AND ends_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    code: Mapped[str] = mapped_column(unique=True)
+    user_id: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=text("'active'"))
+    ends_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+    expired_at: Mapped[datetime | None]
+
+
+class InvitationCode(Base):
+    """What lets one person in, before ``ends_at``; ``user_id`` is who invites."""
+
+    __tablename__ = "expiry_invitation_codes"
+    __table_args__ = (
+        CheckConstraint("state IN ('active', 'used', 'expired')", name="state"),
+        CheckConstraint("(state = 'used') = (used_at IS NOT NULL)", name="used"),
+        CheckConstraint("(state = 'expired') = (expired_at IS NOT NULL)", name="expired"),
+        is_a_date("ends_at"),
+        Index("expiry_invitation_codes_due", "ends_at", "id", postgresql_where=text("state = 'active'")),
+        Index("expiry_invitation_codes_broken", "id", postgresql_where=text("state = 'active' AND ends_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    code: Mapped[str] = mapped_column(unique=True)
+    user_id: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default=text("'active'"))
+    ends_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+    expired_at: Mapped[datetime | None]
+
+
+class PointBalance(Base):
+    """How many points a user has: the sum of the user's entries, and of what remains of the user's lots."""
+
+    __tablename__ = "expiry_point_balances"
+    __table_args__ = (CheckConstraint("points >= 0", name="points"),)
+
+    user_id: Mapped[str] = mapped_column(primary_key=True)
+    points: Mapped[int]
+
+
+class PointLot(Base):
+    """Points granted together, and what remains of them: the sum of the lot's entries."""
+
+    __tablename__ = "expiry_point_lots"
+    __table_args__ = (
+        CheckConstraint("points > 0", name="points"),
+        CheckConstraint("remaining BETWEEN 0 AND points", name="remaining"),
+        is_a_date("expires_at"),
+        Index("expiry_point_lots_due", "expires_at", "id", postgresql_where=text("remaining > 0")),
+        Index("expiry_point_lots_of_user", "user_id", "expires_at", "id", postgresql_where=text("remaining > 0")),
+        Index(
+            "expiry_point_lots_broken",
+            "id",
+            postgresql_where=text("remaining < 0 OR remaining IS NULL OR expires_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("expiry_point_balances.user_id"))
+    points: Mapped[int]
+    remaining: Mapped[int]
+    granted_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class PointEntry(Base):
+    """One line of the points ledger; written once, never changed. A lot is granted once, and expires once."""
+
+    __tablename__ = "expiry_point_entries"
+    __table_args__ = (
+        CheckConstraint("kind IN ('granted', 'spent', 'expired')", name="kind"),
+        CheckConstraint("points <> 0 AND (points > 0) = (kind = 'granted')", name="points"),
+        Index("expiry_point_entries_of_user", "user_id", "id"),
+        Index("expiry_point_entries_once", "lot_id", "kind", unique=True, postgresql_where=text("kind <> 'spent'")),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("expiry_point_balances.user_id"))
+    lot_id: Mapped[int] = mapped_column(ForeignKey("expiry_point_lots.id"))
+    kind: Mapped[str]
+    points: Mapped[int]
+    created_at: Mapped[datetime]

@@ -1,0 +1,178 @@
+"""Points: granted in lots that expire, spent in the order in which they would, and expired by the sweep.
+
+**What always holds**, at every commit: a user's balance is the sum of the user's ledger entries, and of what remains in
+the user's lots; what remains in a lot is the sum of the lot's entries. So whoever changes a lot writes an entry and
+changes the balance, in one transaction.
+
+**Who goes first.** Everyone who touches a user's points locks the user's balance before anything else, and reads lots
+in a later statement, which then sees all that was committed before the lock was had (under READ COMMITTED, PostgreSQL's
+default). So the points of one user change one transaction at a time. The sweep waits for nobody: it skips the users
+whose balance somebody holds. An application that changes several users' points in one transaction takes them in the
+order of their ids, lest two such transactions wait for each other.
+
+**At its end.** A lot ends *at* ``expires_at``: at that very instant it can no longer be spent, and is due to expire.
+From then until a sweep comes by, its points are still in the balance, and not among those that can be spent.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import BigInteger, column, func, insert, literal, select, update, values
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from core import Checkpoint
+from plugins.expiry.errors import BadPoints, InsufficientPoints
+from plugins.expiry.instants import require_to_come
+from plugins.expiry.models import EntryKind, PointBalance, PointEntry, PointLot
+from plugins.expiry.sweeps import INSTANT, Ends, among, sweep
+
+#: Lots in one batch; it keeps their users waiting who are just spending.
+BATCH = 1000
+#: The most that can be granted or spent at once: a balance of nine thousand such lots still fits a bigint.
+MOST_POINTS = 10**15
+
+LEFT = PointLot.remaining > 0
+BROKEN = (PointLot.remaining < 0) | PointLot.remaining.is_(None) | PointLot.expires_at.is_(None)
+ENDS = Ends(PointLot.__tablename__, PointLot.id, PointLot.expires_at, LEFT, BROKEN)
+UNSYNCHRONISED = {"synchronize_session": False}
+
+
+def grant_points(session: Session, user_id: str, points: int, expires_at: datetime, now: datetime) -> int:
+    """Give the user a lot of points; return the lot's id. Raises BadPoints, and BadInstant unless it is to expire."""
+    _require_points(points)
+    require_to_come("expires_at", expires_at, now)
+    _credit(session, user_id, points)
+    lot = {"user_id": user_id, "points": points, "remaining": points, "granted_at": now, "expires_at": expires_at}
+    lot_id = session.scalars(insert(PointLot).values(lot).returning(PointLot.id)).one()
+    session.execute(insert(PointEntry), [_entry(user_id, lot_id, EntryKind.GRANTED, points, now)])
+    return lot_id
+
+
+def spend_points(session: Session, user_id: str, points: int, now: datetime) -> int:
+    """Take points from the user's lots, those that expire first before others; return how many can still be spent.
+
+    Raises BadPoints, and InsufficientPoints if there are fewer, with nothing spent.
+    """
+    _require_points(points)
+    _lock_balances(session, [user_id], wait=True)
+    lots = _spendable_lots(session, user_id, now)
+    spendable = sum(lots.values())
+    if spendable < points:
+        raise InsufficientPoints(user_id, points, spendable)
+    _spend(session, user_id, _shares(lots, points), now)
+    return spendable - points
+
+
+def spendable_points(session: Session, user_id: str, now: datetime) -> int:
+    """How many points the user can spend: what remains of the lots that have not ended."""
+    remaining = select(func.coalesce(func.sum(PointLot.remaining), 0))
+    return int(session.scalars(remaining.where(PointLot.user_id == user_id, LEFT, PointLot.expires_at > now)).one())
+
+
+def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
+    """Empty every lot whose ``expires_at`` is not after ``now``, and debit the balances, batch by batch.
+
+    Counts the lots, and the points that were left in them.
+    """
+    points = 0
+
+    def expire_batch(ids: Sequence[int]) -> int:
+        nonlocal points
+        lots = _lock_due_lots(session, ids, now)
+        debited = _debit(session, lots)
+        _write_off(session, lots, now)
+        points += debited
+        return len(lots)
+
+    counts = sweep(session, ENDS, now, expire_batch, word="expired", checkpoint=checkpoint, batch=batch)
+    return counts | {"points": points}
+
+
+def _require_points(points: int) -> None:
+    if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= MOST_POINTS:
+        raise BadPoints(points, MOST_POINTS)
+
+
+def _credit(session: Session, user_id: str, points: int) -> None:
+    credit = upsert(PointBalance).values(user_id=user_id, points=points)
+    session.execute(
+        credit.on_conflict_do_update(
+            index_elements=[PointBalance.user_id], set_={"points": PointBalance.points + credit.excluded.points}
+        )
+    )
+
+
+def _lock_balances(session: Session, user_ids: Sequence[str], *, wait: bool) -> Sequence[str]:
+    balances = select(PointBalance.user_id).where(PointBalance.user_id.in_(user_ids)).order_by(PointBalance.user_id)
+    return session.scalars(balances.with_for_update(key_share=True, skip_locked=not wait)).all()
+
+
+def _spendable_lots(session: Session, user_id: str, now: datetime) -> dict[int, int]:
+    lots = (
+        select(PointLot.id, PointLot.remaining)
+        .where(PointLot.user_id == user_id, LEFT, PointLot.expires_at > now)
+        .order_by(PointLot.expires_at, PointLot.id)
+    )
+    return dict(session.execute(lots).all())
+
+
+def _shares(lots: dict[int, int], points: int) -> dict[int, int]:
+    """What each lot gives so that it is ``points`` in all, the first lots first."""
+    shares: dict[int, int] = {}
+    for lot_id, remaining in lots.items():
+        if not points:
+            break
+        shares[lot_id] = min(remaining, points)
+        points -= shares[lot_id]
+    return shares
+
+
+def _spend(session: Session, user_id: str, shares: dict[int, int], now: datetime) -> None:
+    share = values(column("lot_id", BigInteger), column("points", BigInteger), name="share").data(list(shares.items()))
+    taken = update(PointLot).where(PointLot.id == share.c.lot_id).values(remaining=PointLot.remaining - share.c.points)
+    session.execute(taken, execution_options=UNSYNCHRONISED)
+    spent = [_entry(user_id, lot_id, EntryKind.SPENT, -points, now) for lot_id, points in shares.items()]
+    session.execute(insert(PointEntry), spent)
+    debit = update(PointBalance).where(PointBalance.user_id == user_id)
+    total = PointBalance.points - sum(shares.values())
+    session.execute(debit.values(points=total), execution_options=UNSYNCHRONISED)
+
+
+def _entry(user_id: str, lot_id: int, kind: EntryKind, points: int, now: datetime) -> dict[str, object]:
+    return {"user_id": user_id, "lot_id": lot_id, "kind": kind, "points": points, "created_at": now}
+
+
+def _lock_due_lots(session: Session, ids: Sequence[int], now: datetime) -> Sequence[int]:
+    """Lock those lots that are due and whose user nobody else holds, after the balances of their users."""
+    owners = session.scalars(select(PointLot.user_id).where(among(PointLot.id, ids)).distinct()).all()
+    users = _lock_balances(session, owners, wait=False)
+    due = select(PointLot.id).where(among(PointLot.id, ids), PointLot.user_id.in_(users), ENDS.due(now))
+    return session.scalars(due.with_for_update(key_share=True, skip_locked=True)).all()
+
+
+def _debit(session: Session, lot_ids: Sequence[int]) -> int:
+    """Take what is left of these lots off the balances; return how much that is."""
+    left = (
+        select(PointLot.user_id, func.sum(PointLot.remaining).label("points"))
+        .where(among(PointLot.id, lot_ids))
+        .group_by(PointLot.user_id)
+        .cte("lapsed")
+    )
+    debited = (
+        update(PointBalance)
+        .where(PointBalance.user_id == left.c.user_id)
+        .values(points=PointBalance.points - left.c.points)
+        .returning(left.c.points)
+    )
+    return int(sum(session.scalars(debited, execution_options=UNSYNCHRONISED)))
+
+
+def _write_off(session: Session, lot_ids: Sequence[int], now: datetime) -> None:
+    columns = [PointEntry.user_id, PointEntry.lot_id, PointEntry.kind, PointEntry.points, PointEntry.created_at]
+    lots = select(
+        PointLot.user_id, PointLot.id, literal(EntryKind.EXPIRED), -PointLot.remaining, literal(now, INSTANT)
+    ).where(among(PointLot.id, lot_ids))
+    session.execute(insert(PointEntry).from_select(columns, lots))
+    emptied = update(PointLot).where(among(PointLot.id, lot_ids)).values(remaining=0)
+    session.execute(emptied, execution_options=UNSYNCHRONISED)

@@ -1,0 +1,78 @@
+"""Tasks: open until they are completed or cancelled, and cancelled by the sweep when their deadline has passed.
+
+A deadline passes *at* ``deadline_at``: at that very instant the task is due to be cancelled. Until a sweep has come by
+it is still open, and may be completed: the row decides which of the two came first.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from core import Checkpoint
+from plugins.expiry.errors import UnknownTask
+from plugins.expiry.instants import require_to_come
+from plugins.expiry.models import CancelReason, Task, TaskState
+from plugins.expiry.notifications import notify_cancelled
+from plugins.expiry.sweeps import Ends, among, sweep
+
+#: Tasks in one batch: each comes with a notification, stored and published.
+BATCH = 500
+
+OPEN = Task.state == TaskState.OPEN
+ENDS = Ends(Task.__tablename__, Task.id, Task.deadline_at, OPEN, OPEN & Task.deadline_at.is_(None))
+
+
+def open_task(session: Session, owner_id: str, deadline_at: datetime, now: datetime) -> int:
+    """Open a task; return its id. Raises BadInstant if ``deadline_at`` has passed."""
+    require_to_come("deadline_at", deadline_at, now)
+    task = insert(Task).values(owner_id=owner_id, opened_at=now, deadline_at=deadline_at).returning(Task.id)
+    return session.scalars(task).one()
+
+
+def complete_task(session: Session, task_id: int, now: datetime) -> bool:
+    """Complete an open task. False if it was completed or cancelled already. Raises UnknownTask."""
+    return _close(session, task_id, state=TaskState.COMPLETED, completed_at=now)
+
+
+def cancel_task(session: Session, task_id: int, now: datetime) -> bool:
+    """Withdraw an open task; its owner knows. False if it was completed or cancelled already. Raises UnknownTask."""
+    reason = CancelReason.WITHDRAWN
+    return _close(session, task_id, state=TaskState.CANCELLED, cancelled_at=now, cancel_reason=reason)
+
+
+def cancel_expired(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
+    """Cancel every open task whose deadline is not after ``now``, tell its owner once, batch by batch; count them."""
+
+    def cancel_batch(ids: Sequence[int]) -> int:
+        cancelled = _cancel(session, _lock_due(session, ids, now), now)
+        notify_cancelled(session, cancelled, now)
+        return len(cancelled)
+
+    return sweep(session, ENDS, now, cancel_batch, word="cancelled", checkpoint=checkpoint, batch=batch)
+
+
+def _close(session: Session, task_id: int, **values: object) -> bool:
+    closed = update(Task).where(Task.id == task_id, OPEN).values(values).returning(Task.id)
+    if session.scalar(closed, execution_options={"synchronize_session": False}) is not None:
+        return True
+    if session.scalar(select(Task.id).where(Task.id == task_id)) is None:
+        raise UnknownTask(task_id)
+    return False
+
+
+def _lock_due(session: Session, ids: Sequence[int], now: datetime) -> Sequence[int]:
+    due = select(Task.id).where(among(Task.id, ids), ENDS.due(now))
+    return session.scalars(due.with_for_update(key_share=True, skip_locked=True)).all()
+
+
+def _cancel(session: Session, ids: Sequence[int], now: datetime) -> Sequence[tuple[int, str]]:
+    cancelled = (
+        update(Task)
+        .where(among(Task.id, ids))
+        .values(state=TaskState.CANCELLED, cancelled_at=now, cancel_reason=CancelReason.DEADLINE_PASSED)
+        .returning(Task.id, Task.owner_id)
+        .execution_options(synchronize_session=False)
+    )
+    return [(task_id, owner_id) for task_id, owner_id in session.execute(cancelled)]

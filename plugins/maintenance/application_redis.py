@@ -1,0 +1,47 @@
+"""The Redis in which the application keeps its sessions and its cache, and walking its keys in small steps."""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from typing import TypeAlias
+
+import redis
+
+from plugins.maintenance.errors import NoRedis
+from plugins.maintenance.settings import MaintenanceSettings
+
+Client: TypeAlias = redis.Redis
+
+#: Keys that one SCAN looks at; a step takes well under a millisecond of Redis' time.
+STEP = 500
+TIMEOUT_SECONDS = 10
+
+
+def client() -> Client:
+    """This process's connection to the application's Redis. Raises NoRedis if no setting names one."""
+    configured = MaintenanceSettings.current().redis_url
+    url = configured.get_secret_value() if configured is not None else os.environ.get("REDIS_URL", "")
+    if not url:
+        raise NoRedis
+    return _connected(url, os.getpid())
+
+
+@cache
+def _connected(url: str, _pid: int) -> Client:
+    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
+
+
+def scan(client: Client, pattern: bytes) -> Iterator[list[bytes]]:
+    """All keys that match, a step's worth at a time: SCAN, never KEYS. A key may come twice, as SCAN has it."""
+    cursor = 0
+    while True:
+        cursor, keys = client.scan(cursor, match=pattern, count=STEP)
+        if keys:
+            yield [as_bytes(key) for key in keys]
+        if not cursor:
+            return
+
+
+def as_bytes(value: str | bytes) -> bytes:
+    """What Redis has, whichever way the client was told to hand it out."""
+    return value.encode() if isinstance(value, str) else value

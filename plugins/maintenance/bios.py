@@ -1,0 +1,128 @@
+"""Experts' summary bios: a line made of what they have done, rebuilt from tasks, reviews and response times."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import NamedTuple
+
+from sqlalchemy import Text, column, func, select, update, values
+from sqlalchemy.orm import Session
+
+from core import Checkpoint
+from plugins.maintenance import pieces
+from plugins.maintenance.models import Review, Task, TaskExpert, TaskState
+
+#: A bio names the categories that an expert has completed most tasks in, and no more than these.
+CATEGORIES = 3
+NEWCOMER = "New here"
+UNITS = ((timedelta(days=1), "day"), (timedelta(hours=1), "hour"), (timedelta(minutes=1), "minute"))
+
+
+class Record(NamedTuple):
+    """What an expert has to show."""
+
+    completed: int = 0
+    categories: Sequence[str] = ()
+    reviews: int = 0
+    rating: Decimal | None = None
+    response_time: timedelta | None = None
+
+
+def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500) -> dict[str, int]:
+    """Rebuild every expert's bio, batch by batch, writing those that differ; count experts, changes and failures."""
+    counts = {"experts": 0, "changed": 0, "failed": 0}
+    last = ""
+    while experts := _lock_experts(session, last, batch):
+        last = list(experts)[-1]
+        changed = _changed(session, experts)
+        failed = pieces.apply(session, changed, lambda bios: _write(session, bios), noun="expert")
+        counts["experts"] += len(experts)
+        counts["changed"] += len(changed) - failed
+        counts["failed"] += failed
+        checkpoint(counts)
+    return counts
+
+
+def summary(record: Record) -> str:
+    """The bio of an expert with that record, such as "12 tasks completed, mostly cleaning. Rated 4.7 by 9 people."."""
+    sentences = [_completed(record)]
+    if record.reviews and record.rating is not None:
+        rating = record.rating.quantize(Decimal("0.1"), ROUND_HALF_UP)
+        sentences.append(f"Rated {rating} by {_plural(record.reviews, 'person', 'people')}")
+    if record.response_time is not None:
+        sentences.append(f"Usually answers within {_span(record.response_time)}")
+    return ". ".join(sentences) + "."
+
+
+def _completed(record: Record) -> str:
+    if not record.completed:
+        return NEWCOMER
+    completed = f"{_plural(record.completed, 'task')} completed"
+    *most, last = record.categories or [""]
+    if not last:
+        return completed
+    return f"{completed}, mostly {', '.join(most) + ' and ' if most else ''}{last}"
+
+
+def _span(span: timedelta) -> str:
+    """In the largest unit that fits, rounded up: a promise."""
+    unit, name = next(((unit, name) for unit, name in UNITS if span > unit), UNITS[-1])
+    return _plural(max(1, -(-span // unit)), name)
+
+
+def _plural(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+class Expert(NamedTuple):
+    """A row, locked."""
+
+    bio: str
+    response_time: timedelta | None
+
+
+def _lock_experts(session: Session, after: str, batch: int) -> dict[str, Expert]:
+    experts = select(TaskExpert.id, TaskExpert.bio, TaskExpert.average_response_time).where(TaskExpert.id > after)
+    rows = session.execute(experts.order_by(TaskExpert.id).limit(batch).with_for_update(skip_locked=True))
+    return {expert_id: Expert(bio, response_time) for expert_id, bio, response_time in rows}
+
+
+def _changed(session: Session, experts: dict[str, Expert]) -> list[tuple[str, str]]:
+    categories = _completed_by_category(session, list(experts))
+    ratings = _ratings(session, list(experts))
+    changed = []
+    for expert_id, expert in experts.items():
+        completed, names = categories.get(expert_id, (0, []))
+        reviews, rating = ratings.get(expert_id, (0, None))
+        bio = summary(Record(completed, names, reviews, rating, expert.response_time))
+        if bio != expert.bio:
+            changed.append((expert_id, bio))
+    return changed
+
+
+def _completed_by_category(session: Session, expert_ids: Sequence[str]) -> dict[str, tuple[int, list[str]]]:
+    by_category = (
+        select(Task.taker_id, Task.category, func.count().label("completed"))
+        .where(Task.taker_id.in_(expert_ids), Task.state == TaskState.COMPLETED)
+        .group_by(Task.taker_id, Task.category)
+        .order_by(Task.taker_id, func.count().desc(), Task.category)
+    )
+    found: dict[str, tuple[int, list[str]]] = {}
+    for expert_id, category, completed in session.execute(by_category):
+        number, names = found.get(str(expert_id), (0, []))
+        named = [*names, category] if category and len(names) < CATEGORIES else names
+        found[str(expert_id)] = number + completed, named
+    return found
+
+
+def _ratings(session: Session, expert_ids: Sequence[str]) -> dict[str, tuple[int, Decimal]]:
+    ratings = select(Review.user_id, func.count(), func.avg(Review.rating)).where(Review.user_id.in_(expert_ids))
+    return {user_id: (number, rating) for user_id, number, rating in session.execute(ratings.group_by(Review.user_id))}
+
+
+def _write(session: Session, bios: Sequence[tuple[str, str]]) -> None:
+    new = values(column("expert_id", Text), column("bio", Text), name="new").data(list(bios))
+    session.execute(
+        update(TaskExpert).where(TaskExpert.id == new.c.expert_id).values(bio=new.c.bio),
+        execution_options={"synchronize_session": False},
+    )

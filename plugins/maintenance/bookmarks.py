@@ -1,0 +1,20 @@
+"""Where a sweep that takes several runs has stopped, kept in a row that is committed with the sweep's batches."""
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from plugins.maintenance.models import Bookmark
+
+
+def find(session: Session, sweep: str) -> Any:
+    """The place where ``sweep`` stopped, a JSON value; None if it has none."""
+    return session.scalar(select(Bookmark.place).where(Bookmark.sweep == sweep))
+
+
+def put(session: Session, sweep: str, place: Any) -> None:
+    """Have ``sweep`` go on at ``place`` once the session commits."""
+    bookmark = insert(Bookmark).values(sweep=sweep, place=place)
+    session.execute(bookmark.on_conflict_do_update(index_elements=[Bookmark.sweep], set_={"place": place}))

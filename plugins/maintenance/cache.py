@@ -1,0 +1,110 @@
+"""The application's cache in Redis: entries that nothing would ever delete, deleted when they are unused for a week.
+
+An entry is a key ``cache:…`` without TTL that carries a time: a JSON object or a hash with ``last_used_at``, or with
+``timestamp``; the newer one counts if it has both. A time is a number of seconds (or milliseconds) since the Unix
+epoch, or an ISO 8601 date, without a zone meaning UTC. Keys that have a TTL are Redis' own to delete; those without a
+time, or with one that cannot be read, are left alone and counted.
+
+Redis reads the time, we judge it, and Redis deletes the key only if it still has no TTL and carries the very same time.
+"""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+from core import Checkpoint
+from plugins.maintenance.application_redis import Client, scan
+
+#: An entry unused for longer than this goes; one unused for exactly this long stays (DOMAIN.md, section 1).
+KEPT = timedelta(days=7)
+PATTERN = b"cache:*"
+#: From here on a number is one of milliseconds: as seconds, it would be in the year 5138.
+MILLISECONDS_FROM = 1e11
+#: Larger values are not decoded: that would hold up Redis.
+LARGEST = 1_000_000
+
+Times: TypeAlias = Sequence[bytes]
+
+#: The two times of a key without TTL, as strings, empty if it has none; nothing for other keys.
+READ = f"""
+    local function as_string(value)
+        if type(value) == 'number' then return string.format('%.17g', value) end
+        if type(value) == 'string' then return value end
+        return ''
+    end
+    local function times(key)
+        if redis.call('PTTL', key) ~= -1 then return nil end
+        local kind = redis.call('TYPE', key).ok
+        if kind == 'hash' then
+            local found = redis.call('HMGET', key, 'last_used_at', 'timestamp')
+            return {{as_string(found[1]), as_string(found[2])}}
+        end
+        if kind == 'string' and redis.call('STRLEN', key) <= {LARGEST} then
+            local readable, entry = pcall(cjson.decode, redis.call('GET', key))
+            if readable and type(entry) == 'table' then
+                return {{as_string(entry.last_used_at), as_string(entry.timestamp)}}
+            end
+        end
+        return {{'', ''}}
+    end
+"""
+READ_ALL = f"""{READ}
+    local all = {{}}
+    for number, key in ipairs(KEYS) do all[number] = times(key) or {{}} end
+    return all
+"""
+DELETE_UNCHANGED = f"""{READ}
+    local deleted = 0
+    for number, key in ipairs(KEYS) do
+        local now = times(key)
+        if now and now[1] == ARGV[2 * number - 1] and now[2] == ARGV[2 * number] then
+            deleted = deleted + redis.call('UNLINK', key)
+        end
+    end
+    return deleted
+"""
+
+
+def delete_unused(redis: Client, now: datetime, *, checkpoint: Checkpoint | None = None) -> dict[str, int]:
+    """Delete cache entries unused for more than 7 days; count those ``deleted`` and those ``untimed``, left alone."""
+    read, delete = redis.register_script(READ_ALL), redis.register_script(DELETE_UNCHANGED)
+    counts = {"deleted": 0, "untimed": 0}
+    for keys in scan(redis, PATTERN):
+        found = zip(keys, read(keys=keys), strict=True)
+        last_used = [(key, times, _last_used(times)) for key, times in found if times]
+        unused = [(key, times) for key, times, used_at in last_used if used_at is not None and used_at < now - KEPT]
+        if unused:
+            args = [time for _, times in unused for time in times]
+            counts["deleted"] += delete(keys=[key for key, _ in unused], args=args)
+        counts["untimed"] += sum(used_at is None for _, _, used_at in last_used)
+        if checkpoint is not None:
+            checkpoint(counts)
+    return counts
+
+
+def _last_used(times: Times) -> datetime | None:
+    read = [instant for time in times if (instant := _instant(time)) is not None]
+    return max(read, default=None)
+
+
+def _instant(time: str | bytes) -> datetime | None:
+    text = time.decode(errors="replace") if isinstance(time, bytes) else time
+    try:
+        return _from_number(float(text))
+    except ValueError:
+        pass
+    try:
+        parsed = datetime.fromisoformat(text)
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _from_number(number: float) -> datetime | None:
+    if not math.isfinite(number):
+        return None
+    try:
+        return datetime.fromtimestamp(number / 1000 if abs(number) >= MILLISECONDS_FROM else number, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

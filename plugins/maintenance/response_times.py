@@ -1,0 +1,59 @@
+"""How long featured experts take to answer, on average over all inquiries they have answered.
+
+An answer before its question, and an instant that is none, count for nothing. An expert who has answered nothing, or no
+longer anything that counts, has no response time. Experts who are not featured keep what they had.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, case, func, select, update
+from sqlalchemy.orm import Session
+
+from core import Checkpoint
+from plugins.maintenance import pieces
+from plugins.maintenance.models import ExpertInquiry, TaskExpert
+
+#: A case, because PostgreSQL subtracts before it filters otherwise, and cannot subtract infinite instants.
+TAKEN = case(
+    (
+        func.isfinite(ExpertInquiry.asked_at)
+        & func.isfinite(ExpertInquiry.answered_at)
+        & (ExpertInquiry.answered_at >= ExpertInquiry.asked_at),
+        ExpertInquiry.answered_at - ExpertInquiry.asked_at,
+    )
+)
+
+
+def update_response_times(
+    session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
+) -> dict[str, int]:
+    """Recompute the average response time of every featured expert, batch by batch; count experts and failures."""
+    counts = {"experts": 0, "failed": 0}
+    last = ""
+    while expert_ids := _lock_featured(session, last, batch):
+        last = expert_ids[-1]
+        failed = pieces.apply(session, expert_ids, lambda ids: _recompute(session, ids), noun="expert")
+        counts["experts"] += len(expert_ids) - failed
+        counts["failed"] += failed
+        checkpoint(counts)
+    return counts
+
+
+def _lock_featured(session: Session, after: str, batch: int) -> Sequence[str]:
+    featured = select(TaskExpert.id).where(TaskExpert.is_featured, TaskExpert.id > after)
+    return session.scalars(featured.order_by(TaskExpert.id).limit(batch).with_for_update(skip_locked=True)).all()
+
+
+def _recompute(session: Session, expert_ids: Sequence[str]) -> None:
+    session.execute(
+        update(TaskExpert)
+        .where(TaskExpert.id.in_(expert_ids), TaskExpert.average_response_time.is_distinct_from(_average()))
+        .values(average_response_time=_average()),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def _average() -> ColumnElement[object]:
+    answered = select(func.avg(TAKEN)).where(ExpertInquiry.expert_id == TaskExpert.id)
+    return answered.where(ExpertInquiry.answered_at.is_not(None)).correlate(TaskExpert).scalar_subquery()

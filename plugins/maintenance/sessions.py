@@ -1,0 +1,215 @@
+"""Sessions in Redis: what TTLs leave behind, removed for everyone by a job, and for one user at log-in and log-out.
+
+There are three kinds, JSON under ``session:{id}``, ``service_session:{service}:{id}`` and
+``admin_session:{admin}:{id}``; and for each user the set ``user_sessions:{user}`` of the ids of the first kind. Two
+things are left behind: sessions marked ``"is_active": false`` before their TTL, and members whose session is gone.
+
+**Nothing valid is removed**, whoever logs in meanwhile. Each decision is made and carried out in one step of Redis, a
+script: a session is deleted only if what is stored at that moment is inactive, and a member only if its session does
+not exist at that moment. One gap is not Redis' to close: an application may add the member first and store the session
+a moment later. So the job removes a member only if its session was missing, and still is a second later. At log-in and
+log-out nobody can wait for a second; an application that calls those stores the session first, or both in one MULTI.
+
+What is not a JSON object is left alone and counted. Memory stays the same however many sessions there are.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from redis import ResponseError
+
+from core import Checkpoint
+from plugins.maintenance.application_redis import STEP, Client, as_bytes, client, scan
+
+#: An application that adds the member first has this long to store the session.
+SETTLING = timedelta(seconds=1)
+#: Members that wait for their second look; more, and the oldest are waited for first.
+SUSPECTS = 10_000
+KINDS = (b"session:", b"service_session:", b"admin_session:")
+#: Matches the keys of all three kinds and, among ours, no other: one walk instead of three.
+ANY_KIND = b"*session:*"
+SETS = b"user_sessions:"
+
+#: Larger values are not sessions, and decoding one would hold up Redis.
+LARGEST = 1_000_000
+DELETE_INACTIVE = f"""
+    local deleted, unreadable = 0, 0
+    for _, key in ipairs(KEYS) do
+        local kind = redis.call('TYPE', key).ok
+        local readable, session = false, nil
+        if kind == 'string' and redis.call('STRLEN', key) <= {LARGEST} then
+            readable, session = pcall(cjson.decode, redis.call('GET', key))
+        end
+        if readable and type(session) == 'table' then
+            if session.is_active == false then deleted = deleted + redis.call('UNLINK', key) end
+        elseif kind ~= 'none' then
+            unreadable = unreadable + 1
+        end
+    end
+    return {{deleted, unreadable}}
+"""
+#: The set, and for each member in ARGV the key of its session.
+REMOVE_GONE = """
+    local removed = 0
+    for number, member in ipairs(ARGV) do
+        if redis.call('EXISTS', KEYS[number + 1]) == 0 then
+            removed = removed + redis.call('SREM', KEYS[1], member)
+        end
+    end
+    return removed
+"""
+#: Log out: a session is deleted only by the user it belongs to.
+LOG_OUT = """
+    if redis.call('SREM', KEYS[1], ARGV[1]) == 0 then return 0 end
+    return redis.call('UNLINK', KEYS[2])
+"""
+
+
+def on_login(user_id: str, *, redis: Client | None = None) -> dict[str, int]:
+    """Clean up what is left of one user's earlier sessions; call it after the new session is stored."""
+    return clean_sessions(redis or client(), user_id=user_id, settling=timedelta(0))
+
+
+def on_logout(user_id: str, session_id: str, *, redis: Client | None = None) -> dict[str, int]:
+    """End one session of one user, and clean up what is left of the others. A session of somebody else stays."""
+    connection = redis or client()
+    of_user = SETS + user_id.encode()
+    keys = [of_user, KINDS[0] + session_id.encode()]
+    ended = int(connection.eval(LOG_OUT, len(keys), *keys, session_id.encode()))
+    return {"ended": ended, **clean_sessions(connection, user_id=user_id, settling=timedelta(0))}
+
+
+def clean_sessions(
+    redis: Client,
+    *,
+    user_id: str | None = None,
+    settling: timedelta = SETTLING,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, int]:
+    """Delete inactive sessions of all three kinds, and members of users' sets whose session is gone.
+
+    With ``user_id`` only what is in that user's set is looked at. Counts ``inactive`` sessions deleted, ``gone``
+    members removed, and what was ``unreadable`` and left alone.
+    """
+    cleaning = Cleaning(redis, settling, checkpoint)
+    if user_id is None:
+        cleaning.clean_everyone()
+    else:
+        cleaning.clean_user(SETS + user_id.encode())
+    return cleaning.counts
+
+
+class Suspect(NamedTuple):
+    """Members of a set whose session was missing at that time."""
+
+    since: float
+    of_user: bytes
+    members: Sequence[bytes]
+
+
+@dataclass
+class Cleaning:
+    """One walk through the sessions."""
+
+    redis: Client
+    settling: timedelta
+    checkpoint: Checkpoint | None
+    counts: dict[str, int] = field(default_factory=lambda: {"inactive": 0, "gone": 0, "unreadable": 0})
+    suspects: deque[Suspect] = field(default_factory=deque)
+    waiting: int = 0
+
+    def __post_init__(self) -> None:
+        self.delete_inactive = self.redis.register_script(DELETE_INACTIVE)
+        self.remove_gone = self.redis.register_script(REMOVE_GONE)
+
+    def clean_everyone(self) -> None:
+        """First the sessions, so that the sets are then rid of those as well."""
+        for keys in scan(self.redis, ANY_KIND):
+            self._delete_inactive([key for key in keys if key.startswith(KINDS)])
+            self._save()
+        for keys in scan(self.redis, SETS + b"*"):
+            self._suspect_missing(keys)
+            self._confirm(down_to=SUSPECTS)
+            self._save()
+        self._confirm(down_to=0)
+        self._save()
+
+    def clean_user(self, of_user: bytes) -> None:
+        """The same for the sessions in one user's set."""
+        for members in self._pages(of_user, 0):
+            self._delete_inactive([KINDS[0] + member for member in members])
+        self._suspect_missing([of_user])
+        self._confirm(down_to=0)
+
+    def _delete_inactive(self, keys: Sequence[bytes]) -> None:
+        if keys:
+            deleted, unreadable = self.delete_inactive(keys=keys)
+            self.counts["inactive"] += deleted
+            self.counts["unreadable"] += unreadable
+
+    def _suspect_missing(self, sets: Sequence[bytes]) -> None:
+        """The first pages of all these sets are asked for at once; few have another."""
+        pages = self._at_once([("SSCAN", of_user, 0, "COUNT", STEP) for of_user in sets])
+        for of_user, page in zip(sets, pages, strict=True):
+            if isinstance(page, ResponseError):  # not a set
+                self.counts["unreadable"] += 1
+                continue
+            cursor, members = page
+            self._suspect(of_user, [as_bytes(member) for member in members])
+            if int(cursor):
+                for more in self._pages(of_user, int(cursor)):
+                    self._suspect(of_user, more)
+                    self._confirm(down_to=SUSPECTS)
+
+    def _suspect(self, of_user: bytes, members: Sequence[bytes]) -> None:
+        if not self.settling:
+            self._remove_gone(of_user, members)
+            return
+        exist = self._at_once([("EXISTS", KINDS[0] + member) for member in members])
+        missing = [member for member, exists in zip(members, exist, strict=True) if not exists]
+        if missing:
+            self.suspects.append(Suspect(time.monotonic(), of_user, missing))
+            self.waiting += len(missing)
+
+    def _confirm(self, *, down_to: int) -> None:
+        """Look again at those that are due, and wait for the oldest while there are more than ``down_to``."""
+        settling = self.settling.total_seconds()
+        while self.suspects:
+            left = self.suspects[0].since + settling - time.monotonic()
+            if left > 0 and self.waiting <= down_to:
+                return
+            time.sleep(max(0.0, left))
+            suspect = self.suspects.popleft()
+            self.waiting -= len(suspect.members)
+            self._remove_gone(suspect.of_user, suspect.members)
+
+    def _remove_gone(self, of_user: bytes, members: Sequence[bytes]) -> None:
+        if members:
+            keys = [of_user, *(KINDS[0] + member for member in members)]
+            self.counts["gone"] += self.remove_gone(keys=keys, args=members)
+
+    def _pages(self, of_user: bytes, cursor: int) -> Iterator[list[bytes]]:
+        """The members of a set from ``cursor`` on."""
+        while True:
+            try:
+                cursor, members = self.redis.sscan(of_user, cursor, count=STEP)
+            except ResponseError:
+                return
+            yield [as_bytes(member) for member in members]
+            if not cursor:
+                return
+
+    def _at_once(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The answers, errors among them, in one round trip."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return pipeline.execute(raise_on_error=False)
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint(self.counts)

@@ -1,0 +1,155 @@
+"""Users' figures, recomputed only for users something changed for.
+
+**No change is lost.** Triggers leave a mark, the user's id, in ``maintenance_changed_users`` in the very transaction
+that changes a task or a review; a mark is only ever added, so writers never wait for each other or for the sweep. The
+sweep takes a batch of marks away, locks the figures of the users they name, and recomputes those in *later* statements
+of the same transaction. Under READ COMMITTED, PostgreSQL's default, a later statement sees all that was committed
+before it began: the change whose mark was taken, at least. A change that it does not see is not committed yet, and so
+its mark is not taken yet either.
+
+**No old figures over new ones.** Two sweeps may hold marks of one user. Each recomputes only after it has the lock on
+that user's row, so the later one sees whatever the earlier one saw, and more. Rows are locked in the order of user ids.
+
+**Set-based.** A batch is a handful of statements however many users are in it, each on an index.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Subquery,
+    Text,
+    column,
+    delete,
+    func,
+    literal,
+    select,
+    tuple_,
+    union,
+    update,
+    values,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import QueryableAttribute, Session
+
+from core import Checkpoint
+from plugins.maintenance import pieces
+from plugins.maintenance.models import ChangedUser, Review, Task, TaskState, UserStatistics
+
+UNSYNCHRONISED = {"synchronize_session": False}
+FIGURES = (
+    UserStatistics.tasks_posted,
+    UserStatistics.tasks_taken,
+    UserStatistics.tasks_completed,
+    UserStatistics.completion_rate,
+    UserStatistics.average_rating,
+)
+
+
+def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 5000) -> dict[str, int]:
+    """Recompute the figures of every user something changed for, batch by batch; count users and failures.
+
+    Changes marked after the sweep began may be left to the next one, so that it ends.
+    """
+    counts = {"users": 0, "failed": 0}
+    newest = session.scalar(select(func.max(ChangedUser.id))) or 0
+    while user_ids := _take_marks(session, newest, batch):
+        users = sorted(set(user_ids))
+        failed = pieces.apply(session, users, lambda some: recompute(session, some, now), noun="user")
+        counts["users"] += len(users) - failed
+        counts["failed"] += failed
+        checkpoint(counts)
+    return counts
+
+
+def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
+    """Recompute these users' figures, in the caller's transaction, from what is committed now."""
+    _lock_figures(session, user_ids, now)
+    users = values(column("user_id", Text), name="users").data([(user_id,) for user_id in user_ids])
+    _write_figures(session, _figures(select(users.c.user_id)), now)
+
+
+def recompute_all(session: Session, now: datetime) -> None:
+    """Recompute everyone's figures in one go: for repair by hand, and what tests and benchmarks compare the sweep with.
+
+    It takes as long as it takes, with every user's figures locked.
+    """
+    everyone = union(
+        select(Task.poster_id.label("user_id")),
+        select(Task.taker_id).where(Task.taker_id.is_not(None)),
+        select(Review.user_id),
+        select(UserStatistics.user_id),
+    ).subquery()
+    _add_missing(session, select(everyone.c.user_id), now)
+    _write_figures(session, _figures(select(everyone.c.user_id), all_users=True), now)
+
+
+def _take_marks(session: Session, newest: int, batch: int) -> Sequence[str]:
+    oldest_first = (
+        select(ChangedUser.id)
+        .where(ChangedUser.id <= newest)
+        .order_by(ChangedUser.id)
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+    )
+    taken = delete(ChangedUser).where(ChangedUser.id.in_(oldest_first)).returning(ChangedUser.user_id)
+    return session.scalars(taken, execution_options=UNSYNCHRONISED).all()
+
+
+def _lock_figures(session: Session, user_ids: Sequence[str], now: datetime) -> None:
+    users = values(column("user_id", Text), name="users").data([(user_id,) for user_id in user_ids])
+    _add_missing(session, select(users.c.user_id), now)
+    rows = select(UserStatistics.user_id).where(UserStatistics.user_id.in_(user_ids))
+    session.execute(rows.order_by(UserStatistics.user_id).with_for_update()).all()
+
+
+def _add_missing(session: Session, users: Select[tuple[str]], now: datetime) -> None:
+    wanted = users.subquery()
+    rows = select(wanted.c.user_id, literal(now)).order_by(wanted.c.user_id)
+    session.execute(insert(UserStatistics).from_select(["user_id", "updated_at"], rows).on_conflict_do_nothing())
+
+
+def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
+    """A row of figures for each of ``users``; ``all_users``: nobody else has any, so nothing need be looked up."""
+
+    def of_users(user_id: QueryableAttribute[Any]) -> ColumnElement[bool]:
+        return literal(True) if all_users else user_id.in_(users)
+
+    completed = func.count().filter(Task.state == TaskState.COMPLETED)
+    posted = select(Task.poster_id.label("user_id"), func.count().label("posted"))
+    taken = select(Task.taker_id.label("user_id"), func.count().label("taken"), completed.label("completed"))
+    rated = select(Review.user_id.label("user_id"), func.avg(Review.rating).label("rating"))
+    p = posted.where(of_users(Task.poster_id)).group_by(Task.poster_id).subquery("p")
+    t = taken.where(of_users(Task.taker_id), Task.taker_id.is_not(None)).group_by(Task.taker_id).subquery("t")
+    r = rated.where(of_users(Review.user_id)).group_by(Review.user_id).subquery("r")
+    everyone = users.subquery("everyone")
+    return (
+        select(
+            everyone.c.user_id,
+            func.coalesce(p.c.posted, 0).label("tasks_posted"),
+            func.coalesce(t.c.taken, 0).label("tasks_taken"),
+            func.coalesce(t.c.completed, 0).label("tasks_completed"),
+            func.round(t.c.completed * 1.0 / t.c.taken, 4).label("completion_rate"),
+            func.round(r.c.rating, 2).label("average_rating"),
+        )
+        .outerjoin(p, p.c.user_id == everyone.c.user_id)
+        .outerjoin(t, t.c.user_id == everyone.c.user_id)
+        .outerjoin(r, r.c.user_id == everyone.c.user_id)
+        .subquery("figures")
+    )
+
+
+def _write_figures(session: Session, figures: Subquery, now: datetime) -> None:
+    """Only where they differ: a row that is not written needs no vacuum."""
+    names = [figure.key for figure in FIGURES]
+    new = {name: figures.c[name] for name in names}
+    differ = tuple_(*FIGURES).is_distinct_from(tuple_(*new.values()))
+    session.execute(
+        update(UserStatistics)
+        .where(UserStatistics.user_id == figures.c.user_id, differ)
+        .values({**new, "updated_at": now}),
+        execution_options=UNSYNCHRONISED,
+    )

@@ -1,0 +1,316 @@
+"""Images that somebody began to upload and never used: deleted a day later, a bounded number in each run.
+
+**What is deleted.** Regular files whose names end like those of images (``IMAGES``), last modified more than 24 hours
+ago, at any depth in the folders ``public/images/public/temp_*`` and ``flea_market/temp_*``. Symlinks are neither
+followed nor deleted, and other files, other devices and folders not called ``temp_…`` are left alone. A folder in
+which a run finds nothing at all, and to which nothing was added for 24 hours, is removed; never one above ``temp_*``.
+
+**Why a run's work is bounded.** A folder may hold a million files, most of them young, and listing it from its
+beginning in each run would be that one long scan. So a run stops after a number of deletions, or after having looked
+at a number of entries, and the next one goes on at the *place* where it stopped. The system hands out a folder's
+entries in pages (getdents64(2), about 1,000 entries), and the position of a page is a number that lseek(2) takes back,
+even on a folder that was opened anew and has changed meanwhile: file systems have kept such positions good since NFS
+needs them. A place is therefore the way down to the folder in which the run stopped: for each folder its name, and the
+position of the page that was being read. A run never stops to look before it has got a page further, so it always gets
+on; and it may look at one page more than it was told, for each folder on the way.
+
+**Why every image is reached.** Positions are hints. If one is not understood, or the folder it belongs to has gone,
+at worst a page is skipped; but after the end of everything the next round begins at the beginning, and one round
+looks at all that was there throughout it.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from stat import S_ISREG
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from core import Checkpoint
+from plugins.maintenance import bookmarks
+from plugins.maintenance.errors import WallError, reason
+from plugins.maintenance.upload_root import DEEPEST, descended, enter, unlink
+
+log = logging.getLogger(__name__)
+
+#: An image modified longer ago than this goes; one of exactly this age stays (DOMAIN.md, section 1).
+KEPT = timedelta(hours=24)
+ABOVE = (("public", "images", "public"), ("flea_market",))
+TEMPORARY = "temp_"
+#: What an image's name ends with, in small or capital letters.
+IMAGES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".svg", ".tif", ".tiff", ".webp")
+SWEEP = "temp_images"
+
+EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+MICROSECOND = timedelta(microseconds=1)
+
+
+class Step(NamedTuple):
+    """A folder on the way to where a run stopped, and where the page begins that was being read."""
+
+    name: str
+    position: int = 0
+
+
+class Place(NamedTuple):
+    """Where a run stopped: in which of the folders of ABOVE, and how far below it."""
+
+    above: int = 0
+    steps: tuple[Step, ...] = ()
+
+
+BEGINNING = Place()
+
+
+def delete_old_images(
+    session: Session,
+    root: int,
+    now: datetime,
+    *,
+    checkpoint: Checkpoint,
+    limit: int = 1000,
+    entries: int = 20_000,
+    batch: int = 2000,
+) -> dict[str, int]:
+    """Delete at most ``limit`` images older than 24 h, looking at about ``entries`` entries, from the last place on.
+
+    Counts what was deleted, the empty folders removed, the entries looked at, and what could not be deleted or read.
+    """
+    began = _from_json(bookmarks.find(session, SWEEP))
+    sweep = Sweep(session, root, now, checkpoint, limit, entries, batch, began)
+    sweep.run()
+    if began != BEGINNING and sweep.place == BEGINNING:  # the end of a round came early
+        sweep.run()
+    bookmarks.put(session, SWEEP, _to_json(sweep.place))
+    checkpoint(sweep.counts)
+    return sweep.counts
+
+
+@dataclass
+class Sweep:
+    """One run."""
+
+    session: Session
+    root: int
+    now: datetime
+    checkpoint: Checkpoint
+    limit: int
+    entries: int
+    batch: int
+    place: Place
+    counts: dict[str, int] = field(default_factory=lambda: {"deleted": 0, "folders": 0, "entries": 0, "failed": 0})
+
+    def __post_init__(self) -> None:
+        self.before_ns = (self.now - KEPT - EPOCH) // MICROSECOND * 1000
+        self.unsaved = 0
+
+    def run(self) -> None:
+        """Go on from ``place`` until the end, where it becomes the beginning, or until there was enough work."""
+        start = self.place
+        for above in range(start.above, len(ABOVE)):
+            resume = start.steps if above == start.above else ()
+            self.place = Place(above, resume)
+            with ExitStack() as stack:
+                folder = self._open(stack, ABOVE[above])
+                if folder is not None and not Visit(self, folder, 0, "", resume).go_on():
+                    return
+        self.place = BEGINNING
+
+    def _open(self, stack: ExitStack, names: Sequence[str]) -> int | None:
+        try:
+            return stack.enter_context(descended(self.root, names))
+        except (OSError, WallError) as error:
+            self.counts["failed"] += 1
+            log.warning("temp_images.not_deleted folder=%a reason=%s", "/".join(names), reason(error))
+            return None
+
+    @property
+    def has_looked_enough(self) -> bool:
+        return self.counts["entries"] >= self.entries
+
+    @property
+    def has_deleted_enough(self) -> bool:
+        return self.counts["deleted"] >= self.limit
+
+    def stand(self, depth: int, step: Step) -> None:
+        """The run is now in this folder, at this page."""
+        self.place = Place(self.place.above, (*self.place.steps[:depth], step))
+
+    def count_deleted(self) -> None:
+        """Count an image, and commit the place with every batch of them."""
+        self.counts["deleted"] += 1
+        self.unsaved += 1
+        if self.unsaved == self.batch:
+            self.unsaved = 0
+            bookmarks.put(self.session, SWEEP, _to_json(self.place))
+            self.checkpoint(self.counts)
+
+
+@dataclass
+class Visit:
+    """One folder of a run; ``resume`` is the rest of the way to where the last run stopped, this folder first."""
+
+    sweep: Sweep
+    folder: int
+    depth: int
+    name: str
+    resume: tuple[Step, ...]
+    failures: int = 0
+
+    def go_on(self) -> bool:
+        """Look at the folder's entries; False: there was enough work, and ``sweep.place`` says where to go on."""
+        here, *_ = (*self.resume, Step(self.name))
+        listing = Listing(self.folder, here.position)
+        sought = self.resume[1].name if len(self.resume) > 1 else None
+        self.sweep.stand(self.depth, here)
+        for entry in listing:
+            if listing.has_turned():
+                sought = None
+                self.sweep.stand(self.depth, Step(self.name, listing.page))
+                if self.sweep.has_looked_enough:
+                    return False
+            if sought not in {None, entry.name}:
+                continue
+            resume = self.resume[1:] if sought else ()
+            sought = None
+            if not self._look_at(entry, resume):
+                return False
+        if listing.problem is not None:
+            self._fail(listing.problem)
+        self._report()
+        return True
+
+    def _look_at(self, entry: os.DirEntry[str], resume: tuple[Step, ...]) -> bool:
+        if not _is_folder(entry):
+            self.sweep.counts["entries"] += 1
+            return not self.depth or self._look_at_file(entry)
+        if not self.depth and not entry.name.startswith(TEMPORARY):
+            self.sweep.counts["entries"] += 1
+            return True
+        if self.sweep.has_looked_enough:  # stop before it, not after: it may be gone then
+            self.sweep.stand(self.depth + 1, Step(entry.name))
+            return False
+        self.sweep.counts["entries"] += 1
+        return self._look_into(entry.name, resume)
+
+    def _look_at_file(self, entry: os.DirEntry[str]) -> bool:
+        if not entry.name.lower().endswith(IMAGES):
+            return True
+        try:
+            if not self._is_old_file(entry):
+                return True
+            if self.sweep.has_deleted_enough:
+                return False
+            if unlink(self.folder, entry.name):
+                self.sweep.count_deleted()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._fail(error)
+        return True
+
+    def _is_old_file(self, entry: os.DirEntry[str]) -> bool:
+        found = entry.stat(follow_symlinks=False)
+        return S_ISREG(found.st_mode) and found.st_mtime_ns < self.sweep.before_ns
+
+    def _look_into(self, name: str, resume: tuple[Step, ...]) -> bool:
+        try:
+            below = enter(self.folder, name)
+        except FileNotFoundError:
+            return True
+        except (OSError, WallError) as error:
+            self._fail(error)
+            return True
+        try:
+            found = os.fstat(below)
+            if found.st_dev != os.fstat(self.folder).st_dev or self.depth == DEEPEST:
+                return True
+            looked_at = self.sweep.counts["entries"]
+            finished = Visit(self.sweep, below, self.depth + 1, name, resume).go_on()
+        finally:
+            os.close(below)
+        was_empty = not resume and looked_at == self.sweep.counts["entries"]
+        if finished and was_empty and found.st_mtime_ns < self.sweep.before_ns:
+            self._remove_empty(name)
+        return finished
+
+    def _remove_empty(self, name: str) -> None:
+        with suppress(OSError):  # something came into it, or it is gone: either way it is not ours to remove
+            os.rmdir(name, dir_fd=self.folder)
+            self.sweep.counts["folders"] += 1
+
+    def _fail(self, error: Exception) -> None:
+        self.sweep.counts["failed"] += 1
+        self.failures += 1
+        if self.failures == 1:
+            log.warning("temp_images.not_deleted folder=%a reason=%s", self._way(), reason(error))
+
+    def _way(self) -> str:
+        place = self.sweep.place
+        return "/".join((*ABOVE[place.above], *(step.name for step in place.steps[1 : self.depth + 1])))
+
+    def _report(self) -> None:
+        if self.failures > 1:
+            log.warning("temp_images.not_deleted folder=%a entries=%s", self._way(), self.failures)
+
+
+class Listing:
+    """The entries of an open folder from a position on, and the page that the last of them was on."""
+
+    def __init__(self, folder: int, position: int) -> None:
+        self.folder = folder
+        self.page = self._seek(position)
+        #: Why the listing ended before its end.
+        self.problem: OSError | None = None
+        self._turned = False
+
+    def __iter__(self) -> Iterator[os.DirEntry[str]]:
+        end: int | None = None
+        try:
+            with os.scandir(self.folder) as entries:  # reads from where the folder stands, and moves it by whole pages
+                for entry in entries:
+                    position = os.lseek(self.folder, 0, os.SEEK_CUR)
+                    if position != end:
+                        if end is not None:
+                            self.page, self._turned = end, True
+                        end = position
+                    yield entry
+        except OSError as error:
+            self.problem = error
+
+    def has_turned(self) -> bool:
+        """Whether a new page has begun since this was last asked."""
+        turned, self._turned = self._turned, False
+        return turned
+
+    def _seek(self, position: int) -> int:
+        with suppress(OSError, OverflowError):
+            return os.lseek(self.folder, position, os.SEEK_SET)
+        return os.lseek(self.folder, 0, os.SEEK_SET)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # looking at it as a file will say why
+        return False
+
+
+def _to_json(place: Place) -> list[Any]:
+    # Names need not be UTF-8, and JSON must be.
+    return [place.above, [[os.fsencode(step.name).hex(), step.position] for step in place.steps]]
+
+
+def _from_json(value: Any) -> Place:
+    """A place is a hint: one that is not understood is the beginning."""
+    try:
+        above, steps = value
+        if above not in range(len(ABOVE)):
+            return BEGINNING
+        return Place(above, tuple(Step(os.fsdecode(bytes.fromhex(name)), int(position)) for name, position in steps))
+    except (TypeError, ValueError):
+        return BEGINNING

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from plugins.customer_service.agents import agent_offline, agent_online, register_agent
+from plugins.customer_service.assignment import assign_batch
 from plugins.customer_service.chats import ACTIVE, end_chat, record_message
 from plugins.customer_service.errors import ChatEnded
 from plugins.customer_service.models import Agent, Chat, EntryState, QueueEntry, Side
@@ -44,7 +45,8 @@ CHANCE_THAT_SOMEBODY_GIVES_UP_WAITING = 0.05
 CHANCE_THAT_AN_AGENT_COMES_OR_GOES = 0.05
 #: Every fifth user stops writing after the agent's first word, so that warnings and time-outs are seen.
 ONE_QUIET_USER_IN = 5
-
+#: In a new database some chats have been quiet for a while, so that the first sweeps have something to find.
+QUIET_FOR = [timedelta(seconds=seconds) for seconds in (40, 50, 70, 80, 100, 110)]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -121,7 +123,16 @@ def _hire(session: Session, now: datetime, dice: random.Random) -> Counter[str]:
         rating = Decimal(dice.randint(30, 50)) / 10
         register_agent(session, f"{NAME}agent-{number}", f"Agent {number}", capacity=CAPACITY, rating=rating)
         agent_online(session, f"{NAME}agent-{number}")
-    return Counter({"agents hired": AGENTS})
+    for number, ago in enumerate(QUIET_FOR):
+        _chat_that_fell_quiet(session, f"{NAME}user-{number * ONE_QUIET_USER_IN:010x}", now - ago)
+    return Counter({"agents hired": AGENTS, "users fell quiet earlier": len(QUIET_FOR)})
+
+
+def _chat_that_fell_quiet(session: Session, user_id: str, last_written_at: datetime) -> None:
+    entry = join_queue(session, user_id, last_written_at)
+    assign_batch(session, last_written_at)
+    chat_id = session.scalars(select(Chat.id).where(Chat.queue_entry_id == entry.id)).one()
+    record_message(session, chat_id, Side.AGENT, "a simulated message from the agent", last_written_at)
 
 
 def _come_and_go(session: Session, now: datetime, dice: random.Random) -> Counter[str]:
@@ -159,6 +170,8 @@ def _active_chats(session: Session) -> list[ActiveChat]:
 
 
 def _go_on(session: Session, chat: ActiveChat, now: datetime, dice: random.Random) -> Counter[str]:
+    if chat.next_sender == Side.USER and _is_quiet(chat.user_id):
+        return Counter()
     if chat.last_sender is not None and dice.random() < CHANCE_THAT_THE_CHAT_IS_DONE:
         return Counter({"chats ended": int(end_chat(session, chat.id, now, by=chat.next_sender))})
     if dice.random() < CHANCE_THAT_SOMEBODY_WRITES:
@@ -167,8 +180,6 @@ def _go_on(session: Session, chat: ActiveChat, now: datetime, dice: random.Rando
 
 
 def _write(session: Session, chat: ActiveChat, now: datetime) -> Counter[str]:
-    if chat.next_sender == Side.USER and _is_quiet(chat.user_id):
-        return Counter()
     try:
         record_message(session, chat.id, chat.next_sender, f"a simulated message from the {chat.next_sender}", now)
     except ChatEnded:  # it timed out since we looked

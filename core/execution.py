@@ -5,6 +5,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -49,6 +51,8 @@ class Executor:
     process_id: Callable[[], int | None]
     #: Its name, for people.
     worker: str
+    #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
+    suspected_after: int = leases.NEVER_SUSPECT
 
     def execute(self, job: Job, run_id: int, *, now: datetime | None = None) -> str:
         """Take the run through one attempt; return the state it is in afterwards, or the verdict on the claim.
@@ -56,6 +60,8 @@ class Executor:
         ``now`` stands in for the database's clock as ``Run.now``, in tests. Never raises for what the job does.
         """
         lease = self.claim(job, run_id)
+        if lease == Verdict.SUSPECT:
+            return isolate(job, run_id)
         if not isinstance(lease, Lease):
             return lease
         with context(lease), timed(job, lease) as outcome:
@@ -81,12 +87,22 @@ class Executor:
     def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
         try:
             with database.autocommit(self.engine) as connection:
-                return leases.claim(connection, run_id, job=job.name, process_id=process_id, worker=self.worker)
+                return self._claim_on(connection, job, run_id, process_id)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
         with database.autocommit(self.engine) as connection:  # that one was stale, and so is none of the pool now
-            return leases.claim(connection, run_id, job=job.name, process_id=process_id, worker=self.worker)
+            return self._claim_on(connection, job, run_id, process_id)
+
+    def _claim_on(self, connection: Connection, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
+        return leases.claim(
+            connection,
+            run_id,
+            job=job.name,
+            process_id=process_id,
+            worker=self.worker,
+            most_crashes=self.suspected_after,
+        )
 
     def attempt(self, job: Job, lease: Lease, now: datetime) -> str:
         """Work on a claimed run and record what came of it."""
@@ -169,6 +185,13 @@ class Executor:
             finally:
                 work.close()
                 metrics.run_ended(job.name, status, time.perf_counter() - began)
+
+
+def isolate(job: Job, run_id: int) -> str:
+    """Have a process of its own claim the run and work on it, so that nothing else dies with it; wait for its end."""
+    logger.warning("run.isolated job=%s run=%s: processes died under it", job.name, run_id)
+    status = subprocess.run([sys.executable, "-m", "core.isolation", str(run_id)], check=False).returncode
+    return f"ended in isolation, exit status {status}"
 
 
 def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:

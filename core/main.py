@@ -24,6 +24,7 @@ from core.execution import Executor
 from core.heartbeat import Heartbeat, application_name, process_name
 from core.ledger import outbox
 from core.ledger.processes import Identity
+from core.middleware.draining import Draining
 from core.middleware.exposition import Exposition
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.process_life import ProcessLife
@@ -61,6 +62,7 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
         [
             CurrentMessage(),  # first, so that everything below can ask which message it is about
             SchedulingOptions(),
+            Draining(),  # before the heartbeat ends, which it does after the last job
             life,  # registers before the first message, leaves after the last
             Exposition(configured.metrics_port),
             FastLaneRetries(),  # last, so that it decides on a failed message before anyone else looks at it
@@ -76,7 +78,9 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
         atexit.register(heartbeat.stop)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
 
-    executor = Executor(engine, lambda: life.process_id, process_name())
+    executor = Executor(
+        engine, lambda: life.process_id, process_name(), suspected_after=max(configured.max_crashes - 1, 1)
+    )
     brokers.declare(broker, registry, engine, executor, announce_scheduler)
     return broker
 

@@ -28,7 +28,7 @@ def share(folder: Path | None) -> Path:
 
     All worker processes of one ``dramatiq`` command have the same parent, and so does the process that serves them.
     """
-    path = folder or _folder_of(os.getppid())
+    path = folder or Path(os.environ.get(MULTIPROCESS) or _folder_of(os.getppid()))
     path.mkdir(parents=True, exist_ok=True)
     os.environ[MULTIPROCESS] = str(path)
     return path

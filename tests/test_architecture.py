@@ -11,7 +11,7 @@ import core
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module imports from its own line or from a line below it
-    {"main"},
+    {"isolation", "main"},
     {"cli", "testing"},
     {"embedded", "guard", "supervisor"},
     {"heartbeat", "middleware"},

@@ -30,6 +30,8 @@ from core.ledger.prepared import Prepared
 
 #: A claim that loses to a rival it could not see looks again; the rival is then visible.
 CLAIM_LOOKS = 3
+#: More crashes than any run survives: the claim of a process that runs nothing else.
+NEVER_SUSPECT = 2**31 - 1
 
 
 class Verdict(StrEnum):
@@ -40,6 +42,8 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"
     #: The same, but this run is being retried: it waits for the other.
     WAITING = "waiting"
+    #: Too many of its processes died; it may only be claimed by a process that runs nothing else.
+    SUSPECT = "suspect"
     #: Its time has not come; the dispatcher will send it when it has.
     EARLY = "early"
     #: It is over, someone else has it, or this process has no lease to give.
@@ -71,16 +75,17 @@ LEASE_IS_GOOD = """
         WHERE process.id = run.process_id AND process.expires_at > clock_timestamp())
 """
 
-#: Run, job, process, name of the process. Not flushed to disk by itself: should PostgreSQL crash before the next flush,
-#: the run is queued again and the lost claim's token fits nothing; the commit of its work would have flushed it too.
+#: Run, job, process, name of the process, how many crashes make the run a suspect.
+#: Not flushed to disk by itself: should PostgreSQL crash before the next flush, the run is queued again and the lost
+#: claim's token fits nothing; the commit of its work would have flushed it too.
 CLAIM = Prepared(
     "rota_claim",
-    ("bigint", "text", "bigint", "text"),
+    ("bigint", "text", "bigint", "text", "int"),
     """
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
     ), candidate AS MATERIALIZED (
-        SELECT id, job, key, exclusive, attempt, due_at <= clock_timestamp() AS due
+        SELECT id, job, key, exclusive, attempt, crashes, due_at <= clock_timestamp() AS due
         FROM rota_runs, unflushed
         WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
@@ -88,6 +93,7 @@ CLAIM = Prepared(
     ), verdict AS MATERIALIZED (
         SELECT id, CASE
             WHEN NOT due THEN 'early'
+            WHEN crashes >= $5 THEN 'suspect'
             WHEN NOT exclusive OR NOT EXISTS (
                 SELECT 1 FROM rota_runs AS rival
                 WHERE rival.job = candidate.job AND rival.key = candidate.key
@@ -98,14 +104,14 @@ CLAIM = Prepared(
     )
     UPDATE rota_runs AS run SET
         state = CASE WHEN word IN ('running', 'skipped') THEN word ELSE state END,
-        reason = CASE word WHEN 'running' THEN NULL WHEN 'early' THEN reason ELSE 'overlap' END,
+        reason = CASE WHEN word = 'running' THEN NULL WHEN word IN ('early', 'suspect') THEN reason ELSE 'overlap' END,
         attempt = attempt + (word = 'running')::int,
         token = CASE word WHEN 'running' THEN nextval('rota_tokens') ELSE token END,
         process_id = CASE word WHEN 'running' THEN $3 END,
         worker = CASE word WHEN 'running' THEN $4 ELSE worker END,
         started_at = CASE word WHEN 'running' THEN clock_timestamp() ELSE started_at END,
         finished_at = CASE word WHEN 'skipped' THEN clock_timestamp() END,
-        sent_at = CASE WHEN word IN ('running', 'skipped') THEN sent_at END,
+        sent_at = CASE WHEN word NOT IN ('early', 'waiting') THEN sent_at END,
         due_at = CASE word WHEN 'waiting' THEN clock_timestamp() + interval '1 second' ELSE due_at END
     FROM verdict WHERE run.id = verdict.id
     RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
@@ -127,7 +133,7 @@ HOLD_UNCHANGED = Prepared(
 
 
 def claim(
-    connection: Connection, run_id: int, *, job: str, process_id: int, worker: str
+    connection: Connection, run_id: int, *, job: str, process_id: int, worker: str, most_crashes: int = NEVER_SUSPECT
 ) -> tuple[Verdict, Lease | None]:
     """Take ``run_id``, if it is one of ``job``'s, for this process, in one round trip on an autocommit connection.
 
@@ -135,7 +141,7 @@ def claim(
     """
     for look in range(CLAIM_LOOKS):
         try:
-            rows = CLAIM.rows(connection, run_id, job, process_id, worker)
+            rows = CLAIM.rows(connection, run_id, job, process_id, worker, most_crashes)
         except IntegrityError:
             if look == CLAIM_LOOKS - 1:
                 raise

@@ -24,6 +24,8 @@ class RotaBroker(RedisBroker):
 
     def __init__(self, client: redis.Redis, *, middleware: Sequence[Any] = ()) -> None:
         super().__init__(client=client, middleware=list(middleware), maintenance_chance=0)
+        #: Set when the worker stops: consumers fetch no more, and put back what they hold.
+        self.is_draining = False
         self.wakeups = Wakeups(self)
         self.acks = Acks(self)
 
@@ -59,6 +61,12 @@ class RotaBroker(RedisBroker):
             self._wake(pipe, queue_name, len(bodies))
         pipe.execute()
 
+    def wake(self, queue_name: str, count: int) -> None:
+        """Wake consumers of the queue for ``count`` messages."""
+        pipe = self.client.pipeline(transaction=True)
+        self._wake(pipe, queue_name, count)
+        pipe.execute()
+
     def _wake(self, pipe: Any, queue_name: str, count: int) -> None:
         key = self.wake_key(queue_name)
         pipe.lpush(key, *[b"1"] * min(count, MOST_TOKENS))
@@ -75,9 +83,7 @@ class RotaBroker(RedisBroker):
         for queue_name in [*self.queues, *self.delay_queues]:
             arguments = [self.broker_id, self.heartbeat_timeout, self.dead_message_ttl, 1, self._max_unpack_size()]
             self.scripts["dispatch"](keys=[self.namespace], args=["qsize", current_millis(), queue_name, *arguments])
-            pipe = self.client.pipeline(transaction=True)
-            self._wake(pipe, queue_name, 1)
-            pipe.execute()
+            self.wake(queue_name, 1)
 
     def oldest_run(self, queue_name: str) -> tuple[bool, int | None]:
         """Whether messages wait on the queue, and which run the oldest of them carries, if one is found."""

@@ -2,7 +2,9 @@
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import redis
 from dramatiq.broker import MessageProxy
@@ -30,10 +32,12 @@ class Consumer(_RedisConsumer):
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
-        return bool(self.outstanding_message_count < self.prefetch)
+        return not self.broker.is_draining and self.outstanding_message_count < self.prefetch
 
     def __next__(self) -> MessageProxy | None:
         try:
+            if self.broker.is_draining:
+                self.put_back_cache()
             if not self.message_cache:
                 self.woken.clear()
                 self.fetch()
@@ -43,6 +47,22 @@ class Consumer(_RedisConsumer):
             return self.take(self.message_cache.pop(0))
         except REDIS_AWAY as error:
             raise ConnectionClosed(error) from None
+
+    def put_back_cache(self) -> None:
+        """Leave what was fetched and not yet handed out to other processes."""
+        cached, self.message_cache = self.message_cache, []
+        messages = []
+        for body in cached:
+            with suppress(NotAMessage):
+                messages.append(read(body, self.queue_name))
+        self.requeue(messages)
+
+    def requeue(self, messages: Iterable[Any]) -> None:
+        """Put messages back on the queue, and wake whoever waits for them."""
+        returned = list(messages)
+        super().requeue(returned)
+        if returned:
+            self.broker.wake(self.queue_name, len(returned))
 
     def fetch(self) -> None:
         """Fill the window."""

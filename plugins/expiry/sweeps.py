@@ -107,7 +107,6 @@ def sweep(
     word: str,
     checkpoint: Checkpoint,
     batch: int,
-    size: int = SLICE,
 ) -> dict[str, int]:
     """Have ``end_rows`` end every row of ``ends`` that is due, ``batch`` at a time; count those ended, left and broken.
 
@@ -117,7 +116,7 @@ def sweep(
     tally = Tally(word)
     try:
         tally.add_broken(find_broken(session, ends))
-        for ids in slices(session, ends, now, size):
+        for ids in slices(session, ends, now):
             for start in range(0, len(ids), batch):
                 end_batch(session, ids[start : start + batch], end_rows, tally)
                 checkpoint(tally.counts)
@@ -132,22 +131,20 @@ def find_broken(session: Session, ends: Ends) -> Sequence[int]:
     return session.scalars(select(ends.id).where(ends.is_broken).order_by(ends.id).limit(MOST_COUNTED)).all()
 
 
-def slices(session: Session, ends: Ends, now: datetime, size: int) -> Iterator[list[int]]:
+def slices(session: Session, ends: Ends, now: datetime) -> Iterator[list[int]]:
     """The ids of all rows that are due, those that ended first in the first slice; each slice in the order of ids."""
     after: Place | None = None
-    while found := read_slice(session, ends, now, size, after):
+    while found := read_slice(session, ends, now, after):
         ids, after = found
         yield ids
 
 
-def read_slice(
-    session: Session, ends: Ends, now: datetime, size: int, after: Place | None
-) -> tuple[list[int], Place] | None:
-    """The ids of the next ``size`` rows that are due, and where the slice ends; None: there are no more."""
+def read_slice(session: Session, ends: Ends, now: datetime, after: Place | None) -> tuple[list[int], Place] | None:
+    """The ids of the next rows that are due, and where their slice ends; None: there are no more."""
     onwards = ends.due(now)
     if after is not None:
         onwards &= tuple_(ends.at, ends.id) > tuple_(cast(literal(after.at, Text), INSTANT), literal(after.id))
-    due = select(ends.at.label("at"), ends.id.label("id")).where(onwards).order_by(ends.at, ends.id).limit(size).cte()
+    due = select(ends.at.label("at"), ends.id.label("id")).where(onwards).order_by(ends.at, ends.id).limit(SLICE).cte()
     ids = select(func.array_agg(aggregate_order_by(due.c.id, due.c.id))).scalar_subquery()
     last = select(cast(due.c.at, Text).label("at"), due.c.id).order_by(due.c.at.desc(), due.c.id.desc()).limit(1).cte()
     row = session.execute(select(ids, last.c.at, last.c.id)).one_or_none()

@@ -110,12 +110,11 @@ class Deletion:
             .with_for_update(skip_locked=True)
         )
         owner_ids = self.session.scalars(due).all()
-        self.session.execute(
-            update(journal.owner_id.class_)
-            .where(journal.owner_id.in_(owner_ids))
-            .values({journal.began_at: self.now})
-            .execution_options(synchronize_session=False)
-        )
+        if owner_ids:
+            announced = update(journal.owner_id.class_).where(journal.owner_id.in_(owner_ids))
+            self.session.execute(
+                announced.values({journal.began_at: self.now}), execution_options={"synchronize_session": False}
+            )
         return owner_ids
 
     def _announced(self, after: int) -> Sequence[int]:

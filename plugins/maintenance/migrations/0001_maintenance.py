@@ -39,10 +39,10 @@ MARK_USERS_OF_TASKS = """
             WHERE who.user_id IS NOT NULL;
         ELSE
             INSERT INTO maintenance_changed_users (user_id)
-            SELECT DISTINCT who.user_id FROM old_rows AS old FULL JOIN new_rows AS new USING (id),
-                LATERAL (VALUES (old.poster_id), (old.taker_id), (new.poster_id), (new.taker_id)) AS who (user_id)
+            SELECT DISTINCT who.user_id FROM old_rows AS was FULL JOIN new_rows AS now_is USING (id),
+                LATERAL (VALUES (was.poster_id), (was.taker_id), (now_is.poster_id), (now_is.taker_id)) AS who (user_id)
             WHERE who.user_id IS NOT NULL
-              AND (old.poster_id, old.taker_id, old.state) IS DISTINCT FROM (new.poster_id, new.taker_id, new.state);
+              AND (was.poster_id, was.taker_id, was.state) IS DISTINCT FROM (now_is.poster_id, now_is.taker_id, now_is.state);
         END IF;
         RETURN NULL;
     END $$
@@ -56,9 +56,9 @@ MARK_USERS_OF_REVIEWS = """
             INSERT INTO maintenance_changed_users (user_id) SELECT DISTINCT user_id FROM old_rows;
         ELSE
             INSERT INTO maintenance_changed_users (user_id)
-            SELECT DISTINCT who.user_id FROM old_rows AS old FULL JOIN new_rows AS new USING (id),
-                LATERAL (VALUES (old.user_id), (new.user_id)) AS who (user_id)
-            WHERE who.user_id IS NOT NULL AND (old.user_id, old.rating) IS DISTINCT FROM (new.user_id, new.rating);
+            SELECT DISTINCT who.user_id FROM old_rows AS was FULL JOIN new_rows AS now_is USING (id),
+                LATERAL (VALUES (was.user_id), (now_is.user_id)) AS who (user_id)
+            WHERE who.user_id IS NOT NULL AND (was.user_id, was.rating) IS DISTINCT FROM (now_is.user_id, now_is.rating);
         END IF;
         RETURN NULL;
     END $$

@@ -1,0 +1,49 @@
+"""One run, in a process that runs nothing else: ``python -m core.isolation RUN``.
+
+A worker starts it for a run under which processes have died before. If this one dies as well, the run is the cause, and
+is dead; runs that were only beside it when their process died come through here unharmed.
+"""
+
+import logging
+import sys
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from core import database, plugins, settings
+from core.execution import Executor
+from core.heartbeat import Heartbeat, application_name, process_name
+from core.ledger.processes import Identity
+
+logger = logging.getLogger(__name__)
+
+JOB = text("SELECT job FROM rota_runs WHERE id = :run_id")
+#: How long to wait to be registered; without PostgreSQL the run is left to a later delivery, in seconds.
+REGISTER_SECONDS = 30.0
+
+
+def main(run_id: int) -> None:
+    """Claim the run and work on it. What it enqueues is sent as from any worker."""
+    from core import main as _carrier_attached  # noqa: F401
+
+    configured = settings.current()
+    application = application_name()
+    engine = database.connect(configured.database_url.get_secret_value(), application=application)
+    heartbeat = Heartbeat(
+        engine,
+        Identity("isolated", process_name(), application),
+        every_seconds=configured.heartbeat_seconds,
+        lease=timedelta(seconds=configured.lease_seconds),
+    )
+    heartbeat.start()
+    if not heartbeat.registered.wait(REGISTER_SECONDS):
+        sys.exit("rota: not registered with the ledger; the run is left to a later delivery")
+    with engine.connect() as connection:
+        name = connection.execute(JOB, {"run_id": run_id}).scalar_one()
+    executor = Executor(engine, lambda: heartbeat.process_id, process_name())
+    executor.execute(plugins.current().job(name), run_id)
+    heartbeat.stop()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

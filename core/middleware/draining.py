@@ -1,0 +1,34 @@
+"""A worker that is stopping takes on nothing more, and leaves to others at once what it has not begun.
+
+Dramatiq's own consumers go on fetching until the last job has ended, and hold what they fetched all that time.
+"""
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+from dramatiq.broker import Broker
+from dramatiq.common import iter_queue
+from dramatiq.middleware import Middleware
+from dramatiq.worker import Worker
+
+from core.redis_broker import REDIS_AWAY, RotaBroker
+
+logger = logging.getLogger(__name__)
+
+
+class Draining(Middleware):
+    """Closes the consumers' windows and puts back what waits in this process's memory."""
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Put back every message that no thread has begun with; what comes a moment later Dramatiq puts back itself."""
+        if isinstance(broker, RotaBroker):
+            broker.is_draining = True
+        waiting: dict[str, list[Any]] = defaultdict(list)
+        for item in iter_queue(worker.work_queue):
+            waiting[item.message.queue_name].append(item.message)
+        for queue_name, messages in waiting.items():
+            try:
+                worker.consumers[queue_name].requeue_messages(messages)
+            except REDIS_AWAY as error:
+                logger.warning("worker.not_drained queue=%s messages=%s: %s", queue_name, len(messages), error)

@@ -1,0 +1,79 @@
+"""One database for all tests of this folder, emptied after each: a new one for each would take most of the time."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from expiry_world import check_points
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from core import database as databases
+from core.ledger import outbox
+from core.testing import create_database, drop_database
+from plugins.expiry.models import Base
+
+TABLES = ", ".join([*Base.metadata.tables, "rota_runs"])
+NAME = "test_expiry"
+
+
+@pytest.fixture(scope="session")
+def shared_url(template: str) -> Iterator[str]:
+    yield create_database(template, NAME, template=True)
+    drop_database(template, NAME)
+
+
+@pytest.fixture
+def postgres_url(shared_url: str) -> Iterator[str]:
+    """The URL of a database that has every table, all of ours empty."""
+    yield shared_url
+    engine = databases.connect(shared_url)
+    with databases.autocommit(engine) as connection:
+        connection.exec_driver_sql(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE")
+    databases.dispose(engine)
+
+
+@pytest.fixture
+def session(database: Engine) -> Iterator[Session]:
+    with Session(database) as session:
+        yield session
+
+
+@pytest.fixture
+def check_invariants(database: Engine) -> Callable[[], None]:
+    """What must hold of points between any two transactions."""
+
+    def check() -> None:
+        with database.connect() as connection:
+            assert check_points(connection) == []
+
+    return check
+
+
+class Published(list[tuple[str, dict[str, object]]]):
+    """Stands where Redis would be, and keeps what was published."""
+
+    def send(self, parcels: object) -> None:
+        raise AssertionError("expiry enqueues nothing")
+
+    def publish(self, channel: str, message: dict[str, object]) -> None:
+        self.append((channel, message))
+
+
+@pytest.fixture
+def published() -> Iterator[Published]:
+    """What was published by transactions that committed."""
+    kept = Published()
+    outbox.attach(kept)
+    yield kept
+    outbox.attach(None)
+
+
+@pytest.fixture
+def do(database: Engine) -> Callable[..., int]:
+    """Execute and commit; returns how many rows that changed."""
+
+    def execute(statement: str, **parameters: object) -> int:
+        with database.begin() as connection:
+            return connection.execute(text(statement), parameters).rowcount
+
+    return execute

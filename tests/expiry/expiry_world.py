@@ -1,0 +1,116 @@
+"""What the tests of the four sweeps have in common: a way to make due rows, to sweep, and to count what has ended."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from core import Job
+from plugins.expiry import (
+    coupons,
+    grant_points,
+    invitation_codes,
+    issue_coupon,
+    issue_invitation_code,
+    jobs,
+    models,
+    open_task,
+    points,
+    tasks,
+)
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+#: When the rows of tests were made, unless they say otherwise.
+BEFORE = NOON - timedelta(days=30)
+A_MOMENT = timedelta(microseconds=1)
+
+#: Whatever is not as plugins/expiry/points.py promises.
+WRONG_POINTS = text("""
+    SELECT 'balance', b.user_id, b.points::text, e.points::text, l.points::text
+    FROM expiry_point_balances b
+    LEFT JOIN (SELECT user_id, sum(points) AS points FROM expiry_point_entries GROUP BY 1) e USING (user_id)
+    LEFT JOIN (SELECT user_id, sum(remaining) AS points FROM expiry_point_lots GROUP BY 1) l USING (user_id)
+    WHERE b.points <> e.points OR b.points <> l.points OR e.points IS NULL OR l.points IS NULL OR b.points < 0
+    UNION ALL
+    SELECT 'lot', l.id::text, l.remaining::text, sum(e.points)::text, ''
+    FROM expiry_point_lots l LEFT JOIN expiry_point_entries e ON e.lot_id = l.id
+    GROUP BY l.id HAVING l.remaining IS DISTINCT FROM sum(e.points) OR l.remaining < 0
+""")
+
+
+def check_points(connection: Connection) -> list[tuple[str, ...]]:
+    """Every user and lot whose sums do not agree, in one snapshot."""
+    return [tuple(row) for row in connection.execute(WRONG_POINTS)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the four sweeps."""
+
+    job: Job
+    #: Makes the row of that number, ending then.
+    make: Callable[[Session, int, datetime], int]
+    expire: Callable[..., dict[str, int]]
+    word: str
+    ended: str
+    #: A trigger may refuse the row of an id when this table is written to.
+    table: str
+    at: str
+
+    def fill(self, session: Session, count: int, ends_at: datetime = NOON) -> list[int]:
+        """Make and commit rows that end a second apart, the last of them at ``ends_at``."""
+        ends = [ends_at - timedelta(seconds=count - 1 - number) for number in range(count)]
+        ids = [self.make(session, number, at) for number, at in enumerate(ends)]
+        session.commit()
+        return ids
+
+    def sweep(self, session: Session, now: datetime = NOON, **options: int) -> dict[str, int]:
+        """Sweep, committing at each checkpoint."""
+        counts = self.expire(session, now, checkpoint=lambda _: session.commit(), **options)
+        session.commit()
+        return counts
+
+    def count(self, session: Session) -> int:
+        """How many rows have ended."""
+        return int(session.scalar(text(f"SELECT count(*) FROM {self.table} WHERE {self.ended}")) or 0)
+
+
+TASKS = Subject(
+    jobs.cancel_expired_tasks,
+    lambda session, number, at: open_task(session, f"owner-{number}", at, BEFORE),
+    tasks.cancel_expired,
+    "cancelled",
+    "state = 'cancelled'",
+    models.Task.__tablename__,
+    "deadline_at",
+)
+COUPONS = Subject(
+    jobs.check_expired_coupons,
+    lambda session, number, at: issue_coupon(session, f"C{number}", f"user-{number}", at, BEFORE),
+    coupons.expire,
+    "expired",
+    "state = 'expired'",
+    models.Coupon.__tablename__,
+    "ends_at",
+)
+CODES = Subject(
+    jobs.check_expired_invitation_codes,
+    lambda session, number, at: issue_invitation_code(session, f"I{number}", f"user-{number}", at, BEFORE),
+    invitation_codes.expire,
+    "expired",
+    "state = 'expired'",
+    models.InvitationCode.__tablename__,
+    "ends_at",
+)
+POINTS = Subject(
+    jobs.check_expired_points,
+    lambda session, number, at: grant_points(session, f"user-{number % 40}", number + 1, at, BEFORE),
+    points.expire,
+    "expired",
+    "remaining = 0",
+    models.PointLot.__tablename__,
+    "expires_at",
+)
+SUBJECTS = [TASKS, COUPONS, CODES, POINTS]

@@ -1,0 +1,210 @@
+"""Rows that break the rules: refused by the database, or left by an older system: in nobody's way, and named."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from expiry_world import BEFORE, COUPONS, NOON, POINTS, SUBJECTS, TASKS, Subject
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from core.testing import create_database, drop_database
+from plugins.expiry import sweeps
+
+NAME = "test_expiry_old_system"
+
+CONSTRAINTS = """
+    SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) FROM pg_constraint
+    WHERE contype IN ('c', 'f') AND conrelid::regclass::text LIKE 'expiry\\_%'
+    UNION ALL
+    SELECT format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', attrelid::regclass, attname) FROM pg_attribute
+    WHERE attname IN ('deadline_at', 'ends_at', 'expires_at', 'remaining', 'owner_id')
+      AND attrelid::regclass::text LIKE 'expiry\\_%' AND attrelid IN (SELECT oid FROM pg_class WHERE relkind = 'r')
+      AND attrelid <> 'expiry_notifications'::regclass
+"""
+REFUSE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN IF {condition} THEN RAISE 'not this one'; END IF; RETURN new; END $$;
+    CREATE TRIGGER refuse BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+@pytest.fixture
+def postgres_url(template: str) -> Iterator[str]:
+    """Of a database of this test's own, which may do to it what it likes."""
+    yield create_database(template, NAME, template=True)
+    drop_database(template, NAME)
+
+
+@pytest.fixture
+def old_system(database: Engine) -> None:
+    """No constraint is in force."""
+    with database.begin() as connection:
+        for statement in connection.execute(text(CONSTRAINTS)).scalars().all():
+            connection.exec_driver_sql(statement)
+
+
+@pytest.fixture
+def refuse(database: Engine) -> Callable[..., None]:
+    """Have a trigger refuse the rows of a table for which a condition holds."""
+
+    def refuse_rows(subject: Subject, condition: str) -> None:
+        with database.begin() as connection:
+            connection.exec_driver_sql(REFUSE.format(table=subject.table, condition=condition))
+
+    return refuse_rows
+
+
+every_sweep = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.job.name)
+
+
+@every_sweep
+@pytest.mark.parametrize("end", ["NULL", "'infinity'", "'-infinity'", "'20000-01-01'", "'4000-01-01 BC'"])
+def test_the_database_refuses_an_end_that_is_no_date(subject: Subject, session: Session, end: str):
+    subject.fill(session, 1)
+
+    with pytest.raises(IntegrityError):
+        session.execute(text(f"UPDATE {subject.table} SET {subject.at} = {end}"))
+
+
+@pytest.mark.parametrize("change", ["remaining = -1", "remaining = points + 1", "points = -5", "remaining = NULL"])
+def test_the_database_refuses_a_lot_that_cannot_be(session: Session, change: str):
+    POINTS.fill(session, 1)
+
+    with pytest.raises(IntegrityError):
+        session.execute(text(f"UPDATE expiry_point_lots SET {change}"))
+
+
+@every_sweep
+@pytest.mark.parametrize("end", ["NULL", "'infinity'", "'20000-01-01'"])
+def test_a_left_row_that_never_ends_keeps_no_other_from_it(
+    subject: Subject, session: Session, old_system, do, end: str
+):
+    ids = subject.fill(session, 3)
+    do(f"UPDATE {subject.table} SET {subject.at} = {end} WHERE id = :id", id=ids[0])
+
+    counts = subject.sweep(session, batch=1)
+
+    assert counts[subject.word] == 2
+    assert counts["broken"] == (end == "NULL")
+
+
+@every_sweep
+@pytest.mark.parametrize("end", ["'-infinity'", "'4000-01-01 BC'", "'0001-01-01'"])
+def test_a_left_row_whose_end_python_cannot_read_ends_like_any_other(
+    subject: Subject, session: Session, old_system, do, end: str, monkeypatch
+):
+    monkeypatch.setattr(sweeps, "SLICE", 1)
+    ids = subject.fill(session, 3)
+    do(f"UPDATE {subject.table} SET {subject.at} = {end} WHERE id = :id", id=ids[1])
+
+    assert subject.sweep(session, batch=1)[subject.word] == 3
+
+
+def test_a_left_lot_with_less_than_nothing_is_reported_and_never_credited(session, old_system, do, caplog):
+    ids = POINTS.fill(session, 3)
+    do("UPDATE expiry_point_lots SET remaining = -7 WHERE id = :id", id=ids[0])
+    balances = session.execute(text("SELECT sum(points) FROM expiry_point_balances")).scalar_one()
+    session.commit()
+
+    counts = POINTS.sweep(session)
+
+    assert counts == {"expired": 2, "left": 0, "broken": 1, "points": 2 + 3}
+    after = session.execute(text("SELECT sum(points) FROM expiry_point_balances")).scalar_one()
+    assert balances - after == 5
+    assert f"table=expiry_point_lots count=1 ids={ids[0]}: " in caplog.text
+
+
+def test_a_lot_with_more_in_it_than_its_users_balance_is_reported_and_the_others_expire(session, do, caplog):
+    ids = POINTS.fill(session, 9)
+    do("UPDATE expiry_point_balances SET points = points - 1 WHERE user_id = 'user-4'")
+
+    counts = POINTS.sweep(session)
+
+    assert (counts["expired"], counts["broken"], counts["points"]) == (8, 1, 45 - 5)
+    assert f"count=1 ids={ids[4]}: " in caplog.text
+    assert "expiry_point_balances_points_check" in caplog.text
+
+
+def test_points_too_many_to_be_added_up_keep_no_others_from_expiring(session, old_system, do):
+    POINTS.fill(session, 3)
+    do("UPDATE expiry_point_lots SET remaining = 9223372036854775807, user_id = 'user-0' WHERE id < 3")
+
+    counts = POINTS.sweep(session)
+
+    assert (counts["expired"] + counts["broken"], counts["left"]) == (3, 0)
+    assert session.scalar(text("SELECT remaining FROM expiry_point_lots WHERE id = 3")) == 0
+
+
+def test_a_task_nobody_owns_is_reported_and_the_others_are_cancelled(session, old_system, do, caplog):
+    ids = TASKS.fill(session, 5)
+    do("UPDATE expiry_tasks SET owner_id = NULL WHERE id = :id", id=ids[2])
+
+    counts = TASKS.sweep(session, batch=2)
+
+    assert counts == {"cancelled": 4, "left": 0, "broken": 1}
+    assert f"table=expiry_tasks count=1 ids={ids[2]}: null value in column" in caplog.text
+
+
+@every_sweep
+def test_a_row_that_the_database_refuses_loses_no_other_of_its_batch_and_is_named_once(
+    subject: Subject, session: Session, refuse, caplog
+):
+    ids = subject.fill(session, 20)
+    refuse(subject, f"old.id IN ({ids[3]}, {ids[11]})")
+
+    counts = subject.sweep(session, batch=8)
+    again = subject.sweep(session, batch=8)
+
+    assert (counts[subject.word], counts["broken"]) == (18, 2)
+    assert (again[subject.word], again["broken"]) == (0, 2)
+    assert subject.count(session) == 18
+    named = [record for record in caplog.records if "sweep.broken_rows" in record.message]
+    assert len(named) == 2  # once for each run
+    assert f"count=2 ids={ids[3]}, {ids[11]}: not this one" in named[0].getMessage()
+
+
+def test_a_refused_row_told_nobody(session, refuse, published):
+    ids = TASKS.fill(session, 4)
+    refuse(TASKS, f"old.id = {ids[1]}")
+
+    TASKS.sweep(session)
+
+    assert [message["task_id"] for _, message in published] == [ids[0], ids[2], ids[3]]
+
+
+def test_with_many_refused_batches_are_no_longer_taken_apart_and_others_still_end(session, refuse, monkeypatch):
+    monkeypatch.setattr(sweeps, "MOST_ISOLATED", 2)
+    COUPONS.fill(session, 20)
+    refuse(COUPONS, "old.id BETWEEN 1 AND 9")
+
+    counts = COUPONS.sweep(session, batch=4)
+
+    assert (counts["expired"], counts["broken"]) == (8, 12)
+
+
+def test_if_every_row_is_refused_the_run_fails_with_the_first_error(session, refuse, monkeypatch):
+    monkeypatch.setattr(sweeps, "MOST_ISOLATED", 5)
+    COUPONS.fill(session, 20)
+    refuse(COUPONS, "true")
+
+    with pytest.raises(DBAPIError, match="not this one"):
+        COUPONS.sweep(session, batch=4)
+
+
+def test_only_the_first_broken_rows_are_named(session, old_system, do, caplog):
+    COUPONS.fill(session, 30)
+    do("UPDATE expiry_coupons SET ends_at = NULL")
+
+    assert COUPONS.sweep(session) == {"expired": 0, "left": 0, "broken": 30}
+    assert "count=30 ids=" + ", ".join(map(str, range(1, 21))) + ": " in caplog.text
+
+
+def test_a_broken_row_that_is_mended_ends_in_the_next_run(session, old_system, do):
+    (coupon_id,) = COUPONS.fill(session, 1)
+    do("UPDATE expiry_coupons SET ends_at = NULL")
+    assert COUPONS.sweep(session)["broken"] == 1
+
+    do("UPDATE expiry_coupons SET ends_at = :at WHERE id = :id", at=BEFORE, id=coupon_id)
+
+    assert COUPONS.sweep(session, NOON) == {"expired": 1, "left": 0, "broken": 0}

@@ -51,6 +51,8 @@ class Heartbeat(threading.Thread):
         self._lease = lease
         self._stopping = threading.Event()
         self._complaint = Complaint(logger)
+        #: Under which id this process was registered last; runs may still be claimed under it.
+        self._former_id: int | None = None
 
     def run(self) -> None:
         """Stay registered until stopped."""
@@ -73,10 +75,13 @@ class Heartbeat(threading.Thread):
 
     def _stay_registered(self) -> None:
         with database.dedicated(self._engine) as connection:
-            self.process_id = process_id = processes.register(connection, self._identity, self._lease)
+            former, self.process_id = self._former_id, processes.register(connection, self._identity, self._lease)
+            self._former_id = process_id = self.process_id
             self.registered.set()
             self._complaint.withdraw()
             logger.info("process.registered kind=%s id=%s", self._identity.kind, process_id)
+            if former is not None:
+                self._hand_back(connection, former, "its worker lost PostgreSQL")
             self._beat(connection, process_id)
 
     def _beat(self, connection: Connection, process_id: int) -> None:
@@ -85,11 +90,10 @@ class Heartbeat(threading.Thread):
                 logger.warning("process.expired id=%s: its leases are lost, registering anew", process_id)
                 return
             self._measure_pool()
-        self._leave(connection, process_id)
+        self._hand_back(connection, process_id, "its worker was stopped")
 
-    def _leave(self, connection: Connection, process_id: int) -> None:
-        with database.autocommit(self._engine) as handing_back:
-            handed_back = runs.hand_back(handing_back, process_id, "its worker was stopped")
+    def _hand_back(self, connection: Connection, process_id: int, reason: str) -> None:
+        handed_back = runs.hand_back(connection, process_id, reason)
         if handed_back:
             logger.info("process.handed_back runs=%s", handed_back)
         processes.resign(connection, process_id)

@@ -126,7 +126,7 @@ class Run:
         session, lease = self.work.session, self.work.lease
         if lease is not None and progress is not None:
             session.flush()
-            leases.hold(session, lease, json.dumps(progress, default=str))
+            leases.hold(session, lease, json.dumps(progress, default=str, allow_nan=False))
             session.mark_fenced()
         session.commit()
 

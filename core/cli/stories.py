@@ -76,6 +76,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
     reasons = {
         "error": f"its attempt {run.attempt} failed: {run.error}",
         "worker died": f"its worker {run.worker} died or fell silent during attempt {run.attempt}",
+        "its worker lost PostgreSQL": f"its worker {run.worker} lost PostgreSQL during attempt {run.attempt}",
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": "another run of the same job and key is at work",
     }

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 
+import psycopg2
 import redis
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -56,7 +57,7 @@ class Dispatcher(threading.Thread):
             try:
                 with database.dedicated(self._engine) as connection:
                     self._stand(connection)
-            except (DBAPIError, PoolTimeout) as error:
+            except (DBAPIError, PoolTimeout, psycopg2.Error) as error:
                 self._complaint.say(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
             except Exception:  # a background loop outlives its errors
                 logger.exception("dispatcher.failed: going on")

@@ -21,6 +21,10 @@ LOCK_SPACE = 0x524F5441
 LEADER_LOCK = 0
 MIGRATION_LOCK = -1
 
+#: When PostgreSQL itself was restarted, every lock is gone and nobody could renew a lease: its processes have this long
+#: to come back, and to hand on their runs themselves, before they are taken for dead. In seconds.
+RETURN_SECONDS = 15
+
 NEXT_ID = text("SELECT nextval('rota_process_ids')")
 LOCK = text("SELECT pg_advisory_lock(:space, :id)")
 REGISTER = text("""
@@ -33,14 +37,16 @@ RENEW = text("""
 """)
 RESIGN = text("DELETE FROM rota_processes WHERE id = :id")
 
-REAP = text("""
+REAP = text(f"""
     DELETE FROM rota_processes AS process
-    WHERE expires_at <= clock_timestamp() OR NOT EXISTS (
-        SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
-        WHERE lock.locktype = 'advisory' AND db.datname = current_database()
-          AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2)
+    WHERE (expires_at <= clock_timestamp() OR NOT EXISTS (
+            SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
+            WHERE lock.locktype = 'advisory' AND db.datname = current_database()
+              AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2))
+        AND (started_at > pg_postmaster_start_time()
+            OR clock_timestamp() > pg_postmaster_start_time() + interval '{RETURN_SECONDS} seconds')
     RETURNING id, kind, name, broker_id, application
-""")
+""")  # noqa: S608 — a constant
 
 DISCONNECT = text("""
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity

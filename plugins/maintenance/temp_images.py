@@ -10,13 +10,14 @@ beginning in each run would be that one long scan. So a run stops after a number
 at a number of entries, and the next one goes on at the *place* where it stopped. The system hands out a folder's
 entries in pages (getdents64(2), about 1,000 entries), and the position of a page is a number that lseek(2) takes back,
 even on a folder that was opened anew and has changed meanwhile: file systems have kept such positions good since NFS
-needs them. A place is therefore the way down to the folder in which the run stopped: for each folder its name, and the
-position of the page that was being read. A run never stops to look before it has got a page further, so it always gets
-on; and it may look at one page more than it was told, for each folder on the way.
+needs them. A place is therefore the way down to the folder in which the run stopped: for each folder its name, the
+position of the page that was being read, and how many of the page's entries were done. A run never stops to look before
+it has got a page or a folder further, so it always gets on; and it may look at a page more than it was told, for each
+folder on the way.
 
-**Why every image is reached.** Positions are hints. If one is not understood, or the folder it belongs to has gone,
-at worst a page is skipped; but after the end of everything the next round begins at the beginning, and one round
-looks at all that was there throughout it.
+**Why every image is reached.** A place is a hint. If it is not understood, the run begins at the beginning; if the
+folder in which the last run stopped has gone, it goes on with the one after it, and may miss some that are on the same
+page. But after the end of everything comes another round, which stops elsewhere.
 """
 
 import logging
@@ -50,10 +51,11 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 class Step(NamedTuple):
-    """A folder on the way to where a run stopped, and where the page begins that was being read."""
+    """A folder on the way to where a run stopped, where the page begins that was being read, and how far it was."""
 
     name: str
     position: int = 0
+    entry: int = 0
 
 
 class Place(NamedTuple):
@@ -163,39 +165,42 @@ class Visit:
 
     def go_on(self) -> bool:
         """Look at the folder's entries; False: there was enough work, and ``sweep.place`` says where to go on."""
-        here, *_ = (*self.resume, Step(self.name))
-        listing = Listing(self.folder, here.position)
+        here = self.resume[0] if self.resume else Step(self.name)
         sought = self.resume[1].name if len(self.resume) > 1 else None
+        listing = Listing(self.folder, here.position)
+        done = here.entry if sought else 0  # of this page; folders that have gone since make it a guess
         self.sweep.stand(self.depth, here)
         for entry in listing:
             if listing.has_turned():
-                sought = None
+                done = 0
                 self.sweep.stand(self.depth, Step(self.name, listing.page))
                 if self.sweep.has_looked_enough:
                     return False
-            if sought not in {None, entry.name}:
+            resume = self.resume[1:] if entry.name == sought else ()
+            if resume:
+                done = 0
+            elif listing.entry < done:
                 continue
-            resume = self.resume[1:] if sought else ()
-            sought = None
-            if not self._look_at(entry, resume):
+            if not self._look_at(entry, listing, resume):
                 return False
         if listing.problem is not None:
             self._fail(listing.problem)
         self._report()
         return True
 
-    def _look_at(self, entry: os.DirEntry[str], resume: tuple[Step, ...]) -> bool:
-        if not _is_folder(entry):
+    def _look_at(self, entry: os.DirEntry[str], listing: "Listing", resume: tuple[Step, ...]) -> bool:
+        if resume:  # what the last run has counted already
+            self.sweep.stand(self.depth, Step(self.name, listing.page, listing.entry))
+            return self._look_into(entry.name, resume)
+        if _is_folder(entry) and (self.depth or entry.name.startswith(TEMPORARY)):
+            self.sweep.stand(self.depth, Step(self.name, listing.page, listing.entry))
+            if self.sweep.has_looked_enough:  # stop before it, not after: it may be gone then
+                self.sweep.stand(self.depth + 1, Step(entry.name))
+                return False
             self.sweep.counts["entries"] += 1
-            return not self.depth or self._look_at_file(entry)
-        if not self.depth and not entry.name.startswith(TEMPORARY):
-            self.sweep.counts["entries"] += 1
-            return True
-        if self.sweep.has_looked_enough:  # stop before it, not after: it may be gone then
-            self.sweep.stand(self.depth + 1, Step(entry.name))
-            return False
+            return self._look_into(entry.name, ())
         self.sweep.counts["entries"] += 1
-        return self._look_into(entry.name, resume)
+        return not self.depth or self._look_at_file(entry)
 
     def _look_at_file(self, entry: os.DirEntry[str]) -> bool:
         if not entry.name.lower().endswith(IMAGES):
@@ -205,12 +210,14 @@ class Visit:
                 return True
             if self.sweep.has_deleted_enough:
                 return False
-            if unlink(self.folder, entry.name):
-                self.sweep.count_deleted()
+            deleted = unlink(self.folder, entry.name)
         except FileNotFoundError:
-            pass
+            return True
         except OSError as error:
             self._fail(error)
+            return True
+        if deleted:
+            self.sweep.count_deleted()
         return True
 
     def _is_old_file(self, entry: os.DirEntry[str]) -> bool:
@@ -264,6 +271,8 @@ class Listing:
     def __init__(self, folder: int, position: int) -> None:
         self.folder = folder
         self.page = self._seek(position)
+        #: Which entry of the page the last one was, counted from 0.
+        self.entry = -1
         #: Why the listing ended before its end.
         self.problem: OSError | None = None
         self._turned = False
@@ -276,8 +285,9 @@ class Listing:
                     position = os.lseek(self.folder, 0, os.SEEK_CUR)
                     if position != end:
                         if end is not None:
-                            self.page, self._turned = end, True
+                            self.page, self._turned, self.entry = end, True, -1
                         end = position
+                    self.entry += 1
                     yield entry
         except OSError as error:
             self.problem = error
@@ -302,7 +312,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _to_json(place: Place) -> list[Any]:
     # Names need not be UTF-8, and JSON must be.
-    return [place.above, [[os.fsencode(step.name).hex(), step.position] for step in place.steps]]
+    return [place.above, [[os.fsencode(step.name).hex(), step.position, step.entry] for step in place.steps]]
 
 
 def _from_json(value: Any) -> Place:
@@ -311,6 +321,8 @@ def _from_json(value: Any) -> Place:
         above, steps = value
         if above not in range(len(ABOVE)):
             return BEGINNING
-        return Place(above, tuple(Step(os.fsdecode(bytes.fromhex(name)), int(position)) for name, position in steps))
+        return Place(
+            above, tuple(Step(os.fsdecode(bytes.fromhex(name)), int(page), int(entry)) for name, page, entry in steps)
+        )
     except (TypeError, ValueError):
         return BEGINNING

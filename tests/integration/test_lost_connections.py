@@ -11,10 +11,13 @@ from core import database as databases
 from core import execution, job, migrate
 from core.embedded import EmbeddedPostgres
 from core.execution import Executor
-from core.ledger import runs
+from core.heartbeat import Heartbeat
+from core.ledger import leases, processes, runs
+from core.ledger.processes import Identity
 from core.plugins import current
 from core.testing import RunJob
 from tests.support.effects import leave
+from tests.support.eventually import eventually
 from tests.support.ledger import Ledger
 
 PID = text("SELECT pg_backend_pid()")
@@ -172,3 +175,29 @@ def test_while_postgresql_is_down_a_claim_is_refused_and_nothing_runs(own_postgr
 
     assert ran == []
     assert "run.not_claimed run=1" in caplog.text
+
+
+def test_a_restart_of_postgresql_is_no_crash_of_the_processes_that_come_back(own_postgres):
+    engine = databases.connect(own_postgres.url)
+    list(migrate.upgrade(engine, current()))
+    identity = Identity("worker", "test:1", "rota:test")
+    heartbeat = Heartbeat(engine, identity, every_seconds=0.05, lease=timedelta(seconds=15))
+    heartbeat.start()
+    assert heartbeat.registered.wait(10)
+    before = heartbeat.process_id
+    run_job = RunJob(Executor(engine, lambda: before, "test:1"))
+    run_id = run_job.request(failing)
+    with databases.autocommit(engine) as connection:
+        leases.claim(connection, run_id, job=failing.name, process_id=before, worker="test:1")
+
+    own_postgres.stop()
+    own_postgres.start()
+    with databases.connect(own_postgres.url).connect() as reaper:
+        assert processes.reap(reaper) == []
+    eventually(lambda: run_job.row(run_id).state == "retrying", within=10)
+
+    row = run_job.row(run_id)
+    assert (row.crashes, row.failures, row.reason) == (0, 0, "its worker lost PostgreSQL")
+    assert heartbeat.process_id != before
+    heartbeat.stop()
+    databases.dispose(engine)

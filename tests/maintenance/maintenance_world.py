@@ -105,7 +105,9 @@ class World:
 
     def files(self) -> set[str]:
         """Every file and link below the root."""
-        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_symlink() or path.is_file()}
+        return {
+            str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_symlink() or path.is_file()
+        }
 
 
 def age(path: Path, modified_at: datetime) -> None:

@@ -278,7 +278,11 @@ def test_recording_a_file_takes_paths_in_the_own_folders_alone(world):
     world.session.commit()
 
     assert world.count(TaskFile) == 2
-    for path in [*(path.replace(b"%d", b"%d" % task_id) for path in HOSTILE), "\ud800", f"private/tasks/{task_id}/\ud800"]:
+    for path in [
+        *(path.replace(b"%d", b"%d" % task_id) for path in HOSTILE),
+        "\ud800",
+        f"private/tasks/{task_id}/\ud800",
+    ]:
         with pytest.raises(WallError):
             record_file(world.session, task_id, path)
     with pytest.raises(UnknownTask, match="unknown task 99"):

@@ -39,10 +39,11 @@ MARK_USERS_OF_TASKS = """
             WHERE who.user_id IS NOT NULL;
         ELSE
             INSERT INTO maintenance_changed_users (user_id)
-            SELECT DISTINCT who.user_id FROM old_rows AS was FULL JOIN new_rows AS now_is USING (id),
-                LATERAL (VALUES (was.poster_id), (was.taker_id), (now_is.poster_id), (now_is.taker_id)) AS who (user_id)
+            SELECT DISTINCT who.user_id FROM old_rows AS was FULL JOIN new_rows AS become USING (id),
+                LATERAL (VALUES (was.poster_id), (was.taker_id), (become.poster_id), (become.taker_id)) AS who (user_id)
             WHERE who.user_id IS NOT NULL
-              AND (was.poster_id, was.taker_id, was.state) IS DISTINCT FROM (now_is.poster_id, now_is.taker_id, now_is.state);
+              AND (was.poster_id, was.taker_id, was.state)
+                  IS DISTINCT FROM (become.poster_id, become.taker_id, become.state);
         END IF;
         RETURN NULL;
     END $$
@@ -56,9 +57,10 @@ MARK_USERS_OF_REVIEWS = """
             INSERT INTO maintenance_changed_users (user_id) SELECT DISTINCT user_id FROM old_rows;
         ELSE
             INSERT INTO maintenance_changed_users (user_id)
-            SELECT DISTINCT who.user_id FROM old_rows AS was FULL JOIN new_rows AS now_is USING (id),
-                LATERAL (VALUES (was.user_id), (now_is.user_id)) AS who (user_id)
-            WHERE who.user_id IS NOT NULL AND (was.user_id, was.rating) IS DISTINCT FROM (now_is.user_id, now_is.rating);
+            SELECT DISTINCT who.user_id FROM old_rows AS was FULL JOIN new_rows AS become USING (id),
+                LATERAL (VALUES (was.user_id), (become.user_id)) AS who (user_id)
+            WHERE who.user_id IS NOT NULL
+              AND (was.user_id, was.rating) IS DISTINCT FROM (become.user_id, become.rating);
         END IF;
         RETURN NULL;
     END $$

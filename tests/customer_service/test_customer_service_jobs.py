@@ -1,6 +1,7 @@
 """The plugin in Rota: its jobs are registered as the catalogue says, run, and are triggered through the ledger."""
 
 import importlib
+from contextlib import closing
 from datetime import timedelta
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 
 import core.migrations
 from core import Run, cron, every, plugins
-from core.run import JobSession
+from core.run import Work
 from plugins.customer_service import CustomerService, join_queue, triggers
 
 FREQUENT = (every(seconds=30), 3, timedelta(seconds=30))
@@ -38,10 +39,10 @@ def run(engine, registry):
     """Runs a job of that name as a worker would, without a lease."""
 
     def run_job(name, now):
-        with JobSession(engine) as session:
-            run = Run(1, name, "", None, 1, now, {}, session, structlog.get_logger())
-            result = registry.job(name)(run)
-            session.commit()
+        work = Work(engine)
+        with closing(work):
+            result = registry.job(name)(Run(1, name, "", None, 1, now, {}, structlog.get_logger(), work))
+            work.session.commit()
             return result
 
     return run_job

@@ -25,8 +25,10 @@ def store(redis_url):
 
 @pytest.mark.parametrize(
     "time",
-    [NOON.timestamp(), int(NOON.timestamp() * 1000), NOON.isoformat(), "2026-01-05T12:00:00", "2026-01-05T13:00+01:00"]
-    + [str(NOON.timestamp()), "2026-01-05 12:00:00Z"],
+    [
+        *[NOON.timestamp(), int(NOON.timestamp() * 1000), str(NOON.timestamp()), NOON.isoformat()],
+        *["2026-01-05T12:00:00", "2026-01-05T13:00+01:00", "2026-01-05 12:00:00Z"],
+    ],
     ids=str,
 )
 def test_after_more_than_seven_days_and_not_at_exactly_seven(store, time):

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 import redis
@@ -139,7 +140,7 @@ def test_each_step_is_a_checkpoint_and_asks_for_no_more_than_a_step(store, monke
 
     assert progress == sorted(progress)
     assert progress[-1] == 8 * STEP
-    assert max(later - earlier for earlier, later in zip(progress, progress[1:], strict=False)) <= 2 * STEP
+    assert max(later - earlier for earlier, later in pairwise(progress)) <= 2 * STEP
     assert set(asked) == {STEP}
 
 
@@ -288,7 +289,7 @@ def test_a_crash_between_any_two_commands_loses_nothing(store, monkeypatch):
                 break
         assert store.sismember("user_sessions:ann", f"a-{number}")
     clean(store)
-    assert {key for key in store.keys("session:*")} == {f"session:a-{n}".encode() for n in range(number + 1)}
+    assert set(store.keys("session:*")) == {f"session:a-{n}".encode() for n in range(number + 1)}
     assert store.scard("user_sessions:ann") == number + 1
 
 

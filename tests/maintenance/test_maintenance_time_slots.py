@@ -100,9 +100,10 @@ def test_nothing_can_be_put_on_a_slot_that_is_being_deleted(world, engine):
     slot, task = world.slot(NOON), world.task("open")
 
     def put_on_it_meanwhile(_progress):
-        with Session(engine) as application, pytest.raises(DBAPIError, match="lock timeout"):
+        with Session(engine) as application:
             application.execute(text("SET LOCAL lock_timeout = '200ms'"))
-            application.execute(update(Task).where(Task.id == task).values(time_slot_id=slot))
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                application.execute(update(Task).where(Task.id == task).values(time_slot_id=slot))
         world.session.commit()
 
     counts = delete_old_slots(world.session, DUE, retention=RETENTION, checkpoint=put_on_it_meanwhile)

@@ -47,7 +47,7 @@ def test_a_job_in_place_of_its_name_is_unknown():
 
 
 def test_a_job_on_the_fast_lane_is_refused_with_what_to_do():
-    with pytest.raises(BadArguments, match=r"'fast' is on the fast lane .* send it a message instead"):
+    with pytest.raises(BadArguments, match=r"'fast' is on the fast lane .* use send"):
         enqueue(NOWHERE, "fast")
 
 

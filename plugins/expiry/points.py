@@ -55,7 +55,8 @@ def spend_points(session: Session, user_id: str, points: int, now: datetime) -> 
     Raises BadPoints, and InsufficientPoints if there are fewer, with nothing spent.
     """
     _require_points(points)
-    _lock_balances(session, [user_id], wait=True)
+    if not _lock_balances(session, [user_id], wait=True):  # a first grant may be committed right now: we came before it
+        raise InsufficientPoints(user_id, points, 0)
     lots = _spendable_lots(session, user_id, now)
     spendable = sum(lots.values())
     if spendable < points:

@@ -9,7 +9,7 @@ from expiry_world import NOON, POINTS, check_points
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from plugins.expiry import InsufficientPoints, grant_points, spend_points
+from plugins.expiry import InsufficientPoints, grant_points, points, spend_points
 from tests.support.racing import race
 
 USERS = ["ann", "bob", "cid", "dan"]
@@ -128,3 +128,19 @@ def test_eight_grant_to_somebody_new_at_once(database: Engine, check_invariants)
     with Session(database) as session:
         assert session.scalar(text("SELECT points FROM expiry_point_balances")) == 40
     check_invariants()
+
+
+def test_a_first_grant_that_is_committed_while_somebody_spends_comes_too_late(database: Engine, monkeypatch):
+    """Who found no balance to lock has nothing to spend, or two who did would both spend the first lot."""
+    granting = Session(database)
+    grant_points(granting, "ann", 10, NOON, NOON - HOUR)
+    read = points._spendable_lots
+
+    def read_after_the_commit(*args):
+        granting.commit()
+        return read(*args)
+
+    monkeypatch.setattr(points, "_spendable_lots", read_after_the_commit)
+    with Session(database) as session, pytest.raises(InsufficientPoints):
+        spend_points(session, "ann", 7, NOON - HOUR)
+    granting.close()

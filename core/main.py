@@ -87,7 +87,8 @@ def start() -> RotaBroker:
     except RotaError as error:
         sys.exit(f"rota: {error}")
     for plugin in registry.plugins:
-        metrics.plugin(plugin.name, is_up=not plugin.error)
+        if not plugin.is_disabled:
+            metrics.plugin(plugin.name, is_up=not plugin.error)
     return build(configured, registry)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pluggy
 
-from core import arguments, builtin, hookspecs, settings
+from core import admission, arguments, builtin, hookspecs, settings
 from core.errors import PluginError, suggestion
 from core.hookspecs import NAMESPACE
 from core.jobs import Job
@@ -65,7 +65,10 @@ def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Regist
     ours = offers(manager, CORE, builtin)
     found = sorted(points, key=lambda point: point.name)
     warn_of_strangers(disabled, [point.name for point in found])
-    plugins = [ours, *(left_out(point) if point.name in disabled else isolate(manager, point) for point in found)]
+    plugins = [
+        ours,
+        *(left_out(point) if point.name in disabled else isolate(manager, point, found) for point in found),
+    ]
     registry = Registry(tuple(refuse_duplicates(plugins)))
     for plugin in registry.broken():
         logger.error("plugin.broken plugin=%s error=%s", plugin.name, plugin.error)
@@ -84,9 +87,10 @@ def left_out(point: EntryPoint) -> Plugin:
     return shipped(Plugin(point.name, "", "", is_disabled=True), point)
 
 
-def isolate(manager: pluggy.PluginManager, point: EntryPoint) -> Plugin:
-    """Load one plugin; whatever goes wrong in it stays with it."""
+def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[EntryPoint]) -> Plugin:
+    """Load one plugin of ``points``; whatever goes wrong in it stays with it."""
     try:
+        admission.require(point, points)
         plugin = offers(manager, point.name, instantiate(point.load()))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):

@@ -72,6 +72,9 @@ class Settings(BaseModel):
     resend_seconds: Annotated[float, Field(validation_alias="ROTA_RESEND_SECONDS", ge=1, le=3600)] = 5.0
     """A message that is no longer on its queue after this many seconds, its run not begun, is sent again."""
 
+    orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 60.0
+    """A job that no live process has had for this many seconds is gone, and what waits of it ends as orphaned."""
+
     retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
     """How long finished runs are kept, in days."""
 

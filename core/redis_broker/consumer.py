@@ -30,7 +30,7 @@ class Consumer(_RedisConsumer):
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
-        return bool(self.outstanding_message_count < self.prefetch)
+        return bool(self.outstanding_message_count < self.prefetch) and self.broker.strangers.has_room
 
     def __next__(self) -> MessageProxy | None:
         try:
@@ -53,10 +53,11 @@ class Consumer(_RedisConsumer):
         """The message in ``body``; one that is no message of ours is set aside."""
         try:
             message = read(body, self.queue_name)
-            if message.actor_name not in self.broker.actors:
-                raise NotAMessage("unknown actor")
         except NotAMessage as problem:
             self.set_aside(body, str(problem))
+            return None
+        if message.actor_name not in self.broker.actors:
+            self.broker.strangers.take(self.queue_name, message)
             return None
         self.queued_message_ids.add(message.message_id)
         return MessageProxy(message)

@@ -34,6 +34,12 @@ END = text(f"""
 
 FORGET_SLOTS = text(f"DELETE FROM rota_schedules WHERE job = :job AND {IS_KNOWN_BY_NOBODY}")  # noqa: S608 — constants
 
+WAITING = text("""
+    SELECT state, count(*) AS runs FROM rota_runs
+    WHERE job = :job AND state IN ('queued', 'retrying', 'running', 'dead')
+    GROUP BY state ORDER BY state
+""")
+
 COUNTS = text("""
     SELECT job, reason, former_state AS was, count(*) AS runs, max(finished_at) AS last_at FROM rota_runs
     WHERE state = 'orphaned' AND (CAST(:jobs AS text[]) IS NULL OR job = ANY(:jobs))
@@ -91,6 +97,11 @@ def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch:
 def forget_slots(connection: Connection, job: str) -> bool:
     """Account for the slots of ``job`` no longer; if it returns, that starts anew. Whether anything was forgotten."""
     return connection.execute(FORGET_SLOTS, {"job": job}).rowcount > 0
+
+
+def waiting(connection: Connection, job: str) -> dict[str, int]:
+    """How many runs of ``job`` are not over, or dead, by state."""
+    return {row.state: row.runs for row in connection.execute(WAITING, {"job": job})}
 
 
 def counts(connection: Connection, jobs: Collection[str] | None = None) -> list[Count]:

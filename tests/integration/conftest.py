@@ -150,10 +150,11 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
             application: str = "",
             jobs: Sequence[Job] | None = None,
             kind: str = "worker",
+            plugin: str = "tests",
         ) -> Process:
             connection = stack.enter_context(databases.dedicated(database))
             application = application or application_name()
-            release = releases.of(registry_of(*jobs)) if jobs is not None else None
+            release = releases.of(registry_of(*jobs, plugin=plugin)) if jobs is not None else None
             if release is not None:
                 releases.record(connection, release)
             fingerprint = release.fingerprint if release else None

@@ -14,6 +14,8 @@ from core.errors import PluginError
 OURS = "rota"
 #: A name is part of the names of tables and of environment variables.
 PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+#: The tables of the ledger begin with it.
+RESERVED = {OURS}
 EXPECTED_NAME = "lower-case letters, digits and _, a letter first, 40 at most"
 
 
@@ -27,6 +29,8 @@ def require(point: EntryPoint, points: Iterable[EntryPoint]) -> None:
 
 def refuse_bad_name(name: str) -> None:
     """Raise PluginError for a name that cannot begin the names of tables."""
+    if name in RESERVED:
+        raise PluginError(f"plugin name {name!r} is taken: tables of that name are Rota's own")
     if not PLUGIN_NAME.fullmatch(name):
         raise PluginError(f"plugin name {name!r} must be {EXPECTED_NAME}; it is the entry point's name in its package")
 

@@ -44,6 +44,23 @@ LAST_OWNERS = text("""
 """)
 
 
+PROCESSES = text("""
+    SELECT process.kind, process.name, CASE WHEN release.jobs IS NOT NULL THEN ARRAY(
+        SELECT DISTINCT described ->> 'plugin' FROM jsonb_each(release.jobs) AS known (job, described)) END AS plugins
+    FROM rota_processes AS process LEFT JOIN rota_releases AS release ON release.fingerprint = process.release
+    WHERE process.expires_at > clock_timestamp() ORDER BY process.id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A live process, and the plugins that it has jobs of; None: it does not say."""
+
+    kind: str
+    name: str
+    plugins: list[str] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """The jobs of a process, as they are declared."""
@@ -101,6 +118,11 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "hard_limit_seconds": job.hard_limit.total_seconds(),
         "ledger": job.ledger,
     }
+
+
+def processes(connection: Connection) -> list[Process]:
+    """Every live process with the plugins that it has jobs of."""
+    return [Process(row.kind, row.name, row.plugins) for row in connection.execute(PROCESSES)]
 
 
 def record(connection: Connection, release: Release) -> None:

@@ -84,3 +84,9 @@ def test_two_packages_with_one_plugin_name_are_both_refused_and_both_named(packa
         "PluginError: plugin name 'billing' is taken by 'billing-jobs' and 'other-billing'; uninstall one of them"
     )
     assert errors(*points) == [expected, expected]
+
+
+def test_a_name_that_would_share_the_ledgers_tables_is_refused(package):
+    assert errors(package("rota-plugin", "rota")) == [
+        "PluginError: plugin name 'rota' is taken: tables of that name are Rota's own"
+    ]

@@ -34,7 +34,20 @@ FORBIDDEN = re.compile(
     r"\b(?:A[I] agent|language m[o]del|Cla[u]de|Chat[G]PT|sub-?a[g]ent)\b"
 )
 #: What a user types that is not ours to check.
-OTHERS = {".", "pip", "python", "docker", "dramatiq", "periodiq", "systemctl", "pg_dump", "pg_restore", "export"}
+OTHERS = {
+    ".",
+    "pip",
+    "python",
+    "docker",
+    "dramatiq",
+    "periodiq",
+    "systemctl",
+    "pg_dump",
+    "pg_restore",
+    "export",
+    "cd",
+    "pytest",
+}
 
 
 def page(name: str) -> str:

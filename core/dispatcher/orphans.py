@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from core import metrics
 from core.broker import RedisCarrier
-from core.ledger import history, orphans, releases
+from core.ledger import history, orphans, relay, releases
 from core.ledger.models import State
 from core.ledger.releases import Fleet
 from core.registry import Registry
@@ -62,7 +62,7 @@ class Orphanage:
             self._jobs.since, self._queues.since = {}, {}
             return
         self._end_runs(connection, fleet, now)
-        self._end_messages(fleet, now)
+        self._end_messages(connection, fleet, now)
 
     def _end_runs(self, connection: Connection, fleet: Fleet, now: float) -> None:
         mentioned = {*history.jobs_seen(connection), *orphans.with_slots(connection)}
@@ -72,15 +72,26 @@ class Orphanage:
         for job in gone:
             end_runs(connection, job, reason(self._registry, owners.get(job)))
 
-    def _end_messages(self, fleet: Fleet, now: float) -> None:
+    def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:
         used = {*fleet.queues, *(job.queue for job in self._registry)}
+        abandoned = releases.queues_ever(connection) - used  # another service's queues are none of ours
         try:
-            missing = [queue for queue in self._carrier.queues_with_messages() if queue not in used]
-            for queue in self._queues.over(missing, now):
-                for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
-                    logger.warning("messages.cleared queue=%s job=%s messages=%s: %s", queue, job, count, outcome)
+            found = self._carrier.queues_with_messages() & abandoned
         except redis.RedisError as error:
             logger.warning("dispatcher.queues_not_searched: %s", error)
+            return
+        for queue in self._queues.over(sorted(found), now):
+            self._end_queue(connection, queue, fleet)
+
+    def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
+        moved = relay.move(connection, queue, {job: min(queues) for job, queues in fleet.queues_of.items()})
+        if moved:
+            logger.warning("runs.moved queue=%s runs=%s: their jobs are on another queue now", queue, moved)
+        try:
+            for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
+                logger.warning("messages.cleared queue=%s job=%s messages=%s: %s", queue, job, count, outcome)
+        except redis.RedisError as error:
+            logger.warning("dispatcher.queue_not_cleared queue=%s: %s", queue, error)
 
 
 def end_runs(connection: Connection, job: str, why: str) -> int:

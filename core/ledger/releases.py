@@ -37,6 +37,10 @@ ALIVE = text("""
 #: Of releases that are alive side by side the newer one counts as the last.
 LAST = text("SELECT * FROM rota_releases ORDER BY date_trunc('minute', last_seen_at) DESC, first_seen_at DESC LIMIT 1")
 
+QUEUES_EVER = text("""
+    SELECT DISTINCT known.described ->> 'queue' FROM rota_releases, jsonb_each(jobs) AS known (job, described)
+""")
+
 LAST_OWNERS = text("""
     SELECT DISTINCT ON (known.job) known.job, known.described ->> 'plugin' AS plugin
     FROM rota_releases AS release, jsonb_each(release.jobs) AS known (job, described)
@@ -154,6 +158,11 @@ def last(connection: Connection) -> Release | None:
     """The release that was alive last, if there ever was one."""
     row = connection.execute(LAST).one_or_none()
     return Release(row.jobs) if row else None
+
+
+def queues_ever(connection: Connection) -> set[str]:
+    """The queues that a job of any release has had."""
+    return set(connection.execute(QUEUES_EVER).scalars())
 
 
 def last_owners(connection: Connection, jobs: Collection[str]) -> dict[str, str]:

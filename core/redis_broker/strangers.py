@@ -77,9 +77,15 @@ class Strangers:
                 self._decide(held)
             except (redis.RedisError, OSError) as error:
                 logger.warning("messages.not_put_back messages=%s: %s; trying again", len(held), error)
-                with self._lock:
-                    self._held = held + self._held
-                self._come.set()
+                self._hold_on(held)
+            except Exception:  # a background loop outlives its errors
+                logger.exception("messages.not_decided messages=%s: trying again", len(held))
+                self._hold_on(held)
+
+    def _hold_on(self, held: list[tuple[str, Message[Any]]]) -> None:
+        with self._lock:
+            self._held = held + self._held
+        self._come.set()
 
     def _decide(self, held: Sequence[tuple[str, Message[Any]]]) -> None:
         fleet = None if self._stopping.is_set() else self._fleet()

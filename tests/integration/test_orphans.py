@@ -68,6 +68,12 @@ def make_broker(redis_url):
 
 
 @pytest.fixture
+def ran(connection):
+    """These jobs have been those of a release."""
+    return lambda *jobs: releases.record(connection, releases.of(registry_of(*jobs)))
+
+
+@pytest.fixture
 def orphanage(make_broker):
     """A dispatcher's, of a process that has ``work`` alone."""
     return Orphanage(registry_of(work), RedisCarrier(make_broker()), GRACE)
@@ -354,6 +360,11 @@ class TestConsumer:
 class TestAbandonedQueues:
     """Queues that no job of the fleet uses."""
 
+    @pytest.fixture(autouse=True)
+    def history(self, ran):
+        ran(gone_fast)
+        ran(job("gone-fast", queue="old", ledger=False)(lambda run: None))
+
     @pytest.fixture
     def client(self, redis_url):
         client = redis.Redis.from_url(redis_url)
@@ -419,6 +430,39 @@ class TestAbandonedQueues:
         look(0), look(GRACE)
 
         assert keys(client, "gone") == (1, 0, 0)
+
+    def test_a_run_whose_job_has_moved_is_sent_to_its_present_queue(
+        self, look, make_broker, start_process, client, ledger
+    ):
+        start_process(jobs=[work])
+        moved, other = ledger.request("work", queue="old", sent_at="now"), ledger.request("gone", queue="old")
+        put(make_broker(), "work", "old", run_id=moved)
+
+        look(0), look(GRACE)
+
+        assert (ledger.run(moved).queue, ledger.run(moved).sent_at) == ("default", None)
+        assert ledger.run(other).queue == "old"
+        assert client.exists("dramatiq:old", "dramatiq:old.msgs") == 0
+
+    def test_what_another_service_has_on_the_same_redis_is_none_of_ours(self, look, make_broker, start_process, client):
+        start_process(jobs=[work])
+        put(make_broker(), "theirs", "their-queue")
+
+        look(0), look(GRACE)
+
+        assert keys(client, "their-queue") == (1, 0, 0)
+
+    def test_a_key_that_only_has_the_name_of_a_queue_keeps_no_other_from_being_cleared(
+        self, look, make_broker, start_process, client
+    ):
+        start_process(jobs=[work])
+        client.set("dramatiq:gone", "no list")
+        client.hset("dramatiq:gone.msgs", "x", "y")
+        put(make_broker(), "gone-fast", "old")
+
+        look(0), look(GRACE)
+
+        assert keys(client, "old") == (0, 0, 1)
 
 
 class TestAdoption:

@@ -46,6 +46,7 @@ OTHERS = {
     "pg_restore",
     "export",
     "cd",
+    "kill",
     "pytest",
 }
 

@@ -160,10 +160,11 @@ def orphaned(scene: Scene, run: Run, subject: str) -> list[str]:
         "broken": "its plugin was broken",
         "unknown": "no installed plugin had it",
     }
-    because = reasons.get(run.reason or "", run.reason or "no reason is on record")
+    why = reasons.get(run.reason or "", run.reason)
+    because = f", since {why}" if why else ""
     was = f" It was {run.former_state} before." if run.former_state else ""
     return [
-        f"{subject} was orphaned at {scene.at(run.finished_at)}: no live process had its job, since {because}.{was}",
+        f"{subject} was orphaned at {scene.at(run.finished_at)}: no live process had its job{because}.{was}",
         f"If the job is back, `rota orphans adopt {run.job}` takes it up again.",
     ]
 

@@ -1,14 +1,17 @@
 """``rota new-plugin``: the package that it writes can be built, installed, tested, used and taken away as it is."""
 
 import json
+import os
 import py_compile
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from core.cli import main
-from tests.support.wheels import Environment, build
+from tests.support.wheels import ROOT, Environment, build
 
 
 @pytest.fixture
@@ -94,3 +97,47 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(rota, tmp_path):
 
     assert done.exit_code == 1
     assert "cannot be written: Not a directory" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_walk_of_the_documentation_goes_as_it_is_told(tmp_path, environment):
+    section = (ROOT / "docs" / "plugins.md").read_text().partition("## From nothing to a running wheel\n")[2]
+    commands, told = blocks(section.partition("\n## ")[0], "sh"), blocks(section.partition("\n## ")[0], "text")
+    walked = Environment(tmp_path / "venv")
+    first = walked.run("python", "-c", RECORD)
+    assert first.returncode == 0, first.stderr
+    script = tmp_path / "walk.sh"
+    script.write_text("set -euo pipefail\n" + "".join(commands))
+
+    environ = {**os.environ, **OFFLINE, "PATH": f"{walked.bin}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=250, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (done.stdout + done.stderr).splitlines()
+    lines = "".join(told).splitlines()
+    assert len(lines) == 7
+    assert not [line for line in lines if not any(one.startswith(line) for one in said)], done.stdout + done.stderr
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The bodies of the fenced blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+#: pip reads the value the other way round: no isolation, since that would fetch setuptools.
+OFFLINE = {
+    "PIP_NO_INDEX": "1",
+    "PIP_NO_BUILD_ISOLATION": "0",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "ROTA_METRICS_PORT": "0",
+}
+#: Has the jobs installed here be those of a release that has run, so that there is something to compare with.
+RECORD = """
+from core import database, plugins
+from core.ledger import releases
+with database.autocommit(database.engine()) as connection:
+    releases.record(connection, releases.of(plugins.current()))
+"""

@@ -18,6 +18,8 @@ if __name__ == "__main__":
     sys.exit({function}())
 """
 SCRIPTS = {
+    "pip": ("pip._internal.cli.main", "main"),
+    "pytest": ("pytest", "main"),
     "dramatiq": ("dramatiq.__main__", "main"),
     "periodiq": ("periodiq", "entrypoint"),
     "rota": ("core.cli", "main"),

@@ -12,6 +12,7 @@ from sqlalchemy import inspect
 from core import builtin, migrate
 from core import database as databases
 from core.errors import NotMigrated, PluginError
+from core.ledger import orphans, releases
 from core.ledger.models import Base
 from core.registry import Plugin, Registry
 from core.testing import create_database, drop_database
@@ -174,3 +175,35 @@ def test_the_cores_tables_can_be_taken_away_and_made_again(empty):
     assert tables(empty) == {table}
 
     assert upgrade(empty, CORE) == [("core", None, CORE_HEAD)]
+
+
+def test_the_first_ledger_is_brought_up_to_date_with_what_is_in_it_and_its_workers_go_on(empty, monkeypatch):
+    """Old workers are alive while the tables change: what they insert must still be taken."""
+    scripts = migrate.scripts(CORE)
+    monkeypatch.setattr(type(scripts), "get_current_head", lambda _: "0001")
+    upgrade_revs = scripts._upgrade_revs
+    monkeypatch.setattr(type(scripts), "_upgrade_revs", lambda _, to, start: upgrade_revs("0001", start))
+    assert upgrade(empty, CORE) == [("core", None, "0001")]
+    with empty.begin() as connection:
+        connection.exec_driver_sql(OLD_RUN)
+        connection.exec_driver_sql(OLD_PROCESS.format(id=1))
+    monkeypatch.undo()
+
+    assert upgrade(empty, CORE) == [("core", "0001", CORE_HEAD)]
+
+    with empty.begin() as connection:
+        connection.exec_driver_sql(OLD_RUN)
+        connection.exec_driver_sql(OLD_PROCESS.format(id=2))
+    with databases.autocommit(empty) as connection:
+        fleet = releases.fleet(connection)
+        assert (fleet.is_complete, fleet.knows("work")) == (False, True)
+        assert orphans.end(connection, "work", "unknown") == []
+        connection.exec_driver_sql("DELETE FROM rota_processes")
+        assert len(orphans.end(connection, "work", "unknown")) == 2
+
+
+OLD_RUN = "INSERT INTO rota_runs (job, queue) VALUES ('work', 'default')"
+OLD_PROCESS = """
+    INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, expires_at)
+    VALUES ({id}, 'worker', 'x:1', 'x', '{{}}', 'x', clock_timestamp() + interval '1 hour')
+"""

@@ -6,6 +6,7 @@ This is also where our units (timedelta, aware instants) become Dramatiq's milli
 import inspect
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from core.execution import Executor
 from core.jobs import Job
 from core.ledger import slots
 from core.ledger.outbox import Letter, Parcel
+from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.periodic import PeriodicSchedule, nothing
 from core.redis_broker import REDIS_AWAY, RUN_ID, RotaBroker
@@ -62,6 +64,14 @@ class RedisCarrier:
     def oldest_run(self, queue: str) -> tuple[bool, int | None]:
         """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
         return self._broker.oldest_run(queue)
+
+    def queues_with_messages(self) -> set[str]:
+        """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
+        return self._broker.abandoned.queues()
+
+    def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
+        """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
+        return self._broker.abandoned.clear(queue, fleet)
 
     def recover(self, broker_id: str) -> None:
         """Put back what a dead process had fetched. Raises redis.RedisError."""
@@ -170,9 +180,18 @@ def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
     return work
 
 
-def build(client: redis.Redis, middleware: Sequence[Middleware]) -> RotaBroker:
-    """A broker on ``client`` with ``middleware`` in that order."""
-    return RotaBroker(client, middleware=middleware)
+def build(
+    client: redis.Redis,
+    middleware: Sequence[Middleware],
+    *,
+    ask_fleet: Callable[[], Fleet] = Fleet,
+    orphan_seconds: float = 0,
+) -> RotaBroker:
+    """A broker on ``client`` with ``middleware`` in that order.
+
+    ``ask_fleet`` tells what other processes know; by default there are none. It may raise SQLAlchemy's DBAPIError.
+    """
+    return RotaBroker(client, middleware=middleware, ask_fleet=ask_fleet, orphan_seconds=orphan_seconds)
 
 
 def declare(

@@ -5,17 +5,19 @@ import os
 import secrets
 import socket
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
-from psycopg2.errors import UndefinedTable
+from psycopg2.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from core import database, metrics
-from core.ledger import processes, runs
+from core.ledger import processes, releases, runs
 from core.ledger.processes import Identity
+from core.ledger.releases import Release
 from core.logs import Complaint
 
 logger = logging.getLogger(__name__)
@@ -41,12 +43,21 @@ class Heartbeat(threading.Thread):
     under it can no longer commit.
     """
 
-    def __init__(self, engine: Engine, identity: Identity, *, every_seconds: float, lease: timedelta) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        identity: Identity,
+        *,
+        every_seconds: float,
+        lease: timedelta,
+        release: Release | None = None,
+    ) -> None:
         super().__init__(name="rota-heartbeat", daemon=True)
         self.process_id: int | None = None
         self.registered = threading.Event()
         self._engine = engine
-        self._identity = identity
+        self._release = release
+        self._identity = replace(identity, release=release.fingerprint if release else None)
         self._every_seconds = every_seconds
         self._lease = lease
         self._stopping = threading.Event()
@@ -75,6 +86,8 @@ class Heartbeat(threading.Thread):
 
     def _stay_registered(self) -> None:
         with database.dedicated(self._engine) as connection:
+            if self._release is not None:  # first, so that nobody sees a process of a release that is not there
+                releases.record(connection, self._release)
             former, self.process_id = self._former_id, processes.register(connection, self._identity, self._lease)
             self._former_id = process_id = self.process_id
             self.registered.set()
@@ -105,6 +118,6 @@ class Heartbeat(threading.Thread):
 
     def _complain(self, error: DBAPIError | PoolTimeout) -> None:
         reason = "the database is not migrated, run `rota db upgrade`"
-        if not isinstance(getattr(error, "orig", None), UndefinedTable):
+        if not isinstance(getattr(error, "orig", None), UndefinedColumn | UndefinedTable):
             reason = database.brief(error)
         self._complaint.say(f"process.not_registered: {reason}; trying again every second")

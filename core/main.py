@@ -22,8 +22,9 @@ from core.dispatcher.loop import Dispatcher
 from core.errors import RotaError
 from core.execution import Executor
 from core.heartbeat import Heartbeat, application_name, process_name
-from core.ledger import outbox
+from core.ledger import outbox, releases
 from core.ledger.processes import Identity
+from core.ledger.releases import Fleet
 from core.middleware.draining import Draining
 from core.middleware.exposition import Exposition
 from core.middleware.fast_lane_retries import FastLaneRetries
@@ -44,7 +45,13 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
 
     def make_heartbeat(kind: str, queues: tuple[str, ...] = ()) -> Heartbeat:
         identity = Identity(kind, process_name(), application, broker.broker_id if kind == "worker" else None, queues)
-        return Heartbeat(engine, identity, every_seconds=configured.heartbeat_seconds, lease=lease)
+        return Heartbeat(
+            engine, identity, every_seconds=configured.heartbeat_seconds, lease=lease, release=releases.of(registry)
+        )
+
+    def ask_fleet() -> Fleet:
+        with database.autocommit(engine) as connection:
+            return releases.fleet(connection)
 
     def make_dispatcher() -> Dispatcher:
         return Dispatcher(
@@ -54,6 +61,7 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
             every_seconds=configured.dispatch_seconds,
             resend_seconds=configured.resend_seconds,
             max_crashes=configured.max_crashes,
+            orphan_seconds=configured.orphan_seconds,
         )
 
     life = ProcessLife(lambda queues: make_heartbeat("worker", queues), make_dispatcher)
@@ -67,6 +75,8 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
             Exposition(configured.metrics_port),
             FastLaneRetries(),  # last, so that it decides on a failed message before anyone else looks at it
         ],
+        ask_fleet=ask_fleet,
+        orphan_seconds=configured.orphan_seconds,
     )
     carrier = RedisCarrier(broker)
     outbox.attach(carrier)
@@ -96,7 +106,8 @@ def start() -> RotaBroker:
     except RotaError as error:
         sys.exit(f"rota: {error}")
     for plugin in registry.plugins:
-        metrics.plugin(plugin.name, is_up=not plugin.error)
+        if not plugin.is_disabled:
+            metrics.plugin(plugin.name, is_up=not plugin.error)
     return build(configured, registry)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,12 @@ def run_ended(task: str, status: str, seconds: float | None = None) -> None:
     if seconds is not None:
         _labelled("durations", task).observe(seconds)
         _labelled("status", task).set(status == "succeeded")
+
+
+def runs_ended(task: str, counts: Mapping[str, int]) -> None:
+    """Count runs that ended without an attempt, by how they ended."""
+    for status, count in counts.items():
+        _labelled("tasks", task, status).inc(count)
 
 
 def run_started(task: str, lateness_seconds: float) -> None:

@@ -51,7 +51,7 @@ def scripts(plugin: Plugin) -> ScriptDirectory:
 
 def migrated_plugins(registry: Registry) -> list[Plugin]:
     """The plugins that have tables, the core first, since others may refer to nothing but it."""
-    having = [plugin for plugin in registry.plugins if plugin.migrations and not plugin.error]
+    having = [plugin for plugin in registry.plugins if plugin.migrations and plugin.state == "loaded"]
     return sorted(having, key=lambda plugin: (plugin.name != "core", plugin.name))
 
 

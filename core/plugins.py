@@ -1,10 +1,12 @@
-"""Finds installed plugins, registers them, isolates broken ones, refuses misspelt hooks and duplicate job names."""
+"""Finds installed plugins, registers them but for the disabled, isolates broken ones, refuses misspelt hooks and
+duplicate job names.
+"""
 
 import inspect
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -14,19 +16,18 @@ from typing import Any
 
 import pluggy
 
-from core import arguments, builtin, hookspecs
+from core import admission, arguments, builtin, hookspecs, settings
 from core.errors import PluginError, suggestion
 from core.hookspecs import NAMESPACE
 from core.jobs import Job
 from core.plugin_settings import PluginSettings
 from core.registry import Plugin, Registry
-from core.settings import plugin_prefix
+from core.settings import DISABLED_PLUGINS, plugin_prefix
 
 logger = logging.getLogger(__name__)
 
 GROUP = "rota.plugins"
-#: The name of the plugin that comes with the core.
-CORE = "core"
+CORE = settings.CORE
 #: pluggy's HookimplMarker leaves this attribute on what it marks.
 IMPL_MARK = f"{NAMESPACE}_impl"
 
@@ -41,7 +42,7 @@ def current() -> Registry:
 
 @cache
 def _installed() -> Registry:
-    return load(entry_points(group=GROUP))
+    return load(entry_points(group=GROUP), settings.disabled())
 
 
 @contextmanager
@@ -54,27 +55,53 @@ def using(registry: Registry) -> Iterator[Registry]:
         _in_use.remove(registry)
 
 
-def load(points: Iterable[EntryPoint]) -> Registry:
-    """Load the built-in plugin and every plugin of ``points``. Never raises for a plugin: a broken one is reported."""
+def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Registry:
+    """Load the built-in plugin and every plugin of ``points`` that is not ``disabled``.
+
+    Never raises for a plugin: a broken one is reported.
+    """
     manager = pluggy.PluginManager(NAMESPACE)
     manager.add_hookspecs(hookspecs)
     ours = replace(offers(manager, CORE, builtin), version=version("rota"))
-    plugins = [ours, *(isolate(manager, point) for point in sorted(points, key=lambda point: point.name))]
+    found = sorted(points, key=lambda point: point.name)
+    warn_of_strangers(disabled, [point.name for point in found])
+    plugins = [
+        ours,
+        *(left_out(point) if point.name in disabled else isolate(manager, point, found) for point in found),
+    ]
     registry = Registry(tuple(refuse_duplicates(plugins)))
     for plugin in registry.broken():
         logger.error("plugin.broken plugin=%s error=%s", plugin.name, plugin.error)
     return registry
 
 
-def isolate(manager: pluggy.PluginManager, point: EntryPoint) -> Plugin:
-    """Load one plugin; whatever goes wrong in it stays with it."""
+def warn_of_strangers(disabled: Collection[str], installed: Collection[str]) -> None:
+    """Say which of the ``disabled`` are not installed: a name may be misspelt, or its plugin uninstalled since."""
+    for name in sorted(set(disabled) - set(installed)):
+        nearest = suggestion(name, installed)
+        logger.warning("plugin.not_installed %s names %r, which is not installed%s", DISABLED_PLUGINS, name, nearest)
+
+
+def left_out(point: EntryPoint) -> Plugin:
+    """A plugin that is installed and disabled; nothing of it is imported."""
+    return shipped(Plugin(point.name, "", "", is_disabled=True), point)
+
+
+def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[EntryPoint]) -> Plugin:
+    """Load one plugin of ``points``; whatever goes wrong in it stays with it."""
     try:
+        admission.require(point, points)
         plugin = offers(manager, point.name, instantiate(point.load()))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         logger.debug("plugin.failed plugin=%s", point.name, exc_info=True)
         plugin = Plugin(point.name, "", "", error=f"{type(error).__name__}: {error}")
+    return shipped(plugin, point)
+
+
+def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:
+    """``plugin`` with the distribution that it came with, if it did with any."""
     distribution = point.dist
     if distribution is None:
         return plugin
@@ -95,7 +122,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
     for folder in folders:
         if not Path(folder).is_dir():
             raise PluginError(f"register_migrations returned {str(folder)!r}, which is not a folder")
-    offered = [check_settings(name, settings) for settings in answers(manager, "register_settings", plugin)]
+    offered = [check_settings(name, answer) for answer in answers(manager, "register_settings", plugin)]
     return Plugin(
         name,
         "rota",
@@ -106,14 +133,14 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
     )
 
 
-def check_settings(name: str, settings: type[PluginSettings]) -> type[PluginSettings]:
-    """``settings`` once the environment is known to fit them. Raises SettingsError or PluginError."""
-    if not (inspect.isclass(settings) and issubclass(settings, PluginSettings)):
-        raise PluginError(f"register_settings returned {settings!r}, which is not a subclass of PluginSettings")
-    if settings.prefix != plugin_prefix(name):
-        raise PluginError(f"{settings.__name__}.prefix is {settings.prefix!r}, and must be {plugin_prefix(name)!r}")
-    settings.read(os.environ)
-    return settings
+def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSettings]:
+    """``offered`` once the environment is known to fit them. Raises SettingsError or PluginError."""
+    if not (inspect.isclass(offered) and issubclass(offered, PluginSettings)):
+        raise PluginError(f"register_settings returned {offered!r}, which is not a subclass of PluginSettings")
+    if offered.prefix != plugin_prefix(name):
+        raise PluginError(f"{offered.__name__}.prefix is {offered.prefix!r}, and must be {plugin_prefix(name)!r}")
+    offered.read(os.environ)
+    return offered
 
 
 def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:

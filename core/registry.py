@@ -24,10 +24,14 @@ class Plugin:
     settings: type[PluginSettings] | None = None
     #: Why it is broken; None: it is not, and its jobs are in the registry.
     error: str | None = None
+    #: Whether it is installed, and not to be loaded; nothing of it has then been imported.
+    is_disabled: bool = False
 
     @property
     def state(self) -> str:
-        """``loaded`` or ``broken``."""
+        """``loaded``, ``broken`` or ``disabled``."""
+        if self.is_disabled:
+            return "disabled"
         return "broken" if self.error else "loaded"
 
 

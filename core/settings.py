@@ -24,6 +24,10 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 POSTGRESQL_SCHEMES = {"postgresql", "postgres", "postgresql+psycopg2"}
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
+DISABLED_PLUGINS = "ROTA_DISABLED_PLUGINS"
+#: The name of the plugin that comes with the core.
+CORE = "core"
+
 #: Fewer heartbeats than this within one lease, and a single late one would lose it.
 HEARTBEATS_PER_LEASE = 3
 
@@ -48,6 +52,9 @@ class Settings(BaseModel):
     strict_plugins: Annotated[bool, Field(validation_alias="ROTA_STRICT_PLUGINS")] = False
     """Refuse to start when a plugin is broken, instead of going on without it."""
 
+    disabled_plugins: Annotated[str, Field(validation_alias=DISABLED_PLUGINS)] = ""
+    """Plugins that are installed and not to be loaded, separated by commas."""
+
     lease_seconds: Annotated[float, Field(validation_alias="ROTA_LEASE_SECONDS", ge=1, le=3600)] = 15.0
     """How long a process may be silent before its runs are taken from it, in seconds."""
 
@@ -65,6 +72,9 @@ class Settings(BaseModel):
     resend_seconds: Annotated[float, Field(validation_alias="ROTA_RESEND_SECONDS", ge=1, le=3600)] = 5.0
     """A message that is no longer on its queue after this many seconds, its run not begun, is sent again."""
 
+    orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 60.0
+    """A job that no live process has had for this many seconds is gone, and what waits of it ends as orphaned."""
+
     retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
     """How long finished runs are kept, in days."""
 
@@ -79,6 +89,12 @@ class Settings(BaseModel):
 
     metrics_dir: Annotated[Path | None, Field(validation_alias="ROTA_METRICS_DIR")] = None
     """Where the processes of one worker share their metrics; by default a new temporary folder."""
+
+    @field_validator("disabled_plugins")
+    @classmethod
+    def _disabled_plugins(cls, value: str) -> str:
+        split_names(value)
+        return value
 
     @field_validator("database_url")
     @classmethod
@@ -130,6 +146,23 @@ def check_redis_url(url: str) -> None:
             raise ValueError("redis-py would take it for database 0, in silence")
     except (ValueError, TypeError):
         raise ValueError("is not a Redis URL; expected redis://host:6379/0") from None
+
+
+def split_names(value: str) -> frozenset[str]:
+    """The plugins that ``value`` names. Raises ValueError if the core is one of them."""
+    found = frozenset(name.strip() for name in value.split(",") if name.strip())
+    if CORE in found:
+        raise ValueError(f"names {CORE!r}, which keeps the ledger and cannot be disabled")
+    return found
+
+
+def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
+    """The plugins not to be loaded; for this alone no other setting needs to be there. Raises SettingsError."""
+    environ = os.environ if environ is None else environ
+    try:
+        return split_names(environ.get(DISABLED_PLUGINS, ""))
+    except ValueError as error:
+        raise SettingsError(f"{DISABLED_PLUGINS} {error}") from None
 
 
 def names() -> dict[str, str]:

@@ -17,8 +17,8 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"heartbeat", "middleware"},
     {"dispatcher"},
     {"broker"},
-    {"execution", "migrate", "periodic", "redis_broker"},
-    {"builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
+    {"execution", "migrate", "periodic", "redis_broker", "removal"},
+    {"admission", "builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
     {"ledger", "migrations"},
     {"arguments", "hookspecs", "registry"},
     {"database", "jobs", "logs"},

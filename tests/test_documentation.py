@@ -32,7 +32,21 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 #: Built so that this file does not contain what it forbids.
 FORBIDDEN = re.compile(r"/(?:home|root|work|Users)/|py[p]i\.|python[h]osted|arti[f]actory|dev[p]i")
 #: What a user types that is not ours to check.
-OTHERS = {".", "pip", "python", "docker", "dramatiq", "periodiq", "systemctl", "pg_dump", "pg_restore", "export"}
+OTHERS = {
+    ".",
+    "pip",
+    "python",
+    "docker",
+    "dramatiq",
+    "periodiq",
+    "systemctl",
+    "pg_dump",
+    "pg_restore",
+    "export",
+    "cd",
+    "kill",
+    "pytest",
+}
 
 
 def page(name: str) -> str:
@@ -74,7 +88,7 @@ def setting_row(name: str) -> str:
 def shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
-    if default is None:
+    if default is None or default == "":
         return "none"
     return f"{default:g}" if isinstance(default, float) else str(default)
 
@@ -84,6 +98,8 @@ def values(name: str) -> str:
     annotation, metadata = Settings.model_fields[name].annotation, Settings.model_fields[name].metadata
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if name == "disabled_plugins":
+        return "names"
     unit = {"seconds": "seconds", "days": "days", "size": "connections", "crashes": "workers"}.get(name.split("_")[-1])
     if annotation in (int, float):
         limits = {kind: value for part in metadata for kind, value in bounds(part)}

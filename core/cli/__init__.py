@@ -19,6 +19,9 @@ COMMANDS = {
     "jobs": ("core.cli.jobs:jobs", "List the jobs, their schedules and their next slots."),
     "plugins": ("core.cli.plugins:plugins", "List the plugins and what came of loading them."),
     "runs": ("core.cli.runs:runs", "List the runs in the ledger, newest first."),
+    "orphans": ("core.cli.orphans:orphans", "List the runs whose job was gone, and take them up again."),
+    "diff": ("core.cli.diff:diff", "Say what changed in jobs since the last release that ran."),
+    "new-plugin": ("core.cli.new_plugin:new_plugin", "Write a package with a plugin to start from."),
     "run": ("core.cli.run:run", "Have a job run now."),
     "why": ("core.cli.why:why", "Say what became of a job at a certain time, and why."),
 }

@@ -59,7 +59,9 @@ def everything(*, live: bool, here: str | None) -> Iterator[Check]:
 def installed(registry: Registry) -> Iterator[Check]:
     """Whether the plugins are loaded."""
     for plugin in registry.plugins:
-        if plugin.error:
+        if plugin.is_disabled:
+            yield Check(f"plugin {plugin.name}", "info", "disabled by ROTA_DISABLED_PLUGINS; it has no jobs")
+        elif plugin.error:
             advice = f"mend or uninstall {plugin.distribution or plugin.name}; its jobs do not run meanwhile"
             yield Check(f"plugin {plugin.name}", "wrong", plugin.error, advice)
         else:

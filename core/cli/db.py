@@ -54,6 +54,35 @@ def status(ctx: click.Context, as_json: bool) -> None:
         ctx.exit(1)
 
 
+@db.command("drop-plugin")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop_plugin(name: str, yes: bool) -> None:
+    """Drop the tables and all data of the plugin NAME, which has been taken away.
+
+    Refused while it is loaded here or by a process that is alive. A plugin that can still be imported takes its own
+    migrations back; of any other, all tables go whose names begin with its name. It is one transaction.
+
+    \b
+      rota db drop-plugin billing
+    """
+    from core import plugins, removal
+    from core.cli.confirmation import confirm
+    from core.cli.surroundings import ledger
+
+    registry = plugins.current()
+    with ledger(statement_timeout_seconds=0) as engine:
+        with engine.begin() as connection:
+            shown = removal.plan(connection, registry, name)
+        rows = [(table.name, "unknown" if table.rows is None else f"about {table.rows}") for table in shown.tables]
+        print_table(("table", "rows"), rows)
+        click.echo("by taking its migrations back" if shown.by_downgrade else "by name, since it cannot be imported")
+        confirm(f"Drop these {len(rows)} tables and all that is in them?", is_given=yes, word=name)
+        with engine.begin() as connection:
+            removal.carry_out(connection, registry, shown)
+    click.echo(f"dropped the tables of {name}")
+
+
 def describe(before: "migrate.History") -> str:
     """What an upgrade did, from what there was before it."""
     if before.is_current:

@@ -12,7 +12,7 @@ from core.registry import Plugin
 @click.command()
 @as_json
 def plugins(as_json: bool) -> None:
-    """List the plugins, and why those are broken that are.
+    """List the plugins, loaded, disabled or broken, and why.
 
     Listing succeeds even then; `rota check` is the one that says no.
     """

@@ -79,6 +79,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "its worker lost PostgreSQL": f"its worker {run.worker} lost PostgreSQL during attempt {run.attempt}",
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": "another run of the same job and key is at work",
+        "adopted": "it was orphaned, and someone has taken it up again",
     }
     when = f"at {scene.at(run.due_at)}" if run.due_at > scene.now else "as soon as a worker takes it"
     because = reasons.get(run.reason or "", run.reason or run.error or "it was handed back")
@@ -154,7 +155,19 @@ def outage(scene: Scene, slot: datetime) -> list[str]:
 
 
 def orphaned(scene: Scene, run: Run, subject: str) -> list[str]:
-    return [f"{subject} was orphaned: no loaded plugin had its job{f' ({run.reason})' if run.reason else ''}."]
+    reasons = {
+        "uninstalled": "its plugin was uninstalled",
+        "disabled": "its plugin was disabled by ROTA_DISABLED_PLUGINS",
+        "broken": "its plugin was broken",
+        "unknown": "no installed plugin had it",
+    }
+    why = reasons.get(run.reason or "", run.reason)
+    because = f", since {why}" if why else ""
+    was = f" It was {run.former_state} before." if run.former_state else ""
+    return [
+        f"{subject} was orphaned at {scene.at(run.finished_at)}: no live process had its job{because}.{was}",
+        f"If the job is back, `rota orphans adopt {run.job}` takes it up again.",
+    ]
 
 
 def plainly(scene: Scene, run: Run, subject: str) -> list[str]:

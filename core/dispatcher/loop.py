@@ -13,9 +13,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from core import database, metrics
 from core.broker import RedisCarrier
 from core.dispatcher import leadership, relay
+from core.dispatcher.orphans import Orphanage
 from core.dispatcher.recovery import recover
 from core.dispatcher.slots import Accountant, miss_late
-from core.ledger import slots
+from core.ledger import releases, slots
+from core.ledger.releases import Fleet
 from core.logs import Complaint
 from core.registry import Registry
 
@@ -39,6 +41,7 @@ class Dispatcher(threading.Thread):
         every_seconds: float,
         resend_seconds: float,
         max_crashes: int,
+        orphan_seconds: float,
     ) -> None:
         super().__init__(name="rota-dispatcher", daemon=True)
         self._engine = engine
@@ -47,6 +50,9 @@ class Dispatcher(threading.Thread):
         self._every_seconds = every_seconds
         self._resend_seconds = resend_seconds
         self._max_crashes = max_crashes
+        self._orphan_seconds = orphan_seconds
+        self._orphanage = Orphanage(registry, carrier, orphan_seconds)
+        self._fleet = Fleet()
         self._maintained_at = 0.0
         self._stopping = threading.Event()
         self._complaint = Complaint(logger)
@@ -76,6 +82,7 @@ class Dispatcher(threading.Thread):
                 return
         logger.info("dispatcher.leading")
         metrics.leading(True)
+        self._orphanage = Orphanage(self._registry, self._carrier, self._orphan_seconds)
         self._lead(connection, Accountant(self._registry, slots.watermarks(connection)))
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
@@ -87,16 +94,22 @@ class Dispatcher(threading.Thread):
             next_pass = began + self._every_seconds
             while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
                 if leadership.wait_for_runs(connection, remaining):
-                    relay.send_due(connection, self._registry, self._carrier)
+                    relay.send_due(connection, self._known(), self._carrier)
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
         """Everything the dispatcher is for, once."""
         recover(connection, self._carrier, self._max_crashes)
+        self._fleet = releases.fleet(connection)
         accountant.account(connection, self._carrier)
         miss_late(connection, self._registry)
         relay.find_lost(connection, self._carrier, self._resend_seconds)
-        relay.send_due(connection, self._registry, self._carrier)
+        relay.send_due(connection, self._known(), self._carrier)
+        self._orphanage.look(connection, self._fleet)
         self._maintain()
+
+    def _known(self) -> set[str]:
+        """The jobs whose runs are sent: this process's own, and those of whoever else is alive."""
+        return {*self._registry.jobs, *self._fleet.queues_of}
 
     def _maintain(self) -> None:
         if time.monotonic() < self._maintained_at + MAINTENANCE_SECONDS:

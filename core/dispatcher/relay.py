@@ -1,7 +1,7 @@
 """Sends what is due, and sends again what got lost on the way."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import redis
 from sqlalchemy import Connection
@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 from core.broker import RedisCarrier
 from core.ledger import relay
 from core.ledger.outbox import Parcel
-from core.registry import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +16,10 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 
 
-def send_due(connection: Connection, registry: Registry, carrier: RedisCarrier) -> int:
-    """Send everything that is due, batch by batch, until nothing is or Redis is away; return how many runs."""
+def send_due(connection: Connection, jobs: Collection[str], carrier: RedisCarrier) -> int:
+    """Send all that is due of ``jobs``, batch by batch, until nothing is or Redis is away; return how many runs."""
     sent = 0
-    while parcels := relay.take_due(connection, registry.jobs, batch=BATCH):
+    while parcels := relay.take_due(connection, jobs, batch=BATCH):
         if not send(connection, carrier, parcels):
             break
         sent += len(parcels)

@@ -72,6 +72,9 @@ class RunRow(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     result: Mapped[Any | None] = mapped_column(JSONB)
     error: Mapped[str | None] = mapped_column(Text)
+    #: What an orphaned run was, and why, so that it can be adopted as that.
+    former_state: Mapped[str | None] = mapped_column(Text)
+    former_reason: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
@@ -81,6 +84,7 @@ class RunRow(Base):
         Index("rota_runs_late", "slot", postgresql_where="state = 'queued' AND slot IS NOT NULL"),
         Index("rota_runs_lease", "job", "key", unique=True, postgresql_where="state = 'running' AND exclusive"),
         Index("rota_runs_running", "process_id", postgresql_where="state = 'running'"),
+        Index("rota_runs_orphaned", "job", "id", postgresql_where="state = 'orphaned'"),
         Index("rota_runs_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
     )
 
@@ -99,8 +103,22 @@ class ProcessRow(Base):
     #: The application_name of its connections to PostgreSQL.
     application: Mapped[str] = mapped_column(Text)
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    #: The fingerprint of its release; null: it is of a version that had none.
+    release: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     expires_at: Mapped[datetime] = mapped_column(Instant)
+
+
+class ReleaseRow(Base):
+    """The jobs of every process that ever registered, by what tells them apart."""
+
+    __tablename__ = "rota_releases"
+
+    fingerprint: Mapped[str] = mapped_column(Text, primary_key=True)
+    #: Each job with its plugin, queue, schedule and options.
+    jobs: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    first_seen_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    last_seen_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
 
 
 class ScheduleRow(Base):

@@ -28,8 +28,8 @@ RETURN_SECONDS = 15
 NEXT_ID = text("SELECT nextval('rota_process_ids')")
 LOCK = text("SELECT pg_advisory_lock(:space, :id)")
 REGISTER = text("""
-    INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, expires_at)
-    VALUES (:id, :kind, :name, :broker_id, :queues, :application, clock_timestamp() + :lease)
+    INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, release, expires_at)
+    VALUES (:id, :kind, :name, :broker_id, :queues, :application, :release, clock_timestamp() + :lease)
 """)
 RENEW = text("""
     UPDATE rota_processes SET expires_at = clock_timestamp() + :lease
@@ -80,6 +80,8 @@ class Identity:
     application: str
     broker_id: str | None = None
     queues: tuple[str, ...] = ()
+    #: The fingerprint of its release.
+    release: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

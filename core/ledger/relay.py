@@ -1,6 +1,6 @@
 """Which runs are due and not on their way to a worker."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Connection, text
 
@@ -34,6 +34,14 @@ FORGET_SENT = text("""
 """)
 
 
+#: Of a queue that no job uses any more.
+MOVE = text("""
+    UPDATE rota_runs AS run SET queue = present.queue, sent_at = NULL
+    FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[])) AS present (job, queue)
+    WHERE run.job = present.job AND run.queue = :queue AND run.state IN ('queued', 'retrying')
+""")
+
+
 def take_due(connection: Connection, jobs: Iterable[str], *, batch: int) -> list[Parcel]:
     """Mark up to ``batch`` due runs of ``jobs`` as sent, oldest first, and return them for sending."""
     rows = connection.execute(TAKE_DUE, {"jobs": list(jobs), "batch": batch}).all()
@@ -59,3 +67,9 @@ def forget_sent(connection: Connection, queue: str, *, oldest_waiting: int | Non
     """
     parameters = {"queue": queue, "oldest_waiting": oldest_waiting, "age": f"{age_seconds} seconds"}
     return len(connection.execute(FORGET_SENT, parameters).all())
+
+
+def move(connection: Connection, queue: str, present: Mapping[str, str]) -> int:
+    """Have what waits on ``queue`` for jobs that are on another now, ``present``, sent there; return how many runs."""
+    parameters = {"queue": queue, "jobs": list(present), "queues": list(present.values())}
+    return connection.execute(MOVE, parameters).rowcount

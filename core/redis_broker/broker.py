@@ -1,6 +1,6 @@
 """The broker of every Rota process."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, cast
 from uuid import uuid4
@@ -10,9 +10,12 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis, dq_name
 from dramatiq.message import Message
 
+from core.ledger.releases import Fleet
+from core.redis_broker.abandoned import Abandoned
 from core.redis_broker.acks import Acks
 from core.redis_broker.consumer import Consumer
 from core.redis_broker.messages import run_id
+from core.redis_broker.strangers import Strangers
 from core.redis_broker.wakeups import MOST_TOKENS, TOKENS_LAST_MS, Wakeups
 
 #: How far into a queue to look for the oldest message of the ledger.
@@ -22,12 +25,21 @@ LOOK_AHEAD = 100
 class RotaBroker(RedisBroker):
     """Dramatiq's Redis broker, with acknowledgements gathered and consumers woken."""
 
-    def __init__(self, client: redis.Redis, *, middleware: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        middleware: Sequence[Any] = (),
+        ask_fleet: Callable[[], Fleet] = Fleet,
+        orphan_seconds: float = 0,
+    ) -> None:
         super().__init__(client=client, middleware=list(middleware), maintenance_chance=0)
         #: Set when the worker stops: consumers fetch no more, and put back what they hold.
         self.is_draining = False
         self.wakeups = Wakeups(self)
         self.acks = Acks(self)
+        self.strangers = Strangers(self, ask_fleet, orphan_seconds)
+        self.abandoned = Abandoned(self)
 
     @property
     def consumer_class(self) -> "type[Consumer]":
@@ -81,9 +93,13 @@ class RotaBroker(RedisBroker):
     def maintain(self) -> None:
         """Put back what processes that are silent for a minute had fetched, and drop dead letters after a week."""
         for queue_name in [*self.queues, *self.delay_queues]:
-            arguments = [self.broker_id, self.heartbeat_timeout, self.dead_message_ttl, 1, self._max_unpack_size()]
-            self.scripts["dispatch"](keys=[self.namespace], args=["qsize", current_millis(), queue_name, *arguments])
+            self.maintain_queue(queue_name)
             self.wake(queue_name, 1)
+
+    def maintain_queue(self, queue_name: str) -> None:
+        """The same for one queue, which need not be one of ours."""
+        arguments = [self.broker_id, self.heartbeat_timeout, self.dead_message_ttl, 1, self._max_unpack_size()]
+        self.scripts["dispatch"](keys=[self.namespace], args=["qsize", current_millis(), queue_name, *arguments])
 
     def oldest_run(self, queue_name: str) -> tuple[bool, int | None]:
         """Whether messages wait on the queue, and which run the oldest of them carries, if one is found."""
@@ -95,6 +111,7 @@ class RotaBroker(RedisBroker):
 
     def close(self) -> None:
         """Send what is left to acknowledge, stop listening, and close the connections."""
+        self.strangers.stop()
         self.acks.stop()
         self.wakeups.stop()
         self.client.close()

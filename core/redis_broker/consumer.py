@@ -32,7 +32,8 @@ class Consumer(_RedisConsumer):
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
-        return not self.broker.is_draining and self.outstanding_message_count < self.prefetch
+        is_open = not self.broker.is_draining and self.broker.strangers.has_room
+        return is_open and self.outstanding_message_count < self.prefetch
 
     def __next__(self) -> MessageProxy | None:
         try:
@@ -73,10 +74,11 @@ class Consumer(_RedisConsumer):
         """The message in ``body``; one that is no message of ours is set aside."""
         try:
             message = read(body, self.queue_name)
-            if message.actor_name not in self.broker.actors:
-                raise NotAMessage("unknown actor")
         except NotAMessage as problem:
             self.set_aside(body, str(problem))
+            return None
+        if message.actor_name not in self.broker.actors:
+            self.broker.strangers.take(self.queue_name, message)
             return None
         self.queued_message_ids.add(message.message_id)
         return MessageProxy(message)

@@ -55,7 +55,8 @@ class Wakeups:
         while not self._stopping.is_set():
             try:
                 self._listen_once()
-            except (redis.RedisError, OSError, ValueError) as error:
+            # AttributeError: redis-py's, when this connection is closed under the read, as at the end of a process.
+            except (redis.RedisError, OSError, ValueError, AttributeError) as error:
                 logger.debug("wakeups.lost: %s (consumers poll meanwhile)", error)
                 self._stopping.wait(LISTEN_AGAIN_SECONDS)
 

@@ -1,6 +1,6 @@
 """What the integration tests share: a look into the ledger, processes to claim for, workers as threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,14 +19,14 @@ from core.broker import RedisCarrier
 from core.execution import Executor
 from core.heartbeat import application_name
 from core.jobs import Job
-from core.ledger import leases, outbox, processes
+from core.ledger import leases, outbox, processes, releases
 from core.ledger.leases import Lease, Verdict
 from core.ledger.processes import Identity
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.scheduling import SchedulingOptions
 from core.redis_broker import RotaBroker
 from core.registry import Registry
-from core.testing import create_database, drop_database
+from core.testing import create_database, drop_database, registry_of
 from tests.support import effects
 from tests.support.ledger import Ledger
 
@@ -144,11 +144,21 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
     with ExitStack() as stack:
 
         def start(
-            *, lease: timedelta = timedelta(hours=1), broker_id: str | None = None, application: str = ""
+            *,
+            lease: timedelta = timedelta(hours=1),
+            broker_id: str | None = None,
+            application: str = "",
+            jobs: Sequence[Job] | None = None,
+            kind: str = "worker",
+            plugin: str = "tests",
         ) -> Process:
             connection = stack.enter_context(databases.dedicated(database))
             application = application or application_name()
-            identity = Identity("worker", "test:1", application, broker_id)
+            release = releases.of(registry_of(*jobs, plugin=plugin)) if jobs is not None else None
+            if release is not None:
+                releases.record(connection, release)
+            fingerprint = release.fingerprint if release else None
+            identity = Identity(kind, "test:1", application, broker_id, release=fingerprint)
             return Process(processes.register(connection, identity, lease), connection, application)
 
         yield start

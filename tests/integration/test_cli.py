@@ -445,7 +445,9 @@ class TestWhy:
             ({"state": "retrying", "reason": "overlap"}, "another run of the same job and key is at work"),
             ({"state": "running", "process_id": 99}, "That worker is no longer alive"),
             ({"state": "queued"}, "has not been started"),
-            ({"state": "orphaned"}, "no loaded plugin had its job"),
+            ({"state": "orphaned"}, "no live process had its job."),
+            ({"state": "orphaned", "reason": "broken"}, "had its job, since its plugin was broken"),
+            ({"state": "retrying", "reason": "adopted"}, "someone has taken it up again"),
             ({"state": "skipped", "reason": "paused"}, "was skipped"),
         ],
     )

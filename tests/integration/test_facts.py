@@ -59,7 +59,7 @@ def dispatch(database: Engine) -> Iterator[Callable[..., None]]:
     started: list[Dispatcher] = []
 
     def start(service) -> None:
-        spans = {"every_seconds": 0.1, "resend_seconds": 0.5, "max_crashes": 3}
+        spans = {"every_seconds": 0.1, "resend_seconds": 0.5, "max_crashes": 3, "orphan_seconds": 60}
         started.append(Dispatcher(database, service.registry, service.carrier, **spans))
         started[-1].start()
 

@@ -120,13 +120,20 @@ class TestDispatcher:
             names = iter(range(100))
             carrier.recover = carrier.maintain = lambda *_: None
             carrier.oldest_run = lambda _: (False, None)
+            carrier.queues_with_messages = set
 
             def start():
                 application = f"rota:dispatcher:{next(names)}"
                 engine = databases.connect(postgres_url, application=application)
                 process = start_process(application=application)
                 dispatcher = Dispatcher(
-                    engine, registry_of(work), carrier, every_seconds=0.05, resend_seconds=5, max_crashes=3
+                    engine,
+                    registry_of(work),
+                    carrier,
+                    every_seconds=0.05,
+                    resend_seconds=5,
+                    max_crashes=3,
+                    orphan_seconds=60,
                 )
                 stack.callback(databases.dispose, engine)
                 stack.callback(dispatcher.stop)

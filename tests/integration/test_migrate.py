@@ -12,12 +12,14 @@ from sqlalchemy import inspect
 from core import builtin, migrate
 from core import database as databases
 from core.errors import NotMigrated, PluginError
+from core.ledger import orphans, releases
 from core.ledger.models import Base
 from core.registry import Plugin, Registry
 from core.testing import create_database, drop_database
 from tests.support.racing import race
 
 CORE = Plugin("core", "rota", "", migrations=builtin.register_migrations())
+CORE_HEAD = migrate.scripts(CORE).get_current_head()
 
 MIGRATION = """\
 from alembic import op
@@ -66,10 +68,10 @@ def tables(engine):
 def test_an_empty_database_gets_everything(empty, plugin):
     letters = plugin("letters", "CREATE TABLE letters_post (id int)")
 
-    assert upgrade(empty, letters, CORE) == [("core", None, "0001"), ("letters", None, "0001")]
+    assert upgrade(empty, letters, CORE) == [("core", None, CORE_HEAD), ("letters", None, "0001")]
 
     assert tables(empty) == {
-        "rota_runs", "rota_processes", "rota_schedules", "letters_post", "rota_migrations_core",
+        "rota_runs", "rota_processes", "rota_releases", "rota_schedules", "letters_post", "rota_migrations_core",
         "rota_migrations_letters",
     }  # fmt: skip
 
@@ -78,7 +80,7 @@ def test_a_second_upgrade_changes_nothing(empty):
     upgrade(empty, CORE)
     before = tables(empty)
 
-    assert upgrade(empty, CORE) == [("core", "0001", "0001")]
+    assert upgrade(empty, CORE) == [("core", CORE_HEAD, CORE_HEAD)]
     assert tables(empty) == before
 
 
@@ -94,7 +96,7 @@ def test_upgrades_at_once_do_the_work_once(empty, plugin):
 
     done = race(*[lambda: upgrade(empty, CORE, letters)] * 6)
 
-    assert sum(("core", None, "0001") in each for each in done) == 1
+    assert sum(("core", None, CORE_HEAD) in each for each in done) == 1
     assert sum(("letters", None, "0001") in each for each in done) == 1
 
 
@@ -107,7 +109,7 @@ def test_a_migration_that_fails_is_named_and_leaves_nothing_of_its_plugin(empty,
     assert "rota_runs" in tables(empty)
     assert "letters_post" not in tables(empty)
     assert [(each.plugin, each.current) for each in migrate.status(empty, Registry((CORE, broken)))] == [
-        ("core", "0001"), ("letters", None)
+        ("core", CORE_HEAD), ("letters", None)
     ]  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def test_a_removed_plugin_leaves_the_others_histories_alone(empty, plugin):
     letters = plugin("letters", "CREATE TABLE letters_post (id int)")
     upgrade(empty, CORE, letters)
 
-    assert upgrade(empty, CORE) == [("core", "0001", "0001")]
+    assert upgrade(empty, CORE) == [("core", CORE_HEAD, CORE_HEAD)]
     migrate.require(empty, Registry((CORE,)))
 
 
@@ -172,4 +174,36 @@ def test_the_cores_tables_can_be_taken_away_and_made_again(empty):
         environment.run_migrations()
     assert tables(empty) == {table}
 
+    assert upgrade(empty, CORE) == [("core", None, CORE_HEAD)]
+
+
+def test_the_first_ledger_is_brought_up_to_date_with_what_is_in_it_and_its_workers_go_on(empty, monkeypatch):
+    """Old workers are alive while the tables change: what they insert must still be taken."""
+    scripts = migrate.scripts(CORE)
+    monkeypatch.setattr(type(scripts), "get_current_head", lambda _: "0001")
+    upgrade_revs = scripts._upgrade_revs
+    monkeypatch.setattr(type(scripts), "_upgrade_revs", lambda _, to, start: upgrade_revs("0001", start))
     assert upgrade(empty, CORE) == [("core", None, "0001")]
+    with empty.begin() as connection:
+        connection.exec_driver_sql(OLD_RUN)
+        connection.exec_driver_sql(OLD_PROCESS.format(id=1))
+    monkeypatch.undo()
+
+    assert upgrade(empty, CORE) == [("core", "0001", CORE_HEAD)]
+
+    with empty.begin() as connection:
+        connection.exec_driver_sql(OLD_RUN)
+        connection.exec_driver_sql(OLD_PROCESS.format(id=2))
+    with databases.autocommit(empty) as connection:
+        fleet = releases.fleet(connection)
+        assert (fleet.is_complete, fleet.knows("work")) == (False, True)
+        assert orphans.end(connection, "work", "unknown") == []
+        connection.exec_driver_sql("DELETE FROM rota_processes")
+        assert len(orphans.end(connection, "work", "unknown")) == 2
+
+
+OLD_RUN = "INSERT INTO rota_runs (job, queue) VALUES ('work', 'default')"
+OLD_PROCESS = """
+    INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, expires_at)
+    VALUES ({id}, 'worker', 'x:1', 'x', '{{}}', 'x', clock_timestamp() + interval '1 hour')
+"""

@@ -116,7 +116,7 @@ class TestNotMessages:
             (body(actor_name=["hear"]), "not ours"),
             (body(message_id={}), "not ours"),
             (body(options={"redis_message_id": "x", "throws": "ValueError"}), "not ours"),
-            (body(actor_name="uninstalled"), "unknown actor"),
+            (body(actor_name="uninstalled"), "orphaned"),
             (None, "no body"),
         ],
     )

@@ -40,7 +40,7 @@ def relaying(database):
 
 @pytest.fixture
 def send_due(relaying, service):
-    return lambda: relay.send_due(relaying, service.registry, service.carrier)
+    return lambda: relay.send_due(relaying, service.registry.jobs, service.carrier)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ class TestSendDue:
         run_id = ledger.request()
         carrier.is_away = True
 
-        assert relay.send_due(relaying, service.registry, carrier) == 0
+        assert relay.send_due(relaying, service.registry.jobs, carrier) == 0
 
         assert unsent(ledger) == [run_id]
         assert "dispatcher.not_sent runs=1" in caplog.text
@@ -128,7 +128,7 @@ class TestSendDue:
                 raise redis.ConnectionError("after it was delivered")
 
         run_id = ledger.request()
-        relay.send_due(relaying, registry_of(work), Slow())
+        relay.send_due(relaying, registry_of(work).jobs, Slow())
 
         assert (ledger.run(run_id).state, ledger.run(run_id).sent_at is None) == ("running", False)
 
@@ -137,7 +137,7 @@ class TestSendDue:
 
         def dispatch():
             with databases.autocommit(database) as connection:
-                return relay.send_due(connection, service.registry, service.carrier)
+                return relay.send_due(connection, service.registry.jobs, service.carrier)
 
         race(*[dispatch] * 4)
         while dispatch():
@@ -291,7 +291,7 @@ def test_a_message_delivered_twice_is_worked_on_once(serve, ledger, send_due):
     with databases.autocommit(ledger.engine) as connection:
         for _ in range(3):
             ledger.do("UPDATE rota_runs SET sent_at = NULL")
-            relay.send_due(connection, service.registry, service.carrier)
+            relay.send_due(connection, service.registry.jobs, service.carrier)
     worker = service.work(threads=4)
     service.broker.join("default", timeout=20_000)
     worker.join()

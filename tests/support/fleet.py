@@ -56,6 +56,8 @@ class Fleet:
     postgres_url: str
     redis_url: str
     jobs: str | None = None
+    #: Where the commands are.
+    bin: Path = Path(sys.executable).parent
     environ: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -80,7 +82,7 @@ class Fleet:
     def start(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
         """Start a command of the virtual environment, in a session of its own, its output in a file."""
         log = self.folder / f"{command[0]}-{len(self.processes)}.log"
-        executable = Path(sys.executable).parent / command[0]
+        executable = self.bin / command[0]
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [str(executable), *command[1:]],

@@ -316,6 +316,46 @@ def test_a_broken_plugin_is_logged_with_its_name_and_reason(write: Write, caplog
     assert "no licence" in record.getMessage()
 
 
+# Disabled plugins
+
+
+def test_a_disabled_plugin_is_not_imported_and_has_no_jobs(write: Write):
+    registry = plugins.load([write("billing", "raise SystemExit('imported')"), write("other", SOUND)], {"billing"})
+
+    states = {plugin.name: plugin.state for plugin in registry.plugins}
+    assert states == {"core": "loaded", "billing": "disabled", "other": "loaded"}
+    assert list(registry.jobs) == ["other-job", "prune-runs"]
+    assert list(registry.broken()) == []
+
+
+def test_a_disabled_plugins_jobs_are_nobodys_duplicates(write: Write):
+    registry = plugins.load([write("alpha", SOUND, job="same"), write("beta", SOUND, job="same")], {"alpha"})
+
+    assert registry.owners["same"].name == "beta"
+
+
+def test_a_disabled_plugin_that_is_not_installed_is_a_warning_with_the_nearest(write: Write, caplog):
+    registry = plugins.load([write("billing", SOUND)], {"biling"})
+
+    assert registry.owners["billing-job"].state == "loaded"
+    assert "names 'biling', which is not installed; did you mean 'billing'?" in caplog.text
+
+
+def test_a_process_starts_without_a_disabled_plugin_even_strictly(tmp_path: Path):
+    started = start(tmp_path, ROTA_STRICT_PLUGINS="true", ROTA_DISABLED_PLUGINS="unlicensed")
+
+    assert started.returncode == 0, started.stderr
+    assert "no licence" not in started.stderr
+
+
+def test_the_core_cannot_be_disabled(tmp_path: Path):
+    started = start(tmp_path, ROTA_DISABLED_PLUGINS="unlicensed,core")
+
+    assert started.returncode == 1
+    assert "ROTA_DISABLED_PLUGINS names 'core', which keeps the ledger and cannot be disabled" in started.stderr
+    assert "Traceback" not in started.stderr
+
+
 # Duplicates
 
 

@@ -250,3 +250,17 @@ def test_a_lease_of_exactly_three_heartbeats_is_accepted():
     found = settings.load({**GOOD, "ROTA_LEASE_SECONDS": "3", "ROTA_HEARTBEAT_SECONDS": "1"})
 
     assert (found.lease_seconds, found.heartbeat_seconds) == (3, 1)
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", " , ,"])
+def test_nothing_is_disabled_by_nothing(value):
+    assert settings.disabled({"ROTA_DISABLED_PLUGINS": value}) == frozenset()
+
+
+def test_disabled_plugins_are_read_without_any_other_setting():
+    assert settings.disabled({"ROTA_DISABLED_PLUGINS": " expiry, mail ,"}) == {"expiry", "mail"}
+
+
+def test_the_core_among_the_disabled_is_refused():
+    with pytest.raises(SettingsError, match="ROTA_DISABLED_PLUGINS names 'core'"):
+        settings.disabled({"ROTA_DISABLED_PLUGINS": "expiry,core"})

@@ -1,0 +1,74 @@
+"""``rota new-plugin``: a package to start from, with tests that pass as written."""
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from string import Template
+
+import click
+
+from core import admission, plugins
+from core.cli import Problem
+from core.errors import PluginError
+
+TEMPLATES = Path(__file__).parent / "templates"
+SUFFIX = ".tmpl"
+
+
+@click.command("new-plugin")
+@click.argument("name")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to write it; by default a folder of that name here.",
+)
+def new_plugin(name: str, directory: Path | None) -> None:
+    """Write a package with the plugin NAME: a job, a table, a migration, tests and a README.
+
+    \b
+      rota new-plugin billing
+      cd billing && pip install -e '.[dev]' && pytest
+    """
+    refuse_name(name)
+    folder = directory or Path(name)
+    try:
+        written = list(write(folder, name))
+    except OSError as error:
+        raise Problem(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+    click.echo("\n".join(str(path) for path in written))
+    click.echo(f"\nnext: cd {folder} && pip install -e '.[dev]' && pytest")
+
+
+def refuse_name(name: str) -> None:
+    """Raise PluginError for a name that no new plugin may have."""
+    admission.refuse_bad_name(name)
+    taken = {plugins.CORE, *(point.name for point in entry_points(group=plugins.GROUP))}
+    if name in taken:
+        raise PluginError(f"a plugin called {name!r} is installed already; see `rota plugins`")
+
+
+def write(folder: Path, name: str) -> Iterator[Path]:
+    """Write every file of the package; yield each. Raises Problem rather than overwrite anything."""
+    if folder.exists() and any(folder.iterdir()):
+        raise Problem(f"{folder} is there and not empty; name another folder with --directory")
+    values = values_for(name)
+    for template in sorted(TEMPLATES.rglob(f"*{SUFFIX}")):
+        parts = template.relative_to(TEMPLATES).with_suffix("").parts
+        path = folder.joinpath(*(values["package"] if part == "package" else part for part in parts))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(Template(template.read_text()).substitute(values))
+        yield path
+
+
+def values_for(name: str) -> dict[str, str]:
+    """What the templates leave open."""
+    dashed = name.replace("_", "-").strip("-")
+    return {
+        "name": name,
+        "package": f"rota_{name}",
+        "wheel": f"rota_{name}".rstrip("_"),
+        "distribution": f"rota-{dashed}",
+        "class_name": "".join(word.capitalize() for word in name.split("_")),
+        "job": f"{dashed}-forget-notes",
+        "rota": version(admission.OURS),
+    }

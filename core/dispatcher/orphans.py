@@ -1,0 +1,121 @@
+"""Ends what waits for jobs that are gone: uninstalled, disabled or broken everywhere.
+
+A job is gone once no process that is alive has had it for ``ROTA_ORPHAN_SECONDS``, as this dispatcher has seen it: a
+host that restarts takes the jobs that only it has along for a moment.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import redis
+from sqlalchemy import Connection
+
+from core import metrics
+from core.broker import RedisCarrier
+from core.ledger import history, orphans, relay, releases
+from core.ledger.models import State
+from core.ledger.releases import Fleet
+from core.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+#: How often to look for what is gone, in seconds.
+LOOK_SECONDS = 5.0
+#: Batches of one job that are ended in one look; the rest waits for the next, as other work must.
+MOST_BATCHES = 20
+
+
+@dataclass(slots=True)
+class Absence:
+    """Since when things have been missing without a break."""
+
+    grace_seconds: float
+    since: dict[str, float] = field(default_factory=dict)
+
+    def over(self, missing: Iterable[str], now: float) -> list[str]:
+        """Those of ``missing`` that have been for longer than the grace; what is not among them is back."""
+        self.since = {name: self.since.get(name, now) for name in missing}
+        return [name for name, since in self.since.items() if now - since >= self.grace_seconds]
+
+
+class Orphanage:
+    """What the active dispatcher does about jobs and queues that are gone."""
+
+    def __init__(self, registry: Registry, carrier: RedisCarrier, grace_seconds: float) -> None:
+        self._registry = registry
+        self._carrier = carrier
+        self._jobs = Absence(grace_seconds)
+        self._queues = Absence(grace_seconds)
+        self._looked_at = float("-inf")
+
+    def look(self, connection: Connection, fleet: Fleet, now: float | None = None) -> None:
+        """End what waits for what is gone, if it is time to look again."""
+        now = time.monotonic() if now is None else now
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        releases.see(connection)
+        if not fleet.is_complete:
+            self._jobs.since, self._queues.since = {}, {}
+            return
+        self._end_runs(connection, fleet, now)
+        self._end_messages(connection, fleet, now)
+
+    def _end_runs(self, connection: Connection, fleet: Fleet, now: float) -> None:
+        mentioned = {*history.jobs_seen(connection), *orphans.with_slots(connection)}
+        missing = [job for job in sorted(mentioned) if job not in self._registry and not fleet.knows(job)]
+        gone = self._jobs.over(missing, now)
+        owners = releases.last_owners(connection, gone) if gone else {}
+        for job in gone:
+            end_runs(connection, job, reason(self._registry, owners.get(job)))
+
+    def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:
+        used = {*fleet.queues, *(job.queue for job in self._registry)}
+        abandoned = releases.queues_ever(connection) - used  # another service's queues are none of ours
+        try:
+            found = self._carrier.queues_with_messages() & abandoned
+        except redis.RedisError as error:
+            logger.warning("dispatcher.queues_not_searched: %s", error)
+            return
+        for queue in self._queues.over(sorted(found), now):
+            self._end_queue(connection, queue, fleet)
+
+    def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
+        moved = relay.move(connection, queue, {job: min(queues) for job, queues in fleet.queues_of.items()})
+        if moved:
+            logger.warning("runs.moved queue=%s runs=%s: their jobs are on another queue now", queue, moved)
+        try:
+            for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
+                logger.warning("messages.cleared queue=%s job=%s messages=%s: %s", queue, job, count, outcome)
+        except redis.RedisError as error:
+            logger.warning("dispatcher.queue_not_cleared queue=%s: %s", queue, error)
+
+
+def end_runs(connection: Connection, job: str, why: str) -> int:
+    """Orphan what waits of ``job`` and what is dead, and account for its slots no longer; return how many runs."""
+    ended, last = 0, 0
+    for _ in range(MOST_BATCHES):
+        batch = orphans.end(connection, job, why, after=last)
+        ended += len(batch)
+        if len(batch) < orphans.BATCH:
+            break
+        last = batch[-1]
+    metrics.runs_ended(job, Counter({State.ORPHANED: ended}))
+    if ended:
+        logger.warning("runs.orphaned job=%s runs=%s reason=%s: `rota orphans` lists them", job, ended, why)
+    if orphans.forget_slots(connection, job):
+        logger.warning("slots.forgotten job=%s reason=%s: they count anew if it returns", job, why)
+    return ended
+
+
+def reason(registry: Registry, plugin: str | None) -> str:
+    """Why a job of ``plugin`` is gone, as far as this process can tell from what is installed here."""
+    if plugin is None:
+        return "unknown"
+    states = {found.name: found.state for found in registry.plugins}
+    if plugin not in states:
+        return "uninstalled"
+    return states[plugin] if states[plugin] in ("disabled", "broken") else "unknown"

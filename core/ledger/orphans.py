@@ -1,0 +1,122 @@
+"""Orphans: runs whose job is gone from every process that is alive. They end without an attempt, and can be adopted.
+
+What an orphaned run was stays in ``former_state`` and ``former_reason``, so that a dead one comes back dead.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from core.jobs import Job
+
+WITH_SLOTS = text("SELECT job FROM rota_schedules")
+
+#: In the statement itself, since a process that knows the job may have come alive since anybody looked.
+IS_KNOWN_BY_NOBODY = """
+    NOT EXISTS (
+        SELECT 1 FROM rota_processes AS process
+        LEFT JOIN rota_releases AS release ON release.fingerprint = process.release
+        WHERE process.expires_at > clock_timestamp() AND (release.jobs IS NULL OR jsonb_exists(release.jobs, :job)))
+"""
+
+END = text(f"""
+    UPDATE rota_runs SET
+        former_state = state, former_reason = reason, state = 'orphaned', reason = :reason, sent_at = NULL,
+        finished_at = clock_timestamp()
+    WHERE id IN (
+        SELECT id FROM rota_runs
+        WHERE job = :job AND id > :after AND state IN ('queued', 'retrying', 'dead') AND {IS_KNOWN_BY_NOBODY}
+        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED)
+    RETURNING id
+""")  # noqa: S608 — constants
+
+FORGET_SLOTS = text(f"DELETE FROM rota_schedules WHERE job = :job AND {IS_KNOWN_BY_NOBODY}")  # noqa: S608 — constants
+
+WAITING = text("""
+    SELECT state, count(*) AS runs FROM rota_runs
+    WHERE job = :job AND state IN ('queued', 'retrying', 'running', 'dead')
+    GROUP BY state ORDER BY state
+""")
+
+COUNTS = text("""
+    SELECT job, reason, former_state AS was, count(*) AS runs, max(finished_at) AS last_at FROM rota_runs
+    WHERE state = 'orphaned' AND (CAST(:jobs AS text[]) IS NULL OR job = ANY(:jobs))
+    GROUP BY job, reason, former_state ORDER BY job, reason, former_state
+""")
+
+NEWEST = text("""
+    SELECT * FROM rota_runs WHERE state = 'orphaned' AND (CAST(:jobs AS text[]) IS NULL OR job = ANY(:jobs))
+    ORDER BY id DESC LIMIT :limit
+""")
+
+#: A queued slot comes back as retrying: by its misfire policy it would be missed, and someone has asked for it.
+ADOPT = text("""
+    UPDATE rota_runs SET
+        state = CASE WHEN former_state = 'queued' AND slot IS NOT NULL THEN 'retrying'
+                     ELSE coalesce(former_state, 'retrying') END,
+        reason = CASE WHEN former_state = 'dead' THEN former_reason ELSE 'adopted' END,
+        finished_at = CASE WHEN former_state = 'dead' THEN clock_timestamp() END,
+        queue = :queue, exclusive = :exclusive, former_state = NULL, former_reason = NULL, sent_at = NULL
+    WHERE id IN (
+        SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job
+        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED)
+    RETURNING state
+""")
+
+BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many runs of a job were orphaned for one reason, and what they were."""
+
+    job: str
+    reason: str | None
+    was: str | None
+    runs: int
+    last_at: Any
+
+
+def with_slots(connection: Connection) -> list[str]:
+    """The jobs whose slots are accounted for."""
+    return list(connection.execute(WITH_SLOTS).scalars())
+
+
+def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch: int = BATCH) -> list[int]:
+    """Orphan up to ``batch`` waiting or dead runs of ``job`` that come after the run ``after``; return their ids.
+
+    None, if a process that is alive knows the job or may know it.
+    """
+    return sorted(
+        connection.execute(END, {"job": job, "reason": reason, "after": after, "batch": batch}).scalars()
+    )  # fmt: skip
+
+
+def forget_slots(connection: Connection, job: str) -> bool:
+    """Account for the slots of ``job`` no longer; if it returns, that starts anew. Whether anything was forgotten."""
+    return connection.execute(FORGET_SLOTS, {"job": job}).rowcount > 0
+
+
+def waiting(connection: Connection, job: str) -> dict[str, int]:
+    """How many runs of ``job`` are not over, or dead, by state."""
+    return {row.state: row.runs for row in connection.execute(WAITING, {"job": job})}
+
+
+def counts(connection: Connection, jobs: Collection[str] | None = None) -> list[Count]:
+    """How many orphans there are, of ``jobs`` alone if given."""
+    rows = connection.execute(COUNTS, {"jobs": None if jobs is None else list(jobs)}).all()
+    return [Count(row.job, row.reason, row.was, row.runs, row.last_at) for row in rows]
+
+
+def newest(connection: Connection, jobs: Collection[str] | None = None, *, limit: int = 50) -> list[Row[Any]]:
+    """The newest orphans."""
+    parameters = {"jobs": None if jobs is None else list(jobs), "limit": limit}
+    return list(connection.execute(NEWEST, parameters).all())
+
+
+def adopt(connection: Connection, job: Job, *, batch: int = BATCH) -> list[str]:
+    """Make up to ``batch`` orphans of ``job`` what they were; return the states they are in now."""
+    parameters = {"job": job.name, "queue": job.queue, "exclusive": job.exclusive, "batch": batch}
+    return list(connection.execute(ADOPT, parameters).scalars())

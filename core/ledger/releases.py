@@ -1,0 +1,170 @@
+"""Releases: which jobs a process has, so that the others know what to leave to it.
+
+During a deploy processes of two releases are alive, and hosts may have different plugins installed. So each process
+names its release when it registers, and what the fleet knows is the union over the processes that are alive. A process
+that names none is of a version without releases: what it knows cannot be told, and nothing is orphaned while it lives.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from core.jobs import Job
+from core.registry import Registry
+
+RECORD = text("""
+    INSERT INTO rota_releases (fingerprint, jobs) VALUES (:fingerprint, CAST(:jobs AS jsonb))
+    ON CONFLICT (fingerprint) DO UPDATE SET last_seen_at = clock_timestamp()
+""")
+
+#: A little late is early enough: this tells which release was the last to be alive.
+SEE = text("""
+    UPDATE rota_releases SET last_seen_at = clock_timestamp()
+    WHERE last_seen_at < clock_timestamp() - interval '15 seconds'
+      AND fingerprint IN (SELECT release FROM rota_processes WHERE expires_at > clock_timestamp())
+""")
+
+ALIVE = text("""
+    SELECT process.release, release.jobs
+    FROM (SELECT DISTINCT release FROM rota_processes WHERE expires_at > clock_timestamp()) AS process
+    LEFT JOIN rota_releases AS release ON release.fingerprint = process.release
+""")
+
+#: Of releases that are alive side by side the newer one counts as the last.
+LAST = text("SELECT * FROM rota_releases ORDER BY date_trunc('minute', last_seen_at) DESC, first_seen_at DESC LIMIT 1")
+
+QUEUES_EVER = text("""
+    SELECT DISTINCT known.described ->> 'queue' FROM rota_releases, jsonb_each(jobs) AS known (job, described)
+""")
+
+LAST_OWNERS = text("""
+    SELECT DISTINCT ON (known.job) known.job, known.described ->> 'plugin' AS plugin
+    FROM rota_releases AS release, jsonb_each(release.jobs) AS known (job, described)
+    WHERE known.job = ANY(:jobs) ORDER BY known.job, release.last_seen_at DESC
+""")
+
+
+PROCESSES = text("""
+    SELECT process.kind, process.name, CASE WHEN release.jobs IS NOT NULL THEN ARRAY(
+        SELECT DISTINCT described ->> 'plugin' FROM jsonb_each(release.jobs) AS known (job, described)) END AS plugins
+    FROM rota_processes AS process LEFT JOIN rota_releases AS release ON release.fingerprint = process.release
+    WHERE process.expires_at > clock_timestamp() ORDER BY process.id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A live process, and the plugins that it has jobs of; None: it does not say."""
+
+    kind: str
+    name: str
+    plugins: list[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The jobs of a process, as they are declared."""
+
+    jobs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def body(self) -> str:
+        """The jobs as a JSON text, the same for the same jobs."""
+        return json.dumps(self.jobs, sort_keys=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from releases whose jobs are not the same."""
+        return hashlib.sha256(self.body.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What the processes that are alive know between them."""
+
+    #: Each job with the queues it has, of which there may be two during a deploy.
+    queues_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: Whether every process has said what it knows.
+    is_complete: bool = True
+
+    def knows(self, job: str) -> bool:
+        """Whether a live process has ``job``, or may have it."""
+        return job in self.queues_of or not self.is_complete
+
+    @property
+    def queues(self) -> frozenset[str]:
+        """The queues that a job uses."""
+        return frozenset().union(*self.queues_of.values())
+
+
+def of(registry: Registry) -> Release:
+    """The release that a process with this registry is of."""
+    return Release({job.name: described(job, registry.owners[job.name].name) for job in registry})
+
+
+def described(job: Job, plugin: str) -> dict[str, Any]:
+    """A job as its release keeps it; ``rota diff`` compares field by field."""
+    return {
+        "plugin": plugin,
+        "queue": job.queue,
+        "schedule": str(job.schedule) if job.schedule else None,
+        "max_retries": job.max_retries,
+        "retry_delay_seconds": job.retry_delay.total_seconds(),
+        "backoff": job.backoff,
+        "overlap": job.overlap,
+        "misfire": job.misfire,
+        "misfire_grace_seconds": job.misfire_grace.total_seconds(),
+        "soft_limit_seconds": job.soft_limit.total_seconds(),
+        "hard_limit_seconds": job.hard_limit.total_seconds(),
+        "ledger": job.ledger,
+    }
+
+
+def processes(connection: Connection) -> list[Process]:
+    """Every live process with the plugins that it has jobs of."""
+    return [Process(row.kind, row.name, row.plugins) for row in connection.execute(PROCESSES)]
+
+
+def record(connection: Connection, release: Release) -> None:
+    """Write ``release`` down as seen now."""
+    connection.execute(RECORD, {"fingerprint": release.fingerprint, "jobs": release.body})
+
+
+def see(connection: Connection) -> None:
+    """Write down that the releases of the processes that are alive are still in use."""
+    connection.execute(SEE)
+
+
+def fleet(connection: Connection) -> Fleet:
+    """What the processes that are alive know between them."""
+    rows = connection.execute(ALIVE).all()
+    return Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
+
+
+def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
+    """Each job of ``releases`` with its queues."""
+    found: dict[str, set[str]] = {}
+    for release in releases:
+        for job, options in (release.jobs or {}).items():
+            found.setdefault(job, set()).add(options["queue"])
+    return {job: frozenset(queues) for job, queues in found.items()}
+
+
+def last(connection: Connection) -> Release | None:
+    """The release that was alive last, if there ever was one."""
+    row = connection.execute(LAST).one_or_none()
+    return Release(row.jobs) if row else None
+
+
+def queues_ever(connection: Connection) -> set[str]:
+    """The queues that a job of any release has had."""
+    return set(connection.execute(QUEUES_EVER).scalars())
+
+
+def last_owners(connection: Connection, jobs: Collection[str]) -> dict[str, str]:
+    """The plugin of each of ``jobs`` in the last release that had it."""
+    return {row.job: row.plugin for row in connection.execute(LAST_OWNERS, {"jobs": list(jobs)})}

@@ -1,0 +1,24 @@
+"""What runs, on which queue, when, and how often it may fail."""
+
+from datetime import timedelta
+
+from core import Run, every, job
+from rota_uptime import sites
+from rota_uptime.settings import UptimeSettings
+
+
+@job("uptime-probe-all", queue="uptime", schedule=every(minutes=1), misfire="skip")
+def probe_all(run: Run) -> dict[str, int]:
+    """Have every site probed, each in a run of its own."""
+    watched = sites.watched(run.session)
+    for site in watched:
+        run.enqueue("uptime-probe", key=str(site.id), args={"site_id": site.id, "url": site.url})
+    return {"sites": len(watched)}
+
+
+@job("uptime-probe", queue="uptime", max_retries=0, soft_limit=timedelta(minutes=1))
+def probe(run: Run, site_id: int, url: str) -> dict[str, bool]:
+    """Ask one site whether it is up, and record a change."""
+    # Before the session is used: no transaction is open while we wait for somebody else's server.
+    is_up = sites.answers(url, UptimeSettings.current().timeout_seconds)
+    return {"is_up": is_up, "changed": sites.record(run.session, site_id, is_up, run.now)}

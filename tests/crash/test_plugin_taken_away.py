@@ -1,0 +1,284 @@
+"""I1 in real processes: a plugin that is uninstalled, disabled or broken has no job on any path; back, it goes on.
+
+The plugin is a real wheel in an environment of the test's own, from which pip really uninstalls it.
+"""
+
+import json
+import re
+import socket
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from dramatiq.message import Message
+from sqlalchemy import text
+
+from core import redis_broker
+from core.redis_broker import RotaBroker
+from tests.support import leaving
+from tests.support.eventually import eventually
+from tests.support.fleet import Fleet
+from tests.support.wheels import Environment
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
+
+JOBS = {"leaving-tick", "leaving-shared", "leaving-own", "leaving-fast", "leaving-fast-own"}
+#: DOMAIN: the business retired these; the old system's second scheduler went on running them.
+RETIRED = ["auto-complete-expired-time-slot-tasks", "check-and-end-activities", "auto-generate-future-time-slots"]
+ENVIRON = {"ROTA_ORPHAN_SECONDS": "2"}
+LONGEST = 60
+
+LEFT = """
+    INSERT INTO rota_runs (job, queue, exclusive, state, reason, attempt, slot, due_at, sent_at, finished_at)
+    SELECT job, queue, false, state, reason, attempt, CASE WHEN has_slot THEN due_at END, due_at,
+           CASE WHEN is_sent THEN now() END, CASE state WHEN 'dead' THEN now() END
+    FROM (VALUES
+        ('leaving-shared', 'chaos', 'queued', NULL, 0, false, now(), false),
+        ('leaving-shared', 'chaos', 'queued', NULL, 0, true, now() - interval '1 day', false),
+        ('leaving-shared', 'chaos', 'retrying', 'error', 2, false, now(), false),
+        ('leaving-shared', 'chaos', 'queued', NULL, 0, false, now() + interval '1 hour', false),
+        ('leaving-shared', 'chaos', 'dead', 'retries', 4, false, now(), false),
+        ('leaving-own', 'leaving', 'queued', NULL, 0, false, now(), true)
+    ) AS left_behind (job, queue, state, reason, attempt, has_slot, due_at, is_sent)
+    RETURNING id, job, queue, state, attempt, due_at > now() AS is_delayed
+"""
+
+
+@dataclass
+class Service:
+    """A fleet whose commands are those of an environment, in which the plugin comes and goes."""
+
+    fleet: Fleet
+    environment: Environment
+    wheels: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Start a worker and a scheduler, whose metrics begin anew."""
+        self.environ["ROTA_METRICS_DIR"] = str(self.wheels / f"metrics-{len(self.fleet.processes)}")
+        self.fleet.together(
+            lambda: self.fleet.worker(**self.environ), lambda: self.fleet.scheduler(**self.environ)
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Stop everything, and wait for it."""
+        running = [process for process in self.fleet.processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(30)
+
+    def rota(self, *words: str, **environ: str):
+        """Run ``rota``."""
+        return self.environment.run("rota", *words, **{**self.fleet.environment(), **self.environ, **environ})
+
+    def python(self, program: str) -> str:
+        """What a program prints in a process of this service."""
+        done = self.environment.run("python", "-c", program, **{**self.fleet.environment(), **self.environ})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def actors(self) -> set[str]:
+        """The actors of a worker or scheduler."""
+        return set(self.python("import core.main; print(*core.main.broker.actors)").split())
+
+    def take_away(self, how: str) -> None:
+        """Take the plugin away."""
+        if how == "uninstalled":
+            self.environment.uninstall(leaving.DISTRIBUTION)
+        elif how == "disabled":
+            self.environ["ROTA_DISABLED_PLUGINS"] = "leaving"
+        else:
+            self.environment.install(leaving.wheel(self.wheels, version="2.0", module=leaving.BROKEN))
+
+    def bring_back(self) -> None:
+        """Have it installed as it was."""
+        self.environ.pop("ROTA_DISABLED_PLUGINS", None)
+        self.environment.install(next(self.wheels.glob("wheels-1.0/*.whl")))
+
+    def leave_behind(self) -> list:
+        """Leave runs of every kind in the ledger, and messages of every kind on queues."""
+        with self.fleet.engine.begin() as connection:
+            rows = connection.execute(text(LEFT)).all()
+        (own,) = [row.id for row in rows if row.job == "leaving-own"]
+        self.send("leaving-own", "leaving", run_id=own)
+        self.send("leaving-fast", "chaos-fast")
+        self.send("leaving-fast-own", "leaving")
+        return rows
+
+    def send(self, actor: str, queue: str, **options: int) -> None:
+        """Put a message on a queue."""
+        broker = RotaBroker(redis_broker.connect(self.fleet.redis_url))
+        broker.enqueue(Message(queue_name=queue, actor_name=actor, args=(), kwargs={}, options=options))
+        broker.close()
+
+    def states(self, rows) -> list[str]:
+        """The states of these runs."""
+        ids = [row.id for row in rows]
+        return [row.state for row in self.fleet.rows("SELECT state FROM rota_runs WHERE id = ANY(:ids)", ids=ids)]
+
+    def known(self) -> set[str]:
+        """The jobs that live processes say they have, by their kinds."""
+        statement = """
+            SELECT DISTINCT jsonb_object_keys(jobs) AS job FROM rota_releases
+            WHERE fingerprint IN (SELECT release FROM rota_processes WHERE expires_at > clock_timestamp())
+        """
+        return {row.job for row in self.fleet.rows(statement)}
+
+    def dead_letters(self, queue: str) -> int:
+        """How many messages were set aside of a queue."""
+        return int(self.fleet.redis.hlen(f"dramatiq:{queue}.XQ.msgs"))
+
+    def metrics(self) -> str:
+        """What the worker tells Prometheus."""
+        port = self.fleet.environ["ROTA_METRICS_PORT"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+
+def free_port() -> str:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return str(listening.getsockname()[1])
+
+
+@pytest.fixture
+def make_service(make_fleet, tmp_path):
+    """A service with the plugin installed."""
+
+    def make(name: str = "venv", **options) -> Service:
+        environment = Environment(tmp_path / name)
+        environ = {**ENVIRON, "ROTA_METRICS_PORT": free_port()}
+        fleet = make_fleet(jobs="touch,fast", bin=environment.bin, environ=environ, **options)
+        service = Service(fleet, environment, tmp_path / "leaving")
+        environment.install(leaving.wheel(service.wheels))
+        return service
+
+    return make
+
+
+@pytest.mark.parametrize("how", ["uninstalled", "disabled", "broken"])
+def test_a_plugin_that_is_taken_away_is_on_no_path_and_comes_back(make_service, how):
+    service = make_service()
+    fleet = service.fleet
+    service.start()
+    eventually(lambda: fleet.effects("leaving-tick"), within=LONGEST)
+    assert service.actors() >= JOBS
+    service.stop()
+    rows = service.leave_behind()
+
+    service.take_away(how)
+    before = len(fleet.rows("SELECT 1 FROM rota_runs WHERE job = 'leaving-tick'"))
+    effects = len(fleet.rows("SELECT 1 FROM effects"))
+    service.start()
+    taken_away_at = fleet.now()
+    eventually(lambda: service.states(rows) == ["orphaned"] * len(rows), within=LONGEST)
+    eventually(lambda: (service.dead_letters("chaos-fast"), service.dead_letters("leaving")) == (1, 1), within=LONGEST)
+
+    # the dispatcher: every row ended without an attempt, and says why
+    for row, now in zip(
+        rows, [fleet.rows("SELECT * FROM rota_runs WHERE id = :id", id=r.id)[0] for r in rows], strict=True
+    ):
+        assert (now.reason, now.attempt, now.former_state) == (how, row.attempt, row.state)
+    assert fleet.redis.llen("dramatiq:leaving") == 0
+    # scheduler and workers: no actor, no slot, no effect
+    assert not service.actors() & JOBS
+    assert not service.known() & JOBS
+    (touched,) = fleet.request("touch")
+    eventually(lambda: fleet.effects("touch"), within=LONGEST)
+    assert len(fleet.rows("SELECT 1 FROM rota_runs WHERE job = 'leaving-tick'")) == before
+    assert len(fleet.rows("SELECT 1 FROM effects")) == effects + 1
+    assert fleet.rows("SELECT 1 FROM rota_schedules WHERE job LIKE 'leaving%'") == []
+    # the command line
+    assert not {job["name"] for job in json.loads(service.rota("jobs", "--json").stdout)} & JOBS
+    refused = service.rota("run", "leaving-own")
+    assert (refused.returncode, "unknown job 'leaving-own'" in refused.stderr) == (1, True)
+    assert {run["state"] for run in json.loads(service.rota("runs", "--json", "--job", "leaving-own").stdout)} == {
+        "orphaned"
+    }
+    counts = json.loads(service.rota("orphans", "--json", "--plugin", "leaving").stdout)["counts"]
+    assert sum(count["runs"] for count in counts) >= len(rows)
+    states = {plugin["name"]: plugin["state"] for plugin in json.loads(service.rota("plugins", "--json").stdout)}
+    assert states.get("leaving", "uninstalled") == how
+    # metrics and health
+    told = [line for line in service.metrics().splitlines() if re.search(r'task="leaving', line)]
+    assert told
+    assert all(line.startswith("scheduled_task_total{") and 'status="orphaned"' in line for line in told)
+    checked = service.rota("check", "--live", "--json")
+    names = {answer["name"]: answer["outcome"] for answer in json.loads(checked.stdout)["checks"]}
+    assert "workers on leaving" not in names
+    assert names.get("plugin leaving") == {"uninstalled": None, "disabled": "info", "broken": "wrong"}[how]
+
+    service.stop()
+    service.bring_back()
+    back_at = fleet.now()
+    service.start()
+    adopted = service.rota("orphans", "adopt", "--plugin", "leaving", "--yes")
+    assert adopted.returncode == 0, adopted.stderr
+    due = [row.id for row in rows if row.state != "dead" and not row.is_delayed]
+    done = "SELECT 1 FROM effects WHERE run_id = ANY(:ids)"
+    eventually(lambda: len(fleet.rows(done, ids=due)) == len(due), within=LONGEST)
+    assert sorted(service.states([row for row in rows if row.id not in due])) == ["dead", "queued"]
+    eventually(lambda: [run for run in fleet.runs("leaving-tick") if run.slot > back_at], within=LONGEST)
+    absent = "SELECT 1 FROM rota_runs WHERE job = 'leaving-tick' AND slot > :gone AND slot < :back"
+    assert fleet.rows(absent, gone=taken_away_at, back=back_at) == []
+    assert touched
+
+
+def test_two_releases_side_by_side_do_each_other_no_harm(make_service, tmp_path):
+    service = make_service()
+    fleet = service.fleet
+    new = Environment(tmp_path / "new")
+    old_bin, fleet.bin = fleet.bin, new.bin
+    fleet.worker()
+    assert eventually(fleet.leader, within=LONGEST)
+    fleet.bin = old_bin
+    old = fleet.worker(ROTA_METRICS_PORT="0")
+
+    shared = fleet.request("leaving-shared", 40)
+    own = fleet.request("leaving-own", 10, queue="leaving")
+    touched = fleet.request("touch", 40)
+    for _ in range(10):
+        service.send("leaving-fast", "chaos-fast")
+    ids = [*shared, *own, *touched]
+    done = "SELECT count(*) AS n FROM rota_runs WHERE id = ANY(:ids) AND state = 'succeeded'"
+    eventually(lambda: fleet.rows(done, ids=ids)[0].n == len(ids), within=LONGEST)
+    eventually(lambda: len(fleet.effects("leaving-fast")) == 10, within=LONGEST)
+
+    pids = {row.pid for job in JOBS for row in fleet.effects(job)}
+    assert {fleet.group_of(pid).pid for pid in pids} == {old.pid}
+    assert fleet.rows("SELECT 1 FROM rota_runs WHERE state = 'orphaned'") == []
+    assert service.dead_letters("chaos-fast") == 0
+
+    fleet.terminate(old)
+    late = fleet.request("leaving-shared", 3)
+    orphaned = "SELECT count(*) AS n FROM rota_runs WHERE id = ANY(:ids) AND state = 'orphaned' AND attempt = 0"
+    eventually(lambda: fleet.rows(orphaned, ids=late)[0].n == len(late), within=LONGEST)
+
+
+def test_the_retired_jobs_are_on_no_path(make_service):
+    service = make_service()
+    fleet = service.fleet
+    service.start()
+    ids = [fleet.request(name)[0] for name in RETIRED]
+    for name, run_id in zip(RETIRED, ids, strict=True):
+        service.send(name, "chaos", run_id=run_id)
+        service.send(name, "chaos-fast")
+
+    ended = "SELECT state, reason, attempt FROM rota_runs WHERE id = ANY(:ids)"
+    eventually(lambda: set(fleet.rows(ended, ids=ids)) == {("orphaned", "unknown", 0)}, within=LONGEST)
+    eventually(lambda: service.dead_letters("chaos-fast") == len(RETIRED), within=LONGEST)
+
+    assert not service.actors() & set(RETIRED)
+    assert not service.known() & set(RETIRED)
+    assert not {job["name"] for job in json.loads(service.rota("jobs", "--json").stdout)} & set(RETIRED)
+    for name in RETIRED:
+        assert service.rota("run", name).returncode == 1
+        assert fleet.effects(name) == []
+        assert f'task="{name}",status="orphaned"' in order(service.metrics())
+
+
+def order(metrics: str) -> str:
+    """Labels with the task first."""
+    return re.sub(r'status="(\w+)",task="([^"]+)"', r'task="\2",status="\1"', metrics)

@@ -1,0 +1,202 @@
+"""``rota db drop-plugin``: a plugin's tables go when somebody asks, all of them or none, and nobody else's."""
+
+import sys
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import inspect
+
+from core import job, migrate, plugins
+from core.cli import confirmation, main
+from core.registry import Plugin, Registry
+from core.testing import create_database, drop_database
+
+REVISION = """
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+def upgrade():
+    op.execute("CREATE TABLE billing_bills (id int primary key)")
+    op.execute("CREATE TABLE billing_lines (bill_id int REFERENCES billing_bills)")
+
+def downgrade():
+    {downgrade}
+"""
+DOWNGRADE = 'op.execute("DROP TABLE billing_lines, billing_bills")'
+MODULE = """
+from pathlib import Path
+from core import hookimpl
+
+@hookimpl
+def register_migrations():
+    return Path(__file__).parent / "billing_migrations"
+"""
+
+
+@job("send-bill")
+def send_bill(run):
+    pass
+
+
+@pytest.fixture
+def postgres_url(template):
+    """A database of the test's own, since tables come and go."""
+    yield create_database(template, "test_drop_plugin", template=True)
+    drop_database(template, "test_drop_plugin")
+
+
+@pytest.fixture
+def rota(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *words, **options: CliRunner().invoke(main, ["db", "drop-plugin", *words], **options)
+
+
+@pytest.fixture
+def registry():
+    """What is loaded here: not billing."""
+    registry = Registry(plugins.load([]).plugins)
+    with plugins.using(registry):
+        yield registry
+
+
+@pytest.fixture
+def billing(tmp_path, monkeypatch, database, registry):
+    """Installs the plugin and its tables, and takes it away again as asked."""
+    site = tmp_path / "site"
+    folder = site / "billing_migrations"
+    folder.mkdir(parents=True)
+    monkeypatch.syspath_prepend(site)
+
+    def install(*, is_kept, downgrade=DOWNGRADE):
+        (folder / "0001_bills.py").write_text(REVISION.format(downgrade=downgrade))
+        list(migrate.upgrade(database, Registry((Plugin("billing", "", "", migrations=folder),))))
+        with database.begin() as connection:
+            connection.exec_driver_sql("INSERT INTO billing_bills VALUES (1), (2)")
+        if is_kept:
+            about = site / "billing_jobs-1.0.dist-info"
+            about.mkdir()
+            (about / "METADATA").write_text("Metadata-Version: 2.1\nName: billing-jobs\nVersion: 1.0\n")
+            (about / "entry_points.txt").write_text("[rota.plugins]\nbilling = billing_of_a_test\n")
+            (site / "billing_of_a_test.py").write_text(MODULE)
+
+    yield install
+    sys.modules.pop("billing_of_a_test", None)
+
+
+def tables(engine):
+    return {name for name in inspect(engine).get_table_names() if "billing" in name or name.startswith("rota_")}
+
+
+def test_an_uninstalled_plugins_tables_go_by_name_and_nobody_elses(rota, billing, database):
+    before = tables(database)
+    billing(is_kept=False)
+    with database.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE billing_archive_old (id int)")
+        connection.exec_driver_sql("CREATE TABLE rota_migrations_billing_archive (version_num text)")
+        connection.exec_driver_sql("CREATE TABLE billings (id int)")
+
+    done = rota("billing", "--yes")
+
+    assert done.exit_code == 0, done.output
+    assert tables(database) - before == {"billing_archive_old", "rota_migrations_billing_archive", "billings"}
+    assert before <= tables(database)
+    assert "billing_bills" in done.stdout
+    assert "by name" in done.stdout
+
+
+def test_a_disabled_plugins_tables_go_by_its_own_migrations(rota, billing, database):
+    before = tables(database)
+    billing(is_kept=True, downgrade=DOWNGRADE)
+
+    done = rota("billing", "--yes")
+
+    assert done.exit_code == 0, done.output
+    assert "by taking its migrations back" in done.stdout
+    assert tables(database) == before
+
+
+def test_a_migration_that_cannot_be_taken_back_changes_nothing(rota, billing, database):
+    billing(is_kept=True, downgrade=DOWNGRADE + "; op.execute('SELECT 1 / 0')")
+    before = tables(database)
+
+    done = rota("billing", "--yes")
+
+    assert done.exit_code == 1
+    assert "plugin 'billing': its migration failed, nothing of it was kept: division by zero" in done.stderr
+    assert tables(database) == before
+
+
+def test_a_table_that_others_refer_to_keeps_all(rota, billing, database):
+    billing(is_kept=False)
+    with database.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE shop (bill_id int REFERENCES billing_bills)")
+    before = tables(database)
+
+    done = rota("billing", "--yes")
+
+    assert done.exit_code == 1
+    assert "PostgreSQL refused: cannot drop" in done.stderr
+    assert tables(database) == before
+
+
+@pytest.mark.parametrize(("typed", "status"), [("billing", 0), ("bill", 1), ("y", 1), ("", 1)])
+def test_its_name_has_to_be_typed(rota, billing, database, monkeypatch, typed, status):
+    monkeypatch.setattr(confirmation, "is_answerable", lambda: True)
+    billing(is_kept=False)
+
+    assert rota("billing", input=f"{typed}\n").exit_code == status
+    assert ("billing_bills" in tables(database)) == bool(status)
+
+
+def test_where_nobody_can_answer_it_is_refused(rota, billing, database):
+    billing(is_kept=False)
+
+    assert "say --yes" in rota("billing").stderr
+    assert "billing_bills" in tables(database)
+
+
+def test_it_is_refused_while_a_live_process_has_the_plugin(rota, billing, database, start_process):
+    billing(is_kept=False)
+    start_process(jobs=[send_bill], plugin="billing")
+
+    done = rota("billing", "--yes")
+
+    assert done.exit_code == 1
+    assert "worker test:1 has plugin 'billing' loaded: restart it without, or stop it" in done.stderr
+    assert "billing_bills" in tables(database)
+
+
+def test_it_is_refused_while_a_live_process_does_not_say_what_it_has(rota, billing, database, start_process):
+    billing(is_kept=False)
+    start_process()
+
+    assert "does not say which plugins it has" in rota("billing", "--yes").stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("core", "is loaded here"),
+        ("rota", "tables of that name are Rota's own"),
+        ("bil%", "must be lower-case letters"),
+        ("biling", "has no tables here; did you mean 'billing'?"),
+    ],
+)
+def test_what_is_no_plugin_that_was_taken_away_is_refused(rota, billing, database, name, problem):
+    billing(is_kept=False)
+    before = tables(database)
+
+    done = rota(name, "--yes")
+
+    assert done.exit_code == 1
+    assert problem in done.stderr
+    assert tables(database) == before
+
+
+def test_a_plugin_that_is_loaded_here_is_refused(rota, billing, database):
+    billing(is_kept=False)
+
+    with plugins.using(Registry((Plugin("billing", "", "", (send_bill,)),))):
+        assert "plugin 'billing' is loaded here: uninstall it" in rota("billing", "--yes").stderr

@@ -1,0 +1,489 @@
+"""I1: what waits for a job that is gone ends as orphaned; what another process knows is left to it."""
+
+from datetime import timedelta
+
+import pytest
+import redis
+from dramatiq.message import Message
+from dramatiq.middleware import CurrentMessage
+from prometheus_client import REGISTRY
+from sqlalchemy.exc import OperationalError
+
+from core import broker as brokers
+from core import database as databases
+from core import every, job, redis_broker
+from core.broker import RedisCarrier
+from core.dispatcher import relay
+from core.dispatcher.orphans import LOOK_SECONDS, Orphanage, reason
+from core.dispatcher.slots import Accountant
+from core.ledger import orphans, releases, slots
+from core.ledger.releases import Fleet
+from core.redis_broker.strangers import PAUSE_SECONDS
+from core.registry import Plugin, Registry
+from core.testing import registry_of
+from tests.support.eventually import eventually
+
+GRACE = 60.0
+
+
+@job("work", overlap="allow")
+def work(run):
+    pass
+
+
+@job("gone", overlap="allow")
+def gone(run):
+    pass
+
+
+@job("gone-tick", schedule=every(seconds=1))
+def gone_tick(run):
+    pass
+
+
+@job("gone-fast", queue="gone", ledger=False)
+def gone_fast(run):
+    pass
+
+
+@pytest.fixture
+def connection(database):
+    """The dispatcher's connection."""
+    with databases.autocommit(database) as connection:
+        yield connection
+
+
+@pytest.fixture
+def make_broker(redis_url):
+    """Makes brokers of processes with different jobs, on one Redis."""
+    made = []
+
+    def make(**options):
+        made.append(brokers.build(redis_broker.connect(redis_url), [CurrentMessage()], **options))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.close()
+
+
+@pytest.fixture
+def ran(connection):
+    """These jobs have been those of a release."""
+    return lambda *jobs: releases.record(connection, releases.of(registry_of(*jobs)))
+
+
+@pytest.fixture
+def orphanage(make_broker):
+    """A dispatcher's, of a process that has ``work`` alone."""
+    return Orphanage(registry_of(work), RedisCarrier(make_broker()), GRACE)
+
+
+@pytest.fixture
+def look(orphanage, connection):
+    """Looks at a certain second."""
+    return lambda at: orphanage.look(connection, releases.fleet(connection), at)
+
+
+def counted(task):
+    return REGISTRY.get_sample_value("scheduled_task_total", {"task": task, "status": "orphaned"}) or 0
+
+
+class TestRuns:
+    def test_waiting_and_dead_runs_of_a_job_that_is_gone_end_without_an_attempt(self, look, ledger, start_process):
+        start_process(jobs=[work])
+        now, later = ledger.value("SELECT now()"), ledger.value("SELECT now() + interval '1 hour'")
+        ids = {
+            "queued": ledger.request("gone"),
+            "delayed": ledger.request("gone", due_at=later),
+            "slot": ledger.request("gone", slot=now),
+            "retrying": ledger.request("gone", state="retrying", reason="error", attempt=2, due_at=later),
+            "dead": ledger.request("gone", state="dead", reason="retries", attempt=4, finished_at=now),
+        }
+        others = [ledger.request("gone", state=state, finished_at=now) for state in ("succeeded", "missed", "skipped")]
+        kept = ledger.request("work")
+        before = counted("gone")
+
+        look(0)
+        assert {ledger.run(run_id).state for run_id in ids.values()} == {"queued", "retrying", "dead"}
+        look(GRACE)
+
+        rows = {name: ledger.run(run_id) for name, run_id in ids.items()}
+        assert {(row.state, row.reason) for row in rows.values()} == {("orphaned", "unknown")}
+        assert {name: row.attempt for name, row in rows.items()} == {
+            "queued": 0, "delayed": 0, "slot": 0, "retrying": 2, "dead": 4
+        }  # fmt: skip
+        assert (rows["dead"].former_state, rows["dead"].former_reason) == ("dead", "retries")
+        assert all(row.finished_at is not None and row.started_at is None for row in rows.values())
+        assert [ledger.run(run_id).state for run_id in others] == ["succeeded", "missed", "skipped"]
+        assert ledger.run(kept).state == "queued"
+        assert counted("gone") - before == len(ids)
+
+    def test_great_numbers_are_ended_in_batches(self, look, ledger, start_process, monkeypatch):
+        monkeypatch.setattr(orphans, "BATCH", 7)
+        start_process(jobs=[work])
+        for _ in range(30):
+            ledger.request("gone")
+
+        look(0), look(GRACE)
+
+        assert ledger.states("gone") == ["orphaned"] * 30
+
+    @pytest.mark.parametrize("kind", ["worker", "scheduler"])
+    def test_nothing_is_orphaned_while_a_live_process_has_the_job(self, look, ledger, start_process, kind):
+        start_process(jobs=[work])
+        old = start_process(jobs=[work, gone], kind=kind)
+        ledger.request("gone")
+
+        look(0), look(GRACE)
+        assert ledger.states("gone") == ["queued"]
+        ledger.do("DELETE FROM rota_processes WHERE id = :id", id=old.id)
+        look(2 * GRACE)
+        assert ledger.states("gone") == ["queued"]
+        look(3 * GRACE)
+        assert ledger.states("gone") == ["orphaned"]
+
+    def test_a_job_that_is_back_within_the_grace_begins_it_anew(self, look, ledger, start_process):
+        start_process(jobs=[work])
+        ledger.request("gone")
+
+        look(0)
+        back = start_process(jobs=[gone])
+        look(GRACE - 1)
+        ledger.do("DELETE FROM rota_processes WHERE id = :id", id=back.id)
+        look(2 * GRACE - 2)
+
+        assert ledger.states("gone") == ["queued"]
+
+    def test_nothing_is_orphaned_while_a_process_does_not_say_what_it_has(self, look, ledger, start_process):
+        start_process(jobs=[work])
+        start_process()
+        ledger.request("gone")
+
+        look(0), look(GRACE)
+
+        assert ledger.states("gone") == ["queued"]
+
+    def test_a_process_that_came_alive_since_anybody_looked_keeps_its_runs(self, connection, ledger, start_process):
+        ledger.request("gone")
+        start_process(jobs=[gone])
+
+        assert orphans.end(connection, "gone", "unknown") == []
+        assert orphans.forget_slots(connection, "gone") is False
+
+    def test_a_look_is_taken_every_few_seconds_only(self, look, ledger, start_process, orphanage):
+        start_process(jobs=[work])
+        orphanage._jobs.grace_seconds = 0
+        look(0)
+        ledger.request("gone")
+
+        look(LOOK_SECONDS - 0.1)
+        assert ledger.states("gone") == ["queued"]
+        look(LOOK_SECONDS)
+        assert ledger.states("gone") == ["orphaned"]
+
+
+class TestReason:
+    @pytest.mark.parametrize(
+        ("plugins", "expected"),
+        [
+            ([], "uninstalled"),
+            ([Plugin("tests", "", "", is_disabled=True)], "disabled"),
+            ([Plugin("tests", "", "", error="ImportError: no")], "broken"),
+            ([Plugin("tests", "", "", (work,))], "unknown"),
+        ],
+    )
+    def test_it_is_told_from_what_is_installed_here(self, connection, plugins, expected):
+        releases.record(connection, releases.of(registry_of(gone)))
+
+        owner = releases.last_owners(connection, ["gone"])["gone"]
+
+        assert reason(Registry(tuple(plugins)), owner) == expected
+
+    def test_nobody_ever_had_the_job(self, connection):
+        assert releases.last_owners(connection, ["gone"]) == {}
+        assert reason(Registry(), None) == "unknown"
+
+
+class TestSlots:
+    def test_the_time_of_its_absence_is_not_made_up_for(self, look, connection, ledger, start_process, carrier):
+        start_process(jobs=[work])
+        old = ledger.value("SELECT now() - interval '10 minutes'")
+        slots.account(connection, {"gone-tick": slots.Watermark(str(gone_tick.schedule), old)})
+
+        look(0), look(GRACE)
+
+        assert slots.watermarks(connection) == {}
+        returned = Accountant(registry_of(gone_tick), slots.watermarks(connection))
+        returned.account(connection, carrier)
+        assert ledger.runs("gone-tick") == []
+
+    def test_an_outage_of_the_whole_service_is(self, look, connection, ledger, start_process, carrier):
+        old = ledger.value("SELECT now() - interval '10 minutes'")
+        slots.account(connection, {"gone-tick": slots.Watermark(str(gone_tick.schedule), old)})
+        start_process(jobs=[work, gone_tick])
+
+        look(0), look(GRACE)
+        Accountant(registry_of(gone_tick), slots.watermarks(connection)).account(connection, carrier)
+
+        assert len(ledger.runs("gone-tick")) > 500
+
+
+class TestRelay:
+    def test_runs_of_jobs_that_only_others_have_are_sent_to_their_queue(
+        self, connection, ledger, start_process, carrier
+    ):
+        start_process(jobs=[work])
+        start_process(jobs=[gone])
+        ledger.request("gone", queue="elsewhere")
+        ledger.request("nobodys")
+
+        known = {*registry_of(work).jobs, *releases.fleet(connection).queues_of}
+        assert relay.send_due(connection, known, carrier) == 1
+
+        assert [(parcel.job, parcel.queue) for parcel in carrier.parcels] == [("gone", "elsewhere")]
+
+
+class TestFleet:
+    def test_it_knows_what_any_of_its_processes_has(self, connection, start_process):
+        start_process(jobs=[work])
+        start_process(jobs=[work, gone_fast], kind="scheduler")
+
+        fleet = releases.fleet(connection)
+
+        assert [fleet.knows(name) for name in ("work", "gone-fast", "gone")] == [True, True, False]
+        assert fleet.queues == {"default", "gone"}
+
+    def test_a_silent_process_is_not_of_it(self, connection, start_process, database):
+        start_process(jobs=[gone]).expire(database)
+
+        assert releases.fleet(connection) == Fleet()
+
+    def test_the_same_jobs_are_the_same_release(self, connection, ledger, start_process):
+        start_process(jobs=[work, gone])
+        start_process(jobs=[gone, work])
+
+        assert ledger.value("SELECT count(*) FROM rota_releases") == 1
+
+    def test_the_newer_of_two_that_are_alive_is_the_last(self, connection, ledger, start_process):
+        start_process(jobs=[work])
+        start_process(jobs=[gone])
+        ledger.do("UPDATE rota_releases SET last_seen_at = date_trunc('minute', now()) + interval '1 second'")
+
+        last = releases.last(connection)
+
+        assert last is not None
+        assert set(last.jobs) == {"gone"}
+
+
+def put(broker, actor, queue="default", **options):
+    message = Message(queue_name=queue, actor_name=actor, args=(), kwargs={}, options=options)
+    broker.enqueue_many([message])
+
+
+def keys(client, queue="default"):
+    """How many messages wait, are fetched by anyone, and are dead letters."""
+    fetched = sum(client.scard(key) for key in client.keys(f"dramatiq:__acks__.*.{queue}"))
+    return client.llen(f"dramatiq:{queue}"), fetched, client.hlen(f"dramatiq:{queue}.XQ.msgs")
+
+
+class TestConsumer:
+    """A message for an actor that this process does not have."""
+
+    @pytest.fixture
+    def client(self, redis_url):
+        client = redis.Redis.from_url(redis_url)
+        yield client
+        client.close()
+
+    @pytest.fixture
+    def consume(self, make_broker):
+        """Fetches what waits, as a process without actors does."""
+
+        def consume(ask_fleet, orphan_seconds=0.0):
+            broker = make_broker(ask_fleet=ask_fleet, orphan_seconds=orphan_seconds)
+            consumer = broker.consume("default", prefetch=10, timeout=100)
+            assert next(consumer) is None
+            return broker, consumer
+
+        return consume
+
+    def test_what_another_process_knows_is_put_back_after_a_pause(self, consume, make_broker, client):
+        put(make_broker(), "gone", run_id=1)
+        put(make_broker(), "gone-fast")
+        _, consumer = consume(lambda: Fleet({"gone": frozenset({"default"}), "gone-fast": frozenset({"default"})}))
+        next(consumer)
+
+        assert keys(client) == (0, 2, 0)
+        assert eventually(lambda: keys(client) == (2, 0, 0), within=PAUSE_SECONDS * 4)
+
+    def test_a_run_that_nobody_knows_is_dropped_since_the_ledger_has_it(self, consume, make_broker, client):
+        put(make_broker(), "gone", run_id=1)
+        consume(Fleet, orphan_seconds=GRACE)
+
+        assert eventually(lambda: keys(client) == (0, 0, 0), within=5)
+        assert client.hlen("dramatiq:default.msgs") == 0
+
+    def test_the_fast_lane_is_set_aside_once_nobody_has_known_it_for_a_while(self, consume, make_broker, client):
+        put(make_broker(), "gone-fast")
+        _, consumer = consume(Fleet, orphan_seconds=1.5)
+
+        assert eventually(lambda: keys(client) == (1, 0, 0), within=5)
+        assert eventually(lambda: next(consumer) or keys(client) == (0, 0, 1), within=10)
+
+    def test_without_postgresql_it_is_put_back(self, consume, make_broker, client):
+        def away():
+            raise OperationalError("SELECT", {}, Exception("away on purpose"))
+
+        put(make_broker(), "gone", run_id=1)
+        put(make_broker(), "gone-fast")
+        _, consumer = consume(away)
+        next(consumer)
+
+        assert eventually(lambda: keys(client) == (2, 0, 0), within=5)
+
+    def test_a_process_that_does_not_say_what_it_has_may_know_it(self, consume, make_broker, client):
+        put(make_broker(), "gone-fast")
+        consume(lambda: Fleet({}, is_complete=False))
+
+        assert eventually(lambda: keys(client) == (1, 0, 0), within=5)
+
+    def test_what_is_held_is_put_back_when_the_process_ends(self, consume, make_broker, client):
+        put(make_broker(), "gone-fast")
+        broker, _ = consume(Fleet)
+
+        broker.close()
+
+        assert keys(client) == (1, 0, 0)
+
+
+class TestAbandonedQueues:
+    """Queues that no job of the fleet uses."""
+
+    @pytest.fixture(autouse=True)
+    def history(self, ran):
+        ran(gone_fast)
+        ran(job("gone-fast", queue="old", ledger=False)(lambda run: None))
+
+    @pytest.fixture
+    def client(self, redis_url):
+        client = redis.Redis.from_url(redis_url)
+        yield client
+        client.close()
+
+    def test_their_messages_are_dropped_or_set_aside_after_the_grace(self, look, make_broker, start_process, client):
+        start_process(jobs=[work])
+        broker = make_broker()
+        put(broker, "gone", "gone", run_id=1)
+        put(broker, "gone-fast", "gone")
+        put(broker, "gone-fast", "gone.DQ", eta=0)
+        client.rpush("dramatiq:gone", "no-body")
+        put(broker, "work", "default", run_id=2)
+
+        look(0)
+        assert keys(client, "gone")[0] == 3
+        look(GRACE)
+
+        assert keys(client, "gone") == (0, 0, 2)
+        assert keys(client, "gone.DQ")[0] == 0
+        assert keys(client)[0] == 1
+
+    def test_what_a_dead_process_had_fetched_of_them_is_found(self, look, make_broker, start_process, client):
+        start_process(jobs=[work])
+        dead = make_broker()
+        put(dead, "gone-fast", "gone")
+        dead.do_fetch("gone", 1)
+        client.zadd("dramatiq:__heartbeats__", {dead.broker_id: 0})
+        put(dead, "gone-fast", "gone")
+
+        look(0), look(GRACE)
+
+        assert keys(client, "gone") == (0, 0, 2)
+
+    def test_a_job_that_has_moved_to_another_queue_has_its_messages_moved(
+        self, look, make_broker, start_process, client
+    ):
+        start_process(jobs=[work, gone_fast])
+        put(make_broker(), "gone-fast", "old")
+
+        look(0), look(GRACE)
+
+        assert (keys(client, "old"), keys(client, "gone")) == ((0, 0, 0), (1, 0, 0))
+
+    def test_one_is_found_among_many_keys_in_bounded_steps(self, make_broker, client):
+        pipe = client.pipeline()
+        for number in range(30_000):
+            pipe.set(f"session:{number}", "x")
+        pipe.execute()
+        broker = make_broker()
+        put(broker, "gone-fast", "gone")
+
+        looks = [broker.abandoned.queues() for _ in range(4)]
+
+        assert looks[-1] == {"gone"}
+
+    def test_none_is_touched_while_a_process_does_not_say_what_it_has(self, look, make_broker, start_process, client):
+        start_process(jobs=[work])
+        start_process()
+        put(make_broker(), "gone-fast", "gone")
+
+        look(0), look(GRACE)
+
+        assert keys(client, "gone") == (1, 0, 0)
+
+    def test_a_run_whose_job_has_moved_is_sent_to_its_present_queue(
+        self, look, make_broker, start_process, client, ledger
+    ):
+        start_process(jobs=[work])
+        moved, other = ledger.request("work", queue="old", sent_at="now"), ledger.request("gone", queue="old")
+        put(make_broker(), "work", "old", run_id=moved)
+
+        look(0), look(GRACE)
+
+        assert (ledger.run(moved).queue, ledger.run(moved).sent_at) == ("default", None)
+        assert ledger.run(other).queue == "old"
+        assert client.exists("dramatiq:old", "dramatiq:old.msgs") == 0
+
+    def test_what_another_service_has_on_the_same_redis_is_none_of_ours(self, look, make_broker, start_process, client):
+        start_process(jobs=[work])
+        put(make_broker(), "theirs", "their-queue")
+
+        look(0), look(GRACE)
+
+        assert keys(client, "their-queue") == (1, 0, 0)
+
+    def test_a_key_that_only_has_the_name_of_a_queue_keeps_no_other_from_being_cleared(
+        self, look, make_broker, start_process, client
+    ):
+        start_process(jobs=[work])
+        client.set("dramatiq:gone", "no list")
+        client.hset("dramatiq:gone.msgs", "x", "y")
+        put(make_broker(), "gone-fast", "old")
+
+        look(0), look(GRACE)
+
+        assert keys(client, "old") == (0, 0, 1)
+
+
+class TestAdoption:
+    def test_each_is_what_it_was_and_a_late_slot_is_not_missed_again(self, look, connection, ledger, start_process):
+        start_process(jobs=[work])
+        old = ledger.value("SELECT now() - interval '1 day'")
+        queued, slot = ledger.request("gone", queue="old"), ledger.request("gone", slot=old)
+        dead = ledger.request("gone", state="dead", reason="retries", finished_at=old)
+        look(0), look(GRACE)
+
+        assert sorted(orphans.adopt(connection, gone)) == ["dead", "queued", "retrying"]
+
+        assert slots.miss(connection, [gone_tick], timedelta(seconds=30).total_seconds()) == []
+        rows = [ledger.run(run_id) for run_id in (queued, slot, dead)]
+        assert [(row.state, row.reason, row.former_state) for row in rows] == [
+            ("queued", "adopted", None), ("retrying", "adopted", None), ("dead", "retries", None)
+        ]  # fmt: skip
+        assert rows[0].queue == "default"
+
+    def test_it_is_done_once_and_in_batches(self, connection, ledger):
+        for _ in range(5):
+            ledger.request("gone", state="orphaned", former_state="queued", finished_at="now")
+
+        assert [len(orphans.adopt(connection, gone, batch=2)) for _ in range(4)] == [2, 2, 1, 0]

@@ -16,7 +16,8 @@ help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY)  ## Start everything here, with sample data; Ctrl-C stops it
-	@exec $(BIN)/rota up --also "$(BIN)/python -m plugins.customer_service.simulation"
+	@mkdir -p .rota/uploads
+	@ROTA_MAINTENANCE_UPLOAD_ROOT=$(CURDIR)/.rota/uploads exec $(BIN)/rota up --also "$(BIN)/python -m plugins.customer_service.simulation"
 
 check: $(READY)  ## Format, lint, types and unit tests: quick
 	$(BIN)/ruff format --check .

@@ -58,6 +58,8 @@ class Subject:
     #: A trigger may refuse the row of an id when this table is written to.
     table: str
     at: str
+    #: What an application makes of a row, so that it will never end by itself.
+    closed: str
 
     def fill(self, session: Session, count: int, ends_at: datetime = NOON) -> list[int]:
         """Make and commit rows that end a second apart, the last of them at ``ends_at``."""
@@ -85,6 +87,7 @@ TASKS = Subject(
     "state = 'cancelled'",
     models.Task.__tablename__,
     "deadline_at",
+    "state = 'completed', completed_at = :later",
 )
 COUPONS = Subject(
     jobs.check_expired_coupons,
@@ -94,6 +97,7 @@ COUPONS = Subject(
     "state = 'expired'",
     models.Coupon.__tablename__,
     "ends_at",
+    "state = 'used', used_at = :later",
 )
 CODES = Subject(
     jobs.check_expired_invitation_codes,
@@ -103,6 +107,7 @@ CODES = Subject(
     "state = 'expired'",
     models.InvitationCode.__tablename__,
     "ends_at",
+    "state = 'used', used_at = :later",
 )
 POINTS = Subject(
     jobs.check_expired_points,
@@ -112,5 +117,6 @@ POINTS = Subject(
     "remaining = 0",
     models.PointLot.__tablename__,
     "expires_at",
+    "remaining = 0",
 )
 SUBJECTS = [TASKS, COUPONS, CODES, POINTS]

@@ -89,12 +89,12 @@ def test_a_slice_ends_and_the_next_goes_on_from_there(subject: Subject, session:
     subject.make(session, 5, NOON)
     subject.make(session, 6, NOON + A_MOMENT)
     session.commit()
-    statements: list[list[int]] = []
+    statements: list[list[str]] = []
     read = sweeps.read_slice
     monkeypatch.setattr(sweeps, "read_slice", lambda *args: noted(read(*args), statements))
 
     assert subject.sweep(session, batch=2)[subject.word] == 6
-    assert statements == [[1, 2, 3], [4, 5, 6]]
+    assert statements == [["1,2", "3"], ["4,5", "6"]]
 
 
 def noted(found, into):
@@ -120,8 +120,9 @@ def test_four_sweeps_at_once_end_each_row_once(subject: Subject, session: Sessio
 
 
 def test_a_row_somebody_holds_is_left_and_counted_and_ends_in_the_next_run(
-    subject: Subject, session: Session, engine_of_others: Engine
+    subject: Subject, session: Session, engine_of_others: Engine, monkeypatch
 ):
+    monkeypatch.setattr(sweeps, "SLICE", 1)  # the walk goes on past what it could not end
     ids = subject.fill(session, 3)
     hold = f"SELECT 1 FROM {subject.table} WHERE id = :id FOR UPDATE"
     with engine_of_others.begin() as holder:
@@ -131,6 +132,22 @@ def test_a_row_somebody_holds_is_left_and_counted_and_ends_in_the_next_run(
 
         assert (counts[subject.word], counts["left"]) == (2, 1)
     assert subject.sweep(session)[subject.word] == 1
+
+
+@pytest.mark.parametrize("change", ["{at} = :later", "{closed}"], ids=["prolonged", "closed"])
+def test_a_row_that_changes_after_it_was_found_due_is_left_alone(subject: Subject, session: Session, do, change: str):
+    ids = subject.fill(session, 4)
+    change = change.format(at=subject.at, closed=subject.closed)
+
+    def checkpoint(progress: dict[str, int]) -> None:
+        session.commit()
+        if progress[subject.word] == 2:
+            do(f"UPDATE {subject.table} SET {change} WHERE id = :id", id=ids[2], later=NOON + A_MOMENT)
+
+    counts = subject.expire(session, NOON, checkpoint=checkpoint, batch=2)
+
+    assert (counts[subject.word], counts["left"]) == (3, 1)
+    assert effects(session, subject) in {3, None}
 
 
 def test_an_error_loses_its_own_batch_and_no_other(subject: Subject, session: Session, check_invariants):

@@ -26,8 +26,8 @@ def main() -> None:
             made.process(bare, "periodiq", "benchmarks.bare_periodic"),
         ):
             time.sleep(options.minutes * 60 + 5)
-    values = [(at - slot) * 1000 for at, slot in meter.ticks(ours)]
-    yardstick = [(at - at // 60 * 60) * 1000 for at, _ in meter.ticks(bare)]
+        values = [(at - slot) * 1000 for at, slot in meter.ticks(ours)]
+        yardstick = [(at - at // 60 * 60) * 1000 for at, _ in meter.ticks(bare)]
     p50, p99 = meter.percentile(values, 0.5), meter.percentile(values, 0.99)
     print(f"rota: {len(values)} slots, p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {max(values):.1f} ms (goal p99 100 ms)")
     bare_p50 = meter.percentile(yardstick, 0.5)

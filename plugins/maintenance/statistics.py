@@ -22,7 +22,6 @@ from sqlalchemy import (
     Select,
     Subquery,
     Text,
-    column,
     delete,
     func,
     literal,
@@ -30,9 +29,8 @@ from sqlalchemy import (
     tuple_,
     union,
     update,
-    values,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import QueryableAttribute, Session
 
 from core import Checkpoint
@@ -67,9 +65,11 @@ def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint
 
 def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
     """Recompute these users' figures, in the caller's transaction, from what is committed now."""
-    _lock_figures(session, user_ids, now)
-    users = values(column("user_id", Text), name="users").data([(user_id,) for user_id in user_ids])
-    _write_figures(session, _figures(select(users.c.user_id)), now)
+    users = _users(user_ids)
+    _add_missing(session, users, now)
+    rows = select(UserStatistics.user_id).where(UserStatistics.user_id.in_(users))
+    session.execute(rows.order_by(UserStatistics.user_id).with_for_update()).all()
+    _write_figures(session, _figures(users), now)
 
 
 def recompute_all(session: Session, now: datetime) -> None:
@@ -99,11 +99,10 @@ def _take_marks(session: Session, newest: int, batch: int) -> Sequence[str]:
     return session.scalars(taken, execution_options=UNSYNCHRONISED).all()
 
 
-def _lock_figures(session: Session, user_ids: Sequence[str], now: datetime) -> None:
-    users = values(column("user_id", Text), name="users").data([(user_id,) for user_id in user_ids])
-    _add_missing(session, select(users.c.user_id), now)
-    rows = select(UserStatistics.user_id).where(UserStatistics.user_id.in_(user_ids))
-    session.execute(rows.order_by(UserStatistics.user_id).with_for_update()).all()
+def _users(user_ids: Sequence[str]) -> Select[tuple[str]]:
+    """One parameter for all of them: thousands would cost more to write into a statement than to look up."""
+    ids = literal(list(user_ids), ARRAY(Text))
+    return select(func.unnest(ids, type_=Text).column_valued("user_id"))
 
 
 def _add_missing(session: Session, users: Select[tuple[str]], now: datetime) -> None:

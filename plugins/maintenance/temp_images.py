@@ -76,7 +76,7 @@ def delete_old_images(
     checkpoint: Checkpoint,
     limit: int = 1000,
     entries: int = 20_000,
-    batch: int = 2000,
+    batch: int = 10_000,
 ) -> dict[str, int]:
     """Delete at most ``limit`` images older than 24 h, looking at about ``entries`` entries, from the last place on.
 

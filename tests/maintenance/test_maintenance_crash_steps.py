@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from maintenance_world import A_MOMENT, NOON, Crash, crash_at
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from plugins.maintenance.flea_market import delete_stale_items
@@ -16,6 +16,7 @@ from plugins.maintenance.temp_images import delete_old_images
 DUE = NOON + timedelta(days=10) + A_MOMENT
 #: Everything that changes files, and the commit.
 STEPS = [(os, "unlink"), (os, "rmdir"), (os, "open"), (os, "fsync"), (Session, "commit")]
+EMPTY = "TRUNCATE maintenance_tasks, maintenance_flea_market_items CASCADE"
 #: More crashes than there are steps in any of these runs.
 MANY = 400
 
@@ -23,6 +24,7 @@ MANY = 400
 def crash_everywhere(world, engine, monkeypatch, arrange, sweep, check):
     """Arrange, crash at one step, check, run again, check; for each step there is. Returns how many there were."""
     for number in range(MANY):
+        world.session.execute(text(EMPTY))
         arrange()
         world.session.rollback()
         with monkeypatch.context() as patch, Session(engine) as own, world.opened() as root:
@@ -113,3 +115,24 @@ def _close_what_a_crash_left_open():
     before = set(os.listdir("/proc/self/fd"))
     yield
     assert len(set(os.listdir("/proc/self/fd")) - before) < 20
+
+
+def test_folders_are_synced_after_the_last_file_went_and_before_anything_is_recorded(world, engine, monkeypatch):
+    """A power cut would otherwise bring files back that the row says are gone."""
+    for _ in range(2):
+        world.file(world.task("completed"))
+    calls = []
+    with monkeypatch.context() as patch, Session(engine) as own, world.opened() as root:
+        for place, name in ((os, "rmdir"), (os, "fsync"), (Session, "commit")):
+            patch.setattr(place, name, noted(calls, name, getattr(place, name)))
+        delete_files_of_completed(own, root, DUE, checkpoint=lambda _: own.commit())
+
+    assert calls == ["commit", "rmdir", "rmdir", "fsync", "commit"]
+
+
+def noted(calls, name, function):
+    def call(*args, **kwargs):
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    return call

@@ -10,7 +10,7 @@ import pytest
 import redis
 from maintenance_world import ignore
 
-from plugins.maintenance import NoRedis, clean_sessions, on_login, on_logout, sessions
+from plugins.maintenance import NoRedis, application_redis, clean_sessions, on_login, on_logout, sessions
 from plugins.maintenance.application_redis import STEP, client
 from plugins.maintenance.settings import MaintenanceSettings
 from tests.support.racing import race
@@ -158,17 +158,20 @@ def test_a_lost_lease_stops_the_walk(store):
 
 def test_memory_stays_the_same_because_suspects_are_looked_at_again_before_there_are_too_many(store, monkeypatch):
     monkeypatch.setattr(sessions, "SUSPECTS", 50)
-    for number in range(40):
-        store.sadd(f"user_sessions:{number}", *(f"gone-{number}-{member}" for member in range(10)))
-    most, suspect = [], sessions.Cleaning._suspect
-    monkeypatch.setattr(
-        sessions.Cleaning,
-        "_suspect",
-        lambda self, *args: suspect(self, *args) or most.append(self.waiting),
-    )
+    monkeypatch.setattr(application_redis, "STEP", 10)
+    for number in range(400):
+        store.sadd(f"user_sessions:{number}", *(f"gone-{number}-{member}" for member in range(5)))
+    waiting, suspect = [], sessions.Cleaning._suspect
 
-    assert clean_sessions(store, settling=timedelta(milliseconds=20))["gone"] == 400
+    def noted(self, *args):
+        suspect(self, *args)
+        waiting.append(self.waiting)
+
+    monkeypatch.setattr(sessions.Cleaning, "_suspect", noted)
+
+    assert clean_sessions(store, settling=timedelta(milliseconds=100))["gone"] == 2000
     assert store.dbsize() == 0
+    assert max(waiting) < 50 + 20 * 5, "and a step's worth of sets"
 
 
 def test_an_application_that_adds_the_member_first_has_a_second_to_store_the_session(store):

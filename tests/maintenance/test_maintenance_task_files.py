@@ -9,7 +9,7 @@ from maintenance_world import A_MOMENT, NOON
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
-from plugins.maintenance import TaskFilesGone, UnknownTask, WallError, record_file
+from plugins.maintenance import TaskFilesGone, UnknownTask, WallError, record_file, task_files
 from plugins.maintenance.models import Task, TaskFile
 from plugins.maintenance.task_files import delete_files_of_completed, delete_files_of_expired
 from tests.support.racing import race
@@ -304,5 +304,23 @@ def test_a_file_that_is_being_recorded_holds_the_deletion_up_until_the_next_run(
         assert sweep(world)["tasks"] == 0
         other.commit()
 
+    assert sweep(world)["tasks"] == 1
+    assert world.count(TaskFile) == 0
+
+
+def test_a_deletion_cannot_begin_between_asking_whether_it_has_and_recording_a_file(world, engine, monkeypatch):
+    task_id = world.task("completed")
+    insert = task_files.insert
+
+    def and_a_sweep_comes_first(model):
+        with Session(engine) as other, world.opened() as root:
+            delete_files_of_completed(other, root, DUE, checkpoint=lambda _: other.commit())
+        return insert(model)
+
+    monkeypatch.setattr(task_files, "insert", and_a_sweep_comes_first)
+    record_file(world.session, task_id, f"private/tasks/{task_id}/a.pdf")
+    world.session.commit()
+
+    assert world.get(Task, task_id).files_deletion_began_at is None
     assert sweep(world)["tasks"] == 1
     assert world.count(TaskFile) == 0

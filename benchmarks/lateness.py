@@ -25,7 +25,9 @@ def main() -> None:
             made.worker(bare, "benchmarks.bare_periodic", "bench-periodic"),
             made.process(bare, "periodiq", "benchmarks.bare_periodic"),
         ):
-            first_minute = time.time() // 60 * 60 + 60  # periodiq also fires when it starts within a minute that matches
+            first_minute = (
+                time.time() // 60 * 60 + 60
+            )  # periodiq also fires when it starts within a minute that matches
             time.sleep(options.minutes * 60 + 5)
         values = [(at - slot) * 1000 for at, slot in meter.ticks(ours)]
         yardstick = [(at - at // 60 * 60) * 1000 for at, _ in meter.ticks(bare) if at >= first_minute]

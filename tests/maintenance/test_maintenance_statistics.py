@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from plugins.maintenance import statistics
 from plugins.maintenance.models import ChangedUser, Review, Task, UserStatistics
 from plugins.maintenance.statistics import recompute_all, update_statistics
+from tests.support.eventually import eventually
 from tests.support.racing import race
 
 USERS = ["ann", "bob", "cat", "dan", "o'neil %s", "é"]
@@ -371,3 +372,35 @@ def test_a_sweep_ends_although_changes_go_on(world, engine):
 
     assert update_statistics(world.session, NOON, checkpoint=and_another_change, batch=1)["users"] == 1
     assert world.count(ChangedUser) == 1
+
+
+def test_a_sweep_that_is_held_up_does_not_write_what_it_saw_before_it_waited(world, engine):
+    """It waits for the figures of u00; meanwhile everyone else changes, and another sweep writes that."""
+    users = [f"u{number:02}" for number in range(20)]
+    for _ in range(2):
+        for user in users:
+            world.task(poster_id=user)
+        if not world.count(UserStatistics):
+            sweep(world.session)
+
+    def held_up():
+        with Session(engine) as own:
+            sweep(own)
+
+    with Session(engine) as holder:
+        holder.execute(text("SELECT user_id FROM maintenance_user_statistics WHERE user_id = 'u00' FOR UPDATE"))
+        waiting = threading.Thread(target=held_up)
+        waiting.start()
+        eventually(lambda: world.session.scalar(BLOCKED), within=10)
+        world.session.rollback()
+        for user in users[1:]:
+            world.task(poster_id=user)
+        sweep(world.session)
+        holder.rollback()
+        waiting.join(30)
+
+    assert figures(world.session) == recomputed(world.session)
+    assert world.get(UserStatistics, "u19").tasks_posted == 3
+
+
+BLOCKED = text("SELECT true FROM pg_locks WHERE NOT granted LIMIT 1")

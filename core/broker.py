@@ -27,7 +27,7 @@ from core.ledger.outbox import Letter, Parcel
 from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.periodic import PeriodicSchedule, nothing
-from core.redis_broker import REDIS_AWAY, RUN_ID, RotaBroker
+from core.redis_broker import RUN_ID, RotaBroker
 from core.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -214,6 +214,3 @@ def declare_job(
     function = ledger_function(job, executor, lambda: actor) if job.ledger else fast_function(job, executor)
     actor = JobActor(job, broker, engine, function, on_scheduling)
     return actor
-
-
-__all__ = ["REDIS_AWAY", "JobActor", "RedisCarrier", "build", "declare", "declare_job"]

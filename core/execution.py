@@ -222,7 +222,8 @@ def in_words(error: BaseException) -> str:
     """The type and the text of ``error``, which may be unable to tell it, without what PostgreSQL cannot store."""
     name = type(error).__name__
     try:
-        message = f"{name}: {error}" if str(error) else name
+        first, newline, rest = (f"{name}: {error}" if str(error) else name).partition("\n")
+        message = f"{first}{database.remedy(error)}{newline}{rest}"
     except Exception:  # noqa: BLE001 — whatever a job raises must end in the ledger
         message = f"{name} (its text cannot be read)"
     return message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

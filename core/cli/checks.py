@@ -12,13 +12,14 @@ from redis.retry import Retry
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from core import database, migrate, plugins, unread
+from core import database, migrate, plugins, rights, unread
 from core.cli import surroundings
 from core.errors import SettingsError
 from core.ledger import history
 from core.ledger.history import Process
 from core.migrate import History
 from core.registry import Registry
+from core.rights import Lack
 from core.settings import Settings
 
 #: PostgreSQL 13 is the oldest that the ledger is tested on.
@@ -80,12 +81,14 @@ def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) 
     try:
         with engine.connect() as connection:
             yield version(connection)
+            yield from lacking(rights.lacking(connection, registry))
             histories = migrate.status(engine, registry)
             yield from migrations(histories)
             if all(found.is_current for found in histories if found.plugin == plugins.CORE):
                 yield from processes(connection, registry, live=live, here=here)
     except DBAPIError as error:
-        yield Check("PostgreSQL", "wrong", database.brief(error), surroundings.advice())
+        advice = "" if database.remedy(error) else surroundings.advice()
+        yield Check("PostgreSQL", "wrong", database.brief(error), advice)
 
 
 def version(connection: Connection) -> Check:
@@ -95,6 +98,13 @@ def version(connection: Connection) -> Check:
     if number < OLDEST_POSTGRESQL:
         return Check("PostgreSQL", "wrong", f"version {words}", "use PostgreSQL 13 or newer")
     return Check("PostgreSQL", "ok", f"version {words}")
+
+
+def lacking(found: Iterable[Lack]) -> Iterator[Check]:
+    """Which of our tables and sequences the role may not use as workers do."""
+    for lack in found:
+        what = f"rights on {lack.kind.lower()}s of {lack.owner}"
+        yield Check(what, "wrong", f"{lack.role} lacks {lack.rights}", lack.remedy)
 
 
 def migrations(histories: Iterable[History]) -> Iterator[Check]:

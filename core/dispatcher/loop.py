@@ -80,10 +80,11 @@ class Dispatcher(threading.Thread):
         while not leadership.is_won(connection):
             if self._stopping.wait(self._every_seconds):
                 return
+        accountant = Accountant(self._registry, slots.watermarks(connection))
         logger.info("dispatcher.leading")
         metrics.leading(True)
         self._orphanage = Orphanage(self._registry, self._carrier, self._orphan_seconds)
-        self._lead(connection, Accountant(self._registry, slots.watermarks(connection)))
+        self._lead(connection, accountant)
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
         while not self._stopping.is_set():

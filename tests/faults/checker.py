@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from tests.faults.history import Effect, FaultEvent, History, RunRow, Transition, seconds
+from tests.faults.history import Effect, FaultEvent, History, Letter, RunRow, Transition, seconds
 
 FINAL = {"succeeded", "dead", "skipped", "missed", "orphaned"}
 #: Every change of state there is; None is a row that was not there before.
@@ -185,10 +185,18 @@ def overlaps(history: History) -> Iterator[Violation]:
         if history.spec(run).exclusive:
             of_key[run.job, run.key] += spans_of(history, run)
     for (job, key), spans in of_key.items():
-        for earlier, later in pairwise(sorted(spans, key=lambda span: (span.begin, span.end))):
-            if later.run_id != earlier.run_id and earlier.end - later.begin > CLOCK_GRAIN:
-                message = f"runs {earlier.run_id} and {later.run_id} of {job}, key {key!r}, were at work at once"
-                yield Violation("I6", "overlap", message, later.run_id)
+        for earlier, later in collisions(spans):
+            message = f"runs {earlier.run_id} and {later.run_id} of {job}, key {key!r}, were at work at once"
+            yield Violation("I6", "overlap", message, later.run_id)
+
+
+def collisions(spans: Iterable["Span"]) -> Iterator[tuple["Span", "Span"]]:
+    """Each span that begins before one of another run has ended, with that one."""
+    longest: Span | None = None
+    for span in sorted(spans, key=lambda span: (span.begin, span.end)):
+        if longest and span.run_id != longest.run_id and longest.end - span.begin > CLOCK_GRAIN:
+            yield longest, span
+        longest = max(longest or span, span, key=lambda span: span.end)
 
 
 @dataclass(frozen=True)
@@ -312,12 +320,19 @@ def lease(history: History) -> timedelta:
 
 def letters(history: History) -> Iterator[Violation]:
     """The fast lane: what Redis took is worked on at least once, unless Redis itself lost it."""
-    wiped = [fault for fault in history.faults if fault.wipes_redis]
-    received = set(history.received)
-    for letter in history.letters:
-        excused = any(fault.healed_at >= letter.sent_at - UNSYNCED for fault in wiped)
-        if letter.number not in received and not excused:
-            yield Violation("fast lane", "letter lost", f"message {letter.number} of {letter.sent_at:%H:%M:%S.%f}")
+    for letter in missing(history.letters, history.received, history.faults):
+        yield Violation("fast lane", "letter lost", f"message {letter.number} of {letter.sent_at:%H:%M:%S.%f}")
+
+
+def missing(sent: Iterable[Letter], received: Iterable[int], faults: Iterable[FaultEvent]) -> list[Letter]:
+    """The messages of the fast lane that nobody has worked on, and that Redis has not lost."""
+    arrived = set(received)
+    wiped_at = max((fault.healed_at for fault in faults if fault.wipes_redis), default=None)
+    return [
+        letter
+        for letter in sent
+        if letter.number not in arrived and (wiped_at is None or wiped_at < letter.sent_at - UNSYNCED)
+    ]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def unfenced_commit() -> None:
 
 def lost_retry() -> None:
     """A failed attempt whose slot is old is not tried again, as with periodiq's middleware."""
-    runs.FAIL = rewritten(runs.FAIL, "SET state = $3", "SET state = CASE $3 WHEN 'retrying' THEN 'skipped' ELSE $3 END")
+    skipped = rewritten(runs.FAIL, "SET state = $3", "SET state = CASE $3 WHEN 'retrying' THEN 'skipped' ELSE $3 END")
+    runs.FAIL = rewritten(skipped, "finished_at = CASE $3 WHEN 'dead' THEN", "finished_at = CASE WHEN true THEN")
 
 
 def swallowed_failure() -> None:

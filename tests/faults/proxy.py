@@ -89,6 +89,15 @@ class Proxy:
         for direction in DIRECTIONS:
             self.loop.do(self._set(direction, is_open=True))
 
+    def stop(self) -> None:
+        """Listen no more, and end every connection."""
+        self.loop.do(self._stop())
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        await self._cut()
+
     async def _set(self, direction: Direction, *, is_open: bool) -> None:
         gate = self._gates[direction]
         gate.set() if is_open else gate.clear()

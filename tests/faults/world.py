@@ -280,6 +280,9 @@ class World:
         """End all processes, and drop the database."""
         self.stop_members()
         self.fleet.stop()
+        for member in self.members:
+            member.postgres.stop()
+            member.redis.stop()
         self.loop.close()
         with suppress(Exception):  # a server that is gone takes its database along
             drop_database(self.servers.postgres.url, self.database)

@@ -34,10 +34,10 @@ TARGETS: dict[str, Sequence[int | None]] = {
     "postgres": [None],
     "redis": [None],
 }
-#: One fault in so many begins before the last is healed.
-OVERLAPPING = 0.5
-#: Between one fault and the next, in seconds.
-PAUSES = (0.5, 4)
+#: This share of the faults comes in a crowd, the next beginning before one is healed; before each other one is a calm,
+#: so that its recovery can be told from that of others. In seconds.
+CROWDED = 0.6
+CROWD, CALM = (0.3, 3.0), (6.0, 9.0)
 #: Once all is healed, everything must have ended within so many leases and seconds: a hand-on at the end of a lease,
 #: three deaths of a poisoned run, and retries.
 SETTLE_LEASES, SETTLE_SECONDS = 2, 40
@@ -106,8 +106,7 @@ def draw(offered: Sequence[Fault], dice: Random, seconds: float, lease_seconds: 
         if begins + lasts < seconds:
             plan.append(Planned(begins, chosen, member, lasts))
             free_at[where] = begins + lasts + 1
-        pause = dice.uniform(*PAUSES)
-        at += pause if dice.random() < OVERLAPPING else lasts + pause
+        at += dice.uniform(*CROWD) if dice.random() < CROWDED else lasts + dice.uniform(*CALM)
     return sorted(plan, key=lambda planned: planned.at_seconds)
 
 

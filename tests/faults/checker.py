@@ -383,7 +383,7 @@ def next_claim(changes: list[Transition], after: Transition) -> datetime:
 
 def is_disturbed(history: History, fault: FaultEvent, end: datetime) -> bool:
     """Whether another fault was in force, or its aftermath, until then."""
-    begin = fault.at - lease(history) - AFTERMATH
+    begin = fault.at - AFTERMATH
     others = [other for other in history.faults_between(begin, end) if other is not fault]
     deaths = [event for event in history.processes if begin <= event.at <= end and event.pid not in fault.pids]
     return bool(others or deaths)

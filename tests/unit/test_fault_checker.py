@@ -1,4 +1,4 @@
-"""The checker of ``tests/faults`` on histories made by hand: it finds each kind of violation, and none where none is."""
+"""The checker of ``tests/faults`` on histories made by hand: it finds each kind of violation, and none without one."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

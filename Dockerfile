@@ -12,7 +12,8 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 COPY README.md LICENSE ./
 COPY core core
 COPY plugins plugins
-RUN pip install --no-deps . && pip uninstall --yes pip
+RUN pip install --no-deps . ./plugins/customer_service ./plugins/expiry ./plugins/maintenance \
+    && pip uninstall --yes pip
 
 FROM python:3.12-slim
 RUN useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rota

@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Each is a distribution of its own, as another team's would be.
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
 # For how many seconds faults are injected after the crash tests.
 SECONDS ?= 180
 
@@ -36,10 +38,10 @@ bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what was made here, the data of `make run` included
-	rm -rf $(VENV) .rota build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .bench .rota .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find * -type d \( -name __pycache__ -o -name build -o -name dist -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(PLUGINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null \
@@ -47,6 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@# Where packages come from is this machine's affair, and does not belong into a log.
-	@set -o pipefail; $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt 2>&1 \
+	@set -o pipefail; $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+		-e '.[dev]' $(PLUGINS:%/pyproject.toml=-e ./%) 2>&1 \
 		| sed -E "s#[a-z+]+://[^[:space:]'\")]+#<address>#g; s#host='[^']*'#host=<address>#g"
 	@touch $@

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks import meter, peers
+from benchmarks import meter
+from benchmarks.peers import dying
 from core import database, migrate, plugins
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
 from core.testing import create_database, drop_database
@@ -196,8 +197,8 @@ def main() -> None:
         for case in [case for case in CASES if options.only in (None, case)]:
             found = CASES[case].measure(bench, max(options.samples // CASES[case].one_in, 1))
             print(line(case, found, LONGEST_SECONDS, CASES[case].goal_seconds), flush=True)
-        for peer in peers.PEERS if options.only in (None, "peers") else []:
-            found = peers.taken_up_after(peer, server.url, tasks=options.peers_tasks, wait_seconds=options.peers_wait)
+        for peer in dying.PEERS if options.only in (None, "peers") else []:
+            found = dying.taken_up_after(peer, server.url, tasks=options.peers_tasks, wait_seconds=options.peers_wait)
             print(line(f"worker killed: {peer.name}", found, options.peers_wait), flush=True)
 
 

@@ -7,6 +7,8 @@ stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``cor
 """
 
 import atexit
+import logging
+import os
 import signal
 import sys
 from datetime import timedelta
@@ -16,7 +18,7 @@ import dramatiq
 from dramatiq.middleware import CurrentMessage
 
 from core import broker as brokers
-from core import database, logs, metrics, plugins, redis_broker, settings
+from core import database, logs, metrics, plugins, redis_broker, settings, unread
 from core.broker import RedisCarrier
 from core.dispatcher.loop import Dispatcher
 from core.errors import RotaError
@@ -33,6 +35,8 @@ from core.middleware.scheduling import SchedulingOptions
 from core.redis_broker import RotaBroker
 from core.registry import Registry
 from core.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def build(configured: Settings, registry: Registry) -> RotaBroker:
@@ -105,6 +109,8 @@ def start() -> RotaBroker:
         refuse_broken(registry, strict=configured.strict_plugins)
     except RotaError as error:
         sys.exit(f"rota: {error}")
+    for left in unread.variables(os.environ, registry):
+        logger.warning("setting.unknown %s %s", left.variable, left.why)
     for plugin in registry.plugins:
         if not plugin.is_disabled:
             metrics.plugin(plugin.name, is_up=not plugin.error)

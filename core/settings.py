@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from core.errors import SettingsError, suggestion
+from core.errors import SettingsError, is_misspelt, suggestion
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -24,7 +24,9 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 POSTGRESQL_SCHEMES = {"postgresql", "postgres", "postgresql+psycopg2"}
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
-DISABLED_PLUGINS = "ROTA_DISABLED_PLUGINS"
+#: What every variable of ours begins with but the two URLs.
+PREFIX = "ROTA_"
+DISABLED_PLUGINS = f"{PREFIX}DISABLED_PLUGINS"
 #: The name of the plugin that comes with the core.
 CORE = "core"
 
@@ -174,11 +176,11 @@ def names() -> dict[str, str]:
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from ``environ``, by default this process's own.
 
-    Raises SettingsError, naming every variable that is missing, wrong or unknown.
+    Raises SettingsError, naming every variable that is missing, wrong or misspelt.
     """
     environ = os.environ if environ is None else environ
     given = {name: environ[name] for name in names() if environ.get(name, "") != ""}
-    problems = [*unknown(environ)]
+    problems = [*misspelt(environ)]
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
@@ -188,17 +190,26 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable that must be one of ours and is not, so that it is not lost.
+
+    Those of plugins are theirs to judge; what is near nothing, a plugin that is gone has left behind.
+    """
+    known = {name.removeprefix(PREFIX): name for name in names()}
+    plugins = tuple(plugin_prefix(point.name) for point in entry_points(group="rota.plugins"))
+    ours = (name for name in unknown(environ) if not name.startswith(plugins))
+    wrong = (name for name in ours if is_misspelt(name.removeprefix(PREFIX), known))
+    return [f"{name} is not a setting{suggestion(name, known.values())}" for name in wrong]
+
+
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """A line for each ``ROTA_…`` variable that means nothing, so that a misspelt one is not lost."""
-    known = names()
-    plugins = tuple(plugin_prefix(point.name) for point in entry_points(group="rota.plugins"))  # theirs to judge
-    ours = (name for name in environ if name.startswith("ROTA_") and not name.startswith(plugins))
-    return [f"{name} is not a setting{suggestion(name, known)}" for name in sorted(ours) if name not in known]
+    """The ``ROTA_…`` variables that are set, and are no setting of the core's."""
+    return sorted(name for name in environ.keys() - names().keys() if name.startswith(PREFIX) and environ[name] != "")
 
 
 def plugin_prefix(plugin: str) -> str:
     """What the environment variables of a plugin's settings begin with."""
-    return f"ROTA_{plugin.upper().replace('-', '_')}_"
+    return f"{PREFIX}{plugin.upper().replace('-', '_')}_"
 
 
 def explain(problem: Any) -> str:

@@ -20,6 +20,7 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"execution", "migrate", "periodic", "redis_broker", "removal"},
     {"admission", "builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
     {"ledger", "migrations"},
+    {"unread"},
     {"arguments", "hookspecs", "registry"},
     {"database", "jobs", "logs"},
     {"limits", "metrics", "plugin_settings", "schedules", "settings"},

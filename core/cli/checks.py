@@ -12,7 +12,7 @@ from redis.retry import Retry
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from core import database, migrate, plugins
+from core import database, migrate, plugins, unread
 from core.cli import surroundings
 from core.errors import SettingsError
 from core.ledger import history
@@ -51,6 +51,7 @@ def everything(*, live: bool, here: str | None) -> Iterator[Check]:
         return
     source = f"those of {surroundings.DATA_FOLDER / surroundings.ENV_FILE}" if surroundings.is_from_up() else "valid"
     yield Check("settings", "ok", source)
+    yield from unread_settings(plugins.current())
     with surroundings.ledger(statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS) as engine:
         yield from ledger(engine, plugins.current(), live=live, here=here)
     yield carrier(configured)
@@ -66,6 +67,12 @@ def installed(registry: Registry) -> Iterator[Check]:
             yield Check(f"plugin {plugin.name}", "wrong", plugin.error, advice)
         else:
             yield Check(f"plugin {plugin.name}", "ok", "1 job" if len(plugin.jobs) == 1 else f"{len(plugin.jobs)} jobs")
+
+
+def unread_settings(registry: Registry) -> Iterator[Check]:
+    """Which variables nobody reads, such as those of a plugin that was uninstalled; they do no harm."""
+    for left in unread.variables(surroundings.environment(), registry):
+        yield Check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
 
 
 def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) -> Iterator[Check]:

@@ -5,13 +5,13 @@ Exit status 0: no violation; 1: there are some, told with their seed and history
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.faults import campaign, report
-from tests.faults.campaign import LONG, SHORT, Round
 from tests.faults.checker import check
 from tests.faults.history import History
 from tests.faults.planted import PLANTS
@@ -19,17 +19,18 @@ from tests.faults.world import servers
 
 #: From here on a campaign is long: the real lease, and longer rounds.
 LONG_FROM_SECONDS = 600
-SHORT_ROUND, LONG_ROUND = 45.0, 180.0
 #: What a round needs beside its faults: a start, and a rest.
 AROUND_SECONDS = 30.0
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=180, help="for how long in all; from 600 on with real leases")
+    parser.add_argument("--seconds", type=float, default=180, help="for how long in all; from 600 on the form is long")
     parser.add_argument("--seed", type=int, help="of the first round, each later one has the next; by default the time")
-    parser.add_argument("--round", type=float, help="for how long faults are injected in one round, in seconds")
     parser.add_argument("--rounds", type=int, help="at most so many")
+    parser.add_argument(
+        "--form", choices=campaign.FORMS, help="rounds of 45 s with short leases, or of 3 min with real ones"
+    )
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug to plant")
     parser.add_argument("--keep", type=Path, help="a folder for the histories and logs of rounds with violations")
     return parser.parse_args()
@@ -37,9 +38,10 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     """Run the campaign; return the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and processes are ended
     asked = options()
-    is_long = asked.seconds >= LONG_FROM_SECONDS
-    length = asked.round or (LONG_ROUND if is_long else SHORT_ROUND)
+    form = asked.form or ("long" if asked.seconds >= LONG_FROM_SECONDS else "short")
+    length, _ = campaign.FORMS[form]
     seed = asked.seed if asked.seed is not None else int(time.time()) % 1_000_000
     tally, began = report.Tally(), time.monotonic()
     with servers() as running:
@@ -49,16 +51,23 @@ def main() -> int:
             time.monotonic() - began + length + AROUND_SECONDS < asked.seconds
             and len(tally.seeds) < (asked.rounds or sys.maxsize)
         ):
-            planned = Round(seed + len(tally.seeds), length, LONG if is_long else SHORT, asked.plant)
+            planned = campaign.of_form(form, seed + len(tally.seeds), asked.plant)
             with campaign.staged(running, planned) as (place, history):
                 violations = check(history)
                 tally.add(history, violations)
                 say(f"[{time.monotonic() - began:5.0f} s] {report.round_line(history, violations)}")
                 if violations:
+                    say(f"to see it again: {again(form, history)}")
                     print("\n".join(report.story(history, violations)))  # noqa: T201
                     keep(asked.keep, history, place.fleet.logs())
     print("\n".join(tally.lines()), flush=True)  # noqa: T201
     return 1 if tally.kinds else 0
+
+
+def again(form: str, history: History) -> str:
+    """The command of this round alone."""
+    plant = f" --plant {history.plant}" if history.plant else ""
+    return f"python -m tests.faults --form {form} --rounds 1 --seed {history.seed}{plant}"
 
 
 def keep(folder: Path | None, history: History, logs: str) -> None:

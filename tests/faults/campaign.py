@@ -3,7 +3,6 @@
 The same seed draws the same faults, targets, times and requests; what the machine makes of them is its own affair.
 """
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,6 +24,8 @@ from tests.support.eventually import eventually
 #: The lease, and so everything, is quicker in the short form; the long form has the defaults.
 SHORT = {"ROTA_LEASE_SECONDS": "4", "ROTA_HEARTBEAT_SECONDS": "1", "ROTA_ORPHAN_SECONDS": "600"}
 LONG = {"ROTA_LEASE_SECONDS": "15", "ROTA_HEARTBEAT_SECONDS": "3", "ROTA_ORPHAN_SECONDS": "600"}
+#: For how long faults are injected in one round, in seconds, and under which settings.
+FORMS = {"short": (45.0, SHORT), "long": (180.0, LONG)}
 MAX_CRASHES = 3
 #: The members of a world, workers first, that a fault may hit.
 TARGETS: dict[str, Sequence[int | None]] = {
@@ -49,6 +50,10 @@ UNFINISHED = """
     SELECT count(*) AS n FROM rota_runs
     WHERE state IN ('queued', 'running', 'retrying') AND coalesce(slot, queued_at) <= :until
 """
+
+
+class GivenUp(Exception):
+    """The round is not to go on."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,12 @@ class Round:
     def settle(self) -> float:
         """How long to wait for the end of everything."""
         return self.settle_seconds or SETTLE_SECONDS + SETTLE_LEASES * self.lease_seconds
+
+
+def of_form(form: str, seed: int, plant: str | None = None) -> Round:
+    """A round of one of the forms."""
+    seconds, settings = FORMS[form]
+    return Round(seed, seconds, settings, plant)
 
 
 def draw(offered: Sequence[Fault], dice: Random, seconds: float, lease_seconds: float) -> list[Planned]:
@@ -134,18 +145,23 @@ def torment(place: World, plan: Sequence[Planned], dice: Random) -> list[FaultEv
     began = now()
     seeds = [dice.getrandbits(32) for _ in plan]
     with ThreadPoolExecutor(len(plan) or 1) as pool:
-        return list(
-            pool.map(lambda item: inject(place, item[0], Random(item[1]), began), zip(plan, seeds, strict=True))
-        )
+        injected = [
+            pool.submit(inject, place, planned, Random(seed), began) for planned, seed in zip(plan, seeds, strict=True)
+        ]
+        try:
+            return [fault.result() for fault in injected]
+        except BaseException:
+            place.given_up.set()  # so that no one of them waits for its time
+            raise
 
 
 def inject(place: World, planned: Planned, dice: Random, began: datetime) -> FaultEvent:
     """Inject one fault at its time, and heal it at its own."""
-    wait_until(began + timedelta(seconds=planned.at_seconds))
+    wait_until(place, began + timedelta(seconds=planned.at_seconds))
     member = target(place, planned)
     at = now()
     with planned.fault.injected(place, member, dice) as pids:
-        wait_until(now() + timedelta(seconds=planned.lasts_seconds))
+        wait_until(place, now() + timedelta(seconds=planned.lasts_seconds))
     lease = float(place.settings["ROTA_LEASE_SECONDS"])
     return FaultEvent(
         planned.fault.name,
@@ -164,9 +180,10 @@ def target(place: World, planned: Planned) -> Member | None:
     return None if planned.member is None else place.members[planned.member]
 
 
-def wait_until(moment: datetime) -> None:
+def wait_until(place: World, moment: datetime) -> None:
     """Wait for a time to come."""
-    threading.Event().wait(max((moment - now()).total_seconds(), 0))
+    if place.given_up.wait(max((moment - now()).total_seconds(), 0)):
+        raise GivenUp
 
 
 def accounted_since(place: World) -> datetime:

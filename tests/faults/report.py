@@ -88,8 +88,7 @@ def round_line(history: History, violations: list[Violation]) -> str:
 def story(history: History, violations: list[Violation]) -> Iterator[str]:
     """What is wrong, and the whole history of each offending run."""
     told: Counter[str] = Counter()
-    plant = f" --plant {history.plant}" if history.plant else ""
-    yield f"SEED {history.seed}{plant}; violations: {dict(Counter(violation.kind for violation in violations))}"
+    yield f"SEED {history.seed}; violations: {dict(Counter(violation.kind for violation in violations))}"
     for violation in violations:
         told[violation.kind] += 1
         if told[violation.kind] <= MOST_TOLD:

@@ -168,6 +168,8 @@ class World:
     members: list[Member] = field(default_factory=list)
     events: list[ProcessEvent] = field(default_factory=list)
     loop: Loop = field(default_factory=Loop)
+    #: Set when the round is not to go on.
+    given_up: threading.Event = field(default_factory=threading.Event)
     _ending: threading.Event = field(default_factory=threading.Event)
     _supervisor: threading.Thread | None = None
 

@@ -5,6 +5,7 @@ tells of its start on a Redis list, where a test waits for it.
 """
 
 import os
+import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -149,12 +150,14 @@ def install(folder: Path, jobs: str | None = None) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chaos\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[rota.plugins]\nchaos = chaos_plugin:plugin\n")
     (folder / "chaos_plugin.py").write_text(ENTRY.format(jobs=jobs))
+    shutil.copy(__file__, folder / "chaos_jobs.py")  # not imported from here: the processes may not have this folder
     return folder
 
 
 ENTRY = """\
+import chaos_jobs as chaos
+
 from core import hookimpl
-from tests.support import chaos
 
 WANTED = {jobs!r}
 

@@ -58,6 +58,8 @@ class Fleet:
     jobs: str | None = None
     #: Where the commands are.
     bin: Path = Path(sys.executable).parent
+    #: Where they are started, and what they can import beside what is installed.
+    cwd: Path = ROOT
     environ: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     #: The tables of its jobs.
@@ -80,7 +82,7 @@ class Fleet:
             **{name: value for name, value in os.environ.items() if not name.startswith("ROTA_")},
             "DATABASE_URL": self.postgres_url,
             "REDIS_URL": self.redis_url,
-            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(self.cwd)]),
             "ROTA_METRICS_PORT": "0",
             **self.environ,
         }
@@ -93,7 +95,7 @@ class Fleet:
             process = subprocess.Popen(
                 [str(executable), *command[1:]],
                 env={**self.environment(), **environ},
-                cwd=ROOT,
+                cwd=self.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

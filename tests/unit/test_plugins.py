@@ -529,3 +529,12 @@ def test_wrong_settings_refuse_to_start_without_a_traceback(tmp_path: Path):
     assert "ROTA_METRICS_PORT " in started.stderr
     assert "Traceback" not in started.stderr
     assert "hunter2" not in started.stderr
+
+
+def test_a_setting_that_a_plugin_left_behind_is_told_and_keeps_no_process_from_starting(tmp_path: Path):
+    started = start(tmp_path, ROTA_INVOICES_TOKEN="hunter2", ROTA_UNLICENSED_TOKEN="hunter2")
+
+    assert started.returncode == 0, started.stderr
+    assert "setting.unknown ROTA_INVOICES_TOKEN is not a setting" in started.stderr
+    assert "ROTA_UNLICENSED_TOKEN" not in started.stderr
+    assert "hunter2" not in started.stderr

@@ -222,14 +222,40 @@ def test_a_value_out_of_range_is_refused_with_its_name_and_without_itself(name, 
         assert value not in found[0].split()
 
 
-def test_a_misspelt_setting_is_refused_with_the_nearest_one():
-    assert problems(ROTA_LEASE_SECOND="15") == [
-        "ROTA_LEASE_SECOND is not a setting; did you mean 'ROTA_LEASE_SECONDS'?"
-    ]
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("ROTA_LEASE_SECOND", "ROTA_LEASE_SECONDS"),
+        ("ROTA_LEASESECONDS", "ROTA_LEASE_SECONDS"),
+        ("ROTA_LOG_LVL", "ROTA_LOG_LEVEL"),
+        ("ROTA_METRIC_PORT", "ROTA_METRICS_PORT"),
+        ("ROTA_DISABLE_PLUGIN", "ROTA_DISABLED_PLUGINS"),
+        ("ROTA_POOL_SIZE", "ROTA_DB_POOL_SIZE"),
+    ],
+)
+def test_a_misspelt_setting_is_refused_with_the_nearest_one(wrong, meant):
+    assert problems(**{wrong: "15"}) == [f"{wrong} is not a setting; did you mean {meant!r}?"]
 
 
-def test_an_unknown_setting_with_nothing_near_gets_no_suggestion():
-    assert problems(ROTA_ZZZ=SECRET) == ["ROTA_ZZZ is not a setting"]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ROTA_ZZZ",
+        "ROTA_EXPIRY_SECONDS",
+        "ROTA_EXPIRY_RETENTION_DAYS",
+        "ROTA_MAINTENANCE_UPLOAD_ROOT",
+        "ROTA_BIN_LEASE_SECONDS",
+        "ROTA_EXPIRY_",
+    ],
+)
+def test_what_a_plugin_that_is_gone_left_behind_stops_nothing(name, monkeypatch):
+    monkeypatch.setattr(settings, "entry_points", lambda group: [])
+
+    assert settings.load({**GOOD, name: SECRET})
+
+
+def test_a_misspelt_setting_that_is_empty_counts_as_unset():
+    assert settings.load({**GOOD, "ROTA_LEASE_SECOND": ""})
 
 
 @pytest.mark.parametrize(

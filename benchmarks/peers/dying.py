@@ -1,15 +1,13 @@
-"""The peers of the recovery benchmark: bare Dramatiq, and Celery in a virtual environment of its own under ``.bench/``.
+"""Workers of the peers, killed in the middle of their tasks: bare Dramatiq, and Celery.
 
 Each is set up as its documentation begins, with nothing but the broker's address.
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +15,9 @@ from pathlib import Path
 
 import redis
 
-ROOT = Path(__file__).parents[1]
-CACHE = ROOT / ".bench"
+from benchmarks.peers import environment
+
+ROOT = Path(__file__).parents[2]
 THREADS = "4"
 #: Each start of a task is pushed here as "number pid".
 STARTED = "recovery:started"
@@ -29,46 +28,36 @@ class Peer:
     """How to start a worker of a peer, and how to send it tasks."""
 
     name: str
-    python: Callable[[], Path]
+    #: The folder of its commands.
+    commands: Callable[[], Path]
     worker: tuple[str, ...]
+    #: The module that sends, as a program.
     module: str
 
 
-def ours() -> Path:
-    """This interpreter; Dramatiq is there."""
-    return Path(sys.executable)
-
-
-def celery() -> Path:
-    """An interpreter that has Celery, made if it is not there."""
-    python = CACHE / "celery" / "bin" / "python"
-    if not python.exists():
-        venv.create(python.parents[1], with_pip=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "celery[redis]"]
-        if subprocess.run(install, check=False, capture_output=True).returncode:
-            shutil.rmtree(CACHE / "celery")
-            raise SystemExit("Celery could not be installed; --only names a case that does without it")
-    return python
-
-
 PEERS = [
-    Peer("bare Dramatiq", ours, ("dramatiq", "benchmarks.peer_dramatiq", "-p", "1", "-t", THREADS), "peer_dramatiq"),
+    Peer(
+        "bare Dramatiq",
+        lambda: Path(sys.executable).parent,
+        ("dramatiq", "benchmarks.peers.dying_dramatiq", "-p", "1", "-t", THREADS),
+        "benchmarks.peers.dying_dramatiq",
+    ),
     Peer(
         "Celery",
-        celery,
-        ("celery", "-A", "benchmarks.peer_celery", "worker", "-c", THREADS, "--loglevel", "ERROR"),
-        "peer_celery",
+        lambda: environment.commands("celery"),
+        ("celery", "-A", "benchmarks.peers.dying_celery", "worker", "-c", THREADS, "--loglevel", "ERROR"),
+        "benchmarks.peers.dying_celery",
     ),
 ]
 
 
 def taken_up_after(peer: Peer, redis_url: str, *, tasks: int, wait_seconds: float) -> list[float | None]:
     """Kill one of two workers with tasks at work; how long each took to be started again, None: longer than that."""
-    python, client = peer.python(), redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=None)
+    commands, client = peer.commands(), redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=None)
     client.flushall()
-    with worker(peer, python, redis_url) as first, worker(peer, python, redis_url) as second:
-        send = [str(python), "-m", f"benchmarks.{peer.module}", str(tasks)]
-        subprocess.run(send, check=True, cwd=ROOT, env=environment(redis_url))
+    with worker(peer, commands, redis_url) as first, worker(peer, commands, redis_url) as second:
+        send = [str(commands / "python"), "-m", peer.module, str(tasks)]
+        subprocess.run(send, check=True, cwd=ROOT, env=variables(redis_url))
         started = starts(client, tasks, within=60)
         groups = {number: os.getpgid(pid) for number, pid in started}
         victim = max((first, second), key=lambda process: list(groups.values()).count(process.pid))
@@ -95,13 +84,13 @@ def starts(client: redis.Redis, count: int, *, within: float) -> list[tuple[str,
 
 
 @contextmanager
-def worker(peer: Peer, python: Path, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(peer: Peer, commands: Path, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker, killed afterwards."""
-    command = [str(python.parent / peer.worker[0]), *peer.worker[1:]]
+    command = [str(commands / peer.worker[0]), *peer.worker[1:]]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment(redis_url),
+        env=variables(redis_url),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -114,6 +103,6 @@ def worker(peer: Peer, python: Path, redis_url: str) -> Iterator[subprocess.Pope
         process.wait()
 
 
-def environment(redis_url: str) -> dict[str, str]:
+def variables(redis_url: str) -> dict[str, str]:
     """What a peer's processes have in theirs."""
     return {**os.environ, "REDIS_URL": redis_url, "PYTHONPATH": str(ROOT)}

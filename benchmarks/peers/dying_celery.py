@@ -5,7 +5,7 @@ import sys
 
 from celery import Celery
 
-from benchmarks.hold import hold
+from benchmarks.peers.hold import hold
 
 app = Celery("recovery", broker=os.environ["REDIS_URL"])
 

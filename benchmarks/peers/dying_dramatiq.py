@@ -6,7 +6,7 @@ import sys
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-from benchmarks.hold import hold
+from benchmarks.peers.hold import hold
 
 dramatiq.set_broker(RedisBroker(url=os.environ["REDIS_URL"]))
 

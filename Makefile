@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Each is a distribution of its own, as another team's would be.
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
-# For how many seconds the long crash tests torment the service.
-SECONDS ?= 30
+# For how many seconds faults are injected after the crash tests.
+SECONDS ?= 180
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test crash bench clean
@@ -30,8 +30,9 @@ check: $(READY)  ## Format, lint, types and unit tests: quick
 test: check  ## All tests but the crash tests
 	$(BIN)/python -m pytest -q -m "not crash" --ignore=tests/unit
 
-crash: $(READY)  ## Kill and stop real processes; SECONDS=600 for longer
+crash: $(READY)  ## Kill and stop real processes, then inject faults for SECONDS=180
 	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -m crash
+	$(BIN)/python -m tests.faults --seconds $(SECONDS)
 
 bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 from dramatiq.message import Message
@@ -62,13 +62,19 @@ class Fleet:
     cwd: Path = ROOT
     environ: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    #: The tables of its jobs.
+    tables: ClassVar[str] = chaos.EFFECTS
 
     def __post_init__(self) -> None:
-        chaos.install(self.folder / "site", self.jobs)
+        self.install()
         self.engine: Engine = database.connect(self.postgres_url)
         self.redis = redis.Redis.from_url(self.redis_url, socket_timeout=None, decode_responses=True)
         with self.engine.begin() as connection:
-            connection.exec_driver_sql(chaos.EFFECTS)
+            connection.exec_driver_sql(self.tables)
+
+    def install(self) -> None:
+        """Write the plugin that the processes have."""
+        chaos.install(self.folder / "site", self.jobs)
 
     def environment(self) -> dict[str, str]:
         """What the processes have in theirs, without any settings of the shell that started the tests."""

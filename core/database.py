@@ -20,8 +20,15 @@ from core import settings
 
 #: How long connecting may take, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
-#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)).
-KEEPALIVES = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)). With a statement on its way to it the
+#: kernel sends no keepalives, and would try for a quarter of an hour; so it has a time-out, in milliseconds.
+KEEPALIVES = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 #: The same on the server's side, so that the locks of a vanished host do not stay for the two hours of tcp(7).
 SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
 #: With it a query ends when its client has died; it came with PostgreSQL 14.

@@ -68,16 +68,17 @@ class Lease:
     due_at: datetime
 
 
-#: Of the run $1 under the token $2.
+#: Of the run $1 under the token $2 for the process $3. The token alone would not do: see CLAIM.
 LEASE_IS_GOOD = """
-    run.id = $1 AND run.token = $2 AND run.state = 'running' AND EXISTS (
+    run.id = $1 AND run.token = $2 AND run.process_id = $3 AND run.state = 'running' AND EXISTS (
         SELECT 1 FROM rota_processes AS process
         WHERE process.id = run.process_id AND process.expires_at > clock_timestamp())
 """
 
 #: Run, job, process, name of the process, how many crashes make the run a suspect.
-#: Not flushed to disk by itself: should PostgreSQL crash before the next flush, the run is queued again and the lost
-#: claim's token fits nothing; the commit of its work would have flushed it too.
+#: Not flushed to disk by itself: should PostgreSQL crash before the next flush, the run is queued again, and the lost
+#: claim fits nothing. Its token may be drawn again, since the sequence has forgotten it too, but for another process:
+#: all register anew after a crash, and that is flushed. The commit of its work would have flushed the claim as well.
 CLAIM = Prepared(
     "rota_claim",
     ("bigint", "text", "bigint", "text", "int"),
@@ -118,16 +119,16 @@ CLAIM = Prepared(
     """,
 )
 
-#: Run, token, progress.
+#: Run, token, process, progress.
 HOLD = Prepared(
     "rota_hold",
-    ("bigint", "bigint", "text"),
-    f"UPDATE rota_runs AS run SET progress = $3::jsonb WHERE {LEASE_IS_GOOD} RETURNING run.id",  # noqa: S608 — constants
+    ("bigint", "bigint", "bigint", "text"),
+    f"UPDATE rota_runs AS run SET progress = $4::jsonb WHERE {LEASE_IS_GOOD} RETURNING run.id",  # noqa: S608 — constants
 )
-#: Run, token.
+#: Run, token, process.
 HOLD_UNCHANGED = Prepared(
     "rota_hold_unchanged",
-    ("bigint", "bigint"),
+    ("bigint", "bigint", "bigint"),
     f"SELECT 1 FROM rota_runs AS run WHERE {LEASE_IS_GOOD} FOR NO KEY UPDATE",  # noqa: S608 — constants
 )
 
@@ -159,8 +160,8 @@ def hold(session: Session | Connection, lease: Lease, progress: str | None = Non
     ``progress``, a JSON text, is recorded with it. Raises LeaseLost; the caller then rolls back.
     """
     if progress is None:
-        held = HOLD_UNCHANGED.rows(session, lease.run_id, lease.token)
+        held = HOLD_UNCHANGED.rows(session, lease.run_id, lease.token, lease.process_id)
     else:
-        held = HOLD.rows(session, lease.run_id, lease.token, progress)
+        held = HOLD.rows(session, lease.run_id, lease.token, lease.process_id, progress)
     if not held:
         raise LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's (token {lease.token})")

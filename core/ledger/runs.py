@@ -26,26 +26,26 @@ REQUEST = text("""
     SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run
 """)
 
-#: Run, token, result.
+#: Run, token, process, result.
 SUCCEED = Prepared(
     "rota_succeed",
-    ("bigint", "bigint", "text"),
+    ("bigint", "bigint", "bigint", "text"),
     f"""
     UPDATE rota_runs AS run
-    SET state = 'succeeded', result = $3::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
+    SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
     WHERE {LEASE_IS_GOOD} RETURNING run.id
     """,  # noqa: S608 — constants
 )
 
-#: Run, token, state, reason, error, delay.
+#: Run, token, process, state, reason, error, delay.
 FAIL = Prepared(
     "rota_fail",
-    ("bigint", "bigint", "text", "text", "text", "interval"),
+    ("bigint", "bigint", "bigint", "text", "text", "text", "interval"),
     f"""
     UPDATE rota_runs AS run
-    SET state = $3, reason = $4, error = $5, failures = failures + 1, process_id = NULL, sent_at = NULL,
-        due_at = CASE $3 WHEN 'retrying' THEN clock_timestamp() + $6 ELSE due_at END,
-        finished_at = CASE $3 WHEN 'dead' THEN clock_timestamp() END
+    SET state = $4, reason = $5, error = $6, failures = failures + 1, process_id = NULL, sent_at = NULL,
+        due_at = CASE $4 WHEN 'retrying' THEN clock_timestamp() + $7 ELSE due_at END,
+        finished_at = CASE $4 WHEN 'dead' THEN clock_timestamp() END
     WHERE {LEASE_IS_GOOD} RETURNING run.id
     """,  # noqa: S608 — constants
 )
@@ -84,14 +84,14 @@ def request(
 
 def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:
     """Record success in the caller's transaction; False if the lease is lost, and the caller must roll back."""
-    return bool(SUCCEED.rows(session, lease.run_id, lease.token, result))
+    return bool(SUCCEED.rows(session, lease.run_id, lease.token, lease.process_id, result))
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
     """Record a failed attempt; False if the lease is lost, so that nothing is this worker's to record."""
     error = failure.error[:LONGEST_ERROR]
     values = (str(failure.state), failure.reason, error, failure.delay)
-    return bool(FAIL.rows(connection, lease.run_id, lease.token, *values))
+    return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))
 
 
 def hand_back(connection: Connection, process_id: int, reason: str) -> list[int]:

@@ -41,14 +41,14 @@ def rewritten(statement: Prepared, old: str, new: str) -> Prepared:
 
 def unfenced_commit() -> None:
     """Success is recorded, and checkpoints are committed, without a look at the lease."""
-    runs.SUCCEED = rewritten(runs.SUCCEED, leases.LEASE_IS_GOOD, "run.id = $1 AND $2::bigint IS NOT NULL")
+    runs.SUCCEED = rewritten(runs.SUCCEED, leases.LEASE_IS_GOOD, "run.id = $1 AND $2 + $3 IS NOT NULL")
     leases.hold = lambda *_args: None
 
 
 def lost_retry() -> None:
     """A failed attempt whose slot is old is not tried again, as with periodiq's middleware."""
-    skipped = rewritten(runs.FAIL, "SET state = $3", "SET state = CASE $3 WHEN 'retrying' THEN 'skipped' ELSE $3 END")
-    runs.FAIL = rewritten(skipped, "finished_at = CASE $3 WHEN 'dead' THEN", "finished_at = CASE WHEN true THEN")
+    skipped = rewritten(runs.FAIL, "SET state = $4", "SET state = CASE $4 WHEN 'retrying' THEN 'skipped' ELSE $4 END")
+    runs.FAIL = rewritten(skipped, "finished_at = CASE $4 WHEN 'dead' THEN", "finished_at = CASE WHEN true THEN")
 
 
 def swallowed_failure() -> None:

@@ -7,6 +7,7 @@ stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``cor
 """
 
 import atexit
+import logging
 import signal
 import sys
 from datetime import timedelta
@@ -31,8 +32,10 @@ from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.process_life import ProcessLife
 from core.middleware.scheduling import SchedulingOptions
 from core.redis_broker import RotaBroker
-from core.registry import Registry
+from core.registry import Registry, words_on_grace
 from core.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def build(configured: Settings, registry: Registry) -> RotaBroker:
@@ -108,6 +111,8 @@ def start() -> RotaBroker:
     for plugin in registry.plugins:
         if not plugin.is_disabled:
             metrics.plugin(plugin.name, is_up=not plugin.error)
+    for job in registry.outliving(timedelta(days=configured.retention_days)):
+        logger.warning("job.outlives_its_runs job=%s: %s", job.name, words_on_grace(job, configured.retention_days))
     return build(configured, registry)
 
 

@@ -17,7 +17,7 @@ from dramatiq.message import Message
 from dramatiq.middleware import CurrentMessage, Middleware
 from sqlalchemy import Engine
 
-from core import database
+from core import database, plugins
 from core.enqueue import enqueue
 from core.errors import BadArguments
 from core.execution import Executor
@@ -138,7 +138,8 @@ class JobActor(dramatiq.Actor[..., Any]):
         try:
             rows = [SlotRow(slot) for slot in periodic.due]
             with database.autocommit(self.engine) as connection:
-                run_ids = slots.insert(connection, self.job, rows, carried=True)
+                scopes = plugins.current().scopes.get(self.job.name, ())
+                run_ids = slots.insert(connection, self.job, rows, carried=True, scopes=scopes)
             self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
         except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
             logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, database.brief(error))

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import arguments, database, limits, metrics
+from core import arguments, database, limits, metrics, plugins
 from core.clock import Clock, system_clock
 from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
 from core.jobs import Job
@@ -82,6 +82,8 @@ class Executor:
         if lease is None and verdict == Verdict.SKIPPED:
             metrics.run_ended(job.name, State.SKIPPED)
             logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
+        if verdict in (Verdict.PAUSED, Verdict.HELD):
+            logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
         return lease or verdict
 
     def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
@@ -102,6 +104,7 @@ class Executor:
             process_id=process_id,
             worker=self.worker,
             most_crashes=self.suspected_after,
+            scopes=plugins.current().scopes.get(job.name, ()),
         )
 
     def attempt(self, job: Job, lease: Lease, now: datetime) -> str:

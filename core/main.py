@@ -33,7 +33,7 @@ from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.process_life import ProcessLife
 from core.middleware.scheduling import SchedulingOptions
 from core.redis_broker import RotaBroker
-from core.registry import Registry
+from core.registry import Registry, words_on_grace
 from core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,8 @@ def start() -> RotaBroker:
     for plugin in registry.plugins:
         if not plugin.is_disabled:
             metrics.plugin(plugin.name, is_up=not plugin.error)
+    for job in registry.outliving(timedelta(days=configured.retention_days)):
+        logger.warning("job.outlives_its_runs job=%s: %s", job.name, words_on_grace(job, configured.retention_days))
     return build(configured, registry)
 
 

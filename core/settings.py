@@ -80,6 +80,9 @@ class Settings(BaseModel):
     retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
     """How long finished runs are kept, in days."""
 
+    audit_days: Annotated[float, Field(validation_alias="ROTA_AUDIT_DAYS", gt=0, le=36500)] = 365.0
+    """How long the audit keeps what was done by hand, in days."""
+
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
     """The most PostgreSQL connections a process opens for its jobs; at least its number of threads plus two."""
 

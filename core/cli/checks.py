@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import redis
@@ -13,12 +14,14 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from core import database, migrate, plugins, rights, unread
-from core.cli import surroundings
+from core.cli import pauses as told
+from core.cli import standings, surroundings
 from core.errors import SettingsError
-from core.ledger import history
+from core.ledger import history, overdue, pauses
 from core.ledger.history import Process
+from core.ledger.pauses import Pause
 from core.migrate import History
-from core.registry import Registry
+from core.registry import Registry, words_on_grace
 from core.rights import Lack
 from core.settings import Settings
 
@@ -50,6 +53,7 @@ def everything(*, live: bool, here: str | None) -> Iterator[Check]:
     except SettingsError as error:
         yield Check("settings", "wrong", str(error))
         return
+    yield from contradictions(plugins.current(), configured)
     source = f"those of {surroundings.DATA_FOLDER / surroundings.ENV_FILE}" if surroundings.is_from_up() else "valid"
     yield Check("settings", "ok", source)
     yield from unread_settings(plugins.current())
@@ -76,6 +80,13 @@ def unread_settings(registry: Registry) -> Iterator[Check]:
         yield Check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
 
 
+def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
+    """Whether what jobs say goes together with the settings."""
+    for job in registry.outliving(timedelta(days=configured.retention_days)):
+        advice = "shorten the one or lengthen the other: what became of such a slot may be deleted before it is run"
+        yield Check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
+
+
 def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) -> Iterator[Check]:
     """Whether PostgreSQL is there, new enough and migrated, and who is alive according to it."""
     try:
@@ -86,6 +97,9 @@ def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) 
             yield from migrations(histories)
             if all(found.is_current for found in histories if found.plugin == plugins.CORE):
                 yield from processes(connection, registry, live=live, here=here)
+                active = pauses.active(connection)
+                yield from (Check(f"pause of {pause.scope}", "info", told.in_words(pause)) for pause in active)
+                yield from slots(connection, registry, active, live=live)
     except DBAPIError as error:
         advice = "" if database.remedy(error) else surroundings.advice()
         yield Check("PostgreSQL", "wrong", database.brief(error), advice)
@@ -133,6 +147,22 @@ def processes(connection: Connection, registry: Registry, *, live: bool, here: s
     yield Check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
     if here:
         yield on_this_host(alive, here)
+
+
+def slots(connection: Connection, registry: Registry, active: list[Pause], *, live: bool) -> Iterator[Check]:
+    """The dead man's switch: whether each job with a schedule has had a success of late. Asks no process."""
+    scheduled = {job.name: job for job in registry.scheduled()}
+    now, wrong = history.now(connection), 0
+    held = pauses.held(active, registry.scopes)
+    for found in overdue.look(connection, scheduled.values()):
+        unrecorded = standings.unrecorded(connection, scheduled[found.job], registry.scopes[found.job], found, now)
+        if found.overdue + unrecorded >= overdue.WRONG_FROM and found.job not in held:
+            wrong += 1
+            said = standings.in_words(found, unrecorded, scheduled[found.job])
+            advice = f"rota runs --job {found.job}; rota why {found.job} --at TIME"
+            yield Check(f"slots of {found.job}", "wrong" if live else "info", said, advice)
+    if not wrong:
+        yield Check("slots", "ok", f"{len(scheduled)} jobs have schedules, and none is overdue")
 
 
 def on_this_host(alive: list[Process], kind: str) -> Check:

@@ -226,9 +226,10 @@ def explain(problem: Any) -> str:
     return f"{name} {message[0].lower()}{message[1:]}"
 
 
+UP_NEEDS_NONE = "(`rota up` needs none, nor do commands in its folder)"
 HOW_TO_SET = {
-    "DATABASE_URL": "expected postgresql://user:password@host:5432/name (`rota up` needs none)",
-    "REDIS_URL": "expected redis://host:6379/0 (`rota up` needs none)",
+    "DATABASE_URL": f"expected postgresql://user:password@host:5432/name {UP_NEEDS_NONE}",
+    "REDIS_URL": f"expected redis://host:6379/0 {UP_NEEDS_NONE}",
 }
 
 

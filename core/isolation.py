@@ -24,9 +24,10 @@ REGISTER_SECONDS = 30.0
 
 def main(run_id: int) -> None:
     """Claim the run and work on it. What it enqueues is sent as from any worker."""
-    from core import main as _carrier_attached  # noqa: F401
-
     configured = settings.current()
+    if configured.mode != "local":  # there, what it enqueues is taken from the ledger anyway
+        from core import main as _carrier_attached  # noqa: F401
+
     application = application_name()
     engine = database.connect(configured.database_url.get_secret_value(), application=application)
     heartbeat = Heartbeat(

@@ -94,3 +94,7 @@ def forget_dead_processes(folder: Path) -> None:
         match = LIVE_FILE.fullmatch(path.name)
         if match and not metrics.is_alive(int(match[1])):
             path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    serve()

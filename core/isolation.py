@@ -14,6 +14,7 @@ from core import database, plugins, settings
 from core.execution import Executor
 from core.heartbeat import Heartbeat, application_name, process_name
 from core.ledger.processes import Identity
+from core.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ def main(run_id: int) -> None:
         lease=timedelta(seconds=configured.lease_seconds),
     )
     heartbeat.start()
+    watchdog = Watchdog(configured.lease_seconds)
+    watchdog.start()
     if not heartbeat.registered.wait(REGISTER_SECONDS):
         sys.exit("rota: not registered with the ledger; the run is left to a later delivery")
     with engine.connect() as connection:
@@ -44,6 +47,7 @@ def main(run_id: int) -> None:
     executor = Executor(engine, lambda: heartbeat.process_id, process_name())
     executor.execute(plugins.current().job(name), run_id)
     heartbeat.stop()
+    watchdog.stop()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ DRAINED_EVERY_SECONDS = 0.05
 
 def build(parts: Parts, occupation: Occupation) -> LocalBroker:
     """The broker with everything on it; see ``core/main.py``."""
-    life = ProcessLife(lambda queues: parts.heartbeat("worker", queues), lambda: parts.dispatcher(carrier))
+    life = ProcessLife(
+        lambda queues: parts.heartbeat("worker", queues), lambda: parts.dispatcher(carrier), parts.watchdog
+    )
     broker = LocalBroker(
         [
             CurrentMessage(),

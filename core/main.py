@@ -46,7 +46,9 @@ def build(parts: Parts) -> RotaBroker:
     watch = RedisWatch(redis_broker.probe(url))
     occupation = Occupation()
     life = ProcessLife(
-        lambda queues: parts.heartbeat("worker", queues, broker.broker_id), lambda: parts.dispatcher(carrier)
+        lambda queues: parts.heartbeat("worker", queues, broker.broker_id),
+        lambda: parts.dispatcher(carrier),
+        parts.watchdog,
     )
     direct = DirectRuns(
         occupation,

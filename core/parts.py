@@ -21,6 +21,7 @@ from core.ledger.releases import Fleet
 from core.middleware.recycling import Endurance
 from core.registry import Registry
 from core.settings import Settings
+from core.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Parts:
             max_crashes=self.configured.max_crashes,
             orphan_seconds=self.configured.orphan_seconds,
         )
+
+    def watchdog(self) -> Watchdog:
+        """What ends this process, should a job not let anything else run for longer than a lease."""
+        return Watchdog(self.configured.lease_seconds)
 
     def taker(self, hands: Hands, queues: tuple[str, ...], is_needed: Callable[[], bool]) -> DirectTaker:
         """What takes runs straight from the ledger while ``is_needed`` says so."""

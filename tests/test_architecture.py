@@ -23,7 +23,7 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"ledger", "migrations"},
     {"arguments", "hookspecs", "registry"},
     {"database", "jobs", "logs"},
-    {"limits", "line", "metrics", "plugin_settings", "schedules", "settings"},
+    {"limits", "line", "metrics", "watchdog", "plugin_settings", "schedules", "settings"},
     {"clock", "errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

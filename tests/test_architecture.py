@@ -22,7 +22,7 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"admission", "builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
     {"ledger", "migrations"},
     {"arguments", "hookspecs", "registry"},
-    {"database", "jobs", "logs"},
+    {"database", "jobs", "logs", "metric_files"},
     {"limits", "line", "metrics", "watchdog", "plugin_settings", "schedules", "settings"},
     {"clock", "errors"},
 ]

@@ -208,6 +208,9 @@ def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callab
         raise
     except TimeLimitExceeded:
         raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed") from None
+    finally:
+        if watch.is_cancelling:
+            run.work.abandon_connection()
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:

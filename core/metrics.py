@@ -104,6 +104,10 @@ def _made() -> Any:
         leader=Gauge("rota_dispatcher_leader", "1 where the active dispatcher is", multiprocess_mode="livesum"),
         passes=Histogram("rota_dispatcher_pass_seconds", "How long the dispatcher's passes took", buckets=DURATIONS),
         reaped=Counter("rota_processes_reaped", "Processes that died or fell silent", ["kind"]),
+        travelling=Gauge(
+            "rota_travelling", "Processes by the way that runs take to them", ["by"], multiprocess_mode="livesum"
+        ),
+        recycled=Counter("rota_processes_recycled", "Processes that asked for a successor", ["reason"]),
         plugins=Gauge(
             "rota_plugin_up", "1 if the plugin is loaded, 0 if it is broken", ["plugin"], multiprocess_mode="livemax"
         ),
@@ -189,6 +193,17 @@ def dispatched(seconds: float) -> None:
 def reaped(kind: str) -> None:
     """Count a process that was taken for dead."""
     _metrics().reaped.labels(kind).inc()
+
+
+def travelling(*, by_ledger: bool) -> None:
+    """Say whether runs come to this process straight from the ledger, or over Redis."""
+    _metrics().travelling.labels("ledger").set(by_ledger)
+    _metrics().travelling.labels("redis").set(not by_ledger)
+
+
+def recycled(reason: str) -> None:
+    """Count a process that asked for a successor."""
+    _metrics().recycled.labels(reason).inc()
 
 
 def plugin(name: str, *, is_up: bool) -> None:

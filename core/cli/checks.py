@@ -58,7 +58,7 @@ def everything(*, live: bool, here: str | None) -> Iterator[Check]:
     yield Check("settings", "ok", source)
     yield from unread_settings(plugins.current())
     with surroundings.ledger(statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS) as engine:
-        yield from ledger(engine, plugins.current(), live=live, here=here)
+        yield from ledger(engine, plugins.current(), live=live, here=here, needs_scheduler=configured.mode != "local")
     yield carrier(configured)
 
 
@@ -87,7 +87,9 @@ def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
         yield Check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 
 
-def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) -> Iterator[Check]:
+def ledger(
+    engine: Engine, registry: Registry, *, live: bool, here: str | None, needs_scheduler: bool = True
+) -> Iterator[Check]:
     """Whether PostgreSQL is there, new enough and migrated, and who is alive according to it."""
     try:
         with engine.connect() as connection:
@@ -96,7 +98,7 @@ def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) 
             histories = migrate.status(engine, registry)
             yield from migrations(histories)
             if all(found.is_current for found in histories if found.plugin == plugins.CORE):
-                yield from processes(connection, registry, live=live, here=here)
+                yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
                 active = pauses.active(connection)
                 yield from (Check(f"pause of {pause.scope}", "info", told.in_words(pause)) for pause in active)
                 yield from slots(connection, registry, active, live=live)
@@ -131,17 +133,20 @@ def migrations(histories: Iterable[History]) -> Iterator[Check]:
             yield Check(f"tables of {found.plugin}", "wrong", at, "run `rota db upgrade`")
 
 
-def processes(connection: Connection, registry: Registry, *, live: bool, here: str | None) -> Iterator[Check]:
+def processes(
+    connection: Connection, registry: Registry, *, live: bool, here: str | None, needs_scheduler: bool = True
+) -> Iterator[Check]:
     """Who is alive. Wrong only if asked for: nobody needs to be, before the first start."""
     alive = history.alive(connection)
     missing: Outcome = "wrong" if live else "info"
     for queue in sorted({job.queue for job in registry}):
         count = sum(history.serves([process], queue) for process in alive)
-        advice = "" if count else f"start one: dramatiq core.main -Q {queue}"
+        advice = "" if count else f"start one: rota worker -Q {queue}"
         yield Check(f"workers on {queue}", "ok" if count else missing, f"{count} alive", advice)
-    schedulers = sum(process.kind == "scheduler" for process in alive)
-    advice = "" if schedulers else "start one: periodiq core.main; until then slots come up to 2 s late"
-    yield Check("scheduler", "ok" if schedulers else missing, f"{schedulers} alive", advice)
+    if needs_scheduler:
+        schedulers = sum(process.kind == "scheduler" for process in alive)
+        advice = "" if schedulers else "start one: periodiq core.main; until then slots come up to 2 s late"
+        yield Check("scheduler", "ok" if schedulers else missing, f"{schedulers} alive", advice)
     dispatching = history.is_dispatching(connection)
     advice = "" if dispatching else "every worker brings one; start a worker"
     yield Check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
@@ -179,7 +184,9 @@ def is_here(process: Process) -> bool:
 
 
 def carrier(configured: Settings) -> Check:
-    """Whether Redis is there and takes writes."""
+    """Whether Redis is there and takes writes, unless it is not used."""
+    if configured.mode == "local" or configured.redis_url is None:
+        return Check("Redis", "info", "not used: SCHEDULER_MODE=local")
     client = redis.Redis.from_url(
         configured.redis_url.get_secret_value(),
         socket_connect_timeout=REDIS_TIMEOUT_SECONDS,

@@ -13,13 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database, metrics
-from core.broker import RedisCarrier
 from core.dispatcher import leadership, relay
 from core.dispatcher.orphans import Orphanage
 from core.dispatcher.recovery import recover
 from core.dispatcher.slots import Accountant, miss_late
 from core.dispatcher.watch import Watch
 from core.ledger import pauses, releases, slots
+from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Fleet
 from core.logs import Complaint
 from core.registry import Registry
@@ -39,7 +39,7 @@ class Dispatcher(threading.Thread):
         self,
         engine: Engine,
         registry: Registry,
-        carrier: RedisCarrier,
+        carrier: DispatchCarrier,
         *,
         every_seconds: float,
         resend_seconds: float,

@@ -14,12 +14,11 @@ from itertools import islice, takewhile
 from sqlalchemy import Connection, text
 
 from core import metrics
-from core.broker import RedisCarrier
 from core.dispatcher import relay
 from core.jobs import Job
-from core.ledger import pauses, slots
+from core.ledger import pauses, runs, slots
 from core.ledger.models import State
-from core.ledger.outbox import Parcel
+from core.ledger.outbox import DispatchCarrier, Parcel
 from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.registry import Registry
@@ -49,7 +48,7 @@ class Accountant:
     #: The first slot of each job that is not accounted for, so that a pass need not compute what is not due.
     next_slots: dict[str, datetime] = field(default_factory=dict)
 
-    def account(self, connection: Connection, carrier: RedisCarrier) -> None:
+    def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
         """Insert the slots that are due and that nobody has inserted."""
         now = connection.execute(NOW).scalar_one()
         changed = {}
@@ -59,7 +58,9 @@ class Accountant:
                 changed[job.name] = self.marks[job.name] = mark
         slots.account(connection, changed)
 
-    def _account_for(self, job: Job, now: datetime, connection: Connection, carrier: RedisCarrier) -> Watermark | None:
+    def _account_for(
+        self, job: Job, now: datetime, connection: Connection, carrier: DispatchCarrier
+    ) -> Watermark | None:
         assert job.schedule is not None
         spec, until = str(job.schedule), now - HEAD_START
         mark = self.marks.get(job.name)
@@ -71,8 +72,11 @@ class Accountant:
         due = list(islice(job.schedule.between(mark.accounted_until, until), MOST_AT_ONCE))
         scopes = self.registry.scopes[job.name]
         rows = verdicts(job, due, now, pauses_of(connection, scopes, due, now))
-        run_ids = slots.insert(connection, job, rows, carried=True, scopes=scopes)
-        relay.send(connection, carrier, [Parcel(run_id, job.name, job.queue) for run_id in run_ids])
+        run_ids = slots.insert(connection, job, rows, carried=carrier.carries, scopes=scopes)
+        if carrier.carries:
+            relay.send(connection, carrier, [Parcel(run_id, job.name, job.queue) for run_id in run_ids])
+        elif run_ids:
+            runs.announce(connection)
         count_missed(job, rows)
         reached = due[-1] if len(due) == MOST_AT_ONCE else until
         self.next_slots[job.name] = job.schedule.next_after(reached)

@@ -147,6 +147,8 @@ class JobActor(dramatiq.Actor[..., Any]):
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Positional and keyword arguments as keyword arguments alone. Raises BadArguments."""
+    if not args:
+        return dict(kwargs)
     names = list(inspect.signature(job.function).parameters)[1:]
     if len(args) > len(names):
         raise BadArguments(f"job {job.name!r} takes at most {len(names)} arguments, and {len(args)} were given")

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import arguments, database, limits, metrics
+from core import arguments, database, limits, logs, metrics
 from core.clock import Clock, system_clock
 from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
 from core.jobs import Job
@@ -174,7 +174,7 @@ class Executor:
         """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns."""
         began = time.perf_counter()
         status, work = "failed", Work(self.engine)
-        with structlog.contextvars.bound_contextvars(job=job.name, message=message_id):
+        with logs.about({"job": job.name, "message": message_id}):
             try:
                 run = Run(0, job.name, "", None, 1, clock(), args, job_logger(job), work)
                 kwargs = arguments.decode(job, args)
@@ -249,7 +249,7 @@ def job_logger(job: Job) -> Any:
 def context(lease: Lease) -> Iterator[None]:
     """Put job, run, slot and attempt on every line logged within."""
     slot = lease.slot.isoformat() if lease.slot else None
-    with structlog.contextvars.bound_contextvars(job=lease.job, run=lease.run_id, slot=slot, attempt=lease.attempt):
+    with logs.about({"job": lease.job, "run": lease.run_id, "slot": slot, "attempt": lease.attempt}):
         yield
 
 

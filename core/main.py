@@ -18,6 +18,7 @@ from dramatiq.middleware import CurrentMessage
 from core import broker as brokers
 from core import database, logs, metrics, plugins, redis_broker, settings
 from core.broker import RedisCarrier
+from core.completions import Completions
 from core.dispatcher.loop import Dispatcher
 from core.errors import RotaError
 from core.execution import Executor
@@ -64,7 +65,8 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
             orphan_seconds=configured.orphan_seconds,
         )
 
-    life = ProcessLife(lambda queues: make_heartbeat("worker", queues), make_dispatcher)
+    life = ProcessLife(lambda queues: make_heartbeat("worker", queues), make_dispatcher, lambda: completions.stop())
+    completions = Completions(engine, lambda: life.process_id)
     broker = brokers.build(
         redis_broker.connect(configured.redis_url.get_secret_value()),
         [
@@ -89,7 +91,11 @@ def build(configured: Settings, registry: Registry) -> RotaBroker:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
 
     executor = Executor(
-        engine, lambda: life.process_id, process_name(), suspected_after=max(configured.max_crashes - 1, 1)
+        engine,
+        lambda: life.process_id,
+        process_name(),
+        suspected_after=max(configured.max_crashes - 1, 1),
+        completions=completions,
     )
     brokers.declare(broker, registry, engine, executor, announce_scheduler)
     return broker

@@ -15,10 +15,14 @@ class ProcessLife(Middleware):
     """Starts the heartbeat and the dispatcher with the worker, and ends them after it."""
 
     def __init__(
-        self, make_heartbeat: Callable[[tuple[str, ...]], Heartbeat], make_dispatcher: Callable[[], Dispatcher]
+        self,
+        make_heartbeat: Callable[[tuple[str, ...]], Heartbeat],
+        make_dispatcher: Callable[[], Dispatcher],
+        record_the_rest: Callable[[], None],
     ) -> None:
         self._make_heartbeat = make_heartbeat
         self._make_dispatcher = make_dispatcher
+        self._record_the_rest = record_the_rest
         self.heartbeat: Heartbeat | None = None
         self.dispatcher: Dispatcher | None = None
 
@@ -37,7 +41,8 @@ class ProcessLife(Middleware):
         self.dispatcher.start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """The threads have ended, or their time is up: hand back what is left."""
+        """The threads have ended, or their time is up: record what they have done, and hand back what is left."""
+        self._record_the_rest()
         if self.dispatcher is not None:
             self.dispatcher.stop()
         if self.heartbeat is not None:

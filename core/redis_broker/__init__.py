@@ -11,6 +11,7 @@
 
 from core.redis_broker.broker import RotaBroker
 from core.redis_broker.client import REDIS_AWAY, connect
+from core.redis_broker.consumer import Delivery
 from core.redis_broker.messages import RUN_ID
 
-__all__ = ["REDIS_AWAY", "RUN_ID", "RotaBroker", "connect"]
+__all__ = ["REDIS_AWAY", "RUN_ID", "Delivery", "RotaBroker", "connect"]

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import redis
@@ -16,7 +16,7 @@ from dramatiq.worker import Worker
 from core.ledger.releases import Fleet
 from core.redis_broker.abandoned import Abandoned
 from core.redis_broker.acks import Acks
-from core.redis_broker.consumer import Consumer
+from core.redis_broker.consumer import Consumer, Delivery
 from core.redis_broker.delays import IDLE_SECONDS, DelayConsumer
 from core.redis_broker.messages import run_id
 from core.redis_broker.strangers import Strangers
@@ -46,6 +46,16 @@ return {table.concat(lengths, ','), table.concat(bodies)}
 MOST_FETCHED = 1000
 
 
+class Preparation(Protocol):
+    """What is better done for many messages than by the thread of each."""
+
+    def prepare(self, deliveries: Sequence[Delivery]) -> None:
+        """Threads are about to begin with these."""
+
+    def undo(self, deliveries: Sequence[Delivery]) -> None:
+        """These are put back, and no thread has begun with them."""
+
+
 class RotaBroker(RedisBroker):
     """Dramatiq's Redis broker, with acknowledgements gathered and consumers woken."""
 
@@ -64,6 +74,8 @@ class RotaBroker(RedisBroker):
         self.is_draining = False
         #: What the worker's threads have in hand, while there is a worker.
         self.work_queue: WorkQueue | None = None
+        #: What is done for messages that threads are about to begin with.
+        self.preparation: Preparation | None = None
         self.trouble = Trouble(client)
         self._held: dict[str, set[str]] = defaultdict(set)
         self._fetch = client.register_script(FETCH)
@@ -103,8 +115,11 @@ class RotaBroker(RedisBroker):
         )
         return slices(*fetched) if fetched else []
 
-    def unprepare(self, messages: Iterable[Any]) -> None:
+    def undo_preparation(self, messages: Iterable[Any]) -> None:
         """Undo what was done for messages that are put back."""
+        deliveries = [message for message in messages if isinstance(message, Delivery)]
+        if self.preparation is not None and deliveries:
+            self.preparation.undo(deliveries)
 
     def add_middleware(self, middleware: Middleware, **where: Any) -> None:
         """Add ``middleware``, as Dramatiq's brokers do."""

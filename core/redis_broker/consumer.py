@@ -33,13 +33,19 @@ class Delivery(MessageProxy):
     def __init__(self, message: Message[Any], consumer: "Consumer") -> None:
         super().__init__(message)
         self.consumer = consumer
-        #: What was found out about it before a thread begins with it; see ``RotaBroker.prepare``.
-        self.prepared: Any = None
+        #: The lease on its run, if that was claimed ahead.
+        self.lease: Any = None
+        #: Whether it is not over when its actor returns: then it is acknowledged when ``end`` is called.
+        self.is_ended_later = False
 
     @property
     def message(self) -> "Delivery":
         """Itself."""
         return self
+
+    def end(self) -> None:
+        """Have it acknowledged."""
+        self.consumer.end(self, is_dead=False)
 
 
 class Consumer(_RedisConsumer):
@@ -122,7 +128,7 @@ class Consumer(_RedisConsumer):
         returned = list(messages)
         if not returned:
             return
-        self.broker.unprepare(returned)
+        self.broker.undo_preparation(returned)
         redis_ids = [message.options["redis_message_id"] for message in returned]
         self.held.difference_update(redis_ids)
         self.queued_message_ids.difference_update(message.message_id for message in returned)
@@ -164,8 +170,9 @@ class Consumer(_RedisConsumer):
                 self.broker.do_nack(self.queue_name, redis_id)
 
     def ack(self, message: MessageProxy) -> None:
-        """Have the message acknowledged with the next that are sent."""
-        self.end(message, is_dead=False)
+        """Have the message acknowledged with the next that are sent, if it is over."""
+        if not getattr(message, "is_ended_later", False):
+            self.end(message, is_dead=False)
 
     def nack(self, message: MessageProxy) -> None:
         """Have the message moved to the dead letters with the next that are sent."""

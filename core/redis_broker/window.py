@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dramatiq.broker import MessageProxy
 
 from core.redis_broker.consumer import Consumer, Delivery
+from core.redis_broker.messages import RUN_ID
 from core.redis_broker.work_queue import STALLED_SECONDS, WorkQueue
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ class WindowConsumer(Consumer):
         self._lane.wake = self.wake
         #: How few may wait before more are fetched.
         self._fetch_at = 0
+        #: Of what was fetched and not begun, how few the threads may have before they are given more.
+        self._hand_over_at = 0
+        #: Whether runs were among what came last.
+        self._has_runs = True
         #: Messages that do not belong on this queue before a time to come, which Dramatiq's thread keeps until then.
         self._delayed: list[Delivery] = []
 
@@ -37,7 +42,7 @@ class WindowConsumer(Consumer):
             self.leave_to_others()
         if self._lane.waiting <= self._fetch_at:
             self.fetch()
-        if self.message_cache:
+        if self.message_cache and self._lane.waiting - len(self.message_cache) <= self._hand_over_at:
             self.hand_over()
         elif not self._delayed:
             self.rest()
@@ -61,11 +66,18 @@ class WindowConsumer(Consumer):
 
     def hand_over(self) -> None:
         """Hand what was fetched to the threads."""
-        bodies, self.message_cache = self.message_cache, []
+        at_once = self._work_queue.begun_at_once(self._lane) if self._has_runs else 0
+        count = at_once or len(self.message_cache)
+        bodies, self.message_cache = self.message_cache[:count], self.message_cache[count:]
         deliveries = [delivery for delivery in map(self.take, bodies) if delivery is not None]
         self._work_queue.give_back(self._lane, len(bodies) - len(deliveries))
+        self._has_runs = any(RUN_ID in delivery.options for delivery in deliveries)
+        if at_once and self._has_runs and self.broker.preparation is not None:
+            self.broker.preparation.prepare(deliveries)
         self._work_queue.put_all(deliveries)
-        if not self._work_queue.wake_at(self._lane, self._fetch_at):
+        self._hand_over_at = count // 2
+        wake_at = len(self.message_cache) + self._hand_over_at if self.message_cache else self._fetch_at
+        if not self._work_queue.wake_at(self._lane, wake_at):
             self.wake()
 
     def take(self, body: bytes | None) -> Delivery | None:

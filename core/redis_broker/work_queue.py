@@ -17,6 +17,9 @@ from typing import Any, Protocol
 AHEAD_SECONDS = 0.05
 #: Nothing was begun or done for this long, and no thread is free: what waits is left to other processes, in seconds.
 STALLED_SECONDS = 0.1
+#: Runs that threads begin within this time are claimed together, and so many at most, in seconds.
+AT_ONCE_SECONDS = 0.01
+MOST_AT_ONCE = 32
 #: The most messages of one queue that wait in a process, so that a fetch stays short.
 MOST_AHEAD = 512
 #: How much the latest job counts in the average of how long jobs take.
@@ -104,6 +107,11 @@ class WorkQueue:
         """How many may wait: at least one if some thread will soon be free, so that no queue starves beside another."""
         least = int(in_time(self._pace, self.threads) >= 1)
         return max(int(in_time(lane.pace, self.threads)), least)
+
+    def begun_at_once(self, lane: Lane) -> int:
+        """How many messages of ``lane`` threads begin with at once or in a moment; 0 if jobs take longer than that."""
+        count = int(in_time(lane.pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
+        return min(count, MOST_AT_ONCE) if count >= self.threads else 0
 
     def give_back(self, lane: Lane, count: int) -> None:
         """So many do not wait any more, or were not there to be fetched."""

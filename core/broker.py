@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,17 +22,20 @@ from sqlalchemy import Engine
 from core import database, plugins
 from core.enqueue import enqueue
 from core.errors import BadArguments
-from core.execution import Executor
+from core.execution import RECORDING, Executor
 from core.jobs import Job
 from core.ledger import runs, slots
 from core.ledger.outbox import Carrier, Letter, Parcel
 from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.periodic import PeriodicSchedule, nothing
-from core.redis_broker import RUN_ID, RotaBroker
+from core.redis_broker import RUN_ID, Delivery, RotaBroker
 from core.registry import Registry
 
 logger = logging.getLogger(__name__)
+
+#: PostgreSQL's bigint.
+LARGEST_ID = 2**63 - 1
 
 
 def never() -> bool:
@@ -165,6 +169,8 @@ class JobActor(dramatiq.Actor[..., Any]):
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Positional and keyword arguments as keyword arguments alone. Raises BadArguments."""
+    if not args:
+        return dict(kwargs)
     names = list(inspect.signature(job.function).parameters)[1:]
     if len(args) > len(names):
         raise BadArguments(f"job {job.name!r} takes at most {len(names)} arguments, and {len(args)} were given")
@@ -175,15 +181,46 @@ def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor])
     """What a worker calls for a message of a ledger job: the run it names, or a new run for a stranger's message."""
 
     def work(*args: Any, **kwargs: Any) -> None:
-        message = CurrentMessage.get_current_message()
+        message: Any = CurrentMessage.get_current_message()
         run_id = message.options.get(RUN_ID) if message is not None else None
-        if isinstance(run_id, int):
+        if isinstance(run_id, int) and isinstance(message, Delivery):
+            message.is_ended_later = (
+                executor.execute(job, run_id, claimed=message.lease, on_end=message.end) == RECORDING
+            )
+        elif isinstance(run_id, int):
             executor.execute(job, run_id)
         else:
             actor().send_with_options(args=args, kwargs=kwargs)
 
     work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
     return work
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimingAhead:
+    """Claims the runs that a worker's threads are about to begin with, many in one statement."""
+
+    registry: Registry
+    executor: Executor
+
+    def prepare(self, deliveries: Sequence[Delivery]) -> None:
+        """Give each delivery its lease, if that can be had together with the others'; if not, its thread will claim."""
+        sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
+        if len(sent) > 1:
+            for lease in self.executor.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):
+                sent[lease.run_id].lease = lease
+
+    def _run_of(self, delivery: Delivery) -> int | None:
+        run_id = delivery.options.get(RUN_ID)
+        job = self.registry.jobs.get(delivery.actor_name)
+        is_simple = job is not None and job.ledger and not job.exclusive
+        return run_id if is_simple and type(run_id) is int and 0 < run_id <= LARGEST_ID else None
+
+    def undo(self, deliveries: Sequence[Delivery]) -> None:
+        """Give up the leases of deliveries that are put back."""
+        leases = [delivery.lease for delivery in deliveries if delivery.lease is not None]
+        if leases:
+            self.executor.unclaim(leases)
 
 
 def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
@@ -225,6 +262,8 @@ def declare(
 
     ``carrier`` sends the slots for which periodiq calls, by default over ``broker``.
     """
+    if isinstance(broker, RotaBroker):
+        broker.preparation = ClaimingAhead(registry, executor)
     for job in registry:
         declare_job(broker, job, engine, executor, on_scheduling, carrier=carrier)
 

@@ -18,7 +18,8 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"heartbeat", "middleware"},
     {"dispatcher"},
     {"broker", "local_broker"},
-    {"execution", "migrate", "periodic", "redis_broker", "removal", "rights"},
+    {"execution"},
+    {"completions", "migrate", "periodic", "redis_broker", "removal", "rights"},
     {"admission", "builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
     {"ledger", "migrations"},
     {"unread"},

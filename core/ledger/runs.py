@@ -1,5 +1,6 @@
 """What happens to a run: it is requested, and it succeeds, fails, or is handed back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -35,6 +36,21 @@ SUCCEED = Prepared(
     SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
     WHERE {LEASE_IS_GOOD} RETURNING run.id
     """,  # noqa: S608 — constants
+)
+
+#: Process, runs, their tokens, their results.
+SUCCEED_MANY = Prepared(
+    "rota_succeed_many",
+    ("bigint", "bigint[]", "bigint[]", "text[]"),
+    """
+    UPDATE rota_runs AS run
+    SET state = 'succeeded', result = done.result::jsonb, error = NULL, process_id = NULL,
+        finished_at = clock_timestamp()
+    FROM unnest($2, $3, $4) AS done (id, token, result)
+    WHERE run.id = done.id AND run.token = done.token AND run.state = 'running' AND run.process_id = $1 AND EXISTS (
+        SELECT 1 FROM rota_processes AS process WHERE process.id = $1 AND process.expires_at > clock_timestamp())
+    RETURNING run.id
+    """,
 )
 
 #: Run, token, process, state, reason, error, delay.
@@ -92,6 +108,14 @@ def announce(connection: Connection) -> None:
 def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:
     """Record success in the caller's transaction; False if the lease is lost, and the caller must roll back."""
     return bool(SUCCEED.rows(session, lease.run_id, lease.token, lease.process_id, result))
+
+
+def succeed_many(connection: Connection, process_id: int, outcomes: Sequence[tuple[Lease, str | None]]) -> set[int]:
+    """Record the success of runs that one process has leases on; return those whose leases were good."""
+    run_ids = [lease.run_id for lease, _ in outcomes]
+    tokens = [lease.token for lease, _ in outcomes]
+    rows = SUCCEED_MANY.rows(connection, process_id, run_ids, tokens, [result for _, result in outcomes])
+    return {run_id for (run_id,) in rows}
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:

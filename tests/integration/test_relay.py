@@ -123,6 +123,8 @@ class TestSendDue:
 
     def test_runs_are_given_back_only_while_they_wait(self, relaying, ledger, process, database):
         class Slow:
+            carries = True
+
             def send(self, parcels):
                 process.lease(database, parcels[0].run_id)
                 raise redis.ConnectionError("after it was delivered")

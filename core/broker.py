@@ -13,17 +13,18 @@ from typing import Any
 
 import dramatiq
 import redis
+from dramatiq.broker import Broker
 from dramatiq.message import Message
 from dramatiq.middleware import CurrentMessage, Middleware
 from sqlalchemy import Engine
 
-from core import database
+from core import database, plugins
 from core.enqueue import enqueue
 from core.errors import BadArguments
 from core.execution import Executor
 from core.jobs import Job
-from core.ledger import slots
-from core.ledger.outbox import Letter, Parcel
+from core.ledger import runs, slots
+from core.ledger.outbox import Carrier, Letter, Parcel
 from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.periodic import PeriodicSchedule, nothing
@@ -33,11 +34,22 @@ from core.registry import Registry
 logger = logging.getLogger(__name__)
 
 
+def never() -> bool:
+    """Redis is always to be tried: ``SCHEDULER_MODE=distributed``."""
+    return False
+
+
 class RedisCarrier:
     """Carries committed runs to workers over Redis."""
 
-    def __init__(self, broker: RotaBroker) -> None:
+    def __init__(self, broker: RotaBroker, is_away: Callable[[], bool] = never) -> None:
         self._broker = broker
+        self._is_away = is_away
+
+    @property
+    def carries(self) -> bool:
+        """Whether Redis is known to be of use; False only where runs then go straight from the ledger."""
+        return not self._is_away()
 
     def send(self, parcels: Sequence[Parcel]) -> None:
         """Put a message for each run on its queue, in one round trip. Raises redis.RedisError."""
@@ -95,14 +107,15 @@ class JobActor(dramatiq.Actor[..., Any]):
     def __init__(
         self,
         job: Job,
-        broker: RotaBroker,
+        broker: Broker,
         engine: Engine,
         function: Callable[..., Any],
         on_scheduling: Callable[[], None],
+        carrier: Carrier,
     ) -> None:
         self.job = job
         self.engine = engine
-        self.carrier = RedisCarrier(broker)
+        self.carrier = carrier
         options: dict[str, Any] = {"max_retries": job.max_retries}
         if job.schedule is not None:
             options["periodic"] = PeriodicSchedule(job.schedule, on_first_question=on_scheduling)
@@ -135,11 +148,16 @@ class JobActor(dramatiq.Actor[..., Any]):
         """
         periodic: PeriodicSchedule = self.options["periodic"]
         run_ids: list[int] = []
+        carries = self.carrier.carries
         try:
             rows = [SlotRow(slot) for slot in periodic.due]
             with database.autocommit(self.engine) as connection:
-                run_ids = slots.insert(connection, self.job, rows, carried=True)
-            self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
+                scopes = plugins.current().scopes.get(self.job.name, ())
+                run_ids = slots.insert(connection, self.job, rows, carried=carries, scopes=scopes)
+                if not carries:
+                    runs.announce(connection)
+            if carries:
+                self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
         except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
             logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, database.brief(error))
         return run_message(Parcel(run_ids[-1] if run_ids else 0, self.job.name, self.job.queue))
@@ -195,22 +213,36 @@ def build(
 
 
 def declare(
-    broker: RotaBroker,
+    broker: Broker,
     registry: Registry,
     engine: Engine,
     executor: Executor,
     on_scheduling: Callable[[], None] = nothing,
+    *,
+    carrier: Carrier | None = None,
 ) -> None:
-    """Make an actor of every job in ``registry``; ``on_scheduling`` is called when periodiq begins to ask for them."""
+    """Make an actor of every job in ``registry``; ``on_scheduling`` is called when periodiq begins to ask for them.
+
+    ``carrier`` sends the slots for which periodiq calls, by default over ``broker``.
+    """
     for job in registry:
-        declare_job(broker, job, engine, executor, on_scheduling)
+        declare_job(broker, job, engine, executor, on_scheduling, carrier=carrier)
 
 
 def declare_job(
-    broker: RotaBroker, job: Job, engine: Engine, executor: Executor, on_scheduling: Callable[[], None] = nothing
+    broker: Broker,
+    job: Job,
+    engine: Engine,
+    executor: Executor,
+    on_scheduling: Callable[[], None] = nothing,
+    *,
+    carrier: Carrier | None = None,
 ) -> JobActor:
     """Make an actor of ``job``."""
     actor: JobActor
     function = ledger_function(job, executor, lambda: actor) if job.ledger else fast_function(job, executor)
-    actor = JobActor(job, broker, engine, function, on_scheduling)
+    if carrier is None:
+        assert isinstance(broker, RotaBroker), "another broker needs a carrier of its own"
+        carrier = RedisCarrier(broker)
+    actor = JobActor(job, broker, engine, function, on_scheduling, carrier)
     return actor

@@ -11,8 +11,10 @@ from core.schedules import cron
 
 @job("prune-runs", queue="rota", schedule=cron("17 * * * *"))
 def prune_runs(run: Run) -> dict[str, int]:
-    """Delete finished runs older than ROTA_RETENTION_DAYS, batch by batch."""
-    return {"deleted": retention.prune(run.session, checkpoint=run.checkpoint)}
+    """Delete finished runs older than ROTA_RETENTION_DAYS and entries of the audit older than ROTA_AUDIT_DAYS."""
+    deleted = retention.prune(run.session, checkpoint=run.checkpoint)
+    retention.prune_pauses(run.session)
+    return {"deleted": deleted, "audit_deleted": retention.prune_audit(run.session, checkpoint=run.checkpoint)}
 
 
 @hookimpl

@@ -40,7 +40,8 @@ def enqueue(
         raise BadArguments(f"job {job!r}: key must be a string of at most {LONGEST_KEY} characters, none of them NUL")
     if not timedelta(0) <= delay <= LONGEST_DELAY:
         raise BadArguments(f"job {job!r}: delay={delay} must be between 0 and {LONGEST_DELAY.days} days")
-    carried = outbox.carrier() is not None and not delay
+    carrier = outbox.carrier()
+    carried = carrier is not None and carrier.carries and not delay
     run_id = runs.request(
         session,
         job,

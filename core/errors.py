@@ -7,6 +7,7 @@ RotaError
 ├── UnknownJob             no loaded plugin has a job of that name
 ├── BadArguments           arguments that do not fit the job's signature
 ├── BadResult              a result that JSON cannot hold
+├── PauseError             what is to be paused is paused, or what is to be resumed is not
 ├── LeaseLost              another worker owns the run now, or nobody does; stop at once
 ├── NotMigrated            the database lacks a migration
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
@@ -44,6 +45,10 @@ class BadArguments(RotaError):
 
 class BadResult(RotaError):
     """A job returned what JSON cannot hold, or too much of it."""
+
+
+class PauseError(RotaError):
+    """What is to be paused is paused already, or what is to be resumed is not."""
 
 
 class LeaseLost(RotaError):

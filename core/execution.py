@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import arguments, database, limits, metrics
+from core import arguments, database, limits, metrics, plugins
 from core.clock import Clock, system_clock
 from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
 from core.jobs import Job
@@ -82,6 +82,8 @@ class Executor:
         if lease is None and verdict == Verdict.SKIPPED:
             metrics.run_ended(job.name, State.SKIPPED)
             logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
+        if verdict in (Verdict.PAUSED, Verdict.HELD):
+            logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
         return lease or verdict
 
     def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
@@ -102,6 +104,7 @@ class Executor:
             process_id=process_id,
             worker=self.worker,
             most_crashes=self.suspected_after,
+            scopes=plugins.current().scopes.get(job.name, ()),
         )
 
     def attempt(self, job: Job, lease: Lease, now: datetime) -> str:
@@ -205,6 +208,9 @@ def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callab
         raise
     except TimeLimitExceeded:
         raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed") from None
+    finally:
+        if watch.is_cancelling:
+            run.work.abandon_connection()
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
@@ -222,7 +228,8 @@ def in_words(error: BaseException) -> str:
     """The type and the text of ``error``, which may be unable to tell it, without what PostgreSQL cannot store."""
     name = type(error).__name__
     try:
-        message = f"{name}: {error}" if str(error) else name
+        first, newline, rest = (f"{name}: {error}" if str(error) else name).partition("\n")
+        message = f"{first}{database.remedy(error)}{newline}{rest}"
     except Exception:  # noqa: BLE001 — whatever a job raises must end in the ledger
         message = f"{name} (its text cannot be read)"
     return message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

@@ -1,6 +1,7 @@
 """What a plugin declares: ``@job`` and the ``Job`` it makes. Knows nothing of Dramatiq, and does nothing at import."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ QUEUE_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,99}")
 LONGEST_RETRY_DELAY = timedelta(days=1)
 #: No span may be longer; ``timedelta.max`` overflows whatever it is added to.
 LONGEST_SPAN = timedelta(days=366)
+#: Whoever wants more late slots than this to run wants another schedule.
+LARGEST_CAP = 1_000_000
 POSITIONAL_KINDS = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 KEYWORD_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
@@ -39,6 +42,7 @@ class Job:
     overlap: Overlap = "skip"
     misfire: Misfire = "latest"
     misfire_grace: timedelta = timedelta(hours=6)
+    misfire_cap: int = 1000
     soft_limit: timedelta = timedelta(minutes=25)
     hard_limit: timedelta = timedelta(minutes=30)
     ledger: bool = True
@@ -82,6 +86,7 @@ def job(
     overlap: Overlap = "skip",
     misfire: Misfire = "latest",
     misfire_grace: timedelta = timedelta(hours=6),
+    misfire_cap: int = 1000,
     soft_limit: timedelta = timedelta(minutes=25),
     hard_limit: timedelta = timedelta(minutes=30),
     ledger: bool = True,
@@ -90,7 +95,8 @@ def job(
 
     ``max_retries`` counts the attempts after the first. ``overlap="skip"`` records a run as skipped while another of
     the same job and key is at work. ``misfire`` says what becomes of slots that nobody served in time: run the
-    ``latest`` and record the others, run ``all`` of them, or ``skip`` them; none is run later than ``misfire_grace``.
+    ``latest`` and record the others, run ``all`` of them, or ``skip`` them; none is run later than ``misfire_grace``,
+    and of ``all`` only the newest ``misfire_cap``.
     At ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
     ``ledger=False`` is the fast lane: delivery by Redis alone, at least once, without slots, leases or history.
 
@@ -109,6 +115,7 @@ def job(
             overlap=overlap,
             misfire=misfire,
             misfire_grace=misfire_grace,
+            misfire_cap=misfire_cap,
             soft_limit=soft_limit,
             hard_limit=hard_limit,
             ledger=ledger,
@@ -124,6 +131,7 @@ def option_problems(job: Job) -> list[str]:
         _matches("queue", job.queue, QUEUE_NAME, "lower-case letters, digits, - and _, no digit first, 100 at most"),
         _is_schedule(job.schedule),
         _is_count("max_retries", job.max_retries),
+        _is_count("misfire_cap", job.misfire_cap, least=1, most=LARGEST_CAP),
         _is_span("retry_delay", job.retry_delay, least=timedelta(0)),
         _is_one_of("backoff", job.backoff, get_args(Backoff)),
         _is_one_of("overlap", job.overlap, get_args(Overlap)),
@@ -184,10 +192,10 @@ def _is_schedule(value: object) -> str:
     return f"schedule={value!r} must be every(…) or cron(…)"
 
 
-def _is_count(name: str, value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+def _is_count(name: str, value: object, *, least: int = 0, most: float = math.inf) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return ""
-    return f"{name}={value!r} must be a whole number, 0 or more"
+    return f"{name}={value!r} must be a whole number, {least} {'or more' if most == math.inf else f'to {most}'}"
 
 
 def _is_span(name: str, value: object, *, least: timedelta) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,9 +88,26 @@ def _made() -> Any:
         pool=Gauge(
             "rota_db_pool_connections", "Connections to PostgreSQL by state", ["state"], multiprocess_mode="livesum"
         ),
+        paused=Gauge("rota_paused", "1 for each pause that is active", ["scope"], multiprocess_mode="livemax"),
+        overdue=Gauge(
+            "rota_slots_overdue",
+            "Slots since the last successful one that should have succeeded by now",
+            ["task"],
+            multiprocess_mode="livemax",
+        ),
+        succeeded=Gauge(
+            "rota_last_success_timestamp_seconds",
+            "When the last successful slot was finished",
+            ["task"],
+            multiprocess_mode="livemax",
+        ),
         leader=Gauge("rota_dispatcher_leader", "1 where the active dispatcher is", multiprocess_mode="livesum"),
         passes=Histogram("rota_dispatcher_pass_seconds", "How long the dispatcher's passes took", buckets=DURATIONS),
         reaped=Counter("rota_processes_reaped", "Processes that died or fell silent", ["kind"]),
+        travelling=Gauge(
+            "rota_travelling", "Processes by the way that runs take to them", ["by"], multiprocess_mode="livesum"
+        ),
+        recycled=Counter("rota_processes_recycled", "Processes that asked for a successor", ["reason"]),
         plugins=Gauge(
             "rota_plugin_up", "1 if the plugin is loaded, 0 if it is broken", ["plugin"], multiprocess_mode="livemax"
         ),
@@ -134,8 +151,38 @@ def pool(in_use: int, idle: int) -> None:
 
 
 def leading(is_leader: bool) -> None:
-    """Say whether this process's dispatcher is the active one."""
+    """Say whether this process's dispatcher is the active one; if not, what only the active one tells is taken back."""
     _metrics().leader.set(is_leader)
+    if not is_leader:
+        paused([])
+        overdue({})
+
+
+def paused(scopes: Collection[str]) -> None:
+    """Say which scopes are paused; what was said to be paused before and is not among them no longer is."""
+    _set_all("paused", dict.fromkeys(scopes, 1))
+
+
+def overdue(slots: Mapping[str, int]) -> None:
+    """Say how many slots of each task are overdue; of any other, none is."""
+    _set_all("overdue", slots)
+
+
+def succeeded_at(task: str, timestamp: float) -> None:
+    """Say when the last successful slot of a task was finished."""
+    _labelled("succeeded", task).set(timestamp)
+
+
+#: What ``_set_all`` has set last: a series that several processes share cannot be taken back, only set to 0.
+_standing: dict[str, set[str]] = {}
+
+
+def _set_all(name: str, values: Mapping[str, float]) -> None:
+    for gone in _standing.get(name, set()) - values.keys():
+        _labelled(name, gone).set(0)
+    for label, value in values.items():
+        _labelled(name, label).set(value)
+    _standing[name] = {label for label, value in values.items() if value}
 
 
 def dispatched(seconds: float) -> None:
@@ -146,6 +193,17 @@ def dispatched(seconds: float) -> None:
 def reaped(kind: str) -> None:
     """Count a process that was taken for dead."""
     _metrics().reaped.labels(kind).inc()
+
+
+def travelling(*, by_ledger: bool) -> None:
+    """Say whether runs come to this process straight from the ledger, or over Redis."""
+    _metrics().travelling.labels("ledger").set(by_ledger)
+    _metrics().travelling.labels("redis").set(not by_ledger)
+
+
+def recycled(reason: str) -> None:
+    """Count a process that asked for a successor."""
+    _metrics().recycled.labels(reason).inc()
 
 
 def plugin(name: str, *, is_up: bool) -> None:

@@ -15,7 +15,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
+from core import database
 from core.errors import NotMigrated, PluginError
+from core.ledger import audit
+from core.ledger.audit import Actor
 from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
 from core.registry import Plugin, Registry
 
@@ -74,10 +77,11 @@ def require(engine: Engine, registry: Registry) -> None:
         raise NotMigrated(f"the database is not migrated for {', '.join(behind)}: run `rota db upgrade`")
 
 
-def upgrade(engine: Engine, registry: Registry) -> Iterator[History]:
+def upgrade(engine: Engine, registry: Registry, by: Actor | None = None) -> Iterator[History]:
     """Bring each plugin's tables up to date; yield what was done, plugin by plugin.
 
-    Raises PluginError for a migration that fails; that plugin's tables are then as they were.
+    ``by`` is who asked for it, for the audit; None: a program did. Raises PluginError for a migration that fails; that
+    plugin's tables are then as they were.
     """
     for plugin in migrated_plugins(registry):
         with engine.begin() as connection:
@@ -85,6 +89,8 @@ def upgrade(engine: Engine, registry: Registry) -> Iterator[History]:
             before = history(connection, plugin)
             if not before.is_current:
                 upgrade_plugin(connection, plugin)
+                if by is not None:
+                    audit.record(connection, by, "db upgrade", plugin.name, was=before.current, head=before.head)
         yield before
 
 
@@ -106,5 +112,5 @@ def explained(plugin: Plugin) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise PluginError(f"plugin {plugin.name!r}: its migration failed, nothing of it was kept: {message}") from error
+        message = f"plugin {plugin.name!r}: its migration failed, nothing of it was kept: {database.brief(error)}"
+        raise PluginError(message) from error

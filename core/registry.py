@@ -2,11 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from core.errors import UnknownJob, suggestion
 from core.jobs import Job
 from core.plugin_settings import PluginSettings
+
+#: The scope of a pause that holds every job.
+EVERYTHING = "everything"
+
+
+def scopes(job: str, queue: str, plugin: str) -> tuple[str, ...]:
+    """The scopes that a pause may have which is to hold ``job``."""
+    return EVERYTHING, f"plugin:{plugin}", f"queue:{queue}", f"job:{job}"
+
+
+def words_on_grace(job: Job, retention_days: float) -> str:
+    """That a job's grace is longer than runs are kept."""
+    return f"misfire_grace={job.misfire_grace} is longer than ROTA_RETENTION_DAYS ({retention_days:g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +56,15 @@ class Registry:
     plugins: tuple[Plugin, ...] = ()
     jobs: Mapping[str, Job] = field(init=False)
     owners: Mapping[str, Plugin] = field(init=False)
+    #: The scopes of the pauses that hold each job.
+    scopes: Mapping[str, tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         owned = {job.name: (job, plugin) for plugin in self.plugins if not plugin.error for job in plugin.jobs}
         object.__setattr__(self, "jobs", {name: job for name, (job, _) in sorted(owned.items())})
         object.__setattr__(self, "owners", {name: plugin for name, (_, plugin) in owned.items()})
+        held_by = {name: scopes(name, job.queue, plugin.name) for name, (job, plugin) in owned.items()}
+        object.__setattr__(self, "scopes", held_by)
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs.values())
@@ -64,6 +82,10 @@ class Registry:
     def scheduled(self) -> Iterable[Job]:
         """The jobs that have a schedule."""
         return (job for job in self if job.schedule is not None)
+
+    def outliving(self, retention: timedelta) -> list[Job]:
+        """The jobs whose slots may be run when ones as old have been deleted: their grace is longer than retention."""
+        return [job for job in self.scheduled() if job.misfire_grace > retention]
 
     def broken(self) -> Iterable[Plugin]:
         """The plugins that could not be loaded."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -20,6 +21,7 @@ from core.errors import SettingsError, is_misspelt, suggestion
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Mode = Literal["distributed", "local", "auto"]
 
 POSTGRESQL_SCHEMES = {"postgresql", "postgres", "postgresql+psycopg2"}
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -42,8 +44,11 @@ class Settings(BaseModel):
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
     """Where the ledger lives, ``postgresql://user:password@host:5432/name``. Required."""
 
-    redis_url: Annotated[SecretStr, Field(validation_alias="REDIS_URL")]
-    """What carries messages, ``redis://host:6379/0``. Required."""
+    mode: Annotated[Mode, Field(validation_alias="SCHEDULER_MODE")] = "auto"
+    """``distributed``: over Redis; ``auto``: while Redis is away, from the ledger; ``local``: one process, no Redis."""
+
+    redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL", validate_default=True)] = None
+    """What carries messages, ``redis://host:6379/0``. Required, unless ``SCHEDULER_MODE`` is ``local``."""
 
     log_format: Annotated[LogFormat, Field(validation_alias="ROTA_LOG_FORMAT")] = "auto"
     """``console`` for people, ``json`` for machines, ``auto``: console on a terminal, JSON elsewhere."""
@@ -80,6 +85,18 @@ class Settings(BaseModel):
     retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
     """How long finished runs are kept, in days."""
 
+    audit_days: Annotated[float, Field(validation_alias="ROTA_AUDIT_DAYS", gt=0, le=36500)] = 365.0
+    """How long the audit keeps what was done by hand, in days."""
+
+    max_messages: Annotated[int, Field(validation_alias="ROTA_MAX_MESSAGES_PER_PROCESS", ge=0)] = 1000
+    """A worker process that has worked on this many messages is replaced; 0: never."""
+
+    max_memory_mb: Annotated[int, Field(validation_alias="ROTA_MAX_MEMORY_MB", ge=0)] = 0
+    """A worker process that holds more memory than this, in MiB, is replaced; 0: never."""
+
+    min_process_seconds: Annotated[float, Field(validation_alias="ROTA_MIN_PROCESS_SECONDS", ge=0, le=86400)] = 60.0
+    """A process is not replaced by either before it has lived this long, in seconds, since a start costs about one."""
+
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
     """The most PostgreSQL connections a process opens for its jobs; at least its number of threads plus two."""
 
@@ -106,8 +123,11 @@ class Settings(BaseModel):
 
     @field_validator("redis_url")
     @classmethod
-    def _redis_url(cls, value: SecretStr) -> SecretStr:
-        check_redis_url(value.get_secret_value())
+    def _redis_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None:
+            check_redis_url(value.get_secret_value())
+        elif info.data.get("mode", "local") != "local":
+            raise PydanticCustomError("missing", "is required")
         return value
 
     @field_validator("heartbeat_seconds")
@@ -223,9 +243,10 @@ def explain(problem: Any) -> str:
     return f"{name} {message[0].lower()}{message[1:]}"
 
 
+UP_NEEDS_NONE = "(`rota up` needs none, nor do commands in its folder)"
 HOW_TO_SET = {
-    "DATABASE_URL": "expected postgresql://user:password@host:5432/name (`rota up` needs none)",
-    "REDIS_URL": "expected redis://host:6379/0 (`rota up` needs none)",
+    "DATABASE_URL": f"expected postgresql://user:password@host:5432/name {UP_NEEDS_NONE}",
+    "REDIS_URL": f"expected redis://host:6379/0 {UP_NEEDS_NONE}; SCHEDULER_MODE=local needs none either",
 }
 
 

@@ -14,11 +14,18 @@ from core.errors import RotaError
 #: Where each command is, and its line in the overview.
 COMMANDS = {
     "up": ("core.cli.up:up", "Start everything on this machine, and stop it with Ctrl-C."),
+    "worker": ("core.cli.worker:worker", "Work on runs, in processes that are started again when they die."),
     "check": ("core.cli.check:check", "Say whether everything needed is there and reachable."),
     "db": ("core.cli.db:db", "Bring the database's tables up to date, or say how far they are."),
     "jobs": ("core.cli.jobs:jobs", "List the jobs, their schedules and their next slots."),
     "plugins": ("core.cli.plugins:plugins", "List the plugins and what came of loading them."),
     "runs": ("core.cli.runs:runs", "List the runs in the ledger, newest first."),
+    "retry": ("core.cli.retry:retry", "Have dead runs tried again, by id or by filter."),
+    "drop": ("core.cli.drop:drop", "End runs that wait or are dead, for good."),
+    "pause": ("core.cli.pause:pause", "Have a job, a queue, a plugin or everything not started for a while."),
+    "resume": ("core.cli.resume:resume", "End a pause."),
+    "pauses": ("core.cli.pauses:pauses", "List what is paused, by whom and why."),
+    "audit": ("core.cli.audit:audit", "List who did what by hand."),
     "orphans": ("core.cli.orphans:orphans", "List the runs whose job was gone, and take them up again."),
     "diff": ("core.cli.diff:diff", "Say what changed in jobs since the last release that ran."),
     "new-plugin": ("core.cli.new_plugin:new_plugin", "Write a package with a plugin to start from."),

@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from core.cli.actor import by_option
 from core.cli.output import as_json, print_json, print_table
+from core.ledger import audit
+from core.ledger.audit import Actor
 
 if TYPE_CHECKING:
     from core import migrate
@@ -16,7 +19,8 @@ def db() -> None:
 
 
 @db.command()
-def upgrade() -> None:
+@by_option
+def upgrade(by: Actor) -> None:
     """Bring the tables of every plugin up to date.
 
     Each plugin's migrations are one transaction; two of these at once wait for one another.
@@ -26,7 +30,7 @@ def upgrade() -> None:
 
     registry = plugins.current()
     with ledger(statement_timeout_seconds=0) as engine:
-        for before in migrate.upgrade(engine, registry):
+        for before in migrate.upgrade(engine, registry, by):
             click.echo(f"{before.plugin}: {describe(before)}")
 
 
@@ -57,7 +61,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
 @db.command("drop-plugin")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def drop_plugin(name: str, yes: bool) -> None:
+@by_option
+def drop_plugin(name: str, yes: bool, by: Actor) -> None:
     """Drop the tables and all data of the plugin NAME, which has been taken away.
 
     Refused while it is loaded here or by a process that is alive. A plugin that can still be imported takes its own
@@ -80,6 +85,7 @@ def drop_plugin(name: str, yes: bool) -> None:
         confirm(f"Drop these {len(rows)} tables and all that is in them?", is_given=yes, word=name)
         with engine.begin() as connection:
             removal.carry_out(connection, registry, shown)
+            audit.record(connection, by, "db drop-plugin", name, tables=[table.name for table in shown.tables])
     click.echo(f"dropped the tables of {name}")
 
 

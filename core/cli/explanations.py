@@ -18,7 +18,7 @@ from core.cli.stories import Scene, alarms, story
 from core.ledger import history
 from core.ledger.history import Run
 from core.ledger.models import State
-from core.registry import Registry
+from core.registry import EVERYTHING, Registry
 
 #: How many requests of one moment are told of one by one.
 REQUESTS_TOLD = 3
@@ -43,7 +43,14 @@ class Answer:
 def explain(connection: Connection, registry: Registry, name: str, key: str, moment: Moment, zone: ZoneInfo) -> Answer:
     """What became of the job ``name`` at ``moment``."""
     scene = Scene(
-        connection, name, key, registry.jobs.get(name), zone, history.now(connection), history.alive(connection)
+        connection,
+        name,
+        key,
+        registry.jobs.get(name),
+        zone,
+        history.now(connection),
+        history.alive(connection),
+        registry.scopes.get(name, (EVERYTHING, f"job:{name}")),
     )
     answer = Answer([moment.note] if moment.note else [])
     if scene.job is None:

@@ -1,12 +1,16 @@
-"""What people mean by a time: ``03:00``, ``2026-03-29 01:30``, with or without an offset, in a job's zone."""
+"""What people mean by a time: ``03:00``, ``2026-03-29 01:30``, with or without an offset, in a job's zone; ``2h``."""
 
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
+import click
+
 TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
 WITH_SECONDS = re.compile(r":\d\d:\d\d")
+SPAN = re.compile(r"(\d+[smhdw])+")
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 
 
@@ -69,3 +73,47 @@ def on_the_wall(wall: datetime, zone: ZoneInfo, width: timedelta) -> Moment:
         f"{said} did not exist in {zone.key}, since the clocks went forward; what was due then was due after the gap."
     )
     return Moment(((second, first + width),), note)
+
+
+def span(text: str) -> timedelta:
+    """What ``90m`` or ``1d12h`` means: weeks, days, hours, minutes, seconds. Raises ValueError or OverflowError."""
+    if not SPAN.fullmatch(text):
+        raise ValueError("expected such as 30m, 2h or 1d12h")
+    return sum((timedelta(**{UNITS[unit]: int(count)}) for count, unit in re.findall(r"(\d+)(\w)", text)), timedelta())
+
+
+def past(text: str | None, now: datetime, option: str) -> datetime | None:
+    """An instant not after ``now``: so long ago, a time of day, or a date and time, on this machine's clock.
+
+    None stays None. Raises click.BadParameter, naming ``option``.
+    """
+    if text is None:
+        return None
+    try:
+        instant = now - span(text) if SPAN.fullmatch(text) else max(_readings(text, now, until=now))
+    except (ValueError, OverflowError):
+        expected = "expected 2h (ago), 03:00 or 2026-11-23T03:00, and not in the future"
+        raise click.BadParameter(f"{text!r} is not such a time; {expected}", param_hint=option) from None
+    return instant
+
+
+def future(text: str, now: datetime, option: str) -> datetime:
+    """An instant after ``now``: the next of a time of day, or a date and time on this machine's clock.
+
+    Raises click.BadParameter, naming ``option``.
+    """
+    try:
+        return min(instant for instant in _readings(text, now) if instant > now)
+    except (ValueError, OverflowError):
+        expected = f"expected 18:00 or 2026-11-23T18:00, and after now, {now.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+        raise click.BadParameter(f"{text!r} is not such a time; {expected}", param_hint=option) from None
+
+
+def _readings(text: str, now: datetime, *, until: datetime | None = None) -> list[datetime]:
+    """What ``text`` may mean on this machine's clock around ``now``, if not after ``until``."""
+    walls = [datetime.fromisoformat(text)] if not TIME_OF_DAY.fullmatch(text) else []
+    if not walls:
+        of_day, today = time.fromisoformat(text.zfill(8 if text.count(":") == 2 else 5)), now.astimezone().date()
+        walls = [datetime.combine(today + timedelta(days=days), of_day) for days in (-1, 0, 1)]
+    instants = [wall.astimezone(UTC) for wall in walls]
+    return [instant for instant in instants if until is None or instant <= until]

@@ -4,18 +4,20 @@ from collections.abc import Collection
 from dataclasses import asdict
 
 import click
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from core import database, plugins
 from core.cli import Problem
+from core.cli.actor import by_option
 from core.cli.confirmation import confirm
 from core.cli.output import as_json, local, local_zone, print_json, print_table
 from core.cli.runs import described
 from core.cli.surroundings import ledger
 from core.errors import PluginError, suggestion
 from core.jobs import Job
-from core.ledger import history, releases
+from core.ledger import audit, history, releases
 from core.ledger import orphans as found_orphans
+from core.ledger.audit import Actor
 from core.registry import Registry
 
 RUNS_SHOWN = 50
@@ -68,7 +70,8 @@ def jobs_of(connection: Connection, plugin: str) -> set[str]:
 @click.argument("job", required=False)
 @click.option("--plugin", metavar="PLUGIN", help="All of this plugin's jobs.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def adopt(job: str | None, plugin: str | None, yes: bool) -> None:
+@by_option
+def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
     """Take the orphans of JOB, or of all jobs of a plugin, up again.
 
     They must be known here, and to the processes that are alive. What waited waits again, and is run even if its slot
@@ -92,7 +95,7 @@ def adopt(job: str | None, plugin: str | None, yes: bool) -> None:
         for count in counts:
             click.echo(f"{count.job}: {count.runs} that were {count.was}")
         confirm(f"Take up these {total} runs again?", is_given=yes)
-        adopted = sum(adopt_all(connection, found) for found in wanted)
+        adopted = sum(adopt_all(engine, found, by) for found in wanted)
     click.echo(f"adopted {adopted}")
 
 
@@ -112,9 +115,16 @@ def refuse_unknown_to_the_fleet(connection: Connection, jobs: list[Job]) -> None
         raise Problem(f"no process that is alive has {', '.join(unknown)}: restart the workers with the plugin first")
 
 
-def adopt_all(connection: Connection, job: Job) -> int:
-    """Adopt batch by batch; return how many."""
-    total = 0
-    while adopted := found_orphans.adopt(connection, job):
-        total += len(adopted)
-    return total
+def adopt_all(engine: Engine, job: Job, actor: Actor) -> int:
+    """Adopt batch by batch, each with its part of the audit; return how many."""
+    total, entry = 0, None
+    while True:
+        with engine.begin() as connection:
+            adopted = len(found_orphans.adopt(connection, job))
+            if not adopted:
+                return total
+            total += adopted
+            if entry is None:
+                entry = audit.record(connection, actor, "orphans adopt", job.name, runs=total)
+            else:
+                audit.amend(connection, entry, runs=total)

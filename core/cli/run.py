@@ -13,10 +13,13 @@ from sqlalchemy.orm import Session
 
 from core import enqueue, plugins
 from core.cli import Problem
+from core.cli.actor import by_option
+from core.cli.pauses import in_words, of_job
 from core.cli.runs import brief
 from core.cli.surroundings import ledger
 from core.errors import BadArguments
-from core.ledger import history
+from core.ledger import audit, history
+from core.ledger.audit import Actor
 from core.ledger.models import FINAL, State
 
 POLL_SECONDS = 0.2
@@ -45,8 +48,9 @@ class JsonObject(click.ParamType[dict[str, Any]]):
 @click.option("--args", type=JsonObject(), metavar="JSON", help="The arguments, by name, as a JSON object.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end; exit status 0 only if it succeeded.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: follow it no longer.")
-def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: float | None) -> None:
-    """Have JOB run now, and print the id of its run.
+@by_option
+def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: float | None, by: Actor) -> None:
+    """Have JOB run now, and print the id of its run. While the job is paused, the run waits.
 
     The run is a row in the ledger; a worker takes it from there, within a second and without Redis. What a job on the
     fast lane (ledger=False) is sent leaves no row to follow, so it is refused here: send it a message from code.
@@ -61,7 +65,11 @@ def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: fl
     with ledger() as engine:
         with Session(engine) as session, session.begin():
             run_id = enqueue(session, job, key=key, args=args)
+            audit.record(session, by, "run", job, run=run_id, arguments=sorted(args) if args else None)
+            pauses = of_job(session.connection(), job)
         click.echo(str(run_id))
+        for pause in pauses:
+            click.echo(f"rota: {job} is {in_words(pause)}; the run waits until that ends", err=True)
         if wait:
             follow(engine, run_id, timeout)
 

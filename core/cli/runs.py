@@ -1,5 +1,6 @@
 """``rota runs``: what the ledger remembers, newest first."""
 
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -7,10 +8,13 @@ from sqlalchemy import Connection
 
 from core import plugins
 from core.cli.output import as_json, local, local_zone, print_json, print_table, span
+from core.cli.pauses import in_words
 from core.cli.surroundings import ledger
 from core.errors import UnknownJob, suggestion
-from core.ledger import history
-from core.ledger.models import State
+from core.ledger import history, pauses
+from core.ledger.models import WAITING, State
+from core.ledger.pauses import Pause
+from core.registry import EVERYTHING
 
 FIELDS = (
     "id",
@@ -46,12 +50,12 @@ def runs(as_json: bool, job: str | None, state: str | None, limit: int) -> None:
         if job is not None:
             refuse_unknown(connection, job)
         found = history.newest(connection, job=job, state=state, limit=limit)
-        now = history.now(connection)
+        now, paused = history.now(connection), pauses.active(connection)
     if as_json:
         print_json([described(run) for run in found])
         return
     columns = ("id", "job", "key", "slot", "state", "attempt", "started", "took", "what came of it")
-    print_table(columns, [row(run) for run in found], caption=f"times in {local_zone(now)}", empty="no runs")
+    print_table(columns, [row(run, paused) for run in found], caption=f"times in {local_zone(now)}", empty="no runs")
 
 
 def refuse_unknown(connection: Connection, job: str) -> None:
@@ -70,8 +74,8 @@ def described(run: history.Run) -> dict[str, Any]:
     return {field: getattr(run, field) for field in FIELDS} | {"progress": run.progress}
 
 
-def row(run: history.Run) -> tuple[str, ...]:
-    """A run as a line of the table."""
+def row(run: history.Run, paused: Collection[Pause] = ()) -> tuple[str, ...]:
+    """A run as a line of the table; ``paused`` are the pauses that are active."""
     took = span(run.finished_at - run.started_at) if run.started_at and run.finished_at else ""
     return (
         str(run.id),
@@ -82,8 +86,16 @@ def row(run: history.Run) -> tuple[str, ...]:
         str(run.attempt),
         local(run.started_at),
         took,
-        outcome(run),
+        "; ".join(filter(None, (outcome(run), *waits_for(run, paused)))),
     )
+
+
+def waits_for(run: history.Run, paused: Collection[Pause]) -> list[str]:
+    """The pauses that hold a run which waits."""
+    if run.state not in WAITING:
+        return []
+    scopes = plugins.current().scopes.get(run.job, (EVERYTHING, f"job:{run.job}"))
+    return [in_words(pause) for pause in pauses.of_scopes(paused, scopes)]
 
 
 def outcome(run: history.Run) -> str:

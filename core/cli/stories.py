@@ -1,18 +1,20 @@
 """A run's story: what became of it and why, in sentences for an operator; a function for each state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
+from core.cli import pauses as told
 from core.cli.output import span
 from core.cli.runs import brief
 from core.jobs import Job
-from core.ledger import history
+from core.ledger import history, pauses
 from core.ledger.history import Process, Run
 from core.ledger.models import State
+from core.ledger.pauses import Pause
 
 #: What a start may be late without a word about it.
 PUNCTUAL = timedelta(seconds=2)
@@ -32,10 +34,17 @@ class Scene:
     zone: ZoneInfo
     now: datetime
     alive: list[Process]
+    #: The scopes of the pauses that hold the job.
+    scopes: Collection[str] = ()
 
     def at(self, instant: datetime) -> str:
         """An instant on the clock of the job's zone."""
         return f"{instant.astimezone(self.zone):%Y-%m-%d %H:%M:%S %Z}"
+
+    def pauses_at(self, instant: datetime) -> list[Pause]:
+        """The pauses that held the job at an instant."""
+        found = pauses.of_scopes(pauses.not_over_at(self.connection, instant), self.scopes)
+        return [pause for pause in found if pause.covers(instant)]
 
     def ago(self, instant: datetime) -> str:
         """How far away an instant is."""
@@ -80,12 +89,14 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": "another run of the same job and key is at work",
         "adopted": "it was orphaned, and someone has taken it up again",
+        "by hand": "it was dead, and someone has asked for it to be retried",
     }
     when = f"at {scene.at(run.due_at)}" if run.due_at > scene.now else "as soon as a worker takes it"
     because = reasons.get(run.reason or "", run.reason or run.error or "it was handed back")
     return [
         f"{subject} will be tried again {when}: {because}.",
         *rival_sentences(scene, run, scene.now),
+        *retried(scene, run),
         *alarms(scene),
     ]
 
@@ -96,12 +107,15 @@ def dead(scene: Scene, run: Run, subject: str) -> list[str]:
         "crashes": f"{run.crashes} workers died or fell silent under it; the last was {run.worker}",
         "arguments": f"its arguments do not fit the job: {run.error}",
         "result": f"what it returned cannot be kept: {run.error}",
+        "dropped": f"someone has dropped it; it was {run.former_state} before",
     }
     because = reasons.get(run.reason or "", run.error or run.reason or "no reason is on record")
     return [f"{subject} is dead since {scene.at(run.finished_at)}: {because}.", *start(scene, run), *hardships(run)]
 
 
 def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
+    if run.reason == "paused":
+        return [f"{subject} was skipped: its job was paused.", *pause_sentences(scene, run)]
     if run.reason != "overlap":
         return [f"{subject} was skipped at {scene.at(run.finished_at)}: {run.reason}."]
     sentences = [
@@ -109,6 +123,12 @@ def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
     ]
     found = rival_sentences(scene, run, run.finished_at)
     return sentences + (found or ["Which one, its later attempts have overwritten."])
+
+
+def pause_sentences(scene: Scene, run: Run) -> list[str]:
+    """Which pause it was: one in which the slot came due, or one that began before the slot was started."""
+    found = scene.pauses_at(run.slot) or scene.pauses_at(run.finished_at - timedelta.resolution)
+    return [f"It was {told.in_words(pause, scene.at)}." for pause in found]
 
 
 def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
@@ -128,10 +148,12 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
 
 def missed(scene: Scene, run: Run, subject: str) -> list[str]:
     grace = f" of {span(scene.job.misfire_grace)}" if scene.job else ""
+    cap = f" {scene.job.misfire_cap}" if scene.job else ""
     reasons = {
         "grace": f"nothing started it within its grace{grace}",
         "superseded": "nothing started it in time, and misfire='latest' runs only the newest of such slots",
         "policy": "nothing started it in time, and misfire='skip' runs none of such slots late",
+        "capped": f"nothing started it in time, and of such slots misfire='all' runs no more than the newest{cap}",
     }
     because = reasons.get(run.reason or "", str(run.reason))
     sentences = [f"{subject} was missed: {because}. This was recorded {scene.at(run.finished_at)}."]
@@ -197,11 +219,22 @@ def hardships(run: Run) -> list[str]:
         parts.append(f"{run.failures} ended in an error")
     if run.crashes:
         parts.append(f"{run.crashes} with the death of their worker")
-    return [f"Of its {run.attempt} attempts {' and '.join(parts)}."] if parts and run.attempt > 1 else []
+    since = f"Since it was retried by hand, after {run.retried_after}, of " if run.retried_at else "Of "
+    return [f"{since}its {run.attempt} attempts {' and '.join(parts)}."] if parts and run.attempt > 1 else []
+
+
+def retried(scene: Scene, run: Run) -> list[str]:
+    """When it was dead and retried by hand."""
+    if run.retried_at is None:
+        return []
+    before = f"after {run.retried_after} attempts; `rota audit` says by whom"
+    return [f"It had been dead, and was retried by hand at {scene.at(run.retried_at)}, {before}."]
 
 
 def alarms(scene: Scene) -> list[str]:
-    """What is wrong right now that keeps the job from running."""
+    """What keeps the job from running right now."""
+    if paused := scene.pauses_at(scene.now):
+        return [f"Its job is {told.in_words(pause, scene.at)}. It waits until that ends." for pause in paused]
     if not any(process.kind == "worker" for process in scene.alive):
         return ["No worker is alive now: start one with `dramatiq core.main`."]
     if scene.job is not None and not history.serves(scene.alive, scene.job.queue):

@@ -3,6 +3,8 @@
 import logging
 import threading
 import time
+from collections.abc import Mapping
+from datetime import datetime
 
 import psycopg2
 import redis
@@ -11,12 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database, metrics
-from core.broker import RedisCarrier
 from core.dispatcher import leadership, relay
 from core.dispatcher.orphans import Orphanage
 from core.dispatcher.recovery import recover
 from core.dispatcher.slots import Accountant, miss_late
-from core.ledger import releases, slots
+from core.dispatcher.watch import Watch
+from core.ledger import pauses, releases, slots
+from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Fleet
 from core.logs import Complaint
 from core.registry import Registry
@@ -36,7 +39,7 @@ class Dispatcher(threading.Thread):
         self,
         engine: Engine,
         registry: Registry,
-        carrier: RedisCarrier,
+        carrier: DispatchCarrier,
         *,
         every_seconds: float,
         resend_seconds: float,
@@ -52,7 +55,10 @@ class Dispatcher(threading.Thread):
         self._max_crashes = max_crashes
         self._orphan_seconds = orphan_seconds
         self._orphanage = Orphanage(registry, carrier, orphan_seconds)
+        self._watch = Watch(registry)
         self._fleet = Fleet()
+        #: Since when jobs are held by a pause.
+        self._held: Mapping[str, datetime] = {}
         self._maintained_at = 0.0
         self._stopping = threading.Event()
         self._complaint = Complaint(logger)
@@ -80,10 +86,12 @@ class Dispatcher(threading.Thread):
         while not leadership.is_won(connection):
             if self._stopping.wait(self._every_seconds):
                 return
+        accountant = Accountant(self._registry, slots.watermarks(connection))
         logger.info("dispatcher.leading")
         metrics.leading(True)
         self._orphanage = Orphanage(self._registry, self._carrier, self._orphan_seconds)
-        self._lead(connection, Accountant(self._registry, slots.watermarks(connection)))
+        self._watch = Watch(self._registry)
+        self._lead(connection, accountant)
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
         while not self._stopping.is_set():
@@ -94,22 +102,29 @@ class Dispatcher(threading.Thread):
             next_pass = began + self._every_seconds
             while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
                 if leadership.wait_for_runs(connection, remaining):
-                    relay.send_due(connection, self._known(), self._carrier)
+                    relay.send_due(connection, self._sent(), self._carrier)
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
         """Everything the dispatcher is for, once."""
         recover(connection, self._carrier, self._max_crashes)
         self._fleet = releases.fleet(connection)
+        self._held = self._look_for_pauses(connection)
         accountant.account(connection, self._carrier)
-        miss_late(connection, self._registry)
+        miss_late(connection, self._registry, self._held)
         relay.find_lost(connection, self._carrier, self._resend_seconds)
-        relay.send_due(connection, self._known(), self._carrier)
+        relay.send_due(connection, self._sent(), self._carrier)
         self._orphanage.look(connection, self._fleet)
+        self._watch.look(connection, self._held)
         self._maintain()
 
-    def _known(self) -> set[str]:
-        """The jobs whose runs are sent: this process's own, and those of whoever else is alive."""
-        return {*self._registry.jobs, *self._fleet.queues_of}
+    def _look_for_pauses(self, connection: Connection) -> Mapping[str, datetime]:
+        active = pauses.active(connection)
+        metrics.paused([pause.scope for pause in active])
+        return pauses.held(active, {**self._fleet.scopes, **self._registry.scopes})
+
+    def _sent(self) -> set[str]:
+        """The jobs whose runs are sent: this process's own, and those of whoever else is alive; none that is held."""
+        return {*self._registry.jobs, *self._fleet.queues_of} - self._held.keys()
 
     def _maintain(self) -> None:
         if time.monotonic() < self._maintained_at + MAINTENANCE_SECONDS:

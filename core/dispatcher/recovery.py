@@ -6,13 +6,13 @@ import redis
 from sqlalchemy import Connection
 
 from core import metrics
-from core.broker import RedisCarrier
 from core.ledger import processes
+from core.ledger.outbox import DispatchCarrier
 
 logger = logging.getLogger(__name__)
 
 
-def recover(connection: Connection, carrier: RedisCarrier, max_crashes: int) -> None:
+def recover(connection: Connection, carrier: DispatchCarrier, max_crashes: int) -> None:
     """End the leases of dead processes, hand their runs on, and put back the messages they had fetched."""
     for dead in processes.reap(connection):
         metrics.reaped(dead.kind)
@@ -24,7 +24,7 @@ def recover(connection: Connection, carrier: RedisCarrier, max_crashes: int) -> 
         logger.warning("run.handed_on job=%s run=%s attempt=%s state=%s", run.job, run.run_id, run.attempt, run.state)
 
 
-def put_back(carrier: RedisCarrier, broker_id: str) -> None:
+def put_back(carrier: DispatchCarrier, broker_id: str) -> None:
     """Put a dead process's messages back on their queues; without Redis there is nothing to put back."""
     try:
         carrier.recover(broker_id)

@@ -6,19 +6,20 @@ applies each job's misfire policy to all that came due meanwhile.
 
 import logging
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import islice, takewhile
 
 from sqlalchemy import Connection, text
 
 from core import metrics
-from core.broker import RedisCarrier
 from core.dispatcher import relay
 from core.jobs import Job
-from core.ledger import slots
+from core.ledger import pauses, runs, slots
 from core.ledger.models import State
-from core.ledger.outbox import Parcel
+from core.ledger.outbox import DispatchCarrier, Parcel
+from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.registry import Registry
 
@@ -32,6 +33,9 @@ TOLERANCE = timedelta(seconds=30)
 #: How many slots of one job are accounted for in one pass.
 MOST_AT_ONCE = 10_000
 
+#: Why a late slot that is within its grace is not run, by its job's policy.
+REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
+
 NOW = text("SELECT clock_timestamp()")
 
 
@@ -44,7 +48,7 @@ class Accountant:
     #: The first slot of each job that is not accounted for, so that a pass need not compute what is not due.
     next_slots: dict[str, datetime] = field(default_factory=dict)
 
-    def account(self, connection: Connection, carrier: RedisCarrier) -> None:
+    def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
         """Insert the slots that are due and that nobody has inserted."""
         now = connection.execute(NOW).scalar_one()
         changed = {}
@@ -54,7 +58,9 @@ class Accountant:
                 changed[job.name] = self.marks[job.name] = mark
         slots.account(connection, changed)
 
-    def _account_for(self, job: Job, now: datetime, connection: Connection, carrier: RedisCarrier) -> Watermark | None:
+    def _account_for(
+        self, job: Job, now: datetime, connection: Connection, carrier: DispatchCarrier
+    ) -> Watermark | None:
         assert job.schedule is not None
         spec, until = str(job.schedule), now - HEAD_START
         mark = self.marks.get(job.name)
@@ -64,48 +70,102 @@ class Accountant:
         if self.next_slots.get(job.name, until) > until or mark.accounted_until >= until:
             return None
         due = list(islice(job.schedule.between(mark.accounted_until, until), MOST_AT_ONCE))
-        rows = verdicts(job, due, now)
-        run_ids = slots.insert(connection, job, rows, carried=True)
-        relay.send(connection, carrier, [Parcel(run_id, job.name, job.queue) for run_id in run_ids])
+        scopes = self.registry.scopes[job.name]
+        rows = verdicts(job, due, now, pauses_of(connection, scopes, due, now))
+        run_ids = slots.insert(connection, job, rows, carried=carrier.carries, scopes=scopes)
+        if carrier.carries:
+            relay.send(connection, carrier, [Parcel(run_id, job.name, job.queue) for run_id in run_ids])
+        elif run_ids:
+            runs.announce(connection)
         count_missed(job, rows)
         reached = due[-1] if len(due) == MOST_AT_ONCE else until
         self.next_slots[job.name] = job.schedule.next_after(reached)
         return Watermark(spec, reached) if due else None
 
 
-def verdicts(job: Job, due: list[datetime], now: datetime) -> list[SlotRow]:
-    """What is to be recorded for each of the slots ``due``."""
-    assert job.schedule is not None
-    if not due or now - due[0] <= TOLERANCE:
+def pauses_of(connection: Connection, scopes: Sequence[str], due: list[datetime], now: datetime) -> list[Pause]:
+    """The pauses of a job since the first of the slots ``due``; none is asked for where all are in time."""
+    if not is_late(due, now):
+        return []
+    return pauses.of_scopes(pauses.not_over_at(connection, due[0]), scopes)
+
+
+def is_late(due: list[datetime], now: datetime) -> bool:
+    """Whether any of the slots ``due``, in order, is the misfire policy's to decide."""
+    return bool(due) and now - due[0] > TOLERANCE
+
+
+def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Pause] = ()) -> list[SlotRow]:
+    """What is to be recorded for each of the slots ``due``; ``paused`` are the pauses of the job meanwhile."""
+    if not is_late(due, now):
         return [SlotRow(slot) for slot in due]
-    newest = job.schedule.latest_at(now - HEAD_START)
-    return [verdict(job, slot, now - slot, is_newest=slot == newest) for slot in due]
+    oldest = oldest_kept(job, due[0], now, paused)
+    return [verdict(job, slot, now - slot, paused, is_kept=slot >= oldest) for slot in due]
 
 
-def verdict(job: Job, slot: datetime, lateness: timedelta, *, is_newest: bool) -> SlotRow:
-    """Queued if it is in time or its job's policy has it run late; otherwise missed, and why."""
+def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause]) -> datetime:
+    """The oldest slot, not before ``first``, that runs however many came due since: by the job's policy and cap."""
+    most = job.misfire_cap if job.misfire == "all" else 1
+    served = takewhile(lambda slot: slot >= first, newest_first(job, now - HEAD_START, paused))
+    kept = list(islice(takewhile(lambda slot: now - slot <= job.misfire_grace, served), most))
+    return kept[-1] if kept else now
+
+
+def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator[datetime]:
+    """The slots of a job that are not after ``until`` and came due in none of the pauses."""
+    assert job.schedule is not None
+    slot = job.schedule.latest_at(until)
+    while True:
+        pause = pause_at(slot, paused)
+        if pause is None:
+            yield slot
+        slot = job.schedule.latest_at((pause.paused_at if pause else slot) - timedelta.resolution)
+
+
+def pause_at(slot: datetime, paused: Iterable[Pause]) -> Pause | None:
+    """The pause in which a slot came due, if it did in any."""
+    return next((pause for pause in paused if pause.covers(slot)), None)
+
+
+def verdict(job: Job, slot: datetime, lateness: timedelta, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
+    """Skipped if it was paused, queued if it is in time or to be run late; otherwise missed, and why."""
+    if pause_at(slot, paused):
+        return SlotRow(slot, State.SKIPPED, "paused")
     if lateness <= TOLERANCE:
         return SlotRow(slot)
     if lateness > job.misfire_grace:
         return SlotRow(slot, State.MISSED, "grace")
-    if job.misfire == "all" or (job.misfire == "latest" and is_newest):
+    if job.misfire != "skip" and is_kept:
         return SlotRow(slot)
-    return SlotRow(slot, State.MISSED, "policy" if job.misfire == "skip" else "superseded")
+    return SlotRow(slot, State.MISSED, REASONS[job.misfire])
 
 
 def count_missed(job: Job, rows: list[SlotRow]) -> None:
-    """Say how many slots of a job were missed in an outage."""
-    missed = sum(row.state == State.MISSED for row in rows)
-    for _ in range(missed):
-        metrics.run_ended(job.name, State.MISSED)
+    """Say how many slots of a job were missed in an outage, and how many of its late slots are left to run."""
+    missed = Counter(str(row.reason) for row in rows if row.state == State.MISSED)
     if missed:
-        logger.warning("slots.missed job=%s slots=%s misfire=%s", job.name, missed, job.misfire)
+        left = sum(row.state == State.QUEUED for row in rows)
+        report_missed(job.name, missed, f"misfire={job.misfire}, and {left} are run")
 
 
-def miss_late(connection: Connection, registry: Registry) -> None:
-    """Apply the misfire policies to slots that are queued and that nobody has started."""
-    missed = Counter(slots.miss(connection, registry.scheduled(), TOLERANCE.total_seconds()))
-    for job, count in missed.items():
-        for _ in range(count):
-            metrics.run_ended(job, State.MISSED)
-        logger.warning("slots.missed job=%s slots=%s: no worker started them in time", job, count)
+def miss_late(connection: Connection, registry: Registry, held: Mapping[str, datetime] = slots.NONE_HELD) -> None:
+    """Apply the misfire policies to slots that are queued and that nobody has started.
+
+    ``held`` says since when jobs are held by a pause, whose slots are skipped.
+    """
+    ended: dict[str, Counter[str]] = {}
+    for job, reason in slots.miss(connection, registry.scheduled(), TOLERANCE.total_seconds(), held):
+        ended.setdefault(job, Counter())[reason] += 1
+    for job, reasons in ended.items():
+        skipped = reasons.pop("paused", 0)
+        if skipped:
+            logger.info("slots.skipped job=%s slots=%s: it is paused", job, skipped)
+        if reasons:
+            report_missed(job, reasons, "no worker started them in time")
+
+
+def report_missed(job: str, reasons: Counter[str], why: str) -> None:
+    """Count and log slots that were missed."""
+    counts = " ".join(f"{reason}={count}" for reason, count in sorted(reasons.items()))
+    metrics.runs_ended(job, {State.MISSED: reasons.total()})
+    logger.warning("slots.missed job=%s slots=%s %s: %s", job, reasons.total(), counts, why)

@@ -16,6 +16,7 @@ past each other's sight the partial unique index ``rota_runs_lease`` stops the s
 Times are the database's, never the host's.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +27,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core.errors import LeaseLost
+from core.ledger import pauses
 from core.ledger.prepared import Prepared
 
 #: A claim that loses to a rival it could not see looks again; the rival is then visible.
@@ -42,6 +44,10 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"
     #: The same, but this run is being retried: it waits for the other.
     WAITING = "waiting"
+    #: Its job is paused, and this was its slot: it is over, skipped.
+    PAUSED = "paused"
+    #: Its job is paused; the dispatcher will send it when it no longer is.
+    HELD = "held"
     #: Too many of its processes died; it may only be claimed by a process that runs nothing else.
     SUSPECT = "suspect"
     #: Its time has not come; the dispatcher will send it when it has.
@@ -75,18 +81,18 @@ LEASE_IS_GOOD = """
         WHERE process.id = run.process_id AND process.expires_at > clock_timestamp())
 """
 
-#: Run, job, process, name of the process, how many crashes make the run a suspect.
+#: Run, job, process, name of the process, how many crashes make the run a suspect, the scopes of the job.
 #: Not flushed to disk by itself: should PostgreSQL crash before the next flush, the run is queued again, and the lost
 #: claim fits nothing. Its token may be drawn again, since the sequence has forgotten it too, but for another process:
 #: all register anew after a crash, and that is flushed. The commit of its work would have flushed the claim as well.
 CLAIM = Prepared(
     "rota_claim",
-    ("bigint", "text", "bigint", "text", "int"),
-    """
+    ("bigint", "text", "bigint", "text", "int", "text[]"),
+    f"""
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
     ), candidate AS MATERIALIZED (
-        SELECT id, job, key, exclusive, attempt, crashes, due_at <= clock_timestamp() AS due
+        SELECT id, job, key, slot, state, exclusive, crashes, due_at <= clock_timestamp() AS due
         FROM rota_runs, unflushed
         WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
@@ -94,29 +100,32 @@ CLAIM = Prepared(
     ), verdict AS MATERIALIZED (
         SELECT id, CASE
             WHEN NOT due THEN 'early'
+            WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE scope = ANY($6) AND {pauses.IS_ACTIVE})
+                THEN CASE WHEN state = 'queued' AND slot IS NOT NULL THEN 'paused' ELSE 'held' END
             WHEN crashes >= $5 THEN 'suspect'
             WHEN NOT exclusive OR NOT EXISTS (
                 SELECT 1 FROM rota_runs AS rival
                 WHERE rival.job = candidate.job AND rival.key = candidate.key
                   AND rival.state = 'running' AND rival.exclusive) THEN 'running'
-            WHEN attempt = 0 THEN 'skipped'
+            WHEN state = 'queued' THEN 'skipped'
             ELSE 'waiting' END AS word
         FROM candidate
     )
     UPDATE rota_runs AS run SET
-        state = CASE WHEN word IN ('running', 'skipped') THEN word ELSE state END,
-        reason = CASE WHEN word = 'running' THEN NULL WHEN word IN ('early', 'suspect') THEN reason ELSE 'overlap' END,
+        state = CASE word WHEN 'running' THEN word WHEN 'skipped' THEN word WHEN 'paused' THEN 'skipped' ELSE state END,
+        reason = CASE WHEN word = 'running' THEN NULL WHEN word IN ('skipped', 'waiting') THEN 'overlap'
+                      WHEN word = 'paused' THEN word ELSE reason END,
         attempt = attempt + (word = 'running')::int,
         token = CASE word WHEN 'running' THEN nextval('rota_tokens') ELSE token END,
         process_id = CASE word WHEN 'running' THEN $3 END,
         worker = CASE word WHEN 'running' THEN $4 ELSE worker END,
         started_at = CASE word WHEN 'running' THEN clock_timestamp() ELSE started_at END,
-        finished_at = CASE word WHEN 'skipped' THEN clock_timestamp() END,
-        sent_at = CASE WHEN word NOT IN ('early', 'waiting') THEN sent_at END,
+        finished_at = CASE WHEN word IN ('skipped', 'paused') THEN clock_timestamp() END,
+        sent_at = CASE WHEN word NOT IN ('early', 'waiting', 'held') THEN sent_at END,
         due_at = CASE word WHEN 'waiting' THEN clock_timestamp() + interval '1 second' ELSE due_at END
     FROM verdict WHERE run.id = verdict.id
     RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
-    """,
+    """,  # noqa: S608 — a constant
 )
 
 #: Run, token, process, progress.
@@ -134,15 +143,23 @@ HOLD_UNCHANGED = Prepared(
 
 
 def claim(
-    connection: Connection, run_id: int, *, job: str, process_id: int, worker: str, most_crashes: int = NEVER_SUSPECT
+    connection: Connection,
+    run_id: int,
+    *,
+    job: str,
+    process_id: int,
+    worker: str,
+    most_crashes: int = NEVER_SUSPECT,
+    scopes: Collection[str] = (),
 ) -> tuple[Verdict, Lease | None]:
     """Take ``run_id``, if it is one of ``job``'s, for this process, in one round trip on an autocommit connection.
 
+    ``scopes`` are those of the pauses that hold the job.
     Returns the verdict, with a lease if and only if it is RUNNING.
     """
     for look in range(CLAIM_LOOKS):
         try:
-            rows = CLAIM.rows(connection, run_id, job, process_id, worker, most_crashes)
+            rows = CLAIM.rows(connection, run_id, job, process_id, worker, most_crashes, pauses.literal(scopes))
         except IntegrityError:
             if look == CLAIM_LOOKS - 1:
                 raise

@@ -72,9 +72,12 @@ class RunRow(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     result: Mapped[Any | None] = mapped_column(JSONB)
     error: Mapped[str | None] = mapped_column(Text)
-    #: What an orphaned run was, and why, so that it can be adopted as that.
+    #: What an orphaned or a dropped run was, and why; an orphan can be adopted as that.
     former_state: Mapped[str | None] = mapped_column(Text)
     former_reason: Mapped[str | None] = mapped_column(Text)
+    #: When somebody last had it retried after it was dead, and how many attempts it had had by then.
+    retried_at: Mapped[datetime | None] = mapped_column(Instant)
+    retried_after: Mapped[int | None]
 
     __table_args__ = (
         Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
@@ -85,6 +88,7 @@ class RunRow(Base):
         Index("rota_runs_lease", "job", "key", unique=True, postgresql_where="state = 'running' AND exclusive"),
         Index("rota_runs_running", "process_id", postgresql_where="state = 'running'"),
         Index("rota_runs_orphaned", "job", "id", postgresql_where="state = 'orphaned'"),
+        Index("rota_runs_dead", "id", postgresql_where="state = 'dead'"),
         Index("rota_runs_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
     )
 
@@ -122,7 +126,7 @@ class ReleaseRow(Base):
 
 
 class ScheduleRow(Base):
-    """Up to which instant the slots of a job are accounted for."""
+    """Up to which instant the slots of a job are accounted for, and which was the last to succeed."""
 
     __tablename__ = "rota_schedules"
 
@@ -130,3 +134,38 @@ class ScheduleRow(Base):
     #: The schedule in words; when it changes, accounting starts anew.
     spec: Mapped[str] = mapped_column(Text)
     accounted_until: Mapped[datetime] = mapped_column(Instant)
+    #: The newest slot that succeeded, and when that was finished, as the dispatcher last saw it.
+    succeeded_slot: Mapped[datetime | None] = mapped_column(Instant)
+    succeeded_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class PauseRow(Base):
+    """A stretch of time in which the jobs of a scope are not started."""
+
+    __tablename__ = "rota_pauses"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    #: ``everything``, ``plugin:NAME``, ``queue:NAME`` or ``job:NAME``.
+    scope: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    paused_by: Mapped[str] = mapped_column(Text)
+    paused_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    #: When it ends or has ended; null: when somebody ends it.
+    until: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class AuditRow(Base):
+    """What somebody did by hand. Names and counts only: values of arguments may be personal."""
+
+    __tablename__ = "rota_audit"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    actor: Mapped[str] = mapped_column(Text)
+    #: The way it was done, such as ``cli``.
+    via: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text)
+    target: Mapped[str] = mapped_column(Text)
+    details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+    __table_args__ = (Index("rota_audit_at", "at"),)

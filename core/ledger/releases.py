@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from core.jobs import Job
-from core.registry import Registry
+from core.registry import Registry, scopes
 
 RECORD = text("""
     INSERT INTO rota_releases (fingerprint, jobs) VALUES (:fingerprint, CAST(:jobs AS jsonb))
@@ -88,6 +88,8 @@ class Fleet:
 
     #: Each job with the queues it has, of which there may be two during a deploy.
     queues_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: The scopes of the pauses that hold each job.
+    scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: Whether every process has said what it knows.
     is_complete: bool = True
 
@@ -118,6 +120,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "overlap": job.overlap,
         "misfire": job.misfire,
         "misfire_grace_seconds": job.misfire_grace.total_seconds(),
+        "misfire_cap": job.misfire_cap,
         "soft_limit_seconds": job.soft_limit.total_seconds(),
         "hard_limit_seconds": job.hard_limit.total_seconds(),
         "ledger": job.ledger,
@@ -142,7 +145,7 @@ def see(connection: Connection) -> None:
 def fleet(connection: Connection) -> Fleet:
     """What the processes that are alive know between them."""
     rows = connection.execute(ALIVE).all()
-    return Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
+    return Fleet(queues_of(rows), scopes_of(rows), is_complete=all(row.jobs is not None for row in rows))
 
 
 def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
@@ -152,6 +155,15 @@ def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
         for job, options in (release.jobs or {}).items():
             found.setdefault(job, set()).add(options["queue"])
     return {job: frozenset(queues) for job, queues in found.items()}
+
+
+def scopes_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
+    """Each job of ``releases`` with the scopes of the pauses that hold it."""
+    found: dict[str, set[str]] = {}
+    for release in releases:
+        for job, options in (release.jobs or {}).items():
+            found.setdefault(job, set()).update(scopes(job, options["queue"], options["plugin"]))
+    return {job: frozenset(own) for job, own in found.items()}
 
 
 def last(connection: Connection) -> Release | None:

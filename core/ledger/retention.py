@@ -1,9 +1,9 @@
-"""Finished runs are kept for a while, then deleted in bounded batches."""
+"""Finished runs are kept for a while, then deleted in bounded batches; so are pauses that are over, and the audit."""
 
 from collections.abc import Callable
 from datetime import timedelta
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from core import settings
@@ -14,12 +14,37 @@ DELETE = text("""
         ORDER BY finished_at LIMIT :batch FOR UPDATE SKIP LOCKED)
 """)
 
+DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < clock_timestamp() - CAST(:kept AS interval)")
+
+DELETE_AUDIT = text("""
+    DELETE FROM rota_audit WHERE id IN (
+        SELECT id FROM rota_audit WHERE at < clock_timestamp() - CAST(:kept AS interval)
+        ORDER BY at LIMIT :batch FOR UPDATE SKIP LOCKED)
+""")
+
 
 def prune(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> int:
     """Delete what finished longer ago than ``ROTA_RETENTION_DAYS``; return how many runs."""
     kept = timedelta(days=settings.current().retention_days)
+    return _delete(session, DELETE, kept, batch, lambda deleted: checkpoint({"deleted": deleted}))
+
+
+def prune_audit(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> int:
+    """Delete entries of the audit older than ``ROTA_AUDIT_DAYS``; return how many."""
+    kept = timedelta(days=settings.current().audit_days)
+    return _delete(session, DELETE_AUDIT, kept, batch, lambda deleted: checkpoint({"audit_deleted": deleted}))
+
+
+def prune_pauses(session: Session) -> None:
+    """Delete pauses that ended longer ago than ``ROTA_RETENTION_DAYS``; there never are many."""
+    session.execute(DELETE_PAUSES, {"kept": timedelta(days=settings.current().retention_days)})
+
+
+def _delete(
+    session: Session, statement: TextClause, kept: timedelta, batch: int, checkpoint: Callable[[int], None]
+) -> int:
     deleted = 0
-    while count := session.execute(DELETE, {"kept": kept, "batch": batch}).rowcount:  # type: ignore[attr-defined]
+    while count := session.execute(statement, {"kept": kept, "batch": batch}).rowcount:  # type: ignore[attr-defined]
         deleted += count
-        checkpoint({"deleted": deleted})
+        checkpoint(deleted)
     return deleted

@@ -50,6 +50,8 @@ FAIL = Prepared(
     """,  # noqa: S608 — constants
 )
 
+ANNOUNCE = text("SELECT pg_notify(:channel, '')")
+
 HAND_BACK = text("""
     UPDATE rota_runs
     SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
@@ -80,6 +82,11 @@ def request(
     parameters = {"job": job, "key": key, "queue": queue, "args": args, "exclusive": exclusive, "delay": delay}
     row = session.execute(REQUEST, {**parameters, "carried": carried, "channel": DUE_CHANNEL}).one()
     return int(row.id)
+
+
+def announce(connection: Connection) -> None:
+    """Tell whoever listens that runs are due which nobody has sent."""
+    connection.execute(ANNOUNCE, {"channel": DUE_CHANNEL})
 
 
 def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:

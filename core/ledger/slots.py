@@ -1,18 +1,22 @@
 """Slots: one row for each due time of a schedule, whoever comes first, and up to when they are accounted for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, text
 
 from core.jobs import Job
+from core.ledger import pauses
 from core.ledger.models import State
+
+#: No job is held by a pause.
+NONE_HELD: Mapping[str, datetime] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class SlotRow:
-    """A slot to be recorded: queued, or missed with a reason."""
+    """A slot to be recorded: queued, or missed with a reason. One that came due in a pause is skipped instead."""
 
     slot: datetime
     state: State = State.QUEUED
@@ -21,11 +25,16 @@ class SlotRow:
 
 INSERT = text("""
     INSERT INTO rota_runs (job, queue, exclusive, slot, due_at, state, reason, sent_at, finished_at)
-    SELECT :job, :queue, :exclusive, slot, slot, state, reason,
-           CASE WHEN state = 'queued' AND :carried THEN clock_timestamp() END,
-           CASE WHEN state = 'missed' THEN clock_timestamp() END
+    SELECT :job, :queue, :exclusive, slot, slot, CASE WHEN paused THEN 'skipped' ELSE state END,
+           CASE WHEN paused THEN 'paused' ELSE reason END,
+           CASE WHEN state = 'queued' AND NOT paused AND :carried THEN clock_timestamp() END,
+           CASE WHEN state = 'missed' OR paused THEN clock_timestamp() END
     FROM unnest(CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]))
-         AS due (slot, state, reason)
+             AS due (slot, state, reason),
+         LATERAL (SELECT EXISTS (
+             SELECT 1 FROM rota_pauses AS pause
+             WHERE pause.scope = ANY(CAST(:scopes AS text[])) AND pause.paused_at <= due.slot
+               AND (pause.until IS NULL OR pause.until > due.slot)) AS paused) AS judged
     ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING
     RETURNING id, state
 """)
@@ -39,24 +48,30 @@ ACCOUNT = text("""
 """)
 
 #: Slots that are queued and late: all but the newest of a job are recorded as missed, and those past their grace too.
+#: Of a job that is held by a pause, those that could still have been started when it began are skipped.
 MISS = text("""
     WITH policy AS (
-        SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]))
-            AS policy (job, misfire, grace)
+        SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]),
+                             CAST(:caps AS int[]), CAST(:held_since AS timestamptz[]))
+            AS policy (job, misfire, grace, cap, held_since)
     ), waiting AS (
-        SELECT id, job, slot, lead(slot) OVER (PARTITION BY job, key ORDER BY slot) AS newer
+        SELECT id, job, slot, row_number() OVER (PARTITION BY job, key ORDER BY slot DESC) AS place
         FROM rota_runs WHERE state = 'queued' AND slot IS NOT NULL AND slot <= clock_timestamp()
     ), verdict AS (
         SELECT id, CASE
+            WHEN held_since < slot + grace THEN 'paused'
             WHEN slot < clock_timestamp() - grace THEN 'grace'
             WHEN misfire = 'skip' THEN 'policy'
-            WHEN misfire = 'latest' AND newer IS NOT NULL THEN 'superseded' END AS reason
+            WHEN misfire = 'latest' AND place > 1 THEN 'superseded'
+            WHEN misfire = 'all' AND place > cap THEN 'capped' END AS reason
         FROM waiting JOIN policy USING (job)
         WHERE slot < clock_timestamp() - CAST(:tolerance AS interval)
     )
-    UPDATE rota_runs AS run SET state = 'missed', reason = verdict.reason, finished_at = clock_timestamp()
+    UPDATE rota_runs AS run SET
+        state = CASE verdict.reason WHEN 'paused' THEN 'skipped' ELSE 'missed' END,
+        reason = verdict.reason, finished_at = clock_timestamp()
     FROM verdict WHERE run.id = verdict.id AND verdict.reason IS NOT NULL AND run.state = 'queued'
-    RETURNING run.job
+    RETURNING run.job, run.reason
 """)
 
 
@@ -68,10 +83,12 @@ class Watermark:
     accounted_until: datetime
 
 
-def insert(connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried: bool) -> list[int]:
+def insert(
+    connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried: bool, scopes: Collection[str] = ()
+) -> list[int]:
     """Record ``rows``, leaving alone what another process has recorded; return the ids of the newly queued.
 
-    ``carried``: the caller sends their messages.
+    ``carried``: the caller sends their messages. ``scopes`` are those of the pauses that hold the job.
     """
     if not rows:
         return []
@@ -80,6 +97,7 @@ def insert(connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried
         "queue": job.queue,
         "exclusive": job.exclusive,
         "carried": carried,
+        "scopes": pauses.literal(scopes),
         "slots": [row.slot for row in rows],
         "states": [str(row.state) for row in rows],
         "reasons": [row.reason for row in rows],
@@ -106,13 +124,20 @@ def account(connection: Connection, marks: dict[str, Watermark]) -> None:
     connection.execute(ACCOUNT, parameters)
 
 
-def miss(connection: Connection, jobs: Iterable[Job], tolerance_seconds: float) -> list[str]:
-    """Apply the misfire policies to slots that wait unstarted for longer than the tolerance; return their jobs."""
+def miss(
+    connection: Connection, jobs: Iterable[Job], tolerance_seconds: float, held: Mapping[str, datetime] = NONE_HELD
+) -> list[tuple[str, str]]:
+    """Apply the misfire policies to slots that wait unstarted for longer than the tolerance.
+
+    ``held`` says since when jobs are held by a pause. Returns the job and the reason of each slot that is over now.
+    """
     scheduled = [job for job in jobs if job.schedule is not None]
     parameters = {
         "jobs": [job.name for job in scheduled],
         "misfires": [job.misfire for job in scheduled],
         "graces": [job.misfire_grace for job in scheduled],
+        "caps": [job.misfire_cap for job in scheduled],
+        "held_since": [held.get(job.name) for job in scheduled],
         "tolerance": f"{tolerance_seconds} seconds",
     }
-    return list(connection.execute(MISS, parameters).scalars())
+    return [(row.job, row.reason) for row in connection.execute(MISS, parameters)]

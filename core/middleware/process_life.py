@@ -9,16 +9,22 @@ from dramatiq.worker import Worker
 
 from core.dispatcher.loop import Dispatcher
 from core.heartbeat import Heartbeat
+from core.watchdog import Watchdog
 
 
 class ProcessLife(Middleware):
-    """Starts the heartbeat and the dispatcher with the worker, and ends them after it."""
+    """Starts heartbeat, dispatcher and watchdog with the worker, and ends them after it."""
 
     def __init__(
-        self, make_heartbeat: Callable[[tuple[str, ...]], Heartbeat], make_dispatcher: Callable[[], Dispatcher]
+        self,
+        make_heartbeat: Callable[[tuple[str, ...]], Heartbeat],
+        make_dispatcher: Callable[[], Dispatcher],
+        make_watchdog: Callable[[], Watchdog],
     ) -> None:
         self._make_heartbeat = make_heartbeat
         self._make_dispatcher = make_dispatcher
+        self._make_watchdog = make_watchdog
+        self._watchdog: Watchdog | None = None
         self.heartbeat: Heartbeat | None = None
         self.dispatcher: Dispatcher | None = None
 
@@ -32,6 +38,8 @@ class ProcessLife(Middleware):
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         self.heartbeat = self._make_heartbeat(tuple(sorted(queues)))
         self.dispatcher = self._make_dispatcher()
+        self._watchdog = self._make_watchdog()
+        self._watchdog.start()
         self.heartbeat.start()
         self.heartbeat.registered.wait(timeout=2)
         self.dispatcher.start()
@@ -42,3 +50,5 @@ class ProcessLife(Middleware):
             self.dispatcher.stop()
         if self.heartbeat is not None:
             self.heartbeat.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()

@@ -10,7 +10,8 @@
 """
 
 from core.redis_broker.broker import RotaBroker
-from core.redis_broker.client import REDIS_AWAY, connect
+from core.redis_broker.client import REDIS_AWAY, connect, probe
 from core.redis_broker.messages import RUN_ID
+from core.redis_broker.watch import RedisWatch
 
-__all__ = ["REDIS_AWAY", "RUN_ID", "RotaBroker", "connect"]
+__all__ = ["REDIS_AWAY", "RUN_ID", "RedisWatch", "RotaBroker", "connect", "probe"]

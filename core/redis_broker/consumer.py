@@ -13,7 +13,7 @@ from dramatiq.errors import ConnectionClosed
 
 from core import metrics
 from core.redis_broker.client import REDIS_AWAY
-from core.redis_broker.messages import NotAMessage, read
+from core.redis_broker.messages import REDIS_ID, NotAMessage, read
 
 if TYPE_CHECKING:
     from core.redis_broker.broker import RotaBroker
@@ -60,7 +60,7 @@ class Consumer(_RedisConsumer):
 
     def requeue(self, messages: Iterable[Any]) -> None:
         """Put messages back on the queue, and wake whoever waits for them."""
-        returned = list(messages)
+        returned = [message for message in messages if REDIS_ID in message.options]
         super().requeue(returned)
         if returned:
             self.broker.wake(self.queue_name, len(returned))
@@ -94,15 +94,17 @@ class Consumer(_RedisConsumer):
                 self.broker.do_nack(self.queue_name, redis_id)
 
     def ack(self, message: MessageProxy) -> None:
-        """Have the message acknowledged with the next that are sent."""
+        """Have the message acknowledged with the next that are sent, unless it came straight from the ledger."""
         self.queued_message_ids.discard(message.message_id)
-        self.broker.acks.add(self.queue_name, message.options["redis_message_id"])
+        if REDIS_ID in message.options:
+            self.broker.acks.add(self.queue_name, message.options[REDIS_ID])
         self.wake_when_half_empty()
 
     def nack(self, message: MessageProxy) -> None:
-        """Move the message to the dead-letter queue."""
+        """Move the message to the dead-letter queue, unless it came straight from the ledger."""
         try:
-            super().nack(message)
+            if REDIS_ID in message.options:
+                super().nack(message)
         except redis.TimeoutError as error:
             raise ConnectionClosed(error) from None
         finally:

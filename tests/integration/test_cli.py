@@ -34,7 +34,9 @@ JOB_FIELDS = {
     "hard_limit_seconds",
     "overlap",
     "misfire",
+    "misfire_cap",
     "ledger",
+    "pauses",
 }
 RUN_FIELDS = {
     "id",

@@ -71,8 +71,8 @@ def test_an_empty_database_gets_everything(empty, plugin):
     assert upgrade(empty, letters, CORE) == [("core", None, CORE_HEAD), ("letters", None, "0001")]
 
     assert tables(empty) == {
-        "rota_runs", "rota_processes", "rota_releases", "rota_schedules", "letters_post", "rota_migrations_core",
-        "rota_migrations_letters",
+        "rota_runs", "rota_processes", "rota_releases", "rota_schedules", "rota_pauses", "rota_audit", "letters_post",
+        "rota_migrations_core", "rota_migrations_letters",
     }  # fmt: skip
 
 

@@ -72,4 +72,4 @@ def test_the_job_prunes_and_says_how_many(run_job, ledger):
 
     row = run_job(builtin.prune_runs)
 
-    assert (row.state, row.result) == ("succeeded", {"deleted": 3})
+    assert (row.state, row.result) == ("succeeded", {"deleted": 3, "audit_deleted": 0})

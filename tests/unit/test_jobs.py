@@ -270,3 +270,9 @@ def test_a_delay_never_overflows_shrinks_or_varies(delay, failures):
 
     assert timedelta(0) <= waited <= next_time <= LONGEST_RETRY_DELAY
     assert waited == found.delay_after(failures)
+
+
+@pytest.mark.parametrize("cap", [0, -1, 1_000_001, True, 1.5, "10", None])
+def test_a_cap_that_is_none_is_refused(cap):
+    with pytest.raises(DeclarationError, match=r"misfire_cap=.* must be a whole number, 1 to 1000000"):
+        job("work", misfire_cap=cap)(lambda run: None)

@@ -34,12 +34,27 @@ def test_the_two_urls_are_enough():
 def test_every_default_is_a_value_that_would_be_accepted():
     defaults = settings.load(GOOD)
     given = {
-        str(field.validation_alias): str(getattr(defaults, name))
+        str(field.validation_alias): str(field.default)
         for name, field in settings.Settings.model_fields.items()
-        if not field.is_required() and getattr(defaults, name) is not None
+        if not field.is_required() and field.default is not None
     }
 
     assert settings.load({**GOOD, **given}) == defaults
+
+
+@pytest.mark.parametrize("mode", ["distributed", "auto"])
+def test_without_a_redis_only_local_mode_is_possible(mode):
+    without = {name: value for name, value in GOOD.items() if name != "REDIS_URL"}
+
+    with pytest.raises(SettingsError, match=r"REDIS_URL is not set.*SCHEDULER_MODE=local"):
+        settings.load({**without, "SCHEDULER_MODE": mode})
+
+    assert settings.load({**without, "SCHEDULER_MODE": "local"}).redis_url is None
+
+
+def test_a_mode_that_is_none_is_refused_with_those_there_are():
+    with pytest.raises(SettingsError, match=r"SCHEDULER_MODE .*'distributed', 'local' or 'auto'"):
+        settings.load({**GOOD, "SCHEDULER_MODE": "lokal"})
 
 
 def test_defaults_are_those_of_the_documentation():

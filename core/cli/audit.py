@@ -1,0 +1,50 @@
+"""``rota audit``: who did what by hand."""
+
+from typing import Any
+
+import click
+
+from core.cli import moments
+from core.cli.output import as_json, local, local_zone, print_json, print_table
+from core.cli.surroundings import ledger
+from core.ledger import audit as entries
+from core.ledger import history
+
+FIELDS = ("id", "at", "actor", "via", "action", "target", "details")
+
+
+@click.command()
+@as_json
+@click.option("--actor", metavar="NAME", help="Only of this person.")
+@click.option("--action", metavar="ACTION", help="Only of this kind, such as pause or retry.")
+@click.option("--since", metavar="TIME", help="Only since then: 2h (ago), 03:00, 2026-11-23T03:00.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
+def audit(as_json: bool, actor: str | None, action: str | None, since: str | None, limit: int) -> None:
+    """List what was done by hand, newest first.
+
+    \b
+      rota audit --since 24h
+      rota audit --action pause --json
+    """
+    with ledger() as engine, engine.connect() as connection:
+        now = history.now(connection)
+        after = moments.past(since, now, "--since")
+        found = entries.newest(connection, actor=actor, action=action, since=after, limit=limit)
+    if as_json:
+        print_json([{field: getattr(entry, field) for field in FIELDS} for entry in found])
+        return
+    rows = [(local(e.at), e.actor, e.via, e.action, e.target, in_words(e.details)) for e in found]
+    columns = (f"when ({local_zone(now)})", "who", "via", "what", "to what", "details")
+    print_table(columns, rows, empty="nothing was done by hand")
+
+
+def in_words(details: dict[str, Any]) -> str:
+    """Details in a line."""
+    return ", ".join(f"{name}: {told(value)}" for name, value in details.items())
+
+
+def told(value: Any) -> str:
+    """A detail's value."""
+    if isinstance(value, dict):
+        return " ".join(f"{name} {part}" for name, part in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,43 @@
+"""``rota drop``: end runs that wait, or are dead, for good."""
+
+from typing import Any
+
+import click
+
+from core.cli.actor import by_option
+from core.cli.bulk import Deed, doing, run_deed
+from core.cli.output import as_json
+from core.cli.selection import Options, selecting
+from core.cli.surroundings import ledger
+from core.ledger import by_hand
+from core.ledger.audit import Actor
+from core.ledger.models import State
+
+
+@click.command()
+@selecting
+@click.option("--state", type=click.Choice([str(state) for state in by_hand.DROPPABLE]), help="Those in this state.")
+@doing
+@by_option
+@as_json
+def drop(
+    dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool, state: str | None, **chosen: Any
+) -> None:
+    """End runs that wait or are dead, for good: those with these IDs, or all that the options describe.
+
+    They are dead afterwards, with the reason "dropped", and no bulk retry touches them. What is at work cannot be
+    dropped: it ends by itself, at its time limit at the latest.
+
+    \b
+      rota drop 4711
+      rota drop --job send-newsletter --state queued --dry-run
+    """
+    options = Options(**chosen, state=state)
+    options.require_one_way()
+    states = (State(state),) if state is not None else by_hand.DROPPABLE
+    with ledger(statement_timeout_seconds=0) as engine:
+        with engine.connect() as connection:
+            runs = options.runs(connection, states)
+        jobs = sorted({run.job for run in runs})
+        deed = Deed("drop", "dropped", by_hand.drop, by, ", ".join(jobs), options.criteria)
+        run_deed(engine, runs, deed, dry_run=dry_run, yes=yes, rate=rate, as_json=as_json)

@@ -1,0 +1,97 @@
+"""Pauses: stretches of time in which the jobs of a scope are not started.
+
+A slot that comes due in one is skipped. Requested runs and retries wait, unsent, and go on once it has ended: at its
+``until``, or when somebody ends it. What is at work ends its work. A scope is ``everything``, or a plugin, a queue or a
+job by name; ``Registry.scopes`` has those of each job.
+
+Rows stay when their pause is over, for as long as runs do: slots of an outage are judged by the time they came due.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from core.errors import PauseError
+
+COLUMNS = "id, scope, reason, paused_by, paused_at, until"
+IS_ACTIVE = "(until IS NULL OR until > clock_timestamp())"
+
+ACTIVE = text(f"SELECT {COLUMNS} FROM rota_pauses WHERE {IS_ACTIVE} ORDER BY id")  # noqa: S608 — constants
+NOT_OVER_AT = text(
+    f"SELECT {COLUMNS} FROM rota_pauses WHERE until IS NULL OR until > :instant ORDER BY id"  # noqa: S608 — constants
+)
+#: Readers go on, so that nothing waits for whoever pauses.
+ONE_WRITER = text("LOCK TABLE rota_pauses IN SHARE ROW EXCLUSIVE MODE")
+BEGIN = text(f"""
+    INSERT INTO rota_pauses (scope, reason, paused_by, until) VALUES (:scope, :reason, :by, :until) RETURNING {COLUMNS}
+""")  # noqa: S608 — constants
+END = text(f"""
+    UPDATE rota_pauses SET until = clock_timestamp() WHERE scope = :scope AND {IS_ACTIVE} RETURNING {COLUMNS}
+""")  # noqa: S608 — constants
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One pause, active or over."""
+
+    id: int
+    scope: str
+    reason: str | None
+    paused_by: str
+    paused_at: datetime
+    #: None: it has no end yet.
+    until: datetime | None
+
+    def covers(self, instant: datetime) -> bool:
+        """Whether it was, or will be, active at ``instant``."""
+        return self.paused_at <= instant and (self.until is None or instant < self.until)
+
+
+def active(connection: Connection) -> list[Pause]:
+    """The pauses there are now, the oldest first."""
+    return _pauses(connection.execute(ACTIVE).all())
+
+
+def not_over_at(connection: Connection, instant: datetime) -> list[Pause]:
+    """The pauses that ended after ``instant`` or have not ended, the oldest first."""
+    return _pauses(connection.execute(NOT_OVER_AT, {"instant": instant}).all())
+
+
+def begin(connection: Connection, scope: str, *, by: str, reason: str | None, until: datetime | None) -> Pause:
+    """Pause ``scope``, once the caller's transaction commits. Raises PauseError if it is paused."""
+    connection.execute(ONE_WRITER)
+    for pause in of_scopes(active(connection), [scope]):
+        raise PauseError(f"{scope} is paused already, by {pause.paused_by}; resume it first")
+    row = connection.execute(BEGIN, {"scope": scope, "reason": reason, "by": by, "until": until}).one()
+    return Pause(*row)
+
+
+def end(connection: Connection, scope: str) -> Pause | None:
+    """End the pause of ``scope``, once the caller's transaction commits; None if there is none."""
+    row = connection.execute(END, {"scope": scope}).one_or_none()
+    return Pause(*row) if row else None
+
+
+def of_scopes(pauses: Iterable[Pause], scopes: Collection[str]) -> list[Pause]:
+    """Those of ``pauses`` that are of one of ``scopes``."""
+    return [pause for pause in pauses if pause.scope in scopes]
+
+
+def held(pauses: Collection[Pause], scopes: Mapping[str, Collection[str]]) -> dict[str, datetime]:
+    """Since when each job is held by ``pauses``, of the jobs whose ``scopes`` are given; the others are not there."""
+    if not pauses:
+        return {}
+    found = {job: of_scopes(pauses, own) for job, own in scopes.items()}
+    return {job: min(pause.paused_at for pause in own) for job, own in found.items() if own}
+
+
+def literal(scopes: Collection[str]) -> str:
+    """``scopes`` as PostgreSQL writes an array of text; names of scopes need no quotes."""
+    return f"{{{','.join(scopes)}}}"
+
+
+def _pauses(rows: Iterable[Any]) -> list[Pause]:
+    return [Pause(*row) for row in rows]

@@ -6,7 +6,7 @@ The same seed draws the same faults, targets, times and requests; what the machi
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
@@ -78,6 +78,7 @@ class Round:
     #: Instead of what the seed draws: fault, when, which member, for how long.
     faults: Sequence[tuple[str, float, int | None, float]] | None = None
     per_second: float = 6
+    requests: Mapping[str, int] = field(default_factory=lambda: workload.REQUESTS)
     #: How long after the end everything must have ended; None: by the lease.
     settle_seconds: float | None = None
 
@@ -128,7 +129,7 @@ def staged(servers: Servers, asked: Round) -> Iterator[tuple[World, History]]:
     with world(servers, asked.settings, asked.plant) as place:
         place.populate()
         since = accounted_since(place)
-        client = Client(place, Random(asked.seed + 1), asked.per_second)
+        client = Client(place, Random(asked.seed + 1), asked.per_second, asked.requests)
         client.start()
         events = torment(place, asked.plan(possible(place), dice), dice)
         client.stop()

@@ -1,6 +1,7 @@
 """An application beside the service: it asks for runs in its own transactions, and keeps what it was told of them."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -29,6 +30,8 @@ class Client:
     world: World
     dice: Random
     per_second: float = 6
+    #: How often it asks for which job.
+    weights: Mapping[str, int] = field(default_factory=lambda: workload.REQUESTS)
     #: Requests whose commit it was told of.
     acknowledged: list[int] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
@@ -70,7 +73,7 @@ class Client:
         """A job and a key."""
         if self.dice.randrange(POISON_ONCE_IN) == 0:
             return "poison", ""
-        (job,) = self.dice.choices(list(workload.REQUESTS), list(workload.REQUESTS.values()))
+        (job,) = self.dice.choices(list(self.weights), list(self.weights.values()))
         return job, self.dice.choice(workload.KEYS) if job in {"keyed", "sweep"} else ""
 
     def send(self, broker: RotaBroker) -> None:

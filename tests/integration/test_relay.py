@@ -244,6 +244,8 @@ class TestFindLost:
 
     def test_while_redis_is_away_nothing_is_taken_for_lost(self, relaying, ledger):
         class Away:
+            carries = True
+
             def oldest_run(self, queue):
                 raise redis.ConnectionError("away on purpose")
 

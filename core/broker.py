@@ -7,13 +7,14 @@ import inspect
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import dramatiq
 import redis
+from dramatiq.broker import Broker
 from dramatiq.message import Message
 from dramatiq.middleware import CurrentMessage, Middleware
 from sqlalchemy import Engine
@@ -133,20 +134,33 @@ class JobActor(dramatiq.Actor[..., Any]):
         return run_message(Parcel(run_id, self.job.name, self.job.queue))
 
     def fire(self) -> Message[Any]:
-        """Record the slots that are due, and send those that nobody else recorded.
+        """Record the slots that are due, of every job, and send those that nobody else recorded.
 
+        periodiq has asked all jobs before it calls the first that is due; the others then find nothing left to do.
         Never raises, since that would end periodiq's process.
         """
         periodic: PeriodicSchedule = self.options["periodic"]
-        run_ids: list[int] = []
-        try:
-            rows = [SlotRow(slot) for slot in periodic.due]
-            with database.autocommit(self.engine) as connection:
-                run_ids = slots.insert(connection, self.job, rows, carried=True)
-            self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
-        except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
-            logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, database.brief(error))
-        return run_message(Parcel(run_ids[-1] if run_ids else 0, self.job.name, self.job.queue))
+        if periodic.due:
+            due = [(actor.job, SlotRow(slot)) for actor in scheduled(self.broker) for slot in actor.take_due()]
+            try:
+                with database.autocommit(self.engine) as connection:
+                    for parcels in slots.insert_many(connection, due, carried=True):
+                        self.carrier.send(parcels)
+            except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
+                logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
+        return run_message(Parcel(0, self.job.name, self.job.queue))
+
+    def take_due(self) -> list[datetime]:
+        """The slots of this job that are due, once."""
+        periodic: PeriodicSchedule = self.options["periodic"]
+        return periodic.take()
+
+
+def scheduled(broker: Broker) -> Iterator[JobActor]:
+    """The actors of ``broker`` that have a schedule."""
+    for actor in broker.actors.values():
+        if isinstance(actor, JobActor) and "periodic" in actor.options:
+            yield actor
 
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

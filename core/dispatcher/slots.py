@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import islice
 
 from sqlalchemy import Connection, text
 
@@ -18,9 +17,9 @@ from core.dispatcher import relay
 from core.jobs import Job
 from core.ledger import slots
 from core.ledger.models import State
-from core.ledger.outbox import Parcel
 from core.ledger.slots import SlotRow, Watermark
 from core.registry import Registry
+from core.schedules import first_after, slots_between
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +46,19 @@ class Accountant:
     def account(self, connection: Connection, carrier: RedisCarrier) -> None:
         """Insert the slots that are due and that nobody has inserted."""
         now = connection.execute(NOW).scalar_one()
-        changed = {}
+        changed: dict[str, Watermark] = {}
+        due: list[tuple[Job, SlotRow]] = []
         for job in self.registry.scheduled():
-            mark = self._account_for(job, now, connection, carrier)
+            mark = self._account_for(job, now, due)
             if mark is not None:
-                changed[job.name] = self.marks[job.name] = mark
+                changed[job.name] = mark
+        for parcels in slots.insert_many(connection, due, carried=True):
+            relay.send(connection, carrier, parcels)
         slots.account(connection, changed)
+        self.marks.update(changed)
 
-    def _account_for(self, job: Job, now: datetime, connection: Connection, carrier: RedisCarrier) -> Watermark | None:
+    def _account_for(self, job: Job, now: datetime, found: list[tuple[Job, SlotRow]]) -> Watermark | None:
+        """Add to what was ``found`` due the slots of ``job``; return its new watermark, if it moves."""
         assert job.schedule is not None
         spec, until = str(job.schedule), now - HEAD_START
         mark = self.marks.get(job.name)
@@ -63,13 +67,13 @@ class Accountant:
             return Watermark(spec, now)
         if self.next_slots.get(job.name, until) > until or mark.accounted_until >= until:
             return None
-        due = list(islice(job.schedule.between(mark.accounted_until, until), MOST_AT_ONCE))
+        first = self.next_slots.get(job.name)
+        due = slots_between(job.schedule, mark.accounted_until, until, first=first, most=MOST_AT_ONCE)
         rows = verdicts(job, due, now)
-        run_ids = slots.insert(connection, job, rows, carried=True)
-        relay.send(connection, carrier, [Parcel(run_id, job.name, job.queue) for run_id in run_ids])
+        found += [(job, row) for row in rows]
         count_missed(job, rows)
         reached = due[-1] if len(due) == MOST_AT_ONCE else until
-        self.next_slots[job.name] = job.schedule.next_after(reached)
+        self.next_slots[job.name] = first_after(job.schedule, due[-1] if due else reached)
         return Watermark(spec, reached) if due else None
 
 

@@ -1,6 +1,6 @@
 """Slots: one row for each due time of a schedule, whoever comes first, and up to when they are accounted for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 
 from core.jobs import Job
 from core.ledger.models import State
+from core.ledger.outbox import Parcel
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +20,19 @@ class SlotRow:
     reason: str | None = None
 
 
+#: Rows that are inserted in one statement.
+BATCH = 1000
+
 INSERT = text("""
     INSERT INTO rota_runs (job, queue, exclusive, slot, due_at, state, reason, sent_at, finished_at)
-    SELECT :job, :queue, :exclusive, slot, slot, state, reason,
+    SELECT job, queue, exclusive, slot, slot, state, reason,
            CASE WHEN state = 'queued' AND :carried THEN clock_timestamp() END,
            CASE WHEN state = 'missed' THEN clock_timestamp() END
-    FROM unnest(CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]))
-         AS due (slot, state, reason)
+    FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:exclusives AS boolean[]),
+                CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]))
+         AS due (job, queue, exclusive, slot, state, reason)
     ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING
-    RETURNING id, state
+    RETURNING id, job, queue, state
 """)
 
 WATERMARKS = text("SELECT job, spec, accounted_until, clock_timestamp() AS now FROM rota_schedules")
@@ -69,23 +74,34 @@ class Watermark:
 
 
 def insert(connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried: bool) -> list[int]:
-    """Record ``rows``, leaving alone what another process has recorded; return the ids of the newly queued.
+    """Record ``rows`` of one job; return the ids of the newly queued. See ``insert_many``."""
+    batches = insert_many(connection, [(job, row) for row in rows], carried=carried)
+    return [parcel.run_id for parcels in batches for parcel in parcels]
 
-    ``carried``: the caller sends their messages.
+
+def insert_many(connection: Connection, due: Iterable[tuple[Job, SlotRow]], *, carried: bool) -> Iterator[list[Parcel]]:
+    """Record slots of any jobs, leaving alone what another process has recorded; yield the newly queued.
+
+    ``carried``: the caller sends their messages. Batch by batch, so that the first are on their way while the last are
+    recorded; and in the same order whoever inserts them, so that two who do cannot wait for each other.
     """
-    if not rows:
-        return []
+    in_order = sorted(due, key=lambda pair: (pair[1].slot, pair[0].name))
+    for start in range(0, len(in_order), BATCH):
+        yield _insert_batch(connection, in_order[start : start + BATCH], carried=carried)
+
+
+def _insert_batch(connection: Connection, due: Sequence[tuple[Job, SlotRow]], *, carried: bool) -> list[Parcel]:
     parameters = {
-        "job": job.name,
-        "queue": job.queue,
-        "exclusive": job.exclusive,
         "carried": carried,
-        "slots": [row.slot for row in rows],
-        "states": [str(row.state) for row in rows],
-        "reasons": [row.reason for row in rows],
+        "jobs": [job.name for job, _ in due],
+        "queues": [job.queue for job, _ in due],
+        "exclusives": [job.exclusive for job, _ in due],
+        "slots": [row.slot for _, row in due],
+        "states": [str(row.state) for _, row in due],
+        "reasons": [row.reason for _, row in due],
     }
     inserted = connection.execute(INSERT, parameters).all()
-    return [row.id for row in inserted if row.state == State.QUEUED]
+    return [Parcel(row.id, row.job, row.queue) for row in inserted if row.state == State.QUEUED]
 
 
 def watermarks(connection: Connection) -> dict[str, Watermark]:

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-CORE = ("throughput", "latency", "lateness", "memory")
+CORE = ("throughput", "latency", "lateness", "schedules", "bulk", "memory")
 
 for name in CORE:
     print(f"\n== {name}", flush=True)

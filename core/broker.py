@@ -7,9 +7,9 @@ import inspect
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import dramatiq
@@ -146,25 +146,40 @@ class JobActor(dramatiq.Actor[..., Any]):
         return run_message(Parcel(run_id, self.job.name, self.job.queue))
 
     def fire(self) -> Message[Any]:
-        """Record the slots that are due, and send those that nobody else recorded.
+        """Record the slots that are due, of every job, and send those that nobody else recorded.
 
+        periodiq has asked all jobs before it calls the first that is due; the others then find nothing left to do.
         Never raises, since that would end periodiq's process.
         """
         periodic: PeriodicSchedule = self.options["periodic"]
-        run_ids: list[int] = []
-        carries = self.carrier.carries
-        try:
-            rows = [SlotRow(slot) for slot in periodic.due]
-            with database.autocommit(self.engine) as connection:
-                scopes = plugins.current().scopes.get(self.job.name, ())
-                run_ids = slots.insert(connection, self.job, rows, carried=carries, scopes=scopes)
-                if not carries:
-                    runs.announce(connection)
-            if carries:
-                self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
-        except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
-            logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, database.brief(error))
-        return run_message(Parcel(run_ids[-1] if run_ids else 0, self.job.name, self.job.queue))
+        if periodic.due:
+            due = [(actor.job, SlotRow(slot)) for actor in scheduled(self.broker) for slot in actor.take_due()]
+            try:
+                self._record(due)
+            except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
+                logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
+        return run_message(Parcel(0, self.job.name, self.job.queue))
+
+    def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:
+        carries, scopes = self.carrier.carries, plugins.current().scopes
+        with database.autocommit(self.engine) as connection:
+            for parcels in slots.insert_many(connection, due, carried=carries, scopes=scopes):
+                if carries:
+                    self.carrier.send(parcels)
+            if not carries:
+                runs.announce(connection)
+
+    def take_due(self) -> list[datetime]:
+        """The slots of this job that are due, once."""
+        periodic: PeriodicSchedule = self.options["periodic"]
+        return periodic.take()
+
+
+def scheduled(broker: Broker) -> Iterator[JobActor]:
+    """The actors of ``broker`` that have a schedule."""
+    for actor in broker.actors.values():
+        if isinstance(actor, JobActor) and "periodic" in actor.options:
+            yield actor
 
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

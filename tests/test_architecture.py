@@ -18,9 +18,8 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"heartbeat", "middleware"},
     {"dispatcher"},
     {"broker", "local_broker"},
-    {"execution"},
-    {"completions", "migrate", "periodic", "redis_broker", "removal", "rights"},
-    {"admission", "builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
+    {"execution", "migrate", "periodic", "redis_broker", "removal", "rights"},
+    {"admission", "builtin", "completions", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when called
     {"ledger", "migrations"},
     {"unread"},
     {"arguments", "hookspecs", "registry"},

@@ -17,14 +17,19 @@ LONGEST_ERROR = 2000
 #: The channel on which a dispatcher listens for runs that were requested where there is no Redis.
 DUE_CHANNEL = "rota_due"
 
+#: Rows that are inserted in one statement.
+BATCH = 1000
+
 REQUEST = text("""
     WITH run AS (
         INSERT INTO rota_runs (job, key, queue, args, exclusive, due_at, sent_at)
-        VALUES (:job, :key, :queue, CAST(:args AS jsonb), :exclusive,
-                clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END)
+        SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
+               clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END
+        FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[])) WITH ORDINALITY AS asked (key, args, number)
+        ORDER BY number
         RETURNING id
     )
-    SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run
+    SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run ORDER BY id
 """)
 
 #: Run, token, process, result.
@@ -95,9 +100,24 @@ def request(
     ``args`` is a JSON text. ``carried``: the caller sends the message itself once this is committed; otherwise the
     dispatcher is told, by a notification that goes with the commit.
     """
-    parameters = {"job": job, "key": key, "queue": queue, "args": args, "exclusive": exclusive, "delay": delay}
-    row = session.execute(REQUEST, {**parameters, "carried": carried, "channel": DUE_CHANNEL}).one()
-    return int(row.id)
+    (run_id,) = request_many(
+        session, job, keys=[key], queue=queue, args=[args], exclusive=exclusive, delay=delay, carried=carried
+    )
+    return run_id
+
+
+def request_many(
+    session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
+    delay: timedelta, carried: bool,
+) -> list[int]:  # fmt: skip
+    """``request`` a run for each of ``keys`` and ``args``; return their ids in that order."""
+    shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay}
+    shared |= {"carried": carried, "channel": DUE_CHANNEL}
+    run_ids: list[int] = []
+    for start in range(0, len(args), BATCH):
+        batch = slice(start, start + BATCH)
+        run_ids += session.execute(REQUEST, {**shared, "keys": keys[batch], "args": args[batch]}).scalars()
+    return run_ids
 
 
 def announce(connection: Connection) -> None:

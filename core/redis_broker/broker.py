@@ -1,15 +1,15 @@
 """The broker of every Rota process."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis, dq_name
-from dramatiq.message import Message
+from dramatiq.message import Message, get_encoder
 from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq.worker import Worker
 
@@ -27,6 +27,8 @@ from core.redis_broker.work_queue import WorkQueue
 
 #: How far into a queue to look for the oldest message of the ledger.
 LOOK_AHEAD = 100
+#: Messages that are enqueued in one round trip.
+BATCH = 1000
 #: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps, and its many bodies as one, which Python's parser
 #: reads far faster: KEYS heartbeats, list, acks, bodies; ARGV time, broker, how many.
 FETCH = """
@@ -165,19 +167,25 @@ class RotaBroker(RedisBroker):
         if delay is not None:
             message = message.copy(queue_name=dq_name(message.queue_name), options={"eta": current_millis() + delay})
         self.emit_before("enqueue", message, delay)
-        self._push([message])
+        self._push({message.queue_name: {message.options["redis_message_id"]: message.encode()}})
         self.emit_after("enqueue", message, delay)
         return message
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> None:
-        """Enqueue ``messages`` in one round trip, without the middleware's enqueue hooks."""
-        self._push([message.copy(options={"redis_message_id": str(uuid4())}) for message in messages])
+        """Enqueue ``messages`` together, a thousand in a round trip, without the middleware's enqueue hooks."""
+        remaining, encode = iter(messages), get_encoder().encode
+        while batch := list(islice(remaining, BATCH)):
+            bodies: dict[str, dict[str, bytes]] = defaultdict(dict)
+            for message in batch:
+                redis_id = str(uuid4())
+                options = {**message.options, "redis_message_id": redis_id}
+                bodies[message.queue_name][redis_id] = encode({**message.asdict(), "options": options})
+            self._push(bodies)
 
-    def _push(self, messages: Sequence[Message[Any]]) -> None:
-        by_queue = sorted(messages, key=lambda message: message.queue_name)
+    def _push(self, queues: Mapping[str, Mapping[Any, bytes]]) -> None:
+        """Put bodies by their ids on their queues."""
         pipe = self.client.pipeline(transaction=True)
-        for queue_name, group in groupby(by_queue, key=lambda message: message.queue_name):
-            bodies = {message.options["redis_message_id"]: message.encode() for message in group}
+        for queue_name, bodies in queues.items():
             pipe.hset(f"{self.namespace}:{queue_name}.msgs", mapping=bodies)
             pipe.rpush(f"{self.namespace}:{queue_name}", *bodies)
             self._wake(pipe, queue_name, len(bodies))

@@ -100,7 +100,7 @@ CLAIM = Prepared(
     ), verdict AS MATERIALIZED (
         SELECT id, CASE
             WHEN NOT due THEN 'early'
-            WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE scope = ANY($6) AND {pauses.IS_ACTIVE})
+            WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY($6))
                 THEN CASE WHEN state = 'queued' AND slot IS NOT NULL THEN 'paused' ELSE 'held' END
             WHEN crashes >= $5 THEN 'suspect'
             WHEN NOT exclusive OR NOT EXISTS (

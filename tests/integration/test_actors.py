@@ -113,6 +113,15 @@ class TestFire:
         assert [row.slot for row in ledger.runs("tick")] == slots
         assert service.waiting() == 2
 
+    def test_a_slot_of_a_pause_is_skipped_and_sent_nowhere(self, service, ledger):
+        slot = datetime(2026, 3, 1, 3, tzinfo=UTC)
+        ledger.do("INSERT INTO rota_pauses (scope, paused_by, paused_at) VALUES ('plugin:tests', 'ann', :at)", at=slot)
+
+        self.due(service, slot - timedelta(minutes=1), slot).send_with_options(scheduled_at="2026-03-01")
+
+        assert [(row.state, row.reason) for row in ledger.runs("tick")] == [("queued", None), ("skipped", "paused")]
+        assert service.waiting() == 1
+
     def test_without_a_database_it_does_not_raise(self, service, database, ledger, caplog):
         ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
         try:

@@ -158,3 +158,45 @@ def test_files_of_dead_processes_are_deleted_and_those_of_living_ones_kept(tmp_p
 
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {names[1], f"counter_{int(dead.stdout)}.db", "gauge_livesum_x.db"}
+
+
+LEAD = """
+import os, pathlib, sys
+from core import metrics
+metrics.share(pathlib.Path(os.environ["ROTA_METRICS_DIR"]))
+metrics.leading(True)
+metrics.paused(["queue:mail", "job:close-day"])
+metrics.overdue({"close-day": 3, "open-day": 0})
+metrics.succeeded_at("close-day", 1000.5)
+print("written", flush=True)
+sys.stdin.readline()
+metrics.paused(["queue:mail"])
+print("written", flush=True)
+sys.stdin.readline()
+metrics.leading(False)
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_the_leader_alone_tells_is_taken_back_when_it_no_longer_leads(environ, server):
+    def lines():
+        return get(environ, "/metrics")[1].splitlines()
+
+    with program(LEAD, environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as leader:
+        assert leader.stdout.readline() == b"written\n"
+        told = lines()
+        assert 'rota_paused{scope="queue:mail"} 1.0' in told
+        assert 'rota_paused{scope="job:close-day"} 1.0' in told
+        assert 'rota_slots_overdue{task="close-day"} 3.0' in told
+        assert 'rota_slots_overdue{task="open-day"} 0.0' in told
+        assert 'rota_last_success_timestamp_seconds{task="close-day"} 1000.5' in told
+
+        for now_paused in (1.0, 0.0):
+            leader.stdin.write(b"go on\n")
+            leader.stdin.flush()
+            assert leader.stdout.readline() == b"written\n"
+            assert f'rota_paused{{scope="queue:mail"}} {now_paused}' in lines()
+            assert 'rota_paused{scope="job:close-day"} 0.0' in lines()
+
+        assert 'rota_slots_overdue{task="close-day"} 0.0' in lines()

@@ -529,3 +529,12 @@ def test_wrong_settings_refuse_to_start_without_a_traceback(tmp_path: Path):
     assert "ROTA_METRICS_PORT " in started.stderr
     assert "Traceback" not in started.stderr
     assert "hunter2" not in started.stderr
+
+
+def test_a_job_whose_grace_is_longer_than_runs_are_kept_is_said_when_a_process_starts(tmp_path: Path):
+    started = start(tmp_path, ROTA_RETENTION_DAYS="0.2")
+
+    assert started.returncode == 0, started.stderr
+    assert "job.outlives_its_runs job=prune-runs: misfire_grace=6:00:00 is longer than ROTA_RETENTION_DAYS (0.2)" in (
+        started.stderr.replace("\\", "")
+    )

@@ -12,7 +12,8 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 COPY README.md LICENSE ./
 COPY core core
 COPY plugins plugins
-RUN pip install --no-deps . && pip uninstall --yes pip
+RUN pip install --no-deps . ./plugins/customer_service ./plugins/expiry ./plugins/maintenance \
+    && pip uninstall --yes pip
 
 FROM python:3.12-slim
 RUN useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rota
@@ -21,4 +22,4 @@ ENV PATH=/opt/rota/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /opt/rota
 USER rota
 EXPOSE 9191
-CMD ["dramatiq", "core.main"]
+CMD ["rota", "worker"]

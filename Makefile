@@ -6,8 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# For how many seconds the long crash tests torment the service.
-SECONDS ?= 30
+# Each is a distribution of its own, as another team's would be.
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
+# For how many seconds faults are injected after the crash tests.
+SECONDS ?= 180
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test crash bench clean
@@ -28,17 +30,18 @@ check: $(READY)  ## Format, lint, types and unit tests: quick
 test: check  ## All tests but the crash tests
 	$(BIN)/python -m pytest -q -m "not crash" --ignore=tests/unit
 
-crash: $(READY)  ## Kill and stop real processes; SECONDS=600 for longer
+crash: $(READY)  ## Kill and stop real processes, then inject faults for SECONDS=180
 	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -m crash
+	$(BIN)/python -m tests.faults --seconds $(SECONDS)
 
 bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what was made here, the data of `make run` included
-	rm -rf $(VENV) .rota build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .bench .rota .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find * -type d \( -name __pycache__ -o -name build -o -name dist -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(PLUGINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null \
@@ -46,6 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@# Where packages come from is this machine's affair, and does not belong into a log.
-	@set -o pipefail; $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt 2>&1 \
+	@set -o pipefail; $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+		-e '.[dev]' $(PLUGINS:%/pyproject.toml=-e ./%) 2>&1 \
 		| sed -E "s#[a-z+]+://[^[:space:]'\")]+#<address>#g; s#host='[^']*'#host=<address>#g"
 	@touch $@

@@ -3,12 +3,14 @@
 Nothing connects before it is first used.
 """
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from weakref import WeakKeyDictionary
 
+from psycopg2.errors import InsufficientPrivilege
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
@@ -18,13 +20,23 @@ from core import settings
 
 #: How long connecting may take, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
-#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)).
-KEEPALIVES = {"keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)). With a statement on its way to it the
+#: kernel sends no keepalives, and would try for a quarter of an hour; so it has a time-out, in milliseconds.
+KEEPALIVES = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 #: The same on the server's side, so that the locks of a vanished host do not stay for the two hours of tcp(7).
 SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
 #: With it a query ends when its client has died; it came with PostgreSQL 14.
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
+#: What a role needs on what PostgreSQL may say that it lacks.
+RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
+DENIED = re.compile(rf"permission denied for ({'|'.join(RIGHTS)}) (\S+)")
 
 
 def normalise_url(url: str) -> URL:
@@ -123,8 +135,19 @@ def dispose(engine: Engine) -> None:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of a database error; the rest repeats the statement."""
-    return (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).partition("\n")[0]
+    """The first line of a database error, and what to do about a missing right; the rest repeats the statement."""
+    line = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).partition("\n")[0]
+    return line + remedy(error)
+
+
+def remedy(error: BaseException) -> str:
+    """``; grant …`` where a database error says that the role lacks a right; nothing for any other error."""
+    said = getattr(error, "orig", None)
+    if not isinstance(said, InsufficientPrivilege):
+        return ""
+    if found := DENIED.search(str(said)):
+        return f"; grant the role of DATABASE_URL {RIGHTS[found[1]]} on {found[1]} {found[2]}"
+    return "; the role of DATABASE_URL lacks a right, see docs/deployment.md"
 
 
 def session(engine: Engine) -> Session:

@@ -67,6 +67,19 @@ class TimeLimitExceeded(BaseException):
     """Raised in a job's thread when its soft limit has passed. Clean up and let it go."""
 
 
+#: difflib's ratio from which a name is taken for another one, misspelt.
+MISSPELT = 0.8
+
+
+def is_misspelt(name: str, known: Iterable[str]) -> bool:
+    """Whether ``name`` is so near to one of ``known`` that this must be meant.
+
+    One of them with a word before it is not: ``EXPIRY_RETENTION_DAYS`` is something else than ``RETENTION_DAYS``.
+    """
+    others = [other for other in known if not name.endswith(f"_{other}")]
+    return bool(difflib.get_close_matches(name, others, n=1, cutoff=MISSPELT))
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` with the nearest known name, or nothing if none is near."""
     nearest = difflib.get_close_matches(name, sorted(known), n=1)

@@ -14,6 +14,7 @@ from core import database, plugins, settings
 from core.execution import Executor
 from core.heartbeat import Heartbeat, application_name, process_name
 from core.ledger.processes import Identity
+from core.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,10 @@ REGISTER_SECONDS = 30.0
 
 def main(run_id: int) -> None:
     """Claim the run and work on it. What it enqueues is sent as from any worker."""
-    from core import main as _carrier_attached  # noqa: F401
-
     configured = settings.current()
+    if configured.mode != "local":  # there, what it enqueues is taken from the ledger anyway
+        from core import main as _carrier_attached  # noqa: F401
+
     application = application_name()
     engine = database.connect(configured.database_url.get_secret_value(), application=application)
     heartbeat = Heartbeat(
@@ -36,6 +38,8 @@ def main(run_id: int) -> None:
         lease=timedelta(seconds=configured.lease_seconds),
     )
     heartbeat.start()
+    watchdog = Watchdog(configured.lease_seconds)
+    watchdog.start()
     if not heartbeat.registered.wait(REGISTER_SECONDS):
         sys.exit("rota: not registered with the ledger; the run is left to a later delivery")
     with engine.connect() as connection:
@@ -43,6 +47,7 @@ def main(run_id: int) -> None:
     executor = Executor(engine, lambda: heartbeat.process_id, process_name())
     executor.execute(plugins.current().job(name), run_id)
     heartbeat.stop()
+    watchdog.stop()
 
 
 if __name__ == "__main__":

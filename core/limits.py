@@ -1,12 +1,17 @@
 """Time limits: one watching thread per process interrupts what runs too long.
 
 At the soft limit the job's statement is cancelled in PostgreSQL and TimeLimitExceeded is raised in its thread; at the
-hard limit the caller's last resort is called, in the watching thread. Both happen under the watch's own lock, which
-ends the watch too, so neither can reach a thread that has left ``Watch.hold``.
+hard limit the caller's last resort is called, in the watching thread. Raising happens under the watch's own lock, which
+ends the watch too, so it cannot reach a thread that has left ``Watch.hold``. Cancelling takes a connection to
+PostgreSQL, which may hang: it has a thread of its own, for which the job's end waits a little while.
+
+Python swallows what is raised within a weak reference's callback or a finaliser, and says so to ``sys.unraisablehook``;
+there an interruption is noticed that got lost, and is raised again.
 """
 
 import ctypes
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +24,10 @@ from core.errors import TimeLimitExceeded
 logger = logging.getLogger(__name__)
 
 FOREVER = float("inf")
+#: How often to look, after a soft limit, whether its interruption was swallowed.
+LOOK_AGAIN_SECONDS = 0.2
+#: How long the end of a job waits for its statement to be cancelled.
+CANCEL_SECONDS = 2.0
 T = TypeVar("T")
 
 
@@ -35,16 +44,25 @@ class Watch:
     exceeded: bool = False
     is_over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+    look_again_at: float = FOREVER
+    _cancelling: threading.Thread | None = None
 
     @property
     def next_at(self) -> float:
-        return self.hard_at if self.exceeded else self.soft_at
+        return min(self.hard_at, self.look_again_at) if self.exceeded else self.soft_at
 
     def next_after(self, now: float) -> float:
         """When it is due next, once what is due ``now`` has been done."""
         if self.next_at > now:
             return self.next_at
-        return FOREVER if self.exceeded else self.hard_at
+        if self.exceeded and self.hard_at <= now:
+            return FOREVER
+        return min(self.hard_at, now + LOOK_AGAIN_SECONDS)
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether the job has ended and its statement is still being cancelled: that could strike another's."""
+        return self._cancelling is not None and self._cancelling.is_alive()
 
     def hold(self, body: Callable[[], T]) -> T:
         """Call ``body`` under watch, and return what it returns.
@@ -61,19 +79,36 @@ class Watch:
             except TimeLimitExceeded:  # it arrived just here, and comes only once
                 _watcher.remove(self)
                 raise
+            finally:
+                if self._cancelling is not None:
+                    self._cancelling.join(CANCEL_SECONDS)
 
     def enforce(self) -> None:
         """Do what is due, unless the job has ended."""
         with self.lock:
             if self.is_over:
                 return
-            if self.exceeded:
-                self.hard_at = FOREVER
-                _attempt(self.on_hard)
-            else:
+            now = time.monotonic()
+            if not self.exceeded:
                 self.exceeded = True
-                raise_in_thread(self.thread_id, TimeLimitExceeded)
-                _attempt(self.on_soft)
+                self._interrupt()
+                self._cancelling = threading.Thread(target=self._cancel, name="rota-cancel", daemon=True)
+                self._cancelling.start()
+            elif now >= self.hard_at:
+                self.hard_at = self.look_again_at = FOREVER
+                _attempt(self.on_hard)
+                return
+            elif self.thread_id in _swallowed:
+                self._interrupt()
+            self.look_again_at = now + LOOK_AGAIN_SECONDS
+
+    def _interrupt(self) -> None:
+        _swallowed.discard(self.thread_id)
+        raise_in_thread(self.thread_id, TimeLimitExceeded)
+
+    def _cancel(self) -> None:
+        if not self.is_over:
+            _attempt(self.on_soft)
 
     def end(self) -> None:
         """The job has ended; an exception that has not reached it yet is taken back."""
@@ -96,6 +131,7 @@ class Watcher:
         with self._changed:
             self._watches.add(watch)
             if self._thread is None:
+                _notice_swallowed()
                 self._thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
                 self._thread.start()
             if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
@@ -130,6 +166,23 @@ def _attempt(action: Callable[[], None]) -> None:
         action()
     except Exception:  # the watching thread must outlive whatever it is asked to do
         logger.exception("limit.not_enforced")
+
+
+#: The threads in which Python has swallowed an interruption. Changed without a lock, as a finaliser must.
+_swallowed: set[int] = set()
+
+
+def _notice_swallowed() -> None:
+    """Have Python say when it swallows an interruption; anything else goes where it went before."""
+    former = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is TimeLimitExceeded:
+            _swallowed.add(threading.get_ident())
+        else:
+            former(unraisable)
+
+    sys.unraisablehook = hook
 
 
 _watcher = Watcher()

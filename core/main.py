@@ -1,5 +1,7 @@
 """Where it starts: ``dramatiq core.main`` and ``periodiq core.main``.
 
+In ``SCHEDULER_MODE=local`` neither starts; ``core/local.py`` is what ``rota worker`` runs then.
+
 Importing this reads the settings, loads the plugins and declares their jobs; it connects to nothing. One run, six
 stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``core/ledger/slots.py`` and sent by
 ``core/broker.py``; a worker claims it through ``core/ledger/leases.py``; the plugin's own functions do the work;
@@ -7,120 +9,93 @@ stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``cor
 """
 
 import atexit
-import logging
 import signal
 import sys
-from datetime import timedelta
 from functools import cache
 
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
 from core import broker as brokers
-from core import database, logs, metrics, plugins, redis_broker, settings
+from core import redis_broker
 from core.broker import RedisCarrier
-from core.dispatcher.loop import Dispatcher
-from core.errors import RotaError
-from core.execution import Executor
-from core.heartbeat import Heartbeat, application_name, process_name
-from core.ledger import outbox, releases
-from core.ledger.processes import Identity
-from core.ledger.releases import Fleet
+from core.completions import Completions
+from core.ledger import outbox
+from core.middleware.direct import DirectRuns
 from core.middleware.draining import Draining
 from core.middleware.exposition import Exposition
 from core.middleware.fast_lane_retries import FastLaneRetries
+from core.middleware.occupation import Occupation
 from core.middleware.process_life import ProcessLife
+from core.middleware.recycling import Recycling
 from core.middleware.scheduling import SchedulingOptions
-from core.redis_broker import RotaBroker
-from core.registry import Registry, words_on_grace
-from core.settings import Settings
+from core.middleware.watching import Watching
+from core.parts import Parts, gather
+from core.redis_broker import RedisWatch, RotaBroker
 
-logger = logging.getLogger(__name__)
+NOT_IN_LOCAL_MODE = (
+    "SCHEDULER_MODE=local has everything in one process, without Redis: `dramatiq core.main` and `periodiq core.main` "
+    "do not start; run `rota worker`, which needs no scheduler beside it, or set SCHEDULER_MODE to auto"
+)
 
 
-def build(configured: Settings, registry: Registry) -> RotaBroker:
+def build(parts: Parts) -> RotaBroker:
     """The broker with everything on it."""
-    application = application_name()
-    engine = database.connect(
-        configured.database_url.get_secret_value(), pool_size=configured.db_pool_size, application=application
+    configured = parts.configured
+    assert configured.redis_url is not None, "only local mode goes without"
+    url = configured.redis_url.get_secret_value()
+    watch = RedisWatch(redis_broker.probe(url))
+    occupation = Occupation()
+    life = ProcessLife(
+        lambda queues: parts.heartbeat("worker", queues, broker.broker_id),
+        lambda: parts.dispatcher(carrier),
+        parts.watchdog,
+        record_the_rest=lambda: completions.stop(),
     )
-    lease = timedelta(seconds=configured.lease_seconds)
-
-    def make_heartbeat(kind: str, queues: tuple[str, ...] = ()) -> Heartbeat:
-        identity = Identity(kind, process_name(), application, broker.broker_id if kind == "worker" else None, queues)
-        return Heartbeat(
-            engine, identity, every_seconds=configured.heartbeat_seconds, lease=lease, release=releases.of(registry)
-        )
-
-    def ask_fleet() -> Fleet:
-        with database.autocommit(engine) as connection:
-            return releases.fleet(connection)
-
-    def make_dispatcher() -> Dispatcher:
-        return Dispatcher(
-            engine,
-            registry,
-            carrier,
-            every_seconds=configured.dispatch_seconds,
-            resend_seconds=configured.resend_seconds,
-            max_crashes=configured.max_crashes,
-            orphan_seconds=configured.orphan_seconds,
-        )
-
-    life = ProcessLife(lambda queues: make_heartbeat("worker", queues), make_dispatcher)
+    direct = DirectRuns(
+        occupation,
+        lambda hands, queues: parts.taker(hands, queues, lambda: not (carrier.carries or broker.is_draining)),
+    )
+    completions = Completions(parts.engine, lambda: life.process_id)
     broker = brokers.build(
-        redis_broker.connect(configured.redis_url.get_secret_value()),
+        redis_broker.connect(url),
         [
             CurrentMessage(),  # first, so that everything below can ask which message it is about
             SchedulingOptions(),
+            occupation,  # before those who ask it
+            *([Watching(watch), direct] if configured.mode == "auto" else []),
             Draining(),  # before the heartbeat ends, which it does after the last job
             life,  # registers before the first message, leaves after the last
             Exposition(configured.metrics_port),
+            Recycling(parts.endurance, occupation),
             FastLaneRetries(),  # last, so that it decides on a failed message before anyone else looks at it
         ],
-        ask_fleet=ask_fleet,
+        ask_fleet=parts.fleet,
         orphan_seconds=configured.orphan_seconds,
     )
-    carrier = RedisCarrier(broker)
+    carrier = RedisCarrier(broker, watch.is_away.is_set)
     outbox.attach(carrier)
 
     @cache
     def announce_scheduler() -> None:
-        heartbeat = make_heartbeat("scheduler")
+        heartbeat = parts.heartbeat("scheduler")
         heartbeat.start()
         atexit.register(heartbeat.stop)
+        if configured.mode == "auto":
+            watch.start()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
 
-    executor = Executor(
-        engine, lambda: life.process_id, process_name(), suspected_after=max(configured.max_crashes - 1, 1)
-    )
-    brokers.declare(broker, registry, engine, executor, announce_scheduler)
+    executor = parts.executor(lambda: life.process_id, completions)
+    brokers.declare(broker, parts.registry, parts.engine, executor, announce_scheduler, carrier=carrier)
     return broker
 
 
 def start() -> RotaBroker:
-    """Read the settings, load the plugins, build the broker; what is wrong ends the process with a clear message."""
-    try:
-        configured = settings.current()
-        logs.configure(configured.log_format, configured.log_level)
-        metrics.share(configured.metrics_dir)
-        registry = plugins.current()
-        refuse_broken(registry, strict=configured.strict_plugins)
-    except RotaError as error:
-        sys.exit(f"rota: {error}")
-    for plugin in registry.plugins:
-        if not plugin.is_disabled:
-            metrics.plugin(plugin.name, is_up=not plugin.error)
-    for job in registry.outliving(timedelta(days=configured.retention_days)):
-        logger.warning("job.outlives_its_runs job=%s: %s", job.name, words_on_grace(job, configured.retention_days))
-    return build(configured, registry)
-
-
-def refuse_broken(registry: Registry, *, strict: bool) -> None:
-    """Raise PluginError for broken plugins, if that was asked for."""
-    broken = [f"  {plugin.name}: {plugin.error}" for plugin in registry.broken()]
-    if strict and broken:
-        raise RotaError("ROTA_STRICT_PLUGINS is set, and plugins are broken:\n" + "\n".join(broken))
+    """Gather the parts and build the broker; what is wrong ends the process with a clear message."""
+    parts = gather()
+    if parts.configured.mode == "local":
+        sys.exit(f"rota: {NOT_IN_LOCAL_MODE}")
+    return build(parts)
 
 
 broker = start()

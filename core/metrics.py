@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,11 @@ from typing import Any
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _making = threading.Lock()
+#: What was last said of each task's status, and when, in monotonic seconds.
+_said: dict[str, tuple[bool, float]] = {}
+
+#: A status that has not changed is said again after this long, so that of several processes the last one still counts.
+SAY_AGAIN_SECONDS = 1.0
 
 #: Seconds; from a no-op to the default hard limit.
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800)
@@ -104,6 +110,10 @@ def _made() -> Any:
         leader=Gauge("rota_dispatcher_leader", "1 where the active dispatcher is", multiprocess_mode="livesum"),
         passes=Histogram("rota_dispatcher_pass_seconds", "How long the dispatcher's passes took", buckets=DURATIONS),
         reaped=Counter("rota_processes_reaped", "Processes that died or fell silent", ["kind"]),
+        travelling=Gauge(
+            "rota_travelling", "Processes by the way that runs take to them", ["by"], multiprocess_mode="livesum"
+        ),
+        recycled=Counter("rota_processes_recycled", "Processes that asked for a successor", ["reason"]),
         plugins=Gauge(
             "rota_plugin_up", "1 if the plugin is loaded, 0 if it is broken", ["plugin"], multiprocess_mode="livemax"
         ),
@@ -121,7 +131,15 @@ def run_ended(task: str, status: str, seconds: float | None = None) -> None:
     _labelled("tasks", task, status).inc()
     if seconds is not None:
         _labelled("durations", task).observe(seconds)
-        _labelled("status", task).set(status == "succeeded")
+        _tell_status(task, status == "succeeded")
+
+
+def _tell_status(task: str, is_good: bool) -> None:
+    was_good, said_at = _said.get(task, (None, 0.0))
+    now = time.monotonic()
+    if is_good != was_good or now - said_at >= SAY_AGAIN_SECONDS:
+        _labelled("status", task).set(is_good)
+        _said[task] = is_good, now
 
 
 def runs_ended(task: str, counts: Mapping[str, int]) -> None:
@@ -189,6 +207,17 @@ def dispatched(seconds: float) -> None:
 def reaped(kind: str) -> None:
     """Count a process that was taken for dead."""
     _metrics().reaped.labels(kind).inc()
+
+
+def travelling(*, by_ledger: bool) -> None:
+    """Say whether runs come to this process straight from the ledger, or over Redis."""
+    _metrics().travelling.labels("ledger").set(by_ledger)
+    _metrics().travelling.labels("redis").set(not by_ledger)
+
+
+def recycled(reason: str) -> None:
+    """Count a process that asked for a successor."""
+    _metrics().recycled.labels(reason).inc()
 
 
 def plugin(name: str, *, is_up: bool) -> None:

@@ -15,6 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
+from core import database
 from core.errors import NotMigrated, PluginError
 from core.ledger import audit
 from core.ledger.audit import Actor
@@ -111,5 +112,5 @@ def explained(plugin: Plugin) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise PluginError(f"plugin {plugin.name!r}: its migration failed, nothing of it was kept: {message}") from error
+        message = f"plugin {plugin.name!r}: its migration failed, nothing of it was kept: {database.brief(error)}"
+        raise PluginError(message) from error

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from core.errors import SettingsError, suggestion
+from core.errors import SettingsError, is_misspelt, suggestion
 
 
 class PluginSettings(BaseModel):
@@ -34,11 +34,15 @@ class PluginSettings(BaseModel):
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
-        """The settings in ``environ``. Raises SettingsError, naming every variable that is wrong or unknown."""
+        """The settings in ``environ``. Raises SettingsError, naming every variable that is wrong or misspelt.
+
+        What is near no field is left alone: a plugin whose name begins with this one's may have left it behind.
+        """
         given = {name: value for name, value in environ.items() if name.startswith(cls.prefix) and value != ""}
         fields = {name.removeprefix(cls.prefix).lower(): value for name, value in given.items()}
+        known = cls.model_fields
         try:
-            return cls.model_validate(fields)
+            return cls.model_validate({n: v for n, v in fields.items() if n in known or is_misspelt(n, known)})
         except ValidationError as error:
             problems = error.errors(include_url=False, include_input=False)
         raise SettingsError("; ".join(cls._explain(str(problem["loc"][0]), problem["msg"]) for problem in problems))

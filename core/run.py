@@ -88,6 +88,12 @@ class Work:
         if self._session is not None:
             self._session.cancel()
 
+    def abandon_connection(self) -> None:
+        """Have the connection closed rather than used again: a cancellation is still under way to it."""
+        if self._session is not None:
+            with suppress(DBAPIError):
+                self._session.invalidate()
+
     def close(self) -> None:
         """Roll back what was not committed; a connection that is gone has rolled back by itself."""
         if self._session is not None:

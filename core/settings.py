@@ -13,18 +13,22 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from core.errors import SettingsError, suggestion
+from core.errors import SettingsError, is_misspelt, suggestion
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Mode = Literal["distributed", "local", "auto"]
 
 POSTGRESQL_SCHEMES = {"postgresql", "postgres", "postgresql+psycopg2"}
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
-DISABLED_PLUGINS = "ROTA_DISABLED_PLUGINS"
+#: What every variable of ours begins with but the two URLs.
+PREFIX = "ROTA_"
+DISABLED_PLUGINS = f"{PREFIX}DISABLED_PLUGINS"
 #: The name of the plugin that comes with the core.
 CORE = "core"
 
@@ -40,8 +44,11 @@ class Settings(BaseModel):
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
     """Where the ledger lives, ``postgresql://user:password@host:5432/name``. Required."""
 
-    redis_url: Annotated[SecretStr, Field(validation_alias="REDIS_URL")]
-    """What carries messages, ``redis://host:6379/0``. Required."""
+    mode: Annotated[Mode, Field(validation_alias="SCHEDULER_MODE")] = "auto"
+    """``distributed``: over Redis; ``auto``: while Redis is away, from the ledger; ``local``: one process, no Redis."""
+
+    redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL", validate_default=True)] = None
+    """What carries messages, ``redis://host:6379/0``. Required, unless ``SCHEDULER_MODE`` is ``local``."""
 
     log_format: Annotated[LogFormat, Field(validation_alias="ROTA_LOG_FORMAT")] = "auto"
     """``console`` for people, ``json`` for machines, ``auto``: console on a terminal, JSON elsewhere."""
@@ -81,6 +88,15 @@ class Settings(BaseModel):
     audit_days: Annotated[float, Field(validation_alias="ROTA_AUDIT_DAYS", gt=0, le=36500)] = 365.0
     """How long the audit keeps what was done by hand, in days."""
 
+    max_messages: Annotated[int, Field(validation_alias="ROTA_MAX_MESSAGES_PER_PROCESS", ge=0)] = 1000
+    """A worker process that has worked on this many messages is replaced; 0: never."""
+
+    max_memory_mb: Annotated[int, Field(validation_alias="ROTA_MAX_MEMORY_MB", ge=0)] = 0
+    """A worker process that holds more memory than this, in MiB, is replaced; 0: never."""
+
+    min_process_seconds: Annotated[float, Field(validation_alias="ROTA_MIN_PROCESS_SECONDS", ge=0, le=86400)] = 60.0
+    """A process is not replaced by either before it has lived this long, in seconds, since a start costs about one."""
+
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
     """The most PostgreSQL connections a process opens for its jobs; at least its number of threads plus two."""
 
@@ -107,8 +123,11 @@ class Settings(BaseModel):
 
     @field_validator("redis_url")
     @classmethod
-    def _redis_url(cls, value: SecretStr) -> SecretStr:
-        check_redis_url(value.get_secret_value())
+    def _redis_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None:
+            check_redis_url(value.get_secret_value())
+        elif info.data.get("mode", "local") != "local":
+            raise PydanticCustomError("missing", "is required")
         return value
 
     @field_validator("heartbeat_seconds")
@@ -177,11 +196,11 @@ def names() -> dict[str, str]:
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from ``environ``, by default this process's own.
 
-    Raises SettingsError, naming every variable that is missing, wrong or unknown.
+    Raises SettingsError, naming every variable that is missing, wrong or misspelt.
     """
     environ = os.environ if environ is None else environ
     given = {name: environ[name] for name in names() if environ.get(name, "") != ""}
-    problems = [*unknown(environ)]
+    problems = [*misspelt(environ)]
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
@@ -191,17 +210,26 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable that must be one of ours and is not, so that it is not lost.
+
+    Those of plugins are theirs to judge; what is near nothing, a plugin that is gone has left behind.
+    """
+    known = {name.removeprefix(PREFIX): name for name in names()}
+    plugins = tuple(plugin_prefix(point.name) for point in entry_points(group="rota.plugins"))
+    ours = (name for name in unknown(environ) if not name.startswith(plugins))
+    wrong = (name for name in ours if is_misspelt(name.removeprefix(PREFIX), known))
+    return [f"{name} is not a setting{suggestion(name, known.values())}" for name in wrong]
+
+
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """A line for each ``ROTA_…`` variable that means nothing, so that a misspelt one is not lost."""
-    known = names()
-    plugins = tuple(plugin_prefix(point.name) for point in entry_points(group="rota.plugins"))  # theirs to judge
-    ours = (name for name in environ if name.startswith("ROTA_") and not name.startswith(plugins))
-    return [f"{name} is not a setting{suggestion(name, known)}" for name in sorted(ours) if name not in known]
+    """The ``ROTA_…`` variables that are set, and are no setting of the core's."""
+    return sorted(name for name in environ.keys() - names().keys() if name.startswith(PREFIX) and environ[name] != "")
 
 
 def plugin_prefix(plugin: str) -> str:
     """What the environment variables of a plugin's settings begin with."""
-    return f"ROTA_{plugin.upper().replace('-', '_')}_"
+    return f"{PREFIX}{plugin.upper().replace('-', '_')}_"
 
 
 def explain(problem: Any) -> str:
@@ -215,9 +243,10 @@ def explain(problem: Any) -> str:
     return f"{name} {message[0].lower()}{message[1:]}"
 
 
+UP_NEEDS_NONE = "(`rota up` needs none, nor do commands in its folder)"
 HOW_TO_SET = {
-    "DATABASE_URL": "expected postgresql://user:password@host:5432/name (`rota up` needs none)",
-    "REDIS_URL": "expected redis://host:6379/0 (`rota up` needs none)",
+    "DATABASE_URL": f"expected postgresql://user:password@host:5432/name {UP_NEEDS_NONE}",
+    "REDIS_URL": f"expected redis://host:6379/0 {UP_NEEDS_NONE}; SCHEDULER_MODE=local needs none either",
 }
 
 

@@ -83,9 +83,9 @@ class Signals:
             self._interrupting = False
             raise KeyboardInterrupt
 
-    def wait(self, timeout_seconds: float | None) -> None:
-        """Wait for a signal, at most for the time-out."""
-        select.select([self._reader], [], [], timeout_seconds)
+    def wait(self, timeout_seconds: float | None, sockets: Sequence[socket.socket] = ()) -> None:
+        """Wait for a signal, or for something to read from one of ``sockets``, at most for the time-out."""
+        select.select([self._reader, *sockets], [], [], timeout_seconds)
         with suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass
@@ -221,13 +221,23 @@ class Supervisor:
     def keep_running(self) -> None:
         """Start again what dies, until a signal asks to stop."""
         while not self._signals.asked:
-            pauses = [pause for kept in self._kept if (pause := self._look_after(kept)) is not None]
+            pauses = self._attend()
             if not self._signals.asked:
-                self._signals.wait(min(pauses, default=None))
+                self._wait(min(pauses, default=None))
 
     def stop(self, grace_seconds: float) -> None:
         """End all commands: in order within the grace, by force after it or when asked once more."""
-        self._end([kept.program for kept in self._kept if isinstance(kept.program, Command)], grace_seconds)
+        self._end(self._commands(), grace_seconds)
+
+    def _attend(self) -> list[float]:
+        """See to every program; return after how many seconds to look again, as far as nothing wakes us."""
+        return [pause for kept in self._kept if (pause := self._look_after(kept)) is not None]
+
+    def _wait(self, timeout_seconds: float | None) -> None:
+        self._signals.wait(timeout_seconds)
+
+    def _commands(self) -> list[Command]:
+        return [kept.program for kept in self._kept if isinstance(kept.program, Command)]
 
     def _look_after(self, kept: Kept) -> float | None:
         """See to one program; return after how many seconds it wants to be looked at again, if by itself."""
@@ -266,7 +276,7 @@ class Supervisor:
             ended = f"ended ({in_words(kept.program.status)})"
             if kept.program.may_finish and kept.program.status == 0:
                 kept.is_done = True
-                logger.info("up.finished name=%s", kept.program.name)
+                logger.info("supervisor.finished name=%s", kept.program.name)
                 return False
         if now - kept.started_at > HEALTHY_SECONDS:
             kept.pause_seconds = FIRST_PAUSE_SECONDS
@@ -274,7 +284,9 @@ class Supervisor:
         return True
 
     def _postpone(self, kept: Kept, why: str, now: float) -> None:
-        logger.warning("up.restarting name=%s: it %s; again in %.0f s", kept.program.name, why, kept.pause_seconds)
+        logger.warning(
+            "supervisor.restarting name=%s: it %s; again in %.0f s", kept.program.name, why, kept.pause_seconds
+        )
         kept.due_at = now + kept.pause_seconds
         kept.pause_seconds = min(kept.pause_seconds * 2, LONGEST_PAUSE_SECONDS)
 
@@ -286,7 +298,7 @@ class Supervisor:
         while any(command.is_running() for command in commands):
             remaining = deadline - self._monotonic()
             if remaining <= 0 or self._signals.asked > asked:
-                logger.warning("up.killing: %s", ", ".join(c.name for c in commands if c.is_running()))
+                logger.warning("supervisor.killing: %s", ", ".join(c.name for c in commands if c.is_running()))
                 break
             self._signals.wait(remaining)
         for command in commands:

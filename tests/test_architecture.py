@@ -11,24 +11,26 @@ import core
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a module imports from its own line or from a line below it
-    {"isolation", "main"},
+    {"isolation", "local", "main"},
     {"cli", "testing"},
-    {"embedded", "guard", "supervisor"},
+    {"embedded", "guard", "succession", "supervisor"},
+    {"parts"},
     {"heartbeat", "middleware"},
     {"dispatcher"},
-    {"broker"},
-    {"execution", "migrate", "periodic", "redis_broker", "removal"},
-    {"admission", "builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
+    {"broker", "local_broker"},
+    {"execution", "migrate", "periodic", "redis_broker", "removal", "rights"},
+    {"admission", "builtin", "completions", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when called
     {"ledger", "migrations"},
+    {"unread"},
     {"arguments", "hookspecs", "registry"},
-    {"database", "jobs", "logs"},
-    {"limits", "metrics", "plugin_settings", "schedules", "settings"},
+    {"database", "jobs", "logs", "metric_files"},
+    {"limits", "line", "metrics", "watchdog", "plugin_settings", "schedules", "settings"},
     {"clock", "errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 #: The only modules that know these libraries.
 MAY_IMPORT = {
-    "dramatiq": {"main", "broker", "middleware", "redis_broker"},
+    "dramatiq": {"main", "broker", "local", "local_broker", "middleware", "redis_broker"},
     "periodiq": {"main", "periodic"},
 }
 SOURCES = [path.relative_to(ROOT) for top in ("core", "plugins") for path in sorted((ROOT / top).rglob("*.py"))]

@@ -14,6 +14,7 @@ from core.errors import RotaError
 #: Where each command is, and its line in the overview.
 COMMANDS = {
     "up": ("core.cli.up:up", "Start everything on this machine, and stop it with Ctrl-C."),
+    "worker": ("core.cli.worker:worker", "Work on runs, in processes that are started again when they die."),
     "check": ("core.cli.check:check", "Say whether everything needed is there and reachable."),
     "db": ("core.cli.db:db", "Bring the database's tables up to date, or say how far they are."),
     "jobs": ("core.cli.jobs:jobs", "List the jobs, their schedules and their next slots."),

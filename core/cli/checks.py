@@ -13,7 +13,7 @@ from redis.retry import Retry
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from core import database, migrate, plugins
+from core import database, migrate, plugins, rights, unread
 from core.cli import pauses as told
 from core.cli import standings, surroundings
 from core.errors import SettingsError
@@ -22,6 +22,7 @@ from core.ledger.history import Process
 from core.ledger.pauses import Pause
 from core.migrate import History
 from core.registry import Registry, words_on_grace
+from core.rights import Lack
 from core.settings import Settings
 
 #: PostgreSQL 13 is the oldest that the ledger is tested on.
@@ -55,8 +56,9 @@ def everything(*, live: bool, here: str | None) -> Iterator[Check]:
     yield from contradictions(plugins.current(), configured)
     source = f"those of {surroundings.DATA_FOLDER / surroundings.ENV_FILE}" if surroundings.is_from_up() else "valid"
     yield Check("settings", "ok", source)
+    yield from unread_settings(plugins.current())
     with surroundings.ledger(statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS) as engine:
-        yield from ledger(engine, plugins.current(), live=live, here=here)
+        yield from ledger(engine, plugins.current(), live=live, here=here, needs_scheduler=configured.mode != "local")
     yield carrier(configured)
 
 
@@ -72,6 +74,12 @@ def installed(registry: Registry) -> Iterator[Check]:
             yield Check(f"plugin {plugin.name}", "ok", "1 job" if len(plugin.jobs) == 1 else f"{len(plugin.jobs)} jobs")
 
 
+def unread_settings(registry: Registry) -> Iterator[Check]:
+    """Which variables nobody reads, such as those of a plugin that was uninstalled; they do no harm."""
+    for left in unread.variables(surroundings.environment(), registry):
+        yield Check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
+
+
 def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
     """Whether what jobs say goes together with the settings."""
     for job in registry.outliving(timedelta(days=configured.retention_days)):
@@ -79,20 +87,24 @@ def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
         yield Check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 
 
-def ledger(engine: Engine, registry: Registry, *, live: bool, here: str | None) -> Iterator[Check]:
+def ledger(
+    engine: Engine, registry: Registry, *, live: bool, here: str | None, needs_scheduler: bool = True
+) -> Iterator[Check]:
     """Whether PostgreSQL is there, new enough and migrated, and who is alive according to it."""
     try:
         with engine.connect() as connection:
             yield version(connection)
+            yield from lacking(rights.lacking(connection, registry))
             histories = migrate.status(engine, registry)
             yield from migrations(histories)
             if all(found.is_current for found in histories if found.plugin == plugins.CORE):
-                yield from processes(connection, registry, live=live, here=here)
+                yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
                 active = pauses.active(connection)
                 yield from (Check(f"pause of {pause.scope}", "info", told.in_words(pause)) for pause in active)
                 yield from slots(connection, registry, active, live=live)
     except DBAPIError as error:
-        yield Check("PostgreSQL", "wrong", database.brief(error), surroundings.advice())
+        advice = "" if database.remedy(error) else surroundings.advice()
+        yield Check("PostgreSQL", "wrong", database.brief(error), advice)
 
 
 def version(connection: Connection) -> Check:
@@ -102,6 +114,13 @@ def version(connection: Connection) -> Check:
     if number < OLDEST_POSTGRESQL:
         return Check("PostgreSQL", "wrong", f"version {words}", "use PostgreSQL 13 or newer")
     return Check("PostgreSQL", "ok", f"version {words}")
+
+
+def lacking(found: Iterable[Lack]) -> Iterator[Check]:
+    """Which of our tables and sequences the role may not use as workers do."""
+    for lack in found:
+        what = f"rights on {lack.kind.lower()}s of {lack.owner}"
+        yield Check(what, "wrong", f"{lack.role} lacks {lack.rights}", lack.remedy)
 
 
 def migrations(histories: Iterable[History]) -> Iterator[Check]:
@@ -114,17 +133,20 @@ def migrations(histories: Iterable[History]) -> Iterator[Check]:
             yield Check(f"tables of {found.plugin}", "wrong", at, "run `rota db upgrade`")
 
 
-def processes(connection: Connection, registry: Registry, *, live: bool, here: str | None) -> Iterator[Check]:
+def processes(
+    connection: Connection, registry: Registry, *, live: bool, here: str | None, needs_scheduler: bool = True
+) -> Iterator[Check]:
     """Who is alive. Wrong only if asked for: nobody needs to be, before the first start."""
     alive = history.alive(connection)
     missing: Outcome = "wrong" if live else "info"
     for queue in sorted({job.queue for job in registry}):
         count = sum(history.serves([process], queue) for process in alive)
-        advice = "" if count else f"start one: dramatiq core.main -Q {queue}"
+        advice = "" if count else f"start one: rota worker -Q {queue}"
         yield Check(f"workers on {queue}", "ok" if count else missing, f"{count} alive", advice)
-    schedulers = sum(process.kind == "scheduler" for process in alive)
-    advice = "" if schedulers else "start one: periodiq core.main; until then slots come up to 2 s late"
-    yield Check("scheduler", "ok" if schedulers else missing, f"{schedulers} alive", advice)
+    if needs_scheduler:
+        schedulers = sum(process.kind == "scheduler" for process in alive)
+        advice = "" if schedulers else "start one: periodiq core.main; until then slots come up to 2 s late"
+        yield Check("scheduler", "ok" if schedulers else missing, f"{schedulers} alive", advice)
     dispatching = history.is_dispatching(connection)
     advice = "" if dispatching else "every worker brings one; start a worker"
     yield Check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
@@ -162,7 +184,9 @@ def is_here(process: Process) -> bool:
 
 
 def carrier(configured: Settings) -> Check:
-    """Whether Redis is there and takes writes."""
+    """Whether Redis is there and takes writes, unless it is not used."""
+    if configured.mode == "local" or configured.redis_url is None:
+        return Check("Redis", "info", "not used: SCHEDULER_MODE=local")
     client = redis.Redis.from_url(
         configured.redis_url.get_secret_value(),
         socket_connect_timeout=REDIS_TIMEOUT_SECONDS,

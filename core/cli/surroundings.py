@@ -16,6 +16,8 @@ from core import database, settings
 from core.settings import Settings
 
 URLS = ("DATABASE_URL", "REDIS_URL")
+#: What ``rota up`` leaves; in local mode the mode, instead of a Redis.
+LEFT = (*URLS, "SCHEDULER_MODE")
 DATA_FOLDER = Path(".rota")
 #: Where ``rota up`` leaves its URLs for commands in another terminal, inside its data folder.
 ENV_FILE = "env"
@@ -44,7 +46,7 @@ def read_env(folder: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     pairs = (word.partition("=") for word in words)
-    return {name: value for name, _, value in pairs if name in URLS}
+    return {name: value for name, _, value in pairs if name in LEFT}
 
 
 def environment() -> dict[str, str]:

@@ -5,10 +5,8 @@ import os
 import shlex
 import shutil
 import signal
-import sys
-import sysconfig
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,10 +14,14 @@ import click
 
 from core import logs, settings
 from core.cli import surroundings
+from core.cli.programs import guarded, pool_size, script
+from core.cli.worker import metrics_server, number_of, workers
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 from core.errors import RotaError
+from core.line import Reception
 from core.settings import Settings
-from core.supervisor import Command, Guard, Signals, Supervisor
+from core.succession import Succession
+from core.supervisor import Command, Guard, Signals
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,6 @@ logger = logging.getLogger(__name__)
 SERVER_RANK = 1
 #: What the checks of the settings are given for a server that is yet to be started.
 YET_TO_COME = {"DATABASE_URL": "postgresql:///rota", "REDIS_URL": "redis://localhost"}
-#: Connections that a worker process needs beside one for each thread.
-SPARE_CONNECTIONS = 2
 
 
 class CommandLine(click.ParamType[list[str]]):
@@ -47,7 +47,7 @@ class CommandLine(click.ParamType[list[str]]):
 
 
 @click.command()
-@click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
+@click.option("--processes", type=click.IntRange(1, 64), help="Worker processes.  [default: 2; 1 in local mode]")
 @click.option("--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads in each of them.")
 @click.option(
     "--data",
@@ -66,12 +66,13 @@ class CommandLine(click.ParamType[list[str]]):
     metavar="SECONDS",
     help="What jobs are given to end when everything stops.",
 )
-def up(processes: int, threads: int, data: Path, also: tuple[list[str], ...], grace: float) -> None:
+def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], ...], grace: float) -> None:
     """Start everything on this machine, and stop it with Ctrl-C.
 
     For each of DATABASE_URL and REDIS_URL that is not set, a real server is started with its data in DIR, where they
     survive. Then the tables are brought up to date, and workers and the scheduler are started, and started again if
-    they die. All logs come to this terminal. Ctrl-C waits for the jobs at work; a second one does not.
+    they die. With SCHEDULER_MODE=local there are no Redis and no scheduler, and one worker process. All logs come to
+    this terminal. Ctrl-C waits for the jobs at work; a second one does not.
 
     In another terminal, commands in the same folder find the servers by DIR/env, if DIR is .rota. `dramatiq` and
     `periodiq` never read that file.
@@ -84,7 +85,7 @@ def up(processes: int, threads: int, data: Path, also: tuple[list[str], ...], gr
     logs.configure(configured.log_format, configured.log_level)
     with Signals() as signals, guarded() as guard:
         try:
-            run_everything(signals, guard, processes, threads, data, also, grace)
+            run_everything(signals, guard, configured, number_of(processes, configured), threads, data, also, grace)
         except KeyboardInterrupt:
             logger.info("up.stopped: interrupted while starting")
 
@@ -95,19 +96,10 @@ def checked_settings() -> Settings:
     return settings.load({**YET_TO_COME, **given})
 
 
-@contextmanager
-def guarded() -> Iterator[Guard]:
-    """A guard for as long as there may be something to guard."""
-    guard = Guard()
-    try:
-        yield guard
-    finally:
-        guard.dismiss()
-
-
 def run_everything(
     signals: Signals,
     guard: Guard,
+    configured: Settings,
     processes: int,
     threads: int,
     data: Path,
@@ -115,9 +107,11 @@ def run_everything(
     grace: float,
 ) -> None:
     """Start all there is, keep it running, and end it when asked to."""
-    supervisor = Supervisor(signals, guard)
+    is_local = configured.mode == "local"
     with ExitStack() as stack:
-        urls = start_servers(supervisor, guard, data, stack)
+        reception = stack.enter_context(Reception())
+        supervisor = Succession(signals, guard, reception)
+        urls = start_servers(supervisor, guard, data, stack, is_local=is_local)
         metrics = data.absolute() / "metrics"
         clear(metrics)
         environ = {**os.environ, "ROTA_METRICS_DIR": str(metrics), "ROTA_DB_POOL_SIZE": pool_size(threads)}
@@ -126,21 +120,32 @@ def run_everything(
         if supervisor.run(Command("migrations", [script("rota"), "db", "upgrade"], environ)) and not signals.asked:
             raise RotaError("the tables could not be brought up to date; see above")
         stack.callback(supervisor.stop, grace)
-        for command in commands(environ, processes, threads, also, grace):
+        configured = settings.load(environ)
+        for command in [
+            *workers(environ, configured, reception, processes, threads, grace=grace),
+            *metrics_server(environ, configured),
+            *([] if is_local else [Command("scheduler", [script("periodiq"), "core.main"], environ)]),
+            *(Command(shlex.join(words), words, environ, may_finish=True) for words in also),
+        ]:
             if not signals.asked:
                 supervisor.start(command)
-        announce(settings.load(environ), urls, data)
+        announce(configured, urls, data)
         supervisor.keep_running()
         logger.info("up.stopping: waiting up to %.0f s for the jobs at work; Ctrl-C again ends them", grace)
     logger.info("up.stopped")
 
 
-def start_servers(supervisor: Supervisor, guard: Guard, data: Path, stack: ExitStack) -> dict[str, str]:
-    """Start what is not given by the environment, to be stopped with ``stack``; return the URLs of both servers."""
-    urls = {}
+def start_servers(
+    supervisor: Succession, guard: Guard, data: Path, stack: ExitStack, *, is_local: bool
+) -> dict[str, str]:
+    """Start what is not given by the environment, to be stopped with ``stack``; return what names the servers.
+
+    Local mode has no Redis, and whoever reads the names is told so.
+    """
+    urls = {"SCHEDULER_MODE": "local"} if is_local else {}
     servers: list[tuple[str, type[EmbeddedPostgres | EmbeddedRedis], signal.Signals]] = [
         ("DATABASE_URL", EmbeddedPostgres, signal.SIGINT),
-        ("REDIS_URL", EmbeddedRedis, signal.SIGTERM),
+        *([] if is_local else [("REDIS_URL", EmbeddedRedis, signal.SIGTERM)]),
     ]
     data.mkdir(parents=True, exist_ok=True)
     for name, kind, farewell in servers:
@@ -171,40 +176,6 @@ def clear(folder: Path) -> None:
     """Make ``folder`` an empty one: the metrics of processes that are no more would be counted again."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-def pool_size(threads: int) -> str:
-    """Enough connections for every thread."""
-    default = Settings.model_fields["db_pool_size"].default
-    return str(max(default, threads + SPARE_CONNECTIONS))
-
-
-def commands(
-    environ: Mapping[str, str], processes: int, threads: int, also: tuple[list[str], ...], grace: float
-) -> Iterator[Command]:
-    """What is to be kept running.
-
-    Each worker process has a Dramatiq of its own: within one, all are stopped when one of them dies, and none works
-    until the last has ended. The first serves the metrics of all.
-    """
-    # Workers that give up in time can still hand back their runs.
-    timeout = f"--worker-shutdown-timeout={round(max(grace - 5, grace / 2) * 1000)}"
-    worker = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", timeout]
-    for number in range(1, processes + 1):
-        quiet = {} if number == 1 else {"ROTA_METRICS_PORT": "0"}
-        yield Command(f"worker-{number}", worker, {**environ, **quiet})
-    yield Command("scheduler", [script("periodiq"), "core.main"], environ)
-    for words in also:
-        yield Command(shlex.join(words), words, environ, may_finish=True)
-
-
-def script(name: str) -> str:
-    """A command that was installed with us."""
-    ours = Path(sysconfig.get_path("scripts")) / name
-    found = str(ours) if ours.exists() else shutil.which(name)
-    if found is None:
-        raise RotaError(f"the command {name!r} is not installed beside {sys.executable}")
-    return found
 
 
 def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:

@@ -13,13 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database, metrics
-from core.broker import RedisCarrier
 from core.dispatcher import leadership, relay
 from core.dispatcher.orphans import Orphanage
 from core.dispatcher.recovery import recover
 from core.dispatcher.slots import Accountant, miss_late
 from core.dispatcher.watch import Watch
 from core.ledger import pauses, releases, slots
+from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Fleet
 from core.logs import Complaint
 from core.registry import Registry
@@ -39,7 +39,7 @@ class Dispatcher(threading.Thread):
         self,
         engine: Engine,
         registry: Registry,
-        carrier: RedisCarrier,
+        carrier: DispatchCarrier,
         *,
         every_seconds: float,
         resend_seconds: float,
@@ -86,11 +86,12 @@ class Dispatcher(threading.Thread):
         while not leadership.is_won(connection):
             if self._stopping.wait(self._every_seconds):
                 return
+        accountant = Accountant(self._registry, slots.watermarks(connection))
         logger.info("dispatcher.leading")
         metrics.leading(True)
         self._orphanage = Orphanage(self._registry, self._carrier, self._orphan_seconds)
         self._watch = Watch(self._registry)
-        self._lead(connection, Accountant(self._registry, slots.watermarks(connection)))
+        self._lead(connection, accountant)
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
         while not self._stopping.is_set():
@@ -119,9 +120,8 @@ class Dispatcher(threading.Thread):
     def _look_for_pauses(self, connection: Connection) -> Mapping[str, datetime]:
         active = pauses.active(connection)
         metrics.paused([pause.scope for pause in active])
-        if not active:
-            return {}
-        return pauses.held(active, {**releases.scopes_of_jobs(connection), **self._registry.scopes})
+        theirs = releases.scopes_of_jobs(connection) if active else {}
+        return pauses.held(active, {**theirs, **self._registry.scopes})
 
     def _sent(self) -> set[str]:
         """The jobs whose runs are sent: this process's own, and those of whoever else is alive; none that is held."""

@@ -14,9 +14,9 @@ import redis
 from sqlalchemy import Connection
 
 from core import metrics
-from core.broker import RedisCarrier
 from core.ledger import history, orphans, relay, releases
 from core.ledger.models import State
+from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Fleet
 from core.registry import Registry
 
@@ -44,7 +44,7 @@ class Absence:
 class Orphanage:
     """What the active dispatcher does about jobs and queues that are gone."""
 
-    def __init__(self, registry: Registry, carrier: RedisCarrier, grace_seconds: float) -> None:
+    def __init__(self, registry: Registry, carrier: DispatchCarrier, grace_seconds: float) -> None:
         self._registry = registry
         self._carrier = carrier
         self._jobs = Absence(grace_seconds)

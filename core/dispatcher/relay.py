@@ -6,9 +6,8 @@ from collections.abc import Collection, Sequence
 import redis
 from sqlalchemy import Connection
 
-from core.broker import RedisCarrier
 from core.ledger import relay
-from core.ledger.outbox import Parcel
+from core.ledger.outbox import DispatchCarrier, Parcel
 
 logger = logging.getLogger(__name__)
 
@@ -16,9 +15,14 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 
 
-def send_due(connection: Connection, jobs: Collection[str], carrier: RedisCarrier) -> int:
-    """Send all that is due of ``jobs``, batch by batch, until nothing is or Redis is away; return how many runs."""
+def send_due(connection: Connection, jobs: Collection[str], carrier: DispatchCarrier) -> int:
+    """Send all that is due of ``jobs``, batch by batch, until nothing is or Redis is away; return how many runs.
+
+    Where workers take runs straight from the ledger, there is nothing to send.
+    """
     sent = 0
+    if not carrier.carries:
+        return sent
     while parcels := relay.take_due(connection, jobs, batch=BATCH):
         if not send(connection, carrier, parcels):
             break
@@ -28,8 +32,10 @@ def send_due(connection: Connection, jobs: Collection[str], carrier: RedisCarrie
     return sent
 
 
-def send(connection: Connection, carrier: RedisCarrier, parcels: Sequence[Parcel]) -> bool:
+def send(connection: Connection, carrier: DispatchCarrier, parcels: Sequence[Parcel]) -> bool:
     """Send ``parcels``; if Redis is away, leave them to a later pass and say so."""
+    if not parcels:
+        return True
     try:
         carrier.send(parcels)
     except redis.RedisError as error:
@@ -39,9 +45,11 @@ def send(connection: Connection, carrier: RedisCarrier, parcels: Sequence[Parcel
     return True
 
 
-def find_lost(connection: Connection, carrier: RedisCarrier, age_seconds: float) -> int:
+def find_lost(connection: Connection, carrier: DispatchCarrier, age_seconds: float) -> int:
     """Have runs sent again whose messages have left their queue while nobody has claimed them; return how many."""
     lost = 0
+    if not carrier.carries:
+        return lost
     for queue in relay.overdue_queues(connection, age_seconds):
         try:
             is_waiting, run_id = carrier.oldest_run(queue)

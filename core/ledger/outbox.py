@@ -6,12 +6,15 @@ notification that went with the commit has the dispatcher send it.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
+
+from core.ledger.releases import Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,10 @@ class Letter:
 class Carrier(Protocol):
     """What takes messages to workers; Redis, through ``core.broker``."""
 
+    @property
+    def carries(self) -> bool:
+        """Whether runs are to be sent by it now; if not, workers take them straight from the ledger."""
+
     def send(self, parcels: Sequence[Parcel]) -> None:
         """Put a message for each run on its queue. May raise; the dispatcher then sends them later."""
 
@@ -47,6 +54,25 @@ class Carrier(Protocol):
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Publish ``message`` to whoever listens on ``channel`` now."""
+
+
+class DispatchCarrier(Carrier, Protocol):
+    """What a dispatcher asks of a carrier beside that: what became of messages."""
+
+    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
+        """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
+
+    def queues_with_messages(self) -> set[str]:
+        """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
+
+    def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
+        """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
+
+    def recover(self, broker_id: str) -> None:
+        """Put back what a dead process had fetched. Raises redis.RedisError."""
+
+    def maintain(self) -> None:
+        """Put back what silent processes had fetched. Raises redis.RedisError."""
 
 
 @dataclass(slots=True)

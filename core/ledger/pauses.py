@@ -84,6 +84,8 @@ def of_scopes(pauses: Iterable[Pause], scopes: Collection[str]) -> list[Pause]:
 
 def held(pauses: Collection[Pause], scopes: Mapping[str, Collection[str]]) -> dict[str, datetime]:
     """Since when each job is held by ``pauses``, of the jobs whose ``scopes`` are given; the others are not there."""
+    if not pauses:
+        return {}
     found = {job: of_scopes(pauses, own) for job, own in scopes.items()}
     return {job: min(pause.paused_at for pause in own) for job, own in found.items() if own}
 

@@ -1,6 +1,7 @@
 """Which runs are due and not on their way to a worker."""
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -12,6 +13,27 @@ TAKE_DUE = text("""
         WHERE state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp() AND job = ANY(:jobs)
         ORDER BY due_at LIMIT :batch FOR UPDATE SKIP LOCKED)
     RETURNING id, job, queue, due_at
+""")
+
+#: The same for the threads of one process, of its queues alone. What was sent before ``began`` counts as lost, and so
+#: does what nobody claimed for a while.
+TAKE_DIRECT = text("""
+    WITH unsent AS MATERIALIZED (
+        SELECT id, due_at FROM rota_runs
+        WHERE state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= statement_timestamp()
+          AND job = ANY(:jobs) AND queue = ANY(:queues)
+        ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED
+    ), lost AS MATERIALIZED (
+        SELECT id, due_at FROM rota_runs
+        WHERE state IN ('queued', 'retrying') AND due_at <= statement_timestamp()
+          AND sent_at < greatest(:began, statement_timestamp() - CAST(:age AS interval))
+          AND job = ANY(:jobs) AND queue = ANY(:queues)
+        ORDER BY sent_at LIMIT :most FOR UPDATE SKIP LOCKED
+    ), due AS (
+        SELECT id FROM (SELECT * FROM unsent UNION ALL SELECT * FROM lost) AS either ORDER BY due_at, id LIMIT :most
+    )
+    UPDATE rota_runs AS run SET sent_at = statement_timestamp() FROM due WHERE run.id = due.id
+    RETURNING run.id, run.job, run.queue, run.due_at
 """)
 
 GIVE_BACK = text("""
@@ -45,6 +67,25 @@ MOVE = text("""
 def take_due(connection: Connection, jobs: Iterable[str], *, batch: int) -> list[Parcel]:
     """Mark up to ``batch`` due runs of ``jobs`` as sent, oldest first, and return them for sending."""
     rows = connection.execute(TAKE_DUE, {"jobs": list(jobs), "batch": batch}).all()
+    in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
+    return [Parcel(row.id, row.job, row.queue) for row in in_order]
+
+
+def take_direct(
+    connection: Connection,
+    jobs: Iterable[str],
+    queues: Iterable[str],
+    *,
+    most: int,
+    began: datetime,
+    resend_seconds: float,
+) -> list[Parcel]:
+    """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as taken, those first that were due first; return them.
+
+    ``began`` is since when nothing is sent any more, by the database's clock.
+    """
+    parameters = {"jobs": list(jobs), "queues": list(queues), "most": most, "began": began}
+    rows = connection.execute(TAKE_DIRECT, {**parameters, "age": f"{resend_seconds} seconds"}).all()
     in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
     return [Parcel(row.id, row.job, row.queue) for row in in_order]
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 from dramatiq.middleware import Middleware
 
-from core import logs, metrics, settings
+from core import logs, metric_files, metrics, settings
 
 logger = logging.getLogger(__name__)
 
 #: How long to wait before a port that is taken is tried again, in seconds.
 BIND_AGAIN_SECONDS = 5.0
-#: Files of prometheus_client's that tell of a living process alone.
-LIVE_FILE = re.compile(r"gauge_live\w+_(\d+)\.db")
+
+_collecting = threading.Lock()
 
 
 class Exposition(Middleware):
@@ -82,15 +81,12 @@ def collect() -> tuple[str, bytes]:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    forget_dead_processes(Path(os.environ[metrics.MULTIPROCESS]))
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    return CONTENT_TYPE_LATEST, generate_latest(registry)
+    with _collecting:  # each request has a thread of its own
+        metric_files.tidy(Path(os.environ[metrics.MULTIPROCESS]))
+        MultiProcessCollector(registry)
+        return CONTENT_TYPE_LATEST, generate_latest(registry)
 
 
-def forget_dead_processes(folder: Path) -> None:
-    """Delete what tells of living processes and was written by dead ones."""
-    for path in folder.glob("gauge_live*.db"):
-        match = LIVE_FILE.fullmatch(path.name)
-        if match and not metrics.is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
+if __name__ == "__main__":
+    serve()

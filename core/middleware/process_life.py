@@ -9,16 +9,25 @@ from dramatiq.worker import Worker
 
 from core.dispatcher.loop import Dispatcher
 from core.heartbeat import Heartbeat
+from core.watchdog import Watchdog
 
 
 class ProcessLife(Middleware):
-    """Starts the heartbeat and the dispatcher with the worker, and ends them after it."""
+    """Starts heartbeat, dispatcher and watchdog with the worker, and ends them after it."""
 
     def __init__(
-        self, make_heartbeat: Callable[[tuple[str, ...]], Heartbeat], make_dispatcher: Callable[[], Dispatcher]
+        self,
+        make_heartbeat: Callable[[tuple[str, ...]], Heartbeat],
+        make_dispatcher: Callable[[], Dispatcher],
+        make_watchdog: Callable[[], Watchdog],
+        *,
+        record_the_rest: Callable[[], None] = lambda: None,
     ) -> None:
         self._make_heartbeat = make_heartbeat
         self._make_dispatcher = make_dispatcher
+        self._make_watchdog = make_watchdog
+        self._record_the_rest = record_the_rest
+        self._watchdog: Watchdog | None = None
         self.heartbeat: Heartbeat | None = None
         self.dispatcher: Dispatcher | None = None
 
@@ -32,13 +41,18 @@ class ProcessLife(Middleware):
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         self.heartbeat = self._make_heartbeat(tuple(sorted(queues)))
         self.dispatcher = self._make_dispatcher()
+        self._watchdog = self._make_watchdog()
+        self._watchdog.start()
         self.heartbeat.start()
         self.heartbeat.registered.wait(timeout=2)
         self.dispatcher.start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """The threads have ended, or their time is up: hand back what is left."""
+        """The threads have ended, or their time is up: record what they have done, and hand back what is left."""
+        self._record_the_rest()
         if self.dispatcher is not None:
             self.dispatcher.stop()
         if self.heartbeat is not None:
             self.heartbeat.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()

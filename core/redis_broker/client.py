@@ -11,6 +11,10 @@ CONNECT_TIMEOUT_SECONDS = 2.0
 SOCKET_TIMEOUT_SECONDS = 5.0
 
 
+#: For who asks whether Redis is there at all.
+PROBE_TIMEOUT_SECONDS = 1.0
+
+
 def connect(url: str) -> redis.Redis:
     """A client that fails within seconds, not after a series of retries; nothing is opened yet."""
     return redis.Redis.from_url(
@@ -18,4 +22,14 @@ def connect(url: str) -> redis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 1),
+    )
+
+
+def probe(url: str) -> redis.Redis:
+    """A client that fails within a second, at the first attempt."""
+    return redis.Redis.from_url(
+        url,
+        socket_connect_timeout=PROBE_TIMEOUT_SECONDS,
+        socket_timeout=PROBE_TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
     )

@@ -6,6 +6,8 @@ from dramatiq.message import Message
 
 #: The option of a message that carries a run of the ledger.
 RUN_ID = "run_id"
+#: That by which Redis knows it. A message without has not come through Redis.
+REDIS_ID = "redis_message_id"
 
 
 class NotAMessage(Exception):

@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from redis import ResponseError
-
 from core import Checkpoint
 from plugins.maintenance.application_redis import STEP, Client, as_bytes, client, scan
 
@@ -69,12 +67,12 @@ LOG_OUT = """
 """
 
 
-def on_login(user_id: str, *, redis: Client | None = None) -> dict[str, int]:
+def on_login(user_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
     """Clean up what is left of one user's earlier sessions; call it after the new session is stored."""
     return clean_sessions(redis or client(), user_id=user_id, settling=timedelta(0))
 
 
-def on_logout(user_id: str, session_id: str, *, redis: Client | None = None) -> dict[str, int]:
+def on_logout(user_id: str, session_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
     """End one session of one user, and clean up what is left of the others. A session of somebody else stays."""
     connection = redis or client()
     of_user = SETS + user_id.encode()
@@ -155,7 +153,7 @@ class Cleaning:
         """The first pages of all these sets are asked for at once; few have another."""
         pages = self._at_once([("SSCAN", of_user, 0, "COUNT", STEP) for of_user in sets])
         for of_user, page in zip(sets, pages, strict=True):
-            if isinstance(page, ResponseError):  # not a set
+            if isinstance(page, Exception):  # not a set
                 self.counts["unreadable"] += 1
                 continue
             cursor, members = page
@@ -194,6 +192,8 @@ class Cleaning:
 
     def _pages(self, of_user: bytes, cursor: int) -> Iterator[list[bytes]]:
         """The members of a set from ``cursor`` on."""
+        from redis import ResponseError  # here, so that `rota jobs` need not import it
+
         while True:
             try:
                 cursor, members = self.redis.sscan(of_user, cursor, count=STEP)

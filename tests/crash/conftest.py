@@ -9,6 +9,8 @@ import pytest
 from core import database, migrate, plugins
 from core.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.support.fleet import Fleet, fleet
+from tests.support.service import ENVIRON, Service, free_port
+from tests.support.wheels import Environment
 
 
 @pytest.fixture
@@ -17,6 +19,19 @@ def make_fleet(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Ca
     servers = {"postgres_url": postgres_url, "redis_url": redis_url}
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(fleet(tmp_path, **{**servers, **options}))
+
+
+@pytest.fixture
+def make_plain_service(make_fleet, tmp_path: Path) -> Callable[..., Service]:
+    """Makes a service without any plugin but the tests' own, of the class that is given; options are Fleet's."""
+
+    def make(kind: type[Service] = Service, **options) -> Service:
+        environment = Environment(tmp_path / "venv")
+        environ = {**ENVIRON, "ROTA_METRICS_PORT": free_port(), **options.pop("environ", {})}
+        fleet = make_fleet(jobs="touch,fast", bin=environment.bin, cwd=tmp_path, environ=environ, **options)
+        return kind(fleet, environment, tmp_path / "service")
+
+    return make
 
 
 @pytest.fixture

@@ -3,22 +3,14 @@
 The plugin is a real wheel in an environment of the test's own, from which pip really uninstalls it.
 """
 
-import json
 import re
-import socket
-import urllib.request
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from dramatiq.message import Message
 from sqlalchemy import text
 
-from core import redis_broker
-from core.redis_broker import RotaBroker
 from tests.support import leaving
 from tests.support.eventually import eventually
-from tests.support.fleet import Fleet
+from tests.support.service import Service
 from tests.support.wheels import Environment
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
@@ -26,7 +18,6 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
 JOBS = {"leaving-tick", "leaving-shared", "leaving-own", "leaving-fast", "leaving-fast-own"}
 #: DOMAIN: the business retired these; the old system's second scheduler went on running them.
 RETIRED = ["auto-complete-expired-time-slot-tasks", "check-and-end-activities", "auto-generate-future-time-slots"]
-ENVIRON = {"ROTA_ORPHAN_SECONDS": "2"}
 LONGEST = 60
 
 LEFT = """
@@ -45,43 +36,8 @@ LEFT = """
 """
 
 
-@dataclass
-class Service:
-    """A fleet whose commands are those of an environment, in which the plugin comes and goes."""
-
-    fleet: Fleet
-    environment: Environment
-    wheels: Path
-    environ: dict[str, str] = field(default_factory=dict)
-
-    def start(self) -> None:
-        """Start a worker and a scheduler, whose metrics begin anew."""
-        self.environ["ROTA_METRICS_DIR"] = str(self.wheels / f"metrics-{len(self.fleet.processes)}")
-        self.fleet.together(
-            lambda: self.fleet.worker(**self.environ), lambda: self.fleet.scheduler(**self.environ)
-        )  # fmt: skip
-
-    def stop(self) -> None:
-        """Stop everything, and wait for it."""
-        running = [process for process in self.fleet.processes if process.poll() is None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait(30)
-
-    def rota(self, *words: str, **environ: str):
-        """Run ``rota``."""
-        return self.environment.run("rota", *words, **{**self.fleet.environment(), **self.environ, **environ})
-
-    def python(self, program: str) -> str:
-        """What a program prints in a process of this service."""
-        done = self.environment.run("python", "-c", program, **{**self.fleet.environment(), **self.environ})
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def actors(self) -> set[str]:
-        """The actors of a worker or scheduler."""
-        return set(self.python("import core.main; print(*core.main.broker.actors)").split())
+class Leaving(Service):
+    """A service in which the plugin comes and goes."""
 
     def take_away(self, how: str) -> None:
         """Take the plugin away."""
@@ -90,12 +46,12 @@ class Service:
         elif how == "disabled":
             self.environ["ROTA_DISABLED_PLUGINS"] = "leaving"
         else:
-            self.environment.install(leaving.wheel(self.wheels, version="2.0", module=leaving.BROKEN))
+            self.environment.install(leaving.wheel(self.folder, version="2.0", module=leaving.BROKEN))
 
     def bring_back(self) -> None:
         """Have it installed as it was."""
         self.environ.pop("ROTA_DISABLED_PLUGINS", None)
-        self.environment.install(next(self.wheels.glob("wheels-1.0/*.whl")))
+        self.environment.install(next(self.folder.glob("wheels-1.0/*.whl")))
 
     def leave_behind(self) -> list:
         """Leave runs of every kind in the ledger, and messages of every kind on queues."""
@@ -107,52 +63,14 @@ class Service:
         self.send("leaving-fast-own", "leaving")
         return rows
 
-    def send(self, actor: str, queue: str, **options: int) -> None:
-        """Put a message on a queue."""
-        broker = RotaBroker(redis_broker.connect(self.fleet.redis_url))
-        broker.enqueue(Message(queue_name=queue, actor_name=actor, args=(), kwargs={}, options=options))
-        broker.close()
-
-    def states(self, rows) -> list[str]:
-        """The states of these runs."""
-        ids = [row.id for row in rows]
-        return [row.state for row in self.fleet.rows("SELECT state FROM rota_runs WHERE id = ANY(:ids)", ids=ids)]
-
-    def known(self) -> set[str]:
-        """The jobs that live processes say they have, by their kinds."""
-        statement = """
-            SELECT DISTINCT jsonb_object_keys(jobs) AS job FROM rota_releases
-            WHERE fingerprint IN (SELECT release FROM rota_processes WHERE expires_at > clock_timestamp())
-        """
-        return {row.job for row in self.fleet.rows(statement)}
-
-    def dead_letters(self, queue: str) -> int:
-        """How many messages were set aside of a queue."""
-        return int(self.fleet.redis.hlen(f"dramatiq:{queue}.XQ.msgs"))
-
-    def metrics(self) -> str:
-        """What the worker tells Prometheus."""
-        port = self.fleet.environ["ROTA_METRICS_PORT"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            return str(answer.read().decode())
-
-
-def free_port() -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
-
 
 @pytest.fixture
-def make_service(make_fleet, tmp_path):
+def make_service(make_plain_service):
     """A service with the plugin installed."""
 
-    def make(name: str = "venv", **options) -> Service:
-        environment = Environment(tmp_path / name)
-        environ = {**ENVIRON, "ROTA_METRICS_PORT": free_port()}
-        fleet = make_fleet(jobs="touch,fast", bin=environment.bin, environ=environ, **options)
-        service = Service(fleet, environment, tmp_path / "leaving")
-        environment.install(leaving.wheel(service.wheels))
+    def make(**options) -> Leaving:
+        service = make_plain_service(Leaving, **options)
+        service.environment.install(leaving.wheel(service.folder))
         return service
 
     return make
@@ -191,22 +109,19 @@ def test_a_plugin_that_is_taken_away_is_on_no_path_and_comes_back(make_service, 
     assert len(fleet.rows("SELECT 1 FROM effects")) == effects + 1
     assert fleet.rows("SELECT 1 FROM rota_schedules WHERE job LIKE 'leaving%'") == []
     # the command line
-    assert not {job["name"] for job in json.loads(service.rota("jobs", "--json").stdout)} & JOBS
+    assert not service.jobs() & JOBS
     refused = service.rota("run", "leaving-own")
     assert (refused.returncode, "unknown job 'leaving-own'" in refused.stderr) == (1, True)
-    assert {run["state"] for run in json.loads(service.rota("runs", "--json", "--job", "leaving-own").stdout)} == {
-        "orphaned"
-    }
-    counts = json.loads(service.rota("orphans", "--json", "--plugin", "leaving").stdout)["counts"]
+    assert {run["state"] for run in service.json("runs", "--job", "leaving-own")} == {"orphaned"}
+    counts = service.json("orphans", "--plugin", "leaving")["counts"]
     assert sum(count["runs"] for count in counts) >= len(rows)
-    states = {plugin["name"]: plugin["state"] for plugin in json.loads(service.rota("plugins", "--json").stdout)}
+    states = {plugin["name"]: plugin["state"] for plugin in service.json("plugins")}
     assert states.get("leaving", "uninstalled") == how
     # metrics and health
     told = [line for line in service.metrics().splitlines() if re.search(r'task="leaving', line)]
     assert told
     assert all(line.startswith("scheduled_task_total{") and 'status="orphaned"' in line for line in told)
-    checked = service.rota("check", "--live", "--json")
-    names = {answer["name"]: answer["outcome"] for answer in json.loads(checked.stdout)["checks"]}
+    names = {answer["name"]: answer["outcome"] for answer in service.json("check", "--live")["checks"]}
     assert "workers on leaving" not in names
     assert names.get("plugin leaving") == {"uninstalled": None, "disabled": "info", "broken": "wrong"}[how]
 
@@ -272,7 +187,7 @@ def test_the_retired_jobs_are_on_no_path(make_service):
 
     assert not service.actors() & set(RETIRED)
     assert not service.known() & set(RETIRED)
-    assert not {job["name"] for job in json.loads(service.rota("jobs", "--json").stdout)} & set(RETIRED)
+    assert not service.jobs() & set(RETIRED)
     for name in RETIRED:
         assert service.rota("run", name).returncode == 1
         assert fleet.effects(name) == []

@@ -197,7 +197,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(start_up):
 
     victim.kill()
 
-    eventually(lambda: "up.restarting" in up.log, within=20)
+    eventually(lambda: "supervisor.restarting" in up.log, within=20)
     eventually(lambda: len(up.of("dramatiq core.main")) == 2 and parents[0] not in up.of("dramatiq"), within=20)
     assert is_alive(bystander)
     assert up.rota("run", "prune-runs", "--wait", "--timeout", "30").returncode == 0
@@ -262,7 +262,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_will_not_end(start_up, folder):
     up.type(CTRL_C)
 
     assert up.wait_until_gone() == 0
-    assert "up.killing" in up.log
+    assert "supervisor.killing" in up.log
 
 
 def test_a_sigkill_leaves_nothing_after_a_few_seconds_and_the_next_one_starts(start_up):

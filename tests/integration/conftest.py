@@ -249,6 +249,7 @@ class NoCarrier:
         self.letters: list[Any] = []
         self.publications: list[tuple[str, dict[str, Any]]] = []
         self.is_away = False
+        self.carries = True
 
     def send(self, parcels: Any) -> None:
         """Keep parcels."""

@@ -328,6 +328,15 @@ class TestCheck:
         assert "no  workers on billing: 0 alive" in live.stdout
         assert "no  scheduler: 0 alive" in live.stdout
 
+    def test_a_setting_that_a_plugin_left_behind_is_told_and_nothing_is_wrong(self, rota, database, monkeypatch):
+        monkeypatch.setenv("ROTA_INVOICES_TOKEN", "hunter2")
+
+        done = rota("check")
+
+        assert done.exit_code == 0
+        assert "--  setting ROTA_INVOICES_TOKEN: is not a setting" in done.stdout
+        assert "hunter2" not in done.output
+
     def test_json_says_what_is_wrong_and_what_to_do(self, rota, database, monkeypatch):
         monkeypatch.setenv("REDIS_URL", NOBODY_REDIS)
 

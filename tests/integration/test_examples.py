@@ -9,6 +9,8 @@ import pytest
 from core.settings import plugin_prefix
 from tests.support.wheels import ROOT, Environment, build
 
+#: A setting of each, nearly.
+MISSPELT = {"uptime": "TIMEOUT_SECOND"}
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/pyproject.toml"))
 
 
@@ -25,6 +27,6 @@ def test_it_is_built_installed_tested_and_loaded(tmp_path: Path, example: Path):
     found = {plugin["name"]: plugin for plugin in json.loads(environment.run("rota", "plugins", "--json").stdout)}
     assert (found[example.name]["state"], found[example.name]["error"]) == ("loaded", None)
 
-    wrong = {plugin_prefix(example.name) + "NO_SUCH": "1"}
+    wrong = {plugin_prefix(example.name) + MISSPELT[example.name]: "1"}
     found = json.loads(environment.run("rota", "plugins", "--json", **wrong).stdout)
     assert "is not a setting" in next(plugin for plugin in found if plugin["name"] == example.name)["error"]

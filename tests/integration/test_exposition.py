@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.middleware.exposition import forget_dead_processes
+from core.metric_files import tidy
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -151,13 +151,29 @@ def test_a_port_that_is_taken_is_said_once_and_asked_for_again(environ, tmp_path
 def test_files_of_dead_processes_are_deleted_and_those_of_living_ones_kept(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     names = [f"gauge_livesum_{pid}.db" for pid in (int(dead.stdout), os.getpid())]
-    for name in [*names, f"counter_{int(dead.stdout)}.db", "gauge_livesum_x.db"]:
+    for name in [*names, "gauge_livesum_x.db"]:
         (tmp_path / name).touch()
 
-    forget_dead_processes(tmp_path)
+    tidy(tmp_path)
 
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {names[1], f"counter_{int(dead.stdout)}.db", "gauge_livesum_x.db"}
+    assert {path.name for path in tmp_path.iterdir()} == {names[1], "gauge_livesum_x.db"}
+
+
+def test_what_many_dead_processes_have_counted_is_put_together_and_told_as_before(environ, server):
+    for _ in range(3):
+        with program(WORK, environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.communicate()
+    folder = Path(environ["ROTA_METRICS_DIR"])
+
+    told = [get(environ, "/metrics")[1].splitlines() for _ in range(2)]
+
+    assert told[0] == told[1]
+    assert 'scheduled_task_total{status="succeeded",task="close-day"} 3.0' in told[0]
+    assert 'scheduled_task_duration_seconds_sum{task="close-day"} 4.5' in told[0]
+    assert 'scheduled_task_duration_seconds_bucket{le="1.0",task="close-day"} 0.0' in told[0]
+    assert 'scheduled_task_duration_seconds_bucket{le="2.5",task="close-day"} 3.0' in told[0]
+    assert 'scheduled_task_status{task="close-day"} 1.0' in told[0]
+    assert {path.name for path in folder.iterdir()} == {"counter_0.db", "histogram_0.db", "gauge_mostrecent_0.db"}
 
 
 LEAD = """

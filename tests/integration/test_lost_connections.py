@@ -1,11 +1,13 @@
 """I4, I5: connections that are cut, and PostgreSQL that is restarted, cost an attempt at most."""
 
+import socket
 import threading
 from contextlib import closing
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 from core import database as databases
 from core import execution, job, migrate
@@ -16,6 +18,7 @@ from core.ledger import leases, processes, runs
 from core.ledger.processes import Identity
 from core.plugins import current
 from core.testing import RunJob
+from tests.faults.proxy import Loop, Proxy
 from tests.support.effects import leave
 from tests.support.eventually import eventually
 from tests.support.ledger import Ledger
@@ -79,6 +82,26 @@ def test_a_pool_of_stale_connections_does_not_keep_a_run_from_being_claimed(run_
     assert run_job.executor.execute(work, run_id) == "succeeded"
 
 
+def test_the_kernel_gives_up_a_server_that_acknowledges_no_statement(postgres_url):
+    """Seen on a veth pair that was taken down: noticed after 10.0 s, and without the option not within 75 s."""
+    url = make_url(postgres_url)
+    loop = Loop()
+    proxy = Proxy(loop, lambda: f"{url.query['host']}/.s.PGSQL.{url.query['port']}").start()
+    engine = databases.connect(url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string())
+
+    with engine.connect() as connection, socket.fromfd(fileno(connection), socket.AF_INET, socket.SOCK_STREAM) as tcp:
+        timeout_ms = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    engine.dispose()
+    proxy.stop()
+    loop.close()
+    assert timeout_ms == 10_000
+
+
+def fileno(connection):
+    return connection.connection.driver_connection.fileno()
+
+
 def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, ledger, monkeypatch):
     monkeypatch.setattr(execution, "RECORD_AGAIN_SECONDS", 0.1)
 
@@ -121,9 +144,9 @@ def test_without_a_process_nothing_is_claimed(run_job, database):
 
 
 @pytest.fixture
-def own_postgres(tmp_path):
+def own_postgres(servers_folder, tmp_path):
     """A PostgreSQL of this test's own, to be stopped and started."""
-    server = EmbeddedPostgres(tmp_path)
+    server = EmbeddedPostgres(servers_folder / tmp_path.name)
     server.start()
     yield server
     server.stop()

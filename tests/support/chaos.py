@@ -5,14 +5,17 @@ tells of its start on a Redis list, where a test waits for it.
 """
 
 import os
+import re
+import shutil
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import redis
 from sqlalchemy import text
 
-from core import Run, every, hookimpl, job
+from core import Run, every, hookimpl, job, send
 
 EFFECTS = """
     CREATE TABLE effects (
@@ -27,7 +30,7 @@ STARTED = "chaos:started"
 #: A job that waits goes on once something lies here under its run's id.
 GO_ON = "chaos:go-on:"
 
-_client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:1"), socket_timeout=None)
+_client = redis.Redis.from_url(os.environ.get("REDIS_URL") or "redis://127.0.0.1:1", socket_timeout=None)
 
 
 def tell(run: Run) -> None:
@@ -77,7 +80,7 @@ def wait(run: Run) -> None:
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
 
 
-@job("nap", queue="chaos", overlap="allow")
+@job("nap", queue="chaos", overlap="allow", max_retries=20, retry_delay=timedelta(seconds=1))
 def nap(run: Run) -> None:
     """Leave an effect, and take a little while over it."""
     effect(run)
@@ -97,6 +100,44 @@ def spin(run: Run) -> None:
     tell(run)
     while True:
         time.sleep(0.01)
+
+
+@job("query", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), max_retries=0)
+def query(run: Run) -> None:
+    """Be stuck in a statement."""
+    effect(run)
+    tell(run)
+    run.session.execute(text("SELECT pg_sleep(120)"))
+
+
+@job(
+    "stubborn",
+    queue="chaos",
+    overlap="allow",
+    soft_limit=timedelta(seconds=1),
+    hard_limit=timedelta(seconds=2),
+    max_retries=0,
+)
+def stubborn(run: Run) -> None:
+    """Ignore every interruption."""
+    tell(run)
+    while True:
+        with suppress(BaseException):
+            time.sleep(1)
+
+
+@job("hog", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), hard_limit=timedelta(seconds=2))
+def hog(run: Run) -> None:
+    """Call into C, and never give the interpreter back: nothing else runs in this process any more."""
+    tell(run)
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+@job("send-fast", queue="chaos", overlap="allow")
+def send_fast(run: Run, fail: bool = False) -> None:
+    """Send a message of the fast lane, if this commits."""
+    effect(run)
+    send(run.session, "fast", args={"fail": fail})
 
 
 @job("fail", queue="chaos", max_retries=1, retry_delay=timedelta(seconds=2))
@@ -135,7 +176,23 @@ class Chaos:
 
     @hookimpl
     def register_jobs(self):
-        return [tick, half_minute, touch, nap, wait, lock, spin, fail, crash, fast, fast_wait]
+        return [
+            tick,
+            half_minute,
+            touch,
+            nap,
+            wait,
+            lock,
+            spin,
+            query,
+            stubborn,
+            hog,
+            fail,
+            crash,
+            send_fast,
+            fast,
+            fast_wait,
+        ]
 
 
 def install(folder: Path, jobs: str | None = None) -> Path:
@@ -149,12 +206,14 @@ def install(folder: Path, jobs: str | None = None) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chaos\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[rota.plugins]\nchaos = chaos_plugin:plugin\n")
     (folder / "chaos_plugin.py").write_text(ENTRY.format(jobs=jobs))
+    shutil.copy(__file__, folder / "chaos_jobs.py")  # not imported from here: the processes may not have this folder
     return folder
 
 
 ENTRY = """\
+import chaos_jobs as chaos
+
 from core import hookimpl
-from tests.support import chaos
 
 WANTED = {jobs!r}
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 from dramatiq.message import Message
@@ -58,15 +58,23 @@ class Fleet:
     jobs: str | None = None
     #: Where the commands are.
     bin: Path = Path(sys.executable).parent
+    #: Where they are started, and what they can import beside what is installed.
+    cwd: Path = ROOT
     environ: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    #: The tables of its jobs.
+    tables: ClassVar[str] = chaos.EFFECTS
 
     def __post_init__(self) -> None:
-        chaos.install(self.folder / "site", self.jobs)
+        self.install()
         self.engine: Engine = database.connect(self.postgres_url)
         self.redis = redis.Redis.from_url(self.redis_url, socket_timeout=None, decode_responses=True)
         with self.engine.begin() as connection:
-            connection.exec_driver_sql(chaos.EFFECTS)
+            connection.exec_driver_sql(self.tables)
+
+    def install(self) -> None:
+        """Write the plugin that the processes have."""
+        chaos.install(self.folder / "site", self.jobs)
 
     def environment(self) -> dict[str, str]:
         """What the processes have in theirs, without any settings of the shell that started the tests."""
@@ -74,7 +82,7 @@ class Fleet:
             **{name: value for name, value in os.environ.items() if not name.startswith("ROTA_")},
             "DATABASE_URL": self.postgres_url,
             "REDIS_URL": self.redis_url,
-            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(self.cwd)]),
             "ROTA_METRICS_PORT": "0",
             **self.environ,
         }
@@ -87,7 +95,7 @@ class Fleet:
             process = subprocess.Popen(
                 [str(executable), *command[1:]],
                 env={**self.environment(), **environ},
-                cwd=ROOT,
+                cwd=self.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,16 +1,24 @@
 """Real wheels in real virtual environments: built, installed and uninstalled by pip."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-#: Has the packages of the environment that runs the tests, editable ones too; pip then installs into this one alone.
-BORROW = "import site; site.addsitedir({site!r})\n"
+#: The distributions of this repository, by the folders that hold their pyproject.toml.
+CORE = ROOT
+PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+#: What a distribution of ours has in site-packages when it is installed from its folder, under whatever name.
+OURS = re.compile(rf"_*(editable_+)?\.?rota(_({'|'.join(folder.name for folder in PLUGINS)}))?[-_.]\d.*")
+LEFTOVERS = shutil.ignore_patterns("build", "dist", "*.egg-info", ".*", "__pycache__")
 SCRIPT = """#!{python}
 import sys
 from {module} import {function}
@@ -22,7 +30,6 @@ SCRIPTS = {
     "pytest": ("pytest", "main"),
     "dramatiq": ("dramatiq.__main__", "main"),
     "periodiq": ("periodiq", "entrypoint"),
-    "rota": ("core.cli", "main"),
 }
 
 
@@ -36,26 +43,58 @@ def pip(python: Path | str, *words: str, cwd: Path) -> None:
 
 
 def build(folder: Path, into: Path) -> Path:
-    """The wheel of the package in ``folder``."""
-    pip(sys.executable, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(into), str(folder), cwd=folder)
+    """The wheel of the package in ``folder``, built from a copy, since building leaves things behind."""
+    with tempfile.TemporaryDirectory() as temporary:
+        source = shutil.copytree(folder, Path(temporary, folder.name), ignore=LEFTOVERS)
+        words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(into), str(source)]
+        pip(sys.executable, *words, cwd=source)
     (wheel,) = into.glob("*.whl")
     return wheel
 
 
+@cache
+def shared() -> Path:
+    """A folder for what all tests of this process have in common."""
+    return Path(_folder().name)
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="rota-wheels-")
+
+
+@cache
+def wheel_of(folder: Path) -> Path:
+    """The wheel of a distribution of this repository, built once."""
+    return build(folder, shared() / folder.name)
+
+
+@cache
+def borrowed() -> Path:
+    """Links to the packages of the environment that runs the tests, all but ours."""
+    links = shared() / "borrowed"
+    links.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not OURS.fullmatch(path.name):
+            (links / path.name).symlink_to(path)
+    return links
+
+
 @dataclass
 class Environment:
-    """A virtual environment of a test's own."""
+    """A virtual environment of a test's own, with Rota installed from its wheel, and without any plugin."""
 
     folder: Path
 
     def __post_init__(self) -> None:
         venv.create(self.folder, symlinks=True)
         site = sysconfig.get_path("purelib", vars={"base": str(self.folder), "platbase": str(self.folder)})
-        Path(site, "borrowed.pth").write_text(BORROW.format(site=sysconfig.get_path("purelib")))
+        Path(site, "borrowed.pth").write_text(f"{borrowed()}\n")
         for name, (module, function) in SCRIPTS.items():
             script = self.bin / name
             script.write_text(SCRIPT.format(python=self.python, module=module, function=function))
             script.chmod(0o755)
+        self.install(wheel_of(CORE))
 
     @property
     def bin(self) -> Path:
@@ -67,13 +106,13 @@ class Environment:
         """Its interpreter."""
         return self.bin / "python"
 
-    def install(self, wheel: Path) -> None:
-        """Install a wheel, and nothing that it needs."""
-        pip(self.python, "install", "-q", "--no-deps", "--force-reinstall", str(wheel), cwd=self.folder)
+    def install(self, *wheels: Path) -> None:
+        """Install wheels, and nothing that they need."""
+        pip(self.python, "install", "-q", "--no-deps", "--force-reinstall", *map(str, wheels), cwd=self.folder)
 
-    def uninstall(self, distribution: str) -> None:
-        """Uninstall a package."""
-        pip(self.python, "uninstall", "-q", "-y", distribution, cwd=self.folder)
+    def uninstall(self, *distributions: str) -> None:
+        """Uninstall packages."""
+        pip(self.python, "uninstall", "-q", "-y", *distributions, cwd=self.folder)
 
     def run(self, *words: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run one of its commands to its end."""

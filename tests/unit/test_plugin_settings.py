@@ -37,6 +37,13 @@ def test_every_wrong_variable_is_named_without_its_value():
     assert "s3cret" not in str(refused.value)
 
 
+def test_what_is_near_no_field_is_left_alone():
+    """``billing_archive`` may be a plugin too, or have been one."""
+    environ = {"ROTA_BILLING_ARCHIVE_AFTER": "5", "ROTA_BILLING_ARCHIVE_GRACE_DAYS": "9"}
+
+    assert BillingSettings.read(environ).grace_days == 3
+
+
 def test_every_variable_has_its_sentence():
     assert BillingSettings.variables() == {
         "ROTA_BILLING_GRACE_DAYS": "How long an invoice may be late, in days.",

@@ -538,3 +538,12 @@ def test_a_job_whose_grace_is_longer_than_runs_are_kept_is_said_when_a_process_s
     assert "job.outlives_its_runs job=prune-runs: misfire_grace=6:00:00 is longer than ROTA_RETENTION_DAYS (0.2)" in (
         started.stderr.replace("\\", "")
     )
+
+
+def test_a_setting_that_a_plugin_left_behind_is_told_and_keeps_no_process_from_starting(tmp_path: Path):
+    started = start(tmp_path, ROTA_INVOICES_TOKEN="hunter2", ROTA_UNLICENSED_TOKEN="hunter2")
+
+    assert started.returncode == 0, started.stderr
+    assert "setting.unknown ROTA_INVOICES_TOKEN is not a setting" in started.stderr
+    assert "ROTA_UNLICENSED_TOKEN" not in started.stderr
+    assert "hunter2" not in started.stderr

@@ -34,12 +34,27 @@ def test_the_two_urls_are_enough():
 def test_every_default_is_a_value_that_would_be_accepted():
     defaults = settings.load(GOOD)
     given = {
-        str(field.validation_alias): str(getattr(defaults, name))
+        str(field.validation_alias): str(field.default)
         for name, field in settings.Settings.model_fields.items()
-        if not field.is_required() and getattr(defaults, name) is not None
+        if not field.is_required() and field.default is not None
     }
 
     assert settings.load({**GOOD, **given}) == defaults
+
+
+@pytest.mark.parametrize("mode", ["distributed", "auto"])
+def test_without_a_redis_only_local_mode_is_possible(mode):
+    without = {name: value for name, value in GOOD.items() if name != "REDIS_URL"}
+
+    with pytest.raises(SettingsError, match=r"REDIS_URL is not set.*SCHEDULER_MODE=local"):
+        settings.load({**without, "SCHEDULER_MODE": mode})
+
+    assert settings.load({**without, "SCHEDULER_MODE": "local"}).redis_url is None
+
+
+def test_a_mode_that_is_none_is_refused_with_those_there_are():
+    with pytest.raises(SettingsError, match=r"SCHEDULER_MODE .*'distributed', 'local' or 'auto'"):
+        settings.load({**GOOD, "SCHEDULER_MODE": "lokal"})
 
 
 def test_defaults_are_those_of_the_documentation():
@@ -222,14 +237,40 @@ def test_a_value_out_of_range_is_refused_with_its_name_and_without_itself(name, 
         assert value not in found[0].split()
 
 
-def test_a_misspelt_setting_is_refused_with_the_nearest_one():
-    assert problems(ROTA_LEASE_SECOND="15") == [
-        "ROTA_LEASE_SECOND is not a setting; did you mean 'ROTA_LEASE_SECONDS'?"
-    ]
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("ROTA_LEASE_SECOND", "ROTA_LEASE_SECONDS"),
+        ("ROTA_LEASESECONDS", "ROTA_LEASE_SECONDS"),
+        ("ROTA_LOG_LVL", "ROTA_LOG_LEVEL"),
+        ("ROTA_METRIC_PORT", "ROTA_METRICS_PORT"),
+        ("ROTA_DISABLE_PLUGIN", "ROTA_DISABLED_PLUGINS"),
+        ("ROTA_POOL_SIZE", "ROTA_DB_POOL_SIZE"),
+    ],
+)
+def test_a_misspelt_setting_is_refused_with_the_nearest_one(wrong, meant):
+    assert problems(**{wrong: "15"}) == [f"{wrong} is not a setting; did you mean {meant!r}?"]
 
 
-def test_an_unknown_setting_with_nothing_near_gets_no_suggestion():
-    assert problems(ROTA_ZZZ=SECRET) == ["ROTA_ZZZ is not a setting"]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ROTA_ZZZ",
+        "ROTA_EXPIRY_SECONDS",
+        "ROTA_EXPIRY_RETENTION_DAYS",
+        "ROTA_MAINTENANCE_UPLOAD_ROOT",
+        "ROTA_BIN_LEASE_SECONDS",
+        "ROTA_EXPIRY_",
+    ],
+)
+def test_what_a_plugin_that_is_gone_left_behind_stops_nothing(name, monkeypatch):
+    monkeypatch.setattr(settings, "entry_points", lambda group: [])
+
+    assert settings.load({**GOOD, name: SECRET})
+
+
+def test_a_misspelt_setting_that_is_empty_counts_as_unset():
+    assert settings.load({**GOOD, "ROTA_LEASE_SECOND": ""})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""What ``rota up`` and ``rota worker`` have in common: the programs that they start, and a guard beside them."""
+
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.errors import RotaError
+from core.settings import Settings
+from core.supervisor import Guard
+
+#: Connections that a worker process needs beside one for each thread.
+SPARE_CONNECTIONS = 2
+
+
+@contextmanager
+def guarded() -> Iterator[Guard]:
+    """A guard for as long as there may be something to guard."""
+    guard = Guard()
+    try:
+        yield guard
+    finally:
+        guard.dismiss()
+
+
+def pool_size(threads: int) -> str:
+    """Enough connections for every thread."""
+    default = Settings.model_fields["db_pool_size"].default
+    return str(max(default, threads + SPARE_CONNECTIONS))
+
+
+def script(name: str) -> str:
+    """A command that was installed with us."""
+    ours = Path(sysconfig.get_path("scripts")) / name
+    found = str(ours) if ours.exists() else shutil.which(name)
+    if found is None:
+        raise RotaError(f"the command {name!r} is not installed beside {sys.executable}")
+    return found

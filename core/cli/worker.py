@@ -1,0 +1,129 @@
+"""``rota worker``: worker processes under a supervisor of ours, each on its own, so that none ends with another."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import click
+
+from core import logs, plugins, settings
+from core.cli.programs import guarded, pool_size, script
+from core.errors import suggestion
+from core.line import Reception
+from core.settings import Settings
+from core.succession import Succession, Worker
+from core.supervisor import Command, Guard, Signals
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PROCESSES = 2
+
+
+class Queue(click.ParamType[str]):
+    """The name of a queue that some job is on."""
+
+    name = "queue"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        known = {job.queue for job in plugins.current()}
+        if value not in known:
+            self.fail(
+                f"unknown queue {value!r}{suggestion(value, known)}; no job of a loaded plugin is on it", param, ctx
+            )
+        return value
+
+
+@click.command()
+@click.option("--processes", type=click.IntRange(1, 64), help="Worker processes.  [default: 2; 1 in local mode]")
+@click.option("--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads in each of them.")
+@click.option("-Q", "--queue", "queues", type=Queue(), multiple=True, help="Take this queue only; may be repeated.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=1),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="What jobs are given to end when the worker stops.",
+)
+def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: float) -> None:
+    """Work on runs, in processes that are started again when they die.
+
+    Each process is a Dramatiq worker on its own: when one dies, the others go on. One that has worked on
+    ROTA_MAX_MESSAGES_PER_PROCESS messages, or holds more memory than ROTA_MAX_MEMORY_MB, is succeeded by a new one and
+    ends when it has finished. With SCHEDULER_MODE=local it is one process, which needs neither Redis nor a scheduler.
+
+    SIGTERM or Ctrl-C has jobs at work finish within the grace; what does not is handed back and taken up elsewhere. A
+    second one does not wait.
+
+    \b
+      rota worker --processes 4 --threads 8
+      rota worker -Q billing -Q reports --processes 1
+      SCHEDULER_MODE=local rota worker
+    """
+    configured = settings.load()
+    logs.configure(configured.log_format, configured.log_level)
+    processes = number_of(processes, configured)
+    with (
+        Signals() as signals,
+        guarded() as guard,
+        Reception() as reception,
+        tempfile.TemporaryDirectory(prefix="rota-metrics-") as folder,
+    ):
+        environ = {"ROTA_METRICS_DIR": folder, "ROTA_DB_POOL_SIZE": pool_size(threads), **os.environ}
+        commands = [
+            *workers(environ, configured, reception, processes, threads, queues, grace),
+            *metrics_server(environ, configured),
+        ]
+        work(Succession(signals, guard, reception), commands, signals, guard, grace)
+
+
+def work(supervisor: Succession, commands: Sequence[Command], signals: Signals, guard: Guard, grace: float) -> None:
+    """Keep all of it running until asked to stop."""
+    try:
+        for command in commands:
+            if not signals.asked:
+                supervisor.start(command)
+        supervisor.keep_running()
+        logger.info("worker.stopping: waiting up to %.0f s for the jobs at work", grace)
+    finally:
+        supervisor.stop(grace)
+    logger.info("worker.stopped")
+
+
+def number_of(processes: int | None, configured: Settings) -> int:
+    """How many processes to start. Raises click.UsageError for several in local mode."""
+    if configured.mode != "local":
+        return processes or DEFAULT_PROCESSES
+    if processes is not None and processes > 1:
+        raise click.UsageError("SCHEDULER_MODE=local is one process: --processes must be 1; give it more --threads")
+    return 1
+
+
+def workers(
+    environ: Mapping[str, str],
+    configured: Settings,
+    reception: Reception,
+    processes: int,
+    threads: int,
+    queues: Sequence[str] = (),
+    grace: float = 60,
+) -> Iterator[Worker]:
+    """The worker processes. None serves metrics: ``metrics_server`` does, for all."""
+    only = ["--queues", *queues] if queues else []
+    for_jobs = max(grace - 5, grace / 2)  # workers that give up in time can still hand back their runs
+    if configured.mode == "local":
+        words = [sys.executable, "-m", "core.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
+    else:
+        timeout = f"--worker-shutdown-timeout={round(for_jobs * 1000)}"
+        words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", timeout, *only]
+    quiet = {**environ, "ROTA_METRICS_PORT": "0"}
+    for number in range(1, processes + 1):
+        yield Worker(f"worker-{number}", words, quiet, reception=reception)
+
+
+def metrics_server(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:
+    """What serves the metrics of all processes, unless they are turned off."""
+    if configured.metrics_port:
+        yield Command("metrics", [sys.executable, "-m", "core.middleware.exposition"], environ)

@@ -1,0 +1,134 @@
+"""Has this process replaced once it has worked on many messages, or holds much memory: what leaks, ends with it.
+
+Under ``rota worker`` and ``rota up`` a successor is at work before this process takes on nothing more
+(``core/line.py``). Under ``dramatiq core.main --processes 1`` Dramatiq starts itself anew when this process has
+finished. With several processes Dramatiq can only end all of them together, so that one job at work would keep all of
+them waiting: there it is not done.
+"""
+
+import logging
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import psutil
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.cli import make_argument_parser
+from dramatiq.middleware import Middleware
+from dramatiq.worker import Worker
+
+from core import line, metrics
+from core.line import Line
+from core.middleware import draining
+from core.middleware.occupation import Occupation
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_SECONDS = 1.0
+DRAINED_EVERY_SECONDS = 0.05
+MEBIBYTE = 2**20
+#: Processes that were started together are not to leave together: each bears up to this much more than it must.
+MOST_PATIENCE = 0.2
+
+
+@dataclass(frozen=True)
+class Endurance:
+    """How much a process bears; 0: any amount."""
+
+    messages: int
+    memory_mb: int
+    least_seconds: float
+    patience: float = field(default_factory=lambda: 1 + random.uniform(0, MOST_PATIENCE))
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether nothing tires it."""
+        return not self.messages and not self.memory_mb
+
+    def exceeded(self, messages: int, seconds: float, memory: Callable[[], int]) -> str:
+        """What it can bear no longer, in a word; empty: it can. ``memory`` is asked for bytes only if that matters."""
+        if seconds < self.least_seconds * self.patience:
+            return ""
+        if self.messages and messages >= self.messages * self.patience:
+            return "messages"
+        if self.memory_mb and memory() > self.memory_mb * MEBIBYTE:
+            return "memory"
+        return ""
+
+
+class Recycling(Middleware):
+    """Counts messages, looks at the memory every second, and asks for a successor; comes after ``Occupation``."""
+
+    def __init__(self, endurance: Endurance, occupation: Occupation) -> None:
+        self._endurance = endurance
+        self._occupation = occupation
+        self._count = count(1)
+        self._messages = 0
+        self._stopping = threading.Event()
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Begin to count; whoever waits for this process to be at work is told."""
+        supervisor = line.to_supervisor()
+        if supervisor is not None:
+            supervisor.say(line.READY)
+        if not self._endurance.is_endless:
+            threading.Thread(target=self._run, args=(broker, worker, supervisor), daemon=True, name="rota-age").start()
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        """Count it."""
+        self._messages = next(self._count)
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """It leaves anyway."""
+        self._stopping.set()
+
+    def _run(self, broker: Broker, worker: Worker, supervisor: Line | None) -> None:
+        began, process = time.monotonic(), psutil.Process()
+        while not self._stopping.wait(LOOK_EVERY_SECONDS):
+            reason = self._endurance.exceeded(
+                self._messages, time.monotonic() - began, lambda: process.memory_info().rss
+            )
+            if reason:
+                try:
+                    self._leave(broker, worker, supervisor, reason)
+                except Exception:  # an old process is better than none
+                    logger.exception("process.not_recycled: going on")
+                return
+
+    def _leave(self, broker: Broker, worker: Worker, supervisor: Line | None, reason: str) -> None:
+        if supervisor is None and not is_only_process():
+            logger.warning("process.not_recycled reason=%s: Dramatiq would end its siblings; use `rota worker`", reason)
+            return
+        logger.info("process.recycling reason=%s messages=%s", reason, self._messages)
+        metrics.recycled(reason)
+        if supervisor is None:
+            if self._drained(broker, worker):
+                os.kill(os.getppid(), signal.SIGHUP)
+            return
+        supervisor.say(line.TIRED)
+        while not supervisor.hears(line.GO, within_seconds=LOOK_EVERY_SECONDS):
+            if self._stopping.is_set():
+                return
+        if self._drained(broker, worker):
+            supervisor.say(line.DONE)
+
+    def _drained(self, broker: Broker, worker: Worker) -> bool:
+        """Take on nothing more and wait until all is finished; False if the process is told to stop meanwhile."""
+        draining.begin(broker, worker)
+        while not (self._occupation.is_over and draining.is_empty(broker)):
+            if self._stopping.wait(DRAINED_EVERY_SECONDS):
+                return False
+        return not self._stopping.is_set()
+
+
+def is_only_process() -> bool:
+    """Whether the ``dramatiq`` command that runs this has been told to have one worker process."""
+    return bool(make_argument_parser().parse_args().processes == 1)

@@ -1,0 +1,76 @@
+"""Ends a process in which nothing runs any more, since a job called into C and never gives the interpreter back.
+
+In such a process no time limit can be enforced and no lease renewed: every thread waits. So a process of its own, which
+needs nothing but the standard library, waits for a beat every second, and kills its parent after as many silent looks
+as the lease has seconds; the parent's runs are others' by then. Looks are counted rather than time, so that a machine
+that slept is not taken for a silent process; nor is one that somebody stopped.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from math import ceil
+from pathlib import Path
+
+BEAT_SECONDS = 1.0
+
+
+class Watchdog(threading.Thread):
+    """The beat of this process, and the one who listens to it."""
+
+    def __init__(self, silence_seconds: float) -> None:
+        super().__init__(name="rota-watchdog", daemon=True)
+        self._stopping = threading.Event()
+        command = [sys.executable, "-I", "-S", __file__, str(ceil(silence_seconds / BEAT_SECONDS))]
+        self._listener = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert self._listener.stdin is not None
+        self._pipe = self._listener.stdin.fileno()
+        os.set_blocking(self._pipe, False)
+
+    def run(self) -> None:
+        """Beat until stopped."""
+        while not self._stopping.wait(BEAT_SECONDS):
+            with suppress(OSError):  # it is gone, or was itself stopped
+                os.write(self._pipe, b".")
+
+    def stop(self) -> None:
+        """End the one who listens."""
+        self._stopping.set()
+        assert self._listener.stdin is not None
+        with suppress(OSError):
+            self._listener.stdin.close()
+        self._listener.wait()
+
+
+def listen(most_silent_looks: int) -> None:
+    """Listen to the parent until it closes the pipe, or kill it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's to handle; the pipe says when it ends
+        signal.signal(number, signal.SIG_IGN)
+    parent, silent_looks = os.getppid(), 0
+    while silent_looks < most_silent_looks:
+        readable, _, _ = select.select([0], [], [], BEAT_SECONDS)
+        if readable and not os.read(0, 4096):
+            return
+        silent_looks = 0 if readable or is_stopped(parent) else silent_looks + 1
+    if os.getppid() == parent:  # the number could be another's by now
+        words = (
+            f"rota: process {parent} was silent for {most_silent_looks} s: a job in it does not let others run; killed"
+        )
+        print(words, file=sys.stderr, flush=True)  # noqa: T201 — the only voice it has
+        os.kill(parent, signal.SIGKILL)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped the process, as SIGSTOP does."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    command = ["ps", "-o", "stat=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.startswith("T")
+
+
+if __name__ == "__main__":
+    listen(int(sys.argv[1]))

@@ -1,0 +1,62 @@
+"""The checker of ``tests/faults`` finds each planted bug in a short round of real processes, and none without one."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults import campaign, report
+from tests.faults.campaign import SHORT, Round
+from tests.faults.checker import check
+from tests.faults.planted import PLANTS
+from tests.faults.world import Servers, servers
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
+
+#: One of each that some plant needs: a dead process, some that wake up late, two that fire slots, lost messages.
+FAULTS = [
+    ("worker killed", 2.5, 0, 0.0),
+    ("paused past its lease", 3.5, 1, 6.5),
+    ("paused past its lease", 5.0, 2, 6.5),
+    ("two dispatchers", 7.0, 0, 5.0),
+    ("Redis wiped", 6.0, None, 0.0),
+]
+#: So that every worker is at work on several at any time, half of which hold no transaction.
+REQUESTS = {"nap": 10, "keyed": 5, "flaky": 4, "sweep": 3, "free": 2}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Servers]:
+    """Servers for all rounds of this file."""
+    with servers() as started:
+        yield started
+
+
+def violations_of(running: Servers, plant: str | None) -> Counter[str]:
+    """The kinds of violation that are found in a round with that plant; their history is printed."""
+    settle = 20 if plant is None else 12  # with a plant, something may never end
+    asked = Round(
+        seed=1,
+        seconds=12,
+        settings=SHORT,
+        plant=plant,
+        faults=FAULTS,
+        per_second=12,
+        requests=REQUESTS,
+        settle_seconds=settle,
+    )
+    with campaign.staged(running, asked) as (_, history):
+        found = check(history)
+    print("\n".join(report.story(history, found)))  # noqa: T201 — pytest shows it with a failure
+    return Counter(violation.kind for violation in found)
+
+
+def test_without_a_planted_bug_there_is_no_violation(running):
+    assert violations_of(running, None) == {}
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_is_found(running, name):
+    found = violations_of(running, name)
+
+    assert found.keys() & PLANTS[name].found_as, found

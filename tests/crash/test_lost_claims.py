@@ -1,0 +1,69 @@
+"""I3: a claim is not flushed to disk by itself; what a crash of PostgreSQL makes of one gives no right to commit."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from core import database, migrate, plugins
+from core.embedded import EmbeddedPostgres
+from core.errors import LeaseLost
+from core.ledger import leases, processes, runs
+from core.ledger.leases import Lease
+from core.ledger.processes import Identity
+
+pytestmark = pytest.mark.crash
+
+
+@pytest.fixture
+def server(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that writes its log of transactions only when it must, so that a crash loses the rest."""
+    made = EmbeddedPostgres(servers_folder / tmp_path.name, settings={"wal_writer_delay": "10s"})
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def engine(server: EmbeddedPostgres) -> Iterator[Engine]:
+    made = database.connect(server.url)
+    list(migrate.upgrade(made, plugins.current()))
+    yield made
+    database.dispose(made)
+
+
+def claim_anew(engine: Engine, run_id: int, stack: ExitStack) -> Lease:
+    """Claim for a process that has just registered."""
+    registration = stack.enter_context(database.dedicated(engine))
+    process_id = processes.register(registration, Identity("worker", "test:1", "test"), timedelta(hours=1))
+    registration.exec_driver_sql("CHECKPOINT")
+    with database.autocommit(engine) as connection:
+        verdict, lease = leases.claim(connection, run_id, job="work", process_id=process_id, worker="test:1")
+    assert lease is not None, verdict
+    return lease
+
+
+def test_a_token_that_postgresql_draws_again_after_a_crash_is_good_for_its_second_holder_alone(server, engine):
+    with ExitStack() as stack:
+        with database.autocommit(engine) as connection:
+            run_id = runs.request(
+                connection, "work", key="", queue="default", args="{}", exclusive=True, delay=timedelta(0), carried=True
+            )  # fmt: skip
+        lost = claim_anew(engine, run_id, stack)
+        server.kill()
+        server.start()
+        database.dispose(engine)
+        held = claim_anew(engine, run_id, stack)
+        assert held.token == lost.token, "the crash has lost the first claim, and the sequence what it drew"
+
+        with database.autocommit(engine) as connection:
+            with pytest.raises(LeaseLost):
+                leases.hold(connection, lost)
+            with pytest.raises(LeaseLost):
+                leases.hold(connection, lost, "{}")
+            assert not runs.fail(connection, lost, runs.Failure(runs.State.RETRYING, "error", ""))
+            assert not runs.succeed(connection, lost, None)
+            assert runs.succeed(connection, held, None)

@@ -1,0 +1,144 @@
+"""I1 with the plugins of this repository: each uninstalled, disabled and broken, by real wheels and real pip."""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from core import plugins
+from tests.support.eventually import eventually
+from tests.support.service import Service
+from tests.support.wheels import PLUGINS, build, wheel_of
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
+
+FOLDERS = {folder.name: folder for folder in PLUGINS}
+WAYS = ("uninstalled", "disabled", "broken")
+LONGEST = 60
+REQUEST = text("""
+    INSERT INTO rota_runs (job, queue, key, exclusive) SELECT job, :queue, :key, false FROM unnest(:jobs) AS job
+    RETURNING id
+""")
+CHECKED = {"uninstalled": None, "disabled": "info", "broken": "wrong", "loaded": "ok"}
+
+
+class Marketplace(Service):
+    """A service with the plugins of this repository, whose jobs are on paths."""
+
+    def bring(self, how: dict[str, str]) -> None:
+        """Have each plugin be loaded, or be away in some way."""
+        self.environment.uninstall(*map(distribution, how))
+        kept = [name for name, way in how.items() if way != "uninstalled"]
+        self.environment.install(*(self.needing_newer(n) if how[n] == "broken" else wheel_of(FOLDERS[n]) for n in kept))
+        self.environ["ROTA_DISABLED_PLUGINS"] = ",".join(name for name in how if how[name] == "disabled")
+
+    def needing_newer(self, name: str) -> Path:
+        """The wheel of a plugin that needs a core which is not there."""
+        source = shutil.copytree(FOLDERS[name], self.folder / "newer" / name)
+        project = source / "pyproject.toml"
+        project.write_text(project.read_text().replace('"rota>=0.1.0"', '"rota>=99"'))
+        return build(source, self.folder / "wheels" / name)
+
+    def request(self, key: str) -> list[int]:
+        """Have every job of theirs run once."""
+        ids: list[int] = []
+        with self.fleet.engine.begin() as connection:
+            for name in FOLDERS:  # each has one queue, of its own name
+                values = {"queue": name, "key": key, "jobs": sorted(jobs_of(name))}
+                ids += connection.execute(REQUEST, values).scalars()
+        return ids
+
+    def all_are(self, state: str, ids: list[int]) -> bool:
+        """Whether all of these runs are in that state."""
+        counted = "SELECT count(*) AS n FROM rota_runs WHERE id = ANY(:ids) AND state = :state"
+        return bool(self.fleet.rows(counted, ids=ids, state=state)[0].n == len(ids))
+
+    def slots(self) -> set[str]:
+        """The jobs whose slots the dispatcher accounts for."""
+        return {row.job for row in self.fleet.rows("SELECT job FROM rota_schedules")}
+
+    def paths(self) -> dict[str, set[str]]:
+        """The plugins that each path knows of, by their jobs, queues and tables."""
+        checked = {answer["name"] for answer in self.json("check", "--live")["checks"]}
+        done = [line for line in self.metrics().splitlines() if "orphaned" not in line]
+        return {
+            "scheduler and workers": owners(self.actors()),
+            "dispatcher, whom to send": owners(self.known()),
+            "dispatcher, slots": owners(self.slots()),
+            "rota jobs": owners(self.jobs()),
+            "rota check, queues": FOLDERS.keys() & {name.removeprefix("workers on ") for name in checked},
+            "rota check, tables": FOLDERS.keys() & {name.removeprefix("tables of ") for name in checked},
+            "metrics": owners(re.findall(r'task="([^"]+)"', "\n".join(done))),
+        }
+
+    def outcomes(self) -> dict[str, str | None]:
+        """What ``rota check`` says of each plugin."""
+        answers = {answer["name"]: answer["outcome"] for answer in self.json("check")["checks"]}
+        return {name: answers.get(f"plugin {name}") for name in FOLDERS}
+
+
+def distribution(name: str) -> str:
+    return f"rota-{name.replace('_', '-')}"
+
+
+def jobs_of(name: str) -> set[str]:
+    """The jobs of a plugin, as the environment that runs the tests has them."""
+    return {job for job, plugin in plugins.current().owners.items() if plugin.name == name}
+
+
+def owners(jobs: Iterable[str]) -> set[str]:
+    """The plugins of this repository to which these jobs belong."""
+    found = {plugins.current().owners[job].name for job in jobs if job in plugins.current().owners}
+    return found & FOLDERS.keys()
+
+
+def test_each_plugin_of_this_repository_leaves_every_path_by_every_way_and_comes_back(make_plain_service, tmp_path):
+    """The settings of ``maintenance`` stay in the environment all the while, as they would in a unit file."""
+    (tmp_path / "uploads").mkdir()
+    environ = {"ROTA_MAINTENANCE_UPLOAD_ROOT": str(tmp_path / "uploads")}
+    service = make_plain_service(Marketplace, environ=environ)
+    everything = dict.fromkeys(FOLDERS, "loaded")
+    service.bring(everything)
+    there = service_with_all_paths(service, "first")
+    assert there == {path: set(FOLDERS) for path in there}
+
+    left = []
+    for number in range(len(WAYS)):
+        service.stop()
+        how = dict(zip(FOLDERS, WAYS[number:] + WAYS[:number], strict=True))
+        service.bring(how)
+        ids = service.request(f"left-{number}")
+        service.start()
+        eventually(lambda ids=ids: service.all_are("orphaned", ids), within=LONGEST)
+        (touched,) = service.fleet.request("touch")
+        eventually(lambda run=touched: service.all_are("succeeded", [run]), within=LONGEST)
+
+        rows = service.fleet.rows("SELECT job, reason, attempt FROM rota_runs WHERE id = ANY(:ids)", ids=ids)
+        assert {(*owners([row.job]), row.reason, row.attempt) for row in rows} == {(n, how[n], 0) for n in FOLDERS}
+        away = service.paths()
+        assert away == {path: set() for path in away}
+        assert service.outcomes() == {name: CHECKED[way] for name, way in how.items()}
+        assert all(service.rota("run", min(jobs_of(name))).returncode == 1 for name in FOLDERS)
+        left += ids
+
+    service.stop()
+    service.bring(everything)
+    back = service_with_all_paths(service, "back")
+    assert back == there
+    for name in FOLDERS:
+        adopted = service.rota("orphans", "adopt", "--plugin", name, "--yes")
+        assert adopted.returncode == 0, adopted.stderr
+    eventually(lambda: service.all_are("succeeded", left), within=LONGEST)
+
+
+def service_with_all_paths(service: Marketplace, key: str) -> dict[str, set[str]]:
+    """Start it, have every job run, and say what is on each path then."""
+    assert service.rota("db", "upgrade").returncode == 0
+    service.start()
+    ids = service.request(key)
+    eventually(lambda: service.all_are("succeeded", ids), within=LONGEST)
+    eventually(lambda: owners(service.slots()) == set(FOLDERS), within=LONGEST)
+    return service.paths()

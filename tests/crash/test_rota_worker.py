@@ -1,0 +1,275 @@
+"""``rota worker``: processes that die, tire or hang, one by one, while the others go on."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.support.eventually import elapse, eventually
+from tests.support.fleet import pid_of
+from tests.support.supervised import supervised
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
+
+SHORT_LEASE = {"ROTA_LEASE_SECONDS": "3", "ROTA_HEARTBEAT_SECONDS": "0.5"}
+SOON_TIRED = {"ROTA_MAX_MESSAGES_PER_PROCESS": "30", "ROTA_MIN_PROCESS_SECONDS": "2"}
+
+
+def states(fleet, job: str) -> set[str]:
+    return {run.state for run in fleet.runs(job)}
+
+
+class TestDeath:
+    def test_one_process_that_is_killed_takes_no_other_with_it_and_is_replaced(self, make_fleet):
+        fleet = make_fleet(jobs="wait")
+        with supervised(fleet, processes=2, threads=2) as worker:
+            run_ids = fleet.request("wait", 3)
+            starts = fleet.next_starts(3)
+            victim = starts[0].pid
+            (bystander,) = {start.pid for start in starts} - {victim}
+            own = [start.run_id for start in starts if start.pid == victim]
+
+            os.kill(victim, signal.SIGKILL)
+            again = fleet.next_starts(len(own))
+            for run_id in run_ids:
+                fleet.go_on(run_id)
+
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            assert sorted(start.run_id for start in again) == sorted(own)
+            worker.wait_for(2)
+            assert bystander in worker.pids()
+            assert worker.terminate() == 0
+        assert [run.crashes for run in fleet.runs("wait")] == [int(run_id in own) for run_id in run_ids]
+
+    def test_killed_itself_it_leaves_no_worker_behind(self, make_fleet):
+        fleet = make_fleet(jobs="touch")
+        with supervised(fleet, processes=2) as worker:
+            assert len(worker.processes()) > 4
+
+            worker.process.kill()
+
+            eventually(lambda: not worker.processes(), within=20)
+
+
+class TestStopping:
+    def test_jobs_at_work_finish_within_the_grace(self, make_fleet):
+        fleet = make_fleet(jobs="wait")
+        with supervised(fleet, processes=2) as worker:
+            (run_id,) = fleet.request("wait")
+            fleet.next_start()
+
+            worker.process.terminate()
+            eventually(lambda: "worker.stopping" in fleet.logs(), within=10)
+            fleet.go_on(run_id)
+
+            assert worker.process.wait(30) == 0
+        (run,) = fleet.runs("wait")
+        assert (run.state, run.attempt, run.crashes, run.failures) == ("succeeded", 1, 0, 0)
+
+    def test_what_does_not_finish_is_handed_back_uncounted(self, make_fleet):
+        fleet = make_fleet(jobs="wait")
+        with supervised(fleet, "--grace", "4", processes=1) as worker:
+            fleet.request("wait")
+            fleet.next_start()
+
+            assert worker.terminate() == 0
+        (run,) = fleet.runs("wait")
+        assert (run.state, run.crashes, run.failures) == ("retrying", 0, 0)
+        assert fleet.registered("worker") == []
+
+    def test_no_slot_is_late_over_two_deploys(self, make_fleet, record_property):
+        """Old workers are told to stop, and new ones start, while a slot comes every second."""
+        fleet = make_fleet(jobs="tick")
+        fleet.scheduler()
+        old = fleet.start("rota", "worker", "--processes", "2", "--threads", "4")
+        eventually(lambda: len(fleet.registered("worker")) == 2, within=60)
+        eventually(lambda: fleet.effects("tick"), within=10)
+        since = fleet.now()
+        for _ in range(2):
+            new = fleet.start("rota", "worker", "--processes", "2", "--threads", "4")
+            eventually(lambda: len(fleet.registered("worker")) == 4, within=60)
+            assert fleet.terminate(old) == 0
+            old = new
+        until = fleet.now()
+        assert fleet.terminate(old) == 0
+
+        slots = fleet.rows("SELECT * FROM rota_runs WHERE job = 'tick' AND slot BETWEEN :a AND :b", a=since, b=until)
+        lateness = [(run.started_at - run.slot).total_seconds() for run in slots if run.started_at]
+        record_property("slots", len(slots))
+        record_property("worst_lateness_seconds", round(max(lateness), 2))
+        assert len(lateness) == len(slots) >= int((until - since).total_seconds()) - 1
+        assert max(lateness) < 2
+        assert {run.crashes + run.failures for run in slots} == {0}
+
+
+class TestRecycling:
+    def test_a_tired_process_is_succeeded_before_it_leaves_and_finishes_what_it_has(self, make_fleet):
+        fleet = make_fleet(jobs="wait,touch")
+        with supervised(fleet, processes=1, threads=2, **SOON_TIRED) as worker:
+            (old,) = worker.pids()
+            (run_id,) = fleet.request("wait")
+            fleet.next_start()
+            fleet.request("touch", 60)
+
+            eventually(lambda: "worker.succeeded" in fleet.logs(), within=30)
+            young = eventually(lambda: set(worker.pids()) - {old}, within=5)
+            fleet.request("touch", 5)
+            eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=10)
+            assert psutil.pid_exists(old), "it still has a job"
+            assert {run.worker.rpartition(":")[2] for run in fleet.runs("touch")[-5:]} == {str(*young)}
+            fleet.go_on(run_id)
+
+            eventually(lambda: old not in worker.pids(), within=10)
+            assert worker.terminate() == 0
+        (run,) = fleet.runs("wait")
+        assert (run.state, run.attempt, run.crashes) == ("succeeded", 1, 0)
+        assert "supervisor.restarting" not in fleet.logs(), "that is for crashes"
+        assert "process.reaped" not in fleet.logs()
+
+    def test_the_fast_lane_tires_a_process_too_and_loses_nothing(self, make_fleet):
+        fleet = make_fleet(jobs="fast")
+        with supervised(fleet, processes=2, threads=2, **SOON_TIRED) as worker:
+            old = set(worker.pids())
+            for _ in range(150):
+                fleet.send_fast("fast")
+            starts = fleet.next_starts(150)
+            eventually(lambda: not old & set(worker.pids()) and len(worker.pids()) == 2, within=60)
+
+            assert len(starts) == 150
+            assert fleet.redis.llen("chaos:started") == 0, "none twice"
+            assert worker.terminate() == 0
+        assert fleet.logs().count("worker.succeeded") == 2
+
+    def test_a_process_that_holds_too_much_memory_is_succeeded(self, make_fleet):
+        fleet = make_fleet(jobs="touch")
+        with supervised(fleet, processes=1, ROTA_MAX_MEMORY_MB="20", ROTA_MIN_PROCESS_SECONDS="3") as worker:
+            (old,) = worker.pids()
+
+            eventually(lambda: old not in worker.pids() and worker.pids(), within=30)
+
+            assert "process.recycling reason=memory" in fleet.logs()
+
+    def test_under_dramatiq_alone_its_only_process_is_started_anew(self, make_fleet):
+        fleet = make_fleet(jobs="touch")
+        command = fleet.worker(threads=2, **SOON_TIRED)
+        (old,) = fleet.registered("worker", command)
+        fleet.request("touch", 60)
+
+        eventually(lambda: [row for row in fleet.registered("worker", command) if row.id != old.id], within=30)
+        fleet.request("touch", 5)
+        eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=20)
+        assert command.poll() is None
+        assert "process.reaped" not in fleet.logs()
+
+    def test_under_dramatiq_with_several_processes_it_is_said_and_not_done(self, make_fleet):
+        fleet = make_fleet(jobs="touch")
+        command = fleet.worker(processes=2, threads=2, **SOON_TIRED)
+        before = {row.id for row in fleet.registered("worker", command)}
+        fleet.request("touch", 300)
+
+        eventually(lambda: "process.not_recycled reason=messages" in fleet.logs(), within=30)
+
+        assert {row.id for row in fleet.registered("worker", command)} == before
+
+
+class TestLimits:
+    def test_a_job_stuck_in_a_query_ends_within_2_s_of_its_soft_limit(self, make_fleet, record_property):
+        fleet = make_fleet(jobs="query")
+        with supervised(fleet, processes=1):
+            fleet.request("query")
+            fleet.next_start()
+            eventually(lambda: states(fleet, "query") == {"dead"}, within=10)
+
+        (run,) = fleet.runs("query")
+        seconds = (run.finished_at - run.started_at).total_seconds()
+        record_property("seconds_after_the_limit", round(seconds - 1, 2))
+        assert 1 <= seconds < 3
+        assert run.error.startswith("TimeLimitExceeded: soft limit of 0:00:01 passed")
+        assert fleet.effects("query") == []
+
+    def test_a_hard_limit_is_recorded_and_ends_the_process_whose_other_runs_start_elsewhere_uncounted(self, make_fleet):
+        fleet = make_fleet(jobs="stubborn,wait,fast-wait")
+        with supervised(fleet, processes=2, threads=4) as worker:
+            waiting = fleet.request("wait", 4)
+            fleet.send_fast("fast-wait")
+            fleet.send_fast("fast-wait")
+            first = fleet.next_starts(6)
+            fleet.request("stubborn")
+            stubborn = fleet.next_start()
+            beside = [start for start in first if start.pid == stubborn.pid]
+
+            again = fleet.next_starts(len(beside), within=15)
+            for start in again:
+                fleet.go_on(start.run_id)
+            for run_id in waiting:
+                fleet.go_on(run_id)
+            fleet.go_on(0)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            worker.wait_for(2)
+
+            assert stubborn.pid not in worker.pids()
+        (dead,) = fleet.runs("stubborn")
+        assert (dead.state, dead.crashes) == ("dead", 0)
+        assert dead.error.startswith("TimeLimitExceeded: hard limit of 0:00:02 passed")
+        assert sorted(start.job for start in again) == sorted(start.job for start in beside)
+        assert {(run.crashes, run.failures) for run in fleet.runs("wait")} == {(0, 0)}
+        assert len(fleet.effects("wait")) == 4
+
+    def test_a_job_that_lets_nothing_else_run_in_its_process_is_killed_with_it_and_dead_in_the_end(self, make_fleet):
+        """No limit can be enforced from within; other runs of the process are taken up, and survive the third time."""
+        fleet = make_fleet(jobs="hog,wait", environ=SHORT_LEASE)
+        with supervised(fleet, processes=1, threads=4) as worker:
+            (waiting,) = fleet.request("wait")
+            fleet.next_start()
+            (culprit,) = fleet.request("hog")
+            (old,) = worker.pids()
+            began = time.monotonic()
+
+            eventually(lambda: not psutil.pid_exists(old), within=20)
+            assert time.monotonic() - began < 10, "within its lease and some seconds"
+            eventually(lambda: states(fleet, "hog") == {"dead"}, within=60)
+            fleet.go_on(waiting)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=30)
+            worker.wait_for(1)
+
+        (dead,) = fleet.runs("hog")
+        assert (dead.id, dead.reason, dead.crashes) == (culprit, "crashes", 3)
+        assert "a job in it does not let others run; killed" in fleet.logs()
+
+    def test_a_process_that_was_stopped_for_longer_than_its_lease_is_not_killed(self, make_fleet):
+        fleet = make_fleet(jobs="touch", environ=SHORT_LEASE)
+        with supervised(fleet, processes=1) as worker:
+            (old,) = worker.workers()
+            psutil.Process(pid_of(old)).suspend()
+            eventually(lambda: not worker.workers(), within=10)
+            elapse(4)  # longer than the watchdog would bear
+
+            psutil.Process(pid_of(old)).resume()
+
+            eventually(lambda: [pid_of(row) for row in worker.workers()] == [pid_of(old)], within=10)
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["--processes", "0"], "0 is not in the range 1<=x<=64"),
+            (["-Q", "chaso"], "did you mean 'chaos'?"),
+            (["--threads", "none"], "'none' is not a valid integer"),
+        ],
+    )
+    def test_wrong_usage_is_told(self, make_fleet, words, told):
+        fleet = make_fleet(jobs="touch")
+
+        assert fleet.start("rota", "worker", *words).wait(30) == 2
+        assert told in fleet.logs()
+
+    def test_only_the_queues_that_are_asked_for_are_served(self, make_fleet):
+        fleet = make_fleet(jobs="touch,fast")
+        with supervised(fleet, "-Q", "chaos", processes=1) as worker:
+            (row,) = worker.workers()
+            assert row.queues == ["chaos"]
+            fleet.request("touch")
+            eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=10)

@@ -1,0 +1,266 @@
+"""A round: faults and their times are drawn from a seed, injected into a world, and what came of it is gathered.
+
+The same seed draws the same faults, targets, times and requests; what the machine makes of them is its own affair.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+
+from sqlalchemy import text
+
+from tests.faults import workload
+from tests.faults.checker import missing
+from tests.faults.client import Client
+from tests.faults.faults import FAULTS, Fault, possible
+from tests.faults.history import Effect, FaultEvent, History, RunRow, Transition
+from tests.faults.world import SCHEDULERS, WORKERS, Member, Servers, World, now, world
+from tests.support.eventually import eventually
+
+#: The lease, and so everything, is quicker in the short form; the long form has the defaults.
+SHORT = {"ROTA_LEASE_SECONDS": "4", "ROTA_HEARTBEAT_SECONDS": "1", "ROTA_ORPHAN_SECONDS": "600"}
+LONG = {"ROTA_LEASE_SECONDS": "15", "ROTA_HEARTBEAT_SECONDS": "3", "ROTA_ORPHAN_SECONDS": "600"}
+#: For how long faults are injected in one round, in seconds, and under which settings.
+FORMS = {"short": (45.0, SHORT), "long": (180.0, LONG)}
+MAX_CRASHES = 3
+#: The members of a world, workers first, that a fault may hit.
+TARGETS: dict[str, Sequence[int | None]] = {
+    "worker": range(WORKERS),
+    "scheduler": range(WORKERS, WORKERS + SCHEDULERS),
+    "any": range(WORKERS + SCHEDULERS),
+    "postgres": [None],
+    "redis": [None],
+}
+#: This share of the faults comes in a crowd, the next beginning before one is healed; before each other one is a calm,
+#: so that its recovery can be told from that of others. In seconds.
+CROWDED = 0.6
+CROWD, CALM = (0.3, 3.0), (6.0, 9.0)
+#: Once all is healed, everything must have ended within so many leases and seconds: a hand-on at the end of a lease,
+#: three deaths of a poisoned run, and retries.
+SETTLE_LEASES, SETTLE_SECONDS = 2, 40
+#: A worker that died while it was not registered leaves its messages to Dramatiq's own maintenance: a minute of
+#: silence, and a look every 15 s.
+LETTERS_SECONDS = 60 + 15 + 10
+
+UNFINISHED = """
+    SELECT count(*) AS n FROM rota_runs
+    WHERE state IN ('queued', 'running', 'retrying') AND coalesce(slot, queued_at) <= :until
+"""
+
+
+class GivenUp(Exception):
+    """The round is not to go on."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fault that will be injected."""
+
+    at_seconds: float
+    fault: Fault
+    #: Which of the world's members it hits; none: a server.
+    member: int | None
+    lasts_seconds: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round is to be."""
+
+    seed: int
+    seconds: float
+    settings: Mapping[str, str]
+    plant: str | None = None
+    #: Instead of what the seed draws: fault, when, which member, for how long.
+    faults: Sequence[tuple[str, float, int | None, float]] | None = None
+    per_second: float = 6
+    requests: Mapping[str, int] = field(default_factory=lambda: workload.REQUESTS)
+    #: How long after the end everything must have ended; None: by the lease.
+    settle_seconds: float | None = None
+
+    @property
+    def lease_seconds(self) -> float:
+        return float(self.settings["ROTA_LEASE_SECONDS"])
+
+    def plan(self, offered: Sequence[Fault], dice: Random) -> list[Planned]:
+        """The faults in the order of their times."""
+        if self.faults is not None:
+            return [Planned(at, FAULTS[name], member, lasts) for name, at, member, lasts in self.faults]
+        return draw(offered, dice, self.seconds, self.lease_seconds)
+
+    def settle(self) -> float:
+        """How long to wait for the end of everything."""
+        return self.settle_seconds or SETTLE_SECONDS + SETTLE_LEASES * self.lease_seconds
+
+
+def of_form(form: str, seed: int, plant: str | None = None) -> Round:
+    """A round of one of the forms."""
+    seconds, settings = FORMS[form]
+    return Round(seed, seconds, settings, plant)
+
+
+def draw(offered: Sequence[Fault], dice: Random, seconds: float, lease_seconds: float) -> list[Planned]:
+    """Draw faults for so many seconds; no two at once of one server or one member."""
+    plan: list[Planned] = []
+    free_at: dict[str, float] = {}
+    shuffled: list[Fault] = []
+    at = dice.uniform(0.5, 2)
+    while at < seconds:
+        shuffled = shuffled or dice.sample(list(offered), len(offered))  # each kind once before any comes again
+        chosen = shuffled.pop()
+        lasts, member = chosen.seconds(dice, lease_seconds), dice.choice(TARGETS[chosen.on])
+        where = chosen.on if member is None else str(member)
+        begins = max(at, free_at.get(where, 0))
+        if begins + lasts < seconds:
+            plan.append(Planned(begins, chosen, member, lasts))
+            free_at[where] = begins + lasts + 1
+        at += dice.uniform(*CROWD) if dice.random() < CROWDED else lasts + dice.uniform(*CALM)
+    return sorted(plan, key=lambda planned: planned.at_seconds)
+
+
+@contextmanager
+def staged(servers: Servers, asked: Round) -> Iterator[tuple[World, History]]:
+    """Torment a new world for a round, let it come to rest, and yield it with what happened; then it is gone."""
+    dice = Random(asked.seed)
+    with world(servers, asked.settings, asked.plant) as place:
+        place.populate()
+        since = accounted_since(place)
+        client = Client(place, Random(asked.seed + 1), asked.per_second, asked.requests)
+        client.start()
+        events = torment(place, asked.plan(possible(place), dice), dice)
+        client.stop()
+        place.heal()
+        until = database_now(place)
+        settle(place, until, asked.settle())
+        settle_letters(place, client, events)
+        place.stop_members()
+        yield place, gather(place, asked, client, events, since, until)
+
+
+def torment(place: World, plan: Sequence[Planned], dice: Random) -> list[FaultEvent]:
+    """Inject each planned fault at its time; return when all are healed."""
+    began = now()
+    seeds = [dice.getrandbits(32) for _ in plan]
+    with ThreadPoolExecutor(len(plan) or 1) as pool:
+        injected = [
+            pool.submit(inject, place, planned, Random(seed), began) for planned, seed in zip(plan, seeds, strict=True)
+        ]
+        try:
+            return [fault.result() for fault in injected]
+        except BaseException:
+            place.given_up.set()  # so that no one of them waits for its time
+            raise
+
+
+def inject(place: World, planned: Planned, dice: Random, began: datetime) -> FaultEvent:
+    """Inject one fault at its time, and heal it at its own."""
+    wait_until(place, began + timedelta(seconds=planned.at_seconds))
+    member = target(place, planned)
+    at = now()
+    with planned.fault.injected(place, member, dice) as pids:
+        wait_until(place, now() + timedelta(seconds=planned.lasts_seconds))
+    lease = float(place.settings["ROTA_LEASE_SECONDS"])
+    return FaultEvent(
+        planned.fault.name,
+        at,
+        now(),
+        member.name if member else planned.fault.on,
+        pids,
+        planned.fault.counts_from_heal,
+        planned.fault.bound_seconds(lease),
+        planned.fault.wipes_redis,
+    )
+
+
+def target(place: World, planned: Planned) -> Member | None:
+    """Whom it hits."""
+    return None if planned.member is None else place.members[planned.member]
+
+
+def wait_until(place: World, moment: datetime) -> None:
+    """Wait for a time to come."""
+    if place.given_up.wait(max((moment - now()).total_seconds(), 0)):
+        raise GivenUp
+
+
+def accounted_since(place: World) -> datetime:
+    """The first full second since which the ledger answers for every slot."""
+    marks = "SELECT count(*) AS n FROM rota_schedules WHERE job = ANY(:jobs)"
+    eventually(lambda: place.fleet.rows(marks, jobs=list(workload.PERIODS))[0].n == len(workload.PERIODS), within=30)
+    return database_now(place).replace(microsecond=0) + timedelta(seconds=1)
+
+
+def database_now(place: World) -> datetime:
+    """PostgreSQL's clock."""
+    place.fleet.engine.dispose()  # its connections may have been ended
+    return place.fleet.now()
+
+
+def settle(place: World, until: datetime, within: float) -> None:
+    """Wait until all runs have ended that were due before then; those that have not are for the checker to find."""
+    with suppress(AssertionError):
+        eventually(lambda: place.fleet.rows(UNFINISHED, until=until)[0].n == 0, within=within, every=0.3)
+
+
+def settle_letters(place: World, client: Client, events: list[FaultEvent]) -> None:
+    """Wait until the fast lane has brought what it will."""
+
+    def all_have_come() -> bool:
+        received = [row.number for row in place.fleet.rows(RECEIVED)]
+        return not missing(client.letters, received, events)
+
+    with suppress(AssertionError):
+        eventually(all_have_come, within=LETTERS_SECONDS, every=0.3)
+
+
+def gather(
+    place: World, asked: Round, client: Client, events: list[FaultEvent], since: datetime, until: datetime
+) -> History:
+    """Everything that PostgreSQL, the client and the supervisor know."""
+    place.fleet.engine.dispose()
+    with place.connection() as connection:
+        connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ")
+
+        def rows(query: str, **parameters: Any) -> Sequence[Any]:
+            return connection.execute(text(query), parameters).all()
+
+        jobs = list(workload.SPECS)
+        return History(
+            seed=asked.seed,
+            specs=workload.SPECS,
+            since=since,
+            until=until,
+            lease_seconds=asked.lease_seconds,
+            max_crashes=MAX_CRASHES,
+            runs=[RunRow(*row) for row in rows(RUNS, jobs=jobs)],
+            transitions=[Transition(*row) for row in rows(TRANSITIONS, jobs=jobs)],
+            effects=[Effect(*row) for row in rows(EFFECTS)],
+            faults=sorted(events, key=lambda event: event.at),
+            processes=list(place.events),
+            acknowledged=list(client.acknowledged),
+            requested=[row.run_id for row in rows("SELECT run_id FROM fault_requests")],
+            letters=list(client.letters),
+            received=[row.number for row in rows(RECEIVED)],
+            plant=asked.plant,
+        )
+
+
+RECEIVED = "SELECT number FROM fault_letters"
+RUNS = """
+    SELECT id, job, key, slot, state, reason, attempt, failures, crashes, queued_at, finished_at, error
+    FROM rota_runs WHERE job = ANY(:jobs) ORDER BY id
+"""
+TRANSITIONS = """
+    SELECT run_id, before, after, reason, attempt, failures, crashes, token, process_id, worker, due_at, at,
+           CAST(CAST(xid AS text) AS bigint)
+    FROM fault_transitions WHERE run_id IN (SELECT id FROM rota_runs WHERE job = ANY(:jobs)) ORDER BY id
+"""
+EFFECTS = """
+    SELECT run_id, kind, step, token, attempt, began_at, at, pg_xact_commit_timestamp(xmin),
+           CAST(CAST(xid AS text) AS bigint)
+    FROM fault_effects ORDER BY id
+"""

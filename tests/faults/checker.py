@@ -1,0 +1,406 @@
+"""What a history says against the invariants: a pure function from a history to a list of violations.
+
+Each check is a function of one idea that yields violations; none knows how a round is run. Where two events are
+compared by time, it is PostgreSQL's: commit times of transactions, and the order in which the trigger wrote down the
+transitions of one run, which is that of the locks on its row.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from tests.faults.history import Effect, FaultEvent, History, Letter, RunRow, Transition, seconds
+
+FINAL = {"succeeded", "dead", "skipped", "missed", "orphaned"}
+#: Every change of state there is; None is a row that was not there before.
+LEGAL = {
+    (None, "queued"), (None, "missed"),
+    ("queued", "running"), ("queued", "skipped"), ("queued", "missed"), ("queued", "orphaned"),
+    ("retrying", "running"), ("retrying", "orphaned"),
+    ("running", "succeeded"), ("running", "retrying"), ("running", "dead"),
+    ("running", "queued"),  # claimed ahead and given up, not begun
+}  # fmt: skip
+#: Why a run left ``running`` without success, and what is counted for it.
+FAILED, CRASHED = {"error", "retries", "arguments", "result"}, {"worker died", "crashes"}
+#: Commit times are taken a moment before others see the commit.
+CLOCK_GRAIN = timedelta(milliseconds=20)
+#: A slot that is not later than this is not missed.
+TOLERANCE = timedelta(seconds=30)
+#: A rival that a claim saw may have ended before the skip was written down.
+RIVAL_SLACK = timedelta(seconds=1)
+#: Redis syncs its file every second: a message may be gone that was taken shortly before it was killed.
+UNSYNCED = timedelta(seconds=2)
+#: What a bound is exceeded by on a machine of two busy cores, before it counts as broken, in seconds.
+ALLOWANCE_SECONDS = 10.0
+#: A fault's effect on others may go on for a lease after it, and for this long.
+AFTERMATH = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must not be."""
+
+    invariant: str
+    kind: str
+    message: str
+    run_id: int | None = None
+    fault: FaultEvent | None = None
+
+    def __str__(self) -> str:
+        return f"{self.invariant} {self.kind}: {self.message}"
+
+
+Check = Callable[[History], Iterator[Violation]]
+
+
+def check(history: History) -> list[Violation]:
+    """Every violation of every invariant."""
+    return [violation for find in CHECKS for violation in find(history)]
+
+
+def lost(history: History) -> Iterator[Violation]:
+    """I4: what was committed is there."""
+    there = {*history.run, *(change.run_id for change in history.transitions)}
+    for run_id in sorted({*history.acknowledged, *history.requested} - set(history.run)):
+        yield Violation("I4", "lost", f"run {run_id} was requested, committed, and is not there", run_id)
+    for run_id in sorted(set(history.acknowledged) - set(history.requested) & there):
+        yield Violation("I4", "lost", f"run {run_id} was acknowledged, and its request is not there", run_id)
+
+
+def stuck(history: History) -> Iterator[Violation]:
+    """I4, I7: once all is healed, what was due has ended."""
+    for run in history.runs:
+        if run.state not in FINAL and (run.slot or run.queued_at) <= history.until:
+            yield Violation("I7", "stuck", f"run {run.id} of {run.job} is {run.state} when all has settled", run.id)
+
+
+def slots(history: History) -> Iterator[Violation]:
+    """I2, I8: each slot has one row, and there is none that never was."""
+    for spec in history.specs.values():
+        if spec.every_seconds is None:
+            continue
+        found = Counter(run.slot for run in history.runs if run.job == spec.name and run.slot is not None)
+        due = set(slots_between(spec.every_seconds, history.since, history.until))
+        for slot in sorted(due - set(found)):
+            yield Violation("I8", "slot lost", f"{spec.name} has no row for its slot {slot:%H:%M:%S}")
+        for slot, count in found.items():
+            ids = [run.id for run in history.runs if run.job == spec.name and run.slot == slot]
+            if count > 1:
+                yield Violation("I2", "slot doubled", f"{spec.name} has rows {ids} for one slot {slot}", ids[0])
+            if slot.microsecond or int(slot.timestamp()) % spec.every_seconds:
+                yield Violation("I8", "slot invented", f"{spec.name} has a row for {slot}, which is no slot", ids[0])
+
+
+def slots_between(every_seconds: int, since: datetime, until: datetime) -> list[datetime]:
+    """The multiples of a period, since included."""
+    whole = range(int(since.timestamp()), int(until.timestamp()))
+    return [datetime.fromtimestamp(second, since.tzinfo) for second in whole if second % every_seconds == 0]
+
+
+def effects_and_success(history: History) -> Iterator[Violation]:
+    """I2, I3, I5: a run has succeeded if and only if it has its one effect, and both were one transaction."""
+    for run in history.runs:
+        done = [effect for effect in history.effects_of.get(run.id, ()) if effect.kind == "done"]
+        if len(done) > 1:
+            yield Violation("I2", "doubled", f"run {run.id} of {run.job} has {len(done)} effects", run.id)
+        if done and run.state != "succeeded":
+            yield Violation("I3", "effect without success", f"run {run.id} of {run.job} is {run.state}", run.id)
+        if run.state == "succeeded" and not done:
+            yield Violation("I5", "success without effect", f"run {run.id} of {run.job} left nothing", run.id)
+        success = {change.xid for change in history.transitions_of.get(run.id, ()) if change.after == "succeeded"}
+        if done and success and success.isdisjoint(effect.xid for effect in done):
+            yield Violation("I5", "torn", f"run {run.id} succeeded in another transaction than its effect", run.id)
+    for run_id in history.effects_of.keys() - history.run.keys():
+        yield Violation("I3", "effect without success", f"run {run_id} has an effect and no row", run_id)
+
+
+def checkpoints(history: History) -> Iterator[Violation]:
+    """I3: a batch is committed once."""
+    for run_id, effects in history.effects_of.items():
+        steps = Counter(effect.step for effect in effects if effect.kind == "step")
+        for step, count in steps.items():
+            if count > 1:
+                yield Violation("I3", "doubled", f"run {run_id} committed its batch {step} {count} times", run_id)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One stay in ``running``, by the ledger."""
+
+    claim: Transition
+    end: Transition | None
+
+    @property
+    def token(self) -> int | None:
+        return self.claim.token
+
+
+def attempts(history: History, run_id: int) -> list[Attempt]:
+    """The attempts of a run, in order."""
+    found: list[Attempt] = []
+    changes = history.transitions_of.get(run_id, [])
+    for number, change in enumerate(changes):
+        if change.after == "running":
+            found.append(Attempt(change, changes[number + 1] if number + 1 < len(changes) else None))
+    return found
+
+
+def fences(history: History) -> Iterator[Violation]:
+    """I3: what an attempt left was committed while it held the lease."""
+    for run_id, effects in history.effects_of.items():
+        by_token = {attempt.token: attempt for attempt in attempts(history, run_id)}
+        for effect in effects:
+            yield from fence(effect, by_token.get(effect.token))
+
+
+def fence(effect: Effect, attempt: Attempt | None) -> Iterator[Violation]:
+    """The same for one effect."""
+    if attempt is None:
+        yield Violation("I3", "unfenced", f"run {effect.run_id} has an effect of a token never drawn", effect.run_id)
+    elif attempt.end is not None and effect.xid != attempt.end.xid:
+        late = effect.committed_at - attempt.end.at
+        if late > CLOCK_GRAIN:
+            what = f"{effect.kind} {effect.step} of run {effect.run_id}"
+            message = f"{what} was committed {seconds(late):.3f} s after its lease (token {effect.token}) had ended"
+            yield Violation("I3", "unfenced", message, effect.run_id)
+
+
+def tokens(history: History) -> Iterator[Violation]:
+    """I3: each claim of a run draws a greater token, and no two claims draw the same."""
+    for run_id in history.transitions_of:
+        drawn = [attempt.token or 0 for attempt in attempts(history, run_id)]
+        if any(later <= earlier for earlier, later in pairwise(drawn)):
+            yield Violation("I3", "token", f"run {run_id} drew {drawn}", run_id)
+    claimed = Counter(change.token for change in history.transitions if change.after == "running")
+    for token, count in claimed.items():
+        if count > 1:
+            yield Violation("I3", "token", f"{count} claims drew the token {token}")
+
+
+def overlaps(history: History) -> Iterator[Violation]:
+    """I6: no two runs of one exclusive job and key are at work at once, by the ledger and by what they left."""
+    of_key: dict[tuple[str, str], list[Span]] = defaultdict(list)
+    for run in history.runs:
+        if history.spec(run).exclusive:
+            of_key[run.job, run.key] += spans_of(history, run)
+    for (job, key), spans in of_key.items():
+        for earlier, later in collisions(spans):
+            message = f"runs {earlier.run_id} and {later.run_id} of {job}, key {key!r}, were at work at once"
+            yield Violation("I6", "overlap", message, later.run_id)
+
+
+def collisions(spans: Iterable["Span"]) -> Iterator[tuple["Span", "Span"]]:
+    """Each span that begins before one of another run has ended, with that one."""
+    longest: Span | None = None
+    for span in sorted(spans, key=lambda span: (span.begin, span.end)):
+        if longest and span.run_id != longest.run_id and longest.end - span.begin > CLOCK_GRAIN:
+            yield longest, span
+        longest = max(longest or span, span, key=lambda span: span.end)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run at work."""
+
+    run_id: int
+    begin: datetime
+    end: datetime
+
+
+def spans_of(history: History, run: RunRow) -> Iterator[Span]:
+    """When a run was at work: each attempt by the ledger, and its last by its own effect."""
+    for attempt in attempts(history, run.id):
+        yield Span(
+            run.id,
+            attempt.claim.at,
+            attempt.end.at if attempt.end else datetime.max.replace(tzinfo=run.queued_at.tzinfo),
+        )
+    for effect in history.effects_of.get(run.id, ()):
+        yield Span(run.id, effect.began_at, effect.at)
+
+
+def legal(history: History) -> Iterator[Violation]:
+    """I2, I8: states follow one another as they may, and a run that is over stays so."""
+    for run_id, changes in history.transitions_of.items():
+        for change in changes:
+            if (change.before, change.after) not in LEGAL:
+                dropped = change.before in {"running", "retrying"} and change.after in {"skipped", "missed"}
+                kind, invariant = ("retry dropped", "I8") if dropped else ("illegal", "I2")
+                yield Violation(invariant, kind, f"run {run_id} went from {change.before} to {change.after}", run_id)
+
+
+def counts(history: History) -> Iterator[Violation]:
+    """I7: attempts are counted when claimed, failures and crashes when found."""
+    for run in history.runs:
+        changes = history.transitions_of.get(run.id, [])
+        left = [change for change in changes if change.before == "running" and change.after in {"retrying", "dead"}]
+        given_up = sum(change.before == "running" and change.token is None for change in changes)
+        expected = (
+            sum(change.after == "running" for change in changes) - given_up,
+            sum(change.reason in FAILED for change in left),
+            sum(change.reason in CRASHED for change in left),
+        )
+        if (run.attempt, run.failures, run.crashes) != expected:
+            message = f"run {run.id} counts {run.attempt, run.failures, run.crashes}, and {expected} took place"
+            yield Violation("I7", "miscounted", f"{message} (attempts, failures, crashes)", run.id)
+
+
+def retries(history: History) -> Iterator[Violation]:
+    """I5, I8: a run dies of its failures when its retries are used up, not before, and only where it may."""
+    for run in history.runs:
+        spec = history.spec(run)
+        if run.state == "dead" and run.reason != "crashes":
+            allowed = spec.max_retries + 1
+            if run.reason != "retries" or run.failures != allowed:
+                message = f"run {run.id} of {run.job} is dead ({run.reason}) after {run.failures} failures of {allowed}"
+                yield Violation("I8", "retry dropped", message, run.id)
+            elif not spec.may_die:
+                yield Violation("I5", "died", f"run {run.id} of {run.job}: {run.error}", run.id)
+        if run.state in {"skipped", "missed"} and run.attempt:
+            message = f"run {run.id} of {run.job} is {run.state} after {run.attempt} attempts"
+            yield Violation("I8", "retry dropped", message, run.id)
+        if run.state == "succeeded" and not spec.may_succeed:
+            yield Violation("I5", "success without effect", f"run {run.id} of {run.job} cannot succeed", run.id)
+        if run.state == "orphaned":
+            yield Violation("I1", "orphaned", f"run {run.id} of {run.job}, which every process has", run.id)
+
+
+def reasons(history: History) -> Iterator[Violation]:
+    """I8: a slot is missed only if it was late and its policy says so, and a run skipped only beside a rival."""
+    busy: dict[tuple[str, str], list[Span]] = defaultdict(list)
+    for run in history.runs:
+        busy[run.job, run.key] += spans_of(history, run)
+    for run in history.runs:
+        spec = history.spec(run)
+        if run.state == "missed" and run.slot and run.finished_at:
+            if spec.misfire == "all" and run.reason != "grace":
+                yield Violation(
+                    "I8", "missed", f"{run.job} may miss no slot, and missed {run.slot} ({run.reason})", run.id
+                )
+            elif run.finished_at - run.slot < TOLERANCE:
+                yield Violation("I8", "missed", f"run {run.id} of {run.job} was missed and was not late", run.id)
+        if run.state == "skipped" and run.finished_at and not has_rival(run, busy[run.job, run.key]):
+            yield Violation("I8", "skipped", f"run {run.id} of {run.job} was skipped beside no other", run.id)
+
+
+def has_rival(run: RunRow, spans: Iterable[Span]) -> bool:
+    """Whether another run of its key was at work when it was skipped."""
+    assert run.finished_at is not None
+    return any(
+        span.run_id != run.id and span.begin <= run.finished_at and span.end >= run.finished_at - RIVAL_SLACK
+        for span in spans
+    )
+
+
+def poison(history: History) -> Iterator[Violation]:
+    """I7: what kills its processes is dead of that, and takes no other run with it."""
+    for run in history.runs:
+        by_crashes = run.state == "dead" and run.reason == "crashes"
+        if history.spec(run).is_poison and run.state in FINAL and not by_crashes:
+            yield Violation("I7", "poison", f"run {run.id} of {run.job} is {run.state} ({run.reason})", run.id)
+        if by_crashes and run.crashes != history.max_crashes:
+            message = f"run {run.id} is dead of {run.crashes} crashes, and {history.max_crashes} are needed"
+            yield Violation("I7", "poison", message, run.id)
+        if by_crashes and not history.spec(run).is_poison and not was_hit(history, attempts(history, run.id)[-1]):
+            message = f"run {run.id} of {run.job} died beside a run that kills its processes"
+            yield Violation("I7", "poison", message, run.id)
+
+
+def was_hit(history: History, attempt: Attempt) -> bool:
+    """Whether a fault hit the process of an attempt while it was at work."""
+    assert attempt.end is not None
+    pid = int((attempt.claim.worker or ":0").rpartition(":")[2])
+    during = history.faults_between(attempt.claim.at - AFTERMATH - lease(history), attempt.end.at)
+    return any(not fault.pids or pid in fault.pids for fault in during)
+
+
+def lease(history: History) -> timedelta:
+    return timedelta(seconds=history.lease_seconds)
+
+
+def letters(history: History) -> Iterator[Violation]:
+    """The fast lane: what Redis took is worked on at least once, unless Redis itself lost it."""
+    for letter in missing(history.letters, history.received, history.faults):
+        yield Violation("fast lane", "letter lost", f"message {letter.number} of {letter.sent_at:%H:%M:%S.%f}")
+
+
+def missing(sent: Iterable[Letter], received: Iterable[int], faults: Iterable[FaultEvent]) -> list[Letter]:
+    """The messages of the fast lane that nobody has worked on, and that Redis has not lost."""
+    arrived = set(received)
+    wiped_at = max((fault.healed_at for fault in faults if fault.wipes_redis), default=None)
+    return [
+        letter
+        for letter in sent
+        if letter.number not in arrived and (wiped_at is None or wiped_at < letter.sent_at - UNSYNCED)
+    ]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How long it took after a fault until what it interrupted, or kept from starting, was going on."""
+
+    fault: FaultEvent
+    seconds: float
+    run_id: int
+    #: Whether another fault was in force meanwhile, so that it says little of this one.
+    is_disturbed: bool
+
+
+def recoveries(history: History) -> Iterator[Recovery]:
+    """The worst of each fault that interrupted something."""
+    for fault in history.faults:
+        since = fault.healed_at if fault.counts_from_heal else fault.at
+        waits = {run_id: seconds(going_on - since) for run_id, going_on in interrupted(history, fault, since)}
+        if waits:
+            worst = max(waits, key=lambda run_id: waits[run_id])
+            end = since + timedelta(seconds=waits[worst])
+            yield Recovery(fault, max(waits[worst], 0.0), worst, is_disturbed(history, fault, end))
+
+
+def interrupted(history: History, fault: FaultEvent, since: datetime) -> Iterator[tuple[int, datetime]]:
+    """The runs that were at work in a process that was hit, or were waiting at the time; and when each went on."""
+    for run_id, changes in history.transitions_of.items():
+        for before, after in pairwise(changes):
+            if before.at <= since < after.at and is_of(before, after, fault, since):
+                yield run_id, next_claim(changes, after)
+
+
+def is_of(before: Transition, after: Transition, fault: FaultEvent, since: datetime) -> bool:
+    """Whether the fault stands between two changes of a run."""
+    if after.reason == "overlap" or after.after in {"missed", "skipped"}:
+        return False
+    if before.after == "running":
+        pid = int((before.worker or ":0").rpartition(":")[2])
+        return after.reason in CRASHED and (not fault.pids or pid in fault.pids)
+    return before.due_at <= since and not fault.pids
+
+
+def next_claim(changes: list[Transition], after: Transition) -> datetime:
+    """When the run was claimed again, or ended."""
+    rest = changes[changes.index(after) :]
+    return next((change.at for change in rest if change.after == "running" or change.after in FINAL), rest[-1].at)
+
+
+def is_disturbed(history: History, fault: FaultEvent, end: datetime) -> bool:
+    """Whether another fault was in force, or its aftermath, until then."""
+    begin = fault.at - AFTERMATH
+    others = [other for other in history.faults_between(begin, end) if other is not fault]
+    deaths = [event for event in history.processes if begin <= event.at <= end and event.pid not in fault.pids]
+    return bool(others or deaths)
+
+
+def bounds(history: History) -> Iterator[Violation]:
+    """I7: what a fault interrupted goes on in time, where no other fault was in its way."""
+    for recovery in recoveries(history):
+        bound = recovery.fault.bound_seconds
+        if bound is not None and not recovery.is_disturbed and recovery.seconds > bound + ALLOWANCE_SECONDS:
+            what = f"{recovery.fault.kind}: run {recovery.run_id} went on after {recovery.seconds:.1f} s"
+            yield Violation("I7", "late", f"{what}, {bound:.0f} are promised", recovery.run_id, recovery.fault)
+
+
+CHECKS: list[Check] = [
+    lost, stuck, slots, effects_and_success, checkpoints, fences, tokens, overlaps, legal, counts, retries, reasons,
+    poison, letters, bounds,
+]  # fmt: skip

@@ -1,0 +1,89 @@
+"""An application beside the service: it asks for runs in its own transactions, and keeps what it was told of them."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+import redis
+from dramatiq.message import Message
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from core import database, enqueue, plugins, redis_broker
+from core.redis_broker import RotaBroker
+from core.testing import registry_of
+from tests.faults import workload
+from tests.faults.history import Letter
+from tests.faults.world import World, now
+
+NOTE = text("INSERT INTO fault_requests VALUES (:run)")
+#: Of how many rounds of its loop one asks for poison.
+POISON_ONCE_IN = 100
+
+
+@dataclass
+class Client:
+    """Asks for runs, a few a second, until it is told to stop."""
+
+    world: World
+    dice: Random
+    per_second: float = 6
+    #: How often it asks for which job.
+    weights: Mapping[str, int] = field(default_factory=lambda: workload.REQUESTS)
+    #: Requests whose commit it was told of.
+    acknowledged: list[int] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Start asking."""
+        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._stopping.set()
+        self._thread.join(60)
+
+    def _run(self) -> None:
+        engine = database.connect(self.world.url)
+        broker = RotaBroker(redis_broker.connect(self.world.servers.redis.url))
+        with plugins.using(registry_of(*workload.JOBS)):
+            while not self._stopping.wait(self.dice.expovariate(self.per_second)):
+                try:
+                    with Session(engine) as session:
+                        self.request(session)
+                except DBAPIError:
+                    engine.dispose()
+                self.send(broker)
+        broker.close()
+        database.dispose(engine)
+
+    def request(self, session: Session) -> None:
+        """Ask for one run; only once the commit has returned is it known to be there."""
+        job, key = self.draw()
+        run_id = enqueue(session, job, key=key)
+        session.execute(NOTE, {"run": run_id})
+        session.commit()
+        self.acknowledged.append(run_id)
+
+    def draw(self) -> tuple[str, str]:
+        """A job and a key."""
+        if self.dice.randrange(POISON_ONCE_IN) == 0:
+            return "poison", ""
+        (job,) = self.dice.choices(list(self.weights), list(self.weights.values()))
+        return job, self.dice.choice(workload.KEYS) if job in {"keyed", "sweep"} else ""
+
+    def send(self, broker: RotaBroker) -> None:
+        """Send a message of the fast lane; it counts if Redis has taken it."""
+        number = len(self.letters)
+        message = Message(
+            queue_name=workload.FAST_QUEUE, actor_name="letter", args=(), kwargs={"number": number}, options={}
+        )
+        try:
+            broker.enqueue(message)
+        except redis.RedisError:
+            return
+        self.letters.append(Letter(number, now()))

@@ -1,0 +1,256 @@
+"""The faults: each is injected where its function begins, and healed where it goes on after its yield.
+
+A fault yields the processes it has hit; none means that it hit a server, and thereby everyone.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+from sqlalchemy.exc import DBAPIError
+
+from tests.faults import switches
+from tests.faults.proxy import DIRECTIONS
+from tests.faults.world import Member, World
+
+Pids = frozenset[int]
+#: Given the world, the member that is hit (none for a server), and dice.
+Inject = Callable[[World, Any, Random], Iterator[Pids]]
+NOBODY: Pids = frozenset()
+On = Literal["worker", "scheduler", "any", "postgres", "redis"]
+
+#: DESIGN.md: a dead process's leases end within 3 s, a silent one's within its lease; a pass of the dispatcher is due
+#: every second. What no one is told of is found once its message is this old.
+DEATH_SECONDS, PASS_SECONDS, RESEND_SECONDS = 3.0, 1.0, 5.0
+CLOCK_ERROR_SECONDS = 60
+FILL_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault."""
+
+    name: str
+    on: On
+    inject: Inject
+    #: How long it lasts: from, to; in leases where it is about leases, else in seconds.
+    lasts: tuple[float, float]
+    in_leases: bool
+    #: How soon what it interrupted goes on, in seconds beside so many leases; None: that is not promised.
+    bound: tuple[float, float] | None
+    #: Whether that is counted from the end of the fault.
+    counts_from_heal: bool
+    wipes_redis: bool
+
+    def seconds(self, dice: Random, lease_seconds: float) -> float:
+        """A length drawn for it."""
+        return dice.uniform(*self.lasts) * (lease_seconds if self.in_leases else 1)
+
+    def bound_seconds(self, lease_seconds: float) -> float | None:
+        """How soon what it interrupted must go on."""
+        return None if self.bound is None else self.bound[0] + self.bound[1] * lease_seconds
+
+    def injected(self, world: World, member: Member | None, dice: Random) -> AbstractContextManager[Pids]:
+        """In force inside of the context."""
+        return contextmanager(self.inject)(world, member, dice)
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    name: str,
+    on: On,
+    *,
+    lasts: tuple[float, float] = (0, 0),
+    in_leases: bool = False,
+    bound: tuple[float, float] | None = None,
+    counts_from_heal: bool = False,
+    wipes_redis: bool = False,
+) -> Callable[[Inject], Inject]:
+    """Register a fault under its name."""
+
+    def register(inject: Inject) -> Inject:
+        FAULTS[name] = Fault(name, on, inject, lasts, in_leases, bound, counts_from_heal, wipes_redis)
+        return inject
+
+    return register
+
+
+@fault("worker killed", "worker", bound=(DEATH_SECONDS, 0))
+@fault("scheduler killed", "scheduler", bound=(DEATH_SECONDS, 0))
+def kill(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
+    """SIGKILL to the whole group."""
+    pids = member.pids()
+    member.signal(signal.SIGKILL)
+    yield pids
+
+
+@fault("worker process killed", "worker", bound=(DEATH_SECONDS, 0))
+def kill_process(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
+    """SIGKILL to the process that works, and not to Dramatiq's parent of it."""
+    pids = member.pids()
+    for pid in pids - {member.process.pid if member.process else 0}:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    yield pids
+
+
+@fault("worker stopped", "worker", lasts=(1, 3))
+def stop(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
+    """SIGTERM, as in a deployment."""
+    pids = member.pids()
+    if member.process is not None:
+        member.process.terminate()
+    yield pids
+
+
+@fault("paused briefly", "any", lasts=(0.2, 0.6), in_leases=True)
+@fault("paused past its lease", "any", lasts=(1.4, 2.0), in_leases=True, bound=(DEATH_SECONDS, 1))
+def pause(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
+    """SIGSTOP, then SIGCONT."""
+    pids = member.pids()
+    member.signal(signal.SIGSTOP)
+    yield pids
+    member.signal(signal.SIGCONT)
+
+
+@fault("connections cut", "any", bound=(DEATH_SECONDS, 0))
+def cut(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
+    """Every connection of one process is reset."""
+    pids = member.pids()
+    member.postgres.cut()
+    member.redis.cut()
+    yield pids
+
+
+@fault("one-way silence", "any", lasts=(0.5, 2.0), in_leases=True, bound=(DEATH_SECONDS, 1))
+def silence(world: World, member: Member, dice: Random) -> Iterator[Pids]:
+    """Nothing gets through in one direction, to PostgreSQL, to Redis, or to both."""
+    pids = member.pids()
+    direction = dice.choice(DIRECTIONS)
+    proxies = dice.choice([[member.postgres], [member.redis], [member.postgres, member.redis]])
+    for proxy in proxies:
+        proxy.silence(direction)
+    yield pids
+    for proxy in proxies:
+        proxy.heal()
+
+
+@fault("slow network", "any", lasts=(3, 8))
+def delay(world: World, member: Member, dice: Random) -> Iterator[Pids]:
+    """Each answer of PostgreSQL, and each question to it, takes a while longer."""
+    pids = member.pids()
+    member.postgres.delay_seconds = dice.uniform(0.05, 0.3)
+    yield pids
+    member.postgres.heal()
+
+
+@fault("clock wrong by a minute", "any", lasts=(3, 10))
+def shift_clock(world: World, member: Member, dice: Random) -> Iterator[Pids]:
+    """One process's clock jumps a minute forward or back, and later is put right."""
+    path = switches.clock_file(world.switches, member.name)
+    path.write_text(str(dice.choice([-1, 1]) * CLOCK_ERROR_SECONDS))
+    yield member.pids()
+    path.write_text("0")
+
+
+@fault("two dispatchers", "worker", lasts=(3, 10))
+def usurp(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
+    """One more process believes that it leads."""
+    path = switches.usurper_file(world.switches, member.name)
+    path.touch()
+    yield member.pids()
+    path.unlink(missing_ok=True)
+
+
+@fault("Redis wiped", "redis", bound=(RESEND_SECONDS + 2 * PASS_SECONDS, 0), wipes_redis=True)
+def wipe_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """FLUSHALL."""
+    world.fleet.redis.flushall()
+    yield NOBODY
+
+
+@fault("Redis restarted", "redis", lasts=(1, 6), bound=(RESEND_SECONDS + 3, 0), counts_from_heal=True, wipes_redis=True)
+def restart_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """SIGKILL, and a start some seconds later; it may lose the last second."""
+    world.servers.redis.kill()
+    yield NOBODY
+    world.servers.redis.start()
+
+
+@fault("PostgreSQL restarted", "postgres", lasts=(0.5, 4), bound=(3, 0), counts_from_heal=True)
+def restart_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """A fast shutdown, and a start some seconds later."""
+    world.servers.postgres.stop()
+    yield NOBODY
+    world.servers.postgres.start()
+
+
+@fault("PostgreSQL crashed", "postgres", lasts=(0, 3), bound=(3, 0), counts_from_heal=True)
+def crash_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """SIGKILL to all its processes, and a start some seconds later, which recovers."""
+    world.servers.postgres.kill()
+    yield NOBODY
+    world.servers.postgres.start()
+
+
+@fault("PostgreSQL's sessions ended", "postgres", bound=(3, 0), counts_from_heal=True)
+def end_sessions(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """Every connection to this database is terminated by the server."""
+    with suppress(DBAPIError), world.connection() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    yield NOBODY
+
+
+@fault("disk full", "postgres", lasts=(2, 5), bound=(5, 0), counts_from_heal=True)
+def fill_disk(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """The file system of the ledger is full, and PostgreSQL needs room for its log of transactions."""
+    filler = world.servers.folder / "disk" / "filler"
+    fill(filler)
+    with suppress(DBAPIError), world.connection() as connection:
+        for _ in range(3):
+            connection.exec_driver_sql("SELECT pg_switch_wal()")
+            fill(filler)
+    yield NOBODY
+    filler.unlink()
+    world.servers.start()
+
+
+def fill(path: os.PathLike[str]) -> None:
+    """Take all the room there is."""
+    with suppress(OSError), open(path, "ab", buffering=0) as filler:
+        while filler.write(bytes(FILL_BLOCK)):
+            pass
+
+
+LOCKS = {
+    "runs": "SELECT 1 FROM rota_runs WHERE state IN ('queued', 'retrying', 'running') FOR UPDATE",
+    "processes": "SELECT 1 FROM rota_processes FOR UPDATE",
+    "table": "LOCK TABLE rota_runs IN SHARE ROW EXCLUSIVE MODE",
+}
+
+
+@fault("ledger locked", "postgres", lasts=(0.2, 0.6), in_leases=True, bound=(3, 0), counts_from_heal=True)
+def lock_rows(world: World, _member: None, dice: Random) -> Iterator[Pids]:
+    """Somebody holds locks on rows of the ledger, or on all of it, and sits there."""
+    statement = LOCKS[dice.choice(sorted(LOCKS))]
+    with world.connection() as connection:
+        connection.exec_driver_sql("SET lock_timeout = '2s'")
+        with suppress(DBAPIError):
+            connection.exec_driver_sql("BEGIN")
+            connection.exec_driver_sql(statement)
+        yield NOBODY
+        connection.exec_driver_sql("ROLLBACK")
+
+
+def possible(world: World) -> list[Fault]:
+    """The faults that can be injected here: a disk can only be filled if it is ours alone."""
+    return [found for found in FAULTS.values() if found.name != "disk full" or world.servers.is_small]

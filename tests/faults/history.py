@@ -1,0 +1,184 @@
+"""What happened in a round, as the checker reads it: rows and events, no behaviour."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound="Transition | Effect")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a job of the workload promises."""
+
+    name: str
+    #: Its slots are the multiples of this; none: it is requested.
+    every_seconds: int | None = None
+    exclusive: bool = True
+    max_retries: int = 3
+    misfire: str = "latest"
+    #: Whether it may end well, with one effect.
+    may_succeed: bool = True
+    #: Whether it may use up its retries.
+    may_die: bool = False
+    #: Whether it kills the process that runs it.
+    is_poison: bool = False
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run as the ledger has it in the end."""
+
+    id: int
+    job: str
+    key: str
+    slot: datetime | None
+    state: str
+    reason: str | None
+    attempt: int
+    failures: int
+    crashes: int
+    queued_at: datetime
+    finished_at: datetime | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A change of a run's state, written by a trigger in the very transaction that made it."""
+
+    run_id: int
+    before: str | None
+    after: str
+    reason: str | None
+    attempt: int
+    failures: int
+    crashes: int
+    token: int | None
+    #: Of the process that had it or has it.
+    process_id: int | None
+    worker: str | None
+    due_at: datetime
+    at: datetime
+    xid: int
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an attempt left in its own transaction: ``done`` once, or ``step`` at each checkpoint of a sweep."""
+
+    run_id: int
+    kind: str
+    step: int
+    token: int
+    attempt: int
+    began_at: datetime
+    at: datetime
+    #: When its transaction committed, by PostgreSQL's own account.
+    committed_at: datetime
+    xid: int
+
+
+@dataclass(frozen=True)
+class FaultEvent:
+    """A fault that was injected."""
+
+    kind: str
+    at: datetime
+    healed_at: datetime
+    #: What it hit, for people.
+    target: str = ""
+    #: The processes it hit; none: a server, and thereby everyone.
+    pids: frozenset[int] = frozenset()
+    #: Whether recovery is counted from when it was healed, as with a server, or from when it began.
+    counts_from_heal: bool = False
+    #: How soon what was interrupted must be going on, in seconds; None: that is not promised.
+    bound_seconds: float | None = None
+    #: Whether it may lose what Redis has.
+    wipes_redis: bool = False
+
+
+@dataclass(frozen=True)
+class ProcessEvent:
+    """A process was started or has ended."""
+
+    at: datetime
+    name: str
+    pid: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message of the fast lane that Redis took."""
+
+    number: int
+    sent_at: datetime
+
+
+@dataclass
+class History:
+    """A round."""
+
+    seed: int
+    specs: dict[str, Spec]
+    #: Since when and until when slots are checked, by the database's clock.
+    since: datetime
+    until: datetime
+    lease_seconds: float
+    max_crashes: int
+    runs: list[RunRow]
+    transitions: list[Transition] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    faults: list[FaultEvent] = field(default_factory=list)
+    processes: list[ProcessEvent] = field(default_factory=list)
+    #: Runs whose request was committed, as its client was told.
+    acknowledged: list[int] = field(default_factory=list)
+    #: Runs of which the requesting transaction left word, whether or not the client heard of the commit.
+    requested: list[int] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
+    plant: str | None = None
+
+    @cached_property
+    def run(self) -> dict[int, RunRow]:
+        """The runs by id."""
+        return {run.id: run for run in self.runs}
+
+    @cached_property
+    def transitions_of(self) -> dict[int, list[Transition]]:
+        """The transitions of each run, in order."""
+        return by_run(self.transitions)
+
+    @cached_property
+    def effects_of(self) -> dict[int, list[Effect]]:
+        """The effects of each run, in order."""
+        return by_run(self.effects)
+
+    def spec(self, run: RunRow) -> Spec:
+        """What its job promises."""
+        return self.specs[run.job]
+
+    def faults_between(self, begin: datetime, end: datetime) -> list[FaultEvent]:
+        """The faults that were in force at some time of that span."""
+        return [fault for fault in self.faults if fault.at <= end and fault.healed_at >= begin]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        return asdict(self)
+
+
+def by_run(rows: Iterable[T]) -> dict[int, list[T]]:
+    """Rows by the run they are about."""
+    found: dict[int, list[T]] = defaultdict(list)
+    for row in rows:
+        found[row.run_id].append(row)
+    return found
+
+
+def seconds(span: timedelta) -> float:
+    """A span as a number."""
+    return span.total_seconds()

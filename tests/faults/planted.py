@@ -1,0 +1,120 @@
+"""Bugs, planted into the core from outside, to see that the checker finds them.
+
+Each is what somebody might really write. A plant that no longer finds what it is to replace fails at once, so that none
+goes on unnoticed as a bug that is not there.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from core import execution
+from core.dispatcher import relay
+from core.execution import Executor, require
+from core.ledger import leases, processes, runs, slots
+from core.ledger.models import State
+from core.ledger.prepared import Prepared
+from core.run import Work
+
+PLANT = "FAULTS_PLANT"
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A bug: what it does to a process, what it does to the schema, and what the checker must say of it."""
+
+    name: str
+    plant: Callable[[], None]
+    #: Kinds of violation of which at least one must be found.
+    found_as: frozenset[str]
+    schema: str = "SELECT 1"
+
+
+def rewritten(statement: Prepared, old: str, new: str) -> Prepared:
+    """``statement`` with ``old``, which must be there, replaced."""
+    assert old in statement.body, f"{statement.name} has changed: {old!r} is not in it"
+    return Prepared(statement.name, statement.types, statement.body.replace(old, new))
+
+
+def unfenced_commit() -> None:
+    """Success is recorded, and checkpoints are committed, without a look at the lease."""
+    runs.SUCCEED = rewritten(runs.SUCCEED, leases.LEASE_IS_GOOD, "run.id = $1 AND $2 + $3 IS NOT NULL")
+    leases.hold = lambda *_args: None
+
+
+def lost_retry() -> None:
+    """A failed attempt whose slot is old is not tried again, as with periodiq's middleware."""
+    skipped = rewritten(runs.FAIL, "SET state = $4", "SET state = CASE $4 WHEN 'retrying' THEN 'skipped' ELSE $4 END")
+    runs.FAIL = rewritten(skipped, "finished_at = CASE $4 WHEN 'dead' THEN", "finished_at = CASE WHEN true THEN")
+
+
+def swallowed_failure() -> None:
+    """An error while a failure is recorded is swallowed, and the message acknowledged."""
+    runs.fail = lambda *_args: True
+
+
+def claim_without_lock() -> None:
+    """A claim does not look for a rival, and does not take part in the index that would stop it."""
+    unlocked = rewritten(leases.CLAIM, "WHEN NOT exclusive OR NOT EXISTS (", "WHEN true OR NOT EXISTS (")
+    leases.CLAIM = rewritten(unlocked, "attempt = attempt +", "exclusive = false, attempt = attempt +")
+
+
+def slot_twice() -> None:
+    """Whoever fires a slot inserts it, whether or not it is there."""
+    statement = slots.INSERT.text
+    conflict = "ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING"
+    assert conflict in statement, "slots.INSERT has changed"
+    slots.INSERT = text(statement.replace(conflict, ""))
+
+
+def forgotten_lease() -> None:
+    """Dead processes are noticed, and what they ran is forgotten."""
+    processes.hand_on = lambda *_args: []
+
+
+def two_commits() -> None:
+    """Success is recorded in a transaction of its own, and the job's work committed after it."""
+
+    def succeed(self: Executor, job: Any, work: Work, lease: leases.Lease, result: Any) -> str:
+        with execution.database.autocommit(self.engine) as connection:
+            require(runs.succeed(connection, lease, None), lease)
+        if work.has_begun:
+            work.session.mark_fenced()
+            work.session.commit()
+        return State.SUCCEEDED
+
+    Executor.succeed = succeed  # type: ignore[method-assign]
+
+
+def dropped_message() -> None:
+    """What was handed to Redis is taken to have arrived."""
+
+    def find_lost(_connection: Connection, *_args: Any) -> int:
+        return 0
+
+    relay.find_lost = find_lost
+
+
+PLANTS = {
+    plant.name: plant
+    for plant in [
+        Plant("unfenced-commit", unfenced_commit, frozenset({"unfenced", "doubled"})),
+        Plant("lost-retry", lost_retry, frozenset({"retry dropped"})),
+        Plant("swallowed-failure", swallowed_failure, frozenset({"stuck"})),
+        Plant("claim-without-lock", claim_without_lock, frozenset({"overlap"})),
+        Plant("slot-twice", slot_twice, frozenset({"slot doubled"}), schema="DROP INDEX rota_runs_slot"),
+        Plant("forgotten-lease", forgotten_lease, frozenset({"stuck"})),
+        Plant("two-commits", two_commits, frozenset({"torn"})),
+        Plant("dropped-message", dropped_message, frozenset({"stuck"})),
+    ]
+}
+
+
+def install() -> None:
+    """Plant what the environment names, if anything."""
+    name = os.environ.get(PLANT)
+    if name:
+        PLANTS[name].plant()

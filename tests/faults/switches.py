@@ -1,0 +1,89 @@
+"""Switches inside the tormented processes, turned by files from outside: a wrong clock, and a leader without the lock.
+
+The test plugin installs them; nothing of the core knows of them.
+"""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import dramatiq.common
+import psycopg2
+from sqlalchemy import Connection
+
+from core.dispatcher import leadership
+from core.ledger.runs import DUE_CHANNEL
+
+FOLDER, NAME = "FAULTS_SWITCHES", "FAULTS_NAME"
+
+
+def clock_file(folder: Path, name: str) -> Path:
+    """What is in this file is by how many seconds the clock of that process is wrong."""
+    return folder / f"clock-{name}"
+
+
+def usurper_file(folder: Path, name: str) -> Path:
+    """While this file is there, the dispatcher of that process believes that it leads."""
+    return folder / f"usurper-{name}"
+
+
+def install() -> None:
+    """Install both, in a process that was started with switches."""
+    if FOLDER in os.environ:
+        folder, name = Path(os.environ[FOLDER]), os.environ[NAME]
+        install_clock(clock_file(folder, name))
+        install_usurper(usurper_file(folder, name))
+
+
+def install_clock(path: Path) -> None:
+    """Have ``time.time``, which ``core.clock`` and Dramatiq read, and periodiq's own idea of now be wrong together."""
+    right = time.time
+    path.touch()
+    opened = os.open(path, os.O_RDONLY)
+
+    def error_seconds() -> float:
+        return float(os.pread(opened, 32, 0) or 0)
+
+    time.time = dramatiq.common.time = lambda: right() + error_seconds()
+    if "periodiq" in sys.modules:
+        periodiq: Any = sys.modules["periodiq"]
+        periodiq.pendulum = WrongPendulum(periodiq.pendulum, error_seconds)
+
+
+@dataclass
+class WrongPendulum:
+    """The module pendulum, with another now."""
+
+    right: Any
+    error_seconds: Any
+
+    def now(self, *args: Any) -> Any:
+        return self.right.now(*args) + timedelta(seconds=self.error_seconds())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.right, name)
+
+
+def install_usurper(path: Path) -> None:
+    """Lead without the lock while ``path`` is there, and step down when it is gone."""
+    is_won, wait_for_runs = leadership.is_won, leadership.wait_for_runs
+    usurping: set[int] = set()
+
+    def is_won_or_taken(connection: Connection) -> bool:
+        if not path.exists():
+            return is_won(connection)
+        usurping.add(id(connection))
+        connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
+        return True
+
+    def wait_or_step_down(connection: Connection, timeout_seconds: float) -> bool:
+        if id(connection) in usurping and not path.exists():
+            usurping.clear()
+            raise psycopg2.OperationalError("stepping down")
+        return wait_for_runs(connection, timeout_seconds)
+
+    leadership.is_won, leadership.wait_for_runs = is_won_or_taken, wait_or_step_down

@@ -1,0 +1,220 @@
+"""The jobs that are tormented, as an installed plugin, and the tables in which they and the ledger leave traces.
+
+Each writes its effect in its own transaction, with the token of its lease, so that an effect is there once for each
+commit. A trigger on the ledger writes down every change of a run's state in the transaction that makes it: what the
+checker reads is not what somebody says has happened, but what was committed.
+"""
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from core import Job, Run, enqueue, every, hookimpl, job
+from tests.faults import planted, switches
+from tests.faults.history import Spec
+
+TABLES = """
+    CREATE TABLE fault_effects (
+        id bigserial PRIMARY KEY, run_id bigint NOT NULL, kind text NOT NULL, step int NOT NULL, token bigint NOT NULL,
+        attempt int NOT NULL, began_at timestamptz NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+    CREATE TABLE fault_requests (run_id bigint PRIMARY KEY);
+    CREATE TABLE fault_letters (id bigserial PRIMARY KEY, number int NOT NULL);
+    CREATE TABLE fault_transitions (
+        id bigserial PRIMARY KEY, run_id bigint NOT NULL, before text, after text NOT NULL, reason text,
+        attempt int NOT NULL, failures int NOT NULL, crashes int NOT NULL, token bigint, process_id bigint, worker text,
+        due_at timestamptz NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+    CREATE FUNCTION fault_note() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'INSERT' OR OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt
+                OR OLD.token IS DISTINCT FROM NEW.token THEN
+            INSERT INTO fault_transitions
+                (run_id, before, after, reason, attempt, failures, crashes, token, process_id, worker, due_at)
+            VALUES (NEW.id, CASE TG_OP WHEN 'UPDATE' THEN OLD.state END, NEW.state, NEW.reason, NEW.attempt,
+                NEW.failures, NEW.crashes, NEW.token,
+                coalesce(NEW.process_id, CASE TG_OP WHEN 'UPDATE' THEN OLD.process_id END), NEW.worker, NEW.due_at);
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER fault_note AFTER INSERT OR UPDATE ON rota_runs FOR EACH ROW EXECUTE FUNCTION fault_note();
+"""
+EFFECT = text("""
+    INSERT INTO fault_effects (run_id, kind, step, token, attempt, began_at)
+    VALUES (:run, :kind, :step, :token, :attempt, :began)
+""")
+NEXT_STEP = text("SELECT coalesce(max(step) + 1, 0) FROM fault_effects WHERE run_id = :run AND kind = 'step'")
+
+QUEUE, FAST_QUEUE = "faults", "faults-fast"
+SECOND = timedelta(seconds=1)
+#: Retries enough that no series of faults uses them up.
+PATIENCE = 50
+KEYS = ("a", "b", "c")
+STEPS = 6
+
+
+def effect(run: Run, kind: str = "done", step: int = 0) -> None:
+    """Leave a trace in this attempt's transaction."""
+    lease = run.work.lease
+    assert lease is not None
+    values = {"run": run.id, "kind": kind, "step": step, "token": lease.token}
+    run.session.execute(EFFECT, {**values, "attempt": run.attempt, "began": run.now})
+
+
+def query(run: Run, seconds: float) -> None:
+    """Have a statement take a while."""
+    run.session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+
+
+@job(
+    "second",
+    queue=QUEUE,
+    schedule=every(seconds=1),
+    overlap="allow",
+    misfire="all",
+    retry_delay=SECOND,
+    max_retries=PATIENCE,
+)
+def second(run: Run) -> None:
+    """Once a second; no slot may be missed."""
+    effect(run)
+
+
+@job("five", queue=QUEUE, schedule=every(seconds=5), retry_delay=SECOND, max_retries=PATIENCE)
+def five(run: Run) -> None:
+    """Every 5 s, never two at once."""
+    effect(run)
+    query(run, 0.3)
+
+
+@job("keyed", queue=QUEUE, retry_delay=SECOND, max_retries=PATIENCE)
+def keyed(run: Run) -> None:
+    """Never two of one key at once; half of its time passes outside of a transaction."""
+    time.sleep(0.4)
+    effect(run)
+    query(run, 0.4)
+
+
+@job("free", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def free(run: Run) -> None:
+    """Quick, any number at once."""
+    effect(run)
+
+
+@job("nap", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def nap(run: Run) -> None:
+    """Works for a while without a transaction, so that nothing but its lease tells whether it may commit."""
+    time.sleep(2)
+    effect(run)
+
+
+@job("slow-query", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def slow_query(run: Run) -> None:
+    """Spends its time in PostgreSQL."""
+    effect(run)
+    query(run, 2.5)
+
+
+@job("parent", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def parent(run: Run) -> None:
+    """Has another job run, in its own transaction."""
+    effect(run)
+    run_id = enqueue(run.session, "child")
+    run.session.execute(text("INSERT INTO fault_requests VALUES (:run)"), {"run": run_id})
+    query(run, 0.1)
+
+
+@job("child", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def child(run: Run) -> None:
+    """What another job asked for."""
+    effect(run)
+
+
+@job("flaky", queue=QUEUE, overlap="allow", retry_delay=2 * SECOND, max_retries=PATIENCE)
+def flaky(run: Run) -> None:
+    """Fails twice, then succeeds."""
+    effect(run)
+    assert run.work.lease is not None
+    if run.work.lease.failures < 2:
+        raise RuntimeError("failed on purpose")
+
+
+@job("hopeless", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=2)
+def hopeless(run: Run) -> None:
+    """Fails every time."""
+    effect(run)
+    raise RuntimeError("failed on purpose")
+
+
+@job("sweep", queue=QUEUE, retry_delay=SECOND, max_retries=PATIENCE)
+def sweep(run: Run) -> None:
+    """Batch after batch, each committed; goes on where an earlier attempt stopped."""
+    first = run.session.execute(NEXT_STEP, {"run": run.id}).scalar_one()
+    for step in range(first, STEPS):
+        effect(run, "step", step)
+        query(run, 0.1)
+        run.checkpoint({"step": step})
+        time.sleep(0.3)
+    effect(run)
+
+
+@job("too-long", queue=QUEUE, overlap="allow", soft_limit=SECOND, max_retries=0)
+def too_long(run: Run) -> None:
+    """Goes past its soft limit in a statement."""
+    effect(run)
+    query(run, 60)
+
+
+@job("poison", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def poison(run: Run) -> None:
+    """Kills the process that runs it."""
+    effect(run)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job("letter", queue=FAST_QUEUE, ledger=False, max_retries=PATIENCE, retry_delay=SECOND)
+def letter(run: Run, number: int) -> None:
+    """The fast lane."""
+    run.session.execute(text("INSERT INTO fault_letters (number) VALUES (:number)"), {"number": number})
+
+
+JOBS = [
+    second, five, keyed, free, nap, slow_query, parent, child, flaky, hopeless, sweep, too_long, poison, letter,
+]  # fmt: skip
+PERIODS = {"second": 1, "five": 5}
+#: Those that never succeed, and those that a client asks for by chance, with how often.
+FAILS = {"hopeless", "too-long", "poison"}
+REQUESTS = {
+    "keyed": 8, "free": 6, "nap": 4, "slow-query": 3, "parent": 4, "flaky": 3, "hopeless": 1, "sweep": 3, "too-long": 1,
+}  # fmt: skip
+
+
+def spec(job: Job) -> Spec:
+    """What the checker is told of a job."""
+    return Spec(
+        job.name,
+        every_seconds=PERIODS.get(job.name),
+        exclusive=job.exclusive,
+        max_retries=job.max_retries,
+        misfire=job.misfire,
+        may_succeed=job.name not in FAILS,
+        may_die=job.name in {"hopeless", "too-long"},
+        is_poison=job.name == "poison",
+    )
+
+
+SPECS = {job.name: spec(job) for job in JOBS if job.ledger}
+
+
+class Workload:
+    """The plugin; a process that loads it gets its switches, and the bug that is planted, if any."""
+
+    @hookimpl
+    def register_jobs(self) -> list[Job]:
+        switches.install()
+        planted.install()
+        return JOBS

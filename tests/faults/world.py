@@ -1,0 +1,301 @@
+"""The place that is tormented: servers, proxies, workers and schedulers, and who starts again what died."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from sqlalchemy import Connection
+from sqlalchemy.engine import make_url
+
+from core import database, migrate, plugins
+from core.embedded import POSTGRES_PORT, EmbeddedPostgres, EmbeddedRedis
+from core.testing import create_database, drop_database
+from tests.faults import switches, workload
+from tests.faults.history import ProcessEvent
+from tests.faults.planted import PLANT, PLANTS
+from tests.faults.proxy import Address, Loop, Proxy
+from tests.support.eventually import eventually
+from tests.support.fleet import BOOT_SECONDS, Fleet, is_of_group, pid_of
+
+WORKERS, SCHEDULERS, THREADS = 3, 2, 6
+#: What a supervisor waits before it starts again what died, in seconds.
+RESTART_SECONDS = 0.5
+LOOK_SECONDS = 0.1
+#: Room for a cluster with its log of transactions, and no more than a full disk takes moments to fill.
+DISK_BYTES = 512 * 2**20
+
+ENTRY = """\
+from tests.faults.workload import Workload as plugin
+"""
+
+
+def now() -> datetime:
+    """This machine's clock, which is PostgreSQL's as well."""
+    return datetime.now(UTC)
+
+
+@dataclass
+class Servers:
+    """PostgreSQL, on a small file system of its own where one can be mounted, and Redis."""
+
+    folder: Path
+    is_small: bool = False
+    postgres: EmbeddedPostgres = field(init=False)
+    redis: EmbeddedRedis = field(init=False)
+
+    def __post_init__(self) -> None:
+        disk = self.folder / "disk"
+        disk.mkdir()
+        self.is_small = mount_small(disk)
+        # The commit times of transactions are what the checker orders effects by.
+        self.postgres = EmbeddedPostgres(
+            disk / "servers", settings={"track_commit_timestamp": "on", "max_wal_size": "96MB"}
+        )
+        self.redis = EmbeddedRedis(self.folder / "servers")
+
+    def start(self) -> None:
+        """Start what does not run."""
+        self.postgres.start()
+        self.redis.start()
+
+    def stop(self) -> None:
+        """End both, and unmount."""
+        self.redis.stop()
+        self.postgres.stop()
+        if self.is_small:
+            subprocess.run(["umount", "--lazy", str(self.folder / "disk")], check=False)
+
+    def socket(self) -> Address:
+        """Where PostgreSQL listens."""
+        folder = make_url(self.postgres.url).query["host"]
+        return f"{folder}/.s.PGSQL.{POSTGRES_PORT}"
+
+    def redis_address(self) -> Address:
+        """Where Redis listens."""
+        url = make_url(self.redis.url)
+        assert url.host is not None
+        assert url.port is not None
+        return url.host, url.port
+
+
+def mount_small(folder: Path) -> bool:
+    """Mount a small file system there, if this user and this machine allow it."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return False
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0755", "tmpfs", str(folder)]
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+@contextmanager
+def servers() -> Iterator[Servers]:
+    """Servers in a temporary folder, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="rota-faults-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL has an account of its own
+        started = Servers(Path(folder))
+        try:
+            started.start()
+            yield started
+        finally:
+            started.stop()
+
+
+class FaultFleet(Fleet):
+    """A fleet whose processes have the workload of this suite."""
+
+    tables = workload.TABLES
+
+    def install(self) -> None:
+        info = self.folder / "site" / "faults-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faults\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[rota.plugins]\nfaults = faults_plugin:plugin\n")
+        (self.folder / "site" / "faults_plugin.py").write_text(ENTRY)
+
+
+@dataclass
+class Member:
+    """One worker or scheduler, over all the processes that bear its name one after the other."""
+
+    name: str
+    command: tuple[str, ...]
+    postgres: Proxy
+    redis: Proxy
+    process: subprocess.Popen[bytes] | None = None
+    ended_at: float = 0.0
+
+    @property
+    def is_worker(self) -> bool:
+        return self.name.startswith("worker")
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def pids(self) -> frozenset[int]:
+        """Its process and all below it."""
+        if self.process is None:
+            return frozenset()
+        with suppress(psutil.NoSuchProcess):
+            below = psutil.Process(self.process.pid).children(recursive=True)
+            return frozenset({self.process.pid, *(child.pid for child in below)})
+        return frozenset()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it to the process and all below it."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+
+@dataclass
+class World:
+    """One round's place: a database of its own on the servers."""
+
+    folder: Path
+    servers: Servers
+    settings: Mapping[str, str]
+    plant: str | None = None
+    members: list[Member] = field(default_factory=list)
+    events: list[ProcessEvent] = field(default_factory=list)
+    loop: Loop = field(default_factory=Loop)
+    #: Set when the round is not to go on.
+    given_up: threading.Event = field(default_factory=threading.Event)
+    _ending: threading.Event = field(default_factory=threading.Event)
+    _supervisor: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        self.database = f"round_{os.getpid()}_{time.monotonic_ns()}"
+        self.url = create_database(self.servers.postgres.url, self.database)
+        self.switches = self.folder / "switches"
+        self.switches.mkdir()
+        migrated = database.connect(self.url)
+        list(migrate.upgrade(migrated, plugins.current()))
+        database.dispose(migrated)
+        self.fleet = FaultFleet(self.folder, self.url, self.servers.redis.url)
+        self.fleet.redis.flushall()
+        if self.plant:
+            with self.fleet.engine.begin() as connection:
+                connection.exec_driver_sql(PLANTS[self.plant].schema)
+
+    @property
+    def workers(self) -> list[Member]:
+        return [member for member in self.members if member.is_worker]
+
+    @property
+    def schedulers(self) -> list[Member]:
+        return [member for member in self.members if not member.is_worker]
+
+    def populate(self) -> None:
+        """Start everything, and wait until all of it is alive."""
+        size = ("--processes", "1", "--threads", str(THREADS))
+        commands = {f"worker-{number}": ("dramatiq", "core.main", *size) for number in range(WORKERS)}
+        commands |= {f"scheduler-{number}": ("periodiq", "core.main") for number in range(SCHEDULERS)}
+        for name, command in commands.items():
+            behind = (self.servers.socket, self.servers.redis_address)
+            proxies = [Proxy(self.loop, address).start() for address in behind]
+            self.members.append(Member(name, command, *proxies))
+            self.start(self.members[-1])
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        self._supervisor.start()
+        eventually(lambda: all(self.is_alive(member) for member in self.members), within=BOOT_SECONDS + 30)
+
+    def is_alive(self, member: Member) -> bool:
+        """Whether the ledger has it."""
+        kind = "worker" if member.is_worker else "scheduler"
+        group = member.process.pid if member.process else 0
+        return any(is_of_group(pid_of(row), group) for row in self.fleet.registered(kind))
+
+    def start(self, member: Member) -> None:
+        """Start its next process."""
+        url = make_url(self.url)
+        through = url.set(host="127.0.0.1", port=member.postgres.port, query={})
+        environ = {
+            **self.settings,
+            "DATABASE_URL": through.render_as_string(hide_password=False),
+            "REDIS_URL": f"redis://127.0.0.1:{member.redis.port}/0",
+            switches.FOLDER: str(self.switches),
+            switches.NAME: member.name,
+            **({PLANT: self.plant} if self.plant else {}),
+        }
+        member.process = self.fleet.start(*member.command, **environ)
+        self.note(member.name, member.process.pid, "started")
+
+    def note(self, name: str, pid: int, what: str) -> None:
+        """Write down what became of a process."""
+        self.events.append(ProcessEvent(now(), name, pid, what))
+
+    def _supervise(self) -> None:
+        while not self._ending.wait(LOOK_SECONDS):
+            for member in self.members:
+                if not member.is_running:
+                    self._start_again(member)
+
+    def _start_again(self, member: Member) -> None:
+        assert member.process is not None
+        if not member.ended_at:
+            member.ended_at = time.monotonic()
+            self.note(member.name, member.process.pid, f"ended with status {member.process.poll()}")
+        elif time.monotonic() > member.ended_at + RESTART_SECONDS:
+            member.ended_at = 0.0
+            self.start(member)
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A new connection past all proxies, in autocommit."""
+        engine = database.connect(self.url)
+        try:
+            with database.dedicated(engine) as connection:
+                yield connection
+        finally:
+            database.dispose(engine)
+
+    def heal(self) -> None:
+        """Everything is as it should be."""
+        for path in self.switches.glob("usurper-*"):
+            path.unlink(missing_ok=True)
+        for member in self.members:
+            switches.clock_file(self.switches, member.name).write_text("0")
+            member.postgres.heal()
+            member.redis.heal()
+            member.signal(signal.SIGCONT)
+        self.servers.start()
+
+    def stop_members(self) -> None:
+        """Start nothing again, and end everything that was started."""
+        self._ending.set()
+        if self._supervisor is not None:
+            self._supervisor.join(10)
+        for member in self.members:
+            member.signal(signal.SIGKILL)
+
+    def end(self) -> None:
+        """End all processes, and drop the database."""
+        self.stop_members()
+        self.fleet.stop()
+        for member in self.members:
+            member.postgres.stop()
+            member.redis.stop()
+        self.loop.close()
+        with suppress(Exception):  # a server that is gone takes its database along
+            drop_database(self.servers.postgres.url, self.database)
+
+
+@contextmanager
+def world(servers: Servers, settings: Mapping[str, str], plant: str | None = None) -> Iterator[World]:
+    """A round's place, gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="round-", dir=servers.folder))
+    made = World(folder, servers, settings, plant)
+    try:
+        yield made
+    finally:
+        made.end()

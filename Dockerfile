@@ -22,4 +22,4 @@ ENV PATH=/opt/rota/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /opt/rota
 USER rota
 EXPOSE 9191
-CMD ["dramatiq", "core.main"]
+CMD ["rota", "worker"]

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-CORE = ("throughput", "latency", "lateness", "memory")
+CORE = ("throughput", "latency", "lateness", "schedules", "bulk", "memory")
 #: Take some minutes each, and are run by name.
 PLUGINS = ("coupons", "temp_files", "statistics_sweep")
 

@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[1]
 PROCESSES, THREADS = 2, 8
 
 PLUGIN = '''\
-from datetime import timedelta
+import os
 
 from benchmarks import meter
-from core import every, hookimpl, job
+from core import cron, every, hookimpl, job
 
 
 @job("bench-fast", queue="bench-fast", ledger=False)
@@ -51,9 +51,19 @@ def slot_job(number):
 SLOT_JOBS = [slot_job(number) for number in range(10)]
 
 
+def minute_job(number):
+    @job(f"bench-minute-{number}", queue="bench-minutes", schedule=cron("* * * * *"))
+    def tick(run) -> None:
+        """One of many that are due at the same instant."""
+    return tick
+
+
+MINUTE_JOBS = [minute_job(number) for number in range(int(os.environ.get("BENCH_SCHEDULES", "0")))]
+
+
 @hookimpl
 def register_jobs():
-    return [fast, ledger, *SLOT_JOBS]
+    return [fast, ledger, *SLOT_JOBS, *MINUTE_JOBS]
 '''
 
 

@@ -20,7 +20,7 @@ def ticks(path: Path) -> list[tuple[float, float]]:
     """The (time, time sent) of every tick in ``path``."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    lines = path.read_text().rpartition("\n")[0].splitlines()  # the last may be half written
     return [(float(at), float(sent)) for at, sent in (line.split() for line in lines)]
 
 

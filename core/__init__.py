@@ -1,6 +1,6 @@
 """Rota's front door: the only names a plugin may import. Importing it opens nothing."""
 
-from core.enqueue import enqueue, publish, send
+from core.enqueue import enqueue, enqueue_many, publish, send, send_many
 from core.errors import RotaError, TimeLimitExceeded
 from core.hookspecs import hookimpl
 from core.jobs import Job, job
@@ -17,9 +17,11 @@ __all__ = [
     "TimeLimitExceeded",
     "cron",
     "enqueue",
+    "enqueue_many",
     "every",
     "hookimpl",
     "job",
     "publish",
     "send",
+    "send_many",
 ]

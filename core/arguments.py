@@ -54,6 +54,8 @@ def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
     Raises BadArguments, naming each argument that is missing, unknown or of the wrong type.
     """
     known = adapters(job)
+    if not args and not known:
+        return {}
     problems = [f"{name} is not an argument{suggestion(name, known)}" for name in sorted(set(args) - set(known))]
     problems += [f"{name} is missing" for name, (_, required) in known.items() if required and name not in args]
     decoded = {}

@@ -7,8 +7,9 @@ import inspect
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import dramatiq
@@ -21,17 +22,20 @@ from sqlalchemy import Engine
 from core import database, plugins
 from core.enqueue import enqueue
 from core.errors import BadArguments
-from core.execution import Executor
+from core.execution import RECORDING, Executor
 from core.jobs import Job
 from core.ledger import runs, slots
 from core.ledger.outbox import Carrier, Letter, Parcel
 from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.periodic import PeriodicSchedule, nothing
-from core.redis_broker import RUN_ID, RotaBroker
+from core.redis_broker import RUN_ID, Delivery, RotaBroker
 from core.registry import Registry
 
 logger = logging.getLogger(__name__)
+
+#: PostgreSQL's bigint.
+LARGEST_ID = 2**63 - 1
 
 
 def never() -> bool:
@@ -142,29 +146,46 @@ class JobActor(dramatiq.Actor[..., Any]):
         return run_message(Parcel(run_id, self.job.name, self.job.queue))
 
     def fire(self) -> Message[Any]:
-        """Record the slots that are due, and send those that nobody else recorded.
+        """Record the slots that are due, of every job, and send those that nobody else recorded.
 
+        periodiq has asked all jobs before it calls the first that is due; the others then find nothing left to do.
         Never raises, since that would end periodiq's process.
         """
         periodic: PeriodicSchedule = self.options["periodic"]
-        run_ids: list[int] = []
-        carries = self.carrier.carries
-        try:
-            rows = [SlotRow(slot) for slot in periodic.due]
-            with database.autocommit(self.engine) as connection:
-                scopes = plugins.current().scopes.get(self.job.name, ())
-                run_ids = slots.insert(connection, self.job, rows, carried=carries, scopes=scopes)
-                if not carries:
-                    runs.announce(connection)
-            if carries:
-                self.carrier.send([Parcel(run_id, self.job.name, self.job.queue) for run_id in run_ids])
-        except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
-            logger.warning("slot.not_sent job=%s: %s (the dispatcher will)", self.job.name, database.brief(error))
-        return run_message(Parcel(run_ids[-1] if run_ids else 0, self.job.name, self.job.queue))
+        if periodic.due:
+            due = [(actor.job, SlotRow(slot)) for actor in scheduled(self.broker) for slot in actor.take_due()]
+            try:
+                self._record(due)
+            except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
+                logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
+        return run_message(Parcel(0, self.job.name, self.job.queue))
+
+    def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:
+        carries, scopes = self.carrier.carries, plugins.current().scopes
+        with database.autocommit(self.engine) as connection:
+            for parcels in slots.insert_many(connection, due, carried=carries, scopes=scopes):
+                if carries:
+                    self.carrier.send(parcels)
+            if not carries:
+                runs.announce(connection)
+
+    def take_due(self) -> list[datetime]:
+        """The slots of this job that are due, once."""
+        periodic: PeriodicSchedule = self.options["periodic"]
+        return periodic.take()
+
+
+def scheduled(broker: Broker) -> Iterator[JobActor]:
+    """The actors of ``broker`` that have a schedule."""
+    for actor in broker.actors.values():
+        if isinstance(actor, JobActor) and "periodic" in actor.options:
+            yield actor
 
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Positional and keyword arguments as keyword arguments alone. Raises BadArguments."""
+    if not args:
+        return dict(kwargs)
     names = list(inspect.signature(job.function).parameters)[1:]
     if len(args) > len(names):
         raise BadArguments(f"job {job.name!r} takes at most {len(names)} arguments, and {len(args)} were given")
@@ -175,15 +196,46 @@ def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor])
     """What a worker calls for a message of a ledger job: the run it names, or a new run for a stranger's message."""
 
     def work(*args: Any, **kwargs: Any) -> None:
-        message = CurrentMessage.get_current_message()
+        message: Any = CurrentMessage.get_current_message()
         run_id = message.options.get(RUN_ID) if message is not None else None
-        if isinstance(run_id, int):
+        if isinstance(run_id, int) and isinstance(message, Delivery):
+            message.is_ended_later = (
+                executor.execute(job, run_id, claimed=message.lease, on_end=message.end) == RECORDING
+            )
+        elif isinstance(run_id, int):
             executor.execute(job, run_id)
         else:
             actor().send_with_options(args=args, kwargs=kwargs)
 
     work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
     return work
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimingAhead:
+    """Claims the runs that a worker's threads are about to begin with, many in one statement."""
+
+    registry: Registry
+    executor: Executor
+
+    def prepare(self, deliveries: Sequence[Delivery]) -> None:
+        """Give each delivery its lease, if that can be had together with the others'; if not, its thread will claim."""
+        sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
+        if len(sent) > 1:
+            for lease in self.executor.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):
+                sent[lease.run_id].lease = lease
+
+    def _run_of(self, delivery: Delivery) -> int | None:
+        run_id = delivery.options.get(RUN_ID)
+        job = self.registry.jobs.get(delivery.actor_name)
+        is_simple = job is not None and job.ledger and not job.exclusive
+        return run_id if is_simple and type(run_id) is int and 0 < run_id <= LARGEST_ID else None
+
+    def undo(self, deliveries: Sequence[Delivery]) -> None:
+        """Give up the leases of deliveries that are put back."""
+        leases = [delivery.lease for delivery in deliveries if delivery.lease is not None]
+        if leases:
+            self.executor.unclaim(leases)
 
 
 def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
@@ -225,6 +277,8 @@ def declare(
 
     ``carrier`` sends the slots for which periodiq calls, by default over ``broker``.
     """
+    if isinstance(broker, RotaBroker):
+        broker.preparation = ClaimingAhead(registry, executor)
     for job in registry:
         declare_job(broker, job, engine, executor, on_scheduling, carrier=carrier)
 

@@ -1,7 +1,7 @@
-"""``enqueue``, ``send`` and ``publish``: what a transaction asks for, and gets if it commits."""
+"""``enqueue``, ``send`` and ``publish``, one or many: what a transaction asks for, and gets if it commits."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -33,28 +33,56 @@ def enqueue(
     Raises UnknownJob, with the nearest name; BadArguments, naming what does not fit the job's signature or is wrong
     with ``key`` or ``delay``.
     """
+    (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay)
+    return run_id
+
+
+def enqueue_many(
+    session: Session,
+    job: str,
+    args: Iterable[Mapping[str, Any]],
+    *,
+    keys: Iterable[str] | None = None,
+    delay: timedelta = timedelta(0),
+) -> list[int]:
+    """``enqueue`` a run of ``job`` for each of ``args``, far faster than one by one; return their ids, in that order.
+
+    ``keys`` are theirs, in the same order; without it all have the same, the empty one. All are inserted in the
+    caller's transaction, and their messages are sent together once it commits.
+
+    Raises what ``enqueue`` raises, before anything is inserted; BadArguments also if there are not as many keys.
+    """
     found = plugins.current().job(job)
     if not found.ledger:
         raise BadArguments(f"job {job!r} is on the fast lane (ledger=False), which has no runs; use send")
-    if not is_key(key):
-        raise BadArguments(f"job {job!r}: key must be a string of at most {LONGEST_KEY} characters, none of them NUL")
     if not timedelta(0) <= delay <= LONGEST_DELAY:
         raise BadArguments(f"job {job!r}: delay={delay} must be between 0 and {LONGEST_DELAY.days} days")
+    bodies = [arguments.encode(found, each) for each in args]
     carrier = outbox.carrier()
     carried = carrier is not None and carrier.carries and not delay
-    run_id = runs.request(
+    run_ids = runs.request_many(
         session,
         job,
-        key=key,
+        keys=checked_keys(job, keys, len(bodies)),
         queue=found.queue,
-        args=arguments.encode(found, args),
+        args=bodies,
         exclusive=found.exclusive,
         delay=delay,
         carried=carried,
     )
     if carried:
-        outbox.of(session).parcels.append(Parcel(run_id, job, found.queue))
-    return run_id
+        outbox.of(session).parcels.extend(Parcel(run_id, job, found.queue) for run_id in run_ids)
+    return run_ids
+
+
+def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:
+    """``keys``, of which there are to be ``count``. Raises BadArguments."""
+    found = [""] * count if keys is None else list(keys)
+    if len(found) != count:
+        raise BadArguments(f"job {job!r}: {len(found)} keys were given for {count} runs; give one for each")
+    if not all(map(is_key, found)):
+        raise BadArguments(f"job {job!r}: key must be a string of at most {LONGEST_KEY} characters, none of them NUL")
+    return found
 
 
 def is_key(key: object) -> bool:
@@ -69,13 +97,21 @@ def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -
 
     Raises UnknownJob; BadArguments; RotaError in a process that has no Redis, such as a plain application.
     """
+    send_many(session, job, [args or {}])
+
+
+def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> None:
+    """``send`` a message to ``job`` for each of ``args``, all together once the transaction commits.
+
+    Raises what ``send`` raises, and then sends none.
+    """
     found = plugins.current().job(job)
     if found.ledger:
         raise BadArguments(f"job {job!r} has runs in the ledger; use enqueue")
     if outbox.carrier() is None:
         raise RotaError(f"job {job!r} is on the fast lane, and this process has no Redis to send it by")
-    values: dict[str, Any] = json.loads(arguments.encode(found, args))
-    outbox.of(session).letters.append(Letter(job, found.queue, values))
+    values = [json.loads(arguments.encode(found, each)) for each in args]
+    outbox.of(session).letters.extend(Letter(job, found.queue, each) for each in values)
 
 
 def publish(session: Session, channel: str, message: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,8 +20,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import arguments, database, limits, metrics, plugins
+from core import arguments, database, limits, logs, metrics, plugins
 from core.clock import Clock, system_clock
+from core.completions import Completion, Completions
 from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
 from core.jobs import Job
 from core.ledger import leases, runs
@@ -38,6 +39,8 @@ DATABASE_AWAY = (DBAPIError, PoolTimeout)
 RECORD_AGAIN_SECONDS = 1.0
 #: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
 GIVE_UP_SECONDS = 5.0
+#: The state of a run that succeeded, as long as that is not recorded.
+RECORDING = "recording"
 #: EX_SOFTWARE of sysexits.h: the process ended itself at a hard limit.
 HARD_LIMIT_EXIT = 70
 
@@ -53,20 +56,54 @@ class Executor:
     worker: str
     #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
     suspected_after: int = leases.NEVER_SUSPECT
+    #: What records successes together, in a worker; without it each run records its own.
+    completions: Completions | None = None
 
-    def execute(self, job: Job, run_id: int, *, now: datetime | None = None) -> str:
+    def execute(
+        self,
+        job: Job,
+        run_id: int,
+        *,
+        now: datetime | None = None,
+        claimed: Lease | None = None,
+        on_end: Callable[[], None] | None = None,
+    ) -> str:
         """Take the run through one attempt; return the state it is in afterwards, or the verdict on the claim.
 
-        ``now`` stands in for the database's clock as ``Run.now``, in tests. Never raises for what the job does.
+        ``now`` stands in for the database's clock as ``Run.now``, in tests. ``claimed`` is the lease on it, if it was
+        claimed ahead. With ``on_end`` the success may be recorded a little later, which returns ``recording``; then
+        ``on_end`` is called when it is. Never raises for what the job does.
         """
-        lease = self.claim(job, run_id)
+        lease = claimed or self.claim(job, run_id)
         if lease == Verdict.SUSPECT:
             return isolate(job, run_id)
         if not isinstance(lease, Lease):
             return lease
         with context(lease), timed(job, lease) as outcome:
-            outcome.status = self.attempt(job, lease, now or lease.claimed_at)
+            outcome.status = self.attempt(job, lease, now or lease.claimed_at, on_end)
         return outcome.status
+
+    def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
+        """Claim those of the runs ``sent``, each with its job, that need no closer look; without PostgreSQL, none."""
+        process_id = self.process_id()
+        if process_id is None:
+            return []
+        scopes = plugins.current().scopes
+        scoped = [(run_id, job, scopes.get(job, ())) for run_id, job in sent]
+        try:
+            with database.autocommit(self.engine) as connection:
+                return leases.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
+        except DATABASE_AWAY as error:
+            logger.debug("run.not_claimed_ahead: %s", database.brief(error))
+            return []
+
+    def unclaim(self, claimed: Sequence[Lease]) -> None:
+        """Give up what was claimed ahead; without PostgreSQL it ends with this process's lease."""
+        try:
+            with database.autocommit(self.engine) as connection:
+                leases.unclaim_many(connection, claimed)
+        except DATABASE_AWAY as error:
+            logger.warning("run.not_given_up runs=%s: %s", len(claimed), database.brief(error))
 
     def claim(self, job: Job, run_id: int) -> Lease | str:
         """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
@@ -107,13 +144,18 @@ class Executor:
             scopes=plugins.current().scopes.get(job.name, ()),
         )
 
-    def attempt(self, job: Job, lease: Lease, now: datetime) -> str:
+    def attempt(self, job: Job, lease: Lease, now: datetime, on_end: Callable[[], None] | None = None) -> str:
         """Work on a claimed run and record what came of it."""
+        began = time.perf_counter()
         work = Work(self.engine, lease)
         run = Run(lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, job_logger(job), work)
         try:
             result = self.work(job, run, lease)
-            return self.succeed(job, work, lease, result)
+            body = arguments.encode_result(job, result)
+            if on_end is not None and self.is_recorded_later(job, work):
+                self.record_later(job, lease, body, began, on_end)
+                return RECORDING
+            return self.succeed(work, lease, body)
         except LeaseLost as error:
             work.close()
             logger.warning("run.lease_lost: %s", error)
@@ -129,9 +171,28 @@ class Executor:
         kwargs = arguments.decode(job, lease.args)
         return within_limits(job, run, kwargs, on_hard=lambda: self.give_up_process(job, lease))
 
-    def succeed(self, job: Job, work: Work, lease: Lease, result: Any) -> str:
+    def is_recorded_later(self, job: Job, work: Work) -> bool:
+        """Whether the success is recorded with others'."""
+        return self.completions is not None and self.completions.has_room and not (job.exclusive or work.has_begun)
+
+    def record_later(self, job: Job, lease: Lease, body: str | None, began: float, on_end: Callable[[], None]) -> None:
+        """Have a success recorded with others'."""
+        assert self.completions is not None
+        seconds = time.perf_counter() - began
+
+        def on_recorded(is_good: bool) -> None:
+            with context(lease):
+                if not is_good:
+                    logger.warning(
+                        "run.lease_lost: run %s of job %r is no longer this worker's", lease.run_id, job.name
+                    )
+                tell_end(job, State.SUCCEEDED if is_good else "lost", seconds)
+            on_end()
+
+        self.completions.add(Completion(lease, body, on_recorded))
+
+    def succeed(self, work: Work, lease: Lease, body: str | None) -> str:
         """Commit the job's work and the run's success in one transaction."""
-        body = arguments.encode_result(job, result)
         if not work.has_begun:
             with database.autocommit(self.engine) as connection:
                 require(runs.succeed(connection, lease, body), lease)
@@ -167,6 +228,8 @@ class Executor:
         last_resort = threading.Timer(GIVE_UP_SECONDS, os._exit, [HARD_LIMIT_EXIT])
         last_resort.start()
         try:
+            if self.completions is not None:
+                self.completions.flush(GIVE_UP_SECONDS / 2)
             with database.autocommit(self.engine) as connection:
                 runs.fail(connection, lease, failure)
                 runs.hand_back(connection, lease.process_id, "its process was ended")
@@ -177,7 +240,7 @@ class Executor:
         """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns."""
         began = time.perf_counter()
         status, work = "failed", Work(self.engine)
-        with structlog.contextvars.bound_contextvars(job=job.name, message=message_id):
+        with logs.about({"job": job.name, "message": message_id}):
             try:
                 run = Run(0, job.name, "", None, 1, clock(), args, job_logger(job), work)
                 kwargs = arguments.decode(job, args)
@@ -256,7 +319,7 @@ def job_logger(job: Job) -> Any:
 def context(lease: Lease) -> Iterator[None]:
     """Put job, run, slot and attempt on every line logged within."""
     slot = lease.slot.isoformat() if lease.slot else None
-    with structlog.contextvars.bound_contextvars(job=lease.job, run=lease.run_id, slot=slot, attempt=lease.attempt):
+    with logs.about({"job": lease.job, "run": lease.run_id, "slot": slot, "attempt": lease.attempt}):
         yield
 
 
@@ -277,9 +340,14 @@ def timed(job: Job, lease: Lease) -> Iterator[Outcome]:
     try:
         yield outcome
     finally:
-        seconds = time.perf_counter() - began
-        observe(metrics.run_ended, job.name, outcome.status, seconds)
-        logger.info("run.%s seconds=%.3f", outcome.status, seconds)
+        if outcome.status != RECORDING:
+            tell_end(job, outcome.status, time.perf_counter() - began)
+
+
+def tell_end(job: Job, status: str, seconds: float) -> None:
+    """Log and count the end of an attempt."""
+    observe(metrics.run_ended, job.name, status, seconds)
+    logger.info("run.%s seconds=%.3f", status, seconds)
 
 
 def observe(measure: Callable[..., None], *values: Any) -> None:

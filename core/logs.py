@@ -3,6 +3,9 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -10,6 +13,23 @@ import structlog
 from core.settings import LogFormat, LogLevel
 
 STDERR = 2
+
+_about: ContextVar[Mapping[str, Any]] = ContextVar("rota.about", default={})  # noqa: B039 — never changed in place
+
+
+@contextmanager
+def about(fields: Mapping[str, Any]) -> Iterator[None]:
+    """Put ``fields`` on every line logged within; structlog's own way costs a context variable for each field."""
+    token = _about.set(fields)
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Add what the line is about, unless the line itself says otherwise."""
+    return {**_about.get(), **event}
 
 
 class Complaint:
@@ -32,6 +52,7 @@ class Complaint:
 
 SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
+    merge_about,
     structlog.stdlib.add_logger_name,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -19,6 +19,7 @@ from dramatiq.middleware import CurrentMessage
 from core import broker as brokers
 from core import redis_broker
 from core.broker import RedisCarrier
+from core.completions import Completions
 from core.ledger import outbox
 from core.middleware.direct import DirectRuns
 from core.middleware.draining import Draining
@@ -49,11 +50,13 @@ def build(parts: Parts) -> RotaBroker:
         lambda queues: parts.heartbeat("worker", queues, broker.broker_id),
         lambda: parts.dispatcher(carrier),
         parts.watchdog,
+        record_the_rest=lambda: completions.stop(),
     )
     direct = DirectRuns(
         occupation,
         lambda hands, queues: parts.taker(hands, queues, lambda: not (carrier.carries or broker.is_draining)),
     )
+    completions = Completions(parts.engine, lambda: life.process_id)
     broker = brokers.build(
         redis_broker.connect(url),
         [
@@ -82,7 +85,7 @@ def build(parts: Parts) -> RotaBroker:
             watch.start()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
 
-    executor = parts.executor(lambda: life.process_id)
+    executor = parts.executor(lambda: life.process_id, completions)
     brokers.declare(broker, parts.registry, parts.engine, executor, announce_scheduler, carrier=carrier)
     return broker
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,11 @@ from typing import Any
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _making = threading.Lock()
+#: What was last said of each task's status, and when, in monotonic seconds.
+_said: dict[str, tuple[bool, float]] = {}
+
+#: A status that has not changed is said again after this long, so that of several processes the last one still counts.
+SAY_AGAIN_SECONDS = 1.0
 
 #: Seconds; from a no-op to the default hard limit.
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800)
@@ -125,7 +131,15 @@ def run_ended(task: str, status: str, seconds: float | None = None) -> None:
     _labelled("tasks", task, status).inc()
     if seconds is not None:
         _labelled("durations", task).observe(seconds)
-        _labelled("status", task).set(status == "succeeded")
+        _tell_status(task, status == "succeeded")
+
+
+def _tell_status(task: str, is_good: bool) -> None:
+    was_good, said_at = _said.get(task, (None, 0.0))
+    now = time.monotonic()
+    if is_good != was_good or now - said_at >= SAY_AGAIN_SECONDS:
+        _labelled("status", task).set(is_good)
+        _said[task] = is_good, now
 
 
 def runs_ended(task: str, counts: Mapping[str, int]) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from sqlalchemy import Engine
 
 from core import database, logs, metrics, plugins, settings, unread
+from core.completions import Completions
 from core.dispatcher.direct import DirectTaker, Hands
 from core.dispatcher.loop import Dispatcher
 from core.errors import RotaError
@@ -91,10 +92,12 @@ class Parts:
             self.configured.max_messages, self.configured.max_memory_mb, self.configured.min_process_seconds
         )
 
-    def executor(self, process_id: Callable[[], int | None]) -> Executor:
-        """What takes a run from its claim to its end."""
+    def executor(self, process_id: Callable[[], int | None], completions: Completions | None = None) -> Executor:
+        """What takes a run from its claim to its end; ``completions`` records successes together."""
         suspected_after = max(self.configured.max_crashes - 1, 1)
-        return Executor(self.engine, process_id, process_name(), suspected_after=suspected_after)
+        return Executor(
+            self.engine, process_id, process_name(), suspected_after=suspected_after, completions=completions
+        )
 
     def fleet(self) -> Fleet:
         """What the processes that are alive know. Raises SQLAlchemy's DBAPIError."""

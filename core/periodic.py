@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from core.clock import Clock, system_clock
-from core.schedules import Schedule
+from core.schedules import Schedule, first_after, slots_between
 
 #: periodiq recurses when it is told to wake in the past (its Scheduler.schedule), so it is told to wake a little later.
 SHORTEST_WAIT = timedelta(milliseconds=20)
@@ -32,6 +32,8 @@ class PeriodicSchedule:
         self._clock = clock
         self._on_first_question = on_first_question
         self._asked_at: datetime | None = None
+        #: The first slot that has not come when this was last asked; computing it takes longer than anything else here.
+        self._next: datetime | None = None
         #: The slots that have come since the last question but one.
         self.due: list[datetime] = []
 
@@ -44,12 +46,24 @@ class PeriodicSchedule:
         if self._asked_at is None:
             self._asked_at = now
             self._on_first_question()
-        since = max(self._asked_at, now - MOST_AT_ONCE)
-        self.due = list(self._schedule.between(since, now)) if since < now else []
+        if self._next is None or self._next <= now:
+            since = max(self._asked_at, now - MOST_AT_ONCE)
+            self.due = slots_between(self._schedule, since, now, first=self._next)
+            self._next = first_after(self._schedule, self.due[-1]) if self.due else None
+        else:
+            self.due = []
         self._asked_at = max(self._asked_at, now)
         return bool(self.due)
+
+    def take(self) -> list[datetime]:
+        """The slots that are due, once."""
+        due, self.due = self.due, []
+        return due
 
     def next_valid_date(self, _now: datetime) -> datetime:
         """When to ask again."""
         now = self._clock()
-        return max(self._schedule.next_after(self._asked_at or now), now + SHORTEST_WAIT)
+        asked_at = self._asked_at or now
+        if self._next is None or self._next <= asked_at:
+            self._next = self._schedule.next_after(asked_at)
+        return max(self._next, now + SHORTEST_WAIT)

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from heapq import merge
-from itertools import takewhile
+from itertools import islice, takewhile
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
@@ -222,6 +222,24 @@ class Cron(Schedule):
     @property
     def _folds(self) -> tuple[int, ...]:
         return (0, 1) if self._has_wildcard else (0,)
+
+
+@lru_cache(maxsize=10_000)
+def first_after(schedule: Schedule, instant: datetime) -> datetime:
+    """``schedule.next_after(instant)``, computed once for the many jobs that have the same schedule."""
+    return schedule.next_after(instant)
+
+
+def slots_between(
+    schedule: Schedule, after: datetime, until: datetime, *, first: datetime | None, most: int | None = None
+) -> list[datetime]:
+    """The slots with ``after`` < slot <= ``until``, at most ``most`` of them.
+
+    Quickly, if the ``first`` is known and has only just come: slots are whole seconds, so that there is no other.
+    """
+    if first is not None and after < first <= until < first + SECOND:
+        return [first]
+    return list(islice(schedule.between(after, until), most)) if after < until else []
 
 
 def _utc(instant: datetime) -> datetime:

@@ -19,7 +19,7 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"dispatcher"},
     {"broker", "local_broker"},
     {"execution", "migrate", "periodic", "redis_broker", "removal", "rights"},
-    {"admission", "builtin", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
+    {"admission", "builtin", "completions", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when called
     {"ledger", "migrations"},
     {"unread"},
     {"arguments", "hookspecs", "registry"},

@@ -104,9 +104,11 @@ def values(name: str) -> str:
     if annotation in (int, float):
         limits = {kind: value for part in metadata for kind, value in bounds(part)}
         least = limits.get("ge", "above 0")
-        span = f"{least} to {limits['le']}" if "le" in limits else str(least)
+        span = f"{least} to {limits['le']}" if "le" in limits else f"{least} or more" if least == 0 else str(least)
         return f"{unit}, {span}" if unit else span
-    return {bool: "`true` or `false`", SecretStr: "URL", str: "address"}.get(annotation, "folder")
+    return {bool: "`true` or `false`", SecretStr: "URL", SecretStr | None: "URL", str: "address"}.get(
+        annotation, "folder"
+    )
 
 
 def bounds(constraint: Any) -> Iterator[tuple[str, Any]]:

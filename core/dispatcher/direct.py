@@ -94,7 +94,7 @@ class DirectTaker(threading.Thread):
     def wake(self) -> None:
         """A thread has become free."""
         if self._is_taking:
-            with suppress(BlockingIOError):
+            with suppress(OSError):  # it is awake already, or has ended
                 self._writer.send(b".")
 
     def stop(self, *, timeout_seconds: float = 10) -> None:
@@ -103,6 +103,9 @@ class DirectTaker(threading.Thread):
         self.wake()
         if self.is_alive():
             self.join(timeout_seconds)
+        if not self.is_alive():
+            self._reader.close()
+            self._writer.close()
 
     def _take_while_needed(self, connection: Connection) -> None:
         connection.exec_driver_sql(UNFLUSHED)

@@ -1,6 +1,7 @@
 """Notices dead processes and hands on what they had."""
 
 import logging
+import time
 
 import redis
 from sqlalchemy import Connection
@@ -9,11 +10,19 @@ from core import metrics
 from core.ledger import processes
 from core.ledger.outbox import DispatchCarrier
 
+#: What a process whose connection was cut takes to be there on another, generously. A death is noticed that much later.
+COME_BACK_SECONDS = 0.5
+
 logger = logging.getLogger(__name__)
 
 
 def recover(connection: Connection, carrier: DispatchCarrier, max_crashes: int) -> None:
-    """End the leases of dead processes, hand their runs on, and put back the messages they had fetched."""
+    """End the leases of dead processes, hand their runs on, and put back the messages they had fetched.
+
+    One that has just lost its lock is given a moment to come back.
+    """
+    if processes.misses_any(connection):
+        time.sleep(COME_BACK_SECONDS)
     for dead in processes.reap(connection):
         metrics.reaped(dead.kind)
         logger.warning("process.reaped kind=%s id=%s name=%s: it died or fell silent", dead.kind, dead.id, dead.name)

@@ -18,10 +18,11 @@ from core.dispatcher import relay
 from core.jobs import Job
 from core.ledger import pauses, runs, slots
 from core.ledger.models import State
-from core.ledger.outbox import DispatchCarrier, Parcel
+from core.ledger.outbox import DispatchCarrier
 from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.registry import Registry
+from core.schedules import first_after, slots_between
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +52,24 @@ class Accountant:
     def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
         """Insert the slots that are due and that nobody has inserted."""
         now = connection.execute(NOW).scalar_one()
-        changed = {}
+        changed: dict[str, Watermark] = {}
+        due: list[tuple[Job, SlotRow]] = []
         for job in self.registry.scheduled():
-            mark = self._account_for(job, now, connection, carrier)
+            mark = self._account_for(job, now, connection, due)
             if mark is not None:
-                changed[job.name] = self.marks[job.name] = mark
+                changed[job.name] = mark
+        for parcels in slots.insert_many(connection, due, carried=carrier.carries, scopes=self.registry.scopes):
+            if carrier.carries:
+                relay.send(connection, carrier, parcels)
+            elif parcels:
+                runs.announce(connection)
         slots.account(connection, changed)
+        self.marks.update(changed)
 
     def _account_for(
-        self, job: Job, now: datetime, connection: Connection, carrier: DispatchCarrier
+        self, job: Job, now: datetime, connection: Connection, found: list[tuple[Job, SlotRow]]
     ) -> Watermark | None:
+        """Add to what was ``found`` due the slots of ``job``; return its new watermark, if it moves."""
         assert job.schedule is not None
         spec, until = str(job.schedule), now - HEAD_START
         mark = self.marks.get(job.name)
@@ -69,17 +78,13 @@ class Accountant:
             return Watermark(spec, now)
         if self.next_slots.get(job.name, until) > until or mark.accounted_until >= until:
             return None
-        due = list(islice(job.schedule.between(mark.accounted_until, until), MOST_AT_ONCE))
-        scopes = self.registry.scopes[job.name]
-        rows = verdicts(job, due, now, pauses_of(connection, scopes, due, now))
-        run_ids = slots.insert(connection, job, rows, carried=carrier.carries, scopes=scopes)
-        if carrier.carries:
-            relay.send(connection, carrier, [Parcel(run_id, job.name, job.queue) for run_id in run_ids])
-        elif run_ids:
-            runs.announce(connection)
+        first = self.next_slots.get(job.name)
+        due = slots_between(job.schedule, mark.accounted_until, until, first=first, most=MOST_AT_ONCE)
+        rows = verdicts(job, due, now, pauses_of(connection, self.registry.scopes[job.name], due, now))
+        found += [(job, row) for row in rows]
         count_missed(job, rows)
         reached = due[-1] if len(due) == MOST_AT_ONCE else until
-        self.next_slots[job.name] = job.schedule.next_after(reached)
+        self.next_slots[job.name] = first_after(job.schedule, due[-1] if due else reached)
         return Watermark(spec, reached) if due else None
 
 

@@ -16,7 +16,7 @@ past each other's sight the partial unique index ``rota_runs_lease`` stops the s
 Times are the database's, never the host's.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -128,6 +128,48 @@ CLAIM = Prepared(
     """,  # noqa: S608 — a constant
 )
 
+#: Runs, their jobs, process, name of the process, the scopes of each job as the text of an array: as CLAIM, for many at
+#: once. What takes a closer look is left to that: a run that may not overlap, is early or paused, or under which a
+#: process has died, and a row that someone else has locked.
+CLAIM_MANY = Prepared(
+    "rota_claim_many",
+    ("bigint[]", "text[]", "bigint", "text", "text[]"),
+    f"""
+    WITH unflushed AS MATERIALIZED (
+        SELECT set_config('synchronous_commit', 'off', true)
+    ), candidate AS MATERIALIZED (
+        SELECT run.id
+        FROM unflushed, unnest($1, $2, $5) AS sent (id, job, scopes)
+        JOIN rota_runs AS run ON run.id = sent.id AND run.job = sent.job
+        WHERE state IN ('queued', 'retrying') AND NOT exclusive AND crashes = 0 AND due_at <= clock_timestamp()
+          AND NOT EXISTS (SELECT 1 FROM rota_pauses WHERE scope = ANY(sent.scopes::text[]) AND {pauses.IS_ACTIVE})
+          AND EXISTS (
+            SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
+        FOR UPDATE OF run SKIP LOCKED
+    )
+    UPDATE rota_runs AS run SET
+        state = 'running', reason = NULL, attempt = attempt + 1, token = nextval('rota_tokens'),
+        process_id = $3, worker = $4, started_at = clock_timestamp()
+    FROM candidate WHERE run.id = candidate.id
+    RETURNING run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
+    """,  # noqa: S608 — a constant
+)
+
+#: Runs, their tokens, their processes. What was claimed and not begun is as if it had not been claimed.
+UNCLAIM_MANY = Prepared(
+    "rota_unclaim_many",
+    ("bigint[]", "bigint[]", "bigint[]"),
+    """
+    UPDATE rota_runs AS run
+    SET state = CASE WHEN attempt > 1 THEN 'retrying' ELSE 'queued' END, attempt = attempt - 1, token = NULL,
+        process_id = NULL, worker = NULL, started_at = NULL
+    FROM unnest($1, $2, $3) AS claimed (id, token, process_id)
+    WHERE run.id = claimed.id AND run.token = claimed.token AND run.process_id = claimed.process_id
+      AND run.state = 'running'
+    RETURNING run.id
+    """,
+)
+
 #: Run, token, process, progress.
 HOLD = Prepared(
     "rota_hold",
@@ -169,6 +211,27 @@ def claim(
         word, *columns = rows[0]
         return Verdict(word), Lease(*columns) if word == Verdict.RUNNING else None
     raise AssertionError("unreachable")
+
+
+def claim_many(
+    connection: Connection, sent: Sequence[tuple[int, str, Collection[str]]], *, process_id: int, worker: str
+) -> list[Lease]:
+    """Take those of the runs ``sent`` that nothing speaks against; the others are left as they are.
+
+    Each comes with its job and the scopes of the pauses that would hold it.
+
+    A process claims so what its threads are about to begin with. If it dies just then, being one of these counts
+    against a run at most once: what has been counted against once is claimed alone.
+    """
+    run_ids, jobs = [run_id for run_id, _, _ in sent], [job for _, job, _ in sent]
+    scopes = [pauses.literal(own) for _, _, own in sent]
+    return [Lease(*row) for row in CLAIM_MANY.rows(connection, run_ids, jobs, process_id, worker, scopes)]
+
+
+def unclaim_many(connection: Connection, claimed: Sequence[Lease]) -> None:
+    """Give up leases on runs that were not begun, as if they had not been claimed."""
+    run_ids, tokens = [lease.run_id for lease in claimed], [lease.token for lease in claimed]
+    UNCLAIM_MANY.rows(connection, run_ids, tokens, [lease.process_id for lease in claimed])
 
 
 def hold(session: Session | Connection, lease: Lease, progress: str | None = None) -> None:

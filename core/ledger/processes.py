@@ -5,6 +5,10 @@ as that connection lives, and only then makes its row visible. PostgreSQL frees 
 closes, so a row without its lock is a process that died; within ``ROTA_LEASE_SECONDS`` without a heartbeat it is taken
 for dead as well, which covers the cut cable, the paused virtual machine and SIGSTOP.
 
+Some connections are cut while their process lives: by a firewall, a pooler, somebody's ``pg_terminate_backend``. Such
+a process notices at once, and takes its lock anew on another connection; so a lock is missed twice, a moment apart,
+before its process is taken for dead.
+
 Reaping deletes the row, which ends all leases of the process at once; closes whatever connections it still has, so that
 a paused process's row locks do not outlive its lease; and hands its runs on. A process that has registered anew by then
 is not paused, and keeps its connections: what it still does for its old leases cannot be committed.
@@ -37,16 +41,34 @@ RENEW = text("""
 """)
 RESIGN = text("DELETE FROM rota_processes WHERE id = :id")
 
+HAS_NO_LOCK = """
+    NOT EXISTS (
+        SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
+        WHERE lock.locktype = 'advisory' AND db.datname = current_database() AND lock.granted
+          AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2)
+"""
+MISSED = text(f"""
+    SELECT count(*) FROM rota_processes AS process
+    WHERE expires_at > clock_timestamp() AND started_at > pg_postmaster_start_time() AND {HAS_NO_LOCK}
+""")  # noqa: S608 — a constant
 REAP = text(f"""
     DELETE FROM rota_processes AS process
-    WHERE (expires_at <= clock_timestamp() OR NOT EXISTS (
-            SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
-            WHERE lock.locktype = 'advisory' AND db.datname = current_database()
-              AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2))
+    WHERE (expires_at <= clock_timestamp() OR {HAS_NO_LOCK})
         AND (started_at > pg_postmaster_start_time()
             OR clock_timestamp() > pg_postmaster_start_time() + interval '{RETURN_SECONDS} seconds')
     RETURNING id, kind, name, broker_id, application
-""")  # noqa: S608 — a constant
+""")  # noqa: S608 — constants
+
+#: The connection that a process has lost may not have noticed yet.
+RELEASE = text("""
+    SELECT pg_terminate_backend(lock.pid) FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
+    WHERE lock.locktype = 'advisory' AND db.datname = current_database() AND lock.pid <> pg_backend_pid()
+      AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:id AS oid) AND lock.objsubid = 2
+""")
+RESUME = text("""
+    UPDATE rota_processes SET expires_at = clock_timestamp() + :lease
+    WHERE id = :id AND expires_at > clock_timestamp() AND started_at > pg_postmaster_start_time() RETURNING id
+""")
 
 DISCONNECT = text("""
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -113,6 +135,17 @@ def register(connection: Connection, identity: Identity, lease: timedelta) -> in
     return process_id
 
 
+def resume(connection: Connection, process_id: int, lease: timedelta) -> bool:
+    """Go on as the process that was registered on a connection that is gone, with all its leases.
+
+    False if they have expired, or if PostgreSQL itself was restarted, which has ended whatever the process was doing.
+    """
+    parameters = {"space": LOCK_SPACE, "id": process_id}
+    connection.execute(RELEASE, parameters)
+    connection.execute(LOCK, parameters)
+    return connection.execute(RESUME, {"id": process_id, "lease": lease}).first() is not None
+
+
 def renew(connection: Connection, process_id: int, lease: timedelta) -> bool:
     """Keep all leases of the process for ``lease`` counted from now; False if they have already expired."""
     return connection.execute(RENEW, {"id": process_id, "lease": lease}).first() is not None
@@ -121,6 +154,11 @@ def renew(connection: Connection, process_id: int, lease: timedelta) -> bool:
 def resign(connection: Connection, process_id: int) -> None:
     """Leave in good order; what the process still runs must have been handed back before."""
     connection.execute(RESIGN, {"id": process_id})
+
+
+def misses_any(connection: Connection) -> bool:
+    """Whether a process has lost its lock, by death or because its connection was cut."""
+    return bool(connection.execute(MISSED, {"space": LOCK_SPACE}).scalar_one())
 
 
 def reap(connection: Connection) -> list[Dead]:

@@ -1,5 +1,6 @@
 """What happens to a run: it is requested, and it succeeds, fails, or is handed back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,14 +17,19 @@ LONGEST_ERROR = 2000
 #: The channel on which a dispatcher listens for runs that were requested where there is no Redis.
 DUE_CHANNEL = "rota_due"
 
+#: Rows that are inserted in one statement.
+BATCH = 1000
+
 REQUEST = text("""
     WITH run AS (
         INSERT INTO rota_runs (job, key, queue, args, exclusive, due_at, sent_at)
-        VALUES (:job, :key, :queue, CAST(:args AS jsonb), :exclusive,
-                clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END)
+        SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
+               clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END
+        FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[])) WITH ORDINALITY AS asked (key, args, number)
+        ORDER BY number
         RETURNING id
     )
-    SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run
+    SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run ORDER BY id
 """)
 
 #: Run, token, process, result.
@@ -35,6 +41,21 @@ SUCCEED = Prepared(
     SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
     WHERE {LEASE_IS_GOOD} RETURNING run.id
     """,  # noqa: S608 — constants
+)
+
+#: Process, runs, their tokens, their results.
+SUCCEED_MANY = Prepared(
+    "rota_succeed_many",
+    ("bigint", "bigint[]", "bigint[]", "text[]"),
+    """
+    UPDATE rota_runs AS run
+    SET state = 'succeeded', result = done.result::jsonb, error = NULL, process_id = NULL,
+        finished_at = clock_timestamp()
+    FROM unnest($2, $3, $4) AS done (id, token, result)
+    WHERE run.id = done.id AND run.token = done.token AND run.state = 'running' AND run.process_id = $1 AND EXISTS (
+        SELECT 1 FROM rota_processes AS process WHERE process.id = $1 AND process.expires_at > clock_timestamp())
+    RETURNING run.id
+    """,
 )
 
 #: Run, token, process, state, reason, error, delay.
@@ -79,9 +100,24 @@ def request(
     ``args`` is a JSON text. ``carried``: the caller sends the message itself once this is committed; otherwise the
     dispatcher is told, by a notification that goes with the commit.
     """
-    parameters = {"job": job, "key": key, "queue": queue, "args": args, "exclusive": exclusive, "delay": delay}
-    row = session.execute(REQUEST, {**parameters, "carried": carried, "channel": DUE_CHANNEL}).one()
-    return int(row.id)
+    (run_id,) = request_many(
+        session, job, keys=[key], queue=queue, args=[args], exclusive=exclusive, delay=delay, carried=carried
+    )
+    return run_id
+
+
+def request_many(
+    session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
+    delay: timedelta, carried: bool,
+) -> list[int]:  # fmt: skip
+    """``request`` a run for each of ``keys`` and ``args``; return their ids in that order."""
+    shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay}
+    shared |= {"carried": carried, "channel": DUE_CHANNEL}
+    run_ids: list[int] = []
+    for start in range(0, len(args), BATCH):
+        batch = slice(start, start + BATCH)
+        run_ids += session.execute(REQUEST, {**shared, "keys": keys[batch], "args": args[batch]}).scalars()
+    return run_ids
 
 
 def announce(connection: Connection) -> None:
@@ -92,6 +128,14 @@ def announce(connection: Connection) -> None:
 def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:
     """Record success in the caller's transaction; False if the lease is lost, and the caller must roll back."""
     return bool(SUCCEED.rows(session, lease.run_id, lease.token, lease.process_id, result))
+
+
+def succeed_many(connection: Connection, process_id: int, outcomes: Sequence[tuple[Lease, str | None]]) -> set[int]:
+    """Record the success of runs that one process has leases on; return those whose leases were good."""
+    run_ids = [lease.run_id for lease, _ in outcomes]
+    tokens = [lease.token for lease, _ in outcomes]
+    rows = SUCCEED_MANY.rows(connection, process_id, run_ids, tokens, [result for _, result in outcomes])
+    return {run_id for (run_id,) in rows}
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:

@@ -1,6 +1,6 @@
 """Slots: one row for each due time of a schedule, whoever comes first, and up to when they are accounted for."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,9 +9,12 @@ from sqlalchemy import Connection, text
 from core.jobs import Job
 from core.ledger import pauses
 from core.ledger.models import State
+from core.ledger.outbox import Parcel
 
 #: No job is held by a pause.
 NONE_HELD: Mapping[str, datetime] = {}
+#: No job may be held by one.
+NO_SCOPES: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +26,25 @@ class SlotRow:
     reason: str | None = None
 
 
+#: Rows that are inserted in one statement.
+BATCH = 1000
+
 INSERT = text("""
     INSERT INTO rota_runs (job, queue, exclusive, slot, due_at, state, reason, sent_at, finished_at)
-    SELECT :job, :queue, :exclusive, slot, slot, CASE WHEN paused THEN 'skipped' ELSE state END,
+    SELECT job, queue, exclusive, slot, slot, CASE WHEN paused THEN 'skipped' ELSE state END,
            CASE WHEN paused THEN 'paused' ELSE reason END,
            CASE WHEN state = 'queued' AND NOT paused AND :carried THEN clock_timestamp() END,
            CASE WHEN state = 'missed' OR paused THEN clock_timestamp() END
-    FROM unnest(CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]))
-             AS due (slot, state, reason),
+    FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:exclusives AS boolean[]),
+                CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]),
+                CAST(:scopes AS text[]))
+             AS due (job, queue, exclusive, slot, state, reason, scopes),
          LATERAL (SELECT EXISTS (
              SELECT 1 FROM rota_pauses AS pause
-             WHERE pause.scope = ANY(CAST(:scopes AS text[])) AND pause.paused_at <= due.slot
+             WHERE pause.scope = ANY(CAST(due.scopes AS text[])) AND pause.paused_at <= due.slot
                AND (pause.until IS NULL OR pause.until > due.slot)) AS paused) AS judged
     ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING
-    RETURNING id, state
+    RETURNING id, job, queue, state
 """)
 
 WATERMARKS = text("SELECT job, spec, accounted_until, clock_timestamp() AS now FROM rota_schedules")
@@ -86,24 +94,44 @@ class Watermark:
 def insert(
     connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried: bool, scopes: Collection[str] = ()
 ) -> list[int]:
-    """Record ``rows``, leaving alone what another process has recorded; return the ids of the newly queued.
+    """Record ``rows`` of one job; return the ids of the newly queued. See ``insert_many``."""
+    batches = insert_many(connection, [(job, row) for row in rows], carried=carried, scopes={job.name: scopes})
+    return [parcel.run_id for parcels in batches for parcel in parcels]
 
-    ``carried``: the caller sends their messages. ``scopes`` are those of the pauses that hold the job.
+
+def insert_many(
+    connection: Connection,
+    due: Iterable[tuple[Job, SlotRow]],
+    *,
+    carried: bool,
+    scopes: Mapping[str, Collection[str]] = NO_SCOPES,
+) -> Iterator[list[Parcel]]:
+    """Record slots of any jobs, leaving alone what another process has recorded; yield the newly queued.
+
+    ``carried``: the caller sends their messages. ``scopes`` are those of the pauses that hold each job. Batch by batch,
+    so that the first are on their way while the last are recorded; and in the same order whoever inserts them, so that
+    two who do cannot wait for each other.
     """
-    if not rows:
-        return []
+    in_order = sorted(due, key=lambda pair: (pair[1].slot, pair[0].name))
+    for start in range(0, len(in_order), BATCH):
+        yield _insert_batch(connection, in_order[start : start + BATCH], carried, scopes)
+
+
+def _insert_batch(
+    connection: Connection, due: Sequence[tuple[Job, SlotRow]], carried: bool, scopes: Mapping[str, Collection[str]]
+) -> list[Parcel]:
     parameters = {
-        "job": job.name,
-        "queue": job.queue,
-        "exclusive": job.exclusive,
         "carried": carried,
-        "scopes": pauses.literal(scopes),
-        "slots": [row.slot for row in rows],
-        "states": [str(row.state) for row in rows],
-        "reasons": [row.reason for row in rows],
+        "scopes": [pauses.literal(scopes.get(job.name, ())) for job, _ in due],
+        "jobs": [job.name for job, _ in due],
+        "queues": [job.queue for job, _ in due],
+        "exclusives": [job.exclusive for job, _ in due],
+        "slots": [row.slot for _, row in due],
+        "states": [str(row.state) for _, row in due],
+        "reasons": [row.reason for _, row in due],
     }
     inserted = connection.execute(INSERT, parameters).all()
-    return [row.id for row in inserted if row.state == State.QUEUED]
+    return [Parcel(row.id, row.job, row.queue) for row in inserted if row.state == State.QUEUED]
 
 
 def watermarks(connection: Connection) -> dict[str, Watermark]:

@@ -11,6 +11,7 @@ from core.broker import run_message
 from core.dispatcher.direct import DirectTaker, Hands
 from core.ledger.outbox import Parcel
 from core.middleware.occupation import Occupation
+from core.redis_broker import Delivery, WorkQueue
 
 
 class DirectRuns(Middleware):
@@ -49,9 +50,16 @@ class WorkerThreads:
 
     @property
     def free(self) -> int:
-        """How many neither work nor are about to."""
-        return self._occupation.free
+        """How many neither work nor are about to; none before there is a consumer to be told when they have ended."""
+        is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
+        return self._occupation.free if is_ready else 0
 
     def work_on(self, parcel: Parcel) -> None:
         """Put the run's message before the threads."""
-        self._worker.consumers[parcel.queue].handle_message(MessageProxy(run_message(parcel)))
+        thread: Any = self._worker.consumers[parcel.queue]
+        queue: Any = self._worker.work_queue
+        if isinstance(queue, WorkQueue):
+            queue.expect(parcel.queue)
+            queue.put(Delivery(run_message(parcel), thread.consumer))
+        else:
+            thread.handle_message(MessageProxy(run_message(parcel)))

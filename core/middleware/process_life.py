@@ -20,10 +20,13 @@ class ProcessLife(Middleware):
         make_heartbeat: Callable[[tuple[str, ...]], Heartbeat],
         make_dispatcher: Callable[[], Dispatcher],
         make_watchdog: Callable[[], Watchdog],
+        *,
+        record_the_rest: Callable[[], None] = lambda: None,
     ) -> None:
         self._make_heartbeat = make_heartbeat
         self._make_dispatcher = make_dispatcher
         self._make_watchdog = make_watchdog
+        self._record_the_rest = record_the_rest
         self._watchdog: Watchdog | None = None
         self.heartbeat: Heartbeat | None = None
         self.dispatcher: Dispatcher | None = None
@@ -45,7 +48,8 @@ class ProcessLife(Middleware):
         self.dispatcher.start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """The threads have ended, or their time is up: hand back what is left."""
+        """The threads have ended, or their time is up: record what they have done, and hand back what is left."""
+        self._record_the_rest()
         if self.dispatcher is not None:
             self.dispatcher.stop()
         if self.heartbeat is not None:

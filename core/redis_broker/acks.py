@@ -1,29 +1,41 @@
 """Acknowledgements, gathered and sent together."""
 
-import logging
 import threading
 from collections import deque
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import redis
+from dramatiq.common import current_millis, q_name, xq_name
 
-from core.logs import Complaint
 from core.redis_broker.client import SOCKET_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from core.redis_broker.broker import RotaBroker
 
-logger = logging.getLogger(__name__)
-
 #: Acknowledgements sent in one round trip.
 MOST_ACKS = 500
+#: How long the first waits for others, in seconds.
+GATHER_SECONDS = 0.005
 SEND_AGAIN_SECONDS = 0.5
 #: Dramatiq's own "ack" (brokers/redis/dispatch.lua), for many: what is no longer ours to acknowledge is left alone.
 ACK_MANY = """
 for _, id in ipairs(ARGV) do
     if redis.call('srem', KEYS[1], id) == 1 then redis.call('hdel', KEYS[2], id) end
+end
+"""
+#: Its "nack", for many: KEYS acks, bodies, dead letters and their bodies; ARGV time, ids.
+NACK_MANY = """
+for index = 2, #ARGV do
+    if redis.call('srem', KEYS[1], ARGV[index]) == 1 then
+        local body = redis.call('hget', KEYS[2], ARGV[index])
+        if body then
+            redis.call('zadd', KEYS[3], ARGV[1], ARGV[index])
+            redis.call('hset', KEYS[4], ARGV[index], body)
+            redis.call('hdel', KEYS[2], ARGV[index])
+        end
+    end
 end
 """
 
@@ -33,19 +45,26 @@ class Acks:
 
     def __init__(self, broker: "RotaBroker") -> None:
         self._broker = broker
-        self._script = broker.client.register_script(ACK_MANY)
-        self._waiting: deque[tuple[str, str]] = deque()
+        self._acks = broker.client.register_script(ACK_MANY)
+        self._nacks = broker.client.register_script(NACK_MANY)
+        #: Queue, id in Redis, and whether it goes to the dead letters.
+        self._waiting: deque[tuple[str, str, bool]] = deque()
         self._come = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def add(self, queue_name: str, redis_id: str) -> None:
-        """Acknowledge a message soon."""
-        self._waiting.append((queue_name, redis_id))
-        self._come.set()
+    def add(self, queue_name: str, redis_id: str, *, is_dead: bool = False) -> None:
+        """Acknowledge a message soon, or move it to the dead letters."""
+        self._waiting.append((queue_name, redis_id, is_dead))
+        if not self._come.is_set():
+            self._come.set()
         if self._thread is None:
             self._start()
+
+    def waiting(self, queue_name: str) -> set[str]:
+        """The messages of a queue that are done and whose acknowledgement is not sent yet."""
+        return {redis_id for name, redis_id, _ in self._waiting.copy() if name == queue_name}
 
     def stop(self) -> None:
         """Send what is left, if Redis is there."""
@@ -61,28 +80,31 @@ class Acks:
                 self._thread.start()
 
     def _run(self) -> None:
-        complaint = Complaint(logger)
         while not self._stopping.is_set() or self._waiting:
             self._come.wait()
+            self._stopping.wait(GATHER_SECONDS)
             self._come.clear()
             try:
                 self._send_all()
-                complaint.withdraw()
             except (redis.RedisError, OSError) as error:
-                complaint.say(f"acks.waiting: {error}; they are sent when Redis can be reached")
+                self._broker.trouble.met(error)
                 if self._stopping.wait(SEND_AGAIN_SECONDS):
                     return
                 self._come.set()
 
     def _send_all(self) -> None:
         while self._waiting:
-            batch = [self._waiting[index] for index in range(min(len(self._waiting), MOST_ACKS))]
-            for queue_name, group in groupby(sorted(batch), key=itemgetter(0)):
-                self._send(queue_name, [redis_id for _, redis_id in group])
+            batch = list(islice(self._waiting.copy(), MOST_ACKS))
+            for (queue_name, is_dead), group in groupby(sorted(batch, key=itemgetter(0, 2)), key=itemgetter(0, 2)):
+                self._send(queue_name, [redis_id for _, redis_id, _ in group], is_dead=is_dead)
             for _ in batch:
                 self._waiting.popleft()
 
-    def _send(self, queue_name: str, redis_ids: list[str]) -> None:
+    def _send(self, queue_name: str, redis_ids: list[str], *, is_dead: bool) -> None:
         namespace, broker_id = self._broker.namespace, self._broker.broker_id
         keys = [f"{namespace}:__acks__.{broker_id}.{queue_name}", f"{namespace}:{queue_name}.msgs"]
-        self._script(keys=keys, args=redis_ids)
+        if not is_dead:
+            self._acks(keys=keys, args=redis_ids)
+            return
+        dead = f"{namespace}:{xq_name(q_name(queue_name))}"
+        self._nacks(keys=[*keys, dead, f"{dead}.msgs"], args=[current_millis(), *redis_ids])

@@ -1,18 +1,21 @@
-"""The consumer of one queue in one process."""
+"""The consumer of one queue in one process: what it fetched, it acknowledges or puts back, whatever Redis does.
+
+This one holds a fixed number of messages and hands them out one by one, as Dramatiq's own does. A worker has a
+``DelayConsumer`` for each delay queue, and a ``WindowConsumer`` for each other.
+"""
 
 import logging
 import threading
+import time
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import _RedisConsumer
-from dramatiq.errors import ConnectionClosed
+from dramatiq.message import Message
 
 from core import metrics
-from core.redis_broker.client import REDIS_AWAY
 from core.redis_broker.messages import REDIS_ID, NotAMessage, read
 
 if TYPE_CHECKING:
@@ -20,68 +23,141 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How long to wait before fetching is tried again, in seconds.
+FETCH_AGAIN_SECONDS = 0.5
+
+
+class Delivery(MessageProxy):
+    """A fetched message. It is its own item on the work queue."""
+
+    def __init__(self, message: Message[Any], consumer: "Consumer") -> None:
+        super().__init__(message)
+        self.consumer = consumer
+        #: The lease on its run, if that was claimed ahead.
+        self.lease: Any = None
+        #: Whether it is not over when its actor returns: then it is acknowledged when ``end`` is called.
+        self.is_ended_later = False
+
+    @property
+    def message(self) -> "Delivery":
+        """Itself."""
+        return self
+
+    def end(self) -> None:
+        """Have it acknowledged."""
+        self.consumer.end(self, is_dead=False)
+
 
 class Consumer(_RedisConsumer):
-    """Fetches a window of messages, and waits to be woken rather than sleeping."""
+    """Fetches up to ``prefetch`` messages, and waits to be woken rather than sleeping."""
 
     def __init__(self, broker: "RotaBroker", queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(broker, queue_name, prefetch, timeout)
         self.woken = threading.Event()
+        #: The ids in Redis of what was fetched and decoded, and is not acknowledged.
+        self.held = broker.held(queue_name)
+        #: Whether a fetch may have failed on its way back, so that Redis believes that we hold more.
+        self.is_doubtful = True
         broker.wakeups.add(self)
 
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
-        is_open = not self.broker.is_draining and self.broker.strangers.has_room
-        return is_open and self.outstanding_message_count < self.prefetch
+        return bool(self.broker.has_room) and self.outstanding_message_count < self.prefetch
+
+    def wake(self) -> None:
+        """Have it look around."""
+        if not self.woken.is_set():
+            self.woken.set()
+        self.broker.wakeups.room_came.set()
 
     def __next__(self) -> MessageProxy | None:
         try:
-            if self.broker.is_draining:
-                self.put_back_cache()
-            if not self.message_cache:
-                self.woken.clear()
-                self.fetch()
-            if not self.message_cache:
-                self.woken.wait(self.timeout / 1000)
-                return None
-            return self.take(self.message_cache.pop(0))
-        except REDIS_AWAY as error:
-            raise ConnectionClosed(error) from None
+            self.woken.clear()
+            return self.step()
+        except (redis.RedisError, OSError) as error:
+            self.is_doubtful = True
+            self.broker.trouble.met(error)
+            time.sleep(FETCH_AGAIN_SECONDS)
+            return None
+
+    def step(self) -> MessageProxy | None:
+        """The next message; None, after a while, if there is none."""
+        if self.broker.is_draining:
+            self.put_back_cache()
+        if not self.message_cache:
+            self.fetch()
+        if not self.message_cache:
+            self.rest()
+            return None
+        return self.take(self.message_cache.pop(0))
+
+    def rest(self) -> None:
+        """Wait to be woken."""
+        self.woken.wait(self.timeout / 1000)
+
+    def fetch(self) -> None:
+        """Fetch as many as there is room for."""
+        if self.has_room:
+            self.doubt()
+            self.message_cache = self.broker.fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
+
+    def doubt(self) -> None:
+        """Put back what Redis believes that we hold, and we do not: it was lost on its way here."""
+        if not self.is_doubtful or self.message_cache:
+            return
+        key = f"{self.broker.namespace}:__acks__.{self.broker.broker_id}.{self.queue_name}"
+        fetched = cast("set[bytes]", self.broker.client.smembers(key))
+        lost = (
+            {redis_id.decode(errors="replace") for redis_id in fetched}
+            - self.held.copy()
+            - self.broker.acks.waiting(self.queue_name)
+        )
+        self.is_doubtful = False
+        if lost:
+            logger.info("messages.lost_on_the_way queue=%s messages=%s: put back", self.queue_name, len(lost))
+            self.broker.do_requeue(self.queue_name, *lost)
 
     def put_back_cache(self) -> None:
         """Leave what was fetched and not yet handed out to other processes."""
         cached, self.message_cache = self.message_cache, []
-        messages = []
-        for body in cached:
-            with suppress(NotAMessage):
-                messages.append(read(body, self.queue_name))
-        self.requeue(messages)
+        self.requeue(filter(None, map(self.decode, cached)))
 
     def requeue(self, messages: Iterable[Any]) -> None:
-        """Put messages back on the queue, and wake whoever waits for them."""
+        """Put messages back on the queue, and wake whoever waits for them; what came from the ledger is taken again."""
         returned = [message for message in messages if REDIS_ID in message.options]
-        super().requeue(returned)
-        if returned:
-            self.broker.wake(self.queue_name, len(returned))
+        if not returned:
+            return
+        self.broker.undo_preparation(returned)
+        redis_ids = [message.options[REDIS_ID] for message in returned]
+        self.held.difference_update(redis_ids)
+        self.queued_message_ids.difference_update(message.message_id for message in returned)
+        try:
+            self.broker.do_requeue(self.queue_name, *redis_ids)
+        except redis.RedisError:
+            self.is_doubtful = True  # whatever is not back on the queue will be put back later
+            raise
+        self.broker.wake(self.queue_name, len(returned))
 
-    def fetch(self) -> None:
-        """Fill the window."""
-        if self.has_room:
-            self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
+    def take(self, body: bytes | None) -> Delivery | None:
+        """The message in ``body``; None if it is not for this process's actors, and then it is dealt with."""
+        message = self.decode(body)
+        if message is None:
+            return None
+        if message.actor_name not in self.broker.actors:
+            self.broker.strangers.take(self.queue_name, message)
+            return None
+        return Delivery(message, self)
 
-    def take(self, body: bytes | None) -> MessageProxy | None:
+    def decode(self, body: bytes | None) -> Message[Any] | None:
         """The message in ``body``; one that is no message of ours is set aside."""
         try:
             message = read(body, self.queue_name)
         except NotAMessage as problem:
             self.set_aside(body, str(problem))
             return None
-        if message.actor_name not in self.broker.actors:
-            self.broker.strangers.take(self.queue_name, message)
-            return None
-        self.queued_message_ids.add(message.message_id)
-        return MessageProxy(message)
+        self.held.add(message.options[REDIS_ID])
+        return message
 
     def set_aside(self, body: bytes | None, problem: str) -> None:
         """Move what cannot be a message to the dead-letter queue, where it stays for a week."""
@@ -94,26 +170,22 @@ class Consumer(_RedisConsumer):
                 self.broker.do_nack(self.queue_name, redis_id)
 
     def ack(self, message: MessageProxy) -> None:
-        """Have the message acknowledged with the next that are sent, unless it came straight from the ledger."""
-        self.queued_message_ids.discard(message.message_id)
-        if REDIS_ID in message.options:
-            self.broker.acks.add(self.queue_name, message.options[REDIS_ID])
-        self.wake_when_half_empty()
+        """Have the message acknowledged with the next that are sent, if it is over."""
+        if not getattr(message, "is_ended_later", False):
+            self.end(message, is_dead=False)
 
     def nack(self, message: MessageProxy) -> None:
-        """Move the message to the dead-letter queue, unless it came straight from the ledger."""
-        try:
-            if REDIS_ID in message.options:
-                super().nack(message)
-        except redis.TimeoutError as error:
-            raise ConnectionClosed(error) from None
-        finally:
-            self.wake_when_half_empty()
+        """Have the message moved to the dead letters with the next that are sent."""
+        self.end(message, is_dead=True)
 
-    def wake_when_half_empty(self) -> None:
-        """Have the window filled again, in time for it never to run dry."""
-        if self.outstanding_message_count <= self.prefetch // 2:
-            self.woken.set()
+    def end(self, message: MessageProxy, *, is_dead: bool) -> None:
+        """Be done with a message; one that came straight from the ledger is none of Redis's."""
+        redis_id = message.options.get(REDIS_ID)
+        if redis_id is None:
+            return
+        self.broker.acks.add(self.queue_name, redis_id, is_dead=is_dead)
+        self.held.discard(redis_id)
+        self.queued_message_ids.discard(message.message_id)
 
     def close(self) -> None:
         """Stop waiting for tokens."""

@@ -97,6 +97,7 @@ class Strangers:
                 self._end(queue_name, message)
         for queue_name, redis_ids in back.items():
             self._broker.do_requeue(queue_name, *redis_ids)
+            self._broker.held(queue_name).difference_update(redis_ids)
 
     def _fleet(self) -> Fleet | None:
         """What the fleet knows; None while it cannot be asked."""
@@ -116,6 +117,7 @@ class Strangers:
 
     def _end(self, queue_name: str, message: Message[Any]) -> None:
         job, redis_id = message.actor_name, message.options["redis_message_id"]
+        self._broker.held(queue_name).discard(redis_id)
         if RUN_ID in message.options:
             logger.info(
                 "message.dropped job=%s queue=%s: no live process has it, the ledger has its run", job, queue_name

@@ -1,25 +1,40 @@
-"""Waking consumers whose queue was empty, by tokens that producers leave beside their messages."""
+"""Waking consumers whose queue was empty, by tokens that producers leave beside their messages.
 
-import logging
+One connection per process waits for the tokens of all its queues, and once a second the same thread looks whether
+messages lie on any of them that came without a token, as Dramatiq's own producers leave them. However many queues there
+are, an idle process asks Redis twice a second.
+"""
+
 import threading
+import time
 from typing import TYPE_CHECKING, cast
 
 import redis
+from dramatiq.common import current_millis
 
 if TYPE_CHECKING:
     from core.redis_broker.broker import RotaBroker
     from core.redis_broker.consumer import Consumer
 
-logger = logging.getLogger(__name__)
-
-#: Below the client's socket time-out.
-BLOCK_SECONDS = 2.0
-#: After a lost connection, and while no consumer has room.
+#: How long one wait for tokens is, below the client's socket time-out, in seconds.
+BLOCK_SECONDS = 1
+#: How often to look for messages that came without a token, in seconds.
+LOOK_SECONDS = 1.0
+#: After a lost connection, and while no consumer has room, in seconds.
 LISTEN_AGAIN_SECONDS = 0.5
 #: Tokens beyond this are cut off: a woken consumer fetches a windowful.
 MOST_TOKENS = 64
-#: Tokens that nobody took are worthless by then: everybody has polled.
+#: Tokens that nobody took are worthless by then: everybody has looked.
 TOKENS_LAST_MS = 5_000
+#: Says that this broker is alive, and which of its queues have messages: KEYS heartbeats, queues; ARGV time, broker.
+LOOK = """
+redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
+local found = {}
+for index = 2, #KEYS do
+    if redis.call('exists', KEYS[index]) == 1 then found[#found + 1] = index - 2 end
+end
+return found
+"""
 
 
 class Wakeups:
@@ -27,6 +42,10 @@ class Wakeups:
 
     def __init__(self, broker: "RotaBroker") -> None:
         self._broker = broker
+        self._look = broker.client.register_script(LOOK)
+        self._looked_at = float("-inf")
+        #: Set when a consumer that had no room is told that there is some.
+        self.room_came = threading.Event()
         self._consumers: dict[str, Consumer] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -35,7 +54,7 @@ class Wakeups:
     def add(self, consumer: "Consumer") -> None:
         """Wake ``consumer`` from now on."""
         with self._lock:
-            self._consumers[self._broker.wake_key(consumer.queue_name)] = consumer
+            self._consumers[consumer.queue_name] = consumer
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="rota-wakeups", daemon=True)
                 self._thread.start()
@@ -43,9 +62,15 @@ class Wakeups:
     def remove(self, consumer: "Consumer") -> None:
         """Wake ``consumer`` no more."""
         with self._lock:
-            key = self._broker.wake_key(consumer.queue_name)
-            if self._consumers.get(key) is consumer:
-                del self._consumers[key]
+            if self._consumers.get(consumer.queue_name) is consumer:
+                del self._consumers[consumer.queue_name]
+
+    def wake_all(self) -> None:
+        """Have every consumer look around."""
+        with self._lock:
+            consumers = list(self._consumers.values())
+        for consumer in consumers:
+            consumer.wake()
 
     def stop(self) -> None:
         """End the thread; it is a daemon, so nobody need wait for it."""
@@ -55,17 +80,36 @@ class Wakeups:
         while not self._stopping.is_set():
             try:
                 self._listen_once()
+                self._broker.trouble.ask()
             # AttributeError: redis-py's, when this connection is closed under the read, as at the end of a process.
             except (redis.RedisError, OSError, ValueError, AttributeError) as error:
-                logger.debug("wakeups.lost: %s (consumers poll meanwhile)", error)
-                self._stopping.wait(LISTEN_AGAIN_SECONDS)
+                if not self._stopping.wait(LISTEN_AGAIN_SECONDS):
+                    self._broker.trouble.met(error)
 
     def _listen_once(self) -> None:
         with self._lock:
-            waiting = {key: consumer for key, consumer in self._consumers.items() if consumer.has_room}
-        if not waiting:
-            self._stopping.wait(LISTEN_AGAIN_SECONDS)
+            consumers = dict(self._consumers)
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._look_around(list(consumers.values()))
+        self.room_came.clear()
+        waiting = {self._broker.wake_key(name): each for name, each in consumers.items() if each.has_room}
+        if not waiting or not self._broker.has_room:
+            self.room_came.wait(LISTEN_AGAIN_SECONDS)
             return
         popped = cast("tuple[bytes, bytes] | None", self._broker.client.blpop(list(waiting), BLOCK_SECONDS))
         if popped is not None:
-            waiting[popped[0].decode()].woken.set()
+            self._wake(waiting[popped[0].decode()])
+
+    def _look_around(self, consumers: "list[Consumer]") -> None:
+        namespace = self._broker.namespace
+        keys = [f"{namespace}:__heartbeats__", *(f"{namespace}:{consumer.queue_name}" for consumer in consumers)]
+        for index in self._look(keys=keys, args=[current_millis(), self._broker.broker_id]):
+            if consumers[index].has_room:
+                consumers[index].wake()
+
+    def _wake(self, consumer: "Consumer") -> None:
+        if consumer.has_room:
+            consumer.wake()
+        else:  # it had when we began to wait: the token is for another process
+            self._broker.wake(consumer.queue_name, 1)

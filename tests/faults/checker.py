@@ -20,6 +20,7 @@ LEGAL = {
     ("queued", "running"), ("queued", "skipped"), ("queued", "missed"), ("queued", "orphaned"),
     ("retrying", "running"), ("retrying", "orphaned"),
     ("running", "succeeded"), ("running", "retrying"), ("running", "dead"),
+    ("running", "queued"),  # claimed ahead and given up, not begun
 }  # fmt: skip
 #: Why a run left ``running`` without success, and what is counted for it.
 FAILED, CRASHED = {"error", "retries", "arguments", "result"}, {"worker died", "crashes"}
@@ -235,8 +236,9 @@ def counts(history: History) -> Iterator[Violation]:
     for run in history.runs:
         changes = history.transitions_of.get(run.id, [])
         left = [change for change in changes if change.before == "running" and change.after in {"retrying", "dead"}]
+        given_up = sum(change.before == "running" and change.token is None for change in changes)
         expected = (
-            sum(change.after == "running" for change in changes),
+            sum(change.after == "running" for change in changes) - given_up,
             sum(change.reason in FAILED for change in left),
             sum(change.reason in CRASHED for change in left),
         )

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import redis
 from dramatiq.message import Message
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from core import every, job, send
@@ -113,6 +114,20 @@ class TestFire:
         assert [row.slot for row in ledger.runs("tick")] == slots
         assert service.waiting() == 2
 
+    def test_the_first_call_fires_what_is_due_of_every_job_in_one_statement(self, serve, ledger, database):
+        jobs = [job(f"tick-{number}", schedule=every(minutes=1))(lambda run: None) for number in range(20)]
+        service = serve(*jobs)
+        for each in jobs:
+            service.broker.get_actor(each.name).options["periodic"].due = [datetime(2026, 3, 1, tzinfo=UTC)]
+        inserts = []
+        event.listen(database, "before_cursor_execute", lambda *call: inserts.append(call[2]))
+        for each in jobs:
+            service.broker.get_actor(each.name).send_with_options(scheduled_at="x")
+
+        assert all(ledger.states(each.name) == ["queued"] for each in jobs)
+        assert service.waiting() == 20
+        assert sum("INSERT INTO rota_runs" in statement for statement in inserts) == 1
+
     def test_without_a_database_it_does_not_raise(self, service, database, ledger, caplog):
         ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
         try:
@@ -120,7 +135,7 @@ class TestFire:
         finally:
             ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
 
-        assert "slot.not_sent job=tick" in caplog.text
+        assert "slot.not_sent slots=1" in caplog.text
 
     def test_without_redis_the_slot_is_there_and_it_does_not_raise(self, service, ledger, monkeypatch, caplog):
         def away(_):
@@ -130,7 +145,7 @@ class TestFire:
         self.due(service, datetime(2026, 3, 1, tzinfo=UTC)).send_with_options(scheduled_at="x")
 
         assert ledger.states("tick") == ["queued"]
-        assert "slot.not_sent job=tick" in caplog.text
+        assert "slot.not_sent slots=1" in caplog.text
 
 
 class TestFastLane:

@@ -5,10 +5,12 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from core import database as databases
 from core import heartbeat as heartbeats
 from core import migrate
+from core.dispatcher.recovery import recover
 from core.heartbeat import Heartbeat
 from core.ledger import leases
 from core.ledger.processes import Identity
@@ -75,17 +77,63 @@ def test_a_process_whose_lease_was_lost_registers_anew(beat, ledger, loss):
     assert second in {row.id for row in processes(ledger)}
 
 
-def test_a_process_whose_connection_was_cut_registers_anew(beat, ledger):
-    heartbeat = beat()
+CUT = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND objid = :id"
+
+
+def claimed(ledger, database, process_id):
+    """A run at work in that process."""
+    run_id = ledger.request()
+    with databases.autocommit(database) as connection:
+        _, lease = leases.claim(connection, run_id, job="work", process_id=process_id, worker="test:1")
+    assert lease is not None
+    return lease
+
+
+def test_a_process_whose_connection_was_cut_goes_on_as_itself_with_its_leases(beat, ledger, database):
+    """At once, whenever its next heartbeat would have been."""
+    heartbeat = beat(every_seconds=5)
+    assert heartbeat.registered.wait(5)
+    lease, first = claimed(ledger, database, heartbeat.process_id), heartbeat.process_id
+
+    assert ledger.value(CUT, id=first)
+    eventually(
+        lambda: ledger.rows("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = :id", id=first), within=3
+    )
+
+    assert heartbeat.process_id == first
+    with database.begin() as connection:
+        leases.hold(connection, lease)
+
+
+def test_the_runs_of_a_process_whose_connection_is_cut_again_and_again_are_no_crashes(beat, ledger, database, serve):
+    """While a dispatcher looks for the dead without a pause."""
+    heartbeat = beat(every_seconds=5)
+    assert heartbeat.registered.wait(5)
+    lease = claimed(ledger, database, heartbeat.process_id)
+    carrier = serve().carrier
+    with databases.dedicated(database) as connection:
+        for _ in range(5):
+            assert ledger.value(CUT, id=heartbeat.process_id)
+            recover(connection, carrier, 3)
+
+    row = ledger.run(lease.run_id)
+    assert (row.state, row.crashes, row.process_id) == ("running", 0, heartbeat.process_id)
+
+
+def test_a_process_that_is_cut_off_for_longer_than_its_lease_may_claim_nothing(beat, ledger, database, monkeypatch):
+    heartbeat = beat(every_seconds=0.1, lease=timedelta(seconds=1))
     assert heartbeat.registered.wait(5)
     first = heartbeat.process_id
-    lock = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND objid = :id"
-    assert ledger.value(lock, id=first)
 
-    second = eventually(lambda: heartbeat.process_id not in (None, first) and heartbeat.process_id, within=5)
+    def away(*_):
+        raise OperationalError("away on purpose", None, Exception())
 
-    assert second > first
-    assert heartbeat.is_alive()
+    monkeypatch.setattr(heartbeats.processes, "renew", away)
+    monkeypatch.setattr(heartbeats.processes, "resume", away)
+
+    eventually(lambda: heartbeat.process_id is None, within=3)
+    monkeypatch.undo()
+    assert eventually(lambda: heartbeat.process_id, within=5) > first
 
 
 def test_stopping_hands_back_what_still_runs_without_counting_it_as_a_crash(beat, ledger, database):

@@ -144,9 +144,9 @@ def test_without_a_process_nothing_is_claimed(run_job, database):
 
 
 @pytest.fixture
-def own_postgres(tmp_path):
+def own_postgres(servers_folder, tmp_path):
     """A PostgreSQL of this test's own, to be stopped and started."""
-    server = EmbeddedPostgres(tmp_path)
+    server = EmbeddedPostgres(servers_folder / tmp_path.name)
     server.start()
     yield server
     server.stop()

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from core import database as databases
-from core import enqueue, job, publish, send
+from core import enqueue, enqueue_many, job, publish, send, send_many
 from core.dispatcher import leadership
 from core.errors import BadArguments, RotaError, UnknownJob
 from core.ledger import outbox
@@ -130,6 +130,50 @@ class TestRuns:
 
         assert sorted(run_ids) == sorted(parcel.run_id for parcel in carrier.parcels)
         assert len(ledger.runs("send-statement")) == len(set(run_ids)) == 20
+
+
+class TestMany:
+    """As one by one, in fewer steps."""
+
+    def test_they_are_inserted_and_sent_in_their_order(self, session, ledger, carrier):
+        args = [{"customer": number} for number in range(2500)]
+        with session.begin():
+            run_ids = enqueue_many(session, "send-statement", args, keys=map(str, range(2500)))
+            assert carrier.parcels == []
+
+        rows = ledger.runs("send-statement")
+        assert [row.id for row in rows] == run_ids == [parcel.run_id for parcel in carrier.parcels]
+        assert [(row.args["customer"], row.key) for row in rows] == [(number, str(number)) for number in range(2500)]
+
+    def test_without_keys_all_have_the_empty_one_and_a_rollback_takes_all(self, session, ledger, carrier):
+        with session.begin():
+            enqueue_many(session, "send-statement", [{}, {}])
+        enqueue_many(session, "send-statement", [{}] * 10)
+        session.rollback()
+
+        assert [row.key for row in ledger.runs("send-statement")] == ["", ""]
+        assert len(carrier.parcels) == 2
+
+    def test_none_are_none(self, session, ledger, carrier):
+        with session.begin():
+            assert enqueue_many(session, "send-statement", []) == []
+
+        assert carrier.parcels == []
+
+    def test_delayed_ones_are_left_to_the_dispatcher(self, session, ledger, carrier):
+        with session.begin():
+            enqueue_many(session, "send-statement", [{}, {}], delay=timedelta(minutes=1))
+
+        assert carrier.parcels == []
+        assert all(row.sent_at is None for row in ledger.runs("send-statement"))
+
+    def test_messages_of_the_fast_lane_are_sent_together_after_the_commit(self, serve, database):
+        service = serve(fast)
+        with Session(database) as session, session.begin():
+            send_many(session, "fast", [{"path": str(number)} for number in range(2500)])
+            assert service.waiting() == 0
+
+        assert service.waiting() == 2500
 
 
 class TestSavepoints:

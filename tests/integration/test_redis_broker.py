@@ -291,11 +291,11 @@ class TestAcknowledgements:
         service = serve(hear)
         send, failures = service.broker.acks._send, []
 
-        def fail_twice(queue_name, redis_ids):
+        def fail_twice(queue_name, redis_ids, **kind):
             if len(failures) < 2:
                 failures.append(redis_ids)
                 raise ConnectionError("away on purpose")
-            send(queue_name, redis_ids)
+            send(queue_name, redis_ids, **kind)
 
         monkeypatch.setattr(service.broker.acks, "_send", fail_twice)
         service.broker.get_actor("hear").send(word="first")

@@ -123,6 +123,8 @@ class TestSendDue:
 
     def test_runs_are_given_back_only_while_they_wait(self, relaying, ledger, process, database):
         class Slow:
+            carries = True
+
             def send(self, parcels):
                 process.lease(database, parcels[0].run_id)
                 raise redis.ConnectionError("after it was delivered")
@@ -242,6 +244,8 @@ class TestFindLost:
 
     def test_while_redis_is_away_nothing_is_taken_for_lost(self, relaying, ledger):
         class Away:
+            carries = True
+
             def oldest_run(self, queue):
                 raise redis.ConnectionError("away on purpose")
 

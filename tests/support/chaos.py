@@ -80,7 +80,7 @@ def wait(run: Run) -> None:
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
 
 
-@job("nap", queue="chaos", overlap="allow")
+@job("nap", queue="chaos", overlap="allow", max_retries=20, retry_delay=timedelta(seconds=1))
 def nap(run: Run) -> None:
     """Leave an effect, and take a little while over it."""
     effect(run)

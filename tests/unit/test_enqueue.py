@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from core import Run, enqueue, job, plugins
+from core import Run, enqueue, enqueue_many, job, plugins, send_many
 from core.broker import by_name
 from core.errors import BadArguments, BadResult, TimeLimitExceeded, UnknownJob
 from core.execution import diagnose, in_words
@@ -44,6 +44,29 @@ def test_an_unknown_job_is_refused_with_the_nearest_name():
 def test_a_job_in_place_of_its_name_is_unknown():
     with pytest.raises(UnknownJob, match=r"unknown job Job\(name='close-day'"):
         enqueue(NOWHERE, close_day)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("keys", [[], ["a"], ["a", "b", "c"]])
+def test_as_many_keys_as_runs_are_wanted(keys: list[str]):
+    with pytest.raises(BadArguments, match=rf"{len(keys)} keys were given for 2 runs; give one for each"):
+        enqueue_many(NOWHERE, "close-day", [{}, {}], keys=keys)
+
+
+def test_one_bad_argument_among_many_is_named():
+    with pytest.raises(BadArguments, match="limit: "):
+        enqueue_many(NOWHERE, "close-day", [{"limit": 1}, {"limit": "two"}])
+
+
+def test_one_bad_key_among_many_is_refused():
+    with pytest.raises(BadArguments, match="none of them NUL"):
+        enqueue_many(NOWHERE, "close-day", [{}, {}], keys=["a", "\0"])
+
+
+def test_many_for_a_job_of_the_other_lane_are_refused_with_what_to_do():
+    with pytest.raises(BadArguments, match="use send"):
+        enqueue_many(NOWHERE, "fast", [{}])
+    with pytest.raises(BadArguments, match="use enqueue"):
+        send_many(NOWHERE, "close-day", [{}])
 
 
 def test_a_job_on_the_fast_lane_is_refused_with_what_to_do():

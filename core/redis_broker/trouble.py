@@ -1,0 +1,53 @@
+"""What is wrong with Redis: said once for the whole process, however many threads meet it, and how often."""
+
+import logging
+import threading
+import time
+
+import redis
+from redis.exceptions import ReadOnlyError
+
+logger = logging.getLogger(__name__)
+
+#: A connection that drops every second is one trouble, not one a second: it is over when it has been quiet for so long,
+#: and until then it is said again this often. In seconds.
+QUIET_SECONDS = 5.0
+SAY_AGAIN_SECONDS = 60.0
+
+
+class Trouble:
+    """Says what is wrong, and that it is over."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._said_at = float("-inf")
+        self._met_at = float("-inf")
+        self._times = 0
+        self._is_over = True
+
+    def met(self, error: Exception) -> None:
+        """A command failed; say so if that is news. A replica is left for whoever is the master by now."""
+        if isinstance(error, ReadOnlyError):
+            self._client.connection_pool.disconnect(inuse_connections=False)
+        now = time.monotonic()
+        with self._lock:
+            self._times += 1
+            self._met_at = now
+            is_news = self._is_over or now - self._said_at >= SAY_AGAIN_SECONDS
+            if is_news:
+                self._said_at, self._is_over = now, False
+        if is_news:
+            logger.error(
+                "redis.trouble: %s; trying again until it can be reached (failed so far: %s)", error, self._times
+            )
+
+    def ask(self) -> None:
+        """A command succeeded: say that the trouble is over, if it has been for a while."""
+        if self._is_over or time.monotonic() - self._met_at < QUIET_SECONDS:
+            return
+        with self._lock:
+            times, self._times = self._times, 0
+            was_over, self._is_over = self._is_over, True
+        if not was_over:
+            logger.warning("redis.recovered: %s commands had failed", times)

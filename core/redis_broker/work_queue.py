@@ -1,0 +1,214 @@
+"""What this process's threads have in hand: the messages that wait for one, and those they work on.
+
+It stands where Dramatiq's worker has a priority queue. All our actors have the same priority, so first come, first
+served; and since threads fetch their work here and say when it is done, it knows how many are free, how long jobs take
+and whether anything moves at all. That decides how many messages this process may fetch: what its threads will have
+begun within ``AHEAD_SECONDS``, or one for each free thread if jobs are long. What waits although nothing moves is left
+to other processes.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+#: Work for this long is fetched ahead, so that threads never wait for Redis, in seconds.
+AHEAD_SECONDS = 0.05
+#: Nothing was begun or done for this long, and no thread is free: what waits is left to other processes, in seconds.
+STALLED_SECONDS = 0.1
+#: Runs that threads begin within this time are claimed together, and so many at most, in seconds.
+AT_ONCE_SECONDS = 0.01
+MOST_AT_ONCE = 32
+#: The most messages of one queue that wait in a process, so that a fetch stays short.
+MOST_AHEAD = 512
+#: How much the latest job counts in the average of how long jobs take.
+WEIGHT = 0.05
+#: A job is taken to last at least this long, in seconds.
+SHORTEST_JOB = 1e-5
+#: How often ``join`` looks, in seconds.
+LOOK_AGAIN_SECONDS = 0.01
+
+
+class Item(Protocol):
+    """What waits for a thread."""
+
+    @property
+    def message(self) -> Any:
+        """Dramatiq's message."""
+
+
+class Lane:
+    """What is in hand of one queue, and how fast it goes."""
+
+    def __init__(self) -> None:
+        #: Tells the queue's consumer that there is something for it to do.
+        self.wake: Callable[[], None] = lambda: None
+        #: Fetched and not begun.
+        self.waiting = 0
+        #: When no more than this many wait, the consumer is woken.
+        self.wake_at = 0
+        #: Whether it was refused room, and is to be told when there is some.
+        self.is_hungry = False
+        #: How long its jobs take, on average, in seconds.
+        self.pace: float | None = None
+
+
+class WorkQueue:
+    """First come, first served; counts what waits and who is busy."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._items: SimpleQueue[Item] = SimpleQueue()
+        self._lanes: dict[str, Lane] = {}
+        #: What each busy thread works on, and since when.
+        self._begun: dict[int, tuple[Lane, float]] = {}
+        self._waiting = 0
+        self._moved_at = float("-inf")
+        #: How long jobs take, whatever their queue.
+        self._pace: float | None = None
+        self._lock = threading.Lock()
+
+    def lane(self, queue_name: str) -> Lane:
+        """The lane of a queue."""
+        return self._lanes.setdefault(queue_name, Lane())
+
+    @property
+    def free(self) -> int:
+        """How many threads have nothing to do."""
+        return self.threads - len(self._begun)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a thread has begun or ended something a moment ago."""
+        return time.monotonic() - self._moved_at <= STALLED_SECONDS
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether what waits will wait for long."""
+        return self.free <= 0 and not self.is_moving
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be fetched."""
+        return self.is_moving or self.free > self._waiting
+
+    def reserve(self, lane: Lane) -> int:
+        """How many messages of ``lane`` may be fetched now; from here on they count as waiting."""
+        with self._lock:
+            ahead = self._ahead(lane) - lane.waiting if self.is_moving else 0
+            room = min(max(self.free - self._waiting, ahead, 0), MOST_AHEAD)
+            lane.is_hungry = room == 0
+            lane.waiting += room
+            self._waiting += room
+            return room
+
+    def _ahead(self, lane: Lane) -> int:
+        """How many may wait: at least one if some thread will soon be free, so that no queue starves beside another."""
+        least = int(in_time(self._pace, self.threads) >= 1)
+        return max(int(in_time(lane.pace, self.threads)), least)
+
+    def begun_at_once(self, lane: Lane) -> int:
+        """How many messages of ``lane`` threads begin with at once or in a moment; 0 if jobs take longer than that."""
+        count = int(in_time(lane.pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
+        return min(count, MOST_AT_ONCE) if count >= self.threads else 0
+
+    def give_back(self, lane: Lane, count: int) -> None:
+        """So many do not wait any more, or were not there to be fetched."""
+        with self._lock:
+            lane.waiting -= count
+            self._waiting -= count
+
+    def wake_at(self, lane: Lane, count: int) -> bool:
+        """Have the consumer woken once no more than ``count`` wait; return whether there are more than that now."""
+        with self._lock:
+            lane.wake_at = count
+            return lane.waiting > count
+
+    def expect(self, queue_name: str) -> None:
+        """One more of a queue waits, which comes by another way than a fetch."""
+        with self._lock:
+            self.lane(queue_name).waiting += 1
+            self._waiting += 1
+
+    def qsize(self) -> int:
+        """How many items wait, or are being fetched."""
+        return self._waiting
+
+    def empty(self) -> bool:
+        """Whether nothing is in hand."""
+        return not self.unfinished_tasks
+
+    def put(self, item: Item) -> None:
+        """Hand over an item, which was reserved or expected."""
+        self._items.put(item)
+
+    def put_all(self, items: Iterable[Item]) -> None:
+        """Hand over items, which were reserved."""
+        for item in items:
+            self._items.put(item)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Item:
+        """What has waited longest; the calling thread is busy with it until ``task_done``. Raises queue.Empty."""
+        item = self._items.get(block, timeout)
+        lane = self._lanes[item.message.queue_name]
+        now = time.monotonic()
+        with self._lock:
+            self._moved_at = now
+            self._begun[threading.get_ident()] = lane, now
+            self._waiting -= 1
+            lane.waiting -= 1
+            is_low = lane.waiting == lane.wake_at
+        if is_low:
+            lane.wake()
+        return item
+
+    def get_nowait(self) -> Item:
+        """Take back what has waited longest. Raises queue.Empty."""
+        item = self._items.get_nowait()
+        self.give_back(self._lanes[item.message.queue_name], 1)
+        return item
+
+    def take_back(self) -> list[Item]:
+        """Take back all that waits."""
+        items = []
+        try:
+            while True:
+                items.append(self.get_nowait())
+        except Empty:
+            return items
+
+    def task_done(self) -> None:
+        """The calling thread has done what it got."""
+        now = time.monotonic()
+        lane, began_at = self._begun.pop(threading.get_ident())
+        self._moved_at = now
+        lane.pace = averaged(lane.pace, now - began_at)
+        self._pace = averaged(self._pace, now - began_at)
+        if self._waiting < self.free:
+            self._wake_hungry()
+
+    def _wake_hungry(self) -> None:
+        for lane in list(self._lanes.values()):
+            if lane.is_hungry:
+                lane.wake()
+
+    @property
+    def unfinished_tasks(self) -> int:
+        """How many items wait or are worked on."""
+        return self._waiting + len(self._begun)
+
+    def join(self) -> None:
+        """Wait until nothing is in hand; for tests."""
+        while self.unfinished_tasks:
+            time.sleep(LOOK_AGAIN_SECONDS)
+
+
+def averaged(average: float | None, latest: float) -> float:
+    """A moving average with its latest value."""
+    return latest if average is None else average + (latest - average) * WEIGHT
+
+
+def in_time(pace: float | None, threads: int) -> float:
+    """How many jobs of that pace so many threads begin in the time that is fetched ahead for; none if it is unknown."""
+    return 0 if pace is None else threads * AHEAD_SECONDS / max(pace, SHORTEST_JOB)

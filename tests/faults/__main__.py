@@ -32,7 +32,7 @@ def options() -> argparse.Namespace:
         "--form", choices=campaign.FORMS, help="rounds of 45 s with short leases, or of 3 min with real ones"
     )
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug to plant")
-    parser.add_argument("--keep", type=Path, help="a folder for the histories and logs of rounds with violations")
+    parser.add_argument("--keep", type=Path, help="a folder for the history and logs of every round")
     return parser.parse_args()
 
 
@@ -59,6 +59,7 @@ def main() -> int:
                 if violations:
                     say(f"to see it again: {again(form, history)}")
                     print("\n".join(report.story(history, violations)))  # noqa: T201
+                if violations or asked.keep:
                     keep(asked.keep, history, place.fleet.logs())
     print("\n".join(tally.lines()), flush=True)  # noqa: T201
     return 1 if tally.kinds else 0

@@ -20,7 +20,7 @@ from tests.faults.world import World, now
 
 NOTE = text("INSERT INTO fault_requests VALUES (:run)")
 #: Of how many rounds of its loop one asks for poison.
-POISON_ONCE_IN = 100
+POISON_ONCE_IN = 250
 
 
 @dataclass

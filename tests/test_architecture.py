@@ -18,7 +18,14 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"dispatcher"},
     {"broker"},
     {"execution", "migrate", "periodic", "redis_broker", "removal"},
-    {"admission", "builtin", "completions", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when it is called
+    {
+        "admission",
+        "builtin",
+        "completions",
+        "enqueue",
+        "plugins",
+        "run",
+    },  # Run.enqueue imports enqueue when it is called
     {"ledger", "migrations"},
     {"arguments", "hookspecs", "registry"},
     {"database", "jobs", "logs"},

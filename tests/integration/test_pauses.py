@@ -349,3 +349,38 @@ class TestDispatcher:
 
         ledger.do("UPDATE rota_pauses SET until = clock_timestamp()")
         assert dispatch() == ["foreign"]
+
+
+class TestClaimMany:
+    """What is claimed many at a time."""
+
+    @pytest.fixture
+    def claim_many(self, database, process):
+        def claim_many(*run_ids):
+            with databases.autocommit(database) as connection:
+                sent = [(run_id, "work", SCOPES) for run_id in run_ids]
+                claimed = leases.claim_many(connection, sent, process_id=process.id, worker="test:1")
+                return [lease.run_id for lease in claimed], lambda: leases.unclaim_many(connection, claimed)
+
+        return claim_many
+
+    @pytest.mark.parametrize("scope", SCOPES)
+    def test_what_is_held_is_left_as_it_is(self, pause, resume, claim_many, ledger, scope):
+        run_id = ledger.request(exclusive=False)
+        pause(scope)
+        before = ledger.run(run_id)
+
+        assert claim_many(run_id)[0] == []
+        assert ledger.run(run_id) == before
+
+        resume(scope)
+        assert claim_many(run_id)[0] == [run_id]
+
+    def test_a_slot_that_is_to_be_retried_without_ever_having_begun_is_left_to_a_claim_of_its_own(
+        self, claim_many, ledger, now
+    ):
+        """Given up after such a claim, it would be queued, and missed for being late."""
+        retrying = {"exclusive": False, "state": "retrying", "reason": "by hand"}
+        never, once = ledger.request(slot=now(), **retrying), ledger.request(attempt=1, **retrying)
+
+        assert claim_many(never, once)[0] == [once]

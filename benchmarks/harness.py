@@ -105,13 +105,13 @@ class Bench:
         }
 
     @contextmanager
-    def process(self, ticks: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    def process(self, ticks: Path, *command: str, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
         """A command of the virtual environment, killed afterwards."""
         executable = str(Path(sys.executable).parent / command[0])
         with (self.folder / "processes.log").open("ab") as log:
             process = subprocess.Popen(
                 [executable, *command[1:]],
-                env=self.environment(ticks),
+                env={**self.environment(ticks), **environ},
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,

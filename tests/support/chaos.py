@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import pendulum
 import redis
 from sqlalchemy import text
 
@@ -29,6 +30,24 @@ INSERT = text("INSERT INTO effects (job, run_id, slot, attempt, pid) VALUES (:jo
 STARTED = "chaos:started"
 #: A job that waits goes on once something lies here under its run's id.
 GO_ON = "chaos:go-on:"
+
+#: A file with the seconds by which this process's clock is wrong; it can change while the process lives.
+CLOCK = os.environ.get("CHAOS_CLOCK")
+
+
+def set_wrong(clock: Path) -> None:
+    """Have this process's wall clock be wrong by what stands in ``clock``: for us, and for periodiq."""
+    true_time, true_now = time.time, pendulum.now
+
+    def seconds() -> float:
+        return float(clock.read_text())
+
+    time.time = lambda: true_time() + seconds()
+    pendulum.now = lambda *zone: true_now(*zone).add(seconds=seconds())
+
+
+if CLOCK:
+    set_wrong(Path(CLOCK))
 
 _client = redis.Redis.from_url(os.environ.get("REDIS_URL") or "redis://127.0.0.1:1", socket_timeout=None)
 

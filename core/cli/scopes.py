@@ -43,7 +43,7 @@ def options_for(scope: str) -> str:
 
 def refuse_unknown(connection: Connection, registry: Registry, scope: str) -> None:
     """Raise UnknownJob or PauseError, with the nearest name, for what neither this nor a live process knows."""
-    known = set().union(*registry.scopes.values(), *releases.fleet(connection).scopes.values())
+    known = set().union(*registry.scopes.values(), *releases.scopes_of_jobs(connection).values())
     if scope in {*known, EVERYTHING}:
         return
     kind, _, name = scope.partition(":")

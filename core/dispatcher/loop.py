@@ -120,7 +120,8 @@ class Dispatcher(threading.Thread):
     def _look_for_pauses(self, connection: Connection) -> Mapping[str, datetime]:
         active = pauses.active(connection)
         metrics.paused([pause.scope for pause in active])
-        return pauses.held(active, {**self._fleet.scopes, **self._registry.scopes})
+        theirs = releases.scopes_of_jobs(connection) if active else {}
+        return pauses.held(active, {**theirs, **self._registry.scopes})
 
     def _sent(self) -> set[str]:
         """The jobs whose runs are sent: this process's own, and those of whoever else is alive; none that is held."""

@@ -100,7 +100,7 @@ CLAIM = Prepared(
     ), verdict AS MATERIALIZED (
         SELECT id, CASE
             WHEN NOT due THEN 'early'
-            WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE scope = ANY($6) AND {pauses.IS_ACTIVE})
+            WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY($6))
                 THEN CASE WHEN state = 'queued' AND slot IS NOT NULL THEN 'paused' ELSE 'held' END
             WHEN crashes >= $5 THEN 'suspect'
             WHEN NOT exclusive OR NOT EXISTS (
@@ -130,7 +130,8 @@ CLAIM = Prepared(
 
 #: Runs, their jobs, process, name of the process, the scopes of each job as the text of an array: as CLAIM, for many at
 #: once. What takes a closer look is left to that: a run that may not overlap, is early or paused, or under which a
-#: process has died, and a row that someone else has locked.
+#: process has died; one that is to be retried without ever having been begun (what it was could not be told if it is
+#: given up); and a row that someone else has locked.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
     ("bigint[]", "text[]", "bigint", "text", "text[]"),
@@ -141,8 +142,9 @@ CLAIM_MANY = Prepared(
         SELECT run.id
         FROM unflushed, unnest($1, $2, $5) AS sent (id, job, scopes)
         JOIN rota_runs AS run ON run.id = sent.id AND run.job = sent.job
-        WHERE state IN ('queued', 'retrying') AND NOT exclusive AND crashes = 0 AND due_at <= clock_timestamp()
-          AND NOT EXISTS (SELECT 1 FROM rota_pauses WHERE scope = ANY(sent.scopes::text[]) AND {pauses.IS_ACTIVE})
+        WHERE (state = 'queued' OR state = 'retrying' AND attempt > 0)
+          AND NOT exclusive AND crashes = 0 AND due_at <= clock_timestamp()
+          AND NOT EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY(sent.scopes::text[]))
           AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
         FOR UPDATE OF run SKIP LOCKED

@@ -150,8 +150,10 @@ class PauseRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     paused_by: Mapped[str] = mapped_column(Text)
     paused_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: When it ends or has ended; null: when somebody ends it.
-    until: Mapped[datetime | None] = mapped_column(Instant)
+    #: When it ends or has ended; ``infinity``: when somebody ends it.
+    until: Mapped[datetime] = mapped_column(Instant, server_default="infinity")
+
+    __table_args__ = (Index("rota_pauses_until", "until"),)
 
 
 class AuditRow(Base):

@@ -16,17 +16,19 @@ from sqlalchemy import Connection, text
 
 from core.errors import PauseError
 
-COLUMNS = "id, scope, reason, paused_by, paused_at, until"
-IS_ACTIVE = "(until IS NULL OR until > clock_timestamp())"
+COLUMNS = "id, scope, reason, paused_by, paused_at, nullif(until, 'infinity')"
+#: A stable time, so that an index on ``until`` leads past the pauses that are over, however many there are.
+IS_ACTIVE = "until > statement_timestamp()"
 
 ACTIVE = text(f"SELECT {COLUMNS} FROM rota_pauses WHERE {IS_ACTIVE} ORDER BY id")  # noqa: S608 — constants
 NOT_OVER_AT = text(
-    f"SELECT {COLUMNS} FROM rota_pauses WHERE until IS NULL OR until > :instant ORDER BY id"  # noqa: S608 — constants
+    f"SELECT {COLUMNS} FROM rota_pauses WHERE until > :instant ORDER BY id"  # noqa: S608 — constants
 )
 #: Readers go on, so that nothing waits for whoever pauses.
 ONE_WRITER = text("LOCK TABLE rota_pauses IN SHARE ROW EXCLUSIVE MODE")
 BEGIN = text(f"""
-    INSERT INTO rota_pauses (scope, reason, paused_by, until) VALUES (:scope, :reason, :by, :until) RETURNING {COLUMNS}
+    INSERT INTO rota_pauses (scope, reason, paused_by, until)
+    VALUES (:scope, :reason, :by, coalesce(CAST(:until AS timestamptz), 'infinity')) RETURNING {COLUMNS}
 """)  # noqa: S608 — constants
 END = text(f"""
     UPDATE rota_pauses SET until = clock_timestamp() WHERE scope = :scope AND {IS_ACTIVE} RETURNING {COLUMNS}

@@ -88,8 +88,6 @@ class Fleet:
 
     #: Each job with the queues it has, of which there may be two during a deploy.
     queues_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    #: The scopes of the pauses that hold each job.
-    scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: Whether every process has said what it knows.
     is_complete: bool = True
 
@@ -145,7 +143,7 @@ def see(connection: Connection) -> None:
 def fleet(connection: Connection) -> Fleet:
     """What the processes that are alive know between them."""
     rows = connection.execute(ALIVE).all()
-    return Fleet(queues_of(rows), scopes_of(rows), is_complete=all(row.jobs is not None for row in rows))
+    return Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
 
 
 def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
@@ -157,13 +155,13 @@ def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
     return {job: frozenset(queues) for job, queues in found.items()}
 
 
-def scopes_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
-    """Each job of ``releases`` with the scopes of the pauses that hold it."""
+def scopes_of_jobs(connection: Connection) -> dict[str, set[str]]:
+    """Each job that a live process has, with the scopes of the pauses that hold it."""
     found: dict[str, set[str]] = {}
-    for release in releases:
+    for release in connection.execute(ALIVE).all():
         for job, options in (release.jobs or {}).items():
             found.setdefault(job, set()).update(scopes(job, options["queue"], options["plugin"]))
-    return {job: frozenset(own) for job, own in found.items()}
+    return found
 
 
 def last(connection: Connection) -> Release | None:

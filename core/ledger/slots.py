@@ -41,8 +41,8 @@ INSERT = text("""
              AS due (job, queue, exclusive, slot, state, reason, scopes),
          LATERAL (SELECT EXISTS (
              SELECT 1 FROM rota_pauses AS pause
-             WHERE pause.scope = ANY(CAST(due.scopes AS text[])) AND pause.paused_at <= due.slot
-               AND (pause.until IS NULL OR pause.until > due.slot)) AS paused) AS judged
+             WHERE pause.until > due.slot AND pause.paused_at <= due.slot
+               AND pause.scope = ANY(CAST(due.scopes AS text[]))) AS paused) AS judged
     ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING
     RETURNING id, job, queue, state
 """)

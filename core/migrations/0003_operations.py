@@ -19,8 +19,9 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text),
         sa.Column("paused_by", sa.Text, nullable=False),
         sa.Column("paused_at", INSTANT, nullable=False, server_default=NOW),
-        sa.Column("until", INSTANT),
+        sa.Column("until", INSTANT, nullable=False, server_default="infinity"),
     )
+    op.create_index("rota_pauses_until", "rota_pauses", ["until"])
     op.create_table(
         "rota_audit",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),

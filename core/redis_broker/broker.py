@@ -112,10 +112,26 @@ class RotaBroker(RedisBroker):
         """Fetch up to ``count`` messages; their bodies. Raises redis.RedisError."""
         prefix = f"{self.namespace}:"
         keys = ["__heartbeats__", queue_name, f"__acks__.{self.broker_id}.{queue_name}", f"{queue_name}.msgs"]
-        fetched = self._fetch(
-            keys=[prefix + key for key in keys], args=[current_millis(), self.broker_id, min(count, MOST_FETCHED)]
-        )
+        arguments = [current_millis(), self.broker_id, min(count, MOST_FETCHED)]
+        command = [len(keys), *(prefix + key for key in keys), *arguments]
+        try:
+            fetched = self._once("EVALSHA", self._fetch.sha, *command)
+        except redis.exceptions.NoScriptError:
+            fetched = self._once("EVAL", FETCH, *command)
         return slices(*fetched) if fetched else []
+
+    def _once(self, *command: Any) -> Any:
+        """Execute a command without redis-py's second try: what it has fetched must not be fetched over and lost."""
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
 
     def undo_preparation(self, messages: Iterable[Any]) -> None:
         """Undo what was done for messages that are put back."""

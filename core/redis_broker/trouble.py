@@ -42,7 +42,7 @@ class Trouble:
                 "redis.trouble: %s; trying again until it can be reached (failed so far: %s)", error, self._times
             )
 
-    def ask(self) -> None:
+    def passed(self) -> None:
         """A command succeeded: say that the trouble is over, if it has been for a while."""
         if self._is_over or time.monotonic() - self._met_at < QUIET_SECONDS:
             return

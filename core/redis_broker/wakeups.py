@@ -80,7 +80,7 @@ class Wakeups:
         while not self._stopping.is_set():
             try:
                 self._listen_once()
-                self._broker.trouble.ask()
+                self._broker.trouble.passed()
             # AttributeError: redis-py's, when this connection is closed under the read, as at the end of a process.
             except (redis.RedisError, OSError, ValueError, AttributeError) as error:
                 if not self._stopping.wait(LISTEN_AGAIN_SECONDS):

@@ -114,6 +114,15 @@ class TestFire:
         assert [row.slot for row in ledger.runs("tick")] == slots
         assert service.waiting() == 2
 
+    def test_a_slot_of_a_pause_is_skipped_and_sent_nowhere(self, service, ledger):
+        slot = datetime(2026, 3, 1, 3, tzinfo=UTC)
+        ledger.do("INSERT INTO rota_pauses (scope, paused_by, paused_at) VALUES ('plugin:tests', 'ann', :at)", at=slot)
+
+        self.due(service, slot - timedelta(minutes=1), slot).send_with_options(scheduled_at="2026-03-01")
+
+        assert [(row.state, row.reason) for row in ledger.runs("tick")] == [("queued", None), ("skipped", "paused")]
+        assert service.waiting() == 1
+
     def test_the_first_call_fires_what_is_due_of_every_job_in_one_statement(self, serve, ledger, database):
         jobs = [job(f"tick-{number}", schedule=every(minutes=1))(lambda run: None) for number in range(20)]
         service = serve(*jobs)

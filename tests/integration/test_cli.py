@@ -429,6 +429,7 @@ class TestWhy:
             ("grace", "nothing started it within its grace of 60 min"),
             ("superseded", "misfire='latest' runs only the newest"),
             ("policy", "misfire='skip'"),
+            ("capped", "misfire='all' runs no more than the newest 1000"),
         ],
     )
     def test_a_missed_slot_says_by_which_policy(self, rota, ledger, reason, said):
@@ -459,7 +460,9 @@ class TestWhy:
             ({"state": "orphaned"}, "no live process had its job."),
             ({"state": "orphaned", "reason": "broken"}, "had its job, since its plugin was broken"),
             ({"state": "retrying", "reason": "adopted"}, "someone has taken it up again"),
-            ({"state": "skipped", "reason": "paused"}, "was skipped"),
+            ({"state": "retrying", "reason": "by hand"}, "it was dead, and someone has asked for it to be retried"),
+            ({"state": "dead", "reason": "dropped", "former_state": "queued"}, "has dropped it; it was queued before"),
+            ({"state": "skipped", "reason": "paused"}, "was skipped: its job was paused"),
         ],
     )
     def test_every_state_and_reason_has_a_story(self, rota, ledger, columns, said):

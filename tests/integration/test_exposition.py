@@ -174,3 +174,45 @@ def test_what_many_dead_processes_have_counted_is_put_together_and_told_as_befor
     assert 'scheduled_task_duration_seconds_bucket{le="2.5",task="close-day"} 3.0' in told[0]
     assert 'scheduled_task_status{task="close-day"} 1.0' in told[0]
     assert {path.name for path in folder.iterdir()} == {"counter_0.db", "histogram_0.db", "gauge_mostrecent_0.db"}
+
+
+LEAD = """
+import os, pathlib, sys
+from core import metrics
+metrics.share(pathlib.Path(os.environ["ROTA_METRICS_DIR"]))
+metrics.leading(True)
+metrics.paused(["queue:mail", "job:close-day"])
+metrics.overdue({"close-day": 3, "open-day": 0})
+metrics.succeeded_at("close-day", 1000.5)
+print("written", flush=True)
+sys.stdin.readline()
+metrics.paused(["queue:mail"])
+print("written", flush=True)
+sys.stdin.readline()
+metrics.leading(False)
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_the_leader_alone_tells_is_taken_back_when_it_no_longer_leads(environ, server):
+    def lines():
+        return get(environ, "/metrics")[1].splitlines()
+
+    with program(LEAD, environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as leader:
+        assert leader.stdout.readline() == b"written\n"
+        told = lines()
+        assert 'rota_paused{scope="queue:mail"} 1.0' in told
+        assert 'rota_paused{scope="job:close-day"} 1.0' in told
+        assert 'rota_slots_overdue{task="close-day"} 3.0' in told
+        assert 'rota_slots_overdue{task="open-day"} 0.0' in told
+        assert 'rota_last_success_timestamp_seconds{task="close-day"} 1000.5' in told
+
+        for now_paused in (1.0, 0.0):
+            leader.stdin.write(b"go on\n")
+            leader.stdin.flush()
+            assert leader.stdout.readline() == b"written\n"
+            assert f'rota_paused{{scope="queue:mail"}} {now_paused}' in lines()
+            assert 'rota_paused{scope="job:close-day"} 0.0' in lines()
+
+        assert 'rota_slots_overdue{task="close-day"} 0.0' in lines()

@@ -99,8 +99,8 @@ class TestBeginAndEnd:
             (begun,) = [answer for answer in answers if not isinstance(answer, str)]
             refusal = f"queue:mail is paused already, by {begun.paused_by}; resume it first"
             assert answers.count(refusal) == 9
-            assert ledger.value("SELECT count(*) FROM rota_pauses WHERE until IS NULL") == 1
-            ledger.do("UPDATE rota_pauses SET until = clock_timestamp() WHERE until IS NULL")
+            assert ledger.value("SELECT count(*) FROM rota_pauses WHERE until = 'infinity'") == 1
+            ledger.do("UPDATE rota_pauses SET until = clock_timestamp() WHERE until = 'infinity'")
             assert ledger.value("SELECT count(*) FROM rota_pauses") == round_
 
     def test_a_pause_ends_by_itself(self, pause, now, connection):

@@ -531,6 +531,15 @@ def test_wrong_settings_refuse_to_start_without_a_traceback(tmp_path: Path):
     assert "hunter2" not in started.stderr
 
 
+def test_a_job_whose_grace_is_longer_than_runs_are_kept_is_said_when_a_process_starts(tmp_path: Path):
+    started = start(tmp_path, ROTA_RETENTION_DAYS="0.2")
+
+    assert started.returncode == 0, started.stderr
+    assert "job.outlives_its_runs job=prune-runs: misfire_grace=6:00:00 is longer than ROTA_RETENTION_DAYS (0.2)" in (
+        started.stderr.replace("\\", "")
+    )
+
+
 def test_a_setting_that_a_plugin_left_behind_is_told_and_keeps_no_process_from_starting(tmp_path: Path):
     started = start(tmp_path, ROTA_INVOICES_TOKEN="hunter2", ROTA_UNLICENSED_TOKEN="hunter2")
 

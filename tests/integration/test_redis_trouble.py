@@ -1,0 +1,185 @@
+"""I4: whatever Redis does, the worker goes on, nothing is lost, and what is wrong is said once."""
+
+import threading
+from collections import Counter
+
+import pytest
+
+from core import job
+from tests.support.eventually import elapse, eventually
+from tests.support.proxy import proxy
+
+MESSAGES = 400
+
+
+@pytest.fixture
+def heard():
+    return Counter()
+
+
+@pytest.fixture
+def hear(heard):
+    @job("hear", ledger=False, max_retries=0)
+    def hear(run, word: int):
+        heard[word] += 1
+
+    return hear
+
+
+def said(caplog, event):
+    return [record for record in caplog.records if record.getMessage().startswith(event)]
+
+
+def through(client, **settings):
+    """Settings of a Redis."""
+    for name, value in settings.items():
+        client.config_set(name, value)
+
+
+def test_connections_that_are_dropped_again_and_again_lose_nothing(redis_url, serve_on, serve, hear, heard, caplog):
+    sender = serve(hear).broker.get_actor("hear")
+    with proxy(redis_url) as (connections, url):
+        service = serve_on(url, hear)
+        service.work(threads=4, poll_ms=200)
+        for burst in range(8):
+            for word in range(burst * 50, burst * 50 + 50):
+                sender.send(word=word)
+            elapse(0.15)
+            connections.drop()
+        eventually(lambda: len(heard) == MESSAGES, within=30)
+        eventually(lambda: service.waiting() == 0 and service.fetched() == 0, within=30)
+
+        assert service.redis.hlen("dramatiq:default.msgs") == 0
+        assert len(said(caplog, "redis.trouble")) <= 2
+
+
+def test_a_full_redis_is_said_once_and_drained_when_there_is_room_again(serve, hear, heard, caplog):
+    service = serve(hear)
+    for word in range(50):
+        service.broker.get_actor("hear").send(word=word)
+    try:
+        through(service.redis, **{"maxmemory-policy": "noeviction", "maxmemory": 1})
+        service.work(threads=2, poll_ms=100)
+        eventually(lambda: said(caplog, "redis.trouble"), within=10)
+        elapse(2)
+        assert len(said(caplog, "redis.trouble")) == 1
+        assert "maxmemory" in said(caplog, "redis.trouble")[0].getMessage()
+        assert heard == Counter()
+    finally:
+        through(service.redis, maxmemory=0)
+
+    eventually(lambda: len(heard) == 50, within=10)
+    eventually(lambda: service.redis.hlen("dramatiq:default.msgs") == 0, within=10)
+    assert set(heard.values()) == {1}
+
+
+def test_what_is_done_is_acknowledged_even_while_redis_is_full(serve, heard):
+    go_on = threading.Event()
+
+    @job("hear", ledger=False)
+    def hear(run, word: int):
+        assert go_on.wait(20)
+        heard[word] += 1
+
+    service = serve(hear)
+    service.work(threads=2, poll_ms=100)
+    service.broker.get_actor("hear").send(word=1)
+    eventually(lambda: service.fetched() == 1, within=10)
+    try:
+        through(service.redis, **{"maxmemory-policy": "noeviction", "maxmemory": 1})
+        go_on.set()
+
+        eventually(lambda: service.fetched() == 0, within=10)
+    finally:
+        through(service.redis, maxmemory=0)
+
+
+def test_a_replica_is_said_once_and_left_when_it_is_master_again(serve, hear, heard, caplog):
+    service = serve(hear)
+    service.broker.get_actor("hear").send(word=1)
+    try:
+        service.redis.replicaof("127.0.0.1", 1)
+        service.work(threads=2, poll_ms=100)
+        eventually(lambda: said(caplog, "redis.trouble"), within=10)
+        elapse(1)
+        assert len(said(caplog, "redis.trouble")) == 1
+    finally:
+        service.redis.replicaof("NO", "ONE")
+
+    eventually(lambda: heard == {1: 1}, within=10)
+
+
+def test_scripts_that_were_flushed_are_loaded_again(serve, hear, heard, caplog):
+    service = serve(hear)
+    service.work(threads=2, poll_ms=100)
+    for word in range(20):
+        service.redis.script_flush()
+        service.broker.get_actor("hear").send(word=word)
+
+    eventually(lambda: len(heard) == 20, within=10)
+    service.redis.script_flush()
+    eventually(lambda: service.fetched() == 0, within=10)
+    assert len(said(caplog, "redis.trouble")) <= 1  # flushed between loading and calling
+
+
+def test_messages_that_were_lost_on_the_way_from_redis_are_put_back(serve, hear, heard):
+    service = serve(hear)
+    service.broker.get_actor("hear").send(word=1)
+    assert len(service.broker.fetch("default", 1)) == 1  # and nobody holds it
+    assert service.fetched() == 1
+    service.work(threads=2, poll_ms=100)
+
+    eventually(lambda: heard == {1: 1}, within=10)
+
+
+class TestFairness:
+    """What one process cannot begin, another does."""
+
+    def test_short_messages_behind_long_ones_go_to_the_process_that_is_free(self, redis_url, serve_on):
+        go_on, begun, heard = threading.Event(), Counter(), Counter()
+
+        @job("long", ledger=False)
+        def long(run):
+            begun[threading.get_ident()] += 1
+            assert go_on.wait(30)
+
+        @job("short", ledger=False)
+        def short(run, word: int):
+            heard[word] += 1
+
+        busy, free = (serve_on(redis_url, long, short) for _ in range(2))
+        try:
+            busy.work(threads=2, poll_ms=1000)
+            for word in range(1000):  # so that it has seen short ones, and fetches many
+                busy.broker.get_actor("short").send(word=word)
+            eventually(lambda: len(heard) == 1000, within=30)
+            pipe = [busy.broker.get_actor("long").message() for _ in range(2)]
+            pipe += [busy.broker.get_actor("short").message(word=word) for word in range(1000, 1300)]
+            busy.broker.enqueue_many(pipe)
+            eventually(lambda: begun.total() == 2, within=10)
+            free.work(threads=2, poll_ms=1000)
+
+            eventually(lambda: len(heard) == 1300, within=10)
+            assert begun.total() == 2
+        finally:
+            go_on.set()
+
+    def test_no_long_message_waits_in_a_process_while_another_has_a_free_thread(self, redis_url, serve_on):
+        go_on, begun = threading.Event(), Counter()
+
+        @job("long", ledger=False)
+        def long(run):
+            begun[threading.get_ident()] += 1
+            assert go_on.wait(30)
+
+        services = [serve_on(redis_url, long) for _ in range(2)]
+        try:
+            for service in services:
+                service.work(threads=3, poll_ms=1000)
+            for _ in range(6):
+                services[0].broker.get_actor("long").send()
+
+            eventually(lambda: begun.total() == 6, within=10)
+            assert set(begun.values()) == {1}
+        finally:
+            go_on.set()

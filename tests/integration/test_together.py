@@ -1,0 +1,282 @@
+"""I2, I3, I7: runs that are claimed and recorded together are as those that go one by one."""
+
+import threading
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from sqlalchemy.orm import Session
+
+from core import database as databases
+from core import enqueue_many, job
+from core.completions import Completion, Completions
+from core.execution import RECORDING, Executor
+from core.ledger import leases, runs
+from tests.support.effects import leave
+from tests.support.eventually import eventually
+
+
+@pytest.fixture
+def claim_many(database, process):
+    """Claim runs of ``work`` for a process."""
+
+    def claim(*run_ids, job="work", process_id=None):
+        with databases.autocommit(database) as connection:
+            sent = [(run_id, job) for run_id in run_ids]
+            return leases.claim_many(connection, sent, process_id=process_id or process.id, worker="test:1")
+
+    return claim
+
+
+@pytest.fixture
+def succeed_many(database, process):
+    """Record the success of leases."""
+
+    def succeed(*claimed, process_id=None):
+        with databases.autocommit(database) as connection:
+            return runs.succeed_many(connection, process_id or process.id, [(lease, "1") for lease in claimed])
+
+    return succeed
+
+
+class TestClaims:
+    """One statement claims what nothing speaks against."""
+
+    def test_all_are_claimed_each_under_a_token_of_its_own(self, claim_many, ledger, process):
+        run_ids = [ledger.request(exclusive=False) for _ in range(10)]
+
+        claimed = claim_many(*run_ids)
+
+        assert sorted(lease.run_id for lease in claimed) == run_ids
+        assert len({lease.token for lease in claimed}) == 10
+        for run_id in run_ids:
+            row = ledger.run(run_id)
+            assert (row.state, row.attempt, row.process_id, row.worker) == ("running", 1, process.id, "test:1")
+            assert row.started_at is not None
+
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            {"exclusive": True},
+            {"due_at": "2999-01-01"},
+            {"crashes": 1, "state": "retrying"},
+            {"job": "other"},
+            {"state": "running"},
+            {"state": "succeeded", "finished_at": "2026-01-01"},
+        ],
+        ids=str,
+    )
+    def test_whatever_takes_a_closer_look_is_left_as_it_is(self, claim_many, ledger, columns):
+        fine = ledger.request(exclusive=False)
+        odd = ledger.request(**{"exclusive": False, "job": "work", **columns})
+        before = ledger.run(odd)
+
+        assert [lease.run_id for lease in claim_many(fine, odd)] == [fine]
+        assert ledger.run(odd) == before
+
+    def test_a_row_that_is_locked_holds_up_no_other(self, claim_many, ledger, database):
+        locked, fine = (ledger.request(exclusive=False) for _ in range(2))
+        with database.begin() as connection:
+            connection.exec_driver_sql(f"SELECT 1 FROM rota_runs WHERE id = {locked} FOR UPDATE")
+
+            assert [lease.run_id for lease in claim_many(locked, fine)] == [fine]
+
+    def test_a_process_without_a_lease_claims_nothing(self, claim_many, ledger, process, database):
+        run_id = ledger.request(exclusive=False)
+        process.expire(database)
+
+        assert claim_many(run_id) == []
+        assert ledger.run(run_id).state == "queued"
+
+    @pytest.mark.parametrize(("state", "attempt"), [("queued", 0), ("retrying", 2)])
+    def test_what_is_given_up_is_as_if_it_had_not_been_claimed(self, claim_many, ledger, database, state, attempt):
+        run_id = ledger.request(exclusive=False, state=state, attempt=attempt)
+        claimed = claim_many(run_id)
+        with databases.autocommit(database) as connection:
+            leases.unclaim_many(connection, claimed)
+
+        row = ledger.run(run_id)
+        assert (row.state, row.attempt, row.process_id, row.token) == (state, attempt, None, None)
+        assert len(claim_many(run_id)) == 1
+
+    def test_who_has_lost_a_lease_cannot_give_it_up(self, claim_many, ledger, database, start_process):
+        run_id = ledger.request(exclusive=False)
+        (lost,) = claim_many(run_id)
+        ledger.do("UPDATE rota_runs SET state = 'retrying', process_id = NULL WHERE id = :id", id=run_id)
+        (good,) = claim_many(run_id, process_id=start_process().id)
+        with databases.autocommit(database) as connection:
+            leases.unclaim_many(connection, [lost])
+
+        assert (ledger.run(run_id).state, ledger.run(run_id).token) == ("running", good.token)
+
+
+class TestSuccesses:
+    """One statement records those whose leases are good."""
+
+    def test_all_are_recorded(self, claim_many, succeed_many, ledger):
+        claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(10)])
+
+        assert succeed_many(*claimed) == {lease.run_id for lease in claimed}
+        assert {(row.state, row.result, row.process_id) for row in ledger.runs("work")} == {("succeeded", 1, None)}
+
+    def test_a_lost_lease_among_them_is_not(self, claim_many, succeed_many, ledger, start_process):
+        good, lost = claim_many(*[ledger.request(exclusive=False) for _ in range(2)])
+        ledger.do("UPDATE rota_runs SET state = 'retrying', process_id = NULL WHERE id = :id", id=lost.run_id)
+        claim_many(lost.run_id, process_id=start_process().id)
+
+        assert succeed_many(good, lost) == {good.run_id}
+        assert ledger.run(lost.run_id).state == "running"
+
+    def test_none_are_once_the_process_has_expired(self, claim_many, succeed_many, ledger, process, database):
+        claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(2)])
+        process.expire(database)
+
+        assert succeed_many(*claimed) == set()
+        assert {row.state for row in ledger.runs("work")} == {"running"}
+
+
+class Told:
+    """Whom a completion tells."""
+
+    def __init__(self):
+        self.outcomes = {}
+
+    def of(self, lease):
+        return Completion(lease, None, lambda is_recorded: self.outcomes.update({lease.run_id: is_recorded}))
+
+
+class TestCompletions:
+    """The thread that records successes."""
+
+    @pytest.fixture
+    def completions(self, database, process):
+        made = Completions(database, lambda: process.id)
+        yield made
+        made.stop()
+
+    def test_each_is_told_once_its_success_is_in_the_ledger(self, completions, claim_many, ledger):
+        told = Told()
+        claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(500)])
+        for lease in claimed:
+            completions.add(told.of(lease))
+
+        eventually(lambda: len(told.outcomes) == 500, within=10)
+        assert set(told.outcomes.values()) == {True}
+        assert set(ledger.states("work")) == {"succeeded"}
+
+    def test_they_wait_for_a_database_that_is_away(self, completions, claim_many, ledger):
+        told = Told()
+        (lease,) = claim_many(ledger.request(exclusive=False))
+        ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
+        try:
+            completions.add(told.of(lease))
+            completions.flush(0.3)
+            assert told.outcomes == {}
+        finally:
+            ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
+
+        eventually(lambda: told.outcomes == {lease.run_id: True}, within=10)
+
+    def test_what_a_former_registration_claimed_is_lost(self, database, claim_many, ledger, start_process):
+        told, present = Told(), start_process()
+        completions = Completions(database, lambda: present.id)
+        (lease,) = claim_many(ledger.request(exclusive=False))
+        completions.add(told.of(lease))
+        completions.stop()
+
+        assert told.outcomes == {lease.run_id: False}
+        assert ledger.run(lease.run_id).state == "running"
+
+    def test_stopping_records_what_is_left(self, database, process, claim_many, ledger):
+        told, completions = Told(), Completions(database, lambda: process.id)
+        for lease in claim_many(*[ledger.request(exclusive=False) for _ in range(300)]):
+            completions.add(told.of(lease))
+        completions.stop()
+
+        assert len(told.outcomes) == 300
+        assert not completions.has_room
+
+
+class TestExecutor:
+    """Which runs are recorded with others, and which by themselves."""
+
+    @pytest.fixture
+    def together(self, executor, database):
+        completions = Completions(database, executor.process_id)
+        yield Executor(database, executor.process_id, executor.worker, completions=completions)
+        completions.stop()
+
+    def test_one_that_left_nothing_in_its_session_ends_when_it_is_recorded(self, together, ledger):
+        ended = threading.Event()
+        work = job("work", overlap="allow")(lambda run: None)
+
+        state = together.execute(work, ledger.request(exclusive=False), on_end=ended.set)
+
+        assert state == RECORDING
+        assert ended.wait(10)
+        assert ledger.states("work") == ["succeeded"]
+
+    @pytest.mark.parametrize(
+        ("overlap", "body"),
+        [("allow", lambda run: leave(run.session, "done")), ("skip", lambda run: None)],
+        ids=["work in its session", "no overlap"],
+    )
+    def test_others_are_recorded_before_it_returns(self, together, ledger, overlap, body):
+        work = job("work", overlap=overlap)(body)
+
+        assert together.execute(work, ledger.request(exclusive=overlap == "skip"), on_end=pytest.fail) == "succeeded"
+        assert ledger.states("work") == ["succeeded"]
+
+    def test_a_failure_is_recorded_before_it_returns(self, together, ledger):
+        @job("work", overlap="allow", max_retries=1)
+        def work(run):
+            raise RuntimeError("failed on purpose")
+
+        assert together.execute(work, ledger.request(exclusive=False), on_end=pytest.fail) == "retrying"
+
+    def test_a_lease_that_is_handed_in_is_not_claimed_again(self, together, ledger):
+        work = job("work", overlap="allow")(lambda run: {"attempt": run.attempt})
+        run_id = ledger.request(exclusive=False)
+        (lease,) = together.claim_ahead([(run_id, "work")])
+
+        assert together.execute(work, run_id, claimed=lease) == "succeeded"
+        assert ledger.run(run_id).result == {"attempt": 1}
+
+
+class TestWorker:
+    """From messages to acknowledgements."""
+
+    def test_thousands_of_short_runs_each_run_once(self, serve, ledger, database):
+        heard = Counter()
+        service = serve(job("work", overlap="allow")(lambda run: heard.update([run.id])))
+        with Session(database) as session, session.begin():
+            run_ids = enqueue_many(session, "work", [{}] * 2000)
+        service.work(threads=4)
+
+        eventually(lambda: service.waiting() == 0 and service.fetched() == 0, within=60)
+        assert heard == Counter(run_ids)
+        assert Counter(ledger.states("work")) == {"succeeded": 2000}
+        assert {row.attempt for row in ledger.runs("work")} == {1}
+
+    def test_a_worker_that_stops_leaves_no_claim_that_it_has_not_begun(self, serve, ledger, database):
+        go_on, begun = threading.Event(), Counter()
+
+        @job("work", overlap="allow", soft_limit=timedelta(minutes=1))
+        def work(run):
+            begun[run.id] += 1
+            if begun.total() > 600:
+                assert go_on.wait(30)
+
+        service = serve(work)
+        with Session(database) as session, session.begin():
+            enqueue_many(session, "work", [{}] * 1000)
+        worker = service.work(threads=4)
+        eventually(lambda: begun.total() == 604, within=30)
+        stopping = threading.Thread(target=worker.stop, kwargs={"timeout": 20_000})
+        stopping.start()
+
+        eventually(lambda: ledger.value("SELECT count(*) FROM rota_runs WHERE state = 'running'") == 4, within=20)
+        go_on.set()
+        stopping.join(30)
+        assert Counter(ledger.states("work")) == {"succeeded": 604, "queued": 396}
+        assert service.waiting() == 396

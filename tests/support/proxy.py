@@ -1,0 +1,66 @@
+"""A TCP proxy before a server, whose connections a test can drop."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+CHUNK = 65536
+
+
+@dataclass
+class Proxy:
+    """Passes on what comes, until told to drop it."""
+
+    target: tuple[str, int]
+    listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.listener.getsockname()[1])
+
+    def serve(self) -> None:
+        """Accept until closed."""
+        with suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(self.target)
+                self.sockets += [client, server]
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self.pass_on, args=(source, sink), daemon=True).start()
+
+    def pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        """From one to the other, until either is closed."""
+        with suppress(OSError):
+            while data := source.recv(CHUNK):
+                sink.sendall(data)
+        self.shut(source, sink)
+
+    def drop(self) -> None:
+        """Close every connection, whatever is on its way."""
+        dropped, self.sockets = self.sockets, []
+        self.shut(*dropped)
+
+    def shut(self, *sockets: socket.socket) -> None:
+        """Close both ways; a thread that reads from it wakes up."""
+        for each in sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+@contextmanager
+def proxy(url: str) -> Iterator[tuple[Proxy, str]]:
+    """A proxy before the server of ``url``, and the URL that goes through it."""
+    parts = urlsplit(url)
+    made = Proxy((parts.hostname or "127.0.0.1", parts.port or 6379))
+    threading.Thread(target=made.serve, daemon=True).start()
+    try:
+        yield made, parts._replace(netloc=f"127.0.0.1:{made.port}").geturl()
+    finally:
+        made.listener.close()
+        made.drop()

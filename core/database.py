@@ -25,6 +25,9 @@ SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 
 #: With it a query ends when its client has died; it came with PostgreSQL 14.
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
+#: The ledger's statements find rows by an index. Planned once per connection, and perhaps while a table was small, they
+#: would otherwise go on to read all of it when it has become large.
+BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
 
 
 def normalise_url(url: str) -> URL:
@@ -77,7 +80,7 @@ def autocommit(engine: Engine) -> Iterator[Connection]:
     to autocommit and back, would cost as much as the statement.
     """
     idle = _idle.setdefault(engine, deque())
-    connection = _pop(idle) or _open(engine)
+    connection = _pop(idle) or _open_by_index(engine)
     try:
         yield connection
         if connection.in_transaction():
@@ -105,6 +108,12 @@ def _open(engine: Engine) -> Connection:
     driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
     driver.autocommit = True
     connection.detach()
+    return connection
+
+
+def _open_by_index(engine: Engine) -> Connection:
+    connection = _open(engine)
+    connection.exec_driver_sql(BY_INDEX)
     return connection
 
 

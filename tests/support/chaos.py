@@ -69,6 +69,11 @@ def touch(run: Run) -> None:
     effect(run)
 
 
+@job("nothing", queue="chaos", overlap="allow")
+def nothing(run: Run) -> None:
+    """Leave nothing, so that its success is recorded with others'."""
+
+
 @job("wait", queue="chaos", overlap="allow", retry_delay=timedelta(seconds=1))
 def wait(run: Run) -> None:
     """Leave an effect, tell the test, and end when it says so; the effect is committed at the end alone."""
@@ -135,7 +140,7 @@ class Chaos:
 
     @hookimpl
     def register_jobs(self):
-        return [tick, half_minute, touch, nap, wait, lock, spin, fail, crash, fast, fast_wait]
+        return [tick, half_minute, touch, nothing, nap, wait, lock, spin, fail, crash, fast, fast_wait]
 
 
 def install(folder: Path, jobs: str | None = None) -> Path:

@@ -199,9 +199,7 @@ def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor])
         message: Any = CurrentMessage.get_current_message()
         run_id = message.options.get(RUN_ID) if message is not None else None
         if isinstance(run_id, int) and isinstance(message, Delivery):
-            message.is_ended_later = (
-                executor.execute(job, run_id, claimed=message.lease, on_end=message.end) == RECORDING
-            )
+            message.is_ended_later = executor.execute(job, run_id, carried=message) == RECORDING
         elif isinstance(run_id, int):
             executor.execute(job, run_id)
         else:

@@ -89,7 +89,7 @@ def autocommit(engine: Engine) -> Iterator[Connection]:
     to autocommit and back, would cost as much as the statement.
     """
     idle = _idle.setdefault(engine, deque())
-    connection = _pop(idle) or _open(engine)
+    connection = _pop(idle) or _open_by_index(engine)
     try:
         yield connection
         if connection.in_transaction():
@@ -117,6 +117,12 @@ def _open(engine: Engine) -> Connection:
     driver: DriverConnection = connection.connection.driver_connection  # type: ignore[assignment]
     driver.autocommit = True
     connection.detach()
+    return connection
+
+
+def _open_by_index(engine: Engine) -> Connection:
+    connection = _open(engine)
+    connection.exec_driver_sql(BY_INDEX)
     return connection
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import Connection, Engine
@@ -45,6 +45,19 @@ RECORDING = "recording"
 HARD_LIMIT_EXIT = 70
 
 
+class Carried(Protocol):
+    """The message that brought a run here."""
+
+    #: The lease on it, if it was claimed ahead.
+    lease: Lease | None
+
+    def worked(self, seconds: float) -> None:
+        """The job itself took so long."""
+
+    def end(self) -> None:
+        """The run is over: acknowledge the message. For one that returned ``recording``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Executor:
     """What a process needs to work on runs."""
@@ -65,22 +78,21 @@ class Executor:
         run_id: int,
         *,
         now: datetime | None = None,
-        claimed: Lease | None = None,
-        on_end: Callable[[], None] | None = None,
+        carried: "Carried | None" = None,
     ) -> str:
         """Take the run through one attempt; return the state it is in afterwards, or the verdict on the claim.
 
-        ``now`` stands in for the database's clock as ``Run.now``, in tests. ``claimed`` is the lease on it, if it was
-        claimed ahead. With ``on_end`` the success may be recorded a little later, which returns ``recording``; then
-        ``on_end`` is called when it is. Never raises for what the job does.
+        ``now`` stands in for the database's clock as ``Run.now``, in tests. For the message that ``carried`` it here,
+        the run may have been claimed ahead, and its success may be recorded a little later: then this returns
+        ``recording``. Never raises for what the job does.
         """
-        lease = claimed or self.claim(job, run_id)
+        lease = (carried.lease if carried is not None else None) or self.claim(job, run_id)
         if lease == Verdict.SUSPECT:
             return isolate(job, run_id)
         if not isinstance(lease, Lease):
             return lease
         with context(lease), timed(job, lease) as outcome:
-            outcome.status = self.attempt(job, lease, now or lease.claimed_at, on_end)
+            outcome.status = self.attempt(job, lease, now or lease.claimed_at, carried)
         return outcome.status
 
     def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
@@ -144,7 +156,7 @@ class Executor:
             scopes=plugins.current().scopes.get(job.name, ()),
         )
 
-    def attempt(self, job: Job, lease: Lease, now: datetime, on_end: Callable[[], None] | None = None) -> str:
+    def attempt(self, job: Job, lease: Lease, now: datetime, carried: "Carried | None" = None) -> str:
         """Work on a claimed run and record what came of it."""
         began = time.perf_counter()
         work = Work(self.engine, lease)
@@ -152,9 +164,11 @@ class Executor:
         try:
             result = self.work(job, run, lease)
             body = arguments.encode_result(job, result)
-            if on_end is not None and self.is_recorded_later(job, work):
-                self.record_later(job, lease, body, began, on_end)
-                return RECORDING
+            if carried is not None:
+                carried.worked(time.perf_counter() - began)
+                if self.is_recorded_later(job, work):
+                    self.record_later(job, lease, body, began, carried.end)
+                    return RECORDING
             return self.succeed(work, lease, body)
         except LeaseLost as error:
             work.close()

@@ -35,6 +35,8 @@ class Delivery(MessageProxy):
         self.consumer = consumer
         #: The lease on its run, if that was claimed ahead.
         self.lease: Any = None
+        #: How long its job itself took, without claim and commit, in seconds.
+        self.seconds: float | None = None
         #: Whether it is not over when its actor returns: then it is acknowledged when ``end`` is called.
         self.is_ended_later = False
 
@@ -42,6 +44,10 @@ class Delivery(MessageProxy):
     def message(self) -> "Delivery":
         """Itself."""
         return self
+
+    def worked(self, seconds: float) -> None:
+        """Its job took so long."""
+        self.seconds = seconds
 
     def end(self) -> None:
         """Have it acknowledged."""

@@ -50,8 +50,10 @@ class Lane:
         self.wake_at = 0
         #: Whether it was refused room, and is to be told when there is some.
         self.is_hungry = False
-        #: How long its jobs take, on average, in seconds.
+        #: How long its messages keep a thread, on average, in seconds.
         self.pace: float | None = None
+        #: How long of that the jobs of runs take by themselves, without claim and commit.
+        self.job_pace: float | None = None
 
 
 class WorkQueue:
@@ -62,7 +64,7 @@ class WorkQueue:
         self._items: SimpleQueue[Item] = SimpleQueue()
         self._lanes: dict[str, Lane] = {}
         #: What each busy thread works on, and since when.
-        self._begun: dict[int, tuple[Lane, float]] = {}
+        self._begun: dict[int, tuple[Lane, float, Item]] = {}
         self._waiting = 0
         self._moved_at = float("-inf")
         #: How long jobs take, whatever their queue.
@@ -109,8 +111,8 @@ class WorkQueue:
         return max(int(in_time(lane.pace, self.threads)), least)
 
     def begun_at_once(self, lane: Lane) -> int:
-        """How many messages of ``lane`` threads begin with at once or in a moment; 0 if jobs take longer than that."""
-        count = int(in_time(lane.pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
+        """How many runs of ``lane`` threads begin with at once or in a moment, if claimed; 0 if jobs take longer."""
+        count = int(in_time(lane.job_pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
         return min(count, MOST_AT_ONCE) if count >= self.threads else 0
 
     def give_back(self, lane: Lane, count: int) -> None:
@@ -155,7 +157,7 @@ class WorkQueue:
         now = time.monotonic()
         with self._lock:
             self._moved_at = now
-            self._begun[threading.get_ident()] = lane, now
+            self._begun[threading.get_ident()] = lane, now, item
             self._waiting -= 1
             lane.waiting -= 1
             is_low = lane.waiting == lane.wake_at
@@ -181,10 +183,12 @@ class WorkQueue:
     def task_done(self) -> None:
         """The calling thread has done what it got."""
         now = time.monotonic()
-        lane, began_at = self._begun.pop(threading.get_ident())
+        lane, began_at, item = self._begun.pop(threading.get_ident())
         self._moved_at = now
         lane.pace = averaged(lane.pace, now - began_at)
         self._pace = averaged(self._pace, now - began_at)
+        if item.message.seconds is not None:
+            lane.job_pace = averaged(lane.job_pace, item.message.seconds)
         if self._waiting < self.free:
             self._wake_hungry()
 

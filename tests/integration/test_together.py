@@ -2,6 +2,8 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
@@ -12,6 +14,7 @@ from core import enqueue_many, job
 from core.completions import Completion, Completions
 from core.execution import RECORDING, Executor
 from core.ledger import leases, runs
+from core.ledger.leases import Lease
 from tests.support.effects import leave
 from tests.support.eventually import eventually
 
@@ -197,6 +200,17 @@ class TestCompletions:
         assert not completions.has_room
 
 
+@dataclass
+class Message:
+    """What carries a run."""
+
+    end: Callable[[], None] = pytest.fail
+    lease: Lease | None = None
+
+    def worked(self, seconds):
+        assert seconds >= 0
+
+
 class TestExecutor:
     """Which runs are recorded with others, and which by themselves."""
 
@@ -210,7 +224,7 @@ class TestExecutor:
         ended = threading.Event()
         work = job("work", overlap="allow")(lambda run: None)
 
-        state = together.execute(work, ledger.request(exclusive=False), on_end=ended.set)
+        state = together.execute(work, ledger.request(exclusive=False), carried=Message(ended.set))
 
         assert state == RECORDING
         assert ended.wait(10)
@@ -224,7 +238,10 @@ class TestExecutor:
     def test_others_are_recorded_before_it_returns(self, together, ledger, overlap, body):
         work = job("work", overlap=overlap)(body)
 
-        assert together.execute(work, ledger.request(exclusive=overlap == "skip"), on_end=pytest.fail) == "succeeded"
+        assert (
+            together.execute(work, ledger.request(exclusive=overlap == "skip"), carried=Message(pytest.fail))
+            == "succeeded"
+        )
         assert ledger.states("work") == ["succeeded"]
 
     def test_a_failure_is_recorded_before_it_returns(self, together, ledger):
@@ -232,14 +249,16 @@ class TestExecutor:
         def work(run):
             raise RuntimeError("failed on purpose")
 
-        assert together.execute(work, ledger.request(exclusive=False), on_end=pytest.fail) == "retrying"
+        assert together.execute(work, ledger.request(exclusive=False), carried=Message(pytest.fail)) == "retrying"
 
     def test_a_lease_that_is_handed_in_is_not_claimed_again(self, together, ledger):
         work = job("work", overlap="allow")(lambda run: {"attempt": run.attempt})
         run_id = ledger.request(exclusive=False)
         (lease,) = together.claim_ahead([(run_id, "work")])
 
-        assert together.execute(work, run_id, claimed=lease) == "succeeded"
+        ended = threading.Event()
+        assert together.execute(work, run_id, carried=Message(ended.set, lease)) == RECORDING
+        assert ended.wait(10)
         assert ledger.run(run_id).result == {"attempt": 1}
 
 

@@ -91,6 +91,11 @@ def touch(run: Run) -> None:
     effect(run)
 
 
+@job("nothing", queue="chaos", overlap="allow")
+def nothing(run: Run) -> None:
+    """Leave nothing, so that its success is recorded with others'."""
+
+
 @job("wait", queue="chaos", overlap="allow", retry_delay=timedelta(seconds=1))
 def wait(run: Run) -> None:
     """Leave an effect, tell the test, and end when it says so; the effect is committed at the end alone."""

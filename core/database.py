@@ -34,6 +34,9 @@ SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 
 #: With it a query ends when its client has died; it came with PostgreSQL 14.
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
+#: The ledger's statements find rows by an index. Planned once per connection, and perhaps while a table was small, they
+#: would otherwise go on to read all of it when it has become large.
+BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
 #: What a role needs on what PostgreSQL may say that it lacks.
 RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
 DENIED = re.compile(rf"permission denied for ({'|'.join(RIGHTS)}) (\S+)")

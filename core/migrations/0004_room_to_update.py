@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 
 #: Inserts leave a part of each page free, so that the new version of a row lies beside the old one. Vacuum comes at one
 #: dead row in a hundred: at PostgreSQL's one in five, millions of them would lie between ten million finished runs.

@@ -25,7 +25,7 @@ def claim_many(database, process):
 
     def claim(*run_ids, job="work", process_id=None):
         with databases.autocommit(database) as connection:
-            sent = [(run_id, job) for run_id in run_ids]
+            sent = [(run_id, job, ()) for run_id in run_ids]
             return leases.claim_many(connection, sent, process_id=process_id or process.id, worker="test:1")
 
     return claim

@@ -204,6 +204,7 @@ class Chaos:
             tick,
             half_minute,
             touch,
+            nothing,
             nap,
             wait,
             lock,

@@ -7,6 +7,7 @@ Two that both believe they lead would do no harm: every step is a conditional st
 """
 
 import logging
+import random
 import select
 
 from psycopg2.extensions import connection as DriverConnection
@@ -16,6 +17,11 @@ from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
 
 logger = logging.getLogger(__name__)
+
+#: How many ask for leadership in one interval, however many wait for it.
+MOST_ASKING = 10
+
+WORKERS = text("SELECT count(*) FROM rota_processes WHERE kind = 'worker'")
 
 TRY_LOCK = text("SELECT pg_try_advisory_lock(:space, :lock)")
 
@@ -42,6 +48,12 @@ def is_won(connection: Connection) -> bool:
         for _, application in connection.execute(DEPOSE_SILENT_LEADER, lock):
             logger.warning("dispatcher.deposed leader=%s: its process fell silent", application)
     return won
+
+
+def pause_seconds(connection: Connection, every_seconds: float) -> float:
+    """How long to wait before asking again, so that many who wait ask no more often between them than a few do."""
+    crowd = int(connection.execute(WORKERS).scalar_one()) / MOST_ASKING
+    return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
 
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:

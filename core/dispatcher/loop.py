@@ -84,7 +84,7 @@ class Dispatcher(threading.Thread):
 
     def _stand(self, connection: Connection) -> None:
         while not leadership.is_won(connection):
-            if self._stopping.wait(self._every_seconds):
+            if self._stopping.wait(leadership.pause_seconds(connection, self._every_seconds)):
                 return
         accountant = Accountant(self._registry, slots.watermarks(connection))
         logger.info("dispatcher.leading")

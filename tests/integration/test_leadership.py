@@ -204,3 +204,28 @@ class TestDispatcher:
 @job("work")
 def work(run):
     pass
+
+
+def add_workers(connection, count):
+    connection.exec_driver_sql(
+        "INSERT INTO rota_processes (id, kind, name, application, expires_at) "
+        "SELECT -n, 'worker', 'host:' || n, 'rota:' || n, now() + interval '1 minute' "
+        f"FROM generate_series(1, {count}) AS n"
+    )
+
+
+@pytest.mark.parametrize("count", [1, leadership.MOST_ASKING])
+def test_a_few_who_wait_ask_at_every_interval(database, count):
+    with database.connect() as connection:
+        add_workers(connection, count)
+
+        assert {leadership.pause_seconds(connection, 0.5) for _ in range(20)} == {0.5}
+
+
+def test_many_who_wait_ask_no_more_often_between_them(database):
+    with database.connect() as connection:
+        add_workers(connection, 1000)
+        pauses = [leadership.pause_seconds(connection, 1.0) for _ in range(1000)]
+
+    assert 80 < sum(pauses) / len(pauses) < 120
+    assert max(pauses) <= 200

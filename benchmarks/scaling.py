@@ -100,7 +100,7 @@ def one_pass(connection: Connection, registry: Registry, accountant: Accountant,
     accountant.account(connection, carrier)
     miss_late(connection, registry)
     relay.overdue_queues(connection, 5)
-    relay.take_due(connection, registry.jobs, batch=500)
+    relay.is_any_due(connection)
 
 
 def cost_of_processes(made: Bench, count: int) -> None:

@@ -19,8 +19,9 @@ from core.dispatcher.recovery import recover
 from core.dispatcher.slots import Accountant, miss_late
 from core.dispatcher.watch import Watch
 from core.ledger import pauses, releases, slots
+from core.ledger import relay as due_runs
 from core.ledger.outbox import DispatchCarrier
-from core.ledger.releases import Fleet
+from core.ledger.releases import Census, Fleet
 from core.logs import Complaint
 from core.registry import Registry
 
@@ -56,6 +57,7 @@ class Dispatcher(threading.Thread):
         self._orphan_seconds = orphan_seconds
         self._orphanage = Orphanage(registry, carrier, orphan_seconds)
         self._watch = Watch(registry)
+        self._census = Census()
         self._fleet = Fleet()
         #: Since when jobs are held by a pause.
         self._held: Mapping[str, datetime] = {}
@@ -102,20 +104,24 @@ class Dispatcher(threading.Thread):
             next_pass = began + self._every_seconds
             while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
                 if leadership.wait_for_runs(connection, remaining):
-                    relay.send_due(connection, self._sent(), self._carrier)
+                    self._send_due(connection)
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
         """Everything the dispatcher is for, once."""
         recover(connection, self._carrier, self._max_crashes)
-        self._fleet = releases.fleet(connection)
+        self._fleet = self._census.fleet(connection)
         self._held = self._look_for_pauses(connection)
         accountant.account(connection, self._carrier)
         miss_late(connection, self._registry, self._held)
         relay.find_lost(connection, self._carrier, self._resend_seconds)
-        relay.send_due(connection, self._sent(), self._carrier)
+        self._send_due(connection)
         self._orphanage.look(connection, self._fleet)
         self._watch.look(connection, self._held)
         self._maintain()
+
+    def _send_due(self, connection: Connection) -> None:
+        if due_runs.is_any_due(connection):  # else there is no need to say of which jobs
+            relay.send_due(connection, self._sent(), self._carrier)
 
     def _look_for_pauses(self, connection: Connection) -> Mapping[str, datetime]:
         active = pauses.active(connection)

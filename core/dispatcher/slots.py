@@ -54,10 +54,12 @@ class Accountant:
         now = connection.execute(NOW).scalar_one()
         changed: dict[str, Watermark] = {}
         due: list[tuple[Job, SlotRow]] = []
+        until = now - HEAD_START
         for job in self.registry.scheduled():
-            mark = self._account_for(job, now, connection, due)
-            if mark is not None:
-                changed[job.name] = mark
+            if self.next_slots.get(job.name, until) <= until:
+                mark = self._account_for(job, now, connection, due)
+                if mark is not None:
+                    changed[job.name] = mark
         for parcels in slots.insert_many(connection, due, carried=carrier.carries, scopes=self.registry.scopes):
             if carrier.carries:
                 relay.send(connection, carrier, parcels)
@@ -76,7 +78,7 @@ class Accountant:
         if mark is None or mark.spec != spec:
             self.next_slots[job.name] = job.schedule.next_after(now)
             return Watermark(spec, now)
-        if self.next_slots.get(job.name, until) > until or mark.accounted_until >= until:
+        if mark.accounted_until >= until:
             return None
         first = self.next_slots.get(job.name)
         due = slots_between(job.schedule, mark.accounted_until, until, first=first, most=MOST_AT_ONCE)

@@ -7,6 +7,12 @@ from sqlalchemy import Connection, text
 
 from core.ledger.outbox import Parcel
 
+ANY_DUE = text("""
+    SELECT EXISTS (
+        SELECT 1 FROM rota_runs
+        WHERE state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp())
+""")
+
 TAKE_DUE = text("""
     UPDATE rota_runs SET sent_at = statement_timestamp() WHERE id IN (
         SELECT id FROM rota_runs
@@ -62,6 +68,11 @@ MOVE = text("""
     FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[])) AS present (job, queue)
     WHERE run.job = present.job AND run.queue = :queue AND run.state IN ('queued', 'retrying')
 """)
+
+
+def is_any_due(connection: Connection) -> bool:
+    """Whether a run of any job is due and not on its way."""
+    return bool(connection.execute(ANY_DUE).scalar_one())
 
 
 def take_due(connection: Connection, jobs: Iterable[str], *, batch: int) -> list[Parcel]:

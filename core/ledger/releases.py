@@ -34,6 +34,8 @@ ALIVE = text("""
     LEFT JOIN rota_releases AS release ON release.fingerprint = process.release
 """)
 
+ALIVE_FINGERPRINTS = text("SELECT DISTINCT release FROM rota_processes WHERE expires_at > clock_timestamp()")
+
 #: Of releases that are alive side by side the newer one counts as the last.
 LAST = text("SELECT * FROM rota_releases ORDER BY date_trunc('minute', last_seen_at) DESC, first_seen_at DESC LIMIT 1")
 
@@ -144,6 +146,22 @@ def fleet(connection: Connection) -> Fleet:
     """What the processes that are alive know between them."""
     rows = connection.execute(ALIVE).all()
     return Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
+
+
+class Census:
+    """The fleet, asked again and again: what a release knows is read once, since it never changes."""
+
+    def __init__(self) -> None:
+        self._releases: frozenset[str | None] = frozenset()
+        self._fleet = Fleet()
+
+    def fleet(self, connection: Connection) -> Fleet:
+        """What the processes that are alive know between them."""
+        if frozenset(connection.execute(ALIVE_FINGERPRINTS).scalars()) != self._releases:
+            rows = connection.execute(ALIVE).all()
+            self._releases = frozenset(row.release for row in rows)
+            self._fleet = Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
+        return self._fleet
 
 
 def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:

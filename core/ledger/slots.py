@@ -55,6 +55,11 @@ ACCOUNT = text("""
     ON CONFLICT (job) DO UPDATE SET spec = excluded.spec, accounted_until = excluded.accounted_until
 """)
 
+LATE_JOBS = text("""
+    SELECT DISTINCT job FROM rota_runs
+    WHERE state = 'queued' AND slot IS NOT NULL AND slot < clock_timestamp() - CAST(:tolerance AS interval)
+""")
+
 #: Slots that are queued and late: all but the newest of a job are recorded as missed, and those past their grace too.
 #: Of a job that is held by a pause, those that could still have been started when it began are skipped.
 MISS = text("""
@@ -159,13 +164,17 @@ def miss(
 
     ``held`` says since when jobs are held by a pause. Returns the job and the reason of each slot that is over now.
     """
-    scheduled = [job for job in jobs if job.schedule is not None]
+    tolerance = f"{tolerance_seconds} seconds"
+    late = set(connection.execute(LATE_JOBS, {"tolerance": tolerance}).scalars())
+    scheduled = [job for job in jobs if job.name in late] if late else []
+    if not scheduled:
+        return []
     parameters = {
         "jobs": [job.name for job in scheduled],
         "misfires": [job.misfire for job in scheduled],
         "graces": [job.misfire_grace for job in scheduled],
         "caps": [job.misfire_cap for job in scheduled],
         "held_since": [held.get(job.name) for job in scheduled],
-        "tolerance": f"{tolerance_seconds} seconds",
+        "tolerance": tolerance,
     }
     return [(row.job, row.reason) for row in connection.execute(MISS, parameters)]

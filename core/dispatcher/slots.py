@@ -41,6 +41,23 @@ NOW = text("SELECT clock_timestamp()")
 
 
 @dataclass(slots=True)
+class PastPauses:
+    """The pauses of one pass, asked for if a slot is late, and again only if one is later still."""
+
+    connection: Connection
+    since: datetime | None = None
+    found: list[Pause] = field(default_factory=list)
+
+    def of(self, scopes: Sequence[str], due: list[datetime], now: datetime) -> list[Pause]:
+        """Those of ``scopes`` since the first of the slots ``due``; none matters where all are in time."""
+        if not is_late(due, now):
+            return []
+        if self.since is None or due[0] < self.since:
+            self.since, self.found = due[0], pauses.not_over_at(self.connection, due[0])
+        return pauses.of_scopes(self.found, scopes)
+
+
+@dataclass(slots=True)
 class Accountant:
     """What the active dispatcher remembers between passes; the ledger has it too."""
 
@@ -54,10 +71,10 @@ class Accountant:
         now = connection.execute(NOW).scalar_one()
         changed: dict[str, Watermark] = {}
         due: list[tuple[Job, SlotRow]] = []
-        until = now - HEAD_START
+        until, paused = now - HEAD_START, PastPauses(connection)
         for job in self.registry.scheduled():
             if self.next_slots.get(job.name, until) <= until:
-                mark = self._account_for(job, now, connection, due)
+                mark = self._account_for(job, now, paused, due)
                 if mark is not None:
                     changed[job.name] = mark
         for parcels in slots.insert_many(connection, due, carried=carrier.carries, scopes=self.registry.scopes):
@@ -69,7 +86,7 @@ class Accountant:
         self.marks.update(changed)
 
     def _account_for(
-        self, job: Job, now: datetime, connection: Connection, found: list[tuple[Job, SlotRow]]
+        self, job: Job, now: datetime, paused: PastPauses, found: list[tuple[Job, SlotRow]]
     ) -> Watermark | None:
         """Add to what was ``found`` due the slots of ``job``; return its new watermark, if it moves."""
         assert job.schedule is not None
@@ -82,19 +99,12 @@ class Accountant:
             return None
         first = self.next_slots.get(job.name)
         due = slots_between(job.schedule, mark.accounted_until, until, first=first, most=MOST_AT_ONCE)
-        rows = verdicts(job, due, now, pauses_of(connection, self.registry.scopes[job.name], due, now))
+        rows = verdicts(job, due, now, paused.of(self.registry.scopes[job.name], due, now))
         found += [(job, row) for row in rows]
         count_missed(job, rows)
         reached = due[-1] if len(due) == MOST_AT_ONCE else until
         self.next_slots[job.name] = first_after(job.schedule, due[-1] if due else reached)
         return Watermark(spec, reached) if due else None
-
-
-def pauses_of(connection: Connection, scopes: Sequence[str], due: list[datetime], now: datetime) -> list[Pause]:
-    """The pauses of a job since the first of the slots ``due``; none is asked for where all are in time."""
-    if not is_late(due, now):
-        return []
-    return pauses.of_scopes(pauses.not_over_at(connection, due[0]), scopes)
 
 
 def is_late(due: list[datetime], now: datetime) -> bool:

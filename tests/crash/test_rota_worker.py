@@ -191,7 +191,7 @@ class TestLimits:
 
     def test_a_hard_limit_is_recorded_and_ends_the_process_whose_other_runs_start_elsewhere_uncounted(self, make_fleet):
         fleet = make_fleet(jobs="stubborn,wait,fast-wait")
-        with supervised(fleet, processes=2, threads=4) as worker:
+        with supervised(fleet, processes=2, threads=8) as worker:  # each could do it all
             waiting = fleet.request("wait", 4)
             fleet.send_fast("fast-wait")
             fleet.send_fast("fast-wait")

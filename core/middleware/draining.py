@@ -9,11 +9,12 @@ from typing import Any
 
 from dramatiq.broker import Broker
 from dramatiq.common import iter_queue
+from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
 from core.local_broker import LocalBroker
-from core.redis_broker import REDIS_AWAY, RotaBroker
+from core.redis_broker import RotaBroker
 
 logger = logging.getLogger(__name__)
 
@@ -46,5 +47,5 @@ def put_back_waiting(worker: Worker) -> None:
     for queue_name, messages in waiting.items():
         try:
             worker.consumers[queue_name].requeue_messages(messages)
-        except REDIS_AWAY as error:
+        except ConnectionClosed as error:
             logger.warning("worker.not_drained queue=%s messages=%s: %s", queue_name, len(messages), error)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import redis
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import _RedisConsumer
+from dramatiq.errors import ConnectionClosed
 from dramatiq.message import Message
 
 from core import metrics
@@ -81,7 +82,7 @@ class Consumer(_RedisConsumer):
         try:
             self.woken.clear()
             return self.step()
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, ConnectionClosed, OSError) as error:
             self.is_doubtful = True
             self.broker.trouble.met(error)
             time.sleep(FETCH_AGAIN_SECONDS)
@@ -130,7 +131,10 @@ class Consumer(_RedisConsumer):
         self.requeue(filter(None, map(self.decode, cached)))
 
     def requeue(self, messages: Iterable[Any]) -> None:
-        """Put messages back on the queue, and wake whoever waits for them; what came from the ledger is taken again."""
+        """Put messages back on the queue, and wake whoever waits for them; what came from the ledger is taken again.
+
+        Raises ConnectionClosed, the one error that Dramatiq's consumer thread survives here: any other ends it.
+        """
         returned = [message for message in messages if REDIS_ID in message.options]
         if not returned:
             return
@@ -140,10 +144,10 @@ class Consumer(_RedisConsumer):
         self.queued_message_ids.difference_update(message.message_id for message in returned)
         try:
             self.broker.do_requeue(self.queue_name, *redis_ids)
-        except redis.RedisError:
+            self.broker.wake(self.queue_name, len(returned))
+        except redis.RedisError as error:
             self.is_doubtful = True  # whatever is not back on the queue will be put back later
-            raise
-        self.broker.wake(self.queue_name, len(returned))
+            raise ConnectionClosed(error) from None
 
     def take(self, body: bytes | None) -> Delivery | None:
         """The message in ``body``; None if it is not for this process's actors, and then it is dealt with."""

@@ -61,3 +61,18 @@ def assert_all_end_once(fleet) -> None:
     eventually(lambda: fleet.rows(ended)[0].runs == RUNS, within=60)
     effects = [effect.run_id for effect in fleet.effects("nap")]
     assert len(effects) == len(set(effects)) == RUNS
+
+
+def test_retries_of_the_fast_lane_go_on_when_redis_was_away_as_several_came_due(make_fleet, own_redis):
+    fleet = make_fleet(jobs="fast", redis_url=own_redis.url)
+    fleet.worker()
+    for _ in range(3):
+        fleet.send_fast("fast", fail=True)
+    fleet.next_starts(3)
+    eventually(lambda: fleet.fetched("chaos-fast.DQ") == 3, within=5, every=0.01)
+
+    own_redis.kill()
+    elapse(3)  # their delay is a second
+    own_redis.start()
+
+    fleet.next_starts(2 * 3, within=30)

@@ -209,10 +209,10 @@ class Fleet:
         """Let a waiting run go on, in as many attempts as that."""
         self.redis.rpush(f"{chaos.GO_ON}{run_id}", *["go"] * attempts)
 
-    def send_fast(self, job: str) -> None:
+    def send_fast(self, job: str, **args: Any) -> None:
         """Send a message of the fast lane."""
         broker = RotaBroker(redis_broker.connect(self.redis_url))
-        broker.enqueue(Message(queue_name="chaos-fast", actor_name=job, args=(), kwargs={}, options={}))
+        broker.enqueue(Message(queue_name="chaos-fast", actor_name=job, args=(), kwargs=args, options={}))
         broker.close()
 
     def carry(self, job: str, run_ids: list[int]) -> None:

@@ -14,8 +14,7 @@ import psycopg2
 import pytest
 import redis
 
-from core import embedded
-from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, processes
 from core.errors import EmbeddedServerError
 
 ROOT = Path(__file__).parents[2]
@@ -360,6 +359,6 @@ def test_ps_finds_what_proc_finds(postgres: EmbeddedPostgres) -> None:
     postgres.start()
     mark = sql(postgres.url, "SHOW cluster_name")[0][0]
 
-    listed = {seen.pid for seen in embedded._listed_by_ps("postgres") if str(mark) in seen.command}
+    listed = {seen.pid for seen in processes.listed_by_ps("postgres") if str(mark) in seen.command}
 
-    assert listed >= {seen.pid for seen in embedded._processes_of("postgres") if str(mark) in seen.command} != set()
+    assert listed >= {seen.pid for seen in processes.processes_of("postgres") if str(mark) in seen.command} != set()

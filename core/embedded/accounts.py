@@ -1,0 +1,73 @@
+"""The account that a server runs as, since none runs as root, and the way that it needs to its data."""
+
+import logging
+import os
+import pwd
+import stat
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import EmbeddedServerError
+
+log = logging.getLogger(__name__)
+
+ACCOUNT = "pgserver"
+
+
+@dataclass(frozen=True)
+class Account:
+    """The ids of the user that a server runs as."""
+
+    uid: int
+    gid: int
+
+
+def pgserver_account() -> Account:
+    """The account for servers that root starts; created as a system account without a log-in if it is missing."""
+    with suppress(KeyError):
+        return _account_named(ACCOUNT)
+    log.warning("embedded.account_created name=%s: the servers do not run as root", ACCOUNT)
+    problem = _create_account(ACCOUNT)
+    try:
+        # Another process may have created it meanwhile, so its existence decides.
+        return _account_named(ACCOUNT)
+    except KeyError:
+        raise EmbeddedServerError(f"cannot create the account {ACCOUNT!r}: {problem}; run as a normal user") from None
+
+
+def _account_named(name: str) -> Account:
+    entry = pwd.getpwnam(name)
+    return Account(entry.pw_uid, entry.pw_gid)
+
+
+def _create_account(name: str) -> str:
+    """Returns what the system said to it."""
+    options = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
+    try:
+        return subprocess.run(["useradd", *options, name], capture_output=True, text=True, check=False).stderr.strip()
+    except OSError as error:
+        return str(error)
+
+
+def let_through(path: Path, account: Account) -> None:
+    """Let ``account`` pass through the folders above ``path``, not list them; only those that bar its way."""
+    for folder in {*path.parents, *path.resolve().parents}:
+        if not _may_pass(folder.stat(), account):
+            log.warning("embedded.folder_opened path=%s mode=o+x: %s must reach %s", folder, account, path)
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+
+
+def _may_pass(found: os.stat_result, account: Account) -> bool:
+    if found.st_uid == account.uid:
+        return bool(found.st_mode & stat.S_IXUSR)
+    if found.st_gid == account.gid:
+        return bool(found.st_mode & stat.S_IXGRP)
+    return bool(found.st_mode & stat.S_IXOTH)
+
+
+def advice(account: Account | None) -> str:
+    if account is None:
+        return ""
+    return f"; user {account.uid} must be able to read and run it: install it for all users, or run as a normal user"

@@ -240,9 +240,10 @@ def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
     """What a worker calls for a message of the fast lane."""
 
     def work(*args: Any, **kwargs: Any) -> None:
-        message = CurrentMessage.get_current_message()
+        message: Any = CurrentMessage.get_current_message()
         message_id = message.message_id if message is not None else ""
-        executor.execute_fast(job, by_name(job, args, kwargs), message_id)
+        bury = message.bury if isinstance(message, Delivery) else nothing
+        executor.execute_fast(job, by_name(job, args, kwargs), message_id, bury=bury)
 
     work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
     return work

@@ -183,7 +183,7 @@ class Executor:
     def work(self, job: Job, run: Run, lease: Lease) -> Any:
         """Call the job's function within its limits."""
         kwargs = arguments.decode(job, lease.args)
-        return within_limits(job, run, kwargs, on_hard=lambda: self.give_up_process(job, lease))
+        return within_limits(job, run, kwargs, on_hard=lambda: self.give_up_run(job, lease))
 
     def is_recorded_later(self, job: Job, work: Work) -> bool:
         """Whether the success is recorded with others'."""
@@ -231,34 +231,63 @@ class Executor:
                 threading.Event().wait(RECORD_AGAIN_SECONDS)
         return "lost"
 
-    def give_up_process(self, job: Job, lease: Lease) -> None:
-        """End this process, since a job in it will not end: record that, hand on what else it runs, and exit."""
+    def give_up_run(self, job: Job, lease: Lease) -> None:
+        """Record that a run will not end, and end its process."""
         logger.error(
             "run.hard_limit job=%s run=%s limit=%s: ending this process", job.name, lease.run_id, job.hard_limit
         )
         error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed; its process was ended")
         failure = diagnose(job, lease, error)
         metrics.run_ended(job.name, failure.state, job.hard_limit.total_seconds())
+        self.end_process(lambda connection: runs.fail(connection, lease, failure), self.hand_back)
+
+    def give_up_message(self, job: Job, message_id: str, bury: Callable[[], None]) -> None:
+        """The same for a message of the fast lane: it is a dead letter, or it would end the next process as well."""
+        logger.error(
+            "message.hard_limit job=%s message=%s limit=%s: ending this process", job.name, message_id, job.hard_limit
+        )
+        metrics.run_ended(job.name, State.DEAD, job.hard_limit.total_seconds())
+        self.end_process(self.hand_back, lambda _connection: bury())
+
+    def end_process(self, *steps: Callable[[Connection], object]) -> None:
+        """End this process, since a job in it will not end, after what these steps have to say to PostgreSQL."""
         last_resort = threading.Timer(GIVE_UP_SECONDS, os._exit, [HARD_LIMIT_EXIT])
         last_resort.start()
         try:
             if self.completions is not None:
                 self.completions.flush(GIVE_UP_SECONDS / 2)
             with database.autocommit(self.engine) as connection:
-                runs.fail(connection, lease, failure)
-                runs.hand_back(connection, lease.process_id, "its process was ended")
+                for step in steps:
+                    step(connection)
         finally:
             os._exit(HARD_LIMIT_EXIT)
 
-    def execute_fast(self, job: Job, args: dict[str, Any], message_id: str, clock: Clock = system_clock) -> None:
-        """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns."""
+    def hand_back(self, connection: Connection) -> None:
+        """Leave to others what this process still runs."""
+        process_id = self.process_id()
+        if process_id is not None:
+            runs.hand_back(connection, process_id, "its process was ended")
+
+    def execute_fast(
+        self,
+        job: Job,
+        args: dict[str, Any],
+        message_id: str,
+        clock: Clock = system_clock,
+        *,
+        bury: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns.
+
+        ``bury`` makes a dead letter of the message, should it run past its hard limit.
+        """
         began = time.perf_counter()
         status, work = "failed", Work(self.engine)
         with logs.about({"job": job.name, "message": message_id}):
             try:
                 run = Run(0, job.name, "", None, 1, clock(), args, job_logger(job), work)
                 kwargs = arguments.decode(job, args)
-                within_limits(job, run, kwargs, on_hard=lambda: os._exit(HARD_LIMIT_EXIT))
+                within_limits(job, run, kwargs, on_hard=lambda: self.give_up_message(job, message_id, bury))
                 if work.has_begun:
                     work.session.commit()
                 status = State.SUCCEEDED

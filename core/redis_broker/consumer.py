@@ -54,6 +54,11 @@ class Delivery(MessageProxy):
         """Have it acknowledged."""
         self.consumer.end(self, is_dead=False)
 
+    def bury(self) -> None:
+        """Make it a dead letter before this process ends."""
+        self.consumer.end(self, is_dead=True)
+        self.consumer.broker.acks.stop()
+
 
 class Consumer(_RedisConsumer):
     """Fetches up to ``prefetch`` messages, and waits to be woken rather than sleeping."""

@@ -217,6 +217,28 @@ class TestLimits:
         assert {(run.crashes, run.failures) for run in fleet.runs("wait")} == {(0, 0)}
         assert len(fleet.effects("wait")) == 4
 
+    def test_a_message_past_its_hard_limit_is_a_dead_letter_and_runs_beside_it_start_elsewhere_uncounted(
+        self, make_fleet
+    ):
+        fleet = make_fleet(jobs="fast-stubborn,wait")
+        with supervised(fleet, processes=1, threads=4) as worker:
+            (waiting,) = fleet.request("wait")
+            fleet.next_start()
+            fleet.send_fast("fast-stubborn")
+            stubborn = fleet.next_start()
+
+            again = fleet.next_start(within=15)
+            fleet.go_on(waiting)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            worker.wait_for(1)
+
+            assert (again.job, again.run_id) == ("wait", waiting)
+            assert stubborn.pid not in worker.pids()
+            assert fleet.redis.hlen("dramatiq:chaos-fast.XQ.msgs") == 1
+            assert fleet.fetched("chaos-fast") == fleet.redis.llen("dramatiq:chaos-fast") == 0
+        (run,) = fleet.runs("wait")
+        assert (run.crashes, run.failures) == (0, 0)
+
     def test_a_job_that_lets_nothing_else_run_in_its_process_is_killed_with_it_and_dead_in_the_end(self, make_fleet):
         """No limit can be enforced from within; other runs of the process are taken up, and survive the third time."""
         fleet = make_fleet(jobs="hog,wait", environ=SHORT_LEASE)

@@ -150,6 +150,18 @@ def stubborn(run: Run) -> None:
             time.sleep(1)
 
 
+@job(
+    "fast-stubborn",
+    queue="chaos-fast",
+    ledger=False,
+    soft_limit=timedelta(seconds=1),
+    hard_limit=timedelta(seconds=2),
+)
+def fast_stubborn(run: Run) -> None:
+    """Ignore every interruption, on the fast lane."""
+    stubborn.function(run)
+
+
 @job("hog", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), hard_limit=timedelta(seconds=2))
 def hog(run: Run) -> None:
     """Call into C, and never give the interpreter back: nothing else runs in this process any more."""
@@ -211,6 +223,7 @@ class Chaos:
             spin,
             query,
             stubborn,
+            fast_stubborn,
             hog,
             fail,
             crash,

@@ -12,10 +12,10 @@ PLUGINS := $(wildcard plugins/*/pyproject.toml)
 SECONDS ?= 180
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test crash bench clean
+.PHONY: help run check test crash conformance bench clean
 
 help:  ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY)  ## Start everything here, with sample data; Ctrl-C stops it
 	@mkdir -p .rota/uploads
@@ -33,6 +33,9 @@ test: check  ## All tests but the crash tests
 crash: $(READY)  ## Kill and stop real processes, then inject faults for SECONDS=180
 	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -m crash
 	$(BIN)/python -m tests.faults --seconds $(SECONDS)
+
+conformance: $(READY)  ## Run Dramatiq's own tests of its Redis broker against ours
+	$(BIN)/python -m tests.conformance
 
 bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks

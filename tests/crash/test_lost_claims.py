@@ -19,6 +19,7 @@ from core.ledger.processes import Identity
 pytestmark = pytest.mark.crash
 
 
+NO_DELAY = timedelta(0)
 #: Hardly anybody flushes the log of transactions but a commit that must.
 LAZY = {"wal_writer_delay": "10s", "autovacuum": "off", "bgwriter_lru_maxpages": "0"}
 #: Now and then somebody does all the same, and the crash loses nothing; then another may.
@@ -58,7 +59,7 @@ def lose_claim(server: EmbeddedPostgres, engine: Engine, stack: ExitStack) -> Le
     for _ in range(MOST_CRASHES):
         with database.autocommit(engine) as connection:
             run_id = runs.request(
-                connection, "work", key="", queue="default", args="{}", exclusive=False, delay=timedelta(0), carried=True
+                connection, "work", key="", queue="default", args="{}", exclusive=False, delay=NO_DELAY, carried=True
             )  # fmt: skip
         lost = claim_anew(engine, run_id, stack)
         server.kill()

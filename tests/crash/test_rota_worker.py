@@ -132,15 +132,17 @@ class TestRecycling:
         fleet = make_fleet(jobs="fast")
         with supervised(fleet, processes=2, threads=2, **SOON_TIRED) as worker:
             old = set(worker.pids())
-            for _ in range(150):
-                fleet.send_fast("fast")
-            starts = fleet.next_starts(150)
-            eventually(lambda: not old & set(worker.pids()) and len(worker.pids()) == 2, within=60)
 
-            assert len(starts) == 150
+            def are_succeeded() -> bool:
+                fleet.send_fast("fast")  # more and more, since one of the two may take most of them
+                fleet.next_start()
+                return not old & set(worker.pids()) and len(worker.pids()) == 2
+
+            eventually(are_succeeded, within=60)
+
             assert fleet.redis.llen("chaos:started") == 0, "none twice"
             assert worker.terminate() == 0
-        assert fleet.logs().count("worker.succeeded") == 2
+        assert fleet.logs().count("worker.succeeded") >= 2
 
     def test_a_process_that_holds_too_much_memory_is_succeeded(self, make_fleet):
         fleet = make_fleet(jobs="touch")

@@ -17,6 +17,8 @@ from math import ceil
 from pathlib import Path
 
 BEAT_SECONDS = 1.0
+#: How long who listens may take to notice that it is to end, in seconds.
+LEAVE_SECONDS = 5.0
 
 
 class Watchdog(threading.Thread):
@@ -40,10 +42,16 @@ class Watchdog(threading.Thread):
     def stop(self) -> None:
         """End the one who listens."""
         self._stopping.set()
+        if self.is_alive():
+            self.join(BEAT_SECONDS)  # the number of the pipe is another's once it is closed
         assert self._listener.stdin is not None
         with suppress(OSError):
             self._listener.stdin.close()
-        self._listener.wait()
+        try:
+            self._listener.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._listener.kill()
+            self._listener.wait()
 
 
 def listen(most_silent_looks: int) -> None:

@@ -44,6 +44,8 @@ for index = 1, #ids do
 end
 return {table.concat(lengths, ','), table.concat(bodies)}
 """
+#: How often a consumer looks whether it is to stop, once its worker is stopping, in seconds.
+LOOK_AGAIN_SECONDS = 0.1
 #: The most that the script can unpack.
 MOST_FETCHED = 1000
 
@@ -102,7 +104,9 @@ class RotaBroker(RedisBroker):
 
     def longest_rest(self, timeout_ms: int) -> float:
         """How long a consumer may wait before it looks whether it is to stop, in seconds."""
-        return IDLE_SECONDS if self.work_queue is not None and not self.is_draining else timeout_ms / 1000
+        if self.is_draining:
+            return LOOK_AGAIN_SECONDS
+        return timeout_ms / 1000 if self.work_queue is None else IDLE_SECONDS
 
     def held(self, queue_name: str) -> set[str]:
         """The ids in Redis of the messages of a queue that this process holds."""
@@ -260,9 +264,10 @@ class Hands(Middleware):
         broker.is_draining = False
 
     def before_worker_shutdown(self, broker: Any, worker: Worker) -> None:
-        """Fetch no more."""
+        """Fetch no more, and have idle threads notice at once that they are to end."""
         broker.is_draining = True
         broker.wakeups.wake_all()
+        broker.work_queue.close()
 
 
 def slices(lengths: bytes, bodies: bytes) -> list[bytes | None]:

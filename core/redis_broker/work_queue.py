@@ -5,12 +5,16 @@ served; and since threads fetch their work here and say when it is done, it know
 and whether anything moves at all. That decides how many messages this process may fetch: what its threads will have
 begun within ``AHEAD_SECONDS``, or one for each free thread if jobs are long. What waits although nothing moves is left
 to other processes.
+
+Python's own ``SimpleQueue`` would do for the waiting, but that a thread whose time is up in the moment in which another
+takes what woke it then waits for ever (``_queuemodule.c`` of CPython 3.11 goes on with a negative time-out).
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
+from collections import deque
+from collections.abc import Callable, Collection
+from queue import Empty
 from typing import Any, Protocol
 
 #: Work for this long is fetched ahead, so that threads never wait for Redis, in seconds.
@@ -26,7 +30,10 @@ MOST_AHEAD = 512
 WEIGHT = 0.05
 #: A job is taken to last at least this long, in seconds.
 SHORTEST_JOB = 1e-5
-#: How often ``join`` looks, in seconds.
+#: How long a thread waits for work before it looks whether it is to pause, in seconds; Dramatiq has it wake every
+#: second. If it is to end, ``close`` wakes it.
+IDLE_SECONDS = 10.0
+#: How often ``join`` looks, and a thread of a queue that is closed, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
 
@@ -61,7 +68,7 @@ class WorkQueue:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._items: SimpleQueue[Item] = SimpleQueue()
+        self._items: deque[Item] = deque()
         self._lanes: dict[str, Lane] = {}
         #: What each busy thread works on, and since when.
         self._begun: dict[int, tuple[Lane, float, Item]] = {}
@@ -70,6 +77,8 @@ class WorkQueue:
         #: How long jobs take, whatever their queue.
         self._pace: float | None = None
         self._lock = threading.Lock()
+        self._come = threading.Condition(self._lock)
+        self._is_closed = False
 
     def lane(self, queue_name: str) -> Lane:
         """The lane of a queue."""
@@ -143,20 +152,31 @@ class WorkQueue:
 
     def put(self, item: Item) -> None:
         """Hand over an item, which was reserved or expected."""
-        self._items.put(item)
+        self.put_all([item])
 
-    def put_all(self, items: Iterable[Item]) -> None:
+    def put_all(self, items: Collection[Item]) -> None:
         """Hand over items, which were reserved."""
-        for item in items:
-            self._items.put(item)
+        with self._lock:
+            self._items.extend(items)
+            self._come.notify(len(items))
+
+    def close(self) -> None:
+        """Have threads that wait look whether they are to end, and wait no more."""
+        with self._lock:
+            self._is_closed = True
+            self._come.notify_all()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
-        """What has waited longest; the calling thread is busy with it until ``task_done``. Raises queue.Empty."""
-        item = self._items.get(block, timeout)
-        lane = self._lanes[item.message.queue_name]
-        now = time.monotonic()
+        """What has waited longest; the calling thread is busy with it until ``task_done``.
+
+        Raises queue.Empty if there is nothing after a while, which is not Dramatiq's ``timeout``.
+        """
         with self._lock:
-            self._moved_at = now
+            if block and not self._items:
+                self._come.wait(LOOK_AGAIN_SECONDS if self._is_closed else IDLE_SECONDS)
+            item = self._pop()
+            lane = self._lanes[item.message.queue_name]
+            self._moved_at = now = time.monotonic()
             self._begun[threading.get_ident()] = lane, now, item
             self._waiting -= 1
             lane.waiting -= 1
@@ -167,9 +187,15 @@ class WorkQueue:
 
     def get_nowait(self) -> Item:
         """Take back what has waited longest. Raises queue.Empty."""
-        item = self._items.get_nowait()
+        with self._lock:
+            item = self._pop()
         self.give_back(self._lanes[item.message.queue_name], 1)
         return item
+
+    def _pop(self) -> Item:
+        if not self._items:
+            raise Empty
+        return self._items.popleft()
 
     def take_back(self) -> list[Item]:
         """Take back all that waits."""

@@ -37,9 +37,9 @@ class TestAuto:
         eventually(lambda: len(fleet.effects("nap")) > 50, within=20, every=0.01)
 
         own_redis.kill()
-        before, lost_at = succeeded(fleet), fleet.now()
-        eventually(lambda: succeeded(fleet) > before + 50, within=20, every=0.02)
+        lost_at = fleet.now()
         since_loss = "SELECT at FROM effects WHERE job = 'nap' AND at > :at + interval '0.3 s' ORDER BY at LIMIT 1"
+        eventually(lambda: fleet.rows(since_loss, at=lost_at), within=20, every=0.02)
         gap = (fleet.rows(since_loss, at=lost_at)[0].at - lost_at).total_seconds()
         requested = fleet.request("touch")
         eventually(lambda: fleet.effects("touch"), within=3)

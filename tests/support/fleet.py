@@ -84,6 +84,7 @@ class Fleet:
             "REDIS_URL": self.redis_url,
             "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(self.cwd)]),
             "ROTA_METRICS_PORT": "0",
+            "PYTHONFAULTHANDLER": "1",
             **self.environ,
         }
 
@@ -142,7 +143,16 @@ class Fleet:
     def terminate(self, process: subprocess.Popen[bytes], *, within: float = 30) -> int:
         """Stop the process gracefully, and return its exit status."""
         process.terminate()
-        return process.wait(within)
+        return self.wait(process, within=within)
+
+    def wait(self, process: subprocess.Popen[bytes], *, within: float) -> int:
+        """Wait for the end of a process that is to end, and return its exit status."""
+        try:
+            return process.wait(within)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGABRT)  # each process that is still there logs what its threads do
+            process.wait(within)
+            raise AssertionError(f"still there {within:g} s after SIGTERM:\n{self.logs()}") from None
 
     def stop(self) -> None:
         """Kill whatever is left, and close the connections."""

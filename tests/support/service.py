@@ -39,7 +39,7 @@ class Service:
         for process in running:
             process.terminate()
         for process in running:
-            process.wait(60)
+            self.fleet.wait(process, within=60)
 
     def rota(self, *words: str, **environ: str):
         """Run ``rota``."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from core.redis_broker import work_queue
 from core.redis_broker.work_queue import AHEAD_SECONDS, MOST_AHEAD, STALLED_SECONDS, WorkQueue
+from tests.support.eventually import eventually
 
 
 @dataclass
@@ -187,3 +189,48 @@ def test_runs_are_claimed_ahead_only_if_they_begin_in_a_moment(hands):
     hands.do(100, 0.1)
 
     assert hands.queue.begun_at_once(lane) == 0
+
+
+def test_whoever_waits_is_told_when_it_is_closed():
+    queue, told = WorkQueue(8), threading.Semaphore(0)
+
+    def wait() -> None:
+        with pytest.raises(Empty):
+            queue.get(timeout=1)
+        told.release()
+
+    for _ in range(8):
+        threading.Thread(target=wait, daemon=True).start()
+    queue.close()
+
+    assert all(told.acquire(timeout=5) for _ in range(8))
+    with pytest.raises(Empty):
+        queue.get(timeout=1)
+
+
+def test_nobody_waits_for_ever_whose_time_is_up_as_another_takes_what_woke_it(monkeypatch):
+    """Threads take what comes while their waits run out; with a SimpleQueue some never end."""
+    monkeypatch.setattr(work_queue, "IDLE_SECONDS", 0.002)
+    queue, is_over, taken = WorkQueue(8), threading.Event(), []
+    queue.lane("default")
+
+    def work() -> None:
+        while not is_over.is_set():
+            with suppress(Empty):
+                taken.append(queue.get(timeout=1))
+                queue.task_done()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(500):
+        queue.expect("default")
+        queue.put(Item())
+        is_over.wait(0.002)
+    eventually(queue.empty, within=10)
+    is_over.set()
+    for thread in threads:
+        thread.join(10)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(taken) == 500

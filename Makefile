@@ -10,6 +10,8 @@ READY := $(VENV)/.ready
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 # For how many seconds faults are injected after the crash tests.
 SECONDS ?= 180
+# How many tests run side by side; most of them wait for something.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test crash conformance bench clean
@@ -28,10 +30,10 @@ check: $(READY)  ## Format, lint, types and unit tests: quick
 	$(BIN)/python -m pytest -q tests/unit
 
 test: check  ## All tests but the crash tests
-	$(BIN)/python -m pytest -q -m "not crash" --ignore=tests/unit
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not crash" --ignore=tests/unit
 
 crash: $(READY)  ## Kill and stop real processes, then inject faults for SECONDS=180
-	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -m crash
+	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m crash
 	$(BIN)/python -m tests.faults --seconds $(SECONDS)
 
 conformance: $(READY)  ## Run Dramatiq's own tests of its Redis broker against ours

@@ -58,12 +58,22 @@ def minute_job(number):
     return tick
 
 
+def queue_job(number):
+    @job(f"bench-queue-{number}", queue=f"bench-queue-{number}")
+    def queued(run):
+        pass
+
+    return queued
+
+
+#: For those who measure many queues, without any schedule.
+QUEUE_JOBS = [queue_job(number) for number in range(int(os.environ.get("BENCH_QUEUES", "0")))]
 MINUTE_JOBS = [minute_job(number) for number in range(int(os.environ.get("BENCH_SCHEDULES", "0")))]
 
 
 @hookimpl
 def register_jobs():
-    return [fast, ledger, *SLOT_JOBS, *MINUTE_JOBS]
+    return [fast, ledger, *QUEUE_JOBS] if QUEUE_JOBS else [fast, ledger, *SLOT_JOBS, *MINUTE_JOBS]
 '''
 
 

@@ -1,6 +1,6 @@
-"""What idle workers cost: processor seconds in half a minute, of bare Dramatiq, and of Rota on one queue and on all.
+"""What idle workers cost: processor seconds in half a minute, of bare Dramatiq, and of Rota on one queue and on many.
 
-All side by side on the same servers, each with two processes of eight threads.
+All side by side on the same servers, each with two processes of eight threads; no job has a schedule.
 
 python -m benchmarks.idle [--seconds 30] [--repetitions 3]
 """
@@ -21,8 +21,10 @@ SIZE = ("-p", str(PROCESSES), "-t", str(THREADS))
 WORKERS = {
     "bare": ("dramatiq", "benchmarks.bare", *SIZE),
     "one queue": ("dramatiq", "core.main", *SIZE, "-Q", "bench-fast"),
-    "all queues": ("dramatiq", "core.main", *SIZE),
+    "22 queues": ("dramatiq", "core.main", *SIZE),
 }
+#: Twenty more queues, and none of the jobs that this repository's plugins would start meanwhile.
+ENVIRON = {"BENCH_QUEUES": "20", "ROTA_DISABLED_PLUGINS": "customer_service,expiry,maintenance"}
 
 
 def used(leader: int) -> float:
@@ -47,7 +49,7 @@ def main() -> None:
     costs: dict[str, list[float]] = {name: [] for name in WORKERS}
     with bench() as made, ExitStack() as stack:
         started = {
-            name: stack.enter_context(made.process(made.ticks / "none", *command)).pid
+            name: stack.enter_context(made.process(made.ticks / "none", *command, **ENVIRON)).pid
             for name, command in WORKERS.items()
         }
         time.sleep(SETTLE_SECONDS)
@@ -58,7 +60,7 @@ def main() -> None:
                 costs[name].append(used(pid) - before[name])
     for name, values in costs.items():
         print(f"{name:10} {meter.spread(values)} CPU s in {options.seconds:.0f} s, {PROCESSES} processes")
-    for name in ("one queue", "all queues"):
+    for name in ("one queue", "22 queues"):
         ratios = [ours / bare for ours, bare in zip(costs[name], costs["bare"], strict=True)]
         print(f"ratio {name}/bare: {meter.spread(ratios)}")
 

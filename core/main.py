@@ -44,7 +44,7 @@ def build(parts: Parts) -> RotaBroker:
     configured = parts.configured
     assert configured.redis_url is not None, "only local mode goes without"
     url = configured.redis_url.get_secret_value()
-    watch = RedisWatch(redis_broker.probe(url))
+    watch = RedisWatch(redis_broker.probe(url), lambda client: broker.wakeups.look_around(client))
     occupation = Occupation()
     life = ProcessLife(
         lambda queues: parts.heartbeat("worker", queues, broker.broker_id),

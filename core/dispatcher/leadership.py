@@ -11,8 +11,9 @@ import random
 import select
 
 from psycopg2.extensions import connection as DriverConnection
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from core.ledger.prepared import Prepared
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
 
@@ -21,38 +22,42 @@ logger = logging.getLogger(__name__)
 #: How many ask for leadership in one interval, however many wait for it.
 MOST_ASKING = 10
 
-WORKERS = text("SELECT count(*) FROM rota_processes WHERE kind = 'worker'")
+WORKERS = Prepared("rota_workers", (), "SELECT count(*) FROM rota_processes WHERE kind = 'worker'")
 
-TRY_LOCK = text("SELECT pg_try_advisory_lock(:space, :lock)")
-
-DEPOSE_SILENT_LEADER = text("""
-    SELECT pg_terminate_backend(activity.pid), activity.application_name
-    FROM pg_locks AS lock
-    JOIN pg_database AS db ON db.oid = lock.database AND db.datname = current_database()
-    JOIN pg_stat_activity AS activity ON activity.pid = lock.pid
-    WHERE lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 2
-      AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:lock AS oid)
-      AND NOT EXISTS (
-        SELECT 1 FROM rota_processes AS process
-        WHERE process.application = activity.application_name AND process.expires_at > clock_timestamp())
-""")
+#: Ask for the lock, and close the connection of a leader that holds it and fell silent.
+ASK = Prepared(
+    "rota_lead",
+    (),
+    f"""
+    WITH asked AS MATERIALIZED (SELECT pg_try_advisory_lock({LOCK_SPACE}, {LEADER_LOCK}) AS won)
+    SELECT asked.won, silent.leader, silent.is_deposed FROM asked LEFT JOIN LATERAL (
+        SELECT activity.application_name AS leader, pg_terminate_backend(activity.pid) AS is_deposed
+        FROM pg_locks AS lock
+        JOIN pg_database AS db ON db.oid = lock.database AND db.datname = current_database()
+        JOIN pg_stat_activity AS activity ON activity.pid = lock.pid
+        WHERE NOT asked.won AND lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 2
+          AND lock.classid = {LOCK_SPACE}::oid AND lock.objid = {LEADER_LOCK}::oid
+          AND NOT EXISTS (
+            SELECT 1 FROM rota_processes AS process
+            WHERE process.application = activity.application_name AND process.expires_at > clock_timestamp())
+    ) AS silent ON true
+    """,  # noqa: S608 — constants
+)
 
 
 def is_won(connection: Connection) -> bool:
     """Ask for leadership, and once it is won listen for runs that are due at once."""
-    lock = {"space": LOCK_SPACE, "lock": LEADER_LOCK}
-    won = bool(connection.execute(TRY_LOCK, lock).scalar_one())
+    ((won, silent_leader, _),) = ASK.rows(connection)
     if won:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
-    else:
-        for _, application in connection.execute(DEPOSE_SILENT_LEADER, lock):
-            logger.warning("dispatcher.deposed leader=%s: its process fell silent", application)
-    return won
+    elif silent_leader is not None:
+        logger.warning("dispatcher.deposed leader=%s: its process fell silent", silent_leader)
+    return bool(won)
 
 
 def pause_seconds(connection: Connection, every_seconds: float) -> float:
     """How long to wait before asking again, so that many who wait ask no more often between them than a few do."""
-    crowd = int(connection.execute(WORKERS).scalar_one()) / MOST_ASKING
+    crowd = WORKERS.rows(connection)[0][0] / MOST_ASKING
     return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
 
 

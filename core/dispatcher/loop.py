@@ -16,9 +16,9 @@ from core import database, metrics
 from core.dispatcher import leadership, relay
 from core.dispatcher.orphans import Orphanage
 from core.dispatcher.recovery import recover
-from core.dispatcher.slots import Accountant, miss_late
+from core.dispatcher.slots import TOLERANCE, Accountant, miss_late
 from core.dispatcher.watch import Watch
-from core.ledger import pauses, releases, slots
+from core.ledger import agenda, pauses, releases, slots
 from core.ledger import relay as due_runs
 from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Census, Fleet
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 15.0
 #: How long to wait after an error, in seconds.
 AGAIN_SECONDS = 1.0
+#: A statement that was planned while the ledger was small is planned anew when it is not.
+FRESH_PLANS = "SET plan_cache_mode = force_custom_plan"
 
 
 class Dispatcher(threading.Thread):
@@ -61,6 +63,8 @@ class Dispatcher(threading.Thread):
         self._fleet = Fleet()
         #: Since when jobs are held by a pause.
         self._held: Mapping[str, datetime] = {}
+        #: Whether anything was paused at the last pass; the end of a pause is to be noticed.
+        self._was_paused = True
         self._maintained_at = 0.0
         self._stopping = threading.Event()
         self._complaint = Complaint(logger)
@@ -85,6 +89,7 @@ class Dispatcher(threading.Thread):
             self.join(timeout_seconds)
 
     def _stand(self, connection: Connection) -> None:
+        connection.exec_driver_sql(FRESH_PLANS)
         while not leadership.is_won(connection):
             if self._stopping.wait(leadership.pause_seconds(connection, self._every_seconds)):
                 return
@@ -107,7 +112,18 @@ class Dispatcher(threading.Thread):
                     self._send_due(connection)
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
-        """Everything the dispatcher is for, once."""
+        """Everything the dispatcher is for, once: what there is to do, and now and then what is to be looked after."""
+        found = agenda.ask(connection, TOLERANCE.total_seconds(), self._resend_seconds)
+        if found.has_work or found.is_paused or self._was_paused or accountant.is_due(found.now):
+            self._work(connection, accountant)
+            self._was_paused = found.is_paused
+        if self._orphanage.is_time_to_look():
+            self._fleet = self._census.fleet(connection)
+            self._orphanage.look(connection, self._fleet)
+        self._watch.look(connection, self._held)
+        self._maintain()
+
+    def _work(self, connection: Connection, accountant: Accountant) -> None:
         recover(connection, self._carrier, self._max_crashes)
         self._fleet = self._census.fleet(connection)
         self._held = self._look_for_pauses(connection)
@@ -115,9 +131,6 @@ class Dispatcher(threading.Thread):
         miss_late(connection, self._registry, self._held)
         relay.find_lost(connection, self._carrier, self._resend_seconds)
         self._send_due(connection)
-        self._orphanage.look(connection, self._fleet)
-        self._watch.look(connection, self._held)
-        self._maintain()
 
     def _send_due(self, connection: Connection) -> None:
         if due_runs.is_any_due(connection):  # else there is no need to say of which jobs

@@ -51,10 +51,14 @@ class Orphanage:
         self._queues = Absence(grace_seconds)
         self._looked_at = float("-inf")
 
+    def is_time_to_look(self, now: float | None = None) -> bool:
+        """Whether the last look was a while ago."""
+        return (time.monotonic() if now is None else now) - self._looked_at >= LOOK_SECONDS
+
     def look(self, connection: Connection, fleet: Fleet, now: float | None = None) -> None:
         """End what waits for what is gone, if it is time to look again."""
         now = time.monotonic() if now is None else now
-        if now - self._looked_at < LOOK_SECONDS:
+        if not self.is_time_to_look(now):
             return
         self._looked_at = now
         releases.see(connection)

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice, takewhile
 
 from sqlalchemy import Connection, text
@@ -38,6 +38,7 @@ MOST_AT_ONCE = 10_000
 REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
 
 NOW = text("SELECT clock_timestamp()")
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -65,6 +66,12 @@ class Accountant:
     marks: dict[str, Watermark]
     #: The first slot of each job that is not accounted for, so that a pass need not compute what is not due.
     next_slots: dict[str, datetime] = field(default_factory=dict)
+    #: The first of them all; None: there is no schedule.
+    next_at: datetime | None = field(default=LONG_AGO)
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether there are slots to account for at ``now``."""
+        return self.next_at is not None and self.next_at <= now - HEAD_START
 
     def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
         """Insert the slots that are due and that nobody has inserted."""
@@ -84,6 +91,7 @@ class Accountant:
                 runs.announce(connection)
         slots.account(connection, changed)
         self.marks.update(changed)
+        self.next_at = min((self.next_slots.get(job.name, until) for job in self.registry.scheduled()), default=None)
 
     def _account_for(
         self, job: Job, now: datetime, paused: PastPauses, found: list[tuple[Job, SlotRow]]

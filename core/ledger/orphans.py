@@ -22,13 +22,15 @@ IS_KNOWN_BY_NOBODY = """
 """
 
 END = text(f"""
+    WITH batch AS MATERIALIZED (
+        SELECT id FROM rota_runs
+        WHERE job = :job AND id > :after AND state IN ('queued', 'retrying', 'dead') AND {IS_KNOWN_BY_NOBODY}
+        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
     UPDATE rota_runs SET
         former_state = state, former_reason = reason, state = 'orphaned', reason = :reason, sent_at = NULL,
         finished_at = clock_timestamp()
-    WHERE id IN (
-        SELECT id FROM rota_runs
-        WHERE job = :job AND id > :after AND state IN ('queued', 'retrying', 'dead') AND {IS_KNOWN_BY_NOBODY}
-        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED)
+    WHERE id IN (SELECT id FROM batch)
     RETURNING id
 """)  # noqa: S608 — constants
 
@@ -53,15 +55,17 @@ NEWEST = text("""
 
 #: A queued slot comes back as retrying: by its misfire policy it would be missed, and someone has asked for it.
 ADOPT = text("""
+    WITH batch AS MATERIALIZED (
+        SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job
+        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
     UPDATE rota_runs SET
         state = CASE WHEN former_state = 'queued' AND slot IS NOT NULL THEN 'retrying'
                      ELSE coalesce(former_state, 'retrying') END,
         reason = CASE WHEN former_state = 'dead' THEN former_reason ELSE 'adopted' END,
         finished_at = CASE WHEN former_state = 'dead' THEN clock_timestamp() END,
         queue = :queue, exclusive = :exclusive, former_state = NULL, former_reason = NULL, sent_at = NULL
-    WHERE id IN (
-        SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job
-        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED)
+    WHERE id IN (SELECT id FROM batch)
     RETURNING state
 """)
 

@@ -25,11 +25,13 @@ class Prepared:
 
     @cached_property
     def _prepare(self) -> str:
-        return f"PREPARE {self.name} ({', '.join(self.types)}) AS {self.body}"
+        types = f" ({', '.join(self.types)})" if self.types else ""
+        return f"PREPARE {self.name}{types} AS {self.body}"
 
     @cached_property
     def _execute(self) -> str:
-        return f"EXECUTE {self.name} ({', '.join(['%s'] * len(self.types))})"
+        values = f" ({', '.join(['%s'] * len(self.types))})" if self.types else ""
+        return f"EXECUTE {self.name}{values}"
 
     def rows(self, on: Connection | Session, *values: Any) -> list[tuple[Any, ...]]:
         """Execute in whatever transaction ``on`` is in, and return all rows. Raises SQLAlchemy's DBAPIError."""

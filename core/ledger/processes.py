@@ -41,12 +41,12 @@ RENEW = text("""
 """)
 RESIGN = text("DELETE FROM rota_processes WHERE id = :id")
 
-HAS_NO_LOCK = """
+HAS_NO_LOCK = f"""
     NOT EXISTS (
         SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
         WHERE lock.locktype = 'advisory' AND db.datname = current_database() AND lock.granted
-          AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2)
-"""
+          AND lock.classid = {LOCK_SPACE}::oid AND lock.objid = process.id::oid AND lock.objsubid = 2)
+"""  # noqa: S608 — a constant
 MISSED = text(f"""
     SELECT count(*) FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND started_at > pg_postmaster_start_time() AND {HAS_NO_LOCK}
@@ -76,7 +76,11 @@ DISCONNECT = text("""
       AND NOT EXISTS (SELECT 1 FROM rota_processes WHERE application = application_name)
 """)
 
-HAND_ON = text("""
+#: Runs at work whose process is gone.
+IS_STRANDED = """
+    state = 'running' AND NOT EXISTS (SELECT 1 FROM rota_processes AS process WHERE process.id = run.process_id)
+"""
+HAND_ON = text(f"""
     UPDATE rota_runs SET
         state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
         reason = CASE WHEN crashes + 1 >= :max_crashes THEN 'crashes' ELSE 'worker died' END,
@@ -84,12 +88,9 @@ HAND_ON = text("""
         crashes = crashes + 1, process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
         finished_at = CASE WHEN crashes + 1 >= :max_crashes THEN clock_timestamp() END
     WHERE id IN (
-        SELECT id FROM rota_runs AS run
-        WHERE state = 'running'
-          AND NOT EXISTS (SELECT 1 FROM rota_processes AS process WHERE process.id = run.process_id)
-        FOR UPDATE SKIP LOCKED)
+        SELECT id FROM rota_runs AS run WHERE {IS_STRANDED} FOR UPDATE SKIP LOCKED)
     RETURNING id, job, key, slot, state, attempt
-""")
+""")  # noqa: S608 — a constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +159,12 @@ def resign(connection: Connection, process_id: int) -> None:
 
 def misses_any(connection: Connection) -> bool:
     """Whether a process has lost its lock, by death or because its connection was cut."""
-    return bool(connection.execute(MISSED, {"space": LOCK_SPACE}).scalar_one())
+    return bool(connection.execute(MISSED).scalar_one())
 
 
 def reap(connection: Connection) -> list[Dead]:
     """End the leases of every process that died or fell silent, and close its connections."""
-    rows = connection.execute(REAP, {"space": LOCK_SPACE}).all()
+    rows = connection.execute(REAP).all()
     if rows:
         connection.execute(DISCONNECT, {"applications": [row.application for row in rows]})
     return [Dead(row.id, row.kind, row.name, row.broker_id) for row in rows]

@@ -7,19 +7,20 @@ from sqlalchemy import Connection, text
 
 from core.ledger.outbox import Parcel
 
-ANY_DUE = text("""
-    SELECT EXISTS (
-        SELECT 1 FROM rota_runs
-        WHERE state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp())
-""")
+IS_DUE = "state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp()"
+IS_SENT = "state IN ('queued', 'retrying') AND sent_at IS NOT NULL"
 
-TAKE_DUE = text("""
-    UPDATE rota_runs SET sent_at = statement_timestamp() WHERE id IN (
+ANY_DUE = text(f"SELECT EXISTS (SELECT 1 FROM rota_runs WHERE {IS_DUE})")  # noqa: S608 — a constant
+
+TAKE_DUE = text(f"""
+    WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs
-        WHERE state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp() AND job = ANY(:jobs)
-        ORDER BY due_at LIMIT :batch FOR UPDATE SKIP LOCKED)
+        WHERE {IS_DUE} AND job = ANY(:jobs)
+        ORDER BY due_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    UPDATE rota_runs SET sent_at = statement_timestamp() WHERE id IN (SELECT id FROM batch)
     RETURNING id, job, queue, due_at
-""")
+""")  # noqa: S608 — a constant
 
 #: The same for the threads of one process, of its queues alone. What was sent before ``began`` counts as lost, and so
 #: does what nobody claimed for a while.
@@ -47,10 +48,9 @@ GIVE_BACK = text("""
 """)
 
 #: Queues with messages that were sent a while ago and have not been claimed.
-OVERDUE_QUEUES = text("""
-    SELECT DISTINCT queue FROM rota_runs
-    WHERE state IN ('queued', 'retrying') AND sent_at < clock_timestamp() - CAST(:age AS interval)
-""")
+OVERDUE_QUEUES = text(f"""
+    SELECT DISTINCT queue FROM rota_runs WHERE {IS_SENT} AND sent_at < clock_timestamp() - CAST(:age AS interval)
+""")  # noqa: S608 — a constant
 
 #: Of those, what was sent before the oldest message that still waits on the queue; all, if none waits.
 FORGET_SENT = text("""

@@ -9,17 +9,21 @@ from sqlalchemy.orm import Session
 from core import settings
 
 DELETE = text("""
-    DELETE FROM rota_runs WHERE id IN (
+    WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE finished_at < clock_timestamp() - CAST(:kept AS interval)
-        ORDER BY finished_at LIMIT :batch FOR UPDATE SKIP LOCKED)
+        ORDER BY finished_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM rota_runs WHERE id IN (SELECT id FROM batch)
 """)
 
 DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < clock_timestamp() - CAST(:kept AS interval)")
 
 DELETE_AUDIT = text("""
-    DELETE FROM rota_audit WHERE id IN (
+    WITH batch AS MATERIALIZED (
         SELECT id FROM rota_audit WHERE at < clock_timestamp() - CAST(:kept AS interval)
-        ORDER BY at LIMIT :batch FOR UPDATE SKIP LOCKED)
+        ORDER BY at LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM rota_audit WHERE id IN (SELECT id FROM batch)
 """)
 
 

@@ -55,10 +55,11 @@ ACCOUNT = text("""
     ON CONFLICT (job) DO UPDATE SET spec = excluded.spec, accounted_until = excluded.accounted_until
 """)
 
-LATE_JOBS = text("""
-    SELECT DISTINCT job FROM rota_runs
-    WHERE state = 'queued' AND slot IS NOT NULL AND slot < clock_timestamp() - CAST(:tolerance AS interval)
-""")
+IS_WAITING = "state = 'queued' AND slot IS NOT NULL"
+
+LATE_JOBS = text(f"""
+    SELECT DISTINCT job FROM rota_runs WHERE {IS_WAITING} AND slot < clock_timestamp() - CAST(:tolerance AS interval)
+""")  # noqa: S608 — a constant
 
 #: Slots that are queued and late: all but the newest of a job are recorded as missed, and those past their grace too.
 #: Of a job that is held by a pause, those that could still have been started when it began are skipped.

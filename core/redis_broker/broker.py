@@ -16,6 +16,7 @@ from dramatiq.worker import Worker
 from core.ledger.releases import Fleet
 from core.redis_broker.abandoned import Abandoned
 from core.redis_broker.acks import Acks
+from core.redis_broker.client import evaluate_once
 from core.redis_broker.consumer import Consumer, Delivery
 from core.redis_broker.delays import IDLE_SECONDS, DelayConsumer
 from core.redis_broker.messages import run_id
@@ -117,25 +118,8 @@ class RotaBroker(RedisBroker):
         prefix = f"{self.namespace}:"
         keys = ["__heartbeats__", queue_name, f"__acks__.{self.broker_id}.{queue_name}", f"{queue_name}.msgs"]
         arguments = [current_millis(), self.broker_id, min(count, MOST_FETCHED)]
-        command = [len(keys), *(prefix + key for key in keys), *arguments]
-        try:
-            fetched = self._once("EVALSHA", self._fetch.sha, *command)
-        except redis.exceptions.NoScriptError:
-            fetched = self._once("EVAL", FETCH, *command)
+        fetched = evaluate_once(self.client, self._fetch, [prefix + key for key in keys], arguments)
         return slices(*fetched) if fetched else []
-
-    def _once(self, *command: Any) -> Any:
-        """Execute a command without redis-py's second try: what it has fetched must not be fetched over and lost."""
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        try:
-            connection.send_command(*command)
-            return connection.read_response()
-        except (redis.ConnectionError, redis.TimeoutError, OSError):
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
 
     def undo_preparation(self, messages: Iterable[Any]) -> None:
         """Undo what was done for messages that are put back."""
@@ -230,14 +214,19 @@ class RotaBroker(RedisBroker):
 
     def maintain(self) -> None:
         """Put back what processes that are silent for a minute had fetched, and drop dead letters after a week."""
-        for queue_name in [*self.queues, *self.delay_queues]:
-            self.maintain_queue(queue_name)
-            self.wake(queue_name, 1)
+        queue_names = [*self.queues, *self.delay_queues]
+        pipe = self.client.pipeline(transaction=False)
+        for queue_name in queue_names:
+            self.maintain_queue(queue_name, pipe)
+        for queue_name, size in zip(queue_names, pipe.execute(), strict=True):
+            if size:
+                self.wake(queue_name, 1)
 
-    def maintain_queue(self, queue_name: str) -> None:
+    def maintain_queue(self, queue_name: str, client: redis.Redis | None = None) -> None:
         """The same for one queue, which need not be one of ours."""
-        arguments = [self.broker_id, self.heartbeat_timeout, self.dead_message_ttl, 1, self._max_unpack_size()]
-        self.scripts["dispatch"](keys=[self.namespace], args=["qsize", current_millis(), queue_name, *arguments])
+        options = [self.broker_id, self.heartbeat_timeout, self.dead_message_ttl, 1, self._max_unpack_size()]
+        arguments = ["qsize", current_millis(), queue_name, *options]
+        self.scripts["dispatch"](keys=[self.namespace], args=arguments, client=client)
 
     def oldest_run(self, queue_name: str) -> tuple[bool, int | None]:
         """Whether messages wait on the queue, and which run the oldest of them carries, if one is found."""

@@ -1,7 +1,12 @@
 """A connection to Redis that fails within seconds."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import redis
 from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError)
@@ -33,3 +38,28 @@ def probe(url: str) -> redis.Redis:
         socket_timeout=PROBE_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def evaluate_once(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    """The answer of ``script``, without redis-py's second try: what it has fetched must not be fetched over and lost.
+
+    Raises redis.RedisError.
+    """
+    try:
+        return execute_once(client, "EVALSHA", script.sha, len(keys), *keys, *arguments)
+    except NoScriptError:
+        return execute_once(client, "EVAL", script.script, len(keys), *keys, *arguments)
+
+
+def execute_once(client: redis.Redis, *command: Any) -> Any:
+    """The answer to a command, tried once. Raises redis.RedisError."""
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    try:
+        connection.send_command(*command)
+        return connection.read_response()
+    except (redis.ConnectionError, redis.TimeoutError, OSError):
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)

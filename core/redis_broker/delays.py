@@ -10,8 +10,9 @@ from core.redis_broker.consumer import Consumer, Delivery
 if TYPE_CHECKING:
     from core.redis_broker.broker import RotaBroker
 
-#: How long a worker's consumer waits that has nothing to do and is not woken, in seconds.
-IDLE_SECONDS = 10.0
+#: How long a consumer of a worker waits that has nothing to do, in seconds. It is woken for whatever there
+#: is to do, by a token or by whoever looks around every second.
+IDLE_SECONDS = 60.0
 
 
 class DelayConsumer(Consumer):

@@ -1,8 +1,8 @@
 """Waking consumers whose queue was empty, by tokens that producers leave beside their messages.
 
-One connection per process waits for the tokens of all its queues, and once a second the same thread looks whether
-messages lie on any of them that came without a token, as Dramatiq's own producers leave them. However many queues there
-are, an idle process asks Redis twice a second.
+One connection per process waits for the tokens of all its queues. Once a second it is looked whether messages lie on
+any of them that came without a token, as Dramatiq's own producers leave them: by the same thread, or by whoever watches
+Redis every second anyway. However many queues there are, an idle process asks Redis that and no more.
 """
 
 import threading
@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, cast
 import redis
 from dramatiq.common import current_millis
 
+from core.redis_broker.client import evaluate_once
+
 if TYPE_CHECKING:
     from core.redis_broker.broker import RotaBroker
     from core.redis_broker.consumer import Consumer
 
-#: How long one wait for tokens is, below the client's socket time-out, in seconds.
+#: How long one wait for tokens is, below the client's socket time-out, in seconds; and where this thread has nothing
+#: else to do, nor consumers come that are to be waited for as well.
 BLOCK_SECONDS = 1
+LONG_BLOCK_SECONDS = 4
 #: How often to look for messages that came without a token, in seconds.
 LOOK_SECONDS = 1.0
 #: After a lost connection, and while no consumer has room, in seconds.
@@ -44,6 +48,9 @@ class Wakeups:
         self._broker = broker
         self._look = broker.client.register_script(LOOK)
         self._looked_at = float("-inf")
+        #: Whether somebody else calls ``look_around`` every second.
+        self.is_looked_for = False
+        self._known: set[str] = set()
         #: Set when a consumer that had no room is told that there is some.
         self.room_came = threading.Event()
         self._consumers: dict[str, Consumer] = {}
@@ -89,22 +96,27 @@ class Wakeups:
     def _listen_once(self) -> None:
         with self._lock:
             consumers = dict(self._consumers)
-        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+        if not self.is_looked_for and time.monotonic() - self._looked_at >= LOOK_SECONDS:
             self._looked_at = time.monotonic()
-            self._look_around(list(consumers.values()))
+            self.look_around(self._broker.client)
         self.room_came.clear()
         waiting = {self._broker.wake_key(name): each for name, each in consumers.items() if each.has_room}
         if not waiting or not self._broker.has_room:
             self.room_came.wait(LISTEN_AGAIN_SECONDS)
             return
-        popped = cast("tuple[bytes, bytes] | None", self._broker.client.blpop(list(waiting), BLOCK_SECONDS))
+        is_settled, self._known = self._known == consumers.keys(), set(consumers)
+        block = LONG_BLOCK_SECONDS if self.is_looked_for and is_settled else BLOCK_SECONDS
+        popped = cast("tuple[bytes, bytes] | None", self._broker.client.blpop(list(waiting), block))
         if popped is not None:
             self._wake(waiting[popped[0].decode()])
 
-    def _look_around(self, consumers: "list[Consumer]") -> None:
+    def look_around(self, client: redis.Redis) -> None:
+        """Say that this broker is alive, and wake consumers on whose queues messages lie. Raises redis.RedisError."""
+        with self._lock:
+            consumers = list(self._consumers.values())
         namespace = self._broker.namespace
         keys = [f"{namespace}:__heartbeats__", *(f"{namespace}:{consumer.queue_name}" for consumer in consumers)]
-        for index in self._look(keys=keys, args=[current_millis(), self._broker.broker_id]):
+        for index in evaluate_once(client, self._look, keys, [current_millis(), self._broker.broker_id]):
             if consumers[index].has_room:
                 consumers[index].wake()
 

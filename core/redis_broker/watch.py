@@ -1,5 +1,7 @@
 """Whether Redis is of use, asked every second: it may be down, cut off, full, or a replica that takes no writes.
 
+What is asked is a question that a worker has anyway; it is a script that writes, so that the answer tells all of that.
+
 It is given up within three seconds, and trusted again only once it has answered for longer than Dramatiq's consumers
 take to come back, so that runs are never left to nobody.
 """
@@ -7,7 +9,7 @@ take to come back, so that runs are never left to nobody.
 import logging
 import threading
 import time
-from uuid import uuid4
+from collections.abc import Callable
 
 import redis
 from dramatiq.worker import CONSUMER_RESTART_DELAY_SECS
@@ -20,19 +22,18 @@ ASK_EVERY_SECONDS = 1.0
 #: A single slow answer is not an outage; an error is.
 MOST_SILENCES = 2
 TRUSTED_AFTER_SECONDS = CONSUMER_RESTART_DELAY_SECS + 1
-PROBE_LASTS_MS = 10_000
 
 
 class RedisWatch(threading.Thread):
-    """One thread that writes a key now and then."""
+    """One thread that asks."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        """``client`` must fail within about a second, and is this thread's own."""
+    def __init__(self, client: redis.Redis, ask: Callable[[redis.Redis], object]) -> None:
+        """``client`` must fail within about a second, and is this thread's own; ``ask`` asks over it."""
         super().__init__(name="rota-redis-watch", daemon=True)
         #: Set while Redis is away.
         self.is_away = threading.Event()
         self._client = client
-        self._key = f"rota:probe:{uuid4()}"
+        self._question = ask
         self._stopping = threading.Event()
         self._silences = 0
         self._answering_since: float | None = None
@@ -65,8 +66,9 @@ class RedisWatch(threading.Thread):
 
     def _ask(self) -> Exception | None:
         try:
-            self._client.set(self._key, 1, px=PROBE_LASTS_MS)
+            self._question(self._client)
         except (redis.RedisError, OSError) as error:
+            self._client.connection_pool.disconnect()  # the name may lead to another server by now
             return error
         return None
 

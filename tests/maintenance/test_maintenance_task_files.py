@@ -69,7 +69,7 @@ def test_three_days_are_seventy_two_hours_in_the_nights_the_clocks_change(world)
         (delete_files_of_expired, {"state": "taken", "deadline_at": datetime(9999, 12, 31, 23, tzinfo=LONDON)}),
         (delete_files_of_completed, {"state": "completed", "at": datetime(9999, 12, 31, 23, tzinfo=LONDON)}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_task_that_the_rule_does_not_name_keeps_its_files(world, delete, task):
     photo = world.file(world.task(**task))

@@ -15,7 +15,7 @@ def watch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(metrics, "travelling", lambda *, by_ledger: told.append(by_ledger))
     told: list[bool] = []
-    made = RedisWatch(redis.Redis())
+    made = RedisWatch(redis.Redis(), redis.Redis.ping)
     made.told = told
     return made
 

@@ -1,0 +1,45 @@
+"""Whether there is anything for the dispatcher to do, asked in one statement: an idle pass is that and no more."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from core.ledger import pauses, processes, relay, slots
+from core.ledger.prepared import Prepared
+
+#: For how long a slot may be late, and how long ago a run was sent that counts as overdue.
+ASK = Prepared(
+    "rota_agenda",
+    ("interval", "interval"),
+    f"""
+    SELECT clock_timestamp(),
+        EXISTS (SELECT 1 FROM rota_processes AS process
+                WHERE expires_at <= clock_timestamp() OR {processes.HAS_NO_LOCK})
+        OR EXISTS (SELECT 1 FROM rota_runs AS run WHERE {processes.IS_STRANDED})
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {relay.IS_DUE})
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {slots.IS_WAITING} AND slot < clock_timestamp() - $1)
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {relay.IS_SENT} AND sent_at < clock_timestamp() - $2),
+        EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE})
+    """,  # noqa: S608 — constants
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Agenda:
+    """What a dispatcher is told at the beginning of a pass."""
+
+    #: The database's clock.
+    now: datetime
+    #: Whether a process is gone, or a run is to be handed on, sent, sent again or missed.
+    has_work: bool
+    #: Whether anything is paused.
+    is_paused: bool
+
+
+def ask(connection: Connection, tolerance_seconds: float, overdue_seconds: float) -> Agenda:
+    """What there is to do: slots later than ``tolerance_seconds`` are, and runs sent ``overdue_seconds`` ago."""
+    ((now, has_work, is_paused),) = ASK.rows(
+        connection, f"{tolerance_seconds} seconds", f"{overdue_seconds} seconds"
+    )  # fmt: skip
+    return Agenda(now, has_work, is_paused)

@@ -1,0 +1,64 @@
+"""A batch is no larger than it may be, however PostgreSQL plans the statement.
+
+An update whose rows come from ``IN (SELECT … LIMIT … FOR UPDATE SKIP LOCKED)`` may be planned so that the inner query
+is executed again for every row, each time locking others.
+"""
+
+from datetime import timedelta
+
+import pytest
+
+from core import database as databases
+from core import job
+from core.ledger import orphans, relay, retention
+
+HOSTILE = "; ".join(
+    f"SET enable_{method} = off"
+    for method in ("hashjoin", "mergejoin", "hashagg", "sort", "material", "memoize", "incremental_sort")
+)
+
+
+@job("batched", overlap="allow")
+def batched(run):
+    pass
+
+
+@pytest.fixture
+def connection(database):
+    """A connection whose planner has little left to choose from."""
+    with databases.dedicated(database) as connection:
+        connection.exec_driver_sql(HOSTILE)
+        yield connection
+
+
+def taken(connection) -> int:
+    return len(relay.take_due(connection, ["batched"], batch=2))
+
+
+def ended(connection) -> int:
+    return len(orphans.end(connection, "batched", "uninstalled", batch=2))
+
+
+def adopted(connection) -> int:
+    return len(orphans.adopt(connection, batched, batch=2))
+
+
+def deleted(connection) -> int:
+    return connection.execute(retention.DELETE, {"kept": timedelta(days=30), "batch": 2}).rowcount
+
+
+@pytest.mark.parametrize(
+    ("step", "row"),
+    [
+        (taken, {}),
+        (ended, {}),
+        (adopted, {"state": "orphaned", "former_state": "queued", "finished_at": "now"}),
+        (deleted, {"state": "succeeded", "finished_at": "2020-01-01"}),
+    ],
+    ids=["taken", "ended", "adopted", "deleted"],
+)
+def test_five_rows_in_batches_of_two(connection, ledger, step, row):
+    for _ in range(5):
+        ledger.request("batched", **row)
+
+    assert [step(connection) for _ in range(4)] == [2, 2, 1, 0]

@@ -66,6 +66,8 @@ class Consumer(_RedisConsumer):
     def __init__(self, broker: "RotaBroker", queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(broker, queue_name, prefetch, timeout)
         self.woken = threading.Event()
+        #: Whether there may be something to fetch: it was woken since it last fetched, or did not get all there was.
+        self.may_find = True
         #: The ids in Redis of what was fetched and decoded, and is not acknowledged.
         self.held = broker.held(queue_name)
         #: Whether a fetch may have failed on its way back, so that Redis believes that we hold more.
@@ -78,7 +80,8 @@ class Consumer(_RedisConsumer):
         return bool(self.broker.has_room) and self.outstanding_message_count < self.prefetch
 
     def wake(self) -> None:
-        """Have it look around."""
+        """Have it fetch, if it has room."""
+        self.may_find = True
         if not self.woken.is_set():
             self.woken.set()
         self.broker.wakeups.room_came.set()
@@ -88,7 +91,7 @@ class Consumer(_RedisConsumer):
             self.woken.clear()
             return self.step()
         except (redis.RedisError, ConnectionClosed, OSError) as error:
-            self.is_doubtful = True
+            self.is_doubtful = self.may_find = True
             self.broker.trouble.met(error)
             time.sleep(FETCH_AGAIN_SECONDS)
             return None
@@ -97,7 +100,7 @@ class Consumer(_RedisConsumer):
         """The next message; None, after a while, if there is none."""
         if self.broker.is_draining:
             self.put_back_cache()
-        if not self.message_cache:
+        if not self.message_cache and self.may_find:
             self.fetch()
         if not self.message_cache:
             self.rest()
@@ -105,14 +108,17 @@ class Consumer(_RedisConsumer):
         return self.take(self.message_cache.pop(0))
 
     def rest(self) -> None:
-        """Wait to be woken."""
+        """Wait to be woken; without a worker, fetch in any case."""
         self.woken.wait(self.timeout / 1000)
+        self.may_find = True
 
     def fetch(self) -> None:
         """Fetch as many as there is room for."""
         if self.has_room:
             self.doubt()
-            self.message_cache = self.broker.fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
+            room, self.may_find = self.prefetch - self.outstanding_message_count, False
+            self.message_cache = self.broker.fetch(self.queue_name, room)
+            self.may_find |= len(self.message_cache) == room
 
     def doubt(self) -> None:
         """Put back what Redis believes that we hold, and we do not: it was lost on its way here."""

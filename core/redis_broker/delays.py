@@ -10,9 +10,9 @@ from core.redis_broker.consumer import Consumer, Delivery
 if TYPE_CHECKING:
     from core.redis_broker.broker import RotaBroker
 
-#: How long a consumer of a worker waits that has nothing to do, in seconds. It is woken for whatever there
-#: is to do, by a token or by whoever looks around every second.
-IDLE_SECONDS = 60.0
+#: How long a consumer of a worker waits that has nothing to do and is not woken, in seconds. Then it only looks whether
+#: it is paused: for whatever there is to fetch it is woken, by a token or by whoever looks around every second.
+IDLE_SECONDS = 10.0
 
 
 class DelayConsumer(Consumer):
@@ -33,9 +33,11 @@ class DelayConsumer(Consumer):
         return message
 
     def rest(self) -> None:
-        """Wait to be woken, or until the next is due."""
+        """Wait to be woken, or until the next is due; not at all if one has come due since the thread looked."""
         now = current_millis()
-        while self._etas and not self._etas[0] > now:
-            heapq.heappop(self._etas)
+        if self._etas and self._etas[0] <= now:
+            while self._etas and self._etas[0] <= now:
+                heapq.heappop(self._etas)
+            return
         due_in = (self._etas[0] - now) / 1000 if self._etas else IDLE_SECONDS
         self.woken.wait(min(due_in, self.broker.longest_rest(self.timeout)))

@@ -117,8 +117,7 @@ class Wakeups:
         namespace = self._broker.namespace
         keys = [f"{namespace}:__heartbeats__", *(f"{namespace}:{consumer.queue_name}" for consumer in consumers)]
         for index in evaluate_once(client, self._look, keys, [current_millis(), self._broker.broker_id]):
-            if consumers[index].has_room:
-                consumers[index].wake()
+            consumers[index].wake()
 
     def _wake(self, consumer: "Consumer") -> None:
         if consumer.has_room:

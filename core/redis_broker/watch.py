@@ -67,7 +67,7 @@ class RedisWatch(threading.Thread):
     def _ask(self) -> Exception | None:
         try:
             self._question(self._client)
-        except (redis.RedisError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 — a background loop outlives its errors, and Redis gave no answer
             self._client.connection_pool.disconnect()  # the name may lead to another server by now
             return error
         return None

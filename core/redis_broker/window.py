@@ -40,7 +40,7 @@ class WindowConsumer(Consumer):
         """Fetch and hand over; or wait. A message that Dramatiq must look at first is returned instead."""
         if self.broker.is_draining or self._work_queue.is_stalled:
             self.leave_to_others()
-        if self._lane.waiting <= self._fetch_at:
+        if self.may_find and self._lane.waiting <= self._fetch_at:
             self.fetch()
         if self.message_cache and self._lane.waiting - len(self.message_cache) <= self._hand_over_at:
             self.hand_over()
@@ -57,11 +57,13 @@ class WindowConsumer(Consumer):
         room, bodies = self._work_queue.reserve(self._lane), []
         if not room:
             return
+        self.may_find = False
         try:
             bodies = self.broker.fetch(self.queue_name, room)
         finally:
             self._work_queue.give_back(self._lane, room - len(bodies))
         self.message_cache += bodies
+        self.may_find |= len(bodies) == room
         self._fetch_at = self._lane.waiting // 2
 
     def hand_over(self) -> None:

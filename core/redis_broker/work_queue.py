@@ -6,15 +6,15 @@ and whether anything moves at all. That decides how many messages this process m
 begun within ``AHEAD_SECONDS``, or one for each free thread if jobs are long. What waits although nothing moves is left
 to other processes.
 
-Python's own ``SimpleQueue`` would do for the waiting, but that a thread whose time is up in the moment in which another
-takes what woke it then waits for ever (``_queuemodule.c`` of CPython 3.11 goes on with a negative time-out).
+A time-out of ``SimpleQueue`` is not to be relied upon: a thread whose time is up in the moment in which another takes
+what woke it then waits for ever (``_queuemodule.c`` of CPython 3.11 goes on with a negative time-out). So there is
+something for everybody who waits on a queue that is closed.
 """
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection
-from queue import Empty
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 #: Work for this long is fetched ahead, so that threads never wait for Redis, in seconds.
@@ -68,7 +68,8 @@ class WorkQueue:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._items: deque[Item] = deque()
+        #: None: it is closed.
+        self._items: SimpleQueue[Item | None] = SimpleQueue()
         self._lanes: dict[str, Lane] = {}
         #: What each busy thread works on, and since when.
         self._begun: dict[int, tuple[Lane, float, Item]] = {}
@@ -77,8 +78,6 @@ class WorkQueue:
         #: How long jobs take, whatever their queue.
         self._pace: float | None = None
         self._lock = threading.Lock()
-        self._come = threading.Condition(self._lock)
-        self._is_closed = False
 
     def lane(self, queue_name: str) -> Lane:
         """The lane of a queue."""
@@ -152,31 +151,31 @@ class WorkQueue:
 
     def put(self, item: Item) -> None:
         """Hand over an item, which was reserved or expected."""
-        self.put_all([item])
+        self._items.put(item)
 
-    def put_all(self, items: Collection[Item]) -> None:
+    def put_all(self, items: Iterable[Item]) -> None:
         """Hand over items, which were reserved."""
-        with self._lock:
-            self._items.extend(items)
-            self._come.notify(len(items))
+        for item in items:
+            self._items.put(item)
 
     def close(self) -> None:
         """Have threads that wait look whether they are to end, and wait no more."""
-        with self._lock:
-            self._is_closed = True
-            self._come.notify_all()
+        self._items.put(None)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
         """What has waited longest; the calling thread is busy with it until ``task_done``.
 
         Raises queue.Empty if there is nothing after a while, which is not Dramatiq's ``timeout``.
         """
+        item = self._items.get(block, IDLE_SECONDS)
+        if item is None:
+            self._items.put(None)  # for the others
+            time.sleep(LOOK_AGAIN_SECONDS)
+            raise Empty
+        lane = self._lanes[item.message.queue_name]
+        now = time.monotonic()
         with self._lock:
-            if block and not self._items:
-                self._come.wait(LOOK_AGAIN_SECONDS if self._is_closed else IDLE_SECONDS)
-            item = self._pop()
-            lane = self._lanes[item.message.queue_name]
-            self._moved_at = now = time.monotonic()
+            self._moved_at = now
             self._begun[threading.get_ident()] = lane, now, item
             self._waiting -= 1
             lane.waiting -= 1
@@ -187,15 +186,15 @@ class WorkQueue:
 
     def get_nowait(self) -> Item:
         """Take back what has waited longest. Raises queue.Empty."""
-        with self._lock:
-            item = self._pop()
+        is_closed = False
+        try:
+            while (item := self._items.get_nowait()) is None:
+                is_closed = True
+        finally:
+            if is_closed:
+                self._items.put(None)
         self.give_back(self._lanes[item.message.queue_name], 1)
         return item
-
-    def _pop(self) -> Item:
-        if not self._items:
-            raise Empty
-        return self._items.popleft()
 
     def take_back(self) -> list[Item]:
         """Take back all that waits."""

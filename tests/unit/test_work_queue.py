@@ -208,8 +208,22 @@ def test_whoever_waits_is_told_when_it_is_closed():
         queue.get(timeout=1)
 
 
+def test_what_comes_after_it_is_closed_can_be_taken_back():
+    queue = WorkQueue(8)
+    queue.lane("default")
+    queue.close()
+    for _ in range(3):
+        queue.expect("default")
+        queue.put(Item())
+
+    assert len(queue.take_back()) == 3
+    assert queue.empty()
+    with pytest.raises(Empty):
+        queue.get(timeout=1)
+
+
 def test_nobody_waits_for_ever_whose_time_is_up_as_another_takes_what_woke_it(monkeypatch):
-    """Threads take what comes while their waits run out; with a SimpleQueue some never end."""
+    """Threads take what comes while their waits run out; see the module's docstring."""
     monkeypatch.setattr(work_queue, "IDLE_SECONDS", 0.002)
     queue, is_over, taken = WorkQueue(8), threading.Event(), []
     queue.lane("default")
@@ -229,6 +243,7 @@ def test_nobody_waits_for_ever_whose_time_is_up_as_another_takes_what_woke_it(mo
         is_over.wait(0.002)
     eventually(queue.empty, within=10)
     is_over.set()
+    queue.close()
     for thread in threads:
         thread.join(10)
 

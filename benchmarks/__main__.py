@@ -1,15 +1,18 @@
-"""``make bench``: every benchmark of the core, one after the other."""
+"""``make bench``: every benchmark of the core, one after the other, and the goals beside what was measured."""
 
 import runpy
 import sys
 
-CORE = ("throughput", "latency", "lateness", "schedules", "bulk", "memory")
-#: Take some minutes each, and are run by name.
-PLUGINS = ("coupons", "temp_files", "statistics_sweep")
+from benchmarks import goals
+
+CORE = ("throughput", "latency", "lateness", "schedules", "bulk", "idle", "startup", "memory")
+#: Take many minutes each, and are run by name.
+LONG = ("recovery", "against_peers", "history", "scaling", "recycling", "coupons", "temp_files", "statistics_sweep")
 
 for name in CORE:
     print(f"\n== {name}", flush=True)
     sys.argv = [f"benchmarks.{name}"]
     runpy.run_module(f"benchmarks.{name}", run_name="__main__")
 
-print(f"\nthose of the plugins: {', '.join(f'python -m benchmarks.{name}' for name in PLUGINS)}")
+print(f"\n== goals\n{goals.table()}")
+print(f"\nby name, since they take long: {', '.join(f'python -m benchmarks.{name}' for name in LONG)}")

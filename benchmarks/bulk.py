@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 from sqlalchemy.orm import Session
 
-from benchmarks import meter
+from benchmarks import goals, meter
 from benchmarks.harness import ROOT, Bench, bench
 from core import enqueue_many, job, plugins, send_many
 from core.broker import RedisCarrier
@@ -131,6 +132,7 @@ def main() -> None:
         if beside in rates:
             ratios = [ours / theirs for ours, theirs in zip(rates[name], rates[beside], strict=True)]
             print(f"ratio {name}/{beside}: {meter.spread(ratios)} (goal {goal})")
+            goals.at_least(f"{name} / {beside}", median(ratios), goal)
 
 
 if __name__ == "__main__":

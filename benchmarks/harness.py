@@ -51,6 +51,12 @@ def slot_job(number):
 SLOT_JOBS = [slot_job(number) for number in range(10)]
 
 
+@job("bench-alone", queue="bench-alone", schedule=every(seconds=7))
+def alone(run) -> None:
+    """A slot that comes by itself, but for every 210 s."""
+    meter.tick(run.slot.timestamp())
+
+
 def minute_job(number):
     @job(f"bench-minute-{number}", queue="bench-minutes", schedule=cron("* * * * *"))
     def tick(run) -> None:
@@ -73,7 +79,7 @@ MINUTE_JOBS = [minute_job(number) for number in range(int(os.environ.get("BENCH_
 
 @hookimpl
 def register_jobs():
-    return [fast, ledger, *QUEUE_JOBS] if QUEUE_JOBS else [fast, ledger, *SLOT_JOBS, *MINUTE_JOBS]
+    return [fast, ledger, *QUEUE_JOBS] if QUEUE_JOBS else [fast, ledger, alone, *SLOT_JOBS, *MINUTE_JOBS]
 '''
 
 

@@ -10,8 +10,9 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
-from benchmarks import meter
+from benchmarks import goals, meter
 from benchmarks.harness import PROCESSES, THREADS, bench
 
 #: How long workers are left alone before they are measured, in seconds.
@@ -63,6 +64,7 @@ def main() -> None:
     for name in ("one queue", "22 queues"):
         ratios = [ours / bare for ours, bare in zip(costs[name], costs["bare"], strict=True)]
         print(f"ratio {name}/bare: {meter.spread(ratios)}")
+        goals.at_most(f"idle worker, {name}, CPU in 30 s", median(costs[name]) * 30 / options.seconds, 0.1, "s")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dramatiq.message import Message
 
-from benchmarks import meter
+from benchmarks import goals, meter
 from benchmarks.harness import Bench, bench, wait_for
 from core import database
 from core.broker import RedisCarrier
@@ -52,6 +52,10 @@ def sample(send: Callable[[], None], ticks: Path) -> float:
     return (at - sent) * 1000
 
 
+#: In milliseconds.
+GOALS = {("fast", "p50"): 3, ("fast", "p99"): 20, ("ledger", "p50"): 8}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -79,6 +83,9 @@ def main() -> None:
     for lane, found in values.items():
         p50, p99 = meter.percentile(found, 0.5), meter.percentile(found, 0.99)
         print(f"{lane:18} p50 {p50:7.1f} ms   p99 {p99:7.1f} ms")
+        for name, value in (("p50", p50), ("p99", p99)):
+            if (lane, name) in GOALS:
+                goals.at_most(f"idle pick-up, {lane}, {name}", value, GOALS[lane, name], "ms")
     bare = meter.percentile(values["bare"], 0.5)
     for lane in list(lanes)[1:]:
         print(f"ratio bare/{lane}, p50: {bare / meter.percentile(values[lane], 0.5):.1f}")

@@ -4,8 +4,9 @@ python -m benchmarks.throughput [--messages 4000] [--repetitions 5]
 """
 
 import argparse
+from statistics import median
 
-from benchmarks import meter
+from benchmarks import goals, meter
 from benchmarks.harness import Bench, bench, wait_for
 
 LANES = {"bare": "benchmarks.bare", "fast": "core.main", "ledger": "core.main"}
@@ -56,6 +57,7 @@ def main() -> None:
     for lane, goal in (("fast", 3), ("ledger", 1)):
         ratios = [rate / bare for rate, bare in zip(rates[lane], rates["bare"], strict=True)]
         print(f"ratio {lane}/bare: {meter.spread(ratios)} (goal {goal:.2f})")
+        goals.at_least(f"no-op throughput, {lane} / bare Dramatiq", median(ratios), goal)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def encode(job: Job, args: Mapping[str, Any] | None) -> str:
     """
     try:
         body = to_json(dict(args or {}), inf_nan_mode="constants")
-        decode(job, json.loads(body, parse_constant=_refuse_constant))
+        decode(job, _strict.decode(body.decode()))
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise BadArguments(f"job {job.name!r}: its arguments cannot be written as JSON: {error}") from None
     _check_body(body, LARGEST_ARGUMENTS, BadArguments, f"job {job.name!r}: its arguments")
@@ -112,3 +112,7 @@ def _check_body(body: bytes, largest: int, error: type[Exception], what: str) ->
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+#: Reads JSON as the standard has it; made once, since ``json.loads`` would make one for each call.
+_strict = json.JSONDecoder(parse_constant=_refuse_constant)

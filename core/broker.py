@@ -29,7 +29,7 @@ from core.ledger.outbox import Carrier, Letter, Parcel
 from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.periodic import PeriodicSchedule, nothing
-from core.redis_broker import RUN_ID, Delivery, RotaBroker
+from core.redis_broker import RUN_ID, Delivery, RotaBroker, new_id
 from core.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class RedisCarrier:
     def post(self, letters: Sequence[Letter]) -> None:
         """Put messages of the fast lane on their queues, in one round trip. Raises redis.RedisError."""
         self._broker.enqueue_many(
-            Message(queue_name=letter.queue, actor_name=letter.job, args=(), kwargs=letter.args, options={})
+            Message(letter.queue, letter.job, args=(), kwargs=letter.args, options={}, message_id=new_id())
             for letter in letters
         )
 
@@ -100,9 +100,8 @@ class RedisCarrier:
 
 def run_message(parcel: Parcel) -> Message[Any]:
     """The message that carries a run: its id and nothing else."""
-    return Message(
-        queue_name=parcel.queue, actor_name=parcel.job, args=(), kwargs={}, options={RUN_ID: parcel.run_id}
-    )  # fmt: skip
+    options = {RUN_ID: parcel.run_id}
+    return Message(parcel.queue, parcel.job, args=(), kwargs={}, options=options, message_id=new_id())
 
 
 class JobActor(dramatiq.Actor[..., Any]):

@@ -77,7 +77,9 @@ def enqueue_many(
 
 def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:
     """``keys``, of which there are to be ``count``. Raises BadArguments."""
-    found = [""] * count if keys is None else list(keys)
+    if keys is None:
+        return [""] * count
+    found = list(keys)
     if len(found) != count:
         raise BadArguments(f"job {job!r}: {len(found)} keys were given for {count} runs; give one for each")
     if not all(map(is_key, found)):

@@ -12,8 +12,8 @@
 from core.redis_broker.broker import RotaBroker
 from core.redis_broker.client import REDIS_AWAY, connect, probe
 from core.redis_broker.consumer import Delivery
-from core.redis_broker.messages import RUN_ID
+from core.redis_broker.messages import RUN_ID, new_id
 from core.redis_broker.watch import RedisWatch
 from core.redis_broker.work_queue import WorkQueue
 
-__all__ = ["REDIS_AWAY", "RUN_ID", "Delivery", "RedisWatch", "RotaBroker", "WorkQueue", "connect", "probe"]
+__all__ = ["REDIS_AWAY", "RUN_ID", "Delivery", "RedisWatch", "RotaBroker", "WorkQueue", "connect", "new_id", "probe"]

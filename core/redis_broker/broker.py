@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol, cast
-from uuid import uuid4
 
 import redis
 from dramatiq.brokers.redis import RedisBroker
@@ -19,7 +18,7 @@ from core.redis_broker.acks import Acks
 from core.redis_broker.client import evaluate_once
 from core.redis_broker.consumer import Consumer, Delivery
 from core.redis_broker.delays import IDLE_SECONDS, DelayConsumer
-from core.redis_broker.messages import run_id
+from core.redis_broker.messages import new_id, run_id
 from core.redis_broker.strangers import Strangers
 from core.redis_broker.trouble import Trouble
 from core.redis_broker.wakeups import MOST_TOKENS, TOKENS_LAST_MS, Wakeups
@@ -167,7 +166,7 @@ class RotaBroker(RedisBroker):
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Enqueue one message, after ``delay`` milliseconds if given."""
-        message = message.copy(options={"redis_message_id": str(uuid4())})
+        message = message.copy(options={"redis_message_id": new_id()})
         if delay is not None:
             message = message.copy(queue_name=dq_name(message.queue_name), options={"eta": current_millis() + delay})
         self.emit_before("enqueue", message, delay)
@@ -181,7 +180,7 @@ class RotaBroker(RedisBroker):
         while batch := list(islice(remaining, BATCH)):
             bodies: dict[str, dict[str, bytes]] = defaultdict(dict)
             for message in batch:
-                redis_id = str(uuid4())
+                redis_id = new_id()
                 options = {**message.options, "redis_message_id": redis_id}
                 bodies[message.queue_name][redis_id] = encode({**message.asdict(), "options": options})
             self._push(bodies)

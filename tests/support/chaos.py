@@ -96,6 +96,12 @@ def nothing(run: Run) -> None:
     """Leave nothing, so that its success is recorded with others'."""
 
 
+@job("long", queue="chaos", overlap="allow")
+def long(run: Run) -> None:
+    """Keep a thread for five seconds."""
+    time.sleep(5)
+
+
 @job("wait", queue="chaos", overlap="allow", retry_delay=timedelta(seconds=1))
 def wait(run: Run) -> None:
     """Leave an effect, tell the test, and end when it says so; the effect is committed at the end alone."""
@@ -218,6 +224,7 @@ class Chaos:
             touch,
             nothing,
             nap,
+            long,
             wait,
             lock,
             spin,

@@ -1,6 +1,7 @@
 """What idle workers cost: processor seconds in half a minute, of bare Dramatiq, and of Rota on one queue and on many.
 
-All side by side on the same servers, each with two processes of eight threads; no job has a schedule.
+All side by side on the same servers, each with two processes of eight threads, and Rota's each with a database of its
+own, so that each has one process that dispatches; no job has a schedule.
 
 python -m benchmarks.idle [--seconds 30] [--repetitions 3]
 """
@@ -13,7 +14,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import goals, meter
-from benchmarks.harness import PROCESSES, THREADS, bench
+from benchmarks.harness import PROCESSES, THREADS, Bench, bench
+from core import database, migrate, plugins
+from core.testing import create_database
 
 #: How long workers are left alone before they are measured, in seconds.
 SETTLE_SECONDS = 8
@@ -26,6 +29,15 @@ WORKERS = {
 }
 #: Twenty more queues, and none of the jobs that this repository's plugins would start meanwhile.
 ENVIRON = {"BENCH_QUEUES": "20", "ROTA_DISABLED_PLUGINS": "customer_service,expiry,maintenance"}
+
+
+def own_database(made: Bench, name: str) -> str:
+    """The URL of a database that has the ledger and nothing else."""
+    url = create_database(made.postgres_url, name)
+    engine = database.connect(url)
+    list(migrate.upgrade(engine, plugins.current()))
+    database.dispose(engine)
+    return url
 
 
 def used(leader: int) -> float:
@@ -50,7 +62,9 @@ def main() -> None:
     costs: dict[str, list[float]] = {name: [] for name in WORKERS}
     with bench() as made, ExitStack() as stack:
         started = {
-            name: stack.enter_context(made.process(made.ticks / "none", *command, **ENVIRON)).pid
+            name: stack.enter_context(
+                made.process(made.ticks / "none", *command, **ENVIRON, DATABASE_URL=own_database(made, name))
+            ).pid
             for name, command in WORKERS.items()
         }
         time.sleep(SETTLE_SECONDS)

@@ -62,12 +62,19 @@ def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in args.items():
         if name in known:
             try:
-                decoded[name] = known[name][0].validate_json(json.dumps(value))
+                decoded[name] = known[name][0].validate_json(_text(value))
             except ValidationError as error:
                 problems += [_explain(name, problem) for problem in error.errors(include_input=False)]
     if problems:
         raise BadArguments(f"job {job.name!r}: " + "; ".join(problems))
     return decoded
+
+
+def _text(value: Any) -> bytes | str:
+    try:
+        return to_json(value, inf_nan_mode="constants")
+    except PydanticSerializationError:  # half a surrogate pair; validation then says so
+        return json.dumps(value)
 
 
 def _explain(name: str, problem: Any) -> str:

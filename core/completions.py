@@ -7,9 +7,7 @@ job and key may be waiting for it.
 """
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,19 +17,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
+from core.gathering import Gatherer
 from core.ledger import runs
 from core.ledger.leases import Lease
 
 logger = logging.getLogger(__name__)
 
-#: The most that are recorded together.
-MOST_TOGETHER = 200
 #: The most that wait; beyond that, runs commit by themselves.
 MOST_WAITING = 1000
-#: How long the first waits for others, in seconds.
-GATHER_SECONDS = 0.002
-#: How long to wait before what could not be recorded is tried again, in seconds.
-RECORD_AGAIN_SECONDS = 1.0
+#: How long ``stop`` waits for PostgreSQL, in seconds.
+STOP_SECONDS = 10.0
 #: How often ``flush`` looks, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
@@ -47,30 +42,23 @@ class Completion:
     on_recorded: Callable[[bool], None]
 
 
-class Completions:
+class Completions(Gatherer[Completion]):
     """Records the successes of this process's runs."""
 
+    name = "rota-completions"
+    most_together = 200
+    gather_seconds = 0.002
+    again_seconds = 1.0
+
     def __init__(self, engine: Engine, process_id: Callable[[], int | None]) -> None:
+        super().__init__()
         self._engine = engine
         self._process_id = process_id
-        self._waiting: deque[Completion] = deque()
-        self._come = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
 
     @property
     def has_room(self) -> bool:
         """Whether one more may be added."""
         return len(self._waiting) < MOST_WAITING and not self._stopping.is_set()
-
-    def add(self, completion: Completion) -> None:
-        """Record a success soon."""
-        self._waiting.append(completion)
-        if not self._come.is_set():
-            self._come.set()
-        if self._thread is None:
-            self._start()
 
     def flush(self, timeout_seconds: float) -> None:
         """Wait until all that were added are recorded, or the time is up."""
@@ -78,42 +66,22 @@ class Completions:
         while self._waiting and time.monotonic() < deadline:
             time.sleep(LOOK_AGAIN_SECONDS)
 
-    def stop(self, *, timeout_seconds: float = 10) -> None:
+    def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """Record what is left, if PostgreSQL is there."""
-        self._stopping.set()
-        self._come.set()
-        if self._thread is not None:
-            self._thread.join(timeout_seconds)
+        super().stop(timeout_seconds)
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="rota-completions", daemon=True)
-                self._thread.start()
+    def deal_with(self, batch: Sequence[Completion]) -> None:
+        """Record ``batch``, and tell each."""
+        recorded = self._record(batch)
+        for completion in batch:
+            completion.on_recorded(completion.lease.run_id in recorded)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set() or self._waiting:
-            self._come.wait()
-            self._stopping.wait(GATHER_SECONDS)
-            self._come.clear()
-            try:
-                self._record_all()
-            except (DBAPIError, PoolTimeout) as error:
-                logger.warning("run.not_recorded, trying again: %s", database.brief(error))
-                if self._stopping.wait(RECORD_AGAIN_SECONDS):
-                    return
-                self._come.set()
-            except Exception:  # a background loop outlives its errors
-                logger.exception("run.not_recorded, trying again")
-                self._come.set()
-
-    def _record_all(self) -> None:
-        while self._waiting:
-            batch = [self._waiting[index] for index in range(min(len(self._waiting), MOST_TOGETHER))]
-            recorded = self._record(batch)
-            for completion in batch:
-                self._waiting.popleft()
-                completion.on_recorded(completion.lease.run_id in recorded)
+    def failed(self, error: Exception) -> None:
+        """Say so; with a traceback, unless it is the database's trouble."""
+        is_expected = isinstance(error, (DBAPIError, PoolTimeout))
+        logger.warning(
+            "run.not_recorded, trying again: %s", database.brief(error), exc_info=None if is_expected else error
+        )
 
     def _record(self, batch: Sequence[Completion]) -> set[int]:
         """Record ``batch`` and return the runs of it whose leases were good. Raises SQLAlchemy's DBAPIError."""

@@ -1,9 +1,9 @@
 """Ends a process in which nothing runs any more, since a job called into C and never gives the interpreter back.
 
 In such a process no time limit can be enforced and no lease renewed: every thread waits. So a process of its own, which
-needs nothing but the standard library, waits for a beat every second, and kills its parent after as many silent looks
-as the lease has seconds; the parent's runs are others' by then. Looks are counted rather than time, so that a machine
-that slept is not taken for a silent process; nor is one that somebody stopped.
+needs nothing but the standard library, waits for a beat, and kills its parent after as many silent looks as a lease has
+beats; the parent's runs are others' by then. Looks are counted rather than time, so that a machine that slept is not
+taken for a silent process; nor is one that somebody stopped.
 """
 
 import os
@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from math import ceil
 from pathlib import Path
 
-BEAT_SECONDS = 1.0
+#: Beats in the time after which a silent process is ended.
+BEATS = 5
 #: How long who listens may take to notice that it is to end, in seconds.
 LEAVE_SECONDS = 5.0
 
@@ -27,7 +27,8 @@ class Watchdog(threading.Thread):
     def __init__(self, silence_seconds: float) -> None:
         super().__init__(name="rota-watchdog", daemon=True)
         self._stopping = threading.Event()
-        command = [sys.executable, "-I", "-S", __file__, str(ceil(silence_seconds / BEAT_SECONDS))]
+        self._beat_seconds = silence_seconds / BEATS
+        command = [sys.executable, "-I", "-S", __file__, str(self._beat_seconds)]
         self._listener = subprocess.Popen(command, stdin=subprocess.PIPE)
         assert self._listener.stdin is not None
         self._pipe = self._listener.stdin.fileno()
@@ -35,7 +36,7 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Beat until stopped."""
-        while not self._stopping.wait(BEAT_SECONDS):
+        while not self._stopping.wait(self._beat_seconds):
             with suppress(OSError):  # it is gone, or was itself stopped
                 os.write(self._pipe, b".")
 
@@ -43,7 +44,7 @@ class Watchdog(threading.Thread):
         """End the one who listens."""
         self._stopping.set()
         if self.is_alive():
-            self.join(BEAT_SECONDS)  # the number of the pipe is another's once it is closed
+            self.join(LEAVE_SECONDS)  # the number of the pipe is another's once it is closed
         assert self._listener.stdin is not None
         with suppress(OSError):
             self._listener.stdin.close()
@@ -54,20 +55,19 @@ class Watchdog(threading.Thread):
             self._listener.wait()
 
 
-def listen(most_silent_looks: int) -> None:
+def listen(beat_seconds: float) -> None:
     """Listen to the parent until it closes the pipe, or kill it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's to handle; the pipe says when it ends
         signal.signal(number, signal.SIG_IGN)
     parent, silent_looks = os.getppid(), 0
-    while silent_looks < most_silent_looks:
-        readable, _, _ = select.select([0], [], [], BEAT_SECONDS)
+    while silent_looks < BEATS:
+        readable, _, _ = select.select([0], [], [], beat_seconds)
         if readable and not os.read(0, 4096):
             return
         silent_looks = 0 if readable or is_stopped(parent) else silent_looks + 1
     if os.getppid() == parent:  # the number could be another's by now
-        words = (
-            f"rota: process {parent} was silent for {most_silent_looks} s: a job in it does not let others run; killed"
-        )
+        silence = f"{BEATS * beat_seconds:g} s"
+        words = f"rota: process {parent} was silent for {silence}: a job in it does not let others run; killed"
         print(words, file=sys.stderr, flush=True)  # noqa: T201 — the only voice it has
         os.kill(parent, signal.SIGKILL)
 
@@ -81,4 +81,4 @@ def is_stopped(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    listen(int(sys.argv[1]))
+    listen(float(sys.argv[1]))

@@ -9,6 +9,7 @@ Two that both believe they lead would do no harm: every step is a conditional st
 import logging
 import random
 import select
+from dataclasses import dataclass
 
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection
@@ -22,15 +23,14 @@ logger = logging.getLogger(__name__)
 #: How many ask for leadership in one interval, however many wait for it.
 MOST_ASKING = 10
 
-WORKERS = Prepared("rota_workers", (), "SELECT count(*) FROM rota_processes WHERE kind = 'worker'")
-
 #: Ask for the lock, and close the connection of a leader that holds it and fell silent.
 ASK = Prepared(
     "rota_lead",
     (),
     f"""
     WITH asked AS MATERIALIZED (SELECT pg_try_advisory_lock({LOCK_SPACE}, {LEADER_LOCK}) AS won)
-    SELECT asked.won, silent.leader, silent.is_deposed FROM asked LEFT JOIN LATERAL (
+    SELECT asked.won, (SELECT count(*) FROM rota_processes WHERE kind = 'worker'), silent.leader, silent.is_deposed
+    FROM asked LEFT JOIN LATERAL (
         SELECT activity.application_name AS leader, pg_terminate_backend(activity.pid) AS is_deposed
         FROM pg_locks AS lock
         JOIN pg_database AS db ON db.oid = lock.database AND db.datname = current_database()
@@ -45,20 +45,27 @@ ASK = Prepared(
 )
 
 
-def is_won(connection: Connection) -> bool:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether the asker leads, and how many workers there are."""
+
+    is_won: bool
+    workers: int
+
+    def pause_seconds(self, every_seconds: float) -> float:
+        """How long to wait before asking again, so that many who wait ask no more often between them than a few do."""
+        crowd = self.workers / MOST_ASKING
+        return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
+
+
+def ask(connection: Connection) -> Answer:
     """Ask for leadership, and once it is won listen for runs that are due at once."""
-    ((won, silent_leader, _),) = ASK.rows(connection)
-    if won:
+    ((is_won, workers, silent_leader, _),) = ASK.rows(connection)
+    if is_won:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
     elif silent_leader is not None:
         logger.warning("dispatcher.deposed leader=%s: its process fell silent", silent_leader)
-    return bool(won)
-
-
-def pause_seconds(connection: Connection, every_seconds: float) -> float:
-    """How long to wait before asking again, so that many who wait ask no more often between them than a few do."""
-    crowd = WORKERS.rows(connection)[0][0] / MOST_ASKING
-    return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
+    return Answer(is_won, workers)
 
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:

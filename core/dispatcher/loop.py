@@ -89,10 +89,10 @@ class Dispatcher(threading.Thread):
             self.join(timeout_seconds)
 
     def _stand(self, connection: Connection) -> None:
-        connection.exec_driver_sql(FRESH_PLANS)
-        while not leadership.is_won(connection):
-            if self._stopping.wait(leadership.pause_seconds(connection, self._every_seconds)):
+        while not (answer := leadership.ask(connection)).is_won:
+            if self._stopping.wait(answer.pause_seconds(self._every_seconds)):
                 return
+        connection.exec_driver_sql(FRESH_PLANS)
         accountant = Accountant(self._registry, slots.watermarks(connection))
         logger.info("dispatcher.leading")
         metrics.leading(True)

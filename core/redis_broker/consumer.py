@@ -204,7 +204,7 @@ class Consumer(_RedisConsumer):
         redis_id = message.options.get(REDIS_ID)
         if redis_id is None:
             return
-        self.broker.acks.add(self.queue_name, redis_id, is_dead=is_dead)
+        self.broker.acks.add((self.queue_name, redis_id, is_dead))
         self.held.discard(redis_id)
         self.queued_message_ids.discard(message.message_id)
 

@@ -70,15 +70,15 @@ class WrongPendulum:
 
 def install_usurper(path: Path) -> None:
     """Lead without the lock while ``path`` is there, and step down when it is gone."""
-    is_won, wait_for_runs = leadership.is_won, leadership.wait_for_runs
+    ask, wait_for_runs = leadership.ask, leadership.wait_for_runs
     usurping: set[int] = set()
 
-    def is_won_or_taken(connection: Connection) -> bool:
+    def ask_or_take(connection: Connection) -> leadership.Answer:
         if not path.exists():
-            return is_won(connection)
+            return ask(connection)
         usurping.add(id(connection))
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
-        return True
+        return leadership.Answer(is_won=True, workers=1)
 
     def wait_or_step_down(connection: Connection, timeout_seconds: float) -> bool:
         if id(connection) in usurping and not path.exists():
@@ -86,4 +86,4 @@ def install_usurper(path: Path) -> None:
             raise psycopg2.OperationalError("stepping down")
         return wait_for_runs(connection, timeout_seconds)
 
-    leadership.is_won, leadership.wait_for_runs = is_won_or_taken, wait_or_step_down
+    leadership.ask, leadership.wait_for_runs = ask_or_take, wait_or_step_down

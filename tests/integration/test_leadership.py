@@ -32,54 +32,54 @@ def stand(postgres_url, start_process, database):
 def test_one_of_several_candidates_leads(stand):
     candidates = [stand(f"rota:{number}")[0] for number in range(8)]
 
-    won = race(*[lambda candidate=candidate: leadership.is_won(candidate) for candidate in candidates])
+    won = race(*[lambda candidate=candidate: leadership.ask(candidate).is_won for candidate in candidates])
 
     assert won.count(True) == 1
     losers = [candidate for candidate, is_leader in zip(candidates, won, strict=True) if not is_leader]
-    assert not any(leadership.is_won(candidate) for candidate in losers)
+    assert not any(leadership.ask(candidate).is_won for candidate in losers)
 
 
 def test_when_the_leaders_connection_closes_another_takes_over(stand):
     (leader, _), (other, _) = stand("rota:1"), stand("rota:2")
-    assert leadership.is_won(leader)
-    assert not leadership.is_won(other)
+    assert leadership.ask(leader).is_won
+    assert not leadership.ask(other).is_won
 
     leader.close()
 
-    assert eventually(lambda: leadership.is_won(other), within=3)
+    assert eventually(lambda: leadership.ask(other).is_won, within=3)
 
 
 def test_a_leader_that_fell_silent_is_deposed(stand, database, caplog):
     (leader, process), (other, _) = stand("rota:1"), stand("rota:2")
-    assert leadership.is_won(leader)
+    assert leadership.ask(leader).is_won
     process.expire(database)
 
-    assert eventually(lambda: leadership.is_won(other), within=3)
+    assert eventually(lambda: leadership.ask(other).is_won, within=3)
     assert "dispatcher.deposed leader=rota:1" in caplog.text
 
 
 def test_a_leader_whose_process_was_reaped_is_deposed(stand):
     (leader, _), (other, _) = stand("rota:1", registered=False), stand("rota:2")
-    assert leadership.is_won(leader)
+    assert leadership.ask(leader).is_won
 
-    assert eventually(lambda: leadership.is_won(other), within=3)
+    assert eventually(lambda: leadership.ask(other).is_won, within=3)
 
 
 def test_a_leader_that_lives_is_not_deposed(stand):
     (leader, _), (other, _) = stand("rota:1"), stand("rota:2")
-    assert leadership.is_won(leader)
+    assert leadership.ask(leader).is_won
 
-    assert not any(leadership.is_won(other) for _ in range(5))
+    assert not any(leadership.ask(other).is_won for _ in range(5))
     assert leader.execute(text("SELECT 1")).scalar_one() == 1
 
 
 def test_a_leader_that_registered_anew_is_not_deposed(stand, start_process, database):
     (leader, first), (other, _) = stand("rota:1"), stand("rota:2")
-    assert leadership.is_won(leader)
+    assert leadership.ask(leader).is_won
     first.expire(database)
     start_process(application="rota:1")
 
-    assert not any(leadership.is_won(other) for _ in range(5))
+    assert not any(leadership.ask(other).is_won for _ in range(5))
 
 
 class TestWaiting:
@@ -87,7 +87,7 @@ class TestWaiting:
 
     def test_it_hears_a_notification(self, stand, ledger):
         leader, _ = stand("rota:1")
-        assert leadership.is_won(leader)
+        assert leadership.ask(leader).is_won
 
         ledger.do("NOTIFY rota_due")
 
@@ -95,7 +95,7 @@ class TestWaiting:
 
     def test_it_hears_a_notification_that_came_before_it_waited_once(self, stand, ledger):
         leader, _ = stand("rota:1")
-        assert leadership.is_won(leader)
+        assert leadership.ask(leader).is_won
         for _ in range(3):
             ledger.do("NOTIFY rota_due")
         leader.execute(text("SELECT 1"))
@@ -105,7 +105,7 @@ class TestWaiting:
 
     def test_it_waits_no_longer_than_it_was_told(self, stand):
         leader, _ = stand("rota:1")
-        assert leadership.is_won(leader)
+        assert leadership.ask(leader).is_won
 
         assert not leadership.wait_for_runs(leader, 0.05)
         assert not leadership.wait_for_runs(leader, -1)
@@ -219,13 +219,16 @@ def test_a_few_who_wait_ask_at_every_interval(database, count):
     with database.connect() as connection:
         add_workers(connection, count)
 
-        assert {leadership.pause_seconds(connection, 0.5) for _ in range(20)} == {0.5}
+        answer = leadership.ask(connection)
+
+    assert {answer.pause_seconds(0.5) for _ in range(20)} == {0.5}
 
 
 def test_many_who_wait_ask_no_more_often_between_them(database):
     with database.connect() as connection:
         add_workers(connection, 1000)
-        pauses = [leadership.pause_seconds(connection, 1.0) for _ in range(1000)]
+        answer = leadership.ask(connection)
+    pauses = [answer.pause_seconds(1.0) for _ in range(1000)]
 
     assert 80 < sum(pauses) / len(pauses) < 120
     assert max(pauses) <= 200

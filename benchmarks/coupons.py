@@ -1,6 +1,6 @@
 """Expiring half of many coupons: the job's sweep, through claim, fence and checkpoints, beside one UPDATE.
 
-python -m benchmarks.coupons [--rows 2000000] [--repetitions 3] [--ends scattered|in-order]
+python -m benchmarks.coupons [--rows 2000000] [--repetitions 5] [--ends scattered|in-order]
 
 ``scattered``: coupons end in another order than they lie in the table, which is the harder case for a sweep that takes
 what ended first before the rest.
@@ -128,7 +128,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--ends", choices=sorted(ORDERS), default="scattered")
     options = parser.parse_args()
     singles, sweeps, locks, growth = [], [], Locks(), []

@@ -160,7 +160,7 @@ class Bench:
         """Put ``count`` plain messages for the actor ``queue`` on the queue of that name."""
         from dramatiq.message import Message
 
-        message = Message(queue_name=queue, actor_name=queue, args=(), kwargs={}, options={})
+        message: Message[object] = Message(queue_name=queue, actor_name=queue, args=(), kwargs={}, options={})
         self.broker.enqueue_many(message.copy() for _ in range(count))
 
     def reset(self) -> None:

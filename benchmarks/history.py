@@ -49,7 +49,7 @@ def work(engine: Engine, process_id: int, count: int) -> float:
         ids = connection.execute(text(INSERT), {"count": count}).scalars().all()
         began = time.perf_counter()
         for start in range(0, count, TOGETHER):
-            sent = [(run_id, "work") for run_id in ids[start : start + TOGETHER]]
+            sent = [(run_id, "work", ()) for run_id in ids[start : start + TOGETHER]]
             claimed = leases.claim_many(connection, sent, process_id=process_id, worker="host:1")
             done = runs.succeed_many(connection, process_id, [(lease, None) for lease in claimed])
             assert len(done) == len(sent)

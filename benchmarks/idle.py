@@ -3,7 +3,7 @@
 All side by side on the same servers, each with two processes of eight threads, and Rota's each with a database of its
 own, so that each has one process that dispatches; no job has a schedule.
 
-python -m benchmarks.idle [--seconds 30] [--repetitions 3]
+python -m benchmarks.idle [--seconds 30] [--repetitions 5]
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     costs: dict[str, list[float]] = {name: [] for name in WORKERS}
     with bench() as made, ExitStack() as stack:

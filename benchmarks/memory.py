@@ -1,6 +1,6 @@
 """Memory of an idle worker process with eight threads: Rota's beside bare Dramatiq's.
 
-python -m benchmarks.memory [--repetitions 3]
+python -m benchmarks.memory [--repetitions 5]
 """
 
 import argparse
@@ -20,13 +20,13 @@ def resident(made: Bench, module: str, queue: str) -> float:
         time.sleep(6)
         children = psutil.Process(process.pid).children()
         workers = [child for child in children if child.num_threads() > 8]
-        return sum(worker.memory_full_info().uss for worker in workers) / len(workers) / MIB
+        return float(sum(worker.memory_full_info().uss for worker in workers) / len(workers) / MIB)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     bare, ours = [], []
     with bench() as made:

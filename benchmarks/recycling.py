@@ -1,6 +1,6 @@
 """No-op throughput of ``rota worker`` with and without recycling, interleaved on the same servers.
 
-python -m benchmarks.recycling [--seconds 30] [--repetitions 3] [--least 10] [--lane ledger]
+python -m benchmarks.recycling [--seconds 30] [--repetitions 5] [--least 10] [--lane ledger]
 
 A process is replaced after a thousand messages, and not before it has lived ``--least`` seconds; the default of
 ``ROTA_MIN_PROCESS_SECONDS`` is six times as long, and costs a sixth of what this shows.
@@ -55,7 +55,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--least", type=float, default=10)
     parser.add_argument("--lane", choices=LANES, action="append")
     options = parser.parse_args()

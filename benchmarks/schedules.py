@@ -28,7 +28,7 @@ def fill(made: Bench, slot: float, count: int) -> dict[str, float]:
         made.client.delete(f"dramatiq:{queue}", f"dramatiq:{queue}.msgs")
     while len(filled) < len(QUEUES) and time.time() < slot + WITHIN_SECONDS:
         for name, queue in QUEUES.items():
-            if name not in filled and made.client.llen(f"dramatiq:{queue}") >= count:  # type: ignore[operator]
+            if name not in filled and made.client.llen(f"dramatiq:{queue}") >= count:
                 filled[name] = time.time() - slot
         time.sleep(LOOK_SECONDS)
     return filled

@@ -1,6 +1,6 @@
 """Users' figures: the sweep after some changes, the sweep after all of them, and one full recomputation.
 
-python -m benchmarks.statistics_sweep [--users 100000] [--tasks 1000000] [--changed 1000] [--repetitions 3]
+python -m benchmarks.statistics_sweep [--users 100000] [--tasks 1000000] [--changed 1000] [--repetitions 5]
 """
 
 import argparse
@@ -56,7 +56,7 @@ def timed(engine: Engine, work: Callable[[Session], object]) -> float:
 
 def sweep(session: Session) -> None:
     """What the job does."""
-    update_statistics(session, datetime.now(UTC), checkpoint=lambda _: session.commit())
+    update_statistics(session, datetime.now(UTC), checkpoint=lambda _=None, /: session.commit())
 
 
 def recompute(session: Session) -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--tasks", type=int, default=1_000_000)
     parser.add_argument("--changed", type=int, default=1000)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     some, everyone, full = [], [], []
     with TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Deleting old temporary images: the job's function, its limit lifted, beside ``find -delete`` on an identical tree.
 
-python -m benchmarks.temp_files [--files 200000] [--repetitions 3] [--folder /somewhere/on/the/disk]
+python -m benchmarks.temp_files [--files 200000] [--repetitions 5] [--folder /somewhere/on/the/disk]
 """
 
 import argparse
@@ -79,7 +79,7 @@ def delete(root: Path, engine: Engine) -> None:
             session,
             folder,
             datetime.now(UTC),
-            checkpoint=lambda _: session.commit(),
+            checkpoint=lambda _=None, /: session.commit(),
             limit=ENOUGH,
             entries=ENOUGH,
         )
@@ -89,7 +89,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=200_000)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     theirs: list[Taken] = []

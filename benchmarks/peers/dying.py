@@ -63,7 +63,8 @@ def taken_up_after(peer: Peer, redis_url: str, *, tasks: int, wait_seconds: floa
         victim = max((first, second), key=lambda process: list(groups.values()).count(process.pid))
         interrupted = {number for number, group in groups.items() if group == victim.pid}
         os.killpg(victim.pid, signal.SIGKILL)
-        killed_at, after = time.monotonic(), {}
+        after: dict[str, float] = {}
+        killed_at = time.monotonic()
         while interrupted - after.keys() and time.monotonic() < killed_at + wait_seconds:
             for number, _ in starts(client, 1, within=1):
                 after[number] = time.monotonic() - killed_at
@@ -78,7 +79,7 @@ def starts(client: redis.Redis, count: int, *, within: float) -> list[tuple[str,
     while len(found) < count and (left := deadline - time.monotonic()) > 0:
         told = client.blpop([STARTED], timeout=left)
         if told:
-            number, pid = told[1].split()
+            number, pid = str(told[1]).split()
             found.append((number, int(pid)))
     return found
 

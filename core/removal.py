@@ -1,7 +1,8 @@
 """Removes the tables of a plugin that was taken away, once somebody asks for it; taking it away leaves them alone.
 
 A plugin that can still be imported takes its own migrations back; of any other, all tables go whose names begin with
-its name. Either way it is one transaction: all of it, or nothing.
+its name, and with them its views, sequences, routines and types, or it could not return. Either way it is one
+transaction: all of it, or nothing.
 """
 
 from collections.abc import Collection, Iterable
@@ -34,6 +35,20 @@ TABLES = text("""
     ORDER BY found.relname
 """)
 
+#: What migrations make beside tables, and what DROP calls it.
+OBJECTS = text("""
+    SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'SEQUENCE' END AS kind,
+           relname AS name, oid::regclass::text AS called
+    FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('v', 'm', 'S')
+    UNION ALL SELECT 'ROUTINE', proname, oid::regprocedure::text
+    FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+    UNION ALL SELECT 'TYPE', typname, oid::regtype::text
+    FROM pg_type WHERE typnamespace = current_schema()::regnamespace AND typtype IN ('e', 'd')
+""")
+#: What needs tables goes before them; what tables need, after.
+BEFORE_TABLES = ("VIEW", "MATERIALIZED VIEW")
+AFTER_TABLES = ("ROUTINE", "SEQUENCE", "TYPE")
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -51,6 +66,8 @@ class Plan:
     tables: tuple[Table, ...]
     #: Whether its own migrations take them away; otherwise they are dropped by name.
     by_downgrade: bool
+    #: The names of other plugins: what begins with a longer one of them is theirs.
+    others: frozenset[str] = frozenset()
 
 
 def plan(connection: Connection, registry: Registry, name: str) -> Plan:
@@ -59,11 +76,12 @@ def plan(connection: Connection, registry: Registry, name: str) -> Plan:
     there = [Table(row.name, row.rows) for row in connection.execute(TABLES).all()]
     names = {table.name for table in there}
     version_table = VERSION_TABLE + name
-    others = {*(plugin.name for plugin in registry.plugins), *migrated(names), *admission.RESERVED} - {name}
-    going = [table for table in there if owner_of(table.name, {name, *others}) == name or table.name == version_table]
+    known = frozenset([*(plugin.name for plugin in registry.plugins), *migrated(names), *admission.RESERVED, name])
+    going = [table for table in there if owner_of(table.name, known) == name or table.name == version_table]
     if not going:
         raise PluginError(f"plugin {name!r} has no tables here{suggestion(name, migrated(names))}")
-    return Plan(name, tuple(going), by_downgrade=version_table in names and importable(name) is not None)
+    by_downgrade = version_table in names and importable(name) is not None
+    return Plan(name, tuple(going), by_downgrade, known - {name})
 
 
 def refuse_loaded(connection: Connection, registry: Registry, name: str) -> None:
@@ -109,13 +127,30 @@ def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
     now = plan(connection, registry, shown.plugin)
     if {table.name for table in now.tables} != {table.name for table in shown.tables}:
         raise PluginError(f"the tables of plugin {shown.plugin!r} have changed meanwhile; look again")
-    names = [table.name for table in now.tables]
     plugin = importable(shown.plugin) if now.by_downgrade else None
     if plugin is not None:
         downgrade(connection, plugin)
-        names = [VERSION_TABLE + shown.plugin]
+        drop_tables(connection, [VERSION_TABLE + shown.plugin])
+    else:
+        drop_objects(connection, now, BEFORE_TABLES)
+        drop_tables(connection, [table.name for table in now.tables])
+        drop_objects(connection, now, AFTER_TABLES)
+
+
+def drop_tables(connection: Connection, names: Iterable[str]) -> None:
+    """Drop tables, unless anything else refers to them."""
     quote = connection.dialect.identifier_preparer.quote
     connection.exec_driver_sql(f"DROP TABLE {', '.join(map(quote, names))}")
+
+
+def drop_objects(connection: Connection, going: Plan, kinds: Iterable[str]) -> None:
+    """Drop what the plugin has of these kinds."""
+    there = connection.execute(OBJECTS).all()
+    known = {going.plugin, *going.others}
+    for kind in kinds:
+        called = [each.called for each in there if each.kind == kind and owner_of(each.name, known) == going.plugin]
+        if called:
+            connection.exec_driver_sql(f"DROP {kind} {', '.join(called)}")
 
 
 def downgrade(connection: Connection, plugin: Plugin) -> None:

@@ -1,15 +1,18 @@
 """``rota db drop-plugin``: a plugin's tables go when somebody asks, all of them or none, and nobody else's."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import inspect
 
-from core import job, migrate, plugins
+from core import job, migrate, plugins, removal
 from core.cli import confirmation, main
 from core.registry import Plugin, Registry
 from core.testing import create_database, drop_database
+
+ROOT = Path(__file__).parents[2]
 
 REVISION = """
 from alembic import op
@@ -18,13 +21,23 @@ revision = "0001"
 down_revision = None
 
 def upgrade():
-    op.execute("CREATE TABLE billing_bills (id int primary key)")
+    op.execute("CREATE TYPE billing_state AS ENUM ('open', 'paid')")
+    op.execute("CREATE SEQUENCE billing_numbers")
+    op.execute("CREATE FUNCTION billing_next() RETURNS bigint LANGUAGE sql RETURN nextval('billing_numbers')")
+    op.execute("CREATE TABLE billing_bills (id int primary key, number bigint DEFAULT billing_next(), state billing_state)")
+    op.execute("CREATE VIEW billing_unpaid AS SELECT id FROM billing_bills WHERE state = 'open'")
     op.execute("CREATE TABLE billing_lines (bill_id int REFERENCES billing_bills)")
 
 def downgrade():
     {downgrade}
 """
-DOWNGRADE = 'op.execute("DROP TABLE billing_lines, billing_bills")'
+DOWNGRADE = """
+    op.execute("DROP VIEW billing_unpaid")
+    op.execute("DROP TABLE billing_lines, billing_bills")
+    op.execute("DROP FUNCTION billing_next")
+    op.execute("DROP SEQUENCE billing_numbers")
+    op.execute("DROP TYPE billing_state")
+"""
 MODULE = """
 from pathlib import Path
 from core import hookimpl
@@ -106,6 +119,30 @@ def test_an_uninstalled_plugins_tables_go_by_name_and_nobody_elses(rota, billing
     assert "by name" in done.stdout
 
 
+def test_one_whose_tables_went_by_name_can_return(rota, billing, database):
+    billing(is_kept=False)
+
+    assert rota("billing", "--yes").exit_code == 0
+
+    billing(is_kept=False)
+
+
+@pytest.mark.parametrize("name", ["customer_service", "expiry", "maintenance"])
+def test_nothing_of_ours_is_left_by_name(rota, registry, database, monkeypatch, name):
+    """Not even functions, which would stand in the way of its return."""
+    plugin = Plugin(name, "", "", migrations=ROOT / "plugins" / name / "migrations")
+    list(migrate.upgrade(database, Registry((plugin,))))
+    monkeypatch.setattr(removal, "importable", lambda _: None)
+
+    done = rota(name, "--yes")
+
+    assert done.exit_code == 0, done.output
+    with database.connect() as connection:
+        left = [each.name for each in connection.execute(removal.OBJECTS).all() if each.name.startswith(name)]
+    assert not left
+    list(migrate.upgrade(database, Registry((plugin,))))
+
+
 def test_a_disabled_plugins_tables_go_by_its_own_migrations(rota, billing, database):
     before = tables(database)
     billing(is_kept=True, downgrade=DOWNGRADE)
@@ -118,7 +155,7 @@ def test_a_disabled_plugins_tables_go_by_its_own_migrations(rota, billing, datab
 
 
 def test_a_migration_that_cannot_be_taken_back_changes_nothing(rota, billing, database):
-    billing(is_kept=True, downgrade=DOWNGRADE + "; op.execute('SELECT 1 / 0')")
+    billing(is_kept=True, downgrade=DOWNGRADE + "    op.execute('SELECT 1 / 0')")
     before = tables(database)
 
     done = rota("billing", "--yes")

@@ -8,11 +8,12 @@ import logging
 import threading
 from typing import Any
 
-from dramatiq.broker import Broker, MessageProxy
+import redis
+from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 
 from core.errors import BadArguments
-from core.redis_broker import REDIS_AWAY, RUN_ID
+from core.redis_broker import RUN_ID
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class FastLaneRetries(Middleware):
         self._stopping.set()
 
     def after_process_message(
-        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+        self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         """Decide what becomes of a message whose actor raised."""
         if exception is None or RUN_ID in message.options:
@@ -49,14 +50,16 @@ class FastLaneRetries(Middleware):
             return
         retry = message.copy(options={"retries": retries + 1})
         delay = actor.job.delay_after(retries + 1)
-        self._send(broker, retry, int(delay.total_seconds() * 1000))
+        if not self._send(broker, retry, int(delay.total_seconds() * 1000)):
+            message.is_ended_later = True  # by whoever finds it unacknowledged when this process is gone
 
-    def _send(self, broker: Broker, retry: Any, delay_ms: int) -> None:
+    def _send(self, broker: Broker, retry: Any, delay_ms: int) -> bool:
+        """Send ``retry`` once Redis takes it; False if this process is to stop before."""
         while True:
             try:
                 broker.enqueue(retry, delay=delay_ms)
-                return
-            except REDIS_AWAY as error:
+                return True
+            except (redis.RedisError, OSError) as error:
                 logger.warning("message.retry_waits message=%s: %s", retry.message_id, error)
             if self._stopping.wait(SEND_AGAIN_SECONDS):
-                raise SystemExit("stopped while a retry waited for Redis; its message stays unacknowledged")
+                return False

@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 #: How long to wait before fetching is tried again, in seconds.
 FETCH_AGAIN_SECONDS = 0.5
+#: The system goes on sending what a connection left behind when it was given up: a fetch may reach Redis for so long
+#: afterwards, and how often to look whether one has, in seconds.
+STRAY_SECONDS = 120.0
+LOOK_FOR_STRAYS_SECONDS = 5.0
 
 
 class Delivery(MessageProxy):
@@ -70,8 +74,10 @@ class Consumer(_RedisConsumer):
         self.may_find = True
         #: The ids in Redis of what was fetched and decoded, and is not acknowledged.
         self.held = broker.held(queue_name)
-        #: Whether a fetch may have failed on its way back, so that Redis believes that we hold more.
-        self.is_doubtful = True
+        #: When to look, by the monotonic clock, whether Redis believes that we hold more than we do.
+        self._doubt_at = 0.0
+        #: Until when a fetch that failed may still reach Redis.
+        self._strays_until = 0.0
         broker.wakeups.add(self)
 
     @property
@@ -89,9 +95,10 @@ class Consumer(_RedisConsumer):
     def __next__(self) -> MessageProxy | None:
         try:
             self.woken.clear()
+            self.may_find |= time.monotonic() >= self._doubt_at
             return self.step()
         except (redis.RedisError, ConnectionClosed, OSError) as error:
-            self.is_doubtful = self.may_find = True
+            self.be_doubtful()
             self.broker.trouble.met(error)
             time.sleep(FETCH_AGAIN_SECONDS)
             return None
@@ -112,6 +119,12 @@ class Consumer(_RedisConsumer):
         self.woken.wait(self.timeout / 1000)
         self.may_find = True
 
+    def longest_rest(self) -> float:
+        """How long to wait at most, if nobody wakes it, in seconds."""
+        longest: float = self.broker.longest_rest(self.timeout)
+        until_doubt = self._doubt_at - time.monotonic()
+        return min(longest, until_doubt) if until_doubt > 0 else longest
+
     def fetch(self) -> None:
         """Fetch as many as there is room for."""
         if self.has_room:
@@ -120,9 +133,15 @@ class Consumer(_RedisConsumer):
             self.message_cache = self.broker.fetch(self.queue_name, room)
             self.may_find |= len(self.message_cache) == room
 
+    def be_doubtful(self) -> None:
+        """Look soon, and for a while, whether something was lost on its way here."""
+        self._doubt_at, self._strays_until = 0.0, time.monotonic() + STRAY_SECONDS
+        self.wake()
+
     def doubt(self) -> None:
-        """Put back what Redis believes that we hold, and we do not: it was lost on its way here."""
-        if not self.is_doubtful or self.message_cache:
+        """Put back what Redis believes that we hold, and we do not."""
+        now = time.monotonic()
+        if now < self._doubt_at or self.message_cache:
             return
         key = f"{self.broker.namespace}:__acks__.{self.broker.broker_id}.{self.queue_name}"
         fetched = cast("set[bytes]", self.broker.client.smembers(key))
@@ -131,15 +150,17 @@ class Consumer(_RedisConsumer):
             - self.held.copy()
             - self.broker.acks.waiting(self.queue_name)
         )
-        self.is_doubtful = False
         if lost:
-            logger.info("messages.lost_on_the_way queue=%s messages=%s: put back", self.queue_name, len(lost))
+            logger.info("messages.not_held queue=%s messages=%s: put back", self.queue_name, len(lost))
             self.broker.do_requeue(self.queue_name, *lost)
+            self.broker.wake(self.queue_name, len(lost))
+        self._doubt_at = now + LOOK_FOR_STRAYS_SECONDS if now < self._strays_until else float("inf")
 
     def put_back_cache(self) -> None:
         """Leave what was fetched and not yet handed out to other processes."""
-        cached, self.message_cache = self.message_cache, []
-        self.requeue(filter(None, map(self.decode, cached)))
+        if self.message_cache:
+            self.message_cache, self._doubt_at = [], 0.0
+            self.doubt()
 
     def requeue(self, messages: Iterable[Any]) -> None:
         """Put messages back on the queue, and wake whoever waits for them; what came from the ledger is taken again.
@@ -157,7 +178,7 @@ class Consumer(_RedisConsumer):
             self.broker.do_requeue(self.queue_name, *redis_ids)
             self.broker.wake(self.queue_name, len(returned))
         except redis.RedisError as error:
-            self.is_doubtful = True  # whatever is not back on the queue will be put back later
+            self.be_doubtful()  # whatever is not back on the queue will be put back later
             raise ConnectionClosed(error) from None
 
     def take(self, body: bytes | None) -> Delivery | None:

@@ -40,4 +40,4 @@ class DelayConsumer(Consumer):
                 heapq.heappop(self._etas)
             return
         due_in = (self._etas[0] - now) / 1000 if self._etas else IDLE_SECONDS
-        self.woken.wait(min(due_in, self.broker.longest_rest(self.timeout)))
+        self.woken.wait(min(due_in, self.longest_rest()))

@@ -1,8 +1,11 @@
 """The consumer of a worker's queue: it fetches what the threads will soon begin with, and leaves to others what not."""
 
+from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dramatiq.broker import MessageProxy
+from dramatiq.errors import ConnectionClosed
 
 from core.redis_broker.consumer import Consumer, Delivery
 from core.redis_broker.messages import RUN_ID
@@ -71,36 +74,61 @@ class WindowConsumer(Consumer):
         at_once = self._work_queue.begun_at_once(self._lane) if self._has_runs else 0
         count = at_once or len(self.message_cache)
         bodies, self.message_cache = self.message_cache[:count], self.message_cache[count:]
-        deliveries = [delivery for delivery in map(self.take, bodies) if delivery is not None]
+        deliveries = self.made_ready(bodies, at_once=bool(at_once))
         self._work_queue.give_back(self._lane, len(bodies) - len(deliveries))
-        self._has_runs = any(RUN_ID in delivery.options for delivery in deliveries)
-        if at_once and self._has_runs and self.broker.preparation is not None:
-            self.broker.preparation.prepare(deliveries)
         self._work_queue.put_all(deliveries)
         self._hand_over_at = count // 2
-        wake_at = len(self.message_cache) + self._hand_over_at if self.message_cache else self._fetch_at
-        if not self._work_queue.wake_at(self._lane, wake_at):
+        if not self.is_watched():
             self.wake()
+
+    def made_ready(self, bodies: list[bytes | None], *, at_once: bool) -> list[Delivery]:
+        """What of ``bodies`` is for the threads, claimed if they begin with all of it ``at_once``.
+
+        Raises redis.RedisError, having put back what it can; the rest is found to be held by nobody.
+        """
+        deliveries: list[Delivery] = []
+        try:
+            for body in bodies:
+                if (delivery := self.take(body)) is not None:
+                    deliveries.append(delivery)
+            self._has_runs = any(RUN_ID in delivery.options for delivery in deliveries)
+            if at_once and self._has_runs and self.broker.preparation is not None:
+                self.broker.preparation.prepare(deliveries)
+        except BaseException:
+            self._work_queue.give_back(self._lane, len(bodies))
+            self.be_doubtful()
+            with suppress(ConnectionClosed):
+                self.requeue(deliveries)
+            raise
+        return deliveries
+
+    def is_watched(self) -> bool:
+        """Whether the threads have enough for now, and wake this consumer when they have not."""
+        enough = len(self.message_cache) + self._hand_over_at if self.message_cache else self._fetch_at
+        return self._work_queue.wake_at(self._lane, enough)
 
     def take(self, body: bytes | None) -> Delivery | None:
         """The message in ``body``, if it is for the threads."""
         message = super().take(body)
-        if message is not None and message.options.get("eta", ...) is not ...:
-            self._delayed.append(message)
-            return None
-        return message
+        if message is None or message.options.get("eta") is None:
+            return message
+        self._delayed.append(message)
+        return None
 
     def leave_to_others(self) -> None:
         """Put back all that waits in this process; nobody would begin with it soon."""
         self._work_queue.give_back(self._lane, len(self.message_cache))
         self.put_back_cache()
-        by_consumer: dict[Consumer, list[Delivery]] = {}
+        by_consumer: dict[Consumer, list[Delivery]] = defaultdict(list)
         for item in self._work_queue.take_back():
-            by_consumer.setdefault(item.message.consumer, []).append(item.message)
+            by_consumer[item.message.consumer].append(item.message)
         for consumer, deliveries in by_consumer.items():
-            consumer.requeue(deliveries)
+            with suppress(ConnectionClosed):  # its consumer will find that it does not hold them
+                consumer.requeue(deliveries)
 
     def rest(self) -> None:
         """Wait to be woken; look again soon if something waits that may have to be left to others."""
+        if self.message_cache and not self.is_watched():
+            return
         is_waiting = self._lane.waiting > 0
-        self.woken.wait(STALLED_SECONDS if is_waiting else self.broker.longest_rest(self.timeout))
+        self.woken.wait(STALLED_SECONDS if is_waiting else self.longest_rest())

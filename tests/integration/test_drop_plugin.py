@@ -24,7 +24,7 @@ def upgrade():
     op.execute("CREATE TYPE billing_state AS ENUM ('open', 'paid')")
     op.execute("CREATE SEQUENCE billing_numbers")
     op.execute("CREATE FUNCTION billing_next() RETURNS bigint LANGUAGE sql RETURN nextval('billing_numbers')")
-    op.execute("CREATE TABLE billing_bills (id int primary key, number bigint DEFAULT billing_next(), state billing_state)")
+    op.execute("CREATE TABLE billing_bills (id int PRIMARY KEY, no int DEFAULT billing_next(), state billing_state)")
     op.execute("CREATE VIEW billing_unpaid AS SELECT id FROM billing_bills WHERE state = 'open'")
     op.execute("CREATE TABLE billing_lines (bill_id int REFERENCES billing_bills)")
 

@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import arguments, database, limits, logs, metrics, plugins
@@ -71,6 +71,8 @@ class Executor:
     suspected_after: int = leases.NEVER_SUSPECT
     #: What records successes together, in a worker; without it each run records its own.
     completions: Completions | None = None
+    #: The tokens of the leases that this process knows it has.
+    in_hand: set[int] = field(default_factory=set)
 
     def execute(
         self,
@@ -92,7 +94,11 @@ class Executor:
         if not isinstance(lease, Lease):
             return lease
         with context(lease), timed(job, lease) as outcome:
-            outcome.status = self.attempt(job, lease, now or lease.claimed_at, carried)
+            try:
+                outcome.status = self.attempt(job, lease, now or lease.claimed_at, carried)
+            finally:
+                if outcome.status != RECORDING:
+                    self.in_hand.discard(lease.token)
         return outcome.status
 
     def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
@@ -104,13 +110,16 @@ class Executor:
         scoped = [(run_id, job, scopes.get(job, ())) for run_id, job in sent]
         try:
             with database.autocommit(self.engine) as connection:
-                return leases.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
+                claimed = leases.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
         except DATABASE_AWAY as error:
             logger.debug("run.not_claimed_ahead: %s", database.brief(error))
             return []
+        self.in_hand.update(lease.token for lease in claimed)
+        return claimed
 
     def unclaim(self, claimed: Sequence[Lease]) -> None:
-        """Give up what was claimed ahead; without PostgreSQL it ends with this process's lease."""
+        """Give up what was claimed ahead; without PostgreSQL, once the heartbeat finds that nobody has it in hand."""
+        self.in_hand.difference_update(lease.token for lease in claimed)
         try:
             with database.autocommit(self.engine) as connection:
                 leases.unclaim_many(connection, claimed)
@@ -133,6 +142,8 @@ class Executor:
             logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
         if verdict in (Verdict.PAUSED, Verdict.HELD):
             logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
+        if lease is not None:
+            self.in_hand.add(lease.token)
         return lease or verdict
 
     def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
@@ -195,6 +206,7 @@ class Executor:
         seconds = time.perf_counter() - began
 
         def on_recorded(is_good: bool) -> None:
+            self.in_hand.discard(lease.token)
             with context(lease):
                 if not is_good:
                     logger.warning(
@@ -208,8 +220,7 @@ class Executor:
     def succeed(self, work: Work, lease: Lease, body: str | None) -> str:
         """Commit the job's work and the run's success in one transaction."""
         if not work.has_begun:
-            with database.autocommit(self.engine) as connection:
-                require(runs.succeed(connection, lease, body), lease)
+            require(self.record(lease, lambda connection: runs.succeed(connection, lease, body)), lease)
             return State.SUCCEEDED
         session = work.session
         session.flush()
@@ -219,17 +230,24 @@ class Executor:
         return State.SUCCEEDED
 
     def fail(self, job: Job, lease: Lease, error: BaseException) -> str:
-        """Record a failed attempt, once PostgreSQL can be asked or until the lease is gone."""
+        """Record a failed attempt."""
         failure = diagnose(job, lease, error)
         report(failure, error)
+        is_recorded = self.record(lease, lambda connection: runs.fail(connection, lease, failure))
+        return failure.state if is_recorded else "lost"
+
+    def record(self, lease: Lease, outcome: Callable[[Connection], bool]) -> bool:
+        """Record an outcome, once PostgreSQL can be asked; False if the lease is gone before."""
         while self.process_id() == lease.process_id:
             try:
                 with database.autocommit(self.engine) as connection:
-                    return failure.state if runs.fail(connection, lease, failure) else "lost"
+                    return outcome(connection)
+            except DataError:
+                raise
             except DATABASE_AWAY as away:
                 logger.warning("run.not_recorded, trying again: %s", database.brief(away))
                 threading.Event().wait(RECORD_AGAIN_SECONDS)
-        return "lost"
+        return False
 
     def give_up_run(self, job: Job, lease: Lease) -> None:
         """Record that a run will not end, and end its process."""

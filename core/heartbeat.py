@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: How long to wait before registering is tried again, in seconds.
 REGISTER_AGAIN_SECONDS = 0.5
+#: A claim is known to whoever made it within this, in seconds; longer than a connection waits for an answer.
+#: So often it is looked for claims that nobody knows of.
+FORGOTTEN_SECONDS = 15.0
 
 
 def process_name() -> str:
@@ -57,7 +60,9 @@ class Heartbeat(threading.Thread):
         every_seconds: float,
         lease: timedelta,
         release: Release | None = None,
+        in_hand: set[int] | None = None,
     ) -> None:
+        """``in_hand``: the tokens of the leases that this process knows it has; None: it does not say."""
         super().__init__(name="rota-heartbeat", daemon=True)
         self.registered = threading.Event()
         self._engine = engine
@@ -65,6 +70,8 @@ class Heartbeat(threading.Thread):
         self._identity = replace(identity, release=release.fingerprint if release else None)
         self._every_seconds = every_seconds
         self._lease = lease
+        self._in_hand = in_hand
+        self._looked_at = 0.0
         self._stopping = threading.Event()
         self._complaint = Complaint(logger)
         #: Under which id this process was registered last; runs may still be claimed under it.
@@ -138,6 +145,7 @@ class Heartbeat(threading.Thread):
                 return
             self._good_until = now + self._lease.total_seconds()
             self._measure_pool()
+            self._look_for_forgotten(connection, process_id)
         self._good_until = 0.0
         self._hand_back(connection, process_id, "its worker was stopped")
 
@@ -150,6 +158,17 @@ class Heartbeat(threading.Thread):
             if readable:
                 driver.poll()
         return self._stopping.is_set()
+
+    def _look_for_forgotten(self, connection: Connection, process_id: int) -> None:
+        """Hand back runs that are this process's and that no thread of it works on."""
+        if self._in_hand is None or time.monotonic() < self._looked_at + FORGOTTEN_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        age = max(self._lease, timedelta(seconds=FORGOTTEN_SECONDS))
+        tokens = self._in_hand.copy()
+        forgotten = runs.hand_back_forgotten(connection, process_id, tokens, age, "its worker had lost sight of it")
+        if forgotten:
+            logger.warning("run.forgotten runs=%s: claimed here, and nobody works on them; handed back", forgotten)
 
     def _hand_back(self, connection: Connection, process_id: int, reason: str) -> None:
         handed_back = runs.hand_back(connection, process_id, reason)

@@ -47,6 +47,11 @@ class Parts:
         url = self.configured.database_url.get_secret_value()
         return database.connect(url, pool_size=self.configured.db_pool_size, application=self.application)
 
+    @cached_property
+    def in_hand(self) -> set[int]:
+        """The tokens of the leases that this process knows it has."""
+        return set()
+
     def heartbeat(self, kind: str, queues: tuple[str, ...] = (), broker_id: str | None = None) -> Heartbeat:
         """What keeps this process known to the ledger."""
         return Heartbeat(
@@ -55,6 +60,7 @@ class Parts:
             every_seconds=self.configured.heartbeat_seconds,
             lease=timedelta(seconds=self.configured.lease_seconds),
             release=releases.of(self.registry),
+            in_hand=self.in_hand if kind == "worker" else None,
         )
 
     def dispatcher(self, carrier: DispatchCarrier) -> Dispatcher:
@@ -96,7 +102,12 @@ class Parts:
         """What takes a run from its claim to its end; ``completions`` records successes together."""
         suspected_after = max(self.configured.max_crashes - 1, 1)
         return Executor(
-            self.engine, process_id, process_name(), suspected_after=suspected_after, completions=completions
+            self.engine,
+            process_id,
+            process_name(),
+            suspected_after=suspected_after,
+            completions=completions,
+            in_hand=self.in_hand,
         )
 
     def fleet(self) -> Fleet:

@@ -1,6 +1,6 @@
 """What happens to a run: it is requested, and it succeeds, fails, or is handed back."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -80,6 +80,14 @@ HAND_BACK = text("""
     RETURNING id
 """)
 
+HAND_BACK_FORGOTTEN = text("""
+    UPDATE rota_runs
+    SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
+    WHERE state = 'running' AND process_id = :process_id
+      AND started_at < clock_timestamp() - :age AND token <> ALL(:tokens)
+    RETURNING id
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -148,3 +156,14 @@ def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
 def hand_back(connection: Connection, process_id: int, reason: str) -> list[int]:
     """Give up every run of a process that is ending, without counting it as their failure; return their ids."""
     return list(connection.execute(HAND_BACK, {"process_id": process_id, "reason": reason}).scalars())
+
+
+def hand_back_forgotten(
+    connection: Connection, process_id: int, tokens: Collection[int], age: timedelta, reason: str
+) -> list[int]:
+    """Give up the runs that a process claimed at least ``age`` ago and has not in hand, as ``tokens`` tell.
+
+    A claim whose answer was lost on its way leaves such a run, as does an outcome that could not be recorded.
+    """
+    values = {"process_id": process_id, "tokens": list(tokens), "age": age, "reason": reason}
+    return list(connection.execute(HAND_BACK_FORGOTTEN, values).scalars())

@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from core import database as databases
 from core import job, metrics
 from core.ledger.leases import Verdict
 from core.ledger.models import State
@@ -64,6 +65,19 @@ class TestSuccess:
 
         assert (row.state, row.reason, row.attempt, row.failures) == ("retrying", "error", 1, 1)
         assert ledger.effects() == []
+
+    def test_a_success_whose_connection_was_cut_is_recorded_over_another(self, run_job, database, ledger, caplog):
+        """The ledger's own connection, kept from run to run; nothing is undone by that, so nothing has failed."""
+
+        def function(run):
+            with databases.autocommit(database) as connection:
+                cut = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            ledger.value("SELECT pg_terminate_backend(:pid)", pid=cut)
+
+        row = run_job(once(function, max_retries=0))
+
+        assert (row.state, row.attempt, row.failures) == ("succeeded", 1, 0)
+        assert "run.not_recorded" in caplog.text
 
     def test_the_job_sees_the_databases_time_unless_a_test_says_another(self, run_job, ledger):
         seen = []
@@ -394,3 +408,29 @@ class TestMetrics:
 
         assert run_job(work).state == "succeeded"
         assert "metrics.not_written" in caplog.text
+
+
+class TestInHand:
+    """What this process knows that it works on."""
+
+    def test_a_run_is_in_hand_while_its_job_works(self, run_job, executor):
+        seen = []
+        run_job(once(lambda run: seen.append(len(executor.in_hand))))
+        run_job(once(lambda run: 1 / 0))
+
+        assert seen == [1]
+        assert executor.in_hand == set()
+
+    def test_what_was_claimed_ahead_is_until_it_is_given_up(self, executor, ledger):
+        run_id = ledger.request(exclusive=False)
+        claimed = executor.claim_ahead([(run_id, "work")])
+        assert executor.in_hand == {claimed[0].token}
+
+        ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
+        try:
+            executor.unclaim(claimed)
+        finally:
+            ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
+
+        assert executor.in_hand == set()
+        assert ledger.run(run_id).state == "running"  # until the heartbeat finds it

@@ -277,6 +277,7 @@ def declare(
     """
     if isinstance(broker, RotaBroker):
         broker.preparation = ClaimingAhead(registry, executor)
+        broker.ledger_queues = {job.queue for job in registry if job.ledger}
     for job in registry:
         declare_job(broker, job, engine, executor, on_scheduling, carrier=carrier)
 

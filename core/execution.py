@@ -73,6 +73,8 @@ class Executor:
     completions: Completions | None = None
     #: The tokens of the leases that this process knows it has.
     in_hand: set[int] = field(default_factory=set)
+    #: About runs that cannot be claimed: once, however many they are.
+    complaint: logs.Complaint = field(default_factory=lambda: logs.Complaint(logger))
 
     def execute(
         self,
@@ -130,18 +132,19 @@ class Executor:
         """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
         process_id = self.process_id()
         if process_id is None:
-            logger.warning("run.not_claimed run=%s: this process is not registered with the ledger", run_id)
+            self.complaint.say("run.not_claimed: this process is not registered with the ledger")
             return Verdict.NONE
         try:
             verdict, lease = self._claim(job, run_id, process_id)
         except DATABASE_AWAY as error:
-            logger.warning("run.not_claimed run=%s: %s", run_id, database.brief(error))
+            self.complaint.say(f"run.not_claimed: {database.brief(error)}")
             return Verdict.NONE
         if lease is None and verdict == Verdict.SKIPPED:
             metrics.run_ended(job.name, State.SKIPPED)
             logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
         if verdict in (Verdict.PAUSED, Verdict.HELD):
             logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
+        self.complaint.withdraw()
         if lease is not None:
             self.in_hand.add(lease.token)
         return lease or verdict

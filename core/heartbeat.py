@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -65,6 +66,8 @@ class Heartbeat(threading.Thread):
         """``in_hand``: the tokens of the leases that this process knows it has; None: it does not say."""
         super().__init__(name="rota-heartbeat", daemon=True)
         self.registered = threading.Event()
+        #: Called whenever the process has become known.
+        self.on_registered: Callable[[], None] = lambda: None
         self._engine = engine
         self._release = release
         self._identity = replace(identity, release=release.fingerprint if release else None)
@@ -114,6 +117,7 @@ class Heartbeat(threading.Thread):
             if not self._has_resumed(connection):
                 self._register(connection)
             self.registered.set()
+            self.on_registered()
             self._complaint.withdraw()
             assert self._last_id is not None
             self._beat(connection, self._last_id)

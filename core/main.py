@@ -73,6 +73,7 @@ def build(parts: Parts) -> RotaBroker:
         ask_fleet=parts.fleet,
         orphan_seconds=configured.orphan_seconds,
     )
+    broker.may_claim = lambda: life.is_registered
     carrier = RedisCarrier(broker, watch.is_away.is_set)
     outbox.attach(carrier)
 

@@ -9,6 +9,7 @@ from dramatiq.worker import Worker
 
 from core.dispatcher.loop import Dispatcher
 from core.heartbeat import Heartbeat
+from core.redis_broker import RotaBroker
 from core.watchdog import Watchdog
 
 
@@ -36,6 +37,11 @@ class ProcessLife(Middleware):
         """This process's id in the ledger, while it has one."""
         return self.heartbeat.process_id if self.heartbeat else None
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether it has one, and the connection that shows that it lives."""
+        return self.heartbeat is not None and self.heartbeat.registered.is_set()
+
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Register before the first message is fetched; without PostgreSQL, go on trying."""
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
@@ -43,6 +49,8 @@ class ProcessLife(Middleware):
         self.dispatcher = self._make_dispatcher()
         self._watchdog = self._make_watchdog()
         self._watchdog.start()
+        if isinstance(broker, RotaBroker):
+            self.heartbeat.on_registered = broker.wakeups.wake_all
         self.heartbeat.start()
         self.heartbeat.registered.wait(timeout=2)
         self.dispatcher.start()

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.common import current_millis, dq_name
+from dramatiq.common import current_millis, dq_name, q_name
 from dramatiq.message import Message, get_encoder
 from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq.worker import Worker
@@ -78,6 +78,9 @@ class RotaBroker(RedisBroker):
         self.is_draining = False
         #: What the worker's threads have in hand, while there is a worker.
         self.work_queue: WorkQueue | None = None
+        #: The queues of jobs whose runs are in the ledger, and whether this process may claim such runs just now.
+        self.ledger_queues: set[str] = set()
+        self.may_claim: Callable[[], bool] = lambda: True
         #: What is done for messages that threads are about to begin with.
         self.preparation: Preparation | None = None
         self.trouble = Trouble(client)
@@ -101,6 +104,10 @@ class RotaBroker(RedisBroker):
         """Whether this process may fetch more."""
         is_open = not self.is_draining and self.strangers.has_room
         return is_open and (self.work_queue is None or self.work_queue.has_room)
+
+    def may_fetch(self, queue_name: str) -> bool:
+        """Whether it may fetch more of that queue: of what it could not claim, it would only take it from others."""
+        return self.has_room and (self.may_claim() or q_name(queue_name) not in self.ledger_queues)
 
     def longest_rest(self, timeout_ms: int) -> float:
         """How long a consumer may wait before it looks whether it is to stop, in seconds."""

@@ -83,7 +83,7 @@ class Consumer(_RedisConsumer):
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
-        return bool(self.broker.has_room) and self.outstanding_message_count < self.prefetch
+        return bool(self.broker.may_fetch(self.queue_name)) and self.outstanding_message_count < self.prefetch
 
     def wake(self) -> None:
         """Have it fetch, if it has room."""

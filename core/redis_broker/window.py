@@ -37,7 +37,7 @@ class WindowConsumer(Consumer):
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
-        return bool(self.broker.has_room)
+        return bool(self.broker.may_fetch(self.queue_name))
 
     def step(self) -> MessageProxy | None:
         """Fetch and hand over; or wait. A message that Dramatiq must look at first is returned instead."""

@@ -1,11 +1,13 @@
 """What a process counts as its own and what Redis counts as such agree again, whatever fails in between."""
 
 from collections import Counter
+from threading import Event
 
 import pytest
 import redis
 
 from core import job
+from core.ledger.outbox import Parcel
 from core.redis_broker import WorkQueue, consumer
 from tests.support.eventually import eventually
 
@@ -150,3 +152,25 @@ def test_threads_that_run_dry_wake_the_consumer_that_has_more_for_them(serve, he
     window.rest()
 
     assert window._lane.wake_at == 14
+
+
+def test_a_process_that_may_claim_nothing_leaves_runs_to_others_and_serves_the_fast_lane(serve, ledger, heard):
+    @job("hear", queue="fast", ledger=False)
+    def hear(run, word: int):
+        heard[word] += 1
+
+    service = serve(job("work", overlap="allow")(lambda run: None), hear)
+    is_registered = Event()
+    service.broker.may_claim = is_registered.is_set
+    service.work(threads=2)
+    run_ids = [ledger.request(exclusive=False) for _ in range(3)]
+    service.carrier.send([Parcel(run_id, "work", "default") for run_id in run_ids])
+    service.broker.get_actor("hear").send(word=1)
+
+    eventually(lambda: heard == {1: 1}, within=10)
+    assert service.waiting() == 3
+    assert ledger.states("work") == ["queued"] * 3
+
+    is_registered.set()
+    service.broker.wakeups.wake_all()
+    eventually(lambda: ledger.states("work") == ["succeeded"] * 3, within=10)

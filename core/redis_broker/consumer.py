@@ -123,7 +123,7 @@ class Consumer(_RedisConsumer):
         """How long to wait at most, if nobody wakes it, in seconds."""
         longest: float = self.broker.longest_rest(self.timeout)
         until_doubt = self._doubt_at - time.monotonic()
-        return min(longest, until_doubt) if until_doubt > 0 else longest
+        return min(longest, until_doubt if until_doubt > 0 else LOOK_FOR_STRAYS_SECONDS)
 
     def fetch(self) -> None:
         """Fetch as many as there is room for."""

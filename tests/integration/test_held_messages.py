@@ -26,15 +26,15 @@ def hear(heard):
     return hear
 
 
-def failing_once(method):
-    """``method``, but the first call finds Redis away."""
-    calls = Counter()
+def failing_once(method, queue_name="default"):
+    """``method``, but the first call for that queue finds Redis away."""
+    failures = Counter()
 
-    def called(*args, **options):
-        calls["all"] += 1
-        if calls["all"] == 1:
+    def called(queue, *args):
+        if queue == queue_name and not failures[queue]:
+            failures[queue] += 1
             raise redis.ConnectionError("away for a moment")
-        return method(*args, **options)
+        return method(queue, *args)
 
     return called
 
@@ -120,7 +120,7 @@ class TestLeaving:
         return made
 
     def test_one_queue_that_cannot_be_put_back_keeps_no_other(self, service, consumers, monkeypatch):
-        monkeypatch.setattr(service.broker, "do_requeue", failing_once(service.broker.do_requeue))
+        monkeypatch.setattr(service.broker, "do_requeue", failing_once(service.broker.do_requeue, "one"))
 
         consumers[0].leave_to_others()
 

@@ -7,8 +7,9 @@ from sqlalchemy import Connection, text
 
 from core.ledger.outbox import Parcel
 
+IS_UNSENT = "state IN ('queued', 'retrying') AND sent_at IS NULL"
 #: A stable time here and below, so that an index leads to what is due, past all that is not.
-IS_DUE = "state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= statement_timestamp()"
+IS_DUE = f"{IS_UNSENT} AND due_at <= statement_timestamp()"
 IS_SENT = "state IN ('queued', 'retrying') AND sent_at IS NOT NULL"
 
 ANY_DUE = text(f"SELECT EXISTS (SELECT 1 FROM rota_runs WHERE {IS_DUE})")  # noqa: S608 — a constant

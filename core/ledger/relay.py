@@ -54,12 +54,14 @@ OVERDUE_QUEUES = text(f"""
     SELECT DISTINCT queue FROM rota_runs WHERE {IS_SENT} AND sent_at < statement_timestamp() - CAST(:age AS interval)
 """)  # noqa: S608 — a constant
 
-#: Of those, what was sent before the oldest message that still waits on the queue; all, if none waits.
+#: Of those, what was sent before the oldest message that still waits on the queue; all, if none waits. That message's
+#: run may be over by hand and no longer marked as sent, or gone; nothing that was sent since is lost for it.
 FORGET_SENT = text("""
     UPDATE rota_runs SET sent_at = NULL
     WHERE state IN ('queued', 'retrying') AND queue = :queue
       AND sent_at < statement_timestamp() - CAST(:age AS interval)
-      AND sent_at < coalesce((SELECT sent_at FROM rota_runs WHERE id = :oldest_waiting), statement_timestamp())
+      AND sent_at < CASE WHEN CAST(:oldest_waiting AS bigint) IS NULL THEN statement_timestamp()
+          ELSE (SELECT coalesce(sent_at, queued_at) FROM rota_runs WHERE id = :oldest_waiting) END
     RETURNING id
 """)
 

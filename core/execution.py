@@ -259,7 +259,7 @@ class Executor:
         )
         error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed; its process was ended")
         failure = diagnose(job, lease, error)
-        metrics.run_ended(job.name, failure.state, job.hard_limit.total_seconds())
+        observe(metrics.run_ended, job.name, failure.state, job.hard_limit.total_seconds())
         self.end_process(lambda connection: runs.fail(connection, lease, failure), self.hand_back)
 
     def give_up_message(self, job: Job, message_id: str, bury: Callable[[], None]) -> None:
@@ -267,14 +267,14 @@ class Executor:
         logger.error(
             "message.hard_limit job=%s message=%s limit=%s: ending this process", job.name, message_id, job.hard_limit
         )
-        metrics.run_ended(job.name, State.DEAD, job.hard_limit.total_seconds())
+        observe(metrics.run_ended, job.name, State.DEAD, job.hard_limit.total_seconds())
         self.end_process(self.hand_back, lambda _connection: bury())
 
     def end_process(self, *steps: Callable[[Connection], object]) -> None:
         """End this process, since a job in it will not end, after what these steps have to say to PostgreSQL."""
         last_resort = threading.Timer(GIVE_UP_SECONDS, os._exit, [HARD_LIMIT_EXIT])
-        last_resort.start()
         try:
+            last_resort.start()
             if self.completions is not None:
                 self.completions.flush(GIVE_UP_SECONDS / 2)
             with database.autocommit(self.engine) as connection:

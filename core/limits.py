@@ -92,8 +92,7 @@ class Watch:
             if not self.exceeded:
                 self.exceeded = True
                 self._interrupt()
-                self._cancelling = threading.Thread(target=self._cancel, name="rota-cancel", daemon=True)
-                self._cancelling.start()
+                _attempt(self._begin_to_cancel)  # there may be no thread to be had
             elif now >= self.hard_at:
                 self.hard_at = self.look_again_at = FOREVER
                 _attempt(self.on_hard)
@@ -105,6 +104,11 @@ class Watch:
     def _interrupt(self) -> None:
         _swallowed.discard(self.thread_id)
         raise_in_thread(self.thread_id, TimeLimitExceeded)
+
+    def _begin_to_cancel(self) -> None:
+        cancelling = threading.Thread(target=self._cancel, name="rota-cancel", daemon=True)
+        cancelling.start()
+        self._cancelling = cancelling
 
     def _cancel(self) -> None:
         if not self.is_over:
@@ -131,9 +135,10 @@ class Watcher:
         with self._changed:
             self._watches.add(watch)
             if self._thread is None:
+                thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
+                thread.start()  # if there is none to be had, the next job tries again
+                self._thread = thread
                 _notice_swallowed()
-                self._thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
-                self._thread.start()
             if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
                 self._wakes_at = watch.next_at
                 self._changed.notify()
@@ -146,7 +151,7 @@ class Watcher:
     def _run(self) -> None:
         while True:
             for watch in self._wait():
-                watch.enforce()
+                _attempt(watch.enforce)
 
     def _wait(self) -> list[Watch]:
         with self._changed:

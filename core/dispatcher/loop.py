@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 15.0
 #: How long to wait after an error, in seconds.
 AGAIN_SECONDS = 1.0
-#: A statement that was planned while the ledger was small is planned anew when it is not.
-FRESH_PLANS = "SET plan_cache_mode = force_custom_plan"
+#: A statement that was planned while the ledger was small is planned anew when it is not; and by an index however many
+#: runs PostgreSQL expects to be due: of those that wait for tomorrow it expects as many as of those that are over.
+#: That makes a small table look costly to read, and is no reason to compile the statement.
+PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET jit = off"
 
 
 class Dispatcher(threading.Thread):
@@ -92,7 +94,7 @@ class Dispatcher(threading.Thread):
         while not (answer := leadership.ask(connection)).is_won:
             if self._stopping.wait(answer.pause_seconds(self._every_seconds)):
                 return
-        connection.exec_driver_sql(FRESH_PLANS)
+        connection.exec_driver_sql(PLANS)
         accountant = Accountant(self._registry, slots.watermarks(connection))
         logger.info("dispatcher.leading")
         metrics.leading(True)

@@ -72,8 +72,9 @@ class Orphanage:
         mentioned = {*history.jobs_seen(connection), *orphans.with_slots(connection)}
         missing = [job for job in sorted(mentioned) if job not in self._registry and not fleet.knows(job)]
         gone = self._jobs.over(missing, now)
-        owners = releases.last_owners(connection, gone) if gone else {}
-        for job in gone:
+        remaining = orphans.with_remains(connection, gone) if gone else set()
+        owners = releases.last_owners(connection, remaining) if remaining else {}
+        for job in sorted(remaining):
             end_runs(connection, job, reason(self._registry, owners.get(job)))
 
     def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:

@@ -18,8 +18,8 @@ ASK = Prepared(
                 WHERE expires_at <= clock_timestamp() OR {processes.HAS_NO_LOCK})
         OR EXISTS (SELECT 1 FROM rota_runs AS run WHERE {processes.IS_STRANDED})
         OR EXISTS (SELECT 1 FROM rota_runs WHERE {relay.IS_DUE})
-        OR EXISTS (SELECT 1 FROM rota_runs WHERE {slots.IS_WAITING} AND slot < clock_timestamp() - $1)
-        OR EXISTS (SELECT 1 FROM rota_runs WHERE {relay.IS_SENT} AND sent_at < clock_timestamp() - $2),
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {slots.IS_WAITING} AND slot < statement_timestamp() - $1)
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {relay.IS_SENT} AND sent_at < statement_timestamp() - $2),
         EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE})
     """,  # noqa: S608 — constants
 )

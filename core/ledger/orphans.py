@@ -10,8 +10,17 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from core.jobs import Job
+from core.ledger.relay import IS_SENT, IS_UNSENT
 
 WITH_SLOTS = text("SELECT job FROM rota_schedules")
+
+#: By the indexes of what waits and of what is dead, since what is over of a job may be millions.
+WITH_REMAINS = text(f"""
+    SELECT job FROM rota_schedules WHERE job = ANY(:jobs)
+    UNION SELECT job FROM rota_runs WHERE {IS_UNSENT} AND job = ANY(:jobs)
+    UNION SELECT job FROM rota_runs WHERE {IS_SENT} AND job = ANY(:jobs)
+    UNION SELECT job FROM rota_runs WHERE state = 'dead' AND job = ANY(:jobs)
+""")  # noqa: S608 — constants
 
 #: In the statement itself, since a process that knows the job may have come alive since anybody looked.
 IS_KNOWN_BY_NOBODY = """
@@ -86,6 +95,11 @@ class Count:
 def with_slots(connection: Connection) -> list[str]:
     """The jobs whose slots are accounted for."""
     return list(connection.execute(WITH_SLOTS).scalars())
+
+
+def with_remains(connection: Connection, jobs: Collection[str]) -> set[str]:
+    """Those of ``jobs`` of which runs wait or are dead, or whose slots are accounted for."""
+    return set(connection.execute(WITH_REMAINS, {"jobs": list(jobs)}).scalars())
 
 
 def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch: int = BATCH) -> list[int]:

@@ -7,7 +7,9 @@ from sqlalchemy import Connection, text
 
 from core.ledger.outbox import Parcel
 
-IS_DUE = "state IN ('queued', 'retrying') AND sent_at IS NULL AND due_at <= clock_timestamp()"
+IS_UNSENT = "state IN ('queued', 'retrying') AND sent_at IS NULL"
+#: A stable time here and below, so that an index leads to what is due, past all that is not.
+IS_DUE = f"{IS_UNSENT} AND due_at <= statement_timestamp()"
 IS_SENT = "state IN ('queued', 'retrying') AND sent_at IS NOT NULL"
 
 ANY_DUE = text(f"SELECT EXISTS (SELECT 1 FROM rota_runs WHERE {IS_DUE})")  # noqa: S608 — a constant
@@ -49,15 +51,17 @@ GIVE_BACK = text("""
 
 #: Queues with messages that were sent a while ago and have not been claimed.
 OVERDUE_QUEUES = text(f"""
-    SELECT DISTINCT queue FROM rota_runs WHERE {IS_SENT} AND sent_at < clock_timestamp() - CAST(:age AS interval)
+    SELECT DISTINCT queue FROM rota_runs WHERE {IS_SENT} AND sent_at < statement_timestamp() - CAST(:age AS interval)
 """)  # noqa: S608 — a constant
 
-#: Of those, what was sent before the oldest message that still waits on the queue; all, if none waits.
+#: Of those, what was sent before the oldest message that still waits on the queue; all, if none waits. That message's
+#: run may be over by hand and no longer marked as sent, or gone; nothing that was sent since is lost for it.
 FORGET_SENT = text("""
     UPDATE rota_runs SET sent_at = NULL
     WHERE state IN ('queued', 'retrying') AND queue = :queue
-      AND sent_at < clock_timestamp() - CAST(:age AS interval)
-      AND sent_at < coalesce((SELECT sent_at FROM rota_runs WHERE id = :oldest_waiting), clock_timestamp())
+      AND sent_at < statement_timestamp() - CAST(:age AS interval)
+      AND sent_at < CASE WHEN CAST(:oldest_waiting AS bigint) IS NULL THEN statement_timestamp()
+          ELSE (SELECT coalesce(sent_at, queued_at) FROM rota_runs WHERE id = :oldest_waiting) END
     RETURNING id
 """)
 

@@ -8,19 +8,20 @@ from sqlalchemy.orm import Session
 
 from core import settings
 
+#: A stable time in these, so that an index leads to what is old and no further.
 DELETE = text("""
     WITH batch AS MATERIALIZED (
-        SELECT id FROM rota_runs WHERE finished_at < clock_timestamp() - CAST(:kept AS interval)
+        SELECT id FROM rota_runs WHERE finished_at < statement_timestamp() - CAST(:kept AS interval)
         ORDER BY finished_at LIMIT :batch FOR UPDATE SKIP LOCKED
     )
     DELETE FROM rota_runs WHERE id IN (SELECT id FROM batch)
 """)
 
-DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < clock_timestamp() - CAST(:kept AS interval)")
+DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < statement_timestamp() - CAST(:kept AS interval)")
 
 DELETE_AUDIT = text("""
     WITH batch AS MATERIALIZED (
-        SELECT id FROM rota_audit WHERE at < clock_timestamp() - CAST(:kept AS interval)
+        SELECT id FROM rota_audit WHERE at < statement_timestamp() - CAST(:kept AS interval)
         ORDER BY at LIMIT :batch FOR UPDATE SKIP LOCKED
     )
     DELETE FROM rota_audit WHERE id IN (SELECT id FROM batch)

@@ -58,7 +58,8 @@ ACCOUNT = text("""
 IS_WAITING = "state = 'queued' AND slot IS NOT NULL"
 
 LATE_JOBS = text(f"""
-    SELECT DISTINCT job FROM rota_runs WHERE {IS_WAITING} AND slot < clock_timestamp() - CAST(:tolerance AS interval)
+    SELECT DISTINCT job FROM rota_runs
+    WHERE {IS_WAITING} AND slot < statement_timestamp() - CAST(:tolerance AS interval)
 """)  # noqa: S608 — a constant
 
 #: Slots that are queued and late: all but the newest of a job are recorded as missed, and those past their grace too.

@@ -14,6 +14,7 @@ from core import database as databases
 from core import every, job, redis_broker
 from core.broker import RedisCarrier
 from core.dispatcher import relay
+from core.dispatcher.loop import PLANS
 from core.dispatcher.orphans import LOOK_SECONDS, Orphanage, reason
 from core.dispatcher.slots import Accountant
 from core.ledger import orphans, releases, slots
@@ -24,6 +25,8 @@ from core.testing import registry_of
 from tests.support.eventually import eventually
 
 GRACE = 60.0
+#: Of the runs, in this transaction.
+ROWS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'rota_runs'"
 
 
 @job("work", overlap="allow")
@@ -170,6 +173,26 @@ class TestRuns:
 
         assert orphans.end(connection, "gone", "unknown") == []
         assert orphans.forget_slots(connection, "gone") is False
+
+    def test_what_is_over_of_a_job_that_is_gone_is_not_read_look_after_look(
+        self, orphanage, connection, database, ledger, start_process
+    ):
+        start_process(jobs=[work])
+        ledger.do(
+            "INSERT INTO rota_runs (job, queue, state, finished_at) "
+            "SELECT 'gone', 'default', 'succeeded', now() FROM generate_series(1, 5000)"
+        )
+        ledger.do("ANALYZE rota_runs")
+        fleet = releases.fleet(connection)
+        orphanage.look(connection, fleet, 0)
+        waiting = ledger.request("gone")
+        orphanage.look(connection, fleet, GRACE)
+        assert ledger.run(waiting).state == "orphaned"
+
+        with database.begin() as transaction:
+            transaction.exec_driver_sql(PLANS)
+            orphanage.look(transaction, fleet, 2 * GRACE)
+            assert transaction.exec_driver_sql(ROWS_READ).scalar_one() < 10
 
     def test_a_look_is_taken_every_few_seconds_only(self, look, ledger, start_process, orphanage):
         start_process(jobs=[work])

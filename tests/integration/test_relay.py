@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from core import database as databases
 from core import enqueue, job
 from core.dispatcher import relay
+from core.ledger import by_hand, orphans
 from core.testing import registry_of
 from tests.support.racing import race
 
@@ -198,6 +199,30 @@ class TestFindLost:
             sent_ago(ledger, run_id, 3600)
 
         assert find_lost() == 0
+
+    @pytest.mark.parametrize("end", ["dropped", "orphaned", "pruned"])
+    def test_a_backlog_behind_a_run_that_is_over_by_other_means_is_not_sent_again(
+        self, find_lost, relaying, send_due, ledger, service, end
+    ):
+        head, *backlog = [ledger.request() for _ in range(50)]
+        send_due()
+        ledger.do("UPDATE rota_runs SET queued_at = queued_at - interval '2 hours'")
+        for run_id in backlog:
+            sent_ago(ledger, run_id, 3600)
+        lost = ledger.request(queued_at="2020-01-01T00:00:00Z", sent_at="2020-01-01T00:00:00Z")
+
+        if end == "dropped":
+            by_hand.drop(relaying, [head])
+        elif end == "orphaned":
+            ledger.do("UPDATE rota_runs SET job = 'gone' WHERE id = :id", id=head)
+            ledger.do("DELETE FROM rota_processes")  # so that nobody knows it
+            orphans.end(relaying, "gone", "unknown")
+        else:
+            ledger.do("DELETE FROM rota_runs WHERE id = :id", id=head)
+
+        assert service.carrier.oldest_run("default") == (True, head)
+        assert find_lost() == (0 if end == "pruned" else 1)
+        assert unsent(ledger) == ([] if end == "pruned" else [head, lost])
 
     def test_a_message_of_the_fast_lane_at_the_head_does_not_hide_the_oldest_run(
         self, find_lost, send_due, ledger, service

@@ -1,12 +1,15 @@
 """A job that runs too long is interrupted at its soft limit, in Python and in PostgreSQL, within 2 s of it."""
 
+import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
 
-from core import TimeLimitExceeded, job
+from core import TimeLimitExceeded, execution, job, metrics
+from core.jobs import Job
 from tests.support.effects import leave
 
 LIMIT = timedelta(milliseconds=300)
@@ -98,3 +101,57 @@ def test_a_job_that_ends_at_its_very_limit_has_one_outcome(run_job, ledger):
 
     assert states <= {"succeeded", "dead"}
     assert all(row.error.startswith("TimeLimitExceeded") for row in ledger.runs("work") if row.state == "dead")
+
+
+class Exit:
+    """Stands in for the end of this process, which the job waits for; it is not ended."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.came = threading.Event()
+
+    def __call__(self, status: int) -> None:
+        self.status = status
+        self.came.set()
+
+    def awaiting(self) -> Job:
+        """A job that ignores its soft limit, and ends in time only for the hard one to have passed."""
+
+        def function(run):
+            with suppress(TimeLimitExceeded):
+                self.came.wait(10)
+            assert self.came.wait(10)
+
+        return limited(function, hard_limit=2 * LIMIT, max_retries=0)
+
+
+@pytest.fixture
+def exit(monkeypatch):
+    exit = Exit()
+    monkeypatch.setattr(execution.os, "_exit", exit)
+    monkeypatch.setattr(execution, "GIVE_UP_SECONDS", 1.0)  # the timer, which is left over
+    return exit
+
+
+def test_a_hard_limit_is_recorded_and_ends_the_process_though_metrics_cannot_be_written(run_job, exit, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(metrics, "run_ended", full)
+
+    row = run_job(exit.awaiting())
+
+    assert exit.status == execution.HARD_LIMIT_EXIT
+    assert (row.state, row.reason) == ("dead", "retries")
+    assert row.error.startswith("TimeLimitExceeded: hard limit")
+
+
+def test_a_hard_limit_ends_the_process_though_no_thread_can_be_had(run_job, exit, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+
+    run_job(exit.awaiting())
+
+    assert exit.status == execution.HARD_LIMIT_EXIT

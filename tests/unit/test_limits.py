@@ -257,6 +257,55 @@ def test_an_error_in_on_hard_does_not_stop_the_watcher(caplog: pytest.LogCapture
     assert "OSError: cannot do that" in caplog.text
 
 
+def refuse_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As Python does for a process that has too many."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_where_no_thread_can_be_had_to_cancel_the_job_is_interrupted_and_the_hard_limit_still_enforced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    over = threading.Event()
+    refuse_threads(monkeypatch, "rota-cancel")
+
+    def body() -> None:
+        with suppress(TimeLimitExceeded):
+            spin()
+        assert over.wait(PATIENCE)
+
+    hold(body, SOON, 2 * SOON, on_hard=over.set)
+
+    assert "can't start new thread" in caplog.text
+
+
+def test_a_watcher_that_could_not_be_started_is_started_for_the_next_job(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "_watcher", limits.Watcher())
+    with monkeypatch.context() as patch:
+        refuse_threads(patch, "rota-limits")
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            hold(never)
+
+    test_a_loop_in_python_is_interrupted_at_the_soft_limit()
+
+
+def test_whatever_goes_wrong_with_one_watch_the_others_are_enforced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "_interrupt", lambda _: explode())
+        hold(lambda: spin(0.1), SOON)
+
+    test_a_loop_in_python_is_interrupted_at_the_soft_limit()
+    assert "OSError: cannot do that" in caplog.text
+
+
 def test_a_shorter_limit_that_comes_later_wakes_the_sleeping_watcher():
     hold(test_a_loop_in_python_is_interrupted_at_the_soft_limit, FAR)
 

@@ -1,0 +1,87 @@
+"""What looks for the few runs that are due, late, lost or old finds them by an index, however many others there are."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from core import database as databases
+from core.dispatcher.loop import PLANS
+from core.ledger import agenda, relay, retention, slots
+
+#: Thousands that wait for tomorrow, that are on their way, that are slots in time, and that have just ended.
+FILL = [
+    "INSERT INTO rota_runs (job, queue, due_at) SELECT 'work', 'default', now() + interval '1 day' FROM {many}",
+    "INSERT INTO rota_runs (job, queue, sent_at) SELECT 'work', 'default', now() FROM {many}",
+    "INSERT INTO rota_runs (job, queue, key, slot, sent_at) SELECT 'work', 'default', n, now(), now() FROM {many}",
+    "INSERT INTO rota_runs (job, queue, state, finished_at) SELECT 'work', 'default', 'succeeded', now() FROM {many}",
+    "INSERT INTO rota_audit (actor, via, action, target) SELECT 'ann', 'cli', 'retry', n FROM {many}",
+    "INSERT INTO rota_pauses (scope, paused_by) SELECT 'job:' || n, 'ann' FROM {many}",
+]
+AGE = {"age": "5 seconds"}
+OLD = {"kept": timedelta(days=30), "batch": 5000}
+DISPATCHING = {
+    "agenda": (
+        "EXECUTE rota_agenda ('30 seconds', '5 seconds')",
+        {},
+        {"rota_runs_unsent", "rota_runs_late", "rota_runs_sent"},
+    ),
+    "any due": (relay.ANY_DUE.text, {}, {"rota_runs_unsent"}),
+    "take due": (relay.TAKE_DUE.text, {"jobs": ["work"], "batch": 500}, {"rota_runs_unsent"}),
+    "overdue": (relay.OVERDUE_QUEUES.text, AGE, {"rota_runs_sent"}),
+    "lost": (relay.FORGET_SENT.text, {**AGE, "queue": "default", "oldest_waiting": None}, {"rota_runs_sent"}),
+    "late": (slots.LATE_JOBS.text, {"tolerance": "30 seconds"}, {"rota_runs_late"}),
+}
+PRUNING = {
+    "runs": (retention.DELETE.text, "rota_runs_finished"),
+    "pauses": (retention.DELETE_PAUSES.text, "rota_pauses_until"),
+    "audit": (retention.DELETE_AUDIT.text, "rota_audit_at"),
+}
+
+
+@pytest.fixture
+def connection(database, ledger):
+    """A connection to a ledger that is full."""
+    for statement in FILL:
+        ledger.do(statement.format(many="generate_series(1, 3000) AS n"))
+    ledger.do("ANALYZE rota_runs, rota_audit, rota_pauses")
+    with databases.dedicated(database) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize(("statement", "parameters", "indexes"), DISPATCHING.values(), ids=DISPATCHING)
+def test_the_dispatcher_reads_no_further_than_what_is_due(connection, statement, parameters, indexes):
+    connection.exec_driver_sql(PLANS)
+    agenda.ask(connection, 30, 5)  # which prepares it
+
+    found = scans(connection, statement, parameters)
+
+    assert found.keys() >= indexes
+    for index in indexes:
+        assert_bounded(found[index])
+
+
+@pytest.mark.parametrize(("statement", "index"), PRUNING.values(), ids=PRUNING)
+def test_pruning_reads_no_further_than_what_is_old(connection, statement, index):
+    assert_bounded(scans(connection, statement, OLD)[index])
+
+
+def scans(connection, statement: str, parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nodes of a statement's plan that read an index, by its name."""
+    plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement}"), parameters).scalar_one()[0]["Plan"]
+    return {node["Index Name"]: node for node in nodes(plan) if "Index Name" in node}
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's node and all below it."""
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+def assert_bounded(scan: dict[str, Any]) -> None:
+    """Time is where the reading ends, and not what is asked of each row."""
+    assert "timestamp()" in scan["Index Cond"]
+    assert "timestamp()" not in scan.get("Filter", "")

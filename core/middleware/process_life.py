@@ -41,11 +41,11 @@ class ProcessLife(Middleware):
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         self.heartbeat = self._make_heartbeat(tuple(sorted(queues)))
         self.dispatcher = self._make_dispatcher()
-        self._watchdog = self._make_watchdog()
-        self._watchdog.start()
         self.heartbeat.start()
         self.heartbeat.registered.wait(timeout=2)
         self.dispatcher.start()
+        self._watchdog = self._make_watchdog()  # last, since a machine without room for it costs us no more then
+        self._watchdog.start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """The threads have ended, or their time is up: record what they have done, and hand back what is left."""

@@ -7,6 +7,7 @@ from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
+from core import isolated
 from core.dispatcher.loop import Dispatcher
 from core.heartbeat import Heartbeat
 from core.watchdog import Watchdog
@@ -54,5 +55,6 @@ class ProcessLife(Middleware):
             self.dispatcher.stop()
         if self.heartbeat is not None:
             self.heartbeat.stop()
+        isolated.end_all()
         if self._watchdog is not None:
             self._watchdog.stop()

@@ -5,8 +5,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import arguments, database, limits, logs, metrics, plugins
+from core import arguments, database, isolated, limits, logs, metrics, plugins
 from core.clock import Clock, system_clock
 from core.completions import Completion, Completions
 from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
@@ -320,8 +318,7 @@ class Executor:
 def isolate(job: Job, run_id: int) -> str:
     """Have a process of its own claim the run and work on it, so that nothing else dies with it; wait for its end."""
     logger.warning("run.isolated job=%s run=%s: processes died under it", job.name, run_id)
-    status = subprocess.run([sys.executable, "-m", "core.isolation", str(run_id)], check=False).returncode
-    return f"ended in isolation, exit status {status}"
+    return f"ended in isolation, exit status {isolated.work(run_id)}"
 
 
 def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:

@@ -1,11 +1,16 @@
 """One run, in a process that runs nothing else: ``python -m core.isolation RUN``.
 
 A worker starts it for a run under which processes have died before. If this one dies as well, the run is the cause, and
-is dead; runs that were only beside it when their process died come through here unharmed.
+is dead; runs that were only beside it when their process died come through here unharmed. If its worker dies or stops,
+it hands the run back uncounted, and leaves.
 """
 
 import logging
+import os
+import select
+import signal
 import sys
+import threading
 from datetime import timedelta
 
 from sqlalchemy import text
@@ -25,6 +30,7 @@ REGISTER_SECONDS = 30.0
 
 def main(run_id: int) -> None:
     """Claim the run and work on it. What it enqueues is sent as from any worker."""
+    asked_to_leave = listen()
     configured = settings.current()
     if configured.mode != "local":  # there, what it enqueues is taken from the ledger anyway
         from core import main as _carrier_attached  # noqa: F401
@@ -38,6 +44,7 @@ def main(run_id: int) -> None:
         lease=timedelta(seconds=configured.lease_seconds),
     )
     heartbeat.start()
+    threading.Thread(target=leave, args=(asked_to_leave, heartbeat), name="rota-leaving", daemon=True).start()
     watchdog = Watchdog(configured.lease_seconds)
     watchdog.start()
     if not heartbeat.registered.wait(REGISTER_SECONDS):
@@ -48,6 +55,26 @@ def main(run_id: int) -> None:
     executor.execute(plugins.current().job(name), run_id)
     heartbeat.stop()
     watchdog.stop()
+
+
+def listen() -> list[int]:
+    """What can be read from once this process is to leave: it was told so, or its worker has closed the pipe."""
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # the pipe is not for what the job starts
+    os.close(nothing)
+    told, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # the main thread, which would handle it, may be in a statement
+    return [pipe, told]
+
+
+def leave(asked: list[int], heartbeat: Heartbeat) -> None:
+    """Wait until this process is to leave; then hand back the run, and end whatever the job is doing."""
+    select.select(asked, [], [])
+    heartbeat.stop()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ LAYERS = [  # a module imports from its own line or from a line below it
     {"unread"},
     {"arguments", "hookspecs", "registry"},
     {"database", "jobs", "logs", "metric_files"},
-    {"gathering", "limits", "line", "metrics", "watchdog", "plugin_settings", "schedules", "settings"},
+    {"gathering", "isolated", "limits", "line", "metrics", "watchdog", "plugin_settings", "schedules", "settings"},
     {"clock", "errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

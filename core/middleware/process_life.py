@@ -7,6 +7,7 @@ from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
+from core import isolated
 from core.dispatcher.loop import Dispatcher
 from core.heartbeat import Heartbeat
 from core.redis_broker import RotaBroker
@@ -47,13 +48,13 @@ class ProcessLife(Middleware):
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         self.heartbeat = self._make_heartbeat(tuple(sorted(queues)))
         self.dispatcher = self._make_dispatcher()
-        self._watchdog = self._make_watchdog()
-        self._watchdog.start()
         if isinstance(broker, RotaBroker):
             self.heartbeat.on_registered = broker.wakeups.wake_all
         self.heartbeat.start()
         self.heartbeat.registered.wait(timeout=2)
         self.dispatcher.start()
+        self._watchdog = self._make_watchdog()  # last, since a machine without room for it costs us no more then
+        self._watchdog.start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """The threads have ended, or their time is up: record what they have done, and hand back what is left."""
@@ -62,5 +63,6 @@ class ProcessLife(Middleware):
             self.dispatcher.stop()
         if self.heartbeat is not None:
             self.heartbeat.stop()
+        isolated.end_all()
         if self._watchdog is not None:
             self._watchdog.stop()

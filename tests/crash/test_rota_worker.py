@@ -79,6 +79,34 @@ class TestStopping:
         assert (run.state, run.crashes, run.failures) == ("retrying", 0, 0)
         assert fleet.registered("worker") == []
 
+    def test_an_isolated_run_that_does_not_finish_is_handed_back_uncounted(self, make_fleet):
+        fleet = make_fleet(jobs="wait")
+        (run_id,) = fleet.request("wait")
+        fleet.suspect(run_id)
+        with supervised(fleet, "--grace", "4", processes=1) as worker:
+            alone = fleet.next_start()
+            assert alone.pid not in worker.pids()
+
+            assert worker.terminate() == 0
+            assert fleet.registered("isolated") == []
+        (run,) = fleet.runs("wait")
+        assert (run.state, run.reason, run.crashes, run.failures) == ("retrying", "its worker was stopped", 2, 0)
+
+    def test_an_isolated_run_finishes_within_the_grace(self, make_fleet):
+        fleet = make_fleet(jobs="wait")
+        (run_id,) = fleet.request("wait")
+        fleet.suspect(run_id)
+        with supervised(fleet, processes=1) as worker:
+            fleet.next_start()
+
+            worker.process.terminate()
+            eventually(lambda: "worker.stopping" in fleet.logs(), within=10)
+            fleet.go_on(run_id)
+
+            assert worker.process.wait(30) == 0
+        (run,) = fleet.runs("wait")
+        assert (run.state, run.attempt, run.crashes) == ("succeeded", 1, 2)
+
     def test_no_slot_is_late_over_two_deploys(self, make_fleet, record_property):
         """Old workers are told to stop, and new ones start, while a slot comes every second."""
         fleet = make_fleet(jobs="tick")
@@ -218,6 +246,25 @@ class TestLimits:
         assert sorted(start.job for start in again) == sorted(start.job for start in beside)
         assert {(run.crashes, run.failures) for run in fleet.runs("wait")} == {(0, 0)}
         assert len(fleet.effects("wait")) == 4
+
+    def test_an_isolated_run_whose_worker_ends_at_a_hard_limit_is_handed_back_uncounted(self, make_fleet):
+        fleet = make_fleet(jobs="stubborn,wait")
+        (run_id,) = fleet.request("wait")
+        fleet.suspect(run_id)
+        with supervised(fleet, processes=1, threads=4) as worker:
+            first = fleet.next_start()
+            fleet.request("stubborn")
+            assert fleet.next_start().job == "stubborn"
+
+            second = fleet.next_start(within=60)
+            fleet.go_on(run_id)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+
+            assert not psutil.pid_exists(first.pid)
+            assert second.pid not in worker.pids(), "it is suspected still"
+        (run,) = fleet.runs("wait")
+        assert (run.attempt, run.crashes, run.failures) == (2, 2, 0)
+        assert [effect.pid for effect in fleet.effects("wait")] == [second.pid]
 
     def test_a_message_past_its_hard_limit_is_a_dead_letter_and_runs_beside_it_start_elsewhere_uncounted(
         self, make_fleet

@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -89,13 +89,13 @@ class RedisCarrier:
         """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
         return self._broker.abandoned.clear(queue, fleet)
 
-    def recover(self, broker_id: str) -> None:
+    def recover(self, broker_id: str, queues: Iterable[str]) -> None:
         """Put back what a dead process had fetched. Raises redis.RedisError."""
-        self._broker.recover(broker_id)
+        self._broker.recover(broker_id, queues)
 
-    def maintain(self) -> None:
+    def maintain(self, queues: Iterable[str]) -> None:
         """Put back what silent processes had fetched. Raises redis.RedisError."""
-        self._broker.maintain()
+        self._broker.maintain(queues)
 
 
 def run_message(parcel: Parcel) -> Message[Any]:

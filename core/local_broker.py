@@ -88,8 +88,8 @@ class LocalCarrier:
         """There is nothing to clear."""
         return Counter()
 
-    def recover(self, broker_id: str) -> None:
+    def recover(self, broker_id: str, queues: Iterable[str]) -> None:
         """What a dead process had in memory is gone with it."""
 
-    def maintain(self) -> None:
+    def maintain(self, queues: Iterable[str]) -> None:
         """There is nothing to maintain."""

@@ -153,6 +153,6 @@ class Dispatcher(threading.Thread):
             return
         self._maintained_at = time.monotonic()
         try:
-            self._carrier.maintain()
+            self._carrier.maintain(self._fleet.queues)
         except redis.RedisError as error:
             logger.warning("dispatcher.no_maintenance: %s", error)

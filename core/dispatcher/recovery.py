@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable
 
 import redis
 from sqlalchemy import Connection
@@ -27,15 +28,15 @@ def recover(connection: Connection, carrier: DispatchCarrier, max_crashes: int) 
         metrics.reaped(dead.kind)
         logger.warning("process.reaped kind=%s id=%s name=%s: it died or fell silent", dead.kind, dead.id, dead.name)
         if dead.broker_id:
-            put_back(carrier, dead.broker_id)
+            put_back(carrier, dead.broker_id, dead.queues)
     for run in processes.hand_on(connection, max_crashes):
         metrics.run_ended(run.job, run.state)
         logger.warning("run.handed_on job=%s run=%s attempt=%s state=%s", run.job, run.run_id, run.attempt, run.state)
 
 
-def put_back(carrier: DispatchCarrier, broker_id: str) -> None:
+def put_back(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) -> None:
     """Put a dead process's messages back on their queues; without Redis there is nothing to put back."""
     try:
-        carrier.recover(broker_id)
+        carrier.recover(broker_id, queues)
     except redis.RedisError as error:
         logger.warning("dispatcher.not_put_back: %s", error)

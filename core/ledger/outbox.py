@@ -7,7 +7,7 @@ notification that went with the commit has the dispatcher send it.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -67,10 +67,10 @@ class DispatchCarrier(Carrier, Protocol):
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
         """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
 
-    def recover(self, broker_id: str) -> None:
+    def recover(self, broker_id: str, queues: Iterable[str]) -> None:
         """Put back what a dead process had fetched. Raises redis.RedisError."""
 
-    def maintain(self) -> None:
+    def maintain(self, queues: Iterable[str]) -> None:
         """Put back what silent processes had fetched. Raises redis.RedisError."""
 
 

@@ -56,7 +56,7 @@ REAP = text(f"""
     WHERE (expires_at <= clock_timestamp() OR {HAS_NO_LOCK})
         AND (started_at > pg_postmaster_start_time()
             OR clock_timestamp() > pg_postmaster_start_time() + interval '{RETURN_SECONDS} seconds')
-    RETURNING id, kind, name, broker_id, application
+    RETURNING id, kind, name, broker_id, queues, application
 """)  # noqa: S608 — constants
 
 #: The connection that a process has lost may not have noticed yet.
@@ -125,6 +125,8 @@ class Dead:
     kind: str
     name: str
     broker_id: str | None
+    #: Those it had consumed.
+    queues: tuple[str, ...]
 
 
 def register(connection: Connection, identity: Identity, lease: timedelta) -> int:
@@ -167,7 +169,7 @@ def reap(connection: Connection) -> list[Dead]:
     rows = connection.execute(REAP).all()
     if rows:
         connection.execute(DISCONNECT, {"applications": [row.application for row in rows]})
-    return [Dead(row.id, row.kind, row.name, row.broker_id) for row in rows]
+    return [Dead(row.id, row.kind, row.name, row.broker_id, tuple(row.queues)) for row in rows]
 
 
 def hand_on(connection: Connection, max_crashes: int) -> list[HandedOn]:

@@ -213,14 +213,18 @@ class RotaBroker(RedisBroker):
         pipe.ltrim(key, 0, MOST_TOKENS - 1)
         pipe.pexpire(key, TOKENS_LAST_MS)
 
-    def recover(self, broker_id: str) -> None:
-        """Put back at once what a dead process had fetched and not acknowledged."""
+    def recover(self, broker_id: str, queues: Iterable[str] = ()) -> None:
+        """Put back at once what a dead process had fetched and not acknowledged, of our queues and of ``queues``."""
         self.client.zadd(f"{self.namespace}:__heartbeats__", {broker_id: 0})
-        self.maintain()
+        self.maintain(queues)
 
-    def maintain(self) -> None:
-        """Put back what processes that are silent for a minute had fetched, and drop dead letters after a week."""
-        queue_names = [*self.queues, *self.delay_queues]
+    def maintain(self, queues: Iterable[str] = ()) -> None:
+        """Put back what processes that are silent for a minute had fetched, and drop dead letters after a week.
+
+        Of our queues, and of ``queues``, which others have.
+        """
+        known = {*self.queues, *queues}
+        queue_names = [*known, *map(dq_name, known)]
         pipe = self.client.pipeline(transaction=False)
         for queue_name in queue_names:
             self.maintain_queue(queue_name, pipe)

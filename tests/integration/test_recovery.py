@@ -198,7 +198,7 @@ class TestMessages:
         service, broker_id = dead_broker
         assert service.waiting() == 0
 
-        put_back(service.carrier, broker_id)
+        put_back(service.carrier, broker_id, ["default"])
 
         assert service.waiting() == 3
         assert not service.redis.exists(f"dramatiq:__acks__.{broker_id}.default")
@@ -217,14 +217,14 @@ class TestMessages:
     def test_those_of_a_living_process_are_left_alone(self, dead_broker):
         service, _ = dead_broker
 
-        put_back(service.carrier, "another-broker")
-        service.carrier.maintain()
+        put_back(service.carrier, "another-broker", ["default"])
+        service.carrier.maintain(["default"])
 
         assert service.waiting() == 0
 
     def test_without_redis_the_runs_are_handed_on_all_the_same(self, start_process, reaper, ledger, database, caplog):
         class Away:
-            def recover(self, broker_id):
+            def recover(self, broker_id, queues):
                 raise redis.ConnectionError("away on purpose")
 
         process = start_process(broker_id="its-broker")

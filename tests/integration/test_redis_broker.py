@@ -361,6 +361,20 @@ class TestRecover:
 
         heard.wait_for("fetched")
 
+    def test_it_is_put_back_on_a_queue_that_only_others_have(self, serve, hear, redis_url):
+        service = serve(hear)
+        client = connect(redis_url)
+        dead = type(service.broker)(client)
+        dead.declare_queue("theirs")
+        service.put(b"anything", "fetched", "theirs")
+        assert len(dead.do_fetch("theirs", 1)) == 1
+        assert service.waiting("theirs") == 0
+
+        service.broker.recover(dead.broker_id, ["theirs"])
+
+        assert service.waiting("theirs") == 1
+        client.close()
+
     def test_dead_letters_are_dropped_after_a_week(self, serve, hear):
         service = serve(hear)
         week_ms = 7 * 24 * 3600 * 1000

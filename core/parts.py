@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from core import database, logs, metrics, plugins, settings, unread
 from core.completions import Completions
 from core.dispatcher.direct import DirectTaker, Hands
-from core.dispatcher.loop import Dispatcher
+from core.dispatcher.loop import DEAF_SECONDS, Dispatcher
 from core.errors import RotaError
 from core.execution import Executor
 from core.heartbeat import Heartbeat, application_name, process_name
@@ -27,6 +27,9 @@ from core.settings import Settings
 from core.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+#: Where nothing goes through Redis, nobody steps down for want of it.
+FOREVER = float("inf")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Parts:
             resend_seconds=self.configured.resend_seconds,
             max_crashes=self.configured.max_crashes,
             orphan_seconds=self.configured.orphan_seconds,
+            deaf_seconds=FOREVER if self.configured.mode == "local" else DEAF_SECONDS,
         )
 
     def watchdog(self) -> Watchdog:

@@ -1,7 +1,7 @@
 """Who dispatches: whoever holds one PostgreSQL advisory lock, for as long as that connection lives.
 
 A leader whose process fell silent (paused, cut off) still holds the lock. Whoever waits for it closes that connection
-as soon as the leader's lease has expired, and the lock is free.
+as soon as the leader's lease has expired, and the lock is free. A leader that alone is cut off from Redis steps down.
 
 Two that both believe they lead would do no harm: every step is a conditional statement that only one can win.
 """
@@ -12,7 +12,7 @@ import select
 from dataclasses import dataclass
 
 from psycopg2.extensions import connection as DriverConnection
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from core.ledger.prepared import Prepared
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
@@ -44,6 +44,14 @@ ASK = Prepared(
     """,  # noqa: S608 — constants
 )
 
+#: Whether another worker lives that could lead.
+OTHERS = text("""
+    SELECT EXISTS (
+        SELECT 1 FROM rota_processes
+        WHERE kind = 'worker' AND expires_at > clock_timestamp()
+          AND application <> current_setting('application_name'))
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -66,6 +74,11 @@ def ask(connection: Connection) -> Answer:
     elif silent_leader is not None:
         logger.warning("dispatcher.deposed leader=%s: its process fell silent", silent_leader)
     return Answer(is_won, workers)
+
+
+def has_others(connection: Connection) -> bool:
+    """Whether other workers live, who wait to lead."""
+    return bool(connection.execute(OTHERS).scalar_one())
 
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:

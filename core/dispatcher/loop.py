@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 15.0
 #: How long to wait after an error, in seconds.
 AGAIN_SECONDS = 1.0
+#: A leader for whom Redis has been away for so long leaves it to another worker to lead, if there is one, in seconds.
+DEAF_SECONDS = 10.0
+#: How much longer than anybody else it then waits before it asks again, in seconds.
+GIVE_WAY_SECONDS = 2.0
 #: A statement that was planned while the ledger was small is planned anew when it is not; and by an index however many
 #: runs PostgreSQL expects to be due: of those that wait for tomorrow it expects as many as of those that are over.
 #: That makes a small table look costly to read, and is no reason to compile the statement.
@@ -50,6 +54,7 @@ class Dispatcher(threading.Thread):
         resend_seconds: float,
         max_crashes: int,
         orphan_seconds: float,
+        deaf_seconds: float = DEAF_SECONDS,
     ) -> None:
         super().__init__(name="rota-dispatcher", daemon=True)
         self._engine = engine
@@ -59,6 +64,9 @@ class Dispatcher(threading.Thread):
         self._resend_seconds = resend_seconds
         self._max_crashes = max_crashes
         self._orphan_seconds = orphan_seconds
+        self._deaf_seconds = deaf_seconds
+        #: When Redis was last known to be of use, or this became the leader.
+        self._heard_at = 0.0
         self._orphanage = Orphanage(registry, carrier, orphan_seconds)
         self._watch = Watch(registry)
         self._census = Census()
@@ -74,15 +82,17 @@ class Dispatcher(threading.Thread):
     def run(self) -> None:
         """Lead whenever nobody else does; errors are logged and survived."""
         while not self._stopping.is_set():
+            pause = AGAIN_SECONDS
             try:
                 with database.dedicated(self._engine) as connection:
                     self._stand(connection)
+                pause = self._every_seconds + GIVE_WAY_SECONDS
             except (DBAPIError, PoolTimeout, psycopg2.Error) as error:
                 self._complaint.say(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
             except Exception:  # a background loop outlives its errors
                 logger.exception("dispatcher.failed: going on")
             metrics.leading(False)
-            self._stopping.wait(AGAIN_SECONDS)
+            self._stopping.wait(pause)
 
     def stop(self, *, timeout_seconds: float = 10) -> None:
         """End the thread; another process's dispatcher takes over."""
@@ -100,18 +110,29 @@ class Dispatcher(threading.Thread):
         metrics.leading(True)
         self._orphanage = Orphanage(self._registry, self._carrier, self._orphan_seconds)
         self._watch = Watch(self._registry)
+        self._heard_at = time.monotonic()
         self._lead(connection, accountant)
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
+        """Pass after pass, until stopped or of less use here than elsewhere."""
         while not self._stopping.is_set():
             began = time.monotonic()
             self.pass_once(connection, accountant)
             self._complaint.withdraw()
             metrics.dispatched(time.monotonic() - began)
+            if self._is_deaf() and leadership.has_others(connection):
+                logger.warning("dispatcher.stepped_down: Redis is away from here; another worker may reach it")
+                return
             next_pass = began + self._every_seconds
             while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
                 if leadership.wait_for_runs(connection, remaining):
                     self._send_due(connection)
+
+    def _is_deaf(self) -> bool:
+        """Whether Redis has been away for a while; nobody but the leader sends retries, and what is handed on."""
+        if self._carrier.carries:
+            self._heard_at = time.monotonic()
+        return time.monotonic() >= self._heard_at + self._deaf_seconds
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
         """Everything the dispatcher is for, once: what there is to do, and now and then what is to be looked after."""

@@ -2,16 +2,17 @@
 
 from contextlib import ExitStack
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import text
 
 from core import database as databases
-from core import job
+from core import every, job
 from core.dispatcher import leadership
-from core.dispatcher.loop import Dispatcher
+from core.dispatcher.loop import DEAF_SECONDS, GIVE_WAY_SECONDS, Dispatcher
 from core.testing import registry_of
-from tests.support.eventually import eventually
+from tests.support.eventually import elapse, eventually
 from tests.support.racing import race
 
 
@@ -118,22 +119,23 @@ class TestDispatcher:
     def start(self, postgres_url, start_process, carrier):
         with ExitStack() as stack:
             names = iter(range(100))
-            carrier.recover = carrier.maintain = lambda *_: None
-            carrier.oldest_run = lambda _: (False, None)
-            carrier.queues_with_messages = set
 
-            def start():
+            def start(carrier=carrier, *, jobs=(work,), deaf_seconds=DEAF_SECONDS):
+                carrier.recover = carrier.maintain = lambda *_: None
+                carrier.oldest_run = lambda _: (False, None)
+                carrier.queues_with_messages = set
                 application = f"rota:dispatcher:{next(names)}"
                 engine = databases.connect(postgres_url, application=application)
                 process = start_process(application=application)
                 dispatcher = Dispatcher(
                     engine,
-                    registry_of(work),
+                    registry_of(*jobs),
                     carrier,
                     every_seconds=0.05,
                     resend_seconds=5,
                     max_crashes=3,
                     orphan_seconds=60,
+                    deaf_seconds=deaf_seconds,
                 )
                 stack.callback(databases.dispose, engine)
                 stack.callback(dispatcher.stop)
@@ -200,9 +202,59 @@ class TestDispatcher:
         assert eventually(lambda: carrier.parcels, within=5)
         assert ledger.value("SELECT sent_at - due_at FROM rota_runs") < timedelta(seconds=1)
 
+    def test_one_that_alone_is_cut_off_from_redis_steps_down_and_what_is_due_is_sent_by_another(
+        self, start, ledger, carrier, caplog
+    ):
+        cut_off, other = carrier, type(carrier)()
+        _, _, name = start(cut_off, deaf_seconds=0.3)
+        eventually(lambda: self.leaders(ledger) == [name], within=5)
+        _, _, others_name = start(other, deaf_seconds=0.3)
+
+        cut_off.carries = False
+        run_id = ledger.request(state="retrying", attempt=1)
+
+        assert eventually(lambda: [parcel.run_id for parcel in other.parcels], within=5) == [run_id]
+        assert self.leaders(ledger) == [others_name]
+        assert caplog.text.count("dispatcher.stepped_down") == 1
+        assert cut_off.parcels == []
+
+    def test_one_that_is_cut_off_from_redis_goes_on_leading_where_no_other_could(
+        self, start, start_process, ledger, database, carrier, caplog
+    ):
+        start_process(kind="scheduler")
+        start_process().expire(database)
+        carrier.carries = False
+        _, _, name = start(deaf_seconds=0.1)
+        eventually(lambda: self.leaders(ledger) == [name], within=5)
+
+        elapse(0.5)
+
+        assert self.leaders(ledger) == [name]
+        assert "dispatcher.stepped_down" not in caplog.text
+
+    def test_where_all_are_cut_off_from_redis_leadership_wanders_and_no_slot_is_late(
+        self, start, ledger, carrier, caplog
+    ):
+        caplog.set_level("INFO", "core.dispatcher.loop")
+        carrier.carries = False
+        for _ in range(2):
+            start(jobs=(tick,), deaf_seconds=GIVE_WAY_SECONDS + 0.2)
+
+        eventually(lambda: caplog.text.count("dispatcher.leading") > 2, within=20)
+
+        slots = ledger.rows("SELECT slot, queued_at FROM rota_runs ORDER BY slot")
+        steps = {after.slot - before.slot for before, after in pairwise(slots)}
+        assert steps == {timedelta(seconds=1)}
+        assert max(row.queued_at - row.slot for row in slots) < timedelta(seconds=2)
+
 
 @job("work")
 def work(run):
+    pass
+
+
+@job("tick", schedule=every(seconds=1))
+def tick(run):
     pass
 
 

@@ -1,6 +1,7 @@
 """What a job's function is handed: its session, the time, its arguments, and ways to checkpoint and to enqueue."""
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from core.ledger.leases import Lease
 
 LEASE = "rota.lease"
 FENCED = "rota.fenced"
+#: How often the progress of a run is logged, in seconds.
+PROGRESS_SECONDS = 10.0
 DRIVER_CONNECTION = "rota.driver_connection"
 
 
@@ -70,6 +73,8 @@ class Work:
     engine: Engine
     lease: Lease | None = None
     _session: JobSession | None = None
+    #: When its progress was last logged, or it began, by the monotonic clock.
+    _told_at: float = field(default_factory=time.monotonic)
 
     @property
     def session(self) -> JobSession:
@@ -93,6 +98,12 @@ class Work:
         if self._session is not None:
             with suppress(DBAPIError):
                 self._session.invalidate()
+
+    def tell(self, log: structlog.stdlib.BoundLogger, progress: str) -> None:
+        """Log how far it is, if that was not done a moment ago."""
+        if time.monotonic() >= self._told_at + PROGRESS_SECONDS:
+            self._told_at = time.monotonic()
+            log.info("run.progress %s", progress)
 
     def close(self) -> None:
         """Roll back what was not committed; a connection that is gone has rolled back by itself."""
@@ -125,16 +136,20 @@ class Run:
         return self.work.session
 
     def checkpoint(self, progress: Mapping[str, Any] | None = None, /) -> None:
-        """Commit what was done so far, and go on in a new transaction; ``progress`` is shown to people.
+        """Commit what was done so far, and go on in a new transaction.
 
-        Raises LeaseLost, having committed nothing, if another worker owns the run by now.
+        ``progress`` is for people: ``rota runs`` shows the latest, and the log has one in ten seconds. Raises
+        LeaseLost, having committed nothing, if another worker owns the run by now.
         """
         session, lease = self.work.session, self.work.lease
-        if lease is not None and progress is not None:
+        told = json.dumps(progress, default=str, allow_nan=False) if progress is not None else None
+        if lease is not None and told is not None:
             session.flush()
-            leases.hold(session, lease, json.dumps(progress, default=str, allow_nan=False))
+            leases.hold(session, lease, told)
             session.mark_fenced()
         session.commit()
+        if told is not None:
+            self.work.tell(self.log, told)
 
     def enqueue(
         self, job: str, *, key: str = "", args: Mapping[str, Any] | None = None, delay: timedelta = timedelta(0)

@@ -421,6 +421,7 @@ class TestTheReadmesPlugin:
             "version": "0.1.0",
             "state": "loaded",
             "jobs": ["send-due-reminders"],
+            "migrations": ["0001_reminders"],
             "error": None,
         }
 

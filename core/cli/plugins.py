@@ -20,10 +20,8 @@ def plugins(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [
-        (p["name"], p["distribution"], p["version"], p["state"], ", ".join(p["jobs"]), p["error"] or "") for p in found
-    ]
-    print_table(("plugin", "distribution", "version", "state", "jobs", "error"), rows)
+    headings = ("plugin", "distribution", "version", "state", "jobs", "migrations", "error")
+    print_table(headings, [in_a_row(plugin) for plugin in found])
 
 
 def described(plugin: Plugin) -> dict[str, Any]:
@@ -34,5 +32,18 @@ def described(plugin: Plugin) -> dict[str, Any]:
         "version": plugin.version,
         "state": plugin.state,
         "jobs": [] if plugin.error else [job.name for job in plugin.jobs],
+        "migrations": migrations(plugin),
         "error": plugin.error,
     }
+
+
+def migrations(plugin: Plugin) -> list[str]:
+    """The names of its revisions' files, in order; how far the database is, `rota db status` tells."""
+    return sorted(path.stem for path in plugin.migrations.glob("[!_]*.py")) if plugin.migrations else []
+
+
+def in_a_row(plugin: dict[str, Any]) -> tuple[Any, ...]:
+    """A plugin as a table tells it."""
+    named = (plugin[name] for name in ("name", "distribution", "version", "state"))
+    newest = plugin["migrations"][-1] if plugin["migrations"] else ""
+    return (*named, ", ".join(plugin["jobs"]), newest, plugin["error"] or "")

@@ -140,8 +140,9 @@ class TestPlugins:
     def test_lists_what_is_loaded(self, rota):
         (plugin,) = json.loads(rota("plugins", "--json").stdout)
 
-        assert set(plugin) == {"name", "distribution", "version", "state", "jobs", "error"}
+        assert set(plugin) == {"name", "distribution", "version", "state", "jobs", "migrations", "error"}
         assert (plugin["state"], plugin["jobs"]) == ("loaded", ["close-day", "tick", "by-hand", "fast"])
+        assert plugin["migrations"] == []
 
 
 class TestRuns:

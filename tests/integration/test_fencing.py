@@ -131,6 +131,19 @@ class TestAGoodLease:
         assert run_job(once(function)).state == "succeeded"
         assert ledger.effects() == ["first", "second"]
 
+    def test_progress_is_logged_but_not_at_every_checkpoint(self, run_job, monkeypatch, capsys):
+        def function(run):
+            run.checkpoint({"done": 1})
+            monkeypatch.setattr("core.run.PROGRESS_SECONDS", 0)
+            run.checkpoint({"done": 2})
+            run.checkpoint()
+
+        run_job(once(function))
+
+        told = [line for line in capsys.readouterr().out.splitlines() if "run.progress" in line]
+        assert len(told) == 1
+        assert '{"done": 2}' in told[0]
+
     def test_a_checkpoint_commits_a_batch_and_its_progress_at_once(self, run_job, ledger):
         seen = []
 

@@ -5,6 +5,7 @@ duplicate job names.
 import inspect
 import logging
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -91,13 +92,25 @@ def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[E
     """Load one plugin of ``points``; whatever goes wrong in it stays with it."""
     try:
         admission.require(point, points)
-        plugin = offers(manager, point.name, instantiate(point.load()))
+        plugin = offers(manager, point.name, instantiate(imported(point)))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         logger.debug("plugin.failed plugin=%s", point.name, exc_info=True)
         plugin = Plugin(point.name, "", "", error=f"{type(error).__name__}: {error}")
     return shipped(plugin, point)
+
+
+def imported(point: EntryPoint) -> Any:
+    """What an entry point names. Raises whatever importing it raises."""
+    try:
+        return point.load()
+    except AttributeError as error:
+        found = sys.modules.get(point.module)
+        if found is None or getattr(found, "__file__", None) or not hasattr(found, "__path__"):
+            raise
+        hint = f"the folder {next(iter(found.__path__))} hides it; rename that, or start elsewhere"
+        raise PluginError(f"{error}: {hint}") from error
 
 
 def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:

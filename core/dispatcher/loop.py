@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from core import database, metrics
 from core.dispatcher import leadership, relay
 from core.dispatcher.orphans import Orphanage
-from core.dispatcher.recovery import recover
+from core.dispatcher.recovery import Outage, recover
 from core.dispatcher.slots import TOLERANCE, Accountant, miss_late
 from core.dispatcher.watch import Watch
 from core.ledger import agenda, pauses, releases, slots
@@ -76,6 +76,7 @@ class Dispatcher(threading.Thread):
         #: Whether anything was paused at the last pass; the end of a pause is to be noticed.
         self._was_paused = True
         self._maintained_at = 0.0
+        self._outage = Outage()
         self._stopping = threading.Event()
         self._complaint = Complaint(logger)
 
@@ -85,9 +86,11 @@ class Dispatcher(threading.Thread):
             pause = AGAIN_SECONDS
             try:
                 with database.dedicated(self._engine) as connection:
+                    self._outage.end()
                     self._stand(connection)
                 pause = self._every_seconds + GIVE_WAY_SECONDS
             except (DBAPIError, PoolTimeout, psycopg2.Error) as error:
+                self._outage.goes_on(time.monotonic())
                 self._complaint.say(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
             except Exception:  # a background loop outlives its errors
                 logger.exception("dispatcher.failed: going on")
@@ -147,7 +150,7 @@ class Dispatcher(threading.Thread):
         self._maintain()
 
     def _work(self, connection: Connection, accountant: Accountant) -> None:
-        recover(connection, self._carrier, self._max_crashes)
+        recover(connection, self._carrier, self._max_crashes, self._outage.patience(time.monotonic()))
         self._fleet = self._census.fleet(connection)
         self._held = self._look_for_pauses(connection)
         accountant.account(connection, self._carrier)

@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
 
 import redis
 from sqlalchemy import Connection
@@ -10,6 +12,7 @@ from sqlalchemy import Connection
 from core import metrics
 from core.ledger import processes
 from core.ledger.outbox import DispatchCarrier
+from core.ledger.processes import RETURN_SECONDS
 
 #: What a process whose connection was cut takes to be there on another, generously. A death is noticed that much later.
 COME_BACK_SECONDS = 0.5
@@ -17,18 +20,58 @@ COME_BACK_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
-def recover(connection: Connection, carrier: DispatchCarrier, max_crashes: int) -> None:
+@dataclass(slots=True)
+class Outage:
+    """When this dispatcher was last without PostgreSQL, and for how long; times are monotonic seconds.
+
+    Nobody could renew a lease meanwhile, so whoever comes back does so with a lease that ran out long ago.
+    """
+
+    _began_at: float | None = None
+    _seconds: float = 0.0
+    _last_at: float = float("-inf")
+
+    def goes_on(self, now: float) -> None:
+        """PostgreSQL could not be asked."""
+        if self._began_at is None:
+            self._began_at = now
+        recent = self._seconds if self._is_recent(now) else 0.0  # a relapse makes it no shorter
+        self._seconds, self._last_at = max(now - self._began_at, recent), now
+
+    def end(self) -> None:
+        """PostgreSQL can be asked again."""
+        self._began_at = None
+
+    def patience(self, now: float) -> timedelta | None:
+        """How long ago a lease must have run out for its process to be dead; None: any process that seems so is."""
+        return timedelta(seconds=self._seconds + RETURN_SECONDS) if self._is_recent(now) else None
+
+    def _is_recent(self, now: float) -> bool:
+        return now - self._last_at < RETURN_SECONDS
+
+
+def recover(
+    connection: Connection, carrier: DispatchCarrier, max_crashes: int, patience: timedelta | None = None
+) -> None:
     """End the leases of dead processes, hand their runs on, and put back the messages they had fetched.
 
-    One that has just lost its lock is given a moment to come back.
+    One that has just lost its lock is given a moment to come back; after an outage of PostgreSQL all have
+    ``patience``, see ``Outage``.
     """
-    if processes.misses_any(connection):
+    if patience is None and processes.misses_any(connection):
         time.sleep(COME_BACK_SECONDS)
-    for dead in processes.reap(connection):
-        metrics.reaped(dead.kind)
-        logger.warning("process.reaped kind=%s id=%s name=%s: it died or fell silent", dead.kind, dead.id, dead.name)
-        if dead.broker_id:
-            put_back(carrier, dead.broker_id, dead.queues)
+    dead = processes.reap(connection, patience)
+    for each in dead:
+        metrics.reaped(each.kind)
+        logger.warning("process.reaped kind=%s id=%s name=%s: it died or fell silent", each.kind, each.id, each.name)
+    hand_on(connection, max_crashes)
+    for each in dead:
+        if each.broker_id and carrier.carries:
+            put_back(carrier, each.broker_id, each.queues)
+
+
+def hand_on(connection: Connection, max_crashes: int) -> None:
+    """Hand on the runs of dead processes, before Redis is asked anything: it may take long to answer."""
     for run in processes.hand_on(connection, max_crashes):
         metrics.run_ended(run.job, run.state)
         logger.warning("run.handed_on job=%s run=%s attempt=%s state=%s", run.job, run.run_id, run.attempt, run.state)

@@ -9,6 +9,9 @@ Some connections are cut while their process lives: by a firewall, a pooler, som
 a process notices at once, and takes its lock anew on another connection; so a lock is missed twice, a moment apart,
 before its process is taken for dead.
 
+When PostgreSQL itself is away, nobody can renew a lease, and when it is back, perhaps as a standby that was promoted,
+no process has its lock. A dispatcher that was cut off as well gives them time to come back.
+
 Reaping deletes the row, which ends all leases of the process at once; closes whatever connections it still has, so that
 a paused process's row locks do not outlive its lease; and hands its runs on. A process that has registered anew by then
 is not paused, and keeps its connections: what it still does for its old leases cannot be committed.
@@ -25,8 +28,8 @@ LOCK_SPACE = 0x524F5441
 LEADER_LOCK = 0
 MIGRATION_LOCK = -1
 
-#: When PostgreSQL itself was restarted, every lock is gone and nobody could renew a lease: its processes have this long
-#: to come back, and to hand on their runs themselves, before they are taken for dead. In seconds.
+#: When PostgreSQL itself was restarted or away, every lock is gone and nobody could renew a lease: its processes have
+#: this long to come back, and to hand on their runs themselves, before they are taken for dead. In seconds.
 RETURN_SECONDS = 15
 
 NEXT_ID = text("SELECT nextval('rota_process_ids')")
@@ -53,7 +56,8 @@ MISSED = text(f"""
 """)  # noqa: S608 — a constant
 REAP = text(f"""
     DELETE FROM rota_processes AS process
-    WHERE (expires_at <= clock_timestamp() OR {HAS_NO_LOCK})
+    WHERE CASE WHEN CAST(:patience AS interval) IS NULL THEN expires_at <= clock_timestamp() OR {HAS_NO_LOCK}
+               ELSE expires_at <= clock_timestamp() - CAST(:patience AS interval) END
         AND (started_at > pg_postmaster_start_time()
             OR clock_timestamp() > pg_postmaster_start_time() + interval '{RETURN_SECONDS} seconds')
     RETURNING id, kind, name, broker_id, queues, application
@@ -164,9 +168,12 @@ def misses_any(connection: Connection) -> bool:
     return bool(connection.execute(MISSED).scalar_one())
 
 
-def reap(connection: Connection) -> list[Dead]:
-    """End the leases of every process that died or fell silent, and close its connections."""
-    rows = connection.execute(REAP).all()
+def reap(connection: Connection, patience: timedelta | None = None) -> list[Dead]:
+    """End the leases of every process that died or fell silent, and close its connections.
+
+    With ``patience`` only of those whose lease ran out longer ago than that; they may have lost their locks.
+    """
+    rows = connection.execute(REAP, {"patience": patience}).all()
     if rows:
         connection.execute(DISCONNECT, {"applications": [row.application for row in rows]})
     return [Dead(row.id, row.kind, row.name, row.broker_id, tuple(row.queues)) for row in rows]

@@ -4,7 +4,8 @@ import pytest
 
 from core import database
 from tests.crash.test_postgres_troubles import assert_all_end_once, succeeded
-from tests.support.eventually import eventually
+from tests.support.eventually import elapse, eventually
+from tests.support.fleet import is_of_group
 from tests.support.standby import Standby, either
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
@@ -39,3 +40,39 @@ def test_work_goes_on_with_a_standby_that_is_promoted(make_fleet, own_postgres, 
     record_property("seconds_after_promotion", (fleet.now() - promoted_at).total_seconds())
     assert_all_end_once(fleet, RUNS)
     assert [worker.poll() for worker in workers] == [None, None]
+
+
+def test_long_runs_are_no_crashes_of_the_workers_that_come_back(make_fleet, own_postgres, standby):
+    """Away for longer than a lease, and one worker comes back later than the one that leads; one never does."""
+    fleet = make_fleet(jobs="wait", postgres_url=own_postgres.url)
+    standby.start()
+    environ = {
+        "DATABASE_URL": either(own_postgres, standby),
+        "ROTA_LEASE_SECONDS": "3",
+        "ROTA_HEARTBEAT_SECONDS": "0.5",
+    }
+    workers = fleet.together(*[lambda: fleet.worker(threads=2, **environ)] * 3)
+    run_ids = fleet.request("wait", 6)
+    started = fleet.next_starts(6)
+    prompt, late, dead = workers
+    lost = {start.run_id for start in started if fleet.group_of(start.pid) is dead}
+    assert 0 < len(lost) < 6
+
+    fleet.pause(late)
+    own_postgres.kill()
+    fleet.kill(dead)
+    elapse(5)
+    standby.promote()
+    database.dispose(fleet.engine)
+    fleet.engine = database.connect(standby.url)
+    eventually(lambda: fleet.registered("worker", prompt), within=20)
+    assert is_of_group(fleet.leader(), prompt.pid)
+    elapse(3)
+    fleet.wake(late)
+
+    for run_id in run_ids:
+        fleet.go_on(run_id)
+    eventually(lambda: {run.state for run in fleet.runs("wait")} == {"succeeded"}, within=60)
+    assert {run.id: run.crashes for run in fleet.runs("wait")} == {run_id: run_id in lost for run_id in run_ids}
+    assert sorted(effect.run_id for effect in fleet.effects("wait")) == run_ids
+    assert [prompt.poll(), late.poll()] == [None, None]

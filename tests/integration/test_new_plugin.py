@@ -122,6 +122,39 @@ def test_the_walk_of_the_documentation_goes_as_it_is_told(tmp_path, environment)
     assert not [line for line in lines if not any(one.startswith(line) for one in said)], done.stdout + done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_plugin_of_the_readme_goes_as_it_is_told(tmp_path, environment):
+    """Files and commands are the README's; a service runs beside them, as `make run` would have it."""
+    section = (ROOT / "README.md").read_text().partition("## Write a plugin in five minutes\n")[2].partition("\n## ")[0]
+    for body in blocks(section, "toml") + blocks(section, "python"):
+        path = tmp_path / "rota-reminders" / body.partition("\n")[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(body)
+    install, use = blocks(section, "sh")
+    walked = Environment(tmp_path / "venv")
+    environ = {**os.environ, **OFFLINE, "PATH": f"{walked.bin}{os.pathsep}{os.environ['PATH']}"}
+
+    def bash(commands: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=tmp_path / "rota-reminders", env=environ, capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    told = bash(install)
+    assert "1 passed" in told
+    assert "send-due-reminders" in told
+    bash("rota db upgrade")
+    environ["SCHEDULER_MODE"] = "local"
+    with subprocess.Popen([walked.bin / "rota", "worker", "--threads", "2"], cwd=tmp_path, env=environ) as service:
+        try:
+            assert bash(use).count("succeeded") == 2
+        finally:
+            service.terminate()
+
+
 def blocks(text: str, language: str) -> list[str]:
     """The bodies of the fenced blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from core import database as databases
 from core import job
-from core.dispatcher.recovery import put_back, recover
+from core.dispatcher.recovery import Outage, put_back, recover
 from core.ledger import processes
 from core.ledger.processes import Identity
 from core.redis_broker import RotaBroker, connect
@@ -56,6 +56,17 @@ class TestReap:
             start_process()
 
         assert processes.reap(reaper) == []
+
+    def test_with_patience_neither_a_lost_lock_nor_a_lease_that_has_just_run_out_is_a_death(
+        self, start_process, reaper, ledger, database
+    ):
+        cut, silent, long_silent = start_process(), start_process(), start_process(lease=-timedelta(seconds=16))
+        cut.die()
+        silent.expire(database)
+        eventually(lambda: processes.misses_any(reaper), within=3, every=0.01)
+
+        assert [found.id for found in processes.reap(reaper, timedelta(seconds=15))] == [long_silent.id]
+        assert {found.id for found in processes.reap(reaper)} == {cut.id, silent.id}
 
     def test_a_process_that_resigned_leaves_nothing_to_reap(self, start_process, reaper, ledger):
         process = start_process()
@@ -121,6 +132,39 @@ class TestReap:
         assert handed_on.run_id == run_id
         held.invalidate()
         held.close()
+
+
+class TestOutage:
+    """How long processes have to come back after PostgreSQL was away."""
+
+    def test_without_one_nobody_waits(self):
+        assert Outage().patience(1000) is None
+
+    def test_after_one_leases_may_have_run_out_while_it_lasted_and_for_a_while_more(self):
+        outage = Outage()
+        for now in (100, 101, 160):
+            outage.goes_on(now)
+        outage.end()
+
+        assert outage.patience(161) == timedelta(seconds=60 + processes.RETURN_SECONDS)
+        assert outage.patience(160 + processes.RETURN_SECONDS) is None
+
+    def test_a_relapse_makes_it_no_shorter(self):
+        outage = Outage()
+        for now in (100, 160):
+            outage.goes_on(now)
+        outage.end()
+        outage.goes_on(162)
+
+        assert outage.patience(163) == timedelta(seconds=60 + processes.RETURN_SECONDS)
+
+    def test_connections_that_are_cut_for_ever_put_no_death_off_for_ever(self):
+        outage = Outage()
+        for now in range(100, 1000, 10):
+            outage.goes_on(now)
+            outage.end()
+
+        assert outage.patience(1000) == timedelta(seconds=processes.RETURN_SECONDS)
 
 
 class TestHandOn:
@@ -223,9 +267,14 @@ class TestMessages:
         assert service.waiting() == 0
 
     def test_without_redis_the_runs_are_handed_on_all_the_same(self, start_process, reaper, ledger, database, caplog):
+        states = []
+
         class Away:
+            carries = True
+
             def recover(self, broker_id, queues):
-                raise redis.ConnectionError("away on purpose")
+                states.append(ledger.run(run_id).state)
+                raise redis.ConnectionError("away on purpose, after a long while")
 
         process = start_process(broker_id="its-broker")
         run_id = process.lease(database, ledger.request()).run_id
@@ -235,3 +284,20 @@ class TestMessages:
 
         assert ledger.run(run_id).state == "retrying"
         assert "dispatcher.not_put_back" in caplog.text
+        assert states == ["retrying"], "the runs come first"
+
+    def test_a_redis_that_is_known_to_be_away_is_not_asked(self, start_process, reaper, ledger, database, caplog):
+        class KnownToBeAway:
+            carries = False
+
+            def recover(self, broker_id):
+                raise redis.ConnectionError("away on purpose")
+
+        process = start_process(broker_id="its-broker")
+        run_id = process.lease(database, ledger.request()).run_id
+        process.expire(database)
+
+        recover(reaper, KnownToBeAway(), 3)
+
+        assert ledger.run(run_id).state == "retrying"
+        assert "dispatcher.not_put_back" not in caplog.text

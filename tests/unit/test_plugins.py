@@ -547,3 +547,14 @@ def test_a_setting_that_a_plugin_left_behind_is_told_and_keeps_no_process_from_s
     assert "setting.unknown ROTA_INVOICES_TOKEN is not a setting" in started.stderr
     assert "ROTA_UNLICENSED_TOKEN" not in started.stderr
     assert "hunter2" not in started.stderr
+
+
+def test_a_folder_that_hides_a_plugin_is_named(tmp_path, monkeypatch):
+    """A project's folder, beside which a process starts, comes before what pip installed from it for editing."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hidden_plugin_of_a_test").mkdir()
+
+    error = error_of(EntryPoint("hidden", "hidden_plugin_of_a_test:Hidden", plugins.GROUP))
+
+    assert f"the folder {tmp_path / 'hidden_plugin_of_a_test'} hides it" in error
+    sys.modules.pop("hidden_plugin_of_a_test", None)

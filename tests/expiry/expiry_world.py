@@ -45,6 +45,27 @@ def check_points(connection: Connection) -> list[tuple[str, ...]]:
     return [tuple(row) for row in connection.execute(WRONG_POINTS)]
 
 
+#: Lots that are due, and their users one after the other.
+GRANT = """
+    INSERT INTO expiry_point_balances SELECT n, 0 FROM generate_series(0, :users - 1) AS n;
+    INSERT INTO expiry_point_lots (user_id, points, remaining, granted_at, expires_at)
+    SELECT n * :users / :lots, 1 + mod(n, 7), 1 + mod(n, 7),
+           now() - interval '60 days', now() - random() * interval '30 days'
+    FROM generate_series(0, :lots - 1) AS n;
+    INSERT INTO expiry_point_entries (user_id, lot_id, kind, points, created_at)
+    SELECT user_id, id, 'granted', points, granted_at FROM expiry_point_lots;
+    UPDATE expiry_point_balances AS balance SET points = granted.points
+    FROM (SELECT user_id, sum(points) AS points FROM expiry_point_lots GROUP BY 1) AS granted
+    WHERE granted.user_id = balance.user_id;
+"""
+
+
+def grant_in_bulk(connection: Connection, lots: int, users: int) -> None:
+    """Make so many lots of points that are due, those of one user beside each other."""
+    connection.execute(text(GRANT), {"lots": lots, "users": users})
+    connection.exec_driver_sql("ANALYZE")
+
+
 @dataclass(frozen=True)
 class Subject:
     """One of the four sweeps."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from expiry_world import check_points
+from expiry_world import check_points, grant_in_bulk
 from sqlalchemy import text
 
 from tests.support.eventually import eventually
@@ -13,19 +13,6 @@ from tests.support.fleet import Fleet, fleet
 pytestmark = pytest.mark.crash
 
 LOTS, USERS = 60_000, 500
-FILL = f"""
-    INSERT INTO expiry_point_balances SELECT n, 0 FROM generate_series(0, {USERS - 1}) AS n;
-    INSERT INTO expiry_point_lots (user_id, points, remaining, granted_at, expires_at)
-    SELECT mod(n, {USERS}), 1 + mod(n, 7), 1 + mod(n, 7),
-           now() - interval '60 days', now() - random() * interval '30 days'
-    FROM generate_series(1, {LOTS}) AS n;
-    INSERT INTO expiry_point_entries (user_id, lot_id, kind, points, created_at)
-    SELECT user_id, id, 'granted', points, granted_at FROM expiry_point_lots;
-    UPDATE expiry_point_balances AS balance SET points = granted.points
-    FROM (SELECT user_id, sum(points) AS points FROM expiry_point_lots GROUP BY 1) AS granted
-    WHERE granted.user_id = balance.user_id;
-    ANALYZE;
-"""
 JOB = "check-expired-points"
 
 
@@ -39,7 +26,7 @@ def workers(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Fleet
 
 def test_a_sweep_killed_in_the_middle_is_finished_by_another_worker(workers: Fleet):
     with workers.engine.begin() as connection:
-        connection.exec_driver_sql(FILL)
+        grant_in_bulk(connection, LOTS, USERS)
     worker = workers.worker("--queues", "expiry")
     (run_id,) = workers.request(JOB, queue="expiry")
 

@@ -1,0 +1,140 @@
+"""Every sweep of expiry and maintenance: run by four workers at once, killed with -9 in the middle, and run again."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from core import plugins
+from core.enqueue import enqueue_many
+from core.ledger import slots
+from core.ledger.slots import Watermark
+from core.testing import create_database, drop_database
+from tests.support.eventually import eventually
+from tests.support.fleet import Fleet, fleet
+from tests.support.sweeps import IMAGES_PER_RUN, SWEEPS, WORKERS, Scene, Sweep
+
+pytestmark = pytest.mark.crash
+
+NAME = "test_every_sweep_killed"
+
+
+@pytest.fixture(scope="module")
+def started(template, embedded, tmp_path_factory) -> Iterator[Scene]:
+    """One database, Redis and upload root for all sweeps, and workers who are kept until they are killed."""
+    url, folder = create_database(template, NAME, template=True), tmp_path_factory.mktemp("sweeps")
+    root = folder / "uploads"
+    root.mkdir()
+    environ = {
+        "ROTA_MAINTENANCE_UPLOAD_ROOT": str(root),
+        "ROTA_MAINTENANCE_TEMP_IMAGES_PER_RUN": str(IMAGES_PER_RUN),
+        "ROTA_DISPATCH_SECONDS": "0.2",
+    }
+    with fleet(folder, url, embedded[1].url, jobs="none", environ=environ) as service:
+        service.redis.flushall()
+        account_for_slots(service)
+        yield Scene(service, root)
+    drop_database(template, NAME)
+
+
+@pytest.fixture
+def scene(started: Scene) -> Scene:
+    """The scene without anything of an earlier sweep, and with all its workers."""
+    started.empty()
+    started.staff()
+    return started
+
+
+def account_for_slots(service: Fleet) -> None:
+    """Have no slot come due while the tests run: who works on what is for them to say."""
+    tomorrow = service.now() + timedelta(days=1)
+    scheduled = plugins.current().scheduled()
+    with service.engine.begin() as connection:
+        slots.account(connection, {job.name: Watermark(str(job.schedule), tomorrow) for job in scheduled})
+
+
+def test_no_sweep_is_forgotten():
+    ours = {name for name, plugin in plugins.current().owners.items() if plugin.name in {"expiry", "maintenance"}}
+
+    assert ours == set(SWEEPS)
+
+
+@pytest.mark.parametrize("job", SWEEPS)
+def test_four_workers_killed_in_the_middle_of_a_sweep_are_followed_by_others_who_finish_it(scene: Scene, job: str):
+    sweep = SWEEPS[job]
+    sweep.fill(scene)
+    untouched = sweep.untouched(scene)
+
+    run_ids, left = kill_in_the_middle(scene, sweep, lambda: request_at_once(scene, job), held=WORKERS)
+    scene.staff()
+    runs = finished(scene, run_ids)
+
+    assert {(run.state, run.attempt, run.crashes, run.failures) for run in runs} == {("succeeded", 2, 1, 0)}
+    assert_done(scene, sweep, untouched)
+    assert not sweep.counts or sum(run.result[count] for run in runs for count in sweep.counts) == left
+
+
+@pytest.mark.parametrize("job", ["check-expired-points", "cleanup-completed-task-files"])
+def test_of_four_runs_by_the_jobs_own_rule_three_are_skipped_and_the_killed_one_is_finished(scene: Scene, job: str):
+    sweep = SWEEPS[job]
+    sweep.fill(scene)
+    untouched = sweep.untouched(scene)
+
+    run_ids, left = kill_in_the_middle(scene, sweep, lambda: request_by_rule(scene, job), held=1)
+    scene.staff()
+    runs = finished(scene, run_ids)
+
+    ended = sorted((run.state, run.reason, run.attempt, run.crashes) for run in runs)
+    assert ended == [("skipped", "overlap", 0, 0)] * 3 + [("succeeded", None, 2, 1)]
+    assert_done(scene, sweep, untouched)
+    assert sum(run.result[count] for run in runs if run.result for count in sweep.counts) == left
+
+
+def request_at_once(scene: Scene, job: str) -> list[int]:
+    """Request four runs that may overlap, unlike those that the schedule makes: all of them are worked on at once."""
+    return scene.fleet.request(job, WORKERS, queue=plugins.current().job(job).queue)
+
+
+def request_by_rule(scene: Scene, job: str) -> list[int]:
+    """Request four runs as an application does; return when all but one of them are skipped."""
+    with Session(scene.fleet.engine) as session, session.begin():
+        run_ids = enqueue_many(session, job, [{}] * WORKERS)
+    eventually(lambda: [run.state for run in runs_of(scene, run_ids)].count("skipped") == WORKERS - 1, within=20)
+    return run_ids
+
+
+def kill_in_the_middle(
+    scene: Scene, sweep: Sweep, request: Callable[[], list[int]], *, held: int
+) -> tuple[list[int], int]:
+    """Have all workers killed when so many of them are in the middle; return the runs, and how much work is left."""
+    all_of_it = sweep.left(scene)
+    with scene.gate(sweep.gate):
+        run_ids = request()
+        scene.wait_until_held(held)
+        scene.kill()
+    scene.wait_until_disconnected()
+    left = sweep.left(scene)
+    assert 0 < left < all_of_it, "they were not killed in the middle"
+    assert sweep.torn(scene) == []
+    return run_ids, left
+
+
+def runs_of(scene: Scene, run_ids: list[int]) -> list[Any]:
+    """These runs."""
+    return scene.fleet.rows("SELECT * FROM rota_runs WHERE id = ANY(:ids)", ids=run_ids)
+
+
+def finished(scene: Scene, run_ids: list[int]) -> list[Any]:
+    """These runs, once they are over."""
+    eventually(lambda: all(run.finished_at for run in runs_of(scene, run_ids)), within=60)
+    return runs_of(scene, run_ids)
+
+
+def assert_done(scene: Scene, sweep: Sweep, untouched: tuple[Any, ...]) -> None:
+    """All is as one run that nobody interrupted would have left it."""
+    assert sweep.left(scene) == 0
+    assert scene.fleet.rows(sweep.wrong) == []
+    assert sweep.torn(scene) == []
+    assert sweep.untouched(scene) == untouched

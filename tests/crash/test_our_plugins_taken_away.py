@@ -16,12 +16,15 @@ from tests.support.wheels import PLUGINS, build, wheel_of
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
 
 FOLDERS = {folder.name: folder for folder in PLUGINS}
+EVERYTHING = dict.fromkeys(FOLDERS, "loaded")
 WAYS = ("uninstalled", "disabled", "broken")
 LONGEST = 60
 REQUEST = text("""
     INSERT INTO rota_runs (job, queue, key, exclusive) SELECT job, :queue, :key, false FROM unnest(:jobs) AS job
     RETURNING id
 """)
+#: DOMAIN: the business retired these; the old system's second scheduler went on running them.
+RETIRED = ["auto-complete-expired-time-slot-tasks", "check-and-end-activities", "auto-generate-future-time-slots"]
 CHECKED = {"uninstalled": None, "disabled": "info", "broken": "wrong", "loaded": "ok"}
 
 
@@ -60,24 +63,42 @@ class Marketplace(Service):
         """The jobs whose slots the dispatcher accounts for."""
         return {row.job for row in self.fleet.rows("SELECT job FROM rota_schedules")}
 
+    def jobs_on_paths(self) -> dict[str, set[str]]:
+        """The jobs that each path knows of."""
+        actors, periodic = self.actors_and_periodic()
+        return {
+            "scheduler and workers": actors,
+            "scheduler, schedules": periodic,
+            "local mode": self.local_actors(),
+            "dispatcher, whom to send": self.known(),
+            "dispatcher, slots": self.slots(),
+            "rota jobs": self.jobs(),
+            "metrics": self.measured(),
+        }
+
+    def measured(self, *, orphaned: bool = False) -> set[str]:
+        """The jobs of which the metrics tell anything but that runs were orphaned; or those of which they tell that."""
+        lines = [line for line in self.metrics().splitlines() if ('status="orphaned"' in line) == orphaned]
+        return set(re.findall(r'task="([^"]+)"', "\n".join(lines)))
+
     def paths(self) -> dict[str, set[str]]:
         """The plugins that each path knows of, by their jobs, queues and tables."""
         checked = {answer["name"] for answer in self.json("check", "--live")["checks"]}
-        done = [line for line in self.metrics().splitlines() if "orphaned" not in line]
         return {
-            "scheduler and workers": owners(self.actors()),
-            "dispatcher, whom to send": owners(self.known()),
-            "dispatcher, slots": owners(self.slots()),
-            "rota jobs": owners(self.jobs()),
+            **{path: owners(jobs) for path, jobs in self.jobs_on_paths().items()},
             "rota check, queues": FOLDERS.keys() & {name.removeprefix("workers on ") for name in checked},
             "rota check, tables": FOLDERS.keys() & {name.removeprefix("tables of ") for name in checked},
-            "metrics": owners(re.findall(r'task="([^"]+)"', "\n".join(done))),
         }
 
     def outcomes(self) -> dict[str, str | None]:
         """What ``rota check`` says of each plugin."""
         answers = {answer["name"]: answer["outcome"] for answer in self.json("check")["checks"]}
         return {name: answers.get(f"plugin {name}") for name in FOLDERS}
+
+
+def each_another_way(number: int) -> dict[str, str]:
+    """Each plugin away in another way; in three such numbers each in every way."""
+    return dict(zip(FOLDERS, WAYS[number:] + WAYS[:number], strict=True))
 
 
 def distribution(name: str) -> str:
@@ -95,20 +116,32 @@ def owners(jobs: Iterable[str]) -> set[str]:
     return found & FOLDERS.keys()
 
 
-def test_each_plugin_of_this_repository_leaves_every_path_by_every_way_and_comes_back(make_plain_service, tmp_path):
-    """The settings of ``maintenance`` stay in the environment all the while, as they would in a unit file."""
-    (tmp_path / "uploads").mkdir()
-    environ = {"ROTA_MAINTENANCE_UPLOAD_ROOT": str(tmp_path / "uploads")}
-    service = make_plain_service(Marketplace, environ=environ)
-    everything = dict.fromkeys(FOLDERS, "loaded")
-    service.bring(everything)
+@pytest.fixture
+def make_marketplace(make_plain_service, tmp_path):
+    """A service with every plugin of this repository.
+
+    The settings of ``maintenance`` stay in the environment all the while, as they would in a unit file.
+    """
+
+    def make(**options) -> Marketplace:
+        (tmp_path / "uploads").mkdir()
+        environ = {"ROTA_MAINTENANCE_UPLOAD_ROOT": str(tmp_path / "uploads")}
+        service = make_plain_service(Marketplace, environ=environ, **options)
+        service.bring(EVERYTHING)
+        return service
+
+    return make
+
+
+def test_each_plugin_of_this_repository_leaves_every_path_by_every_way_and_comes_back(make_marketplace):
+    service = make_marketplace()
     there = service_with_all_paths(service, "first")
     assert there == {path: set(FOLDERS) for path in there}
 
     left = []
     for number in range(len(WAYS)):
         service.stop()
-        how = dict(zip(FOLDERS, WAYS[number:] + WAYS[:number], strict=True))
+        how = each_another_way(number)
         service.bring(how)
         ids = service.request(f"left-{number}")
         service.start()
@@ -125,13 +158,34 @@ def test_each_plugin_of_this_repository_leaves_every_path_by_every_way_and_comes
         left += ids
 
     service.stop()
-    service.bring(everything)
+    service.bring(EVERYTHING)
     back = service_with_all_paths(service, "back")
     assert back == there
     for name in FOLDERS:
         adopted = service.rota("orphans", "adopt", "--plugin", name, "--yes")
         assert adopted.returncode == 0, adopted.stderr
     eventually(lambda: service.all_are("succeeded", left), within=LONGEST)
+
+
+@pytest.mark.parametrize(("path", "number"), [("local", 0), ("auto", 1)])
+def test_what_plugins_that_are_away_have_left_is_on_no_path_without_redis_either(
+    make_marketplace, own_redis, path, number
+):
+    """In local mode, and in ``auto`` once Redis is lost; on queues of theirs, and on one that a worker serves."""
+    service = make_marketplace(redis_url=own_redis.url)
+    service.remember()
+    how = each_another_way(number)
+    service.bring(how)
+    gone = [(job, queue) for name in FOLDERS for job in sorted(jobs_of(name)) for queue in (name, "chaos")]
+
+    with service.without_redis(path, own_redis):
+        ended = service.assert_passed_over(gone, beside=[("touch", "chaos")])
+        known = service.known()
+
+    assert {(*owners([row.job]), row.reason) for row in ended} == set(how.items())
+    assert all(row.finished_at > row.due_at for row in ended)
+    assert "touch" in known
+    assert not owners(known)
 
 
 def service_with_all_paths(service: Marketplace, key: str) -> dict[str, set[str]]:
@@ -142,3 +196,39 @@ def service_with_all_paths(service: Marketplace, key: str) -> dict[str, set[str]
     eventually(lambda: service.all_are("succeeded", ids), within=LONGEST)
     eventually(lambda: owners(service.slots()) == set(FOLDERS), within=LONGEST)
     return service.paths()
+
+
+def test_the_retired_jobs_are_on_no_path_with_every_plugin_of_this_repository(make_marketplace, own_redis):
+    """Over Redis, straight from the ledger once Redis is lost, and in local mode; they wait on every queue."""
+    service = make_marketplace(redis_url=own_redis.url)
+    present = [("touch", "chaos"), *((min(jobs_of(name)), name) for name in FOLDERS)]
+    retired = [(job, queue) for _, queue in present for job in RETIRED]
+    queues = ["chaos-fast", *(queue for _, queue in present)]
+    carried = {job: service.fleet.request(job)[0] for job in RETIRED}
+    service.start()
+
+    for job in RETIRED:
+        service.send(job, "chaos", run_id=carried[job])
+        for queue in queues:
+            service.send(job, queue)
+    service.assert_passed_over(retired, beside=present)
+    ended = "SELECT DISTINCT state, reason, attempt FROM rota_runs WHERE id = ANY(:ids)"
+    assert service.fleet.rows(ended, ids=list(carried.values())) == [("orphaned", "unknown", 0)]
+    eventually(lambda: {service.dead_letters(queue) for queue in queues} == {len(RETIRED)}, within=LONGEST)
+    eventually(lambda: owners(service.slots()) == set(FOLDERS), within=LONGEST)
+
+    on_paths = service.jobs_on_paths()
+    assert {path for path, jobs in on_paths.items() if owners(jobs) != set(FOLDERS)} == set()
+    assert {path: jobs & set(RETIRED) for path, jobs in on_paths.items()} == {path: set() for path in on_paths}
+    assert service.measured(orphaned=True) == set(RETIRED)
+    for job in RETIRED:
+        refused = service.rota("run", job)
+        assert (refused.returncode, f"unknown job {job!r}" in refused.stderr) == (1, True)
+    assert not [answer["name"] for answer in service.json("check", "--live")["checks"] if answer["outcome"] == "wrong"]
+
+    service.lose(own_redis)
+    service.assert_passed_over(retired, beside=present)
+    service.stop()
+    with service.without_redis("local", own_redis):
+        service.assert_passed_over(retired, beside=present)
+        assert not service.known() & set(RETIRED)

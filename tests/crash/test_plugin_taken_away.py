@@ -16,8 +16,6 @@ from tests.support.wheels import Environment
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
 
 JOBS = {"leaving-tick", "leaving-shared", "leaving-own", "leaving-fast", "leaving-fast-own"}
-#: DOMAIN: the business retired these; the old system's second scheduler went on running them.
-RETIRED = ["auto-complete-expired-time-slot-tasks", "check-and-end-activities", "auto-generate-future-time-slots"]
 LONGEST = 60
 
 LEFT = """
@@ -46,12 +44,12 @@ class Leaving(Service):
         elif how == "disabled":
             self.environ["ROTA_DISABLED_PLUGINS"] = "leaving"
         else:
-            self.environment.install(leaving.wheel(self.folder, version="2.0", module=leaving.BROKEN))
+            self.environment.install(leaving.wheel(version="2.0", module=leaving.BROKEN))
 
     def bring_back(self) -> None:
         """Have it installed as it was."""
         self.environ.pop("ROTA_DISABLED_PLUGINS", None)
-        self.environment.install(next(self.folder.glob("wheels-1.0/*.whl")))
+        self.environment.install(leaving.wheel())
 
     def leave_behind(self) -> list:
         """Leave runs of every kind in the ledger, and messages of every kind on queues."""
@@ -70,7 +68,7 @@ def make_service(make_plain_service):
 
     def make(**options) -> Leaving:
         service = make_plain_service(Leaving, **options)
-        service.environment.install(leaving.wheel(service.folder))
+        service.environment.install(leaving.wheel())
         return service
 
     return make
@@ -95,9 +93,7 @@ def test_a_plugin_that_is_taken_away_is_on_no_path_and_comes_back(make_service, 
     eventually(lambda: (service.dead_letters("chaos-fast"), service.dead_letters("leaving")) == (1, 1), within=LONGEST)
 
     # the dispatcher: every row ended without an attempt, and says why
-    for row, now in zip(
-        rows, [fleet.rows("SELECT * FROM rota_runs WHERE id = :id", id=r.id)[0] for r in rows], strict=True
-    ):
+    for row, now in zip(rows, service.now(rows), strict=True):
         assert (now.reason, now.attempt, now.former_state) == (how, row.attempt, row.state)
     assert fleet.redis.llen("dramatiq:leaving") == 0
     # scheduler and workers: no actor, no slot, no effect
@@ -170,30 +166,3 @@ def test_two_releases_side_by_side_do_each_other_no_harm(make_service, tmp_path)
     late = fleet.request("leaving-shared", 3)
     orphaned = "SELECT count(*) AS n FROM rota_runs WHERE id = ANY(:ids) AND state = 'orphaned' AND attempt = 0"
     eventually(lambda: fleet.rows(orphaned, ids=late)[0].n == len(late), within=LONGEST)
-
-
-def test_the_retired_jobs_are_on_no_path(make_service):
-    service = make_service()
-    fleet = service.fleet
-    service.start()
-    ids = [fleet.request(name)[0] for name in RETIRED]
-    for name, run_id in zip(RETIRED, ids, strict=True):
-        service.send(name, "chaos", run_id=run_id)
-        service.send(name, "chaos-fast")
-
-    ended = "SELECT state, reason, attempt FROM rota_runs WHERE id = ANY(:ids)"
-    eventually(lambda: set(fleet.rows(ended, ids=ids)) == {("orphaned", "unknown", 0)}, within=LONGEST)
-    eventually(lambda: service.dead_letters("chaos-fast") == len(RETIRED), within=LONGEST)
-
-    assert not service.actors() & set(RETIRED)
-    assert not service.known() & set(RETIRED)
-    assert not service.jobs() & set(RETIRED)
-    for name in RETIRED:
-        assert service.rota("run", name).returncode == 1
-        assert fleet.effects(name) == []
-        assert f'task="{name}",status="orphaned"' in order(service.metrics())
-
-
-def order(metrics: str) -> str:
-    """Labels with the task first."""
-    return re.sub(r'status="(\w+)",task="([^"]+)"', r'task="\2",status="\1"', metrics)

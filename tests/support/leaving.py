@@ -1,8 +1,9 @@
 """A plugin that comes and goes, as a package from which tests build a real wheel."""
 
+from functools import cache
 from pathlib import Path
 
-from tests.support.wheels import build
+from tests.support.wheels import build, shared
 
 DISTRIBUTION = "leaving-jobs"
 PROJECT = """
@@ -69,10 +70,11 @@ def register_jobs():
 BROKEN = "raise RuntimeError('no licence')\n"
 
 
-def wheel(folder: Path, *, version: str = "1.0", module: str = MODULE) -> Path:
-    """Its wheel."""
-    source = folder / f"leaving-{version}"
+@cache
+def wheel(*, version: str = "1.0", module: str = MODULE) -> Path:
+    """Its wheel, built once."""
+    source = shared() / f"leaving-{version}"
     source.mkdir(parents=True)
     (source / "pyproject.toml").write_text(PROJECT.format(version=version))
     (source / "leaving_jobs.py").write_text(module)
-    return build(source, folder / f"wheels-{version}")
+    return build(source, shared() / f"leaving-wheels-{version}")

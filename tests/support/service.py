@@ -3,18 +3,66 @@
 import json
 import socket
 import urllib.request
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dramatiq.message import Message
+from sqlalchemy import text
 
 from core import redis_broker
+from core.embedded import EmbeddedRedis
 from core.redis_broker import RotaBroker
+from tests.support.eventually import eventually
 from tests.support.fleet import Fleet
+from tests.support.supervised import supervised
 from tests.support.wheels import Environment
 
 ENVIRON = {"ROTA_ORPHAN_SECONDS": "2"}
+#: The paths on which runs come to threads straight from the ledger, by what ``SCHEDULER_MODE`` says.
+WITHOUT_REDIS = {
+    "local": {"SCHEDULER_MODE": "local", "REDIS_URL": ""},  # an empty variable is one that is not set
+    "auto": {"SCHEDULER_MODE": "auto"},
+}
+#: Jobs, each with a queue.
+Wanted = Collection[tuple[str, str]]
+LONGEST = 60
+ACTORS = """
+from core.main import broker
+
+print(*broker.actors)
+print(*[name for name, actor in broker.actors.items() if "periodic" in actor.options])
+"""
+LOCAL_ACTORS = """
+from core import local
+from core.middleware.occupation import Occupation
+from core.parts import gather
+
+print(*local.build(gather(), Occupation()).actors)
+"""
+#: Runs that are due, or soon will be, in every way there is: requested, sent and lost, delayed, to be tried again.
+DUE = text("""
+    INSERT INTO rota_runs (job, queue, exclusive, state, reason, attempt, due_at, sent_at)
+    SELECT job, queue, false, state, reason, attempt, due_at, sent_at
+    FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[])) AS wanted (job, queue), (VALUES
+        ('queued', NULL, 0, now(), NULL),
+        ('queued', NULL, 0, now(), now() - interval '1 hour'),
+        ('queued', NULL, 0, now() + interval '1 second', NULL),
+        ('retrying', 'error', 2, now(), NULL)
+    ) AS kinds (state, reason, attempt, due_at, sent_at)
+    RETURNING *
+""")
+REMEMBER = """
+from core import database
+from core.ledger import releases
+from core.parts import gather
+
+parts = gather()
+with database.autocommit(parts.engine) as connection:
+    releases.record(connection, releases.of(parts.registry))
+"""
 
 
 @dataclass
@@ -33,6 +81,48 @@ class Service:
             lambda: self.fleet.worker(**self.environ), lambda: self.fleet.scheduler(**self.environ)
         )  # fmt: skip
 
+    @contextmanager
+    def without_redis(self, path: str, redis: EmbeddedRedis) -> Iterator[None]:
+        """Run a worker to which runs come by one of ``WITHOUT_REDIS``; in ``auto`` it has lost ``redis``."""
+        with supervised(self.fleet, processes=1, **self.environ, **WITHOUT_REDIS[path]):
+            if path == "auto":
+                self.lose(redis)
+            yield
+
+    def lose(self, redis: EmbeddedRedis) -> None:
+        """Kill Redis, and wait until the worker goes round it."""
+        redis.kill()
+        eventually(lambda: "redis.away" in self.fleet.logs(), within=LONGEST)
+
+    def remember(self) -> None:
+        """Have the ledger know the jobs that are installed, as if a process had had them."""
+        self.python(REMEMBER)
+
+    def make_due(self, wanted: Wanted) -> list[Any]:
+        """Request runs of every kind in one moment; return their rows, in the order of their ids."""
+        jobs, queues = zip(*wanted, strict=True)
+        with self.fleet.engine.begin() as connection:
+            rows = connection.execute(DUE, {"jobs": list(jobs), "queues": list(queues)}).all()
+            connection.exec_driver_sql("NOTIFY rota_due")
+        return sorted(rows, key=lambda row: row.id)
+
+    def assert_passed_over(self, gone: Wanted, *, beside: Wanted) -> list[Any]:
+        """Have runs of all these jobs be due in one moment: those of jobs that are gone end as orphans, and no thread
+        ever has them, while those ``beside`` them succeed; return the rows of the orphans.
+        """
+        rows = self.make_due([*gone, *beside])
+        present = [row for row in rows if (row.job, row.queue) in beside]
+        absent = [row for row in rows if (row.job, row.queue) in gone]
+        eventually(lambda: set(self.states(present)) == {"succeeded"}, within=LONGEST)
+        marks = [(row.sent_at, now.sent_at) for row, now in zip(absent, self.now(absent), strict=True)]
+        eventually(lambda: all(row.finished_at for row in self.now(absent)), within=LONGEST)
+
+        ended = self.now(absent)
+        assert {row.state for row in ended} == {"orphaned"}
+        assert [(now.attempt, now.former_state) for now in ended] == [(row.attempt, row.state) for row in absent]
+        assert [(then, now) for then, now in marks if now not in (then, None)] == []
+        return ended
+
     def stop(self) -> None:
         """Stop everything, and wait for it."""
         running = [process for process in self.fleet.processes if process.poll() is None]
@@ -49,15 +139,25 @@ class Service:
         """What a command of ``rota`` tells as JSON."""
         return json.loads(self.rota(*words, "--json").stdout)
 
-    def python(self, program: str) -> str:
+    def python(self, program: str, **environ: str) -> str:
         """What a program prints in a process of this service."""
-        done = self.environment.run("python", "-c", program, **{**self.fleet.environment(), **self.environ})
+        environ = {**self.fleet.environment(), **self.environ, **environ}
+        done = self.environment.run("python", "-c", program, **environ)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def actors(self) -> set[str]:
         """The actors of a worker or scheduler."""
-        return set(self.python("import core.main; print(*core.main.broker.actors)").split())
+        return self.actors_and_periodic()[0]
+
+    def actors_and_periodic(self) -> tuple[set[str], set[str]]:
+        """The same, and those of them for which periodiq has a schedule."""
+        actors, periodic = self.python(ACTORS).splitlines()
+        return set(actors.split()), set(periodic.split())
+
+    def local_actors(self) -> set[str]:
+        """The actors of the one process of local mode."""
+        return set(self.python(LOCAL_ACTORS, **WITHOUT_REDIS["local"]).split())
 
     def jobs(self) -> set[str]:
         """The jobs that the command line lists."""
@@ -69,10 +169,13 @@ class Service:
         broker.enqueue(Message(queue_name=queue, actor_name=actor, args=(), kwargs={}, options=options))
         broker.close()
 
-    def states(self, rows) -> list[str]:
+    def now(self, rows: Iterable[Any]) -> list[Any]:
+        """These runs as they are now, in the order of their ids."""
+        return self.fleet.rows("SELECT * FROM rota_runs WHERE id = ANY(:ids) ORDER BY id", ids=[row.id for row in rows])
+
+    def states(self, rows: Iterable[Any]) -> list[str]:
         """The states of these runs."""
-        ids = [row.id for row in rows]
-        return [row.state for row in self.fleet.rows("SELECT state FROM rota_runs WHERE id = ANY(:ids)", ids=ids)]
+        return [row.state for row in self.now(rows)]
 
     def known(self) -> set[str]:
         """The jobs that live processes say they have, by their kinds."""

@@ -40,7 +40,7 @@ def registry(use_jobs):
 
 @pytest.fixture
 def dispatcher(database, registry, carrier):
-    carrier.maintain = lambda: None
+    carrier.maintain = lambda queues: None
     carrier.queues_with_messages = set
     return Dispatcher(
         database, registry, carrier, every_seconds=1, resend_seconds=5, max_crashes=3, orphan_seconds=60

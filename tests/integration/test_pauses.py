@@ -300,7 +300,7 @@ class TestDispatcher:
     @pytest.fixture
     def dispatch(self, database, registry, carrier, connection):
         """A pass; returns the jobs whose runs it has sent."""
-        carrier.maintain = lambda: None
+        carrier.maintain = lambda queues: None
         carrier.oldest_run = lambda queue: (False, None)
         carrier.queues_with_messages = set
         made = Dispatcher(

@@ -115,9 +115,10 @@ class Service:
         absent = [row for row in rows if (row.job, row.queue) in gone]
         eventually(lambda: set(self.states(present)) == {"succeeded"}, within=LONGEST)
         marks = [(row.sent_at, now.sent_at) for row, now in zip(absent, self.now(absent), strict=True)]
-        eventually(lambda: set(self.states(absent)) == {"orphaned"}, within=LONGEST)
+        eventually(lambda: all(row.finished_at for row in self.now(absent)), within=LONGEST)
 
         ended = self.now(absent)
+        assert {row.state for row in ended} == {"orphaned"}
         assert [(now.attempt, now.former_state) for now in ended] == [(row.attempt, row.state) for row in absent]
         assert [(then, now) for then, now in marks if now not in (then, None)] == []
         return ended

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
+from core.ledger.processes import RETURN_SECONDS
 from tests.faults.history import Effect, FaultEvent, History, Letter, RunRow, Transition, seconds
 
 FINAL = {"succeeded", "dead", "skipped", "missed", "orphaned"}
@@ -36,6 +37,15 @@ UNSYNCED = timedelta(seconds=2)
 ALLOWANCE_SECONDS = 10.0
 #: A fault's effect on others may go on for a lease after it, and for this long.
 AFTERMATH = timedelta(seconds=5)
+#: A dispatcher that lost PostgreSQL by one of these has patience with processes that seem dead, for so long.
+OUTAGES = (
+    "PostgreSQL restarted",
+    "PostgreSQL crashed",
+    "PostgreSQL's sessions ended",
+    "connections cut",
+    "one-way silence",
+)
+PATIENCE = timedelta(seconds=RETURN_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -386,7 +396,8 @@ def next_claim(changes: list[Transition], after: Transition) -> datetime:
 def is_disturbed(history: History, fault: FaultEvent, end: datetime) -> bool:
     """Whether another fault was in force, or its aftermath, until then."""
     begin = fault.at - AFTERMATH
-    others = [other for other in history.faults_between(begin, end) if other is not fault]
+    outages = [other for other in history.faults_between(fault.at - PATIENCE, end) if other.kind in OUTAGES]
+    others = [other for other in history.faults_between(begin, end) + outages if other is not fault]
     deaths = [event for event in history.processes if begin <= event.at <= end and event.pid not in fault.pids]
     return bool(others or deaths)
 

@@ -470,6 +470,13 @@ class TestRecovery:
 
         assert story.kinds() == set()
 
+    @pytest.mark.parametrize(("kind", "kinds"), [("PostgreSQL crashed", set()), ("Redis wiped", {"late"})])
+    def test_not_if_dispatchers_were_patient_after_an_outage(self, story, kind, kinds):
+        self.interrupted(story, again=20)
+        story.fault(kind, -10, -9)
+
+        assert story.kinds() == kinds
+
     def test_not_if_another_process_died_meanwhile(self, story):
         self.interrupted(story, again=40)
         story.history.processes.append(ProcessEvent(at(5), "worker-0", 9, "ended"))

@@ -16,6 +16,7 @@ import redis
 
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, processes
 from core.errors import EmbeddedServerError
+from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -289,6 +290,7 @@ def test_backends_that_outlive_the_postmaster_are_ended(postgres: EmbeddedPostgr
         backend = psutil.Process(cursor.fetchone()[0])  # type: ignore[index]
         backend.suspend()
         backend.parent().kill()  # type: ignore[union-attr]
+        eventually(lambda: not postgres.is_running(), within=10)
         assert processes_of(folder) != []
 
         postgres.start()

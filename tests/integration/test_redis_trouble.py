@@ -54,6 +54,37 @@ def test_connections_that_are_dropped_again_and_again_lose_nothing(redis_url, se
         assert len(said(caplog, "redis.trouble")) <= 2
 
 
+def test_one_that_answers_slowly_loses_nothing(serve, hear, heard, caplog):
+    service = serve(hear)
+    service.work(threads=2, poll_ms=100)
+    for word in range(20):
+        if word % 5 == 0:
+            service.redis.client_pause(700)
+        service.broker.get_actor("hear").send(word=word)
+
+    eventually(lambda: len(heard) == 20, within=30)
+    eventually(lambda: service.fetched() == 0, within=10)
+    assert set(heard.values()) == {1}
+    assert len(said(caplog, "redis.trouble")) <= 1
+
+
+def test_one_connection_waits_for_all_queues(serve):
+    def on_queue(number):
+        return job(f"hear-{number}", queue=f"queue-{number}", ledger=False)(lambda run: None)
+
+    service = serve(*map(on_queue, range(20)))
+    service.work(threads=2, poll_ms=100)
+
+    def blocked():
+        return [client["name"] for client in service.redis.client_list() if client["cmd"].startswith("blpop")]
+
+    eventually(lambda: len(blocked()) == 1, within=10)
+    elapse(1.5)  # by then it waits for all that there are
+    assert len(blocked()) == 1
+    service.broker.get_actor("hear-19").send()
+    eventually(lambda: service.fetched("queue-19") == 0 and service.waiting("queue-19") == 0, within=10)
+
+
 def test_a_full_redis_is_said_once_and_drained_when_there_is_room_again(serve, hear, heard, caplog):
     service = serve(hear)
     for word in range(50):

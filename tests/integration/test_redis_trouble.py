@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -126,61 +127,66 @@ def test_what_is_done_is_acknowledged_even_while_redis_is_full(serve, heard):
         through(service.redis, maxmemory=0)
 
 
-def test_a_retry_waits_until_redis_has_room_for_it(serve, heard, caplog):
-    go_on = threading.Event()
+class TestRetry:
+    """A message that fails while Redis is full is tried again all the same."""
 
-    @job("hear", ledger=False, max_retries=1, retry_delay=timedelta(milliseconds=1))
-    def hear(run, word: int):
-        assert go_on.wait(20)
-        heard[word] += 1
-        if heard[word] == 1:
-            raise ValueError("not yet")
+    @pytest.fixture
+    def go_on(self):
+        return threading.Event()
 
-    service = serve(hear)
-    service.work(threads=2, poll_ms=100)
-    service.broker.get_actor("hear").send(word=1)
-    eventually(lambda: service.fetched() == 1, within=10)
-    try:
-        through(service.redis, **{"maxmemory-policy": "noeviction", "maxmemory": 1})
-        go_on.set()
-        eventually(lambda: said(caplog, "message.retry_waits"), within=10)
-        assert heard == {1: 1}
-    finally:
-        through(service.redis, maxmemory=0)
+    @pytest.fixture
+    def stumble(self, heard, go_on):
+        @job("stumble", ledger=False, max_retries=1, retry_delay=timedelta(milliseconds=1))
+        def stumble(run):
+            assert go_on.wait(20)
+            heard["tried"] += 1
+            if heard["tried"] == 1:
+                raise ValueError("not yet")
 
-    eventually(lambda: heard == {1: 2}, within=10)
-    eventually(lambda: service.fetched() == 0, within=10)
+        return stumble
 
+    @pytest.fixture
+    def fail_while_full(self, go_on, caplog):
+        """Has the message fail while Redis has no room for its retry, and makes room again."""
 
-def test_a_message_whose_retry_could_not_be_sent_before_the_end_is_served_again(redis_url, serve_on, heard, caplog):
-    may_fail = threading.Event()
+        @contextmanager
+        def fail_while_full(service):
+            service.broker.get_actor("stumble").send()
+            eventually(lambda: service.fetched() == 1, within=10)
+            try:
+                through(service.redis, **{"maxmemory-policy": "noeviction", "maxmemory": 1})
+                go_on.set()
+                eventually(lambda: said(caplog, "message.retry_waits"), within=10)
+                yield
+            finally:
+                through(service.redis, maxmemory=0)
 
-    @job("hear", ledger=False, max_retries=1, retry_delay=timedelta(milliseconds=1))
-    def hear(run, word: int):
-        assert may_fail.wait(20)
-        heard[word] += 1
-        if heard[word] == 1:
-            raise ValueError("not yet")
+        return fail_while_full
 
-    service = serve_on(redis_url, hear)
-    worker = service.work(threads=2, poll_ms=100)
-    service.broker.get_actor("hear").send(word=1)
-    eventually(lambda: service.fetched() == 1, within=10)
-    try:
-        through(service.redis, **{"maxmemory-policy": "noeviction", "maxmemory": 1})
-        may_fail.set()
-        eventually(lambda: said(caplog, "message.retry_waits"), within=10)
-        worker.stop(timeout=5000)
-    finally:
-        through(service.redis, maxmemory=0)
-    service.broker.acks.stop()
-    assert service.fetched() == 1
+    def test_it_waits_until_there_is_room(self, serve, stumble, heard, fail_while_full):
+        service = serve(stumble)
+        service.work(threads=2, poll_ms=100)
+        with fail_while_full(service):
+            assert heard == {"tried": 1}
 
-    successor = serve_on(redis_url, hear)
-    successor.work(threads=2, poll_ms=100)
-    successor.broker.recover(service.broker.broker_id)
+        eventually(lambda: heard == {"tried": 2}, within=10)
+        eventually(lambda: service.fetched() == 0, within=10)
 
-    eventually(lambda: heard == {1: 2}, within=10)
+    def test_one_that_waits_at_the_end_of_its_process_is_another_ones(
+        self, redis_url, serve_on, stumble, heard, fail_while_full
+    ):
+        service = serve_on(redis_url, stumble)
+        worker = service.work(threads=2, poll_ms=100)
+        with fail_while_full(service):
+            worker.stop(timeout=5000)
+        service.broker.acks.stop()
+        assert service.fetched() == 1
+
+        successor = serve_on(redis_url, stumble)
+        successor.work(threads=2, poll_ms=100)
+        successor.broker.recover(service.broker.broker_id)
+
+        eventually(lambda: heard == {"tried": 2}, within=10)
 
 
 def test_a_replica_is_said_once_and_left_when_it_is_master_again(serve, hear, heard, caplog):

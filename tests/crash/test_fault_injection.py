@@ -19,7 +19,7 @@ FAULTS = [
     ("paused past its lease", 3.5, 1, 6.5),
     ("paused past its lease", 5.0, 2, 6.5),
     ("two dispatchers", 7.0, 0, 5.0),
-    ("Redis wiped", 6.0, None, 0.0),
+    *(("Redis wiped", at, None, 0.0) for at in (4.5, 6.0, 7.5, 9.0)),
 ]
 #: So that every worker is at work on several at any time, half of which hold no transaction.
 REQUESTS = {"nap": 10, "keyed": 5, "flaky": 4, "sweep": 3, "free": 2}

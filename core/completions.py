@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 #: The most that wait; beyond that, runs commit by themselves.
 MOST_WAITING = 1000
-#: How long ``stop`` waits for PostgreSQL, in seconds.
-STOP_SECONDS = 10.0
 #: How often ``flush`` looks, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
@@ -49,6 +47,7 @@ class Completions(Gatherer[Completion]):
     most_together = 200
     gather_seconds = 0.002
     again_seconds = 1.0
+    stop_seconds = 10.0
 
     def __init__(self, engine: Engine, process_id: Callable[[], int | None]) -> None:
         super().__init__()
@@ -65,10 +64,6 @@ class Completions(Gatherer[Completion]):
         deadline = time.monotonic() + timeout_seconds
         while self._waiting and time.monotonic() < deadline:
             time.sleep(LOOK_AGAIN_SECONDS)
-
-    def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
-        """Record what is left, if PostgreSQL is there."""
-        super().stop(timeout_seconds)
 
     def deal_with(self, batch: Sequence[Completion]) -> None:
         """Record ``batch``, and tell each."""

@@ -21,6 +21,8 @@ class Gatherer(ABC, Generic[Item]):
     gather_seconds: ClassVar[float]
     #: How long to wait before what failed is tried again, in seconds.
     again_seconds: ClassVar[float]
+    #: How long ``stop`` waits, in seconds.
+    stop_seconds: ClassVar[float]
 
     def __init__(self) -> None:
         self._waiting: deque[Item] = deque()
@@ -45,12 +47,12 @@ class Gatherer(ABC, Generic[Item]):
         if self._thread is None:
             self._start()
 
-    def stop(self, timeout_seconds: float) -> None:
+    def stop(self) -> None:
         """Deal with what is left, trying once."""
         self._stopping.set()
         self._come.set()
         if self._thread is not None:
-            self._thread.join(timeout_seconds)
+            self._thread.join(self.stop_seconds)
 
     def _start(self) -> None:
         with self._lock:

@@ -48,6 +48,7 @@ class Acks(Gatherer[Ack]):
     most_together = 500
     gather_seconds = 0.005
     again_seconds = 0.5
+    stop_seconds = SOCKET_TIMEOUT_SECONDS
 
     def __init__(self, broker: "RotaBroker") -> None:
         super().__init__()
@@ -58,10 +59,6 @@ class Acks(Gatherer[Ack]):
     def waiting(self, queue_name: str) -> set[str]:
         """The messages of a queue that are done and whose acknowledgement is not sent yet."""
         return {redis_id for name, redis_id, _ in self._waiting.copy() if name == queue_name}
-
-    def stop(self, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> None:
-        """Send what is left, if Redis is there."""
-        super().stop(timeout_seconds)
 
     def deal_with(self, batch: Sequence[Ack]) -> None:
         """Send ``batch``, a round trip for each queue of it. Raises RedisError."""

@@ -1,5 +1,6 @@
 """What the integration tests share: a look into the ledger, processes to claim for, workers as threads."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ from dramatiq.middleware import CurrentMessage
 from dramatiq.worker import Worker
 from sqlalchemy import Connection, Engine, text
 
+from core import Run, job, redis_broker
 from core import broker as brokers
 from core import database as databases
-from core import redis_broker
 from core.broker import RedisCarrier
 from core.execution import Executor
 from core.heartbeat import application_name
@@ -278,3 +279,20 @@ def carrier() -> Iterator[NoCarrier]:
     outbox.attach(attached)
     yield attached
     outbox.attach(None)
+
+
+@pytest.fixture
+def heard() -> Counter[Any]:
+    """How often each word was heard."""
+    return Counter()
+
+
+@pytest.fixture
+def hear(heard: Counter[Any]) -> Job:
+    """A job of the fast lane that hears a word."""
+
+    @job("hear", ledger=False, max_retries=0)
+    def hear(run: Run, word: int) -> None:
+        heard[word] += 1
+
+    return hear

@@ -12,20 +12,6 @@ from core.redis_broker import WorkQueue, consumer
 from tests.support.eventually import eventually
 
 
-@pytest.fixture
-def heard():
-    return Counter()
-
-
-@pytest.fixture
-def hear(heard):
-    @job("hear", ledger=False, max_retries=0)
-    def hear(run, word: int):
-        heard[word] += 1
-
-    return hear
-
-
 def failing_once(method, queue_name="default"):
     """``method``, but the first call for that queue finds Redis away."""
     failures = Counter()

@@ -14,20 +14,6 @@ from tests.support.proxy import proxy
 MESSAGES = 400
 
 
-@pytest.fixture
-def heard():
-    return Counter()
-
-
-@pytest.fixture
-def hear(heard):
-    @job("hear", ledger=False, max_retries=0)
-    def hear(run, word: int):
-        heard[word] += 1
-
-    return hear
-
-
 def said(caplog, event):
     return [record for record in caplog.records if record.getMessage().startswith(event)]
 

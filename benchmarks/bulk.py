@@ -21,10 +21,11 @@ from sqlalchemy.orm import Session
 
 from benchmarks import goals, meter
 from benchmarks.harness import ROOT, Bench, bench
-from core import enqueue_many, job, plugins, send_many
-from core.broker import RedisCarrier
+from core import enqueue_many, job, send_many
 from core.ledger import outbox
+from core.plugins import loading
 from core.testing import create_database, registry_of
+from core.worker.actors import RedisCarrier
 
 BATCH = 500
 PEERS = ROOT / ".bench"
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--without-procrastinate", action="store_true")
     options = parser.parse_args()
     count: int = options.messages
-    with bench() as made, plugins.using(registry_of(durable, cheap)):
+    with bench() as made, loading.using(registry_of(durable, cheap)):
         broker = RedisBroker(url=made.redis_url)
         bare = dramatiq.actor(actor_name="bare", queue_name="bare", broker=broker)(nothing)
         outbox.attach(RedisCarrier(made.broker))

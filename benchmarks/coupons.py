@@ -21,11 +21,13 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
 from benchmarks import meter
-from core import database, migrate, plugins
+from core import database
 from core.embedded import EmbeddedPostgres
-from core.execution import Executor
-from core.heartbeat import process_name
+from core.plugins import loading
+from core.schema import upgrade
 from core.testing import RunJob, registered
+from core.worker.executor import Executor
+from core.worker.heartbeat import process_name
 from plugins.expiry.jobs import check_expired_coupons
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -107,7 +109,7 @@ def served(rows: int, ends: str) -> Iterator[Engine]:
         postgres.start()
         engine = database.connect(postgres.url)
         try:
-            list(migrate.upgrade(engine, plugins.current()))
+            list(upgrade.upgrade(engine, loading.current()))
             order = ORDERS[ends].format(rows=rows)
             with engine.begin() as connection:
                 connection.exec_driver_sql(SOURCE.format(now=NOW.isoformat(), order=order, half=rows // 2, rows=rows))

@@ -14,9 +14,12 @@ from pathlib import Path
 import redis
 from sqlalchemy import Engine, text
 
-from core import database, migrate, plugins, redis_broker
+from core import database
 from core.embedded import embedded_servers
 from core.ledger.outbox import Parcel
+from core.plugins import loading
+from core.schema import upgrade
+from core.transport import redis as redis_broker
 
 ROOT = Path(__file__).parents[1]
 PROCESSES, THREADS = 2, 8
@@ -106,7 +109,7 @@ class Bench:
         self.engine = database.connect(self.postgres_url)
         self.client = redis_broker.connect(self.redis_url)
         self.broker = redis_broker.RotaBroker(self.client)
-        list(migrate.upgrade(self.engine, plugins.current()))
+        list(upgrade.upgrade(self.engine, loading.current()))
 
     def environment(self, ticks: Path) -> dict[str, str]:
         """What the workers have in theirs."""
@@ -152,7 +155,7 @@ class Bench:
         """
         with self.engine.begin() as connection:
             ids = connection.execute(text(insert), {"count": count}).scalars().all()
-        from core.broker import RedisCarrier
+        from core.worker.actors import RedisCarrier
 
         RedisCarrier(self.broker).send([Parcel(run_id, "bench-ledger", "bench-ledger") for run_id in ids])
 

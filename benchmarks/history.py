@@ -13,8 +13,10 @@ from sqlalchemy import Engine, text
 
 from benchmarks import meter
 from benchmarks.harness import bench
-from core import database, migrate, plugins
-from core.ledger import leases, relay, runs, slots
+from core import database
+from core.ledger import due, leases, runs, slots
+from core.plugins import loading
+from core.schema import upgrade
 from core.testing import create_database, registered
 
 TOGETHER = 32
@@ -58,13 +60,13 @@ def work(engine: Engine, process_id: int, count: int) -> float:
 
 def look(engine: Engine, _process_id: int, _count: int) -> float:
     """Idle passes a second: what a dispatcher asks of the runs when nothing is due."""
-    jobs = plugins.current()
+    jobs = loading.current()
     with database.autocommit(engine) as connection:
         began = time.perf_counter()
         for _ in range(PASSES):
             slots.miss(connection, jobs.scheduled(), 30)
-            relay.overdue_queues(connection, 5)
-            assert not relay.take_due(connection, jobs.jobs, batch=500)
+            due.overdue_queues(connection, 5)
+            assert not due.take_due(connection, jobs.jobs, batch=500)
         return PASSES / (time.perf_counter() - began)
 
 
@@ -79,7 +81,7 @@ def main() -> None:
     rates: dict[tuple[str, str], list[float]] = {}
     with bench() as made:
         full = database.connect(create_database(made.postgres_url, "full"))
-        list(migrate.upgrade(full, plugins.current()))
+        list(upgrade.upgrade(full, loading.current()))
         fill(full, options.runs)
         with registered(made.engine) as empty_id, registered(full) as full_id:
             for repetition in range(-1, options.repetitions):

@@ -15,7 +15,9 @@ from statistics import median
 
 from benchmarks import goals, meter
 from benchmarks.harness import PROCESSES, THREADS, Bench, bench
-from core import database, migrate, plugins
+from core import database
+from core.plugins import loading
+from core.schema import upgrade
 from core.testing import create_database
 
 #: How long workers are left alone before they are measured, in seconds.
@@ -35,7 +37,7 @@ def own_database(made: Bench, name: str) -> str:
     """The URL of a database that has the ledger and nothing else."""
     url = create_database(made.postgres_url, name)
     engine = database.connect(url)
-    list(migrate.upgrade(engine, plugins.current()))
+    list(upgrade.upgrade(engine, loading.current()))
     database.dispose(engine)
     return url
 

@@ -18,9 +18,9 @@ from dramatiq.message import Message
 from benchmarks import goals, meter
 from benchmarks.harness import Bench, bench, wait_for
 from core import database
-from core.broker import RedisCarrier
 from core.ledger.outbox import Parcel
 from core.ledger.runs import request
+from core.worker.actors import RedisCarrier
 
 
 def send_message(made: Bench, queue: str) -> None:

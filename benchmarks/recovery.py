@@ -15,8 +15,10 @@ from pathlib import Path
 
 from benchmarks import meter
 from benchmarks.peers import dying
-from core import database, migrate, plugins
+from core import database
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
+from core.plugins import loading
+from core.schema import upgrade
 from core.testing import create_database, drop_database
 from tests.support.eventually import elapse, eventually
 from tests.support.fleet import Fleet, fleet
@@ -42,7 +44,7 @@ class Bench:
         """A fleet on a database of its own."""
         url = create_database(self.postgres.url, name)
         engine = database.connect(url)
-        list(migrate.upgrade(engine, plugins.current()))
+        list(upgrade.upgrade(engine, loading.current()))
         database.dispose(engine)
         folder = self.folder / name
         folder.mkdir()

@@ -15,13 +15,14 @@ from sqlalchemy import Connection, text
 from benchmarks import meter
 from benchmarks.harness import Bench, bench, wait_for
 from core import Run, database, every, job
-from core.broker import RedisCarrier
 from core.dispatcher import recovery
+from core.dispatcher.accounting import Accountant, miss_late
 from core.dispatcher.loop import Dispatcher
-from core.dispatcher.slots import Accountant, miss_late
-from core.ledger import relay, releases, slots
+from core.jobs.registry import Plugin, Registry
+from core.ledger import due as relay
+from core.ledger import releases, slots
 from core.ledger.processes import LOCK_SPACE
-from core.registry import Plugin, Registry
+from core.worker.actors import RedisCarrier
 
 PASSES = 7
 SETTINGS: dict[str, Any] = {"every_seconds": 1, "resend_seconds": 5, "max_crashes": 3, "orphan_seconds": 60}

@@ -14,8 +14,10 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from benchmarks import meter
-from core import database, migrate, plugins
+from core import database
 from core.embedded import EmbeddedPostgres
+from core.plugins import loading
+from core.schema import upgrade
 from plugins.maintenance.statistics import recompute_all, update_statistics
 
 TASKS = text("""
@@ -86,7 +88,7 @@ def main() -> None:
         postgres = EmbeddedPostgres(Path(folder) / "postgres")
         postgres.start()
         engine = database.connect(postgres.url)
-        list(migrate.upgrade(engine, plugins.current()))
+        list(upgrade.upgrade(engine, loading.current()))
         change(engine, TASKS.text, users=options.users - 1, tasks=options.tasks)
         change(engine, REVIEWS.text)
         first = timed(engine, sweep)

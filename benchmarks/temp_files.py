@@ -19,8 +19,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from benchmarks import meter
-from core import database, migrate, plugins
+from core import database
 from core.embedded import EmbeddedPostgres
+from core.plugins import loading
+from core.schema import upgrade
 from plugins.maintenance.temp_images import delete_old_images
 from plugins.maintenance.upload_root import opened
 
@@ -99,7 +101,7 @@ def main() -> None:
         Path(folder).chmod(0o755)
         postgres.start()
         engine = database.connect(postgres.url)
-        list(migrate.upgrade(engine, plugins.current()))
+        list(upgrade.upgrade(engine, loading.current()))
         for repetition in range(options.repetitions):
             measures = [(theirs, find), (ours, lambda root: sweep(root, engine))]
             for times, measure in measures if repetition % 2 else reversed(measures):

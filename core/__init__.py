@@ -2,11 +2,11 @@
 
 from core.enqueue import enqueue, enqueue_many, publish, send, send_many
 from core.errors import RotaError, TimeLimitExceeded
-from core.hookspecs import hookimpl
-from core.jobs import Job, job
-from core.plugin_settings import PluginSettings
-from core.run import Checkpoint, Run
-from core.schedules import cron, every
+from core.jobs.hookspecs import hookimpl
+from core.jobs.job import Job, job
+from core.jobs.plugin_settings import PluginSettings
+from core.jobs.schedules import cron, every
+from core.worker.run import Checkpoint, Run
 
 __all__ = [
     "Checkpoint",

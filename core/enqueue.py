@@ -7,10 +7,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from core import arguments, plugins
 from core.errors import BadArguments, RotaError
+from core.jobs import arguments
 from core.ledger import outbox, runs
 from core.ledger.outbox import Letter, Parcel
+from core.plugins import loading
 
 LONGEST_DELAY = timedelta(days=3660)
 #: PostgreSQL's indexes hold entries of up to about 2,700 bytes, and a job's name and a slot are beside it.
@@ -52,7 +53,7 @@ def enqueue_many(
 
     Raises what ``enqueue`` raises, before anything is inserted; BadArguments also if there are not as many keys.
     """
-    found = plugins.current().job(job)
+    found = loading.current().job(job)
     if not found.ledger:
         raise BadArguments(f"job {job!r} is on the fast lane (ledger=False), which has no runs; use send")
     if not timedelta(0) <= delay <= LONGEST_DELAY:
@@ -107,7 +108,7 @@ def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> 
 
     Raises what ``send`` raises, and then sends none.
     """
-    found = plugins.current().job(job)
+    found = loading.current().job(job)
     if found.ledger:
         raise BadArguments(f"job {job!r} has runs in the ledger; use enqueue")
     if outbox.carrier() is None:

@@ -1,10 +1,10 @@
 """Where it starts: ``dramatiq core.main`` and ``periodiq core.main``.
 
-In ``SCHEDULER_MODE=local`` neither starts; ``core/local.py`` is what ``rota worker`` runs then.
+In ``SCHEDULER_MODE=local`` neither starts; ``core/worker/local.py`` is what ``rota worker`` runs then.
 
 Importing this reads the settings, loads the plugins and declares their jobs; it connects to nothing. One run, six
 stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``core/ledger/slots.py`` and sent by
-``core/broker.py``; a worker claims it through ``core/ledger/leases.py``; the plugin's own functions do the work;
+``core/worker/actors.py``; a worker claims it through ``core/ledger/leases.py``; the plugin's own functions do the work;
 ``core/ledger/runs.py`` records success in the same transaction; and Dramatiq acknowledges the message.
 """
 
@@ -16,22 +16,22 @@ from functools import cache
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
-from core import broker as brokers
-from core import redis_broker
-from core.broker import RedisCarrier
-from core.completions import Completions
 from core.ledger import outbox
-from core.middleware.direct import DirectRuns
 from core.middleware.draining import Draining
-from core.middleware.exposition import Exposition
 from core.middleware.fast_lane_retries import FastLaneRetries
+from core.middleware.ledger_feed import DirectRuns
+from core.middleware.lifecycle import ProcessLife
 from core.middleware.occupation import Occupation
-from core.middleware.process_life import ProcessLife
+from core.middleware.periodiq_options import SchedulingOptions
 from core.middleware.recycling import Recycling
-from core.middleware.scheduling import SchedulingOptions
 from core.middleware.watching import Watching
-from core.parts import Parts, gather
-from core.redis_broker import RedisWatch, RotaBroker
+from core.observability.metrics_server import Exposition
+from core.transport import redis
+from core.transport.redis import RedisWatch, RotaBroker
+from core.worker import actors as brokers
+from core.worker.actors import RedisCarrier
+from core.worker.completions import Completions
+from core.worker.process import Parts, gather
 
 NOT_IN_LOCAL_MODE = (
     "SCHEDULER_MODE=local has everything in one process, without Redis: `dramatiq core.main` and `periodiq core.main` "
@@ -44,7 +44,7 @@ def build(parts: Parts) -> RotaBroker:
     configured = parts.configured
     assert configured.redis_url is not None, "only local mode goes without"
     url = configured.redis_url.get_secret_value()
-    watch = RedisWatch(redis_broker.probe(url), lambda client: broker.wakeups.look_around(client))
+    watch = RedisWatch(redis.probe(url), lambda client: broker.wakeups.look_around(client))
     occupation = Occupation()
     life = ProcessLife(
         lambda queues: parts.heartbeat("worker", queues, broker.broker_id),
@@ -58,7 +58,7 @@ def build(parts: Parts) -> RotaBroker:
     )
     completions = Completions(parts.engine, lambda: life.process_id)
     broker = brokers.build(
-        redis_broker.connect(url),
+        redis.connect(url),
         [
             CurrentMessage(),  # first, so that everything below can ask which message it is about
             SchedulingOptions(),

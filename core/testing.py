@@ -27,15 +27,18 @@ from sqlalchemy import Engine, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
-from core import arguments, database, migrate, plugins, settings
+from core import database, settings
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
-from core.execution import Executor
-from core.heartbeat import application_name, process_name
-from core.jobs import Job
+from core.jobs import arguments
+from core.jobs.job import Job
+from core.jobs.registry import Plugin, Registry
 from core.ledger import processes, runs
 from core.ledger.models import RunRow
 from core.ledger.processes import Identity
-from core.registry import Plugin, Registry
+from core.plugins import loading
+from core.schema import upgrade
+from core.worker.executor import Executor
+from core.worker.heartbeat import application_name, process_name
 
 __all__ = [
     "FrozenClock",
@@ -98,7 +101,7 @@ def template(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
     postgres, _ = embedded
     url = create_database(postgres.url, "rota_template")
     engine = database.connect(url)
-    list(migrate.upgrade(engine, plugins.current()))
+    list(upgrade.upgrade(engine, loading.current()))
     database.dispose(engine)
     return url
 
@@ -209,7 +212,7 @@ def registry_of(*jobs: Job, plugin: str = "tests") -> Registry:
 def use_jobs() -> Iterator[Callable[..., Registry]]:
     """Make these jobs the only ones there are, for the length of the test."""
     with ExitStack() as stack:
-        yield lambda *jobs: stack.enter_context(plugins.using(registry_of(*jobs)))
+        yield lambda *jobs: stack.enter_context(loading.using(registry_of(*jobs)))
 
 
 def create_database(server_url: str, name: str, *, template: bool = False) -> str:

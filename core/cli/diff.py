@@ -7,11 +7,11 @@ from typing import Any
 import click
 from sqlalchemy import Connection
 
-from core import plugins
 from core.cli.output import as_json, print_json
 from core.cli.surroundings import ledger
 from core.ledger import history, orphans, releases
 from core.ledger.releases import Release
+from core.plugins import loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def diff(ctx: click.Context, as_json: bool) -> None:
       rota diff && systemctl restart rota-worker
       rota diff --json | jq '.removed'
     """
-    here = releases.of(plugins.current())
+    here = releases.of(loading.current())
     with ledger() as engine, engine.connect() as connection:
         last = releases.last(connection)
         found = difference(last or here, here, left_behind(connection, here))

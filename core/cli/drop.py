@@ -9,14 +9,14 @@ from core.cli.bulk import Deed, doing, run_deed
 from core.cli.output import as_json
 from core.cli.selection import Options, selecting
 from core.cli.surroundings import ledger
-from core.ledger import by_hand
+from core.ledger import operations
 from core.ledger.audit import Actor
 from core.ledger.models import State
 
 
 @click.command()
 @selecting
-@click.option("--state", type=click.Choice([str(state) for state in by_hand.DROPPABLE]), help="Those in this state.")
+@click.option("--state", type=click.Choice([str(state) for state in operations.DROPPABLE]), help="Those in this state.")
 @doing
 @by_option
 @as_json
@@ -34,10 +34,10 @@ def drop(
     """
     options = Options(**chosen, state=state)
     options.require_one_way()
-    states = (State(state),) if state is not None else by_hand.DROPPABLE
+    states = (State(state),) if state is not None else operations.DROPPABLE
     with ledger(statement_timeout_seconds=0) as engine:
         with engine.connect() as connection:
             runs = options.runs(connection, states)
         jobs = sorted({run.job for run in runs})
-        deed = Deed("drop", "dropped", by_hand.drop, by, ", ".join(jobs), options.criteria)
+        deed = Deed("drop", "dropped", operations.drop, by, ", ".join(jobs), options.criteria)
         run_deed(engine, runs, deed, dry_run=dry_run, yes=yes, rate=rate, as_json=as_json)

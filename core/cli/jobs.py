@@ -6,16 +6,16 @@ from zoneinfo import ZoneInfo
 import click
 from sqlalchemy.exc import DBAPIError
 
-from core import plugins
 from core.cli import pauses as told
 from core.cli import surroundings
 from core.cli.output import as_json, local, local_zone, print_json, print_table, span
 from core.clock import system_clock
 from core.errors import SettingsError
-from core.jobs import Job
+from core.jobs.job import Job
+from core.jobs.registry import Registry
 from core.ledger import pauses
 from core.ledger.pauses import Pause
-from core.registry import Registry
+from core.plugins import loading
 
 SLOTS_SHOWN = 5
 
@@ -29,7 +29,7 @@ def jobs(as_json: bool) -> None:
       rota jobs
       rota jobs --json | jq '.[] | select(.queue == "rota") | .next_slots[0]'
     """
-    registry = plugins.current()
+    registry = loading.current()
     active = pauses_if_told()
     if as_json:
         print_json([described(registry, job) | {"pauses": shown(registry, job, active)} for job in registry])

@@ -7,9 +7,9 @@ from string import Template
 
 import click
 
-from core import admission, plugins
 from core.cli import Problem
 from core.errors import PluginError
+from core.plugins import admission, loading
 
 TEMPLATES = Path(__file__).parent / "templates"
 SUFFIX = ".tmpl"
@@ -42,7 +42,7 @@ def new_plugin(name: str, directory: Path | None) -> None:
 def refuse_name(name: str) -> None:
     """Raise PluginError for a name that no new plugin may have."""
     admission.refuse_bad_name(name)
-    taken = {plugins.CORE, *(point.name for point in entry_points(group=plugins.GROUP))}
+    taken = {loading.CORE, *(point.name for point in entry_points(group=loading.GROUP))}
     if name in taken:
         raise PluginError(f"a plugin called {name!r} is installed already; see `rota plugins`")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 from sqlalchemy import Connection, Engine
 
-from core import database, plugins
+from core import database
 from core.cli import Problem
 from core.cli.actor import by_option
 from core.cli.confirmation import confirm
@@ -14,11 +14,12 @@ from core.cli.output import as_json, local, local_zone, print_json, print_table
 from core.cli.runs import described
 from core.cli.surroundings import ledger
 from core.errors import PluginError, suggestion
-from core.jobs import Job
+from core.jobs.job import Job
+from core.jobs.registry import Registry
 from core.ledger import audit, history, releases
 from core.ledger import orphans as found_orphans
 from core.ledger.audit import Actor
-from core.registry import Registry
+from core.plugins import loading
 
 RUNS_SHOWN = 50
 
@@ -83,7 +84,7 @@ def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
     """
     if (job is None) == (plugin is None):
         raise click.UsageError("name a job, or a plugin with --plugin")
-    registry = plugins.current()
+    registry = loading.current()
     wanted = [registry.job(job)] if job is not None else jobs_of_loaded(registry, str(plugin))
     with ledger(statement_timeout_seconds=0) as engine, database.autocommit(engine) as connection:
         refuse_unknown_to_the_fleet(connection, wanted)

@@ -4,15 +4,15 @@ from datetime import datetime, timedelta
 
 import click
 
-from core import plugins
 from core.cli import moments, scopes
 from core.cli.actor import by_option
 from core.cli.output import local
 from core.cli.surroundings import ledger
 from core.errors import PauseError
+from core.jobs.registry import Registry
 from core.ledger import audit, history, pauses
 from core.ledger.audit import Actor
-from core.registry import Registry
+from core.plugins import loading
 
 
 class Span(click.ParamType[timedelta]):
@@ -59,7 +59,7 @@ def pause(
     scope = scopes.chosen(job, queue, plugin, everything)
     if lasting is not None and until is not None:
         raise click.UsageError("--for and --until contradict each other; give one")
-    registry = plugins.current()
+    registry = loading.current()
     with ledger() as engine, engine.begin() as connection:
         scopes.refuse_unknown(connection, registry, scope)
         refuse_fast_lane(registry, job)

@@ -8,13 +8,13 @@ from typing import Any
 import click
 from sqlalchemy import Connection
 
-from core import plugins
 from core.cli.output import as_json, local, local_zone, print_json, print_table
 from core.cli.surroundings import ledger
+from core.jobs.registry import EVERYTHING
 from core.ledger import history
 from core.ledger import pauses as found_pauses
 from core.ledger.pauses import Pause
-from core.registry import EVERYTHING
+from core.plugins import loading
 
 
 @click.command()
@@ -55,5 +55,5 @@ def in_words(pause: Pause, at: Callable[[datetime], str] = local) -> str:
 
 def of_job(connection: Connection, job: str) -> list[Pause]:
     """The pauses that hold ``job`` now; of one that is not loaded here, as far as can be told."""
-    scopes = plugins.current().scopes.get(job, (EVERYTHING, f"job:{job}"))
+    scopes = loading.current().scopes.get(job, (EVERYTHING, f"job:{job}"))
     return found_pauses.of_scopes(found_pauses.active(connection), scopes)

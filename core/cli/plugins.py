@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from core import plugins as loader
 from core.cli.output import as_json, print_json, print_table
-from core.registry import Plugin
+from core.jobs.registry import Plugin
+from core.plugins import loading as loader
 
 
 @click.command()

@@ -2,15 +2,15 @@
 
 import click
 
-from core import plugins
 from core.cli import scopes
 from core.cli.actor import by_option
 from core.cli.surroundings import ledger
 from core.errors import PauseError
+from core.jobs.registry import EVERYTHING
 from core.ledger import audit, pauses
 from core.ledger.audit import Actor
 from core.ledger.pauses import Pause
-from core.registry import EVERYTHING
+from core.plugins import loading
 
 
 @click.command()
@@ -52,5 +52,5 @@ def not_paused(scope: str, active: list[Pause]) -> str:
 def holding(scope: str, active: list[Pause]) -> list[Pause]:
     """The pauses of other scopes that hold a job which is named by ``scope``; of a wider one, that of everything."""
     job = scope.removeprefix("job:")
-    wider = plugins.current().scopes.get(job, (EVERYTHING,)) if scope.startswith("job:") else (EVERYTHING,)
+    wider = loading.current().scopes.get(job, (EVERYTHING,)) if scope.startswith("job:") else (EVERYTHING,)
     return [pause for pause in pauses.of_scopes(active, wider) if pause.scope != scope]

@@ -6,15 +6,15 @@ from typing import Any
 import click
 from sqlalchemy import Connection
 
-from core import plugins
 from core.cli.actor import by_option
 from core.cli.bulk import Deed, doing, run_deed
 from core.cli.orphans import refuse_unknown_to_the_fleet
 from core.cli.output import as_json
 from core.cli.selection import Options, selecting
 from core.cli.surroundings import ledger
-from core.ledger import by_hand
+from core.ledger import operations
 from core.ledger.audit import Actor
+from core.plugins import loading
 
 
 @click.command()
@@ -38,12 +38,12 @@ def retry(dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool
     options.require_one_way()
     with ledger(statement_timeout_seconds=0) as engine:
         with engine.connect() as connection:
-            runs = options.runs(connection, by_hand.RETRIABLE)
-            jobs = [plugins.current().job(name) for name in sorted({run.job for run in runs})]
+            runs = options.runs(connection, operations.RETRIABLE)
+            jobs = [loading.current().job(name) for name in sorted({run.job for run in runs})]
             refuse_unknown_to_the_fleet(connection, jobs)
 
         def act(connection: Connection, run_ids: Sequence[int]) -> int:
-            return by_hand.retry(connection, run_ids, jobs, even_dropped=options.means_dropped)
+            return operations.retry(connection, run_ids, jobs, even_dropped=options.means_dropped)
 
         deed = Deed("retry", "retried", act, by, ", ".join(job.name for job in jobs), options.criteria)
         run_deed(engine, runs, deed, dry_run=dry_run, yes=yes, rate=rate, as_json=as_json)

@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from core import enqueue, plugins
+from core import enqueue
 from core.cli import Problem
 from core.cli.actor import by_option
 from core.cli.pauses import in_words, of_job
@@ -21,6 +21,7 @@ from core.errors import BadArguments
 from core.ledger import audit, history
 from core.ledger.audit import Actor
 from core.ledger.models import FINAL, State
+from core.plugins import loading
 
 POLL_SECONDS = 0.2
 #: A run that nobody has taken for this long makes us ask whether there is a worker.
@@ -76,7 +77,7 @@ def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: fl
 
 def refuse_fast_lane(job: str) -> None:
     """Raise BadArguments for a job whose runs are not in the ledger."""
-    if not plugins.current().job(job).ledger:
+    if not loading.current().job(job).ledger:
         raise BadArguments(
             f"job {job!r} is on the fast lane (ledger=False): nothing would record or answer for such a run; "
             "send it a message from code, or declare it with ledger=True"

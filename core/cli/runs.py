@@ -6,15 +6,15 @@ from typing import Any
 import click
 from sqlalchemy import Connection
 
-from core import plugins
 from core.cli.output import as_json, local, local_zone, print_json, print_table, span
 from core.cli.pauses import in_words
 from core.cli.surroundings import ledger
 from core.errors import UnknownJob, suggestion
+from core.jobs.registry import EVERYTHING
 from core.ledger import history, pauses
 from core.ledger.models import WAITING, State
 from core.ledger.pauses import Pause
-from core.registry import EVERYTHING
+from core.plugins import loading
 
 FIELDS = (
     "id",
@@ -60,7 +60,7 @@ def runs(as_json: bool, job: str | None, state: str | None, limit: int) -> None:
 
 def refuse_unknown(connection: Connection, job: str) -> None:
     """Raise UnknownJob for a name that neither a plugin nor the ledger knows; unloaded jobs have history, too."""
-    known = plugins.current().jobs
+    known = loading.current().jobs
     if job in known:
         return
     seen = history.jobs_seen(connection)
@@ -94,7 +94,7 @@ def waits_for(run: history.Run, paused: Collection[Pause]) -> list[str]:
     """The pauses that hold a run which waits."""
     if run.state not in WAITING:
         return []
-    scopes = plugins.current().scopes.get(run.job, (EVERYTHING, f"job:{run.job}"))
+    scopes = loading.current().scopes.get(run.job, (EVERYTHING, f"job:{run.job}"))
     return [in_words(pause) for pause in pauses.of_scopes(paused, scopes)]
 
 

@@ -7,8 +7,8 @@ import click
 from sqlalchemy import Connection
 
 from core.errors import PauseError, UnknownJob, suggestion
+from core.jobs.registry import EVERYTHING, Registry
 from core.ledger import releases
-from core.registry import EVERYTHING, Registry
 
 
 def scope_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,14 +7,14 @@ from typing import Any
 import click
 from sqlalchemy import Connection, Row
 
-from core import plugins
 from core.cli import Problem, moments
 from core.cli.runs import refuse_unknown
 from core.errors import PluginError, suggestion
-from core.ledger import by_hand, history, releases
-from core.ledger.by_hand import DROPPED, Filter
+from core.jobs.registry import Registry
+from core.ledger import history, operations, releases
 from core.ledger.models import State
-from core.registry import Registry
+from core.ledger.operations import DROPPED, Filter
+from core.plugins import loading
 
 
 def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,16 +73,16 @@ class Options:
         Raises Problem if an id is not of such a run, or if there is none at all.
         """
         if self.ids:
-            found = by_hand.named(connection, self.ids)
+            found = operations.named(connection, self.ids)
             refuse_unfit(self.ids, found, states)
             return found
-        found = by_hand.chosen(connection, self._filter(connection, states))
+        found = operations.chosen(connection, self._filter(connection, states))
         if not found:
             raise Problem(f"no run that is {' or '.join(states)} matches")
         return found
 
     def _filter(self, connection: Connection, states: Sequence[State]) -> Filter:
-        registry, now = plugins.current(), history.now(connection)
+        registry, now = loading.current(), history.now(connection)
         if self.job is not None:
             refuse_unknown(connection, self.job)
         if self.queue is not None:
@@ -108,7 +108,7 @@ def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequen
         for run in found
         if run.state not in states
     ]
-    if states == by_hand.DROPPABLE:
+    if states == operations.DROPPABLE:
         wrong += [f"run {run.id} was dropped already" for run in found if run.reason == DROPPED]
     if wrong:
         raise Problem("; ".join(wrong) + "; nothing was changed")

@@ -12,16 +12,17 @@ from urllib.parse import urlsplit
 
 import click
 
-from core import logs, settings
+from core import settings
 from core.cli import surroundings
 from core.cli.programs import guarded, pool_size, script
 from core.cli.worker import metrics_server, number_of, workers
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 from core.errors import RotaError
-from core.line import Reception
+from core.observability import logs
 from core.settings import Settings
-from core.succession import Succession
-from core.supervisor import Command, Guard, Signals
+from core.supervisor.succession import Succession
+from core.supervisor.supervisor import Command, Guard, Signals
+from core.supervisor.worker_channel import Reception
 
 logger = logging.getLogger(__name__)
 

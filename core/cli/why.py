@@ -4,13 +4,13 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from core import plugins
 from core.cli import moments
 from core.cli.output import as_json, print_json
 from core.cli.runs import described, refuse_unknown
 from core.cli.surroundings import ledger
+from core.jobs.registry import Registry
 from core.ledger import history
-from core.registry import Registry
+from core.plugins import loading
 
 
 @click.command()
@@ -31,9 +31,9 @@ def why(ctx: click.Context, job: str, time: str, key: str, as_json: bool) -> Non
       rota why close-day --at 2026-03-29T01:30
       rota why close-day --at 2026-11-23T03:00:00+00:00 --json
     """
-    from core.cli.explanations import explain
+    from core.operations.why import explain
 
-    registry = plugins.current()
+    registry = loading.current()
     zone = zone_of(registry, job)
     with ledger() as engine, engine.connect() as connection:
         refuse_unknown(connection, job)

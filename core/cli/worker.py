@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
-from core import logs, plugins, settings
+from core import settings
 from core.cli.programs import guarded, pool_size, script
 from core.errors import suggestion
-from core.line import Reception
+from core.observability import logs
+from core.plugins import loading
 from core.settings import Settings
-from core.succession import Succession, Worker
-from core.supervisor import Command, Guard, Signals
+from core.supervisor.succession import Succession, Worker
+from core.supervisor.supervisor import Command, Guard, Signals
+from core.supervisor.worker_channel import Reception
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class Queue(click.ParamType[str]):
     name = "queue"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        known = {job.queue for job in plugins.current()}
+        known = {job.queue for job in loading.current()}
         if value not in known:
             self.fail(
                 f"unknown queue {value!r}{suggestion(value, known)}; no job of a loaded plugin is on it", param, ctx
@@ -114,7 +116,7 @@ def workers(
     only = ["--queues", *queues] if queues else []
     for_jobs = max(grace - 5, grace / 2)  # workers that give up in time can still hand back their runs
     if configured.mode == "local":
-        words = [sys.executable, "-m", "core.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
+        words = [sys.executable, "-m", "core.worker.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
     else:
         timeout = f"--worker-shutdown-timeout={round(for_jobs * 1000)}"
         words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", timeout, *only]
@@ -126,4 +128,4 @@ def workers(
 def metrics_server(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:
     """What serves the metrics of all processes, unless they are turned off."""
     if configured.metrics_port:
-        yield Command("metrics", [sys.executable, "-m", "core.middleware.exposition"], environ)
+        yield Command("metrics", [sys.executable, "-m", "core.observability.metrics_server"], environ)

@@ -12,18 +12,19 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from core import database, metrics
-from core.dispatcher import leadership, relay
+from core import database
+from core.dispatcher import leadership, sending
+from core.dispatcher.accounting import TOLERANCE, Accountant, miss_late
 from core.dispatcher.orphans import Orphanage
+from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recovery import Outage, recover
-from core.dispatcher.slots import TOLERANCE, Accountant, miss_late
-from core.dispatcher.watch import Watch
+from core.jobs.registry import Registry
 from core.ledger import agenda, pauses, releases, slots
-from core.ledger import relay as due_runs
+from core.ledger import due as due_runs
 from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Census, Fleet
-from core.logs import Complaint
-from core.registry import Registry
+from core.observability import metrics
+from core.observability.logs import Complaint
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +156,12 @@ class Dispatcher(threading.Thread):
         self._held = self._look_for_pauses(connection)
         accountant.account(connection, self._carrier)
         miss_late(connection, self._registry, self._held)
-        relay.find_lost(connection, self._carrier, self._resend_seconds)
+        sending.find_lost(connection, self._carrier, self._resend_seconds)
         self._send_due(connection)
 
     def _send_due(self, connection: Connection) -> None:
         if due_runs.is_any_due(connection):  # else there is no need to say of which jobs
-            relay.send_due(connection, self._sent(), self._carrier)
+            sending.send_due(connection, self._sent(), self._carrier)
 
     def _look_for_pauses(self, connection: Connection) -> Mapping[str, datetime]:
         active = pauses.active(connection)

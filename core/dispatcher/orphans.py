@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import redis
 from sqlalchemy import Connection
 
-from core import metrics
-from core.ledger import history, orphans, relay, releases
+from core.jobs.registry import Registry
+from core.ledger import due, history, orphans, releases
 from core.ledger.models import State
 from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Fleet
-from core.registry import Registry
+from core.observability import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Orphanage:
             self._end_queue(connection, queue, fleet)
 
     def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
-        moved = relay.move(connection, queue, {job: min(queues) for job, queues in fleet.queues_of.items()})
+        moved = due.move(connection, queue, {job: min(queues) for job, queues in fleet.queues_of.items()})
         if moved:
             logger.warning("runs.moved queue=%s runs=%s: their jobs are on another queue now", queue, moved)
         try:

@@ -9,10 +9,10 @@ from datetime import timedelta
 import redis
 from sqlalchemy import Connection
 
-from core import metrics
 from core.ledger import processes
 from core.ledger.outbox import DispatchCarrier
 from core.ledger.processes import RETURN_SECONDS
+from core.observability import metrics
 
 #: What a process whose connection was cut takes to be there on another, generously. A death is noticed that much later.
 COME_BACK_SECONDS = 0.5

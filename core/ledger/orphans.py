@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from core.jobs import Job
-from core.ledger.relay import IS_SENT, IS_UNSENT
+from core.jobs.job import Job
+from core.ledger.due import IS_SENT, IS_UNSENT
 
 WITH_SLOTS = text("SELECT job FROM rota_schedules")
 

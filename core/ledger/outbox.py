@@ -39,7 +39,7 @@ class Letter:
 
 
 class Carrier(Protocol):
-    """What takes messages to workers; Redis, through ``core.broker``."""
+    """What takes messages to workers; Redis, through ``core.worker.actors``."""
 
     @property
     def carries(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from core.jobs import Job
+from core.jobs.job import Job
 
 #: What a slot that nobody has started is given.
 TOLERANCE = timedelta(seconds=30)

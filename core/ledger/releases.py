@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from core.jobs import Job
-from core.registry import Registry, scopes
+from core.jobs.job import Job
+from core.jobs.registry import Registry, scopes
 
 RECORD = text("""
     INSERT INTO rota_releases (fingerprint, jobs) VALUES (:fingerprint, CAST(:jobs AS jsonb))

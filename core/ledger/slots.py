@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from core.jobs import Job
+from core.jobs.job import Job
 from core.ledger import pauses
 from core.ledger.models import State
 from core.ledger.outbox import Parcel

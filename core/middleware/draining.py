@@ -13,8 +13,8 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
-from core.local_broker import LocalBroker
-from core.redis_broker import RotaBroker
+from core.transport.local import LocalBroker
+from core.transport.redis import RotaBroker
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 
 from core.errors import BadArguments
-from core.redis_broker import RUN_ID
+from core.transport.redis import RUN_ID
 
 logger = logging.getLogger(__name__)
 

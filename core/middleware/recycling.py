@@ -1,7 +1,7 @@
 """Has this process replaced once it has worked on many messages, or holds much memory: what leaks, ends with it.
 
 Under ``rota worker`` and ``rota up`` a successor is at work before this process takes on nothing more
-(``core/line.py``). Under ``dramatiq core.main --processes 1`` Dramatiq starts itself anew when this process has
+(``core/supervisor/``). Under ``dramatiq core.main --processes 1`` Dramatiq starts itself anew when this process has
 finished. With several processes Dramatiq can only end all of them together, so that one job at work would keep all of
 them waiting: there it is not done.
 """
@@ -23,10 +23,11 @@ from dramatiq.cli import make_argument_parser
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
-from core import line, metrics
-from core.line import Line
 from core.middleware import draining
 from core.middleware.occupation import Occupation
+from core.observability import metrics
+from core.supervisor import worker_channel
+from core.supervisor.worker_channel import Line
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,9 @@ class Recycling(Middleware):
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Begin to count; whoever waits for this process to be at work is told."""
-        supervisor = line.to_supervisor()
+        supervisor = worker_channel.to_supervisor()
         if supervisor is not None:
-            supervisor.say(line.READY)
+            supervisor.say(worker_channel.READY)
         if not self._endurance.is_endless:
             threading.Thread(target=self._run, args=(broker, worker, supervisor), daemon=True, name="rota-age").start()
 
@@ -113,12 +114,12 @@ class Recycling(Middleware):
             if self._drained(broker, worker):
                 os.kill(os.getppid(), signal.SIGHUP)
             return
-        supervisor.say(line.TIRED)
-        while not supervisor.hears(line.GO, within_seconds=LOOK_EVERY_SECONDS):
+        supervisor.say(worker_channel.TIRED)
+        while not supervisor.hears(worker_channel.GO, within_seconds=LOOK_EVERY_SECONDS):
             if self._stopping.is_set():
                 return
         if self._drained(broker, worker):
-            supervisor.say(line.DONE)
+            supervisor.say(worker_channel.DONE)
 
     def _drained(self, broker: Broker, worker: Worker) -> bool:
         """Take on nothing more and wait until all is finished; False if the process is told to stop meanwhile."""

@@ -5,7 +5,7 @@ from typing import Any
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
-from core.redis_broker import RedisWatch
+from core.transport.redis import RedisWatch
 
 
 class Watching(Middleware):

@@ -8,7 +8,7 @@ import pytest
 from dramatiq import Worker
 from dramatiq.middleware import default_middleware
 
-from core.redis_broker import RotaBroker, connect
+from core.transport.redis import RotaBroker, connect
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from core import database, migrate, plugins
+from core import database
 from core.embedded import EmbeddedPostgres, EmbeddedRedis
+from core.plugins import loading
+from core.schema import upgrade
 from tests.support.fleet import Fleet, fleet
 from tests.support.service import ENVIRON, Service, free_port
 from tests.support.wheels import Environment
@@ -40,7 +42,7 @@ def own_postgres(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedPostg
     server = EmbeddedPostgres(servers_folder / tmp_path.name)
     server.start()
     engine = database.connect(server.url)
-    list(migrate.upgrade(engine, plugins.current()))
+    list(upgrade.upgrade(engine, loading.current()))
     engine.dispose()
     yield server
     server.stop()

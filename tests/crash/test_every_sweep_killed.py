@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from core import plugins
 from core.enqueue import enqueue_many
 from core.ledger import slots
 from core.ledger.slots import Watermark
+from core.plugins import loading
 from core.testing import create_database, drop_database
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, fleet
@@ -50,13 +50,13 @@ def scene(started: Scene) -> Scene:
 def account_for_slots(service: Fleet) -> None:
     """Have no slot come due while the tests run: who works on what is for them to say."""
     tomorrow = service.now() + timedelta(days=1)
-    scheduled = plugins.current().scheduled()
+    scheduled = loading.current().scheduled()
     with service.engine.begin() as connection:
         slots.account(connection, {job.name: Watermark(str(job.schedule), tomorrow) for job in scheduled})
 
 
 def test_no_sweep_is_forgotten():
-    ours = {name for name, plugin in plugins.current().owners.items() if plugin.name in {"expiry", "maintenance"}}
+    ours = {name for name, plugin in loading.current().owners.items() if plugin.name in {"expiry", "maintenance"}}
 
     assert ours == set(SWEEPS)
 
@@ -94,7 +94,7 @@ def test_of_four_runs_by_the_jobs_own_rule_three_are_skipped_and_the_killed_one_
 
 def request_at_once(scene: Scene, job: str) -> list[int]:
     """Request four runs that may overlap, unlike those that the schedule makes: all of them are worked on at once."""
-    return scene.fleet.request(job, WORKERS, queue=plugins.current().job(job).queue)
+    return scene.fleet.request(job, WORKERS, queue=loading.current().job(job).queue)
 
 
 def request_by_rule(scene: Scene, job: str) -> list[int]:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from core import database, migrate, plugins
+from core import database
 from core.embedded import EmbeddedPostgres
 from core.errors import LeaseLost
 from core.ledger import leases, processes, runs
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.processes import Identity
+from core.plugins import loading
+from core.schema import upgrade
 
 pytestmark = pytest.mark.crash
 
@@ -38,7 +40,7 @@ def server(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 def engine(server: EmbeddedPostgres) -> Iterator[Engine]:
     made = database.connect(server.url)
-    list(migrate.upgrade(made, plugins.current()))
+    list(upgrade.upgrade(made, loading.current()))
     yield made
     database.dispose(made)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from core import plugins
+from core.plugins import loading
 from tests.support.eventually import eventually
 from tests.support.service import Service
 from tests.support.wheels import PLUGINS, build, wheel_of
@@ -107,12 +107,12 @@ def distribution(name: str) -> str:
 
 def jobs_of(name: str) -> set[str]:
     """The jobs of a plugin, as the environment that runs the tests has them."""
-    return {job for job, plugin in plugins.current().owners.items() if plugin.name == name}
+    return {job for job, plugin in loading.current().owners.items() if plugin.name == name}
 
 
 def owners(jobs: Iterable[str]) -> set[str]:
     """The plugins of this repository to which these jobs belong."""
-    found = {plugins.current().owners[job].name for job in jobs if job in plugins.current().owners}
+    found = {loading.current().owners[job].name for job in jobs if job in loading.current().owners}
     return found & FOLDERS.keys()
 
 

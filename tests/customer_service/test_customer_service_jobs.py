@@ -14,9 +14,10 @@ from customer_service_world import NOON
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-import core.migrations
-from core import Run, cron, every, plugins
-from core.run import Work
+import core.schema.ledger
+from core import Run, cron, every
+from core.plugins import loading
+from core.worker.run import Work
 from plugins.customer_service import CustomerService, join_queue, triggers
 
 FREQUENT = (every(seconds=30), 3, timedelta(seconds=30))
@@ -31,7 +32,7 @@ CATALOGUE = {
 
 @pytest.fixture(scope="module")
 def registry():
-    return plugins.load([EntryPoint("customer_service", "plugins.customer_service:CustomerService", "rota.plugins")])
+    return loading.load([EntryPoint("customer_service", "plugins.customer_service:CustomerService", "rota.plugins")])
 
 
 @pytest.fixture
@@ -86,12 +87,12 @@ def test_a_user_is_served_from_joining_to_the_archive_by_the_jobs_alone(world, r
 @pytest.fixture
 def ledger_session(engine, registry, monkeypatch):
     """A session that has Rota's own tables as well, and the real ``enqueue``; all of it is rolled back."""
-    monkeypatch.setattr(plugins, "current", lambda: registry)
+    monkeypatch.setattr(loading, "current", lambda: registry)
     monkeypatch.setattr(triggers, "enqueue", core.enqueue)
     with engine.connect() as connection, connection.begin() as transaction:
         with Operations.context(MigrationContext.configure(connection)):
-            for revision in sorted(Path(core.migrations.__file__).parent.glob("0*.py")):
-                importlib.import_module(f"core.migrations.{revision.stem}").upgrade()
+            for revision in sorted(Path(core.schema.ledger.__file__).parent.glob("0*.py")):
+                importlib.import_module(f"core.schema.ledger.{revision.stem}").upgrade()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
             yield session
         transaction.rollback()

@@ -12,7 +12,8 @@ from expiry_world import BEFORE, COUPONS, NOON, POINTS, SUBJECTS, TASKS, Subject
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from core import every, plugins
+from core import every
+from core.plugins import loading
 from core.testing import RunJob
 from plugins.expiry import Expiry, sweeps
 from plugins.expiry.models import Base
@@ -34,7 +35,7 @@ every_job = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: sub
 
 @pytest.fixture(scope="module")
 def registry():
-    return plugins.load([EntryPoint("expiry", "plugins.expiry:Expiry", "rota.plugins")])
+    return loading.load([EntryPoint("expiry", "plugins.expiry:Expiry", "rota.plugins")])
 
 
 def test_the_jobs_are_those_of_the_catalogue(registry):

@@ -11,9 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from core import database, enqueue, plugins, redis_broker
-from core.redis_broker import RotaBroker
+from core import database, enqueue
+from core.plugins import loading
 from core.testing import registry_of
+from core.transport import redis as redis_broker
+from core.transport.redis import RotaBroker
 from tests.faults import workload
 from tests.faults.history import Letter
 from tests.faults.world import World, now
@@ -50,7 +52,7 @@ class Client:
     def _run(self) -> None:
         engine = database.connect(self.world.url)
         broker = RotaBroker(redis_broker.connect(self.world.servers.redis.url))
-        with plugins.using(registry_of(*workload.JOBS)):
+        with loading.using(registry_of(*workload.JOBS)):
             while not self._stopping.wait(self.dice.expovariate(self.per_second)):
                 try:
                     with Session(engine) as session:

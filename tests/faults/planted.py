@@ -11,13 +11,13 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from core import execution
-from core.dispatcher import relay
-from core.execution import Executor, require
+from core.dispatcher import sending
 from core.ledger import leases, processes, runs, slots
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
-from core.run import Work
+from core.worker import executor
+from core.worker.executor import Executor, require
+from core.worker.run import Work
 
 PLANT = "FAULTS_PLANT"
 
@@ -83,7 +83,7 @@ def two_commits() -> None:
     """Success is recorded in a transaction of its own, and the job's work committed after it."""
 
     def succeed(self: Executor, work: Work, lease: leases.Lease, _body: str | None) -> str:
-        with execution.database.autocommit(self.engine) as connection:
+        with executor.database.autocommit(self.engine) as connection:
             require(runs.succeed(connection, lease, None), lease)
         if work.has_begun:
             work.session.mark_fenced()
@@ -99,7 +99,7 @@ def dropped_message() -> None:
     def find_lost(_connection: Connection, *_args: Any) -> int:
         return 0
 
-    relay.find_lost = find_lost
+    sending.find_lost = find_lost
 
 
 PLANTS = {

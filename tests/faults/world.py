@@ -17,8 +17,10 @@ import psutil
 from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
-from core import database, migrate, plugins
+from core import database
 from core.embedded import POSTGRES_PORT, EmbeddedPostgres, EmbeddedRedis
+from core.plugins import loading
+from core.schema import upgrade
 from core.testing import create_database, drop_database
 from tests.faults import switches, workload
 from tests.faults.history import ProcessEvent
@@ -179,7 +181,7 @@ class World:
         self.switches = self.folder / "switches"
         self.switches.mkdir()
         migrated = database.connect(self.url)
-        list(migrate.upgrade(migrated, plugins.current()))
+        list(upgrade.upgrade(migrated, loading.current()))
         database.dispose(migrated)
         self.fleet = FaultFleet(self.folder, self.url, self.servers.redis.url)
         self.fleet.redis.flushall()

@@ -13,21 +13,22 @@ from dramatiq.middleware import CurrentMessage
 from dramatiq.worker import Worker
 from sqlalchemy import Connection, Engine, text
 
-from core import Run, job, redis_broker
-from core import broker as brokers
+from core import Run, job
 from core import database as databases
-from core.broker import RedisCarrier
-from core.execution import Executor
-from core.heartbeat import application_name
-from core.jobs import Job
+from core.jobs.job import Job
+from core.jobs.registry import Registry
 from core.ledger import leases, outbox, processes, releases
 from core.ledger.leases import Lease, Verdict
 from core.ledger.processes import Identity
 from core.middleware.fast_lane_retries import FastLaneRetries
-from core.middleware.scheduling import SchedulingOptions
-from core.redis_broker import RotaBroker
-from core.registry import Registry
+from core.middleware.periodiq_options import SchedulingOptions
 from core.testing import create_database, drop_database, registry_of
+from core.transport import redis as redis_broker
+from core.transport.redis import RotaBroker
+from core.worker import actors as brokers
+from core.worker.actors import RedisCarrier
+from core.worker.executor import Executor
+from core.worker.heartbeat import application_name
 from tests.support import effects
 from tests.support.ledger import Ledger
 

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, text
 
 from core import database as databases
 from core import every, job
+from core.dispatcher.accounting import HEAD_START, Accountant
 from core.dispatcher.loop import Dispatcher
-from core.dispatcher.slots import HEAD_START, Accountant
 from core.ledger import agenda, pauses, slots
 from core.ledger.prepared import Prepared
 from tests.support.eventually import eventually

@@ -10,7 +10,7 @@ import pytest
 
 from core import database as databases
 from core import job
-from core.ledger import orphans, relay, retention
+from core.ledger import due, orphans, retention
 
 HOSTILE = "; ".join(
     f"SET enable_{method} = off"
@@ -32,7 +32,7 @@ def connection(database):
 
 
 def taken(connection) -> int:
-    return len(relay.take_due(connection, ["batched"], batch=2))
+    return len(due.take_due(connection, ["batched"], batch=2))
 
 
 def ended(connection) -> int:

@@ -7,10 +7,10 @@ import pytest
 
 from core import database as databases
 from core import every, job
-from core.dispatcher.slots import miss_late
-from core.ledger import by_hand
-from core.ledger.by_hand import Filter
+from core.dispatcher.accounting import miss_late
+from core.ledger import operations
 from core.ledger.models import State
+from core.ledger.operations import Filter
 from core.testing import registry_of
 from tests.support.racing import race
 
@@ -26,7 +26,7 @@ def work(run):
 def retry(database):
     def retry(*run_ids, jobs=(work,), **options):
         with database.begin() as connection:
-            return by_hand.retry(connection, run_ids, jobs, **options)
+            return operations.retry(connection, run_ids, jobs, **options)
 
     return retry
 
@@ -35,7 +35,7 @@ def retry(database):
 def drop(database):
     def drop(*run_ids):
         with database.begin() as connection:
-            return by_hand.drop(connection, run_ids)
+            return operations.drop(connection, run_ids)
 
     return drop
 
@@ -205,8 +205,8 @@ class TestFilter:
     def chosen(self, database):
         def chosen(*states, **criteria):
             with database.connect() as connection:
-                wanted = Filter(states or by_hand.RETRIABLE, **criteria)
-                return [run.id for run in by_hand.chosen(connection, wanted)]
+                wanted = Filter(states or operations.RETRIABLE, **criteria)
+                return [run.id for run in operations.chosen(connection, wanted)]
 
         return chosen
 
@@ -243,7 +243,7 @@ class TestFilter:
         ledger.do("ANALYZE rota_runs")
         from sqlalchemy import select
 
-        query = select(by_hand.RUNS.c.id).where(*Filter(by_hand.RETRIABLE).conditions())
+        query = select(operations.RUNS.c.id).where(*Filter(operations.RETRIABLE).conditions())
         compiled = query.compile(database, compile_kwargs={"literal_binds": True})
 
         plan = "\n".join(row[0] for row in ledger.rows(f"EXPLAIN {compiled}"))

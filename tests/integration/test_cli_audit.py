@@ -8,10 +8,11 @@ from click.testing import CliRunner
 from psycopg2.errors import RaiseException
 from sqlalchemy.exc import DBAPIError
 
-from core import builtin, database, every, job, migrate, settings
+from core import database, every, job, settings, upkeep
 from core.cli import main
+from core.jobs.registry import Plugin, Registry
 from core.ledger.audit import Actor
-from core.registry import Plugin, Registry
+from core.schema import upgrade
 
 
 @job("close-day", queue="billing", schedule=every(hours=1))
@@ -111,23 +112,23 @@ class TestDatabases:
             return [tuple(row) for row in rows]
 
     def test_an_upgrade_is_told_from_the_first_on_and_only_if_there_was_something_to_do(self, empty):
-        core = Registry((Plugin("core", "rota", "", (), migrations=builtin.register_migrations()),))
+        core = Registry((Plugin("core", "rota", "", (), migrations=upkeep.register_migrations()),))
 
         for _ in range(2):
-            list(migrate.upgrade(empty, core, Actor("ann")))
+            list(upgrade.upgrade(empty, core, Actor("ann")))
 
         (told,) = self.entries(empty)
         assert told[:3] == ("ann", "db upgrade", "core")
         assert set(told[3]) == {"head"}
 
     def test_a_programs_upgrade_is_not(self, empty):
-        list(migrate.upgrade(empty, Registry((Plugin("core", "", "", (), migrations=builtin.register_migrations()),))))
+        list(upgrade.upgrade(empty, Registry((Plugin("core", "", "", (), migrations=upkeep.register_migrations()),))))
 
         assert self.entries(empty) == []
 
     def test_dropping_a_plugins_tables_is_told(self, empty, rota, monkeypatch):
-        core = Registry((Plugin("core", "", "", (), migrations=builtin.register_migrations()),))
-        list(migrate.upgrade(empty, core))
+        core = Registry((Plugin("core", "", "", (), migrations=upkeep.register_migrations()),))
+        list(upgrade.upgrade(empty, core))
         with empty.begin() as connection:
             connection.exec_driver_sql("CREATE TABLE gone_things (id int)")
             connection.exec_driver_sql("CREATE TABLE rota_migrations_gone (version_num text)")
@@ -190,7 +191,7 @@ class TestTogether:
         things = Registry((Plugin("things", "", "", (), migrations=tmp_path),))
 
         with pytest.raises(DBAPIError) as raised:
-            list(migrate.upgrade(ledger.engine, things, Actor("ann")))
+            list(upgrade.upgrade(ledger.engine, things, Actor("ann")))
 
         assert isinstance(raised.value.orig, RaiseException)
         assert ledger.value("SELECT to_regclass('things_post')") is None
@@ -242,7 +243,7 @@ class TestRetention:
                 ended=until,
             )
 
-        row = run_job(builtin.prune_runs)
+        row = run_job(upkeep.prune_runs)
 
         assert row.result == {"deleted": 0, "audit_deleted": 1}
         assert ledger.value("SELECT count(*) FROM rota_audit") == 1

@@ -7,9 +7,11 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import inspect
 
-from core import job, migrate, plugins, removal
+from core import job
 from core.cli import confirmation, main
-from core.registry import Plugin, Registry
+from core.jobs.registry import Plugin, Registry
+from core.plugins import loading
+from core.schema import removal, upgrade
 from core.testing import create_database, drop_database
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +71,8 @@ def rota(tmp_path, monkeypatch):
 @pytest.fixture
 def registry():
     """What is loaded here: not billing."""
-    registry = Registry(plugins.load([]).plugins)
-    with plugins.using(registry):
+    registry = Registry(loading.load([]).plugins)
+    with loading.using(registry):
         yield registry
 
 
@@ -84,7 +86,7 @@ def billing(tmp_path, monkeypatch, database, registry):
 
     def install(*, is_kept, downgrade=DOWNGRADE):
         (folder / "0001_bills.py").write_text(REVISION.format(downgrade=downgrade))
-        list(migrate.upgrade(database, Registry((Plugin("billing", "", "", migrations=folder),))))
+        list(upgrade.upgrade(database, Registry((Plugin("billing", "", "", migrations=folder),))))
         with database.begin() as connection:
             connection.exec_driver_sql("INSERT INTO billing_bills VALUES (1), (2)")
         if is_kept:
@@ -131,7 +133,7 @@ def test_one_whose_tables_went_by_name_can_return(rota, billing, database):
 def test_nothing_of_ours_is_left_by_name(rota, registry, database, monkeypatch, name):
     """Not even functions, which would stand in the way of its return."""
     plugin = Plugin(name, "", "", migrations=ROOT / "plugins" / name / "migrations")
-    list(migrate.upgrade(database, Registry((plugin,))))
+    list(upgrade.upgrade(database, Registry((plugin,))))
     monkeypatch.setattr(removal, "importable", lambda _: None)
 
     done = rota(name, "--yes")
@@ -140,7 +142,7 @@ def test_nothing_of_ours_is_left_by_name(rota, registry, database, monkeypatch, 
     with database.connect() as connection:
         left = [each.name for each in connection.execute(removal.OBJECTS).all() if each.name.startswith(name)]
     assert not left
-    list(migrate.upgrade(database, Registry((plugin,))))
+    list(upgrade.upgrade(database, Registry((plugin,))))
 
 
 def test_a_disabled_plugins_tables_go_by_its_own_migrations(rota, billing, database):
@@ -235,5 +237,5 @@ def test_what_is_no_plugin_that_was_taken_away_is_refused(rota, billing, databas
 def test_a_plugin_that_is_loaded_here_is_refused(rota, billing, database):
     billing(is_kept=False)
 
-    with plugins.using(Registry((Plugin("billing", "", "", (send_bill,)),))):
+    with loading.using(Registry((Plugin("billing", "", "", (send_bill,)),))):
         assert "plugin 'billing' is loaded here: uninstall it" in rota("billing", "--yes").stderr

@@ -9,9 +9,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core import database as databases
-from core import job, metrics
+from core import job
 from core.ledger.leases import Verdict
 from core.ledger.models import State
+from core.observability import metrics
 from tests.support.effects import leave
 
 

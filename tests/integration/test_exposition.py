@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from core.metric_files import tidy
+from core.observability.metric_files import tidy
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
-SERVE = "from core.middleware.exposition import serve; serve()"
+SERVE = "from core.observability.metrics_server import serve; serve()"
 #: What a worker process writes, and then lives on until its input ends.
 WORK = """
 import os, pathlib, sys

@@ -31,10 +31,10 @@ from core.database import normalise_url
 from core.dispatcher.loop import Dispatcher
 from core.embedded import EmbeddedRedis
 from core.errors import DeclarationError
-from core.execution import Executor
 from core.ledger.outbox import Parcel
-from core.periodic import PeriodicSchedule
+from core.scheduling.periodic import PeriodicSchedule
 from core.testing import FrozenClock, registered
+from core.worker.executor import Executor
 from tests.support.eventually import elapse, eventually
 
 SATURDAY = datetime(2026, 3, 7, 12, tzinfo=UTC)

@@ -8,14 +8,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from core import database as databases
-from core import heartbeat as heartbeats
-from core import migrate
 from core.dispatcher.recovery import recover
-from core.heartbeat import Heartbeat
 from core.ledger import leases
 from core.ledger.processes import Identity
-from core.plugins import current
+from core.plugins.loading import current
+from core.schema import upgrade
 from core.testing import create_database, drop_database
+from core.worker import heartbeat as heartbeats
+from core.worker.heartbeat import Heartbeat
 from tests.support.eventually import eventually
 
 
@@ -198,7 +198,7 @@ def test_an_unmigrated_database_is_one_clear_complaint_and_it_goes_on_once_it_is
         assert len(complaints) == 1
         assert "the database is not migrated, run `rota db upgrade`" in complaints[0].message
 
-        list(migrate.upgrade(engine, current()))
+        list(upgrade.upgrade(engine, current()))
 
         assert heartbeat.registered.wait(5)
         with engine.connect() as connection:

@@ -8,7 +8,7 @@ import redis
 
 from core import job
 from core.ledger.outbox import Parcel
-from core.redis_broker import WorkQueue, consumer
+from core.transport.redis import WorkQueue, consumer
 from tests.support.eventually import eventually
 
 

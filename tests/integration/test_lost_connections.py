@@ -10,14 +10,16 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from core import database as databases
-from core import execution, job, migrate
+from core import job
 from core.embedded import EmbeddedPostgres
-from core.execution import Executor
-from core.heartbeat import Heartbeat
 from core.ledger import leases, processes, runs
 from core.ledger.processes import Identity
-from core.plugins import current
+from core.plugins.loading import current
+from core.schema import upgrade
 from core.testing import RunJob
+from core.worker import executor
+from core.worker.executor import Executor
+from core.worker.heartbeat import Heartbeat
 from tests.faults.proxy import Loop, Proxy
 from tests.support.effects import leave
 from tests.support.eventually import eventually
@@ -103,7 +105,7 @@ def fileno(connection):
 
 
 def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, ledger, monkeypatch):
-    monkeypatch.setattr(execution, "RECORD_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "RECORD_AGAIN_SECONDS", 0.1)
 
     def function(run):
         ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
@@ -116,13 +118,13 @@ def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, l
 
 
 def test_an_outcome_that_cannot_be_recorded_is_given_up_with_the_lease(run_job, ledger, database, monkeypatch):
-    monkeypatch.setattr(execution, "RECORD_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(executor, "RECORD_AGAIN_SECONDS", 0.05)
     process_id = run_job.executor.process_id()
     answers = iter([process_id, process_id, process_id])
     forgetful = Executor(database, lambda: next(answers, None), "test:1")
 
     def away(*_):
-        raise execution.PoolTimeout("away on purpose")
+        raise executor.PoolTimeout("away on purpose")
 
     monkeypatch.setattr(runs, "fail", away)
     run_id = run_job.request(failing)
@@ -154,7 +156,7 @@ def own_postgres(servers_folder, tmp_path):
 
 def test_a_restart_of_postgresql_is_survived_between_and_during_runs(own_postgres):
     engine = databases.connect(own_postgres.url)
-    list(migrate.upgrade(engine, current()))
+    list(upgrade.upgrade(engine, current()))
     with closing(engine.connect()) as one, closing(engine.connect()) as other:  # two that will be stale
         one.execute(PID)
         other.execute(PID)
@@ -202,7 +204,7 @@ def test_while_postgresql_is_down_a_claim_is_refused_and_nothing_runs(own_postgr
 
 def test_a_restart_of_postgresql_is_no_crash_of_the_processes_that_come_back(own_postgres):
     engine = databases.connect(own_postgres.url)
-    list(migrate.upgrade(engine, current()))
+    list(upgrade.upgrade(engine, current()))
     identity = Identity("worker", "test:1", "rota:test")
     heartbeat = Heartbeat(engine, identity, every_seconds=0.05, lease=timedelta(seconds=15))
     heartbeat.start()

@@ -9,16 +9,17 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect
 
-from core import builtin, migrate
 from core import database as databases
+from core import upkeep
 from core.errors import NotMigrated, PluginError
+from core.jobs.registry import Plugin, Registry
 from core.ledger import orphans, releases
 from core.ledger.models import Base
-from core.registry import Plugin, Registry
+from core.schema import upgrade as migrate
 from core.testing import create_database, drop_database
 from tests.support.racing import race
 
-CORE = Plugin("core", "rota", "", migrations=builtin.register_migrations())
+CORE = Plugin("core", "rota", "", migrations=upkeep.register_migrations())
 CORE_HEAD = migrate.scripts(CORE).get_current_head()
 
 MIGRATION = """\

@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from core import cron, every, job
 from core import database as databases
-from core.dispatcher import slots as accounting
-from core.dispatcher.slots import Accountant, miss_late
+from core.dispatcher import accounting
+from core.dispatcher.accounting import Accountant, miss_late
 from core.ledger import slots
 from core.ledger.slots import SlotRow, Watermark
 from core.testing import registry_of

@@ -9,19 +9,20 @@ from dramatiq.middleware import CurrentMessage
 from prometheus_client import REGISTRY
 from sqlalchemy.exc import OperationalError
 
-from core import broker as brokers
 from core import database as databases
-from core import every, job, redis_broker
-from core.broker import RedisCarrier
-from core.dispatcher import relay
+from core import every, job
+from core.dispatcher import sending
+from core.dispatcher.accounting import Accountant
 from core.dispatcher.loop import PLANS
 from core.dispatcher.orphans import LOOK_SECONDS, Orphanage, reason
-from core.dispatcher.slots import Accountant
+from core.jobs.registry import Plugin, Registry
 from core.ledger import orphans, releases, slots
 from core.ledger.releases import Fleet
-from core.redis_broker.strangers import PAUSE_SECONDS
-from core.registry import Plugin, Registry
 from core.testing import registry_of
+from core.transport import redis as redis_broker
+from core.transport.redis.unknown_actors import PAUSE_SECONDS
+from core.worker import actors as brokers
+from core.worker.actors import RedisCarrier
 from tests.support.eventually import eventually
 
 GRACE = 60.0
@@ -262,7 +263,7 @@ class TestRelay:
         ledger.request("nobodys")
 
         known = {*registry_of(work).jobs, *releases.fleet(connection).queues_of}
-        assert relay.send_due(connection, known, carrier) == 1
+        assert sending.send_due(connection, known, carrier) == 1
 
         assert [(parcel.job, parcel.queue) for parcel in carrier.parcels] == [("gone", "elsewhere")]
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from core import cron, every, job
 from core import database as databases
 from core.cli import main
-from core.dispatcher import watch
-from core.dispatcher.watch import Watch
+from core.dispatcher import overdue_alarm
+from core.dispatcher.overdue_alarm import Watch
 from core.ledger import overdue, slots
 from core.ledger.slots import Watermark
 from core.testing import registry_of
@@ -181,8 +181,8 @@ class TestWatch:
     def told(self, monkeypatch):
         """What the metrics are told."""
         told = {}
-        monkeypatch.setattr(watch.metrics, "overdue", lambda counts: told.update(overdue=dict(counts)))
-        monkeypatch.setattr(watch.metrics, "succeeded_at", lambda task, at: told.update({task: at}))
+        monkeypatch.setattr(overdue_alarm.metrics, "overdue", lambda counts: told.update(overdue=dict(counts)))
+        monkeypatch.setattr(overdue_alarm.metrics, "succeeded_at", lambda task, at: told.update({task: at}))
         return told
 
     @pytest.fixture

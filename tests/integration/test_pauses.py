@@ -7,8 +7,8 @@ import pytest
 
 from core import database as databases
 from core import every, job
+from core.dispatcher.accounting import Accountant, miss_late
 from core.dispatcher.loop import Dispatcher
-from core.dispatcher.slots import Accountant, miss_late
 from core.errors import PauseError
 from core.ledger import leases, pauses, slots
 from core.ledger.leases import Verdict
@@ -237,7 +237,7 @@ class TestSlots:
 
     def test_after_a_week_in_a_pause_of_every_second_looking_back_is_short(self, connection, ledger, now):
         """The newest slot before the pause is found by one step over it, not by a step for each second."""
-        from core.dispatcher.slots import newest_first
+        from core.dispatcher.accounting import newest_first
 
         ticking = job("ticking", schedule=every(seconds=1))(lambda run: None)
         asked = []

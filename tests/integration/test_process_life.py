@@ -9,10 +9,10 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.worker import Worker
 
 from core.dispatcher.loop import Dispatcher
-from core.heartbeat import Heartbeat
 from core.ledger.processes import Identity
-from core.middleware.process_life import ProcessLife
+from core.middleware.lifecycle import ProcessLife
 from core.testing import registry_of
+from core.worker.heartbeat import Heartbeat
 from tests.support.eventually import eventually
 
 

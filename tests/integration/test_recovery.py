@@ -11,7 +11,7 @@ from core import job
 from core.dispatcher.recovery import Outage, put_back, recover
 from core.ledger import processes
 from core.ledger.processes import Identity
-from core.redis_broker import RotaBroker, connect
+from core.transport.redis import RotaBroker, connect
 from tests.support.eventually import eventually
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from core import enqueue, job
 from core.embedded import EmbeddedRedis
-from core.redis_broker import connect
+from core.transport.redis import connect
 from tests.support.eventually import eventually
 
 

@@ -6,8 +6,8 @@ from sqlalchemy.orm import Session
 
 from core import database as databases
 from core import enqueue, job
-from core.dispatcher import relay
-from core.ledger import by_hand, orphans
+from core.dispatcher import sending
+from core.ledger import operations, orphans
 from core.testing import registry_of
 from tests.support.racing import race
 
@@ -41,12 +41,12 @@ def relaying(database):
 
 @pytest.fixture
 def send_due(relaying, service):
-    return lambda: relay.send_due(relaying, service.registry.jobs, service.carrier)
+    return lambda: sending.send_due(relaying, service.registry.jobs, service.carrier)
 
 
 @pytest.fixture
 def find_lost(relaying, service):
-    return lambda: relay.find_lost(relaying, service.carrier, 5)
+    return lambda: sending.find_lost(relaying, service.carrier, 5)
 
 
 def sent_ago(ledger, run_id, seconds):
@@ -67,12 +67,12 @@ class TestSendDue:
     def test_everything_due_is_sent_in_bulk_and_marked(self, send_due, service, ledger):
         ledger.do(
             "INSERT INTO rota_runs (job, queue) SELECT 'work', 'default' FROM generate_series(1, :count)",
-            count=relay.BATCH * 2 + 7,
+            count=sending.BATCH * 2 + 7,
         )
 
-        assert send_due() == relay.BATCH * 2 + 7
+        assert send_due() == sending.BATCH * 2 + 7
 
-        assert service.waiting() == relay.BATCH * 2 + 7
+        assert service.waiting() == sending.BATCH * 2 + 7
         assert unsent(ledger) == []
 
     def test_nothing_is_sent_twice(self, send_due, service, ledger):
@@ -117,7 +117,7 @@ class TestSendDue:
         run_id = ledger.request()
         carrier.is_away = True
 
-        assert relay.send_due(relaying, service.registry.jobs, carrier) == 0
+        assert sending.send_due(relaying, service.registry.jobs, carrier) == 0
 
         assert unsent(ledger) == [run_id]
         assert "dispatcher.not_sent runs=1" in caplog.text
@@ -131,7 +131,7 @@ class TestSendDue:
                 raise redis.ConnectionError("after it was delivered")
 
         run_id = ledger.request()
-        relay.send_due(relaying, registry_of(work).jobs, Slow())
+        sending.send_due(relaying, registry_of(work).jobs, Slow())
 
         assert (ledger.run(run_id).state, ledger.run(run_id).sent_at is None) == ("running", False)
 
@@ -140,7 +140,7 @@ class TestSendDue:
 
         def dispatch():
             with databases.autocommit(database) as connection:
-                return relay.send_due(connection, service.registry.jobs, service.carrier)
+                return sending.send_due(connection, service.registry.jobs, service.carrier)
 
         race(*[dispatch] * 4)
         while dispatch():
@@ -212,7 +212,7 @@ class TestFindLost:
         lost = ledger.request(queued_at="2020-01-01T00:00:00Z", sent_at="2020-01-01T00:00:00Z")
 
         if end == "dropped":
-            by_hand.drop(relaying, [head])
+            operations.drop(relaying, [head])
         elif end == "orphaned":
             ledger.do("UPDATE rota_runs SET job = 'gone' WHERE id = :id", id=head)
             ledger.do("DELETE FROM rota_processes")  # so that nobody knows it
@@ -277,7 +277,7 @@ class TestFindLost:
         run_id = ledger.request()
         sent_ago(ledger, run_id, 60)
 
-        assert relay.find_lost(relaying, Away(), 5) == 0
+        assert sending.find_lost(relaying, Away(), 5) == 0
 
     def test_what_is_at_work_is_not_lost(self, find_lost, send_due, ledger, service, process, database):
         run_id = ledger.request()
@@ -320,7 +320,7 @@ def test_a_message_delivered_twice_is_worked_on_once(serve, ledger, send_due):
     with databases.autocommit(ledger.engine) as connection:
         for _ in range(3):
             ledger.do("UPDATE rota_runs SET sent_at = NULL")
-            relay.send_due(connection, service.registry.jobs, service.carrier)
+            sending.send_due(connection, service.registry.jobs, service.carrier)
     worker = service.work(threads=4)
     service.broker.join("default", timeout=20_000)
     worker.join()

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy.orm import Session
 
-from core import builtin, settings
+from core import settings, upkeep
 from core.ledger import retention
 
 
@@ -70,6 +70,6 @@ def test_a_run_that_is_locked_does_not_hold_up_the_others(prune, ledger, databas
 def test_the_job_prunes_and_says_how_many(run_job, ledger):
     finish(ledger, 400, count=3)
 
-    row = run_job(builtin.prune_runs)
+    row = run_job(upkeep.prune_runs)
 
     assert (row.state, row.result) == ("succeeded", {"deleted": 3, "audit_deleted": 0})

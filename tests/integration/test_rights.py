@@ -12,14 +12,16 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine, inspect, make_url, text
 
 from core import database as databases
-from core import heartbeat as heartbeats
-from core import job, plugins, rights
+from core import job
 from core.cli import main
-from core.execution import Executor
-from core.heartbeat import Heartbeat, process_name
 from core.ledger.models import State
 from core.ledger.processes import Identity
+from core.plugins import loading
+from core.schema import grants as rights
 from core.testing import RunJob, create_database, drop_database, registered
+from core.worker import heartbeat as heartbeats
+from core.worker.executor import Executor
+from core.worker.heartbeat import Heartbeat, process_name
 from tests.support.eventually import eventually
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -68,7 +70,7 @@ def do(engine: Engine, *statements: str) -> None:
 
 def lacking(engine: Engine) -> list[rights.Lack]:
     with engine.connect() as connection:
-        return list(rights.lacking(connection, plugins.current()))
+        return list(rights.lacking(connection, loading.current()))
 
 
 def grant_the_ledger(database: Engine, engine: Engine) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from core import database as databases
 from core.dispatcher.loop import PLANS
-from core.ledger import agenda, relay, retention, slots
+from core.ledger import agenda, due, retention, slots
 
 #: Thousands that wait for tomorrow, that are on their way, that are slots in time, and that have just ended.
 FILL = [
@@ -28,10 +28,10 @@ DISPATCHING = {
         {},
         {"rota_runs_unsent", "rota_runs_late", "rota_runs_sent"},
     ),
-    "any due": (relay.ANY_DUE.text, {}, {"rota_runs_unsent"}),
-    "take due": (relay.TAKE_DUE.text, {"jobs": ["work"], "batch": 500}, {"rota_runs_unsent"}),
-    "overdue": (relay.OVERDUE_QUEUES.text, AGE, {"rota_runs_sent"}),
-    "lost": (relay.FORGET_SENT.text, {**AGE, "queue": "default", "oldest_waiting": None}, {"rota_runs_sent"}),
+    "any due": (due.ANY_DUE.text, {}, {"rota_runs_unsent"}),
+    "take due": (due.TAKE_DUE.text, {"jobs": ["work"], "batch": 500}, {"rota_runs_unsent"}),
+    "overdue": (due.OVERDUE_QUEUES.text, AGE, {"rota_runs_sent"}),
+    "lost": (due.FORGET_SENT.text, {**AGE, "queue": "default", "oldest_waiting": None}, {"rota_runs_sent"}),
     "late": (slots.LATE_JOBS.text, {"tolerance": "30 seconds"}, {"rota_runs_late"}),
 }
 PRUNING = {

@@ -10,8 +10,8 @@ import pytest
 
 from core import cron, every, job
 from core import database as databases
-from core.dispatcher import slots as accounting
-from core.dispatcher.slots import Accountant, miss_late
+from core.dispatcher import accounting
+from core.dispatcher.accounting import Accountant, miss_late
 from core.ledger import slots
 from core.ledger.models import State
 from core.ledger.slots import SlotRow, Watermark

@@ -8,8 +8,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from core import TimeLimitExceeded, execution, job, metrics
-from core.jobs import Job
+from core import TimeLimitExceeded, job
+from core.jobs.job import Job
+from core.observability import metrics
+from core.worker import executor
 from tests.support.effects import leave
 
 LIMIT = timedelta(milliseconds=300)
@@ -128,8 +130,8 @@ class Exit:
 @pytest.fixture
 def exit(monkeypatch):
     exit = Exit()
-    monkeypatch.setattr(execution.os, "_exit", exit)
-    monkeypatch.setattr(execution, "GIVE_UP_SECONDS", 1.0)  # the timer, which is left over
+    monkeypatch.setattr(executor.os, "_exit", exit)
+    monkeypatch.setattr(executor, "GIVE_UP_SECONDS", 1.0)  # the timer, which is left over
     return exit
 
 
@@ -141,7 +143,7 @@ def test_a_hard_limit_is_recorded_and_ends_the_process_though_metrics_cannot_be_
 
     row = run_job(exit.awaiting())
 
-    assert exit.status == execution.HARD_LIMIT_EXIT
+    assert exit.status == executor.HARD_LIMIT_EXIT
     assert (row.state, row.reason) == ("dead", "retries")
     assert row.error.startswith("TimeLimitExceeded: hard limit")
 
@@ -154,4 +156,4 @@ def test_a_hard_limit_ends_the_process_though_no_thread_can_be_had(run_job, exit
 
     run_job(exit.awaiting())
 
-    assert exit.status == execution.HARD_LIMIT_EXIT
+    assert exit.status == executor.HARD_LIMIT_EXIT

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from core import database as databases
 from core import enqueue_many, job
-from core.completions import Completion, Completions
-from core.execution import RECORDING, Executor
 from core.ledger import leases, runs
 from core.ledger.leases import Lease
+from core.worker.completions import Completion, Completions
+from core.worker.executor import RECORDING, Executor
 from tests.support.effects import leave
 from tests.support.eventually import eventually
 

@@ -10,8 +10,9 @@ import redis
 from maintenance_world import NOON, World, age
 from sqlalchemy.orm import Session
 
-from core import cron, every, plugins
+from core import cron, every
 from core.ledger.models import RunRow
+from core.plugins import loading
 from plugins.maintenance import Maintenance, file_journal, jobs
 from plugins.maintenance.models import FleaMarketItem, Task, TaskExpert, TimeSlot, UserStatistics
 from plugins.maintenance.settings import MaintenanceSettings
@@ -45,7 +46,7 @@ LONG_AGO = NOON - timedelta(days=200)
 
 @pytest.fixture(scope="module")
 def registry():
-    return plugins.load([EntryPoint("maintenance", "plugins.maintenance:Maintenance", "rota.plugins")])
+    return loading.load([EntryPoint("maintenance", "plugins.maintenance:Maintenance", "rota.plugins")])
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_every_job_says_what_it_does(registry):
 
 def test_the_retired_jobs_are_not_here(registry):
     assert not RETIRED & {job.name for job in registry}
-    assert not RETIRED & {job.name for job in plugins.current()}
+    assert not RETIRED & {job.name for job in loading.current()}
 
 
 @pytest.mark.parametrize("name", [name for name, schedule in CATALOGUE.items() if str(schedule).endswith(LONDON)])

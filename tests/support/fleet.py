@@ -16,11 +16,12 @@ import redis
 from dramatiq.message import Message
 from sqlalchemy import Engine, text
 
-from core import database, redis_broker
-from core.broker import RedisCarrier
+from core import database
 from core.ledger.outbox import Parcel
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
-from core.redis_broker import RotaBroker
+from core.transport import redis as redis_broker
+from core.transport.redis import RotaBroker
+from core.worker.actors import RedisCarrier
 from tests.support import chaos
 from tests.support.eventually import eventually
 

@@ -12,9 +12,9 @@ from typing import Any
 from dramatiq.message import Message
 from sqlalchemy import text
 
-from core import redis_broker
 from core.embedded import EmbeddedRedis
-from core.redis_broker import RotaBroker
+from core.transport import redis as redis_broker
+from core.transport.redis import RotaBroker
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet
 from tests.support.supervised import supervised

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core import plugins
+from core.plugins import loading
 
 
 @pytest.fixture
@@ -20,14 +20,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (about / "METADATA").write_text("\n".join(lines) + "\n")
         (about / "entry_points.txt").write_text(f"[rota.plugins]\n{plugin} = admitted_plugin\n")
         (tmp_path / "admitted_plugin.py").write_text("")
-        installed = entry_points(group=plugins.GROUP)
+        installed = entry_points(group=loading.GROUP)
         return next(point for point in installed if point.dist is not None and point.dist.name == name)
 
     return write
 
 
 def errors(*points: EntryPoint) -> list[str | None]:
-    return [plugin.error for plugin in plugins.load(points).plugins if plugin.name != plugins.CORE]
+    return [plugin.error for plugin in loading.load(points).plugins if plugin.name != loading.CORE]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from core import Run, arguments, job
+from core import Run, job
 from core.errors import BadArguments, BadResult, DeclarationError
-from core.jobs import Job
+from core.jobs import arguments
+from core.jobs.job import Job
 
 SECRET = "hunter2"
 SOME_ID = UUID("12345678-1234-5678-1234-567812345678")

@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from core import Run, enqueue, enqueue_many, job, plugins, send_many
-from core.broker import by_name
+from core import Run, enqueue, enqueue_many, job, send_many
 from core.errors import BadArguments, BadResult, TimeLimitExceeded, UnknownJob
-from core.execution import diagnose, in_words
 from core.ledger.leases import Lease
 from core.ledger.models import State
+from core.plugins import loading
 from core.testing import registry_of
+from core.worker.actors import by_name
+from core.worker.executor import diagnose, in_words
 
 MINUTE = timedelta(minutes=1)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -28,7 +29,7 @@ def fast(run: Run) -> None: ...
 
 @pytest.fixture(autouse=True)
 def _only_these_jobs() -> Iterator[None]:
-    with plugins.using(registry_of(close_day, fast)):
+    with loading.using(registry_of(close_day, fast)):
         yield
 
 

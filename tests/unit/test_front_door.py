@@ -13,7 +13,7 @@ from core import clock, errors
 from core.errors import RotaError, TimeLimitExceeded, suggestion
 
 #: What importing the front door must not bring with it.
-HEAVY = ("dramatiq", "periodiq", "redis", "prometheus_client", "alembic", "core.main", "core.broker", "plugins")
+HEAVY = ("dramatiq", "periodiq", "redis", "prometheus_client", "alembic", "core.main", "core.worker.actors", "plugins")
 
 
 def test_the_public_names_are_sorted_and_each_is_there_once():

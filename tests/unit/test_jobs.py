@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core import Run, cron, every, job
 from core.errors import DeclarationError
-from core.jobs import LONGEST_RETRY_DELAY, LONGEST_SPAN, Job
+from core.jobs.job import LONGEST_RETRY_DELAY, LONGEST_SPAN, Job
 
 SECOND = timedelta(seconds=1)
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import structlog
 
-from core import Run, job, logs
-from core.execution import context, job_logger
+from core import Run, job
 from core.ledger.leases import Lease
-from core.logs import Complaint
+from core.observability import logs
+from core.observability.logs import Complaint
+from core.worker.executor import context, job_logger
 
 SLOT = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
 LEASE = Lease(7, 1, 1, "close-day", "", SLOT, 2, 1, {}, SLOT, SLOT)

@@ -9,8 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from core import cron, every
-from core.periodic import MOST_AT_ONCE, SHORTEST_WAIT, PeriodicSchedule
-from core.schedules import Schedule
+from core.jobs.schedules import Schedule
+from core.scheduling.periodic import MOST_AT_ONCE, SHORTEST_WAIT, PeriodicSchedule
 from core.testing import FrozenClock
 
 SECOND = timedelta(seconds=1)

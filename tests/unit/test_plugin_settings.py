@@ -2,8 +2,9 @@
 
 import pytest
 
-from core import PluginSettings, plugins
+from core import PluginSettings
 from core.errors import PluginError, SettingsError
+from core.plugins import loading
 
 
 class BillingSettings(PluginSettings):
@@ -76,9 +77,9 @@ def test_two_plugins_settings_are_not_mixed_up():
 
 def test_a_prefix_that_is_not_the_plugins_own_is_refused():
     with pytest.raises(PluginError, match="must be 'ROTA_INVOICES_'"):
-        plugins.check_settings("invoices", BillingSettings)
+        loading.check_settings("invoices", BillingSettings)
 
 
 def test_a_class_of_another_kind_is_refused():
     with pytest.raises(PluginError, match="not a subclass of PluginSettings"):
-        plugins.check_settings("billing", dict)
+        loading.check_settings("billing", dict)

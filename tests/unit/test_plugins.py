@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from core import Run, builtin, hookspecs, job, plugins
+from core import Run, job, upkeep
 from core.errors import UnknownJob
-from core.registry import Plugin, Registry
+from core.jobs import hookspecs
+from core.jobs.registry import Plugin, Registry
+from core.plugins import loading
 from core.testing import registry_of
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         module = f"plugin_of_a_test_{next(NUMBERS)}"
         (tmp_path / f"{module}.py").write_text(HEAD + body.replace("{job}", values.get("job", f"{name}-job")))
         written.append(module)
-        return EntryPoint(name, f"{module}:{attribute}" if attribute else module, plugins.GROUP)
+        return EntryPoint(name, f"{module}:{attribute}" if attribute else module, loading.GROUP)
 
     yield write
     for module in written:
@@ -52,12 +54,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def loaded(*points: EntryPoint) -> dict[str, Plugin]:
-    return {plugin.name: plugin for plugin in plugins.load(points).plugins}
+    return {plugin.name: plugin for plugin in loading.load(points).plugins}
 
 
 def error_of(point: EntryPoint) -> str:
     """Why the plugin is broken; nothing of it is loaded."""
-    registry = plugins.load([point])
+    registry = loading.load([point])
     [plugin] = registry.broken()
     assert plugin.name == point.name
     assert plugin.state == "broken"
@@ -69,7 +71,7 @@ def error_of(point: EntryPoint) -> str:
 
 
 def test_a_module_is_a_plugin(write: Write):
-    registry = plugins.load([write("billing", SOUND)])
+    registry = loading.load([write("billing", SOUND)])
 
     assert registry.job("billing-job").name == "billing-job"
     assert registry.owners["billing-job"].name == "billing"
@@ -89,7 +91,7 @@ class Billing:
         return (work,)
 """
 
-    registry = plugins.load([write("billing", body, "Billing")])
+    registry = loading.load([write("billing", body, "Billing")])
 
     assert "made-by-an-instance" in registry
 
@@ -115,10 +117,10 @@ def test_a_plugin_without_hooks_is_loaded_and_has_nothing(write: Write):
 
 
 def test_the_core_is_a_plugin_like_any_other():
-    registry = plugins.load([])
+    registry = loading.load([])
 
     [core] = registry.plugins
-    assert (core.name, core.state, core.jobs) == ("core", "loaded", (builtin.prune_runs,))
+    assert (core.name, core.state, core.jobs) == ("core", "loaded", (upkeep.prune_runs,))
     assert core.migrations is not None
     assert list(core.migrations.glob("0001_*.py"))
 
@@ -126,12 +128,12 @@ def test_the_core_is_a_plugin_like_any_other():
 def test_jobs_are_listed_by_name_whatever_the_order_of_the_plugins(write: Write):
     first, second = write("alpha", SOUND, job="zebra"), write("beta", SOUND, job="ant")
 
-    assert list(plugins.load([second, first]).jobs) == list(plugins.load([first, second]).jobs)
-    assert [found.name for found in plugins.load([first, second])] == ["ant", "prune-runs", "zebra"]
+    assert list(loading.load([second, first]).jobs) == list(loading.load([first, second]).jobs)
+    assert [found.name for found in loading.load([first, second])] == ["ant", "prune-runs", "zebra"]
 
 
 def test_the_installed_plugins_are_all_sound():
-    assert [plugin.error for plugin in plugins.current().broken()] == []
+    assert [plugin.error for plugin in loading.current().broken()] == []
 
 
 # One test for each hook
@@ -173,8 +175,8 @@ def register_settings():
 
 
 def test_every_hook_has_a_test_and_a_docstring():
-    assert plugins.hooks()
-    for name in plugins.hooks():
+    assert loading.hooks()
+    for name in loading.hooks():
         assert f"test_hook_{name}" in globals()
         assert len(getattr(hookspecs, name).__doc__) > 40
 
@@ -297,7 +299,7 @@ def test_a_broken_plugin_does_not_keep_the_others_from_loading(write: Write):
         write("omega", SOUND),
     ]
 
-    registry = plugins.load(points)
+    registry = loading.load(points)
 
     assert list(registry.jobs) == ["beta-job", "omega-job", "prune-runs"]
     assert {plugin.name for plugin in registry.broken()} == {"alpha", "gamma", "delta"}
@@ -305,11 +307,11 @@ def test_a_broken_plugin_does_not_keep_the_others_from_loading(write: Write):
 
 def test_a_plugin_that_is_interrupted_by_the_keyboard_stops_everything(write: Write):
     with pytest.raises(KeyboardInterrupt):
-        plugins.load([write("billing", "raise KeyboardInterrupt")])
+        loading.load([write("billing", "raise KeyboardInterrupt")])
 
 
 def test_a_broken_plugin_is_logged_with_its_name_and_reason(write: Write, caplog: pytest.LogCaptureFixture):
-    plugins.load([write("billing", "raise RuntimeError('no licence')")])
+    loading.load([write("billing", "raise RuntimeError('no licence')")])
 
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "plugin=billing" in record.getMessage()
@@ -320,7 +322,7 @@ def test_a_broken_plugin_is_logged_with_its_name_and_reason(write: Write, caplog
 
 
 def test_a_disabled_plugin_is_not_imported_and_has_no_jobs(write: Write):
-    registry = plugins.load([write("billing", "raise SystemExit('imported')"), write("other", SOUND)], {"billing"})
+    registry = loading.load([write("billing", "raise SystemExit('imported')"), write("other", SOUND)], {"billing"})
 
     states = {plugin.name: plugin.state for plugin in registry.plugins}
     assert states == {"core": "loaded", "billing": "disabled", "other": "loaded"}
@@ -329,13 +331,13 @@ def test_a_disabled_plugin_is_not_imported_and_has_no_jobs(write: Write):
 
 
 def test_a_disabled_plugins_jobs_are_nobodys_duplicates(write: Write):
-    registry = plugins.load([write("alpha", SOUND, job="same"), write("beta", SOUND, job="same")], {"alpha"})
+    registry = loading.load([write("alpha", SOUND, job="same"), write("beta", SOUND, job="same")], {"alpha"})
 
     assert registry.owners["same"].name == "beta"
 
 
 def test_a_disabled_plugin_that_is_not_installed_is_a_warning_with_the_nearest(write: Write, caplog):
-    registry = plugins.load([write("billing", SOUND)], {"biling"})
+    registry = loading.load([write("billing", SOUND)], {"biling"})
 
     assert registry.owners["billing-job"].state == "loaded"
     assert "names 'biling', which is not installed; did you mean 'billing'?" in caplog.text
@@ -360,7 +362,7 @@ def test_the_core_cannot_be_disabled(tmp_path: Path):
 
 
 def test_two_plugins_with_one_job_name_are_both_refused_and_both_named(write: Write):
-    registry = plugins.load(
+    registry = loading.load(
         [write("beta", SOUND, job="same"), write("alpha", SOUND, job="same"), write("other", SOUND)]
     )
 
@@ -371,7 +373,7 @@ def test_two_plugins_with_one_job_name_are_both_refused_and_both_named(write: Wr
 
 
 def test_three_plugins_with_one_job_name_are_all_refused(write: Write):
-    registry = plugins.load([write(name, SOUND, job="same") for name in ("alpha", "beta", "gamma")])
+    registry = loading.load([write(name, SOUND, job="same") for name in ("alpha", "beta", "gamma")])
 
     assert {plugin.name for plugin in registry.broken()} == {"alpha", "beta", "gamma"}
     for plugin in registry.broken():
@@ -397,19 +399,19 @@ def register_jobs():
     return [lonely, work]
 """
 
-    assert "lonely" not in plugins.load([write("alpha", two), write("beta", SOUND, job="same")])
+    assert "lonely" not in loading.load([write("alpha", two), write("beta", SOUND, job="same")])
 
 
 def test_a_broken_plugins_jobs_are_nobodys_duplicates(write: Write):
     half = SOUND + "\n@hookimpl\ndef register_migrations():\n    return '/no/such/folder'\n"
 
-    registry = plugins.load([write("alpha", half, job="same"), write("beta", SOUND, job="same")])
+    registry = loading.load([write("alpha", half, job="same"), write("beta", SOUND, job="same")])
 
     assert registry.owners["same"].name == "beta"
 
 
 def test_a_plugin_cannot_take_the_cores_jobs_away(write: Write):
-    registry = plugins.load([write("billing", SOUND, job="prune-runs")])
+    registry = loading.load([write("billing", SOUND, job="prune-runs")])
 
     assert registry.owners["prune-runs"].name == "core"
     [billing] = registry.broken()
@@ -417,7 +419,7 @@ def test_a_plugin_cannot_take_the_cores_jobs_away(write: Write):
 
 
 def test_a_plugin_called_core_is_refused(write: Write):
-    registry = plugins.load([write("core", SOUND, job="impostor")])
+    registry = loading.load([write("core", SOUND, job="impostor")])
 
     assert list(registry.jobs) == ["prune-runs"]
     assert [plugin.state for plugin in registry.plugins] == ["loaded", "broken"]
@@ -426,7 +428,7 @@ def test_a_plugin_called_core_is_refused(write: Write):
 def test_the_same_module_under_two_names_is_loaded_once_and_reported(write: Write):
     point = write("alpha", SOUND)
 
-    registry = plugins.load([point, EntryPoint("beta", point.value, plugins.GROUP)])
+    registry = loading.load([point, EntryPoint("beta", point.value, loading.GROUP)])
 
     assert registry.owners["alpha-job"].name == "alpha"
     assert [plugin.name for plugin in registry.broken()] == ["beta"]
@@ -436,7 +438,7 @@ def test_the_same_class_under_two_names_is_refused_naming_both(write: Write):
     body = "class Billing:\n    @hookimpl\n    def register_jobs(self):\n        return [work]\n"
     point = write("alpha", "@job('same')\ndef work(run: Run): ...\n" + body, "Billing")
 
-    registry = plugins.load([point, EntryPoint("beta", point.value, plugins.GROUP)])
+    registry = loading.load([point, EntryPoint("beta", point.value, loading.GROUP)])
 
     assert {plugin.name for plugin in registry.broken()} == {"alpha", "beta"}
 
@@ -466,16 +468,16 @@ def test_an_empty_registry_knows_no_job():
 
 
 def test_only_jobs_with_a_schedule_are_scheduled():
-    assert [found.name for found in registry_of(close_day, builtin.prune_runs).scheduled()] == ["prune-runs"]
+    assert [found.name for found in registry_of(close_day, upkeep.prune_runs).scheduled()] == ["prune-runs"]
 
 
 def test_a_registry_is_in_use_for_the_length_of_its_block():
-    before = plugins.current()
+    before = loading.current()
 
-    with plugins.using(registry_of(close_day)) as outer, plugins.using(registry_of()) as inner:
-        assert plugins.current() is inner is not outer
+    with loading.using(registry_of(close_day)) as outer, loading.using(registry_of()) as inner:
+        assert loading.current() is inner is not outer
 
-    assert plugins.current() is before
+    assert loading.current() is before
 
 
 # Strictness, and how a process starts
@@ -554,7 +556,7 @@ def test_a_folder_that_hides_a_plugin_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hidden_plugin_of_a_test").mkdir()
 
-    error = error_of(EntryPoint("hidden", "hidden_plugin_of_a_test:Hidden", plugins.GROUP))
+    error = error_of(EntryPoint("hidden", "hidden_plugin_of_a_test:Hidden", loading.GROUP))
 
     assert f"the folder {tmp_path / 'hidden_plugin_of_a_test'} hides it" in error
     sys.modules.pop("hidden_plugin_of_a_test", None)

@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from core.redis_broker.watch import TRUSTED_AFTER_SECONDS, RedisWatch
+from core.transport.redis.availability import TRUSTED_AFTER_SECONDS, RedisWatch
 
 REFUSED = redis.ConnectionError("refused")
 SILENT = redis.TimeoutError("silent")
@@ -11,7 +11,7 @@ SILENT = redis.TimeoutError("silent")
 
 @pytest.fixture
 def watch(tmp_path, monkeypatch):
-    from core import metrics
+    from core.observability import metrics
 
     monkeypatch.setattr(metrics, "travelling", lambda *, by_ledger: told.append(by_ledger))
     told: list[bool] = []

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DeclarationError
-from core.schedules import NAMED_EXPRESSIONS, Cron, Every, Schedule, cron, every
+from core.jobs.schedules import NAMED_EXPRESSIONS, Cron, Every, Schedule, cron, every
 
 LONDON, NEW_YORK, LORD_HOWE, KOLKATA = "Europe/London", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.supervisor import Supervisor, in_words
+from core.supervisor.supervisor import Supervisor, in_words
 
 
 @dataclass

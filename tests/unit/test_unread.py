@@ -2,8 +2,9 @@
 
 import pytest
 
-from core import PluginSettings, unread
-from core.registry import Plugin, Registry
+from core import PluginSettings
+from core.jobs.registry import Plugin, Registry
+from core.plugins import unread_settings
 
 SECRET = "s3cret"
 
@@ -19,7 +20,7 @@ LOADED = Plugin("mail", "rota-mail", "1.0", settings=MailSettings)
 
 
 def told(*plugins: Plugin, **environ: str) -> dict[str, str]:
-    return {left.variable: left.why for left in unread.variables(environ, Registry(plugins))}
+    return {left.variable: left.why for left in unread_settings.variables(environ, Registry(plugins))}
 
 
 def test_what_the_core_and_plugins_read_is_not_told():

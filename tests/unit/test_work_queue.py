@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.redis_broker import work_queue
-from core.redis_broker.work_queue import AHEAD_SECONDS, MOST_AHEAD, STALLED_SECONDS, WorkQueue
+from core.transport import work_queue
+from core.transport.work_queue import AHEAD_SECONDS, MOST_AHEAD, STALLED_SECONDS, WorkQueue
 from tests.support.eventually import eventually
 
 

@@ -1,0 +1,54 @@
+"""The dead man's switch: tells which jobs have had no success although slots came due, as metrics and in the log."""
+
+import logging
+import time
+from collections.abc import Collection
+
+from sqlalchemy import Connection
+
+from core.jobs.registry import Registry
+from core.ledger import overdue
+from core.ledger.overdue import WRONG_FROM, Standing
+from core.observability import metrics
+
+logger = logging.getLogger(__name__)
+
+#: How often to look, in seconds.
+LOOK_SECONDS = 15.0
+
+
+class Watch:
+    """What the active dispatcher remembers of jobs without a success."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._wrong: set[str] = set()
+        self._looked_at = float("-inf")
+
+    def look(self, connection: Connection, held: Collection[str], now: float | None = None) -> None:
+        """Compare expected with actual slots, if it is time to look again; jobs ``held`` by a pause are let be."""
+        now = time.monotonic() if now is None else now
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        standings = overdue.look(connection, self._registry.scheduled())
+        overdue.remember(connection, standings)
+        measure(standings, held)
+        self._complain([standing for standing in standings if standing.job not in held])
+
+    def _complain(self, standings: Collection[Standing]) -> None:
+        wrong = {standing.job: standing for standing in standings if standing.overdue >= WRONG_FROM}
+        for job in sorted(wrong.keys() - self._wrong):
+            since, slots = wrong[job].succeeded_slot, wrong[job].overdue
+            logger.error("slots.overdue job=%s slots=%s last_success=%s: `rota check` tells more", job, slots, since)
+        for job in sorted(self._wrong - wrong.keys()):
+            logger.info("slots.no_longer_overdue job=%s", job)
+        self._wrong = set(wrong)
+
+
+def measure(standings: Collection[Standing], held: Collection[str]) -> None:
+    """Export how the jobs stand."""
+    metrics.overdue({each.job: 0 if each.job in held else each.overdue for each in standings})
+    for each in standings:
+        if each.succeeded_at is not None:
+            metrics.succeeded_at(each.job, each.succeeded_at.timestamp())

@@ -1,0 +1,125 @@
+"""Arguments and results as JSON: checked against a job's annotations, and never repeated in an error."""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, get_args, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, core_schema, to_json
+
+from core.errors import BadArguments, BadResult, DeclarationError, suggestion
+from core.jobs.job import Job
+
+#: The most bytes of JSON that a run's arguments may take; bigger things belong in a table, their key in the arguments.
+LARGEST_ARGUMENTS = 64 * 1024
+#: The most bytes of JSON that a result may take: it is kept for people to read.
+LARGEST_RESULT = 64 * 1024
+#: The escape of a character that PostgreSQL's jsonb cannot hold; a text with an escaped backslash before u0000 is fine.
+NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+#: The problems that pydantic words without repeating the value; in the others, a validator's author might.
+QUOTING_PROBLEMS = {"value_error", "assertion_error", "union_tag_invalid", "zoneinfo_str"}
+SILENT_PROBLEMS = set(get_args(core_schema.ErrorType)) - QUOTING_PROBLEMS
+
+Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
+
+
+@lru_cache(maxsize=10_000)
+def adapters(job: Job) -> Adapters:
+    """For each parameter of ``job`` after ``run``: what checks it, and whether it must be given.
+
+    Raises DeclarationError for an annotation that cannot be read from JSON.
+    """
+    parameters = list(inspect.signature(job.function).parameters.values())[1:]
+    try:
+        hints = get_type_hints(job.function, include_extras=True)
+        return {p.name: (adapter(hints[p.name]), p.default is inspect.Parameter.empty) for p in parameters}
+    except Exception as error:
+        raise DeclarationError(f"job {job.name!r}: its annotations cannot be used: {error}") from error
+
+
+def adapter(annotation: Any) -> TypeAdapter[Any]:
+    """What checks JSON against ``annotation``: strictly, so that ``"5"`` is not a number."""
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(strict=True, hide_input_in_errors=True))
+    except Exception:  # noqa: BLE001 — a model brings its own configuration, and pydantic refuses a second one
+        return TypeAdapter(annotation)
+
+
+def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments for ``job``'s function, from JSON values.
+
+    Raises BadArguments, naming each argument that is missing, unknown or of the wrong type.
+    """
+    known = adapters(job)
+    if not args and not known:
+        return {}
+    problems = [f"{name} is not an argument{suggestion(name, known)}" for name in sorted(set(args) - set(known))]
+    problems += [f"{name} is missing" for name, (_, required) in known.items() if required and name not in args]
+    decoded = {}
+    for name, value in args.items():
+        if name in known:
+            try:
+                decoded[name] = known[name][0].validate_json(_text(value))
+            except ValidationError as error:
+                problems += [_explain(name, problem) for problem in error.errors(include_input=False)]
+    if problems:
+        raise BadArguments(f"job {job.name!r}: " + "; ".join(problems))
+    return decoded
+
+
+def _text(value: Any) -> bytes | str:
+    try:
+        return to_json(value, inf_nan_mode="constants")
+    except PydanticSerializationError:  # half a surrogate pair; validation then says so
+        return json.dumps(value)
+
+
+def _explain(name: str, problem: Any) -> str:
+    place = "".join(f"[{part!r}]" for part in problem["loc"])
+    message = problem["msg"] if problem["type"] in SILENT_PROBLEMS else "Input is not valid"
+    return f"{name}{place}: {message[0].lower()}{message[1:]}"
+
+
+def encode(job: Job, args: Mapping[str, Any] | None) -> str:
+    """``args`` as the JSON text that the ledger keeps, once they are known to fit ``job``.
+
+    Raises BadArguments.
+    """
+    try:
+        body = to_json(dict(args or {}), inf_nan_mode="constants")
+        decode(job, _strict.decode(body.decode()))
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+        raise BadArguments(f"job {job.name!r}: its arguments cannot be written as JSON: {error}") from None
+    _check_body(body, LARGEST_ARGUMENTS, BadArguments, f"job {job.name!r}: its arguments")
+    return body.decode()
+
+
+def encode_result(job: Job, result: Any) -> str | None:
+    """``result`` as JSON text; None stays None. Raises BadResult."""
+    if result is None:
+        return None
+    try:
+        body = json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"job {job.name!r} returned what JSON cannot hold ({error}); return numbers, strings, lists or dicts"
+        raise BadResult(message) from None
+    _check_body(body, LARGEST_RESULT, BadResult, f"the result of job {job.name!r}")
+    return body.decode()
+
+
+def _check_body(body: bytes, largest: int, error: type[Exception], what: str) -> None:
+    if len(body) > largest:
+        raise error(f"{what} take {len(body)} bytes of JSON; at most {largest} fit, keep the rest in a table")
+    if NUL.search(body):
+        raise error(f"{what} hold a NUL character, which PostgreSQL cannot store")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+#: Reads JSON as the standard has it; made once, since ``json.loads`` would make one for each call.
+_strict = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -1,0 +1,214 @@
+"""What a plugin declares: ``@job`` and the ``Job`` it makes. Knows nothing of Dramatiq, and does nothing at import."""
+
+import inspect
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, get_args
+
+from core.errors import DeclarationError
+from core.jobs.schedules import Schedule
+
+Backoff = Literal["fixed", "exponential"]
+Overlap = Literal["skip", "allow"]
+Misfire = Literal["latest", "all", "skip"]
+
+JOB_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
+#: Dramatiq's rule for queue names, without capitals and dots: it keeps ``.DQ`` and ``.XQ`` for itself.
+QUEUE_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,99}")
+#: An exponential delay stops growing here.
+LONGEST_RETRY_DELAY = timedelta(days=1)
+#: No span may be longer; ``timedelta.max`` overflows whatever it is added to.
+LONGEST_SPAN = timedelta(days=366)
+#: Whoever wants more late slots than this to run wants another schedule.
+LARGEST_CAP = 1_000_000
+POSITIONAL_KINDS = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+KEYWORD_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A function and how it is to be run. Calling it calls the function."""
+
+    name: str
+    function: Callable[..., Any] = field(repr=False)
+    queue: str = "default"
+    schedule: Schedule | None = None
+    max_retries: int = 3
+    retry_delay: timedelta = timedelta(seconds=60)
+    backoff: Backoff = "fixed"
+    overlap: Overlap = "skip"
+    misfire: Misfire = "latest"
+    misfire_grace: timedelta = timedelta(hours=6)
+    misfire_cap: int = 1000
+    soft_limit: timedelta = timedelta(minutes=25)
+    hard_limit: timedelta = timedelta(minutes=30)
+    ledger: bool = True
+
+    def __post_init__(self) -> None:
+        problems = [*option_problems(self), *function_problems(self)]
+        if problems:
+            raise DeclarationError(f"job {self.name!r}: " + "; ".join(problems))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    @property
+    def description(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether two runs of one key may not overlap."""
+        return self.overlap == "skip"
+
+    def delay_after(self, failures: int) -> timedelta:
+        """How long to wait before the next attempt, after this many failed ones; exact, without jitter."""
+        if self.backoff == "fixed":
+            return self.retry_delay
+        factor: int = 1 << min(failures - 1, 30)
+        if self.retry_delay > LONGEST_RETRY_DELAY // factor:
+            return LONGEST_RETRY_DELAY
+        return self.retry_delay * factor
+
+
+def job(
+    name: str,
+    *,
+    queue: str = "default",
+    schedule: Schedule | None = None,
+    max_retries: int = 3,
+    retry_delay: timedelta = timedelta(seconds=60),
+    backoff: Backoff = "fixed",
+    overlap: Overlap = "skip",
+    misfire: Misfire = "latest",
+    misfire_grace: timedelta = timedelta(hours=6),
+    misfire_cap: int = 1000,
+    soft_limit: timedelta = timedelta(minutes=25),
+    hard_limit: timedelta = timedelta(minutes=30),
+    ledger: bool = True,
+) -> Callable[[Callable[..., Any]], Job]:
+    """Declare a job; its plugin's ``register_jobs`` hands it to Rota.
+
+    ``max_retries`` counts the attempts after the first. ``overlap="skip"`` records a run as skipped while another of
+    the same job and key is at work. ``misfire`` says what becomes of slots that nobody served in time: run the
+    ``latest`` and record the others, run ``all`` of them, or ``skip`` them; none is run later than ``misfire_grace``,
+    and of ``all`` only the newest ``misfire_cap``.
+    At ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
+    ``ledger=False`` is the fast lane: delivery by Redis alone, at least once, without slots, leases or history.
+
+    Raises DeclarationError, naming every option that is wrong.
+    """
+
+    def declare(function: Callable[..., Any]) -> Job:
+        return Job(
+            name=name,
+            function=function,
+            queue=queue,
+            schedule=schedule,
+            max_retries=max_retries,
+            retry_delay=retry_delay,
+            backoff=backoff,
+            overlap=overlap,
+            misfire=misfire,
+            misfire_grace=misfire_grace,
+            misfire_cap=misfire_cap,
+            soft_limit=soft_limit,
+            hard_limit=hard_limit,
+            ledger=ledger,
+        )
+
+    return declare
+
+
+def option_problems(job: Job) -> list[str]:
+    """What is wrong with the options of ``job``, each naming the option and its value."""
+    checks = [
+        _matches("name", job.name, JOB_NAME, "lower-case letters, digits, - and _, a letter first, 100 at most"),
+        _matches("queue", job.queue, QUEUE_NAME, "lower-case letters, digits, - and _, no digit first, 100 at most"),
+        _is_schedule(job.schedule),
+        _is_count("max_retries", job.max_retries),
+        _is_count("misfire_cap", job.misfire_cap, least=1, most=LARGEST_CAP),
+        _is_span("retry_delay", job.retry_delay, least=timedelta(0)),
+        _is_one_of("backoff", job.backoff, get_args(Backoff)),
+        _is_one_of("overlap", job.overlap, get_args(Overlap)),
+        _is_one_of("misfire", job.misfire, get_args(Misfire)),
+        _is_span("misfire_grace", job.misfire_grace, least=timedelta(seconds=1)),
+        _is_span("soft_limit", job.soft_limit, least=timedelta(milliseconds=1)),
+        _is_span("hard_limit", job.hard_limit, least=timedelta(milliseconds=1)),
+        _is_flag("ledger", job.ledger),
+    ]
+    return [problem for problem in checks if problem] or combination_problems(job)
+
+
+def combination_problems(job: Job) -> list[str]:
+    """What is wrong with options that are right one by one."""
+    problems = []
+    if job.soft_limit > job.hard_limit:
+        problems.append(f"soft_limit={job.soft_limit} must not be longer than hard_limit={job.hard_limit}")
+    if job.schedule is not None and not job.ledger:
+        problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
+    return problems
+
+
+def function_problems(job: Job) -> list[str]:
+    """What is wrong with the function's signature."""
+    if not inspect.isroutine(job.function):
+        return [f"function={job.function!r} must be a function"]
+    if inspect.iscoroutinefunction(job.function) or inspect.isasyncgenfunction(job.function):
+        return ["the function is async; declare it with def"]
+    if inspect.isgeneratorfunction(job.function):
+        return ["the function has a yield, so calling it would run nothing"]
+    parameters = list(inspect.signature(job.function).parameters.values())
+    if not parameters or parameters[0].name != "run" or parameters[0].kind not in POSITIONAL_KINDS:
+        return ["the function's first parameter must be run"]
+    return [problem for parameter in parameters[1:] for problem in parameter_problems(job, parameter)]
+
+
+def parameter_problems(job: Job, parameter: inspect.Parameter) -> list[str]:
+    """What is wrong with one parameter after ``run``."""
+    name = parameter.name
+    if parameter.kind not in KEYWORD_KINDS:
+        return [f"parameter {name} cannot be passed by name"]
+    if parameter.annotation is inspect.Parameter.empty:
+        return [f"parameter {name} has no type annotation"]
+    if job.schedule is not None and parameter.default is inspect.Parameter.empty:
+        return [f"parameter {name} needs a default, since a schedule passes no arguments"]
+    return []
+
+
+def _matches(name: str, value: object, pattern: re.Pattern[str], expected: str) -> str:
+    if isinstance(value, str) and pattern.fullmatch(value):
+        return ""
+    return f"{name}={value!r} must be {expected}"
+
+
+def _is_schedule(value: object) -> str:
+    if value is None or isinstance(value, Schedule):
+        return ""
+    return f"schedule={value!r} must be every(…) or cron(…)"
+
+
+def _is_count(name: str, value: object, *, least: int = 0, most: float = math.inf) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return ""
+    return f"{name}={value!r} must be a whole number, {least} {'or more' if most == math.inf else f'to {most}'}"
+
+
+def _is_span(name: str, value: object, *, least: timedelta) -> str:
+    if isinstance(value, timedelta) and least <= value <= LONGEST_SPAN:
+        return ""
+    return f"{name}={value!r} must be a timedelta of at least {least} and at most {LONGEST_SPAN.days} days"
+
+
+def _is_one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    if value in allowed:
+        return ""
+    return f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}"
+
+
+def _is_flag(name: str, value: object) -> str:
+    return "" if isinstance(value, bool) else f"{name}={value!r} must be True or False"

@@ -1,0 +1,92 @@
+"""The one registry: the loaded jobs by name, which every execution path reads and nothing else knows of a job."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from core.errors import UnknownJob, suggestion
+from core.jobs.job import Job
+from core.jobs.plugin_settings import PluginSettings
+
+#: The scope of a pause that holds every job.
+EVERYTHING = "everything"
+
+
+def scopes(job: str, queue: str, plugin: str) -> tuple[str, ...]:
+    """The scopes that a pause may have which is to hold ``job``."""
+    return EVERYTHING, f"plugin:{plugin}", f"queue:{queue}", f"job:{job}"
+
+
+def words_on_grace(job: Job, retention_days: float) -> str:
+    """That a job's grace is longer than runs are kept."""
+    return f"misfire_grace={job.misfire_grace} is longer than ROTA_RETENTION_DAYS ({retention_days:g})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """An installed plugin, and what came of loading it."""
+
+    name: str
+    #: The distribution it came with, and its version.
+    distribution: str
+    version: str
+    jobs: tuple[Job, ...] = ()
+    #: The folder of its Alembic revisions, if it has any.
+    migrations: Path | None = None
+    #: The class of its settings, if it has any.
+    settings: type[PluginSettings] | None = None
+    #: Why it is broken; None: it is not, and its jobs are in the registry.
+    error: str | None = None
+    #: Whether it is installed, and not to be loaded; nothing of it has then been imported.
+    is_disabled: bool = False
+
+    @property
+    def state(self) -> str:
+        """``loaded``, ``broken`` or ``disabled``."""
+        if self.is_disabled:
+            return "disabled"
+        return "broken" if self.error else "loaded"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The plugins, and the jobs of those that are not broken."""
+
+    plugins: tuple[Plugin, ...] = ()
+    jobs: Mapping[str, Job] = field(init=False)
+    owners: Mapping[str, Plugin] = field(init=False)
+    #: The scopes of the pauses that hold each job.
+    scopes: Mapping[str, tuple[str, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        owned = {job.name: (job, plugin) for plugin in self.plugins if not plugin.error for job in plugin.jobs}
+        object.__setattr__(self, "jobs", {name: job for name, (job, _) in sorted(owned.items())})
+        object.__setattr__(self, "owners", {name: plugin for name, (_, plugin) in owned.items()})
+        held_by = {name: scopes(name, job.queue, plugin.name) for name, (job, plugin) in owned.items()}
+        object.__setattr__(self, "scopes", held_by)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.jobs.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.jobs
+
+    def job(self, name: str) -> Job:
+        """The job called ``name``. Raises UnknownJob, with the nearest name if one is near."""
+        try:
+            return self.jobs[name]
+        except KeyError:
+            raise UnknownJob(f"unknown job {name!r}{suggestion(str(name), self.jobs)}") from None
+
+    def scheduled(self) -> Iterable[Job]:
+        """The jobs that have a schedule."""
+        return (job for job in self if job.schedule is not None)
+
+    def outliving(self, retention: timedelta) -> list[Job]:
+        """The jobs whose slots may be run when ones as old have been deleted: their grace is longer than retention."""
+        return [job for job in self.scheduled() if job.misfire_grace > retention]
+
+    def broken(self) -> Iterable[Plugin]:
+        """The plugins that could not be loaded."""
+        return (plugin for plugin in self.plugins if plugin.error)

@@ -1,0 +1,1 @@
+"""What Rota tells: logs and metrics."""

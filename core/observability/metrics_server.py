@@ -1,0 +1,93 @@
+"""Serves ``/metrics`` for all processes of one worker, from a process of its own that Dramatiq forks."""
+
+import logging
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from dramatiq.middleware import Middleware
+
+from core import settings
+from core.observability import logs, metric_files, metrics
+
+logger = logging.getLogger(__name__)
+
+#: How long to wait before a port that is taken is tried again, in seconds.
+BIND_AGAIN_SECONDS = 5.0
+
+_collecting = threading.Lock()
+
+
+class Exposition(Middleware):
+    """Has Dramatiq fork the server of the metrics, unless ``port`` is 0."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    @property
+    def forks(self) -> list[Any]:
+        """What Dramatiq's main process is to fork."""
+        return [serve] if self._port else []
+
+
+def serve() -> int:
+    """Serve until stopped. A port that is taken is asked for again, and said once."""
+    configured = settings.current()
+    logs.configure(configured.log_format, configured.log_level)
+    metrics.share(configured.metrics_dir)
+    complained = False
+    while True:
+        try:
+            with ThreadingHTTPServer((configured.metrics_host, configured.metrics_port), Metrics) as server:
+                logger.info("metrics.serving port=%s", configured.metrics_port)
+                server.serve_forever()
+        except OSError as error:
+            if not complained:
+                logger.warning(
+                    "metrics.not_served port=%s: %s; set ROTA_METRICS_PORT to another port, or to 0 for none",
+                    configured.metrics_port,
+                    error.strerror,
+                )
+            complained = True
+            threading.Event().wait(BIND_AGAIN_SECONDS)
+
+
+class Metrics(BaseHTTPRequestHandler):
+    """Answers ``GET /metrics``."""
+
+    server_version = "rota"
+    sys_version = ""
+    timeout = 10
+
+    def do_GET(self) -> None:
+        """The metrics of all processes, as text."""
+        if self.path.partition("?")[0] != "/metrics":
+            self.send_error(404)
+            return
+        content_type, body = collect()
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged."""
+
+
+def collect() -> tuple[str, bytes]:
+    """The content type and the text of the metrics."""
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    with _collecting:  # each request has a thread of its own
+        metric_files.tidy(Path(os.environ[metrics.MULTIPROCESS]))
+        MultiProcessCollector(registry)
+        return CONTENT_TYPE_LATEST, generate_latest(registry)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,1 @@
+"""Finds the installed plugins and judges them."""

@@ -1,0 +1,222 @@
+"""Finds installed plugins, registers them but for the disabled, isolates broken ones, refuses misspelt hooks and
+duplicate job names.
+"""
+
+import inspect
+import logging
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from core import settings, upkeep
+from core.errors import PluginError, suggestion
+from core.jobs import arguments, hookspecs
+from core.jobs.hookspecs import NAMESPACE
+from core.jobs.job import Job
+from core.jobs.plugin_settings import PluginSettings
+from core.jobs.registry import Plugin, Registry
+from core.plugins import admission
+from core.settings import DISABLED_PLUGINS, plugin_prefix
+
+logger = logging.getLogger(__name__)
+
+GROUP = "rota.plugins"
+CORE = settings.CORE
+#: pluggy's HookimplMarker leaves this attribute on what it marks.
+IMPL_MARK = f"{NAMESPACE}_impl"
+
+
+_in_use: list[Registry] = []
+
+
+def current() -> Registry:
+    """This process's registry, loaded on first use from the plugins that are installed."""
+    return _in_use[-1] if _in_use else _installed()
+
+
+@cache
+def _installed() -> Registry:
+    return load(entry_points(group=GROUP), settings.disabled())
+
+
+@contextmanager
+def using(registry: Registry) -> Iterator[Registry]:
+    """Have ``registry`` be the current one for a while, in tests."""
+    _in_use.append(registry)
+    try:
+        yield registry
+    finally:
+        _in_use.remove(registry)
+
+
+def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Registry:
+    """Load the built-in plugin and every plugin of ``points`` that is not ``disabled``.
+
+    Never raises for a plugin: a broken one is reported.
+    """
+    manager = pluggy.PluginManager(NAMESPACE)
+    manager.add_hookspecs(hookspecs)
+    ours = replace(offers(manager, CORE, upkeep), version=version("rota"))
+    found = sorted(points, key=lambda point: point.name)
+    warn_of_strangers(disabled, [point.name for point in found])
+    plugins = [
+        ours,
+        *(left_out(point) if point.name in disabled else isolate(manager, point, found) for point in found),
+    ]
+    registry = Registry(tuple(refuse_duplicates(plugins)))
+    for plugin in registry.broken():
+        logger.error("plugin.broken plugin=%s error=%s", plugin.name, plugin.error)
+    return registry
+
+
+def warn_of_strangers(disabled: Collection[str], installed: Collection[str]) -> None:
+    """Say which of the ``disabled`` are not installed: a name may be misspelt, or its plugin uninstalled since."""
+    for name in sorted(set(disabled) - set(installed)):
+        nearest = suggestion(name, installed)
+        logger.warning("plugin.not_installed %s names %r, which is not installed%s", DISABLED_PLUGINS, name, nearest)
+
+
+def left_out(point: EntryPoint) -> Plugin:
+    """A plugin that is installed and disabled; nothing of it is imported."""
+    return shipped(Plugin(point.name, "", "", is_disabled=True), point)
+
+
+def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[EntryPoint]) -> Plugin:
+    """Load one plugin of ``points``; whatever goes wrong in it stays with it."""
+    try:
+        admission.require(point, points)
+        plugin = offers(manager, point.name, instantiate(imported(point)))
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        logger.debug("plugin.failed plugin=%s", point.name, exc_info=True)
+        plugin = Plugin(point.name, "", "", error=f"{type(error).__name__}: {error}")
+    return shipped(plugin, point)
+
+
+def imported(point: EntryPoint) -> Any:
+    """What an entry point names. Raises whatever importing it raises."""
+    try:
+        return point.load()
+    except AttributeError as error:
+        found = sys.modules.get(point.module)
+        if found is None or getattr(found, "__file__", None) or not hasattr(found, "__path__"):
+            raise
+        hint = f"the folder {next(iter(found.__path__))} hides it; rename that, or start elsewhere"
+        raise PluginError(f"{error}: {hint}") from error
+
+
+def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:
+    """``plugin`` with the distribution that it came with, if it did with any."""
+    distribution = point.dist
+    if distribution is None:
+        return plugin
+    return replace(plugin, distribution=distribution.name, version=distribution.version)
+
+
+def instantiate(loaded: Any) -> Any:
+    """The plugin object behind an entry point: a class is called, a module or an instance stands for itself."""
+    return loaded() if inspect.isclass(loaded) else loaded
+
+
+def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
+    """What ``plugin`` contributes, asked through its hooks alone. Raises for anything that is wrong with it."""
+    refuse_misspelt_hooks(plugin)
+    manager.register(plugin, name=name)
+    jobs = [job for jobs in answers(manager, "register_jobs", plugin) for job in checked(jobs)]
+    folders: list[Path] = answers(manager, "register_migrations", plugin)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise PluginError(f"register_migrations returned {str(folder)!r}, which is not a folder")
+    offered = [check_settings(name, answer) for answer in answers(manager, "register_settings", plugin)]
+    return Plugin(
+        name,
+        "rota",
+        "",
+        tuple(jobs),
+        migrations=Path(folders[0]) if folders else None,
+        settings=offered[0] if offered else None,
+    )
+
+
+def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSettings]:
+    """``offered`` once the environment is known to fit them. Raises SettingsError or PluginError."""
+    if not (inspect.isclass(offered) and issubclass(offered, PluginSettings)):
+        raise PluginError(f"register_settings returned {offered!r}, which is not a subclass of PluginSettings")
+    if offered.prefix != plugin_prefix(name):
+        raise PluginError(f"{offered.__name__}.prefix is {offered.prefix!r}, and must be {plugin_prefix(name)!r}")
+    offered.read(os.environ)
+    return offered
+
+
+def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
+    """What ``plugin`` alone answers to ``hook``: nothing if it has no such hookimpl. Raises PluginError for None."""
+    caller = manager.subset_hook_caller(hook, [other for other in manager.get_plugins() if other is not plugin])
+    answered: list[Any] = caller()
+    if len(answered) < len(caller.get_hookimpls()):
+        raise PluginError(f"{hook} returned None; is a return missing?")  # pluggy drops it in silence
+    return answered
+
+
+def refuse_misspelt_hooks(plugin: Any) -> None:
+    """Raise PluginError for a hookimpl that answers no hook, and for a hook that is not marked.
+
+    pluggy would accept both in silence.
+    """
+    known = hooks()
+    for name in dir(plugin):
+        attribute = inspect.getattr_static(plugin, name, None)
+        is_marked = hasattr(getattr(attribute, "__func__", attribute), IMPL_MARK)
+        if is_marked and name not in known:
+            raise PluginError(f"{name!r} is marked @hookimpl, but there is no such hook{suggestion(name, known)}")
+        if name in known and not is_marked:
+            raise PluginError(f"{name!r} has the name of a hook, but is not marked @hookimpl")
+
+
+def hooks() -> list[str]:
+    """The names of the hooks that there are."""
+    return [name for name, value in vars(hookspecs).items() if hasattr(value, f"{NAMESPACE}_spec")]
+
+
+def checked(jobs: Any) -> list[Job]:
+    """``jobs`` once each is known to be a usable Job."""
+    if isinstance(jobs, str) or not isinstance(jobs, Iterable):
+        raise PluginError(f"register_jobs returned {jobs!r}, which is not a list of jobs")
+    found: list[Job] = list(jobs)
+    for job in found:
+        if not isinstance(job, Job):
+            raise PluginError(f"register_jobs returned {job!r}, which is not a job; decorate it with @job(…)")
+        arguments.adapters(job)
+    return found
+
+
+def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
+    """``plugins``, with every one broken that shares a job's name with another, or has it twice.
+
+    Both are refused: which of the two is meant is not ours to guess, and the wrong one must not run. Only the core
+    stays, since without its tables nothing runs.
+    """
+    owners: dict[str, list[str]] = defaultdict(list)
+    for plugin in plugins:
+        for job in plugin.jobs:
+            owners[job.name].append(plugin.name)
+    twice = {job: names for job, names in owners.items() if len(names) > 1}
+    return [_broken_by_duplicate(plugin, twice) for plugin in plugins]
+
+
+def _broken_by_duplicate(plugin: Plugin, twice: dict[str, list[str]]) -> Plugin:
+    shared = [job.name for job in plugin.jobs if job.name in twice]
+    if not shared or plugin.name == CORE:
+        return plugin
+    name = shared[0]
+    owners = " and ".join(repr(owner) for owner in twice[name])
+    return replace(plugin, error=f"job name {name!r} is declared by {owners}; rename one, or uninstall one of them")

@@ -1,0 +1,1 @@
+"""The tables: migrations, upgrade, removal and grants."""

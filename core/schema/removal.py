@@ -1,0 +1,167 @@
+"""Removes the tables of a plugin that was taken away, once somebody asks for it; taking it away leaves them alone.
+
+A plugin that can still be imported takes its own migrations back; of any other, all tables go whose names begin with
+its name, and with them its views, sequences, routines and types, or it could not return. Either way it is one
+transaction: all of it, or nothing.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import pluggy
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from core.errors import PluginError, suggestion
+from core.jobs import hookspecs
+from core.jobs.registry import Plugin, Registry
+from core.ledger import releases
+from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
+from core.plugins import admission, loading
+from core.schema import upgrade
+
+VERSION_TABLE = "rota_migrations_"
+#: How long to wait for whoever works on the tables.
+LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '10s'")
+
+TABLES = text("""
+    SELECT found.relname AS name,
+           CASE WHEN found.reltuples >= 0 THEN found.reltuples::bigint ELSE stat.n_live_tup END AS rows
+    FROM pg_class AS found LEFT JOIN pg_stat_all_tables AS stat ON stat.relid = found.oid
+    WHERE found.relnamespace = current_schema()::regnamespace AND found.relkind IN ('r', 'p')
+      AND NOT found.relispartition
+    ORDER BY found.relname
+""")
+
+#: What migrations make beside tables, and what DROP calls it.
+OBJECTS = text("""
+    SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'SEQUENCE' END AS kind,
+           relname AS name, oid::regclass::text AS called
+    FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('v', 'm', 'S')
+    UNION ALL SELECT 'ROUTINE', proname, oid::regprocedure::text
+    FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+    UNION ALL SELECT 'TYPE', typname, oid::regtype::text
+    FROM pg_type WHERE typnamespace = current_schema()::regnamespace AND typtype IN ('e', 'd')
+""")
+#: What needs tables goes before them; what tables need, after.
+BEFORE_TABLES = ("VIEW", "MATERIALIZED VIEW")
+AFTER_TABLES = ("ROUTINE", "SEQUENCE", "TYPE")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table, and about how many rows it has, if PostgreSQL has ever counted."""
+
+    name: str
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What goes if a plugin's tables go."""
+
+    plugin: str
+    tables: tuple[Table, ...]
+    #: Whether its own migrations take them away; otherwise they are dropped by name.
+    by_downgrade: bool
+    #: The names of other plugins: what begins with a longer one of them is theirs.
+    others: frozenset[str] = frozenset()
+
+
+def plan(connection: Connection, registry: Registry, name: str) -> Plan:
+    """What would go of the plugin ``name``. Raises PluginError if nothing may, or there is nothing."""
+    refuse_loaded(connection, registry, name)
+    there = [Table(row.name, row.rows) for row in connection.execute(TABLES).all()]
+    names = {table.name for table in there}
+    version_table = VERSION_TABLE + name
+    known = frozenset([*(plugin.name for plugin in registry.plugins), *migrated(names), *admission.RESERVED, name])
+    going = [table for table in there if owner_of(table.name, known) == name or table.name == version_table]
+    if not going:
+        raise PluginError(f"plugin {name!r} has no tables here{suggestion(name, migrated(names))}")
+    by_downgrade = version_table in names and importable(name) is not None
+    return Plan(name, tuple(going), by_downgrade, known - {name})
+
+
+def refuse_loaded(connection: Connection, registry: Registry, name: str) -> None:
+    """Raise PluginError for a plugin whose tables are in use, as far as the live processes say."""
+    admission.refuse_bad_name(name)
+    if name == loading.CORE or any(plugin.name == name and plugin.state == "loaded" for plugin in registry.plugins):
+        raise PluginError(f"plugin {name!r} is loaded here: uninstall it, or name it in ROTA_DISABLED_PLUGINS")
+    for process in releases.processes(connection):
+        if process.plugins is None:
+            raise PluginError(f"{process.kind} {process.name} does not say which plugins it has: stop it first")
+        if name in process.plugins:
+            raise PluginError(
+                f"{process.kind} {process.name} has plugin {name!r} loaded: restart it without, or stop it"
+            )
+
+
+def migrated(tables: Iterable[str]) -> set[str]:
+    """The plugins that have a version table among ``tables``."""
+    return {table.removeprefix(VERSION_TABLE) for table in tables if table.startswith(VERSION_TABLE)}
+
+
+def owner_of(table: str, names: Collection[str]) -> str | None:
+    """Whose table it is: of two plugins whose names it begins with, that of the longer name."""
+    return max((name for name in names if table.startswith(f"{name}_")), key=len, default=None)
+
+
+def importable(name: str) -> Plugin | None:
+    """The plugin, if it is installed and can be imported with its migrations; being disabled does not matter here."""
+    points = [point for point in entry_points(group=loading.GROUP) if point.name == name]
+    manager = pluggy.PluginManager(hookspecs.NAMESPACE)
+    manager.add_hookspecs(hookspecs)
+    for point in points:
+        plugin = loading.isolate(manager, point, points)
+        if plugin.migrations is not None and not plugin.error:
+            return plugin
+    return None
+
+
+def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
+    """Do what was ``shown``, in the caller's transaction. Raises PluginError if it is no longer what would go."""
+    connection.execute(upgrade.LOCK, {"space": LOCK_SPACE, "lock": MIGRATION_LOCK})
+    connection.execute(LOCK_TIMEOUT)
+    now = plan(connection, registry, shown.plugin)
+    if {table.name for table in now.tables} != {table.name for table in shown.tables}:
+        raise PluginError(f"the tables of plugin {shown.plugin!r} have changed meanwhile; look again")
+    plugin = importable(shown.plugin) if now.by_downgrade else None
+    if plugin is not None:
+        downgrade(connection, plugin)
+        drop_tables(connection, [VERSION_TABLE + shown.plugin])
+    else:
+        drop_objects(connection, now, BEFORE_TABLES)
+        drop_tables(connection, [table.name for table in now.tables])
+        drop_objects(connection, now, AFTER_TABLES)
+
+
+def drop_tables(connection: Connection, names: Iterable[str]) -> None:
+    """Drop tables, unless anything else refers to them."""
+    quote = connection.dialect.identifier_preparer.quote
+    connection.exec_driver_sql(f"DROP TABLE {', '.join(map(quote, names))}")
+
+
+def drop_objects(connection: Connection, going: Plan, kinds: Iterable[str]) -> None:
+    """Drop what the plugin has of these kinds."""
+    there = connection.execute(OBJECTS).all()
+    known = {going.plugin, *going.others}
+    for kind in kinds:
+        called = [each.called for each in there if each.kind == kind and owner_of(each.name, known) == going.plugin]
+        if called:
+            connection.exec_driver_sql(f"DROP {kind} {', '.join(called)}")
+
+
+def downgrade(connection: Connection, plugin: Plugin) -> None:
+    """Take all of a plugin's migrations back, in the caller's transaction."""
+    revisions = upgrade.scripts(plugin)
+
+    def to_base(revision: Any, _context: MigrationContext) -> Any:
+        return revisions._downgrade_revs("base", revision)
+
+    with upgrade.explained(plugin), EnvironmentContext(Config(), revisions, fn=to_base) as environment:
+        environment.configure(connection=connection, version_table=upgrade.version_table(plugin))
+        environment.run_migrations()

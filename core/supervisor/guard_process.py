@@ -1,0 +1,85 @@
+"""Ends what a supervisor started, when the supervisor has died without doing so itself.
+
+A program, run by ``supervisor.py`` beside it as a process of its own; it needs nothing but the standard library.
+It reads ``+ pid signal rank`` and ``- pid`` from its input, a pipe whose other end only the supervisor holds. When the
+pipe ends, the supervisor is gone, SIGKILL or not. What is then left on the list is asked to end, lowest rank first,
+and killed with its process group if it does not.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
+
+#: What each rank is given to end by itself, in seconds.
+GRACE_SECONDS = 10.0
+POLL_SECONDS = 0.05
+
+
+class Ward(NamedTuple):
+    """A process group that must not outlive the supervisor."""
+
+    rank: int
+    pid: int
+    farewell: int
+
+
+def main() -> None:
+    """Keep the list until the supervisor is gone, then end what is on it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    wards: dict[int, Ward] = {}
+    for line in sys.stdin:
+        word, pid, *rest = line.split()
+        if word == "+":
+            farewell, rank = map(int, rest)
+            wards[int(pid)] = Ward(rank, int(pid), farewell)
+        else:
+            wards.pop(int(pid), None)
+    for _, equals in groupby(sorted(wards.values()), key=lambda ward: ward.rank):
+        end(list(equals))
+
+
+def end(wards: Iterable[Ward]) -> None:
+    """Ask all of ``wards`` to end, and kill what is left of their groups after the grace."""
+    left = [ward for ward in wards if tell(ward, ward.farewell)]
+    deadline = time.monotonic() + GRACE_SECONDS
+    while left and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)  # they are not our children: nothing tells us when they end
+        left = [ward for ward in left if is_alive(ward)]
+    for ward in left:
+        tell_group(ward, signal.SIGKILL)
+
+
+def tell(ward: Ward, number: int) -> bool:
+    """Signal its leader; False if that is gone, and then nothing of its group is left either."""
+    try:
+        os.kill(ward.pid, number)
+    except ProcessLookupError:
+        tell_group(ward, signal.SIGKILL)
+        return False
+    return True
+
+
+def tell_group(ward: Ward, number: int) -> None:
+    """Signal its group, if there still is one."""
+    try:
+        os.killpg(ward.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def is_alive(ward: Ward) -> bool:
+    """Whether anything of its group is left."""
+    try:
+        os.killpg(ward.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Messages on their way to workers: by Redis, or within one process."""

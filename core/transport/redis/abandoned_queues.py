@@ -1,0 +1,104 @@
+"""Queues that no job uses any more: found by SCAN, in bounded steps, and cleared of their messages."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, cast
+
+from dramatiq.common import current_millis, q_name, xq_name
+
+from core.ledger.releases import Fleet
+from core.observability import metrics
+from core.transport.messages import RUN_ID, NotAMessage, read
+
+if TYPE_CHECKING:
+    from core.transport.redis.broker import RotaBroker
+
+#: Keys that Redis looks at in one step of a scan, and steps of one look; the next goes on from there.
+SCAN_COUNT = 500
+MOST_STEPS = 20
+#: Messages taken from a queue at once, and batches of one look.
+BATCH = 200
+MOST_BATCHES = 20
+
+#: Takes messages off a queue unless another has: KEYS list, bodies, dead letters and their bodies; ARGV time, ids.
+SET_ASIDE = """
+    for index = 2, #ARGV do
+        if redis.call('lrem', KEYS[1], 1, ARGV[index]) > 0 then
+            local body = redis.call('hget', KEYS[2], ARGV[index])
+            redis.call('hdel', KEYS[2], ARGV[index])
+            if body and KEYS[3] then
+                redis.call('zadd', KEYS[3], ARGV[1], ARGV[index])
+                redis.call('hset', KEYS[4], ARGV[index], body)
+            end
+        end
+    end
+"""
+
+#: What became of the messages of each actor: the counts by (actor, word).
+Outcome = Counter[tuple[str, str]]
+
+
+class Abandoned:
+    """Looks for queues with messages, a bounded part of Redis at a time, and clears those that nobody serves."""
+
+    def __init__(self, broker: "RotaBroker") -> None:
+        self._broker = broker
+        self._cursor = 0
+        self._found: set[str] = set()
+        self._complete: set[str] = set()
+        self._script = broker.client.register_script(SET_ASIDE)
+
+    def queues(self) -> set[str]:
+        """The queues that have messages, as of the last complete scan and what this step has found."""
+        prefix, suffix = f"{self._broker.namespace}:", ".msgs"
+        for _ in range(MOST_STEPS):
+            answer = self._broker.client.scan(self._cursor, match=f"{prefix}*{suffix}", count=SCAN_COUNT)
+            self._cursor, keys = cast("tuple[int, list[bytes]]", answer)
+            names = (key.decode(errors="replace").removeprefix(prefix).removesuffix(suffix) for key in keys)
+            self._found |= {q_name(name) for name in names if not name.endswith(".XQ")}
+            if self._cursor == 0:
+                self._complete, self._found = self._found, set()
+                break
+        return self._complete | self._found
+
+    def clear(self, queue: str, fleet: Fleet) -> Outcome:
+        """Empty ``queue``, with its delayed messages, in bounded batches; return what became of them."""
+        outcome: Outcome = Counter()
+        for name in (queue, f"{queue}.DQ"):
+            self._broker.maintain_queue(name)  # what dead processes had fetched of it
+            for _ in range(MOST_BATCHES):
+                if not self._clear_batch(name, fleet, outcome):
+                    break
+        return outcome
+
+    def _clear_batch(self, name: str, fleet: Fleet, outcome: Outcome) -> bool:
+        key, client = f"{self._broker.namespace}:{name}", self._broker.client
+        ids = cast("list[bytes]", client.lrange(key, 0, BATCH - 1))
+        if not ids:
+            return False
+        bodies = cast("list[bytes | None]", client.hmget(f"{key}.msgs", ids))
+        dropped: list[bytes] = []
+        set_aside: list[bytes] = []
+        for redis_id, body in zip(ids, bodies, strict=True):
+            actor, word = self._judge(body, name, fleet)
+            outcome[actor, word] += 1
+            (set_aside if word == "orphaned" else dropped).append(redis_id)
+        dead = f"{self._broker.namespace}:{xq_name(q_name(name))}"
+        self._script(keys=[key, f"{key}.msgs"], args=[current_millis(), *dropped])
+        self._script(keys=[key, f"{key}.msgs", dead, f"{dead}.msgs"], args=[current_millis(), *set_aside])
+        for _ in set_aside:
+            metrics.message_rejected(name, "orphaned")
+        return True
+
+    def _judge(self, body: bytes | None, name: str, fleet: Fleet) -> tuple[str, str]:
+        """Of which actor a message is and what becomes of it; one whose job has moved goes after it."""
+        try:
+            message = read(body, name)
+        except NotAMessage:
+            return "", "orphaned"
+        if RUN_ID in message.options:
+            return message.actor_name, "dropped"  # the ledger has the run, and sends it again if its job is known
+        queues = fleet.queues_of.get(message.actor_name)
+        if not queues:
+            return message.actor_name, "orphaned"
+        self._broker.enqueue_many([message.copy(queue_name=min(queues))])
+        return message.actor_name, "moved"

@@ -1,0 +1,43 @@
+"""The consumer of a worker's delay queue."""
+
+import heapq
+from typing import TYPE_CHECKING
+
+from dramatiq.common import current_millis
+
+from core.transport.redis.consumer import Consumer, Delivery
+
+if TYPE_CHECKING:
+    from core.transport.redis.broker import RotaBroker
+
+#: How long a consumer of a worker waits that has nothing to do and is not woken, in seconds. Then it only looks whether
+#: it is paused: for whatever there is to fetch it is woken, by a token or by whoever looks around every second.
+IDLE_SECONDS = 10.0
+
+
+class DelayConsumer(Consumer):
+    """Hands out delayed messages, which Dramatiq's thread then keeps, and wakes it when the next is due."""
+
+    def __init__(self, broker: "RotaBroker", queue_name: str, prefetch: int, timeout: int) -> None:
+        super().__init__(broker, queue_name, prefetch, timeout)
+        self.held.clear()  # a thread that makes a new consumer has dropped what it kept
+        self._etas: list[float] = []
+
+    def take(self, body: bytes | None) -> Delivery | None:
+        """The message in ``body``, and note when it is due."""
+        message = super().take(body)
+        if message is not None:
+            self.queued_message_ids.add(message.message_id)
+            eta = message.options.get("eta")
+            heapq.heappush(self._etas, eta if isinstance(eta, int | float) else 0)
+        return message
+
+    def rest(self) -> None:
+        """Wait to be woken, or until the next is due; not at all if one has come due since the thread looked."""
+        now = current_millis()
+        if self._etas and self._etas[0] <= now:
+            while self._etas and self._etas[0] <= now:
+                heapq.heappop(self._etas)
+            return
+        due_in = (self._etas[0] - now) / 1000 if self._etas else IDLE_SECONDS
+        self.woken.wait(min(due_in, self.longest_rest()))

@@ -1,0 +1,134 @@
+"""The consumer of a worker's queue: it fetches what the threads will soon begin with, and leaves to others what not."""
+
+from collections import defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import ConnectionClosed
+
+from core.transport.messages import RUN_ID
+from core.transport.redis.consumer import Consumer, Delivery
+from core.transport.work_queue import STALLED_SECONDS, WorkQueue
+
+if TYPE_CHECKING:
+    from core.transport.redis.broker import RotaBroker
+
+
+class WindowConsumer(Consumer):
+    """Keeps the worker's threads in work."""
+
+    def __init__(
+        self, broker: "RotaBroker", queue_name: str, prefetch: int, timeout: int, work_queue: WorkQueue
+    ) -> None:
+        super().__init__(broker, queue_name, prefetch, timeout)
+        self._work_queue = work_queue
+        self._lane = work_queue.lane(queue_name)
+        self._lane.wake = self.wake
+        #: How few may wait before more are fetched.
+        self._fetch_at = 0
+        #: Of what was fetched and not begun, how few the threads may have before they are given more.
+        self._hand_over_at = 0
+        #: Whether runs were among what came last.
+        self._has_runs = True
+        #: Messages that do not belong on this queue before a time to come, which Dramatiq's thread keeps until then.
+        self._delayed: list[Delivery] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may fetch more."""
+        return bool(self.broker.may_fetch(self.queue_name))
+
+    def step(self) -> MessageProxy | None:
+        """Fetch and hand over; or wait. A message that Dramatiq must look at first is returned instead."""
+        if self.broker.is_draining or self._work_queue.is_stalled:
+            self.leave_to_others()
+        if self.may_find and self._lane.waiting <= self._fetch_at:
+            self.fetch()
+        if self.message_cache and self._lane.waiting - len(self.message_cache) <= self._hand_over_at:
+            self.hand_over()
+        elif not self._delayed:
+            self.rest()
+        return self._delayed.pop() if self._delayed else None
+
+    def fetch(self) -> None:
+        """Fetch what the threads will soon begin with."""
+        if not self.has_room:
+            self._lane.is_hungry = True
+            return
+        self.doubt()
+        room, bodies = self._work_queue.reserve(self._lane), []
+        if not room:
+            return
+        self.may_find = False
+        try:
+            bodies = self.broker.fetch(self.queue_name, room)
+        finally:
+            self._work_queue.give_back(self._lane, room - len(bodies))
+        self.message_cache += bodies
+        self.may_find |= len(bodies) == room
+        self._fetch_at = self._lane.waiting // 2
+
+    def hand_over(self) -> None:
+        """Hand what was fetched to the threads."""
+        at_once = self._work_queue.begun_at_once(self._lane) if self._has_runs else 0
+        count = at_once or len(self.message_cache)
+        bodies, self.message_cache = self.message_cache[:count], self.message_cache[count:]
+        deliveries = self.made_ready(bodies, at_once=bool(at_once))
+        self._work_queue.give_back(self._lane, len(bodies) - len(deliveries))
+        self._work_queue.put_all(deliveries)
+        self._hand_over_at = count // 2
+        if not self.is_watched():
+            self.wake()
+
+    def made_ready(self, bodies: list[bytes | None], *, at_once: bool) -> list[Delivery]:
+        """What of ``bodies`` is for the threads, claimed if they begin with all of it ``at_once``.
+
+        Raises redis.RedisError, having put back what it can; the rest is found to be held by nobody.
+        """
+        deliveries: list[Delivery] = []
+        try:
+            for body in bodies:
+                if (delivery := self.take(body)) is not None:
+                    deliveries.append(delivery)
+            self._has_runs = any(RUN_ID in delivery.options for delivery in deliveries)
+            if at_once and self._has_runs and self.broker.preparation is not None:
+                self.broker.preparation.prepare(deliveries)
+        except BaseException:
+            self._work_queue.give_back(self._lane, len(bodies))
+            self.be_doubtful()
+            with suppress(ConnectionClosed):
+                self.requeue(deliveries)
+            raise
+        return deliveries
+
+    def is_watched(self) -> bool:
+        """Whether the threads have enough for now, and wake this consumer when they have not."""
+        enough = len(self.message_cache) + self._hand_over_at if self.message_cache else self._fetch_at
+        return self._work_queue.wake_at(self._lane, enough)
+
+    def take(self, body: bytes | None) -> Delivery | None:
+        """The message in ``body``, if it is for the threads."""
+        message = super().take(body)
+        if message is None or message.options.get("eta") is None:
+            return message
+        self._delayed.append(message)
+        return None
+
+    def leave_to_others(self) -> None:
+        """Put back all that waits in this process; nobody would begin with it soon."""
+        self._work_queue.give_back(self._lane, len(self.message_cache))
+        self.put_back_cache()
+        by_consumer: dict[Consumer, list[Delivery]] = defaultdict(list)
+        for item in self._work_queue.take_back():
+            by_consumer[item.message.consumer].append(item.message)
+        for consumer, deliveries in by_consumer.items():
+            with suppress(ConnectionClosed):  # its consumer will find that it does not hold them
+                consumer.requeue(deliveries)
+
+    def rest(self) -> None:
+        """Wait to be woken; look again soon if something waits that may have to be left to others."""
+        if self.message_cache and not self.is_watched():
+            return
+        is_waiting = self._lane.waiting > 0
+        self.woken.wait(STALLED_SECONDS if is_waiting else self.longest_rest())

@@ -1,0 +1,1 @@
+"""One process that works: claims runs, executes them, and keeps its leases."""

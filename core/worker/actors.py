@@ -1,0 +1,302 @@
+"""Binds what plugins declare to Dramatiq: the broker with its middleware in order, and an actor for each job.
+
+This is also where our units (timedelta, aware instants) become Dramatiq's milliseconds.
+"""
+
+import inspect
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.broker import Broker
+from dramatiq.message import Message
+from dramatiq.middleware import CurrentMessage, Middleware
+from sqlalchemy import Engine
+
+from core import database
+from core.enqueue import enqueue
+from core.errors import BadArguments
+from core.jobs.job import Job
+from core.jobs.registry import Registry
+from core.ledger import runs, slots
+from core.ledger.outbox import Carrier, Letter, Parcel
+from core.ledger.releases import Fleet
+from core.ledger.slots import SlotRow
+from core.plugins import loading
+from core.scheduling.periodic import PeriodicSchedule, nothing
+from core.transport.redis import RUN_ID, Delivery, RotaBroker, new_id
+from core.worker.executor import RECORDING, Executor
+
+logger = logging.getLogger(__name__)
+
+#: PostgreSQL's bigint.
+LARGEST_ID = 2**63 - 1
+
+
+def never() -> bool:
+    """Redis is always to be tried: ``SCHEDULER_MODE=distributed``."""
+    return False
+
+
+class RedisCarrier:
+    """Carries committed runs to workers over Redis."""
+
+    def __init__(self, broker: RotaBroker, is_away: Callable[[], bool] = never) -> None:
+        self._broker = broker
+        self._is_away = is_away
+
+    @property
+    def carries(self) -> bool:
+        """Whether Redis is known to be of use; False only where runs then go straight from the ledger."""
+        return not self._is_away()
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        """Put a message for each run on its queue, in one round trip. Raises redis.RedisError."""
+        self._broker.enqueue_many(run_message(parcel) for parcel in parcels)
+
+    def post(self, letters: Sequence[Letter]) -> None:
+        """Put messages of the fast lane on their queues, in one round trip. Raises redis.RedisError."""
+        self._broker.enqueue_many(
+            Message(letter.queue, letter.job, args=(), kwargs=letter.args, options={}, message_id=new_id())
+            for letter in letters
+        )
+
+    def publish(self, channel: str, message: dict[str, Any]) -> None:
+        """Publish ``message`` as JSON. Raises redis.RedisError."""
+        self._broker.client.publish(channel, json.dumps(message, default=str))
+
+    def is_reachable(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            return bool(self._broker.client.ping())
+        except redis.RedisError:
+            return False
+
+    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
+        """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
+        return self._broker.oldest_run(queue)
+
+    def queues_with_messages(self) -> set[str]:
+        """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
+        return self._broker.abandoned.queues()
+
+    def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
+        """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
+        return self._broker.abandoned.clear(queue, fleet)
+
+    def recover(self, broker_id: str, queues: Iterable[str]) -> None:
+        """Put back what a dead process had fetched. Raises redis.RedisError."""
+        self._broker.recover(broker_id, queues)
+
+    def maintain(self, queues: Iterable[str]) -> None:
+        """Put back what silent processes had fetched. Raises redis.RedisError."""
+        self._broker.maintain(queues)
+
+
+def run_message(parcel: Parcel) -> Message[Any]:
+    """The message that carries a run: its id and nothing else."""
+    options = {RUN_ID: parcel.run_id}
+    return Message(parcel.queue, parcel.job, args=(), kwargs={}, options=options, message_id=new_id())
+
+
+class JobActor(dramatiq.Actor[..., Any]):
+    """A job as Dramatiq sees it. For a job of the ledger, sending means inserting a run; the message comes after."""
+
+    def __init__(
+        self,
+        job: Job,
+        broker: Broker,
+        engine: Engine,
+        function: Callable[..., Any],
+        on_scheduling: Callable[[], None],
+        carrier: Carrier,
+    ) -> None:
+        self.job = job
+        self.engine = engine
+        self.carrier = carrier
+        options: dict[str, Any] = {"max_retries": job.max_retries}
+        if job.schedule is not None:
+            options["periodic"] = PeriodicSchedule(job.schedule, on_first_question=on_scheduling)
+        super().__init__(
+            function, broker=broker, actor_name=job.name, queue_name=job.queue, priority=0, options=options
+        )  # fmt: skip
+
+    def send_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        **options: Any,
+    ) -> Message[Any]:
+        """Send, unless this is a job of the ledger: then insert a run, or the slots for which periodiq calls."""
+        if "scheduled_at" in options:
+            return self.fire()
+        if not self.job.ledger:
+            return super().send_with_options(args=args, kwargs=kwargs, delay=delay, **options)
+        span = delay if isinstance(delay, timedelta) else timedelta(milliseconds=delay or 0)
+        with database.session(self.engine) as session, session.begin():
+            run_id = enqueue(session, self.job.name, args=by_name(self.job, args, kwargs or {}), delay=span)
+        return run_message(Parcel(run_id, self.job.name, self.job.queue))
+
+    def fire(self) -> Message[Any]:
+        """Record the slots that are due, of every job, and send those that nobody else recorded.
+
+        periodiq has asked all jobs before it calls the first that is due; the others then find nothing left to do.
+        Never raises, since that would end periodiq's process.
+        """
+        periodic: PeriodicSchedule = self.options["periodic"]
+        if periodic.due:
+            due = [(actor.job, SlotRow(slot)) for actor in scheduled(self.broker) for slot in actor.take_due()]
+            try:
+                self._record(due)
+            except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
+                logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
+        return run_message(Parcel(0, self.job.name, self.job.queue))
+
+    def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:
+        carries, scopes = self.carrier.carries, loading.current().scopes
+        with database.autocommit(self.engine) as connection:
+            for parcels in slots.insert_many(connection, due, carried=carries, scopes=scopes):
+                if carries:
+                    self.carrier.send(parcels)
+            if not carries:
+                runs.announce(connection)
+
+    def take_due(self) -> list[datetime]:
+        """The slots of this job that are due, once."""
+        periodic: PeriodicSchedule = self.options["periodic"]
+        return periodic.take()
+
+
+def scheduled(broker: Broker) -> Iterator[JobActor]:
+    """The actors of ``broker`` that have a schedule."""
+    for actor in broker.actors.values():
+        if isinstance(actor, JobActor) and "periodic" in actor.options:
+            yield actor
+
+
+def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Positional and keyword arguments as keyword arguments alone. Raises BadArguments."""
+    if not args:
+        return dict(kwargs)
+    names = list(inspect.signature(job.function).parameters)[1:]
+    if len(args) > len(names):
+        raise BadArguments(f"job {job.name!r} takes at most {len(names)} arguments, and {len(args)} were given")
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor]) -> Callable[..., None]:
+    """What a worker calls for a message of a ledger job: the run it names, or a new run for a stranger's message."""
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        message: Any = CurrentMessage.get_current_message()
+        run_id = message.options.get(RUN_ID) if message is not None else None
+        if isinstance(run_id, int) and isinstance(message, Delivery):
+            message.is_ended_later = executor.execute(job, run_id, carried=message) == RECORDING
+        elif isinstance(run_id, int):
+            executor.execute(job, run_id)
+        else:
+            actor().send_with_options(args=args, kwargs=kwargs)
+
+    work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
+    return work
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimingAhead:
+    """Claims the runs that a worker's threads are about to begin with, many in one statement."""
+
+    registry: Registry
+    executor: Executor
+
+    def prepare(self, deliveries: Sequence[Delivery]) -> None:
+        """Give each delivery its lease, if that can be had together with the others'; if not, its thread will claim."""
+        sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
+        if len(sent) > 1:
+            for lease in self.executor.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):
+                sent[lease.run_id].lease = lease
+
+    def _run_of(self, delivery: Delivery) -> int | None:
+        run_id = delivery.options.get(RUN_ID)
+        job = self.registry.jobs.get(delivery.actor_name)
+        is_simple = job is not None and job.ledger and not job.exclusive
+        return run_id if is_simple and type(run_id) is int and 0 < run_id <= LARGEST_ID else None
+
+    def undo(self, deliveries: Sequence[Delivery]) -> None:
+        """Give up the leases of deliveries that are put back."""
+        leases = [delivery.lease for delivery in deliveries if delivery.lease is not None]
+        if leases:
+            self.executor.unclaim(leases)
+
+
+def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
+    """What a worker calls for a message of the fast lane."""
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        message: Any = CurrentMessage.get_current_message()
+        message_id = message.message_id if message is not None else ""
+        bury = message.bury if isinstance(message, Delivery) else nothing
+        executor.execute_fast(job, by_name(job, args, kwargs), message_id, bury=bury)
+
+    work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
+    return work
+
+
+def build(
+    client: redis.Redis,
+    middleware: Sequence[Middleware],
+    *,
+    ask_fleet: Callable[[], Fleet] = Fleet,
+    orphan_seconds: float = 0,
+) -> RotaBroker:
+    """A broker on ``client`` with ``middleware`` in that order.
+
+    ``ask_fleet`` tells what other processes know; by default there are none. It may raise SQLAlchemy's DBAPIError.
+    """
+    return RotaBroker(client, middleware=middleware, ask_fleet=ask_fleet, orphan_seconds=orphan_seconds)
+
+
+def declare(
+    broker: Broker,
+    registry: Registry,
+    engine: Engine,
+    executor: Executor,
+    on_scheduling: Callable[[], None] = nothing,
+    *,
+    carrier: Carrier | None = None,
+) -> None:
+    """Make an actor of every job in ``registry``; ``on_scheduling`` is called when periodiq begins to ask for them.
+
+    ``carrier`` sends the slots for which periodiq calls, by default over ``broker``.
+    """
+    if isinstance(broker, RotaBroker):
+        broker.preparation = ClaimingAhead(registry, executor)
+        broker.ledger_queues = {job.queue for job in registry if job.ledger}
+    for job in registry:
+        declare_job(broker, job, engine, executor, on_scheduling, carrier=carrier)
+
+
+def declare_job(
+    broker: Broker,
+    job: Job,
+    engine: Engine,
+    executor: Executor,
+    on_scheduling: Callable[[], None] = nothing,
+    *,
+    carrier: Carrier | None = None,
+) -> JobActor:
+    """Make an actor of ``job``."""
+    actor: JobActor
+    function = ledger_function(job, executor, lambda: actor) if job.ledger else fast_function(job, executor)
+    if carrier is None:
+        assert isinstance(broker, RotaBroker), "another broker needs a carrier of its own"
+        carrier = RedisCarrier(broker)
+    actor = JobActor(job, broker, engine, function, on_scheduling, carrier)
+    return actor

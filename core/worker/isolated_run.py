@@ -1,0 +1,82 @@
+"""One run, in a process that runs nothing else: ``python -m core.worker.isolated_run RUN``.
+
+A worker starts it for a run under which processes have died before. If this one dies as well, the run is the cause, and
+is dead; runs that were only beside it when their process died come through here unharmed. If its worker dies or stops,
+it hands the run back uncounted, and leaves.
+"""
+
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from core import database, settings
+from core.ledger.processes import Identity
+from core.plugins import loading
+from core.worker.executor import Executor
+from core.worker.heartbeat import Heartbeat, application_name, process_name
+from core.worker.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+JOB = text("SELECT job FROM rota_runs WHERE id = :run_id")
+#: How long to wait to be registered; without PostgreSQL the run is left to a later delivery, in seconds.
+REGISTER_SECONDS = 30.0
+
+
+def main(run_id: int) -> None:
+    """Claim the run and work on it. What it enqueues is sent as from any worker."""
+    asked_to_leave = listen()
+    configured = settings.current()
+    if configured.mode != "local":  # there, what it enqueues is taken from the ledger anyway
+        from core import main as _carrier_attached  # noqa: F401
+
+    application = application_name()
+    engine = database.connect(configured.database_url.get_secret_value(), application=application)
+    heartbeat = Heartbeat(
+        engine,
+        Identity("isolated", process_name(), application),
+        every_seconds=configured.heartbeat_seconds,
+        lease=timedelta(seconds=configured.lease_seconds),
+    )
+    heartbeat.start()
+    threading.Thread(target=leave, args=(asked_to_leave, heartbeat), name="rota-leaving", daemon=True).start()
+    watchdog = Watchdog(configured.lease_seconds)
+    watchdog.start()
+    if not heartbeat.registered.wait(REGISTER_SECONDS):
+        sys.exit("rota: not registered with the ledger; the run is left to a later delivery")
+    with engine.connect() as connection:
+        name = connection.execute(JOB, {"run_id": run_id}).scalar_one()
+    executor = Executor(engine, lambda: heartbeat.process_id, process_name())
+    executor.execute(loading.current().job(name), run_id)
+    heartbeat.stop()
+    watchdog.stop()
+
+
+def listen() -> list[int]:
+    """What can be read from once this process is to leave: it was told so, or its worker has closed the pipe."""
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # the pipe is not for what the job starts
+    os.close(nothing)
+    told, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # the main thread, which would handle it, may be in a statement
+    return [pipe, told]
+
+
+def leave(asked: list[int], heartbeat: Heartbeat) -> None:
+    """Wait until this process is to leave; then hand back the run, and end whatever the job is doing."""
+    select.select(asked, [], [])
+    heartbeat.stop()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

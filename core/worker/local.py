@@ -1,0 +1,88 @@
+"""``SCHEDULER_MODE=local``: the whole service in one process, without Redis; what ``rota worker`` runs then.
+
+The dispatcher inserts slots as they come due, and the taker hands the ledger's runs to this process's threads, which
+are a Dramatiq worker's; so jobs, middleware and limits are the same as anywhere.
+"""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import dramatiq
+from dramatiq.middleware import CurrentMessage
+from dramatiq.worker import Worker
+
+from core.ledger import outbox
+from core.middleware import draining
+from core.middleware.draining import Draining
+from core.middleware.fast_lane_retries import FastLaneRetries
+from core.middleware.ledger_feed import DirectRuns
+from core.middleware.lifecycle import ProcessLife
+from core.middleware.occupation import Occupation
+from core.middleware.periodiq_options import SchedulingOptions
+from core.middleware.recycling import Recycling
+from core.transport.local import LocalBroker, LocalCarrier
+from core.worker import actors as brokers
+from core.worker.process import Parts, gather
+
+DRAINED_EVERY_SECONDS = 0.05
+
+
+def build(parts: Parts, occupation: Occupation) -> LocalBroker:
+    """The broker with everything on it; see ``core/main.py``."""
+    life = ProcessLife(
+        lambda queues: parts.heartbeat("worker", queues), lambda: parts.dispatcher(carrier), parts.watchdog
+    )
+    broker = LocalBroker(
+        [
+            CurrentMessage(),
+            SchedulingOptions(),
+            occupation,
+            DirectRuns(occupation, lambda hands, queues: parts.taker(hands, queues, lambda: not broker.is_draining)),
+            Draining(),
+            life,
+            Recycling(parts.endurance, occupation),
+            FastLaneRetries(),
+        ]
+    )
+    carrier = LocalCarrier(broker)
+    outbox.attach(carrier)
+    brokers.declare(broker, parts.registry, parts.engine, parts.executor(lambda: life.process_id), carrier=carrier)
+    return broker
+
+
+def run(broker: LocalBroker, occupation: Occupation, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
+    """Work until SIGTERM or SIGINT, then finish what has begun and what lies in memory, within the grace."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    dramatiq.set_broker(broker)
+    worker = Worker(broker, queues=set(queues) or None, worker_threads=threads)
+    worker.start()
+    stopping.wait()
+    deadline = time.monotonic() + grace_seconds
+    draining.begin(broker, worker)
+    while time.monotonic() < deadline and not (occupation.is_over and draining.is_empty(broker)):
+        time.sleep(DRAINED_EVERY_SECONDS)
+    worker.stop(timeout=max(round((deadline - time.monotonic()) * 1000), 1))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse what ``rota worker`` passes on, and work."""
+    parser = argparse.ArgumentParser(prog="python -m core.worker.local", description=__doc__)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--queues", nargs="*", default=[])
+    parser.add_argument("--grace", type=float, default=60.0)
+    given = parser.parse_args(words)
+    parts = gather()
+    if parts.configured.mode != "local":
+        sys.exit("rota: core.worker.local is for SCHEDULER_MODE=local; run `rota worker`, which knows what to start")
+    occupation = Occupation()
+    run(build(parts, occupation), occupation, given.queues, given.threads, given.grace)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What a worker process is made of, whatever broker it has; ``core/main.py`` and ``local.py`` put it together."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+
+from sqlalchemy import Engine
+
+from core import database, settings
+from core.dispatcher.loop import DEAF_SECONDS, Dispatcher
+from core.errors import RotaError
+from core.jobs.registry import Registry, words_on_grace
+from core.ledger import releases
+from core.ledger.outbox import DispatchCarrier
+from core.ledger.processes import Identity
+from core.ledger.releases import Fleet
+from core.middleware.recycling import Endurance
+from core.observability import logs, metrics
+from core.plugins import loading, unread_settings
+from core.settings import Settings
+from core.worker.completions import Completions
+from core.worker.executor import Executor
+from core.worker.heartbeat import Heartbeat, application_name, process_name
+from core.worker.ledger_feed import DirectTaker, Hands
+from core.worker.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+#: Where nothing goes through Redis, nobody steps down for want of it.
+FOREVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Makes the parts of this process from its settings and its jobs; connects to nothing."""
+
+    configured: Settings
+    registry: Registry
+
+    @cached_property
+    def application(self) -> str:
+        """What this process calls its connections."""
+        return application_name()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of everything in this process."""
+        url = self.configured.database_url.get_secret_value()
+        return database.connect(url, pool_size=self.configured.db_pool_size, application=self.application)
+
+    @cached_property
+    def in_hand(self) -> set[int]:
+        """The tokens of the leases that this process knows it has."""
+        return set()
+
+    def heartbeat(self, kind: str, queues: tuple[str, ...] = (), broker_id: str | None = None) -> Heartbeat:
+        """What keeps this process known to the ledger."""
+        return Heartbeat(
+            self.engine,
+            Identity(kind, process_name(), self.application, broker_id, queues),
+            every_seconds=self.configured.heartbeat_seconds,
+            lease=timedelta(seconds=self.configured.lease_seconds),
+            release=releases.of(self.registry),
+            in_hand=self.in_hand if kind == "worker" else None,
+        )
+
+    def dispatcher(self, carrier: DispatchCarrier) -> Dispatcher:
+        """A dispatcher that sends by ``carrier``."""
+        return Dispatcher(
+            self.engine,
+            self.registry,
+            carrier,
+            every_seconds=self.configured.dispatch_seconds,
+            resend_seconds=self.configured.resend_seconds,
+            max_crashes=self.configured.max_crashes,
+            orphan_seconds=self.configured.orphan_seconds,
+            deaf_seconds=FOREVER if self.configured.mode == "local" else DEAF_SECONDS,
+        )
+
+    def watchdog(self) -> Watchdog:
+        """What ends this process, should a job not let anything else run for longer than a lease."""
+        return Watchdog(self.configured.lease_seconds)
+
+    def taker(self, hands: Hands, queues: tuple[str, ...], is_needed: Callable[[], bool]) -> DirectTaker:
+        """What takes runs straight from the ledger while ``is_needed`` says so."""
+        return DirectTaker(
+            self.engine,
+            hands,
+            scopes=self.registry.scopes,
+            queues=queues,
+            is_needed=is_needed,
+            every_seconds=self.configured.dispatch_seconds,
+            resend_seconds=self.configured.resend_seconds,
+        )
+
+    @property
+    def endurance(self) -> Endurance:
+        """What this process bears before it is replaced."""
+        return Endurance(
+            self.configured.max_messages, self.configured.max_memory_mb, self.configured.min_process_seconds
+        )
+
+    def executor(self, process_id: Callable[[], int | None], completions: Completions | None = None) -> Executor:
+        """What takes a run from its claim to its end; ``completions`` records successes together."""
+        suspected_after = max(self.configured.max_crashes - 1, 1)
+        return Executor(
+            self.engine,
+            process_id,
+            process_name(),
+            suspected_after=suspected_after,
+            completions=completions,
+            in_hand=self.in_hand,
+        )
+
+    def fleet(self) -> Fleet:
+        """What the processes that are alive know. Raises SQLAlchemy's DBAPIError."""
+        with database.autocommit(self.engine) as connection:
+            return releases.fleet(connection)
+
+
+def gather() -> Parts:
+    """Read the settings and load the plugins; what is wrong ends the process with a clear message."""
+    try:
+        configured = settings.current()
+        logs.configure(configured.log_format, configured.log_level)
+        metrics.share(configured.metrics_dir)
+        registry = loading.current()
+        refuse_broken(registry, strict=configured.strict_plugins)
+    except RotaError as error:
+        sys.exit(f"rota: {error}")
+    for plugin in registry.plugins:
+        if not plugin.is_disabled:
+            metrics.plugin(plugin.name, is_up=not plugin.error)
+    warn(configured, registry)
+    return Parts(configured, registry)
+
+
+def warn(configured: Settings, registry: Registry) -> None:
+    """Say what is odd and stops nothing."""
+    for left in unread_settings.variables(os.environ, registry):
+        logger.warning("setting.unknown %s %s", left.variable, left.why)
+    for job in registry.outliving(timedelta(days=configured.retention_days)):
+        logger.warning("job.outlives_its_runs job=%s: %s", job.name, words_on_grace(job, configured.retention_days))
+
+
+def refuse_broken(registry: Registry, *, strict: bool) -> None:
+    """Raise PluginError for broken plugins, if that was asked for."""
+    broken = [f"  {plugin.name}: {plugin.error}" for plugin in registry.broken()]
+    if strict and broken:
+        raise RotaError("ROTA_STRICT_PLUGINS is set, and plugins are broken:\n" + "\n".join(broken))

@@ -25,7 +25,7 @@ from core import enqueue_many, job, send_many
 from core.ledger import outbox
 from core.plugins import loading
 from core.testing import create_database, registry_of
-from core.worker.actors import RedisCarrier
+from core.transport.redis import RedisCarrier
 
 BATCH = 500
 PEERS = ROOT / ".bench"

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from core import database
 from core.embedded import embedded_servers
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 from core.plugins import loading
 from core.schema import upgrade
 from core.transport import redis as redis_broker
@@ -155,9 +155,9 @@ class Bench:
         """
         with self.engine.begin() as connection:
             ids = connection.execute(text(insert), {"count": count}).scalars().all()
-        from core.worker.actors import RedisCarrier
+        from core.transport.redis import RedisCarrier
 
-        RedisCarrier(self.broker).send([Parcel(run_id, "bench-ledger", "bench-ledger") for run_id in ids])
+        RedisCarrier(self.broker).send([OutgoingRun(run_id, "bench-ledger", "bench-ledger") for run_id in ids])
 
     def queue_messages(self, queue: str, count: int) -> None:
         """Put ``count`` plain messages for the actor ``queue`` on the queue of that name."""

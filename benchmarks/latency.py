@@ -18,9 +18,9 @@ from dramatiq.message import Message
 from benchmarks import goals, meter
 from benchmarks.harness import Bench, bench, wait_for
 from core import database
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 from core.ledger.runs import request
-from core.worker.actors import RedisCarrier
+from core.transport.redis import RedisCarrier
 
 
 def send_message(made: Bench, queue: str) -> None:
@@ -40,7 +40,7 @@ def send_run(made: Bench, *, carried: bool) -> None:
             delay=timedelta(0), carried=carried,
         )  # fmt: skip
     if carried:
-        RedisCarrier(made.broker).send([Parcel(run_id, "bench-ledger", "bench-ledger")])
+        RedisCarrier(made.broker).send([OutgoingRun(run_id, "bench-ledger", "bench-ledger")])
 
 
 def sample(send: Callable[[], None], ticks: Path) -> float:

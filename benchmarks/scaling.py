@@ -22,7 +22,7 @@ from core.jobs.registry import Plugin, Registry
 from core.ledger import due as relay
 from core.ledger import releases, slots
 from core.ledger.processes import LOCK_SPACE
-from core.worker.actors import RedisCarrier
+from core.transport.redis import RedisCarrier
 
 PASSES = 7
 SETTINGS: dict[str, Any] = {"every_seconds": 1, "resend_seconds": 5, "max_crashes": 3, "orphan_seconds": 60}

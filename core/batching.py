@@ -1,4 +1,4 @@
-"""What many threads hand over and one thread deals with, as much together as has come: one round trip for all of it."""
+"""Many threads add items; one thread deals with all that have come, in one round trip."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from typing import ClassVar, Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Gatherer(ABC, Generic[Item]):
+class Batcher(ABC, Generic[Item]):
     """A thread that starts with the first item, and ends when it is stopped and nothing is left."""
 
     #: The thread's name.

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from core.errors import BadArguments, RotaError
 from core.jobs import arguments
 from core.ledger import outbox, runs
-from core.ledger.outbox import Letter, Parcel
+from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.plugins import loading
 
 LONGEST_DELAY = timedelta(days=3660)
@@ -72,7 +72,7 @@ def enqueue_many(
         carried=carried,
     )
     if carried:
-        outbox.of(session).parcels.extend(Parcel(run_id, job, found.queue) for run_id in run_ids)
+        outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue) for run_id in run_ids)
     return run_ids
 
 
@@ -114,7 +114,7 @@ def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> 
     if outbox.carrier() is None:
         raise RotaError(f"job {job!r} is on the fast lane, and this process has no Redis to send it by")
     values = [json.loads(arguments.encode(found, each)) for each in args]
-    outbox.of(session).letters.extend(Letter(job, found.queue, each) for each in values)
+    outbox.of(session).messages.extend(OutgoingMessage(job, found.queue, each) for each in values)
 
 
 def publish(session: Session, channel: str, message: dict[str, Any]) -> None:

@@ -27,9 +27,8 @@ from core.middleware.recycling import Recycling
 from core.middleware.watching import Watching
 from core.observability.metrics_server import Exposition
 from core.transport import redis
-from core.transport.redis import RedisWatch, RotaBroker
+from core.transport.redis import RedisCarrier, RedisWatch, RotaBroker
 from core.worker import actors as brokers
-from core.worker.actors import RedisCarrier
 from core.worker.completions import Completions
 from core.worker.process import Parts, gather
 

@@ -18,8 +18,8 @@ from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.jobs.schedules import first_after, slots_between
 from core.ledger import pauses, runs, slots
+from core.ledger.carrier import DispatchCarrier
 from core.ledger.models import State
-from core.ledger.outbox import DispatchCarrier
 from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.observability import metrics
@@ -84,10 +84,10 @@ class Accountant:
                 mark = self._account_for(job, now, paused, due)
                 if mark is not None:
                     changed[job.name] = mark
-        for parcels in slots.insert_many(connection, due, carried=carrier.carries, scopes=self.registry.scopes):
+        for outgoing in slots.insert_many(connection, due, carried=carrier.carries, scopes=self.registry.scopes):
             if carrier.carries:
-                sending.send(connection, carrier, parcels)
-            elif parcels:
+                sending.send(connection, carrier, outgoing)
+            elif outgoing:
                 runs.announce(connection)
         slots.account(connection, changed)
         self.marks.update(changed)

@@ -21,10 +21,10 @@ from core.dispatcher.recovery import Outage, recover
 from core.jobs.registry import Registry
 from core.ledger import agenda, pauses, releases, slots
 from core.ledger import due as due_runs
-from core.ledger.outbox import DispatchCarrier
+from core.ledger.carrier import DispatchCarrier
 from core.ledger.releases import Census, Fleet
 from core.observability import metrics
-from core.observability.logs import Complaint
+from core.observability.logs import LogOnce
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 15.0
 #: How long to wait after an error, in seconds.
 AGAIN_SECONDS = 1.0
-#: A leader for whom Redis has been away for so long leaves it to another worker to lead, if there is one, in seconds.
-DEAF_SECONDS = 10.0
+#: A leader that has not reached Redis for this long steps down if another worker can lead, in seconds.
+REDIS_LOST_SECONDS = 10.0
 #: How much longer than anybody else it then waits before it asks again, in seconds.
 GIVE_WAY_SECONDS = 2.0
 #: A statement that was planned while the ledger was small is planned anew when it is not; and by an index however many
@@ -55,7 +55,7 @@ class Dispatcher(threading.Thread):
         resend_seconds: float,
         max_crashes: int,
         orphan_seconds: float,
-        deaf_seconds: float = DEAF_SECONDS,
+        redis_lost_seconds: float = REDIS_LOST_SECONDS,
     ) -> None:
         super().__init__(name="rota-dispatcher", daemon=True)
         self._engine = engine
@@ -65,7 +65,7 @@ class Dispatcher(threading.Thread):
         self._resend_seconds = resend_seconds
         self._max_crashes = max_crashes
         self._orphan_seconds = orphan_seconds
-        self._deaf_seconds = deaf_seconds
+        self._redis_lost_seconds = redis_lost_seconds
         #: When Redis was last known to be of use, or this became the leader.
         self._heard_at = 0.0
         self._orphanage = Orphanage(registry, carrier, orphan_seconds)
@@ -79,7 +79,7 @@ class Dispatcher(threading.Thread):
         self._maintained_at = 0.0
         self._outage = Outage()
         self._stopping = threading.Event()
-        self._complaint = Complaint(logger)
+        self._log_once = LogOnce(logger)
 
     def run(self) -> None:
         """Lead whenever nobody else does; errors are logged and survived."""
@@ -92,7 +92,7 @@ class Dispatcher(threading.Thread):
                 pause = self._every_seconds + GIVE_WAY_SECONDS
             except (DBAPIError, PoolTimeout, psycopg2.Error) as error:
                 self._outage.goes_on(time.monotonic())
-                self._complaint.say(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
+                self._log_once.error(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
             except Exception:  # a background loop outlives its errors
                 logger.exception("dispatcher.failed: going on")
             metrics.leading(False)
@@ -122,9 +122,9 @@ class Dispatcher(threading.Thread):
         while not self._stopping.is_set():
             began = time.monotonic()
             self.pass_once(connection, accountant)
-            self._complaint.withdraw()
+            self._log_once.reset()
             metrics.dispatched(time.monotonic() - began)
-            if self._is_deaf() and leadership.has_others(connection):
+            if self._has_lost_redis() and leadership.has_others(connection):
                 logger.warning("dispatcher.stepped_down: Redis is away from here; another worker may reach it")
                 return
             next_pass = began + self._every_seconds
@@ -132,11 +132,11 @@ class Dispatcher(threading.Thread):
                 if leadership.wait_for_runs(connection, remaining):
                     self._send_due(connection)
 
-    def _is_deaf(self) -> bool:
-        """Whether Redis has been away for a while; nobody but the leader sends retries, and what is handed on."""
+    def _has_lost_redis(self) -> bool:
+        """Whether Redis has been away for a while; only the leader sends retries and recovered runs."""
         if self._carrier.carries:
             self._heard_at = time.monotonic()
-        return time.monotonic() >= self._heard_at + self._deaf_seconds
+        return time.monotonic() >= self._heard_at + self._redis_lost_seconds
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
         """Everything the dispatcher is for, once: what there is to do, and now and then what is to be looked after."""

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 
 from core.jobs.registry import Registry
 from core.ledger import due, history, orphans, releases
+from core.ledger.carrier import DispatchCarrier
 from core.ledger.models import State
-from core.ledger.outbox import DispatchCarrier
 from core.ledger.releases import Fleet
 from core.observability import metrics
 

@@ -10,7 +10,7 @@ import redis
 from sqlalchemy import Connection
 
 from core.ledger import processes
-from core.ledger.outbox import DispatchCarrier
+from core.ledger.carrier import DispatchCarrier
 from core.ledger.processes import RETURN_SECONDS
 from core.observability import metrics
 

@@ -7,7 +7,7 @@ import redis
 from sqlalchemy import Connection
 
 from core.ledger import due
-from core.ledger.outbox import DispatchCarrier, Parcel
+from core.ledger.carrier import DispatchCarrier, OutgoingRun
 
 logger = logging.getLogger(__name__)
 
@@ -23,24 +23,24 @@ def send_due(connection: Connection, jobs: Collection[str], carrier: DispatchCar
     sent = 0
     if not carrier.carries:
         return sent
-    while parcels := due.take_due(connection, jobs, batch=BATCH):
-        if not send(connection, carrier, parcels):
+    while outgoing := due.take_due(connection, jobs, batch=BATCH):
+        if not send(connection, carrier, outgoing):
             break
-        sent += len(parcels)
-        if len(parcels) < BATCH:
+        sent += len(outgoing)
+        if len(outgoing) < BATCH:
             break
     return sent
 
 
-def send(connection: Connection, carrier: DispatchCarrier, parcels: Sequence[Parcel]) -> bool:
-    """Send ``parcels``; if Redis is away, leave them to a later pass and say so."""
-    if not parcels:
+def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[OutgoingRun]) -> bool:
+    """Send ``outgoing``; if Redis is away, leave them to a later pass and say so."""
+    if not outgoing:
         return True
     try:
-        carrier.send(parcels)
+        carrier.send(outgoing)
     except redis.RedisError as error:
-        due.give_back(connection, parcels)
-        logger.warning("dispatcher.not_sent runs=%s: %s", len(parcels), error)
+        due.give_back(connection, outgoing)
+        logger.warning("dispatcher.not_sent runs=%s: %s", len(outgoing), error)
         return False
     return True
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 
 IS_UNSENT = "state IN ('queued', 'retrying') AND sent_at IS NULL"
 #: A stable time here and below, so that an index leads to what is due, past all that is not.
@@ -79,11 +79,11 @@ def is_any_due(connection: Connection) -> bool:
     return bool(connection.execute(ANY_DUE).scalar_one())
 
 
-def take_due(connection: Connection, jobs: Iterable[str], *, batch: int) -> list[Parcel]:
+def take_due(connection: Connection, jobs: Iterable[str], *, batch: int) -> list[OutgoingRun]:
     """Mark up to ``batch`` due runs of ``jobs`` as sent, oldest first, and return them for sending."""
     rows = connection.execute(TAKE_DUE, {"jobs": list(jobs), "batch": batch}).all()
     in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
-    return [Parcel(row.id, row.job, row.queue) for row in in_order]
+    return [OutgoingRun(row.id, row.job, row.queue) for row in in_order]
 
 
 def take_direct(
@@ -94,7 +94,7 @@ def take_direct(
     most: int,
     began: datetime,
     resend_seconds: float,
-) -> list[Parcel]:
+) -> list[OutgoingRun]:
     """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as taken, those first that were due first; return them.
 
     ``began`` is since when nothing is sent any more, by the database's clock.
@@ -102,12 +102,12 @@ def take_direct(
     parameters = {"jobs": list(jobs), "queues": list(queues), "most": most, "began": began}
     rows = connection.execute(TAKE_DIRECT, {**parameters, "age": f"{resend_seconds} seconds"}).all()
     in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
-    return [Parcel(row.id, row.job, row.queue) for row in in_order]
+    return [OutgoingRun(row.id, row.job, row.queue) for row in in_order]
 
 
-def give_back(connection: Connection, parcels: Iterable[Parcel]) -> None:
+def give_back(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:
     """These could not be sent after all."""
-    connection.execute(GIVE_BACK, {"run_ids": [parcel.run_id for parcel in parcels]})
+    connection.execute(GIVE_BACK, {"run_ids": [each.run_id for each in outgoing]})
 
 
 def overdue_queues(connection: Connection, age_seconds: float) -> list[str]:

@@ -6,80 +6,25 @@ notification that went with the commit has the dispatcher send it.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
-from core.ledger.releases import Fleet
+from core.ledger.carrier import Carrier, OutgoingMessage, OutgoingRun
 
 logger = logging.getLogger(__name__)
 
 INFO_KEY = "rota.outbox"
 
 
-class Parcel(NamedTuple):
-    """A committed run whose message is to be sent."""
-
-    run_id: int
-    job: str
-    queue: str
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A message of the fast lane, to be sent if the transaction commits."""
-
-    job: str
-    queue: str
-    args: dict[str, Any]
-
-
-class Carrier(Protocol):
-    """What takes messages to workers; Redis, through ``core.worker.actors``."""
-
-    @property
-    def carries(self) -> bool:
-        """Whether runs are to be sent by it now; if not, workers take them straight from the ledger."""
-
-    def send(self, parcels: Sequence[Parcel]) -> None:
-        """Put a message for each run on its queue. May raise; the dispatcher then sends them later."""
-
-    def post(self, letters: Sequence[Letter]) -> None:
-        """Put messages of the fast lane on their queues. May raise; they are then lost."""
-
-    def publish(self, channel: str, message: dict[str, Any]) -> None:
-        """Publish ``message`` to whoever listens on ``channel`` now."""
-
-
-class DispatchCarrier(Carrier, Protocol):
-    """What a dispatcher asks of a carrier beside that: what became of messages."""
-
-    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
-        """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
-
-    def queues_with_messages(self) -> set[str]:
-        """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
-
-    def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
-
-    def recover(self, broker_id: str, queues: Iterable[str]) -> None:
-        """Put back what a dead process had fetched. Raises redis.RedisError."""
-
-    def maintain(self, queues: Iterable[str]) -> None:
-        """Put back what silent processes had fetched. Raises redis.RedisError."""
-
-
 @dataclass(slots=True)
 class Outbox:
     """What one transaction, or one savepoint, will send when the transaction commits."""
 
-    parcels: list[Parcel] = field(default_factory=list)
-    letters: list[Letter] = field(default_factory=list)
+    runs: list[OutgoingRun] = field(default_factory=list)
+    messages: list[OutgoingMessage] = field(default_factory=list)
     publications: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -124,8 +69,8 @@ def _committed(session: Session) -> None:
 def _leave_to(session: Session, parent: SessionTransaction | None, outbox: Outbox) -> None:
     assert parent is not None, "a savepoint is in a transaction"
     outer = _outboxes(session).setdefault(parent, Outbox())
-    outer.parcels += outbox.parcels
-    outer.letters += outbox.letters
+    outer.runs += outbox.runs
+    outer.messages += outbox.messages
     outer.publications += outbox.publications
 
 
@@ -137,10 +82,10 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
 def deliver(carrier: Carrier, outbox: Outbox) -> None:
     """Send what is in ``outbox``, best effort: the ledger has the runs, and publications are for who listens now."""
     try:
-        if outbox.parcels:
-            carrier.send(outbox.parcels)
-        if outbox.letters:
-            carrier.post(outbox.letters)
+        if outbox.runs:
+            carrier.send(outbox.runs)
+        if outbox.messages:
+            carrier.post(outbox.messages)
         for channel, message in outbox.publications:
             carrier.publish(channel, message)
     except Exception as error:  # noqa: BLE001 — the transaction has committed: nothing here may undo or fail it

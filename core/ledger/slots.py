@@ -8,8 +8,8 @@ from sqlalchemy import Connection, text
 
 from core.jobs.job import Job
 from core.ledger import pauses
+from core.ledger.carrier import OutgoingRun
 from core.ledger.models import State
-from core.ledger.outbox import Parcel
 
 #: No job is held by a pause.
 NONE_HELD: Mapping[str, datetime] = {}
@@ -103,7 +103,7 @@ def insert(
 ) -> list[int]:
     """Record ``rows`` of one job; return the ids of the newly queued. See ``insert_many``."""
     batches = insert_many(connection, [(job, row) for row in rows], carried=carried, scopes={job.name: scopes})
-    return [parcel.run_id for parcels in batches for parcel in parcels]
+    return [each.run_id for outgoing in batches for each in outgoing]
 
 
 def insert_many(
@@ -112,7 +112,7 @@ def insert_many(
     *,
     carried: bool,
     scopes: Mapping[str, Collection[str]] = NO_SCOPES,
-) -> Iterator[list[Parcel]]:
+) -> Iterator[list[OutgoingRun]]:
     """Record slots of any jobs, leaving alone what another process has recorded; yield the newly queued.
 
     ``carried``: the caller sends their messages. ``scopes`` are those of the pauses that hold each job. Batch by batch,
@@ -126,7 +126,7 @@ def insert_many(
 
 def _insert_batch(
     connection: Connection, due: Sequence[tuple[Job, SlotRow]], carried: bool, scopes: Mapping[str, Collection[str]]
-) -> list[Parcel]:
+) -> list[OutgoingRun]:
     parameters = {
         "carried": carried,
         "scopes": [pauses.literal(scopes.get(job.name, ())) for job, _ in due],
@@ -138,7 +138,7 @@ def _insert_batch(
         "reasons": [row.reason for _, row in due],
     }
     inserted = connection.execute(INSERT, parameters).all()
-    return [Parcel(row.id, row.job, row.queue) for row in inserted if row.state == State.QUEUED]
+    return [OutgoingRun(row.id, row.job, row.queue) for row in inserted if row.state == State.QUEUED]
 
 
 def watermarks(connection: Connection) -> dict[str, Watermark]:

@@ -7,10 +7,10 @@ from dramatiq.broker import Broker, MessageProxy
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 from core.middleware.occupation import Occupation
+from core.transport.messages import run_message
 from core.transport.redis import Delivery, WorkQueue
-from core.worker.actors import run_message
 from core.worker.ledger_feed import DirectTaker, Hands
 
 
@@ -54,12 +54,12 @@ class WorkerThreads:
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
         return self._occupation.free if is_ready else 0
 
-    def work_on(self, parcel: Parcel) -> None:
+    def work_on(self, run: OutgoingRun) -> None:
         """Put the run's message before the threads."""
-        thread: Any = self._worker.consumers[parcel.queue]
+        thread: Any = self._worker.consumers[run.queue]
         queue: Any = self._worker.work_queue
         if isinstance(queue, WorkQueue):
-            queue.expect(parcel.queue)
-            queue.put(Delivery(run_message(parcel), thread.consumer))
+            queue.expect(run.queue)
+            queue.put(Delivery(run_message(run), thread.consumer))
         else:
-            thread.handle_message(MessageProxy(run_message(parcel)))
+            thread.handle_message(MessageProxy(run_message(run)))

@@ -32,22 +32,22 @@ def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, 
     return {**_about.get(), **event}
 
 
-class Complaint:
-    """Says what is wrong once, and again only when it is something else or when it had been right in between."""
+class LogOnce:
+    """Logs an error once, and again only after another error or a reset: for what is tried again and again."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._said = ""
+        self._last = ""
 
-    def say(self, message: str) -> None:
-        """Log ``message`` as an error, unless it is what was said last."""
-        if message != self._said:
+    def error(self, message: str) -> None:
+        """Log ``message`` as an error, unless it equals the last one."""
+        if message != self._last:
             self._logger.error(message)
-        self._said = message
+        self._last = message
 
-    def withdraw(self) -> None:
-        """It is right again."""
-        self._said = ""
+    def reset(self) -> None:
+        """What failed has worked: log the next error, whatever it is."""
+        self._last = ""
 
 
 SHARED: list[Any] = [

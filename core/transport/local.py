@@ -11,11 +11,10 @@ from typing import Any
 
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.brokers.stub import StubBroker, _StubConsumer
-from dramatiq.message import Message
 
-from core.ledger.outbox import Letter, Parcel
+from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.ledger.releases import Fleet
-from core.transport.messages import RUN_ID
+from core.transport.messages import RUN_ID, fast_message
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +63,13 @@ class LocalCarrier:
     def __init__(self, broker: LocalBroker) -> None:
         self._broker = broker
 
-    def send(self, parcels: Sequence[Parcel]) -> None:
+    def send(self, outgoing: Sequence[OutgoingRun]) -> None:
         """Leave runs to be taken from the ledger."""
 
-    def post(self, letters: Sequence[Letter]) -> None:
+    def post(self, outgoing: Sequence[OutgoingMessage]) -> None:
         """Put messages of the fast lane on their queues."""
-        for letter in letters:
-            message: Message[Any] = Message(letter.queue, letter.job, (), letter.args, {})
-            self._broker.enqueue(message)
+        for each in outgoing:
+            self._broker.enqueue(fast_message(each))
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Nobody listens."""

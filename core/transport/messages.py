@@ -5,6 +5,8 @@ from typing import Any
 
 from dramatiq.message import Message
 
+from core.ledger.carrier import OutgoingMessage, OutgoingRun
+
 #: The option of a message that carries a run of the ledger.
 RUN_ID = "run_id"
 #: That by which Redis knows it. A message without has not come through Redis.
@@ -18,6 +20,16 @@ class NotAMessage(Exception):
 def new_id() -> str:
     """An id that nobody else draws: as random as Dramatiq's ``uuid4``, and a fifth of its time."""
     return os.urandom(16).hex()
+
+
+def run_message(run: OutgoingRun) -> Message[Any]:
+    """The message that carries a run: its id and nothing else."""
+    return Message(run.queue, run.job, args=(), kwargs={}, options={RUN_ID: run.run_id}, message_id=new_id())
+
+
+def fast_message(outgoing: OutgoingMessage) -> Message[Any]:
+    """A message of the fast lane."""
+    return Message(outgoing.queue, outgoing.job, args=(), kwargs=outgoing.args, options={}, message_id=new_id())
 
 
 def read(body: bytes | None, queue_name: str) -> Message[Any]:

@@ -4,10 +4,8 @@ This is also where our units (timedelta, aware instants) become Dramatiq's milli
 """
 
 import inspect
-import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,84 +23,19 @@ from core.errors import BadArguments
 from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.ledger import runs, slots
-from core.ledger.outbox import Carrier, Letter, Parcel
+from core.ledger.carrier import Carrier, OutgoingRun
 from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.plugins import loading
 from core.scheduling.periodic import PeriodicSchedule, nothing
-from core.transport.redis import RUN_ID, Delivery, RotaBroker, new_id
+from core.transport.messages import RUN_ID, run_message
+from core.transport.redis import Delivery, RedisCarrier, RotaBroker
 from core.worker.executor import RECORDING, Executor
 
 logger = logging.getLogger(__name__)
 
 #: PostgreSQL's bigint.
 LARGEST_ID = 2**63 - 1
-
-
-def never() -> bool:
-    """Redis is always to be tried: ``SCHEDULER_MODE=distributed``."""
-    return False
-
-
-class RedisCarrier:
-    """Carries committed runs to workers over Redis."""
-
-    def __init__(self, broker: RotaBroker, is_away: Callable[[], bool] = never) -> None:
-        self._broker = broker
-        self._is_away = is_away
-
-    @property
-    def carries(self) -> bool:
-        """Whether Redis is known to be of use; False only where runs then go straight from the ledger."""
-        return not self._is_away()
-
-    def send(self, parcels: Sequence[Parcel]) -> None:
-        """Put a message for each run on its queue, in one round trip. Raises redis.RedisError."""
-        self._broker.enqueue_many(run_message(parcel) for parcel in parcels)
-
-    def post(self, letters: Sequence[Letter]) -> None:
-        """Put messages of the fast lane on their queues, in one round trip. Raises redis.RedisError."""
-        self._broker.enqueue_many(
-            Message(letter.queue, letter.job, args=(), kwargs=letter.args, options={}, message_id=new_id())
-            for letter in letters
-        )
-
-    def publish(self, channel: str, message: dict[str, Any]) -> None:
-        """Publish ``message`` as JSON. Raises redis.RedisError."""
-        self._broker.client.publish(channel, json.dumps(message, default=str))
-
-    def is_reachable(self) -> bool:
-        """Whether Redis answers."""
-        try:
-            return bool(self._broker.client.ping())
-        except redis.RedisError:
-            return False
-
-    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
-        """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
-        return self._broker.oldest_run(queue)
-
-    def queues_with_messages(self) -> set[str]:
-        """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
-        return self._broker.abandoned.queues()
-
-    def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
-        return self._broker.abandoned.clear(queue, fleet)
-
-    def recover(self, broker_id: str, queues: Iterable[str]) -> None:
-        """Put back what a dead process had fetched. Raises redis.RedisError."""
-        self._broker.recover(broker_id, queues)
-
-    def maintain(self, queues: Iterable[str]) -> None:
-        """Put back what silent processes had fetched. Raises redis.RedisError."""
-        self._broker.maintain(queues)
-
-
-def run_message(parcel: Parcel) -> Message[Any]:
-    """The message that carries a run: its id and nothing else."""
-    options = {RUN_ID: parcel.run_id}
-    return Message(parcel.queue, parcel.job, args=(), kwargs={}, options=options, message_id=new_id())
 
 
 class JobActor(dramatiq.Actor[..., Any]):
@@ -143,7 +76,7 @@ class JobActor(dramatiq.Actor[..., Any]):
         span = delay if isinstance(delay, timedelta) else timedelta(milliseconds=delay or 0)
         with database.session(self.engine) as session, session.begin():
             run_id = enqueue(session, self.job.name, args=by_name(self.job, args, kwargs or {}), delay=span)
-        return run_message(Parcel(run_id, self.job.name, self.job.queue))
+        return run_message(OutgoingRun(run_id, self.job.name, self.job.queue))
 
     def fire(self) -> Message[Any]:
         """Record the slots that are due, of every job, and send those that nobody else recorded.
@@ -158,14 +91,14 @@ class JobActor(dramatiq.Actor[..., Any]):
                 self._record(due)
             except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
                 logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
-        return run_message(Parcel(0, self.job.name, self.job.queue))
+        return run_message(OutgoingRun(0, self.job.name, self.job.queue))
 
     def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:
         carries, scopes = self.carrier.carries, loading.current().scopes
         with database.autocommit(self.engine) as connection:
-            for parcels in slots.insert_many(connection, due, carried=carries, scopes=scopes):
+            for outgoing in slots.insert_many(connection, due, carried=carries, scopes=scopes):
                 if carries:
-                    self.carrier.send(parcels)
+                    self.carrier.send(outgoing)
             if not carries:
                 runs.announce(connection)
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
-from core.batching import Gatherer
+from core.batching import Batcher
 from core.ledger import runs
 from core.ledger.leases import Lease
 
@@ -40,7 +40,7 @@ class Completion:
     on_recorded: Callable[[bool], None]
 
 
-class Completions(Gatherer[Completion]):
+class Completions(Batcher[Completion]):
     """Records the successes of this process's runs."""
 
     name = "rota-completions"

@@ -77,7 +77,7 @@ class Executor:
     #: The tokens of the leases that this process knows it has.
     in_hand: set[int] = field(default_factory=set)
     #: About runs that cannot be claimed: once, however many they are.
-    complaint: logs.Complaint = field(default_factory=lambda: logs.Complaint(logger))
+    log_once: logs.LogOnce = field(default_factory=lambda: logs.LogOnce(logger))
 
     def execute(
         self,
@@ -135,19 +135,19 @@ class Executor:
         """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
         process_id = self.process_id()
         if process_id is None:
-            self.complaint.say("run.not_claimed: this process is not registered with the ledger")
+            self.log_once.error("run.not_claimed: this process is not registered with the ledger")
             return Verdict.NONE
         try:
             verdict, lease = self._claim(job, run_id, process_id)
         except DATABASE_AWAY as error:
-            self.complaint.say(f"run.not_claimed: {database.brief(error)}")
+            self.log_once.error(f"run.not_claimed: {database.brief(error)}")
             return Verdict.NONE
         if lease is None and verdict == Verdict.SKIPPED:
             metrics.run_ended(job.name, State.SKIPPED)
             logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
         if verdict in (Verdict.PAUSED, Verdict.HELD):
             logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
-        self.complaint.withdraw()
+        self.log_once.reset()
         if lease is not None:
             self.in_hand.add(lease.token)
         return lease or verdict

@@ -25,7 +25,7 @@ from core.ledger import processes, releases, runs
 from core.ledger.processes import Identity
 from core.ledger.releases import Release
 from core.observability import metrics
-from core.observability.logs import Complaint
+from core.observability.logs import LogOnce
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Heartbeat(threading.Thread):
         self._in_hand = in_hand
         self._looked_at = 0.0
         self._stopping = threading.Event()
-        self._complaint = Complaint(logger)
+        self._log_once = LogOnce(logger)
         #: Under which id this process was registered last; runs may still be claimed under it.
         self._last_id: int | None = None
         #: Until when its leases are good, at least, by this process's monotonic clock.
@@ -119,7 +119,7 @@ class Heartbeat(threading.Thread):
                 self._register(connection)
             self.registered.set()
             self.on_registered()
-            self._complaint.withdraw()
+            self._log_once.reset()
             assert self._last_id is not None
             self._beat(connection, self._last_id)
 
@@ -190,4 +190,4 @@ class Heartbeat(threading.Thread):
         reason = "the database is not migrated, run `rota db upgrade`"
         if not isinstance(getattr(error, "orig", error), UndefinedColumn | UndefinedTable):
             reason = database.brief(error)
-        self._complaint.say(f"process.not_registered: {reason}; trying again")
+        self._log_once.error(f"process.not_registered: {reason}; trying again")

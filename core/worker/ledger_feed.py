@@ -23,9 +23,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
 from core.ledger import due, pauses
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 from core.ledger.runs import DUE_CHANNEL
-from core.observability.logs import Complaint
+from core.observability.logs import LogOnce
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Hands(Protocol):
     def free(self) -> int:
         """How many of them have nothing to do."""
 
-    def work_on(self, parcel: Parcel) -> None:
+    def work_on(self, run: OutgoingRun) -> None:
         """Have one of them work on the run."""
 
 
@@ -72,7 +72,7 @@ class DirectTaker(threading.Thread):
         self._resend_seconds = resend_seconds
         self._stopping = threading.Event()
         self._is_taking = False
-        self._complaint = Complaint(logger)
+        self._log_once = LogOnce(logger)
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -85,7 +85,7 @@ class DirectTaker(threading.Thread):
                     with database.dedicated(self._engine) as connection:
                         self._take_while_needed(connection)
             except (DBAPIError, PoolTimeout, psycopg2.Error) as error:
-                self._complaint.say(f"direct.interrupted: {database.brief(error)}; going on when it can")
+                self._log_once.error(f"direct.interrupted: {database.brief(error)}; going on when it can")
             except Exception:  # a background loop outlives its errors
                 logger.exception("direct.failed: going on")
             self._is_taking = False
@@ -114,7 +114,7 @@ class DirectTaker(threading.Thread):
         self._is_taking = True
         while self._is_needed() and not self._stopping.is_set():
             self._take(connection, began)
-            self._complaint.withdraw()
+            self._log_once.reset()
             self._wait(connection)
 
     def _take(self, connection: Connection, began: datetime) -> None:
@@ -122,12 +122,12 @@ class DirectTaker(threading.Thread):
         while (free := self._hands.free) and not self._stopping.is_set():
             held = pauses.held(pauses.active(connection), self._scopes)
             jobs = self._scopes.keys() - held.keys()
-            parcels = due.take_direct(
+            outgoing = due.take_direct(
                 connection, jobs, self._queues, most=free, began=began, resend_seconds=self._resend_seconds
             )
-            for parcel in parcels:
-                self._hands.work_on(parcel)
-            if len(parcels) < free:
+            for run in outgoing:
+                self._hands.work_on(run)
+            if len(outgoing) < free:
                 return
 
     def _wait(self, connection: Connection) -> None:

@@ -11,11 +11,11 @@ from functools import cached_property
 from sqlalchemy import Engine
 
 from core import database, settings
-from core.dispatcher.loop import DEAF_SECONDS, Dispatcher
+from core.dispatcher.loop import REDIS_LOST_SECONDS, Dispatcher
 from core.errors import RotaError
 from core.jobs.registry import Registry, words_on_grace
 from core.ledger import releases
-from core.ledger.outbox import DispatchCarrier
+from core.ledger.carrier import DispatchCarrier
 from core.ledger.processes import Identity
 from core.ledger.releases import Fleet
 from core.middleware.recycling import Endurance
@@ -30,7 +30,7 @@ from core.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-#: Where nothing goes through Redis, nobody steps down for want of it.
+#: In local mode a leader never steps down because Redis is away.
 FOREVER = float("inf")
 
 
@@ -78,7 +78,7 @@ class Parts:
             resend_seconds=self.configured.resend_seconds,
             max_crashes=self.configured.max_crashes,
             orphan_seconds=self.configured.orphan_seconds,
-            deaf_seconds=FOREVER if self.configured.mode == "local" else DEAF_SECONDS,
+            redis_lost_seconds=FOREVER if self.configured.mode == "local" else REDIS_LOST_SECONDS,
         )
 
     def watchdog(self) -> Watchdog:

@@ -52,7 +52,7 @@ def check_invariants(database: Engine) -> Callable[[], None]:
 class Published(list[tuple[str, dict[str, object]]]):
     """Stands where Redis would be, and keeps what was published."""
 
-    def send(self, parcels: object) -> None:
+    def send(self, outgoing: object) -> None:
         raise AssertionError("expiry enqueues nothing")
 
     def publish(self, channel: str, message: dict[str, object]) -> None:

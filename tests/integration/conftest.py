@@ -24,9 +24,8 @@ from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.periodiq_options import SchedulingOptions
 from core.testing import create_database, drop_database, registry_of
 from core.transport import redis as redis_broker
-from core.transport.redis import RotaBroker
+from core.transport.redis import RedisCarrier, RotaBroker
 from core.worker import actors as brokers
-from core.worker.actors import RedisCarrier
 from core.worker.executor import Executor
 from core.worker.heartbeat import application_name
 from tests.support import effects
@@ -247,21 +246,21 @@ class NoCarrier:
     """Stands where Redis would be: keeps what it is given, or fails as Redis does when it is away."""
 
     def __init__(self) -> None:
-        self.parcels: list[Any] = []
-        self.letters: list[Any] = []
+        self.runs: list[Any] = []
+        self.messages: list[Any] = []
         self.publications: list[tuple[str, dict[str, Any]]] = []
         self.is_away = False
         self.carries = True
 
-    def send(self, parcels: Any) -> None:
-        """Keep parcels."""
+    def send(self, outgoing: Any) -> None:
+        """Keep runs."""
         self._answer()
-        self.parcels += parcels
+        self.runs += outgoing
 
-    def post(self, letters: Any) -> None:
-        """Keep letters."""
+    def post(self, outgoing: Any) -> None:
+        """Keep messages of the fast lane."""
         self._answer()
-        self.letters += letters
+        self.messages += outgoing
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Keep a publication."""

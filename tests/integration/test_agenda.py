@@ -152,9 +152,9 @@ class TestPass:
             pauses.begin(other, "everything", by="ann", reason=None, until=None)
         ledger.request("work", due_at="now")
         dispatcher.pass_once(connection, accountant)
-        assert carrier.parcels == []
+        assert carrier.runs == []
 
         with database.begin() as other:
             other.execute(text("UPDATE rota_pauses SET until = clock_timestamp()"))
         dispatcher.pass_once(connection, accountant)
-        assert [parcel.job for parcel in carrier.parcels] == ["work"]
+        assert [run.job for run in carrier.runs] == ["work"]

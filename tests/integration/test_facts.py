@@ -31,7 +31,7 @@ from core.database import normalise_url
 from core.dispatcher.loop import Dispatcher
 from core.embedded import EmbeddedRedis
 from core.errors import DeclarationError
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 from core.scheduling.periodic import PeriodicSchedule
 from core.testing import FrozenClock, registered
 from core.worker.executor import Executor
@@ -118,7 +118,7 @@ class TestFact1AnErrorBeforeTheMessage:
         run_id = ledger.request()
 
         with self.database_away(postgres_url):
-            service.carrier.send([Parcel(run_id, "work", "default")])
+            service.carrier.send([OutgoingRun(run_id, "work", "default")])
             eventually(lambda: "run.not_claimed" in caplog.text, within=10)
             assert ran == []
         dispatch(service)

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from core import job
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 from core.transport.redis import WorkQueue, consumer
 from tests.support.eventually import eventually
 
@@ -150,7 +150,7 @@ def test_a_process_that_may_claim_nothing_leaves_runs_to_others_and_serves_the_f
     service.broker.may_claim = is_registered.is_set
     service.work(threads=2)
     run_ids = [ledger.request(exclusive=False) for _ in range(3)]
-    service.carrier.send([Parcel(run_id, "work", "default") for run_id in run_ids])
+    service.carrier.send([OutgoingRun(run_id, "work", "default") for run_id in run_ids])
     service.broker.get_actor("hear").send(word=1)
 
     eventually(lambda: heard == {1: 1}, within=10)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from core import database as databases
 from core import every, job
 from core.dispatcher import leadership
-from core.dispatcher.loop import DEAF_SECONDS, GIVE_WAY_SECONDS, Dispatcher
+from core.dispatcher.loop import GIVE_WAY_SECONDS, REDIS_LOST_SECONDS, Dispatcher
 from core.testing import registry_of
 from tests.support.eventually import elapse, eventually
 from tests.support.racing import race
@@ -120,7 +120,7 @@ class TestDispatcher:
         with ExitStack() as stack:
             names = iter(range(100))
 
-            def start(carrier=carrier, *, jobs=(work,), deaf_seconds=DEAF_SECONDS):
+            def start(carrier=carrier, *, jobs=(work,), redis_lost_seconds=REDIS_LOST_SECONDS):
                 carrier.recover = carrier.maintain = lambda *_: None
                 carrier.oldest_run = lambda _: (False, None)
                 carrier.queues_with_messages = set
@@ -135,7 +135,7 @@ class TestDispatcher:
                     resend_seconds=5,
                     max_crashes=3,
                     orphan_seconds=60,
-                    deaf_seconds=deaf_seconds,
+                    redis_lost_seconds=redis_lost_seconds,
                 )
                 stack.callback(databases.dispose, engine)
                 stack.callback(dispatcher.stop)
@@ -156,7 +156,7 @@ class TestDispatcher:
         run_id = ledger.request()
         start()
 
-        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+        assert eventually(lambda: [run.run_id for run in carrier.runs], within=5) == [run_id]
 
     def test_it_hands_over_when_it_is_stopped(self, start, ledger, carrier):
         first, _, name = start()
@@ -167,7 +167,7 @@ class TestDispatcher:
 
         assert eventually(lambda: self.leaders(ledger) == [other], within=5)
         run_id = ledger.request()
-        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+        assert eventually(lambda: [run.run_id for run in carrier.runs], within=5) == [run_id]
 
     def test_it_goes_on_after_its_connection_was_cut(self, start, ledger, carrier, caplog):
         dispatcher, _, name = start()
@@ -176,7 +176,7 @@ class TestDispatcher:
         ledger.do("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name", name=name)
         run_id = ledger.request()
 
-        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+        assert eventually(lambda: [run.run_id for run in carrier.runs], within=5) == [run_id]
         assert dispatcher.is_alive()
         assert "Traceback" not in caplog.text
 
@@ -191,7 +191,7 @@ class TestDispatcher:
         carrier.send = send
         ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() - interval '1 minute'")
 
-        assert eventually(lambda: [parcel.run_id for parcel in carrier.parcels], within=5) == [run_id]
+        assert eventually(lambda: [run.run_id for run in carrier.runs], within=5) == [run_id]
         assert dispatcher.is_alive()
 
     def test_a_retry_is_sent_when_its_time_has_come(self, start, ledger, carrier):
@@ -199,24 +199,24 @@ class TestDispatcher:
         ledger.do("UPDATE rota_runs SET due_at = clock_timestamp() + interval '500 ms'")
         start()
 
-        assert eventually(lambda: carrier.parcels, within=5)
+        assert eventually(lambda: carrier.runs, within=5)
         assert ledger.value("SELECT sent_at - due_at FROM rota_runs") < timedelta(seconds=1)
 
     def test_one_that_alone_is_cut_off_from_redis_steps_down_and_what_is_due_is_sent_by_another(
         self, start, ledger, carrier, caplog
     ):
         cut_off, other = carrier, type(carrier)()
-        _, _, name = start(cut_off, deaf_seconds=0.3)
+        _, _, name = start(cut_off, redis_lost_seconds=0.3)
         eventually(lambda: self.leaders(ledger) == [name], within=5)
-        _, _, others_name = start(other, deaf_seconds=0.3)
+        _, _, others_name = start(other, redis_lost_seconds=0.3)
 
         cut_off.carries = False
         run_id = ledger.request(state="retrying", attempt=1)
 
-        assert eventually(lambda: [parcel.run_id for parcel in other.parcels], within=5) == [run_id]
+        assert eventually(lambda: [run.run_id for run in other.runs], within=5) == [run_id]
         assert self.leaders(ledger) == [others_name]
         assert caplog.text.count("dispatcher.stepped_down") == 1
-        assert cut_off.parcels == []
+        assert cut_off.runs == []
 
     def test_one_that_is_cut_off_from_redis_goes_on_leading_where_no_other_could(
         self, start, start_process, ledger, database, carrier, caplog
@@ -224,7 +224,7 @@ class TestDispatcher:
         start_process(kind="scheduler")
         start_process().expire(database)
         carrier.carries = False
-        _, _, name = start(deaf_seconds=0.1)
+        _, _, name = start(redis_lost_seconds=0.1)
         eventually(lambda: self.leaders(ledger) == [name], within=5)
 
         elapse(0.5)
@@ -238,7 +238,7 @@ class TestDispatcher:
         caplog.set_level("INFO", "core.dispatcher.loop")
         carrier.carries = False
         for _ in range(2):
-            start(jobs=(tick,), deaf_seconds=GIVE_WAY_SECONDS + 0.2)
+            start(jobs=(tick,), redis_lost_seconds=GIVE_WAY_SECONDS + 0.2)
 
         eventually(lambda: caplog.text.count("dispatcher.leading") > 2, within=20)
 

@@ -156,7 +156,7 @@ class TestCap:
             ("missed", "capped"): len(due) - 1000,
         }
         assert [slot for slot, state, _ in found if state == "queued"] == due[-1000:]
-        assert len(carrier.parcels) == 1000
+        assert len(carrier.runs) == 1000
         told = [message for message in caplog.messages if message.startswith("slots.missed")]
         assert told[0] == "slots.missed job=work slots=10000 capped=10000: misfire=all, and 0 are run"
         assert told[-1].endswith("misfire=all, and 1000 are run")

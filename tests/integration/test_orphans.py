@@ -20,9 +20,9 @@ from core.ledger import orphans, releases, slots
 from core.ledger.releases import Fleet
 from core.testing import registry_of
 from core.transport import redis as redis_broker
+from core.transport.redis import RedisCarrier
 from core.transport.redis.unknown_actors import PAUSE_SECONDS
 from core.worker import actors as brokers
-from core.worker.actors import RedisCarrier
 from tests.support.eventually import eventually
 
 GRACE = 60.0
@@ -265,7 +265,7 @@ class TestRelay:
         known = {*registry_of(work).jobs, *releases.fleet(connection).queues_of}
         assert sending.send_due(connection, known, carrier) == 1
 
-        assert [(parcel.job, parcel.queue) for parcel in carrier.parcels] == [("gone", "elsewhere")]
+        assert [(run.job, run.queue) for run in carrier.runs] == [("gone", "elsewhere")]
 
 
 class TestFleet:

@@ -58,14 +58,14 @@ class TestRuns:
     def test_a_committed_run_is_in_the_ledger_and_its_message_sent(self, session, ledger, carrier):
         with session.begin():
             run_id = enqueue(session, "send-statement", key="a", args={"customer": 7})
-            assert carrier.parcels == []
+            assert carrier.runs == []
 
         row = ledger.run(run_id)
         assert (row.job, row.key, row.queue, row.state, row.args) == (
             "send-statement", "a", "letters", "queued", {"customer": 7}
         )  # fmt: skip
         assert row.sent_at is not None
-        assert [parcel.run_id for parcel in carrier.parcels] == [run_id]
+        assert [run.run_id for run in carrier.runs] == [run_id]
 
     def test_the_message_of_a_committed_run_lies_on_redis(self, serve, database, ledger):
         service = serve(send_statement)
@@ -83,7 +83,7 @@ class TestRuns:
         session.commit()
 
         assert ledger.runs("send-statement") == []
-        assert carrier.parcels == []
+        assert carrier.runs == []
 
     def test_a_run_of_a_closed_session_never_was(self, session, ledger, carrier):
         enqueue(session, "send-statement")
@@ -93,7 +93,7 @@ class TestRuns:
         session.commit()
 
         assert ledger.runs("send-statement") == []
-        assert (carrier.parcels, carrier.publications) == ([], [])
+        assert (carrier.runs, carrier.publications) == ([], [])
 
     def test_a_session_keeps_nothing_of_transactions_that_have_ended(self, session, carrier):
         for end in (session.commit, session.rollback, session.close):
@@ -112,14 +112,14 @@ class TestRuns:
         session.commit()
 
         assert ledger.runs("send-statement") == []
-        assert carrier.parcels == []
+        assert carrier.runs == []
 
     def test_each_of_several_transactions_sends_its_own(self, session, ledger, carrier):
         sent = []
         for _ in range(3):
             sent.append(enqueue(session, "send-statement"))
             session.commit()
-            assert [parcel.run_id for parcel in carrier.parcels] == sent
+            assert [run.run_id for run in carrier.runs] == sent
 
     def test_runs_asked_for_at_once_by_many_sessions_are_all_there(self, database, session, ledger, carrier):
         def ask():
@@ -128,7 +128,7 @@ class TestRuns:
 
         run_ids = race(*[ask] * 20)
 
-        assert sorted(run_ids) == sorted(parcel.run_id for parcel in carrier.parcels)
+        assert sorted(run_ids) == sorted(run.run_id for run in carrier.runs)
         assert len(ledger.runs("send-statement")) == len(set(run_ids)) == 20
 
 
@@ -139,10 +139,10 @@ class TestMany:
         args = [{"customer": number} for number in range(2500)]
         with session.begin():
             run_ids = enqueue_many(session, "send-statement", args, keys=map(str, range(2500)))
-            assert carrier.parcels == []
+            assert carrier.runs == []
 
         rows = ledger.runs("send-statement")
-        assert [row.id for row in rows] == run_ids == [parcel.run_id for parcel in carrier.parcels]
+        assert [row.id for row in rows] == run_ids == [run.run_id for run in carrier.runs]
         assert [(row.args["customer"], row.key) for row in rows] == [(number, str(number)) for number in range(2500)]
 
     def test_without_keys_all_have_the_empty_one_and_a_rollback_takes_all(self, session, ledger, carrier):
@@ -152,19 +152,19 @@ class TestMany:
         session.rollback()
 
         assert [row.key for row in ledger.runs("send-statement")] == ["", ""]
-        assert len(carrier.parcels) == 2
+        assert len(carrier.runs) == 2
 
     def test_none_are_none(self, session, ledger, carrier):
         with session.begin():
             assert enqueue_many(session, "send-statement", []) == []
 
-        assert carrier.parcels == []
+        assert carrier.runs == []
 
     def test_delayed_ones_are_left_to_the_dispatcher(self, session, ledger, carrier):
         with session.begin():
             enqueue_many(session, "send-statement", [{}, {}], delay=timedelta(minutes=1))
 
-        assert carrier.parcels == []
+        assert carrier.runs == []
         assert all(row.sent_at is None for row in ledger.runs("send-statement"))
 
     def test_messages_of_the_fast_lane_are_sent_together_after_the_commit(self, serve, database):
@@ -184,9 +184,9 @@ class TestSavepoints:
             with session.begin_nested():
                 run_id = enqueue(session, "send-statement")
                 publish(session, "live", {"run": run_id})
-            assert (carrier.parcels, carrier.publications) == ([], [])
+            assert (carrier.runs, carrier.publications) == ([], [])
 
-        assert [parcel.run_id for parcel in carrier.parcels] == [run_id]
+        assert [run.run_id for run in carrier.runs] == [run_id]
         assert carrier.publications == [("live", {"run": run_id})]
 
     def test_a_savepoint_rolled_back_takes_its_own_runs_with_it_and_no_others(self, session, ledger, carrier):
@@ -200,7 +200,7 @@ class TestSavepoints:
             after = enqueue(session, "send-statement", key="after")
 
         assert [row.key for row in ledger.runs("send-statement")] == ["before", "after"]
-        assert [parcel.run_id for parcel in carrier.parcels] == [before, after]
+        assert [run.run_id for run in carrier.runs] == [before, after]
         assert carrier.publications == [("live", {"before": True})]
 
     def test_a_savepoint_within_one_that_is_rolled_back_goes_with_it(self, session, ledger, carrier):
@@ -212,7 +212,7 @@ class TestSavepoints:
             kept = enqueue(session, "send-statement", key="kept")
 
         assert [row.key for row in ledger.runs("send-statement")] == ["kept"]
-        assert [parcel.run_id for parcel in carrier.parcels] == [kept]
+        assert [run.run_id for run in carrier.runs] == [kept]
 
     def test_a_commit_from_within_savepoints_sends_everything_once(self, session, ledger, carrier):
         run_ids = [enqueue(session, "send-statement")]
@@ -222,7 +222,7 @@ class TestSavepoints:
         run_ids.append(enqueue(session, "send-statement"))
         session.commit()
 
-        assert [parcel.run_id for parcel in carrier.parcels] == run_ids
+        assert [run.run_id for run in carrier.runs] == run_ids
 
 
 class TestWithoutRedis:
@@ -265,15 +265,15 @@ class TestFastLane:
     def test_a_message_is_sent_after_the_commit_and_not_before(self, session, carrier):
         with session.begin():
             send(session, "fast", args={"path": "a.png"})
-            assert carrier.letters == []
+            assert carrier.messages == []
 
-        assert [(letter.job, letter.args) for letter in carrier.letters] == [("fast", {"path": "a.png"})]
+        assert [(message.job, message.args) for message in carrier.messages] == [("fast", {"path": "a.png"})]
 
     def test_a_message_of_a_transaction_that_was_rolled_back_is_never_sent(self, session, carrier):
         send(session, "fast")
         session.rollback()
 
-        assert carrier.letters == []
+        assert carrier.messages == []
 
     def test_a_process_without_redis_is_told_so(self, session):
         with pytest.raises(RotaError, match="this process has no Redis"):
@@ -300,7 +300,7 @@ class TestDelay:
         row = ledger.run(run_id)
         assert before <= row.due_at - timedelta(minutes=1) <= after
         assert row.sent_at is None
-        assert carrier.parcels == []
+        assert carrier.runs == []
 
     @pytest.mark.parametrize("delay", [timedelta(seconds=-1), timedelta(days=4000), timedelta.max])
     def test_a_delay_out_of_bounds_is_refused(self, session, delay):
@@ -395,13 +395,13 @@ class TestInJobs:
 
         assert row.state == "succeeded"
         assert [child.key for child in ledger.runs("send-statement")] == ["1", "2", "3"]
-        assert len(carrier.parcels) == 3
+        assert len(carrier.runs) == 3
 
     def test_a_failed_jobs_runs_never_were(self, run_job, session, ledger, carrier):
         run_job(parent, args={"customers": [1, 2], "fail": True})
 
         assert ledger.runs("send-statement") == []
-        assert carrier.parcels == []
+        assert carrier.runs == []
 
     def test_a_job_that_lost_its_lease_asks_for_nothing(self, run_job, session, ledger, carrier):
         def function(run):
@@ -411,7 +411,7 @@ class TestInJobs:
         run_job(job("parent")(function))
 
         assert ledger.runs("send-statement") == []
-        assert carrier.parcels == []
+        assert carrier.runs == []
 
     def test_a_checkpoint_sends_the_runs_of_its_batch(self, run_job, session, ledger, carrier):
         sent = []
@@ -419,11 +419,11 @@ class TestInJobs:
         def function(run):
             first = run.enqueue("send-statement")
             run.checkpoint()
-            sent.append(([parcel.run_id for parcel in carrier.parcels], [first]))
+            sent.append(([run.run_id for run in carrier.runs], [first]))
             run.enqueue("send-statement")
             raise RuntimeError("in the second batch")
 
         run_job(job("parent")(function))
 
         assert sent[0][0] == sent[0][1]
-        assert len(ledger.runs("send-statement")) == len(carrier.parcels) == 1
+        assert len(ledger.runs("send-statement")) == len(carrier.runs) == 1

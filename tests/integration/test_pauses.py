@@ -308,9 +308,9 @@ class TestDispatcher:
         )
 
         def dispatch():
-            carrier.parcels.clear()
+            carrier.runs.clear()
             made.pass_once(connection, Accountant(registry, slots.watermarks(connection)))
-            return sorted(parcel.job for parcel in carrier.parcels)
+            return sorted(run.job for run in carrier.runs)
 
         return dispatch
 

@@ -126,8 +126,8 @@ class TestSendDue:
         class Slow:
             carries = True
 
-            def send(self, parcels):
-                process.lease(database, parcels[0].run_id)
+            def send(self, outgoing):
+                process.lease(database, outgoing[0].run_id)
                 raise redis.ConnectionError("after it was delivered")
 
         run_id = ledger.request()

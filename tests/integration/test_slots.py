@@ -137,7 +137,7 @@ class TestWatermarks:
         assert inserted == list(work.schedule.between(since, inserted[-1]))
         assert until - inserted[-1] < timedelta(seconds=1.5)
         assert {row.state for row in rows} == {"queued"}
-        assert sorted(parcel.run_id for parcel in carrier.parcels) == sorted(row.id for row in rows)
+        assert sorted(run.run_id for run in carrier.runs) == sorted(row.id for row in rows)
 
     def test_slots_within_the_head_start_are_left_to_the_scheduler(self, account, outage, ledger, now):
         work = scheduled(every(seconds=1))
@@ -156,7 +156,7 @@ class TestWatermarks:
             slots.insert(connection, work, rows, carried=True)
         account(work)
 
-        assert carrier.parcels == []
+        assert carrier.runs == []
         assert [row.slot for row in ledger.runs("work")] == [row.slot for row in rows]
 
     def test_while_redis_is_away_slots_are_queued_for_a_later_pass(self, account, outage, ledger, carrier):
@@ -177,7 +177,7 @@ class TestWatermarks:
 
         found = [row.slot for row in ledger.runs("work")]
         assert found == list(work.schedule.between(since, found[-1]))
-        assert len(carrier.parcels) == len(found)
+        assert len(carrier.runs) == len(found)
 
 
 class TestMisfires:
@@ -286,7 +286,7 @@ class TestMisfires:
         assert [row.slot for row in rows] == list(work.schedule.between(since, rows[-1].slot))
         assert rows[-1].state == "queued"
         assert {row.state for row in rows[:-35]} == {"missed"}
-        assert {parcel.run_id for parcel in carrier.parcels} == {row.id for row in rows if row.state == "queued"}
+        assert {run.run_id for run in carrier.runs} == {row.id for row in rows if row.state == "queued"}
 
 
 class TestQueuedAndLate:

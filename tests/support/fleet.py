@@ -17,11 +17,10 @@ from dramatiq.message import Message
 from sqlalchemy import Engine, text
 
 from core import database
-from core.ledger.outbox import Parcel
+from core.ledger.carrier import OutgoingRun
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.transport import redis as redis_broker
-from core.transport.redis import RotaBroker
-from core.worker.actors import RedisCarrier
+from core.transport.redis import RedisCarrier, RotaBroker
 from tests.support import chaos
 from tests.support.eventually import eventually
 
@@ -234,7 +233,7 @@ class Fleet:
     def carry(self, job: str, run_ids: list[int]) -> None:
         """Send a message for each of these runs, whether or not they have one."""
         broker = RotaBroker(redis_broker.connect(self.redis_url))
-        RedisCarrier(broker).send([Parcel(run_id, job, "chaos") for run_id in run_ids])
+        RedisCarrier(broker).send([OutgoingRun(run_id, job, "chaos") for run_id in run_ids])
         broker.close()
 
     def fetched(self, queue: str) -> int:

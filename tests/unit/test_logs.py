@@ -14,7 +14,7 @@ import structlog
 from core import Run, job
 from core.ledger.leases import Lease
 from core.observability import logs
-from core.observability.logs import Complaint
+from core.observability.logs import LogOnce
 from core.worker.executor import context, job_logger
 
 SLOT = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
@@ -160,35 +160,35 @@ def test_without_a_handler_one_is_made(log: Log):
     assert [type(handler) for handler in logging.getLogger().handlers] == [logging.StreamHandler]
 
 
-# Complaints
+# LogOnce
 
 
 @pytest.fixture
-def complaint() -> Complaint:
-    return Complaint(logging.getLogger("tests.complaint"))
+def log_once() -> LogOnce:
+    return LogOnce(logging.getLogger("tests.log_once"))
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     return [(record.levelno, record.getMessage()) for record in caplog.records]
 
 
-def test_a_complaint_is_said_once(complaint: Complaint, caplog: pytest.LogCaptureFixture):
+def test_the_same_error_is_logged_once(log_once: LogOnce, caplog: pytest.LogCaptureFixture):
     for _ in range(3):
-        complaint.say("database away, 100 %")
+        log_once.error("database away, 100 %")
 
     assert said(caplog) == [(logging.ERROR, "database away, 100 %")]
 
 
-def test_another_complaint_is_said_too(complaint: Complaint, caplog: pytest.LogCaptureFixture):
+def test_another_error_is_logged_too(log_once: LogOnce, caplog: pytest.LogCaptureFixture):
     for message in ("away", "not migrated", "away"):
-        complaint.say(message)
+        log_once.error(message)
 
     assert [message for _, message in said(caplog)] == ["away", "not migrated", "away"]
 
 
-def test_a_complaint_is_said_again_when_it_had_been_right_in_between(complaint: Complaint, caplog):
-    complaint.say("away")
-    complaint.withdraw()
-    complaint.say("away")
+def test_the_same_error_is_logged_again_after_a_reset(log_once: LogOnce, caplog):
+    log_once.error("away")
+    log_once.reset()
+    log_once.error("away")
 
     assert [message for _, message in said(caplog)] == ["away", "away"]

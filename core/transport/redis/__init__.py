@@ -12,8 +12,20 @@
 from core.transport.messages import RUN_ID, new_id
 from core.transport.redis.availability import RedisWatch
 from core.transport.redis.broker import RotaBroker
+from core.transport.redis.carrier import RedisCarrier
 from core.transport.redis.connection import REDIS_AWAY, connect, probe
 from core.transport.redis.consumer import Delivery
 from core.transport.work_queue import WorkQueue
 
-__all__ = ["REDIS_AWAY", "RUN_ID", "Delivery", "RedisWatch", "RotaBroker", "WorkQueue", "connect", "new_id", "probe"]
+__all__ = [
+    "REDIS_AWAY",
+    "RUN_ID",
+    "Delivery",
+    "RedisCarrier",
+    "RedisWatch",
+    "RotaBroker",
+    "WorkQueue",
+    "connect",
+    "new_id",
+    "probe",
+]

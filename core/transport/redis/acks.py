@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import redis
 from dramatiq.common import current_millis, q_name, xq_name
 
-from core.batching import Gatherer
+from core.batching import Batcher
 from core.transport.redis.connection import SOCKET_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ end
 """
 
 
-class Acks(Gatherer[Ack]):
+class Acks(Batcher[Ack]):
     """Sends the acknowledgements of all consumers of this process."""
 
     name = "rota-acks"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core.errors import RotaError
 from core.settings import Settings
-from core.supervisor.supervisor import Guard
+from core.supervisor.guard import Guard
 
 #: Connections that a worker process needs beside one for each thread.
 SPARE_CONNECTIONS = 2

@@ -20,9 +20,10 @@ from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 from core.errors import RotaError
 from core.observability import logs
 from core.settings import Settings
-from core.supervisor.succession import Succession
-from core.supervisor.supervisor import Command, Guard, Signals
-from core.supervisor.worker_channel import Reception
+from core.supervisor.guard import Guard
+from core.supervisor.programs import Command, Signals
+from core.supervisor.supervisor import Supervisor
+from core.supervisor.worker_channel import ChannelServer
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +111,8 @@ def run_everything(
     """Start all there is, keep it running, and end it when asked to."""
     is_local = configured.mode == "local"
     with ExitStack() as stack:
-        reception = stack.enter_context(Reception())
-        supervisor = Succession(signals, guard, reception)
+        channel = stack.enter_context(ChannelServer())
+        supervisor = Supervisor(signals, guard, channel)
         urls = start_servers(supervisor, guard, data, stack, is_local=is_local)
         metrics = data.absolute() / "metrics"
         clear(metrics)
@@ -123,7 +124,7 @@ def run_everything(
         stack.callback(supervisor.stop, grace)
         configured = settings.load(environ)
         for command in [
-            *workers(environ, configured, reception, processes, threads, grace=grace),
+            *workers(environ, configured, channel, processes, threads, grace=grace),
             *metrics_server(environ, configured),
             *([] if is_local else [Command("scheduler", [script("periodiq"), "core.main"], environ)]),
             *(Command(shlex.join(words), words, environ, may_finish=True) for words in also),
@@ -137,7 +138,7 @@ def run_everything(
 
 
 def start_servers(
-    supervisor: Succession, guard: Guard, data: Path, stack: ExitStack, *, is_local: bool
+    supervisor: Supervisor, guard: Guard, data: Path, stack: ExitStack, *, is_local: bool
 ) -> dict[str, str]:
     """Start what is not given by the environment, to be stopped with ``stack``; return what names the servers.
 

@@ -14,9 +14,11 @@ from core.errors import suggestion
 from core.observability import logs
 from core.plugins import loading
 from core.settings import Settings
-from core.supervisor.succession import Succession, Worker
-from core.supervisor.supervisor import Command, Guard, Signals
-from core.supervisor.worker_channel import Reception
+from core.supervisor.guard import Guard
+from core.supervisor.programs import Command, Signals
+from core.supervisor.replacement import Worker
+from core.supervisor.supervisor import Supervisor
+from core.supervisor.worker_channel import ChannelServer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
     """Work on runs, in processes that are started again when they die.
 
     Each process is a Dramatiq worker on its own: when one dies, the others go on. One that has worked on
-    ROTA_MAX_MESSAGES_PER_PROCESS messages, or holds more memory than ROTA_MAX_MEMORY_MB, is succeeded by a new one and
+    ROTA_MAX_MESSAGES_PER_PROCESS messages, or holds more memory than ROTA_MAX_MEMORY_MB, is replaced by a new one and
     ends when it has finished. With SCHEDULER_MODE=local it is one process, which needs neither Redis nor a scheduler.
 
     SIGTERM or Ctrl-C has jobs at work finish within the grace; what does not is handed back and taken up elsewhere. A
@@ -70,18 +72,18 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
     with (
         Signals() as signals,
         guarded() as guard,
-        Reception() as reception,
+        ChannelServer() as channel,
         tempfile.TemporaryDirectory(prefix="rota-metrics-") as folder,
     ):
         environ = {"ROTA_METRICS_DIR": folder, "ROTA_DB_POOL_SIZE": pool_size(threads), **os.environ}
         commands = [
-            *workers(environ, configured, reception, processes, threads, queues, grace),
+            *workers(environ, configured, channel, processes, threads, queues, grace),
             *metrics_server(environ, configured),
         ]
-        work(Succession(signals, guard, reception), commands, signals, guard, grace)
+        work(Supervisor(signals, guard, channel), commands, signals, guard, grace)
 
 
-def work(supervisor: Succession, commands: Sequence[Command], signals: Signals, guard: Guard, grace: float) -> None:
+def work(supervisor: Supervisor, commands: Sequence[Command], signals: Signals, guard: Guard, grace: float) -> None:
     """Keep all of it running until asked to stop."""
     try:
         for command in commands:
@@ -106,7 +108,7 @@ def number_of(processes: int | None, configured: Settings) -> int:
 def workers(
     environ: Mapping[str, str],
     configured: Settings,
-    reception: Reception,
+    channel: ChannelServer,
     processes: int,
     threads: int,
     queues: Sequence[str] = (),
@@ -122,7 +124,7 @@ def workers(
         words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", timeout, *only]
     quiet = {**environ, "ROTA_METRICS_PORT": "0"}
     for number in range(1, processes + 1):
-        yield Worker(f"worker-{number}", words, quiet, reception=reception)
+        yield Worker(f"worker-{number}", words, quiet, channel=channel)
 
 
 def metrics_server(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:

@@ -1,6 +1,6 @@
 """Has this process replaced once it has worked on many messages, or holds much memory: what leaks, ends with it.
 
-Under ``rota worker`` and ``rota up`` a successor is at work before this process takes on nothing more
+Under ``rota worker`` and ``rota up`` a replacement is at work before this process takes on nothing more
 (``core/supervisor/``). Under ``dramatiq core.main --processes 1`` Dramatiq starts itself anew when this process has
 finished. With several processes Dramatiq can only end all of them together, so that one job at work would keep all of
 them waiting: there it is not done.
@@ -27,7 +27,7 @@ from core.middleware import draining
 from core.middleware.occupation import Occupation
 from core.observability import metrics
 from core.supervisor import worker_channel
-from core.supervisor.worker_channel import Line
+from core.supervisor.worker_channel import WorkerChannel
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Endurance:
 
     @property
     def is_endless(self) -> bool:
-        """Whether nothing tires it."""
+        """Whether it is never replaced."""
         return not self.messages and not self.memory_mb
 
     def exceeded(self, messages: int, seconds: float, memory: Callable[[], int]) -> str:
@@ -64,7 +64,7 @@ class Endurance:
 
 
 class Recycling(Middleware):
-    """Counts messages, looks at the memory every second, and asks for a successor; comes after ``Occupation``."""
+    """Counts messages, looks at the memory every second, and asks to be replaced; comes after ``Occupation``."""
 
     def __init__(self, endurance: Endurance, occupation: Occupation) -> None:
         self._endurance = endurance
@@ -91,7 +91,7 @@ class Recycling(Middleware):
         """It leaves anyway."""
         self._stopping.set()
 
-    def _run(self, broker: Broker, worker: Worker, supervisor: Line | None) -> None:
+    def _run(self, broker: Broker, worker: Worker, supervisor: WorkerChannel | None) -> None:
         began, process = time.monotonic(), psutil.Process()
         while not self._stopping.wait(LOOK_EVERY_SECONDS):
             reason = self._endurance.exceeded(
@@ -104,7 +104,7 @@ class Recycling(Middleware):
                     logger.exception("process.not_recycled: going on")
                 return
 
-    def _leave(self, broker: Broker, worker: Worker, supervisor: Line | None, reason: str) -> None:
+    def _leave(self, broker: Broker, worker: Worker, supervisor: WorkerChannel | None, reason: str) -> None:
         if supervisor is None and not is_only_process():
             logger.warning("process.not_recycled reason=%s: Dramatiq would end its siblings; use `rota worker`", reason)
             return
@@ -114,7 +114,7 @@ class Recycling(Middleware):
             if self._drained(broker, worker):
                 os.kill(os.getppid(), signal.SIGHUP)
             return
-        supervisor.say(worker_channel.TIRED)
+        supervisor.say(worker_channel.RETIRE)
         while not supervisor.hears(worker_channel.GO, within_seconds=LOOK_EVERY_SECONDS):
             if self._stopping.is_set():
                 return

@@ -113,7 +113,7 @@ def _made() -> Any:
         travelling=Gauge(
             "rota_travelling", "Processes by the way that runs take to them", ["by"], multiprocess_mode="livesum"
         ),
-        recycled=Counter("rota_processes_recycled", "Processes that asked for a successor", ["reason"]),
+        recycled=Counter("rota_processes_recycled", "Processes that asked to be replaced", ["reason"]),
         plugins=Gauge(
             "rota_plugin_up", "1 if the plugin is loaded, 0 if it is broken", ["plugin"], multiprocess_mode="livemax"
         ),
@@ -216,7 +216,7 @@ def travelling(*, by_ledger: bool) -> None:
 
 
 def recycled(reason: str) -> None:
-    """Count a process that asked for a successor."""
+    """Count a process that asked to be replaced."""
     _metrics().recycled.labels(reason).inc()
 
 

@@ -1,6 +1,6 @@
-"""The line between a supervisor and the worker processes that it has started: words over a local socket.
+"""The channel between a supervisor and the worker processes that it has started: words over a local socket.
 
-A worker that has served long enough says ``tired``. Its supervisor starts a successor, which says ``ready`` once it is
+A worker that is to be replaced says ``retire``. Its supervisor starts the replacement, which says ``ready`` once it is
 at work. Only then is the first told to ``go``: it takes on nothing more, finishes what it has begun, and says
 ``done``. So there is never a worker less than there should be.
 """
@@ -14,16 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-#: Where a worker finds its supervisor, and what it is called there. No settings: nobody is to set them.
+#: Where a worker finds its supervisor, and the name that it has there. No settings: nobody is to set them.
 ADDRESS = "_ROTA_SUPERVISOR"
 ALIAS = "_ROTA_ALIAS"
 
-TIRED, READY, GO, DONE = "tired", "ready", "go", "done"
+RETIRE, READY, GO, DONE = "retire", "ready", "go", "done"
 
 LONGEST_WORD = 1024
 
 
-class Line:
+class WorkerChannel:
     """A worker's end."""
 
     def __init__(self, address: str, alias: str) -> None:
@@ -44,27 +44,27 @@ class Line:
         except TimeoutError:
             return False
         if not heard:
-            raise ConnectionResetError("the supervisor has hung up")
+            raise ConnectionResetError("the supervisor has closed the channel")
         return word in heard.decode().split()
 
 
-def to_supervisor(environ: Mapping[str, str] = os.environ) -> Line | None:
-    """The line of this process, if a supervisor of ours has started it and is still there."""
+def to_supervisor(environ: Mapping[str, str] = os.environ) -> WorkerChannel | None:
+    """The channel of this process, if a supervisor of ours has started it and is still there."""
     with suppress(KeyError, OSError):
-        return Line(environ[ADDRESS], environ[ALIAS])
+        return WorkerChannel(environ[ADDRESS], environ[ALIAS])
     return None
 
 
-class Reception:
-    """A supervisor's end of all its lines."""
+class ChannelServer:
+    """A supervisor's end of all its channels."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rota-line-"))  # for our eyes only
+        self._folder = Path(tempfile.mkdtemp(prefix="rota-channel-"))  # only this user can enter it
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._folder / "socket"))
         self._listener.listen()
         self._listener.setblocking(False)
-        self._callers: list[socket.socket] = []
+        self._connections: list[socket.socket] = []
         self._by_alias: dict[str, socket.socket] = {}
 
     def __enter__(self) -> Self:
@@ -78,41 +78,41 @@ class Reception:
     @property
     def sockets(self) -> list[socket.socket]:
         """What becomes readable when there is something to hear."""
-        return [self._listener, *self._callers]
+        return [self._listener, *self._connections]
 
     def environ(self, alias: str) -> dict[str, str]:
         """What a worker finds us by."""
         return {ADDRESS: str(self._folder / "socket"), ALIAS: alias}
 
     def hear(self) -> list[tuple[str, str]]:
-        """What was said since, and by whom; waits for nothing."""
+        """What was said since, as pairs of alias and word; waits for nothing."""
         with suppress(BlockingIOError):
             while True:
-                caller, _ = self._listener.accept()
-                caller.setblocking(False)
-                self._callers.append(caller)
-        return [heard for caller in list(self._callers) for heard in self._hear_one(caller)]
+                connection, _ = self._listener.accept()
+                connection.setblocking(False)
+                self._connections.append(connection)
+        return [heard for connection in list(self._connections) for heard in self._hear_one(connection)]
 
     def say(self, alias: str, word: str) -> None:
         """Tell one worker; it does not matter if it is gone."""
         with suppress(KeyError, OSError):
             self._by_alias[alias].sendall(f"{word}\n".encode())
 
-    def _hear_one(self, caller: socket.socket) -> list[tuple[str, str]]:
+    def _hear_one(self, connection: socket.socket) -> list[tuple[str, str]]:
         try:
-            said = caller.recv(LONGEST_WORD)
+            said = connection.recv(LONGEST_WORD)
         except BlockingIOError:
             return []
         except OSError:
             said = b""
         if not said:
-            self._hang_up(caller)
+            self._close(connection)
             return []
         heard = [(alias, word) for alias, _, word in (line.partition(" ") for line in said.decode().splitlines())]
-        self._by_alias.update({alias: caller for alias, _ in heard})
+        self._by_alias.update({alias: connection for alias, _ in heard})
         return heard
 
-    def _hang_up(self, caller: socket.socket) -> None:
-        caller.close()
-        self._callers.remove(caller)
-        self._by_alias = {alias: other for alias, other in self._by_alias.items() if other is not caller}
+    def _close(self, connection: socket.socket) -> None:
+        connection.close()
+        self._connections.remove(connection)
+        self._by_alias = {alias: other for alias, other in self._by_alias.items() if other is not connection}

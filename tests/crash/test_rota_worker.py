@@ -1,4 +1,4 @@
-"""``rota worker``: processes that die, tire or hang, one by one, while the others go on."""
+"""``rota worker``: processes that die, are recycled or hang, one by one, while the others go on."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.support.supervised import supervised
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
 
 SHORT_LEASE = {"ROTA_LEASE_SECONDS": "3", "ROTA_HEARTBEAT_SECONDS": "0.5"}
-SOON_TIRED = {"ROTA_MAX_MESSAGES_PER_PROCESS": "30", "ROTA_MIN_PROCESS_SECONDS": "2"}
+SOON_RECYCLED = {"ROTA_MAX_MESSAGES_PER_PROCESS": "30", "ROTA_MIN_PROCESS_SECONDS": "2"}
 
 
 def states(fleet, job: str) -> set[str]:
@@ -133,15 +133,15 @@ class TestStopping:
 
 
 class TestRecycling:
-    def test_a_tired_process_is_succeeded_before_it_leaves_and_finishes_what_it_has(self, make_fleet):
+    def test_a_process_is_replaced_before_it_leaves_and_finishes_what_it_has(self, make_fleet):
         fleet = make_fleet(jobs="wait,touch")
-        with supervised(fleet, processes=1, threads=2, **SOON_TIRED) as worker:
+        with supervised(fleet, processes=1, threads=2, **SOON_RECYCLED) as worker:
             (old,) = worker.pids()
             (run_id,) = fleet.request("wait")
             fleet.next_start()
             fleet.request("touch", 60)
 
-            eventually(lambda: "worker.succeeded" in fleet.logs(), within=30)
+            eventually(lambda: "worker.replaced" in fleet.logs(), within=30)
             young = eventually(lambda: set(worker.pids()) - {old}, within=5)
             fleet.request("touch", 5)
             eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=10)
@@ -156,23 +156,23 @@ class TestRecycling:
         assert "supervisor.restarting" not in fleet.logs(), "that is for crashes"
         assert "process.reaped" not in fleet.logs()
 
-    def test_the_fast_lane_tires_a_process_too_and_loses_nothing(self, make_fleet):
+    def test_the_fast_lane_counts_for_recycling_and_loses_nothing(self, make_fleet):
         fleet = make_fleet(jobs="fast")
-        with supervised(fleet, processes=2, threads=2, **SOON_TIRED) as worker:
+        with supervised(fleet, processes=2, threads=2, **SOON_RECYCLED) as worker:
             old = set(worker.pids())
 
-            def are_succeeded() -> bool:
+            def are_replaced() -> bool:
                 fleet.send_fast("fast")  # more and more, since one of the two may take most of them
                 fleet.next_start()
                 return not old & set(worker.pids()) and len(worker.pids()) == 2
 
-            eventually(are_succeeded, within=60)
+            eventually(are_replaced, within=60)
 
             assert fleet.redis.llen("chaos:started") == 0, "none twice"
             assert worker.terminate() == 0
-        assert fleet.logs().count("worker.succeeded") >= 2
+        assert fleet.logs().count("worker.replaced") >= 2
 
-    def test_a_process_that_holds_too_much_memory_is_succeeded(self, make_fleet):
+    def test_a_process_that_holds_too_much_memory_is_replaced(self, make_fleet):
         fleet = make_fleet(jobs="touch")
         with supervised(fleet, processes=1, ROTA_MAX_MEMORY_MB="20", ROTA_MIN_PROCESS_SECONDS="3") as worker:
             (old,) = worker.pids()
@@ -183,7 +183,7 @@ class TestRecycling:
 
     def test_under_dramatiq_alone_its_only_process_is_started_anew(self, make_fleet):
         fleet = make_fleet(jobs="touch")
-        command = fleet.worker(threads=2, **SOON_TIRED)
+        command = fleet.worker(threads=2, **SOON_RECYCLED)
         (old,) = fleet.registered("worker", command)
         fleet.request("touch", 60)
 
@@ -195,7 +195,7 @@ class TestRecycling:
 
     def test_under_dramatiq_with_several_processes_it_is_said_and_not_done(self, make_fleet):
         fleet = make_fleet(jobs="touch")
-        command = fleet.worker(processes=2, threads=2, **SOON_TIRED)
+        command = fleet.worker(processes=2, threads=2, **SOON_RECYCLED)
         before = {row.id for row in fleet.registered("worker", command)}
         fleet.request("touch", 300)
 

@@ -13,7 +13,7 @@ def exceeded(endurance: Endurance, messages: int = 0, seconds: float = 100, mebi
     return endurance.exceeded(messages, seconds, lambda: mebibytes * MEBIBYTE)
 
 
-def test_it_tires_of_messages_and_of_memory():
+def test_messages_and_memory_are_bounded():
     endurance = Endurance(messages=10, memory_mb=50, least_seconds=60, patience=1)
 
     assert exceeded(endurance, messages=9, mebibytes=50) == ""
@@ -21,21 +21,21 @@ def test_it_tires_of_messages_and_of_memory():
     assert exceeded(endurance, mebibytes=51) == "memory"
 
 
-def test_it_tires_of_nothing_before_it_has_lived_for_a_while():
+def test_nothing_counts_before_it_has_lived_for_a_while():
     endurance = Endurance(messages=10, memory_mb=50, least_seconds=60, patience=1)
 
     assert exceeded(endurance, messages=1000, seconds=59.9, mebibytes=1000) == ""
 
 
 @pytest.mark.parametrize("seconds", [61, 1e9])
-def test_nothing_that_is_zero_tires_it(seconds):
+def test_zero_is_no_bound(seconds):
     endurance = Endurance(messages=0, memory_mb=0, least_seconds=60)
 
     assert endurance.is_endless
     assert endurance.exceeded(10**9, seconds, never_asked) == ""
 
 
-def test_processes_that_start_together_do_not_tire_together():
+def test_processes_that_start_together_do_not_leave_together():
     bear = {
         next(messages for messages in range(10_000) if exceeded(Endurance(1000, 0, 0), messages)) for _ in range(20)
     }

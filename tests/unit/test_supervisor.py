@@ -6,22 +6,28 @@ from typing import Any
 
 import pytest
 
-from core.supervisor.supervisor import Supervisor, in_words
+from core.supervisor.programs import in_words
+from core.supervisor.supervisor import Supervisor
 
 
 @dataclass
 class World:
-    """Signals, guard and clock in one: waiting lets time pass, and after so many waits it is time to stop."""
+    """Signals, guard, channel and clock in one: waiting lets time pass, and after so many waits it is time to stop."""
 
     waits_left: int
-    #: After how long a death wakes who waits without a time-out.
+    #: After how long a death ends a wait that has no time-out.
     death_after: float = 3600.0
     now: float = 1000.0
     asked: int = 0
     pauses: list[float | None] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
 
-    def wait(self, timeout_seconds: float | None) -> None:
+    sockets: tuple[()] = ()
+
+    def hear(self) -> list[tuple[str, str]]:
+        return []
+
+    def wait(self, timeout_seconds: float | None, sockets: Any = ()) -> None:
         self.pauses.append(timeout_seconds)
         self.now += self.death_after if timeout_seconds is None else timeout_seconds
         self.waits_left -= 1
@@ -39,7 +45,7 @@ class World:
         self.events.append("forgotten")
 
     def supervisor(self) -> Supervisor:
-        return Supervisor(self, self, lambda: self.now)  # type: ignore[arg-type]
+        return Supervisor(self, self, self, lambda: self.now)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -69,7 +75,7 @@ def test_the_pause_before_the_next_start_doubles_up_to_half_a_minute():
     assert [pause for pause in world.pauses if pause is not None] == pytest.approx([1, 2, 4, 8, 16, 30, 30])
 
 
-def test_whoever_lived_long_is_started_again_after_the_first_pause():
+def test_a_program_that_lived_long_is_started_again_after_the_first_pause():
     world = World(waits_left=6)
     supervisor = world.supervisor()
     supervisor.start(Mortal(world, lives_seconds=3000))

@@ -1,0 +1,46 @@
+"""The process that ends what a supervisor has started, if the supervisor is killed outright."""
+
+import logging
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from core.supervisor.programs import Program
+
+logger = logging.getLogger(__name__)
+
+GUARD = Path(__file__).with_name("guard_process.py")
+
+
+class Guard:
+    """The process that ends all others if this one is killed."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-I", "-S", str(GUARD)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+
+    def watch(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
+        """End ``program`` with ``farewell`` if we die; higher ranks end after lower ones."""
+        if program.pid is not None:
+            self._tell(f"+ {program.pid} {farewell.value} {rank}")
+
+    def forget(self, program: Program) -> None:
+        """It has ended."""
+        if program.pid is not None:
+            self._tell(f"- {program.pid}")
+
+    def dismiss(self) -> None:
+        """End the guard; what it still knows of, it ends first."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            print(line, file=self._process.stdin, flush=True)
+        except OSError as error:
+            logger.warning("guard.lost: %s; if this process is killed, others may stay", error)

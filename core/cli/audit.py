@@ -1,6 +1,6 @@
 """``rota audit``: who did what by hand."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -16,7 +16,12 @@ FIELDS = ("id", "at", "actor", "via", "action", "target", "details")
 @click.command()
 @as_json
 @click.option("--actor", metavar="NAME", help="Only of this person.")
-@click.option("--action", metavar="ACTION", help="Only of this kind, such as pause or retry.")
+@click.option(
+    "--action",
+    type=click.Choice(get_args(entries.Action)),
+    metavar="ACTION",
+    help="Only of this kind, such as pause or retry.",
+)
 @click.option("--since", metavar="TIME", help="Only since then: 2h (ago), 03:00, 2026-11-23T03:00.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
 def audit(as_json: bool, actor: str | None, action: str | None, since: str | None, limit: int) -> None:
@@ -35,7 +40,8 @@ def audit(as_json: bool, actor: str | None, action: str | None, since: str | Non
         return
     rows = [(local(e.at), e.actor, e.via, e.action, e.target, in_words(e.details)) for e in found]
     columns = (f"when ({local_zone(now)})", "who", "via", "what", "to what", "details")
-    print_table(columns, rows, empty="nothing was done by hand")
+    is_narrowed = actor is not None or action is not None or after is not None
+    print_table(columns, rows, empty="no entry matches" if is_narrowed else "nothing was done by hand")
 
 
 def in_words(details: dict[str, Any]) -> str:

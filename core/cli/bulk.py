@@ -50,7 +50,7 @@ class Deed:
     """What is done to runs, and how it is spoken of."""
 
     #: ``retry`` and ``retried``, say.
-    verb: str
+    verb: audit.Action
     done: str
     act: Callable[[Connection, Sequence[int]], int]
     actor: Actor

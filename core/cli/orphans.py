@@ -11,7 +11,7 @@ from core.cli import Problem
 from core.cli.actor import by_option
 from core.cli.confirmation import confirm
 from core.cli.output import as_json, local, local_zone, print_json, print_table
-from core.cli.runs import described
+from core.cli.runs import described, refuse_unknown
 from core.cli.surroundings import ledger
 from core.errors import PluginError, suggestion
 from core.jobs.job import Job
@@ -50,11 +50,13 @@ def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | No
         return
     rows = [(c.job, str(c.runs), c.was or "", c.reason or "", local(c.last_at)) for c in counts]
     columns = ("job", "runs", "were", "their plugin is", f"orphaned ({zone})")
-    print_table(columns, rows, empty="no orphans")
+    print_table(columns, rows, empty="no orphans" if jobs is None else "no orphans match")
 
 
 def selected(connection: Connection, job: str | None, plugin: str | None) -> Collection[str] | None:
-    """The jobs that the options name; None: all."""
+    """The jobs that the options name; None: all. Raises UnknownJob."""
+    if job is not None:
+        refuse_unknown(connection, job)
     if plugin is None:
         return None if job is None else [job]
     of_plugin = jobs_of(connection, plugin)

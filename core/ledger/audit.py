@@ -6,7 +6,7 @@ Values of arguments, keys and errors may be personal data and have no place here
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, select, text
 from sqlalchemy.orm import Session
@@ -14,6 +14,9 @@ from sqlalchemy.orm import Session
 from core.ledger.models import AuditRow
 
 AUDIT = AuditRow.__table__
+
+#: What is written down, as the commands are called.
+Action = Literal["run", "retry", "drop", "pause", "resume", "orphans adopt", "db upgrade", "db drop-plugin"]
 
 RECORD = text("""
     INSERT INTO rota_audit (actor, via, action, target, details)
@@ -30,7 +33,7 @@ class Actor:
     via: str = "cli"
 
 
-def record(on: Session | Connection, actor: Actor, action: str, target: str, **details: Any) -> int:
+def record(on: Session | Connection, actor: Actor, action: Action, target: str, **details: Any) -> int:
     """Write down, in the caller's transaction, what ``actor`` does in it; return the entry's id."""
     parameters = {"actor": actor.name, "via": actor.via, "action": action, "target": target}
     return int(on.execute(RECORD, {**parameters, "details": as_json(details)}).scalar_one())

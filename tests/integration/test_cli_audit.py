@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from core import database, every, job, settings, upkeep
 from core.cli import main
 from core.jobs.registry import Plugin, Registry
+from core.ledger import audit
 from core.ledger.audit import Actor
 from core.schema import upgrade
 
@@ -218,6 +220,22 @@ class TestListing:
         assert "ann" in line
         assert "job:close-day" in line
         assert "reason: the bank is down" in line
+
+    @pytest.mark.parametrize(
+        "words", [["--actor", "bob"], ["--action", "drop"], ["--since", "1h"]], ids=lambda words: words[0]
+    )
+    def test_a_filter_that_nothing_matches_does_not_deny_that_anything_was_done(self, rota, ledger, words):
+        rota("pause", "close-day", "--by", "ann")
+        ledger.do("UPDATE rota_audit SET at = at - interval '2 hours'")
+
+        assert rota("audit", *words).stdout == "no entry matches\n"
+
+    def test_an_action_that_there_is_not_is_wrong_usage_and_the_answer_has_those_there_are(self, rota):
+        done = rota("audit", "--action", "nope")
+
+        assert done.exit_code == 2
+        assert "'nope' is not one of" in done.stderr
+        assert all(repr(action) in done.stderr for action in get_args(audit.Action))
 
     @pytest.mark.parametrize("bad", ["yesterday", "2199-01-01"])
     def test_what_is_no_time_of_the_past_is_wrong_usage(self, rota, bad):

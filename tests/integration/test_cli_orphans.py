@@ -87,7 +87,14 @@ class TestOrphans:
         assert jobs("--job", "close-day") == ["close-day"]
         assert jobs("--plugin", "history") == ["retired"]
         assert jobs("--plugin", "history", "--job", "close-day") == []
-        assert rota("orphans", "--job", "open-day").stdout == "no orphans\n"
+        assert rota("orphans", "--job", "open-day").stdout == "no orphans match\n"
+
+    @pytest.mark.parametrize("words", [[], ["--json"]])
+    def test_a_job_that_nobody_ever_had_is_refused(self, rota, words):
+        done = rota("orphans", "--job", "close-dya", *words)
+
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "unknown job 'close-dya'; did you mean 'close-day'?" in done.stderr
 
     def test_why_says_that_it_was_orphaned_and_what_to_do(self, rota, orphan, ledger):
         at = ledger.run(orphan()).queued_at

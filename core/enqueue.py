@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from core.errors import BadArguments, RotaError
 from core.jobs import arguments
@@ -31,8 +31,11 @@ def enqueue(
     The run is a row in the ledger, inserted in that very transaction: rolled back, it never was. ``key`` tells apart
     runs of one job that may go on side by side.
 
+    ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
+    ``await session.run_sync(enqueue, job, ...)``.
+
     Raises UnknownJob, with the nearest name; BadArguments, naming what does not fit the job's signature or is wrong
-    with ``key`` or ``delay``.
+    with ``key`` or ``delay``; RotaError if ``session`` is something else.
     """
     (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay)
     return run_id
@@ -53,11 +56,11 @@ def enqueue_many(
 
     Raises what ``enqueue`` raises, before anything is inserted; BadArguments also if there are not as many keys.
     """
+    session = plain_session(session)
     found = loading.current().job(job)
     if not found.ledger:
         raise BadArguments(f"job {job!r} is on the fast lane (ledger=False), which has no runs; use send")
-    if not timedelta(0) <= delay <= LONGEST_DELAY:
-        raise BadArguments(f"job {job!r}: delay={delay} must be between 0 and {LONGEST_DELAY.days} days")
+    check_delay(job, delay)
     bodies = [arguments.encode(found, each) for each in args]
     carrier = outbox.carrier()
     carried = carrier is not None and carrier.carries and not delay
@@ -74,6 +77,29 @@ def enqueue_many(
     if carried:
         outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue) for run_id in run_ids)
     return run_ids
+
+
+def plain_session(session: object) -> Session:
+    """``session`` itself, or the one that a scoped_session has at present. Raises RotaError if it is neither."""
+    found = session() if isinstance(session, scoped_session) else session
+    if isinstance(found, Session):
+        return found
+    kind = type(session)
+    if kind.__module__.startswith("sqlalchemy.ext.asyncio"):
+        raise RotaError(
+            f"session must be a SQLAlchemy Session, and {kind.__name__} is asynchronous; "
+            "with an AsyncSession, call `await session.run_sync(enqueue, ...)`, and so with send and publish"
+        )
+    raise RotaError(f"session must be a SQLAlchemy Session, not {kind.__name__}; `Session(bind=connection)` makes one")
+
+
+def check_delay(job: str, delay: object) -> None:
+    """Raises BadArguments unless ``delay`` is a span that the ledger can add to the present."""
+    if not isinstance(delay, timedelta):
+        meant = f"timedelta(seconds={delay})" if isinstance(delay, int | float) else "timedelta(minutes=1)"
+        raise BadArguments(f"job {job!r}: delay={delay!r} must be a timedelta, such as {meant}")
+    if not timedelta(0) <= delay <= LONGEST_DELAY:
+        raise BadArguments(f"job {job!r}: delay={delay} must be between 0 and {LONGEST_DELAY.days} days")
 
 
 def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:
@@ -108,6 +134,7 @@ def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> 
 
     Raises what ``send`` raises, and then sends none.
     """
+    session = plain_session(session)
     found = loading.current().job(job)
     if found.ledger:
         raise BadArguments(f"job {job!r} has runs in the ledger; use enqueue")
@@ -122,4 +149,4 @@ def publish(session: Session, channel: str, message: dict[str, Any]) -> None:
 
     In a process without Redis it goes nowhere: what must not be lost belongs in a table.
     """
-    outbox.of(session).publications.append((channel, message))
+    outbox.of(plain_session(session)).publications.append((channel, message))

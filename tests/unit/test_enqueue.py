@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy.orm import Session
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from core import Run, enqueue, enqueue_many, job, send_many
-from core.errors import BadArguments, BadResult, TimeLimitExceeded, UnknownJob
+from core import Run, enqueue, enqueue_many, job, publish, send, send_many
+from core.errors import BadArguments, BadResult, RotaError, TimeLimitExceeded, UnknownJob
+from core.ledger import outbox
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.plugins import loading
@@ -85,6 +88,59 @@ def test_a_key_that_is_not_a_clean_string_is_refused(key):
 def test_a_delay_out_of_range_is_refused(delay):
     with pytest.raises(BadArguments, match="job 'close-day': delay="):
         enqueue(NOWHERE, "close-day", delay=delay)
+
+
+@pytest.mark.parametrize(
+    ("delay", "meant"),
+    [
+        (60, "seconds=60"),
+        (0, "seconds=0"),
+        (1.5, r"seconds=1\.5"),
+        ("60", "minutes=1"),
+        (None, "minutes=1"),
+        (NOON, "minutes=1"),
+    ],
+)
+def test_a_delay_that_is_no_timedelta_is_refused_with_what_may_be_meant(delay, meant):
+    with pytest.raises(
+        BadArguments, match=rf"job 'close-day': delay=.* must be a timedelta, such as timedelta\({meant}\)"
+    ):
+        enqueue(NOWHERE, "close-day", delay=delay)
+
+
+# What is asked in whose transaction
+
+ASKED = {
+    "enqueue": lambda session: enqueue(session, "close-day"),
+    "enqueue_many": lambda session: enqueue_many(session, "close-day", [{}]),
+    "send": lambda session: send(session, "fast"),
+    "send_many": lambda session: send_many(session, "fast", [{}]),
+    "publish": lambda session: publish(session, "channel", {}),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("session", [AsyncSession(), async_scoped_session(AsyncSession, int)], ids=["plain", "scoped"])
+def test_an_asynchronous_session_is_refused_with_what_to_do(ask, session):
+    with pytest.raises(
+        RotaError, match=r"is asynchronous; with an AsyncSession, call `await session.run_sync\(enqueue, \.\.\.\)`"
+    ):
+        ask(session)
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("session", [create_engine("sqlite://"), Session, None], ids=["engine", "class", "none"])
+def test_what_is_no_session_is_refused(ask, session):
+    with pytest.raises(RotaError, match=r"session must be a SQLAlchemy Session, not .*; `Session\(bind=connection\)`"):
+        ask(session)
+
+
+def test_a_scoped_session_is_the_session_that_it_has():
+    scoped = scoped_session(sessionmaker())
+
+    publish(scoped, "orders", {"state": "paid"})  # type: ignore[arg-type]
+
+    assert outbox.of(scoped()).publications == [("orders", {"state": "paid"})]
 
 
 def test_arguments_that_do_not_fit_are_refused():

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 from benchmarks import meter
 from benchmarks.harness import bench
 from core import database
-from core.ledger import due, leases, runs, slots
+from core.ledger import claims, due, runs, slots
 from core.plugins import loading
 from core.schema import upgrade
 from core.testing import create_database, registered
@@ -52,7 +52,7 @@ def work(engine: Engine, process_id: int, count: int) -> float:
         began = time.perf_counter()
         for start in range(0, count, TOGETHER):
             sent = [(run_id, "work", ()) for run_id in ids[start : start + TOGETHER]]
-            claimed = leases.claim_many(connection, sent, process_id=process_id, worker="host:1")
+            claimed = claims.claim_many(connection, sent, process_id=process_id, worker="host:1")
             done = runs.succeed_many(connection, process_id, [(lease, None) for lease in claimed])
             assert len(done) == len(sent)
         return count / (time.perf_counter() - began)

@@ -16,12 +16,13 @@ from benchmarks import meter
 from benchmarks.harness import Bench, bench, wait_for
 from core import Run, database, every, job
 from core.dispatcher import recovery
-from core.dispatcher.accounting import Accountant, miss_late
+from core.dispatcher.accounting import Accountant
 from core.dispatcher.loop import Dispatcher
 from core.jobs.registry import Plugin, Registry
 from core.ledger import due as relay
 from core.ledger import releases, slots
 from core.ledger.processes import LOCK_SPACE
+from core.scheduling.misfires import miss_late
 from core.transport.redis import RedisCarrier
 
 PASSES = 7

@@ -4,7 +4,7 @@ In ``SCHEDULER_MODE=local`` neither starts; ``core/worker/local.py`` is what ``r
 
 Importing this reads the settings, loads the plugins and declares their jobs; it connects to nothing. One run, six
 stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``core/ledger/slots.py`` and sent by
-``core/worker/actors.py``; a worker claims it through ``core/ledger/leases.py``; the plugin's own functions do the work;
+``core/worker/actors.py``; a worker claims it through ``core/ledger/claims.py``; the plugin's own functions do the work;
 ``core/ledger/runs.py`` records success in the same transaction; and Dramatiq acknowledges the message.
 """
 

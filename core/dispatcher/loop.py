@@ -14,17 +14,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
 from core.dispatcher import leadership, sending
-from core.dispatcher.accounting import TOLERANCE, Accountant, miss_late
-from core.dispatcher.orphans import Orphanage
+from core.dispatcher.accounting import Accountant
+from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recovery import Outage, recover
 from core.jobs.registry import Registry
 from core.ledger import agenda, pauses, releases, slots
 from core.ledger import due as due_runs
 from core.ledger.carrier import DispatchCarrier
-from core.ledger.releases import Census, Fleet
+from core.ledger.releases import Fleet, FleetCache
 from core.observability import metrics
 from core.observability.logs import LogOnce
+from core.scheduling.misfires import miss_late
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,9 @@ class Dispatcher(threading.Thread):
         self._redis_lost_seconds = redis_lost_seconds
         #: When Redis was last known to be of use, or this became the leader.
         self._heard_at = 0.0
-        self._orphanage = Orphanage(registry, carrier, orphan_seconds)
+        self._orphan_keeper = OrphanKeeper(registry, carrier, orphan_seconds)
         self._watch = Watch(registry)
-        self._census = Census()
+        self._fleet_cache = FleetCache()
         self._fleet = Fleet()
         #: Since when jobs are held by a pause.
         self._held: Mapping[str, datetime] = {}
@@ -112,7 +113,7 @@ class Dispatcher(threading.Thread):
         accountant = Accountant(self._registry, slots.watermarks(connection))
         logger.info("dispatcher.leading")
         metrics.leading(True)
-        self._orphanage = Orphanage(self._registry, self._carrier, self._orphan_seconds)
+        self._orphan_keeper = OrphanKeeper(self._registry, self._carrier, self._orphan_seconds)
         self._watch = Watch(self._registry)
         self._heard_at = time.monotonic()
         self._lead(connection, accountant)
@@ -140,19 +141,19 @@ class Dispatcher(threading.Thread):
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
         """Everything the dispatcher is for, once: what there is to do, and now and then what is to be looked after."""
-        found = agenda.ask(connection, TOLERANCE.total_seconds(), self._resend_seconds)
+        found = agenda.ask(connection, slots.TOLERANCE.total_seconds(), self._resend_seconds)
         if found.has_work or found.is_paused or self._was_paused or accountant.is_due(found.now):
             self._work(connection, accountant)
             self._was_paused = found.is_paused
-        if self._orphanage.is_time_to_look():
-            self._fleet = self._census.fleet(connection)
-            self._orphanage.look(connection, self._fleet)
+        if self._orphan_keeper.is_time_to_look():
+            self._fleet = self._fleet_cache.fleet(connection)
+            self._orphan_keeper.look(connection, self._fleet)
         self._watch.look(connection, self._held)
         self._maintain()
 
     def _work(self, connection: Connection, accountant: Accountant) -> None:
         recover(connection, self._carrier, self._max_crashes, self._outage.patience(time.monotonic()))
-        self._fleet = self._census.fleet(connection)
+        self._fleet = self._fleet_cache.fleet(connection)
         self._held = self._look_for_pauses(connection)
         accountant.account(connection, self._carrier)
         miss_late(connection, self._registry, self._held)

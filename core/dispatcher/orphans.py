@@ -41,7 +41,7 @@ class Absence:
         return [name for name, since in self.since.items() if now - since >= self.grace_seconds]
 
 
-class Orphanage:
+class OrphanKeeper:
     """What the active dispatcher does about jobs and queues that are gone."""
 
     def __init__(self, registry: Registry, carrier: DispatchCarrier, grace_seconds: float) -> None:

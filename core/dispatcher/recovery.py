@@ -1,4 +1,4 @@
-"""Notices dead processes and hands on what they had."""
+"""Notices dead processes and recovers what they had."""
 
 import logging
 import time
@@ -64,15 +64,15 @@ def recover(
     for each in dead:
         metrics.reaped(each.kind)
         logger.warning("process.reaped kind=%s id=%s name=%s: it died or fell silent", each.kind, each.id, each.name)
-    hand_on(connection, max_crashes)
+    recover_runs(connection, max_crashes)
     for each in dead:
         if each.broker_id and carrier.carries:
             put_back(carrier, each.broker_id, each.queues)
 
 
-def hand_on(connection: Connection, max_crashes: int) -> None:
+def recover_runs(connection: Connection, max_crashes: int) -> None:
     """Hand on the runs of dead processes, before Redis is asked anything: it may take long to answer."""
-    for run in processes.hand_on(connection, max_crashes):
+    for run in processes.recover(connection, max_crashes):
         metrics.run_ended(run.job, run.state)
         logger.warning("run.handed_on job=%s run=%s attempt=%s state=%s", run.job, run.run_id, run.attempt, run.state)
 

@@ -39,7 +39,7 @@ def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[Ou
     try:
         carrier.send(outgoing)
     except redis.RedisError as error:
-        due.give_back(connection, outgoing)
+        due.release(connection, outgoing)
         logger.warning("dispatcher.not_sent runs=%s: %s", len(outgoing), error)
         return False
     return True

@@ -45,7 +45,7 @@ TAKE_DIRECT = text("""
     RETURNING run.id, run.job, run.queue, run.due_at
 """)
 
-GIVE_BACK = text("""
+RELEASE = text("""
     UPDATE rota_runs SET sent_at = NULL WHERE id = ANY(:run_ids) AND state IN ('queued', 'retrying')
 """)
 
@@ -105,9 +105,9 @@ def take_direct(
     return [OutgoingRun(row.id, row.job, row.queue) for row in in_order]
 
 
-def give_back(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:
+def release(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:
     """These could not be sent after all."""
-    connection.execute(GIVE_BACK, {"run_ids": [each.run_id for each in outgoing]})
+    connection.execute(RELEASE, {"run_ids": [each.run_id for each in outgoing]})
 
 
 def overdue_queues(connection: Connection, age_seconds: float) -> list[str]:

@@ -13,15 +13,14 @@ where runs are claimed and finished.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from core.jobs.job import Job
+from core.ledger.slots import TOLERANCE
 
-#: What a slot that nobody has started is given.
-TOLERANCE = timedelta(seconds=30)
 #: Slots since the last success are counted up to here.
 MOST_COUNTED = 1000
 #: So many slots in a row without a success are wrong.

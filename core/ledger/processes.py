@@ -84,7 +84,7 @@ DISCONNECT = text("""
 IS_STRANDED = """
     state = 'running' AND NOT EXISTS (SELECT 1 FROM rota_processes AS process WHERE process.id = run.process_id)
 """
-HAND_ON = text(f"""
+RECOVER = text(f"""
     UPDATE rota_runs SET
         state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
         reason = CASE WHEN crashes + 1 >= :max_crashes THEN 'crashes' ELSE 'worker died' END,
@@ -112,7 +112,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class HandedOn:
+class Recovered:
     """A run whose process died."""
 
     run_id: int
@@ -179,7 +179,7 @@ def reap(connection: Connection, patience: timedelta | None = None) -> list[Dead
     return [Dead(row.id, row.kind, row.name, row.broker_id, tuple(row.queues)) for row in rows]
 
 
-def hand_on(connection: Connection, max_crashes: int) -> list[HandedOn]:
+def recover(connection: Connection, max_crashes: int) -> list[Recovered]:
     """Make the runs of dead processes due again, or dead if too many processes died under them."""
-    rows = connection.execute(HAND_ON, {"max_crashes": max_crashes}).all()
-    return [HandedOn(row.id, row.job, row.state, row.attempt) for row in rows]
+    rows = connection.execute(RECOVER, {"max_crashes": max_crashes}).all()
+    return [Recovered(row.id, row.job, row.state, row.attempt) for row in rows]

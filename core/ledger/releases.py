@@ -148,7 +148,7 @@ def fleet(connection: Connection) -> Fleet:
     return Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
 
 
-class Census:
+class FleetCache:
     """The fleet, asked again and again: what a release knows is read once, since it never changes."""
 
     def __init__(self) -> None:

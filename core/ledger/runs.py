@@ -73,14 +73,14 @@ FAIL = Prepared(
 
 ANNOUNCE = text("SELECT pg_notify(:channel, '')")
 
-HAND_BACK = text("""
+RELEASE = text("""
     UPDATE rota_runs
     SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
     WHERE state = 'running' AND process_id = :process_id
     RETURNING id
 """)
 
-HAND_BACK_FORGOTTEN = text("""
+RELEASE_FORGOTTEN = text("""
     UPDATE rota_runs
     SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
     WHERE state = 'running' AND process_id = :process_id
@@ -153,12 +153,12 @@ def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
     return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))
 
 
-def hand_back(connection: Connection, process_id: int, reason: str) -> list[int]:
+def release(connection: Connection, process_id: int, reason: str) -> list[int]:
     """Give up every run of a process that is ending, without counting it as their failure; return their ids."""
-    return list(connection.execute(HAND_BACK, {"process_id": process_id, "reason": reason}).scalars())
+    return list(connection.execute(RELEASE, {"process_id": process_id, "reason": reason}).scalars())
 
 
-def hand_back_forgotten(
+def release_forgotten(
     connection: Connection, process_id: int, tokens: Collection[int], age: timedelta, reason: str
 ) -> list[int]:
     """Give up the runs that a process claimed at least ``age`` ago and has not in hand, as ``tokens`` tell.
@@ -166,4 +166,4 @@ def hand_back_forgotten(
     A claim whose answer was lost on its way leaves such a run, as does an outcome that could not be recorded.
     """
     values = {"process_id": process_id, "tokens": list(tokens), "age": age, "reason": reason}
-    return list(connection.execute(HAND_BACK_FORGOTTEN, values).scalars())
+    return list(connection.execute(RELEASE_FORGOTTEN, values).scalars())

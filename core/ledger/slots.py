@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, text
 
@@ -11,6 +11,8 @@ from core.ledger import pauses
 from core.ledger.carrier import OutgoingRun
 from core.ledger.models import State
 
+#: A slot that nobody has started after this was missed: it is overdue, and its job's policy says what becomes of it.
+TOLERANCE = timedelta(seconds=30)
 #: No job is held by a pause.
 NONE_HELD: Mapping[str, datetime] = {}
 #: No job may be held by one.

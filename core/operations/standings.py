@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 
 from core.jobs.job import Job
 from core.ledger import pauses
-from core.ledger.overdue import MOST_COUNTED, TOLERANCE, Standing
+from core.ledger.overdue import MOST_COUNTED, Standing
+from core.ledger.slots import TOLERANCE
 
 #: What became of slots, as it is said; these count as having come due.
 CAME_DUE = {

@@ -23,8 +23,9 @@ from core.clock import Clock, system_clock
 from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
 from core.jobs import arguments
 from core.jobs.job import Job
-from core.ledger import leases, runs
-from core.ledger.leases import Lease, Verdict
+from core.ledger import claims, runs
+from core.ledger.claims import Verdict
+from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.runs import Failure
 from core.middleware import time_limits
@@ -71,7 +72,7 @@ class Executor:
     #: Its name, for people.
     worker: str
     #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
-    suspected_after: int = leases.NEVER_SUSPECT
+    suspected_after: int = claims.NEVER_SUSPECT
     #: What records successes together, in a worker; without it each run records its own.
     completions: Completions | None = None
     #: The tokens of the leases that this process knows it has.
@@ -115,7 +116,7 @@ class Executor:
         scoped = [(run_id, job, scopes.get(job, ())) for run_id, job in sent]
         try:
             with database.autocommit(self.engine) as connection:
-                claimed = leases.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
+                claimed = claims.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
         except DATABASE_AWAY as error:
             logger.debug("run.not_claimed_ahead: %s", database.brief(error))
             return []
@@ -127,7 +128,7 @@ class Executor:
         self.in_hand.difference_update(lease.token for lease in claimed)
         try:
             with database.autocommit(self.engine) as connection:
-                leases.unclaim_many(connection, claimed)
+                claims.unclaim_many(connection, claimed)
         except DATABASE_AWAY as error:
             logger.warning("run.not_given_up runs=%s: %s", len(claimed), database.brief(error))
 
@@ -163,7 +164,7 @@ class Executor:
             return self._claim_on(connection, job, run_id, process_id)
 
     def _claim_on(self, connection: Connection, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
-        return leases.claim(
+        return claims.claim(
             connection,
             run_id,
             job=job.name,
@@ -290,7 +291,7 @@ class Executor:
         """Leave to others what this process still runs."""
         process_id = self.process_id()
         if process_id is not None:
-            runs.hand_back(connection, process_id, "its process was ended")
+            runs.release(connection, process_id, "its process was ended")
 
     def execute_fast(
         self,

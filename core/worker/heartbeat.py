@@ -171,14 +171,14 @@ class Heartbeat(threading.Thread):
         self._looked_at = time.monotonic()
         age = max(self._lease, timedelta(seconds=FORGOTTEN_SECONDS))
         tokens = self._in_hand.copy()
-        forgotten = runs.hand_back_forgotten(connection, process_id, tokens, age, "its worker had lost sight of it")
+        forgotten = runs.release_forgotten(connection, process_id, tokens, age, "its worker had lost sight of it")
         if forgotten:
             logger.warning("run.forgotten runs=%s: claimed here, and nobody works on them; handed back", forgotten)
 
     def _hand_back(self, connection: Connection, process_id: int, reason: str) -> None:
-        handed_back = runs.hand_back(connection, process_id, reason)
-        if handed_back:
-            logger.info("process.handed_back runs=%s", handed_back)
+        released = runs.release(connection, process_id, reason)
+        if released:
+            logger.info("process.handed_back runs=%s", released)
         processes.resign(connection, process_id)
 
     def _measure_pool(self) -> None:

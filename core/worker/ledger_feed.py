@@ -17,12 +17,12 @@ from typing import Protocol
 
 import psycopg2
 from psycopg2.extensions import connection as DriverConnection
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
-from core.ledger import due, pauses
+from core.ledger import due, history, pauses
 from core.ledger.carrier import OutgoingRun
 from core.ledger.runs import DUE_CHANNEL
 from core.observability.logs import LogOnce
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 #: How long to wait after an error, and how soon the loss of Redis is acted upon, in seconds.
 AGAIN_SECONDS = 1.0
 
-NOW = text("SELECT clock_timestamp()")
 #: A mark that is lost with PostgreSQL costs a second taking, which no claim follows.
 UNFLUSHED = "SET synchronous_commit = off"
 
@@ -110,7 +109,7 @@ class DirectTaker(threading.Thread):
     def _take_while_needed(self, connection: Connection) -> None:
         connection.exec_driver_sql(UNFLUSHED)
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
-        began = connection.execute(NOW).scalar_one()
+        began = history.now(connection)
         self._is_taking = True
         while self._is_needed() and not self._stopping.is_set():
             self._take(connection, began)

@@ -1,6 +1,7 @@
 """What a worker process is made of, whatever broker it has; ``core/main.py`` and ``local.py`` put it together."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -31,7 +32,6 @@ from core.worker.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 #: In local mode a leader never steps down because Redis is away.
-FOREVER = float("inf")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Parts:
             resend_seconds=self.configured.resend_seconds,
             max_crashes=self.configured.max_crashes,
             orphan_seconds=self.configured.orphan_seconds,
-            redis_lost_seconds=FOREVER if self.configured.mode == "local" else REDIS_LOST_SECONDS,
+            redis_lost_seconds=math.inf if self.configured.mode == "local" else REDIS_LOST_SECONDS,
         )
 
     def watchdog(self) -> Watchdog:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from core import database
 from core.embedded import EmbeddedPostgres
 from core.errors import LeaseLost
-from core.ledger import leases, processes, runs
+from core.ledger import claims, leases, processes, runs
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.processes import Identity
@@ -51,7 +51,7 @@ def claim_anew(engine: Engine, run_id: int, stack: ExitStack) -> Lease:
     process_id = processes.register(registration, Identity("worker", "test:1", "test"), timedelta(hours=1))
     registration.exec_driver_sql("CHECKPOINT")
     with database.autocommit(engine) as connection:
-        verdict, lease = leases.claim(connection, run_id, job="work", process_id=process_id, worker="test:1")
+        verdict, lease = claims.claim(connection, run_id, job="work", process_id=process_id, worker="test:1")
     assert lease is not None, verdict
     return lease
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from core.dispatcher import sending
-from core.ledger import leases, processes, runs, slots
+from core.ledger import claims, leases, processes, runs, slots
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
 from core.worker import executor
@@ -62,8 +62,8 @@ def swallowed_failure() -> None:
 
 def claim_without_lock() -> None:
     """A claim does not look for a rival, and does not take part in the index that would stop it."""
-    unlocked = rewritten(leases.CLAIM, "WHEN NOT exclusive OR NOT EXISTS (", "WHEN true OR NOT EXISTS (")
-    leases.CLAIM = rewritten(unlocked, "attempt = attempt +", "exclusive = false, attempt = attempt +")
+    unlocked = rewritten(claims.CLAIM, "WHEN NOT exclusive OR NOT EXISTS (", "WHEN true OR NOT EXISTS (")
+    claims.CLAIM = rewritten(unlocked, "attempt = attempt +", "exclusive = false, attempt = attempt +")
 
 
 def slot_twice() -> None:
@@ -76,7 +76,7 @@ def slot_twice() -> None:
 
 def forgotten_lease() -> None:
     """Dead processes are noticed, and what they ran is forgotten."""
-    processes.hand_on = lambda *_args: []
+    processes.recover = lambda *_args: []
 
 
 def two_commits() -> None:

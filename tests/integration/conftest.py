@@ -17,8 +17,9 @@ from core import Run, job
 from core import database as databases
 from core.jobs.job import Job
 from core.jobs.registry import Registry
-from core.ledger import leases, outbox, processes, releases
-from core.ledger.leases import Lease, Verdict
+from core.ledger import claims, outbox, processes, releases
+from core.ledger.claims import Verdict
+from core.ledger.leases import Lease
 from core.ledger.processes import Identity
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.periodiq_options import SchedulingOptions
@@ -118,7 +119,7 @@ class Process:
     def claim(self, engine: Engine, run_id: int, job: str = "work") -> tuple[Verdict, Lease | None]:
         """Claim for this process."""
         with databases.autocommit(engine) as connection:
-            return leases.claim(connection, run_id, job=job, process_id=self.id, worker="test:1")
+            return claims.claim(connection, run_id, job=job, process_id=self.id, worker="test:1")
 
     def lease(self, engine: Engine, run_id: int) -> Lease:
         """Claim, and expect to get it."""

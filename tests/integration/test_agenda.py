@@ -7,10 +7,11 @@ from sqlalchemy import Connection, text
 
 from core import database as databases
 from core import every, job
-from core.dispatcher.accounting import HEAD_START, Accountant
+from core.dispatcher.accounting import Accountant
 from core.dispatcher.loop import Dispatcher
 from core.ledger import agenda, pauses, slots
 from core.ledger.prepared import Prepared
+from core.scheduling.misfires import HEAD_START
 from tests.support.eventually import eventually
 
 SECONDS = {"tolerance_seconds": 30, "overdue_seconds": 5}

@@ -7,10 +7,10 @@ import pytest
 
 from core import database as databases
 from core import every, job
-from core.dispatcher.accounting import miss_late
 from core.ledger import operations
 from core.ledger.models import State
 from core.ledger.operations import Filter
+from core.scheduling.misfires import miss_late
 from core.testing import registry_of
 from tests.support.racing import race
 
@@ -85,10 +85,10 @@ class TestRetry:
     @pytest.fixture
     def claim_suspect(self, database, process):
         def claim(run_id):
-            from core.ledger import leases
+            from core.ledger import claims
 
             with databases.autocommit(database) as connection:
-                claimed = leases.claim(
+                claimed = claims.claim(
                     connection, run_id, job="work", process_id=process.id, worker="test:1", most_crashes=2
                 )
                 return claimed[0]

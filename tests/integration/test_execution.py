@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core import database as databases
 from core import job
-from core.ledger.leases import Verdict
+from core.ledger.claims import Verdict
 from core.ledger.models import State
 from core.observability import metrics
 from tests.support.effects import leave

@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from core import database as databases
 from core.dispatcher.recovery import recover
-from core.ledger import leases
+from core.ledger import claims, leases
 from core.ledger.processes import Identity
 from core.plugins.loading import current
 from core.schema import upgrade
@@ -57,7 +57,7 @@ def test_it_hands_back_what_was_claimed_here_and_nobody_has_in_hand(beat, ledger
     assert heartbeat.registered.wait(5)
     runs = [ledger.request(exclusive=False) for _ in range(3)]
     with databases.autocommit(ledger.engine) as connection:
-        found = [leases.claim(connection, run_id, job="work", process_id=heartbeat.process_id, worker="test:1")[1]
+        found = [claims.claim(connection, run_id, job="work", process_id=heartbeat.process_id, worker="test:1")[1]
                  for run_id in runs]  # fmt: skip
     in_hand.add(found[0].token)
     ledger.do("UPDATE rota_runs SET started_at = started_at - interval '1 minute' WHERE id = ANY(:ids)", ids=runs[:2])
@@ -104,7 +104,7 @@ def claimed(ledger, database, process_id):
     """A run at work in that process."""
     run_id = ledger.request()
     with databases.autocommit(database) as connection:
-        _, lease = leases.claim(connection, run_id, job="work", process_id=process_id, worker="test:1")
+        _, lease = claims.claim(connection, run_id, job="work", process_id=process_id, worker="test:1")
     assert lease is not None
     return lease
 
@@ -161,7 +161,7 @@ def test_stopping_hands_back_what_still_runs_without_counting_it_as_a_crash(beat
     assert heartbeat.registered.wait(5)
     run_id = ledger.request()
     with databases.autocommit(database) as connection:
-        _, lease = leases.claim(connection, run_id, job="work", process_id=heartbeat.process_id, worker="test:1")
+        _, lease = claims.claim(connection, run_id, job="work", process_id=heartbeat.process_id, worker="test:1")
     assert lease is not None
 
     heartbeat.stop()

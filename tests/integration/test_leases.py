@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from core import database as databases
 from core.errors import LeaseLost
 from core.ledger import leases, processes, runs
-from core.ledger.leases import Verdict
+from core.ledger.claims import Verdict
 from core.ledger.models import State
 from core.ledger.runs import Failure
 from tests.support.eventually import eventually
@@ -238,12 +238,12 @@ class TestHold:
             leases.hold(session, lease)
             processes.resign(process.connection, process.id)
             with reaping(database) as reaper:
-                assert processes.hand_on(reaper, 3) == []
+                assert processes.recover(reaper, 3) == []
             assert ledger.run(lease.run_id).state == "running"
 
         with reaping(database) as reaper:
-            (handed_on,) = processes.hand_on(reaper, 3)
-        assert (handed_on.run_id, handed_on.state) == (lease.run_id, "retrying")
+            (recovered,) = processes.recover(reaper, 3)
+        assert (recovered.run_id, recovered.state) == (lease.run_id, "retrying")
 
     def test_a_success_that_commits_while_its_process_is_reaped_stays_a_success(self, database, ledger, process):
         lease = process.lease(database, ledger.request())
@@ -253,8 +253,8 @@ class TestHold:
             process.expire(database)
             with reaping(database) as reaper:
                 processes.reap(reaper)
-                assert processes.hand_on(reaper, 3) == []
+                assert processes.recover(reaper, 3) == []
 
         with reaping(database) as reaper:
-            assert processes.hand_on(reaper, 3) == []
+            assert processes.recover(reaper, 3) == []
         assert ledger.run(lease.run_id).state == "succeeded"

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from core import database as databases
 from core import job
 from core.embedded import EmbeddedPostgres
-from core.ledger import leases, processes, runs
+from core.ledger import claims, processes, runs
 from core.ledger.processes import Identity
 from core.plugins.loading import current
 from core.schema import upgrade
@@ -213,7 +213,7 @@ def test_a_restart_of_postgresql_is_no_crash_of_the_processes_that_come_back(own
     run_job = RunJob(Executor(engine, lambda: before, "test:1"))
     run_id = run_job.request(failing)
     with databases.autocommit(engine) as connection:
-        leases.claim(connection, run_id, job=failing.name, process_id=before, worker="test:1")
+        claims.claim(connection, run_id, job=failing.name, process_id=before, worker="test:1")
 
     own_postgres.stop()
     own_postgres.start()

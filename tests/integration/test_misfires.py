@@ -12,10 +12,10 @@ from sqlalchemy import text
 
 from core import cron, every, job
 from core import database as databases
-from core.dispatcher import accounting
-from core.dispatcher.accounting import Accountant, miss_late
-from core.ledger import slots
+from core.dispatcher.accounting import Accountant
+from core.ledger import history, slots
 from core.ledger.slots import SlotRow, Watermark
+from core.scheduling.misfires import HEAD_START, miss_late
 from core.testing import registry_of
 
 #: Clocks go forward at 01:00 UTC on the one, back at 01:00 UTC on the other.
@@ -38,7 +38,7 @@ def account_at(database, carrier, monkeypatch):
     """Have a new leader account for a job, as if it were ``now``, passes until nothing is left."""
 
     def account(work, now, passes=1):
-        monkeypatch.setattr(accounting, "NOW", text(f"SELECT timestamptz '{now.isoformat()}'"))
+        monkeypatch.setattr(history, "NOW", text(f"SELECT timestamptz '{now.isoformat()}'"))
         with databases.autocommit(database) as connection:
             accountant = Accountant(registry_of(work), slots.watermarks(connection))
             for _ in range(passes):
@@ -149,7 +149,7 @@ class TestCap:
 
         found = outage(work, now - timedelta(days=2), now, passes=5)
 
-        due = list(work.schedule.between(now - timedelta(days=2), now - accounting.HEAD_START))
+        due = list(work.schedule.between(now - timedelta(days=2), now - HEAD_START))
         assert [slot for slot, _, _ in found] == due
         assert Counter((state, reason) for _, state, reason in found) == {
             ("queued", None): 1000,

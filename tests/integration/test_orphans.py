@@ -14,7 +14,7 @@ from core import every, job
 from core.dispatcher import sending
 from core.dispatcher.accounting import Accountant
 from core.dispatcher.loop import PLANS
-from core.dispatcher.orphans import LOOK_SECONDS, Orphanage, reason
+from core.dispatcher.orphans import LOOK_SECONDS, OrphanKeeper, reason
 from core.jobs.registry import Plugin, Registry
 from core.ledger import orphans, releases, slots
 from core.ledger.releases import Fleet
@@ -78,15 +78,15 @@ def ran(connection):
 
 
 @pytest.fixture
-def orphanage(make_broker):
+def orphan_keeper(make_broker):
     """A dispatcher's, of a process that has ``work`` alone."""
-    return Orphanage(registry_of(work), RedisCarrier(make_broker()), GRACE)
+    return OrphanKeeper(registry_of(work), RedisCarrier(make_broker()), GRACE)
 
 
 @pytest.fixture
-def look(orphanage, connection):
+def look(orphan_keeper, connection):
     """Looks at a certain second."""
-    return lambda at: orphanage.look(connection, releases.fleet(connection), at)
+    return lambda at: orphan_keeper.look(connection, releases.fleet(connection), at)
 
 
 def counted(task):
@@ -176,7 +176,7 @@ class TestRuns:
         assert orphans.forget_slots(connection, "gone") is False
 
     def test_what_is_over_of_a_job_that_is_gone_is_not_read_look_after_look(
-        self, orphanage, connection, database, ledger, start_process
+        self, orphan_keeper, connection, database, ledger, start_process
     ):
         start_process(jobs=[work])
         ledger.do(
@@ -185,19 +185,19 @@ class TestRuns:
         )
         ledger.do("ANALYZE rota_runs")
         fleet = releases.fleet(connection)
-        orphanage.look(connection, fleet, 0)
+        orphan_keeper.look(connection, fleet, 0)
         waiting = ledger.request("gone")
-        orphanage.look(connection, fleet, GRACE)
+        orphan_keeper.look(connection, fleet, GRACE)
         assert ledger.run(waiting).state == "orphaned"
 
         with database.begin() as transaction:
             transaction.exec_driver_sql(PLANS)
-            orphanage.look(transaction, fleet, 2 * GRACE)
+            orphan_keeper.look(transaction, fleet, 2 * GRACE)
             assert transaction.exec_driver_sql(ROWS_READ).scalar_one() < 10
 
-    def test_a_look_is_taken_every_few_seconds_only(self, look, ledger, start_process, orphanage):
+    def test_a_look_is_taken_every_few_seconds_only(self, look, ledger, start_process, orphan_keeper):
         start_process(jobs=[work])
-        orphanage._jobs.grace_seconds = 0
+        orphan_keeper._jobs.grace_seconds = 0
         look(0)
         ledger.request("gone")
 

@@ -7,12 +7,13 @@ import pytest
 
 from core import database as databases
 from core import every, job
-from core.dispatcher.accounting import Accountant, miss_late
+from core.dispatcher.accounting import Accountant
 from core.dispatcher.loop import Dispatcher
 from core.errors import PauseError
-from core.ledger import leases, pauses, slots
-from core.ledger.leases import Verdict
+from core.ledger import claims, pauses, slots
+from core.ledger.claims import Verdict
 from core.ledger.slots import SlotRow, Watermark
+from core.scheduling.misfires import miss_late
 from core.testing import registry_of
 from tests.support.racing import race
 
@@ -80,7 +81,7 @@ def now(ledger):
 def claim(database, process):
     def claim(run_id, job="work", scopes=SCOPES):
         with databases.autocommit(database) as connection:
-            return leases.claim(connection, run_id, job=job, process_id=process.id, worker="test:1", scopes=scopes)[0]
+            return claims.claim(connection, run_id, job=job, process_id=process.id, worker="test:1", scopes=scopes)[0]
 
     return claim
 
@@ -237,7 +238,7 @@ class TestSlots:
 
     def test_after_a_week_in_a_pause_of_every_second_looking_back_is_short(self, connection, ledger, now):
         """The newest slot before the pause is found by one step over it, not by a step for each second."""
-        from core.dispatcher.accounting import newest_first
+        from core.scheduling.misfires import newest_first
 
         ticking = job("ticking", schedule=every(seconds=1))(lambda run: None)
         asked = []
@@ -359,8 +360,8 @@ class TestClaimMany:
         def claim_many(*run_ids):
             with databases.autocommit(database) as connection:
                 sent = [(run_id, "work", SCOPES) for run_id in run_ids]
-                claimed = leases.claim_many(connection, sent, process_id=process.id, worker="test:1")
-                return [lease.run_id for lease in claimed], lambda: leases.unclaim_many(connection, claimed)
+                claimed = claims.claim_many(connection, sent, process_id=process.id, worker="test:1")
+                return [lease.run_id for lease in claimed], lambda: claims.unclaim_many(connection, claimed)
 
         return claim_many
 

@@ -128,8 +128,8 @@ class TestReap:
         silent.expire(database)
         processes.reap(reaper)
 
-        (handed_on,) = eventually(lambda: processes.hand_on(reaper, 3), within=5)
-        assert handed_on.run_id == run_id
+        (recovered,) = eventually(lambda: processes.recover(reaper, 3), within=5)
+        assert recovered.run_id == run_id
         held.invalidate()
         held.close()
 
@@ -176,10 +176,10 @@ class TestHandOn:
         process.expire(database)
         processes.reap(reaper)
 
-        (handed_on,) = processes.hand_on(reaper, 3)
+        (recovered,) = processes.recover(reaper, 3)
 
         row = ledger.run(run_id)
-        assert (handed_on.run_id, handed_on.state) == (run_id, "retrying")
+        assert (recovered.run_id, recovered.state) == (run_id, "retrying")
         assert (row.state, row.reason, row.crashes, row.failures, row.sent_at, row.process_id) == (
             "retrying", "worker died", 1, 0, None, None
         )  # fmt: skip
@@ -194,7 +194,7 @@ class TestHandOn:
             process.lease(database, killer)
             process.expire(database)
             processes.reap(reaper)
-            states += [handed_on.state for handed_on in processes.hand_on(reaper, 3)]
+            states += [recovered.state for recovered in processes.recover(reaper, 3)]
 
         row = ledger.run(killer)
         assert states == ["retrying", "retrying", "dead"]
@@ -205,14 +205,14 @@ class TestHandOn:
     def test_runs_of_living_processes_are_not_handed_on(self, process, reaper, database, ledger):
         process.lease(database, ledger.request())
 
-        assert processes.hand_on(reaper, 3) == []
+        assert processes.recover(reaper, 3) == []
 
     def test_a_run_handed_on_frees_its_key(self, start_process, reaper, database, ledger):
         dead, living = start_process(), start_process()
         dead.lease(database, ledger.request())
         dead.expire(database)
         processes.reap(reaper)
-        processes.hand_on(reaper, 3)
+        processes.recover(reaper, 3)
 
         assert living.lease(database, ledger.request()).attempt == 1
 

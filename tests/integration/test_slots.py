@@ -11,10 +11,11 @@ import pytest
 from core import cron, every, job
 from core import database as databases
 from core.dispatcher import accounting
-from core.dispatcher.accounting import Accountant, miss_late
+from core.dispatcher.accounting import Accountant
 from core.ledger import slots
 from core.ledger.models import State
 from core.ledger.slots import SlotRow, Watermark
+from core.scheduling.misfires import HEAD_START, miss_late
 from core.testing import registry_of
 from tests.support.racing import race
 
@@ -130,7 +131,7 @@ class TestWatermarks:
         work = scheduled(every(seconds=1))
         since = outage(work, seconds=5)
         account(work)
-        until = now() - accounting.HEAD_START
+        until = now() - HEAD_START
 
         rows = ledger.runs("work")
         inserted = [row.slot for row in rows]
@@ -144,7 +145,7 @@ class TestWatermarks:
         outage(work, seconds=5)
         account(work)
 
-        assert now() - ledger.runs("work")[-1].slot >= accounting.HEAD_START
+        assert now() - ledger.runs("work")[-1].slot >= HEAD_START
 
     def test_slots_that_the_scheduler_inserted_are_not_inserted_again(
         self, account, outage, ledger, carrier, database, now
@@ -210,7 +211,7 @@ class TestMisfires:
         account(work)
 
         rows = ledger.runs("work")
-        late = [row for row in rows if now() - row.slot > accounting.TOLERANCE + timedelta(seconds=2)]
+        late = [row for row in rows if now() - row.slot > slots.TOLERANCE + timedelta(seconds=2)]
         assert {(row.state, row.reason) for row in late} == {("missed", "policy")}
         assert len(rows) in EVERY_15_MINUTES_OF_3_HOURS
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from core import database as databases
 from core import enqueue_many, job
-from core.ledger import leases, runs
+from core.ledger import claims, runs
 from core.ledger.leases import Lease
 from core.worker.completions import Completion, Completions
 from core.worker.executor import RECORDING, Executor
@@ -26,7 +26,7 @@ def claim_many(database, process):
     def claim(*run_ids, job="work", process_id=None):
         with databases.autocommit(database) as connection:
             sent = [(run_id, job, ()) for run_id in run_ids]
-            return leases.claim_many(connection, sent, process_id=process_id or process.id, worker="test:1")
+            return claims.claim_many(connection, sent, process_id=process_id or process.id, worker="test:1")
 
     return claim
 
@@ -96,7 +96,7 @@ class TestClaims:
         run_id = ledger.request(exclusive=False, state=state, attempt=attempt)
         claimed = claim_many(run_id)
         with databases.autocommit(database) as connection:
-            leases.unclaim_many(connection, claimed)
+            claims.unclaim_many(connection, claimed)
 
         row = ledger.run(run_id)
         assert (row.state, row.attempt, row.process_id, row.token) == (state, attempt, None, None)
@@ -108,7 +108,7 @@ class TestClaims:
         ledger.do("UPDATE rota_runs SET state = 'retrying', process_id = NULL WHERE id = :id", id=run_id)
         (good,) = claim_many(run_id, process_id=start_process().id)
         with databases.autocommit(database) as connection:
-            leases.unclaim_many(connection, [lost])
+            claims.unclaim_many(connection, [lost])
 
         assert (ledger.run(run_id).state, ledger.run(run_id).token) == ("running", good.token)
 

@@ -1,0 +1,106 @@
+"""Misfires: what becomes of slots that nobody started in time, by the policy of each job."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import islice, takewhile
+
+from sqlalchemy import Connection
+
+from core.jobs.job import Job
+from core.jobs.registry import Registry
+from core.ledger import slots
+from core.ledger.models import State
+from core.ledger.pauses import Pause
+from core.ledger.slots import TOLERANCE, SlotRow
+from core.observability import metrics
+
+logger = logging.getLogger(__name__)
+
+#: What periodiq is given to insert a slot before the dispatcher does. With a pass a second, a slot that periodiq did
+#: not insert is started within 2 s of its time, the last half second being for the pass and the message.
+HEAD_START = timedelta(milliseconds=500)
+#: Why a late slot that is within its grace is not run, by its job's policy.
+REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
+
+
+def is_late(due: list[datetime], now: datetime) -> bool:
+    """Whether any of the slots ``due``, in order, is the misfire policy's to decide."""
+    return bool(due) and now - due[0] > TOLERANCE
+
+
+def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Pause] = ()) -> list[SlotRow]:
+    """What is to be recorded for each of the slots ``due``; ``paused`` are the pauses of the job meanwhile."""
+    if not is_late(due, now):
+        return [SlotRow(slot) for slot in due]
+    oldest = oldest_kept(job, due[0], now, paused)
+    return [verdict(job, slot, now - slot, paused, is_kept=slot >= oldest) for slot in due]
+
+
+def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause]) -> datetime:
+    """The oldest slot, not before ``first``, that runs however many came due since: by the job's policy and cap."""
+    most = job.misfire_cap if job.misfire == "all" else 1
+    served = takewhile(lambda slot: slot >= first, newest_first(job, now - HEAD_START, paused))
+    kept = list(islice(takewhile(lambda slot: now - slot <= job.misfire_grace, served), most))
+    return kept[-1] if kept else now
+
+
+def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator[datetime]:
+    """The slots of a job that are not after ``until`` and came due in none of the pauses."""
+    assert job.schedule is not None
+    slot = job.schedule.latest_at(until)
+    while True:
+        pause = pause_at(slot, paused)
+        if pause is None:
+            yield slot
+        slot = job.schedule.latest_at((pause.paused_at if pause else slot) - timedelta.resolution)
+
+
+def pause_at(slot: datetime, paused: Iterable[Pause]) -> Pause | None:
+    """The pause in which a slot came due, if it did in any."""
+    return next((pause for pause in paused if pause.covers(slot)), None)
+
+
+def verdict(job: Job, slot: datetime, lateness: timedelta, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
+    """Skipped if it was paused, queued if it is in time or to be run late; otherwise missed, and why."""
+    if pause_at(slot, paused):
+        return SlotRow(slot, State.SKIPPED, "paused")
+    if lateness <= TOLERANCE:
+        return SlotRow(slot)
+    if lateness > job.misfire_grace:
+        return SlotRow(slot, State.MISSED, "grace")
+    if job.misfire != "skip" and is_kept:
+        return SlotRow(slot)
+    return SlotRow(slot, State.MISSED, REASONS[job.misfire])
+
+
+def count_missed(job: Job, rows: list[SlotRow]) -> None:
+    """Say how many slots of a job were missed in an outage, and how many of its late slots are left to run."""
+    missed = Counter(str(row.reason) for row in rows if row.state == State.MISSED)
+    if missed:
+        left = sum(row.state == State.QUEUED for row in rows)
+        report_missed(job.name, missed, f"misfire={job.misfire}, and {left} are run")
+
+
+def miss_late(connection: Connection, registry: Registry, held: Mapping[str, datetime] = slots.NONE_HELD) -> None:
+    """Apply the misfire policies to slots that are queued and that nobody has started.
+
+    ``held`` says since when jobs are held by a pause, whose slots are skipped.
+    """
+    ended: dict[str, Counter[str]] = {}
+    for job, reason in slots.miss(connection, registry.scheduled(), TOLERANCE.total_seconds(), held):
+        ended.setdefault(job, Counter())[reason] += 1
+    for job, reasons in ended.items():
+        skipped = reasons.pop("paused", 0)
+        if skipped:
+            logger.info("slots.skipped job=%s slots=%s: it is paused", job, skipped)
+        if reasons:
+            report_missed(job, reasons, "no worker started them in time")
+
+
+def report_missed(job: str, reasons: Counter[str], why: str) -> None:
+    """Count and log slots that were missed."""
+    counts = " ".join(f"{reason}={count}" for reason, count in sorted(reasons.items()))
+    metrics.runs_ended(job, {State.MISSED: reasons.total()})
+    logger.warning("slots.missed job=%s slots=%s %s: %s", job, reasons.total(), counts, why)

@@ -282,9 +282,10 @@ class TestBulk:
         """The real command, in a process of its own."""
         many(100)
         program = (
-            "from core import job, plugins; from core.testing import registry_of; from core.cli import main\n"
+            "from core import job; from core.plugins import loading\n"
+            "from core.testing import registry_of; from core.cli import main\n"
             "bill = job('send-bill', queue='mail')(lambda run: None)\n"
-            "with plugins.using(registry_of(bill)): main(prog_name='rota')"
+            "with loading.using(registry_of(bill)): main(prog_name='rota')"
         )
         words = ["retry", "--job", "send-bill", "--yes", "--rate", "20"]
         command = subprocess.Popen(

@@ -18,7 +18,7 @@ SERVE = "from core.observability.metrics_server import serve; serve()"
 #: What a worker process writes, and then lives on until its input ends.
 WORK = """
 import os, pathlib, sys
-from core import metrics
+from core.observability import metrics
 metrics.share(pathlib.Path(os.environ["ROTA_METRICS_DIR"]))
 metrics.run_started("close-day", 0.2)
 metrics.run_ended("close-day", "succeeded", 1.5)
@@ -134,7 +134,10 @@ def test_hostile_requests_do_no_harm(environ, server):
 
 
 def test_a_port_that_is_taken_is_said_once_and_asked_for_again(environ, tmp_path, monkeypatch):
-    source = "from core.middleware import exposition; exposition.BIND_AGAIN_SECONDS = 0.05; exposition.serve()"
+    source = (
+        "from core.observability import metrics_server; "
+        "metrics_server.BIND_AGAIN_SECONDS = 0.05; metrics_server.serve()"
+    )
     log = tmp_path / "log"
     with closing(socket.socket()) as taker, log.open("wb") as output:
         taker.bind(("127.0.0.1", int(environ["ROTA_METRICS_PORT"])))
@@ -178,7 +181,7 @@ def test_what_many_dead_processes_have_counted_is_put_together_and_told_as_befor
 
 LEAD = """
 import os, pathlib, sys
-from core import metrics
+from core.observability import metrics
 metrics.share(pathlib.Path(os.environ["ROTA_METRICS_DIR"]))
 metrics.leading(True)
 metrics.paused(["queue:mail", "job:close-day"])

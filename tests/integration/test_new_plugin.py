@@ -169,8 +169,9 @@ OFFLINE = {
 }
 #: Has the jobs installed here be those of a release that has run, so that there is something to compare with.
 RECORD = """
-from core import database, plugins
+from core import database
 from core.ledger import releases
+from core.plugins import loading
 with database.autocommit(database.engine()) as connection:
-    releases.record(connection, releases.of(plugins.current()))
+    releases.record(connection, releases.of(loading.current()))
 """

@@ -36,9 +36,9 @@ print(*broker.actors)
 print(*[name for name, actor in broker.actors.items() if "periodic" in actor.options])
 """
 LOCAL_ACTORS = """
-from core import local
+from core.worker import local
 from core.middleware.occupation import Occupation
-from core.parts import gather
+from core.worker.process import gather
 
 print(*local.build(gather(), Occupation()).actors)
 """
@@ -57,7 +57,7 @@ DUE = text("""
 REMEMBER = """
 from core import database
 from core.ledger import releases
-from core.parts import gather
+from core.worker.process import gather
 
 parts = gather()
 with database.autocommit(parts.engine) as connection:

@@ -29,9 +29,6 @@ MAY_IMPORT = {
 }
 #: Arrows up that are still to be cut.
 STILL_UP = {
-    ("core/operations/health.py", "cli"),
-    ("core/operations/stories.py", "cli"),
-    ("core/operations/why.py", "cli"),
     ("core/plugins/loading.py", "upkeep"),
     ("core/worker/isolated_run.py", "main"),
 }

@@ -25,9 +25,9 @@ from core import database
 from core.embedded import EmbeddedPostgres
 from core.plugins import loading
 from core.schema import upgrade
-from core.testing import RunJob, registered
+from core.testing import Member, RunJob, registered
 from core.worker.executor import Executor
-from core.worker.heartbeat import process_name
+from core.worker.membership import process_name
 from plugins.expiry.jobs import check_expired_coupons
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -135,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     singles, sweeps, locks, growth = [], [], Locks(), []
     with served(options.rows, options.ends) as engine, registered(engine) as process_id:
-        run_job = RunJob(Executor(engine, lambda: process_id, process_name()))
+        run_job = RunJob(Executor(engine, Member(process_id), process_name()))
         sweep(run_job)  # what is imported and prepared once
         for _ in range(options.repetitions):
             fresh(engine)

@@ -5,8 +5,8 @@ from core.errors import RotaError, TimeLimitExceeded
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
 from core.jobs.plugin_settings import PluginSettings
+from core.jobs.run import Checkpoint, Run
 from core.jobs.schedules import cron, every
-from core.worker.run import Checkpoint, Run
 
 __all__ = [
     "Checkpoint",

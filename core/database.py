@@ -14,10 +14,14 @@ from psycopg2.errors import InsufficientPrivilege
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from core import settings
 
+#: PostgreSQL cannot be asked right now.
+DATABASE_AWAY = (DBAPIError, PoolTimeout)
 #: How long connecting may take, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
 #: A lost peer is noticed after about idle + interval × count seconds (tcp(7)). With a statement on its way to it the

@@ -19,18 +19,18 @@ from dramatiq.middleware import CurrentMessage
 from core.ledger import outbox
 from core.middleware.draining import Draining
 from core.middleware.fast_lane_retries import FastLaneRetries
-from core.middleware.ledger_feed import DirectRuns
-from core.middleware.lifecycle import ProcessLife
+from core.middleware.ledger_feed import LedgerFeeding
+from core.middleware.lifecycle import Lifecycle
+from core.middleware.metrics_server import MetricsServer
 from core.middleware.occupation import Occupation
-from core.middleware.periodiq_options import SchedulingOptions
+from core.middleware.periodiq_options import PeriodiqOptions
 from core.middleware.recycling import Recycling
-from core.middleware.watching import Watching
-from core.observability.metrics_server import Exposition
 from core.transport import redis
 from core.transport.redis import RedisCarrier, RedisWatch, RotaBroker
-from core.worker import actors as brokers
+from core.worker import actors
+from core.worker.actors import ClaimingAhead
 from core.worker.completions import Completions
-from core.worker.process import Parts, gather
+from core.worker.process import WorkerProcess, gather
 
 NOT_IN_LOCAL_MODE = (
     "SCHEDULER_MODE=local has everything in one process, without Redis: `dramatiq core.main` and `periodiq core.main` "
@@ -38,64 +38,66 @@ NOT_IN_LOCAL_MODE = (
 )
 
 
-def build(parts: Parts) -> RotaBroker:
-    """The broker with everything on it."""
-    configured = parts.configured
+def build(process: WorkerProcess) -> RotaBroker:
+    """The broker with everything on it: each object is made before those that need it."""
+    configured = process.configured
     assert configured.redis_url is not None, "only local mode goes without"
     url = configured.redis_url.get_secret_value()
-    watch = RedisWatch(redis.probe(url), lambda client: broker.wakeups.look_around(client))
-    occupation = Occupation()
-    life = ProcessLife(
-        lambda queues: parts.heartbeat("worker", queues, broker.broker_id),
-        lambda: parts.dispatcher(carrier),
-        parts.watchdog,
-        record_the_rest=lambda: completions.stop(),
-    )
-    direct = DirectRuns(
-        occupation,
-        lambda hands, queues: parts.taker(hands, queues, lambda: not (carrier.carries or broker.is_draining)),
-    )
-    completions = Completions(parts.engine, lambda: life.process_id)
-    broker = brokers.build(
+    heartbeat = process.heartbeat("worker")
+    completions = Completions(process.engine, heartbeat)
+    executor = process.executor(heartbeat, completions)
+    broker = RotaBroker(
         redis.connect(url),
-        [
-            CurrentMessage(),  # first, so that everything below can ask which message it is about
-            SchedulingOptions(),
-            occupation,  # before those who ask it
-            *([Watching(watch), direct] if configured.mode == "auto" else []),
-            Draining(),  # before the heartbeat ends, which it does after the last job
-            life,  # registers before the first message, leaves after the last
-            Exposition(configured.metrics_port),
-            Recycling(parts.endurance, occupation),
-            FastLaneRetries(),  # last, so that it decides on a failed message before anyone else looks at it
-        ],
-        ask_fleet=parts.fleet,
+        ledger_queues=process.registry.ledger_queues,
+        may_claim=heartbeat.registered.is_set,
+        preparation=ClaimingAhead(process.registry, executor),
+        ask_fleet=process.fleet,
         orphan_seconds=configured.orphan_seconds,
     )
-    broker.may_claim = lambda: life.is_registered
+    watch = RedisWatch(redis.probe(url), broker.wakeups.look_around)
     carrier = RedisCarrier(broker, watch.is_away.is_set)
     outbox.attach(carrier)
+    occupation = Occupation()
+    may_lose_redis = configured.mode == "auto"
+
+    broker.add_middleware(CurrentMessage())  # first, so that everything below can ask which message it is about
+    broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
+    broker.add_middleware(occupation)  # before those that ask it
+    if may_lose_redis:
+        broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier), occupation))  # takes runs without Redis
+    broker.add_middleware(Draining())  # before the heartbeat ends, which it does after the last job
+    broker.add_middleware(  # registers before the first message, leaves after the last
+        Lifecycle(
+            heartbeat,
+            process.dispatcher(carrier),
+            process.watchdog(),
+            completions,
+            watch=watch if may_lose_redis else None,
+        )
+    )
+    broker.add_middleware(MetricsServer(configured.metrics_port))  # a fork of Dramatiq's, which asks before all this
+    broker.add_middleware(Recycling(process.recycling_limits, occupation))  # counts what has ended
+    broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it
 
     @cache
     def announce_scheduler() -> None:
-        heartbeat = parts.heartbeat("scheduler")
-        heartbeat.start()
-        atexit.register(heartbeat.stop)
-        if configured.mode == "auto":
+        announced = process.heartbeat("scheduler")
+        announced.start()
+        atexit.register(announced.stop)
+        if may_lose_redis:
             watch.start()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
 
-    executor = parts.executor(lambda: life.process_id, completions)
-    brokers.declare(broker, parts.registry, parts.engine, executor, announce_scheduler, carrier=carrier)
+    actors.declare(broker, process.registry, process.engine, executor, announce_scheduler, carrier=carrier)
     return broker
 
 
 def start() -> RotaBroker:
     """Gather the parts and build the broker; what is wrong ends the process with a clear message."""
-    parts = gather()
-    if parts.configured.mode == "local":
+    process = gather()
+    if process.configured.mode == "local":
         sys.exit(f"rota: {NOT_IN_LOCAL_MODE}")
-    return build(parts)
+    return build(process)
 
 
 broker = start()

@@ -38,7 +38,7 @@ from core.ledger.processes import Identity
 from core.plugins import loading
 from core.schema import upgrade
 from core.worker.executor import Executor
-from core.worker.heartbeat import application_name, process_name
+from core.worker.membership import LeasesInHand, application_name, process_name
 
 __all__ = [
     "FrozenClock",
@@ -146,6 +146,14 @@ def database_engine(environment: None, postgres_url: str) -> Iterator[Engine]:
     database.dispose(engine)
 
 
+@dataclass(slots=True)
+class Member:
+    """What a test claims under: an id in the ledger, or None, and no heartbeat."""
+
+    process_id: int | None
+    in_hand: LeasesInHand = field(default_factory=LeasesInHand)
+
+
 @contextmanager
 def registered(engine: Engine, kind: str = "worker") -> Iterator[int]:
     """This process as one that may claim; yields its id in the ledger."""
@@ -160,7 +168,7 @@ def registered(engine: Engine, kind: str = "worker") -> Iterator[int]:
 def executor(database: Engine) -> Iterator[Executor]:
     """What a worker takes runs through."""
     with registered(database) as process_id:
-        yield Executor(database, lambda: process_id, process_name())
+        yield Executor(database, Member(process_id), process_name())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
+from core.jobs.run import Run
 from core.jobs.schedules import cron
 from core.ledger import retention
-from core.worker.run import Run
 
 
 @job("prune-runs", queue="rota", schedule=cron("17 * * * *"))

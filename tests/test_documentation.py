@@ -19,10 +19,10 @@ from pydantic import SecretStr
 import core
 from core.cli import main as rota
 from core.jobs.job import Job, job
+from core.jobs.run import Run
 from core.ledger.models import State
 from core.plugins import loading
 from core.settings import Settings
-from core.worker.run import Run
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

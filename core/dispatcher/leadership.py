@@ -8,12 +8,11 @@ Two that both believe they lead would do no harm: every step is a conditional st
 
 import logging
 import random
-import select
 from dataclasses import dataclass
 
-from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, text
 
+from core.ledger import sessions
 from core.ledger.prepared import Prepared
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
@@ -83,10 +82,4 @@ def has_others(connection: Connection) -> bool:
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:
     """Wait until runs were requested, at most for the time-out; return whether they were."""
-    driver: DriverConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
-    if not driver.notifies:
-        select.select([driver], [], [], max(timeout_seconds, 0))
-        driver.poll()
-    heard = bool(driver.notifies)
-    driver.notifies.clear()
-    return heard
+    return sessions.wait_for_notification(connection, timeout_seconds)

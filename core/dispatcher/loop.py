@@ -1,16 +1,12 @@
 """The dispatcher's thread: lead if nobody else does, then pass after pass until stopped."""
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
 
-import psycopg2
 import redis
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
 from core.dispatcher import leadership, sending
@@ -23,6 +19,7 @@ from core.ledger import agenda, pauses, releases, slots
 from core.ledger import due as due_runs
 from core.ledger.carrier import DispatchCarrier
 from core.ledger.releases import Fleet, FleetCache
+from core.ledger.sessions import AGAIN_SECONDS, LedgerThread
 from core.observability import metrics
 from core.observability.logs import LogOnce
 from core.scheduling.misfires import miss_late
@@ -31,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 #: How often messages of processes that vanished without a trace in the ledger are looked for, in seconds.
 MAINTENANCE_SECONDS = 15.0
-#: How long to wait after an error, in seconds.
-AGAIN_SECONDS = 1.0
 #: A leader that has not reached Redis for this long steps down if another worker can lead, in seconds.
 REDIS_LOST_SECONDS = 10.0
 #: How much longer than anybody else it then waits before it asks again, in seconds.
@@ -43,7 +38,7 @@ GIVE_WAY_SECONDS = 2.0
 PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET jit = off"
 
 
-class Dispatcher(threading.Thread):
+class Dispatcher(LedgerThread):
     """One in every worker process, one active in the fleet."""
 
     def __init__(
@@ -58,8 +53,7 @@ class Dispatcher(threading.Thread):
         orphan_seconds: float,
         redis_lost_seconds: float = REDIS_LOST_SECONDS,
     ) -> None:
-        super().__init__(name="rota-dispatcher", daemon=True)
-        self._engine = engine
+        super().__init__(engine, "rota-dispatcher")
         self._registry = registry
         self._carrier = carrier
         self._every_seconds = every_seconds
@@ -79,31 +73,30 @@ class Dispatcher(threading.Thread):
         self._was_paused = True
         self._maintained_at = 0.0
         self._outage = Outage()
-        self._stopping = threading.Event()
+        #: How long to wait before asking for leadership again; longer after stepping down.
+        self._again_seconds = AGAIN_SECONDS
         self._log_once = LogOnce(logger)
 
-    def run(self) -> None:
-        """Lead whenever nobody else does; errors are logged and survived."""
-        while not self._stopping.is_set():
-            pause = AGAIN_SECONDS
-            try:
-                with database.dedicated(self._engine) as connection:
-                    self._outage.end()
-                    self._stand(connection)
-                pause = self._every_seconds + GIVE_WAY_SECONDS
-            except (DBAPIError, PoolTimeout, psycopg2.Error) as error:
-                self._outage.goes_on(time.monotonic())
-                self._log_once.error(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
-            except Exception:  # a background loop outlives its errors
-                logger.exception("dispatcher.failed: going on")
-            metrics.leading(False)
-            self._stopping.wait(pause)
+    def work(self, connection: Connection) -> None:
+        """Lead whenever nobody else does."""
+        self._outage.end()
+        self._stand(connection)
+        self._again_seconds = self._every_seconds + GIVE_WAY_SECONDS
 
-    def stop(self, *, timeout_seconds: float = 10) -> None:
-        """End the thread; another process's dispatcher takes over."""
-        self._stopping.set()
-        if self.is_alive():
-            self.join(timeout_seconds)
+    def interrupted(self, error: Exception) -> None:
+        """Processes are given time to come back."""
+        self._outage.goes_on(time.monotonic())
+        self._log_once.error(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
+
+    def failed(self) -> None:
+        """Log it."""
+        logger.exception("dispatcher.failed: going on")
+
+    def ended(self) -> float:
+        """Another process's dispatcher takes over."""
+        metrics.leading(False)
+        seconds, self._again_seconds = self._again_seconds, AGAIN_SECONDS
+        return seconds
 
     def _stand(self, connection: Connection) -> None:
         while not (answer := leadership.ask(connection)).is_won:

@@ -79,6 +79,11 @@ class Registry:
         except KeyError:
             raise UnknownJob(f"unknown job {name!r}{suggestion(str(name), self.jobs)}") from None
 
+    @property
+    def ledger_queues(self) -> frozenset[str]:
+        """The queues of jobs whose runs are in the ledger."""
+        return frozenset(job.queue for job in self if job.ledger)
+
     def scheduled(self) -> Iterable[Job]:
         """The jobs that have a schedule."""
         return (job for job in self if job.schedule is not None)

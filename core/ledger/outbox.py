@@ -28,18 +28,28 @@ class Outbox:
     publications: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
-_carrier: Carrier | None = None
+@dataclass(slots=True)
+class ProcessCarrier:
+    """The way in which this process sends: a worker attaches one, and an application that only enqueues has none.
+
+    There is one for the process, not one for each session: ``enqueue`` takes any session, also one that a plugin or an
+    application has made and that knows nothing of a worker around it.
+    """
+
+    attached: Carrier | None = None
+
+
+_of_process = ProcessCarrier()
 
 
 def attach(carrier: Carrier | None) -> None:
     """Make ``carrier`` this process's way to send; None: it has none."""
-    global _carrier
-    _carrier = carrier
+    _of_process.attached = carrier
 
 
 def carrier() -> Carrier | None:
     """This process's way to send, if it has one."""
-    return _carrier
+    return _of_process.attached
 
 
 def of(session: Session) -> Outbox:
@@ -62,8 +72,8 @@ def _committed(session: Session) -> None:
         return
     if savepoint is not None:
         _leave_to(session, savepoint.parent, outbox)
-    elif _carrier is not None:
-        deliver(_carrier, outbox)
+    elif (attached := carrier()) is not None:
+        deliver(attached, outbox)
 
 
 def _leave_to(session: Session, parent: SessionTransaction | None, outbox: Outbox) -> None:

@@ -1,6 +1,5 @@
 """Has runs come to this worker's threads straight from the ledger, when they do not come by a broker."""
 
-from collections.abc import Callable
 from typing import Any
 
 from dramatiq.broker import Broker, MessageProxy
@@ -11,34 +10,30 @@ from core.ledger.carrier import OutgoingRun
 from core.middleware.occupation import Occupation
 from core.transport.messages import run_message
 from core.transport.redis import Delivery, WorkQueue
-from core.worker.ledger_feed import DirectTaker, Hands
+from core.worker.ledger_feed import LedgerFeed
 
 
-class DirectRuns(Middleware):
-    """Starts the taker with the worker, and tells it of every thread that becomes free; comes after ``Occupation``."""
+class LedgerFeeding(Middleware):
+    """Starts the feed with the worker, and tells it of every thread that becomes free; comes after ``Occupation``."""
 
-    def __init__(self, occupation: Occupation, make_taker: Callable[[Hands, tuple[str, ...]], DirectTaker]) -> None:
+    def __init__(self, feed: LedgerFeed, occupation: Occupation) -> None:
+        self._feed = feed
         self._occupation = occupation
-        self._make_taker = make_taker
-        self._taker: DirectTaker | None = None
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """There is a consumer for every queue now."""
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
-        self._taker = self._make_taker(WorkerThreads(worker, self._occupation), tuple(sorted(queues)))
-        self._taker.start()
+        self._feed.feed(WorkerThreads(worker, self._occupation), sorted(queues))
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         """A thread has become free."""
-        if self._taker is not None:
-            self._taker.wake()
+        self._feed.thread_is_free()
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Take nothing more; what was taken and not begun is taken by others."""
-        if self._taker is not None:
-            self._taker.stop()
+        self._feed.stop()
 
 
 class WorkerThreads:
@@ -53,6 +48,12 @@ class WorkerThreads:
         """How many neither work nor are about to; none before there is a consumer to be told when they have ended."""
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
         return self._occupation.free if is_ready else 0
+
+    @property
+    def are_draining(self) -> bool:
+        """Whether they are to take on nothing more."""
+        broker: Any = self._worker.broker
+        return bool(broker.is_draining)
 
     def work_on(self, run: OutgoingRun) -> None:
         """Put the run's message before the threads."""

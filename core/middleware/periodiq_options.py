@@ -6,7 +6,7 @@ periodiq's own middleware does this too, but drops every message that is more th
 from dramatiq.middleware import Middleware
 
 
-class SchedulingOptions(Middleware):
+class PeriodiqOptions(Middleware):
     """Knows ``periodic`` and ``scheduled_at``."""
 
     @property

@@ -34,29 +34,29 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_SECONDS = 1.0
 DRAINED_EVERY_SECONDS = 0.05
 MEBIBYTE = 2**20
-#: Processes that were started together are not to leave together: each bears up to this much more than it must.
-MOST_PATIENCE = 0.2
+#: Processes that were started together are not to leave together: the limits of each are raised by up to this share.
+MOST_SPREAD = 0.2
 
 
 @dataclass(frozen=True)
-class Endurance:
-    """How much a process bears; 0: any amount."""
+class RecyclingLimits:
+    """How much a process does before it is replaced; 0: any amount."""
 
     messages: int
     memory_mb: int
     least_seconds: float
-    patience: float = field(default_factory=lambda: 1 + random.uniform(0, MOST_PATIENCE))
+    spread: float = field(default_factory=lambda: 1 + random.uniform(0, MOST_SPREAD))
 
     @property
-    def is_endless(self) -> bool:
+    def are_none(self) -> bool:
         """Whether it is never replaced."""
         return not self.messages and not self.memory_mb
 
     def exceeded(self, messages: int, seconds: float, memory: Callable[[], int]) -> str:
-        """What it can bear no longer, in a word; empty: it can. ``memory`` is asked for bytes only if that matters."""
-        if seconds < self.least_seconds * self.patience:
+        """The limit that is exceeded, in a word; empty: none is. ``memory`` is asked for bytes only if that matters."""
+        if seconds < self.least_seconds * self.spread:
             return ""
-        if self.messages and messages >= self.messages * self.patience:
+        if self.messages and messages >= self.messages * self.spread:
             return "messages"
         if self.memory_mb and memory() > self.memory_mb * MEBIBYTE:
             return "memory"
@@ -66,8 +66,8 @@ class Endurance:
 class Recycling(Middleware):
     """Counts messages, looks at the memory every second, and asks to be replaced; comes after ``Occupation``."""
 
-    def __init__(self, endurance: Endurance, occupation: Occupation) -> None:
-        self._endurance = endurance
+    def __init__(self, limits: RecyclingLimits, occupation: Occupation) -> None:
+        self._limits = limits
         self._occupation = occupation
         self._count = count(1)
         self._messages = 0
@@ -78,7 +78,7 @@ class Recycling(Middleware):
         supervisor = worker_channel.to_supervisor()
         if supervisor is not None:
             supervisor.say(worker_channel.READY)
-        if not self._endurance.is_endless:
+        if not self._limits.are_none:
             threading.Thread(target=self._run, args=(broker, worker, supervisor), daemon=True, name="rota-age").start()
 
     def after_process_message(
@@ -94,9 +94,7 @@ class Recycling(Middleware):
     def _run(self, broker: Broker, worker: Worker, supervisor: WorkerChannel | None) -> None:
         began, process = time.monotonic(), psutil.Process()
         while not self._stopping.wait(LOOK_EVERY_SECONDS):
-            reason = self._endurance.exceeded(
-                self._messages, time.monotonic() - began, lambda: process.memory_info().rss
-            )
+            reason = self._limits.exceeded(self._messages, time.monotonic() - began, lambda: process.memory_info().rss)
             if reason:
                 try:
                     self._leave(broker, worker, supervisor, reason)

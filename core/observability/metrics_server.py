@@ -1,4 +1,4 @@
-"""Serves ``/metrics`` for all processes of one worker, from a process of its own that Dramatiq forks."""
+"""Serves ``/metrics`` for all processes of one worker, from a process of its own."""
 
 import logging
 import os
@@ -6,8 +6,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
-from dramatiq.middleware import Middleware
 
 from core import settings
 from core.observability import logs, metric_files, metrics
@@ -18,18 +16,6 @@ logger = logging.getLogger(__name__)
 BIND_AGAIN_SECONDS = 5.0
 
 _collecting = threading.Lock()
-
-
-class Exposition(Middleware):
-    """Has Dramatiq fork the server of the metrics, unless ``port`` is 0."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-
-    @property
-    def forks(self) -> list[Any]:
-        """What Dramatiq's main process is to fork."""
-        return [serve] if self._port else []
 
 
 def serve() -> int:

@@ -2,6 +2,7 @@
 duplicate job names.
 """
 
+import importlib
 import inspect
 import logging
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import pluggy
 
-from core import settings, upkeep
+from core import settings
 from core.errors import PluginError, suggestion
 from core.jobs import arguments, hookspecs
 from core.jobs.hookspecs import NAMESPACE
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 GROUP = "rota.plugins"
 CORE = settings.CORE
+#: The plugin that comes with the core, by the name of its module: it uses the same hooks as any other.
+BUILT_IN = "core.upkeep"
 #: pluggy's HookimplMarker leaves this attribute on what it marks.
 IMPL_MARK = f"{NAMESPACE}_impl"
 
@@ -65,7 +68,7 @@ def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Regist
     """
     manager = pluggy.PluginManager(NAMESPACE)
     manager.add_hookspecs(hookspecs)
-    ours = replace(offers(manager, CORE, upkeep), version=version("rota"))
+    ours = replace(offers(manager, CORE, importlib.import_module(BUILT_IN)), version=version("rota"))
     found = sorted(points, key=lambda point: point.name)
     warn_of_strangers(disabled, [point.name for point in found])
     plugins = [

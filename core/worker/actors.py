@@ -11,10 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import dramatiq
-import redis
 from dramatiq.broker import Broker
 from dramatiq.message import Message
-from dramatiq.middleware import CurrentMessage, Middleware
+from dramatiq.middleware import CurrentMessage
 from sqlalchemy import Engine
 
 from core import database
@@ -24,7 +23,6 @@ from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.ledger import runs, slots
 from core.ledger.carrier import Carrier, OutgoingRun
-from core.ledger.releases import Fleet
 from core.ledger.slots import SlotRow
 from core.plugins import loading
 from core.scheduling.periodic import PeriodicSchedule, nothing
@@ -182,20 +180,6 @@ def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
     return work
 
 
-def build(
-    client: redis.Redis,
-    middleware: Sequence[Middleware],
-    *,
-    ask_fleet: Callable[[], Fleet] = Fleet,
-    orphan_seconds: float = 0,
-) -> RotaBroker:
-    """A broker on ``client`` with ``middleware`` in that order.
-
-    ``ask_fleet`` tells what other processes know; by default there are none. It may raise SQLAlchemy's DBAPIError.
-    """
-    return RotaBroker(client, middleware=middleware, ask_fleet=ask_fleet, orphan_seconds=orphan_seconds)
-
-
 def declare(
     broker: Broker,
     registry: Registry,
@@ -209,9 +193,6 @@ def declare(
 
     ``carrier`` sends the slots for which periodiq calls, by default over ``broker``.
     """
-    if isinstance(broker, RotaBroker):
-        broker.preparation = ClaimingAhead(registry, executor)
-        broker.ledger_queues = {job.queue for job in registry if job.ledger}
     for job in registry:
         declare_job(broker, job, engine, executor, on_scheduling, carrier=carrier)
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
 from core.batching import Batcher
 from core.ledger import runs
 from core.ledger.leases import Lease
+from core.worker.membership import Membership
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +48,10 @@ class Completions(Batcher[Completion]):
     again_seconds = 1.0
     stop_seconds = 10.0
 
-    def __init__(self, engine: Engine, process_id: Callable[[], int | None]) -> None:
+    def __init__(self, engine: Engine, membership: Membership) -> None:
         super().__init__()
         self._engine = engine
-        self._process_id = process_id
+        self._membership = membership
 
     @property
     def has_room(self) -> bool:
@@ -73,7 +72,7 @@ class Completions(Batcher[Completion]):
 
     def failed(self, error: Exception) -> None:
         """Say so; with a traceback, unless it is the database's trouble."""
-        is_expected = isinstance(error, (DBAPIError, PoolTimeout))
+        is_expected = isinstance(error, database.DATABASE_AWAY)
         logger.warning(
             "run.not_recorded, trying again: %s", database.brief(error), exc_info=None if is_expected else error
         )
@@ -82,7 +81,7 @@ class Completions(Batcher[Completion]):
         """Record ``batch`` and return the runs of it whose leases were good. Raises SQLAlchemy's DBAPIError."""
         recorded: set[int] = set()
         for process_id, group in groupby(batch, key=lambda completion: completion.lease.process_id):
-            if process_id == self._process_id():  # else their leases ended with that registration
+            if process_id == self._membership.process_id:  # else their leases ended with that registration
                 with database.autocommit(self._engine) as connection:
                     outcomes = [(each.lease, each.result) for each in group]
                     recorded |= runs.succeed_many(connection, process_id, outcomes)

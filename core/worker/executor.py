@@ -16,29 +16,29 @@ from typing import Any, Protocol
 import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
 from core.clock import Clock, system_clock
+from core.database import DATABASE_AWAY
 from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
 from core.jobs import arguments
 from core.jobs.job import Job
+from core.jobs.run import Run
 from core.ledger import claims, runs
 from core.ledger.claims import Verdict
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.runs import Failure
 from core.middleware import time_limits
+from core.middleware.db_session import Work
 from core.observability import logs, metrics
 from core.plugins import loading
 from core.worker import isolation
 from core.worker.completions import Completion, Completions
-from core.worker.run import Run, Work
+from core.worker.membership import Membership
 
 logger = logging.getLogger(__name__)
 
-#: PostgreSQL cannot be asked right now.
-DATABASE_AWAY = (DBAPIError, PoolTimeout)
 #: How long to wait before an outcome that could not be recorded is tried again, in seconds.
 RECORD_AGAIN_SECONDS = 1.0
 #: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
@@ -67,16 +67,14 @@ class Executor:
     """What a process needs to work on runs."""
 
     engine: Engine
-    #: This process's id in the ledger; None while it has none, and may claim nothing.
-    process_id: Callable[[], int | None]
+    #: What it claims under.
+    membership: Membership
     #: Its name, for people.
     worker: str
     #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
     suspected_after: int = claims.NEVER_SUSPECT
     #: What records successes together, in a worker; without it each run records its own.
     completions: Completions | None = None
-    #: The tokens of the leases that this process knows it has.
-    in_hand: set[int] = field(default_factory=set)
     #: About runs that cannot be claimed: once, however many they are.
     log_once: logs.LogOnce = field(default_factory=lambda: logs.LogOnce(logger))
 
@@ -104,12 +102,12 @@ class Executor:
                 outcome.status = self.attempt(job, lease, now or lease.claimed_at, carried)
             finally:
                 if outcome.status != RECORDING:
-                    self.in_hand.discard(lease.token)
+                    self.membership.in_hand.remove(lease)
         return outcome.status
 
     def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
         """Claim those of the runs ``sent``, each with its job, that need no closer look; without PostgreSQL, none."""
-        process_id = self.process_id()
+        process_id = self.membership.process_id
         if process_id is None:
             return []
         scopes = loading.current().scopes
@@ -120,12 +118,12 @@ class Executor:
         except DATABASE_AWAY as error:
             logger.debug("run.not_claimed_ahead: %s", database.brief(error))
             return []
-        self.in_hand.update(lease.token for lease in claimed)
+        self.membership.in_hand.add(*claimed)
         return claimed
 
     def unclaim(self, claimed: Sequence[Lease]) -> None:
         """Give up what was claimed ahead; without PostgreSQL, once the heartbeat finds that nobody has it in hand."""
-        self.in_hand.difference_update(lease.token for lease in claimed)
+        self.membership.in_hand.remove(*claimed)
         try:
             with database.autocommit(self.engine) as connection:
                 claims.unclaim_many(connection, claimed)
@@ -134,7 +132,7 @@ class Executor:
 
     def claim(self, job: Job, run_id: int) -> Lease | str:
         """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
-        process_id = self.process_id()
+        process_id = self.membership.process_id
         if process_id is None:
             self.log_once.error("run.not_claimed: this process is not registered with the ledger")
             return Verdict.NONE
@@ -150,7 +148,7 @@ class Executor:
             logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
         self.log_once.reset()
         if lease is not None:
-            self.in_hand.add(lease.token)
+            self.membership.in_hand.add(lease)
         return lease or verdict
 
     def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
@@ -180,7 +178,7 @@ class Executor:
         work = Work(self.engine, lease)
         run = Run(lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, job_logger(job), work)
         try:
-            result = self.work(job, run, lease)
+            result = self.work(job, run, work, lease)
             body = arguments.encode_result(job, result)
             if carried is not None:
                 carried.worked(time.perf_counter() - began)
@@ -198,10 +196,10 @@ class Executor:
         finally:
             work.close()
 
-    def work(self, job: Job, run: Run, lease: Lease) -> Any:
+    def work(self, job: Job, run: Run, work: Work, lease: Lease) -> Any:
         """Call the job's function within its limits."""
         kwargs = arguments.decode(job, lease.args)
-        return within_limits(job, run, kwargs, on_hard=lambda: self.give_up_run(job, lease))
+        return within_limits(job, run, work, kwargs, on_hard=lambda: self.give_up_run(job, lease))
 
     def is_recorded_later(self, job: Job, work: Work) -> bool:
         """Whether the success is recorded with others'."""
@@ -213,7 +211,7 @@ class Executor:
         seconds = time.perf_counter() - began
 
         def on_recorded(is_good: bool) -> None:
-            self.in_hand.discard(lease.token)
+            self.membership.in_hand.remove(lease)
             with context(lease):
                 if not is_good:
                     logger.warning(
@@ -245,7 +243,7 @@ class Executor:
 
     def record(self, lease: Lease, outcome: Callable[[Connection], bool]) -> bool:
         """Record an outcome, once PostgreSQL can be asked; False if the lease is gone before."""
-        while self.process_id() == lease.process_id:
+        while self.membership.process_id == lease.process_id:
             try:
                 with database.autocommit(self.engine) as connection:
                     return outcome(connection)
@@ -289,7 +287,7 @@ class Executor:
 
     def hand_back(self, connection: Connection) -> None:
         """Leave to others what this process still runs."""
-        process_id = self.process_id()
+        process_id = self.membership.process_id
         if process_id is not None:
             runs.release(connection, process_id, "its process was ended")
 
@@ -312,7 +310,7 @@ class Executor:
             try:
                 run = Run(0, job.name, "", None, 1, clock(), args, job_logger(job), work)
                 kwargs = arguments.decode(job, args)
-                within_limits(job, run, kwargs, on_hard=lambda: self.give_up_message(job, message_id, bury))
+                within_limits(job, run, work, kwargs, on_hard=lambda: self.give_up_message(job, message_id, bury))
                 if work.has_begun:
                     work.session.commit()
                 status = State.SUCCEEDED
@@ -327,9 +325,9 @@ def isolate(job: Job, run_id: int) -> str:
     return f"ended in isolation, exit status {isolation.work(run_id)}"
 
 
-def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:
+def within_limits(job: Job, run: Run, work: Work, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:
     """Call the function; at its soft limit its statement is cancelled too, and that is told as what it is."""
-    watch = time_limits.limited(job.soft_limit, job.hard_limit, on_soft=run.work.cancel, on_hard=on_hard)
+    watch = time_limits.limited(job.soft_limit, job.hard_limit, on_soft=work.cancel, on_hard=on_hard)
     try:
         return watch.hold(lambda: job.function(run, **kwargs))
     except DBAPIError as error:
@@ -340,7 +338,7 @@ def within_limits(job: Job, run: Run, kwargs: dict[str, Any], *, on_hard: Callab
         raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed") from None
     finally:
         if watch.is_cancelling:
-            run.work.abandon_connection()
+            work.abandon_connection()
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:

@@ -2,7 +2,7 @@
 
 A worker starts it for a run under which processes have died before. If this one dies as well, the run is the cause, and
 is dead; runs that were only beside it when their process died come through here unharmed. If its worker dies or stops,
-it hands the run back uncounted, and leaves.
+it releases the run uncounted, and leaves.
 """
 
 import logging
@@ -11,16 +11,17 @@ import select
 import signal
 import sys
 import threading
-from datetime import timedelta
 
 from sqlalchemy import text
 
-from core import database, settings
-from core.ledger.processes import Identity
-from core.plugins import loading
+from core.ledger import outbox
+from core.settings import Settings
+from core.transport import redis
+from core.transport.redis import RedisCarrier, RotaBroker
 from core.worker.executor import Executor
-from core.worker.heartbeat import Heartbeat, application_name, process_name
-from core.worker.watchdog import Watchdog
+from core.worker.heartbeat import Heartbeat
+from core.worker.membership import process_name
+from core.worker.process import gather
 
 logger = logging.getLogger(__name__)
 
@@ -32,30 +33,27 @@ REGISTER_SECONDS = 30.0
 def main(run_id: int) -> None:
     """Claim the run and work on it. What it enqueues is sent as from any worker."""
     asked_to_leave = listen()
-    configured = settings.current()
-    if configured.mode != "local":  # there, what it enqueues is taken from the ledger anyway
-        from core import main as _carrier_attached  # noqa: F401
-
-    application = application_name()
-    engine = database.connect(configured.database_url.get_secret_value(), application=application)
-    heartbeat = Heartbeat(
-        engine,
-        Identity("isolated", process_name(), application),
-        every_seconds=configured.heartbeat_seconds,
-        lease=timedelta(seconds=configured.lease_seconds),
-    )
+    process = gather()
+    attach_carrier(process.configured)
+    heartbeat = process.heartbeat("isolated")
     heartbeat.start()
     threading.Thread(target=leave, args=(asked_to_leave, heartbeat), name="rota-leaving", daemon=True).start()
-    watchdog = Watchdog(configured.lease_seconds)
+    watchdog = process.watchdog()
     watchdog.start()
     if not heartbeat.registered.wait(REGISTER_SECONDS):
         sys.exit("rota: not registered with the ledger; the run is left to a later delivery")
-    with engine.connect() as connection:
+    with process.engine.connect() as connection:
         name = connection.execute(JOB, {"run_id": run_id}).scalar_one()
-    executor = Executor(engine, lambda: heartbeat.process_id, process_name())
-    executor.execute(loading.current().job(name), run_id)
+    executor = Executor(process.engine, heartbeat, process_name())  # which suspects nothing: this is where it ends
+    executor.execute(process.registry.job(name), run_id)
     heartbeat.stop()
     watchdog.stop()
+
+
+def attach_carrier(configured: Settings) -> None:
+    """Have messages sent over Redis; without it, what this run enqueues is taken from the ledger."""
+    if configured.redis_url is not None and configured.mode != "local":
+        outbox.attach(RedisCarrier(RotaBroker(redis.connect(configured.redis_url.get_secret_value()))))
 
 
 def listen() -> list[int]:
@@ -72,7 +70,7 @@ def listen() -> list[int]:
 
 
 def leave(asked: list[int], heartbeat: Heartbeat) -> None:
-    """Wait until this process is to leave; then hand back the run, and end whatever the job is doing."""
+    """Wait until this process is to leave; then release the run, and end whatever the job is doing."""
     select.select(asked, [], [])
     heartbeat.stop()
     os._exit(0)

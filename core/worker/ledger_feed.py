@@ -7,134 +7,111 @@ what was taken and not claimed within ``ROTA_RESEND_SECONDS``.
 """
 
 import logging
-import select
-import socket
-import threading
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-import psycopg2
-from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
 from core.ledger import due, history, pauses
-from core.ledger.carrier import OutgoingRun
+from core.ledger.carrier import Carrier, OutgoingRun
 from core.ledger.runs import DUE_CHANNEL
+from core.ledger.sessions import LedgerThread
 from core.observability.logs import LogOnce
 
 logger = logging.getLogger(__name__)
-
-#: How long to wait after an error, and how soon the loss of Redis is acted upon, in seconds.
-AGAIN_SECONDS = 1.0
 
 #: A mark that is lost with PostgreSQL costs a second taking, which no claim follows.
 UNFLUSHED = "SET synchronous_commit = off"
 
 
-class Hands(Protocol):
+class Threads(Protocol):
     """The threads that work."""
 
     @property
     def free(self) -> int:
         """How many of them have nothing to do."""
 
+    @property
+    def are_draining(self) -> bool:
+        """Whether they are to take on nothing more."""
+
     def work_on(self, run: OutgoingRun) -> None:
         """Have one of them work on the run."""
 
 
-class DirectTaker(threading.Thread):
-    """One in every worker process."""
+class LedgerFeed(LedgerThread):
+    """One in every worker process; it takes runs while ``carrier`` cannot carry them."""
 
     def __init__(
         self,
         engine: Engine,
-        hands: Hands,
+        carrier: Carrier,
         *,
         scopes: Mapping[str, Collection[str]],
-        queues: Collection[str],
-        is_needed: Callable[[], bool],
         every_seconds: float,
         resend_seconds: float,
     ) -> None:
-        super().__init__(name="rota-direct", daemon=True)
-        self._engine = engine
-        self._hands = hands
+        super().__init__(engine, "rota-ledger-feed")
+        self._carrier = carrier
         self._scopes = scopes
-        self._queues = list(queues)
-        self._is_needed = is_needed
         self._every_seconds = every_seconds
         self._resend_seconds = resend_seconds
-        self._stopping = threading.Event()
+        self._threads: Threads | None = None
+        self._queues: list[str] = []
         self._is_taking = False
         self._log_once = LogOnce(logger)
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
 
-    def run(self) -> None:
-        """Take whenever it is needed; errors are logged and survived."""
-        while not self._stopping.is_set():
-            try:
-                if self._is_needed():
-                    with database.dedicated(self._engine) as connection:
-                        self._take_while_needed(connection)
-            except (DBAPIError, PoolTimeout, psycopg2.Error) as error:
-                self._log_once.error(f"direct.interrupted: {database.brief(error)}; going on when it can")
-            except Exception:  # a background loop outlives its errors
-                logger.exception("direct.failed: going on")
-            self._is_taking = False
-            self._stopping.wait(AGAIN_SECONDS)
+    def feed(self, threads: Threads, queues: Sequence[str]) -> None:
+        """Start taking runs of ``queues`` for ``threads``."""
+        self._threads, self._queues = threads, list(queues)
+        self.start()
 
-    def wake(self) -> None:
+    @property
+    def is_needed(self) -> bool:
+        """Whether runs come to the threads by no other way."""
+        return self._threads is not None and not (self._carrier.carries or self._threads.are_draining)
+
+    def thread_is_free(self) -> None:
         """A thread has become free."""
         if self._is_taking:
-            with suppress(OSError):  # it is awake already, or has ended
-                self._writer.send(b".")
+            self.wake()
 
-    def stop(self, *, timeout_seconds: float = 10) -> None:
-        """Take nothing more."""
-        self._stopping.set()
-        self.wake()
-        if self.is_alive():
-            self.join(timeout_seconds)
-        if not self.is_alive():
-            self._reader.close()
-            self._writer.close()
-
-    def _take_while_needed(self, connection: Connection) -> None:
+    def work(self, connection: Connection) -> None:
+        """Take runs while that is needed."""
+        assert self._threads is not None
         connection.exec_driver_sql(UNFLUSHED)
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
         began = history.now(connection)
         self._is_taking = True
-        while self._is_needed() and not self._stopping.is_set():
-            self._take(connection, began)
+        while self.is_needed and not self._stopping.is_set():
+            self._take(connection, self._threads, began)
             self._log_once.reset()
-            self._wait(connection)
+            self.wait(connection, self._every_seconds)
 
-    def _take(self, connection: Connection, began: datetime) -> None:
+    def interrupted(self, error: Exception) -> None:
+        """Say so once."""
+        self._log_once.error(f"direct.interrupted: {database.brief(error)}; going on when it can")
+
+    def failed(self) -> None:
+        """Log it."""
+        logger.exception("direct.failed: going on")
+
+    def ended(self) -> float:
+        """Nothing is taken without a session."""
+        self._is_taking = False
+        return super().ended()
+
+    def _take(self, connection: Connection, threads: Threads, began: datetime) -> None:
         """Give every free thread a run, as long as there are both."""
-        while (free := self._hands.free) and not self._stopping.is_set():
+        while (free := threads.free) and not self._stopping.is_set():
             held = pauses.held(pauses.active(connection), self._scopes)
             jobs = self._scopes.keys() - held.keys()
-            outgoing = due.take_direct(
+            taken = due.take_direct(
                 connection, jobs, self._queues, most=free, began=began, resend_seconds=self._resend_seconds
             )
-            for run in outgoing:
-                self._hands.work_on(run)
-            if len(outgoing) < free:
+            for run in taken:
+                threads.work_on(run)
+            if len(taken) < free:
                 return
-
-    def _wait(self, connection: Connection) -> None:
-        """Wait until something may be due or a thread is free, at most until the next pass."""
-        driver: DriverConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
-        if not driver.notifies:
-            select.select([driver.fileno(), self._reader.fileno()], [], [], self._every_seconds)
-            driver.poll()
-        driver.notifies.clear()
-        with suppress(BlockingIOError):
-            self._reader.recv(4096)

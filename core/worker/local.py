@@ -19,38 +19,35 @@ from core.ledger import outbox
 from core.middleware import draining
 from core.middleware.draining import Draining
 from core.middleware.fast_lane_retries import FastLaneRetries
-from core.middleware.ledger_feed import DirectRuns
-from core.middleware.lifecycle import ProcessLife
+from core.middleware.ledger_feed import LedgerFeeding
+from core.middleware.lifecycle import Lifecycle
 from core.middleware.occupation import Occupation
-from core.middleware.periodiq_options import SchedulingOptions
+from core.middleware.periodiq_options import PeriodiqOptions
 from core.middleware.recycling import Recycling
 from core.transport.local import LocalBroker, LocalCarrier
-from core.worker import actors as brokers
-from core.worker.process import Parts, gather
+from core.worker import actors
+from core.worker.process import WorkerProcess, gather
 
 DRAINED_EVERY_SECONDS = 0.05
 
 
-def build(parts: Parts, occupation: Occupation) -> LocalBroker:
+def build(process: WorkerProcess, occupation: Occupation) -> LocalBroker:
     """The broker with everything on it; see ``core/main.py``."""
-    life = ProcessLife(
-        lambda queues: parts.heartbeat("worker", queues), lambda: parts.dispatcher(carrier), parts.watchdog
-    )
-    broker = LocalBroker(
-        [
-            CurrentMessage(),
-            SchedulingOptions(),
-            occupation,
-            DirectRuns(occupation, lambda hands, queues: parts.taker(hands, queues, lambda: not broker.is_draining)),
-            Draining(),
-            life,
-            Recycling(parts.endurance, occupation),
-            FastLaneRetries(),
-        ]
-    )
+    heartbeat = process.heartbeat("worker")
+    broker = LocalBroker(middleware=[])
     carrier = LocalCarrier(broker)
     outbox.attach(carrier)
-    brokers.declare(broker, parts.registry, parts.engine, parts.executor(lambda: life.process_id), carrier=carrier)
+
+    broker.add_middleware(CurrentMessage())  # first, so that everything below can ask which message it is about
+    broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
+    broker.add_middleware(occupation)  # before those that ask it
+    broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier), occupation))  # the only way that runs come here
+    broker.add_middleware(Draining())  # before the heartbeat ends, which it does after the last job
+    broker.add_middleware(Lifecycle(heartbeat, process.dispatcher(carrier), process.watchdog()))  # as in core/main.py
+    broker.add_middleware(Recycling(process.recycling_limits, occupation))  # counts what has ended
+    broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it
+
+    actors.declare(broker, process.registry, process.engine, process.executor(heartbeat), carrier=carrier)
     return broker
 
 
@@ -77,11 +74,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--queues", nargs="*", default=[])
     parser.add_argument("--grace", type=float, default=60.0)
     given = parser.parse_args(words)
-    parts = gather()
-    if parts.configured.mode != "local":
+    process = gather()
+    if process.configured.mode != "local":
         sys.exit("rota: core.worker.local is for SCHEDULER_MODE=local; run `rota worker`, which knows what to start")
     occupation = Occupation()
-    run(build(parts, occupation), occupation, given.queues, given.threads, given.grace)
+    run(build(process, occupation), occupation, given.queues, given.threads, given.grace)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 
@@ -16,17 +15,18 @@ from core.dispatcher.loop import REDIS_LOST_SECONDS, Dispatcher
 from core.errors import RotaError
 from core.jobs.registry import Registry, words_on_grace
 from core.ledger import releases
-from core.ledger.carrier import DispatchCarrier
+from core.ledger.carrier import Carrier, DispatchCarrier
 from core.ledger.processes import Identity
 from core.ledger.releases import Fleet
-from core.middleware.recycling import Endurance
+from core.middleware.recycling import RecyclingLimits
 from core.observability import logs, metrics
 from core.plugins import loading, unread_settings
 from core.settings import Settings
 from core.worker.completions import Completions
 from core.worker.executor import Executor
-from core.worker.heartbeat import Heartbeat, application_name, process_name
-from core.worker.ledger_feed import DirectTaker, Hands
+from core.worker.heartbeat import Heartbeat
+from core.worker.ledger_feed import LedgerFeed
+from core.worker.membership import Membership, application_name, process_name
 from core.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -35,16 +35,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class WorkerProcess:
     """Makes the parts of this process from its settings and its jobs; connects to nothing."""
 
     configured: Settings
     registry: Registry
-
-    @cached_property
-    def application(self) -> str:
-        """What this process calls its connections."""
-        return application_name()
+    #: What this process calls its connections.
+    application: str = field(default_factory=application_name)
 
     @cached_property
     def engine(self) -> Engine:
@@ -52,20 +49,14 @@ class Parts:
         url = self.configured.database_url.get_secret_value()
         return database.connect(url, pool_size=self.configured.db_pool_size, application=self.application)
 
-    @cached_property
-    def in_hand(self) -> set[int]:
-        """The tokens of the leases that this process knows it has."""
-        return set()
-
-    def heartbeat(self, kind: str, queues: tuple[str, ...] = (), broker_id: str | None = None) -> Heartbeat:
-        """What keeps this process known to the ledger."""
+    def heartbeat(self, kind: str) -> Heartbeat:
+        """What keeps this process known to the ledger, as one of that kind."""
         return Heartbeat(
             self.engine,
-            Identity(kind, process_name(), self.application, broker_id, queues),
+            Identity(kind, process_name(), self.application),
             every_seconds=self.configured.heartbeat_seconds,
             lease=timedelta(seconds=self.configured.lease_seconds),
             release=releases.of(self.registry),
-            in_hand=self.in_hand if kind == "worker" else None,
         )
 
     def dispatcher(self, carrier: DispatchCarrier) -> Dispatcher:
@@ -85,35 +76,28 @@ class Parts:
         """What ends this process, should a job not let anything else run for longer than a lease."""
         return Watchdog(self.configured.lease_seconds)
 
-    def taker(self, hands: Hands, queues: tuple[str, ...], is_needed: Callable[[], bool]) -> DirectTaker:
-        """What takes runs straight from the ledger while ``is_needed`` says so."""
-        return DirectTaker(
+    def ledger_feed(self, carrier: Carrier) -> LedgerFeed:
+        """What takes runs straight from the ledger while ``carrier`` cannot carry them."""
+        return LedgerFeed(
             self.engine,
-            hands,
+            carrier,
             scopes=self.registry.scopes,
-            queues=queues,
-            is_needed=is_needed,
             every_seconds=self.configured.dispatch_seconds,
             resend_seconds=self.configured.resend_seconds,
         )
 
     @property
-    def endurance(self) -> Endurance:
-        """What this process bears before it is replaced."""
-        return Endurance(
+    def recycling_limits(self) -> RecyclingLimits:
+        """How much this process does before it is replaced."""
+        return RecyclingLimits(
             self.configured.max_messages, self.configured.max_memory_mb, self.configured.min_process_seconds
         )
 
-    def executor(self, process_id: Callable[[], int | None], completions: Completions | None = None) -> Executor:
+    def executor(self, membership: Membership, completions: Completions | None = None) -> Executor:
         """What takes a run from its claim to its end; ``completions`` records successes together."""
         suspected_after = max(self.configured.max_crashes - 1, 1)
         return Executor(
-            self.engine,
-            process_id,
-            process_name(),
-            suspected_after=suspected_after,
-            completions=completions,
-            in_hand=self.in_hand,
+            self.engine, membership, process_name(), suspected_after=suspected_after, completions=completions
         )
 
     def fleet(self) -> Fleet:
@@ -122,7 +106,7 @@ class Parts:
             return releases.fleet(connection)
 
 
-def gather() -> Parts:
+def gather() -> WorkerProcess:
     """Read the settings and load the plugins; what is wrong ends the process with a clear message."""
     try:
         configured = settings.current()
@@ -136,7 +120,7 @@ def gather() -> Parts:
         if not plugin.is_disabled:
             metrics.plugin(plugin.name, is_up=not plugin.error)
     warn(configured, registry)
-    return Parts(configured, registry)
+    return WorkerProcess(configured, registry)
 
 
 def warn(configured: Settings, registry: Registry) -> None:

@@ -17,32 +17,40 @@ from pathlib import Path
 
 #: Beats in the time after which a silent process is ended.
 BEATS = 5
-#: How long who listens may take to notice that it is to end, in seconds.
+#: How long the listening process may take to notice that it is to end, in seconds.
 LEAVE_SECONDS = 5.0
 
 
 class Watchdog(threading.Thread):
-    """The beat of this process, and the one who listens to it."""
+    """The beat of this process, and the process that listens to it."""
 
     def __init__(self, silence_seconds: float) -> None:
         super().__init__(name="rota-watchdog", daemon=True)
         self._stopping = threading.Event()
         self._beat_seconds = silence_seconds / BEATS
+        self._listener: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process that listens, and beat. Raises OSError if there is no room for it."""
         command = [sys.executable, "-I", "-S", __file__, str(self._beat_seconds)]
         self._listener = subprocess.Popen(command, stdin=subprocess.PIPE)
-        assert self._listener.stdin is not None
-        self._pipe = self._listener.stdin.fileno()
-        os.set_blocking(self._pipe, False)
+        super().start()
 
     def run(self) -> None:
         """Beat until stopped."""
+        assert self._listener is not None
+        assert self._listener.stdin is not None
+        pipe = self._listener.stdin.fileno()
+        os.set_blocking(pipe, False)
         while not self._stopping.wait(self._beat_seconds):
             with suppress(OSError):  # it is gone, or was itself stopped
-                os.write(self._pipe, b".")
+                os.write(pipe, b".")
 
     def stop(self) -> None:
-        """End the one who listens."""
+        """End the process that listens, if there is one."""
         self._stopping.set()
+        if self._listener is None:
+            return
         if self.is_alive():
             self.join(LEAVE_SECONDS)  # the number of the pipe is another's once it is closed
         assert self._listener.stdin is not None

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 
 import core.schema.ledger
 from core import Run, cron, every
+from core.middleware.db_session import Work
 from core.plugins import loading
-from core.worker.run import Work
 from plugins.customer_service import CustomerService, join_queue, triggers
 
 FREQUENT = (every(seconds=30), 3, timedelta(seconds=30))

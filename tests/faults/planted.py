@@ -15,9 +15,9 @@ from core.dispatcher import sending
 from core.ledger import claims, leases, processes, runs, slots
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
+from core.middleware.db_session import Work
 from core.worker import executor
 from core.worker.executor import Executor, require
-from core.worker.run import Work
 
 PLANT = "FAULTS_PLANT"
 

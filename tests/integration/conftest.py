@@ -22,13 +22,14 @@ from core.ledger.claims import Verdict
 from core.ledger.leases import Lease
 from core.ledger.processes import Identity
 from core.middleware.fast_lane_retries import FastLaneRetries
-from core.middleware.periodiq_options import SchedulingOptions
+from core.middleware.periodiq_options import PeriodiqOptions
 from core.testing import create_database, drop_database, registry_of
 from core.transport import redis as redis_broker
 from core.transport.redis import RedisCarrier, RotaBroker
-from core.worker import actors as brokers
+from core.worker import actors
+from core.worker.actors import ClaimingAhead
 from core.worker.executor import Executor
-from core.worker.heartbeat import application_name
+from core.worker.membership import application_name
 from tests.support import effects
 from tests.support.ledger import Ledger
 
@@ -212,10 +213,14 @@ class Service:
 def service(engine: Engine, redis_url: str, registry: Registry, executor: Executor) -> Iterator[Service]:
     """A broker with an actor for each job, as ``core.main`` builds it, but for the process's own life."""
     with ExitStack() as stack:
-        own = [CurrentMessage(), SchedulingOptions(), FastLaneRetries()]
-        broker = brokers.build(redis_broker.connect(redis_url), own)
+        broker = RotaBroker(
+            redis_broker.connect(redis_url),
+            middleware=[CurrentMessage(), PeriodiqOptions(), FastLaneRetries()],
+            ledger_queues=registry.ledger_queues,
+            preparation=ClaimingAhead(registry, executor),
+        )
         stack.callback(broker.close)
-        brokers.declare(broker, registry, engine, executor)
+        actors.declare(broker, registry, engine, executor)
         carrier = RedisCarrier(broker)
         outbox.attach(carrier)
         stack.callback(outbox.attach, None)

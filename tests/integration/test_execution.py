@@ -416,16 +416,16 @@ class TestInHand:
 
     def test_a_run_is_in_hand_while_its_job_works(self, run_job, executor):
         seen = []
-        run_job(once(lambda run: seen.append(len(executor.in_hand))))
+        run_job(once(lambda run: seen.append(len(executor.membership.in_hand))))
         run_job(once(lambda run: 1 / 0))
 
         assert seen == [1]
-        assert executor.in_hand == set()
+        assert not executor.membership.in_hand.tokens
 
     def test_what_was_claimed_ahead_is_until_it_is_given_up(self, executor, ledger):
         run_id = ledger.request(exclusive=False)
         claimed = executor.claim_ahead([(run_id, "work")])
-        assert executor.in_hand == {claimed[0].token}
+        assert executor.membership.in_hand.tokens == {claimed[0].token}
 
         ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
         try:
@@ -433,5 +433,5 @@ class TestInHand:
         finally:
             ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
 
-        assert executor.in_hand == set()
+        assert not executor.membership.in_hand.tokens
         assert ledger.run(run_id).state == "running"  # until the heartbeat finds it

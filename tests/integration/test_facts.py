@@ -33,7 +33,7 @@ from core.embedded import EmbeddedRedis
 from core.errors import DeclarationError
 from core.ledger.carrier import OutgoingRun
 from core.scheduling.periodic import PeriodicSchedule
-from core.testing import FrozenClock, registered
+from core.testing import FrozenClock, Member, registered
 from core.worker.executor import Executor
 from tests.support.eventually import elapse, eventually
 
@@ -77,7 +77,7 @@ class TestFact1AnErrorBeforeTheMessage:
     def executor(self, database: Engine, postgres_url: str) -> Iterator[Executor]:
         engine = databases.connect(postgres_url, application=self.APPLICATION)
         with registered(database) as process_id:
-            yield Executor(engine, lambda: process_id, "test:1")
+            yield Executor(engine, Member(process_id), "test:1")
         engine.dispose()
 
     @contextmanager

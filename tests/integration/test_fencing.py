@@ -134,7 +134,7 @@ class TestAGoodLease:
     def test_progress_is_logged_but_not_at_every_checkpoint(self, run_job, monkeypatch, capsys):
         def function(run):
             run.checkpoint({"done": 1})
-            monkeypatch.setattr("core.worker.run.PROGRESS_SECONDS", 0)
+            monkeypatch.setattr("core.middleware.db_session.PROGRESS_SECONDS", 0)
             run.checkpoint({"done": 2})
             run.checkpoint()
 

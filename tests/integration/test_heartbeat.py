@@ -25,11 +25,11 @@ def beat(database, monkeypatch):
     monkeypatch.setattr(heartbeats, "REGISTER_AGAIN_SECONDS", 0.05)
     with ExitStack() as stack:
 
-        def beat(engine=database, *, every_seconds=0.05, lease=timedelta(seconds=15), in_hand=None):
-            identity = Identity("worker", "test:1", "rota:heartbeat", "its-broker", ("letters", "default"))
-            heartbeat = Heartbeat(engine, identity, every_seconds=every_seconds, lease=lease, in_hand=in_hand)
+        def beat(engine=database, *, every_seconds=0.05, lease=timedelta(seconds=15)):
+            identity = Identity("worker", "test:1", "rota:heartbeat")
+            heartbeat = Heartbeat(engine, identity, every_seconds=every_seconds, lease=lease)
             stack.callback(heartbeat.stop)
-            heartbeat.start()
+            heartbeat.start(["letters", "default"], "its-broker")
             return heartbeat
 
         yield beat
@@ -52,14 +52,13 @@ def test_it_registers_the_process_as_what_it_is(beat, ledger):
 def test_it_hands_back_what_was_claimed_here_and_nobody_has_in_hand(beat, ledger, monkeypatch, caplog):
     """As the answer to a claim that was lost on its way leaves it; not what was claimed a moment ago."""
     monkeypatch.setattr(heartbeats, "FORGOTTEN_SECONDS", 0.1)
-    in_hand = set()
-    heartbeat = beat(in_hand=in_hand)
+    heartbeat = beat()
     assert heartbeat.registered.wait(5)
     runs = [ledger.request(exclusive=False) for _ in range(3)]
     with databases.autocommit(ledger.engine) as connection:
         found = [claims.claim(connection, run_id, job="work", process_id=heartbeat.process_id, worker="test:1")[1]
                  for run_id in runs]  # fmt: skip
-    in_hand.add(found[0].token)
+    heartbeat.in_hand.add(found[0])
     ledger.do("UPDATE rota_runs SET started_at = started_at - interval '1 minute' WHERE id = ANY(:ids)", ids=runs[:2])
 
     eventually(lambda: ledger.run(runs[1]).state == "retrying", within=5)

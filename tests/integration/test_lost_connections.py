@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database as databases
 from core import job
@@ -16,7 +17,7 @@ from core.ledger import claims, processes, runs
 from core.ledger.processes import Identity
 from core.plugins.loading import current
 from core.schema import upgrade
-from core.testing import RunJob
+from core.testing import Member, RunJob
 from core.worker import executor
 from core.worker.executor import Executor
 from core.worker.heartbeat import Heartbeat
@@ -119,12 +120,16 @@ def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, l
 
 def test_an_outcome_that_cannot_be_recorded_is_given_up_with_the_lease(run_job, ledger, database, monkeypatch):
     monkeypatch.setattr(executor, "RECORD_AGAIN_SECONDS", 0.05)
-    process_id = run_job.executor.process_id()
+    process_id = run_job.executor.membership.process_id
     answers = iter([process_id, process_id, process_id])
-    forgetful = Executor(database, lambda: next(answers, None), "test:1")
+
+    class Forgetful(Member):
+        process_id = property(lambda self: next(answers, None), lambda self, _: None)
+
+    forgetful = Executor(database, Forgetful(None), "test:1")
 
     def away(*_):
-        raise executor.PoolTimeout("away on purpose")
+        raise PoolTimeout("away on purpose")
 
     monkeypatch.setattr(runs, "fail", away)
     run_id = run_job.request(failing)
@@ -141,7 +146,7 @@ def failing(run):
 def test_without_a_process_nothing_is_claimed(run_job, database):
     run_id = run_job.request(failing)
 
-    assert Executor(database, lambda: None, "test:1").execute(failing, run_id) == "none"
+    assert Executor(database, Member(None), "test:1").execute(failing, run_id) == "none"
     assert run_job.row(run_id).attempt == 0
 
 
@@ -164,7 +169,7 @@ def test_a_restart_of_postgresql_is_survived_between_and_during_runs(own_postgre
         connection.execute(
             text("INSERT INTO rota_processes VALUES (1, 'worker', 'x', NULL, 'x', '{}', now(), 'infinity')")
         )
-    run_job = RunJob(Executor(engine, lambda: 1, "test:1"))
+    run_job = RunJob(Executor(engine, Member(1), "test:1"))
 
     def restart(run):
         if run.attempt == 1:
@@ -196,7 +201,7 @@ def test_while_postgresql_is_down_a_claim_is_refused_and_nothing_runs(own_postgr
     ran = []
     own_postgres.stop()
 
-    assert Executor(engine, lambda: 1, "test:1").execute(once(lambda run: ran.append(run)), 1) == "none"
+    assert Executor(engine, Member(1), "test:1").execute(once(lambda run: ran.append(run)), 1) == "none"
 
     assert ran == []
     assert "run.not_claimed: " in caplog.text
@@ -210,7 +215,7 @@ def test_a_restart_of_postgresql_is_no_crash_of_the_processes_that_come_back(own
     heartbeat.start()
     assert heartbeat.registered.wait(10)
     before = heartbeat.process_id
-    run_job = RunJob(Executor(engine, lambda: before, "test:1"))
+    run_job = RunJob(Executor(engine, Member(before), "test:1"))
     run_id = run_job.request(failing)
     with databases.autocommit(engine) as connection:
         claims.claim(connection, run_id, job=failing.name, process_id=before, worker="test:1")

@@ -20,9 +20,8 @@ from core.ledger import orphans, releases, slots
 from core.ledger.releases import Fleet
 from core.testing import registry_of
 from core.transport import redis as redis_broker
-from core.transport.redis import RedisCarrier
+from core.transport.redis import RedisCarrier, RotaBroker
 from core.transport.redis.unknown_actors import PAUSE_SECONDS
-from core.worker import actors as brokers
 from tests.support.eventually import eventually
 
 GRACE = 60.0
@@ -63,7 +62,7 @@ def make_broker(redis_url):
     made = []
 
     def make(**options):
-        made.append(brokers.build(redis_broker.connect(redis_url), [CurrentMessage()], **options))
+        made.append(RotaBroker(redis_broker.connect(redis_url), middleware=[CurrentMessage()], **options))
         return made[-1]
 
     yield make

@@ -18,10 +18,11 @@ from core.ledger.models import State
 from core.ledger.processes import Identity
 from core.plugins import loading
 from core.schema import grants as rights
-from core.testing import RunJob, create_database, drop_database, registered
+from core.testing import Member, RunJob, create_database, drop_database, registered
 from core.worker import heartbeat as heartbeats
 from core.worker.executor import Executor
-from core.worker.heartbeat import Heartbeat, process_name
+from core.worker.heartbeat import Heartbeat
+from core.worker.membership import process_name
 from tests.support.eventually import eventually
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -162,7 +163,7 @@ def test_an_identity_column_needs_no_right_of_its_own_and_a_serial_does(database
 def test_a_run_without_rights_on_its_plugins_tables_is_retried_and_says_what_to_grant(database, engine, role):
     grant_the_ledger(database, engine)
     with registered(engine) as process_id:
-        run_job = RunJob(Executor(engine, lambda: process_id, process_name()))
+        run_job = RunJob(Executor(engine, Member(process_id), process_name()))
         run = run_job(read_coupons)
 
         assert (run.state, run.reason) == (State.RETRYING, "error")
@@ -185,13 +186,18 @@ def test_a_right_that_is_taken_away_under_a_run_leaves_it_to_be_recorded_once_it
 
     with registered(engine) as process_id:
 
-        def is_alive() -> int:
-            asked.append(process_id)
-            if len(asked) == 3:  # for the claim, to record the failure, and to record it again
-                do(database, f'GRANT UPDATE ON rota_runs TO "{role}"')
-            return process_id
+        class Granting(Member):
+            @property
+            def process_id(self) -> int:
+                asked.append(process_id)
+                if len(asked) == 3:  # for the claim, to record the failure, and to record it again
+                    do(database, f'GRANT UPDATE ON rota_runs TO "{role}"')
+                return process_id
 
-        run = RunJob(Executor(engine, is_alive, process_name()))(revoke)
+            @process_id.setter
+            def process_id(self, _: int) -> None: ...
+
+        run = RunJob(Executor(engine, Granting(process_id), process_name()))(revoke)
 
     assert (run.state, run.reason, run.attempt) == (State.RETRYING, "error", 1)
     assert len(asked) == 3

@@ -13,6 +13,7 @@ from core import database as databases
 from core import enqueue_many, job
 from core.ledger import claims, runs
 from core.ledger.leases import Lease
+from core.testing import Member
 from core.worker.completions import Completion, Completions
 from core.worker.executor import RECORDING, Executor
 from tests.support.effects import leave
@@ -153,7 +154,7 @@ class TestCompletions:
 
     @pytest.fixture
     def completions(self, database, process):
-        made = Completions(database, lambda: process.id)
+        made = Completions(database, Member(process.id))
         yield made
         made.stop()
 
@@ -182,7 +183,7 @@ class TestCompletions:
 
     def test_what_a_former_registration_claimed_is_lost(self, database, claim_many, ledger, start_process):
         told, present = Told(), start_process()
-        completions = Completions(database, lambda: present.id)
+        completions = Completions(database, Member(present.id))
         (lease,) = claim_many(ledger.request(exclusive=False))
         completions.add(told.of(lease))
         completions.stop()
@@ -191,7 +192,7 @@ class TestCompletions:
         assert ledger.run(lease.run_id).state == "running"
 
     def test_stopping_records_what_is_left(self, database, process, claim_many, ledger):
-        told, completions = Told(), Completions(database, lambda: process.id)
+        told, completions = Told(), Completions(database, Member(process.id))
         for lease in claim_many(*[ledger.request(exclusive=False) for _ in range(300)]):
             completions.add(told.of(lease))
         completions.stop()
@@ -216,8 +217,8 @@ class TestExecutor:
 
     @pytest.fixture
     def together(self, executor, database):
-        completions = Completions(database, executor.process_id)
-        yield Executor(database, executor.process_id, executor.worker, completions=completions)
+        completions = Completions(database, executor.membership)
+        yield Executor(database, executor.membership, executor.worker, completions=completions)
         completions.stop()
 
     def test_one_that_left_nothing_in_its_session_ends_when_it_is_recorded(self, together, ledger):

@@ -36,8 +36,8 @@ print(*broker.actors)
 print(*[name for name, actor in broker.actors.items() if "periodic" in actor.options])
 """
 LOCAL_ACTORS = """
-from core.worker import local
 from core.middleware.occupation import Occupation
+from core.worker import local
 from core.worker.process import gather
 
 print(*local.build(gather(), Occupation()).actors)
@@ -59,9 +59,9 @@ from core import database
 from core.ledger import releases
 from core.worker.process import gather
 
-parts = gather()
-with database.autocommit(parts.engine) as connection:
-    releases.record(connection, releases.of(parts.registry))
+process = gather()
+with database.autocommit(process.engine) as connection:
+    releases.record(connection, releases.of(process.registry))
 """
 
 

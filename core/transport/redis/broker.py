@@ -1,7 +1,7 @@
 """The broker of every Rota process."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol, cast
 
@@ -60,6 +60,11 @@ class Preparation(Protocol):
         """These are put back, and no thread has begun with them."""
 
 
+def always() -> bool:
+    """Whether this process may claim: always, without a heartbeat."""
+    return True
+
+
 class RotaBroker(RedisBroker):
     """Dramatiq's Redis broker, with acknowledgements gathered and consumers woken."""
 
@@ -68,9 +73,17 @@ class RotaBroker(RedisBroker):
         client: redis.Redis,
         *,
         middleware: Sequence[Any] = (),
+        ledger_queues: Collection[str] = (),
+        may_claim: Callable[[], bool] = always,
+        preparation: Preparation | None = None,
         ask_fleet: Callable[[], Fleet] = Fleet,
         orphan_seconds: float = 0,
     ) -> None:
+        """``ledger_queues``: the queues of jobs whose runs are in the ledger; ``may_claim``: whether this process may
+        claim such runs just now; ``preparation``: what is done for messages that threads are about to begin with.
+
+        ``ask_fleet`` tells what other processes know; by default there are none. It may raise SQLAlchemy's DBAPIError.
+        """
         #: What is called for a signal: only those of the middleware that have something to say to it.
         self._hooks: dict[str, list[Callable[..., None]]] = {}
         super().__init__(client=client, middleware=[*middleware, Hands()], maintenance_chance=0)
@@ -78,11 +91,9 @@ class RotaBroker(RedisBroker):
         self.is_draining = False
         #: What the worker's threads have in hand, while there is a worker.
         self.work_queue: WorkQueue | None = None
-        #: The queues of jobs whose runs are in the ledger, and whether this process may claim such runs just now.
-        self.ledger_queues: set[str] = set()
-        self.may_claim: Callable[[], bool] = lambda: True
-        #: What is done for messages that threads are about to begin with.
-        self.preparation: Preparation | None = None
+        self.ledger_queues = frozenset(ledger_queues)
+        self.may_claim = may_claim
+        self.preparation = preparation
         self.trouble = Trouble(client)
         self._held: dict[str, set[str]] = defaultdict(set)
         self._fetch = client.register_script(FETCH)
@@ -134,7 +145,9 @@ class RotaBroker(RedisBroker):
             self.preparation.undo(deliveries)
 
     def add_middleware(self, middleware: Middleware, **where: Any) -> None:
-        """Add ``middleware``, as Dramatiq's brokers do."""
+        """Add ``middleware``, as Dramatiq's brokers do; the broker's own stays the last."""
+        if not where and any(isinstance(each, Hands) for each in self.middleware):
+            where = {"before": Hands}
         self._hooks = {}
         super().add_middleware(middleware, **where)
         self._hooks = {}

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from dramatiq.message import Message
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from core.database import DATABASE_AWAY
 from core.ledger.releases import Fleet
 from core.observability import metrics
 from core.transport.messages import RUN_ID
@@ -103,7 +102,7 @@ class Strangers:
         """What the fleet knows; None while it cannot be asked."""
         try:
             return self._ask()
-        except (DBAPIError, PoolTimeout):
+        except DATABASE_AWAY:
             return None
 
     def _is_orphan(self, message: Message[Any], fleet: Fleet) -> bool:

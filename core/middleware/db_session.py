@@ -1,19 +1,18 @@
-"""What a job's function is handed: its session, the time, its arguments, and ways to checkpoint and to enqueue."""
+"""The session of an attempt: opened when it is first asked for, fenced by the lease at every commit."""
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, Protocol
+from datetime import timedelta
+from typing import Any
 
-import structlog
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from core.enqueue import enqueue
 from core.ledger import leases
 from core.ledger.leases import Lease
 
@@ -22,13 +21,6 @@ FENCED = "rota.fenced"
 #: How often the progress of a run is logged, in seconds.
 PROGRESS_SECONDS = 10.0
 DRIVER_CONNECTION = "rota.driver_connection"
-
-
-class Checkpoint(Protocol):
-    """The type of ``Run.checkpoint``, for functions that take it as an argument."""
-
-    def __call__(self, progress: Mapping[str, Any] | None = None, /) -> None:
-        """Commit this batch."""
 
 
 class JobSession(Session):
@@ -99,62 +91,28 @@ class Work:
             with suppress(DBAPIError):
                 self._session.invalidate()
 
-    def tell(self, log: structlog.stdlib.BoundLogger, progress: str) -> None:
-        """Log how far it is, if that was not done a moment ago."""
-        if time.monotonic() >= self._told_at + PROGRESS_SECONDS:
+    def checkpoint(self, progress: str | None) -> None:
+        """Commit what was done, with ``progress``, a JSON text. Raises LeaseLost."""
+        session = self.session
+        if self.lease is not None and progress is not None:
+            session.flush()
+            leases.hold(session, self.lease, progress)
+            session.mark_fenced()
+        session.commit()
+
+    def is_time_to_tell(self) -> bool:
+        """Whether progress was last logged a while ago; if so, it is now."""
+        is_time = time.monotonic() >= self._told_at + PROGRESS_SECONDS
+        if is_time:
             self._told_at = time.monotonic()
-            log.info("run.progress %s", progress)
+        return is_time
+
+    def enqueue(self, job: str, *, key: str, args: Mapping[str, Any] | None, delay: timedelta) -> int:
+        """Have ``job`` run once this transaction commits; the id of its run."""
+        return enqueue(self.session, job, key=key, args=args, delay=delay)
 
     def close(self) -> None:
         """Roll back what was not committed; a connection that is gone has rolled back by itself."""
         if self._session is not None:
             with suppress(DBAPIError):
                 self._session.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One attempt at a run, as the job's function sees it."""
-
-    id: int
-    job: str
-    key: str
-    #: The due time this run stands for, in UTC; None: it was requested.
-    slot: datetime | None
-    #: Counted from 1.
-    attempt: int
-    #: When the attempt began, in UTC, by the database's clock.
-    now: datetime
-    #: The arguments as JSON values, before they were turned into what the function's annotations say.
-    args: Mapping[str, Any]
-    log: structlog.stdlib.BoundLogger = field(repr=False)
-    work: "Work" = field(repr=False)
-
-    @property
-    def session(self) -> Session:
-        """In a transaction as soon as it is used; committed for you, with the run's success, when the job returns."""
-        return self.work.session
-
-    def checkpoint(self, progress: Mapping[str, Any] | None = None, /) -> None:
-        """Commit what was done so far, and go on in a new transaction.
-
-        ``progress`` is for people: ``rota runs`` shows the latest, and the log has one in ten seconds. Raises
-        LeaseLost, having committed nothing, if another worker owns the run by now.
-        """
-        session, lease = self.work.session, self.work.lease
-        told = json.dumps(progress, default=str, allow_nan=False) if progress is not None else None
-        if lease is not None and told is not None:
-            session.flush()
-            leases.hold(session, lease, told)
-            session.mark_fenced()
-        session.commit()
-        if told is not None:
-            self.work.tell(self.log, told)
-
-    def enqueue(
-        self, job: str, *, key: str = "", args: Mapping[str, Any] | None = None, delay: timedelta = timedelta(0)
-    ) -> int:
-        """Have ``job`` run once this transaction commits; see ``core.enqueue``."""
-        from core.enqueue import enqueue
-
-        return enqueue(self.session, job, key=key, args=args, delay=delay)

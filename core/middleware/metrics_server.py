@@ -1,0 +1,19 @@
+"""Has Dramatiq fork the process that serves ``/metrics``."""
+
+from typing import Any
+
+from dramatiq.middleware import Middleware
+
+from core.observability import metrics_server
+
+
+class MetricsServer(Middleware):
+    """Names the function to fork, unless ``port`` is 0."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    @property
+    def forks(self) -> list[Any]:
+        """The functions that Dramatiq's main process is to fork."""
+        return [metrics_server.serve] if self._port else []

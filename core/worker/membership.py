@@ -1,0 +1,53 @@
+"""This process as the ledger knows it: its id, its names, and the leases that it has in hand."""
+
+import os
+import secrets
+import socket
+from typing import Protocol
+
+from core.ledger.leases import Lease
+
+
+def process_name() -> str:
+    """This process, for people: ``host:pid``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def application_name() -> str:
+    """What this process calls its connections: unlike a pid it is never used twice. At most 63 bytes."""
+    return f"rota:{os.getpid()}:{secrets.token_hex(8)}"
+
+
+class LeasesInHand:
+    """The leases that this process knows it has, by their tokens; adding and removing need no lock."""
+
+    def __init__(self) -> None:
+        self._tokens: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def add(self, *leases: Lease) -> None:
+        """They were claimed."""
+        self._tokens.update(lease.token for lease in leases)
+
+    def remove(self, *leases: Lease) -> None:
+        """Their runs have ended, or were left to others."""
+        self._tokens.difference_update(lease.token for lease in leases)
+
+    @property
+    def tokens(self) -> set[int]:
+        """Their tokens now."""
+        return self._tokens.copy()
+
+
+class Membership(Protocol):
+    """What a process claims under: its heartbeat, as a rule."""
+
+    @property
+    def process_id(self) -> int | None:
+        """Its id in the ledger; None while it has none, and may claim nothing."""
+
+    @property
+    def in_hand(self) -> LeasesInHand:
+        """The leases that it knows it has."""

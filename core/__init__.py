@@ -1,27 +1,41 @@
 """Rota's front door: the only names a plugin may import. Importing it opens nothing."""
 
 from core.enqueue import enqueue, enqueue_many, publish, send, send_many
-from core.errors import RotaError, TimeLimitExceeded
+from core.errors import NaiveTime, RotaError, TimeLimitExceeded
+from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.run import Checkpoint, Run
 from core.jobs.schedules import cron, every
+from core.service_redis import service_redis
+from core.sweeps import in_batches, isolate, report_refused, sweep
+from core.tables import Instant, Tables, require_aware
 
 __all__ = [
     "Checkpoint",
+    "Instant",
     "Job",
+    "JobDefaults",
+    "NaiveTime",
     "PluginSettings",
     "RotaError",
     "Run",
+    "Tables",
     "TimeLimitExceeded",
     "cron",
     "enqueue",
     "enqueue_many",
     "every",
     "hookimpl",
+    "in_batches",
+    "isolate",
     "job",
     "publish",
+    "report_refused",
+    "require_aware",
     "send",
     "send_many",
+    "service_redis",
+    "sweep",
 ]

@@ -7,6 +7,7 @@ RotaError
 ├── UnknownJob             no loaded plugin has a job of that name
 ├── BadArguments           arguments that do not fit the job's signature
 ├── BadResult              a result that JSON cannot hold
+├── NaiveTime              a time without a time zone, or no time at all
 ├── PauseError             what is to be paused is paused, or what is to be resumed is not
 ├── LeaseLost              another worker owns the run now, or nobody does; stop at once
 ├── NotMigrated            the database lacks a migration
@@ -17,6 +18,8 @@ TimeLimitExceeded          a BaseException, so that ``except Exception`` in a jo
 
 import difflib
 from collections.abc import Iterable
+
+from sqlalchemy.exc import DontWrapMixin
 
 
 class RotaError(Exception):
@@ -45,6 +48,10 @@ class BadArguments(RotaError):
 
 class BadResult(RotaError):
     """A job returned what JSON cannot hold, or too much of it."""
+
+
+class NaiveTime(RotaError, DontWrapMixin):
+    """A time without a time zone, or no time at all. SQLAlchemy lets it through as it is."""
 
 
 class PauseError(RotaError):

@@ -187,6 +187,14 @@ def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
         raise SettingsError(f"{DISABLED_PLUGINS} {error}") from None
 
 
+def redis_url() -> str:
+    """REDIS_URL; for this alone no other setting needs to be there. Raises SettingsError if it is not set."""
+    url = os.environ.get("REDIS_URL", "")
+    if not url:
+        raise SettingsError(f"REDIS_URL is not set; {HOW_TO_SET['REDIS_URL']}")
+    return url
+
+
 def names() -> dict[str, str]:
     """Every setting's environment variable, with the sentence that describes it."""
     fields = Settings.model_fields

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, MetaData, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
@@ -51,7 +51,9 @@ __all__ = [
     "redis_url",
     "registry_of",
     "run_job",
+    "schema_differences",
     "servers_folder",
+    "take_back",
 ]
 
 #: A test may sit in a debugger for as long as this.
@@ -241,3 +243,55 @@ def _on_server(server_url: str, statement: str) -> None:
     with database.autocommit(engine) as connection:
         connection.exec_driver_sql(statement)
     database.dispose(engine)
+
+
+#: The constraints and indexes of some tables, as PostgreSQL writes them.
+DEFINITIONS = text("""
+    SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE conrelid::regclass::text = ANY (:tables)
+    UNION ALL SELECT tablename, indexname, indexdef FROM pg_indexes WHERE tablename = ANY (:tables)
+""")
+
+
+def schema_differences(engine: Engine, metadata: MetaData, *, plugin: str) -> list[Any]:
+    """How the migrated tables differ from what ``metadata`` says: columns, types, keys, checks and indexes.
+
+    Also the tables and indexes whose names do not begin with the name of ``plugin``.
+    """
+    with engine.connect() as connection:
+        different = _columns_that_differ(connection, metadata, f"{plugin}_")
+        migrated = _definitions(connection, metadata)
+        metadata.drop_all(connection)
+        metadata.create_all(connection)
+        declared = _definitions(connection, metadata)
+        connection.rollback()
+    names = {name for table, name, _ in migrated} | set(metadata.tables)
+    foreign = sorted(name for name in names if not name.startswith(f"{plugin}_"))
+    return [*different, *sorted(migrated ^ declared), *foreign]
+
+
+def take_back(connection: Connection, migrations: Path) -> None:
+    """Downgrade by every revision in the folder ``migrations``, the newest first, in the caller's transaction."""
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
+
+    with Operations.context(MigrationContext.configure(connection)):
+        for revision in ScriptDirectory(str(migrations), version_locations=[str(migrations)]).walk_revisions():
+            revision.module.downgrade()
+
+
+def _columns_that_differ(connection: Connection, metadata: MetaData, prefix: str) -> list[Any]:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    def is_ours(_object: object, name: str | None, kind: str, *_: object) -> bool:
+        return kind != "table" or str(name).startswith(prefix)
+
+    context = MigrationContext.configure(connection, opts={"include_object": is_ours, "compare_type": True})
+    return list(compare_metadata(context, metadata))
+
+
+def _definitions(connection: Connection, metadata: MetaData) -> set[tuple[str, str, str]]:
+    rows = connection.execute(DEFINITIONS, {"tables": [*metadata.tables]})
+    return {(table, name, definition) for table, name, definition in rows}

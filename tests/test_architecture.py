@@ -17,8 +17,8 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"operations", "scheduling"},
     {"enqueue", "schema", "transport"},
     {"ledger"},
-    {"database", "observability", "plugins"},
-    {"embedded", "jobs", "settings"},
+    {"database", "observability", "plugins", "sweeps", "tables"},
+    {"embedded", "jobs", "service_redis", "settings"},
     {"batching", "clock", "errors", "supervisor"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

@@ -12,7 +12,7 @@ from core import Checkpoint
 from plugins.expiry.errors import CodeTaken
 from plugins.expiry.instants import require_to_come
 from plugins.expiry.models import CodeState, Coupon, InvitationCode
-from plugins.expiry.sweeps import Ends, among, sweep
+from plugins.expiry.sweeps import Ends, among, end_due
 
 Code = type[Coupon] | type[InvitationCode]
 
@@ -50,7 +50,7 @@ def expire(session: Session, table: Code, now: datetime, *, checkpoint: Checkpoi
     is_open = table.state == CodeState.ACTIVE
     ends = Ends(table.__tablename__, table.id, table.ends_at, is_open, is_open & table.ends_at.is_(None))
 
-    def expire_batch(ids: Sequence[int]) -> int:
+    def expire_batch(ids: Sequence[int]) -> dict[str, int]:
         # By its place a locked row is found a second time for almost nothing. One that was changed after this statement
         # had begun is found at a place that the statement cannot see yet, and is left.
         held = select(CTID.label("place")).select_from(table).where(among(table.id, ids), ends.due(now))
@@ -58,6 +58,7 @@ def expire(session: Session, table: Code, now: datetime, *, checkpoint: Checkpoi
         expired = update(table).where(any_(func.array(places)) == CTID)
         values = expired.values(state=CodeState.EXPIRED, expired_at=now)
         result = session.execute(values, execution_options={"synchronize_session": False})
-        return cast(CursorResult[Any], result).rowcount
+        done = cast(CursorResult[Any], result).rowcount
+        return {"expired": done, "left": len(ids) - done}
 
-    return sweep(session, ends, now, expire_batch, word="expired", checkpoint=checkpoint, batch=batch)
+    return end_due(session, ends, now, expire_batch, counts=["expired"], checkpoint=checkpoint, batch=batch)

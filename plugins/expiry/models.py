@@ -8,8 +8,10 @@ rows that an older system may have left and that no sweep could judge.
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, Text, text
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core import Tables
 
 
 class TaskState(StrEnum):
@@ -43,18 +45,8 @@ class EntryKind(StrEnum):
     EXPIRED = "expired"
 
 
-class Base(DeclarativeBase):
-    """Metadata of this plugin alone."""
-
-    metadata = MetaData(
-        naming_convention={
-            "pk": "%(table_name)s_pkey",
-            "fk": "%(table_name)s_%(column_0_name)s_fkey",
-            "uq": "%(table_name)s_%(column_0_name)s_key",
-            "ck": "%(table_name)s_%(constraint_name)s_check",
-        }
-    )
-    type_annotation_map = {datetime: DateTime(timezone=True), str: Text, int: BigInteger}  # noqa: RUF012 - SQLAlchemy's own declaration
+class Base(Tables, DeclarativeBase):
+    """The tables of this plugin."""
 
 
 def is_a_date(column: str) -> CheckConstraint:

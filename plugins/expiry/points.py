@@ -21,11 +21,11 @@ from sqlalchemy import BigInteger, column, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
+from core import Checkpoint, Instant
 from plugins.expiry.errors import BadPoints, InsufficientPoints
 from plugins.expiry.instants import require_to_come
 from plugins.expiry.models import EntryKind, PointBalance, PointEntry, PointLot
-from plugins.expiry.sweeps import INSTANT, Ends, among, sweep
+from plugins.expiry.sweeps import Ends, among, end_due
 
 #: Lots in one batch; it keeps their users waiting who are just spending.
 BATCH = 1000
@@ -76,18 +76,14 @@ def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: in
 
     Counts the lots, and the points that were left in them.
     """
-    points = 0
 
-    def expire_batch(ids: Sequence[int]) -> int:
-        nonlocal points
+    def expire_batch(ids: Sequence[int]) -> dict[str, int]:
         lots = _lock_due_lots(session, ids, now)
         debited = _debit(session, lots)
         _write_off(session, lots, now)
-        points += debited
-        return len(lots)
+        return {"expired": len(lots), "left": len(ids) - len(lots), "points": debited}
 
-    counts = sweep(session, ENDS, now, expire_batch, word="expired", checkpoint=checkpoint, batch=batch)
-    return counts | {"points": points}
+    return end_due(session, ENDS, now, expire_batch, counts=["expired", "points"], checkpoint=checkpoint, batch=batch)
 
 
 def _require_points(points: int) -> None:
@@ -172,7 +168,7 @@ def _debit(session: Session, lot_ids: Sequence[int]) -> int:
 def _write_off(session: Session, lot_ids: Sequence[int], now: datetime) -> None:
     columns = [PointEntry.user_id, PointEntry.lot_id, PointEntry.kind, PointEntry.points, PointEntry.created_at]
     lots = select(
-        PointLot.user_id, PointLot.id, literal(EntryKind.EXPIRED), -PointLot.remaining, literal(now, INSTANT)
+        PointLot.user_id, PointLot.id, literal(EntryKind.EXPIRED), -PointLot.remaining, literal(now, Instant)
     ).where(among(PointLot.id, lot_ids))
     session.execute(insert(PointEntry).from_select(columns, lots))
     emptied = update(PointLot).where(among(PointLot.id, lot_ids)).values(remaining=0)

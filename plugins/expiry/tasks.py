@@ -15,7 +15,7 @@ from plugins.expiry.errors import UnknownTask
 from plugins.expiry.instants import require_to_come
 from plugins.expiry.models import CancelReason, Task, TaskState
 from plugins.expiry.notifications import notify_cancelled
-from plugins.expiry.sweeps import Ends, among, sweep
+from plugins.expiry.sweeps import Ends, among, end_due
 
 #: Tasks in one batch: each comes with a notification, stored and published.
 BATCH = 500
@@ -45,12 +45,12 @@ def cancel_task(session: Session, task_id: int, now: datetime) -> bool:
 def cancel_expired(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
     """Cancel every open task whose deadline is not after ``now``, tell its owner once, batch by batch; count them."""
 
-    def cancel_batch(ids: Sequence[int]) -> int:
+    def cancel_batch(ids: Sequence[int]) -> dict[str, int]:
         cancelled = _cancel(session, _lock_due(session, ids, now), now)
         notify_cancelled(session, cancelled, now)
-        return len(cancelled)
+        return {"cancelled": len(cancelled), "left": len(ids) - len(cancelled)}
 
-    return sweep(session, ENDS, now, cancel_batch, word="cancelled", checkpoint=checkpoint, batch=batch)
+    return end_due(session, ENDS, now, cancel_batch, counts=["cancelled"], checkpoint=checkpoint, batch=batch)
 
 
 def _close(session: Session, task_id: int, **values: object) -> bool:

@@ -1,10 +1,9 @@
 """The Redis in which the application keeps its sessions and its cache, and walking its keys in small steps."""
 
-import os
 from collections.abc import Iterator
-from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
+from core import RotaError, service_redis
 from plugins.maintenance.errors import NoRedis
 from plugins.maintenance.settings import MaintenanceSettings
 
@@ -15,23 +14,17 @@ Client: TypeAlias = "redis.Redis"
 
 #: Keys that one SCAN looks at; a step takes well under a millisecond of Redis' time.
 STEP = 500
-TIMEOUT_SECONDS = 10
 
 
 def client() -> Client:
     """This process's connection to the application's Redis. Raises NoRedis if no setting names one."""
     configured = MaintenanceSettings.current().redis_url
-    url = configured.get_secret_value() if configured is not None else os.environ.get("REDIS_URL", "")
-    if not url:
-        raise NoRedis
-    return _connected(url, os.getpid())
-
-
-@cache
-def _connected(url: str, _pid: int) -> Client:
-    import redis
-
-    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
+    if configured is not None:
+        return service_redis(configured.get_secret_value())
+    try:
+        return service_redis()
+    except RotaError as error:
+        raise NoRedis from error
 
 
 def scan(client: Client, pattern: bytes) -> Iterator[list[bytes]]:

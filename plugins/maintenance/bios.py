@@ -8,8 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Text, column, func, select, update, values
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
-from plugins.maintenance import pieces
+from core import Checkpoint, in_batches, sweep
 from plugins.maintenance.models import Review, Task, TaskExpert, TaskState
 
 #: A bio names the categories that an expert has completed most tasks in, and no more than these.
@@ -30,17 +29,21 @@ class Record(NamedTuple):
 
 def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500) -> dict[str, int]:
     """Rebuild every expert's bio, batch by batch, writing those that differ; count experts, changes and failures."""
-    counts = {"experts": 0, "changed": 0, "failed": 0}
-    last = ""
-    while experts := _lock_experts(session, last, batch):
-        last = list(experts)[-1]
-        changed = _changed(session, experts)
-        failed = pieces.apply(session, changed, lambda bios: _write(session, bios), noun="expert")
-        counts["experts"] += len(experts)
-        counts["changed"] += len(changed) - failed
-        counts["failed"] += failed
-        checkpoint(counts)
-    return counts
+
+    def rebuild(expert_ids: Sequence[str]) -> dict[str, int]:
+        changed = _changed(session, _read_experts(session, expert_ids))
+        _write(session, changed)
+        return {"experts": len(expert_ids), "changed": len(changed)}
+
+    return sweep(
+        session,
+        in_batches(lambda last: _lock_experts(session, last, batch)),
+        rebuild,
+        table=TaskExpert.__tablename__,
+        counts={"experts": 0, "changed": 0, "failed": 0},
+        checkpoint=checkpoint,
+        refused="failed",
+    )
 
 
 def summary(record: Record) -> str:
@@ -75,15 +78,20 @@ def _plural(number: int, one: str, many: str = "") -> str:
 
 
 class Expert(NamedTuple):
-    """A row, locked."""
+    """What is kept of an expert's row."""
 
     bio: str
     response_time: timedelta | None
 
 
-def _lock_experts(session: Session, after: str, batch: int) -> dict[str, Expert]:
-    experts = select(TaskExpert.id, TaskExpert.bio, TaskExpert.average_response_time).where(TaskExpert.id > after)
-    rows = session.execute(experts.order_by(TaskExpert.id).limit(batch).with_for_update(skip_locked=True))
+def _lock_experts(session: Session, after: str | None, batch: int) -> Sequence[str]:
+    experts = select(TaskExpert.id).order_by(TaskExpert.id).limit(batch).with_for_update(skip_locked=True)
+    return session.scalars(experts if after is None else experts.where(TaskExpert.id > after)).all()
+
+
+def _read_experts(session: Session, expert_ids: Sequence[str]) -> dict[str, Expert]:
+    experts = select(TaskExpert.id, TaskExpert.bio, TaskExpert.average_response_time)
+    rows = session.execute(experts.where(TaskExpert.id.in_(expert_ids)))
     return {expert_id: Expert(bio, response_time) for expert_id, bio, response_time in rows}
 
 
@@ -121,6 +129,8 @@ def _ratings(session: Session, expert_ids: Sequence[str]) -> dict[str, tuple[int
 
 
 def _write(session: Session, bios: Sequence[tuple[str, str]]) -> None:
+    if not bios:
+        return
     new = values(column("expert_id", Text), column("bio", Text), name="new").data(list(bios))
     session.execute(
         update(TaskExpert).where(TaskExpert.id == new.c.expert_id).values(bio=new.c.bio),

@@ -18,24 +18,28 @@ row that names a path outside its owner's own folders is refused, and so left, w
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from core import Checkpoint
-from plugins.maintenance import pieces
+from core import Checkpoint, in_batches, sweep
+from plugins.maintenance import places
 from plugins.maintenance.errors import WallError, reason
+from plugins.maintenance.places import Place
 from plugins.maintenance.upload_root import descended, is_plain, remove_tree, sync
 
 log = logging.getLogger(__name__)
 
 #: File rows that are in memory at a time.
 FILE_ROWS = 1000
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Journal:
     parents: Sequence[tuple[str, ...]]
     #: Step 3, for these rows, whose files are gone.
     record: Callable[[Session, Sequence[int], datetime], None]
+
+    @property
+    def table(self) -> str:
+        """The table of the rows."""
+        return str(self.owner_id.class_.__tablename__)
 
     def is_own(self, owner_id: int, path: bytes) -> bool:
         """Whether ``path`` is in one of the own folders of that row."""
@@ -81,18 +90,25 @@ class Deletion:
     counts: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> dict[str, int]:
-        """Carry through what was announced before, then announce and delete what is due, batch by batch."""
+        """Announce what is due, then carry through what is announced, now or before, batch by batch."""
         self.counts = {f"{self.journal.noun}s": 0, "files": 0, "failed": 0}
         with self._parents() as parents:
-            last = 0
-            while owner_ids := self._announced(last):
-                last = owner_ids[-1]
-                self._delete(parents, owner_ids)
             for rule, oldest_first in self.due:
-                while owner_ids := self._announce(rule, oldest_first):
-                    self.checkpoint(self.counts)
-                    self._delete(parents, owner_ids)
+                due = in_batches(partial(self._lock_due, rule, oldest_first))
+                self._sweep(due, lambda found: self._announce([place.id for place in found]))
+            self._sweep(self._deleted(parents), self._record)
         return self.counts
+
+    def _sweep(self, batches: Iterable[Sequence[Row]], act: Callable[[Sequence[Row]], dict[str, int]]) -> None:
+        sweep(
+            self.session,
+            batches,
+            act,
+            table=self.journal.table,
+            counts=self.counts,
+            checkpoint=self.checkpoint,
+            refused="failed",
+        )
 
     @contextmanager
     def _parents(self) -> Iterator[list[int]]:
@@ -100,38 +116,41 @@ class Deletion:
             opened = [stack.enter_context(descended(self.root, names)) for names in self.journal.parents]
             yield [parent for parent in opened if parent is not None]
 
-    def _announce(self, rule: ColumnElement[bool], oldest_first: InstrumentedAttribute[Any]) -> Sequence[int]:
+    def _lock_due(
+        self, rule: ColumnElement[bool], oldest_first: InstrumentedAttribute[Any], last: Place | None
+    ) -> list[Place]:
         journal = self.journal
         due = (
-            select(journal.owner_id)
-            .where(rule, journal.began_at.is_(None))
+            select(*places.columns(journal.owner_id, oldest_first))
+            .where(rule, journal.began_at.is_(None), places.after(last, journal.owner_id, oldest_first))
             .order_by(oldest_first, journal.owner_id)
             .limit(self.batch)
             .with_for_update(skip_locked=True)
         )
-        owner_ids = self.session.scalars(due).all()
-        if owner_ids:
-            announced = update(journal.owner_id.class_).where(journal.owner_id.in_(owner_ids))
-            self.session.execute(
-                announced.values({journal.began_at: self.now}), execution_options={"synchronize_session": False}
-            )
-        return owner_ids
+        return [Place(*row) for row in self.session.execute(due)]
 
-    def _announced(self, after: int) -> Sequence[int]:
+    def _announce(self, owner_ids: Sequence[int]) -> dict[str, int]:
+        announced = update(self.journal.owner_id.class_).where(self.journal.owner_id.in_(owner_ids))
+        self.session.execute(
+            announced.values({self.journal.began_at: self.now}), execution_options={"synchronize_session": False}
+        )
+        return {}
+
+    def _deleted(self, parents: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Delete the files of what is announced, batch by batch; yield the rows of which no file is left, locked."""
+        for owner_ids in in_batches(self._announced):
+            locked = self._lock(owner_ids)
+            refused = self._refused(locked)
+            gone = [one for one in locked if self._delete_files(parents, one) and one not in refused]
+            for parent in parents:
+                sync(parent)
+            self.counts["failed"] += len(locked) - len(gone)
+            yield gone
+
+    def _announced(self, after: int | None) -> Sequence[int]:
         journal = self.journal
-        going = select(journal.owner_id).where(journal.is_going, journal.owner_id > after)
-        return self.session.scalars(going.order_by(journal.owner_id).limit(self.batch)).all()
-
-    def _delete(self, parents: Sequence[int], owner_ids: Sequence[int]) -> None:
-        locked = self._lock(owner_ids)
-        refused = self._refused(locked)
-        gone = [owner_id for owner_id in locked if self._delete_files(parents, owner_id) and owner_id not in refused]
-        for parent in parents:
-            sync(parent)
-        failed = pieces.apply(self.session, gone, self._record, noun=self.journal.noun)
-        self.counts[f"{self.journal.noun}s"] += len(gone) - failed
-        self.counts["failed"] += len(locked) - len(gone) + failed
-        self.checkpoint(self.counts)
+        going = select(journal.owner_id).where(journal.is_going).order_by(journal.owner_id).limit(self.batch)
+        return self.session.scalars(going if after is None else going.where(journal.owner_id > after)).all()
 
     def _lock(self, owner_ids: Sequence[int]) -> Sequence[int]:
         journal = self.journal
@@ -161,8 +180,9 @@ class Deletion:
             return False
         return True
 
-    def _record(self, owner_ids: Sequence[int]) -> None:
+    def _record(self, owner_ids: Sequence[int]) -> dict[str, int]:
         self.journal.record(self.session, owner_ids, self.now)
+        return {f"{self.journal.noun}s": len(owner_ids)}
 
 
 def _encoded(names: Sequence[str]) -> list[bytes]:

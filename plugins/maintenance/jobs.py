@@ -1,9 +1,8 @@
 """The ten jobs of maintenance: what runs, when, and how often it may fail."""
 
 from datetime import timedelta
-from typing import TypedDict
 
-from core import Run, cron, every, job
+from core import JobDefaults, Run, cron, every
 from plugins.maintenance import application_redis, cache, sessions
 from plugins.maintenance.bios import update_bios
 from plugins.maintenance.flea_market import delete_stale_items
@@ -17,52 +16,43 @@ from plugins.maintenance.upload_root import opened
 
 LONDON = "Europe/London"
 
-
-class Options(TypedDict):
-    """What all of these jobs have in common."""
-
-    queue: str
-    max_retries: int
-    retry_delay: timedelta
+job = JobDefaults(queue="maintenance", max_retries=2, retry_delay=timedelta(seconds=300))
 
 
-UNHURRIED = Options(queue="maintenance", max_retries=2, retry_delay=timedelta(seconds=300))
-
-
-@job("cleanup-expired-sessions", schedule=every(hours=1), **UNHURRIED)
+@job("cleanup-expired-sessions", schedule=every(hours=1))
 def cleanup_expired_sessions(run: Run) -> dict[str, int]:
     """Remove what TTLs leave behind of sessions: inactive ones, and members of users' sets whose session is gone."""
     return sessions.clean_sessions(application_redis.client(), checkpoint=run.checkpoint)
 
 
-@job("cleanup-expired-cache", schedule=every(hours=1), **UNHURRIED)
+@job("cleanup-expired-cache", schedule=every(hours=1))
 def cleanup_expired_cache(run: Run) -> dict[str, int]:
     """Delete cache entries without TTL that were unused for more than 7 days."""
     return cache.delete_unused(application_redis.client(), run.now, checkpoint=run.checkpoint)
 
 
-@job("cleanup-completed-task-files", schedule=cron("10 3 * * *", tz=LONDON), **UNHURRIED)
+@job("cleanup-completed-task-files", schedule=cron("10 3 * * *", tz=LONDON))
 def cleanup_completed_task_files(run: Run) -> dict[str, int]:
     """Delete images and files of tasks completed more than 3 days ago."""
     with opened(MaintenanceSettings.current().upload_root) as root:
         return delete_files_of_completed(run.session, root, run.now, checkpoint=run.checkpoint)
 
 
-@job("cleanup-expired-task-files", schedule=cron("20 3 * * *", tz=LONDON), **UNHURRIED)
+@job("cleanup-expired-task-files", schedule=cron("20 3 * * *", tz=LONDON))
 def cleanup_expired_task_files(run: Run) -> dict[str, int]:
     """Delete images and files of tasks cancelled, or past their deadline, for more than 3 days."""
     with opened(MaintenanceSettings.current().upload_root) as root:
         return delete_files_of_expired(run.session, root, run.now, checkpoint=run.checkpoint)
 
 
-@job("cleanup-expired-flea-market-items", schedule=cron("30 3 * * *", tz=LONDON), **UNHURRIED)
+@job("cleanup-expired-flea-market-items", schedule=cron("30 3 * * *", tz=LONDON))
 def cleanup_expired_flea_market_items(run: Run) -> dict[str, int]:
     """Delete flea-market items not refreshed for more than 10 days, with their images."""
     with opened(MaintenanceSettings.current().upload_root) as root:
         return delete_stale_items(run.session, root, run.now, checkpoint=run.checkpoint)
 
 
-@job("cleanup-unused-temp-images", schedule=every(hours=1), **UNHURRIED)
+@job("cleanup-unused-temp-images", schedule=every(hours=1))
 def cleanup_unused_temp_images(run: Run) -> dict[str, int]:
     """Delete temporary images older than 24 hours, so many in each run, resuming where the last one stopped."""
     settings = MaintenanceSettings.current()
@@ -77,26 +67,26 @@ def cleanup_unused_temp_images(run: Run) -> dict[str, int]:
         )
 
 
-@job("cleanup-expired-time-slots", schedule=cron("40 3 * * *", tz=LONDON), **UNHURRIED)
+@job("cleanup-expired-time-slots", schedule=cron("40 3 * * *", tz=LONDON))
 def cleanup_expired_time_slots(run: Run) -> dict[str, int]:
     """Delete time slots past their retention on which every task is completed or cancelled."""
     retention = timedelta(days=MaintenanceSettings.current().time_slot_retention_days)
     return delete_old_slots(run.session, run.now, retention=retention, checkpoint=run.checkpoint)
 
 
-@job("update-all-users-statistics", schedule=every(minutes=10), **UNHURRIED)
+@job("update-all-users-statistics", schedule=every(minutes=10))
 def update_all_users_statistics(run: Run) -> dict[str, int]:
     """Recompute the figures of the users something changed for."""
     return update_statistics(run.session, run.now, checkpoint=run.checkpoint)
 
 
-@job("update-featured-task-experts-response-time", schedule=cron("0 4 * * *", tz=LONDON), **UNHURRIED)
+@job("update-featured-task-experts-response-time", schedule=cron("0 4 * * *", tz=LONDON))
 def update_featured_task_experts_response_time(run: Run) -> dict[str, int]:
     """Recompute featured experts' average response time."""
     return update_response_times(run.session, run.now, checkpoint=run.checkpoint)
 
 
-@job("update-task-experts-bio", schedule=cron("10 4 * * *", tz=LONDON), **UNHURRIED)
+@job("update-task-experts-bio", schedule=cron("10 4 * * *", tz=LONDON))
 def update_task_experts_bio(run: Run) -> dict[str, int]:
     """Rebuild experts' summary bios."""
     return update_bios(run.session, run.now, checkpoint=run.checkpoint)

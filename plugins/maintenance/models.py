@@ -9,23 +9,11 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    DateTime,
-    ForeignKey,
-    Identity,
-    Index,
-    Interval,
-    LargeBinary,
-    MetaData,
-    Numeric,
-    SmallInteger,
-    Text,
-    text,
-)
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, Numeric, SmallInteger, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core import Tables
 
 
 class TaskState(StrEnum):
@@ -37,24 +25,8 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Base(DeclarativeBase):
-    """Metadata of this plugin alone."""
-
-    metadata = MetaData(
-        naming_convention={
-            "pk": "%(table_name)s_pkey",
-            "fk": "%(table_name)s_%(column_0_name)s_fkey",
-            "uq": "%(table_name)s_%(column_0_name)s_key",
-            "ck": "%(table_name)s_%(constraint_name)s_check",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own declaration
-        bytes: LargeBinary,
-        datetime: DateTime(timezone=True),
-        int: BigInteger,
-        str: Text,
-        timedelta: Interval,
-    }
+class Base(Tables, DeclarativeBase):
+    """The tables of this plugin."""
 
 
 class TimeSlot(Base):

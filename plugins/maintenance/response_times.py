@@ -10,8 +10,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, case, func, select, update
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
-from plugins.maintenance import pieces
+from core import Checkpoint, in_batches, sweep
 from plugins.maintenance.models import ExpertInquiry, TaskExpert
 
 #: A case, because PostgreSQL subtracts before it filters otherwise, and cannot subtract infinite instants.
@@ -29,29 +28,31 @@ def update_response_times(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
     """Recompute the average response time of every featured expert, batch by batch; count experts and failures."""
-    counts = {"experts": 0, "failed": 0}
-    last = ""
-    while expert_ids := _lock_featured(session, last, batch):
-        last = expert_ids[-1]
-        failed = pieces.apply(session, expert_ids, lambda ids: _recompute(session, ids), noun="expert")
-        counts["experts"] += len(expert_ids) - failed
-        counts["failed"] += failed
-        checkpoint(counts)
-    return counts
+    return sweep(
+        session,
+        in_batches(lambda last: _lock_featured(session, last, batch)),
+        lambda expert_ids: _recompute(session, expert_ids),
+        table=TaskExpert.__tablename__,
+        counts={"experts": 0, "failed": 0},
+        checkpoint=checkpoint,
+        refused="failed",
+    )
 
 
-def _lock_featured(session: Session, after: str, batch: int) -> Sequence[str]:
-    featured = select(TaskExpert.id).where(TaskExpert.is_featured, TaskExpert.id > after)
-    return session.scalars(featured.order_by(TaskExpert.id).limit(batch).with_for_update(skip_locked=True)).all()
+def _lock_featured(session: Session, after: str | None, batch: int) -> Sequence[str]:
+    featured = select(TaskExpert.id).where(TaskExpert.is_featured).order_by(TaskExpert.id).limit(batch)
+    onwards = featured if after is None else featured.where(TaskExpert.id > after)
+    return session.scalars(onwards.with_for_update(skip_locked=True)).all()
 
 
-def _recompute(session: Session, expert_ids: Sequence[str]) -> None:
+def _recompute(session: Session, expert_ids: Sequence[str]) -> dict[str, int]:
     session.execute(
         update(TaskExpert)
         .where(TaskExpert.id.in_(expert_ids), TaskExpert.average_response_time.is_distinct_from(_average()))
         .values(average_response_time=_average()),
         execution_options={"synchronize_session": False},
     )
+    return {"experts": len(expert_ids)}
 
 
 def _average() -> ColumnElement[object]:

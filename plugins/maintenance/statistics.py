@@ -5,7 +5,7 @@ that changes a task or a review; a mark is only ever added, so writers never wai
 sweep takes a batch of marks away, locks the figures of the users they name, and recomputes those in *later* statements
 of the same transaction. Under READ COMMITTED, PostgreSQL's default, a later statement sees all that was committed
 before it began: the change whose mark was taken, at least. A change that it does not see is not committed yet, and so
-its mark is not taken yet either.
+its mark is not taken yet either. A user whose figures are refused keeps a mark, for the next run.
 
 **No old figures over new ones.** Two sweeps may hold marks of one user. Each recomputes only after it has the lock on
 that user's row, so the later one sees whatever the earlier one saw, and more. Rows are locked in the order of user ids.
@@ -33,8 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import QueryableAttribute, Session
 
-from core import Checkpoint
-from plugins.maintenance import pieces
+from core import Checkpoint, Instant, isolate
 from plugins.maintenance.models import ChangedUser, Review, Task, TaskState, UserStatistics
 
 UNSYNCHRONISED = {"synchronize_session": False}
@@ -53,12 +52,17 @@ def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint
     Changes marked after the sweep began may be left to the next one, so that it ends.
     """
     counts = {"users": 0, "failed": 0}
+
+    def refresh(user_ids: Sequence[str]) -> dict[str, int]:
+        recompute(session, user_ids, now)
+        return {"users": len(user_ids)}
+
     newest = session.scalar(select(func.max(ChangedUser.id))) or 0
     while user_ids := _take_marks(session, newest, batch):
-        users = sorted(set(user_ids))
-        failed = pieces.apply(session, users, lambda some: recompute(session, some, now), noun="user")
-        counts["users"] += len(users) - failed
-        counts["failed"] += failed
+        done, refused = isolate(session, sorted(set(user_ids)), refresh, table=UserStatistics.__tablename__)
+        _keep_marks(session, refused, newest)
+        counts["users"] += done.get("users", 0)
+        counts["failed"] += len(refused)
         checkpoint(counts)
     return counts
 
@@ -100,6 +104,18 @@ def _take_marks(session: Session, newest: int, batch: int) -> Sequence[str]:
     return session.scalars(taken, execution_options=UNSYNCHRONISED).all()
 
 
+def _keep_marks(session: Session, user_ids: Sequence[str], newest: int) -> None:
+    """One mark of each of these users is left to the next run, and none that this run would come upon again."""
+    if not user_ids:
+        return
+    others = select(ChangedUser.id).where(ChangedUser.id <= newest, ChangedUser.user_id.in_(_users(user_ids)))
+    session.execute(
+        delete(ChangedUser).where(ChangedUser.id.in_(others.with_for_update(skip_locked=True))),
+        execution_options=UNSYNCHRONISED,
+    )
+    session.execute(insert(ChangedUser), [{"user_id": user_id} for user_id in user_ids])
+
+
 def _users(user_ids: Sequence[str]) -> Select[tuple[str]]:
     """One parameter for all of them: thousands would cost more to write into a statement than to look up."""
     ids = literal(list(user_ids), ARRAY(Text))
@@ -108,7 +124,7 @@ def _users(user_ids: Sequence[str]) -> Select[tuple[str]]:
 
 def _add_missing(session: Session, users: Select[tuple[str]], now: datetime) -> None:
     wanted = users.subquery()
-    rows = select(wanted.c.user_id, literal(now)).order_by(wanted.c.user_id)
+    rows = select(wanted.c.user_id, literal(now, Instant)).order_by(wanted.c.user_id)
     session.execute(insert(UserStatistics).from_select(["user_id", "updated_at"], rows).on_conflict_do_nothing())
 
 

@@ -9,13 +9,13 @@ ones: nobody can reopen a task, or put one on the slot, in between. What somebod
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Row, Text, cast, delete, exists, literal, select, tuple_
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
-from plugins.maintenance import pieces
+from core import Checkpoint, in_batches, sweep
+from plugins.maintenance import places
 from plugins.maintenance.models import Task, TaskState, TimeSlot
+from plugins.maintenance.places import Place
 
 FINISHED = Task.state.in_([TaskState.COMPLETED, TaskState.CANCELLED])
 
@@ -24,27 +24,35 @@ def delete_old_slots(
     session: Session, now: datetime, *, retention: timedelta, checkpoint: Checkpoint, batch: int = 1000
 ) -> dict[str, int]:
     """Delete slots that ended more than ``retention`` ago and have no unfinished task; count, also those kept."""
-    counts = {"deleted": 0, "kept": 0, "failed": 0}
-    after = None
-    while slots := _lock_old(session, now - retention, after, batch):
-        after = slots[-1]
-        deletable = _deletable(session, [slot.id for slot in slots])
-        failed = pieces.apply(session, deletable, lambda ids: _delete(session, ids), noun="time_slot")
-        counts["deleted"] += len(deletable) - failed
-        counts["kept"] += len(slots) - len(deletable)
-        counts["failed"] += failed
-        checkpoint(counts)
-    return counts
+    before = now - retention
+    return sweep(
+        session,
+        in_batches(lambda last: _lock_old(session, before, last, batch)),
+        lambda slots: _delete_finished(session, [slot.id for slot in slots]),
+        table=TimeSlot.__tablename__,
+        counts={"deleted": 0, "kept": 0, "failed": 0},
+        checkpoint=checkpoint,
+        refused="failed",
+    )
 
 
-def _lock_old(session: Session, before: datetime, after: Row[int, str] | None, batch: int) -> Sequence[Row[int, str]]:
-    # The end as text: PostgreSQL knows instants that Python does not, and they are here only to be given back.
-    old = select(TimeSlot.id, cast(TimeSlot.ends_at, Text).label("ends_at")).where(TimeSlot.ends_at < before)
-    if after is not None:
-        last = tuple_(cast(literal(after.ends_at), TIMESTAMP(timezone=True)), literal(after.id))
-        old = old.where(tuple_(TimeSlot.ends_at, TimeSlot.id) > last)
-    order = old.order_by(TimeSlot.ends_at, TimeSlot.id).limit(batch)
-    return session.execute(order.with_for_update(skip_locked=True)).all()
+def _lock_old(session: Session, before: datetime, last: Place | None, batch: int) -> list[Place]:
+    old = (
+        select(*places.columns(TimeSlot.id, TimeSlot.ends_at))
+        .where(TimeSlot.ends_at < before, places.after(last, TimeSlot.id, TimeSlot.ends_at))
+        .order_by(TimeSlot.ends_at, TimeSlot.id)
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+    )
+    return [Place(*row) for row in session.execute(old)]
+
+
+def _delete_finished(session: Session, slot_ids: Sequence[int]) -> dict[str, int]:
+    deletable = _deletable(session, slot_ids)
+    session.execute(
+        delete(TimeSlot).where(TimeSlot.id.in_(deletable)), execution_options={"synchronize_session": False}
+    )
+    return {"deleted": len(deletable), "kept": len(slot_ids) - len(deletable)}
 
 
 def _deletable(session: Session, slot_ids: Sequence[int]) -> Sequence[int]:
@@ -52,7 +60,3 @@ def _deletable(session: Session, slot_ids: Sequence[int]) -> Sequence[int]:
     locked = session.scalars(finished).all()
     other = exists().where(Task.time_slot_id == TimeSlot.id, Task.id.not_in(locked))
     return session.scalars(select(TimeSlot.id).where(TimeSlot.id.in_(slot_ids), ~other)).all()
-
-
-def _delete(session: Session, slot_ids: Sequence[int]) -> None:
-    session.execute(delete(TimeSlot).where(TimeSlot.id.in_(slot_ids)), execution_options={"synchronize_session": False})

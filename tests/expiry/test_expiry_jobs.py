@@ -177,7 +177,7 @@ def test_broken_rows_are_told_in_the_result(session: Session, run_job: RunJob, d
     run = run_job(POINTS.job, now=NOON)
 
     assert run.result == {"expired": 2, "left": 0, "broken": 1, "points": 4}
-    assert "sweep.broken_rows table=expiry_point_lots count=1 ids=2" in caplog.text
+    assert "sweep.rows_refused table=expiry_point_lots count=1 ids=2 " in caplog.text
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_it_is_built_installed_tested_and_uninstalled_as_written(rota, tmp_path)
         "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path / "lost_notes" / "tests"
     )
     assert tested.returncode == 0, tested.stdout + tested.stderr
-    assert "4 passed" in tested.stdout
+    assert "5 passed" in tested.stdout
     assert "lost-notes-forget-notes" in jobs(environment)
 
     environment.uninstall("rota-lost-notes")

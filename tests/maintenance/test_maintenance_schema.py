@@ -1,43 +1,22 @@
 """The migration makes what the models say, and takes it away again; each sweep's query has its index."""
 
-import importlib
-import re
-
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from maintenance_world import NOON
-from sqlalchemy import CheckConstraint, inspect, text
+from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
+from core.testing import schema_differences, take_back
+from plugins.maintenance import Maintenance
 from plugins.maintenance.models import Base, Review, Task
 
 OURS = "maintenance_"
 
 
-def test_the_migration_and_the_models_agree(engine):
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"include_object": is_ours, "compare_type": True})
-
-        assert compare_metadata(context, Base.metadata) == []
+def test_the_migrations_and_the_models_agree(engine):
+    assert schema_differences(engine, Base.metadata, plugin="maintenance") == []
 
 
-def test_the_checks_of_the_migration_and_of_the_models_have_the_same_names(engine):
-    made = {
-        name: {check["name"] for check in inspect(engine).get_check_constraints(name)} for name in Base.metadata.tables
-    }
-
-    assert made == {
-        name: {check.name for check in table.constraints if isinstance(check, CheckConstraint)}
-        for name, table in Base.metadata.tables.items()
-    }
-
-
-def test_every_table_index_trigger_and_function_carries_the_name_of_the_plugin(engine):
-    for table in Base.metadata.tables.values():
-        assert re.match(OURS, table.name)
-        assert all(re.match(OURS, index["name"]) for index in inspect(engine).get_indexes(table.name))
+def test_every_trigger_and_function_carries_the_name_of_the_plugin(engine):
     with engine.connect() as connection:
         triggers = connection.execute(text("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal")).scalars().all()
         functions = connection.execute(
@@ -47,16 +26,12 @@ def test_every_table_index_trigger_and_function_carries_the_name_of_the_plugin(e
     assert len([name for name in functions if name.startswith(OURS)]) == 8
 
 
-def test_the_migration_can_be_taken_back(engine):
-    revision = importlib.import_module("plugins.maintenance.migrations.0001_maintenance")
-
-    with engine.connect() as connection, connection.begin() as transaction:
-        with Operations.context(MigrationContext.configure(connection)):
-            revision.downgrade()
+def test_the_migrations_can_be_taken_back(engine):
+    with engine.connect() as connection:
+        take_back(connection, Maintenance().register_migrations())
         assert not any(name.startswith(OURS) for name in inspect(connection).get_table_names())
         left = connection.execute(text("SELECT count(*) FROM pg_proc WHERE proname LIKE 'maintenance\\_%'"))
         assert left.scalar() == 0
-        transaction.rollback()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +78,3 @@ def test_a_sweep_reads_an_index_of_what_may_be_due(engine, query, index):
 
     table = query.partition(" ")[0]
     assert f"{OURS}{table}_{index}" in "\n".join(plan)
-
-
-def is_ours(_object, name, kind, _reflected, _compared):
-    return kind != "table" or name.startswith(OURS)

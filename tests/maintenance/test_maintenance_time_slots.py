@@ -121,7 +121,7 @@ def test_a_slot_that_a_constraint_holds_does_not_keep_the_others(world, caplog):
 
     try:
         assert sweep(world) == {"deleted": 8, "kept": 0, "failed": 1}
-        assert f"sweep.row_refused time_slot={held} reason=ForeignKeyViolation" in caplog.text
+        assert f"table=maintenance_time_slots count=1 ids={held} reason=ForeignKeyViolation" in caplog.text
     finally:
         world.session.rollback()
         world.session.execute(text("DROP TABLE bookings"))

@@ -1,5 +1,6 @@
 """What ``@job`` accepts, what it refuses and how it says so."""
 
+import inspect
 from datetime import timedelta
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import Run, cron, every, job
+from core import JobDefaults, Run, cron, every, job
 from core.errors import DeclarationError
+from core.jobs.defaults import JobOptions
 from core.jobs.job import LONGEST_RETRY_DELAY, LONGEST_SPAN, Job
 
 SECOND = timedelta(seconds=1)
@@ -276,3 +278,30 @@ def test_a_delay_never_overflows_shrinks_or_varies(delay, failures):
 def test_a_cap_that_is_none_is_refused(cap):
     with pytest.raises(DeclarationError, match=r"misfire_cap=.* must be a whole number, 1 to 1000000"):
         job("work", misfire_cap=cap)(lambda run: None)
+
+
+# Defaults of a plugin's own
+
+
+def test_defaults_hold_for_each_job_that_says_nothing_else():
+    billing = JobDefaults(queue="billing", max_retries=7, retry_delay=5 * SECOND)
+
+    found = billing("close-day", schedule=every(hours=1), max_retries=0)(work)
+
+    assert found == job("close-day", queue="billing", retry_delay=5 * SECOND, schedule=every(hours=1), max_retries=0)(
+        work
+    )
+
+
+def test_a_default_for_an_option_that_there_is_not_names_the_nearest():
+    with pytest.raises(DeclarationError, match="unknown option 'quue'; did you mean 'queue'"):
+        JobDefaults(quue="billing")  # type: ignore[call-arg]
+
+
+def test_a_wrong_default_is_refused_with_the_job():
+    with pytest.raises(DeclarationError, match="job 'close-day': max_retries=-1"):
+        JobDefaults(max_retries=-1)("close-day")(work)
+
+
+def test_there_are_defaults_for_every_option():
+    assert set(JobOptions.__annotations__) == set(inspect.signature(job).parameters) - {"name"}

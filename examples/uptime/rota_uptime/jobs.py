@@ -2,12 +2,14 @@
 
 from datetime import timedelta
 
-from core import Run, every, job
+from core import JobDefaults, Run, every
 from rota_uptime import sites
 from rota_uptime.settings import UptimeSettings
 
+job = JobDefaults(queue="uptime")
 
-@job("uptime-probe-all", queue="uptime", schedule=every(minutes=1), misfire="skip")
+
+@job("uptime-probe-all", schedule=every(minutes=1), misfire="skip")
 def probe_all(run: Run) -> dict[str, int]:
     """Have every site probed, each in a run of its own."""
     watched = sites.watched(run.session)
@@ -16,7 +18,7 @@ def probe_all(run: Run) -> dict[str, int]:
     return {"sites": len(watched)}
 
 
-@job("uptime-probe", queue="uptime", max_retries=0, soft_limit=timedelta(minutes=1))
+@job("uptime-probe", max_retries=0, soft_limit=timedelta(minutes=1))
 def probe(run: Run, site_id: int, url: str) -> dict[str, bool]:
     """Ask one site whether it is up, and record a change."""
     # Before the session is used: no transaction is open while we wait for somebody else's server.

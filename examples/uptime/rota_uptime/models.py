@@ -2,11 +2,13 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, DateTime, Identity, Text
+from sqlalchemy import Identity
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from core import Tables
 
-class Base(DeclarativeBase):
+
+class Base(Tables, DeclarativeBase):
     """The plugin's own metadata."""
 
 
@@ -15,9 +17,9 @@ class Site(Base):
 
     __tablename__ = "uptime_sites"
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    url: Mapped[str] = mapped_column(Text, unique=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    url: Mapped[str] = mapped_column(unique=True)
     #: None: not probed yet.
     is_up: Mapped[bool | None]
     #: Since when it has been what it is.
-    changed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    changed_at: Mapped[datetime | None]

@@ -7,9 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from rota_uptime import sites
 from rota_uptime.jobs import probe, probe_all
-from rota_uptime.models import Site
+from rota_uptime.models import Base, Site
 from sqlalchemy import text
 from sqlalchemy.orm import Session
+
+from core.testing import schema_differences
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 #: Where nothing listens.
@@ -34,6 +36,10 @@ def web():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield lambda status: f"http://127.0.0.1:{server.server_port}/{status}"
         server.shutdown()
+
+
+def test_the_migrations_make_what_the_models_say(database):
+    assert schema_differences(database, Base.metadata, plugin="uptime") == []
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""The service's Redis, for plugins."""
+
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+from core import settings
+from core.errors import SettingsError
+
+if TYPE_CHECKING:  # it takes a tenth of a second to import, which `rota jobs` need not spend
+    import redis
+
+TIMEOUT_SECONDS = 10
+
+
+def service_redis(url: str | None = None) -> "redis.Redis":
+    """This process's client of the service's Redis, or of the Redis at ``url``; it connects when it is first used.
+
+    Answers are bytes; a command fails after 10 seconds. Begin keys with the plugin's name: Rota keeps its messages in
+    the same Redis, under ``dramatiq:``, and evicts nothing.
+
+    Raises SettingsError if REDIS_URL is not set or is no URL of a Redis.
+    """
+    return _connected(url or settings.redis_url(), os.getpid())
+
+
+@cache
+def _connected(url: str, _pid: int) -> "redis.Redis":
+    import redis
+
+    try:
+        settings.check_redis_url(url)
+    except ValueError as error:
+        raise SettingsError(f"the URL of Redis {error}") from None
+    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)

@@ -1,0 +1,81 @@
+"""What a plugin's tables have in common: how their constraints are named, and times that are aware and in UTC."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, DateTime, Interval, LargeBinary, MetaData, Text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from core.errors import NaiveTime
+
+#: PostgreSQL's own names, so that a migration that gives none makes what the models say.
+NAMING_CONVENTION = {
+    "pk": "%(table_name)s_pkey",
+    "fk": "%(table_name)s_%(column_0_name)s_fkey",
+    "uq": "%(table_name)s_%(column_0_name)s_key",
+    "ix": "%(table_name)s_%(column_0_name)s_idx",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+}
+
+
+class Instant(TypeDecorator[datetime]):
+    """``timestamptz``: takes aware times, in any zone, and gives them back in UTC.
+
+    PostgreSQL would read a time without a zone in the connection's zone. Raises NaiveTime for one.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The value as it is sent."""
+        if value is not None:
+            require_aware(time=value)
+        return value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The value as it is read."""
+        return value if value is None else value.astimezone(UTC)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        """Spans are added and subtracted; everything else is a time."""
+        return Interval() if isinstance(value, timedelta) else self
+
+
+class Tables:
+    """Beside ``DeclarativeBase``, the base of a plugin's tables::
+
+        class Base(Tables, DeclarativeBase):
+            \"""The tables of billing.\"""
+
+    It has metadata of its own, which names constraints as PostgreSQL does. ``datetime`` is an aware time in UTC,
+    ``int`` a bigint, ``str`` a text, ``bytes`` a bytea, ``timedelta`` an interval; ``type_annotation_map`` may say
+    otherwise.
+    """
+
+    metadata: ClassVar[MetaData]
+    type_annotation_map: ClassVar[dict[Any, Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        if DeclarativeBase in cls.__bases__:
+            cls.metadata = MetaData(naming_convention=NAMING_CONVENTION)
+            cls.type_annotation_map = TYPES | cls.__dict__.get("type_annotation_map", {})
+        super().__init_subclass__(**options)
+
+
+TYPES: dict[Any, Any] = {
+    bytes: LargeBinary,
+    datetime: Instant,
+    int: BigInteger,
+    str: Text,
+    timedelta: Interval,
+}
+
+
+def require_aware(**times: object) -> None:
+    """Raise NaiveTime, with its name and value, for the first of ``times`` that is no datetime with a time zone."""
+    for name, time in times.items():
+        if not isinstance(time, datetime) or time.utcoffset() is None:
+            raise NaiveTime(f"bad {name}={time!r}; expected a datetime with a time zone, such as UTC")

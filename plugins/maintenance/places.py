@@ -1,0 +1,32 @@
+"""A place in an index of times: a row's time and id, from which a sweep goes on to the rows after it.
+
+The time is text, since PostgreSQL has times that Python has not, and it is only to be given back.
+"""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Text, cast, literal, true, tuple_
+from sqlalchemy.orm import InstrumentedAttribute
+
+from core import Instant
+
+
+class Place(NamedTuple):
+    """A row of an index."""
+
+    id: int
+    at: str
+
+
+def columns(row_id: InstrumentedAttribute[int], at: InstrumentedAttribute[Any]) -> list[ColumnElement[Any]]:
+    """What to select for a Place."""
+    return [row_id.label("id"), cast(at, Text).label("at")]
+
+
+def after(
+    place: Place | None, row_id: InstrumentedAttribute[int], at: InstrumentedAttribute[Any]
+) -> ColumnElement[bool]:
+    """Whether a row comes after ``place``, in the order of its time and then of its id."""
+    if place is None:
+        return true()
+    return tuple_(at, row_id) > tuple_(cast(literal(place.at), Instant), literal(place.id))

@@ -1,8 +1,7 @@
-"""How events are written: for people on a terminal, as JSON lines elsewhere, with the run on every line of a run."""
+"""How the log is set up: for people on a terminal, as JSON lines elsewhere, with the run on every line of a run."""
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,9 +9,10 @@ from typing import Any
 
 import structlog
 
+from core.observability import lines, metrics
+from core.observability.events import Event, emit
+from core.observability.sink import STDERR, Sink, standard_error
 from core.settings import LogFormat, LogLevel
-
-STDERR = 2
 
 _about: ContextVar[Mapping[str, Any]] = ContextVar("rota.about", default={})  # noqa: B039 — never changed in place
 
@@ -50,6 +50,23 @@ class LogOnce:
         self._last = ""
 
 
+class EmitOnce:
+    """Logs an event once, and again only after another event or a reset: for what is tried again and again."""
+
+    def __init__(self) -> None:
+        self._last: Event | None = None
+
+    def emit(self, event: Event) -> None:
+        """Log ``event``, unless it equals the last one."""
+        if event != self._last:
+            emit(event)
+        self._last = event
+
+    def reset(self) -> None:
+        """What failed has worked: log the next event, whatever it is."""
+        self._last = None
+
+
 SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     merge_about,
@@ -61,9 +78,10 @@ SHARED: list[Any] = [
 
 
 def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
-    """Send everything that is logged, ours and the libraries', through one formatter.
+    """Send everything that is logged, ours and the libraries', through one formatter and without blocking.
 
-    Call it after the handlers are there: Dramatiq and periodiq install theirs before they import ``core.main``.
+    For our own programs alone: an application has its own logging. Call it after the handlers are there: Dramatiq and
+    periodiq install theirs before they import ``core.main``.
     """
     structlog.configure(
         processors=[
@@ -75,21 +93,78 @@ def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
-    if not root.handlers:
-        root.addHandler(logging.StreamHandler(sys.stderr))
+    root.handlers = [sink_for(handler) for handler in root.handlers] or first_handlers()
     for handler in root.handlers:
+        handler.addFilter(hide_arguments)
         handler.setFormatter(formatter(log_format))
     root.setLevel(level)
 
 
-def formatter(log_format: LogFormat) -> structlog.stdlib.ProcessorFormatter:
+def sink_for(handler: logging.Handler) -> logging.Handler:
+    """A handler that does not block, in place of one that writes to a stream."""
+    if not isinstance(handler, logging.StreamHandler):
+        return handler
+    is_standard = handler.stream is not None and getattr(handler.stream, "fileno", None) and is_stderr(handler.stream)
+    stream = standard_error() if is_standard else handler.stream
+    return Sink(stream, metrics.log_lines_dropped) if stream is not None else logging.NullHandler()
+
+
+def is_stderr(stream: Any) -> bool:
+    """Whether ``stream`` is this process's standard error."""
+    try:
+        return bool(stream.fileno() == STDERR)
+    except (OSError, ValueError):
+        return False
+
+
+def first_handlers() -> list[logging.Handler]:
+    """The handlers of a process that has none."""
+    stream = standard_error()
+    return [Sink(stream, metrics.log_lines_dropped) if stream is not None else logging.NullHandler()]
+
+
+def hide_arguments(record: logging.LogRecord) -> bool:
+    """Have lines of Dramatiq's name a message without its arguments, which may be secret or very long."""
+    if isinstance(record.args, tuple) and record.name.startswith("dramatiq"):
+        record.args = tuple(without_arguments(each) for each in record.args)
+    return True
+
+
+def without_arguments(value: Any) -> Any:
+    """A message of Dramatiq's as its actor and its id; anything else as it is."""
+    is_message = hasattr(value, "actor_name") and hasattr(value, "message_id")
+    return f"{value.actor_name} {value.message_id}" if is_message else value
+
+
+def flush() -> None:
+    """Have what was logged written, within a second; for a process that ends without the interpreter's own end."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+class Formatter(structlog.stdlib.ProcessorFormatter):
+    """Turns what is logged into a line. Our own events take a short way: there is one for each run."""
+
+    def __init__(self, ending: list[Any]) -> None:
+        super().__init__(
+            foreign_pre_chain=SHARED, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending]
+        )
+        self._ending = ending
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without the newline at its end."""
+        if not isinstance(record.msg, Event):
+            return super().format(record)
+        line: Any = lines.of_event(record.msg, record, _about.get())
+        for processor in self._ending:
+            line = processor(None, "", line)
+        return str(line)
+
+
+def formatter(log_format: LogFormat) -> Formatter:
     """What turns an event into a line."""
     if log_format == "auto":
         # A worker's sys.stderr is Dramatiq's pipe: only the descriptor knows whether a person is reading.
         log_format = "console" if os.isatty(STDERR) else "json"
-    ending: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if log_format == "json":
-        ending += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
-    else:
-        ending += [structlog.dev.ConsoleRenderer(colors=os.isatty(STDERR))]
-    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=SHARED, processors=ending)
+    renderer = lines.as_json if log_format == "json" else lines.console(colors=os.isatty(STDERR))
+    return Formatter([structlog.processors.ExceptionRenderer(lines.in_words), lines.bounded, renderer])

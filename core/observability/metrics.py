@@ -114,6 +114,7 @@ def _made() -> Any:
             "rota_travelling", "Processes by the way that runs take to them", ["by"], multiprocess_mode="livesum"
         ),
         recycled=Counter("rota_processes_recycled", "Processes that asked to be replaced", ["reason"]),
+        log_dropped=Counter("rota_log_lines_dropped", "Lines of the log that its reader did not take in time"),
         plugins=Gauge(
             "rota_plugin_up", "1 if the plugin is loaded, 0 if it is broken", ["plugin"], multiprocess_mode="livemax"
         ),
@@ -123,7 +124,8 @@ def _made() -> Any:
 @cache
 def _labelled(name: str, *labels: str) -> Any:
     """One series of a metric; looking it up each time would cost more than counting."""
-    return getattr(_metrics(), name).labels(*labels)
+    metric = getattr(_metrics(), name)
+    return metric.labels(*labels) if labels else metric
 
 
 def run_ended(task: str, status: str, seconds: float | None = None) -> None:
@@ -218,6 +220,11 @@ def travelling(*, by_ledger: bool) -> None:
 def recycled(reason: str) -> None:
     """Count a process that asked to be replaced."""
     _metrics().recycled.labels(reason).inc()
+
+
+def log_lines_dropped(lines: int) -> None:
+    """Count lines of the log that were dropped."""
+    _labelled("log_dropped").inc(lines)
 
 
 def plugin(name: str, *, is_up: bool) -> None:

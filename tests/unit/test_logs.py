@@ -4,17 +4,21 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import structlog
+from dramatiq import Message
 
 from core import Run, job
 from core.ledger.leases import Lease
-from core.observability import logs
-from core.observability.logs import LogOnce
+from core.observability import events, logs
+from core.observability.events import RunSucceeded
+from core.observability.logs import EmitOnce, LogOnce
+from core.observability.sink import Sink
 from core.worker.executor import context, job_logger
 
 SLOT = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
@@ -33,6 +37,7 @@ class Log:
 
     @property
     def text(self) -> str:
+        logs.flush()
         return self.stream.getvalue()
 
     @property
@@ -157,7 +162,135 @@ def test_without_a_handler_one_is_made(log: Log):
 
     logs.configure("json")
 
-    assert [type(handler) for handler in logging.getLogger().handlers] == [logging.StreamHandler]
+    assert [type(handler) for handler in logging.getLogger().handlers] == [Sink]
+
+
+# Events
+
+
+def test_an_event_is_json_with_its_fields(json_log: Log):
+    events.emit(RunSucceeded("close-day", 7, 2, 0.019))
+
+    [line] = json_log.lines
+    assert {name: line[name] for name in ("event", "job", "run", "attempt", "seconds", "level", "logger")} == {
+        "event": "run.succeeded",
+        "job": "close-day",
+        "run": 7,
+        "attempt": 2,
+        "seconds": 0.019,
+        "level": "info",
+        "logger": "rota.run",
+    }
+    assert "text" not in line
+
+
+def test_a_warning_says_in_words_what_it_means(json_log: Log):
+    events.emit(events.MetricsNotServed(9191, "Address already in use"))
+
+    [line] = json_log.lines
+    assert (line["event"], line["port"]) == ("metrics.not_served", 9191)
+    assert line["text"] == (
+        "port 9191: Address already in use; set ROTA_METRICS_PORT to another port, or to 0 for none"
+    )
+
+
+def test_the_last_failure_of_a_run_is_an_error(json_log: Log):
+    for state in ("retrying", "dead"):
+        events.emit(events.RunFailed("close-day", 7, 1, state, "error", 0.1, "ValueError: odd"), ValueError("odd"))
+
+    assert [line["level"] for line in json_log.lines] == ["warning", "error"]
+    assert all("ValueError: odd" in line["exception"] for line in json_log.lines)
+
+
+def test_people_read_the_time_the_job_and_what_happened(log: Log):
+    logs.configure("console")
+
+    with context(LEASE):
+        events.emit(RunSucceeded("close-day", 7, 2, 0.019))
+        events.emit(events.RunNotRecorded("away"))
+        job_logger(close_day).info("sale.odd", amount=5)
+
+    first, second, third = log.text.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d   close-day              run 7 succeeded in 0\.019 s", first)
+    assert second[8:] == (
+        " ! close-day              an outcome could not be recorded, trying again: away [run.not_recorded]"
+    )
+    assert third.endswith("  close-day              sale.odd amount=5 (run 7)")
+
+
+def test_a_terminal_is_not_controlled_by_what_is_logged(log: Log):
+    logs.configure("console")
+
+    logging.getLogger("x").warning("\x1b[2J\x9b31m\u202eevil")
+
+    assert "\\x1b[2J\\x9b31m\\x202eevil" in log.text
+
+
+def test_an_event_is_emitted_once_until_it_is_another_or_all_was_well(json_log: Log):
+    once = EmitOnce()
+    away, odd = events.RunNotClaimed("away"), events.RunNotClaimed("odd")
+    for event in (away, away, odd, away):
+        once.emit(event)
+    once.reset()
+    once.emit(away)
+
+    assert [line["error"] for line in json_log.lines] == ["away", "odd", "away", "away"]
+
+
+# What a line may hold
+
+
+class Silent:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+VALUES = [float("nan"), float("inf"), {(1, 2): 3}, b"\xff", Silent(), "\ud800", 2**70, [[{1}]], object]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=[str(number) for number in range(len(VALUES))])
+def test_every_line_parses_whatever_a_field_holds(json_log: Log, value: Any):
+    circle: list[Any] = [value]
+    circle.append(circle)
+
+    job_logger(close_day).warning("odd", value=value, nested={"value": [value]}, circle=circle)
+
+    [line] = json_log.lines
+    assert line["event"] == "odd"
+    assert "value" in line
+
+
+def test_a_huge_exception_and_a_huge_field_are_cut(json_log: Log):
+    try:
+        raise ValueError("x" * 30_000_000)
+    except ValueError:
+        job_logger(close_day).exception("failed", body="y" * 30_000_000, many=["z" * 1000] * 1000)
+
+    [line] = json_log.lines
+    assert len(json_log.text) < 100_000
+    assert line["event"] == "failed"
+    assert line["is_cut"] is True
+
+
+def test_a_traceback_holds_no_local_variables(log: Log):
+    logs.configure("console")
+    secret = "-".join(("hunter", "2"))
+    try:
+        raise ValueError(len(secret))
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+
+    assert "ValueError: 8" in log.text
+    assert "hunter-2" not in log.text
+
+
+def test_a_line_of_dramatiqs_names_a_message_without_its_arguments(json_log: Log):
+    message = Message("mail", "send-mail", args=(), kwargs={"token": "secret"}, options={}, message_id="m-1")
+
+    logging.getLogger("dramatiq").warning("Failed to process message %s with %r.", message, "x")
+
+    [line] = json_log.lines
+    assert line["event"] == "Failed to process message send-mail m-1 with 'x'."
 
 
 # LogOnce

@@ -1,0 +1,741 @@
+"""Every event that Rota logs: its name, its fields, its level and the words of its line. Nothing else words a log line.
+
+An event's name is a promise: dashboards and alerts use it. ``docs/events.md`` lists all of them.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from logging import DEBUG, ERROR, INFO, WARNING
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+#: All events by name.
+EVENTS: "dict[str, type[Event]]" = {}
+E = TypeVar("E", bound="Event")
+
+
+@dataclass(slots=True)
+class Event:
+    """Something that happened. Its fields are what JSON can hold; spans are in seconds."""
+
+    name: ClassVar[str]
+    level: ClassVar[int]
+    #: The line for people, with the fields in braces.
+    words: ClassVar[str]
+
+    @property
+    def severity(self) -> int:
+        """The level of this very event."""
+        return self.level
+
+    def fields(self) -> Mapping[str, Any]:
+        """The fields by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.words.format_map(self.fields())}"
+
+
+@dataclass_transform()
+def event(name: str, level: int, words: str) -> Callable[[type[E]], type[E]]:
+    """Declare an event: ``name`` is ``topic.what_happened``, ``words`` its line for people."""
+
+    def declare(declared: type[E]) -> type[E]:
+        made = dataclass(slots=True)(declared)
+        made.name, made.level, made.words = name, level, words
+        EVENTS[name] = made
+        return made
+
+    return declare
+
+
+def emit(event: Event, error: BaseException | None = None) -> None:
+    """Log ``event``, with the traceback of ``error`` if there is one. Never raises."""
+    logger = logging.getLogger(f"rota.{event.name.partition('.')[0]}")
+    if logger.isEnabledFor(event.severity):
+        logger.log(event.severity, event, exc_info=error)
+
+
+# Runs
+
+
+@event("run.succeeded", INFO, "run {run} succeeded in {seconds:.3f} s")
+class RunSucceeded(Event):
+    """The run's success is committed, with the job's own work."""
+
+    job: str
+    run: int
+    attempt: int
+    seconds: float
+
+
+@event("run.failed", WARNING, "run {run} failed after {seconds:.3f} s and is {state}: {error}")
+class RunFailed(Event):
+    """An attempt failed. A warning with state `retrying`; an error with state `dead`. The traceback is with it."""
+
+    job: str
+    run: int
+    attempt: int
+    #: ``retrying`` or ``dead``.
+    state: str
+    reason: str
+    seconds: float
+    #: The type and the first line of the error.
+    error: str
+
+    @property
+    def severity(self) -> int:
+        """An error once nothing will try it again."""
+        return ERROR if self.state == "dead" else WARNING
+
+
+@event("run.lease_lost", WARNING, "run {run} was given to another worker after {seconds:.3f} s; nothing was committed")
+class RunLeaseLost(Event):
+    """Another worker has the run, since this process was silent for too long. Nothing was committed."""
+
+    job: str
+    run: int
+    attempt: int
+    seconds: float
+
+
+@event("run.skipped", INFO, "run {run} skipped: {reason}")
+class RunSkipped(Event):
+    """A slot was not started, for this reason."""
+
+    job: str
+    run: int
+    reason: str
+
+
+@event("run.paused", INFO, "run {run} waits: its job is paused")
+class RunPaused(Event):
+    """A message came for a run whose job is paused. The run waits in the ledger."""
+
+    job: str
+    run: int
+
+
+@event("run.progress", INFO, "{progress}")
+class RunProgress(Event):
+    """How far a long run is; every ten seconds at most."""
+
+    #: What the job passed to `run.checkpoint`, as JSON text.
+    progress: str
+
+
+@event("run.isolated", WARNING, "run {run} gets a process of its own: processes died under it")
+class RunIsolated(Event):
+    """Two processes died under this run, so its last attempt has a process of its own. If that dies too, the run is
+    dead and the worker lives on. If the worker ends first, the run is released, uncounted.
+    """
+
+    job: str
+    run: int
+
+
+@event("run.hard_limit", ERROR, "run {run} passed its hard limit ({limit_seconds:.0f} s); this process ends")
+class RunHardLimit(Event):
+    """A job would not end; its process exits with status 70 and is started again. Find out what the job waits for."""
+
+    job: str
+    run: int
+    limit_seconds: float
+
+
+@event("run.not_claimed", ERROR, "no run can be claimed: {error}")
+class RunNotClaimed(Event):
+    """PostgreSQL is away, or this process is not registered. Said once. Runs stay in the ledger and are sent again."""
+
+    error: str
+
+
+@event("run.not_claimed_ahead", DEBUG, "runs were not claimed together: {error}")
+class RunNotClaimedAhead(Event):
+    """A batch of runs could not be claimed at once; each is claimed by itself."""
+
+    error: str
+
+
+@event("run.not_released", WARNING, "{runs} runs could not be released: {error}")
+class RunNotReleased(Event):
+    """PostgreSQL went away when a worker released runs that it had claimed and not begun. They are released within
+    half a minute.
+    """
+
+    runs: int
+    error: str
+
+
+@event("run.not_recorded", WARNING, "an outcome could not be recorded, trying again: {error}")
+class RunNotRecorded(Event):
+    """PostgreSQL went away at the end of an attempt. Recording is tried every second while the lease lasts."""
+
+    error: str
+
+
+@event("run.forgotten", WARNING, "{runs} runs were claimed here and no thread works on them; released")
+class RunForgotten(Event):
+    """A claim was lost between PostgreSQL and this process, so that no thread worked on its run. It is queued again."""
+
+    runs: int
+
+
+@event("run.recovered", WARNING, "run {run} of a dead worker is {state} after attempt {attempt}")
+class RunRecovered(Event):
+    """The run of a dead worker is queued again, or dead after too many crashes."""
+
+    job: str
+    run: int
+    attempt: int
+    state: str
+
+
+@event("run.orphaned", WARNING, "{runs} runs ended: no process has their job ({reason}); `rota orphans` lists them")
+class RunOrphaned(Event):
+    """Runs waited for a job that no live process has, and have ended: `rota orphans`."""
+
+    job: str
+    runs: int
+    reason: str
+
+
+@event("run.moved", WARNING, "{runs} runs on queue {queue} are sent to the queue that their job has now")
+class RunMoved(Event):
+    """Runs waited on a queue that no job uses any more; they are sent to the queue that their job has now."""
+
+    queue: str
+    runs: int
+
+
+# Slots
+
+
+@event("slot.not_sent", WARNING, "{slots} slots were not recorded: {error}; the dispatcher will record them")
+class SlotNotSent(Event):
+    """The scheduler could not reach PostgreSQL or Redis. The dispatcher makes up for it."""
+
+    slots: int
+    error: str
+
+
+@event("slot.skipped", INFO, "{slots} slots skipped: the job is paused")
+class SlotSkipped(Event):
+    """Slots came due while their job was paused."""
+
+    job: str
+    slots: int
+
+
+@event("slot.missed", WARNING, "{slots} slots missed ({reasons})")
+class SlotMissed(Event):
+    """Slots were recorded as missed, by their job's policy; `reasons` counts them by reason. `rota why` tells more."""
+
+    job: str
+    slots: int
+    reasons: str
+
+
+@event("slot.overdue", ERROR, "{slots} slots came due without a success since {last_success}; `rota check` tells more")
+class SlotOverdue(Event):
+    """The job's last two slots or more came to nothing: `rota check`, and
+    [the dead man's switch](metrics.md#the-dead-mans-switch).
+    """
+
+    job: str
+    slots: int
+    #: An ISO 8601 instant, or a word.
+    last_success: str
+
+
+@event("slot.caught_up", INFO, "slots are no longer overdue")
+class SlotCaughtUp(Event):
+    """The job has had a success again."""
+
+    job: str
+
+
+@event("slot.forgotten", WARNING, "its slots no longer count: {reason}")
+class SlotForgotten(Event):
+    """The slots of a job that no process has are no longer accounted for. If it returns, they count again."""
+
+    job: str
+    reason: str
+
+
+# Messages
+
+
+@event("message.dead", ERROR, "message {message} failed after {retries} retries and is a dead letter")
+class MessageDead(Event):
+    """A message of the fast lane has used up its retries. It stays in the dead-letter queue for a week."""
+
+    job: str
+    message: str
+    retries: int
+
+
+@event("message.hard_limit", ERROR, "message {message} passed its hard limit ({limit_seconds:.0f} s); the process ends")
+class MessageHardLimit(Event):
+    """The same as `run.hard_limit` on the fast lane. The message is a dead letter at once, whatever retries it had:
+    delivered again, it would end the next process as well.
+    """
+
+    job: str
+    message: str
+    limit_seconds: float
+
+
+@event("message.retry_waits", WARNING, "the retry of message {message} waits for Redis: {error}")
+class MessageRetryWaits(Event):
+    """Redis is away; a retry of the fast lane waits for it."""
+
+    message: str
+    error: str
+
+
+@event("message.rejected", ERROR, "something on queue {queue} is no message ({problem}); moved to the dead letters")
+class MessageRejected(Event):
+    """Something on a queue is no message of Rota's. It stays in the dead-letter queue for a week. Find out which
+    program writes there.
+    """
+
+    queue: str
+    problem: str
+
+
+@event("message.requeued", INFO, "{messages} messages on queue {queue} were assigned here and never received; requeued")
+class MessageRequeued(Event):
+    """Redis had assigned messages to this process that it never received. They are on their queue again."""
+
+    queue: str
+    messages: int
+
+
+@event("message.lost", WARNING, "{messages} messages were lost: the fast lane of local mode is in memory")
+class MessageLost(Event):
+    """Local mode ended before messages of the fast lane had begun, since the grace was over."""
+
+    job: str
+    messages: int
+
+
+@event("message.not_acknowledged", ERROR, "messages could not be acknowledged; trying again")
+class MessageNotAcknowledged(Event):
+    """An acknowledgement failed for a reason that is not Redis's; it is tried again."""
+
+
+@event("message.orphaned", WARNING, "no process has the job of a message on queue {queue}; moved to the dead letters")
+class MessageOrphaned(Event):
+    """A message of the fast lane is for a job that no live process has. It stays among the dead letters for a week."""
+
+    job: str
+    queue: str
+
+
+@event("message.dropped", INFO, "no process has the job of a message on queue {queue}; the ledger has its run")
+class MessageDropped(Event):
+    """A message carried a run of a job that no live process has. The run waits in the ledger."""
+
+    job: str
+    queue: str
+
+
+@event("message.not_requeued", WARNING, "{messages} messages for other processes could not be requeued: {error}")
+class MessageNotRequeued(Event):
+    """Redis is away; messages for other processes are requeued when it returns."""
+
+    messages: int
+    error: str
+
+
+@event("message.undecided", ERROR, "the fate of {messages} messages for other processes is not known; trying again")
+class MessageUndecided(Event):
+    """A fault in Rota while it decided on messages for other processes. It is tried again; please report it."""
+
+    messages: int
+
+
+@event("message.cleared", WARNING, "{messages} messages left queue {queue}, which no process serves: {outcome}")
+class MessageCleared(Event):
+    """No process serves that queue any more. Its messages were dropped (the ledger has their runs), moved to their
+    job's present queue, or orphaned: dead-lettered.
+    """
+
+    queue: str
+    job: str
+    messages: int
+    outcome: str
+
+
+@event("outbox.not_delivered", WARNING, "after a commit: {error}; the dispatcher will send the runs")
+class OutboxNotDelivered(Event):
+    """Redis was away just after a commit. The dispatcher sends the runs; publications are lost."""
+
+    error: str
+
+
+# Processes
+
+
+@event("process.registered", INFO, "{kind} registered as {id}")
+class ProcessRegistered(Event):
+    """A worker or scheduler is known to the ledger."""
+
+    kind: str
+    id: int
+
+
+@event("process.resumed", INFO, "{kind} {id} goes on: its connection was cut, and it has another")
+class ProcessResumed(Event):
+    """The connection by which this process shows that it lives was cut. It has another, and keeps its runs."""
+
+    kind: str
+    id: int
+
+
+@event("process.not_registered", ERROR, "not registered: {error}; trying again")
+class ProcessNotRegistered(Event):
+    """PostgreSQL is away or not migrated, or the role lacks a right, which is named. The process claims nothing
+    meanwhile, fetches nothing from queues of jobs that have runs, and tries every second.
+    """
+
+    error: str
+
+
+@event("process.expired", WARNING, "{id}: its leases are lost; registering again")
+class ProcessExpired(Event):
+    """This process was paused, or PostgreSQL was away, for longer than the lease. It registers again."""
+
+    id: int
+
+
+@event("process.released", INFO, "{runs} runs released: {reason}")
+class ProcessReleased(Event):
+    """A process that stops, or that has lost its registration, released its runs, uncounted."""
+
+    runs: int
+    reason: str
+
+
+@event("process.lost", WARNING, "{kind} {id} ({process}) died or fell silent")
+class ProcessLost(Event):
+    """A worker or scheduler died, or fell silent. Its log, or that of its supervisor, may say why."""
+
+    kind: str
+    id: int
+    #: Host and pid.
+    process: str
+
+
+@event("process.recycling", INFO, "this process is to be replaced after {messages} messages: {reason}")
+class ProcessRecycling(Event):
+    """This process has worked on many messages or holds much memory, and asks to be replaced. No failure."""
+
+    reason: str
+    messages: int
+
+
+@event("process.not_recycled", WARNING, "this process cannot be replaced: {reason}")
+class ProcessNotRecycled(Event):
+    """Under `dramatiq` with several processes one cannot be replaced alone: start workers by `rota worker`. With a
+    traceback: it could not ask, and goes on as it is.
+    """
+
+    reason: str
+
+
+@event("limit.not_enforced", ERROR, "a time limit was not enforced")
+class LimitNotEnforced(Event):
+    """An action at a time limit failed. The traceback says why."""
+
+
+# The dispatcher
+
+
+@event("dispatcher.leading", INFO, "leads")
+class DispatcherLeading(Event):
+    """This process's dispatcher is the active one of the fleet."""
+
+
+@event("dispatcher.deposed", WARNING, "the connection of leader {leader} was closed: its process fell silent")
+class DispatcherDeposed(Event):
+    """The leader's process fell silent, and its connection was closed so that another can lead."""
+
+    #: The id of the leader's connection in PostgreSQL.
+    leader: int
+
+
+@event("dispatcher.stepped_down", WARNING, "steps down: Redis is away from here, and another worker may reach it")
+class DispatcherSteppedDown(Event):
+    """Redis has been away from the leader for 10 seconds, and other workers live: another leads, which may reach it.
+    If none can, leadership goes round until one does.
+    """
+
+
+@event("dispatcher.interrupted", ERROR, "interrupted: {error}; goes on when it can")
+class DispatcherInterrupted(Event):
+    """The dispatcher's connection broke, or PostgreSQL is away. It goes on when it can; another worker's may lead."""
+
+    error: str
+
+
+@event("dispatcher.failed", ERROR, "a step failed; going on")
+class DispatcherFailed(Event):
+    """A fault in Rota; the loop goes on. Please report it with its traceback."""
+
+
+@event("dispatcher.not_sent", WARNING, "{runs} due runs could not be sent: {error}")
+class DispatcherNotSent(Event):
+    """Redis is away; due runs stay in the ledger until it is back."""
+
+    runs: int
+    error: str
+
+
+@event("dispatcher.sent_again", INFO, "{runs} runs are sent again: their messages were lost")
+class DispatcherSentAgain(Event):
+    """Messages vanished from Redis; their runs are sent again."""
+
+    runs: int
+
+
+@event("dispatcher.not_recovered", WARNING, "messages of dead workers could not be requeued: {error}")
+class DispatcherNotRecovered(Event):
+    """Redis is away; messages that a dead worker had fetched are requeued later."""
+
+    error: str
+
+
+@event("dispatcher.queues_not_searched", WARNING, "queues that no process serves could not be searched: {error}")
+class DispatcherQueuesNotSearched(Event):
+    """Redis is away; queues that no process serves are looked for later."""
+
+    error: str
+
+
+@event("dispatcher.queue_not_cleared", WARNING, "queue {queue} could not be cleared: {error}")
+class DispatcherQueueNotCleared(Event):
+    """Redis is away, or something that is no queue has the name of one. It is tried again."""
+
+    queue: str
+    error: str
+
+
+@event("ledger_feed.interrupted", ERROR, "taking runs from the ledger was interrupted: {error}; goes on when it can")
+class LedgerFeedInterrupted(Event):
+    """Taking runs straight from the ledger met an error of PostgreSQL's. It goes on when it can."""
+
+    error: str
+
+
+@event("ledger_feed.failed", ERROR, "taking runs from the ledger failed; going on")
+class LedgerFeedFailed(Event):
+    """Taking runs straight from the ledger met a fault in Rota. It goes on; please report it with its traceback."""
+
+
+# Redis
+
+
+@event("redis.trouble", ERROR, "{error}; trying again until it can be reached ({failures} failures so far)")
+class RedisTrouble(Event):
+    """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text is its own. Said once, and again every
+    minute. Nothing is lost: messages stay where they are, and acknowledgements are sent when it can be reached.
+    """
+
+    error: str
+    failures: int
+
+
+@event("redis.recovered", WARNING, "can be used again after {failures} failures")
+class RedisRecovered(Event):
+    """Redis has been well for 5 seconds, after so many failures."""
+
+    failures: int
+
+
+@event("redis.away", WARNING, "away, so runs come straight from the ledger: {error}")
+class RedisAway(Event):
+    """In `auto`: Redis cannot be used, and runs come straight from the ledger."""
+
+    error: str
+
+
+@event("redis.back", WARNING, "back, and runs go through it again")
+class RedisBack(Event):
+    """In `auto`: runs go through Redis again."""
+
+
+# Plugins and settings
+
+
+@event("plugin.broken", ERROR, "plugin {plugin} is broken: {error}")
+class PluginBroken(Event):
+    """The plugin has no jobs until it is mended: `rota plugins`."""
+
+    plugin: str
+    error: str
+
+
+@event("plugin.failed", DEBUG, "plugin {plugin} could not be loaded")
+class PluginFailed(Event):
+    """The traceback behind `plugin.broken`."""
+
+    plugin: str
+
+
+@event("plugin.not_installed", WARNING, "ROTA_DISABLED_PLUGINS names {plugin}, which is not installed{suggestion}")
+class PluginNotInstalled(Event):
+    """`ROTA_DISABLED_PLUGINS` names a plugin that is not installed: misspelt, or uninstalled since."""
+
+    plugin: str
+    suggestion: str
+
+
+@event("setting.unknown", WARNING, "{variable} {reason}")
+class SettingUnknown(Event):
+    """No part of Rota reads this variable. Unset it, or install the plugin that it is for; it does no harm."""
+
+    variable: str
+    reason: str
+
+
+@event("job.outlives_its_runs", WARNING, "{reason}")
+class JobOutlivesItsRuns(Event):
+    """The job's `misfire_grace` is longer than `ROTA_RETENTION_DAYS`."""
+
+    job: str
+    reason: str
+
+
+# Metrics and logs
+
+
+@event("metrics.serving", INFO, "served on port {port}")
+class MetricsServing(Event):
+    """`/metrics` can be scraped."""
+
+    port: int
+
+
+@event("metrics.not_served", WARNING, "port {port}: {error}; set ROTA_METRICS_PORT to another port, or to 0 for none")
+class MetricsNotServed(Event):
+    """The port is taken. Give each worker on a host its own `ROTA_METRICS_PORT`."""
+
+    port: int
+    error: str
+
+
+@event("metrics.not_written", ERROR, "a measurement was not written")
+class MetricsNotWritten(Event):
+    """Measuring failed, as on a full disk. The run went on all the same."""
+
+
+@event("log.dropped", WARNING, "{lines} lines were dropped: the reader of this log did not keep up")
+class LogDropped(Event):
+    """The reader of the log was gone or too slow. Lines were dropped so that work could go on."""
+
+    lines: int
+
+
+# Programs
+
+
+@event("worker.not_drained", WARNING, "{messages} messages on queue {queue} could not be requeued: {error}")
+class WorkerNotDrained(Event):
+    """A stopping worker could not requeue messages that it had not begun, since Redis is away. Runs are sent again
+    anyway.
+    """
+
+    queue: str
+    messages: int
+    error: str
+
+
+@event("worker.stopping", INFO, "stopping; waits up to {seconds:.0f} s for the jobs at work")
+class WorkerStopping(Event):
+    """`rota worker` was told to stop."""
+
+    seconds: float
+
+
+@event("worker.stopped", INFO, "stopped")
+class WorkerStopped(Event):
+    """`rota worker` has ended all its processes."""
+
+
+@event("worker.replaced", INFO, "{worker} was replaced by a new process")
+class WorkerReplaced(Event):
+    """A worker process that asked for it was replaced without a gap."""
+
+    worker: str
+
+
+@event("worker.left", WARNING, "{worker}, which was replaced, ended with {status}")
+class WorkerLeft(Event):
+    """A process that was replaced did not end in good order. Its runs are recovered."""
+
+    worker: str
+    status: str
+
+
+@event("supervisor.restarting", WARNING, "{program} {reason}; starts again in {seconds:.0f} s")
+class SupervisorRestarting(Event):
+    """A program that `rota up` or `rota worker` started has ended and is started again, after 1 to 30 seconds."""
+
+    program: str
+    reason: str
+    seconds: float
+
+
+@event("supervisor.finished", INFO, "{program} has finished")
+class SupervisorFinished(Event):
+    """A program that runs once has ended."""
+
+    program: str
+
+
+@event("supervisor.killing", WARNING, "killing {programs}, which did not end in time")
+class SupervisorKilling(Event):
+    """Programs did not end within `--grace`. Their runs are recovered after the next start."""
+
+    programs: str
+
+
+@event("supervisor.guard_lost", WARNING, "the guard is gone: {error}; if this process is killed, others may stay")
+class SupervisorGuardLost(Event):
+    """The process that cleans up after a killed `rota up` is gone. Restart `rota up` when convenient."""
+
+    error: str
+
+
+@event("up.starting", INFO, "{server} starts, with its data in {data}")
+class UpStarting(Event):
+    """`rota up` starts an embedded server."""
+
+    server: str
+    data: str
+
+
+@event("up.interrupted", INFO, "stopped: interrupted while starting")
+class UpInterrupted(Event):
+    """`rota up` was told to stop before everything had started."""
+
+
+@event("up.stopping", INFO, "stopping; waits up to {seconds:.0f} s for the jobs at work; Ctrl-C again ends them")
+class UpStopping(Event):
+    """`rota up` was told to stop."""
+
+    seconds: float
+
+
+@event("up.stopped", INFO, "stopped")
+class UpStopped(Event):
+    """`rota up` has ended everything that it started."""
+
+
+@event("embedded.account_created", WARNING, "account {account} was created: the servers do not run as root")
+class EmbeddedAccountCreated(Event):
+    """Started as root, the embedded servers run as an account of their own, which must reach their data."""
+
+    account: str

@@ -1,0 +1,141 @@
+"""What a line of the log looks like: JSON for programs, a short line for people."""
+
+import json
+import logging
+import re
+import traceback
+from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+from core.observability.events import Event
+
+EventDict = MutableMapping[str, Any]
+#: A field's text is cut beyond this, in characters, and a traceback in its middle.
+LONGEST_FIELD = 16 * 2**10
+#: A line of JSON beyond this keeps only its short fields, in characters.
+LONGEST_LINE = 64 * 2**10
+LONGEST_SHORT = 1024
+#: Where the words of a line begin on a terminal.
+SUBJECT_WIDTH = 22
+#: What every line of a run carries; the words of an event say it already.
+ABOUT = ("job", "run", "slot", "attempt", "message")
+#: C0 and C1 control characters, and marks that turn the direction of text (Unicode TR9).
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+DIM, YELLOW, RED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+MARKS = {"warning": ("!", YELLOW), "error": ("E", RED), "critical": ("E", RED), "debug": ("d", DIM)}
+
+
+def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) -> EventDict:
+    """The line of an ``event``: what it is ``about``, its fields, its name, and its words."""
+    fields = event.fields()
+    line: EventDict = {
+        "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
+        "level": record.levelname.lower(),
+        "event": event.name,
+        **about,
+        **fields,
+        "logger": record.name,
+        "words": event.words.format_map(fields),
+    }
+    if record.exc_info:
+        line["exc_info"] = record.exc_info
+    return line
+
+
+def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
+    """A traceback of bounded length, its head and its tail, without local variables, which may hold secrets."""
+    try:
+        text = "".join(traceback.format_exception(*exc_info)).rstrip("\n")
+    except Exception as error:  # noqa: BLE001 — an exception that cannot be told
+        return f"{exc_info[0].__name__} (its traceback cannot be told: {type(error).__name__})"
+    if len(text) <= LONGEST_FIELD:
+        return text
+    half = LONGEST_FIELD // 2
+    return f"{text[:half]}\n… {len(text) - LONGEST_FIELD} characters left out …\n{text[-half:]}"
+
+
+def bounded(_logger: Any, _method: str, line: EventDict) -> EventDict:
+    """Cut what is too long."""
+    for name, value in line.items():
+        if isinstance(value, str) and len(value) > LONGEST_FIELD and name != "exception":
+            line[name] = f"{value[:LONGEST_FIELD]}… ({len(value) - LONGEST_FIELD} characters left out)"
+    return line
+
+
+def as_json(_logger: Any, _method: str, line: EventDict) -> str:
+    """The line as a JSON object; the words of a warning or an error stand in ``text``."""
+    words = line.pop("words", None)
+    if words is not None and line.get("level") not in {"debug", "info"}:
+        line["text"] = words
+    told = dumped(line)
+    if len(told) <= LONGEST_LINE:
+        return told
+    return dumped({**{name: value for name, value in line.items() if is_short(value)}, "is_cut": True})
+
+
+def is_short(value: Any) -> bool:
+    """Whether a field may stay in a line that is too long."""
+    return isinstance(value, (int, float, bool)) or (isinstance(value, str) and len(value) <= LONGEST_SHORT)
+
+
+def dumped(fields: Mapping[str, Any]) -> str:
+    """JSON of ``fields``; a value that JSON cannot hold is written as text."""
+    try:
+        return json.dumps(fields, default=text_of, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return json.dumps({str(name): held(value) for name, value in fields.items()})
+
+
+def held(value: Any) -> Any:
+    """``value`` if JSON can hold it, else its text."""
+    try:
+        json.dumps(value, default=text_of, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return text_of(value)
+    return json.loads(json.dumps(value, default=text_of))
+
+
+def text_of(value: Any) -> str:
+    """The text of a value that may be unable to tell it."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 — a job's own class
+        return f"<{type(value).__name__}>"
+
+
+def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
+    """A renderer for people: time, job or topic, and what happened."""
+
+    def paint(text: str, colour: str) -> str:
+        return f"{colour}{text}{PLAIN}" if colors and text else text
+
+    def render(_logger: Any, _method: str, line: EventDict) -> str:
+        mark, colour = MARKS.get(line["level"], (" ", ""))
+        event, words = str(line["event"]), line.get("words")
+        subject = str(line.get("job") or (event.partition(".")[0] if words else ""))
+        said = words if words is not None else " ".join([event, *(f"{name}={value}" for name, value in extra(line))])
+        where = "" if words is not None or not line.get("run") else f" (run {line['run']})"
+        name = f" [{event}]" if words is not None and mark in {"!", "E"} else ""
+        head = " ".join([paint(clock(line["timestamp"]), DIM), paint(mark, colour), f"{subject:<{SUBJECT_WIDTH}}"])
+        told = f"{head} {paint(printable(said), colour)}{paint(where + name, DIM)}"
+        return "\n".join([told, printable(line["exception"])] if line.get("exception") else [told])
+
+    return render
+
+
+def extra(line: EventDict) -> list[tuple[str, Any]]:
+    """The fields of a line that is no event of ours, without what every line has."""
+    known = {"event", "level", "logger", "timestamp", "exception", *ABOUT}
+    return [(name, value) for name, value in line.items() if name not in known]
+
+
+def printable(text: str) -> str:
+    """``text`` without what moves a terminal's cursor, colours it, or turns the direction of what follows."""
+    return CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+
+
+def clock(timestamp: str) -> str:
+    """The time of day of an ISO 8601 instant, by this machine's zone."""
+    return datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S")

@@ -1,0 +1,150 @@
+"""A log handler that never blocks work: lines wait in memory for a thread that writes them.
+
+A log's reader can go away or fall behind (``rota worker 2>&1 | head``, a log shipper that hangs, a terminal that is
+stopped). A handler that writes in the caller's thread then stops every thread that logs. Here a line that finds no room
+is dropped and counted, and the next line that can be written says how many were.
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from core.observability.events import LogDropped
+
+STDERR = 2
+#: How much text waits at most, in characters; a second of a very busy process.
+MOST_WAITING = 4 * 2**20
+#: How much is written at once: a pipe takes it in one piece.
+CHUNK = 32 * 2**10
+#: How long the end of a process waits for its last lines to be written, in seconds.
+FLUSH_SECONDS = 1.0
+
+
+class Stream(Protocol):
+    """What lines are written to. Both may block, and may raise OSError or ValueError."""
+
+    def write(self, text: str, /) -> object:
+        """Write ``text``."""
+
+    def flush(self) -> object:
+        """Have it written."""
+
+
+class Descriptor:
+    """A descriptor of our own for standard error, which stays open if a job closes ``sys.stderr``."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = os.dup(descriptor)
+
+    def write(self, text: str, /) -> None:
+        """Write ``text``."""
+        left = text.encode(errors="backslashreplace")
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+class Sink(logging.Handler):
+    """Formats in the caller's thread, and writes in one of its own, which starts with the first line."""
+
+    def __init__(self, stream: Stream, on_dropped: Callable[[int], None]) -> None:
+        super().__init__()
+        self._stream = stream
+        self._on_dropped = on_dropped
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        #: How many characters were ever taken on, and how many of them are written or given up.
+        self._taken = self._written = 0
+        #: How many lines were dropped, and of how many of them the log has told.
+        self._dropped = self._told = 0
+        self._is_all_written = threading.Event()
+        self._is_all_written.set()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take the line on, or drop it. Never blocks; raises nothing of its own."""
+        if self._pid != os.getpid():  # a fork: the parent writes what waited there
+            self._begin()
+        try:
+            line = self.format(record) + "\n"
+        except Exception as error:  # noqa: BLE001 — no line is worth a run
+            line = f"{record.name}: a line could not be formatted: {type(error).__name__}\n"
+        self._take_on(line)
+
+    def _take_on(self, line: str) -> None:
+        if self._taken - self._written + len(line) > MOST_WAITING:
+            self._drop(1)
+            return
+        self._taken += len(line)
+        self._is_all_written.clear()
+        self._lines.put(line)
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="rota-log", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be had now; the next line tries again
+            return
+        self._thread = thread
+
+    def flush(self) -> None:
+        """Wait until everything is written, or for a second. The end of the interpreter calls this."""
+        self._is_all_written.wait(FLUSH_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            lines = [self._lines.get()]
+            try:
+                while sum(map(len, lines)) < CHUNK:
+                    lines.append(self._lines.get_nowait())
+            except Empty:
+                pass
+            self._write(lines)
+            self._written += sum(map(len, lines))
+            if self._written == self._taken:
+                self._is_all_written.set()
+
+    def _write(self, lines: list[str]) -> None:
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+            self._tell_dropped()
+        except (OSError, ValueError):  # the reader has gone, the disk is full, or the stream is closed
+            self._drop(len(lines))
+
+    def _tell_dropped(self) -> None:
+        dropped = self._dropped - self._told
+        if dropped:
+            self._told += dropped
+            told = logging.makeLogRecord(
+                {"name": "rota.log", "levelno": LogDropped.level, "levelname": "WARNING", "msg": LogDropped(dropped)}
+            )
+            self._stream.write(self.format(told) + "\n")
+            self._stream.flush()
+
+    def _drop(self, lines: int) -> None:
+        self._dropped += lines
+        with suppress(Exception):  # metrics on a full disk
+            self._on_dropped(lines)
+
+
+def standard_error() -> Stream | None:
+    """Where this process's log goes by default; None if it has no standard error."""
+    if sys.stderr is None or sys.stderr is not sys.__stderr__:
+        return sys.stderr
+    try:
+        return Descriptor(STDERR)
+    except OSError:
+        return None

@@ -1,0 +1,155 @@
+"""Logging never blocks work: a reader that hangs or goes away costs lines, which are counted."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from core.observability import sink
+from core.observability.sink import Sink
+from tests.support.eventually import eventually
+
+
+class Blocked:
+    """A stream that takes nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.gate.wait()
+        self.text += text
+
+    def flush(self) -> None: ...
+
+
+class Gone(Blocked):
+    """A stream whose reader comes and goes."""
+
+    is_gone = True
+
+    def write(self, text: str) -> None:
+        if self.is_gone:
+            raise BrokenPipeError
+        self.text += text
+
+
+class Dropped:
+    lines = 0
+
+    def __call__(self, lines: int) -> None:
+        self.lines += lines
+
+
+@pytest.fixture
+def stream() -> Iterator[Blocked]:
+    stream = Blocked()
+    yield stream
+    stream.gate.set()
+
+
+@pytest.fixture
+def dropped() -> Dropped:
+    return Dropped()
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": text, "levelno": logging.INFO, "levelname": "INFO"})
+
+
+def test_a_reader_that_hangs_blocks_nobody(stream, dropped, monkeypatch):
+    monkeypatch.setattr(sink, "MOST_WAITING", 1000)
+    handler = Sink(stream, dropped)
+
+    for number in range(500):
+        handler.handle(record(f"line {number}"))
+
+    assert 300 < dropped.lines < 500
+    stream.gate.set()
+    eventually(lambda: f"{dropped.lines} lines were dropped" in stream.text, within=10)
+    assert stream.text.startswith("line 0\n")
+    eventually(lambda: stream.text.endswith(f"line {499 - dropped.lines}\n"), within=10)
+
+
+def test_a_reader_that_went_away_is_told_how_much_it_missed(dropped):
+    stream = Gone()
+    handler = Sink(stream, dropped)
+    handler.handle(record("lost"))
+    eventually(lambda: dropped.lines == 1, within=10)
+
+    stream.is_gone = False
+    handler.handle(record("back"))
+
+    eventually(lambda: "1 lines were dropped" in stream.text, within=10)
+    assert stream.text.startswith("back\n")
+
+
+def test_a_thread_that_cannot_be_had_is_asked_for_again(dropped, monkeypatch):
+    stream = Blocked()
+    stream.gate.set()
+    handler = Sink(stream, dropped)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        handler.handle(record("first"))
+    handler.handle(record("second"))
+
+    eventually(lambda: stream.text == "first\nsecond\n", within=10)
+
+
+PROGRAM = """
+import logging, os, sys
+from core.observability import logs
+logs.configure("json")
+for number in range(2000):
+    logging.getLogger("x").info("line %s", number)
+sys.stderr.close()
+logging.getLogger("x").info("after stderr was closed")
+if os.fork() == 0:
+    logging.getLogger("x").info("from a child")
+    logs.flush()
+    os._exit(0)
+os.wait()
+print("worked")
+"""
+
+
+def test_all_lines_of_a_process_that_ends_are_written_also_of_a_fork_and_after_stderr_was_closed():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout == "worked\n"
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2002
+    assert any("from a child" in line for line in lines)
+    assert any("after stderr was closed" in line for line in lines)
+
+
+def test_a_process_whose_reader_hangs_works_and_ends_all_the_same():
+    reading, writing = os.pipe()
+    program = PROGRAM.replace("range(2000)", "range(20000)")
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writing, text=True, timeout=60, check=True
+    )
+
+    assert done.stdout == "worked\n"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_line_that_cannot_be_formatted_says_so(dropped):
+    stream = Blocked()
+    stream.gate.set()
+    broken = logging.makeLogRecord({"name": "jobs", "msg": "%d", "args": ("no number",)})
+
+    Sink(stream, dropped).handle(broken)
+
+    eventually(lambda: stream.text == "jobs: a line could not be formatted: TypeError\n", within=10)

@@ -112,7 +112,7 @@ def main() -> None:
     with bench() as made, loading.using(registry_of(durable, cheap)):
         broker = RedisBroker(url=made.redis_url)
         bare = dramatiq.actor(actor_name="bare", queue_name="bare", broker=broker)(nothing)
-        outbox.attach(RedisCarrier(made.broker))
+        outbox.attach(RedisCarrier(made.broker.redis_queues))
         ways: dict[str, Callable[[], float]] = {
             "send loop": lambda: rate(count, lambda: deque((bare.send(number=n) for n in range(count)), maxlen=0)),
             "send_many": lambda: rate(count, lambda: in_batches(made, count, send_many, "bench-cheap")),

@@ -157,14 +157,16 @@ class Bench:
             ids = connection.execute(text(insert), {"count": count}).scalars().all()
         from core.transport.redis import RedisCarrier
 
-        RedisCarrier(self.broker).send([OutgoingRun(run_id, "bench-ledger", "bench-ledger") for run_id in ids])
+        RedisCarrier(self.broker.redis_queues).send(
+            [OutgoingRun(run_id, "bench-ledger", "bench-ledger") for run_id in ids]
+        )
 
     def queue_messages(self, queue: str, count: int) -> None:
         """Put ``count`` plain messages for the actor ``queue`` on the queue of that name."""
         from dramatiq.message import Message
 
         message: Message[object] = Message(queue_name=queue, actor_name=queue, args=(), kwargs={}, options={})
-        self.broker.enqueue_many(message.copy() for _ in range(count))
+        self.broker.redis_queues.enqueue_many(message.copy() for _ in range(count))
 
     def reset(self) -> None:
         """Empty Redis and the ledger."""

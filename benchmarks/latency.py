@@ -40,7 +40,7 @@ def send_run(made: Bench, *, carried: bool) -> None:
             delay=timedelta(0), carried=carried,
         )  # fmt: skip
     if carried:
-        RedisCarrier(made.broker).send([OutgoingRun(run_id, "bench-ledger", "bench-ledger")])
+        RedisCarrier(made.broker.redis_queues).send([OutgoingRun(run_id, "bench-ledger", "bench-ledger")])
 
 
 def sample(send: Callable[[], None], ticks: Path) -> float:

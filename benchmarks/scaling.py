@@ -81,7 +81,7 @@ def many_schedules(count: int) -> Registry:
 def cost_of_schedules(made: Bench, count: int) -> None:
     """Passes of the dispatcher: an idle one, one with something to do, and one in which all schedules are due."""
     made.reset()
-    registry, carrier = many_schedules(count), RedisCarrier(made.broker)
+    registry, carrier = many_schedules(count), RedisCarrier(made.broker.redis_queues)
     with database.dedicated(made.engine) as connection:
         accountant = Accountant(registry, slots.watermarks(connection))
         accountant.account(connection, carrier)
@@ -117,7 +117,7 @@ def cost_of_processes(made: Bench, count: int) -> None:
     with database.dedicated(made.engine) as locks, database.dedicated(made.engine) as connection:
         connection.execute(SILENT_PROCESSES, {"count": count})
         locks.execute(HOLD_LOCKS, {"space": LOCK_SPACE, "count": count}).all()
-        look = median(lambda: recovery.recover(connection, RedisCarrier(made.broker), 3))
+        look = median(lambda: recovery.recover(connection, RedisCarrier(made.broker.redis_queues), 3))
         beat = median(lambda: connection.execute(RENEW_ALL, {"id": 1}))
     print(f"{count:7} processes:  looking for dead ones {look * 1000:8.1f} ms, a heartbeat {beat * 1000:6.2f} ms")
 

@@ -55,7 +55,7 @@ def build(process: WorkerProcess) -> RotaBroker:
         orphan_seconds=configured.orphan_seconds,
     )
     watch = RedisWatch(redis.probe(url), broker.wakeups.look_around)
-    carrier = RedisCarrier(broker, watch.is_away.is_set)
+    carrier = RedisCarrier(broker.redis_queues, watch.is_away.is_set)
     outbox.attach(carrier)
     occupation = Occupation()
     may_lose_redis = configured.mode == "auto"

@@ -29,7 +29,7 @@ class Draining(Middleware):
 
 def begin(broker: Any, worker: Worker) -> None:
     """Put back every message that no thread has begun with; what comes a moment later Dramatiq puts back itself."""
-    broker.is_draining = True
+    broker.drain()
     if isinstance(broker, RotaBroker):  # another broker keeps its messages in this process
         put_back_waiting(worker)
 

@@ -13,7 +13,7 @@ from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 
 from core.errors import BadArguments
-from core.transport.redis import RUN_ID
+from core.transport.messages import RUN_ID
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class FastLaneRetries(Middleware):
         retry = message.copy(options={"retries": retries + 1})
         delay = actor.job.delay_after(retries + 1)
         if not self._send(broker, retry, int(delay.total_seconds() * 1000)):
-            message.is_ended_later = True  # by whoever finds it unacknowledged when this process is gone
+            message.end_later()  # by the process that finds it unacknowledged when this one is gone
 
     def _send(self, broker: Broker, retry: Any, delay_ms: int) -> bool:
         """Send ``retry`` once Redis takes it; False if this process is to stop before."""

@@ -8,8 +8,9 @@ from dramatiq.worker import Worker
 
 from core.ledger.carrier import OutgoingRun
 from core.middleware.occupation import Occupation
+from core.transport.delivery import Delivery
 from core.transport.messages import run_message
-from core.transport.redis import Delivery, WorkQueue
+from core.transport.work_queue import WorkQueue
 from core.worker.ledger_feed import LedgerFeed
 
 

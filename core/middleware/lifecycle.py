@@ -39,8 +39,9 @@ class Lifecycle(Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Register before the first message is fetched; without PostgreSQL, go on trying."""
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
+        if self._watch is not None:
+            self._watch.start()
         if isinstance(broker, RotaBroker):
-            self._watch_redis(broker)
             self._heartbeat.start(sorted(queues), broker.broker_id, on_registered=broker.wakeups.wake_all)
         else:
             self._heartbeat.start(sorted(queues))
@@ -56,12 +57,5 @@ class Lifecycle(Middleware):
         self._heartbeat.stop()
         isolation.end_all()
         self._watchdog.stop()
-        if isinstance(broker, RotaBroker) and self._watch is not None:
-            broker.wakeups.is_looked_for = False
-            self._watch.stop()
-
-    def _watch_redis(self, broker: RotaBroker) -> None:
-        """The watch asks whether messages wait, so that the broker's own threads need not."""
         if self._watch is not None:
-            self._watch.start()
-            broker.wakeups.is_looked_for = True
+            self._watch.stop()

@@ -70,7 +70,7 @@ def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Regist
     manager.add_hookspecs(hookspecs)
     ours = replace(offers(manager, CORE, importlib.import_module(BUILT_IN)), version=version("rota"))
     found = sorted(points, key=lambda point: point.name)
-    warn_of_strangers(disabled, [point.name for point in found])
+    warn_of_missing(disabled, [point.name for point in found])
     plugins = [
         ours,
         *(left_out(point) if point.name in disabled else isolate(manager, point, found) for point in found),
@@ -81,7 +81,7 @@ def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Regist
     return registry
 
 
-def warn_of_strangers(disabled: Collection[str], installed: Collection[str]) -> None:
+def warn_of_missing(disabled: Collection[str], installed: Collection[str]) -> None:
     """Say which of the ``disabled`` are not installed: a name may be misspelt, or its plugin uninstalled since."""
     for name in sorted(set(disabled) - set(installed)):
         nearest = suggestion(name, installed)

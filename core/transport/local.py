@@ -11,6 +11,7 @@ from typing import Any
 
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.brokers.stub import StubBroker, _StubConsumer
+from dramatiq.middleware import Middleware
 
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.ledger.releases import Fleet
@@ -22,8 +23,18 @@ logger = logging.getLogger(__name__)
 class LocalBroker(StubBroker):
     """Dramatiq's queues in memory."""
 
-    #: Set when the process is to end: runs are taken from the ledger no longer.
-    is_draining = False
+    def __init__(self, middleware: Sequence[Middleware]) -> None:
+        super().__init__([*middleware])
+        self._is_draining = False
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the process is to end: runs are taken from the ledger no longer."""
+        return self._is_draining
+
+    def drain(self) -> None:
+        """Take nothing more from the ledger; messages in memory are still worked on."""
+        self._is_draining = True
 
     @property
     def is_empty(self) -> bool:

@@ -26,8 +26,9 @@ from core.ledger.carrier import Carrier, OutgoingRun
 from core.ledger.slots import SlotRow
 from core.plugins import loading
 from core.scheduling.periodic import PeriodicSchedule, nothing
+from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID, run_message
-from core.transport.redis import Delivery, RedisCarrier, RotaBroker
+from core.transport.redis import RedisCarrier, RotaBroker
 from core.worker.executor import RECORDING, Executor
 
 logger = logging.getLogger(__name__)
@@ -124,13 +125,14 @@ def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
 
 
 def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor]) -> Callable[..., None]:
-    """What a worker calls for a message of a ledger job: the run it names, or a new run for a stranger's message."""
+    """What a worker calls for a message of a ledger job: the run it names, or a new run if it names none."""
 
     def work(*args: Any, **kwargs: Any) -> None:
         message: Any = CurrentMessage.get_current_message()
         run_id = message.options.get(RUN_ID) if message is not None else None
         if isinstance(run_id, int) and isinstance(message, Delivery):
-            message.is_ended_later = executor.execute(job, run_id, carried=message) == RECORDING
+            if executor.execute(job, run_id, carried=message) == RECORDING:
+                message.end_later()
         elif isinstance(run_id, int):
             executor.execute(job, run_id)
         else:
@@ -152,7 +154,7 @@ class ClaimingAhead:
         sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
         if len(sent) > 1:
             for lease in self.executor.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):
-                sent[lease.run_id].lease = lease
+                sent[lease.run_id].claimed(lease)
 
     def _run_of(self, delivery: Delivery) -> int | None:
         run_id = delivery.options.get(RUN_ID)
@@ -161,7 +163,7 @@ class ClaimingAhead:
         return run_id if is_simple and type(run_id) is int and 0 < run_id <= LARGEST_ID else None
 
     def undo(self, deliveries: Sequence[Delivery]) -> None:
-        """Give up the leases of deliveries that are put back."""
+        """Unclaim the runs of deliveries that are requeued."""
         leases = [delivery.lease for delivery in deliveries if delivery.lease is not None]
         if leases:
             self.executor.unclaim(leases)
@@ -173,8 +175,8 @@ def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
     def work(*args: Any, **kwargs: Any) -> None:
         message: Any = CurrentMessage.get_current_message()
         message_id = message.message_id if message is not None else ""
-        bury = message.bury if isinstance(message, Delivery) else nothing
-        executor.execute_fast(job, by_name(job, args, kwargs), message_id, bury=bury)
+        dead_letter = message.dead_letter if isinstance(message, Delivery) else nothing
+        executor.execute_fast(job, by_name(job, args, kwargs), message_id, dead_letter=dead_letter)
 
     work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
     return work
@@ -211,6 +213,6 @@ def declare_job(
     function = ledger_function(job, executor, lambda: actor) if job.ledger else fast_function(job, executor)
     if carrier is None:
         assert isinstance(broker, RotaBroker), "another broker needs a carrier of its own"
-        carrier = RedisCarrier(broker)
+        carrier = RedisCarrier(broker.redis_queues)
     actor = JobActor(job, broker, engine, function, on_scheduling, carrier)
     return actor

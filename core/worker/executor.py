@@ -52,8 +52,9 @@ HARD_LIMIT_EXIT = 70
 class Carried(Protocol):
     """The message that brought a run here."""
 
-    #: The lease on it, if it was claimed ahead.
-    lease: Lease | None
+    @property
+    def lease(self) -> Lease | None:
+        """The lease on the run, if it was claimed ahead."""
 
     def worked(self, seconds: float) -> None:
         """The job itself took so long."""
@@ -264,13 +265,13 @@ class Executor:
         observe(metrics.run_ended, job.name, failure.state, job.hard_limit.total_seconds())
         self.end_process(lambda connection: runs.fail(connection, lease, failure), self.hand_back)
 
-    def give_up_message(self, job: Job, message_id: str, bury: Callable[[], None]) -> None:
+    def give_up_message(self, job: Job, message_id: str, dead_letter: Callable[[], None]) -> None:
         """The same for a message of the fast lane: it is a dead letter, or it would end the next process as well."""
         logger.error(
             "message.hard_limit job=%s message=%s limit=%s: ending this process", job.name, message_id, job.hard_limit
         )
         observe(metrics.run_ended, job.name, State.DEAD, job.hard_limit.total_seconds())
-        self.end_process(self.hand_back, lambda _connection: bury())
+        self.end_process(self.hand_back, lambda _connection: dead_letter())
 
     def end_process(self, *steps: Callable[[Connection], object]) -> None:
         """End this process, since a job in it will not end, after what these steps have to say to PostgreSQL."""
@@ -298,11 +299,11 @@ class Executor:
         message_id: str,
         clock: Clock = system_clock,
         *,
-        bury: Callable[[], None] = lambda: None,
+        dead_letter: Callable[[], None] = lambda: None,
     ) -> None:
         """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns.
 
-        ``bury`` makes a dead letter of the message, should it run past its hard limit.
+        ``dead_letter`` makes a dead letter of the message, should it run past its hard limit.
         """
         began = time.perf_counter()
         status, work = "failed", Work(self.engine)
@@ -310,7 +311,9 @@ class Executor:
             try:
                 run = Run(0, job.name, "", None, 1, clock(), args, job_logger(job), work)
                 kwargs = arguments.decode(job, args)
-                within_limits(job, run, work, kwargs, on_hard=lambda: self.give_up_message(job, message_id, bury))
+                within_limits(
+                    job, run, work, kwargs, on_hard=lambda: self.give_up_message(job, message_id, dead_letter)
+                )
                 if work.has_begun:
                     work.session.commit()
                 status = State.SUCCEEDED

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from core.ledger import outbox
 from core.settings import Settings
 from core.transport import redis
-from core.transport.redis import RedisCarrier, RotaBroker
+from core.transport.redis import Queues, RedisCarrier
 from core.worker.executor import Executor
 from core.worker.heartbeat import Heartbeat
 from core.worker.membership import process_name
@@ -53,7 +53,7 @@ def main(run_id: int) -> None:
 def attach_carrier(configured: Settings) -> None:
     """Have messages sent over Redis; without it, what this run enqueues is taken from the ledger."""
     if configured.redis_url is not None and configured.mode != "local":
-        outbox.attach(RedisCarrier(RotaBroker(redis.connect(configured.redis_url.get_secret_value()))))
+        outbox.attach(RedisCarrier(Queues(redis.connect(configured.redis_url.get_secret_value()))))
 
 
 def listen() -> list[int]:

@@ -210,7 +210,9 @@ class Service:
 
 
 @contextmanager
-def service(engine: Engine, redis_url: str, registry: Registry, executor: Executor) -> Iterator[Service]:
+def service(
+    engine: Engine, redis_url: str, registry: Registry, executor: Executor, **options: Any
+) -> Iterator[Service]:
     """A broker with an actor for each job, as ``core.main`` builds it, but for the process's own life."""
     with ExitStack() as stack:
         broker = RotaBroker(
@@ -218,10 +220,11 @@ def service(engine: Engine, redis_url: str, registry: Registry, executor: Execut
             middleware=[CurrentMessage(), PeriodiqOptions(), FastLaneRetries()],
             ledger_queues=registry.ledger_queues,
             preparation=ClaimingAhead(registry, executor),
+            **options,
         )
         stack.callback(broker.close)
         actors.declare(broker, registry, engine, executor)
-        carrier = RedisCarrier(broker)
+        carrier = RedisCarrier(broker.redis_queues)
         outbox.attach(carrier)
         stack.callback(outbox.attach, None)
         client = redis.Redis.from_url(redis_url, socket_timeout=None)
@@ -233,11 +236,11 @@ def service(engine: Engine, redis_url: str, registry: Registry, executor: Execut
 def serve_on(
     database: Engine, executor: Executor, use_jobs: Callable[..., Registry]
 ) -> Iterator[Callable[..., Service]]:
-    """Makes a service of these jobs on the Redis of that URL."""
+    """Makes a service of these jobs on the Redis of that URL; options are ``RotaBroker``'s."""
     with ExitStack() as stack:
 
-        def start(redis_url: str, *jobs: Job) -> Service:
-            return stack.enter_context(service(database, redis_url, use_jobs(*jobs), executor))
+        def start(redis_url: str, *jobs: Job, **options: Any) -> Service:
+            return stack.enter_context(service(database, redis_url, use_jobs(*jobs), executor, **options))
 
         yield start
 
@@ -245,7 +248,7 @@ def serve_on(
 @pytest.fixture
 def serve(redis_url: str, serve_on: Callable[..., Service]) -> Callable[..., Service]:
     """Makes a service of these jobs."""
-    return lambda *jobs: serve_on(redis_url, *jobs)
+    return lambda *jobs, **options: serve_on(redis_url, *jobs, **options)
 
 
 class NoCarrier:

@@ -72,7 +72,7 @@ class TestSend:
         assert ledger.runs("work") == []
 
 
-class TestStrangers:
+class TestMessagesWithoutARun:
     """A message that names no run, from a producer that knows only Dramatiq."""
 
     def test_it_becomes_a_run_with_its_arguments_and_is_worked_on(self, serve, ledger):
@@ -150,7 +150,7 @@ class TestFire:
         def away(_):
             raise ConnectionError("away on purpose")
 
-        monkeypatch.setattr(service.broker, "enqueue_many", away)
+        monkeypatch.setattr(service.broker.redis_queues, "enqueue_many", away)
         self.due(service, datetime(2026, 3, 1, tzinfo=UTC)).send_with_options(scheduled_at="x")
 
         assert ledger.states("tick") == ["queued"]
@@ -246,7 +246,8 @@ class TestFastLane:
             leave(run.session, "done")
 
         service = serve(fast)
-        push = service.broker._push
+        queues = service.broker.redis_queues
+        push = queues.push
 
         def away_at_first(messages):
             if failed.is_set() and not waits:
@@ -254,7 +255,7 @@ class TestFastLane:
                 raise redis.ConnectionError("away on purpose")
             push(messages)
 
-        monkeypatch.setattr(service.broker, "_push", away_at_first)
+        monkeypatch.setattr(queues, "push", away_at_first)
         service.broker.get_actor("fast").send()
         service.work(poll_ms=20)
 

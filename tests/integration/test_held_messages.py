@@ -1,14 +1,26 @@
 """What a process counts as its own and what Redis counts as such agree again, whatever fails in between."""
 
 from collections import Counter
+from contextlib import ExitStack
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import redis
+from dramatiq.message import Message
 
 from core import job
 from core.ledger.carrier import OutgoingRun
-from core.transport.redis import WorkQueue, consumer
+from core.transport import work_queue as work_queues
+from core.transport.redis import Queues, connect, consumer
+from core.transport.redis.acks import Acks
+from core.transport.redis.consumer import Shared
+from core.transport.redis.error_log import ErrorLog
+from core.transport.redis.intake import Intake
+from core.transport.redis.unknown_actors import UnknownActors
+from core.transport.redis.wakeups import Wakeups
+from core.transport.redis.window_consumer import WindowConsumer
+from core.transport.work_queue import WorkQueue
 from tests.support.eventually import eventually
 
 
@@ -28,7 +40,8 @@ def failing_once(method, queue_name="default"):
 def test_a_queue_is_served_after_a_corrupt_message_could_not_be_set_aside(serve, hear, heard, monkeypatch):
     service = serve(hear)
     service.put(b"not a message", "corrupt")
-    monkeypatch.setattr(service.broker, "do_nack", failing_once(service.broker.do_nack))
+    queues = service.broker.redis_queues
+    monkeypatch.setattr(queues, "dead_letter", failing_once(queues.dead_letter))
     worker = service.work(threads=1)
 
     eventually(lambda: service.dead_letters() == [b"not a message"], within=10)
@@ -44,7 +57,8 @@ def test_what_came_with_a_corrupt_message_that_could_not_be_set_aside_is_not_los
     for word in range(4):
         service.broker.get_actor("hear").send(word=word)
     service.put(b"not a message", "corrupt")
-    monkeypatch.setattr(service.broker, "do_nack", failing_once(service.broker.do_nack))
+    queues = service.broker.redis_queues
+    monkeypatch.setattr(queues, "dead_letter", failing_once(queues.dead_letter))
     service.work(threads=8)
 
     eventually(lambda: heard == dict.fromkeys(range(4), 1), within=10)
@@ -56,7 +70,7 @@ def test_a_message_whose_time_is_null_is_counted_like_any_other(serve, hear, hea
     worker = service.work(threads=1)
     actor = service.broker.get_actor("hear")
 
-    service.broker.enqueue_many([actor.message_with_options(kwargs={"word": 1}, eta=None)])
+    service.broker.redis_queues.enqueue_many([actor.message_with_options(kwargs={"word": 1}, eta=None)])
 
     eventually(lambda: heard == {1: 1}, within=10)
     eventually(worker.work_queue.empty, within=10)
@@ -66,7 +80,8 @@ def test_a_fetch_that_reaches_redis_after_it_was_given_up_leaves_nothing_behind(
     monkeypatch.setattr(consumer, "LOOK_FOR_STRAYS_SECONDS", 0.2)
     service = serve(hear)
     service.work(threads=1)
-    monkeypatch.setattr(service.broker, "fetch", failing_once(service.broker.fetch))
+    queues = service.broker.redis_queues
+    monkeypatch.setattr(queues, "fetch", failing_once(queues.fetch))
     service.broker.get_actor("hear").send(word=1)
     eventually(lambda: heard == {1: 1}, within=10)  # so what was in doubt is settled
 
@@ -78,66 +93,101 @@ def test_a_fetch_that_reaches_redis_after_it_was_given_up_leaves_nothing_behind(
     eventually(lambda: heard == {1: 1, 2: 1}, within=10)
 
 
-class TestLeaving:
+@pytest.fixture
+def queues(redis_url):
+    queues = Queues(connect(redis_url))
+    yield queues
+    queues.client.close()
+
+
+@pytest.fixture
+def consume(queues):
+    """Makes the consumers of a worker that has ``work_queue``, without the worker."""
+    with ExitStack() as stack:
+
+        def consume(work_queue, *names):
+            unknown_actors, error_log = UnknownActors(queues), ErrorLog(queues.client)
+            intake, wakeups = Intake(unknown_actors), Wakeups(queues, error_log)
+            stack.callback(wakeups.stop)
+            intake.open(work_queue)
+            actors = dict.fromkeys(names)
+            shared = Shared(queues, intake, Acks(queues, error_log), wakeups, unknown_actors, error_log, actors)
+            return [WindowConsumer(shared, name, prefetch=16, timeout=100, work_queue=work_queue) for name in names]
+
+        yield consume
+
+
+@pytest.fixture
+def enqueue(queues):
+    """Puts messages on a queue, for the actor of that name."""
+
+    def enqueue(name, count=1, **options):
+        queues.enqueue_many(Message(name, name, (), {}, options) for _ in range(count))
+
+    return enqueue
+
+
+class TestRequeueing:
     """A process none of whose threads moves leaves what waits to others."""
 
     @pytest.fixture
-    def service(self, serve):
-        @job("one", queue="one", ledger=False)
-        def one(run):
-            """A job of the first queue."""
+    def work_queue(self):
+        return WorkQueue(8)
 
-        @job("other", queue="other", ledger=False)
-        def other(run):
-            """A job of the second."""
-
-        made = serve(one, other)
-        made.broker.work_queue = WorkQueue(2)
+    @pytest.fixture
+    def consumers(self, consume, work_queue, enqueue):
+        made = consume(work_queue, "one", "other")
+        for each in made:
+            enqueue(each.queue_name)
+            each.fetch()
+            each.hand_over()
+        assert work_queue.qsize() == 2
         return made
 
     @pytest.fixture
-    def consumers(self, service):
-        made = [service.broker.consume(name) for name in ("one", "other")]
-        for each in made:
-            service.broker.get_actor(each.queue_name).send()
-            each.fetch()
-            each.hand_over()
-        assert service.broker.work_queue.qsize() == 2
-        return made
+    def waiting(self, queues):
+        return lambda name: queues.client.llen(queues.key(name))
 
-    def test_one_queue_that_cannot_be_put_back_keeps_no_other(self, service, consumers, monkeypatch):
-        monkeypatch.setattr(service.broker, "do_requeue", failing_once(service.broker.do_requeue, "one"))
+    def test_one_queue_that_cannot_be_requeued_keeps_no_other(
+        self, queues, work_queue, consumers, waiting, monkeypatch
+    ):
+        monkeypatch.setattr(queues, "requeue", failing_once(queues.requeue, "one"))
 
-        consumers[0].leave_to_others()
+        consumers[0].requeue_waiting()
 
-        assert (service.waiting("one"), service.waiting("other")) == (0, 1)
+        assert (waiting("one"), waiting("other")) == (0, 1)
         consumers[0].fetch()
-        assert (service.waiting("one"), service.fetched("one")) == (0, 1)
-        assert service.broker.work_queue.qsize() == 1
+        assert (waiting("one"), len(queues.fetched("one"))) == (0, 1)
+        assert work_queue.qsize() == 1
 
-    def test_what_the_threads_have_not_got_yet_goes_back_as_well(self, service, consumers):
-        first = consumers[0]
-        for _ in range(3):
-            service.broker.get_actor("one").send()
-        service.broker.work_queue.give_back(first._lane, -3)
-        first.message_cache = service.broker.fetch("one", 3)
+    def test_what_the_threads_have_not_got_yet_is_requeued_as_well(self, work_queue, consumers, enqueue, waiting):
+        enqueue("one", 3)
+        consumers[0].fetch()
+        assert (waiting("one"), work_queue.qsize()) == (0, 5)
 
-        first.leave_to_others()
+        consumers[0].requeue_waiting()
 
-        assert service.waiting("one") == 4
-        assert service.broker.work_queue.empty()
+        assert waiting("one") == 4
+        assert work_queue.empty()
 
 
-def test_threads_that_run_dry_wake_the_consumer_that_has_more_for_them(serve, hear):
-    service = serve(hear)
-    service.broker.work_queue = WorkQueue(1)
-    window = service.broker.consume("default")
-    window.message_cache, window._hand_over_at = [None] * 10, 4
-    window._lane.waiting, window._lane.wake_at = 20, 2
+def test_threads_that_run_dry_wake_the_consumer_that_has_more_for_them(consume, enqueue, monkeypatch):
+    monkeypatch.setattr(work_queues, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    work_queue = WorkQueue(1)
+    (window,) = consume(work_queue, "default")
+    enqueue("default", 1, run_id=1)
+    window.step()
+    work_queue.get().message.worked(0.0005)  # so that twenty are handed over at once, and the rest is kept
+    work_queue.task_done()
+    enqueue("default", 100, run_id=1)
+    window.may_find = True
+    window.step()
+    lane = work_queue.lane("default")
+    assert (lane.waiting, len(window.message_cache)) == (100, 80)
 
     window.rest()
 
-    assert window._lane.wake_at == 14
+    assert lane.wake_at == 90  # when ten of the twenty are left
 
 
 def test_a_process_that_may_claim_nothing_leaves_runs_to_others_and_serves_the_fast_lane(serve, ledger, heard):
@@ -145,9 +195,8 @@ def test_a_process_that_may_claim_nothing_leaves_runs_to_others_and_serves_the_f
     def hear(run, word: int):
         heard[word] += 1
 
-    service = serve(job("work", overlap="allow")(lambda run: None), hear)
     is_registered = Event()
-    service.broker.may_claim = is_registered.is_set
+    service = serve(job("work", overlap="allow")(lambda run: None), hear, may_claim=is_registered.is_set)
     service.work(threads=2)
     run_ids = [ledger.request(exclusive=False) for _ in range(3)]
     service.carrier.send([OutgoingRun(run_id, "work", "default") for run_id in run_ids])

@@ -21,6 +21,7 @@ from core.ledger.releases import Fleet
 from core.testing import registry_of
 from core.transport import redis as redis_broker
 from core.transport.redis import RedisCarrier, RotaBroker
+from core.transport.redis.abandoned_queues import AbandonedQueues
 from core.transport.redis.unknown_actors import PAUSE_SECONDS
 from tests.support.eventually import eventually
 
@@ -79,7 +80,7 @@ def ran(connection):
 @pytest.fixture
 def orphan_keeper(make_broker):
     """A dispatcher's, of a process that has ``work`` alone."""
-    return OrphanKeeper(registry_of(work), RedisCarrier(make_broker()), GRACE)
+    return OrphanKeeper(registry_of(work), RedisCarrier(make_broker().redis_queues), GRACE)
 
 
 @pytest.fixture
@@ -301,7 +302,7 @@ class TestFleet:
 
 def put(broker, actor, queue="default", **options):
     message = Message(queue_name=queue, actor_name=actor, args=(), kwargs={}, options=options)
-    broker.enqueue_many([message])
+    broker.redis_queues.enqueue_many([message])
 
 
 def keys(client, queue="default"):
@@ -438,10 +439,11 @@ class TestAbandonedQueues:
         for number in range(30_000):
             pipe.set(f"session:{number}", "x")
         pipe.execute()
-        broker = make_broker()
-        put(broker, "gone-fast", "gone")
+        queues = make_broker().redis_queues
+        queues.enqueue_many([Message("gone", "gone-fast", (), {}, {})])
+        abandoned = AbandonedQueues(queues)
 
-        looks = [broker.abandoned.queues() for _ in range(4)]
+        looks = [abandoned.with_messages() for _ in range(4)]
 
         assert looks[-1] == {"gone"}
 

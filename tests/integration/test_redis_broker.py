@@ -238,8 +238,8 @@ class TestWakeUp:
         for number in range(200):
             service.broker.get_actor("hear").send(word=str(number))
 
-        assert service.redis.llen(service.broker.wake_key("default")) <= 64
-        assert 0 < service.redis.pttl(service.broker.wake_key("default")) <= 5_000
+        assert service.redis.llen(service.broker.redis_queues.wake_key("default")) <= 64
+        assert 0 < service.redis.pttl(service.broker.redis_queues.wake_key("default")) <= 5_000
 
     def test_a_backlog_beyond_the_window_is_served_without_a_pause(self, serve, hear, heard):
         service = serve(hear)
@@ -289,15 +289,16 @@ class TestAcknowledgements:
 
     def test_acknowledgements_that_failed_are_sent_later(self, serve, hear, heard, monkeypatch):
         service = serve(hear)
-        send, failures = service.broker.acks._send, []
+        queues, failures = service.broker.redis_queues, []
+        acknowledge = queues.acknowledge
 
-        def fail_twice(queue_name, redis_ids, **kind):
+        def fail_twice(queue_name, redis_ids):
             if len(failures) < 2:
                 failures.append(redis_ids)
                 raise ConnectionError("away on purpose")
-            send(queue_name, redis_ids, **kind)
+            acknowledge(queue_name, redis_ids)
 
-        monkeypatch.setattr(service.broker.acks, "_send", fail_twice)
+        monkeypatch.setattr(queues, "acknowledge", fail_twice)
         service.broker.get_actor("hear").send(word="first")
         service.broker.get_actor("hear").send(word="second")
         service.work()
@@ -357,7 +358,7 @@ class TestRecover:
         service.work()
         assert heard.words == []
 
-        service.broker.recover(dead.broker_id)
+        service.broker.redis_queues.recover(dead.broker_id)
 
         heard.wait_for("fetched")
 
@@ -370,7 +371,7 @@ class TestRecover:
         assert len(dead.do_fetch("theirs", 1)) == 1
         assert service.waiting("theirs") == 0
 
-        service.broker.recover(dead.broker_id, ["theirs"])
+        service.broker.redis_queues.recover(dead.broker_id, ["theirs"])
 
         assert service.waiting("theirs") == 1
         client.close()
@@ -383,6 +384,6 @@ class TestRecover:
             service.redis.zadd("dramatiq:default.XQ", {name: at_ms})
             service.redis.hset("dramatiq:default.XQ.msgs", name, name)
 
-        service.broker.maintain()
+        service.broker.redis_queues.maintain()
 
         assert service.dead_letters() == [b"young"]

@@ -170,7 +170,7 @@ class TestRetry:
 
         successor = serve_on(redis_url, stumble)
         successor.work(threads=2, poll_ms=100)
-        successor.broker.recover(service.broker.broker_id)
+        successor.broker.redis_queues.recover(service.broker.broker_id)
 
         eventually(lambda: heard == {"tried": 2}, within=10)
 
@@ -206,7 +206,7 @@ def test_scripts_that_were_flushed_are_loaded_again(serve, hear, heard, caplog):
 def test_messages_that_were_lost_on_the_way_from_redis_are_put_back(serve, hear, heard):
     service = serve(hear)
     service.broker.get_actor("hear").send(word=1)
-    assert len(service.broker.fetch("default", 1)) == 1  # and nobody holds it
+    assert len(service.broker.redis_queues.fetch("default", 1)) == 1  # and nobody holds it
     assert service.fetched() == 1
     service.work(threads=2, poll_ms=100)
 
@@ -236,7 +236,7 @@ class TestFairness:
             eventually(lambda: len(heard) == 1000, within=30)
             pipe = [busy.broker.get_actor("long").message() for _ in range(2)]
             pipe += [busy.broker.get_actor("short").message(word=word) for word in range(1000, 1300)]
-            busy.broker.enqueue_many(pipe)
+            busy.broker.redis_queues.enqueue_many(pipe)
             eventually(lambda: begun.total() == 2, within=10)
             free.work(threads=2, poll_ms=1000)
 

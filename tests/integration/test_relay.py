@@ -296,7 +296,7 @@ def test_a_run_committed_while_redis_was_away_is_sent_by_the_dispatcher_later(
         raise redis.ConnectionError("away on purpose")
 
     with monkeypatch.context() as patch, Session(database) as session, session.begin():
-        patch.setattr(service.broker, "enqueue_many", away)
+        patch.setattr(service.broker.redis_queues, "enqueue_many", away)
         run_id = enqueue(session, "work")
         session.commit()
     assert service.waiting() == 0

@@ -233,7 +233,7 @@ class Fleet:
     def carry(self, job: str, run_ids: list[int]) -> None:
         """Send a message for each of these runs, whether or not they have one."""
         broker = RotaBroker(redis_broker.connect(self.redis_url))
-        RedisCarrier(broker).send([OutgoingRun(run_id, job, "chaos") for run_id in run_ids])
+        RedisCarrier(broker.redis_queues).send([OutgoingRun(run_id, job, "chaos") for run_id in run_ids])
         broker.close()
 
     def fetched(self, queue: str) -> int:

@@ -1,16 +1,15 @@
 """Queues that no job uses any more: found by SCAN, in bounded steps, and cleared of their messages."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from dramatiq.common import current_millis, q_name, xq_name
 
 from core.ledger.releases import Fleet
 from core.observability import metrics
 from core.transport.messages import RUN_ID, NotAMessage, read
-
-if TYPE_CHECKING:
-    from core.transport.redis.broker import RotaBroker
+from core.transport.redis.fate import Fate, fate
+from core.transport.redis.queues import Queues
 
 #: Keys that Redis looks at in one step of a scan, and steps of one look; the next goes on from there.
 SCAN_COUNT = 500
@@ -20,7 +19,7 @@ BATCH = 200
 MOST_BATCHES = 20
 
 #: Takes messages off a queue unless another has: KEYS list, bodies, dead letters and their bodies; ARGV time, ids.
-SET_ASIDE = """
+TAKE_OFF = """
     for index = 2, #ARGV do
         if redis.call('lrem', KEYS[1], 1, ARGV[index]) > 0 then
             local body = redis.call('hget', KEYS[2], ARGV[index])
@@ -37,21 +36,24 @@ SET_ASIDE = """
 Outcome = Counter[tuple[str, str]]
 
 
-class Abandoned:
+class AbandonedQueues:
     """Looks for queues with messages, a bounded part of Redis at a time, and clears those that nobody serves."""
 
-    def __init__(self, broker: "RotaBroker") -> None:
-        self._broker = broker
+    def __init__(self, queues: Queues) -> None:
+        self._queues = queues
         self._cursor = 0
         self._found: set[str] = set()
         self._complete: set[str] = set()
-        self._script = broker.client.register_script(SET_ASIDE)
+        self._take_off = queues.client.register_script(TAKE_OFF)
 
-    def queues(self) -> set[str]:
-        """The queues that have messages, as of the last complete scan and what this step has found."""
-        prefix, suffix = f"{self._broker.namespace}:", ".msgs"
+    def with_messages(self) -> set[str]:
+        """The queues that have messages, as of the last complete scan and this step.
+
+        Raises redis.RedisError.
+        """
+        prefix, suffix = self._queues.key(""), ".msgs"
         for _ in range(MOST_STEPS):
-            answer = self._broker.client.scan(self._cursor, match=f"{prefix}*{suffix}", count=SCAN_COUNT)
+            answer = self._queues.client.scan(self._cursor, match=f"{prefix}*{suffix}", count=SCAN_COUNT)
             self._cursor, keys = cast("tuple[int, list[bytes]]", answer)
             names = (key.decode(errors="replace").removeprefix(prefix).removesuffix(suffix) for key in keys)
             self._found |= {q_name(name) for name in names if not name.endswith(".XQ")}
@@ -61,32 +63,37 @@ class Abandoned:
         return self._complete | self._found
 
     def clear(self, queue: str, fleet: Fleet) -> Outcome:
-        """Empty ``queue``, with its delayed messages, in bounded batches; return what became of them."""
+        """Empty ``queue``, with its delayed messages, in bounded batches; return what became of them.
+
+        ``fleet`` is complete. Raises redis.RedisError.
+        """
         outcome: Outcome = Counter()
         for name in (queue, f"{queue}.DQ"):
-            self._broker.maintain_queue(name)  # what dead processes had fetched of it
+            self._queues.maintain_queue(name)  # what dead processes had fetched of it
             for _ in range(MOST_BATCHES):
                 if not self._clear_batch(name, fleet, outcome):
                     break
         return outcome
 
     def _clear_batch(self, name: str, fleet: Fleet, outcome: Outcome) -> bool:
-        key, client = f"{self._broker.namespace}:{name}", self._broker.client
+        key, client = self._queues.key(name), self._queues.client
         ids = cast("list[bytes]", client.lrange(key, 0, BATCH - 1))
         if not ids:
             return False
         bodies = cast("list[bytes | None]", client.hmget(f"{key}.msgs", ids))
         dropped: list[bytes] = []
-        set_aside: list[bytes] = []
+        dead: list[bytes] = []
         for redis_id, body in zip(ids, bodies, strict=True):
             actor, word = self._judge(body, name, fleet)
             outcome[actor, word] += 1
-            (set_aside if word == "orphaned" else dropped).append(redis_id)
-        dead = f"{self._broker.namespace}:{xq_name(q_name(name))}"
-        self._script(keys=[key, f"{key}.msgs"], args=[current_millis(), *dropped])
-        self._script(keys=[key, f"{key}.msgs", dead, f"{dead}.msgs"], args=[current_millis(), *set_aside])
-        for _ in set_aside:
-            metrics.message_rejected(name, "orphaned")
+            (dead if word == Fate.ORPHANED else dropped).append(redis_id)
+        dead_letters = self._queues.key(xq_name(q_name(name)))
+        self._take_off(keys=[key, f"{key}.msgs"], args=[current_millis(), *dropped])
+        self._take_off(
+            keys=[key, f"{key}.msgs", dead_letters, f"{dead_letters}.msgs"], args=[current_millis(), *dead]
+        )  # fmt: skip
+        for _ in dead:
+            metrics.message_rejected(name, Fate.ORPHANED)
         return True
 
     def _judge(self, body: bytes | None, name: str, fleet: Fleet) -> tuple[str, str]:
@@ -94,11 +101,11 @@ class Abandoned:
         try:
             message = read(body, name)
         except NotAMessage:
-            return "", "orphaned"
+            return "", Fate.ORPHANED
+        found = fate(message, fleet)
+        if found != Fate.SERVED:
+            return message.actor_name, found
         if RUN_ID in message.options:
-            return message.actor_name, "dropped"  # the ledger has the run, and sends it again if its job is known
-        queues = fleet.queues_of.get(message.actor_name)
-        if not queues:
-            return message.actor_name, "orphaned"
-        self._broker.enqueue_many([message.copy(queue_name=min(queues))])
+            return message.actor_name, Fate.DROPPED  # the ledger sends the run to the present queue
+        self._queues.enqueue_many([message.copy(queue_name=min(fleet.queues_of[message.actor_name]))])
         return message.actor_name, "moved"

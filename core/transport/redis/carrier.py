@@ -8,7 +8,8 @@ from typing import Any
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.ledger.releases import Fleet
 from core.transport.messages import fast_message, run_message
-from core.transport.redis.broker import RotaBroker
+from core.transport.redis.abandoned_queues import AbandonedQueues
+from core.transport.redis.queues import Queues
 
 
 def never() -> bool:
@@ -19,8 +20,10 @@ def never() -> bool:
 class RedisCarrier:
     """Carries committed runs to workers over Redis."""
 
-    def __init__(self, broker: RotaBroker, is_away: Callable[[], bool] = never) -> None:
-        self._broker = broker
+    def __init__(self, queues: Queues, is_away: Callable[[], bool] = never) -> None:
+        """``is_away``: whether Redis is known to be of no use, so that runs go straight from the ledger."""
+        self._queues = queues
+        self._abandoned = AbandonedQueues(queues)
         self._is_away = is_away
 
     @property
@@ -30,32 +33,32 @@ class RedisCarrier:
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
         """Put a message for each run on its queue, in one round trip. Raises redis.RedisError."""
-        self._broker.enqueue_many(map(run_message, outgoing))
+        self._queues.enqueue_many(map(run_message, outgoing))
 
     def post(self, outgoing: Sequence[OutgoingMessage]) -> None:
         """Put messages of the fast lane on their queues, in one round trip. Raises redis.RedisError."""
-        self._broker.enqueue_many(map(fast_message, outgoing))
+        self._queues.enqueue_many(map(fast_message, outgoing))
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Publish ``message`` as JSON. Raises redis.RedisError."""
-        self._broker.client.publish(channel, json.dumps(message, default=str))
+        self._queues.client.publish(channel, json.dumps(message, default=str))
 
     def oldest_run(self, queue: str) -> tuple[bool, int | None]:
         """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
-        return self._broker.oldest_run(queue)
+        return self._queues.oldest_run(queue)
 
     def queues_with_messages(self) -> set[str]:
         """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
-        return self._broker.abandoned.queues()
+        return self._abandoned.with_messages()
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
         """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
-        return self._broker.abandoned.clear(queue, fleet)
+        return self._abandoned.clear(queue, fleet)
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
         """Requeue what a dead process had fetched. Raises redis.RedisError."""
-        self._broker.recover(broker_id, queues)
+        self._queues.recover(broker_id, queues)
 
     def maintain(self, queues: Iterable[str]) -> None:
         """Requeue what silent processes had fetched. Raises redis.RedisError."""
-        self._broker.maintain(queues)
+        self._queues.maintain(queues)

@@ -1,25 +1,19 @@
 """The consumer of a worker's delay queue."""
 
 import heapq
-from typing import TYPE_CHECKING
 
 from dramatiq.common import current_millis
 
-from core.transport.redis.consumer import Consumer, Delivery
-
-if TYPE_CHECKING:
-    from core.transport.redis.broker import RotaBroker
-
-#: How long a consumer of a worker waits that has nothing to do and is not woken, in seconds. Then it only looks whether
-#: it is paused: for whatever there is to fetch it is woken, by a token or by whoever looks around every second.
-IDLE_SECONDS = 10.0
+from core.transport.delivery import Delivery
+from core.transport.redis.consumer import Consumer, Shared
+from core.transport.redis.intake import IDLE_SECONDS
 
 
 class DelayConsumer(Consumer):
     """Hands out delayed messages, which Dramatiq's thread then keeps, and wakes it when the next is due."""
 
-    def __init__(self, broker: "RotaBroker", queue_name: str, prefetch: int, timeout: int) -> None:
-        super().__init__(broker, queue_name, prefetch, timeout)
+    def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int) -> None:
+        super().__init__(shared, queue_name, prefetch, timeout)
         self.held.clear()  # a thread that makes a new consumer has dropped what it kept
         self._etas: list[float] = []
 

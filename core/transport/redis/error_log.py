@@ -1,4 +1,4 @@
-"""What is wrong with Redis: said once for the whole process, however many threads meet it, and how often."""
+"""What is wrong with Redis: logged once for the whole process, however many threads meet it, and how often."""
 
 import logging
 import threading
@@ -10,41 +10,41 @@ from redis.exceptions import ReadOnlyError
 logger = logging.getLogger(__name__)
 
 #: A connection that drops every second is one trouble, not one a second: it is over when it has been quiet for so long,
-#: and until then it is said again this often. In seconds.
+#: and until then it is logged again this often. In seconds.
 QUIET_SECONDS = 5.0
-SAY_AGAIN_SECONDS = 60.0
+LOG_AGAIN_SECONDS = 60.0
 
 
-class Trouble:
-    """Says what is wrong, and that it is over."""
+class ErrorLog:
+    """Logs that Redis fails, and that it has recovered."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._lock = threading.Lock()
-        self._said_at = float("-inf")
-        self._met_at = float("-inf")
+        self._logged_at = float("-inf")
+        self._failed_at = float("-inf")
         self._times = 0
         self._is_over = True
 
-    def met(self, error: Exception) -> None:
-        """A command failed; say so if that is news. A replica is left for whoever is the master by now."""
+    def failed(self, error: Exception) -> None:
+        """A command failed: log it if that is news. A replica is left, since the master may be elsewhere by now."""
         if isinstance(error, ReadOnlyError):
             self._client.connection_pool.disconnect(inuse_connections=False)
         now = time.monotonic()
         with self._lock:
             self._times += 1
-            self._met_at = now
-            is_news = self._is_over or now - self._said_at >= SAY_AGAIN_SECONDS
+            self._failed_at = now
+            is_news = self._is_over or now - self._logged_at >= LOG_AGAIN_SECONDS
             if is_news:
-                self._said_at, self._is_over = now, False
+                self._logged_at, self._is_over = now, False
         if is_news:
             logger.error(
                 "redis.trouble: %s; trying again until it can be reached (failed so far: %s)", error, self._times
             )
 
-    def passed(self) -> None:
-        """A command succeeded: say that the trouble is over, if it has been for a while."""
-        if self._is_over or time.monotonic() - self._met_at < QUIET_SECONDS:
+    def succeeded(self) -> None:
+        """A command succeeded: log the recovery, once nothing has failed for a while."""
+        if self._is_over or time.monotonic() - self._failed_at < QUIET_SECONDS:
             return
         with self._lock:
             times, self._times = self._times, 0

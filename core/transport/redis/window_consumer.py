@@ -1,27 +1,22 @@
-"""The consumer of a worker's queue: it fetches what the threads will soon begin with, and leaves to others what not."""
+"""The consumer of a worker's queue: it fetches what the threads will soon begin with, and requeues the rest."""
 
 from collections import defaultdict
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ConnectionClosed
 
+from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID
-from core.transport.redis.consumer import Consumer, Delivery
+from core.transport.redis.consumer import Consumer, Shared
 from core.transport.work_queue import STALLED_SECONDS, WorkQueue
-
-if TYPE_CHECKING:
-    from core.transport.redis.broker import RotaBroker
 
 
 class WindowConsumer(Consumer):
     """Keeps the worker's threads in work."""
 
-    def __init__(
-        self, broker: "RotaBroker", queue_name: str, prefetch: int, timeout: int, work_queue: WorkQueue
-    ) -> None:
-        super().__init__(broker, queue_name, prefetch, timeout)
+    def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int, work_queue: WorkQueue) -> None:
+        super().__init__(shared, queue_name, prefetch, timeout)
         self._work_queue = work_queue
         self._lane = work_queue.lane(queue_name)
         self._lane.wake = self.wake
@@ -37,12 +32,12 @@ class WindowConsumer(Consumer):
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
-        return bool(self.broker.may_fetch(self.queue_name))
+        return self.shared.intake.may_fetch(self.queue_name)
 
     def step(self) -> MessageProxy | None:
         """Fetch and hand over; or wait. A message that Dramatiq must look at first is returned instead."""
-        if self.broker.is_draining or self._work_queue.is_stalled:
-            self.leave_to_others()
+        if self.shared.intake.is_draining or self._work_queue.is_stalled:
+            self.requeue_waiting()
         if self.may_find and self._lane.waiting <= self._fetch_at:
             self.fetch()
         if self.message_cache and self._lane.waiting - len(self.message_cache) <= self._hand_over_at:
@@ -56,13 +51,13 @@ class WindowConsumer(Consumer):
         if not self.has_room:
             self._lane.is_hungry = True
             return
-        self.doubt()
+        self.check_for_strays()
         room, bodies = self._work_queue.reserve(self._lane), []
         if not room:
             return
         self.may_find = False
         try:
-            bodies = self.broker.fetch(self.queue_name, room)
+            bodies = self.queues.fetch(self.queue_name, room)
         finally:
             self._work_queue.give_back(self._lane, room - len(bodies))
         self.message_cache += bodies
@@ -84,7 +79,7 @@ class WindowConsumer(Consumer):
     def made_ready(self, bodies: list[bytes | None], *, at_once: bool) -> list[Delivery]:
         """What of ``bodies`` is for the threads, claimed if they begin with all of it ``at_once``.
 
-        Raises redis.RedisError, having put back what it can; the rest is found to be held by nobody.
+        Raises redis.RedisError, having requeued what it can; the rest is found to be held by nobody.
         """
         deliveries: list[Delivery] = []
         try:
@@ -92,11 +87,11 @@ class WindowConsumer(Consumer):
                 if (delivery := self.take(body)) is not None:
                     deliveries.append(delivery)
             self._has_runs = any(RUN_ID in delivery.options for delivery in deliveries)
-            if at_once and self._has_runs and self.broker.preparation is not None:
-                self.broker.preparation.prepare(deliveries)
+            if at_once and self._has_runs and self.shared.preparation is not None:
+                self.shared.preparation.prepare(deliveries)
         except BaseException:
             self._work_queue.give_back(self._lane, len(bodies))
-            self.be_doubtful()
+            self.expect_strays()
             with suppress(ConnectionClosed):
                 self.requeue(deliveries)
             raise
@@ -115,10 +110,10 @@ class WindowConsumer(Consumer):
         self._delayed.append(message)
         return None
 
-    def leave_to_others(self) -> None:
-        """Put back all that waits in this process; nobody would begin with it soon."""
+    def requeue_waiting(self) -> None:
+        """Requeue all that waits in this process, of every queue; no thread would begin with it soon."""
         self._work_queue.give_back(self._lane, len(self.message_cache))
-        self.put_back_cache()
+        self.requeue_cache()
         by_consumer: dict[Consumer, list[Delivery]] = defaultdict(list)
         for item in self._work_queue.take_back():
             by_consumer[item.message.consumer].append(item.message)
@@ -127,7 +122,7 @@ class WindowConsumer(Consumer):
                 consumer.requeue(deliveries)
 
     def rest(self) -> None:
-        """Wait to be woken; look again soon if something waits that may have to be left to others."""
+        """Wait to be woken; look again soon if something waits that may have to be requeued."""
         if self.message_cache and not self.is_watched():
             return
         is_waiting = self._lane.waiting > 0

@@ -10,7 +10,8 @@ since the Unix epoch. Those of ``cron`` are wall-clock times in its time zone. W
 - A job with a wildcard follows the clock on the wall: it runs in both passes of a repeated hour, and never in a skipped
   one.
 
-CronSim reads the expressions and does their calendar, on wall-clock times without a zone. Zones are done here, since
+``cron_dialect.py`` beside this says which expressions there are. CronSim does their calendar, on wall-clock times
+without a zone. Zones are done here, since
 CronSim 2.8 answers with slots of the past when it starts inside a repeated hour, loses some where clocks change by half
 an hour, and runs wildcards at a skipped midnight.
 """
@@ -28,11 +29,13 @@ from zoneinfo import ZoneInfo, available_timezones
 from cronsim import CronSim, CronSimError
 
 from core.errors import DeclarationError, suggestion
+from core.jobs import cron_dialect
+from core.jobs.cron_dialect import EXPECTED_FIELDS
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
-#: Bounds of ``every``. Whoever wants more than a leap year apart wants a date, which is ``cron``.
+#: Bounds of ``every``. More than a leap year apart is a matter of dates, which are for ``cron``.
 SHORTEST_INTERVAL = SECOND
 LONGEST_INTERVAL = timedelta(days=366)
 
@@ -40,20 +43,6 @@ LONGEST_INTERVAL = timedelta(days=366)
 #: 29 February, comes at most 40 years after the one before; CronSim itself gives up after 50.
 CHECKED_FROM = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 CHECKED_UNTIL = CHECKED_FROM.replace(year=2076)
-
-NAMED_EXPRESSIONS = {
-    "@hourly": "0 * * * *",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@weekly": "0 0 * * 0",
-    "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-}
-EXPECTED_FIELDS = (
-    "five fields that some date meets: minute 0-59, hour 0-23, day of month 1-31, month 1-12, "
-    f"day of week 0-7 (0 and 7 are Sunday); or one of {', '.join(NAMED_EXPRESSIONS)}"
-)
 
 _SECONDS_PER = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 _UNITS = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1)), ("s", SECOND))
@@ -266,19 +255,13 @@ def _is_in_bounds(total: Fraction) -> bool:
 
 
 def _fields(expression: str) -> str:
-    """The five fields of ``expression``, checked."""
-    if not isinstance(expression, str):
-        raise DeclarationError(f"bad cron expression {expression!r}; expected a string of {EXPECTED_FIELDS}")
-    name = expression.strip()
-    fields = NAMED_EXPRESSIONS.get(name, name)
-    if len(fields.split()) != 5:
-        hint = suggestion(name, NAMED_EXPRESSIONS) if name.startswith("@") else ""
-        raise DeclarationError(f"bad cron expression {expression!r}; expected {EXPECTED_FIELDS}{hint}")
+    """The five fields of ``expression``, checked, as CronSim reads them."""
+    fields = cron_dialect.listed(expression)
     try:
         CronSim(fields, CHECKED_FROM)
-    except (CronSimError, ValueError) as error:
-        reason = str(error).lower()
-        raise DeclarationError(f"bad cron expression {expression!r}: {reason}; expected {EXPECTED_FIELDS}") from error
+    except CronSimError as error:
+        at_fault = f"cron expression {expression!r} names a day that none of its months has"
+        raise DeclarationError(f"{at_fault}; expected {EXPECTED_FIELDS}") from error
     return fields
 
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DeclarationError
-from core.jobs.schedules import NAMED_EXPRESSIONS, Cron, Every, Schedule, cron, every
+from core.jobs.cron_dialect import NAMED_EXPRESSIONS
+from core.jobs.schedules import Cron, Every, Schedule, cron, every
 
 LONDON, NEW_YORK, LORD_HOWE, KOLKATA = "Europe/London", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"
 
@@ -38,7 +39,7 @@ TRANSITIONS = [
 
 FIXED = ["0 1 * * *", "30 1 * * *", "15 2 * * *", "0,30 1-3 * * *", "30 1,2 * * *", "0-59 1,2 * * *", "30 0,23 * * *"]
 WILDCARD = ["* * * * *", "*/30 * * * *", "0 * * * *", "45 * * * *", "*/7 3 * * *", "*/15 0-2 * * *", "0 */2 * * *"]
-RARE = ["*/30 0 * * 0", "0 0 29 2 *", "30 2 * 3 7#5", "59 23 L * *", "0 0 13 * 5", "@weekly", "@yearly"]
+RARE = ["*/30 0 * * 0", "0 0 29 2 *", "30 2 29-31 3 */7", "59 23 28-31 * *", "0 0 13 * 5", "@weekly", "@yearly"]
 MINUTE, DAY, MICROSECOND = timedelta(minutes=1), timedelta(days=1), timedelta(microseconds=1)
 
 
@@ -232,7 +233,7 @@ def test_a_leap_day_is_found_years_away_in_both_directions() -> None:
     assert schedule.latest_at(utc(2104, 2, 28)) == utc(2096, 2, 29)
     leap_sunday = cron("0 0 */28 2 7")  # the 1st or 29th of February, if a Sunday
     assert leap_sunday.latest_at(utc(2032, 3, 1)) == utc(2032, 2, 29)
-    assert cron("0 0 * 2 7#5").next_after(utc(2088, 3, 1)) == utc(2128, 2, 29)
+    assert cron("0 0 29 2 */7").next_after(utc(2088, 3, 1)) == utc(2128, 2, 29)
 
 
 def test_microseconds_do_not_hide_a_slot() -> None:
@@ -341,8 +342,8 @@ def test_bad_expressions_are_refused_with_the_value(expression: str) -> None:
 
 def test_a_time_that_the_zone_always_skips_is_refused() -> None:
     with pytest.raises(DeclarationError, match=r"never comes in 'America/New_York'"):
-        cron("* 2 * 3 7#2", tz=NEW_YORK)
-    assert cron("* 2 * 3 7#2", tz=LONDON)
+        cron("* 2 8-14 3 */7", tz=NEW_YORK)
+    assert cron("* 2 8-14 3 */7", tz=LONDON)
 
 
 def test_a_misspelt_name_gets_a_suggestion() -> None:

@@ -1,5 +1,6 @@
 """Many threads add items; one thread deals with all that have come, in one round trip."""
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -7,11 +8,17 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import ClassVar, Generic, TypeVar
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 
 
 class Batcher(ABC, Generic[Item]):
-    """A thread that starts with the first item, and ends when it is stopped and nothing is left."""
+    """A thread that starts with the first item, and ends when it is stopped and nothing is left.
+
+    Where the machine has no thread to give, the thread that adds an item deals with it, and the next one tries again to
+    start one.
+    """
 
     #: The thread's name.
     name: ClassVar[str]
@@ -30,6 +37,7 @@ class Batcher(ABC, Generic[Item]):
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._has_said = False
 
     @abstractmethod
     def deal_with(self, batch: Sequence[Item]) -> None:
@@ -56,22 +64,42 @@ class Batcher(ABC, Generic[Item]):
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+            if self._thread is not None:
+                return
+            thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # a limit of the machine
+                self._say_once(error)
+                while self._waiting and self._try():
+                    pass
+            else:
+                self._thread = thread
+
+    def _say_once(self, error: RuntimeError) -> None:
+        if not self._has_said:
+            logger.warning(
+                "thread.not_started name=%s: %s; its work is done by the threads that bring it", self.name, error
+            )
+        self._has_said = True
 
     def _run(self) -> None:
         while not self._stopping.is_set() or self._waiting:
             self._come.wait()
             self._stopping.wait(self.gather_seconds)
             self._come.clear()
-            try:
-                self._deal_with_all()
-            except Exception as error:  # noqa: BLE001 — a background loop outlives its errors
-                self.failed(error)
-                if self._stopping.wait(self.again_seconds):
-                    return
-                self._come.set()
+            if not self._try():
+                return
+
+    def _try(self) -> bool:
+        """Deal with all; False once it has failed and there is no time to try again."""
+        try:
+            self._deal_with_all()
+        except Exception as error:  # noqa: BLE001 — a background loop outlives its errors
+            self.failed(error)
+            self._come.set()
+            return not self._stopping.wait(self.again_seconds)
+        return True
 
     def _deal_with_all(self) -> None:
         while self._waiting:

@@ -18,6 +18,7 @@ from core.worker.completions import Completion, Completions
 from core.worker.executor import RECORDING, Executor
 from tests.support.effects import leave
 from tests.support.eventually import eventually
+from tests.support.threads import no_threads_to_give
 
 
 @pytest.fixture
@@ -230,6 +231,17 @@ class TestExecutor:
         assert state == RECORDING
         assert ended.wait(10)
         assert ledger.states("work") == ["succeeded"]
+
+    def test_without_a_thread_to_record_it_a_success_is_a_success(self, together, ledger):
+        work = job("work", overlap="allow")(lambda run: None)
+        together.execute(work, ledger.request())  # what else has a thread has it now
+        ended = threading.Event()
+        with no_threads_to_give():
+            together.execute(work, ledger.request(exclusive=False), carried=Message(ended.set))
+            together.execute(work, ledger.request(exclusive=False), carried=Message(ended.set))
+
+        assert ended.is_set()
+        assert {(run.state, run.attempt, run.failures) for run in ledger.runs("work")} == {("succeeded", 1, 0)}
 
     @pytest.mark.parametrize(
         ("overlap", "body"),

@@ -95,7 +95,7 @@ class Executor:
         """
         lease = (carried.lease if carried is not None else None) or self.claim(job, run_id)
         if lease == Verdict.SUSPECT:
-            return isolate(job, run_id)
+            return isolation.work(job.name, run_id)
         if not isinstance(lease, Lease):
             return lease
         with context(lease), timed(job, lease) as outcome:
@@ -320,12 +320,6 @@ class Executor:
             finally:
                 work.close()
                 metrics.run_ended(job.name, status, time.perf_counter() - began)
-
-
-def isolate(job: Job, run_id: int) -> str:
-    """Have a process of its own claim the run and work on it, so that nothing else dies with it; wait for its end."""
-    logger.warning("run.isolated job=%s run=%s: processes died under it", job.name, run_id)
-    return f"ended in isolation, exit status {isolation.work(run_id)}"
 
 
 def within_limits(job: Job, run: Run, work: Work, kwargs: dict[str, Any], *, on_hard: Callable[[], None]) -> Any:

@@ -1,22 +1,44 @@
-"""The processes in which this worker's isolated runs are; what each of them is, ``core/worker/isolated_run.py`` tells.
+"""The process in which this worker's isolated run is; ``core/worker/isolated_run.py`` is what runs there.
 
-Each is in a session of its own, so that nothing that kills the worker with its group takes the run for the culprit. It
+One at a time: a run that is isolated may well be one that takes all the memory there is. Another that comes meanwhile
+is left to a later delivery, here or elsewhere, so that no thread waits for its turn.
+
+It is in a session of its own, so that nothing that kills the worker with its group takes the run for the culprit. It
 does not outlive the worker all the same: it reads from a pipe whose other end only the worker holds.
 """
 
+import logging
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
+
+logger = logging.getLogger(__name__)
 
 #: How long one may take to hand back its run and to leave, in seconds.
 LEAVE_SECONDS = 3.0
 
+_turn = threading.Lock()
 _at_work: set[subprocess.Popen[bytes]] = set()
 
 
-def work(run_id: int) -> int:
-    """Have a process of its own claim the run and work on it, wait for its end, and return its exit status."""
+def work(job: str, run_id: int) -> str:
+    """Have a process of its own claim the run and work on it, wait for its end, and say how it ended.
+
+    If another is at work, nothing is done, and the dispatcher sends the run again after ``ROTA_RESEND_SECONDS``.
+    """
+    if not _turn.acquire(blocking=False):
+        logger.info("run.not_isolated_yet job=%s run=%s: another run is isolated here", job, run_id)
+        return "left to a later delivery"
+    try:
+        logger.warning("run.isolated job=%s run=%s: processes died under it", job, run_id)
+        return f"ended in isolation, exit status {_status_of(run_id)}"
+    finally:
+        _turn.release()
+
+
+def _status_of(run_id: int) -> int:
     command = [sys.executable, "-m", "core.worker.isolated_run", str(run_id)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         _at_work.add(process)

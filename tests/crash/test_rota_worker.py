@@ -92,6 +92,25 @@ class TestStopping:
         (run,) = fleet.runs("wait")
         assert (run.state, run.reason, run.crashes, run.failures) == ("retrying", "its worker was stopped", 2, 0)
 
+    def test_isolated_runs_are_one_at_a_time_and_hold_no_thread_meanwhile(self, make_fleet):
+        fleet = make_fleet(jobs="wait", environ={"ROTA_RESEND_SECONDS": "1"})
+        suspects = fleet.request("wait", 4)
+        for run_id in suspects:
+            fleet.suspect(run_id)
+        with supervised(fleet, processes=1, threads=4) as worker:
+            for left in (3, 2, 1, 0):
+                alone = fleet.next_start()
+                if left:
+                    eventually(lambda: "run.not_isolated_yet" in fleet.logs(), within=10)
+                assert [pid_of(row) for row in fleet.registered("isolated")] == [alone.pid]
+                (free,) = fleet.request("wait")
+                assert fleet.next_start().pid in worker.pids()
+                fleet.go_on(free)
+                fleet.go_on(alone.run_id)
+
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+        assert [run.attempt for run in fleet.runs("wait")] == [1] * 8
+
     def test_an_isolated_run_finishes_within_the_grace(self, make_fleet):
         fleet = make_fleet(jobs="wait")
         (run_id,) = fleet.request("wait")

@@ -100,8 +100,8 @@ class Settings(BaseModel):
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
     """The most PostgreSQL connections a process opens for its jobs; at least its number of threads plus two."""
 
-    metrics_host: Annotated[str, Field(validation_alias="ROTA_METRICS_HOST")] = "0.0.0.0"
-    """The address on which a worker serves ``/metrics``."""
+    metrics_host: Annotated[str, Field(validation_alias="ROTA_METRICS_HOST")] = "127.0.0.1"
+    """The address on which a worker serves ``/metrics``; by default to this machine alone."""
 
     metrics_port: Annotated[int, Field(validation_alias="ROTA_METRICS_PORT", ge=0, le=65535)] = 9191
     """The port on which a worker serves ``/metrics``; 0 turns it off."""

@@ -184,7 +184,7 @@ def given_settings() -> dict[str, str]:
 def clear(folder: Path) -> None:
     """Make ``folder`` an empty one: the metrics of processes that are no more would be counted again."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
 
 
 def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:

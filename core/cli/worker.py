@@ -73,7 +73,7 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
         Signals() as signals,
         guarded() as guard,
         ChannelServer() as channel,
-        tempfile.TemporaryDirectory(prefix="rota-metrics-") as folder,
+        tempfile.TemporaryDirectory(prefix="rota-metrics-", ignore_cleanup_errors=True) as folder,
     ):
         environ = {"ROTA_METRICS_DIR": folder, "ROTA_DB_POOL_SIZE": pool_size(threads), **os.environ}
         commands = [

@@ -4,9 +4,8 @@
 is imported.
 """
 
+import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -14,6 +13,10 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from core.observability import metric_folder
+
+logger = logging.getLogger(__name__)
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -30,48 +33,30 @@ DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 30
 LATENESS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 600, 3600)
 
 
-def share(folder: Path | None) -> Path:
-    """Keep this process's metrics in ``folder``, by default one that belongs to the parent process, and return it.
+def share(folder: Path | None) -> bool:
+    """Keep this process's metrics in ``folder``, by default one that belongs to the parent process.
 
     All worker processes of one ``dramatiq`` command have the same parent, and so does the process that serves them.
+    Where that cannot be, metrics stay in this process, which goes on all the same; False then.
     """
-    path = folder or Path(os.environ.get(MULTIPROCESS) or _folder_of(os.getppid()))
-    path.mkdir(parents=True, exist_ok=True)
+    given = folder or os.environ.get(MULTIPROCESS)
+    try:
+        path = Path(given) if given else metric_folder.of_parent(os.getppid())
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        os.environ.pop(MULTIPROCESS, None)
+        logger.warning("metrics.given_up: %s; this process works without", error)
+        return False
     os.environ[MULTIPROCESS] = str(path)
-    return path
+    from core.observability import metric_values
+
+    metric_values.have_room()
+    return True
 
 
 def _metrics() -> Any:
     with _making:  # two threads that made them at once would register each metric twice
         return _made()
-
-
-def _folder_of(parent: int) -> Path:
-    """A folder that no other process of that number shares; those of parents that have ended are removed."""
-    folders = Path(tempfile.gettempdir())
-    for stale in folders.glob(f"rota-metrics-{os.getuid()}-*"):
-        if not is_alive(int(stale.name.split("-")[3])):
-            shutil.rmtree(stale, ignore_errors=True)
-    return folders / f"rota-metrics-{os.getuid()}-{parent}-{started_at(parent)}"
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of that number exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def started_at(pid: int) -> str:
-    """What tells apart two processes that had the same number: when it began, in ticks, where Linux says so."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "0"
 
 
 @cache

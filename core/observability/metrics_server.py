@@ -22,7 +22,7 @@ def serve() -> int:
     """Serve until stopped. A port that is taken is asked for again, and said once."""
     configured = settings.current()
     logs.configure(configured.log_format, configured.log_level)
-    metrics.share(configured.metrics_dir)
+    Metrics.are_shared = metrics.share(configured.metrics_dir)
     complained = False
     while True:
         try:
@@ -46,11 +46,16 @@ class Metrics(BaseHTTPRequestHandler):
     server_version = "rota"
     sys_version = ""
     timeout = 10
+    #: Whether there is a folder to collect them from.
+    are_shared = False
 
     def do_GET(self) -> None:
         """The metrics of all processes, as text."""
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404)
+            return
+        if not self.are_shared:
+            self.send_error(503, "metrics.given_up: see the log")
             return
         content_type, body = collect()
         self.send_response(200)

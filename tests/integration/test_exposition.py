@@ -3,6 +3,7 @@
 import http.client
 import os
 import socket
+import stat
 import subprocess
 import sys
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from core.observability.metric_files import tidy
+from core.settings import Settings
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -219,3 +221,142 @@ def test_what_the_leader_alone_tells_is_taken_back_when_it_no_longer_leads(envir
             assert 'rota_paused{scope="job:close-day"} 0.0' in lines()
 
         assert 'rota_slots_overdue{task="close-day"} 0.0' in lines()
+
+
+#: Counts in many series, so that the file grows, and says how it went.
+COUNT_MUCH = """
+import os, pathlib, resource, sys
+from core.observability import logs, metrics
+logs.configure("json")
+if sys.argv[1:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+metrics.share(pathlib.Path(os.environ["ROTA_METRICS_DIR"]))
+for number in range(1000):
+    metrics.run_ended(f"job-{number}", "succeeded")
+    metrics.leading(True)
+print("worked", flush=True)
+"""
+
+
+def count_much(environ, *before, room=""):
+    command = [*before, sys.executable, "-c", COUNT_MUCH, *([str(room)] if room else [])]
+    return subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("room", [1000, 70_000], ids=["none at all", "for the first page"])
+def test_without_room_for_the_metrics_the_work_goes_on_and_it_is_said_once(environ, room):
+    done = count_much(environ, room=room)
+
+    assert (done.returncode, done.stdout) == (0, "worked\n")
+    assert done.stderr.count("metrics.given_up") == 1
+    assert not list(Path(environ["ROTA_METRICS_DIR"]).glob("counter_*.db")), "nothing stands there for ever"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.parametrize("size", ["4k", "72k"])
+def test_on_a_full_file_system_the_work_goes_on(environ, size):
+    """Without the pages being allocated, SIGBUS ends the process."""
+    Path(environ["ROTA_METRICS_DIR"]).mkdir()
+    mounted = f'mount -t tmpfs -o size={size} none "$ROTA_METRICS_DIR" && exec "$@"'
+
+    done = count_much(environ, "unshare", "--mount", "sh", "-c", mounted, "sh")
+
+    assert (done.returncode, done.stdout) == (0, "worked\n")
+    assert done.stderr.count("metrics.given_up") == 1
+
+
+def test_with_room_many_series_are_all_served(environ, server):
+    assert count_much(environ).stdout == "worked\n"
+
+    _, text = get(environ, "/metrics")
+
+    assert text.count('scheduled_task_total{status="succeeded",task="job-') == 1000
+
+
+def shared_by_default(environ, tmp_path):
+    """Where two processes of one parent share their metrics when no folder is set."""
+    environ = {name: value for name, value in environ.items() if name != "ROTA_METRICS_DIR"}
+    source = (
+        "from core.observability import metrics as m; import os; print(m.share(None), os.environ.get(m.MULTIPROCESS))"
+    )
+    command = [sys.executable, "-c", source]
+    environ["TMPDIR"] = str(tmp_path)
+    told = [
+        subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(2)
+    ]
+    assert told[0].stdout == told[1].stdout
+    return told[0].stdout.split(), told[0].stderr
+
+
+class TestTheTemporaryFolder:
+    def test_holds_a_private_one_and_none_of_parents_that_have_ended(self, environ, tmp_path):
+        ours = tmp_path / f"rota-metrics-{os.geteuid()}"
+        (ours / "999999999-1").mkdir(parents=True)
+        (ours / "notes").mkdir()
+        ours.chmod(0o700)
+
+        (shared, folder), _ = shared_by_default(environ, tmp_path)
+
+        assert shared == "True"
+        assert Path(folder).parent == ours
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (ours, Path(folder))] == [0o700, 0o700]
+        assert {path.name for path in ours.iterdir()} == {"notes", Path(folder).name}
+
+    @pytest.mark.parametrize("kind", ["link", "file", "open to others", "another user's"])
+    def test_may_hold_what_others_have_put_there(self, environ, tmp_path, kind):
+        """It is neither followed nor used, and does not stop work; nor does a folder of a like name."""
+        ours = tmp_path / f"rota-metrics-{os.geteuid()}"
+        (tmp_path / f"rota-metrics-{os.geteuid()}-x").mkdir()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir(mode=0o700)
+        if kind == "link":
+            ours.symlink_to(elsewhere)
+        elif kind == "file":
+            ours.touch()
+        else:
+            ours.mkdir(mode=0o700)
+            if kind == "open to others":
+                ours.chmod(0o777)
+            elif os.geteuid() == 0:
+                os.chown(ours, 65534, 65534)
+            else:
+                pytest.skip("only root can make another user's folder")
+
+        told, log = shared_by_default(environ, tmp_path)
+
+        assert told == ["False", "None"]
+        assert "metrics.given_up" in log
+        assert not list(elsewhere.iterdir())
+
+    def test_a_file_that_is_a_link_is_not_followed(self, tmp_path):
+        from core.observability import metric_values  # not before a test has set where metrics are shared
+
+        secret, link = tmp_path / "secret", tmp_path / "counter_1.db"
+        secret.write_text("mine")
+        link.symlink_to(secret)
+
+        with pytest.raises(OSError, match="symbolic link"):
+            metric_values.open_allocated(link)
+
+        assert secret.read_text() == "mine"
+
+
+def test_without_a_folder_to_share_the_server_says_so(environ, tmp_path):
+    taken = tmp_path / "taken"
+    taken.touch()
+    environ["ROTA_METRICS_DIR"] = str(taken)
+    with program(SERVE, environ, stderr=subprocess.DEVNULL):
+        told = eventually(lambda: status_of(environ), within=20)
+
+    assert told == 503
+
+
+def status_of(environ):
+    try:
+        return get(environ, "/metrics")[0]
+    except OSError:
+        return None
+
+
+def test_a_developers_metrics_are_served_to_this_machine_alone():
+    assert Settings.model_fields["metrics_host"].default == "127.0.0.1"

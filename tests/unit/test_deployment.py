@@ -105,6 +105,8 @@ class TestCompose:
 
     def test_the_worker_shows_the_port_of_its_metrics(self):
         assert OURS["worker"]["expose"] == [OURS["worker"]["environment"]["ROTA_METRICS_PORT"]]
+        assert OURS["worker"]["environment"]["ROTA_METRICS_HOST"] == "0.0.0.0"
+        assert "ports" not in OURS["worker"]
 
     def test_redis_keeps_what_it_has(self):
         command = " ".join(SERVICES["redis"]["command"])

@@ -1,0 +1,116 @@
+"""The values of the metrics, in files that are mapped into memory: their pages are allocated before they are touched.
+
+prometheus_client maps sparse files, and a page for which the disk has no room ends the process that touches it, with
+SIGBUS. Without room the values go on in memory, and are served no more.
+"""
+
+import logging
+import mmap
+import os
+import stat
+import struct
+from contextlib import suppress
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+from prometheus_client import values
+from prometheus_client.mmap_dict import MmapedDict
+
+logger = logging.getLogger(__name__)
+
+#: How large a file begins, in bytes: as prometheus_client has it.
+FIRST_SIZE = 1 << 16
+#: What an entry takes beside its key, at most, in bytes: its length, padding and two doubles.
+BESIDE_KEY = 4 + 8 + 16
+#: A file without entries: how much of it is used, and padding.
+EMPTY = struct.pack("i4x", 8)
+
+
+def have_room() -> None:
+    """Have prometheus_client allocate what it maps, in this process; before the first metric is made."""
+    values.MmapedDict = Allocated  # type: ignore[attr-defined]
+
+
+class StrictlyAllocated(MmapedDict):
+    """A file whose pages are there before they are mapped. Raises OSError where there is no room for them."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        self.path = Path(filename)
+        super().__init__(filename if read_mode else open_allocated(self.path), read_mode)
+
+    def _init_value(self, key: str) -> None:
+        while self._used + len(key.encode()) + BESIDE_KEY > self._capacity:
+            self._grow(self._capacity * 2)
+        super()._init_value(key)
+
+    def _grow(self, capacity: int) -> None:
+        allocate(self._f.fileno(), capacity)
+        self._capacity, self._m = capacity, mmap.mmap(self._f.fileno(), capacity)
+
+
+class Allocated(StrictlyAllocated):
+    """The same, which goes on in memory where there is no room."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        self._is_in_memory = False
+        try:
+            super().__init__(filename, read_mode)
+        except OSError as error:
+            self._give_up(error)
+            self._positions: dict[str, int] = {}
+            self._used = len(EMPTY)
+            self._hold(EMPTY, FIRST_SIZE)
+
+    def _grow(self, capacity: int) -> None:
+        try:
+            if not self._is_in_memory:
+                super()._grow(capacity)
+                return
+        except OSError as error:
+            self._f.close()
+            self._give_up(error)
+        self._hold(self._m[: self._used], capacity)
+
+    def _hold(self, values: bytes, capacity: int) -> None:
+        self._capacity, self._m = capacity, mmap.mmap(-1, capacity)
+        self._m[: len(values)] = values
+
+    def _give_up(self, error: OSError) -> None:
+        give_up(self.path, error)
+        self._is_in_memory, self._f = True, BytesIO()
+
+
+def open_allocated(path: Path) -> int:
+    """A descriptor of the file, of ours and not through a link, with room for its first page. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(f"{path} belongs to another user")
+        allocate(descriptor, max(os.fstat(descriptor).st_size, FIRST_SIZE))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Have all of ``size`` bytes on the disk; a system without the call maps what may not be there."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
+
+
+def give_up(path: Path, error: OSError) -> None:
+    """Say so, once, and remove the file: what stands in it would be served for ever."""
+    with suppress(OSError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            path.unlink()
+    _say(str(path.parent), error.strerror or str(error))
+
+
+@cache
+def _say(folder: str, why: str) -> None:
+    logger.warning("metrics.given_up: %s: %s; this process works without", folder, why)

@@ -65,8 +65,8 @@ def look(engine: Engine, _process_id: int, _count: int) -> float:
         began = time.perf_counter()
         for _ in range(PASSES):
             slots.miss(connection, jobs.scheduled(), 30)
-            due.overdue_queues(connection, 5)
-            assert not due.take_due(connection, jobs.jobs, batch=500)
+            due.overdue_lanes(connection, 5)
+            assert not due.due_lanes(connection, jobs.jobs)
         return PASSES / (time.perf_counter() - began)
 
 

@@ -107,7 +107,7 @@ def one_pass(connection: Connection, registry: Registry, accountant: Accountant,
     releases.fleet(connection)
     accountant.account(connection, carrier)
     miss_late(connection, registry)
-    relay.overdue_queues(connection, 5)
+    relay.overdue_lanes(connection, 5)
     relay.is_any_due(connection)
 
 

@@ -20,8 +20,9 @@ from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.scheduling.misfires import HEAD_START, count_missed, is_late, verdicts
 
-#: How many slots of one job are accounted for in one pass.
+#: How many slots are accounted for in one pass, and how many of one job at least.
 MOST_AT_ONCE = 10_000
+LEAST_OF_ONE_JOB = 100
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -64,11 +65,12 @@ class Accountant:
         changed: dict[str, Watermark] = {}
         due: list[tuple[Job, SlotRow]] = []
         until, paused = now - HEAD_START, PastPauses(connection)
-        for job in self.registry.scheduled():
-            if self.next_slots.get(job.name, until) <= until:
-                mark = self._account_for(job, now, paused, due)
-                if mark is not None:
-                    changed[job.name] = mark
+        jobs = [job for job in self.registry.scheduled() if self.next_slots.get(job.name, until) <= until]
+        most = max(MOST_AT_ONCE // max(len(jobs), 1), LEAST_OF_ONE_JOB)
+        for job in jobs:
+            mark = self._account_for(job, now, paused, due, most)
+            if mark is not None:
+                changed[job.name] = mark
         for outgoing in slots.insert_many(connection, due, carried=carrier.carries, scopes=self.registry.scopes):
             if carrier.carries:
                 sending.send(connection, carrier, outgoing)
@@ -79,7 +81,7 @@ class Accountant:
         self.next_at = min((self.next_slots.get(job.name, until) for job in self.registry.scheduled()), default=None)
 
     def _account_for(
-        self, job: Job, now: datetime, paused: PastPauses, found: list[tuple[Job, SlotRow]]
+        self, job: Job, now: datetime, paused: PastPauses, found: list[tuple[Job, SlotRow]], most: int
     ) -> Watermark | None:
         """Add to what was ``found`` due the slots of ``job``; return its new watermark, if it moves."""
         assert job.schedule is not None
@@ -91,10 +93,10 @@ class Accountant:
         if mark.accounted_until >= until:
             return None
         first = self.next_slots.get(job.name)
-        due = slots_between(job.schedule, mark.accounted_until, until, first=first, most=MOST_AT_ONCE)
+        due = slots_between(job.schedule, mark.accounted_until, until, first=first, most=most)
         rows = verdicts(job, due, now, paused.of(self.registry.scopes[job.name], due, now))
         found += [(job, row) for row in rows]
         count_missed(job, rows)
-        reached = due[-1] if len(due) == MOST_AT_ONCE else until
+        reached = due[-1] if len(due) == most else until
         self.next_slots[job.name] = first_after(job.schedule, due[-1] if due else reached)
         return Watermark(spec, reached) if due else None

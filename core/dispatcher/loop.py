@@ -13,10 +13,12 @@ from core.dispatcher import leadership, sending
 from core.dispatcher.accounting import Accountant
 from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
-from core.dispatcher.recovery import Outage, recover
+from core.dispatcher.recovery import PLANS, Outage, Recovery
+from core.dispatcher.steps import Steps
 from core.jobs.registry import Registry
 from core.ledger import agenda, pauses, releases, slots
 from core.ledger import due as due_runs
+from core.ledger.agenda import Agenda
 from core.ledger.carrier import DispatchCarrier
 from core.ledger.releases import Fleet, FleetCache
 from core.ledger.sessions import AGAIN_SECONDS, LedgerThread
@@ -32,10 +34,6 @@ MAINTENANCE_SECONDS = 15.0
 REDIS_LOST_SECONDS = 10.0
 #: How much longer than anybody else it then waits before it asks again, in seconds.
 GIVE_WAY_SECONDS = 2.0
-#: A statement that was planned while the ledger was small is planned anew when it is not; and by an index however many
-#: runs PostgreSQL expects to be due: of those that wait for tomorrow it expects as many as of those that are over.
-#: That makes a small table look costly to read, and is no reason to compile the statement.
-PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET jit = off"
 
 
 class Dispatcher(LedgerThread):
@@ -58,7 +56,6 @@ class Dispatcher(LedgerThread):
         self._carrier = carrier
         self._every_seconds = every_seconds
         self._resend_seconds = resend_seconds
-        self._max_crashes = max_crashes
         self._orphan_seconds = orphan_seconds
         self._redis_lost_seconds = redis_lost_seconds
         #: When Redis was last known to be of use, or this became the leader.
@@ -75,6 +72,8 @@ class Dispatcher(LedgerThread):
         self._outage = Outage()
         #: How long to wait before asking for leadership again; longer after stepping down.
         self._again_seconds = AGAIN_SECONDS
+        self._max_crashes = max_crashes
+        self._steps = Steps()
         self._log_once = LogOnce(logger)
 
     def work(self, connection: Connection) -> None:
@@ -109,7 +108,14 @@ class Dispatcher(LedgerThread):
         self._orphan_keeper = OrphanKeeper(self._registry, self._carrier, self._orphan_seconds)
         self._watch = Watch(self._registry)
         self._heard_at = time.monotonic()
-        self._lead(connection, accountant)
+        recovery = Recovery(
+            self._engine, self._carrier, self._outage, every_seconds=self._every_seconds, max_crashes=self._max_crashes
+        )
+        recovery.start()
+        try:
+            self._lead(connection, accountant)
+        finally:
+            recovery.stop()
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
         """Pass after pass, until stopped or of less use here than elsewhere."""
@@ -121,10 +127,14 @@ class Dispatcher(LedgerThread):
             if self._has_lost_redis() and leadership.has_others(connection):
                 logger.warning("dispatcher.stepped_down: Redis is away from here; another worker may reach it")
                 return
-            next_pass = began + self._every_seconds
-            while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
-                if leadership.wait_for_runs(connection, remaining):
-                    self._send_due(connection)
+            self._send_until(connection, began + self._every_seconds)
+
+    def _send_until(self, connection: Connection, next_pass: float) -> None:
+        """Send until the next pass: what has not been sent yet, slice by slice, and runs as they are requested."""
+        has_more = True
+        while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
+            if has_more or leadership.wait_for_runs(connection, remaining):
+                has_more = self._steps.take("send", self._send_due, connection) or False
 
     def _has_lost_redis(self) -> bool:
         """Whether Redis has been away for a while; only the leader sends retries and recovered runs."""
@@ -133,35 +143,45 @@ class Dispatcher(LedgerThread):
         return time.monotonic() >= self._heard_at + self._redis_lost_seconds
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
-        """Everything the dispatcher is for, once: what there is to do, and now and then what is to be looked after."""
-        found = agenda.ask(connection, slots.TOLERANCE.total_seconds(), self._resend_seconds)
-        if found.has_work or found.is_paused or self._was_paused or accountant.is_due(found.now):
+        """Everything the dispatcher is for but recovery, once: what there is to do, and what is looked after at times.
+
+        Each step takes a bounded time, and an error in one does not keep the others from their turn.
+        """
+        found = self._steps.take("ask", self._ask, connection)
+        if found is None or found.has_work or found.is_paused or self._was_paused or accountant.is_due(found.now):
             self._work(connection, accountant)
-            self._was_paused = found.is_paused
+            self._was_paused = found is None or found.is_paused
         if self._orphan_keeper.is_time_to_look():
-            self._fleet = self._fleet_cache.fleet(connection)
-            self._orphan_keeper.look(connection, self._fleet)
-        self._watch.look(connection, self._held)
-        self._maintain()
+            self._steps.take("fleet", self._look_at_fleet, connection)
+            self._steps.take("orphans", self._orphan_keeper.look, connection, self._fleet)
+        self._steps.take("overdue", self._watch.look, connection, self._held)
+        self._steps.take("maintain", self._maintain)
+
+    def _ask(self, connection: Connection) -> Agenda:
+        return agenda.ask(connection, slots.TOLERANCE.total_seconds(), self._resend_seconds)
 
     def _work(self, connection: Connection, accountant: Accountant) -> None:
-        recover(connection, self._carrier, self._max_crashes, self._outage.patience(time.monotonic()))
+        self._steps.take("fleet", self._look_at_fleet, connection)
+        self._steps.take("pauses", self._look_for_pauses, connection)
+        self._steps.take("account", accountant.account, connection, self._carrier)
+        self._steps.take("misfires", miss_late, connection, self._registry, self._held)
+        self._steps.take("lost", sending.find_lost, connection, self._carrier, self._resend_seconds)
+        self._steps.take("send", self._send_due, connection)
+
+    def _look_at_fleet(self, connection: Connection) -> None:
         self._fleet = self._fleet_cache.fleet(connection)
-        self._held = self._look_for_pauses(connection)
-        accountant.account(connection, self._carrier)
-        miss_late(connection, self._registry, self._held)
-        sending.find_lost(connection, self._carrier, self._resend_seconds)
-        self._send_due(connection)
 
-    def _send_due(self, connection: Connection) -> None:
-        if due_runs.is_any_due(connection):  # else there is no need to say of which jobs
-            sending.send_due(connection, self._sent(), self._carrier)
+    def _send_due(self, connection: Connection) -> bool:
+        """Send for a while; return whether there may be more."""
+        if not due_runs.is_any_due(connection):  # then there is no need to say of which jobs
+            return False
+        return sending.send_due(connection, self._sent(), self._carrier) > 0
 
-    def _look_for_pauses(self, connection: Connection) -> Mapping[str, datetime]:
+    def _look_for_pauses(self, connection: Connection) -> None:
         active = pauses.active(connection)
         metrics.paused([pause.scope for pause in active])
         theirs = releases.scopes_of_jobs(connection) if active else {}
-        return pauses.held(active, {**theirs, **self._registry.scopes})
+        self._held = pauses.held(active, {**theirs, **self._registry.scopes})
 
     def _sent(self) -> set[str]:
         """The jobs whose runs are sent: this process's own, and those of whoever else is alive; none that is held."""

@@ -24,8 +24,10 @@ logger = logging.getLogger(__name__)
 
 #: How often to look for what is gone, in seconds.
 LOOK_SECONDS = 5.0
-#: Batches of one job that are ended in one look; the rest waits for the next, as other work must.
+#: Batches of one job that are ended in one look, and for how long other jobs follow, in seconds; the rest waits for the
+#: next look, so that other work has its turn.
 MOST_BATCHES = 20
+LONGEST_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -74,7 +76,10 @@ class OrphanKeeper:
         gone = self._jobs.over(missing, now)
         remaining = orphans.with_remains(connection, gone) if gone else set()
         owners = releases.last_owners(connection, remaining) if remaining else {}
+        ends_at = time.monotonic() + LONGEST_SECONDS
         for job in sorted(remaining):
+            if time.monotonic() >= ends_at:
+                break
             end_runs(connection, job, reason(self._registry, owners.get(job)))
 
     def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:
@@ -89,14 +94,26 @@ class OrphanKeeper:
             self._end_queue(connection, queue, fleet)
 
     def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
-        moved = due.move(connection, queue, {job: min(queues) for job, queues in fleet.queues_of.items()})
-        if moved:
-            logger.warning("runs.moved queue=%s runs=%s: their jobs are on another queue now", queue, moved)
+        if not move_runs(connection, queue, fleet):
+            return  # its messages remain, so that the next look finds it again
         try:
             for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
                 logger.warning("messages.cleared queue=%s job=%s messages=%s: %s", queue, job, count, outcome)
         except redis.RedisError as error:
             logger.warning("dispatcher.queue_not_cleared queue=%s: %s", queue, error)
+
+
+def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
+    """Have what waits on ``queue`` sent to the queues on which its jobs are now; return whether that is all."""
+    present, moved = {job: min(queues) for job, queues in fleet.queues_of.items()}, 0
+    for _ in range(MOST_BATCHES):
+        batch = due.move(connection, queue, present)
+        moved += batch
+        if batch < due.BATCH:
+            break
+    if moved:
+        logger.warning("runs.moved queue=%s runs=%s: their jobs are on another queue now", queue, moved)
+    return moved < MOST_BATCHES * due.BATCH
 
 
 def end_runs(connection: Connection, job: str, why: str) -> int:

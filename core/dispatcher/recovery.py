@@ -1,53 +1,107 @@
-"""Notices dead processes and recovers what they had."""
+"""Notices dead processes and recovers what they had.
+
+This has a thread and a connection of its own, so that nothing else that the dispatcher does delays it.
+"""
 
 import logging
+import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import redis
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
+from core import database
 from core.ledger import processes
 from core.ledger.carrier import DispatchCarrier
 from core.ledger.processes import RETURN_SECONDS
+from core.ledger.sessions import LedgerThread
 from core.observability import metrics
+from core.observability.logs import LogOnce
 
 #: What a process whose connection was cut takes to be there on another, generously. A death is noticed that much later.
 COME_BACK_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
+#: Statements that were planned while the ledger was small are planned again when it is not. They go by an index however
+#: many runs PostgreSQL expects to be due: it expects as many of those that wait for tomorrow as of those that are over.
+#: That makes a small table look costly to read, and is no reason to compile the statement.
+PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET jit = off"
+
 
 @dataclass(slots=True)
 class Outage:
     """When this dispatcher was last without PostgreSQL, and for how long; times are monotonic seconds.
 
-    Nobody could renew a lease meanwhile, so whoever comes back does so with a lease that ran out long ago.
+    Nobody could renew a lease meanwhile, so whoever comes back does so with a lease that ran out long ago. The threads
+    of the dispatcher share one.
     """
 
     _began_at: float | None = None
     _seconds: float = 0.0
     _last_at: float = float("-inf")
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def goes_on(self, now: float) -> None:
         """PostgreSQL could not be asked."""
-        if self._began_at is None:
-            self._began_at = now
-        recent = self._seconds if self._is_recent(now) else 0.0  # a relapse makes it no shorter
-        self._seconds, self._last_at = max(now - self._began_at, recent), now
+        with self._lock:
+            if self._began_at is None:
+                self._began_at = now
+            recent = self._seconds if self._is_recent(now) else 0.0  # a relapse makes it no shorter
+            self._seconds, self._last_at = max(now - self._began_at, recent), now
 
     def end(self) -> None:
         """PostgreSQL can be asked again."""
-        self._began_at = None
+        with self._lock:
+            self._began_at = None
 
     def patience(self, now: float) -> timedelta | None:
         """How long ago a lease must have run out for its process to be dead; None: any process that seems so is."""
-        return timedelta(seconds=self._seconds + RETURN_SECONDS) if self._is_recent(now) else None
+        with self._lock:
+            return timedelta(seconds=self._seconds + RETURN_SECONDS) if self._is_recent(now) else None
 
     def _is_recent(self, now: float) -> bool:
         return now - self._last_at < RETURN_SECONDS
+
+
+class Recovery(LedgerThread):
+    """Recovers, beat by beat, for as long as this process leads."""
+
+    def __init__(
+        self, engine: Engine, carrier: DispatchCarrier, outage: Outage, *, every_seconds: float, max_crashes: int
+    ) -> None:
+        super().__init__(engine, "rota-recovery")
+        self._carrier = carrier
+        self._outage = outage
+        self._every_seconds = every_seconds
+        self._max_crashes = max_crashes
+        self._log_once = LogOnce(logger)
+
+    def work(self, connection: Connection) -> None:
+        """Look again and again."""
+        self._outage.end()
+        connection.exec_driver_sql(PLANS)
+        while not self._stopping.is_set():
+            self.beat(connection)
+            self._log_once.reset()
+            self.wait(connection, self._every_seconds)
+
+    def interrupted(self, error: Exception) -> None:
+        """Processes are given time to come back."""
+        self._outage.goes_on(time.monotonic())
+        self._log_once.error(f"recovery.interrupted: {database.brief(error)}; going on when it can")
+
+    def failed(self) -> None:
+        """Log it."""
+        logger.exception("recovery.failed: going on")
+
+    def beat(self, connection: Connection) -> None:
+        """Recover what there is to recover, once."""
+        if processes.is_any_gone(connection):
+            recover(connection, self._carrier, self._max_crashes, self._outage.patience(time.monotonic()))
 
 
 def recover(

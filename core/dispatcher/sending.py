@@ -1,7 +1,8 @@
-"""Sends what is due, and sends again what got lost on the way."""
+"""Sends what is due, queue by queue in turn, and sends again what got lost on the way."""
 
 import logging
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 
 import redis
 from sqlalchemy import Connection
@@ -11,25 +12,40 @@ from core.ledger.carrier import DispatchCarrier, OutgoingRun
 
 logger = logging.getLogger(__name__)
 
-#: How many runs are taken from the ledger and put on Redis at once.
+#: How many runs are taken from the ledger and put on Redis in one turn of all queues.
 BATCH = 500
+#: The share of one queue, however many queues have runs that are due.
+LEAST_SHARE = 20
+#: How long sending, and looking for what was lost, may take before other work has its turn, in seconds.
+SLICE_SECONDS = 0.5
 
 
-def send_due(connection: Connection, jobs: Collection[str], carrier: DispatchCarrier) -> int:
-    """Send all that is due of ``jobs``, batch by batch, until nothing is or Redis is away; return how many runs.
+def send_due(
+    connection: Connection, jobs: Collection[str], carrier: DispatchCarrier, *, seconds: float = SLICE_SECONDS
+) -> int:
+    """Send what is due of ``jobs`` for about ``seconds``, the queues by turns, and return how many runs.
 
-    Where workers take runs straight from the ledger, there is nothing to send.
+    Less is sent if nothing more is due, or Redis is away. Where workers take runs straight from the ledger, there is
+    nothing to send.
     """
-    sent = 0
-    if not carrier.carries:
-        return sent
-    while outgoing := due.take_due(connection, jobs, batch=BATCH):
-        if not send(connection, carrier, outgoing):
-            break
-        sent += len(outgoing)
-        if len(outgoing) < BATCH:
+    sent, ends_at = 0, time.monotonic() + seconds
+    while carrier.carries and (lanes := due.due_lanes(connection, jobs)):
+        turn, is_sent = send_turn(connection, lanes, carrier)
+        sent += turn
+        if not turn or not is_sent or time.monotonic() >= ends_at:
             break
     return sent
+
+
+def send_turn(connection: Connection, lanes: Mapping[str, Sequence[str]], carrier: DispatchCarrier) -> tuple[int, bool]:
+    """Send the share of each queue, and return how many runs; False with it: Redis is away."""
+    share, sent = max(BATCH // len(lanes), LEAST_SHARE), 0
+    for queue, jobs in lanes.items():
+        outgoing = due.take_due(connection, queue, jobs, batch=share)
+        if not send(connection, carrier, outgoing):
+            return sent, False
+        sent += len(outgoing)
+    return sent, True
 
 
 def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[OutgoingRun]) -> bool:
@@ -45,19 +61,34 @@ def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[Ou
     return True
 
 
-def find_lost(connection: Connection, carrier: DispatchCarrier, age_seconds: float) -> int:
-    """Have runs sent again whose messages have left their queue while nobody has claimed them; return how many."""
-    lost = 0
-    if not carrier.carries:
-        return lost
-    for queue in due.overdue_queues(connection, age_seconds):
-        try:
-            is_waiting, run_id = carrier.oldest_run(queue)
-        except redis.RedisError:
-            return lost
-        if is_waiting and run_id is None:
-            continue
-        lost += due.forget_sent(connection, queue, oldest_waiting=run_id, age_seconds=age_seconds)
+def find_lost(
+    connection: Connection, carrier: DispatchCarrier, age_seconds: float, *, seconds: float = SLICE_SECONDS
+) -> int:
+    """Have runs sent again whose messages have left their queue while nobody has claimed them; return how many.
+
+    It ends after about ``seconds``; the next look goes on from there.
+    """
+    lost, ends_at = 0, time.monotonic() + seconds
+    overdue = due.overdue_lanes(connection, age_seconds) if carrier.carries else {}
+    while overdue:
+        found = {queue: forget_lost(connection, carrier, queue, jobs, age_seconds) for queue, jobs in overdue.items()}
+        lost += sum(found.values())
+        overdue = {queue: jobs for queue, jobs in overdue.items() if found[queue]}
+        if time.monotonic() >= ends_at:
+            break
     if lost:
         logger.info("dispatcher.sending_again runs=%s", lost)
     return lost
+
+
+def forget_lost(
+    connection: Connection, carrier: DispatchCarrier, queue: str, jobs: Sequence[str], age_seconds: float
+) -> int:
+    """Have a batch of those of one queue sent again; return how many. None while Redis is away."""
+    try:
+        is_waiting, run_ids = carrier.oldest_runs(queue)
+    except redis.RedisError:
+        return 0
+    if is_waiting and not run_ids:
+        return 0
+    return due.forget_sent(connection, queue, jobs, waiting=run_ids, age_seconds=age_seconds)

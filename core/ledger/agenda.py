@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from core.ledger import due, pauses, processes, slots
+from core.ledger import due, pauses, slots
 from core.ledger.prepared import Prepared
 
 #: For how long a slot may be late, and how long ago a run was sent that counts as overdue.
@@ -14,12 +14,9 @@ ASK = Prepared(
     ("interval", "interval"),
     f"""
     SELECT clock_timestamp(),
-        EXISTS (SELECT 1 FROM rota_processes AS process
-                WHERE expires_at <= clock_timestamp() OR {processes.HAS_NO_LOCK})
-        OR EXISTS (SELECT 1 FROM rota_runs AS run WHERE {processes.IS_STRANDED})
-        OR EXISTS (SELECT 1 FROM rota_runs WHERE {due.IS_DUE})
+        {due.IS_ANY_DUE}
         OR EXISTS (SELECT 1 FROM rota_runs WHERE {slots.IS_WAITING} AND slot < statement_timestamp() - $1)
-        OR EXISTS (SELECT 1 FROM rota_runs WHERE {due.IS_SENT} AND sent_at < statement_timestamp() - $2),
+        OR EXISTS (SELECT 1 FROM ({due.SENT_LANES}) AS lane WHERE first_at < statement_timestamp() - $2),
         EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE})
     """,  # noqa: S608 — constants
 )
@@ -31,7 +28,7 @@ class Agenda:
 
     #: The database's clock.
     now: datetime
-    #: Whether a process is gone, or a run is to be handed on, sent, sent again or missed.
+    #: Whether a run is to be sent, sent again or missed.
     has_work: bool
     #: Whether anything is paused.
     is_paused: bool

@@ -45,8 +45,8 @@ class Carrier(Protocol):
 class DispatchCarrier(Carrier, Protocol):
     """A carrier that a dispatcher can also ask what became of messages."""
 
-    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
-        """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
+    def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
+        """Whether messages wait on ``queue``, and which runs the oldest carry. Raises redis.RedisError."""
 
     def queues_with_messages(self) -> set[str]:
         """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""

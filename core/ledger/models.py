@@ -28,6 +28,8 @@ class State(StrEnum):
 FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANED)
 #: A run in one of these may be claimed.
 WAITING = (State.QUEUED, State.RETRYING)
+#: The same in SQL, as the conditions of indexes have it.
+IS_WAITING = "state IN ('queued', 'retrying')"
 
 
 class Base(DeclarativeBase):
@@ -82,8 +84,8 @@ class RunRow(Base):
     __table_args__ = (
         Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
         Index("rota_runs_history", "job", "id"),
-        Index("rota_runs_unsent", "due_at", postgresql_where="state IN ('queued', 'retrying') AND sent_at IS NULL"),
-        Index("rota_runs_sent", "sent_at", postgresql_where="state IN ('queued', 'retrying') AND sent_at IS NOT NULL"),
+        Index("rota_runs_unsent", "queue", "job", "due_at", postgresql_where=f"{IS_WAITING} AND sent_at IS NULL"),
+        Index("rota_runs_sent", "queue", "job", "sent_at", postgresql_where=f"{IS_WAITING} AND sent_at IS NOT NULL"),
         Index("rota_runs_late", "slot", postgresql_where="state = 'queued' AND slot IS NOT NULL"),
         Index("rota_runs_lease", "job", "key", unique=True, postgresql_where="state = 'running' AND exclusive"),
         Index("rota_runs_running", "process_id", postgresql_where="state = 'running'"),

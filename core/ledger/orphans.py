@@ -10,15 +10,16 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from core.jobs.job import Job
-from core.ledger.due import IS_SENT, IS_UNSENT
+from core.ledger.due import SENT_LANES, UNSENT_LANES
 
 WITH_SLOTS = text("SELECT job FROM rota_schedules")
 
-#: By the indexes of what waits and of what is dead, since what is over of a job may be millions.
+#: By the indexes of what waits and of what is dead, since what is over of a job may be millions, as may what waits of
+#: the others.
 WITH_REMAINS = text(f"""
     SELECT job FROM rota_schedules WHERE job = ANY(:jobs)
-    UNION SELECT job FROM rota_runs WHERE {IS_UNSENT} AND job = ANY(:jobs)
-    UNION SELECT job FROM rota_runs WHERE {IS_SENT} AND job = ANY(:jobs)
+    UNION SELECT job FROM ({UNSENT_LANES}) AS unsent WHERE job = ANY(:jobs)
+    UNION SELECT job FROM ({SENT_LANES}) AS sent WHERE job = ANY(:jobs)
     UNION SELECT job FROM rota_runs WHERE state = 'dead' AND job = ANY(:jobs)
 """)  # noqa: S608 — constants
 

@@ -22,6 +22,8 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, text
 
+from core.ledger.prepared import Prepared
+
 #: 'ROTA' as four bytes: the first key of all our advisory locks.
 LOCK_SPACE = 0x524F5441
 #: Second keys that are not process ids.
@@ -84,6 +86,15 @@ DISCONNECT = text("""
 IS_STRANDED = """
     state = 'running' AND NOT EXISTS (SELECT 1 FROM rota_processes AS process WHERE process.id = run.process_id)
 """
+#: Whether a process is gone, or runs of one that is gone are at work: all that an idle recovery asks.
+ANY_GONE = Prepared(
+    "rota_any_gone",
+    (),
+    f"""
+    SELECT EXISTS (SELECT 1 FROM rota_processes AS process WHERE expires_at <= clock_timestamp() OR {HAS_NO_LOCK})
+        OR EXISTS (SELECT 1 FROM rota_runs AS run WHERE {IS_STRANDED})
+    """,  # noqa: S608 — constants
+)
 RECOVER = text(f"""
     UPDATE rota_runs SET
         state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
@@ -161,6 +172,12 @@ def renew(connection: Connection, process_id: int, lease: timedelta) -> bool:
 def resign(connection: Connection, process_id: int) -> None:
     """Leave in good order; what the process still runs must have been handed back before."""
     connection.execute(RESIGN, {"id": process_id})
+
+
+def is_any_gone(connection: Connection) -> bool:
+    """Whether a process has died or fallen silent, or left runs at work."""
+    ((found,),) = ANY_GONE.rows(connection)
+    return bool(found)
 
 
 def misses_any(connection: Connection) -> bool:

@@ -85,9 +85,9 @@ class LocalCarrier:
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Nobody listens."""
 
-    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
+    def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
         """No messages wait, whose runs could be lost."""
-        return True, None
+        return True, []
 
     def queues_with_messages(self) -> set[str]:
         """None that anyone else could serve."""

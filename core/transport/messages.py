@@ -9,6 +9,8 @@ from core.ledger.carrier import OutgoingMessage, OutgoingRun
 
 #: The option of a message that carries a run of the ledger.
 RUN_ID = "run_id"
+#: The largest id that a row can have, PostgreSQL's ``bigint``.
+LARGEST_ID = 2**63 - 1
 #: That by which Redis knows it. A message without has not come through Redis.
 REDIS_ID = "redis_message_id"
 
@@ -54,14 +56,20 @@ def is_well_formed(message: Message[Any]) -> bool:
         and isinstance(message.kwargs, dict)
         and isinstance(message.options, dict)
         and isinstance(message.options.get("redis_message_id"), str)
+        and (RUN_ID not in message.options or is_run_id(message.options[RUN_ID]))
         and "throws" not in message.options  # exception types, which JSON cannot hold; a worker thread would end
     )
+
+
+def is_run_id(value: object) -> bool:
+    """Whether ``value`` can be the id of a run; JSON also has larger numbers, fractions, true and false."""
+    return type(value) is int and 0 < value <= LARGEST_ID
 
 
 def run_id(body: bytes | None, queue_name: str) -> int | None:
     """The run that the message in ``body`` carries, if it is one of the ledger's."""
     try:
-        value = read(body, queue_name).options.get(RUN_ID)
+        value: int | None = read(body, queue_name).options.get(RUN_ID)
     except NotAMessage:
         return None
-    return value if isinstance(value, int) else None
+    return value

@@ -27,14 +27,11 @@ from core.ledger.slots import SlotRow
 from core.plugins import loading
 from core.scheduling.periodic import PeriodicSchedule, nothing
 from core.transport.delivery import Delivery
-from core.transport.messages import RUN_ID, run_message
+from core.transport.messages import RUN_ID, is_run_id, run_message
 from core.transport.redis import RedisCarrier, RotaBroker
 from core.worker.executor import RECORDING, Executor
 
 logger = logging.getLogger(__name__)
-
-#: PostgreSQL's bigint.
-LARGEST_ID = 2**63 - 1
 
 
 class JobActor(dramatiq.Actor[..., Any]):
@@ -160,7 +157,7 @@ class ClaimingAhead:
         run_id = delivery.options.get(RUN_ID)
         job = self.registry.jobs.get(delivery.actor_name)
         is_simple = job is not None and job.ledger and not job.exclusive
-        return run_id if is_simple and type(run_id) is int and 0 < run_id <= LARGEST_ID else None
+        return run_id if is_simple and is_run_id(run_id) else None
 
     def undo(self, deliveries: Sequence[Delivery]) -> None:
         """Unclaim the runs of deliveries that are requeued."""

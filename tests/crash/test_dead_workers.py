@@ -32,6 +32,38 @@ def test_a_killed_workers_run_is_taken_up_within_3_s_and_has_one_effect(make_fle
     assert [effect.attempt for effect in fleet.effects("wait")] == [2]
 
 
+def test_a_killed_workers_run_is_taken_up_within_3_s_while_a_backlog_is_due(make_fleet, record_property):
+    """Nor does a request in another queue wait for the backlog to be sent."""
+    fleet = make_fleet(jobs="wait,nothing,fast")
+    leading = fleet.worker("--queues", "chaos-fast")  # which sends, and works on none of them
+    eventually(fleet.leader, within=20)
+    fleet.together(fleet.worker, fleet.worker)
+    (run_id,) = fleet.request("wait")
+    first = fleet.next_start()
+    killed = fleet.group_of(first.pid)
+    assert fleet.group_of(fleet.leader()) is leading
+
+    fleet.request("nothing", 200_000, queue="backlog")
+    time.sleep(1)  # the leader is amid the backlog
+    fleet.kill(killed)
+    killed_at = time.monotonic()
+    eventually(lambda: fleet.runs("wait")[0].crashes == 1, within=60)
+    recovered_after = time.monotonic() - killed_at
+    second = fleet.next_start(within=60)
+    taken_up_after = time.monotonic() - killed_at
+    asked_at = time.monotonic()
+    (asked,) = fleet.request("wait")
+    third = fleet.next_start(within=60)
+    started_after = time.monotonic() - asked_at
+
+    record_property("recovered_after_seconds", round(recovered_after, 2))
+    record_property("taken_up_after_seconds", round(taken_up_after, 2))
+    record_property("started_after_seconds", round(started_after, 2))
+    assert (recovered_after < 3, taken_up_after < 5, started_after < 3) == (True, True, True)
+    assert (second.run_id, second.attempt, third.run_id) == (run_id, 2, asked)
+    assert fleet.rows("SELECT 1 FROM rota_runs WHERE queue = 'backlog' AND sent_at IS NULL LIMIT 1")
+
+
 @pytest.mark.parametrize("role", ["leading", "following"])
 @pytest.mark.parametrize("job", ["wait", "lock"])
 def test_a_worker_paused_past_its_lease_cannot_commit_when_it_wakes(make_fleet, job, role):

@@ -4,12 +4,13 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from core import database as databases
 from core import every, job
 from core.dispatcher.accounting import Accountant
 from core.dispatcher.loop import Dispatcher
-from core.ledger import agenda, pauses, slots
+from core.ledger import agenda, pauses, processes, slots
 from core.ledger.prepared import Prepared
 from core.scheduling.misfires import HEAD_START
 from tests.support.eventually import eventually
@@ -43,9 +44,11 @@ def registry(use_jobs):
 def dispatcher(database, registry, carrier):
     carrier.maintain = lambda queues: None
     carrier.queues_with_messages = set
-    return Dispatcher(
+    made = Dispatcher(
         database, registry, carrier, every_seconds=1, resend_seconds=5, max_crashes=3, orphan_seconds=60
     )  # fmt: skip
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -65,9 +68,8 @@ class TestAgenda:
             {"due_at": "now", "state": "retrying"},
             {"sent_at": "2020-01-01"},
             {"slot": "2020-01-01", "sent_at": "now"},
-            {"state": "running", "process_id": 1, "token": 1},
         ],
-        ids=["due", "retry", "lost on its way", "late", "stranded"],
+        ids=["due", "retry", "lost on its way", "late"],
     )
     def test_a_run_that_something_is_to_be_done_about_is_work(self, ask, ledger, row):
         ledger.request("work", **row)
@@ -90,19 +92,6 @@ class TestAgenda:
 
         assert not ask().has_work
 
-    def test_a_process_that_died_is_work_and_one_that_lives_is_none(self, ask, start_process):
-        process = start_process()
-        assert not ask().has_work
-
-        process.die()
-
-        assert eventually(lambda: ask().has_work, within=3)
-
-    def test_a_silent_process_is_work(self, ask, start_process, database):
-        start_process().expire(database)
-
-        assert ask().has_work
-
     def test_a_pause_is_told_until_it_ends(self, ask, database):
         with database.begin() as connection:
             pauses.begin(connection, "everything", by="ann", reason=None, until=None)
@@ -111,6 +100,35 @@ class TestAgenda:
         with database.begin() as connection:
             pauses.end(connection, "everything")
         assert not ask().is_paused
+
+
+class TestAnyGone:
+    """What recovery asks: it has a beat of its own."""
+
+    @pytest.fixture
+    def is_any_gone(self, connection):
+        return lambda: processes.is_any_gone(connection)
+
+    def test_an_empty_ledger_has_nothing(self, is_any_gone):
+        assert not is_any_gone()
+
+    def test_a_run_whose_process_is_gone_is_work(self, is_any_gone, ledger):
+        ledger.request("work", state="running", process_id=1, token=1)
+
+        assert is_any_gone()
+
+    def test_a_process_that_died_is_work_and_one_that_lives_is_none(self, is_any_gone, start_process):
+        process = start_process()
+        assert not is_any_gone()
+
+        process.die()
+
+        assert eventually(is_any_gone, within=3)
+
+    def test_a_silent_process_is_work(self, is_any_gone, start_process, database):
+        start_process().expire(database)
+
+        assert is_any_gone()
 
 
 class TestPass:
@@ -147,6 +165,28 @@ class TestPass:
         assert accountant.next_at == work.schedule.next_after(due - timedelta(days=365))
         assert accountant.is_due(due)
         assert not accountant.is_due(due - timedelta.resolution)
+
+    def test_a_step_that_fails_leaves_the_others_their_turn(
+        self, dispatcher, accountant, connection, ledger, carrier, caplog
+    ):
+        carrier.oldest_runs = lambda queue: (True, [10**30])  # which PostgreSQL refuses
+        ledger.request("work", sent_at="2020-01-01T00:00:00Z")
+        ledger.request("work", due_at="now")
+        accountant.next_slots = None  # a fault of our own
+
+        for _ in range(3):
+            dispatcher.pass_once(connection, accountant)
+
+        assert [run.job for run in carrier.runs] == ["work"]
+        failed = [record.message for record in caplog.records if "dispatcher.step_failed" in record.message]
+        assert [message.split()[1] for message in failed] == ["step=account:", "step=lost:"]
+
+    def test_a_connection_that_is_gone_ends_the_pass(self, dispatcher, accountant, connection, ledger):
+        driver = connection.connection.dbapi_connection
+        ledger.do("SELECT pg_terminate_backend(:pid)", pid=driver.get_backend_pid())
+
+        with pytest.raises(DBAPIError):
+            dispatcher.pass_once(connection, accountant)
 
     def test_the_end_of_a_pause_is_noticed(self, dispatcher, accountant, connection, database, ledger, carrier):
         with database.begin() as other:

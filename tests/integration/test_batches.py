@@ -32,7 +32,7 @@ def connection(database):
 
 
 def taken(connection) -> int:
-    return len(due.take_due(connection, ["batched"], batch=2))
+    return len(due.take_due(connection, "default", ["batched"], batch=2))
 
 
 def ended(connection) -> int:

@@ -122,7 +122,7 @@ class TestDispatcher:
 
             def start(carrier=carrier, *, jobs=(work,), redis_lost_seconds=REDIS_LOST_SECONDS):
                 carrier.recover = carrier.maintain = lambda *_: None
-                carrier.oldest_run = lambda _: (False, None)
+                carrier.oldest_runs = lambda _: (False, [])
                 carrier.queues_with_messages = set
                 application = f"rota:dispatcher:{next(names)}"
                 engine = databases.connect(postgres_url, application=application)
@@ -187,7 +187,7 @@ class TestDispatcher:
         carrier.send, send = broken, carrier.send
         run_id = ledger.request()
         dispatcher, _, _ = start()
-        eventually(lambda: "dispatcher.failed" in caplog.text, within=5)
+        eventually(lambda: "dispatcher.step_failed step=send: ValueError" in caplog.text, within=5)
         carrier.send = send
         ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() - interval '1 minute'")
 

@@ -74,7 +74,7 @@ class TestRuns:
             run_id = enqueue(session, "send-statement")
             assert service.waiting("letters") == 0
 
-        assert service.carrier.oldest_run("letters") == (True, run_id)
+        assert service.carrier.oldest_runs("letters") == (True, [run_id])
 
     def test_a_rolled_back_run_never_was(self, session, ledger, carrier):
         enqueue(session, "send-statement")

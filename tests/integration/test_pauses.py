@@ -302,7 +302,7 @@ class TestDispatcher:
     def dispatch(self, database, registry, carrier, connection):
         """A pass; returns the jobs whose runs it has sent."""
         carrier.maintain = lambda queues: None
-        carrier.oldest_run = lambda queue: (False, None)
+        carrier.oldest_runs = lambda queue: (False, [])
         carrier.queues_with_messages = set
         made = Dispatcher(
             database, registry, carrier, every_seconds=1, resend_seconds=5, max_crashes=3, orphan_seconds=60
@@ -313,7 +313,8 @@ class TestDispatcher:
             made.pass_once(connection, Accountant(registry, slots.watermarks(connection)))
             return sorted(run.job for run in carrier.runs)
 
-        return dispatch
+        yield dispatch
+        made.stop()
 
     @pytest.mark.parametrize(
         ("scope", "sent"),

@@ -116,6 +116,8 @@ class TestNotMessages:
             (body(actor_name=["hear"]), "not ours"),
             (body(message_id={}), "not ours"),
             (body(options={"redis_message_id": "x", "throws": "ValueError"}), "not ours"),
+            (body(options={"redis_message_id": "x", "run_id": 10**30}), "not ours"),
+            (body(options={"redis_message_id": "x", "run_id": True}), "not ours"),
             (body(actor_name="uninstalled"), "orphaned"),
             (None, "no body"),
         ],

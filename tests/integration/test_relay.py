@@ -1,15 +1,21 @@
 """I4: what is due is sent, and what got lost on the way is sent again; Redis may forget everything."""
 
+import uuid
+
 import pytest
 import redis
+from dramatiq.message import Message
 from sqlalchemy.orm import Session
 
 from core import database as databases
 from core import enqueue, job
 from core.dispatcher import sending
-from core.ledger import operations, orphans
+from core.ledger import due, operations, orphans
 from core.testing import registry_of
 from tests.support.racing import race
+
+#: Long enough for all there is, in seconds.
+LONGEST = 60
 
 
 @job("work", overlap="allow")
@@ -41,7 +47,7 @@ def relaying(database):
 
 @pytest.fixture
 def send_due(relaying, service):
-    return lambda: sending.send_due(relaying, service.registry.jobs, service.carrier)
+    return lambda: sending.send_due(relaying, service.registry.jobs, service.carrier, seconds=LONGEST)
 
 
 @pytest.fixture
@@ -55,6 +61,14 @@ def sent_ago(ledger, run_id, seconds):
         id=run_id,
         ago=seconds,
     )
+
+
+def put_message_for(service, run_id):
+    """Put a message on the queue that says it carries a run."""
+    redis_id = uuid.uuid4().hex
+    options = {"run_id": run_id, "redis_message_id": redis_id}
+    message = Message("default", "work", (), {}, options, message_id=redis_id, message_timestamp=1)
+    service.put(message.encode(), redis_id)
 
 
 def unsent(ledger):
@@ -110,8 +124,8 @@ class TestSendDue:
         here, there = ledger.request(), ledger.request("elsewhere", queue="elsewhere")
         send_due()
 
-        assert service.carrier.oldest_run("default") == (True, here)
-        assert service.carrier.oldest_run("elsewhere") == (True, there)
+        assert service.carrier.oldest_runs("default") == (True, [here])
+        assert service.carrier.oldest_runs("elsewhere") == (True, [there])
 
     def test_while_redis_is_away_runs_are_given_back(self, relaying, service, ledger, carrier, caplog):
         run_id = ledger.request()
@@ -135,12 +149,36 @@ class TestSendDue:
 
         assert (ledger.run(run_id).state, ledger.run(run_id).sent_at is None) == ("running", False)
 
+    def test_a_backlog_of_one_queue_does_not_delay_the_others(self, relaying, service, ledger):
+        ledger.do("INSERT INTO rota_runs (job, queue) SELECT 'work', 'default' FROM generate_series(1, 3000)")
+        ledger.request("elsewhere", queue="elsewhere")
+
+        sent = sending.send_due(relaying, service.registry.jobs, service.carrier, seconds=0)
+
+        assert sent <= sending.BATCH
+        assert service.waiting("elsewhere") == 1
+
+    def test_a_backlog_of_one_job_does_not_delay_the_others_of_its_queue(self, relaying, service, ledger):
+        ledger.do("INSERT INTO rota_runs (job, queue) SELECT 'work', 'default' FROM generate_series(1, 3000)")
+        run_id = ledger.request("elsewhere", queue="default")
+
+        sending.send_due(relaying, service.registry.jobs, service.carrier, seconds=0)
+
+        assert run_id not in unsent(ledger)
+
+    def test_a_turn_is_over_soon_however_much_is_due(self, relaying, service, ledger):
+        ledger.do("INSERT INTO rota_runs (job, queue) SELECT 'work', 'default' FROM generate_series(1, 3000)")
+
+        sent = [sending.send_due(relaying, service.registry.jobs, service.carrier, seconds=0) for _ in range(7)]
+
+        assert sent == [sending.BATCH] * 6 + [0]
+
     def test_two_dispatchers_at_once_send_each_run_once(self, service, ledger, database):
         ledger.do("INSERT INTO rota_runs (job, queue) SELECT 'work', 'default' FROM generate_series(1, 2000)")
 
         def dispatch():
             with databases.autocommit(database) as connection:
-                return sending.send_due(connection, service.registry.jobs, service.carrier)
+                return sending.send_due(connection, service.registry.jobs, service.carrier, seconds=LONGEST)
 
         race(*[dispatch] * 4)
         while dispatch():
@@ -220,9 +258,9 @@ class TestFindLost:
         else:
             ledger.do("DELETE FROM rota_runs WHERE id = :id", id=head)
 
-        assert service.carrier.oldest_run("default") == (True, head)
-        assert find_lost() == (0 if end == "pruned" else 1)
-        assert unsent(ledger) == ([] if end == "pruned" else [head, lost])
+        assert service.carrier.oldest_runs("default") == (True, [head, *backlog])
+        assert find_lost() == 1
+        assert unsent(ledger) == ([lost] if end == "pruned" else [head, lost])
 
     def test_a_message_of_the_fast_lane_at_the_head_does_not_hide_the_oldest_run(
         self, find_lost, send_due, ledger, service
@@ -246,8 +284,51 @@ class TestFindLost:
         send_due()
         sent_ago(ledger, run_id, 60)
 
-        assert service.carrier.oldest_run("default") == (True, run_id)
+        assert service.carrier.oldest_runs("default") == (True, [run_id])
         assert find_lost() == 0
+
+    @pytest.mark.parametrize("forged", [10**30, 2**63, -1, 0, True, 1.5, "7", None, [1]], ids=repr)
+    def test_a_message_with_an_impossible_run_id_stops_nothing(self, find_lost, send_due, ledger, service, forged):
+        """The queue is busy or not served, so that the message stays at its head."""
+        put_message_for(service, forged)
+        lost, waiting = ledger.request(), ledger.request()
+        ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() WHERE id = :id", id=lost)
+        send_due()
+        sent_ago(ledger, lost, 60)
+        sent_ago(ledger, waiting, 50)
+
+        assert service.carrier.oldest_runs("default") == (True, [waiting])
+        assert find_lost() == 1
+        assert unsent(ledger) == [lost]
+
+    def test_messages_of_another_ledger_at_the_head_do_not_hide_the_oldest_run(
+        self, find_lost, send_due, ledger, service
+    ):
+        put_message_for(service, 2**62)
+        elsewhere = ledger.request("elsewhere", queue="elsewhere", sent_at="2020-01-01T00:00:00Z")
+        put_message_for(service, elsewhere)
+        lost, waiting = ledger.request(), ledger.request()
+        ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() WHERE id = :id", id=lost)
+        send_due()
+        sent_ago(ledger, lost, 60)
+        sent_ago(ledger, waiting, 50)
+        ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() WHERE id = :id", id=elsewhere)
+
+        assert find_lost() == 1
+        assert unsent(ledger) == [lost]
+
+    def test_what_is_lost_at_once_is_sent_again_batch_by_batch(self, relaying, service, ledger, monkeypatch):
+        monkeypatch.setattr(due, "BATCH", 10)
+        for queue in ("default", "elsewhere"):
+            ledger.do(
+                "INSERT INTO rota_runs (job, queue, sent_at) SELECT 'work', :queue, now() - interval '1 minute'"
+                " FROM generate_series(1, 25)",
+                queue=queue,
+            )
+
+        found = [sending.find_lost(relaying, service.carrier, 5, seconds=0) for _ in range(4)]
+
+        assert found == [20, 20, 10, 0]
 
     def test_behind_many_messages_of_the_fast_lane_nothing_is_taken_for_lost(self, find_lost, ledger, service):
         run_id = ledger.request()
@@ -271,7 +352,7 @@ class TestFindLost:
         class Away:
             carries = True
 
-            def oldest_run(self, queue):
+            def oldest_runs(self, queue):
                 raise redis.ConnectionError("away on purpose")
 
         run_id = ledger.request()
@@ -304,7 +385,7 @@ def test_a_run_committed_while_redis_was_away_is_sent_by_the_dispatcher_later(
     find_lost()
     send_due()
 
-    assert service.carrier.oldest_run("default") == (True, run_id)
+    assert service.carrier.oldest_runs("default") == (True, [run_id])
 
 
 def test_a_message_delivered_twice_is_worked_on_once(serve, ledger, send_due):

@@ -21,17 +21,23 @@ FILL = [
     "INSERT INTO rota_pauses (scope, paused_by) SELECT 'job:' || n, 'ann' FROM {many}",
 ]
 AGE = {"age": "5 seconds"}
+LANE = {"queue": "default", "jobs": ["work"]}
+#: What asks for the lanes that have work, and what they may read of the index of waiting runs.
+LANES = {
+    "any due": (due.ANY_DUE.text, {}),
+    "due": (due.DUE_LANES.text, {"jobs": ["work"]}),
+    "overdue": (due.OVERDUE_LANES.text, AGE),
+    "agenda": ("EXECUTE rota_agenda ('30 seconds', '5 seconds')", {}),
+}
 OLD = {"kept": timedelta(days=30), "batch": 5000}
 DISPATCHING = {
     "agenda": (
         "EXECUTE rota_agenda ('30 seconds', '5 seconds')",
         {},
-        {"rota_runs_unsent", "rota_runs_late", "rota_runs_sent"},
+        {"rota_runs_late"},
     ),
-    "any due": (due.ANY_DUE.text, {}, {"rota_runs_unsent"}),
-    "take due": (due.TAKE_DUE.text, {"jobs": ["work"], "batch": 500}, {"rota_runs_unsent"}),
-    "overdue": (due.OVERDUE_QUEUES.text, AGE, {"rota_runs_sent"}),
-    "lost": (due.FORGET_SENT.text, {**AGE, "queue": "default", "oldest_waiting": None}, {"rota_runs_sent"}),
+    "take due": (due.TAKE_DUE.text, {**LANE, "share": 500}, {"rota_runs_unsent"}),
+    "lost": (due.FORGET_SENT.text, {**LANE, **AGE, "waiting": [], "batch": 500}, {"rota_runs_sent"}),
     "late": (slots.LATE_JOBS.text, {"tolerance": "30 seconds"}, {"rota_runs_late"}),
 }
 PRUNING = {
@@ -61,6 +67,18 @@ def test_the_dispatcher_reads_no_further_than_what_is_due(connection, statement,
     assert found.keys() >= indexes
     for index in indexes:
         assert_bounded(found[index])
+
+
+@pytest.mark.parametrize(("statement", "parameters"), LANES.values(), ids=LANES)
+def test_a_lane_costs_one_entry_of_an_index_however_many_runs_wait_in_it(connection, statement, parameters):
+    connection.exec_driver_sql(PLANS)
+    agenda.ask(connection, 30, 5)  # which prepares it
+
+    plan = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), parameters).scalar_one()[0]
+
+    scans = [node for node in nodes(plan["Plan"]) if node.get("Index Name") in ("rota_runs_unsent", "rota_runs_sent")]
+    assert scans
+    assert all(node["Actual Rows"] <= 1 and not node.get("Rows Removed by Filter") for node in scans)
 
 
 @pytest.mark.parametrize(("statement", "index"), PRUNING.values(), ids=PRUNING)

@@ -43,9 +43,9 @@ class RedisCarrier:
         """Publish ``message`` as JSON. Raises redis.RedisError."""
         self._queues.client.publish(channel, json.dumps(message, default=str))
 
-    def oldest_run(self, queue: str) -> tuple[bool, int | None]:
-        """Whether messages wait on ``queue``, and which run the oldest carries. Raises redis.RedisError."""
-        return self._queues.oldest_run(queue)
+    def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
+        """Whether messages wait on ``queue``, and which runs the oldest carry. Raises redis.RedisError."""
+        return self._queues.oldest_runs(queue)
 
     def queues_with_messages(self) -> set[str]:
         """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""

@@ -228,13 +228,13 @@ class Queues:
         options: list[str | int] = [queue_name, self.broker_id, *self._limits, maintenance, MOST_UNPACKED]
         self._dispatch(keys=[self.namespace], args=[command, current_millis(), *options, *arguments], client=client)
 
-    def oldest_run(self, queue_name: str) -> tuple[bool, int | None]:
-        """Whether messages wait on the queue, and which run the oldest of them carries, if one is found."""
+    def oldest_runs(self, queue_name: str) -> tuple[bool, list[int]]:
+        """Whether messages wait on the queue, and the runs that the oldest of them carry, as far as they carry any."""
         ids = cast("list[bytes]", self.client.lrange(self.key(queue_name), 0, LOOK_AHEAD - 1))
         if not ids:
-            return False, None
+            return False, []
         bodies = cast("list[bytes | None]", self.client.hmget(self.key(f"{queue_name}.msgs"), ids))
-        return True, next(filter(None, (run_id(body, queue_name) for body in bodies)), None)
+        return True, [found for body in bodies if (found := run_id(body, queue_name)) is not None]
 
 
 def slices(lengths: bytes, bodies: bytes) -> list[bytes | None]:

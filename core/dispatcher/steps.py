@@ -1,0 +1,53 @@
+"""The steps of a pass, each of which may fail alone."""
+
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import psycopg2
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from core import database
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Steps:
+    """Takes step after step, and says once which one fails, until it no longer does."""
+
+    def __init__(self) -> None:
+        self._failing: dict[str, str] = {}
+
+    def take(self, name: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Take a step and return its answer; None if it fails, so that the steps after it have their turn.
+
+        Raises what ends the connection, without which there are no other steps.
+        """
+        try:
+            answer = step(*args, **kwargs)
+        except Exception as error:
+            if is_connection_lost(error):
+                raise
+            self._say(name, error)
+            return None
+        self._failing.pop(name, None)
+        return answer
+
+    def _say(self, name: str, error: Exception) -> None:
+        is_expected = isinstance(error, DBAPIError)
+        what = database.brief(error) if is_expected else type(error).__name__
+        if self._failing.get(name) != what:
+            self._failing[name] = what
+            trace = None if is_expected else error
+            logger.error("dispatcher.step_failed step=%s: %s; the other steps go on", name, what, exc_info=trace)
+
+
+def is_connection_lost(error: Exception) -> bool:
+    """Whether the connection to PostgreSQL is gone, or none can be had."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    return isinstance(error, PoolTimeout | psycopg2.Error)

@@ -9,6 +9,9 @@ RotaError
 ├── BadResult              a result that JSON cannot hold
 ├── NaiveTime              a time without a time zone, or no time at all
 ├── PauseError             what is to be paused is paused, or what is to be resumed is not
+├── SelectionError         no run is meant, or one that is not as it must be; nothing was changed
+├── IncompleteError        something was done to a part of the runs that it was meant for
+├── BadTime                a text that is no time, or none that will do here
 ├── LeaseLost              another worker owns the run now, or nobody does; stop at once
 ├── NotMigrated            the database lacks a migration
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
@@ -56,6 +59,23 @@ class NaiveTime(RotaError, DontWrapMixin):
 
 class PauseError(RotaError):
     """What is to be paused is paused already, or what is to be resumed is not."""
+
+
+class SelectionError(RotaError):
+    """No run is meant, or one that is not as it must be; nothing was changed."""
+
+
+class IncompleteError(RotaError):
+    """Something was done to a part of the runs that it was meant for; the message says to how many."""
+
+
+class BadTime(RotaError):
+    """A text that is no time, or none that will do here."""
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        #: What it was given as, such as ``since``.
+        self.option = option
 
 
 class LeaseLost(RotaError):

@@ -24,7 +24,7 @@ def checked(_ctx: click.Context, _param: click.Parameter, name: str) -> Actor:
     """The actor of that name."""
     if not name.strip() or len(name) > LONGEST or not name.isprintable():
         raise click.BadParameter(f"expected a name of at most {LONGEST} characters")
-    return Actor(name.strip())
+    return Actor(name.strip(), via="cli")
 
 
 #: The option that every command has which the audit tells of.

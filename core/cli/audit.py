@@ -5,12 +5,13 @@ from typing import Any, get_args
 import click
 
 from core.cli import moments
-from core.cli.output import as_json, local, local_zone, print_json, print_table
+from core.cli.output import as_json, print_json, print_table
 from core.cli.surroundings import ledger
-from core.ledger import audit as entries
 from core.ledger import history
-
-FIELDS = ("id", "at", "actor", "via", "action", "target", "details")
+from core.ledger.audit import Action
+from core.operations import audit as entries
+from core.operations import times
+from core.operations.wording import local, local_zone
 
 
 @click.command()
@@ -18,25 +19,25 @@ FIELDS = ("id", "at", "actor", "via", "action", "target", "details")
 @click.option("--actor", metavar="NAME", help="Only of this person.")
 @click.option(
     "--action",
-    type=click.Choice(get_args(entries.Action)),
+    type=click.Choice(get_args(Action)),
     metavar="ACTION",
     help="Only of this kind, such as pause or retry.",
 )
 @click.option("--since", metavar="TIME", help="Only since then: 2h (ago), 03:00, 2026-11-23T03:00.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
-def audit(as_json: bool, actor: str | None, action: str | None, since: str | None, limit: int) -> None:
+def audit(as_json: bool, actor: str | None, action: Action | None, since: str | None, limit: int) -> None:
     """List what was done by hand, newest first.
 
     \b
       rota audit --since 24h
       rota audit --action pause --json
     """
-    with ledger() as engine, engine.connect() as connection:
+    with moments.read(), ledger() as engine, engine.connect() as connection:
         now = history.now(connection)
-        after = moments.past(since, now, "--since")
+        after = times.past(since, now, "since")
         found = entries.newest(connection, actor=actor, action=action, since=after, limit=limit)
     if as_json:
-        print_json([{field: getattr(entry, field) for field in FIELDS} for entry in found])
+        print_json(found)
         return
     rows = [(local(e.at), e.actor, e.via, e.action, e.target, in_words(e.details)) for e in found]
     columns = (f"when ({local_zone(now)})", "who", "via", "what", "to what", "details")

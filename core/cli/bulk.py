@@ -1,36 +1,22 @@
-"""Doing something to many runs: shown first, confirmed, batch by batch, at a steady rate, and stopped by Ctrl-C.
-
-Each batch is a transaction of its own with its part of the audit, so that whatever stops it leaves a whole number of
-batches, and says how many runs that were.
-"""
+"""Doing something to many runs: shown first, confirmed, with a bar on the terminal, and stopped by Ctrl-C."""
 
 import signal
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import click
-from sqlalchemy import Connection, Engine, Row
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine
 
-from core import database
 from core.cli import Problem
 from core.cli.confirmation import confirm
 from core.cli.output import print_json, print_table
-from core.cli.runs import described, row
-from core.ledger import audit, history
-from core.ledger.audit import Actor
-
-#: How many runs are changed in one transaction.
-BATCH = 500
-#: How many runs are shown before they are changed.
-SHOWN = 20
+from core.cli.runs import row
+from core.operations import bulk
+from core.operations.bulk import Plan
 
 
 def doing(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,65 +31,43 @@ def doing(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """What is done to runs, and how it is spoken of."""
+def carry_out(engine: Engine, plan: Plan, *, dry_run: bool, yes: bool, rate: float | None, as_json: bool) -> None:
+    """Show, ask, do, and say what was done. Raises Problem if that was nothing."""
+    matched = len(plan.runs)
+    total = "1 run" if matched == 1 else f"{matched} runs"
+    if not as_json:
+        with engine.connect() as connection:
+            show(connection, plan)
+    if not dry_run:
+        confirm(f"{plan.verb.capitalize()} {'this run' if matched == 1 else f'these {total}'}?", is_given=yes)
+    done = 0 if dry_run else stoppably(engine, plan, rate)
+    if as_json:
+        with engine.connect() as connection:
+            print_json(bulk.outcome(connection, plan, done))
+    elif dry_run:
+        click.echo(f"would {plan.verb} {total}; nothing was changed")
+    else:
+        click.echo(f"{plan.done} {done} of {total}" if done < matched else f"{plan.done} {total}")
+    if not dry_run and done < matched:
+        left = matched - done
+        click.echo(f"rota: {left} had changed meanwhile, by somebody else's hand or by themselves", err=True)
+    if not dry_run and not done:
+        raise Problem("nothing was changed")
 
-    #: ``retry`` and ``retried``, say.
-    verb: audit.Action
-    done: str
-    act: Callable[[Connection, Sequence[int]], int]
-    actor: Actor
-    target: str
-    criteria: dict[str, str]
 
-
-def show(connection: Connection, runs: Sequence[Row[Any]]) -> None:
-    """Show the first of ``runs``, and how many there are of each job and kind."""
+def show(connection: Connection, plan: Plan) -> None:
+    """Show the first of the runs, and how many there are of each job and kind."""
     columns = ("id", "job", "key", "slot", "state", "attempt", "started", "took", "what came of it")
-    found = [history.run(connection, run.id) for run in runs[:SHOWN]]
-    print_table(columns, [row(run) for run in found if run is not None])
-    for (job, state, reason), count in sorted(Counter((run.job, run.state, run.reason or "") for run in runs).items()):
+    print_table(columns, [row(run) for run in bulk.first(connection, plan)])
+    kinds = Counter((run.job, run.state, run.reason or "") for run in plan.runs)
+    for (job, state, reason), count in sorted(kinds.items()):
         click.echo(f"{job}: {count} {state}{f' ({reason})' if reason else ''}")
 
 
-def carry_out(engine: Engine, runs: Sequence[Row[Any]], deed: Deed, *, rate: float | None) -> int:
-    """Do it to all of ``runs``; return to how many it was done. Raises Problem if it was stopped on the way."""
-    done, entry = 0, None
-    run_ids = [run.id for run in runs]
-    with stoppable() as stop, progress(len(run_ids)) as advance:
-        try:
-            for batch in paced(run_ids, rate, stop):
-                with engine.begin() as connection:
-                    count = deed.act(connection, batch)
-                    if entry is None and count:
-                        details = {"runs": count, "ids": named(run_ids, deed), **deed.criteria}
-                        entry = audit.record(connection, deed.actor, deed.verb, deed.target, **details)
-                    elif entry is not None:
-                        audit.amend(connection, entry, runs=done + count)
-                done += count
-                advance(len(batch))
-        except DBAPIError as error:
-            raise Problem(f"{deed.done} {done} of {len(run_ids)}, then: {database.brief(error)}") from error
-    if stop.is_set():
-        raise Problem(f"stopped: {deed.done} {done} of {len(run_ids)}; the others are as they were")
-    return done
-
-
-def named(run_ids: list[int], deed: Deed) -> list[int] | None:
-    """The ids for the audit, where somebody has named them."""
-    return None if deed.criteria else run_ids
-
-
-def paced(run_ids: Sequence[int], rate: float | None, stop: threading.Event) -> Iterator[list[int]]:
-    """``run_ids`` in batches, no more of them per second than ``rate``, until ``stop``."""
-    size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
-    began, taken, ids = time.monotonic(), 0, iter(run_ids)
-    while (batch := list(islice(ids, size))) and not stop.is_set():
-        yield batch
-        taken += len(batch)
-        if rate is not None and taken < len(run_ids):
-            stop.wait(max(began + taken / rate - time.monotonic(), 0))
+def stoppably(engine: Engine, plan: Plan, rate: float | None) -> int:
+    """Do it until it is done or Ctrl-C; return to how many runs."""
+    with stoppable() as stop, progress(len(plan.runs)) as advance:
+        return bulk.carry_out(engine, plan, rate=rate, stop=stop, advance=advance)
 
 
 @contextmanager
@@ -130,34 +94,3 @@ def progress(length: int) -> Iterator[Callable[[int], None]]:
         return
     with click.progressbar(length=length, file=sys.stderr, show_pos=True) as bar:
         yield bar.update
-
-
-def run_deed(
-    engine: Engine, runs: Sequence[Row[Any]], deed: Deed, *, dry_run: bool, yes: bool, rate: float | None, as_json: bool
-) -> None:
-    """Show, ask, do, and say what was done. Raises Problem if that was nothing."""
-    total = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    if not as_json:
-        with engine.connect() as connection:
-            show(connection, runs)
-    if not dry_run:
-        confirm(f"{deed.verb.capitalize()} {'this run' if len(runs) == 1 else f'these {total}'}?", is_given=yes)
-    done = 0 if dry_run else carry_out(engine, runs, deed, rate=rate)
-    if as_json:
-        print_json({"matched": len(runs), deed.done: done, "runs": after(engine, runs)})
-    elif dry_run:
-        click.echo(f"would {deed.verb} {total}; nothing was changed")
-    else:
-        click.echo(f"{deed.done} {done} of {total}" if done < len(runs) else f"{deed.done} {total}")
-    if not dry_run and done < len(runs):
-        left = len(runs) - done
-        click.echo(f"rota: {left} had changed meanwhile, by somebody else's hand or by themselves", err=True)
-    if not dry_run and not done:
-        raise Problem("nothing was changed")
-
-
-def after(engine: Engine, runs: Sequence[Row[Any]]) -> list[dict[str, Any]]:
-    """The first of ``runs`` as they are now."""
-    with engine.connect() as connection:
-        found = [history.run(connection, run.id) for run in runs[:SHOWN]]
-    return [described(run) for run in found if run is not None]

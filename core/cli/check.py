@@ -1,10 +1,10 @@
 """``rota check``: whether everything needed is there, for people and for deploys."""
 
-from dataclasses import asdict
-
 import click
 
+from core.cli import surroundings
 from core.cli.output import as_json, print_json
+from core.plugins import loading
 
 MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")}
 
@@ -28,17 +28,20 @@ def check(ctx: click.Context, as_json: bool, live: bool, here: str | None) -> No
       rota check && systemctl restart rota-worker
       rota check --live --json
     """
-    from core.operations.health import Check, everything
+    from core.operations import health
 
-    found: list[Check] = []
-    for answer in everything(live=live, here=here):
+    found: list[health.Check] = []
+    around = health.Surroundings(
+        surroundings.environment(), surroundings.source(), surroundings.checked_ledger, surroundings.advice()
+    )
+    for answer in health.everything(loading.current(), around, live=live, here=here):
         found.append(answer)
         if not as_json:
             show(answer.outcome, answer.name, answer.found, answer.advice)
-    is_ok = all(answer.outcome != "wrong" for answer in found)
+    report = health.report(found)
     if as_json:
-        print_json({"ok": is_ok, "checks": [asdict(answer) for answer in found]})
-    if not is_ok:
+        print_json(report)
+    if not report.ok:
         ctx.exit(1)
 
 

@@ -6,7 +6,6 @@ import click
 
 from core.cli.actor import by_option
 from core.cli.output import as_json, print_json, print_table
-from core.ledger import audit
 from core.ledger.audit import Actor
 
 if TYPE_CHECKING:
@@ -41,13 +40,13 @@ def upgrade(by: Actor) -> None:
 def status(ctx: click.Context, as_json: bool) -> None:
     """Say how far the tables of every plugin are; exit status 1 if something is to be done."""
     from core.cli.surroundings import ledger
+    from core.operations import tables
     from core.plugins import loading
-    from core.schema import upgrade as migrate
 
     with ledger() as engine:
-        histories = migrate.status(engine, loading.current())
+        histories = tables.status(engine, loading.current())
     if as_json:
-        print_json([{"plugin": h.plugin, "current": h.current, "head": h.head} for h in histories])
+        print_json(histories)
     else:
         rows = [
             (h.plugin, h.current or "none", h.head or "none", "up to date" if h.is_current else "behind")
@@ -75,6 +74,7 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
     """
     from core.cli.confirmation import confirm
     from core.cli.surroundings import ledger
+    from core.operations import tables
     from core.plugins import loading
     from core.schema import removal
 
@@ -87,8 +87,7 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
         click.echo("by taking its migrations back" if shown.by_downgrade else "by name, since it cannot be imported")
         confirm(f"Drop these {len(rows)} tables and all that is in them?", is_given=yes, word=name)
         with engine.begin() as connection:
-            removal.carry_out(connection, registry, shown)
-            audit.record(connection, by, "db drop-plugin", name, tables=[table.name for table in shown.tables])
+            tables.drop(connection, registry, shown, by)
     click.echo(f"dropped the tables of {name}")
 
 

@@ -4,14 +4,16 @@ from typing import Any
 
 import click
 
+from core.cli import moments
 from core.cli.actor import by_option
-from core.cli.bulk import Deed, doing, run_deed
+from core.cli.bulk import carry_out, doing
 from core.cli.output import as_json
-from core.cli.selection import Options, selecting
+from core.cli.selection import selecting, selection
 from core.cli.surroundings import ledger
 from core.ledger import operations
 from core.ledger.audit import Actor
-from core.ledger.models import State
+from core.operations import bulk
+from core.plugins import loading
 
 
 @click.command()
@@ -32,12 +34,8 @@ def drop(
       rota drop 4711
       rota drop --job send-newsletter --state queued --dry-run
     """
-    options = Options(**chosen, state=state)
-    options.require_one_way()
-    states = (State(state),) if state is not None else operations.DROPPABLE
+    wanted = selection(**chosen, state=state)
     with ledger(statement_timeout_seconds=0) as engine:
-        with engine.connect() as connection:
-            runs = options.runs(connection, states)
-        jobs = sorted({run.job for run in runs})
-        deed = Deed("drop", "dropped", operations.drop, by, ", ".join(jobs), options.criteria)
-        run_deed(engine, runs, deed, dry_run=dry_run, yes=yes, rate=rate, as_json=as_json)
+        with moments.read(), engine.connect() as connection:
+            plan = bulk.plan_drop(connection, loading.current(), wanted, by)
+        carry_out(engine, plan, dry_run=dry_run, yes=yes, rate=rate, as_json=as_json)

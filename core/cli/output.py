@@ -1,23 +1,19 @@
-"""How commands print: JSON for programs, tables for people, instants and spans as people say them."""
+"""How commands print: JSON for programs, tables for people."""
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
-from typing import Any
 
 import click
+
+from core.operations.shape import Shape, jsonable
 
 #: The option that every listing has.
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def print_json(value: Any) -> None:
-    """Print ``value``; instants as ISO 8601 with their offset."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_jsonable))
-
-
-def _jsonable(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+def print_json(answer: Shape | Sequence[Shape]) -> None:
+    """Print ``answer``, exactly as it is."""
+    click.echo(json.dumps(jsonable(answer), indent=2, ensure_ascii=False))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", empty: str = "") -> None:
@@ -45,32 +41,3 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, captio
     with console.capture() as capture:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
-
-
-def local(instant: datetime | None, *, missing: str = "") -> str:
-    """An instant on this machine's clock, to the second."""
-    return f"{instant.astimezone():%Y-%m-%d %H:%M:%S}" if instant else missing
-
-
-def local_zone(now: datetime) -> str:
-    """What this machine calls its zone."""
-    return now.astimezone().strftime("%Z")
-
-
-def span(duration: timedelta) -> str:
-    """A span as people say it: ``12 ms``, ``1.25 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
-    seconds = abs(duration.total_seconds())
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} days {hours} h" if hours else f"{days} days"

@@ -1,19 +1,17 @@
 """``rota retry``: have dead runs tried again."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
-from sqlalchemy import Connection
 
+from core.cli import moments
 from core.cli.actor import by_option
-from core.cli.bulk import Deed, doing, run_deed
-from core.cli.orphans import refuse_unknown_to_the_fleet
+from core.cli.bulk import carry_out, doing
 from core.cli.output import as_json
-from core.cli.selection import Options, selecting
+from core.cli.selection import selecting, selection
 from core.cli.surroundings import ledger
-from core.ledger import operations
 from core.ledger.audit import Actor
+from core.operations import bulk
 from core.plugins import loading
 
 
@@ -34,16 +32,8 @@ def retry(dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool
       rota retry --job close-day --since 24h --dry-run
       rota retry --error "connection refused" --rate 5 --yes
     """
-    options = Options(**chosen)
-    options.require_one_way()
+    wanted = selection(**chosen)
     with ledger(statement_timeout_seconds=0) as engine:
-        with engine.connect() as connection:
-            runs = options.runs(connection, operations.RETRIABLE)
-            jobs = [loading.current().job(name) for name in sorted({run.job for run in runs})]
-            refuse_unknown_to_the_fleet(connection, jobs)
-
-        def act(connection: Connection, run_ids: Sequence[int]) -> int:
-            return operations.retry(connection, run_ids, jobs, even_dropped=options.means_dropped)
-
-        deed = Deed("retry", "retried", act, by, ", ".join(job.name for job in jobs), options.criteria)
-        run_deed(engine, runs, deed, dry_run=dry_run, yes=yes, rate=rate, as_json=as_json)
+        with moments.read(), engine.connect() as connection:
+            plan = bulk.plan_retry(connection, loading.current(), wanted, by)
+        carry_out(engine, plan, dry_run=dry_run, yes=yes, rate=rate, as_json=as_json)

@@ -4,15 +4,15 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from psycopg2.errors import UndefinedColumn, UndefinedTable
-from psycopg2.extensions import connection as DriverConnection
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from core import database, settings
+from core.operations import connections
 from core.settings import Settings
 
 URLS = ("DATABASE_URL", "REDIS_URL")
@@ -23,6 +23,8 @@ DATA_FOLDER = Path(".rota")
 ENV_FILE = "env"
 #: A command does not wait longer than this for a statement.
 STATEMENT_TIMEOUT_SECONDS = 30
+#: The statements of ``rota check`` are short.
+CHECK_TIMEOUT_SECONDS = 5
 
 
 def write_env(folder: Path, urls: dict[str, str]) -> Path:
@@ -63,6 +65,11 @@ def is_from_up() -> bool:
     return bool(left) and all(environment().get(name) == url for name, url in left.items())
 
 
+def source() -> str:
+    """Where the settings are from, in words."""
+    return f"those of {DATA_FOLDER / ENV_FILE}" if is_from_up() else "valid"
+
+
 def configured() -> Settings:
     """The settings of this command. Raises SettingsError."""
     return settings.load(environment())
@@ -71,19 +78,13 @@ def configured() -> Settings:
 @contextmanager
 def ledger(*, statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS) -> Iterator[Engine]:
     """An engine for one command, closed afterwards; 0: its statements may take as long as they need."""
-    url = configured().database_url.get_secret_value()
-    engine = database.connect(url, pool_size=2, application="rota-cli")
-
-    def limit(connection: DriverConnection, _record: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SET statement_timeout = %s", (round(statement_timeout_seconds * 1000),))
-        connection.commit()
-
-    event.listen(engine, "connect", limit)
-    try:
+    with connections.ledger(configured(), "rota-cli", statement_timeout_seconds) as engine:
         yield engine
-    finally:
-        engine.dispose()
+
+
+def checked_ledger(configured: Settings) -> AbstractContextManager[Engine]:
+    """An engine for ``rota check``."""
+    return connections.ledger(configured, "rota-cli", CHECK_TIMEOUT_SECONDS)
 
 
 def explanation(error: Exception) -> str | None:

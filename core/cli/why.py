@@ -1,15 +1,11 @@
 """``rota why``: what became of a job at a certain time, in sentences for an operator."""
 
-from zoneinfo import ZoneInfo
-
 import click
 
 from core.cli import moments
 from core.cli.output import as_json, print_json
-from core.cli.runs import described, refuse_unknown
 from core.cli.surroundings import ledger
-from core.jobs.registry import Registry
-from core.ledger import history
+from core.operations.why import ask
 from core.plugins import loading
 
 
@@ -31,37 +27,11 @@ def why(ctx: click.Context, job: str, time: str, key: str, as_json: bool) -> Non
       rota why close-day --at 2026-03-29T01:30
       rota why close-day --at 2026-11-23T03:00:00+00:00 --json
     """
-    from core.operations.why import explain
-
-    registry = loading.current()
-    zone = zone_of(registry, job)
-    with ledger() as engine, engine.connect() as connection:
-        refuse_unknown(connection, job)
-        try:
-            moment = moments.read(time, zone, history.now(connection))
-        except (ValueError, OverflowError) as error:
-            expected = "expected 03:00, 2026-11-23T03:00 or 2026-11-23T03:00:00+00:00"
-            raise click.BadParameter(f"{time!r} is not a time ({error}); {expected}", param_hint="--at") from None
-        answer = explain(connection, registry, job, key, moment, zone)
+    with moments.read(), ledger() as engine, engine.connect() as connection:
+        found = ask(connection, loading.current(), job, at=time, key=key)
     if as_json:
-        print_json(
-            {
-                "job": job,
-                "key": key,
-                "at": moment.start.astimezone(zone),
-                "succeeded": answer.succeeded,
-                "slot": answer.slot,
-                "answer": answer.sentences,
-                "runs": [described(run) for run in answer.runs],
-            }
-        )
+        print_json(found)
     else:
-        click.echo("\n".join(answer.sentences))
-    if not answer.succeeded:
+        click.echo("\n".join(found.answer))
+    if not found.succeeded:
         ctx.exit(1)
-
-
-def zone_of(registry: Registry, job: str) -> ZoneInfo:
-    """The zone in which people mean the times of ``job``."""
-    found = registry.jobs.get(job)
-    return ZoneInfo((found.schedule.timezone if found and found.schedule else None) or "UTC")

@@ -30,7 +30,7 @@ class Actor:
     """Who does something by hand, and by which way, such as ``cli``."""
 
     name: str
-    via: str = "cli"
+    via: str
 
 
 def record(on: Session | Connection, actor: Actor, action: Action, target: str, **details: Any) -> int:

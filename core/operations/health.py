@@ -1,8 +1,8 @@
 """What ``rota check`` looks at, one function per question; each answers within seconds."""
 
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -13,15 +13,15 @@ from redis.retry import Retry
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from core import database
-from core.cli import pauses as told
-from core.cli import surroundings
+from core import database, settings
 from core.errors import SettingsError
 from core.jobs.registry import Registry, words_on_grace
 from core.ledger import history, overdue, pauses
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
 from core.operations import standings
+from core.operations.pauses import in_words
+from core.operations.shape import Shape
 from core.plugins import loading
 from core.plugins import unread_settings as unread
 from core.schema import grants, upgrade
@@ -31,7 +31,6 @@ from core.settings import Settings
 
 #: PostgreSQL 13 is the oldest that the ledger is tested on.
 OLDEST_POSTGRESQL = 130000
-STATEMENT_TIMEOUT_SECONDS = 5
 REDIS_TIMEOUT_SECONDS = 3
 #: Written and deleted to see whether Redis takes writes.
 PROBE_KEY = "rota:check"
@@ -39,8 +38,7 @@ PROBE_KEY = "rota:check"
 Outcome = Literal["ok", "wrong", "info"]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Shape):
     """One question's answer: what was found, and what to do if it is wrong."""
 
     name: str
@@ -49,66 +47,95 @@ class Check:
     advice: str = ""
 
 
-def everything(*, live: bool, here: str | None) -> Iterator[Check]:
+class Report(Shape):
+    """Every answer, and whether none is wrong."""
+
+    ok: bool
+    checks: list[Check]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is looked at, as whoever asks finds it."""
+
+    #: The variables that settings are read from, and where they are from, in words.
+    environment: Mapping[str, str]
+    source: str
+    #: An engine on the ledger of these settings, closed afterwards.
+    ledger: Callable[[Settings], AbstractContextManager[Engine]]
+    #: Where to look when a server cannot be reached.
+    advice: str
+
+
+def everything(registry: Registry, around: Surroundings, *, live: bool, here: str | None) -> Iterator[Check]:
     """All checks, as they are done. ``live`` and ``here`` make the processes matter; see ``rota check``."""
-    yield from installed(loading.current())
+    yield from installed(registry)
     try:
-        configured = surroundings.configured()
+        configured = settings.load(around.environment)
     except SettingsError as error:
-        yield Check("settings", "wrong", str(error))
+        yield check("settings", "wrong", str(error))
         return
-    yield from contradictions(loading.current(), configured)
-    source = f"those of {surroundings.DATA_FOLDER / surroundings.ENV_FILE}" if surroundings.is_from_up() else "valid"
-    yield Check("settings", "ok", source)
-    yield from unread_settings(loading.current())
-    with surroundings.ledger(statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS) as engine:
-        yield from ledger(engine, loading.current(), live=live, here=here, needs_scheduler=configured.mode != "local")
-    yield carrier(configured)
+    yield from contradictions(registry, configured)
+    yield check("settings", "ok", around.source)
+    yield from unread_settings(registry, around.environment)
+    yield from ledger(registry, configured, around, live=live, here=here)
+    yield carrier(configured, around.advice)
+
+
+def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
+    """One answer."""
+    return Check(name=name, outcome=outcome, found=found, advice=advice)
+
+
+def report(found: list[Check]) -> Report:
+    """The answers together."""
+    return Report(ok=all(answer.outcome != "wrong" for answer in found), checks=found)
 
 
 def installed(registry: Registry) -> Iterator[Check]:
     """Whether the plugins are loaded."""
     for plugin in registry.plugins:
         if plugin.is_disabled:
-            yield Check(f"plugin {plugin.name}", "info", "disabled by ROTA_DISABLED_PLUGINS; it has no jobs")
+            yield check(f"plugin {plugin.name}", "info", "disabled by ROTA_DISABLED_PLUGINS; it has no jobs")
         elif plugin.error:
             advice = f"mend or uninstall {plugin.distribution or plugin.name}; its jobs do not run meanwhile"
-            yield Check(f"plugin {plugin.name}", "wrong", plugin.error, advice)
+            yield check(f"plugin {plugin.name}", "wrong", plugin.error, advice)
         else:
-            yield Check(f"plugin {plugin.name}", "ok", "1 job" if len(plugin.jobs) == 1 else f"{len(plugin.jobs)} jobs")
+            yield check(f"plugin {plugin.name}", "ok", "1 job" if len(plugin.jobs) == 1 else f"{len(plugin.jobs)} jobs")
 
 
-def unread_settings(registry: Registry) -> Iterator[Check]:
+def unread_settings(registry: Registry, environment: Mapping[str, str]) -> Iterator[Check]:
     """Which variables nobody reads, such as those of a plugin that was uninstalled; they do no harm."""
-    for left in unread.variables(surroundings.environment(), registry):
-        yield Check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
+    for left in unread.variables(environment, registry):
+        yield check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
 
 
 def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
     """Whether what jobs say goes together with the settings."""
     for job in registry.outliving(timedelta(days=configured.retention_days)):
         advice = "shorten the one or lengthen the other: what became of such a slot may be deleted before it is run"
-        yield Check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
+        yield check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 
 
 def ledger(
-    engine: Engine, registry: Registry, *, live: bool, here: str | None, needs_scheduler: bool = True
+    registry: Registry, configured: Settings, around: Surroundings, *, live: bool, here: str | None
 ) -> Iterator[Check]:
     """Whether PostgreSQL is there, new enough and migrated, and who is alive according to it."""
     try:
-        with engine.connect() as connection:
+        with around.ledger(configured) as engine, engine.connect() as connection:
             yield version(connection)
             yield from lacking(grants.lacking(connection, registry))
             histories = upgrade.status(engine, registry)
             yield from migrations(histories)
             if all(found.is_current for found in histories if found.plugin == loading.CORE):
+                needs_scheduler = configured.mode != "local"
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
                 active = pauses.active(connection)
-                yield from (Check(f"pause of {pause.scope}", "info", told.in_words(pause)) for pause in active)
+                yield from (check(f"pause of {pause.scope}", "info", in_words(pause)) for pause in active)
                 yield from slots(connection, registry, active, live=live)
     except DBAPIError as error:
-        advice = "" if database.remedy(error) else surroundings.advice()
-        yield Check("PostgreSQL", "wrong", database.brief(error), advice)
+        advice = "" if database.remedy(error) else around.advice
+        yield check("PostgreSQL", "wrong", database.brief(error), advice)
 
 
 def version(connection: Connection) -> Check:
@@ -116,15 +143,15 @@ def version(connection: Connection) -> Check:
     number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
     words = connection.exec_driver_sql("SHOW server_version").scalar_one()
     if number < OLDEST_POSTGRESQL:
-        return Check("PostgreSQL", "wrong", f"version {words}", "use PostgreSQL 13 or newer")
-    return Check("PostgreSQL", "ok", f"version {words}")
+        return check("PostgreSQL", "wrong", f"version {words}", "use PostgreSQL 13 or newer")
+    return check("PostgreSQL", "ok", f"version {words}")
 
 
 def lacking(found: Iterable[Lack]) -> Iterator[Check]:
     """Which of our tables and sequences the role may not use as workers do."""
     for lack in found:
         what = f"rights on {lack.kind.lower()}s of {lack.owner}"
-        yield Check(what, "wrong", f"{lack.role} lacks {lack.rights}", lack.remedy)
+        yield check(what, "wrong", f"{lack.role} lacks {lack.rights}", lack.remedy)
 
 
 def migrations(histories: Iterable[History]) -> Iterator[Check]:
@@ -132,9 +159,9 @@ def migrations(histories: Iterable[History]) -> Iterator[Check]:
     for found in histories:
         at = f"at {found.current or 'nothing'}, newest {found.head}"
         if found.is_current:
-            yield Check(f"tables of {found.plugin}", "ok", at)
+            yield check(f"tables of {found.plugin}", "ok", at)
         else:
-            yield Check(f"tables of {found.plugin}", "wrong", at, "run `rota db upgrade`")
+            yield check(f"tables of {found.plugin}", "wrong", at, "run `rota db upgrade`")
 
 
 def processes(
@@ -146,14 +173,14 @@ def processes(
     for queue in sorted({job.queue for job in registry}):
         count = sum(history.serves([process], queue) for process in alive)
         advice = "" if count else f"start one: rota worker -Q {queue}"
-        yield Check(f"workers on {queue}", "ok" if count else missing, f"{count} alive", advice)
+        yield check(f"workers on {queue}", "ok" if count else missing, f"{count} alive", advice)
     if needs_scheduler:
         schedulers = sum(process.kind == "scheduler" for process in alive)
         advice = "" if schedulers else "start one: periodiq core.main; until then slots come up to 2 s late"
-        yield Check("scheduler", "ok" if schedulers else missing, f"{schedulers} alive", advice)
+        yield check("scheduler", "ok" if schedulers else missing, f"{schedulers} alive", advice)
     dispatching = history.is_dispatching(connection)
     advice = "" if dispatching else "every worker brings one; start a worker"
-    yield Check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
+    yield check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
     if here:
         yield on_this_host(alive, here)
 
@@ -169,17 +196,17 @@ def slots(connection: Connection, registry: Registry, active: list[Pause], *, li
             wrong += 1
             said = standings.in_words(found, unrecorded, scheduled[found.job])
             advice = f"rota runs --job {found.job}; rota why {found.job} --at TIME"
-            yield Check(f"slots of {found.job}", "wrong" if live else "info", said, advice)
+            yield check(f"slots of {found.job}", "wrong" if live else "info", said, advice)
     if not wrong:
-        yield Check("slots", "ok", f"{len(scheduled)} jobs have schedules, and none is overdue")
+        yield check("slots", "ok", f"{len(scheduled)} jobs have schedules, and none is overdue")
 
 
 def on_this_host(alive: list[Process], kind: str) -> Check:
     """Whether a process of that kind is alive on this host, which is what a container's health check asks."""
     names = [process.name for process in alive if process.kind == kind and is_here(process)]
     if names:
-        return Check(f"{kind} here", "ok", ", ".join(names))
-    return Check(f"{kind} here", "wrong", f"none on {socket.gethostname()}", "see its log")
+        return check(f"{kind} here", "ok", ", ".join(names))
+    return check(f"{kind} here", "wrong", f"none on {socket.gethostname()}", "see its log")
 
 
 def is_here(process: Process) -> bool:
@@ -187,10 +214,10 @@ def is_here(process: Process) -> bool:
     return process.name.rpartition(":")[0] == socket.gethostname()
 
 
-def carrier(configured: Settings) -> Check:
+def carrier(configured: Settings, advice: str) -> Check:
     """Whether Redis is there and takes writes, unless it is not used."""
     if configured.mode == "local" or configured.redis_url is None:
-        return Check("Redis", "info", "not used: SCHEDULER_MODE=local")
+        return check("Redis", "info", "not used: SCHEDULER_MODE=local")
     client = redis.Redis.from_url(
         configured.redis_url.get_secret_value(),
         socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
@@ -199,15 +226,15 @@ def carrier(configured: Settings) -> Check:
     )
     try:
         client.set(PROBE_KEY, "1", ex=10)
-        return Check("Redis", "ok", f"version {redis_version(client)}, takes writes")
+        return check("Redis", "ok", f"version {redis_version(client)}, takes writes")
     except redis.AuthenticationError as error:
-        return Check("Redis", "wrong", str(error), "put user and password into REDIS_URL: redis://user:password@host")
+        return check("Redis", "wrong", str(error), "put user and password into REDIS_URL: redis://user:password@host")
     except redis.ReadOnlyError as error:
-        return Check("Redis", "wrong", str(error), "REDIS_URL names a replica; it must name the primary")
+        return check("Redis", "wrong", str(error), "REDIS_URL names a replica; it must name the primary")
     except redis.ResponseError as error:
-        return Check("Redis", "wrong", str(error), response_advice(str(error)))
+        return check("Redis", "wrong", str(error), response_advice(str(error)))
     except redis.RedisError as error:
-        return Check("Redis", "wrong", str(error) or type(error).__name__, surroundings.advice())
+        return check("Redis", "wrong", str(error) or type(error).__name__, advice)
     finally:
         client.close()
 

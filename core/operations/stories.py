@@ -7,14 +7,13 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
-from core.cli import pauses as told
-from core.cli.output import span
-from core.cli.runs import brief
 from core.jobs.job import Job
 from core.ledger import history, pauses
 from core.ledger.history import Process, Run
 from core.ledger.models import State
 from core.ledger.pauses import Pause
+from core.operations.pauses import in_words
+from core.operations.wording import brief, span
 
 #: What a start may be late without a word about it.
 PUNCTUAL = timedelta(seconds=2)
@@ -128,7 +127,7 @@ def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
 def pause_sentences(scene: Scene, run: Run) -> list[str]:
     """Which pause it was: one in which the slot came due, or one that began before the slot was started."""
     found = scene.pauses_at(run.slot) or scene.pauses_at(run.finished_at - timedelta.resolution)
-    return [f"It was {told.in_words(pause, scene.at)}." for pause in found]
+    return [f"It was {in_words(pause, scene.at)}." for pause in found]
 
 
 def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
@@ -234,7 +233,7 @@ def retried(scene: Scene, run: Run) -> list[str]:
 def alarms(scene: Scene) -> list[str]:
     """What keeps the job from running right now."""
     if paused := scene.pauses_at(scene.now):
-        return [f"Its job is {told.in_words(pause, scene.at)}. It waits until that ends." for pause in paused]
+        return [f"Its job is {in_words(pause, scene.at)}. It waits until that ends." for pause in paused]
     if not any(process.kind == "worker" for process in scene.alive):
         return ["No worker is alive now: start one with `dramatiq core.main`."]
     if scene.job is not None and not history.serves(scene.alive, scene.job.queue):

@@ -12,16 +12,32 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
-from core.cli.moments import Moment
-from core.cli.output import span
-from core.jobs.registry import EVERYTHING, Registry
+from core.errors import BadTime
+from core.jobs.registry import Registry
 from core.ledger import history
 from core.ledger.history import Run
 from core.ledger.models import State
+from core.operations import runs, scopes, times
+from core.operations.shape import Instant, Shape
 from core.operations.stories import Scene, alarms, story
+from core.operations.times import Moment
+from core.operations.wording import span
 
 #: How many requests of one moment are told of one by one.
 REQUESTS_TOLD = 3
+
+
+class Explanation(Shape):
+    """What became of a job at a time, and why."""
+
+    job: str
+    key: str
+    at: Instant
+    succeeded: bool
+    #: The slot that was asked for, if there was one.
+    slot: Instant | None
+    answer: list[str]
+    runs: list[runs.Run]
 
 
 @dataclass(slots=True)
@@ -40,6 +56,33 @@ class Answer:
         return bool(self.runs) and all(run.state == State.SUCCEEDED for run in self.runs)
 
 
+def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: str = "") -> Explanation:
+    """What became of ``job`` at a time, read on the clock of the job's zone. Raises UnknownJob or BadTime."""
+    zone = zone_of(registry, job)
+    runs.refuse_unknown(connection, registry, job)
+    try:
+        moment = times.read(at, zone, history.now(connection))
+    except (ValueError, OverflowError) as error:
+        expected = "expected 03:00, 2026-11-23T03:00 or 2026-11-23T03:00:00+00:00"
+        raise BadTime(f"{at!r} is not a time ({error}); {expected}", "at") from None
+    answer = explain(connection, registry, job, key, moment, zone)
+    return Explanation(
+        job=job,
+        key=key,
+        at=moment.start.astimezone(zone),
+        succeeded=answer.succeeded,
+        slot=answer.slot,
+        answer=answer.sentences,
+        runs=[runs.shape(run) for run in answer.runs],
+    )
+
+
+def zone_of(registry: Registry, job: str) -> ZoneInfo:
+    """The zone in which people mean the times of ``job``."""
+    found = registry.jobs.get(job)
+    return ZoneInfo((found.schedule.timezone if found and found.schedule else None) or "UTC")
+
+
 def explain(connection: Connection, registry: Registry, name: str, key: str, moment: Moment, zone: ZoneInfo) -> Answer:
     """What became of the job ``name`` at ``moment``."""
     scene = Scene(
@@ -50,7 +93,7 @@ def explain(connection: Connection, registry: Registry, name: str, key: str, mom
         zone,
         history.now(connection),
         history.alive(connection),
-        registry.scopes.get(name, (EVERYTHING, f"job:{name}")),
+        scopes.of_job(registry, name),
     )
     answer = Answer([moment.note] if moment.note else [])
     if scene.job is None:

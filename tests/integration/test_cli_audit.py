@@ -117,7 +117,7 @@ class TestDatabases:
         core = Registry((Plugin("core", "rota", "", (), migrations=upkeep.register_migrations()),))
 
         for _ in range(2):
-            list(upgrade.upgrade(empty, core, Actor("ann")))
+            list(upgrade.upgrade(empty, core, Actor("ann", "cli")))
 
         (told,) = self.entries(empty)
         assert told[:3] == ("ann", "db upgrade", "core")
@@ -193,7 +193,7 @@ class TestTogether:
         things = Registry((Plugin("things", "", "", (), migrations=tmp_path),))
 
         with pytest.raises(DBAPIError) as raised:
-            list(upgrade.upgrade(ledger.engine, things, Actor("ann")))
+            list(upgrade.upgrade(ledger.engine, things, Actor("ann", "cli")))
 
         assert isinstance(raised.value.orig, RaiseException)
         assert ledger.value("SELECT to_regclass('things_post')") is None

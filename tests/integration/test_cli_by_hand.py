@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from core import every, job
-from core.cli import bulk, confirmation, main
+from core.cli import bulk as shown
+from core.cli import confirmation, main
+from core.operations import bulk
 from tests.support.eventually import eventually
 
 
@@ -220,7 +221,7 @@ class TestConfirmation:
             if not is_given:
                 assert rota("retry", str(run_id), "--yes").exit_code == 0
 
-        monkeypatch.setattr(bulk, "confirm", meanwhile)
+        monkeypatch.setattr(shown, "confirm", meanwhile)
         done = rota("retry", str(run_id))
 
         assert done.exit_code == 1
@@ -246,37 +247,6 @@ class TestBulk:
 
         times = ledger.rows("SELECT DISTINCT retried_at AS at FROM rota_runs ORDER BY 1")
         assert (times[-1].at - times[0].at).total_seconds() >= 0.9
-
-    @pytest.mark.parametrize(("rate", "sizes"), [(None, [500, 500, 1]), (300, [300, 300, 300, 101]), (0.9, [1] * 1001)])
-    def test_batches_fit_the_rate(self, rate, sizes):
-        class Patient:
-            """An event that nobody sets and that does not wait."""
-
-            def is_set(self):
-                return False
-
-            def wait(self, seconds):
-                assert seconds >= 0
-
-        assert [len(batch) for batch in bulk.paced(range(1001), rate, Patient())] == sizes
-
-    def test_a_database_that_goes_away_leaves_whole_batches_and_says_how_many(self, rota, many, ledger, database):
-        many(bulk.BATCH * 2)
-        ledger.do("""
-            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF (SELECT count(*) FROM rota_runs WHERE state = 'retrying') >= 500 THEN
-                    PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
-                RETURN NEW; END $$""")
-        ledger.do("CREATE TRIGGER refuse BEFORE UPDATE ON rota_runs FOR EACH STATEMENT EXECUTE FUNCTION refuse()")
-        try:
-            done = rota("retry", "--job", "send-bill", "--yes")
-        finally:
-            ledger.do("DROP FUNCTION refuse CASCADE")
-
-        assert done.exit_code == 1
-        assert re.match(r"rota: retried 500 of 1000, then: \w", done.stderr)
-        assert ledger.value("SELECT count(*) FROM rota_runs WHERE state = 'retrying'") == 500
-        assert ledger.value("SELECT details ->> 'runs' FROM rota_audit") == "500"
 
     def test_ctrl_c_leaves_a_consistent_state_and_says_how_many(self, many, ledger):
         """The real command, in a process of its own."""

@@ -1,0 +1,29 @@
+"""The audit: who did what by hand."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from core.ledger import audit
+from core.operations.shape import Instant, Shape
+
+
+class Entry(Shape):
+    """Something that was done by hand."""
+
+    id: int
+    at: Instant
+    actor: str
+    via: str
+    action: str
+    target: str
+    details: dict[str, Any]
+
+
+def newest(
+    connection: Connection, *, actor: str | None, action: audit.Action | None, since: datetime | None, limit: int
+) -> list[Entry]:
+    """The newest entries, newest first."""
+    found = audit.newest(connection, actor=actor, action=action, since=since, limit=limit)
+    return [Entry.model_validate(entry) for entry in found]

@@ -1,0 +1,143 @@
+"""Retrying and dropping many runs: planned first, and carried out batch by batch, at a steady rate, until stopped."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine, Row
+from sqlalchemy.exc import DBAPIError
+
+from core import database
+from core.errors import IncompleteError
+from core.jobs.registry import Registry
+from core.ledger import audit, history, operations
+from core.ledger.audit import Actor
+from core.ledger.models import State
+from core.operations import runs as shown
+from core.operations.batches import Batches
+from core.operations.orphans import refuse_unknown_to_the_fleet
+from core.operations.runs import Run
+from core.operations.selection import Selection
+from core.operations.shape import Shape
+
+#: How many runs are changed in one transaction.
+BATCH = 500
+#: How many runs are shown before they are changed, and afterwards.
+SHOWN = 20
+
+
+class Retried(Shape):
+    """What came of a retry, and the first of the runs as they are now."""
+
+    matched: int
+    retried: int
+    runs: list[Run]
+
+
+class Dropped(Shape):
+    """What came of a drop, and the first of the runs as they are now."""
+
+    matched: int
+    dropped: int
+    runs: list[Run]
+
+
+class Act(Protocol):
+    """What is done to runs, in the caller's transaction; returns to how many it was done."""
+
+    def __call__(self, connection: Connection, run_ids: Sequence[int]) -> int:
+        """Do it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done to runs, and how it is spoken of."""
+
+    #: ``retry`` and ``retried``, say.
+    verb: audit.Action
+    done: str
+    act: Act
+    actor: Actor
+    target: str
+    criteria: dict[str, str]
+    #: The id, job, state and reason of each run that is meant.
+    runs: Sequence[Row[Any]]
+
+    @property
+    def run_ids(self) -> list[int]:
+        """Whom it is to be done to."""
+        return [run.id for run in self.runs]
+
+
+def plan_retry(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
+    """Have dead runs tried again. Raises what ``Selection.runs`` raises, and SelectionError for a job nobody has."""
+    runs = selection.runs(connection, registry, operations.RETRIABLE)
+    jobs = [registry.job(name) for name in sorted({run.job for run in runs})]
+    refuse_unknown_to_the_fleet(connection, jobs)
+
+    def act(connection: Connection, run_ids: Sequence[int]) -> int:
+        return operations.retry(connection, run_ids, jobs, even_dropped=selection.means_dropped)
+
+    return Plan("retry", "retried", act, actor, ", ".join(job.name for job in jobs), selection.criteria, runs)
+
+
+def plan_drop(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
+    """End runs that wait or are dead, for good. Raises what ``Selection.runs`` raises."""
+    states = (State(selection.state),) if selection.state is not None else operations.DROPPABLE
+    runs = selection.runs(connection, registry, states)
+    jobs = sorted({run.job for run in runs})
+    return Plan("drop", "dropped", operations.drop, actor, ", ".join(jobs), selection.criteria, runs)
+
+
+def carry_out(
+    engine: Engine,
+    plan: Plan,
+    *,
+    rate: float | None = None,
+    stop: threading.Event | None = None,
+    advance: Callable[[int], object] = lambda _count: None,
+) -> int:
+    """Do it to all runs of ``plan``, at most ``rate`` a second; return to how many it was done.
+
+    ``advance`` is told after each batch how many it was of. Raises IncompleteError if ``stop`` or PostgreSQL ended it.
+    """
+    stop, run_ids = stop or threading.Event(), plan.run_ids
+    details = {"ids": None if plan.criteria else run_ids, **plan.criteria}  # the ids only where somebody named them
+    batches = Batches(engine, plan.actor, plan.verb, plan.target, details)
+    try:
+        for batch in paced(run_ids, rate, stop):
+            batches.do(partial(plan.act, run_ids=batch))
+            advance(len(batch))
+    except DBAPIError as error:
+        told = database.brief(error)
+        raise IncompleteError(f"{plan.done} {batches.done} of {len(run_ids)}, then: {told}") from error
+    if stop.is_set():
+        raise IncompleteError(f"stopped: {plan.done} {batches.done} of {len(run_ids)}; the others are as they were")
+    return batches.done
+
+
+def paced(run_ids: Sequence[int], rate: float | None, stop: threading.Event) -> Iterator[list[int]]:
+    """``run_ids`` in batches, no more of them per second than ``rate``, until ``stop``."""
+    size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
+    began, taken, ids = time.monotonic(), 0, iter(run_ids)
+    while (batch := list(islice(ids, size))) and not stop.is_set():
+        yield batch
+        taken += len(batch)
+        if rate is not None and taken < len(run_ids):
+            stop.wait(max(began + taken / rate - time.monotonic(), 0))
+
+
+def first(connection: Connection, plan: Plan) -> list[Run]:
+    """The first of the runs of ``plan`` as they are now."""
+    found = [history.run(connection, run_id) for run_id in plan.run_ids[:SHOWN]]
+    return [shown.shape(run) for run in found if run is not None]
+
+
+def outcome(connection: Connection, plan: Plan, done: int) -> Retried | Dropped:
+    """What came of ``plan``."""
+    told = {"matched": len(plan.runs), plan.done: done, "runs": first(connection, plan)}
+    return (Retried if plan.verb == "retry" else Dropped).model_validate(told)

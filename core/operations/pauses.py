@@ -1,0 +1,123 @@
+"""Pauses: what is paused, and having a scope's jobs not started for a while."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from core.errors import BadTime, PauseError
+from core.jobs.registry import EVERYTHING, Registry
+from core.ledger import audit, history, pauses
+from core.ledger.audit import Actor
+from core.operations import scopes, times
+from core.operations.shape import Instant, Shape
+from core.operations.wording import local
+
+
+class Pause(Shape):
+    """A pause."""
+
+    scope: str
+    reason: str | None
+    paused_by: str
+    paused_at: Instant
+    until: Instant | None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A pause that has begun, and the jobs of its scope that it does not hold."""
+
+    pause: Pause
+    on_fast_lane: list[str]
+
+
+def active(connection: Connection) -> list[Pause]:
+    """The pauses there are now, the oldest first."""
+    return [Pause.model_validate(pause) for pause in pauses.active(connection)]
+
+
+def of_job(connection: Connection, registry: Registry, job: str) -> list[pauses.Pause]:
+    """The pauses that hold ``job`` now."""
+    return pauses.of_scopes(pauses.active(connection), scopes.of_job(registry, job))
+
+
+def in_words(pause: pauses.Pause, at: Callable[[datetime], str] = local) -> str:
+    """``paused by ann since … until …: the bank is down``; a pause of more than a job says of what."""
+    what = "" if pause.scope.startswith("job:") else f" ({pause.scope})"
+    until = f" until {at(pause.until)}" if pause.until else ""
+    reason = f": {pause.reason}" if pause.reason else ""
+    return f"paused{what} by {pause.paused_by} since {at(pause.paused_at)}{until}{reason}"
+
+
+def begin(
+    connection: Connection,
+    registry: Registry,
+    scope: str,
+    actor: Actor,
+    *,
+    reason: str | None = None,
+    lasting: timedelta | None = None,
+    until: str | None = None,
+) -> Begun:
+    """Pause ``scope``, once the caller's transaction commits: for ``lasting``, or to a time of this machine's clock.
+
+    Raises UnknownJob, PauseError or BadTime.
+    """
+    scopes.refuse_unknown(connection, registry, scope)
+    refuse_fast_lane(registry, scope)
+    end_at = end_of(history.now(connection), lasting, until)
+    begun = pauses.begin(connection, scope, by=actor.name, reason=reason, until=end_at)
+    audit.record(connection, actor, "pause", scope, until=end_at, reason=reason)
+    return Begun(Pause.model_validate(begun), scopes.on_fast_lane(registry, scope))
+
+
+def end_of(now: datetime, lasting: timedelta | None, until: str | None) -> datetime | None:
+    """When the pause ends, if that is known. Raises BadTime."""
+    if until is not None:
+        return times.future(until, now, "until")
+    try:
+        return now + lasting if lasting is not None else None
+    except OverflowError:
+        raise BadTime("that is further away than there are dates", "for") from None
+
+
+def refuse_fast_lane(registry: Registry, scope: str) -> None:
+    """Raise PauseError for a job that no pause can hold."""
+    job = registry.jobs.get(scope.removeprefix("job:")) if scope.startswith("job:") else None
+    if job is not None and not job.ledger:
+        raise PauseError(
+            f"job {job.name!r} is on the fast lane (ledger=False): it runs without asking the ledger, so no pause "
+            "holds it; stop the workers of its queue instead"
+        )
+
+
+def end(connection: Connection, registry: Registry, scope: str, actor: Actor) -> list[pauses.Pause]:
+    """End the pause of ``scope``, once the caller's transaction commits; return the pauses that still hold it.
+
+    Raises PauseError if there is none, saying which one holds it.
+    """
+    before = pauses.active(connection)
+    ended = pauses.end(connection, scope)
+    if ended is None:
+        raise PauseError(not_paused(registry, scope, before))
+    audit.record(connection, actor, "resume", scope, paused_by=ended.paused_by, paused_at=ended.paused_at)
+    return holding(registry, scope, pauses.active(connection))
+
+
+def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str:
+    """That ``scope`` is not paused, and what is."""
+    for wider in holding(registry, scope, found):
+        how = scopes.as_option(wider.scope)
+        return f"{scope} is not paused by itself, but held by the pause of {wider.scope}: `rota resume {how}` ends it"
+    if found and scope == EVERYTHING:
+        return f"no pause of everything is active, but of {', '.join(pause.scope for pause in found)}"
+    return f"{scope} is not paused; `rota pauses` lists what is"
+
+
+def holding(registry: Registry, scope: str, found: list[pauses.Pause]) -> list[pauses.Pause]:
+    """The pauses of other scopes that hold a job which is named by ``scope``; of a wider one, that of everything."""
+    job = scope.removeprefix("job:")
+    wider = registry.scopes.get(job, (EVERYTHING,)) if scope.startswith("job:") else (EVERYTHING,)
+    return [pause for pause in pauses.of_scopes(found, wider) if pause.scope != scope]

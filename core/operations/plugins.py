@@ -1,0 +1,36 @@
+"""Plugins: what is installed, and what came of loading it."""
+
+from core.jobs import registry as loaded
+from core.jobs.registry import Registry
+from core.operations.shape import Shape
+
+
+class Plugin(Shape):
+    """An installed plugin. The jobs of a broken one are not in the registry, and not here."""
+
+    name: str
+    distribution: str
+    version: str
+    state: str
+    jobs: list[str]
+    #: The names of its revisions' files, in order; how far the database is, ``rota db status`` tells.
+    migrations: list[str]
+    error: str | None
+
+
+def listed(registry: Registry) -> list[Plugin]:
+    """Every installed plugin, loaded, disabled or broken."""
+    return [shape(plugin) for plugin in registry.plugins]
+
+
+def shape(plugin: loaded.Plugin) -> Plugin:
+    """A plugin as JSON tells it."""
+    return Plugin(
+        name=plugin.name,
+        distribution=plugin.distribution,
+        version=plugin.version,
+        state=plugin.state,
+        jobs=[] if plugin.error else [job.name for job in plugin.jobs],
+        migrations=sorted(path.stem for path in plugin.migrations.glob("[!_]*.py")) if plugin.migrations else [],
+        error=plugin.error,
+    )

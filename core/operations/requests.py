@@ -1,0 +1,82 @@
+"""Having a job run by hand, and following its run to the end."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from core.enqueue import enqueue
+from core.errors import BadArguments, SelectionError
+from core.jobs.registry import Registry
+from core.ledger import audit, history
+from core.ledger.audit import Actor
+from core.ledger.models import FINAL, State
+from core.ledger.pauses import Pause
+from core.operations import pauses
+
+POLL_SECONDS = 0.2
+#: A run that nobody has taken for this long makes us ask whether there is a worker.
+PATIENCE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A run that was asked for, and the pauses that it waits for."""
+
+    run_id: int
+    pauses: list[Pause]
+
+
+def request(
+    engine: Engine,
+    registry: Registry,
+    job: str,
+    actor: Actor,
+    *,
+    key: str = "",
+    args: Mapping[str, Any] | None = None,
+) -> Requested:
+    """Have ``job`` run now. Raises UnknownJob or BadArguments."""
+    refuse_fast_lane(registry, job)
+    with Session(engine) as session, session.begin():
+        run_id = enqueue(session, job, key=key, args=args)
+        audit.record(session, actor, "run", job, run=run_id, arguments=sorted(args) if args else None)
+        return Requested(run_id, pauses.of_job(session.connection(), registry, job))
+
+
+def refuse_fast_lane(registry: Registry, job: str) -> None:
+    """Raise BadArguments for a job whose runs are not in the ledger."""
+    if not registry.job(job).ledger:
+        raise BadArguments(
+            f"job {job!r} is on the fast lane (ledger=False): nothing would record or answer for such a run; "
+            "send it a message from code, or declare it with ledger=True"
+        )
+
+
+def follow(
+    engine: Engine,
+    run_id: int,
+    timeout_seconds: float | None,
+    *,
+    show: Callable[[history.Run], None],
+    warn: Callable[[str], None],
+) -> history.Run:
+    """The run once it is over, or when the time is up; ``show`` is handed each look at it. Raises SelectionError."""
+    began, is_warned = time.monotonic(), False
+    while True:
+        with engine.connect() as connection:
+            row = history.run(connection, run_id)
+            if row is None:
+                raise SelectionError(f"run {run_id} is no longer in the ledger")
+            waited = time.monotonic() - began
+            is_alone = row.state in (State.QUEUED, State.RETRYING) and waited > PATIENCE_SECONDS
+            if is_alone and not is_warned and not history.serves(history.alive(connection), row.queue):
+                warn(f"no worker is alive for queue {row.queue!r}; waiting for one to start")
+                is_warned = True
+        show(row)
+        if row.state in FINAL or (timeout_seconds is not None and waited >= timeout_seconds):
+            return row
+        time.sleep(POLL_SECONDS)

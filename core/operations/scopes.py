@@ -1,0 +1,35 @@
+"""What a pause holds: a job, a queue, a plugin, or everything."""
+
+from collections.abc import Collection
+
+from sqlalchemy import Connection
+
+from core.errors import PauseError, UnknownJob, suggestion
+from core.jobs.registry import EVERYTHING, Registry
+from core.ledger import releases
+
+
+def of_job(registry: Registry, job: str) -> Collection[str]:
+    """The scopes of the pauses that hold ``job``; of one that is not loaded here, as far as can be told."""
+    return registry.scopes.get(job, (EVERYTHING, f"job:{job}"))
+
+
+def as_option(scope: str) -> str:
+    """How ``scope`` is named on the command line."""
+    kind, _, name = scope.partition(":")
+    return {"job": name, EVERYTHING: "--everything"}.get(kind, f"--{kind} {name}")
+
+
+def refuse_unknown(connection: Connection, registry: Registry, scope: str) -> None:
+    """Raise UnknownJob or PauseError, with the nearest name, for what neither this nor a live process knows."""
+    known = set().union(*registry.scopes.values(), *releases.scopes_of_jobs(connection).values())
+    if scope in {*known, EVERYTHING}:
+        return
+    kind, _, name = scope.partition(":")
+    nearest = suggestion(name, (other.partition(":")[2] for other in known if other.startswith(f"{kind}:")))
+    raise (UnknownJob if kind == "job" else PauseError)(f"unknown {kind} {name!r}{nearest or '; see `rota jobs`'}")
+
+
+def on_fast_lane(registry: Registry, scope: str) -> list[str]:
+    """The jobs of ``scope`` that no pause holds, since they are on the fast lane."""
+    return [job.name for job in registry if not job.ledger and scope in registry.scopes[job.name]]

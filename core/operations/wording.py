@@ -1,0 +1,41 @@
+"""Instants, spans and results, as people say them."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+
+def local(instant: datetime | None, *, missing: str = "") -> str:
+    """An instant on this machine's clock, to the second."""
+    return f"{instant.astimezone():%Y-%m-%d %H:%M:%S}" if instant else missing
+
+
+def local_zone(now: datetime) -> str:
+    """What this machine calls its zone."""
+    return now.astimezone().strftime("%Z")
+
+
+def span(duration: timedelta) -> str:
+    """A span as people say it: ``12 ms``, ``1.25 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
+    seconds = abs(duration.total_seconds())
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"
+
+
+def brief(value: Any, *, longest: int = 120) -> str:
+    """A result or progress in a few words."""
+    if value is None:
+        return ""
+    words = ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+    return words if len(words) <= longest else f"{words[: longest - 1]}…"

@@ -5,11 +5,12 @@ answer is no or something is wrong, 2 wrong usage.
 """
 
 import importlib
+from contextlib import suppress
 from typing import Any
 
 import click
 
-from core.errors import RotaError
+from core.errors import RotaError, suggestion
 
 #: Where each command is, and its line in the overview.
 COMMANDS = {
@@ -38,11 +39,26 @@ class Problem(click.ClickException):
     """Something is wrong that is not the user's typing: one line on stderr, exit status 1."""
 
     def show(self, file: Any = None) -> None:
-        """Print it as ``rota: …``."""
-        click.echo(f"rota: {self.format_message()}", file=file, err=True)
+        """Print it as ``rota: …``; nothing more can be done where stderr takes nothing either."""
+        from core.cli.visible import visible
+
+        message = "\n".join(visible(line) for line in self.format_message().split("\n"))
+        with suppress(OSError):
+            click.echo(f"rota: {message}", file=file, err=True)
 
 
-class Commands(click.Group):
+class Group(click.Group):
+    """Suggests the nearest command for one that there is not."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"no such command {args[0]!r}{suggestion(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+class Commands(Group):
     """Imports a command when it is used, and turns our errors and the servers' into one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -5,8 +5,9 @@ from typing import Any, get_args
 import click
 
 from core.cli import moments
-from core.cli.output import as_json, print_json, print_table
+from core.cli.output import as_json, print_json
 from core.cli.surroundings import ledger
+from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Action
 from core.operations import audit as entries
@@ -40,7 +41,14 @@ def audit(as_json: bool, actor: str | None, action: Action | None, since: str | 
         print_json(found)
         return
     rows = [(local(e.at), e.actor, e.via, e.action, e.target, in_words(e.details)) for e in found]
-    columns = (f"when ({local_zone(now)})", "who", "via", "what", "to what", "details")
+    columns = (
+        Column(f"when ({local_zone(now)})", rank=1),
+        Column("who", rank=2),
+        Column("via", rank=5),
+        Column("what"),
+        Column("to what", rank=3, least=40),
+        Column("details", rank=4, least=16),
+    )
     is_narrowed = actor is not None or action is not None or after is not None
     print_table(columns, rows, empty="no entry matches" if is_narrowed else "nothing was done by hand")
 

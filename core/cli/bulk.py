@@ -13,10 +13,13 @@ from sqlalchemy import Connection, Engine
 
 from core.cli import Problem
 from core.cli.confirmation import confirm
-from core.cli.output import print_json, print_table
-from core.cli.runs import row
+from core.cli.output import print_json, say, warn
+from core.cli.runs import columns, row
+from core.cli.tables import print_table
+from core.ledger import history
 from core.operations import bulk
 from core.operations.bulk import Plan
+from core.operations.wording import local_zone
 
 
 def doing(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,23 +48,23 @@ def carry_out(engine: Engine, plan: Plan, *, dry_run: bool, yes: bool, rate: flo
         with engine.connect() as connection:
             print_json(bulk.outcome(connection, plan, done))
     elif dry_run:
-        click.echo(f"would {plan.verb} {total}; nothing was changed")
+        say(f"would {plan.verb} {total}; nothing was changed")
     else:
-        click.echo(f"{plan.done} {done} of {total}" if done < matched else f"{plan.done} {total}")
+        say(f"{plan.done} {done} of {total}" if done < matched else f"{plan.done} {total}")
     if not dry_run and done < matched:
         left = matched - done
-        click.echo(f"rota: {left} had changed meanwhile, by somebody else's hand or by themselves", err=True)
+        warn(f"{left} had changed meanwhile, by somebody else's hand or by themselves")
     if not dry_run and not done:
         raise Problem("nothing was changed")
 
 
 def show(connection: Connection, plan: Plan) -> None:
     """Show the first of the runs, and how many there are of each job and kind."""
-    columns = ("id", "job", "key", "slot", "state", "attempt", "started", "took", "what came of it")
-    print_table(columns, [row(run) for run in bulk.first(connection, plan)])
+    zone = local_zone(history.now(connection))
+    print_table(columns(zone), [row(run) for run in bulk.first(connection, plan)])
     kinds = Counter((run.job, run.state, run.reason or "") for run in plan.runs)
     for (job, state, reason), count in sorted(kinds.items()):
-        click.echo(f"{job}: {count} {state}{f' ({reason})' if reason else ''}")
+        say(f"{job}: {count} {state}{f' ({reason})' if reason else ''}")
 
 
 def stoppably(engine: Engine, plan: Plan, rate: float | None) -> int:

@@ -3,7 +3,7 @@
 import click
 
 from core.cli import surroundings
-from core.cli.output import as_json, print_json
+from core.cli.output import as_json, print_json, say
 from core.plugins import loading
 
 MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")}
@@ -48,6 +48,6 @@ def check(ctx: click.Context, as_json: bool, live: bool, here: str | None) -> No
 def show(outcome: str, name: str, found: str, advice: str) -> None:
     """Print one answer."""
     mark, colour = MARKS[outcome]
-    click.echo(f"{click.style(mark, fg=colour)}  {name}: {found}")
+    say(f"{name}: {found}", mark=f"{click.style(mark, fg=colour)}  ")
     if advice:
-        click.echo(f"      {advice}")
+        say(f"      {advice}")

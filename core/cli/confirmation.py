@@ -5,6 +5,7 @@ import sys
 import click
 
 from core.cli import Problem
+from core.cli.visible import visible
 
 
 def confirm(question: str, *, is_given: bool, word: str = "") -> None:
@@ -14,6 +15,7 @@ def confirm(question: str, *, is_given: bool, word: str = "") -> None:
     """
     if is_given:
         return
+    question = visible(question)
     if not is_answerable():
         raise Problem(f"{question} Nobody is here to answer; say --yes")
     if word:

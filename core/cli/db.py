@@ -4,15 +4,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from core.cli import Group
 from core.cli.actor import by_option
-from core.cli.output import as_json, print_json, print_table
+from core.cli.output import as_json, print_json, say
+from core.cli.tables import Column, print_table
 from core.ledger.audit import Actor
 
 if TYPE_CHECKING:
     from core.schema import upgrade as migrate
 
 
-@click.group()
+COLUMNS = (Column("plugin"), Column("is at", rank=2), Column("newest", rank=1), Column("state"))
+
+
+@click.group(cls=Group)
 def db() -> None:
     """Bring the database's tables up to date, or say how far they are."""
 
@@ -31,7 +36,7 @@ def upgrade(by: Actor) -> None:
     registry = loading.current()
     with ledger(statement_timeout_seconds=0) as engine:
         for before in migrate.upgrade(engine, registry, by):
-            click.echo(f"{before.plugin}: {describe(before)}")
+            say(f"{before.plugin}: {describe(before)}")
 
 
 @db.command()
@@ -52,10 +57,10 @@ def status(ctx: click.Context, as_json: bool) -> None:
             (h.plugin, h.current or "none", h.head or "none", "up to date" if h.is_current else "behind")
             for h in histories
         ]
-        print_table(("plugin", "is at", "newest", "state"), rows)
+        print_table(COLUMNS, rows)
     if not all(history.is_current for history in histories):
         if not as_json:
-            click.echo("run `rota db upgrade`")
+            say("run `rota db upgrade`")
         ctx.exit(1)
 
 
@@ -83,12 +88,12 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
         with engine.begin() as connection:
             shown = removal.plan(connection, registry, name)
         rows = [(table.name, "unknown" if table.rows is None else f"about {table.rows}") for table in shown.tables]
-        print_table(("table", "rows"), rows)
-        click.echo("by taking its migrations back" if shown.by_downgrade else "by name, since it cannot be imported")
+        print_table((Column("table"), Column("rows")), rows)
+        say("by taking its migrations back" if shown.by_downgrade else "by name, since it cannot be imported")
         confirm(f"Drop these {len(rows)} tables and all that is in them?", is_given=yes, word=name)
         with engine.begin() as connection:
             tables.drop(connection, registry, shown, by)
-    click.echo(f"dropped the tables of {name}")
+    say(f"dropped the tables of {name}")
 
 
 def describe(before: "migrate.History") -> str:

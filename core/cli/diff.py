@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from core.cli.output import as_json, print_json
+from core.cli.output import as_json, print_json, say
 from core.cli.surroundings import ledger
 from core.operations import releases
 from core.operations.releases import Difference
@@ -31,7 +31,7 @@ def diff(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        click.echo("\n".join(lines(found)) or ("no release has run here yet" if found.is_first else "nothing changed"))
+        say(*list(lines(found)) or ["no release has run here yet" if found.is_first else "nothing changed"])
     if not found.is_harmless:
         ctx.exit(1)
 

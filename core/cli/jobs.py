@@ -1,18 +1,25 @@
 """``rota jobs``: what there is to run, and when next. Needs no server and no setting, but to tell what is paused."""
 
+from datetime import datetime, timedelta
+
 import click
 from sqlalchemy.exc import DBAPIError
 
 from core.cli import surroundings
-from core.cli.output import as_json, print_json, print_table
+from core.cli.output import as_json, print_json, warn
+from core.cli.tables import Column, print_table
 from core.clock import system_clock
 from core.errors import SettingsError
+from core.jobs.job import Job
 from core.ledger import pauses
 from core.ledger.pauses import Pause
 from core.operations import jobs as operations
 from core.operations.pauses import in_words
 from core.operations.wording import local, local_zone, span
 from core.plugins import loading
+
+#: Of a nearer slot, the year goes without saying.
+WITHIN_THE_YEAR = timedelta(days=300)
 
 
 @click.command()
@@ -29,14 +36,23 @@ def jobs(as_json: bool) -> None:
     if as_json:
         print_json(operations.listed(registry, active, now))
         return
-    columns = ("job", "plugin", "queue", "schedule", f"next ({local_zone(now)})", "retries", "limit", "what it does")
+    columns = (
+        Column("job"),
+        Column("plugin", rank=5),
+        Column("queue", rank=2),
+        Column("schedule", rank=3),
+        Column(f"next ({local_zone(now)})", rank=1),
+        Column("retries", rank=7),
+        Column("limit", rank=6),
+        Column("what it does", rank=4, least=16),
+    )
     rows = [
         (
             job.name,
             registry.owners[job.name].name,
             job.queue,
-            str(job.schedule or "by hand or by event"),
-            local(job.schedule.next_after(now)) if job.schedule else "",
+            str(job.schedule or ("by hand or by event" if job.ledger else "by event")),
+            upcoming(job, now, is_paused=bool(operations.holding(registry, job, active or []))),
             str(job.max_retries),
             span(job.soft_limit),
             "; ".join(
@@ -48,6 +64,16 @@ def jobs(as_json: bool) -> None:
     print_table(columns, rows, empty="no plugin has a job")
 
 
+def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
+    """When a job runs next, as short as it can be; or why that cannot be told."""
+    if is_paused:
+        return "paused"
+    if job.schedule is None:
+        return "" if job.ledger else "fast lane"
+    slot = job.schedule.next_after(now)
+    return local(slot) if slot - now > WITHIN_THE_YEAR else local(slot)[len("2026-") :]
+
+
 def pauses_if_told() -> list[Pause] | None:
     """The pauses that are active; None where no ledger is named, or it cannot be asked, which is said on stderr."""
     try:
@@ -56,5 +82,5 @@ def pauses_if_told() -> list[Pause] | None:
     except SettingsError:
         return None
     except DBAPIError as error:
-        click.echo(f"rota: what is paused is not known: {surroundings.explanation(error)}", err=True)
+        warn(f"what is paused is not known: {surroundings.explanation(error)}")
         return None

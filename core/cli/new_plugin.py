@@ -8,6 +8,7 @@ from string import Template
 import click
 
 from core.cli import Problem
+from core.cli.output import say
 from core.errors import PluginError
 from core.plugins import admission, loading
 
@@ -35,8 +36,8 @@ def new_plugin(name: str, directory: Path | None) -> None:
         written = list(write(folder, name))
     except OSError as error:
         raise Problem(f"{error.filename or folder} cannot be written: {error.strerror}") from error
-    click.echo("\n".join(str(path) for path in written))
-    click.echo(f"\nnext: cd {folder} && pip install -e '.[dev]' && pytest")
+    say(*map(str, written))
+    say("", f"next: cd {folder} && pip install -e '.[dev]' && pytest")
 
 
 def refuse_name(name: str) -> None:

@@ -3,10 +3,12 @@
 import click
 
 from core import database
+from core.cli import Group
 from core.cli.actor import by_option
 from core.cli.confirmation import confirm
-from core.cli.output import as_json, print_json, print_table
+from core.cli.output import as_json, print_json, say
 from core.cli.surroundings import ledger
+from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Actor
 from core.operations import orphans as operations
@@ -14,7 +16,7 @@ from core.operations.wording import local, local_zone
 from core.plugins import loading
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @as_json
 @click.option("--job", metavar="JOB", help="Only of this job.")
 @click.option("--plugin", metavar="PLUGIN", help="Only of jobs that are or were this plugin's.")
@@ -36,7 +38,13 @@ def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | No
         print_json(found)
         return
     rows = [(c.job, str(c.runs), c.was or "", c.reason or "", local(c.last_at)) for c in found.counts]
-    columns = ("job", "runs", "were", "their plugin is", f"orphaned ({zone})")
+    columns = (
+        Column("job"),
+        Column("runs"),
+        Column("were", rank=2),
+        Column("their plugin is", rank=3),
+        Column(f"orphaned ({zone})", rank=1),
+    )
     is_narrowed = job is not None or plugin is not None
     print_table(columns, rows, empty="no orphans match" if is_narrowed else "no orphans")
 
@@ -63,10 +71,10 @@ def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
             wanted = operations.adoptable(connection, loading.current(), job=job, plugin=plugin)
             counts = operations.counts(connection, wanted)
         if not counts:
-            click.echo("no orphans")
+            say("no orphans")
             return
         for count in counts:
-            click.echo(f"{count.job}: {count.runs} that were {count.was}")
+            say(f"{count.job}: {count.runs} that were {count.was}")
         confirm(f"Take up these {sum(count.runs for count in counts)} runs again?", is_given=yes)
         adopted = sum(operations.adopt(engine, found, by) for found in wanted)
-    click.echo(f"adopted {adopted}")
+    say(f"adopted {adopted}")

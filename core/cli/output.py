@@ -1,43 +1,49 @@
-"""How commands print: JSON for programs, tables for people."""
+"""How commands print: sentences for people, JSON for programs. Tables stand in ``core/cli/tables.py``."""
 
+import errno
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Sequence
 
 import click
 
+from core.cli import Problem
+from core.cli.visible import visible
 from core.operations.shape import Shape, jsonable
 
 #: The option that every listing has.
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
+def say(*sentences: str, mark: str = "", err: bool = False) -> None:
+    """Print each of ``sentences`` on a line of its own, whatever is in it; ``mark`` goes before, styled as it is."""
+    write("\n".join(f"{mark}{visible(sentence)}" for sentence in sentences), err=err)
+
+
+def warn(sentence: str) -> None:
+    """Say something beside the answer, on stderr."""
+    say(f"rota: {sentence}", err=True)
+
+
 def print_json(answer: Shape | Sequence[Shape]) -> None:
     """Print ``answer``, exactly as it is."""
-    click.echo(json.dumps(jsonable(answer), indent=2, ensure_ascii=False))
+    write(json.dumps(jsonable(answer), indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "", empty: str = "") -> None:
-    """Print ``rows`` under ``columns``, or the sentence ``empty`` if there are none.
+def write(text: str, *, err: bool = False) -> None:
+    """Print ``text`` as it is. Raises Problem where it cannot be written; a reader that has left ends the command."""
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # click ends quietly, with exit status 1
+            raise
+        _give_up_stdout()
+        raise Problem(f"the answer cannot be written: {error.strerror}") from None
 
-    Where nobody watches (a pipe, a file) every row is one line, however long.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption or None, caption_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    if not table.row_count and empty:
-        click.echo(empty)
-        return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=10_000)
-        table.box = None
-    with console.capture() as capture:
-        console.print(table)
-    click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
+def _give_up_stdout() -> None:
+    """Let what is still buffered go nowhere, or Python would try to write it once more as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

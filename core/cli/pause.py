@@ -6,6 +6,7 @@ import click
 
 from core.cli import moments, scopes
 from core.cli.actor import by_option
+from core.cli.output import say, warn
 from core.cli.surroundings import ledger
 from core.ledger.audit import Actor
 from core.operations import pauses
@@ -44,7 +45,7 @@ def pause(
         raise click.UsageError("--for and --until contradict each other; give one")
     with moments.read(), ledger() as engine, engine.begin() as connection:
         begun = pauses.begin(connection, loading.current(), scope, by, reason=reason, lasting=lasting, until=until)
-    click.echo(f"paused {scope} {f'until {local(begun.pause.until)}' if begun.pause.until else 'until it is resumed'}")
+    say(f"paused {scope} {f'until {local(begun.pause.until)}' if begun.pause.until else 'until it is resumed'}")
     if begun.on_fast_lane:
         fast = ", ".join(begun.on_fast_lane)
-        click.echo(f"rota: not held, since they are on the fast lane (ledger=False): {fast}", err=True)
+        warn(f"not held, since they are on the fast lane (ledger=False): {fast}")

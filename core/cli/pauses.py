@@ -2,8 +2,9 @@
 
 import click
 
-from core.cli.output import as_json, print_json, print_table
+from core.cli.output import as_json, print_json
 from core.cli.surroundings import ledger
+from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.operations import pauses as operations
 from core.operations.wording import local, local_zone
@@ -24,7 +25,14 @@ def pauses(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("what", "by", "since", "until", f"why (times in {local_zone(now)})")
+    zone = local_zone(now)
+    columns = (
+        Column("what"),
+        Column("by", rank=2),
+        Column(f"since ({zone})", rank=4),
+        Column(f"until ({zone})", rank=1),
+        Column("why", rank=3, least=16),
+    )
     rows = [
         (each.scope, each.paused_by, local(each.paused_at), local(each.until, missing="resumed"), each.reason or "")
         for each in found

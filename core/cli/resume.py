@@ -4,6 +4,7 @@ import click
 
 from core.cli import scopes
 from core.cli.actor import by_option
+from core.cli.output import say, warn
 from core.cli.surroundings import ledger
 from core.ledger.audit import Actor
 from core.operations import pauses
@@ -26,6 +27,6 @@ def resume(job: str | None, queue: str | None, plugin: str | None, everything: b
     scope = scopes.chosen(job, queue, plugin, everything)
     with ledger() as engine, engine.begin() as connection:
         others = pauses.end(connection, loading.current(), scope, by)
-    click.echo(f"resumed {scope}")
+    say(f"resumed {scope}")
     for pause in others:
-        click.echo(f"rota: it is still held by the pause of {pause.scope}", err=True)
+        warn(f"it is still held by the pause of {pause.scope}")

@@ -11,7 +11,9 @@ from sqlalchemy import Engine
 
 from core.cli import Problem
 from core.cli.actor import by_option
+from core.cli.output import say, warn
 from core.cli.surroundings import ledger
+from core.cli.visible import visible
 from core.ledger import history
 from core.ledger.audit import Actor
 from core.ledger.models import FINAL, State
@@ -57,16 +59,11 @@ def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: fl
         raise click.UsageError("--timeout needs --wait")
     with ledger() as engine:
         requested = requests.request(engine, loading.current(), job, by, key=key, args=args)
-        click.echo(str(requested.run_id))
+        say(str(requested.run_id))
         for pause in requested.pauses:
             warn(f"{job} is {in_words(pause)}; the run waits until that ends")
         if wait:
             follow(engine, requested.run_id, timeout)
-
-
-def warn(sentence: str) -> None:
-    """Say something beside the answer."""
-    click.echo(f"rota: {sentence}", err=True)
 
 
 def follow(engine: Engine, run_id: int, timeout_seconds: float | None) -> None:
@@ -79,17 +76,17 @@ def follow(engine: Engine, run_id: int, timeout_seconds: float | None) -> None:
     if row.state not in FINAL:
         raise Problem(f"run {run_id} is {row.state} after {timeout_seconds:g} s, and goes on: rota runs")
     if row.state != State.SUCCEEDED:
-        why = ": ".join(part for part in (row.reason, row.error) if part)
+        why = visible(": ".join(part for part in (row.reason, row.error) if part))
         raise Problem(f"run {run_id} is {row.state}: {why}" if why else f"run {run_id} is {row.state}")
     result = brief(row.result, longest=10_000)
-    click.echo(f"succeeded{f': {result}' if result else ''}", err=True)
+    say(f"succeeded{f': {result}' if result else ''}", err=True)
 
 
 def in_short(row: history.Run) -> str:
     """Where a run stands, in a line."""
     attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
     doing = brief(row.progress) if row.state == State.RUNNING else row.reason or ""
-    return f"run {row.id}: {row.state}{attempt}{f' ({doing})' if doing else ''}"
+    return visible(f"run {row.id}: {row.state}{attempt}{f' ({doing})' if doing else ''}")
 
 
 def status_line() -> AbstractContextManager[Callable[[str], None]]:

@@ -4,8 +4,9 @@ from collections.abc import Collection
 
 import click
 
-from core.cli.output import as_json, print_json, print_table
+from core.cli.output import as_json, print_json
 from core.cli.surroundings import ledger
+from core.cli.tables import Column, print_table
 from core.ledger import history, pauses
 from core.ledger.models import State
 from core.ledger.pauses import Pause
@@ -34,8 +35,22 @@ def runs(as_json: bool, job: str | None, state: str | None, limit: int) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("id", "job", "key", "slot", "state", "attempt", "started", "took", "what came of it")
-    print_table(columns, [row(run, paused) for run in found], caption=f"times in {local_zone(now)}", empty="no runs")
+    print_table(columns(local_zone(now)), [row(run, paused) for run in found], empty="no runs")
+
+
+def columns(zone: str) -> list[Column]:
+    """What a table of runs has, with times in ``zone``."""
+    return [
+        Column("id"),
+        Column("job"),
+        Column("key", rank=5, least=24),
+        Column(f"slot ({zone})", rank=4),
+        Column("state"),
+        Column("attempt", rank=6),
+        Column(f"started ({zone})", rank=2),
+        Column("took", rank=3),
+        Column("what came of it", rank=1, least=16),
+    ]
 
 
 def row(run: Run, paused: Collection[Pause] = ()) -> tuple[str, ...]:

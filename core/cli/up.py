@@ -14,6 +14,7 @@ import click
 
 from core import settings
 from core.cli import surroundings
+from core.cli.output import say
 from core.cli.programs import guarded, pool_size, script
 from core.cli.worker import metrics_server, number_of, workers
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
@@ -193,7 +194,7 @@ def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
     if configured.metrics_port:
         lines.append(f"{'metrics':13} http://{reachable(configured.metrics_host)}:{configured.metrics_port}/metrics")
     lines.append(f"{'try':13} {hint(data)}")
-    click.echo("\n".join(["", "Rota is up; Ctrl-C stops it.", *(f"  {line}" for line in lines), ""]), err=True)
+    say("", "Rota is up; Ctrl-C stops it.", *(f"  {line}" for line in lines), "", err=True)
 
 
 def hint(data: Path) -> str:

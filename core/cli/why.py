@@ -3,7 +3,7 @@
 import click
 
 from core.cli import moments
-from core.cli.output import as_json, print_json
+from core.cli.output import as_json, print_json, say
 from core.cli.surroundings import ledger
 from core.operations.why import ask
 from core.plugins import loading
@@ -32,6 +32,6 @@ def why(ctx: click.Context, job: str, time: str, key: str, as_json: bool) -> Non
     if as_json:
         print_json(found)
     else:
-        click.echo("\n".join(found.answer))
+        say(*found.answer)
     if not found.succeeded:
         ctx.exit(1)

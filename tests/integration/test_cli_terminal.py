@@ -1,0 +1,180 @@
+"""The command line on a terminal, and where what it says cannot be written."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from core import every, job
+from core.cli import main
+
+HOSTILE = "\x1b]52;c;cm0gLXJm\x07\x1b[2J\u202e\x9b31m\n"
+PROGRAM = "from core.cli import main; main(prog_name='rota')"
+ROTA = [sys.executable, "-c", PROGRAM]
+
+
+@job("close-day", queue="billing", schedule=every(hours=1))
+def close_day(run):
+    """Close the day."""
+
+
+@job("poll", queue="billing", ledger=False)
+def poll(run):
+    """Poll."""
+
+
+@job("ask", queue="billing")
+def ask(run):
+    """Ask."""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def rota():
+    return lambda *words: CliRunner().invoke(main, words, catch_exceptions=False)
+
+
+def on_terminal(columns, *words):
+    """What a command writes to a terminal that is so wide."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["COLUMNS"] = str(columns)
+        os.execv(sys.executable, [*ROTA, *words])
+    written = b""
+    try:
+        while chunk := os.read(terminal, 65536):
+            written += chunk
+    except OSError:  # how Linux ends a terminal
+        pass
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
+    return written.decode()
+
+
+@pytest.fixture
+def hostile(ledger, database):
+    """A run, a pause and an entry of the audit with what a terminal would obey in all that strangers choose."""
+    ledger.request("gone", key=HOSTILE, state="dead", reason="retries", error=HOSTILE, finished_at="now")
+    values = "VALUES ('everything', :text, :text, 'infinity')"
+    ledger.do(f"INSERT INTO rota_pauses (scope, reason, paused_by, until) {values}", text=HOSTILE)
+    values = "VALUES (:text, 'cli', 'run', :text, '{}')"
+    ledger.do(f"INSERT INTO rota_audit (actor, via, action, target, details) {values}", text=HOSTILE)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runs"],
+        ["pauses"],
+        ["audit"],
+        ["jobs"],
+        ["check"],
+        ["why", "gone", "--at", "NOW"],
+        ["drop", "--job", "gone", "--dry-run"],
+        ["run", "prune-runs"],
+    ],
+    ids=" ".join,
+)
+def test_what_strangers_wrote_is_shown_and_not_obeyed(hostile, ledger, words):
+    words = [ledger.value("SELECT queued_at FROM rota_runs").isoformat() if word == "NOW" else word for word in words]
+
+    piped = subprocess.run([*ROTA, *words], capture_output=True, text=True, check=False)
+    written = on_terminal(400, *words)
+
+    ours = re.compile(r"\x1b\[\d*m")  # colours and underlines
+    for said in (piped.stdout + piped.stderr, ours.sub("", written).replace("\r\n", "\n")):
+        assert "\\x1b]52;c;cm0gLXJm\\x07\\x1b[2J\\u202e\\x9b31m" in said
+        assert set(said).isdisjoint("\x1b\x07\u202e\x9b")
+
+
+def test_json_has_it_exactly(hostile):
+    done = subprocess.run([*ROTA, "runs", "--json"], capture_output=True, text=True, check=True)
+
+    assert json.loads(done.stdout)[0]["key"] == HOSTILE
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("words", [["jobs"], ["plugins"], ["runs"]], ids=" ".join)
+def test_a_row_is_a_line_on_a_terminal_and_names_are_whole(ledger, columns, words):
+    name = "update-featured-task-experts-response-time"
+    for _ in range(3):
+        ledger.request(name, state="dead", reason="retries", error="ValueError: " + "no " * 99, finished_at="now")
+
+    shown = re.sub(r"\x1b\[\d*m", "", on_terminal(columns, *words)).splitlines()
+
+    assert all(len(line) <= columns for line in shown)
+    if words == ["jobs"]:
+        assert sum(line.startswith(f"{name}  ") for line in shown) == 1
+        assert len([line for line in shown if not line.startswith("no room")]) == 20
+    if words == ["runs"]:
+        assert sum(f"  {name}  " in line for line in shown) == 3
+
+
+def test_a_pipe_gets_every_cell_with_a_tab_between_them(rota, use_jobs, database):
+    use_jobs(close_day, poll, ask)
+
+    rows = [line.split("\t") for line in rota("jobs").stdout.splitlines()]
+
+    assert {len(row) for row in rows} == {8}
+    assert all(cell == cell.strip() for row in rows for cell in row)
+
+
+def test_the_fast_lane_and_a_pause_are_marked_where_the_next_slot_would_be(rota, use_jobs, database):
+    use_jobs(close_day, poll, ask)
+    rota("pause", "close-day")
+
+    marked = {row[0]: row[4] for row in (line.split("\t") for line in rota("jobs").stdout.splitlines())}
+
+    assert (marked["close-day"], marked["poll"], marked["ask"]) == ("paused", "fast lane", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["job"], "no such command 'job'; did you mean 'jobs'?"),
+        (["chekc", "--live"], "no such command 'chekc'; did you mean 'check'?"),
+        (["db", "statsu"], "no such command 'statsu'; did you mean 'status'?"),
+        (["orphans", "adpot", "x"], "no such command 'adpot'; did you mean 'adopt'?"),
+        (["zzz"], "no such command 'zzz'"),
+    ],
+)
+def test_a_mistyped_command_is_wrong_usage_and_gets_a_suggestion(rota, words, said):
+    done = rota(*words)
+
+    assert done.exit_code == 2
+    assert done.stderr.endswith(f"Error: {said}\n")
+
+
+@pytest.mark.parametrize("words", [["jobs", "--json"], ["jobs"], ["runs", "--json"], ["check", "--json"]], ids=" ".join)
+def test_a_full_disk_is_told_in_a_line(database, words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*ROTA, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (1, "rota: the answer cannot be written: No space left on device\n")
+
+
+def test_a_full_disk_for_both_outputs_ends_with_1(database):
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([*ROTA, "jobs", "--json"], stdout=full, stderr=full, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("words", [["jobs", "--json"], ["plugins"], ["check", "--json"]], ids=" ".join)
+def test_a_reader_that_has_left_ends_it_quietly(database, words):
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run([*ROTA, *words], stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writes)
+
+    assert (done.returncode, done.stderr) == (1, "")

@@ -17,12 +17,10 @@ import dramatiq
 from dramatiq.middleware import CurrentMessage
 
 from core.ledger import outbox
-from core.middleware.draining import Draining
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.ledger_feed import LedgerFeeding
 from core.middleware.lifecycle import Lifecycle
 from core.middleware.metrics_server import MetricsServer
-from core.middleware.occupation import Occupation
 from core.middleware.periodiq_options import PeriodiqOptions
 from core.middleware.recycling import Recycling
 from core.transport import redis
@@ -57,15 +55,12 @@ def build(process: WorkerProcess) -> RotaBroker:
     watch = RedisWatch(redis.probe(url), broker.wakeups.look_around)
     carrier = RedisCarrier(broker.redis_queues, watch.is_away.is_set)
     outbox.attach(carrier)
-    occupation = Occupation()
     may_lose_redis = configured.mode == "auto"
 
     broker.add_middleware(CurrentMessage())  # first, so that everything below can ask which message it is about
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
-    broker.add_middleware(occupation)  # before those that ask it
     if may_lose_redis:
-        broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier), occupation))  # takes runs without Redis
-    broker.add_middleware(Draining())  # before the heartbeat ends, which it does after the last job
+        broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis
     broker.add_middleware(  # registers before the first message, leaves after the last
         Lifecycle(
             heartbeat,
@@ -76,7 +71,7 @@ def build(process: WorkerProcess) -> RotaBroker:
         )
     )
     broker.add_middleware(MetricsServer(configured.metrics_port))  # a fork of Dramatiq's, which asks before all this
-    broker.add_middleware(Recycling(process.recycling_limits, occupation))  # counts what has ended
+    broker.add_middleware(Recycling(process.recycling_limits))  # counts what has ended
     broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it
 
     @cache

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from dramatiq.broker import Broker, MessageProxy
+from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
 from core.ledger.carrier import OutgoingRun
-from core.middleware.occupation import Occupation
 from core.transport.delivery import Delivery
 from core.transport.messages import run_message
 from core.transport.work_queue import WorkQueue
@@ -15,22 +14,17 @@ from core.worker.ledger_feed import LedgerFeed
 
 
 class LedgerFeeding(Middleware):
-    """Starts the feed with the worker, and tells it of every thread that becomes free; comes after ``Occupation``."""
+    """Starts the feed with the worker, and ends it with the worker."""
 
-    def __init__(self, feed: LedgerFeed, occupation: Occupation) -> None:
+    def __init__(self, feed: LedgerFeed) -> None:
         self._feed = feed
-        self._occupation = occupation
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """There is a consumer for every queue now."""
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
-        self._feed.feed(WorkerThreads(worker, self._occupation), sorted(queues))
-
-    def after_process_message(
-        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        """A thread has become free."""
-        self._feed.thread_is_free()
+        work_queue: Any = worker.work_queue
+        self._feed.feed(WorkerThreads(worker, work_queue), sorted(queues))
+        work_queue.when_free(self._feed.thread_is_free)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Take nothing more; what was taken and not begun is taken by others."""
@@ -40,15 +34,15 @@ class LedgerFeeding(Middleware):
 class WorkerThreads:
     """The threads of a Dramatiq worker, which are given runs as if a consumer had fetched them."""
 
-    def __init__(self, worker: Worker, occupation: Occupation) -> None:
+    def __init__(self, worker: Worker, work_queue: WorkQueue) -> None:
         self._worker = worker
-        self._occupation = occupation
+        self._work_queue = work_queue
 
     @property
     def free(self) -> int:
         """How many neither work nor are about to; none before there is a consumer to be told when they have ended."""
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
-        return self._occupation.free if is_ready else 0
+        return self._work_queue.spare if is_ready else 0
 
     @property
     def are_draining(self) -> bool:
@@ -58,10 +52,6 @@ class WorkerThreads:
 
     def work_on(self, run: OutgoingRun) -> None:
         """Put the run's message before the threads."""
-        thread: Any = self._worker.consumers[run.queue]
-        queue: Any = self._worker.work_queue
-        if isinstance(queue, WorkQueue):
-            queue.expect(run.queue)
-            queue.put(Delivery(run_message(run), thread.consumer))
-        else:
-            thread.handle_message(MessageProxy(run_message(run)))
+        consumer: Any = self._worker.consumers[run.queue].consumer
+        self._work_queue.expect(run.queue)
+        self._work_queue.put(Delivery(run_message(run), consumer))

@@ -23,8 +23,6 @@ from dramatiq.cli import make_argument_parser
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
-from core.middleware import draining
-from core.middleware.occupation import Occupation
 from core.observability import metrics
 from core.supervisor import worker_channel
 from core.supervisor.worker_channel import WorkerChannel
@@ -64,11 +62,10 @@ class RecyclingLimits:
 
 
 class Recycling(Middleware):
-    """Counts messages, looks at the memory every second, and asks to be replaced; comes after ``Occupation``."""
+    """Counts messages, looks at the memory every second, and asks to be replaced."""
 
-    def __init__(self, limits: RecyclingLimits, occupation: Occupation) -> None:
+    def __init__(self, limits: RecyclingLimits) -> None:
         self._limits = limits
-        self._occupation = occupation
         self._count = count(1)
         self._messages = 0
         self._stopping = threading.Event()
@@ -79,7 +76,7 @@ class Recycling(Middleware):
         if supervisor is not None:
             supervisor.say(worker_channel.READY)
         if not self._limits.are_none:
-            threading.Thread(target=self._run, args=(broker, worker, supervisor), daemon=True, name="rota-age").start()
+            threading.Thread(target=self._run, args=(broker, supervisor), daemon=True, name="rota-age").start()
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -91,38 +88,38 @@ class Recycling(Middleware):
         """It leaves anyway."""
         self._stopping.set()
 
-    def _run(self, broker: Broker, worker: Worker, supervisor: WorkerChannel | None) -> None:
+    def _run(self, broker: Any, supervisor: WorkerChannel | None) -> None:
         began, process = time.monotonic(), psutil.Process()
         while not self._stopping.wait(LOOK_EVERY_SECONDS):
             reason = self._limits.exceeded(self._messages, time.monotonic() - began, lambda: process.memory_info().rss)
             if reason:
                 try:
-                    self._leave(broker, worker, supervisor, reason)
+                    self._leave(broker, supervisor, reason)
                 except Exception:  # an old process is better than none
                     logger.exception("process.not_recycled: going on")
                 return
 
-    def _leave(self, broker: Broker, worker: Worker, supervisor: WorkerChannel | None, reason: str) -> None:
+    def _leave(self, broker: Any, supervisor: WorkerChannel | None, reason: str) -> None:
         if supervisor is None and not is_only_process():
             logger.warning("process.not_recycled reason=%s: Dramatiq would end its siblings; use `rota worker`", reason)
             return
         logger.info("process.recycling reason=%s messages=%s", reason, self._messages)
         metrics.recycled(reason)
         if supervisor is None:
-            if self._drained(broker, worker):
+            if self._drained(broker):
                 os.kill(os.getppid(), signal.SIGHUP)
             return
         supervisor.say(worker_channel.RETIRE)
         while not supervisor.hears(worker_channel.GO, within_seconds=LOOK_EVERY_SECONDS):
             if self._stopping.is_set():
                 return
-        if self._drained(broker, worker):
+        if self._drained(broker):
             supervisor.say(worker_channel.DONE)
 
-    def _drained(self, broker: Broker, worker: Worker) -> bool:
+    def _drained(self, broker: Any) -> bool:
         """Take on nothing more and wait until all is finished; False if the process is told to stop meanwhile."""
-        draining.begin(broker, worker)
-        while not (self._occupation.is_over and draining.is_empty(broker)):
+        broker.drain()
+        while not broker.is_drained:
             if self._stopping.wait(DRAINED_EVERY_SECONDS):
                 return False
         return not self._stopping.is_set()

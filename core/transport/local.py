@@ -7,6 +7,7 @@ that jobs of this process send to jobs of this process, in memory, and lost with
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from queue import Queue
 from typing import Any
 
 from dramatiq.broker import Consumer, MessageProxy
@@ -15,7 +16,9 @@ from dramatiq.middleware import Middleware
 
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.ledger.releases import Fleet
+from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID, fast_message
+from core.transport.work_queue import UseWorkQueue, WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +26,19 @@ logger = logging.getLogger(__name__)
 class LocalBroker(StubBroker):
     """Dramatiq's queues in memory."""
 
-    def __init__(self, middleware: Sequence[Middleware]) -> None:
-        super().__init__([*middleware])
+    def __init__(self, middleware: Sequence[Middleware] = ()) -> None:
+        super().__init__([*middleware, UseWorkQueue()])
+        self._work_queue: WorkQueue | None = None
         self._is_draining = False
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
+        """A consumer of the queue, for a worker's threads."""
+        assert self._work_queue is not None, "only a worker consumes"
+        return LocalConsumer(self.queues[queue_name], prefetch, timeout, self._work_queue)
+
+    def begin_work(self, work_queue: WorkQueue) -> None:
+        """Consume for the threads of ``work_queue`` from now on."""
+        self._work_queue, self._is_draining = work_queue, False
 
     @property
     def is_draining(self) -> bool:
@@ -37,17 +50,30 @@ class LocalBroker(StubBroker):
         self._is_draining = True
 
     @property
-    def is_empty(self) -> bool:
-        """Whether every message that was ever put on a queue has ended."""
-        return not any(queue.unfinished_tasks for queue in self.queues.values())
-
-    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
-        """What fetches from one of them."""
-        return LocalConsumer(self.queues[queue_name], [], prefetch, timeout)
+    def is_drained(self) -> bool:
+        """Whether every message that was ever put on a queue has ended, and every run."""
+        is_idle = self._work_queue is None or self._work_queue.empty()
+        return is_idle and not any(queue.unfinished_tasks for queue in self.queues.values())
 
 
 class LocalConsumer(_StubConsumer):
-    """Fetches messages of the fast lane; runs of the ledger did not come through here, and are not acknowledged."""
+    """Gives the threads messages of the fast lane. Runs come straight from the ledger, and are not acknowledged."""
+
+    def __init__(self, queue: "Queue[bytes]", prefetch: int, timeout: int, work_queue: WorkQueue) -> None:
+        super().__init__(queue, [], prefetch, timeout)
+        self._work_queue = work_queue
+
+    def __next__(self) -> MessageProxy | None:
+        """A message that is due later, which Dramatiq's thread keeps until then; any other goes to the threads."""
+        found = super().__next__()
+        if found is None:
+            return None
+        delivery = Delivery(found.copy(), self)
+        if delivery.options.get("eta") is not None:
+            return delivery
+        self._work_queue.expect(delivery.queue_name)
+        self._work_queue.put(delivery)
+        return None
 
     def ack(self, message: MessageProxy) -> None:
         """It is done."""
@@ -57,6 +83,13 @@ class LocalConsumer(_StubConsumer):
     def nack(self, message: MessageProxy) -> None:
         """It has failed for good, which the log has; nobody could look at a dead letter in memory."""
         self.ack(message)
+
+    def end(self, delivery: Delivery, *, is_dead: bool) -> None:
+        """It is done, or has failed for good."""
+        self.ack(delivery)
+
+    def send_ends(self) -> None:
+        """Nothing is sent."""
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """The process ends: what has not begun is lost."""

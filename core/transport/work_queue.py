@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from dramatiq.middleware import Middleware
+from dramatiq.worker import Worker
+
 #: Work for this long is fetched ahead, so that threads never wait for Redis, in seconds.
 AHEAD_SECONDS = 0.05
 #: Nothing was begun or done for this long, and no thread is free: what waits is left to other processes, in seconds.
@@ -49,18 +52,22 @@ class Lane:
     """What is in hand of one queue, and how fast it goes."""
 
     def __init__(self) -> None:
-        #: Tells the queue's consumer that there is something for it to do.
+        #: Tells the queue's consumer, if one is attached, that there is something for it to do.
         self.wake: Callable[[], None] = lambda: None
         #: Fetched and not begun.
         self.waiting = 0
         #: When no more than this many wait, the consumer is woken.
         self.wake_at = 0
-        #: Whether it was refused room, and is to be told when there is some.
-        self.is_hungry = False
+        #: Whether the consumer was refused room, and is to be woken when there is some.
+        self.was_refused_room = False
         #: How long its messages keep a thread, on average, in seconds.
         self.pace: float | None = None
         #: How long of that the jobs of runs take by themselves, without claim and commit.
         self.job_pace: float | None = None
+
+    def attach(self, wake: Callable[[], None]) -> None:
+        """Wake the queue's consumer by ``wake`` from now on."""
+        self.wake = wake
 
 
 class WorkQueue:
@@ -77,6 +84,7 @@ class WorkQueue:
         self._moved_at = float("-inf")
         #: How long jobs take, whatever their queue.
         self._pace: float | None = None
+        self._when_free: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
     def lane(self, queue_name: str) -> Lane:
@@ -89,13 +97,22 @@ class WorkQueue:
         return self.threads - len(self._begun)
 
     @property
+    def spare(self) -> int:
+        """How many threads neither work nor are about to."""
+        return max(self.threads - self.unfinished_tasks, 0)
+
+    def when_free(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` whenever a thread has become free, in that thread; it must not raise."""
+        self._when_free.append(tell)
+
+    @property
     def is_moving(self) -> bool:
         """Whether a thread has begun or ended something a moment ago."""
         return time.monotonic() - self._moved_at <= STALLED_SECONDS
 
     @property
     def is_stalled(self) -> bool:
-        """Whether what waits will wait for long."""
+        """Whether every thread is busy and none has begun or ended anything recently."""
         return self.free <= 0 and not self.is_moving
 
     @property
@@ -108,7 +125,7 @@ class WorkQueue:
         with self._lock:
             ahead = self._ahead(lane) - lane.waiting if self.is_moving else 0
             room = min(max(self.free - self._waiting, ahead, 0), MOST_AHEAD)
-            lane.is_hungry = room == 0
+            lane.was_refused_room = room == 0
             lane.waiting += room
             self._waiting += room
             return room
@@ -123,7 +140,7 @@ class WorkQueue:
         count = int(in_time(lane.job_pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
         return min(count, MOST_AT_ONCE) if count >= self.threads else 0
 
-    def give_back(self, lane: Lane, count: int) -> None:
+    def unreserve(self, lane: Lane, count: int) -> None:
         """So many do not wait any more, or were not there to be fetched."""
         with self._lock:
             lane.waiting -= count
@@ -193,10 +210,10 @@ class WorkQueue:
         finally:
             if is_closed:
                 self._items.put(None)
-        self.give_back(self._lanes[item.message.queue_name], 1)
+        self.unreserve(self._lanes[item.message.queue_name], 1)
         return item
 
-    def take_back(self) -> list[Item]:
+    def take_waiting(self) -> list[Item]:
         """Take back all that waits."""
         items = []
         try:
@@ -215,11 +232,13 @@ class WorkQueue:
         if item.message.seconds is not None:
             lane.job_pace = averaged(lane.job_pace, item.message.seconds)
         if self._waiting < self.free:
-            self._wake_hungry()
+            self._wake_refused()
+        for tell in self._when_free:
+            tell()
 
-    def _wake_hungry(self) -> None:
+    def _wake_refused(self) -> None:
         for lane in list(self._lanes.values()):
-            if lane.is_hungry:
+            if lane.was_refused_room:
                 lane.wake()
 
     @property
@@ -231,6 +250,24 @@ class WorkQueue:
         """Wait until nothing is in hand; for tests."""
         while self.unfinished_tasks:
             time.sleep(LOOK_AGAIN_SECONDS)
+
+
+class UseWorkQueue(Middleware):
+    """Gives a worker's threads our work queue, and has idle threads and consumers notice that the worker stops.
+
+    Our brokers add it themselves.
+    """
+
+    def before_worker_boot(self, broker: Any, worker: Worker) -> None:
+        """Before there are threads and consumers."""
+        work_queue = WorkQueue(worker.worker_threads)
+        worker.work_queue = work_queue  # type: ignore[assignment]
+        broker.begin_work(work_queue)
+
+    def before_worker_shutdown(self, broker: Any, worker: Worker) -> None:
+        """Take on nothing more, and have idle threads notice at once that they are to end."""
+        broker.drain()
+        worker.work_queue.close()  # type: ignore[attr-defined]
 
 
 def averaged(average: float | None, latest: float) -> float:

@@ -1,6 +1,6 @@
 """``SCHEDULER_MODE=local``: the whole service in one process, without Redis; what ``rota worker`` runs then.
 
-The dispatcher inserts slots as they come due, and the taker hands the ledger's runs to this process's threads, which
+The dispatcher inserts slots as they come due, and the feed gives the ledger's runs to this process's threads, which
 are a Dramatiq worker's; so jobs, middleware and limits are the same as anywhere.
 """
 
@@ -16,12 +16,9 @@ from dramatiq.middleware import CurrentMessage
 from dramatiq.worker import Worker
 
 from core.ledger import outbox
-from core.middleware import draining
-from core.middleware.draining import Draining
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.ledger_feed import LedgerFeeding
 from core.middleware.lifecycle import Lifecycle
-from core.middleware.occupation import Occupation
 from core.middleware.periodiq_options import PeriodiqOptions
 from core.middleware.recycling import Recycling
 from core.transport.local import LocalBroker, LocalCarrier
@@ -31,27 +28,25 @@ from core.worker.process import WorkerProcess, gather
 DRAINED_EVERY_SECONDS = 0.05
 
 
-def build(process: WorkerProcess, occupation: Occupation) -> LocalBroker:
+def build(process: WorkerProcess) -> LocalBroker:
     """The broker with everything on it; see ``core/main.py``."""
     heartbeat = process.heartbeat("worker")
-    broker = LocalBroker(middleware=[])
+    broker = LocalBroker()
     carrier = LocalCarrier(broker)
     outbox.attach(carrier)
 
     broker.add_middleware(CurrentMessage())  # first, so that everything below can ask which message it is about
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
-    broker.add_middleware(occupation)  # before those that ask it
-    broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier), occupation))  # the only way that runs come here
-    broker.add_middleware(Draining())  # before the heartbeat ends, which it does after the last job
+    broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only way that runs come here
     broker.add_middleware(Lifecycle(heartbeat, process.dispatcher(carrier), process.watchdog()))  # as in core/main.py
-    broker.add_middleware(Recycling(process.recycling_limits, occupation))  # counts what has ended
+    broker.add_middleware(Recycling(process.recycling_limits))  # counts what has ended
     broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it
 
     actors.declare(broker, process.registry, process.engine, process.executor(heartbeat), carrier=carrier)
     return broker
 
 
-def run(broker: LocalBroker, occupation: Occupation, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
+def run(broker: LocalBroker, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
     """Work until SIGTERM or SIGINT, then finish what has begun and what lies in memory, within the grace."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -61,8 +56,8 @@ def run(broker: LocalBroker, occupation: Occupation, queues: Sequence[str], thre
     worker.start()
     stopping.wait()
     deadline = time.monotonic() + grace_seconds
-    draining.begin(broker, worker)
-    while time.monotonic() < deadline and not (occupation.is_over and draining.is_empty(broker)):
+    broker.drain()
+    while time.monotonic() < deadline and not broker.is_drained:
         time.sleep(DRAINED_EVERY_SECONDS)
     worker.stop(timeout=max(round((deadline - time.monotonic()) * 1000), 1))
 
@@ -77,8 +72,7 @@ def main(words: Sequence[str] | None = None) -> None:
     process = gather()
     if process.configured.mode != "local":
         sys.exit("rota: core.worker.local is for SCHEDULER_MODE=local; run `rota worker`, which knows what to start")
-    occupation = Occupation()
-    run(build(process, occupation), occupation, given.queues, given.threads, given.grace)
+    run(build(process), given.queues, given.threads, given.grace)
 
 
 if __name__ == "__main__":

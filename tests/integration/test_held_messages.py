@@ -170,6 +170,15 @@ class TestRequeueing:
         assert waiting("one") == 4
         assert work_queue.empty()
 
+    @pytest.mark.parametrize("last_act", [next, WindowConsumer.close], ids=["a step", "its end"])
+    def test_a_consumer_requeues_all_that_waits_once_its_worker_stops(self, work_queue, consumers, waiting, last_act):
+        consumers[0].shared.intake.drain()
+
+        last_act(consumers[0])
+
+        assert (waiting("one"), waiting("other")) == (1, 1)
+        assert work_queue.empty()
+
 
 def test_threads_that_run_dry_wake_the_consumer_that_has_more_for_them(consume, enqueue, monkeypatch):
     monkeypatch.setattr(work_queues, "time", SimpleNamespace(monotonic=lambda: 1000.0))

@@ -36,11 +36,10 @@ print(*broker.actors)
 print(*[name for name, actor in broker.actors.items() if "periodic" in actor.options])
 """
 LOCAL_ACTORS = """
-from core.middleware.occupation import Occupation
 from core.worker import local
 from core.worker.process import gather
 
-print(*local.build(gather(), Occupation()).actors)
+print(*local.build(gather()).actors)
 """
 #: Runs that are due, or soon will be, in every way there is: requested, sent and lost, delayed, to be tried again.
 DUE = text("""

@@ -16,7 +16,7 @@ from tests.support.eventually import eventually
 
 @dataclass
 class Item:
-    """What a consumer hands over."""
+    """What a consumer threads over."""
 
     queue: str = "default"
     message: SimpleNamespace = field(init=False)
@@ -26,7 +26,7 @@ class Item:
 
 
 @dataclass
-class Hands:
+class Threads:
     """A work queue, the clock it reads, and threads that do as they are told."""
 
     queue: WorkQueue
@@ -67,7 +67,7 @@ class Hands:
         for _ in range(jobs):
             self.fetch(name)
             self.work(seconds)
-            self.queue.take_back()
+            self.queue.take_waiting()
 
 
 def in_a_thread(what):
@@ -77,118 +77,141 @@ def in_a_thread(what):
 
 
 @pytest.fixture
-def hands(monkeypatch) -> Iterator[Hands]:
-    hands = Hands(WorkQueue(8))
-    monkeypatch.setattr(work_queue, "time", SimpleNamespace(monotonic=lambda: hands.now))
-    yield hands
-    hands.is_over.set()
+def threads(monkeypatch) -> Iterator[Threads]:
+    threads = Threads(WorkQueue(8))
+    monkeypatch.setattr(work_queue, "time", SimpleNamespace(monotonic=lambda: threads.now))
+    yield threads
+    threads.is_over.set()
 
 
-def test_at_first_it_is_one_for_each_thread(hands):
-    assert hands.fetch() == 8
-    assert hands.fetch() == 0
+def test_at_first_it_is_one_for_each_thread(threads):
+    assert threads.fetch() == 8
+    assert threads.fetch() == 0
 
 
-def test_all_queues_together_have_one_for_each_thread(hands):
-    assert hands.fetch("a") == 8
-    assert hands.fetch("b") == 0
+def test_all_queues_together_have_one_for_each_thread(threads):
+    assert threads.fetch("a") == 8
+    assert threads.fetch("b") == 0
 
 
-def test_of_short_jobs_it_is_what_the_threads_begin_in_time(hands):
-    hands.do(100, 0.002)
+def test_of_short_jobs_it_is_what_the_threads_begin_in_time(threads):
+    threads.do(100, 0.002)
 
-    assert hands.fetch() == pytest.approx(8 * AHEAD_SECONDS / 0.002, abs=2)
-
-
-def test_of_the_shortest_it_is_bounded(hands):
-    hands.do(100, 0.0)
-
-    assert hands.fetch() == MOST_AHEAD
+    assert threads.fetch() == pytest.approx(8 * AHEAD_SECONDS / 0.002, abs=2)
 
 
-def test_of_long_jobs_it_is_what_can_begin_at_once(hands):
-    hands.do(8, 5.0)
-    hands.fetch()
-    hands.begin(8)
+def test_of_the_shortest_it_is_bounded(threads):
+    threads.do(100, 0.0)
 
-    assert hands.fetch() == 0
-    assert hands.queue.lane("default").is_hungry
+    assert threads.fetch() == MOST_AHEAD
 
 
-def test_a_queue_of_long_jobs_does_not_starve_beside_one_of_short_ones(hands):
-    hands.do(100, 0.001, "short")
-    hands.do(1, 5.0, "long")
-    hands.do(100, 0.001, "short")
-    hands.fetch("short")
+def test_of_long_jobs_it_is_what_can_begin_at_once(threads):
+    threads.do(8, 5.0)
+    threads.fetch()
+    threads.begin(8)
 
-    assert hands.fetch("long") == 1
-
-
-def test_it_is_stalled_when_all_are_busy_and_nothing_has_moved_for_a_while(hands):
-    hands.fetch()
-    hands.begin(8)
-    assert not hands.queue.is_stalled
-
-    hands.now += STALLED_SECONDS + 0.01
-
-    assert hands.queue.is_stalled
-    assert not hands.queue.has_room
+    assert threads.fetch() == 0
+    assert threads.queue.lane("default").was_refused_room
 
 
-def test_a_free_thread_is_no_stall_however_long_nothing_comes(hands):
-    hands.fetch()
-    hands.begin(7)
-    hands.now += 100
+def test_a_queue_of_long_jobs_does_not_starve_beside_one_of_short_ones(threads):
+    threads.do(100, 0.001, "short")
+    threads.do(1, 5.0, "long")
+    threads.do(100, 0.001, "short")
+    threads.fetch("short")
 
-    assert not hands.queue.is_stalled
+    assert threads.fetch("long") == 1
 
 
-def test_who_was_refused_is_woken_when_a_thread_is_free(hands):
+def test_it_is_stalled_when_all_are_busy_and_nothing_has_moved_for_a_while(threads):
+    threads.fetch()
+    threads.begin(8)
+    assert not threads.queue.is_stalled
+
+    threads.now += STALLED_SECONDS + 0.01
+
+    assert threads.queue.is_stalled
+    assert not threads.queue.has_room
+
+
+def test_a_free_thread_is_no_stall_however_long_nothing_comes(threads):
+    threads.fetch()
+    threads.begin(7)
+    threads.now += 100
+
+    assert not threads.queue.is_stalled
+
+
+def test_who_was_refused_is_woken_when_a_thread_is_free(threads):
     woken = []
-    hands.queue.lane("default").wake = lambda: woken.append("default")
-    hands.fetch()
-    hands.begin(7)
-    hands.now += 100
-    hands.queue.lane("default").wake_at = -1
-    hands.fetch()
+    threads.queue.lane("default").attach(lambda: woken.append("default"))
+    threads.fetch()
+    threads.begin(7)
+    threads.now += 100
+    threads.queue.lane("default").wake_at = -1
+    threads.fetch()
 
-    hands.work(1.0)
+    threads.work(1.0)
 
     assert woken == ["default"]
 
 
-def test_a_consumer_is_woken_once_few_enough_wait(hands):
+def test_a_thread_is_spare_if_it_neither_works_nor_has_something_waiting_for_it(threads):
+    threads.fetch()
+    threads.begin(3)
+    threads.queue.take_waiting()
+    assert threads.queue.spare == 5
+
+    threads.queue.expect("default")
+
+    assert threads.queue.spare == 4
+
+
+def test_who_asked_is_told_whenever_a_thread_is_free(threads):
+    spare = []
+    threads.queue.when_free(lambda: spare.append(threads.queue.spare))
+    threads.fetch()
+    threads.queue.unreserve(threads.queue.lane("default"), 6)
+
+    threads.work(1.0)
+    threads.work(1.0)
+
+    assert spare == [7, 8]
+
+
+def test_a_consumer_is_woken_once_few_enough_wait(threads):
     woken = []
-    lane = hands.queue.lane("default")
-    lane.wake = lambda: woken.append(lane.waiting)
-    hands.fetch()
-    hands.queue.wake_at(lane, 4)
-    hands.begin(8)
+    lane = threads.queue.lane("default")
+    lane.attach(lambda: woken.append(lane.waiting))
+    threads.fetch()
+    threads.queue.wake_at(lane, 4)
+    threads.begin(8)
 
     assert woken == [4]
 
 
-def test_what_waits_can_be_taken_back_and_does_not_count_any_more(hands):
-    hands.fetch()
-    hands.begin(3)
+def test_what_waits_can_be_taken_back_and_does_not_count_any_more(threads):
+    threads.fetch()
+    threads.begin(3)
 
-    assert len(hands.queue.take_back()) == 5
-    assert hands.queue.lane("default").waiting == 0
-    assert hands.queue.unfinished_tasks == 3
+    assert len(threads.queue.take_waiting()) == 5
+    assert threads.queue.lane("default").waiting == 0
+    assert threads.queue.unfinished_tasks == 3
     with pytest.raises(Empty):
-        hands.queue.get_nowait()
+        threads.queue.get_nowait()
 
 
-def test_runs_are_claimed_ahead_only_if_they_begin_in_a_moment(hands):
-    hands.do(100, 0.001)
-    lane = hands.queue.lane("default")
-    assert hands.queue.begun_at_once(lane) >= 8
+def test_runs_are_claimed_ahead_only_if_they_begin_in_a_moment(threads):
+    threads.do(100, 0.001)
+    lane = threads.queue.lane("default")
+    assert threads.queue.begun_at_once(lane) >= 8
 
-    hands.do(100, 0.015)  # half of it claim and commit, which claiming ahead would spare
-    assert hands.queue.begun_at_once(lane) >= 8
-    hands.do(100, 0.1)
+    threads.do(100, 0.015)  # half of it claim and commit, which claiming ahead would spare
+    assert threads.queue.begun_at_once(lane) >= 8
+    threads.do(100, 0.1)
 
-    assert hands.queue.begun_at_once(lane) == 0
+    assert threads.queue.begun_at_once(lane) == 0
 
 
 def test_whoever_waits_is_told_when_it_is_closed():
@@ -216,7 +239,7 @@ def test_what_comes_after_it_is_closed_can_be_taken_back():
         queue.expect("default")
         queue.put(Item())
 
-    assert len(queue.take_back()) == 3
+    assert len(queue.take_waiting()) == 3
     assert queue.empty()
     with pytest.raises(Empty):
         queue.get(timeout=1)

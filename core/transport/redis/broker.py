@@ -8,7 +8,6 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.common import current_millis, dq_name
 from dramatiq.message import Message
 from dramatiq.middleware import Middleware, MiddlewareError
-from dramatiq.worker import Worker
 
 from core.ledger.releases import Fleet
 from core.transport.delivery import Preparation
@@ -22,7 +21,7 @@ from core.transport.redis.queues import Queues
 from core.transport.redis.unknown_actors import UnknownActors
 from core.transport.redis.wakeups import Wakeups
 from core.transport.redis.window_consumer import WindowConsumer
-from core.transport.work_queue import WorkQueue
+from core.transport.work_queue import UseWorkQueue, WorkQueue
 
 
 class RotaBroker(RedisBroker):
@@ -92,6 +91,12 @@ class RotaBroker(RedisBroker):
         self.intake.drain()
         self.wakeups.wake_all()
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing waits for a thread or is worked on."""
+        work_queue = self.intake.work_queue
+        return work_queue is None or work_queue.empty()
+
     def add_middleware(self, middleware: Middleware, **where: Any) -> None:
         """Add ``middleware``, as Dramatiq's brokers do."""
         self._hooks = {}
@@ -142,18 +147,3 @@ class RotaBroker(RedisBroker):
         self.acks.stop()
         self.wakeups.stop()
         self.client.close()
-
-
-class UseWorkQueue(Middleware):
-    """Gives a worker's threads our work queue, and has idle threads and consumers notice that the worker stops."""
-
-    def before_worker_boot(self, broker: Any, worker: Worker) -> None:
-        """Before there are threads and consumers."""
-        work_queue = WorkQueue(worker.worker_threads)
-        worker.work_queue = work_queue  # type: ignore[assignment]
-        broker.begin_work(work_queue)
-
-    def before_worker_shutdown(self, broker: Any, worker: Worker) -> None:
-        """Fetch no more, and have idle threads notice at once that they are to end."""
-        broker.drain()
-        worker.work_queue.close()  # type: ignore[attr-defined]

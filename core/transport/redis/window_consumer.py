@@ -1,8 +1,10 @@
 """The consumer of a worker's queue: it fetches what the threads will soon begin with, and requeues the rest."""
 
+import logging
 from collections import defaultdict
 from contextlib import suppress
 
+import redis
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ConnectionClosed
 
@@ -10,6 +12,8 @@ from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID
 from core.transport.redis.consumer import Consumer, Shared
 from core.transport.work_queue import STALLED_SECONDS, WorkQueue
+
+logger = logging.getLogger(__name__)
 
 
 class WindowConsumer(Consumer):
@@ -19,7 +23,7 @@ class WindowConsumer(Consumer):
         super().__init__(shared, queue_name, prefetch, timeout)
         self._work_queue = work_queue
         self._lane = work_queue.lane(queue_name)
-        self._lane.wake = self.wake
+        self._lane.attach(self.wake)
         #: How few may wait before more are fetched.
         self._fetch_at = 0
         #: Of what was fetched and not begun, how few the threads may have before they are given more.
@@ -49,7 +53,7 @@ class WindowConsumer(Consumer):
     def fetch(self) -> None:
         """Fetch what the threads will soon begin with."""
         if not self.has_room:
-            self._lane.is_hungry = True
+            self._lane.was_refused_room = True
             return
         self.check_for_strays()
         room, bodies = self._work_queue.reserve(self._lane), []
@@ -59,7 +63,7 @@ class WindowConsumer(Consumer):
         try:
             bodies = self.queues.fetch(self.queue_name, room)
         finally:
-            self._work_queue.give_back(self._lane, room - len(bodies))
+            self._work_queue.unreserve(self._lane, room - len(bodies))
         self.message_cache += bodies
         self.may_find |= len(bodies) == room
         self._fetch_at = self._lane.waiting // 2
@@ -70,7 +74,7 @@ class WindowConsumer(Consumer):
         count = at_once or len(self.message_cache)
         bodies, self.message_cache = self.message_cache[:count], self.message_cache[count:]
         deliveries = self.made_ready(bodies, at_once=bool(at_once))
-        self._work_queue.give_back(self._lane, len(bodies) - len(deliveries))
+        self._work_queue.unreserve(self._lane, len(bodies) - len(deliveries))
         self._work_queue.put_all(deliveries)
         self._hand_over_at = count // 2
         if not self.is_watched():
@@ -90,7 +94,7 @@ class WindowConsumer(Consumer):
             if at_once and self._has_runs and self.shared.preparation is not None:
                 self.shared.preparation.prepare(deliveries)
         except BaseException:
-            self._work_queue.give_back(self._lane, len(bodies))
+            self._work_queue.unreserve(self._lane, len(bodies))
             self.expect_strays()
             with suppress(ConnectionClosed):
                 self.requeue(deliveries)
@@ -111,15 +115,30 @@ class WindowConsumer(Consumer):
         return None
 
     def requeue_waiting(self) -> None:
-        """Requeue all that waits in this process, of every queue; no thread would begin with it soon."""
-        self._work_queue.give_back(self._lane, len(self.message_cache))
+        """Requeue all that waits in this process, of every queue: no thread would begin with it soon.
+
+        Raises redis.RedisError if this consumer cannot requeue what it has not handed over.
+        """
+        self._work_queue.unreserve(self._lane, len(self.message_cache))
         self.requeue_cache()
         by_consumer: dict[Consumer, list[Delivery]] = defaultdict(list)
-        for item in self._work_queue.take_back():
+        for item in self._work_queue.take_waiting():
             by_consumer[item.message.consumer].append(item.message)
         for consumer, deliveries in by_consumer.items():
-            with suppress(ConnectionClosed):  # its consumer will find that it does not hold them
+            try:
                 consumer.requeue(deliveries)
+            except ConnectionClosed as error:  # its consumer will find that it does not hold them
+                if self.shared.intake.is_draining:
+                    logger.warning(
+                        "worker.not_drained queue=%s messages=%s: %s", consumer.queue_name, len(deliveries), error
+                    )
+
+    def close(self) -> None:
+        """Stop waiting for tokens; at a stop, requeue what came since the last step."""
+        super().close()
+        if self.shared.intake.is_draining:
+            with suppress(redis.RedisError, OSError):  # a timer finds what could not be requeued
+                self.requeue_waiting()
 
     def rest(self) -> None:
         """Wait to be woken; look again soon if something waits that may have to be requeued."""

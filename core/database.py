@@ -17,8 +17,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolResetState
 
 from core import settings
+from core.connections import WatchedConnection
 
 #: PostgreSQL cannot be asked right now.
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
@@ -66,19 +68,29 @@ def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engi
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": application,
+            "connection_factory": WatchedConnection,
             **KEEPALIVES,
         },
     )
-    event.listen(engine, "connect", _notice_dead_clients)
+    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "reset", _clean)
     return engine
 
 
-def _notice_dead_clients(connection: DriverConnection, _record: object) -> None:
+def _set_up(connection: WatchedConnection, _record: object) -> None:
     with connection.cursor() as cursor:
         cursor.execute(SERVER_KEEPALIVES)
         if connection.server_version >= CLIENT_CHECK_SINCE:
             cursor.execute(CLIENT_CHECK)
     connection.commit()
+    connection.begin_clean()
+
+
+def _clean(connection: WatchedConnection, _record: object, state: PoolResetState) -> None:
+    """Undo what a job has left in its session; if that fails, SQLAlchemy gives up the connection."""
+    if not state.terminate_only and not connection.is_clean:
+        connection.discard()
+        _set_up(connection, _record)
 
 
 @cache

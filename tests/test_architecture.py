@@ -19,7 +19,7 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"ledger"},
     {"database", "observability", "plugins", "sweeps", "tables"},
     {"embedded", "jobs", "service_redis", "settings"},
-    {"batching", "clock", "errors", "supervisor"},
+    {"batching", "clock", "connections", "errors", "supervisor"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 #: The only modules that know these libraries.

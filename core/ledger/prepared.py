@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+
+from core.connections import WatchedConnection
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,18 @@ class Prepared:
     def rows(self, on: Connection | Session, *values: Any) -> list[tuple[Any, ...]]:
         """Execute in whatever transaction ``on`` is in, and return all rows. Raises SQLAlchemy's DBAPIError."""
         connection = on.connection() if isinstance(on, Session) else on
-        driver: DriverConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
+        driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
         try:
             with driver.cursor() as cursor:
-                if self.name not in connection.info:
+                if self.name not in driver.prepared:
                     cursor.execute(self._prepare)
-                    connection.info[self.name] = True
+                    driver.prepared.add(self.name)
                 cursor.execute(self._execute, values)
                 return cursor.fetchall()
         except psycopg2.Error as error:
             raise self._explained(error, connection, driver) from error
 
-    def _explained(self, error: psycopg2.Error, connection: Connection, driver: DriverConnection) -> BaseException:
+    def _explained(self, error: psycopg2.Error, connection: Connection, driver: WatchedConnection) -> BaseException:
         is_gone = bool(driver.closed)
         if is_gone:
             connection.invalidate(error)

@@ -1,0 +1,115 @@
+"""Connections that notice what is done to their session, so that one job's settings never reach another's.
+
+``SET``, temporary tables, advisory locks of the session, ``LISTEN``, prepared statements and psycopg2's own settings
+(isolation, read only, autocommit) outlive a transaction. To reset all that after every run would cost each a round
+trip. So a connection reads the statements that go through it, and is reset on its way back to the pool only if one of
+them may have left something behind. A function in the database can do so unseen (``set_config`` in a trigger, say);
+that is found as far as PostgreSQL reports it: time zone, read only, role and the like.
+"""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from psycopg2.extensions import connection as DriverConnection
+from psycopg2.extensions import cursor as DriverCursor
+from psycopg2.extensions import encodings
+
+#: Statements that may leave something behind in the session. ``SET LOCAL`` and ``SET TRANSACTION`` end by themselves.
+LEAVES = re.compile(
+    r"""(?: ^ | ; ) (?: \s | /\*.*?\*/ | --[^\n]*\n )*
+        (?: SET \s+ (?! LOCAL\b | TRANSACTION\b | CONSTRAINTS\b )
+          | (?: RESET | DISCARD | DEALLOCATE | PREPARE | LISTEN | UNLISTEN | LOAD | DO | CALL ) \b )
+      | \b (?: set_config | pg_ (?:try_)? advisory_ (?:un)?lock (?:_shared|_all)? | dblink_connect (?:_u)? ) \s* \(
+      | \b TEMP (?:ORARY)? \b | \b WITH \s+ HOLD \b""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+#: Statements after which PostgreSQL knows none of our prepared statements any more.
+FORGETS = re.compile(r"\b (?: DEALLOCATE | DISCARD ) \b", re.IGNORECASE | re.VERBOSE)
+#: Settings of which PostgreSQL tells the client whenever they change.
+REPORTED = (
+    "TimeZone",
+    "DateStyle",
+    "IntervalStyle",
+    "client_encoding",
+    "default_transaction_read_only",
+    "is_superuser",
+    "session_authorization",
+    "standard_conforming_strings",
+    "search_path",
+)
+
+
+@lru_cache(maxsize=4096)
+def marks(statement: str) -> tuple[bool, bool]:
+    """Whether ``statement`` may leave something behind, and whether it makes PostgreSQL forget what was prepared."""
+    return bool(LEAVES.search(statement)), bool(FORGETS.search(statement))
+
+
+class WatchedCursor(DriverCursor):
+    """A cursor whose connection reads its statements."""
+
+    connection: "WatchedConnection"
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Execute ``query``."""
+        self.connection.notice(query)
+        super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        """Execute ``query`` for each of ``vars_list``."""
+        self.connection.notice(query)
+        super().executemany(query, vars_list)
+
+    def callproc(self, procname: Any, parameters: Any = None) -> Any:
+        """Call a function, which may leave anything behind."""
+        self.connection.is_touched = True
+        return super().callproc(procname, parameters)
+
+
+class WatchedConnection(DriverConnection):
+    """A connection that knows whether its session may differ from a new one."""
+
+    def __init__(self, dsn: str, **options: Any) -> None:
+        super().__init__(dsn, **options)
+        self.cursor_factory = WatchedCursor
+        #: Our statements that PostgreSQL has planned on this connection.
+        self.prepared: set[str] = set()
+        self.is_touched = False
+        self._reported: list[str | None] = []
+
+    def notice(self, query: Any) -> None:
+        """Read a statement before it is executed."""
+        statement = query if isinstance(query, str) else self._text(query)
+        leaves, forgets = marks(statement)
+        if leaves:
+            self.is_touched = True
+        if forgets:
+            self.prepared.clear()
+
+    def _text(self, query: Any) -> str:
+        if isinstance(query, bytes):
+            return query.decode(encodings.get(self.encoding, "utf-8"), errors="replace")
+        return str(query.as_string(self))  # psycopg2.sql.Composable
+
+    def begin_clean(self) -> None:
+        """What this session is like now, is how it is to be."""
+        self.is_touched = False
+        self._reported = self._told()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the session is as it was at ``begin_clean``, as far as can be told without asking PostgreSQL."""
+        is_plain = self.isolation_level is None and self.readonly is None and self.deferrable is None
+        return not self.is_touched and is_plain and not self.autocommit and self._told() == self._reported
+
+    def _told(self) -> list[str | None]:
+        return [self.get_parameter_status(name) for name in REPORTED]
+
+    def discard(self) -> None:
+        """Make the session a new one. Raises psycopg2.Error; the connection is then of no use."""
+        self.rollback()
+        self.set_session(isolation_level="default", readonly="default", deferrable="default", autocommit=True)
+        with self.cursor() as cursor:
+            cursor.execute("DISCARD ALL")
+        self.autocommit = False

@@ -6,7 +6,7 @@ import click
 
 from core.cli import Group
 from core.cli.actor import by_option
-from core.cli.output import as_json, print_json, say
+from core.cli.output import as_json, print_json, say, warn
 from core.cli.tables import Column, print_table
 from core.ledger.audit import Actor
 
@@ -27,7 +27,8 @@ def db() -> None:
 def upgrade(by: Actor) -> None:
     """Bring the tables of every plugin up to date.
 
-    Each plugin's migrations are one transaction; two of these at once wait for one another.
+    Each plugin's migrations are one transaction; two of these at once wait for one another. One that needs a table on
+    which others work waits two seconds, lets them pass, and tries again, for about a minute; then it says who they are.
     """
     from core.cli.surroundings import ledger
     from core.plugins import loading
@@ -35,7 +36,7 @@ def upgrade(by: Actor) -> None:
 
     registry = loading.current()
     with ledger(statement_timeout_seconds=0) as engine:
-        for before in migrate.upgrade(engine, registry, by):
+        for before in migrate.upgrade(engine, registry, by, say=warn):
             say(f"{before.plugin}: {describe(before)}")
 
 
@@ -91,8 +92,7 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
         print_table((Column("table"), Column("rows")), rows)
         say("by taking its migrations back" if shown.by_downgrade else "by name, since it cannot be imported")
         confirm(f"Drop these {len(rows)} tables and all that is in them?", is_given=yes, word=name)
-        with engine.begin() as connection:
-            tables.drop(connection, registry, shown, by)
+        tables.drop(engine, registry, shown, by, say=warn)
     say(f"dropped the tables of {name}")
 
 

@@ -1,12 +1,14 @@
 """The tables of the core and of the plugins: how far they are, and dropping those of a plugin that was taken away."""
 
+from collections.abc import Callable
+
 from sqlalchemy import Connection, Engine
 
 from core.jobs.registry import Registry
 from core.ledger import audit
 from core.ledger.audit import Actor
 from core.operations.shape import Shape
-from core.schema import removal, upgrade
+from core.schema import locks, removal, upgrade
 from core.schema.removal import Plan
 
 
@@ -30,8 +32,14 @@ def status(engine: Engine, registry: Registry) -> list[Tables]:
     return [Tables.model_validate(history) for history in upgrade.status(engine, registry)]
 
 
-def drop(connection: Connection, registry: Registry, plan: Plan, actor: Actor) -> None:
-    """Drop what is in a plan of ``removal.plan``, in the caller's transaction. Raises PluginError."""
-    removal.carry_out(connection, registry, plan)
-    tables = [table.name for table in plan.tables]
-    audit.record(connection, actor, "db drop-plugin", plan.plugin, tables=tables)
+def drop(
+    engine: Engine, registry: Registry, plan: Plan, actor: Actor, *, say: Callable[[str], None] = locks.silent
+) -> None:
+    """Drop what is in a plan of ``removal.plan``; ``say`` is told whose locks are waited for. Raises PluginError."""
+
+    def carry_out(connection: Connection) -> None:
+        removal.carry_out(connection, registry, plan)
+        tables = [table.name for table in plan.tables]
+        audit.record(connection, actor, "db drop-plugin", plan.plugin, tables=tables)
+
+    locks.patiently(engine, carry_out, f"plugin {plan.plugin!r}", say)

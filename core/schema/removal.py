@@ -20,13 +20,10 @@ from core.errors import PluginError, suggestion
 from core.jobs import hookspecs
 from core.jobs.registry import Plugin, Registry
 from core.ledger import releases
-from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
 from core.plugins import admission, loading
 from core.schema import upgrade
 
 VERSION_TABLE = "rota_migrations_"
-#: How long to wait for whoever works on the tables.
-LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '10s'")
 
 TABLES = text("""
     SELECT found.relname AS name,
@@ -123,9 +120,10 @@ def importable(name: str) -> Plugin | None:
 
 
 def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
-    """Do what was ``shown``, in the caller's transaction. Raises PluginError if it is no longer what would go."""
-    connection.execute(upgrade.LOCK, {"space": LOCK_SPACE, "lock": MIGRATION_LOCK})
-    connection.execute(LOCK_TIMEOUT)
+    """Do what was ``shown``, in the caller's transaction. Raises PluginError if it is no longer what would go.
+
+    The caller gets that transaction from ``core.schema.locks.patiently``.
+    """
     now = plan(connection, registry, shown.plugin)
     if {table.name for table in now.tables} != {table.name for table in shown.tables}:
         raise PluginError(f"the tables of plugin {shown.plugin!r} have changed meanwhile; look again")

@@ -1,28 +1,28 @@
 """Brings every plugin's tables up to date; the core's are those of the built-in plugin.
 
 Each plugin has an Alembic history of its own, in a version table of its own. A plugin's migrations are one transaction:
-all of them are there afterwards, or none. One migration runs at a time, by an advisory lock.
+all of them are there afterwards, or none. One migration runs at a time, by an advisory lock. One that waits for a table
+gives up after two seconds and is tried again, since everybody else waits behind it (``core/schema/locks.py``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 from core import database
 from core.errors import NotMigrated, PluginError
 from core.jobs.registry import Plugin, Registry
 from core.ledger import audit
 from core.ledger.audit import Actor
-from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
-
-LOCK = text("SELECT pg_advisory_xact_lock(:space, :lock)")
+from core.schema import locks
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +77,26 @@ def require(engine: Engine, registry: Registry) -> None:
         raise NotMigrated(f"the database is not migrated for {', '.join(behind)}: run `rota db upgrade`")
 
 
-def upgrade(engine: Engine, registry: Registry, by: Actor | None = None) -> Iterator[History]:
+def upgrade(
+    engine: Engine, registry: Registry, by: Actor | None = None, *, say: Callable[[str], None] = locks.silent
+) -> Iterator[History]:
     """Bring each plugin's tables up to date; yield what was done, plugin by plugin.
 
-    ``by`` is who asked for it, for the audit; None: a program did. Raises PluginError for a migration that fails; that
-    plugin's tables are then as they were.
+    ``by`` is who asked for it, for the audit; None: a program did. ``say`` is told whose locks are waited for. Raises
+    PluginError for a migration that fails, and LocksHeld for one that gets no locks; that plugin's tables are then as
+    they were.
     """
+
+    def bring(connection: Connection, plugin: Plugin) -> History:
+        before = history(connection, plugin)
+        if not before.is_current:
+            upgrade_plugin(connection, plugin)
+            if by is not None:
+                audit.record(connection, by, "db upgrade", plugin.name, was=before.current, head=before.head)
+        return before
+
     for plugin in migrated_plugins(registry):
-        with engine.begin() as connection:
-            connection.execute(LOCK, {"space": LOCK_SPACE, "lock": MIGRATION_LOCK})
-            before = history(connection, plugin)
-            if not before.is_current:
-                upgrade_plugin(connection, plugin)
-                if by is not None:
-                    audit.record(connection, by, "db upgrade", plugin.name, was=before.current, head=before.head)
-        yield before
+        yield locks.patiently(engine, partial(bring, plugin=plugin), f"plugin {plugin.name!r}", say)
 
 
 def upgrade_plugin(connection: Connection, plugin: Plugin) -> None:

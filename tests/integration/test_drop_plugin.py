@@ -11,7 +11,7 @@ from core import job
 from core.cli import confirmation, main
 from core.jobs.registry import Plugin, Registry
 from core.plugins import loading
-from core.schema import removal, upgrade
+from core.schema import locks, removal, upgrade
 from core.testing import create_database, drop_database
 
 ROOT = Path(__file__).parents[2]
@@ -239,3 +239,18 @@ def test_a_plugin_that_is_loaded_here_is_refused(rota, billing, database):
 
     with loading.using(Registry((Plugin("billing", "", "", (send_bill,)),))):
         assert "plugin 'billing' is loaded here: uninstall it" in rota("billing", "--yes").stderr
+
+
+def test_tables_that_others_hold_are_not_waited_for_without_end(rota, billing, database, monkeypatch):
+    monkeypatch.setattr(locks, "TRIES", 2)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(locks, "PAUSE_SECONDS", 0.1)
+    billing(is_kept=False)
+    with database.begin() as connection:
+        connection.exec_driver_sql("SELECT FROM billing_bills")
+
+        done = rota("billing", "--yes")
+
+    assert done.exit_code == 1
+    assert "plugin 'billing': locked by process" in done.output
+    assert "billing_bills" in tables(database)

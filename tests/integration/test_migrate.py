@@ -15,8 +15,10 @@ from core.errors import NotMigrated, PluginError
 from core.jobs.registry import Plugin, Registry
 from core.ledger import orphans, releases
 from core.ledger.models import Base
+from core.schema import locks
 from core.schema import upgrade as migrate
 from core.testing import create_database, drop_database
+from tests.support.eventually import eventually
 from tests.support.racing import race
 
 CORE = Plugin("core", "rota", "", migrations=upkeep.register_migrations())
@@ -208,3 +210,60 @@ OLD_PROCESS = """
     INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, expires_at)
     VALUES ({id}, 'worker', 'x:1', 'x', '{{}}', 'x', clock_timestamp() + interval '1 hour')
 """
+
+
+class TestLocks:
+    """A migration that others hold up holds up nobody, and says who they are."""
+
+    @pytest.fixture
+    def letters(self, empty, plugin):
+        """A plugin with a table, and a migration to come."""
+        upgrade(empty, CORE, plugin("letters", "CREATE TABLE letters_post (id int)"))
+        return plugin(
+            "letters", "CREATE TABLE letters_post (id int)", "ALTER TABLE letters_post ADD COLUMN colour text"
+        )
+
+    @pytest.fixture
+    def report(self, empty, letters):
+        """An open transaction that has read the table."""
+        other = databases.connect(empty.url.render_as_string(hide_password=False), application="monthly report")
+        with other.connect() as connection:
+            connection.exec_driver_sql("SELECT 'secret' FROM letters_post")
+            yield connection
+        other.dispose()
+
+    def test_it_gives_up_after_a_while_and_names_who_holds_the_table(self, empty, letters, report, monkeypatch):
+        monkeypatch.setattr(locks, "TRIES", 2)
+        monkeypatch.setattr(locks, "LOCK_TIMEOUT_SECONDS", 0.5)
+        monkeypatch.setattr(locks, "PAUSE_SECONDS", 0.1)
+        pid = report.connection.dbapi_connection.get_backend_pid()
+        said = []
+
+        with pytest.raises(locks.LocksHeld) as problem:
+            list(migrate.upgrade(empty, Registry([letters]), say=said.append))
+
+        assert f"plugin 'letters': locked by process {pid} ('monthly report' of " in str(problem.value)
+        assert "idle in transaction since 20" in str(problem.value)
+        assert f"SELECT pg_terminate_backend({pid})" in str(problem.value)
+        assert [line.partition(" of ")[0] for line in said] == [
+            f"plugin 'letters': waiting for process {pid} ('monthly report'"
+        ]
+        assert "secret" not in str(problem.value) + "".join(said)
+        assert [done.current for done in migrate.status(empty, Registry([letters]))] == ["0001"]
+
+    def test_it_lets_others_pass_and_goes_through_when_it_can(self, empty, letters, report, monkeypatch):
+        monkeypatch.setattr(locks, "LOCK_TIMEOUT_SECONDS", 0.5)
+        monkeypatch.setattr(locks, "PAUSE_SECONDS", 0.5)
+        said = []
+
+        def read_behind_it():
+            """Read the table while the migration waits for it, and only then let it have it."""
+            eventually(lambda: said, within=10)
+            with empty.connect() as connection:
+                connection.exec_driver_sql("SET statement_timeout = '5s'")
+                connection.exec_driver_sql("SELECT FROM letters_post")
+            report.rollback()
+
+        race(read_behind_it, lambda: list(migrate.upgrade(empty, Registry([letters]), say=said.append)))
+
+        assert [done.current for done in migrate.status(empty, Registry([letters]))] == ["0002"]

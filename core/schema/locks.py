@@ -1,0 +1,147 @@
+"""Waits for the locks of a schema change in short stretches, and says who holds them.
+
+A statement that waits for a table has every later statement on that table wait behind it. So it gives up after
+``LOCK_TIMEOUT``, which lets the others pass, and the change is tried again from its beginning. Meanwhile another
+connection asks PostgreSQL who is in the way. Queries are never shown: their values may be personal.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from psycopg2.errors import DeadlockDetected, LockNotAvailable
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from core import database
+from core.errors import PluginError
+from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
+
+T = TypeVar("T")
+
+#: How long one try has others wait, how often it is tried, and how long they may pass in between, in seconds.
+LOCK_TIMEOUT_SECONDS = 2.0
+TRIES = 10
+PAUSE_SECONDS = 3.0
+#: How often to ask who is in the way, in seconds.
+LOOK_SECONDS = 0.2
+
+#: One schema change at a time; nothing else waits for this lock, so it may take as long as the other change does.
+ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(:space, :lock)")
+LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :milliseconds, true)")
+
+BLOCKERS = text("""
+    SELECT blocker.pid, activity.application_name AS application, activity.usename AS role, activity.state,
+           activity.xact_start AS since
+    FROM unnest(pg_blocking_pids(:pid)) AS blocker (pid) LEFT JOIN pg_stat_activity AS activity USING (pid)
+    ORDER BY activity.xact_start NULLS LAST, blocker.pid
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """Somebody who holds a lock, or waits for it before us."""
+
+    #: Its process on the server; 0: a prepared transaction, which has none.
+    pid: int
+    application: str | None
+    role: str | None
+    state: str | None
+    since: datetime | None
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "a prepared transaction (see pg_prepared_xacts)"
+        since = f" since {self.since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
+        name, state = self.application or "no name", self.state or "at work"
+        return f"process {self.pid} ({name!r} of {self.role}, {state}{since})"
+
+
+class LocksHeld(PluginError):
+    """Others held the locks of a schema change for too long; nothing was changed."""
+
+
+def silent(_message: str) -> None:
+    """Nobody wants to know meanwhile."""
+
+
+def patiently(engine: Engine, change: Callable[[Connection], T], what: str, say: Callable[[str], None] = silent) -> T:
+    """Carry out ``change`` in a transaction, again and again while others hold its locks; return its answer.
+
+    ``say`` is told who is in the way, as soon as it is known. Raises LocksHeld after about a minute. Whatever else
+    ``change`` raises is raised at once.
+    """
+    watch = Watch(engine, what, say)
+    for number in range(TRIES):
+        try:
+            with engine.begin() as connection, watch.beside(connection):
+                connection.execute(ONE_AT_A_TIME, {"space": LOCK_SPACE, "lock": MIGRATION_LOCK})
+                connection.execute(LOCK_TIMEOUT, {"milliseconds": str(int(LOCK_TIMEOUT_SECONDS * 1000))})
+                return change(connection)
+        except Exception as error:
+            if not is_locked_out(error):
+                raise
+            if number == TRIES - 1:
+                raise LocksHeld(watch.verdict()) from error
+        time.sleep(PAUSE_SECONDS)
+    raise AssertionError("unreachable")
+
+
+def is_locked_out(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that others hold a lock."""
+    while error is not None:
+        if isinstance(getattr(error, "orig", None), LockNotAvailable | DeadlockDetected):
+            return True
+        error = error.__cause__
+    return False
+
+
+class Watch:
+    """Asks on another connection who is in the way."""
+
+    def __init__(self, engine: Engine, what: str, say: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._what = what
+        self._say = say
+        self._last: tuple[Blocker, ...] = ()
+        self._said: set[int] = set()
+
+    @contextmanager
+    def beside(self, connection: Connection) -> Iterator[None]:
+        """Look for as long as the caller works on ``connection``."""
+        pid = connection.connection.dbapi_connection.get_backend_pid()  # type: ignore[union-attr]
+        ended = threading.Event()
+        thread = threading.Thread(target=self._look, args=(pid, ended), name="rota-locks", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def verdict(self) -> str:
+        """Who was in the way last, and what to do."""
+        who = ", ".join(map(str, self._last)) or "someone who was gone when asked for"
+        pids = [each.pid for each in self._last if each.pid]
+        end = f", or end it with SELECT pg_terminate_backend({pids[0]})" if pids else ""
+        return f"{self._what}: locked by {who}; nothing was changed. Wait until that has ended{end}, and try again"
+
+    def _look(self, pid: int, ended: threading.Event) -> None:
+        try:
+            with database.dedicated(self._engine) as connection:
+                while not ended.wait(LOOK_SECONDS):
+                    found = tuple(Blocker(*row) for row in connection.execute(BLOCKERS, {"pid": pid}))
+                    self._last = found or self._last
+                    self._tell(found)
+        except SQLAlchemyError:
+            return  # the change itself meets the same trouble, or goes on without this
+
+    def _tell(self, found: tuple[Blocker, ...]) -> None:
+        for each in found:
+            if each.pid not in self._said:
+                self._said.add(each.pid)
+                self._say(f"{self._what}: waiting for {each}")

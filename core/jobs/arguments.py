@@ -17,6 +17,8 @@ from core.jobs.job import Job
 LARGEST_ARGUMENTS = 64 * 1024
 #: The most bytes of JSON that a result may take: it is kept for people to read.
 LARGEST_RESULT = 64 * 1024
+#: The most levels of lists and dicts in a result. Python's own limit differs: 3.11 cannot read all that 3.12 writes.
+DEEPEST_RESULT = 200
 #: The escape of a character that PostgreSQL's jsonb cannot hold; a text with an escaped backslash before u0000 is fine.
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 #: The problems that pydantic words without repeating the value; in the others, a validator's author might.
@@ -103,6 +105,8 @@ def encode_result(job: Job, result: Any) -> str | None:
         return None
     try:
         body = json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
+        if body.count(b"[") + body.count(b"{") > DEEPEST_RESULT and _is_deeper(result, DEEPEST_RESULT):
+            raise ValueError(f"more than {DEEPEST_RESULT} levels")
     except (TypeError, ValueError, RecursionError) as error:
         message = f"job {job.name!r} returned what JSON cannot hold ({error}); return numbers, strings, lists or dicts"
         raise BadResult(message) from None
@@ -123,3 +127,11 @@ def _refuse_constant(name: str) -> None:
 
 #: Reads JSON as the standard has it; made once, since ``json.loads`` would make one for each call.
 _strict = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and dicts in ``value`` are nested more than ``levels`` deep."""
+    if not isinstance(value, list | tuple | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)

@@ -280,6 +280,17 @@ def test_what_the_ledger_cannot_hold_is_refused_as_an_argument(value):
     refusal(taking(Any), {"value": value})
 
 
+def test_the_deepest_result_fits_and_no_deeper_one():
+    deepest = deep(arguments.DEEPEST_RESULT)
+    job = taking(Any)
+
+    assert json.loads(str(arguments.encode_result(job, deepest))) == deepest
+    assert arguments.encode_result(job, [{}] * 2 * arguments.DEEPEST_RESULT)
+    for deeper in ([deepest], {"a": deepest}, (deepest,)):
+        with pytest.raises(BadResult, match=f"more than {arguments.DEEPEST_RESULT} levels"):
+            arguments.encode_result(job, deeper)
+
+
 def test_arguments_that_are_too_large_are_told_the_limit_and_the_way_out():
     message = refusal(taking(str), {"value": "x" * arguments.LARGEST_ARGUMENTS})
 

@@ -1,4 +1,5 @@
-# Everything a newcomer types. Each target makes the virtual environment it needs; all it takes is Python 3.11 or newer.
+# What a newcomer types: `make run` and `make test`. Each target makes the virtual environment that it needs, with Python 3.11 or newer
+# and nothing else; only `make servers` needs packages of the system.
 
 SHELL := bash
 
@@ -8,53 +9,79 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Each is a distribution of its own, as another team's would be.
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
-# For how many seconds faults are injected after the crash tests.
+CONSTRAINTS := constraints.txt
+# For how many seconds faults are injected.
 SECONDS ?= 180
 # How many tests run side by side; most of them wait for something.
 JOBS ?= 2
+# The environment of `make lowest`.
+LOWEST := .venv-lowest
+# The servers of `make servers`: `debian` starts those of the system's packages; `given` are those that DATABASE_URL and REDIS_URL name.
+SERVERS ?= debian
+# The tests that any servers can take: those that neither stop one nor look into its files.
+SERVED := $(addprefix tests/integration/test_,$(addsuffix .py,leases slots outbox recovery relay running redis_broker migrate))
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test crash conformance bench clean
+.NOTPARALLEL:
+.PHONY: help run check test integration conformance crash faults lowest servers bench clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY)  ## Start everything here, with sample data; Ctrl-C stops it
 	@mkdir -p .rota/uploads
-	@ROTA_MAINTENANCE_UPLOAD_ROOT=$(CURDIR)/.rota/uploads exec $(BIN)/rota up --also "$(BIN)/python -m plugins.customer_service.simulation"
+	@ROTA_MAINTENANCE_UPLOAD_ROOT="$(CURDIR)/.rota/uploads" exec $(BIN)/rota up --also "$(BIN)/python -m plugins.customer_service.simulation"
 
-check: $(READY)  ## Format, lint, types and unit tests: quick
+check: $(READY)  ## Format, lint, spelling, types and unit tests: quick
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
 
-test: check  ## All tests but the crash tests
-	$(BIN)/python -m pytest -q -n $(JOBS) -m "not crash" --ignore=tests/unit
+test: check integration conformance crash faults  ## All tests that need nothing but Python
 
-crash: $(READY)  ## Kill and stop real processes, then inject faults for SECONDS=180
-	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m crash
-	$(BIN)/python -m tests.faults --seconds $(SECONDS)
+integration: $(READY)  ## All tests but those of the other targets
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not crash" --ignore=tests/unit --ignore=tests/servers
 
 conformance: $(READY)  ## Run Dramatiq's own tests of its Redis broker against ours
 	$(BIN)/python -m tests.conformance
+
+crash: $(READY)  ## Kill, stop and cut off real processes
+	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m crash
+
+faults: $(READY)  ## Inject faults by a seed for SECONDS=180, and check every run
+	$(BIN)/python -m tests.faults --seconds $(SECONDS)
+
+lowest: $(READY)  ## Run the unit and integration tests with the lowest versions that pyproject.toml allows
+	@mkdir -p $(LOWEST)
+	@$(BIN)/python .ci/lowest.py > $(LOWEST)/constraints.txt
+	@$(MAKE) --no-print-directory VENV=$(LOWEST) CONSTRAINTS=$(LOWEST)/constraints.txt $(LOWEST)/.ready
+	$(LOWEST)/bin/python -m pytest -q -n $(JOBS) tests/unit tests/integration
+
+servers: $(READY)  ## Run the tests that need PostgreSQL, Redis and PgBouncer of the system's packages
+	@$(BIN)/python -m tests.servers $(SERVERS)
+	$(BIN)/python -m pytest -q --servers=$(SERVERS) tests/servers $(SERVED)
 
 bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what was made here, the data of `make run` included
-	rm -rf $(VENV) .bench .rota .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .bench .rota .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find * -type d \( -name __pycache__ -o -name build -o -name dist -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt $(PLUGINS)
+$(READY): pyproject.toml $(CONSTRAINTS) $(PLUGINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null \
 		|| { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
-	@# Where packages come from is this machine's affair, and does not belong into a log.
-	@set -o pipefail; $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
-		-e '.[dev]' $(PLUGINS:%/pyproject.toml=-e ./%) 2>&1 \
-		| sed -E "s#[a-z+]+://[^[:space:]'\")]+#<address>#g; s#host='[^']*'#host=<address>#g"
+	@# `compat` puts this folder on the path, where mypy finds `core` for a plugin's author; it cannot follow setuptools' other way.
+	@$(call install,--config-settings editable_mode=compat -e '.[dev]')
+	@$(call install,$(PLUGINS:%/pyproject.toml=-e ./%))
 	@touch $@
+
+# The addresses of package indexes are this machine's affair, and do not belong into a log.
+install = set -o pipefail; $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS) $(1) 2>&1 \
+	| sed -E "s\#[a-z+]+://[^[:space:]'\")]+\#<address>\#g; s\#host='[^']*'\#host=<address>\#g"

@@ -3,10 +3,12 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +23,10 @@ from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
+ROOT = Path(__file__).parents[2]
 ROTA = str(Path(sysconfig.get_path("scripts")) / "rota")
+#: How it is started, unless a test says otherwise.
+UP = (ROTA, "up", "--processes", "2", "--threads", "2")
 UP_WITHIN = 60
 GONE_WITHIN = 20
 CTRL_C = b"\x03"
@@ -30,13 +35,13 @@ CTRL_C = b"\x03"
 class Up:
     """One ``rota up`` in its folder, with its terminal and every process that it has ever been seen to have."""
 
-    def __init__(self, folder: Path, *words: str, **environ: str) -> None:
+    def __init__(self, folder: Path, *words: str, command: Sequence[str] = UP, **environ: str) -> None:
         self.folder = folder
         self.output = b""
         self.seen: dict[int, psutil.Process] = {}
         self._terminal, terminal = pty.openpty()
         self.process = subprocess.Popen(
-            [ROTA, "up", "--processes", "2", "--threads", "2", *words],
+            [*command, *words],
             cwd=folder,
             env=environment(ROTA_METRICS_PORT="0", **environ),
             stdin=terminal,
@@ -158,8 +163,8 @@ def start_up(folder: Path) -> Iterator[Callable[..., Up]]:
     """Starts ``rota up`` in the test's folder."""
     started: list[Up] = []
 
-    def start(*words: str, **environ: str) -> Up:
-        started.append(Up(folder, *words, **environ))
+    def start(*words: str, **how: Any) -> Up:
+        started.append(Up(folder, *words, **how))
         return started[-1]
 
     yield start
@@ -211,6 +216,28 @@ def test_a_shell_that_has_read_its_words_can_start_it_again(start_up, folder):
     assert up.wait_until_gone() == 0
     again = start_up(**read).wait_until_up()
     assert len(again.of("redis-server")) == len(again.of("postgres -D")) == 1
+
+
+def test_make_run_works_in_a_folder_whose_name_has_a_space():
+    with TemporaryDirectory(prefix="rota up ") as name:
+        folder = Path(name)
+        for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy2(ROOT / file, folder)
+        (folder / ".venv").mkdir()
+        for entry in Path(sys.prefix).iterdir():
+            (folder / ".venv" / entry.name).symlink_to(entry)
+        (folder / ".venv" / ".ready").unlink(missing_ok=True)
+        (folder / ".venv" / ".ready").touch()
+        up = Up(folder, command=["make", "run"])
+        try:
+            up.wait_until_up()
+
+            assert (folder / ".rota" / "uploads").is_dir()
+            assert up.of("plugins.customer_service.simulation")
+            up.type(CTRL_C)
+            up.wait_until_gone()
+        finally:
+            up.end()
 
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(start_up):

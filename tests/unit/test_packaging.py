@@ -84,8 +84,8 @@ def test_make_installs_them_all_at_once_and_anew_when_one_changes():
     makefile = (ROOT / "Makefile").read_text()
 
     assert "PLUGINS := $(wildcard plugins/*/pyproject.toml)" in makefile
-    assert "$(READY): pyproject.toml constraints.txt $(PLUGINS)" in makefile
-    assert "-e '.[dev]' $(PLUGINS:%/pyproject.toml=-e ./%)" in makefile
+    assert "$(READY): pyproject.toml $(CONSTRAINTS) $(PLUGINS)" in makefile
+    assert "$(call install,$(PLUGINS:%/pyproject.toml=-e ./%))" in makefile
 
 
 def test_the_image_has_them_all():

@@ -1,0 +1,123 @@
+"""PgBouncer in front of PostgreSQL: session mode serves Rota, as the documentation says; transaction mode does not."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from core import Run, job
+from core.database import connect, dispose
+from core.embedded.accounts import pgserver_account
+from core.ledger import processes
+from core.ledger.processes import Identity
+from core.testing import LONG_LEASE, RunJob
+from core.worker.executor import Executor
+from tests.support.eventually import eventually
+from tests.support.servers import PGBOUNCER
+
+
+@job("count", queue="counting")
+def count(run: Run) -> dict[str, int]:
+    """Count what nobody has written."""
+    return {"rows": run.session.execute(sa.text("SELECT count(*) FROM rota_pauses")).scalar_one()}
+
+
+@pytest.fixture
+def pooled(postgres_url: str) -> Iterator[Callable[[str], str]]:
+    """Starts PgBouncer in a pool mode; returns the URL of the test's database behind it."""
+    with ExitStack() as stack, TemporaryDirectory(prefix="rota-pgbouncer-") as folder:
+        yield lambda mode: start(stack, mode, postgres_url, Path(folder))
+
+
+def start(stack: ExitStack, mode: str, postgres_url: str, folder: Path) -> str:
+    """Start PgBouncer, to be ended with ``stack``."""
+    url, port = make_url(postgres_url), free_port()
+    host, server_port = url.host or url.query["host"], url.port or url.query.get("port", 5432)
+    password = f" password={url.password}" if url.password else ""
+    configuration = folder / "pgbouncer.ini"
+    configuration.write_text(f"""
+[databases]
+{url.database} = host={host} port={server_port} user={url.username}{password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {mode}
+ignore_startup_parameters = extra_float_digits
+""")
+    account = pgserver_account() if os.geteuid() == 0 else None
+    for path in (folder, configuration) if account else ():
+        os.chown(path, account.uid, account.gid)
+    log = stack.enter_context((folder / "log").open("w"))
+    command = [PGBOUNCER, configuration]
+    as_account = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
+    child = stack.enter_context(subprocess.Popen(command, stderr=log, **as_account))
+    stack.callback(child.terminate)
+    pooled_url = url.set(query={}, host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    try:
+        eventually(lambda: answers(pooled_url), within=20)
+    except AssertionError as error:
+        raise AssertionError((folder / "log").read_text()) from error
+    return pooled_url
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        psycopg2.connect(url).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+@pytest.fixture
+def behind(pooled: Callable[[str], str]) -> Iterator[Callable[[str], sa.Engine]]:
+    """An engine through PgBouncer in a pool mode."""
+    with ExitStack() as stack:
+
+        def through(mode: str) -> sa.Engine:
+            engine = connect(pooled(mode))
+            stack.callback(dispose, engine)
+            return engine
+
+        yield through
+
+
+def test_in_session_mode_a_run_is_claimed_and_committed(behind: Callable[[str], sa.Engine], use_jobs: Any) -> None:
+    use_jobs(count)
+    engine = behind("session")
+    with engine.connect() as connection:
+        own = connection.execution_options(isolation_level="AUTOCOMMIT")
+        process_id = processes.register(own, Identity("worker", "test:1", "rota-test"), LONG_LEASE)
+
+        row = RunJob(Executor(engine, lambda: process_id, "test:1"))(count)
+
+    assert (row.state, row.result) == ("succeeded", {"rows": 0})
+
+
+@pytest.mark.parametrize(("mode", "is_held"), [("session", True), ("transaction", False)])
+def test_only_in_session_mode_an_advisory_lock_is_its_connections(
+    behind: Callable[[str], sa.Engine], mode: str, is_held: bool
+) -> None:
+    engine = behind(mode)
+    take = sa.text("SELECT pg_try_advisory_lock(7)")
+    with engine.connect() as first, engine.connect() as second:
+        assert first.execute(take).scalar_one()
+        first.commit()
+
+        assert second.execute(take).scalar_one() is not is_held

@@ -1,4 +1,4 @@
-"""What is to happen once a transaction has committed: messages for its new runs, and live publications.
+"""Sends what a transaction asked for once it has committed: messages for its new runs, and live publications.
 
 The rows are the outbox: a run inserted in a transaction is there if and only if that committed. Sending its message
 afterwards only makes it start sooner. Where this process has no carrier (an application without Redis), the
@@ -90,7 +90,7 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
 
 
 def deliver(carrier: Carrier, outbox: Outbox) -> None:
-    """Send what is in ``outbox``, best effort: the ledger has the runs, and publications are for who listens now."""
+    """Send what is in ``outbox``, best effort: the ledger has the runs, and publications reach those who listen now."""
     try:
         if outbox.runs:
             carrier.send(outbox.runs)

@@ -33,7 +33,7 @@ class FastLaneRetries(Middleware):
         return {"max_retries"}
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Do not make the worker wait for Redis: what is unacknowledged will be delivered again."""
+        """Do not make the worker wait for Redis: an unacknowledged message is delivered again."""
         self._stopping.set()
 
     def after_process_message(

@@ -71,7 +71,7 @@ class Recycling(Middleware):
         self._stopping = threading.Event()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Begin to count; whoever waits for this process to be at work is told."""
+        """Begin to count, and tell the supervisor that this process is at work."""
         supervisor = worker_channel.to_supervisor()
         if supervisor is not None:
             supervisor.say(worker_channel.READY)

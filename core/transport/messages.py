@@ -1,4 +1,4 @@
-"""What may lie on a queue: messages of ours, and things that only a stranger or a fault can have put there."""
+"""Messages on a queue: made, read, and told from bodies that only another program or a fault can have put there."""
 
 import os
 from typing import Any
@@ -11,12 +11,12 @@ from core.ledger.carrier import OutgoingMessage, OutgoingRun
 RUN_ID = "run_id"
 #: The largest id that a row can have, PostgreSQL's ``bigint``.
 LARGEST_ID = 2**63 - 1
-#: That by which Redis knows it. A message without has not come through Redis.
+#: The option that holds a message's id in Redis. A message without it has not come through Redis.
 REDIS_ID = "redis_message_id"
 
 
 class NotAMessage(Exception):
-    """What lay on a queue is no message of ours; the text says in a word or two why."""
+    """A body on a queue is no message of ours; the text says in a word or two why."""
 
 
 def new_id() -> str:

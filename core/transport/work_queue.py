@@ -1,4 +1,4 @@
-"""What this process's threads have in hand: the messages that wait for one, and those they work on.
+"""The work queue of this process's threads: the messages that wait for a thread, and those that threads work on.
 
 It stands where Dramatiq's worker has a priority queue. All our actors have the same priority, so first come, first
 served; and since threads fetch their work here and say when it is done, it knows how many are free, how long jobs take
@@ -8,7 +8,7 @@ to other processes.
 
 A time-out of ``SimpleQueue`` is not to be relied upon: a thread whose time is up in the moment in which another takes
 what woke it then waits for ever (``_queuemodule.c`` of CPython 3.11 goes on with a negative time-out). So there is
-something for everybody who waits on a queue that is closed.
+an item for every thread that waits on a queue that is closed.
 """
 
 import threading
@@ -41,7 +41,7 @@ LOOK_AGAIN_SECONDS = 0.01
 
 
 class Item(Protocol):
-    """What waits for a thread."""
+    """An entry of the work queue."""
 
     @property
     def message(self) -> Any:
@@ -49,7 +49,7 @@ class Item(Protocol):
 
 
 class Lane:
-    """What is in hand of one queue, and how fast it goes."""
+    """The messages of one queue that wait here, and how long they take."""
 
     def __init__(self) -> None:
         #: Tells the queue's consumer, if one is attached, that there is something for it to do.
@@ -141,7 +141,7 @@ class WorkQueue:
         return min(count, MOST_AT_ONCE) if count >= self.threads else 0
 
     def unreserve(self, lane: Lane, count: int) -> None:
-        """So many do not wait any more, or were not there to be fetched."""
+        """Make room again for so many, which do not wait any more, or were not there to be fetched."""
         with self._lock:
             lane.waiting -= count
             self._waiting -= count
@@ -153,7 +153,7 @@ class WorkQueue:
             return lane.waiting > count
 
     def expect(self, queue_name: str) -> None:
-        """One more of a queue waits, which comes by another way than a fetch."""
+        """Count one more of a queue as waiting, which comes by another way than a fetch."""
         with self._lock:
             self.lane(queue_name).waiting += 1
             self._waiting += 1
@@ -167,11 +167,11 @@ class WorkQueue:
         return not self.unfinished_tasks
 
     def put(self, item: Item) -> None:
-        """Hand over an item, which was reserved or expected."""
+        """Add an item, which was reserved or expected."""
         self._items.put(item)
 
     def put_all(self, items: Iterable[Item]) -> None:
-        """Hand over items, which were reserved."""
+        """Add items, which were reserved."""
         for item in items:
             self._items.put(item)
 
@@ -180,7 +180,7 @@ class WorkQueue:
         self._items.put(None)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
-        """What has waited longest; the calling thread is busy with it until ``task_done``.
+        """Return what has waited longest; the calling thread is busy with it until ``task_done``.
 
         Raises queue.Empty if there is nothing after a while, which is not Dramatiq's ``timeout``.
         """
@@ -202,7 +202,7 @@ class WorkQueue:
         return item
 
     def get_nowait(self) -> Item:
-        """Take back what has waited longest. Raises queue.Empty."""
+        """Take what has waited longest, without working on it. Raises queue.Empty."""
         is_closed = False
         try:
             while (item := self._items.get_nowait()) is None:
@@ -214,7 +214,7 @@ class WorkQueue:
         return item
 
     def take_waiting(self) -> list[Item]:
-        """Take back all that waits."""
+        """Take all that waits, without working on it."""
         items = []
         try:
             while True:

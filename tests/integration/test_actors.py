@@ -1,4 +1,4 @@
-"""Jobs as Dramatiq sees them: sending makes a run, so does a stranger's message, and the fast lane is plain."""
+"""Jobs as Dramatiq sees them: sending makes a run, so does a message without one, and the fast lane is plain."""
 
 import threading
 import time

@@ -1,6 +1,10 @@
 """I1: what waits for a job that is gone ends as orphaned; what another process knows is left to it."""
 
+import threading
+import time
+from contextlib import closing
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 import redis
@@ -20,9 +24,9 @@ from core.ledger import orphans, releases, slots
 from core.ledger.releases import Fleet
 from core.testing import registry_of
 from core.transport import redis as redis_broker
-from core.transport.redis import RedisCarrier, RotaBroker
+from core.transport.redis import Queues, RedisCarrier, RotaBroker, connect
 from core.transport.redis.abandoned_queues import AbandonedQueues
-from core.transport.redis.unknown_actors import PAUSE_SECONDS
+from core.transport.redis.unknown_actors import PAUSE_SECONDS, UnknownActors
 from tests.support.eventually import eventually
 
 GRACE = 60.0
@@ -371,6 +375,25 @@ class TestConsumer:
         consume(lambda: Fleet({}, is_complete=False))
 
         assert eventually(lambda: keys(client) == (1, 0, 0), within=5)
+
+    def test_what_comes_round_at_once_is_held_as_long_as_any(self, redis_url):
+        asked_at, asked_enough = [], threading.Event()
+        message = Message("default", "gone", (), {}, {"redis_message_id": "x"})
+
+        def ask_fleet():
+            asked_at.append(time.monotonic())
+            unknown_actors.add(("default", message))
+            if len(asked_at) == 3:
+                asked_enough.set()
+            return Fleet({"gone": frozenset({"default"})})
+
+        with closing(connect(redis_url)) as client:
+            unknown_actors = UnknownActors(Queues(client), ask_fleet)
+            unknown_actors.add(("default", message))
+            assert asked_enough.wait(10)
+            unknown_actors.stop()
+
+        assert min(later - sooner for sooner, later in pairwise(asked_at[:3])) > PAUSE_SECONDS * 0.9
 
     def test_what_is_held_is_put_back_when_the_process_ends(self, consume, make_broker, client):
         put(make_broker(), "gone-fast")

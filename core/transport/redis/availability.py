@@ -1,8 +1,8 @@
 """Whether Redis is of use, asked every second: it may be down, cut off, full, or a replica that takes no writes.
 
-What is asked is a question that a worker has anyway; it is a script that writes, so that the answer tells all of that.
+The question is one that a worker has anyway; it is a script that writes, so that its answer covers all of that.
 
-It is given up within three seconds, and trusted again only once it has answered for longer than Dramatiq's consumers
+Redis is given up within three seconds, and trusted again only once it has answered for longer than Dramatiq's consumers
 take to come back, so that runs are never left to nobody.
 """
 

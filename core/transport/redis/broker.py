@@ -39,11 +39,11 @@ class RotaBroker(RedisBroker):
         orphan_seconds: float = 0,
     ) -> None:
         """``ledger_queues``: the queues of jobs whose runs are in the ledger; ``may_claim``: whether this process may
-        claim such runs just now; ``preparation``: what is done for messages that threads are about to begin with.
+        claim such runs just now; ``preparation``: claims ahead what threads are about to begin with.
 
-        ``ask_fleet`` tells what other processes know; by default there are none. It may raise SQLAlchemy's DBAPIError.
+        ``ask_fleet`` returns what other processes know; by default there are none. It may raise DBAPIError.
         """
-        #: What is called for a signal: only those of the middleware that have something to say to it.
+        #: The middleware's hooks by signal, without those that do nothing.
         self._hooks: dict[str, list[Callable[..., None]]] = {}
         super().__init__(client=client, middleware=[*middleware, UseWorkQueue()], maintenance_chance=0)
         self.redis_queues = Queues(client, broker_id=self.broker_id, namespace=self.namespace)

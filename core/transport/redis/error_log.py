@@ -1,4 +1,4 @@
-"""What is wrong with Redis: logged once for the whole process, however many threads meet it, and how often."""
+"""Logs that Redis fails once for the whole process, however many threads meet the failure, and how often."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""What becomes of a message whose job this process does not have: one rule for single messages and whole queues."""
+"""Decides about messages whose job this process does not have: one rule for single messages and for whole queues."""
 
 from enum import StrEnum
 from typing import Any
@@ -10,7 +10,7 @@ from core.transport.messages import RUN_ID
 
 
 class Fate(StrEnum):
-    """What is to be done with a message."""
+    """The decision about a message."""
 
     #: A live process has its job, or may have it: leave it to that.
     SERVED = "served"
@@ -21,7 +21,7 @@ class Fate(StrEnum):
 
 
 def fate(message: Message[Any], fleet: Fleet) -> Fate:
-    """What becomes of ``message``, as far as ``fleet`` knows its job."""
+    """Decide about ``message`` by what ``fleet`` knows of its job."""
     if fleet.knows(message.actor_name):
         return Fate.SERVED
     return Fate.DROPPED if RUN_ID in message.options else Fate.ORPHANED

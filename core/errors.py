@@ -14,6 +14,9 @@ RotaError
 ├── BadTime                a text that is no time, or none that will do here
 ├── LeaseLost              another worker owns the run now, or nobody does; stop at once
 ├── NotMigrated            the database lacks a migration
+├── LedgerError            PostgreSQL cannot be reached, or refused a question
+├── HiddenLedger           the ledger is there, and the role cannot see it
+├── BadProgress            progress that PostgreSQL cannot store
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
 
 TimeLimitExceeded          a BaseException, so that ``except Exception`` in a job does not swallow it
@@ -84,6 +87,18 @@ class LeaseLost(RotaError):
 
 class NotMigrated(RotaError):
     """The database lacks a migration; ``rota db upgrade`` brings it."""
+
+
+class LedgerError(RotaError):
+    """PostgreSQL cannot be reached, or refused a question; the message says what to do."""
+
+
+class HiddenLedger(RotaError):
+    """The ledger is there, in a schema that the role may not use or that its search_path lacks."""
+
+
+class BadProgress(RotaError):
+    """What a job told as its progress cannot be stored."""
 
 
 class EmbeddedServerError(RotaError):

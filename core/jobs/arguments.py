@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, core_schema, to_json
 
-from core.errors import BadArguments, BadResult, DeclarationError, suggestion
+from core.errors import BadArguments, BadProgress, BadResult, DeclarationError, suggestion
 from core.jobs.job import Job
 
 #: The most bytes of JSON that a run's arguments may take; bigger things belong in a table, their key in the arguments.
@@ -20,6 +20,8 @@ LARGEST_RESULT = 64 * 1024
 #: The most levels of lists and dicts in a result. Python's own limit differs: 3.11 cannot read all that 3.12 writes.
 DEEPEST_RESULT = 200
 #: The escape of a character that PostgreSQL's jsonb cannot hold; a text with an escaped backslash before u0000 is fine.
+#: With this begins the escape of a surrogate, which is a character only together with another.
+HALF_A_PAIR = "\\ud"
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 #: The problems that pydantic words without repeating the value; in the others, a validator's author might.
 QUOTING_PROBLEMS = {"value_error", "assertion_error", "union_tag_invalid", "zoneinfo_str"}
@@ -112,6 +114,20 @@ def encode_result(job: Job, result: Any) -> str | None:
         raise BadResult(message) from None
     _check_body(body, LARGEST_RESULT, BadResult, f"the result of job {job.name!r}")
     return body.decode()
+
+
+def encode_progress(job: str, progress: Mapping[str, Any]) -> str:
+    """``progress`` as JSON text. Raises BadProgress, without what is in it."""
+    try:
+        body = json.dumps(progress, default=str, allow_nan=False)
+        if HALF_A_PAIR in body:
+            json.dumps(progress, default=str, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = error.reason if isinstance(error, UnicodeEncodeError) else error
+        raise BadProgress(f"job {job!r}: its progress cannot be written as JSON: {reason}") from None
+    if NUL.search(body.encode()):
+        raise BadProgress(f"job {job!r}: its progress holds a NUL character, which PostgreSQL cannot store")
+    return body
 
 
 def _check_body(body: bytes, largest: int, error: type[Exception], what: str) -> None:

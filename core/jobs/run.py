@@ -1,6 +1,5 @@
 """What a job's function is handed: its session, the time, its arguments, and ways to checkpoint and to enqueue."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -8,6 +7,8 @@ from typing import Any, Protocol
 
 import structlog
 from sqlalchemy.orm import Session
+
+from core.jobs import arguments
 
 
 class Checkpoint(Protocol):
@@ -61,9 +62,10 @@ class Run:
         """Commit what was done so far, and go on in a new transaction.
 
         ``progress`` is for people: ``rota runs`` shows the latest, and the log has one in ten seconds. Raises
-        LeaseLost, having committed nothing, if another worker owns the run by now.
+        LeaseLost, having committed nothing, if another worker owns the run by now; BadProgress for what PostgreSQL
+        cannot store.
         """
-        told = json.dumps(progress, default=str, allow_nan=False) if progress is not None else None
+        told = arguments.encode_progress(self.job, progress) if progress is not None else None
         self.work.checkpoint(told)
         if told is not None and self.work.is_time_to_tell():
             self.log.info("run.progress %s", told)

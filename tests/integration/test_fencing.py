@@ -144,6 +144,28 @@ class TestAGoodLease:
         assert len(told) == 1
         assert '{"done": 2}' in told[0]
 
+    @pytest.mark.parametrize(
+        ("progress", "said"),
+        [
+            ({"last": "a\0secret"}, "its progress holds a NUL character, which PostgreSQL cannot store"),
+            ({"last": "a\ud800secret"}, "its progress cannot be written as JSON: surrogates not allowed"),
+            ({"share": float("nan")}, "its progress cannot be written as JSON: "),
+        ],
+    )
+    def test_progress_that_cannot_be_stored_is_refused_without_repeating_it(self, run_job, ledger, progress, said):
+        def function(run):
+            leave(run.session, "batch")
+            run.checkpoint(progress)
+
+        run = run_job(once(function))
+
+        assert (run.state, ledger.effects()) == ("retrying", [])
+        assert f"BadProgress: job {run.job!r}: {said}" in run.error
+        assert "secret" not in run.error
+
+    def test_progress_with_characters_beyond_the_first_plane_is_kept(self, run_job):
+        assert run_job(once(lambda run: run.checkpoint({"last": "🙂 \\ud800"}))).progress == {"last": "🙂 \\ud800"}
+
     def test_a_checkpoint_commits_a_batch_and_its_progress_at_once(self, run_job, ledger):
         seen = []
 

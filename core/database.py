@@ -5,7 +5,7 @@ Nothing connects before it is first used.
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -45,6 +45,8 @@ CLIENT_CHECK_SINCE = 140000
 BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
 #: What a role needs on what PostgreSQL may say that it lacks.
 RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
+#: What one needs that only looks.
+RIGHTS_TO_LOOK = {"table": "SELECT", "sequence": "SELECT", "schema": "USAGE"}
 DENIED = re.compile(rf"permission denied for ({'|'.join(RIGHTS)}) (\S+)")
 
 
@@ -159,19 +161,19 @@ def dispose(engine: Engine) -> None:
     engine.dispose()
 
 
-def brief(error: BaseException) -> str:
+def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
     """The first line of a database error, and what to do about a missing right; the rest repeats the statement."""
     line = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).partition("\n")[0]
-    return line + remedy(error)
+    return line + remedy(error, rights)
 
 
-def remedy(error: BaseException) -> str:
-    """``; grant …`` where a database error says that the role lacks a right; nothing for any other error."""
+def remedy(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
+    """``; grant …`` where a database error says that the role lacks one of ``rights``; nothing for any other error."""
     said = getattr(error, "orig", None)
     if not isinstance(said, InsufficientPrivilege):
         return ""
     if found := DENIED.search(str(said)):
-        return f"; grant the role of DATABASE_URL {RIGHTS[found[1]]} on {found[1]} {found[2]}"
+        return f"; grant the role of DATABASE_URL {rights[found[1]]} on {found[1]} {found[2]}"
     return "; the role of DATABASE_URL lacks a right, see docs/deployment.md"
 
 

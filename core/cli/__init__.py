@@ -59,7 +59,7 @@ class Group(click.Group):
 
 
 class Commands(Group):
-    """Imports a command when it is used, and turns our errors and the servers' into one line."""
+    """Imports a command when it is used, and turns our errors into one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -81,13 +81,6 @@ class Commands(Group):
             return super().invoke(ctx)
         except RotaError as error:
             raise Problem(str(error)) from error
-        except Exception as error:
-            from core.cli.surroundings import explanation
-
-            message = explanation(error)
-            if message is None:
-                raise
-            raise Problem(message) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -6,7 +6,7 @@ import click
 
 from core.cli import moments
 from core.cli.output import as_json, print_json
-from core.cli.surroundings import ledger
+from core.cli.surroundings import looking
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Action
@@ -33,7 +33,7 @@ def audit(as_json: bool, actor: str | None, action: Action | None, since: str | 
       rota audit --since 24h
       rota audit --action pause --json
     """
-    with moments.read(), ledger() as engine, engine.connect() as connection:
+    with moments.read(), looking() as engine, engine.connect() as connection:
         now = history.now(connection)
         after = times.past(since, now, "since")
         found = entries.newest(connection, actor=actor, action=action, since=after, limit=limit)

@@ -5,12 +5,21 @@ import click
 from core.cli import surroundings
 from core.cli.output import as_json, print_json, say
 from core.plugins import loading
+from core.schema import grants
 
 MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")}
 
 
 @click.command()
 @as_json
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(["working", "looking"]),
+    default="working",
+    show_default=True,
+    help="For what all has to be there; looking is what commands do that change nothing.",
+)
 @click.option("--live", is_flag=True, help="Demand a live worker for every queue, a scheduler and a dispatcher.")
 @click.option(
     "--here",
@@ -18,15 +27,16 @@ MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")
     help="Demand that one of these is alive on this host: a container's health check.",
 )
 @click.pass_context
-def check(ctx: click.Context, as_json: bool, live: bool, here: str | None) -> None:
+def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool, here: str | None) -> None:
     """Say whether everything needed is there and reachable; exit status 0 if so, 1 if not.
 
     Looks at the plugins, the settings, PostgreSQL, its tables and Redis, for a few seconds at most. Which processes are
-    alive is told, and counts only with --live or --here.
+    alive is told, and counts only with --live or --here. With --for looking, what workers need is told, and counts not.
 
     \b
       rota check && systemctl restart rota-worker
       rota check --live --json
+      rota check --for looking
     """
     from core.operations import health
 
@@ -34,7 +44,7 @@ def check(ctx: click.Context, as_json: bool, live: bool, here: str | None) -> No
     around = health.Surroundings(
         surroundings.environment(), surroundings.source(), surroundings.checked_ledger, surroundings.advice()
     )
-    for answer in health.everything(loading.current(), around, live=live, here=here):
+    for answer in health.everything(loading.current(), around, purpose=purpose, live=live, here=here):
         found.append(answer)
         if not as_json:
             show(answer.outcome, answer.name, answer.found, answer.advice)

@@ -45,11 +45,11 @@ def upgrade(by: Actor) -> None:
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Say how far the tables of every plugin are; exit status 1 if something is to be done."""
-    from core.cli.surroundings import ledger
+    from core.cli.surroundings import looking
     from core.operations import tables
     from core.plugins import loading
 
-    with ledger() as engine:
+    with looking() as engine:
         histories = tables.status(engine, loading.current())
     if as_json:
         print_json(histories)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from core.cli.output import as_json, print_json, say
-from core.cli.surroundings import ledger
+from core.cli.surroundings import looking
 from core.operations import releases
 from core.operations.releases import Difference
 from core.plugins import loading
@@ -26,7 +26,7 @@ def diff(ctx: click.Context, as_json: bool) -> None:
       rota diff && systemctl restart rota-worker
       rota diff --json | jq '.removed'
     """
-    with ledger() as engine, engine.connect() as connection:
+    with looking() as engine, engine.connect() as connection:
         found = releases.compare(connection, loading.current())
     if as_json:
         print_json(found)

@@ -3,13 +3,12 @@
 from datetime import datetime, timedelta
 
 import click
-from sqlalchemy.exc import DBAPIError
 
 from core.cli import surroundings
 from core.cli.output import as_json, print_json, warn
 from core.cli.tables import Column, print_table
 from core.clock import system_clock
-from core.errors import SettingsError
+from core.errors import RotaError, SettingsError
 from core.jobs.job import Job
 from core.ledger import pauses
 from core.ledger.pauses import Pause
@@ -77,10 +76,10 @@ def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
 def pauses_if_told() -> list[Pause] | None:
     """The pauses that are active; None where no ledger is named, or it cannot be asked, which is said on stderr."""
     try:
-        with surroundings.ledger() as engine, engine.connect() as connection:
+        with surroundings.looking() as engine, engine.connect() as connection:
             return pauses.active(connection)
     except SettingsError:
         return None
-    except DBAPIError as error:
-        warn(f"what is paused is not known: {surroundings.explanation(error)}")
+    except RotaError as error:
+        warn(f"what is paused is not known: {error}")
         return None

@@ -7,7 +7,7 @@ from core.cli import Group
 from core.cli.actor import by_option
 from core.cli.confirmation import confirm
 from core.cli.output import as_json, print_json, say
-from core.cli.surroundings import ledger
+from core.cli.surroundings import ledger, looking
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Actor
@@ -31,7 +31,7 @@ def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | No
     """
     if ctx.invoked_subcommand is not None:
         return
-    with ledger() as engine, engine.connect() as connection:
+    with looking() as engine, engine.connect() as connection:
         found = operations.found(connection, loading.current(), job=job, plugin=plugin)
         zone = local_zone(history.now(connection))
     if as_json:

@@ -3,7 +3,7 @@
 import click
 
 from core.cli.output import as_json, print_json
-from core.cli.surroundings import ledger
+from core.cli.surroundings import looking
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.operations import pauses as operations
@@ -19,7 +19,7 @@ def pauses(as_json: bool) -> None:
       rota pauses
       rota pauses --json | jq '.[].scope'
     """
-    with ledger() as engine, engine.connect() as connection:
+    with looking() as engine, engine.connect() as connection:
         found = operations.active(connection)
         now = history.now(connection)
     if as_json:

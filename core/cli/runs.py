@@ -5,7 +5,7 @@ from collections.abc import Collection
 import click
 
 from core.cli.output import as_json, print_json
-from core.cli.surroundings import ledger
+from core.cli.surroundings import looking
 from core.cli.tables import Column, print_table
 from core.ledger import history, pauses
 from core.ledger.models import State
@@ -29,7 +29,7 @@ def runs(as_json: bool, job: str | None, state: str | None, limit: int) -> None:
       rota runs --job close-day --limit 10
       rota runs --state dead --json | jq '.[].error'
     """
-    with ledger() as engine, engine.connect() as connection:
+    with looking() as engine, engine.connect() as connection:
         found = operations.newest(connection, loading.current(), job=job, state=state, limit=limit)
         now, paused = history.now(connection), pauses.active(connection)
     if as_json:

@@ -3,13 +3,11 @@
 import os
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from psycopg2.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
 
 from core import database, settings
 from core.operations import connections
@@ -76,26 +74,28 @@ def configured() -> Settings:
 
 
 @contextmanager
-def ledger(*, statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS) -> Iterator[Engine]:
-    """An engine for one command, closed afterwards; 0: its statements may take as long as they need."""
-    with connections.ledger(configured(), "rota-cli", statement_timeout_seconds) as engine:
+def ledger(
+    rights: Mapping[str, str] = database.RIGHTS, *, statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS
+) -> Iterator[Engine]:
+    """An engine for one command, closed afterwards; 0: its statements may take as long as they need.
+
+    ``rights`` are those that the command takes. Raises what ``connections.explained`` raises.
+    """
+    with (
+        connections.ledger(configured(), "rota-cli", statement_timeout_seconds) as engine,
+        connections.explained(engine, advice(), rights),
+    ):
         yield engine
+
+
+def looking() -> AbstractContextManager[Engine]:
+    """An engine for a command that only looks."""
+    return ledger(database.RIGHTS_TO_LOOK)
 
 
 def checked_ledger(configured: Settings) -> AbstractContextManager[Engine]:
     """An engine for ``rota check``."""
     return connections.ledger(configured, "rota-cli", CHECK_TIMEOUT_SECONDS)
-
-
-def explanation(error: Exception) -> str | None:
-    """What a database error means and what to do, in a line without secrets; None if it is something else."""
-    if not isinstance(error, DBAPIError):
-        return None
-    if isinstance(error.orig, UndefinedTable | UndefinedColumn):
-        return "the database is not migrated: run `rota db upgrade`"
-    if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # a code comes from a server
-        return f"PostgreSQL cannot be reached: {database.brief(error)}; {advice()}; `rota check` tells more"
-    return f"PostgreSQL refused: {database.brief(error)}"
 
 
 def advice() -> str:

@@ -4,7 +4,7 @@ import click
 
 from core.cli import moments
 from core.cli.output import as_json, print_json, say
-from core.cli.surroundings import ledger
+from core.cli.surroundings import looking
 from core.operations.why import ask
 from core.plugins import loading
 
@@ -27,7 +27,7 @@ def why(ctx: click.Context, job: str, time: str, key: str, as_json: bool) -> Non
       rota why close-day --at 2026-03-29T01:30
       rota why close-day --at 2026-11-23T03:00:00+00:00 --json
     """
-    with moments.read(), ledger() as engine, engine.connect() as connection:
+    with moments.read(), looking() as engine, engine.connect() as connection:
         found = ask(connection, loading.current(), job, at=time, key=key)
     if as_json:
         print_json(found)

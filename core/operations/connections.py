@@ -1,12 +1,16 @@
 """A connection to the ledger for one question or deed, and what an error of PostgreSQL means."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from psycopg2.errors import UndefinedColumn, UndefinedTable
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from core import database
+from core.errors import LedgerError, NotMigrated
+from core.schema import whereabouts
 from core.settings import Settings
 
 
@@ -28,3 +32,22 @@ def ledger(configured: Settings, application: str, statement_timeout_seconds: fl
         yield engine
     finally:
         database.dispose(engine)
+
+
+@contextmanager
+def explained(engine: Engine, advice: str, rights: Mapping[str, str] = database.RIGHTS) -> Iterator[None]:
+    """Say in it what an error of PostgreSQL means and what to do, in a line without secrets.
+
+    ``advice`` is where to look when the server cannot be reached. Raises HiddenLedger, NotMigrated or LedgerError.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error.orig, UndefinedTable | UndefinedColumn):
+            with engine.connect() as connection:
+                whereabouts.refuse_hidden(connection)
+            raise NotMigrated("the database is not migrated: run `rota db upgrade`") from error
+        if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # a code is a server's
+            said = f"PostgreSQL cannot be reached: {database.brief(error)}; {advice}; `rota check` tells more"
+            raise LedgerError(said) from error
+        raise LedgerError(f"PostgreSQL refused: {database.brief(error, rights)}") from error

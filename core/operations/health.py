@@ -24,8 +24,8 @@ from core.operations.pauses import in_words
 from core.operations.shape import Shape
 from core.plugins import loading
 from core.plugins import unread_settings as unread
-from core.schema import grants, upgrade
-from core.schema.grants import Lack
+from core.schema import grants, upgrade, whereabouts
+from core.schema.grants import Lack, Purpose
 from core.schema.upgrade import History
 from core.settings import Settings
 
@@ -67,19 +67,31 @@ class Surroundings:
     advice: str
 
 
-def everything(registry: Registry, around: Surroundings, *, live: bool, here: str | None) -> Iterator[Check]:
-    """All checks, as they are done. ``live`` and ``here`` make the processes matter; see ``rota check``."""
-    yield from installed(registry)
+def everything(
+    registry: Registry, around: Surroundings, *, purpose: Purpose = "working", live: bool, here: str | None
+) -> Iterator[Check]:
+    """All checks, as they are done. ``live`` and ``here`` make the processes matter; see ``rota check``.
+
+    For looking, what only workers need is told, and is not wrong.
+    """
+    yield from needed_for_working(installed(registry), purpose)
     try:
         configured = settings.load(around.environment)
     except SettingsError as error:
         yield check("settings", "wrong", str(error))
         return
-    yield from contradictions(registry, configured)
+    yield from needed_for_working(contradictions(registry, configured), purpose)
     yield check("settings", "ok", around.source)
     yield from unread_settings(registry, around.environment)
-    yield from ledger(registry, configured, around, live=live, here=here)
-    yield carrier(configured, around.advice)
+    yield from ledger(registry, configured, around, purpose=purpose, live=live, here=here)
+    yield from needed_for_working([carrier(configured, around.advice)], purpose)
+
+
+def needed_for_working(found: Iterable[Check], purpose: Purpose) -> Iterator[Check]:
+    """Answers of which none is wrong for looking."""
+    for answer in found:
+        is_told = answer.outcome == "wrong" and purpose == "looking"
+        yield answer.model_copy(update={"outcome": "info"}) if is_told else answer
 
 
 def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
@@ -118,15 +130,24 @@ def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
 
 
 def ledger(
-    registry: Registry, configured: Settings, around: Surroundings, *, live: bool, here: str | None
+    registry: Registry,
+    configured: Settings,
+    around: Surroundings,
+    *,
+    purpose: Purpose,
+    live: bool,
+    here: str | None,
 ) -> Iterator[Check]:
     """Whether PostgreSQL is there, new enough and migrated, and who is alive according to it."""
     try:
         with around.ledger(configured) as engine, engine.connect() as connection:
             yield version(connection)
-            yield from lacking(grants.lacking(connection, registry))
+            if unseen := whereabouts.hidden(connection):
+                yield check("schema", "wrong", unseen.found, unseen.remedy)
+                return
+            yield from rights(connection, registry, purpose)
             histories = upgrade.status(engine, registry)
-            yield from migrations(histories)
+            yield from migrations(histories, purpose)
             if all(found.is_current for found in histories if found.plugin == loading.CORE):
                 needs_scheduler = configured.mode != "local"
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
@@ -135,7 +156,8 @@ def ledger(
                 yield from slots(connection, registry, active, live=live)
     except DBAPIError as error:
         advice = "" if database.remedy(error) else around.advice
-        yield check("PostgreSQL", "wrong", database.brief(error), advice)
+        rights_needed = database.RIGHTS_TO_LOOK if purpose == "looking" else database.RIGHTS
+        yield check("PostgreSQL", "wrong", database.brief(error, rights_needed), advice)
 
 
 def version(connection: Connection) -> Check:
@@ -147,21 +169,29 @@ def version(connection: Connection) -> Check:
     return check("PostgreSQL", "ok", f"version {words}")
 
 
-def lacking(found: Iterable[Lack]) -> Iterator[Check]:
-    """Which of our tables and sequences the role may not use as workers do."""
+def rights(connection: Connection, registry: Registry, purpose: Purpose) -> Iterator[Check]:
+    """Which of our tables and sequences the role may not use, and for what."""
+    if purpose == "looking":
+        yield from lacking(grants.lacking(connection, registry, "looking"), "looking")
+    yield from needed_for_working(lacking(grants.lacking(connection, registry), "working"), purpose)
+
+
+def lacking(found: Iterable[Lack], purpose: Purpose) -> Iterator[Check]:
+    """What a role lacks for ``purpose``."""
     for lack in found:
         what = f"rights on {lack.kind.lower()}s of {lack.owner}"
-        yield check(what, "wrong", f"{lack.role} lacks {lack.rights}", lack.remedy)
+        yield check(what, "wrong", f"{lack.role} lacks {lack.rights} for {purpose}", lack.remedy)
 
 
-def migrations(histories: Iterable[History]) -> Iterator[Check]:
-    """Whether every plugin's tables are there."""
+def migrations(histories: Iterable[History], purpose: Purpose) -> Iterator[Check]:
+    """Whether every plugin's tables are there; one looks at the core's alone."""
     for found in histories:
+        behind: Outcome = "wrong" if purpose == "working" or found.plugin == loading.CORE else "info"
         at = f"at {found.current or 'nothing'}, newest {found.head}"
         if found.is_current:
             yield check(f"tables of {found.plugin}", "ok", at)
         else:
-            yield check(f"tables of {found.plugin}", "wrong", at, "run `rota db upgrade`")
+            yield check(f"tables of {found.plugin}", behind, at, "run `rota db upgrade`")
 
 
 def processes(

@@ -1,8 +1,13 @@
-"""Which rights on our tables and sequences the role that asks lacks, told before a job finds out."""
+"""Which rights on our tables and sequences the role that asks lacks, told before a job finds out.
+
+Looking takes SELECT on the ledger's tables. Working takes rights to write as well, and those on the plugins' tables;
+only migrations write the tables that remember them.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from sqlalchemy import Connection, text
 
@@ -10,15 +15,22 @@ from core.jobs.registry import Registry
 from core.plugins.admission import OURS
 from core.schema.removal import owner_of
 
-#: An identity column's own sequence needs no right.
+Purpose = Literal["working", "looking"]
+
+#: In the ledger's schema, or where it would be made. An identity column's own sequence needs no right.
 LACKING = text("""
     SELECT found.relname AS name, quote_ident(found.relname) AS quoted, quote_ident(current_user) AS role, kind,
            string_agg(privilege, ', ' ORDER BY number) AS rights
     FROM pg_class AS found
     CROSS JOIN LATERAL (SELECT CASE found.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END) AS called (kind)
-    CROSS JOIN LATERAL unnest(CASE kind WHEN 'SEQUENCE' THEN ARRAY['USAGE'] ELSE
-        ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'] END) WITH ORDINALITY AS needed (privilege, number)
-    WHERE found.relnamespace = current_schema()::regnamespace AND found.relkind IN ('r', 'p', 'S')
+    CROSS JOIN LATERAL unnest(CASE
+        WHEN kind = 'SEQUENCE' THEN ARRAY['USAGE']
+        WHEN :purpose = 'looking' OR starts_with(found.relname, 'rota_migrations_') THEN ARRAY['SELECT']
+        ELSE ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'] END) WITH ORDINALITY AS needed (privilege, number)
+    WHERE found.relkind IN ('r', 'p', 'S')
+      AND found.relnamespace = coalesce(
+        (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('rota_runs')),
+        quote_ident(current_schema())::regnamespace)
       AND NOT CASE kind WHEN 'SEQUENCE' THEN has_sequence_privilege(found.oid, privilege)
                         ELSE has_table_privilege(found.oid, privilege) END
       AND NOT EXISTS (SELECT 1 FROM pg_depend WHERE objid = found.oid AND deptype = 'i' AND found.relkind = 'S')
@@ -44,12 +56,13 @@ class Lack:
         return f"GRANT {self.rights} ON {self.kind} {', '.join(self.names)} TO {self.role}"
 
 
-def lacking(connection: Connection, registry: Registry) -> Iterator[Lack]:
-    """What the role of ``connection`` lacks of what workers need for the core and every loaded plugin."""
+def lacking(connection: Connection, registry: Registry, purpose: Purpose = "working") -> Iterator[Lack]:
+    """What the role of ``connection`` lacks for ``purpose``, on the core's tables and on those of loaded plugins."""
     owners = {OURS: "core", **{plugin.name: plugin.name for plugin in registry.plugins if plugin.state == "loaded"}}
     alike = defaultdict(list)
-    for row in connection.execute(LACKING):
-        if owner := owner_of(row.name, owners):
-            alike[owners[owner], row.role, row.kind, row.rights].append(row.quoted)
+    for row in connection.execute(LACKING, {"purpose": purpose}):
+        owner = owners.get(owner_of(row.name, owners) or "")
+        if owner and (purpose == "working" or (owner == "core" and row.kind == "TABLE")):
+            alike[owner, row.role, row.kind, row.rights].append(row.quoted)
     for key, names in sorted(alike.items()):
         yield Lack(*key, tuple(names))

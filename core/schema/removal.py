@@ -29,7 +29,7 @@ TABLES = text("""
     SELECT found.relname AS name,
            CASE WHEN found.reltuples >= 0 THEN found.reltuples::bigint ELSE stat.n_live_tup END AS rows
     FROM pg_class AS found LEFT JOIN pg_stat_all_tables AS stat ON stat.relid = found.oid
-    WHERE found.relnamespace = current_schema()::regnamespace AND found.relkind IN ('r', 'p')
+    WHERE found.relnamespace = quote_ident(current_schema())::regnamespace AND found.relkind IN ('r', 'p')
       AND NOT found.relispartition
     ORDER BY found.relname
 """)
@@ -38,11 +38,11 @@ TABLES = text("""
 OBJECTS = text("""
     SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'SEQUENCE' END AS kind,
            relname AS name, oid::regclass::text AS called
-    FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('v', 'm', 'S')
+    FROM pg_class WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind IN ('v', 'm', 'S')
     UNION ALL SELECT 'ROUTINE', proname, oid::regprocedure::text
-    FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+    FROM pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace
     UNION ALL SELECT 'TYPE', typname, oid::regtype::text
-    FROM pg_type WHERE typnamespace = current_schema()::regnamespace AND typtype IN ('e', 'd')
+    FROM pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace AND typtype IN ('e', 'd')
 """)
 #: What needs tables goes before them; what tables need, after.
 BEFORE_TABLES = ("VIEW", "MATERIALIZED VIEW")

@@ -22,7 +22,7 @@ from core.errors import NotMigrated, PluginError
 from core.jobs.registry import Plugin, Registry
 from core.ledger import audit
 from core.ledger.audit import Actor
-from core.schema import locks
+from core.schema import locks, whereabouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,12 @@ def migrated_plugins(registry: Registry) -> list[Plugin]:
 
 
 def status(engine: Engine, registry: Registry) -> list[History]:
-    """How far each plugin's tables are."""
+    """How far each plugin's tables are. Raises HiddenLedger where they cannot be seen."""
     with engine.connect() as connection:
-        return [history(connection, plugin) for plugin in migrated_plugins(registry)]
+        found = [history(connection, plugin) for plugin in migrated_plugins(registry)]
+        if any(each.current is None for each in found):
+            whereabouts.refuse_hidden(connection)
+        return found
 
 
 def history(connection: Connection, plugin: Plugin) -> History:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner, Result
@@ -79,30 +80,122 @@ def grant_the_ledger(database: Engine, engine: Engine) -> None:
     do(database, *(lack.remedy for lack in lacking(engine) if lack.owner == "core"))
 
 
+LOOKING = [
+    ("runs",),
+    ("pauses",),
+    ("audit",),
+    ("orphans",),
+    ("diff",),
+    ("why", "prune-runs", "--at", "03:17"),
+    ("db", "status"),
+]
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("words", "rights"),
     [
-        ("runs",),
-        ("orphans",),
-        ("diff",),
-        ("run", "prune-runs"),
-        ("why", "prune-runs", "--at", "03:17"),
-        ("orphans", "adopt", "prune-runs", "--yes"),
-        ("db", "upgrade"),
-        ("db", "status"),
-        ("db", "drop-plugin", "billing", "--yes"),
+        *((words, "SELECT") for words in LOOKING),
+        (("run", "prune-runs"), "SELECT, INSERT, UPDATE, DELETE"),
+        (("orphans", "adopt", "prune-runs", "--yes"), "SELECT, INSERT, UPDATE, DELETE"),
+        (("db", "upgrade"), "SELECT, INSERT, UPDATE, DELETE"),
+        (("db", "drop-plugin", "billing", "--yes"), "SELECT, INSERT, UPDATE, DELETE"),
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_every_command_says_what_to_grant(rota, words):
+def test_every_command_says_what_to_grant_and_no_more(rota, words, rights):
     done = rota(*words)
 
     assert done.exit_code == 1
     assert re.search(
         r"^rota: PostgreSQL refused: permission denied for table (rota_\w+); grant the role of DATABASE_URL "
-        r"SELECT, INSERT, UPDATE, DELETE on table \1$",
+        rf"{rights} on table \1$",
         done.stderr,
     )
+
+
+@pytest.mark.parametrize("words", [*LOOKING, ("jobs",), ("plugins",), ("check", "--for", "looking")], ids=" ".join)
+def test_every_looking_command_works_with_what_check_grants_for_looking(rota, database, words):
+    checks = json.loads(rota("check", "--for", "looking", "--json").stdout)["checks"]
+    grants = [check["advice"] for check in checks if check["outcome"] == "wrong" and check["name"].startswith("rights")]
+    assert all(re.match(r"GRANT SELECT ON TABLE rota_", grant) for grant in grants)
+    do(database, *grants)
+
+    done = rota(*words)
+
+    assert (done.stderr, done.exit_code) == ("", 1 if words[0] == "why" else 0)
+
+
+def test_check_tells_a_role_that_looks_what_working_takes_and_is_wrong_only_where_that_was_asked(rota, database, role):
+    do(database, f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{role}"')
+
+    working, looking = rota("check"), rota("check", "--for", "looking")
+
+    assert (working.exit_code, looking.exit_code) == (1, 0)
+    lacks = f'rights on tables of core: "{role}" lacks INSERT, UPDATE, DELETE for working'
+    assert f"no  {lacks}" in working.stdout
+    assert f"--  {lacks}" in looking.stdout
+
+
+def test_looking_is_not_stopped_by_what_only_workers_need(rota, database, role, monkeypatch):
+    do(database, f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{role}"')
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+
+    done = rota("check", "--for", "looking")
+
+    assert (done.exit_code, "--  Redis: " in done.stdout) == (0, True)
+
+
+@pytest.fixture
+def moved(database) -> Iterator[str]:
+    """The ledger in a schema whose name needs quotes, on the search_path of nobody."""
+    tables = [table for table in inspect(database).get_table_names() if table.startswith("rota_")]
+    do(database, 'CREATE SCHEMA "App Data"', *(f'ALTER TABLE {table} SET SCHEMA "App Data"' for table in tables))
+    yield "App Data"
+    do(database, *(f'ALTER TABLE "App Data".{table} SET SCHEMA public' for table in tables), 'DROP SCHEMA "App Data"')
+
+
+@pytest.mark.parametrize("words", [("runs",), ("db", "status"), ("run", "prune-runs")], ids=" ".join)
+def test_a_ledger_in_a_schema_without_usage_is_not_told_as_not_migrated(rota, role, moved, words):
+    done = rota(*words)
+
+    remedy = f'GRANT USAGE ON SCHEMA "App Data" TO "{role}"'
+    told = f'rota: the tables are in the schema "App Data", on which "{role}" lacks USAGE: {remedy}\n'
+    assert (done.exit_code, done.stderr) == (1, told)
+
+
+@pytest.mark.parametrize("words", [("runs",), ("db", "status"), ("run", "prune-runs")], ids=" ".join)
+def test_a_ledger_that_the_search_path_lacks_is_not_told_as_not_migrated(rota, role, database, moved, words):
+    do(database, f'GRANT USAGE ON SCHEMA "App Data" TO "{role}"')
+
+    done = rota(*words)
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith('rota: the tables are in the schema "App Data", and the search_path of ')
+    assert f'ALTER ROLE "{role}" SET search_path = "App Data"' in done.stderr
+
+
+def test_check_names_the_schema_and_what_it_advises_leads_to_the_tables(rota, role, database, moved):
+    for _ in range(2):
+        checks = json.loads(rota("check", "--for", "looking", "--json").stdout)["checks"]
+        (wrong,) = [check for check in checks if check["outcome"] == "wrong"]
+        assert wrong["name"] == "schema"
+        do(database, wrong["advice"].partition(", or ")[0])
+
+    names = [check["name"] for check in json.loads(rota("check", "--json").stdout)["checks"]]
+    assert "rights on tables of core" in names
+    assert "schema" not in names
+
+
+def test_a_schema_that_needs_quotes_is_as_good_as_any(rota, database, moved, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", database.url.render_as_string(hide_password=False))
+    advised = re.search(r"options=(\S+);", rota("runs").stderr)[1]
+    url = database.url.update_query_dict({"options": f"{unquote(advised)},public"})
+    monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+
+    done = rota("check")
+
+    assert (done.stdout.count("no  "), done.exit_code) == (0, 0)
+    assert rota("runs").exit_code == 0
 
 
 def test_an_upgrade_of_an_empty_database_says_what_to_grant_and_leaves_nothing(rota, role, database, monkeypatch):

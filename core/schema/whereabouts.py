@@ -1,0 +1,54 @@
+"""Where the ledger is, told apart from not being there: a role may lack USAGE on its schema, or look elsewhere."""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from sqlalchemy import Connection, text
+
+from core.errors import HiddenLedger
+
+#: The catalogue answers for schemas as well that the role may not use.
+HIDDEN = text("""
+    SELECT quote_ident(schema.nspname) AS name, quote_ident(current_user) AS role,
+           has_schema_privilege(schema.oid, 'USAGE') AS is_usable, current_setting('search_path') AS path
+    FROM pg_class AS found JOIN pg_namespace AS schema ON schema.oid = found.relnamespace
+    WHERE found.relname = 'rota_runs' AND found.relkind IN ('r', 'p') AND to_regclass('rota_runs') IS NULL
+    ORDER BY is_usable, schema.nspname LIMIT 1
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A ledger that is there and cannot be seen, and what to do."""
+
+    found: str
+    remedy: str
+
+
+def hidden(connection: Connection) -> Hidden | None:
+    """The ledger that the role of ``connection`` cannot see; None if it sees it, or if there is none."""
+    row = connection.execute(HIDDEN).one_or_none()
+    if row is None:
+        return None
+    if not row.is_usable:
+        return Hidden(
+            f"the tables are in the schema {row.name}, on which {row.role} lacks USAGE",
+            f"GRANT USAGE ON SCHEMA {row.name} TO {row.role}",
+        )
+    return Hidden(
+        f"the tables are in the schema {row.name}, and the search_path of {row.role} is {row.path}",
+        f"ALTER ROLE {row.role} SET search_path = {row.name}, or put it into DATABASE_URL: "
+        f"options={option(row.name)}; `rota db upgrade` would make other tables elsewhere",
+    )
+
+
+def option(name: str) -> str:
+    """The option of libpq that has ``name`` searched, as a URL has it; a backslash keeps what would part options."""
+    kept = name.replace("\\", "\\\\").replace(" ", "\\ ")
+    return quote(f"-csearch_path={kept}")
+
+
+def refuse_hidden(connection: Connection) -> None:
+    """Raise HiddenLedger if there is a ledger that the role cannot see."""
+    if unseen := hidden(connection):
+        raise HiddenLedger(f"{unseen.found}: {unseen.remedy}")

@@ -1,14 +1,8 @@
-"""Agents: who is there, how many chats each may hold, and the places that chats take and give back.
+"""Agents: who is there, and how many chats each may hold."""
 
-A capacity may be lowered below the chats an agent has: they keep those and get no new one until they are below it
-again. That is why the database does not check ``current_chats <= capacity``; assignment does, holding the agent's row.
-"""
-
-from collections import Counter
-from collections.abc import Iterable
 from decimal import Decimal
 
-from sqlalchemy import Integer, Text, column, select, update, values
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -17,9 +11,12 @@ from plugins.customer_service.models import Agent
 from plugins.customer_service.triggers import trigger_assignment
 
 
-def register_agent(session: Session, agent_id: str, name: str, *, capacity: int, rating: Decimal = Decimal(0)) -> None:
-    """Make an agent, offline at first, or change the one of that id. ``rating`` is from 0 to 5."""
-    profile = {"name": name, "capacity": capacity, "rating": rating}
+def register_agent(session: Session, agent_id: str, name: str, *, capacity: int, rating: Decimal | None = None) -> None:
+    """Make an agent, offline at first, or change the one of that id.
+
+    ``rating`` is from 0 to 5. Without it a new agent has 0, and one who is known keeps the rating.
+    """
+    profile: dict[str, object] = {"name": name, "capacity": capacity} | ({} if rating is None else {"rating": rating})
     registration = insert(Agent).values(id=agent_id, **profile)
     session.execute(registration.on_conflict_do_update(index_elements=[Agent.id], set_=profile))
     trigger_assignment(session)
@@ -53,26 +50,6 @@ def set_capacity(session: Session, agent_id: str, capacity: int) -> None:
     if changed is None:
         raise UnknownAgent(agent_id)
     trigger_assignment(session)
-
-
-def free_places(session: Session, agent_ids: Iterable[str]) -> None:
-    """Take one chat off each agent's count, for every time the agent is named."""
-    freed = Counter(agent_ids)
-    lock_agents(session, freed)
-    places = values(column("agent_id", Text), column("chats", Integer), name="freed").data(list(freed.items()))
-    session.execute(
-        update(Agent)
-        .where(Agent.id == places.c.agent_id)
-        .values(current_chats=Agent.current_chats - places.c.chats)
-        .execution_options(synchronize_session=False)
-    )
-
-
-def lock_agents(session: Session, agent_ids: Iterable[str]) -> None:
-    """Lock these agents' rows in the order of their ids: the one order, so that nobody waits in a circle."""
-    session.execute(
-        select(Agent.id).where(Agent.id.in_(agent_ids)).order_by(Agent.id).with_for_update(key_share=True)
-    ).all()
 
 
 def _set_online(session: Session, agent_id: str, online: bool) -> bool:

@@ -6,26 +6,30 @@ What was only about the live chat, its queue entry and its notifications, is rem
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import DateTime, delete, insert, literal, select
+from sqlalchemy import delete, insert, literal, select
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
-from plugins.customer_service.chats import WHO_WENT_QUIET, end_locked
+from core import Checkpoint, Instant, require_aware
+from plugins.customer_service.chats import end_locked, lock_to_end
+from plugins.customer_service.instants import is_a_date
 from plugins.customer_service.models import (
     ArchivedChat,
     ArchivedMessage,
     Chat,
-    ChatState,
     EntryState,
     Message,
     Notification,
     QueueEntry,
 )
+from plugins.customer_service.sweeps import UNSYNCHRONISED, in_order, name_unfit, sweep
+from plugins.customer_service.timeouts import tell_ended
 
 #: A chat inactive for this long is archived; at exactly this long, too (DOMAIN.md, section 1).
 KEPT = timedelta(days=30)
 
-UNSYNCHRONISED = {"synchronize_session": False}
+UNFIT_CHAT = ~is_a_date(Chat.last_activity_at)
+LEFT = QueueEntry.state == EntryState.LEFT
+UNFIT_ENTRY = LEFT & (QueueEntry.left_at.is_(None) | ~is_a_date(QueueEntry.left_at))
 #: What the archive takes over as it is, by column.
 CHAT_KEPT = {
     "id": Chat.id,
@@ -51,54 +55,59 @@ def archive_inactive_chats(
 ) -> dict[str, int]:
     """Archive and remove every chat inactive for 30 days, batch by batch; count those archived and ended.
 
-    One that is still active is ended first, as any chat is, so that its agent's place is free again.
+    One that is still active is ended first, as any chat is, so that its agent's place is free again. Raises NaiveTime.
     """
-    counts = {"archived": 0, "ended": 0}
-    while chats := _lock_inactive(session, now, batch):
-        counts["ended"] += _end_active(session, chats, now)
-        counts["archived"] += _move(session, list(chats), now)
-        checkpoint(counts)
+    require_aware(now=now)
+    broken = name_unfit(session, UNFIT_CHAT, Chat.id, "last_activity_at is no date")
+    counts = {"archived": 0, "ended": 0, "left": 0, "broken": broken}
+    due = is_a_date(Chat.last_activity_at) & (Chat.last_activity_at <= now - KEPT)
+
+    def archive_batch(ids: Sequence[int], held: set[int]) -> dict[str, int]:
+        locked = lock_to_end(session, ids, due)
+        held |= {*ids} - {*locked}
+        ended = end_locked(session, locked, now)
+        tell_ended(session, ended, now)
+        _move(session, locked, now)
+        return {"archived": len(locked), "ended": len(ended)}
+
+    chats = in_order(session, due, Chat.last_activity_at, Chat.id, batch)
+    sweep(session, chats, archive_batch, table=Chat.__tablename__, counts=counts, checkpoint=checkpoint)
     return counts
 
 
-def remove_left_entries(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 1000) -> int:
-    """Remove the queue entries of users who left 30 days ago without a chat, batch by batch; return how many."""
-    removed = 0
-    while entry_ids := _lock_left(session, now, batch):
-        session.execute(delete(QueueEntry).where(QueueEntry.id.in_(entry_ids)), execution_options=UNSYNCHRONISED)
-        removed += len(entry_ids)
-        checkpoint({"left_entries_removed": removed})
-    return removed
+def remove_left_entries(
+    session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 1000
+) -> dict[str, int]:
+    """Remove the queue entries of users who left 30 days ago without a chat, batch by batch; count them.
+
+    Raises NaiveTime.
+    """
+    require_aware(now=now)
+    broken = name_unfit(session, UNFIT_ENTRY, QueueEntry.id, "left_at is no date")
+    counts = {"removed": 0, "left": 0, "broken": broken}
+    due = LEFT & is_a_date(QueueEntry.left_at) & (QueueEntry.left_at <= now - KEPT)
+
+    def remove_batch(ids: Sequence[int], held: set[int]) -> dict[str, int]:
+        entries = select(QueueEntry.id).where(QueueEntry.id.in_(ids), due)
+        locked = session.scalars(entries.with_for_update(skip_locked=True)).all()
+        held |= {*ids} - {*locked}
+        session.execute(delete(QueueEntry).where(QueueEntry.id.in_(locked)), execution_options=UNSYNCHRONISED)
+        return {"removed": len(locked)}
+
+    entries = in_order(session, due, QueueEntry.left_at, QueueEntry.id, batch)
+    sweep(session, entries, remove_batch, table=QueueEntry.__tablename__, counts=counts, checkpoint=checkpoint)
+    return counts
 
 
-def _lock_inactive(session: Session, now: datetime, batch: int) -> dict[int, str]:
-    inactive = (
-        select(Chat.id, Chat.state)
-        .where(Chat.last_activity_at <= now - KEPT)
-        .order_by(Chat.last_activity_at, Chat.id)
-        .limit(batch)
-        .with_for_update(skip_locked=True)
-    )
-    return dict(session.execute(inactive).all())
-
-
-def _end_active(session: Session, chats: dict[int, str], now: datetime) -> int:
-    active = [chat_id for chat_id, state in chats.items() if state == ChatState.ACTIVE]
-    if active:
-        end_locked(session, active, now, WHO_WENT_QUIET)
-    return len(active)
-
-
-def _move(session: Session, chat_ids: Sequence[int], now: datetime) -> int:
+def _move(session: Session, chat_ids: Sequence[int], now: datetime) -> None:
     _copy_chats(session, chat_ids, now)
     _copy_messages(session, chat_ids)
     _remove(session, chat_ids)
-    return len(chat_ids)
 
 
 def _copy_chats(session: Session, chat_ids: Sequence[int], now: datetime) -> None:
     chats = (
-        select(*CHAT_KEPT.values(), QueueEntry.joined_at, literal(now, DateTime(timezone=True)))
+        select(*CHAT_KEPT.values(), QueueEntry.joined_at, literal(now, Instant))
         .join(QueueEntry, QueueEntry.id == Chat.queue_entry_id)
         .where(Chat.id.in_(chat_ids))
     )
@@ -116,13 +125,3 @@ def _remove(session: Session, chat_ids: Sequence[int]) -> None:
     gone = delete(Chat).where(Chat.id.in_(chat_ids)).returning(Chat.queue_entry_id)
     entry_ids = session.scalars(gone, execution_options=UNSYNCHRONISED).all()
     session.execute(delete(QueueEntry).where(QueueEntry.id.in_(entry_ids)), execution_options=UNSYNCHRONISED)
-
-
-def _lock_left(session: Session, now: datetime, batch: int) -> Sequence[int]:
-    left = (
-        select(QueueEntry.id)
-        .where(QueueEntry.state == EntryState.LEFT, QueueEntry.left_at <= now - KEPT)
-        .limit(batch)
-        .with_for_update(skip_locked=True)
-    )
-    return session.scalars(left).all()

@@ -11,14 +11,20 @@ about to end and one that just began. Waiting for the oldest user's row instead 
 row goes on with what it saw before it waited, and would overlook a user whose join was committed meanwhile.
 
 **Why rows are locked as well.** Users leave, chats end and agents go offline without asking for the turn. The rows
-decide those races: the batch locks its users and its agents, sees each in its latest state, and the others wait for it
-or it for them. No SKIP LOCKED here: a user somebody is looking at is not to be overtaken.
+decide those races: the batch locks its users and its agents, and sees each in its latest state.
 
-**Why nobody waits in a circle.** Locks are taken in one order everywhere: the turn, chats, queue entries (oldest
-first), agents (by id). Nobody who holds an agent's row asks for anything after it.
+**Who is waited for.** The oldest user, and nobody else: somebody who is about to leave, and may yet stay, is not to be
+overtaken. While it waits the batch holds nothing but the turn, which no application asks for, so nobody waits in a
+circle. Of the users after the oldest it takes those up to the first whose row somebody holds. An agent whose row
+somebody holds is passed over: it may be held for long, and there are others.
 
-**Why nobody waits for ever.** An application that keeps a transaction open after ``end_chat`` would hold up every run,
-and with ``overlap="allow"`` they would pile up. So waiting ends after ``PATIENCE``; the run fails and is tried again.
+**Why nobody waits for ever.** An application that keeps a transaction open after ``leave_queue`` would hold up every
+run, and with ``overlap="allow"`` they would pile up. So waiting ends after ``PATIENCE``; the run fails and is tried
+again.
+
+**Who cannot be placed.** An entry that breaks a rule is passed over, stays as it is, and is named in the log once per
+run: one whose user, or which itself, has a chat already, one whose time is no date, and whatever else the database
+refuses. The others are placed in their order.
 
 **Why ten agents are enough.** A batch of ten needs the ten best at most: each placing makes one agent's rank worse, so
 until the tenth there is always one of the first ten left untouched, and it ranks before everyone outside.
@@ -28,10 +34,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from itertools import count
+from itertools import count, takewhile
+from typing import NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Double,
     Integer,
     Text,
@@ -47,8 +55,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
-from plugins.customer_service.models import Agent, Chat, EntryState, QueueEntry
+from core import Checkpoint, isolate, report_refused, require_aware
+from plugins.customer_service.chats import ACTIVE
+from plugins.customer_service.instants import is_a_date
+from plugins.customer_service.models import Agent, Chat, EntryState, NotificationKind, QueueEntry
+from plugins.customer_service.notifications import News, notify
+from plugins.customer_service.places import active_chats
+from plugins.customer_service.quiet import TIMEOUT
+from plugins.customer_service.sweeps import UNSYNCHRONISED
 
 #: Users in one batch, and so in one transaction (DOMAIN.md, section 1).
 BATCH = 10
@@ -58,14 +72,27 @@ TURN = "customer_service.assignment"
 PATIENCE = timedelta(seconds=10)
 
 WAITING = QueueEntry.state == EntryState.WAITING
+IN_ORDER = (QueueEntry.joined_at, QueueEntry.id)
+
+
+def has_chat(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether there is such a chat, looked up for each entry by an index: OFFSET keeps it from becoming a join."""
+    return exists(select(Chat.id).where(condition).offset(0).correlate(QueueEntry))
+
+
+#: What keeps an entry from being placed, and how the log says so.
+UNFIT = {
+    "joined_at is no date": ~is_a_date(QueueEntry.joined_at),
+    "the user has an active chat": has_chat((Chat.user_id == QueueEntry.user_id) & ACTIVE),
+    "the entry has a chat": has_chat(Chat.queue_entry_id == QueueEntry.id),
+}
 AVAILABLE = Agent.is_online & (Agent.current_chats < Agent.capacity)
 LOAD = cast(Agent.current_chats, Double) / func.nullif(Agent.capacity, 0)
 #: Whose turn it is among available agents; the id only makes the answer the same each time.
 BEST_FIRST = (LOAD, Agent.rating.desc(), Agent.last_chat_id.asc().nulls_first(), Agent.id)
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A user at the head of the queue."""
 
     entry_id: int
@@ -96,28 +123,71 @@ class Desk:
 Placement = tuple[Waiting, Desk]
 
 
-def assign_waiting_users(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> int:
-    """Give waiting users to agents, batch by batch, until nobody can be placed; return how many were."""
-    assigned = 0
-    while is_possible(session):
-        assigned += assign_batch(session, now, batch)
-        checkpoint({"assigned": assigned})
-    return assigned
+def assign_waiting_users(
+    session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH
+) -> dict[str, int]:
+    """Give waiting users to agents, batch by batch, until nobody can be placed; count them, and the broken entries.
+
+    Raises NaiveTime.
+    """
+    require_aware(now=now)
+    assigned, broken = 0, name_unfit_entries(session) if is_possible(session, set()) else set[int]()
+    progress = True
+    while progress and is_possible(session, broken):
+        placed, refused = assign_batch_but(session, now, batch, broken)
+        assigned, broken, progress = assigned + placed, broken | refused, bool(placed or refused)
+        checkpoint({"assigned": assigned, "broken": len(broken)})
+    return {"assigned": assigned, "broken": len(broken)}
 
 
-def is_possible(session: Session) -> bool:
-    """Whether somebody waits and an agent has room. Asked before the turn is, so that idle runs wait for nobody."""
-    return bool(session.scalar(select(exists().where(WAITING) & exists().where(AVAILABLE))))
+def name_unfit_entries(session: Session) -> set[int]:
+    """Name the waiting entries in the log that cannot be placed; return their ids."""
+    named: set[int] = set()
+    for why, unfit in UNFIT.items():
+        ids = session.scalars(select(QueueEntry.id).where(WAITING, unfit).order_by(QueueEntry.id)).all()
+        report_refused(QueueEntry.__tablename__, [entry_id for entry_id in ids if entry_id not in named], why)
+        named.update(ids)
+    return named
+
+
+def is_possible(session: Session, broken: set[int]) -> bool:
+    """Whether somebody waits, not by a broken entry, and an agent has room.
+
+    Asked before the turn is, so that idle runs wait for nobody.
+    """
+    somebody_waits = exists().where(WAITING, QueueEntry.id.not_in(broken))
+    return bool(session.scalar(select(somebody_waits & exists().where(AVAILABLE))))
 
 
 def assign_batch(session: Session, now: datetime, batch: int = BATCH) -> int:
     """Place the oldest waiting users, ``batch`` at most, in the transaction of ``session``; return how many."""
+    placed, _ = assign_batch_but(session, now, batch, set())
+    return placed
+
+
+def assign_batch_but(session: Session, now: datetime, batch: int, broken: set[int]) -> tuple[int, set[int]]:
+    """``assign_batch`` without the entries that are ``broken``; also return those that the database has refused.
+
+    Raises NaiveTime.
+    """
+    require_aware(now=now)
     _take_the_turn(session)
-    waiting = _lock_the_oldest(session, batch)
-    placements = _place(waiting, _lock_the_best_agents(session, len(waiting)))
-    if placements:
-        _record(session, placements, now)
-    return len(placements)
+    waiting = _lock_the_oldest(session, batch, broken)
+    first_left = len(waiting)
+
+    def place(users: Sequence[Waiting]) -> dict[str, int]:
+        nonlocal first_left
+        first = waiting.index(users[0])
+        if first > first_left:  # nobody overtakes a user for whom there was no agent
+            return {}
+        placements = _place(users, _lock_the_best_agents(session, len(users)))
+        if placements:
+            _record(session, placements, now)
+        first_left = first + len(placements) if len(placements) < len(users) else len(waiting)
+        return {"assigned": len(placements)}
+
+    placed, refused = isolate(session, waiting, place, table=QueueEntry.__tablename__)
+    return placed.get("assigned", 0), {user.entry_id for user in refused}
 
 
 def _take_the_turn(session: Session) -> None:
@@ -125,26 +195,27 @@ def _take_the_turn(session: Session) -> None:
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(TURN, 0))))
 
 
-def _lock_the_oldest(session: Session, batch: int) -> list[Waiting]:
+def _lock_the_oldest(session: Session, batch: int, broken: set[int]) -> list[Waiting]:
     oldest = (
         select(QueueEntry.id, QueueEntry.user_id, QueueEntry.joined_at)
-        .where(WAITING)
-        .order_by(QueueEntry.joined_at, QueueEntry.id)
-        .limit(batch)
-        .with_for_update()
+        .where(WAITING, is_a_date(QueueEntry.joined_at), QueueEntry.id.not_in(broken))
+        .order_by(*IN_ORDER)
     )
-    return [Waiting(*row) for row in session.execute(oldest)]
+    session.execute(oldest.limit(1).with_for_update()).all()
+    # In statements of their own, which see the users who joined while the oldest was waited for.
+    locked = session.execute(oldest.limit(batch).with_for_update(skip_locked=True)).all()
+    all_of_them = session.scalars(oldest.with_only_columns(QueueEntry.id).limit(batch)).all()
+    in_line = takewhile(lambda pair: pair[0].id == pair[1], zip(locked, all_of_them, strict=False))
+    return [Waiting(*row) for row, _ in in_line]
 
 
 def _lock_the_best_agents(session: Session, number: int) -> list[Desk]:
     best = select(Agent.id).where(AVAILABLE).order_by(*BEST_FIRST).limit(number)
-    locked = (
-        select(Agent.id, Agent.current_chats, Agent.capacity, Agent.rating, func.coalesce(Agent.last_chat_id, 0))
-        .where(AVAILABLE, Agent.id.in_(best))
-        .order_by(Agent.id)
-        .with_for_update(key_share=True)
-    )
-    return [Desk(*row) for row in session.execute(locked)]
+    locked = session.scalars(best.with_for_update(key_share=True, skip_locked=True)).all()
+    # In a statement of its own, which sees all chats that were there when the agents were locked.
+    taken = func.greatest(Agent.current_chats, active_chats())
+    desks = select(Agent.id, taken, Agent.capacity, Agent.rating, func.coalesce(Agent.last_chat_id, 0))
+    return [Desk(*row) for row in session.execute(desks.where(Agent.id.in_(locked)))]
 
 
 def _place(waiting: Sequence[Waiting], desks: Sequence[Desk]) -> list[Placement]:
@@ -164,6 +235,7 @@ def _record(session: Session, placements: Sequence[Placement], now: datetime) ->
     chat_ids = _start_chats(session, placements, now)
     _mark_assigned(session, [user for user, _ in placements], now)
     _take_places(session, placements, chat_ids)
+    _tell_assigned(session, placements, chat_ids, now)
 
 
 def _start_chats(session: Session, placements: Sequence[Placement], now: datetime) -> Sequence[int]:
@@ -173,8 +245,7 @@ def _start_chats(session: Session, placements: Sequence[Placement], now: datetim
 
 
 def _chat(user: Waiting, desk: Desk, now: datetime) -> dict[str, object]:
-    # A run that waited for its turn may place a user who joined after the run's own time.
-    started_at = max(now, user.joined_at)
+    started_at = _starts_at(user, now)
     return {
         "queue_entry_id": user.entry_id,
         "user_id": user.user_id,
@@ -184,12 +255,17 @@ def _chat(user: Waiting, desk: Desk, now: datetime) -> dict[str, object]:
     }
 
 
+def _starts_at(user: Waiting, now: datetime) -> datetime:
+    # A run that waited for its turn may place a user who joined after the run's own time.
+    return max(now, user.joined_at)
+
+
 def _mark_assigned(session: Session, users: Sequence[Waiting], now: datetime) -> None:
     session.execute(
         update(QueueEntry)
         .where(QueueEntry.id.in_([user.entry_id for user in users]))
-        .values(state=EntryState.ASSIGNED, assigned_at=func.greatest(now, QueueEntry.joined_at))
-        .execution_options(synchronize_session=False)
+        .values(state=EntryState.ASSIGNED, assigned_at=func.greatest(now, QueueEntry.joined_at)),
+        execution_options=UNSYNCHRONISED,
     )
 
 
@@ -202,6 +278,20 @@ def _take_places(session: Session, placements: Sequence[Placement], chat_ids: Se
     session.execute(
         update(Agent)
         .where(Agent.id == places.c.agent_id)
-        .values(current_chats=Agent.current_chats + places.c.chats, last_chat_id=places.c.last_chat_id)
-        .execution_options(synchronize_session=False)
+        .values(current_chats=Agent.current_chats + places.c.chats, last_chat_id=places.c.last_chat_id),
+        execution_options=UNSYNCHRONISED,
     )
+
+
+def _tell_assigned(session: Session, placements: Sequence[Placement], chat_ids: Sequence[int], now: datetime) -> None:
+    news = [
+        News(
+            chat_id,
+            user.user_id,
+            desk.agent_id,
+            _starts_at(user, now) + TIMEOUT,
+            {"user_id": user.user_id, "agent_id": desk.agent_id},
+        )
+        for (user, desk), chat_id in zip(placements, chat_ids, strict=True)
+    ]
+    notify(session, NotificationKind.AGENT_ASSIGNED, news, now)

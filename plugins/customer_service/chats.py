@@ -1,20 +1,35 @@
 """Chats while they go on, and how each ends exactly once.
 
-Whoever locks a chat's row while it is active ends it, and only they give the agent's place back; everyone else finds it
-ended. Rows are locked in the order chat, queue entry, agents (by id).
+The function that locks a chat's row while it is active ends it, and only that one gives the agent's place back; all
+others find it ended.
+
+**One lock order.** An application may call several functions in one transaction, and holds the locks of each until it
+commits. Two rules keep it from waiting in a circle with others:
+
+* A function that is called for a row waits for that row alone: ``end_chat`` waits for the chat. It waits for the
+  agent's row only while it holds nothing. If the transaction holds something already, and another one keeps the agent's
+  row for longer than a moment, then the chat ends without it, and the time-out sweep counts the agent's chats again.
+* Jobs do not wait while they hold a row; see ``sweeps.py`` and ``assignment.py``.
+
+Two transactions can still wait for each other if they call functions for the same rows in opposite orders; so call them
+for agents first, then for chats, then for users, each in the order of their ids. ``end_chat`` needs no order: it does
+not wait for another transaction that is ending the same chat.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, case, func, insert, null, select, update
+from sqlalchemy import ColumnElement, case, func, insert, null, select, text, update
 from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
-from plugins.customer_service.agents import free_places
 from plugins.customer_service.errors import ChatEnded, UnknownChat
-from plugins.customer_service.models import Chat, ChatState, EndReason, EntryState, Message, QueueEntry, Side
+from plugins.customer_service.instants import at
+from plugins.customer_service.models import Agent, Chat, ChatState, EndReason, EntryState, Message, QueueEntry, Side
+from plugins.customer_service.places import free_places, lock_free, lock_soon
+from plugins.customer_service.sweeps import UNSYNCHRONISED
 from plugins.customer_service.triggers import trigger_assignment
 
 ACTIVE = Chat.state == ChatState.ACTIVE
@@ -22,59 +37,130 @@ ACTIVE = Chat.state == ChatState.ACTIVE
 #: help by joining the queue, so the first word is the agent's.
 WHO_WENT_QUIET = case((Chat.last_sender == Side.AGENT, EndReason.USER_INACTIVE), else_=EndReason.AGENT_INACTIVE)
 CLOSED_BY = {Side.USER: EndReason.CLOSED_BY_USER, Side.AGENT: EndReason.CLOSED_BY_AGENT}
+#: A transaction has an id as soon as it has locked or written a row.
+HOLDS_NOTHING = text("SELECT txid_current_if_assigned() IS NULL")
+#: The name of the right to end a chat among this database's advisory locks.
+RIGHT_TO_END = "customer_service.end_chat"
 
 
-def record_message(session: Session, chat_id: int, sender: str, text: str, now: datetime) -> int:
+class Ended(NamedTuple):
+    """A chat that has just ended."""
+
+    id: int
+    user_id: str
+    agent_id: str
+    queue_entry_id: int
+    end_reason: str | None
+
+
+def record_message(session: Session, chat_id: int, sender: str, text: str, now: datetime | None = None) -> int:
     """Store what ``sender`` ("user" or "agent") wrote, and start a new quiet spell; return the message's id.
 
-    Raises UnknownChat or ChatEnded, and ValueError for another sender. The text goes into no error and no log.
+    ``now`` is the database's time if it is left out. Raises UnknownChat, ChatEnded or NaiveTime, and ValueError for
+    another sender. The text goes into no error and no log.
     """
-    side = Side(sender)
-    _touch(session, chat_id, side, now)
-    message = insert(Message).values(chat_id=chat_id, sender=side, text=text, sent_at=now).returning(Message.id)
+    side, sent_at = Side(sender), at(session, now)
+    _touch(session, chat_id, side, sent_at)
+    message = insert(Message).values(chat_id=chat_id, sender=side, text=text, sent_at=sent_at).returning(Message.id)
     with _text_kept_out_of_errors():
         return session.scalars(message).one()
 
 
-def end_chat(session: Session, chat_id: int, now: datetime, *, by: str) -> bool:
+def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by: str) -> bool:
     """End the chat because ``by`` ("user" or "agent") closed it, free the agent's place, trigger an assignment.
 
-    False if the chat had ended already: then nothing changes. Raises UnknownChat, and ValueError for another ``by``.
+    False if the chat had ended already: then nothing changes. False as well, at once, if this transaction has locked
+    something before and another one is just ending the chat. ``now`` is the database's time if it is left out. Raises
+    UnknownChat or NaiveTime, and ValueError for another ``by``.
     """
-    reason = CLOSED_BY[Side(by)]
-    if session.scalar(select(Chat.id).where(Chat.id == chat_id, ACTIVE).with_for_update()) is None:
-        _require(session, chat_id)
-        return False
-    end_locked(session, [chat_id], now, reason)
-    return True
+    reason, ended_at = CLOSED_BY[Side(by)], at(session, now)
+    agent_id = _agent_of(session, chat_id)
+    with session.begin_nested() as attempt:
+        if _lock_chat(session, chat_id, agent_id):
+            end_locked(session, [chat_id], ended_at, reason)
+            return True
+        attempt.rollback()  # and with it the right to end the chat
+    return False
 
 
-def end_locked(session: Session, chat_ids: Sequence[int], now: datetime, reason: ColumnElement[str] | str) -> None:
+def lock_to_end(session: Session, chat_ids: Sequence[int], due: ColumnElement[bool]) -> Sequence[int]:
+    """Lock those chats that are ``due`` and of which nobody holds anything, with the rows that ending them changes."""
+    chats = select(Chat.id, Chat.queue_entry_id, Chat.agent_id, ACTIVE.label("active")).where(
+        Chat.id.in_(chat_ids), due
+    )
+    locked = session.execute(chats.with_for_update(skip_locked=True)).all()
+    entries = select(QueueEntry.id).where(QueueEntry.id.in_([chat.queue_entry_id for chat in locked]))
+    entry_ids = {*session.scalars(entries.with_for_update(key_share=True, skip_locked=True))}
+    agent_ids = lock_free(session, [chat.agent_id for chat in locked if chat.active])
+    return [
+        chat.id
+        for chat in locked
+        if chat.queue_entry_id in entry_ids and (chat.agent_id in agent_ids or not chat.active)
+    ]
+
+
+def end_locked(
+    session: Session, chat_ids: Sequence[int], now: datetime, reason: ColumnElement[str] | str = WHO_WENT_QUIET
+) -> list[Ended]:
     """End chats whose rows the caller has locked and found active: each gives its place back, once."""
     ended = (
         update(Chat)
         .where(Chat.id.in_(chat_ids), ACTIVE)
         .values(state=ChatState.ENDED, ended_at=now, end_reason=reason)
-        .returning(Chat.queue_entry_id, Chat.agent_id)
-        .execution_options(synchronize_session=False)
+        .returning(Chat.id, Chat.user_id, Chat.agent_id, Chat.queue_entry_id, Chat.end_reason)
     )
-    rows = session.execute(ended).all()
-    _mark_served(session, [row.queue_entry_id for row in rows])
-    free_places(session, [row.agent_id for row in rows])
-    trigger_assignment(session)
+    chats = [Ended(*row) for row in session.execute(ended, execution_options=UNSYNCHRONISED)]
+    if chats:
+        _mark_served(session, [chat.queue_entry_id for chat in chats])
+        free = lock_soon(session, [chat.agent_id for chat in chats])
+        free_places(session, [chat.agent_id for chat in chats if chat.agent_id in free])
+        trigger_assignment(session)
+    return chats
+
+
+def _agent_of(session: Session, chat_id: int) -> str:
+    agent_id = session.scalar(select(Chat.agent_id).where(Chat.id == chat_id))
+    if agent_id is None:
+        raise UnknownChat(chat_id)
+    return agent_id
+
+
+def _lock_chat(session: Session, chat_id: int, agent_id: str) -> bool:
+    """Lock the chat if it is active, with its agent if that is possible without waiting for it in a circle."""
+    right = func.hashtextextended(f"{RIGHT_TO_END}.{chat_id}", 0)
+    if session.scalars(HOLDS_NOTHING).one():
+        session.execute(select(func.pg_advisory_xact_lock(right)))
+        return _lock_both(session, chat_id, agent_id)
+    if not session.scalars(select(func.pg_try_advisory_xact_lock(right))).one():
+        return False
+    return session.scalar(select(Chat.id).where(Chat.id == chat_id, ACTIVE).with_for_update()) is not None
+
+
+def _lock_both(session: Session, chat_id: int, agent_id: str) -> bool:
+    """Lock chat and agent, and hold neither while waiting for the other. False if the chat has ended."""
+    chat = select(Chat.id).where(Chat.id == chat_id, ACTIVE)
+    agent = select(Agent.id).where(Agent.id == agent_id)
+    while True:
+        with session.begin_nested() as attempt:
+            if session.scalar(chat.with_for_update()) is None:
+                return False
+            if session.scalar(agent.with_for_update(key_share=True, skip_locked=True)) is not None:
+                return True
+            attempt.rollback()
+        with session.begin_nested() as attempt:
+            session.scalar(agent.with_for_update(key_share=True))
+            if session.scalar(chat.with_for_update(skip_locked=True)) is not None:
+                return True
+            attempt.rollback()
 
 
 def _mark_served(session: Session, entry_ids: Sequence[int]) -> None:
-    session.execute(
-        update(QueueEntry)
-        .where(QueueEntry.id.in_(entry_ids))
-        .values(state=EntryState.SERVED)
-        .execution_options(synchronize_session=False)
-    )
+    served = update(QueueEntry).where(QueueEntry.id.in_(entry_ids)).values(state=EntryState.SERVED)
+    session.execute(served, execution_options=UNSYNCHRONISED)
 
 
 def _touch(session: Session, chat_id: int, sender: Side, now: datetime) -> None:
-    # The greatest, because two hosts' clocks may differ and activity never goes back.
+    # The greatest, because callers may name times, and activity never goes back.
     touched = session.scalar(
         update(Chat)
         .where(Chat.id == chat_id, ACTIVE)
@@ -83,13 +169,8 @@ def _touch(session: Session, chat_id: int, sender: Side, now: datetime) -> None:
         .execution_options(synchronize_session=False)
     )
     if touched is None:
-        _require(session, chat_id)
+        _agent_of(session, chat_id)
         raise ChatEnded(chat_id)
-
-
-def _require(session: Session, chat_id: int) -> None:
-    if session.scalar(select(Chat.id).where(Chat.id == chat_id)) is None:
-        raise UnknownChat(chat_id)
 
 
 @contextmanager

@@ -1,26 +1,18 @@
 """The tables of customer service.
 
 The states a row may be in are checked by the database, and so is what must never be twice: a user's place in the queue
-or chat. ``current_chats`` of an agent is kept in step with the chats by whoever starts or ends one.
+or chat. ``current_chats`` of an agent is kept in step with the chats by the function that starts or ends one, and is
+counted again by the time-out sweep where it is wrong.
 """
 
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    DateTime,
-    ForeignKey,
-    Identity,
-    Index,
-    MetaData,
-    Numeric,
-    Text,
-    text,
-)
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, Integer, Numeric, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core import Tables
 
 
 class EntryState(StrEnum):
@@ -55,18 +47,8 @@ class EndReason(StrEnum):
     AGENT_INACTIVE = "agent_inactive"
 
 
-class Base(DeclarativeBase):
-    """Metadata of this plugin alone."""
-
-    metadata = MetaData(
-        naming_convention={
-            "pk": "%(table_name)s_pkey",
-            "fk": "%(table_name)s_%(column_0_name)s_fkey",
-            "uq": "%(table_name)s_%(column_0_name)s_key",
-            "ck": "%(table_name)s_%(constraint_name)s_check",
-        }
-    )
-    type_annotation_map = {datetime: DateTime(timezone=True), str: Text}  # noqa: RUF012 - SQLAlchemy's own declaration
+class Base(Tables, DeclarativeBase):
+    """The tables of this plugin."""
 
 
 class Agent(Base):
@@ -81,11 +63,11 @@ class Agent(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
-    capacity: Mapped[int]
+    capacity: Mapped[int] = mapped_column(Integer)
     rating: Mapped[Decimal] = mapped_column(Numeric(3, 2), server_default=text("0"))
     is_online: Mapped[bool] = mapped_column(server_default=text("false"))
-    current_chats: Mapped[int] = mapped_column(server_default=text("0"))
-    last_chat_id: Mapped[int | None] = mapped_column(BigInteger)
+    current_chats: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    last_chat_id: Mapped[int | None]
 
 
 class QueueEntry(Base):
@@ -104,7 +86,7 @@ class QueueEntry(Base):
         Index("customer_service_queue_entries_left", "left_at", postgresql_where=text("state = 'left'")),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     user_id: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=text("'waiting'"))
     joined_at: Mapped[datetime]
@@ -131,7 +113,7 @@ class Chat(Base):
         Index("customer_service_chats_agent", "agent_id", postgresql_where=text("state = 'active'")),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     queue_entry_id: Mapped[int] = mapped_column(ForeignKey("customer_service_queue_entries.id"), unique=True)
     user_id: Mapped[str]
     agent_id: Mapped[str] = mapped_column(ForeignKey("customer_service_agents.id"))
@@ -153,15 +135,26 @@ class Message(Base):
         Index("customer_service_messages_of_chat", "chat_id", "id"),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     chat_id: Mapped[int] = mapped_column(ForeignKey("customer_service_chats.id"))
     sender: Mapped[str]
     text: Mapped[str]
     sent_at: Mapped[datetime]
 
 
+class NotificationKind(StrEnum):
+    """What both sides of a chat are told."""
+
+    AGENT_ASSIGNED = "agent_assigned"
+    TIMEOUT_WARNING = "timeout_warning"
+    CHAT_TIMED_OUT = "chat_timed_out"
+
+
 class Notification(Base):
-    """What one side of a chat was told, kept for those who were not connected when it was pushed."""
+    """What one side of a chat was told, kept for those who were not connected when it was pushed.
+
+    ``ends_at`` is when the chat ends unless somebody writes, or when it ended.
+    """
 
     __tablename__ = "customer_service_notifications"
     __table_args__ = (
@@ -170,7 +163,7 @@ class Notification(Base):
         Index("customer_service_notifications_of_recipient", "recipient_kind", "recipient_id", "id"),
     )
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     chat_id: Mapped[int] = mapped_column(ForeignKey("customer_service_chats.id"))
     recipient_kind: Mapped[str]
     recipient_id: Mapped[str]
@@ -185,7 +178,7 @@ class ArchivedChat(Base):
     __tablename__ = "customer_service_archived_chats"
     __table_args__ = (Index("customer_service_archived_chats_of_user", "user_id"),)
 
-    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     user_id: Mapped[str]
     agent_id: Mapped[str]
     joined_at: Mapped[datetime]
@@ -203,7 +196,7 @@ class ArchivedMessage(Base):
     __tablename__ = "customer_service_archived_messages"
     __table_args__ = (Index("customer_service_archived_messages_of_chat", "chat_id", "id"),)
 
-    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     chat_id: Mapped[int] = mapped_column(ForeignKey("customer_service_archived_chats.id"))
     sender: Mapped[str]
     text: Mapped[str]

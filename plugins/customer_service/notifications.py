@@ -4,7 +4,7 @@ The push goes to the Redis channel ``customer_service:notifications:{user|agent}
 WebSocket passes it on. It is best effort; the row is what counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,16 +12,27 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from core import publish
-from plugins.customer_service.models import Notification, Side
+from plugins.customer_service.models import Notification, NotificationKind, Side
+
+
+class News(NamedTuple):
+    """A chat whose two sides are to be told something."""
+
+    chat_id: int
+    user_id: str
+    agent_id: str
+    #: When the chat ends unless somebody writes, or when it ended.
+    ends_at: datetime
+    #: What else the push says.
+    details: Mapping[str, str | None] = {}
 
 
 class Recipient(NamedTuple):
-    """One side of one chat, and when that chat ends unless somebody writes."""
+    """One side of one chat."""
 
-    chat_id: int
+    news: News
     kind: Side
     id: str
-    ends_at: datetime
 
 
 def channel(kind: str, recipient_id: str) -> str:
@@ -29,32 +40,40 @@ def channel(kind: str, recipient_id: str) -> str:
     return f"customer_service:notifications:{kind}:{recipient_id}"
 
 
-def notify(session: Session, recipients: Sequence[Recipient], kind: str, now: datetime) -> None:
-    """Store a notification for each recipient, and push it live once ``session`` commits."""
+def notify(session: Session, kind: NotificationKind, chats: Sequence[News], now: datetime) -> None:
+    """Store a notification for both sides of each chat, and push it live once ``session`` commits."""
+    recipients = [
+        Recipient(news, side, name)
+        for news in chats
+        for side, name in ((Side.USER, news.user_id), (Side.AGENT, news.agent_id))
+    ]
     for recipient, notification_id in zip(recipients, _store(session, recipients, kind, now), strict=True):
-        publish(session, channel(recipient.kind, recipient.id), _message(notification_id, recipient, kind))
+        publish(session, channel(recipient.kind, recipient.id), _message(notification_id, recipient.news, kind))
 
 
-def _store(session: Session, recipients: Sequence[Recipient], kind: str, now: datetime) -> Sequence[int]:
+def _store(session: Session, recipients: Sequence[Recipient], kind: NotificationKind, now: datetime) -> Sequence[int]:
+    if not recipients:
+        return []
     stored = insert(Notification).returning(Notification.id, sort_by_parameter_order=True)
     return session.scalars(stored, [_row(recipient, kind, now) for recipient in recipients]).all()
 
 
-def _row(recipient: Recipient, kind: str, now: datetime) -> dict[str, object]:
+def _row(recipient: Recipient, kind: NotificationKind, now: datetime) -> dict[str, object]:
     return {
-        "chat_id": recipient.chat_id,
+        "chat_id": recipient.news.chat_id,
         "recipient_kind": recipient.kind,
         "recipient_id": recipient.id,
         "kind": kind,
         "created_at": now,
-        "ends_at": recipient.ends_at,
+        "ends_at": recipient.news.ends_at,
     }
 
 
-def _message(notification_id: int, recipient: Recipient, kind: str) -> dict[str, object]:
+def _message(notification_id: int, news: News, kind: NotificationKind) -> dict[str, object]:
     return {
         "id": notification_id,
         "kind": kind,
-        "chat_id": recipient.chat_id,
-        "ends_at": recipient.ends_at.isoformat(),
+        "chat_id": news.chat_id,
+        "ends_at": news.ends_at.isoformat(),
+        **news.details,
     }

@@ -6,6 +6,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from plugins.customer_service.instants import at
 from plugins.customer_service.models import EntryState, QueueEntry
 from plugins.customer_service.triggers import trigger_assignment
 
@@ -14,24 +15,28 @@ IN_SERVICE = QueueEntry.state.in_([EntryState.WAITING, EntryState.ASSIGNED])
 ONE_PER_USER = text("state IN ('waiting', 'assigned')")
 
 
-def join_queue(session: Session, user_id: str, now: datetime) -> QueueEntry:
+def join_queue(session: Session, user_id: str, now: datetime | None = None) -> QueueEntry:
     """Put the user at the end of the queue and trigger an assignment.
 
     A user who waits already, or is in an active chat, keeps that entry, which is returned: the unique index decides,
-    also between two sessions.
+    also between two sessions. ``now`` is the database's time if it is left out. Raises NaiveTime.
     """
+    joined_at = at(session, now)
     while True:
-        entry = _add(session, user_id, now) or _existing(session, user_id)
+        entry = _add(session, user_id, joined_at) or _existing(session, user_id)
         if entry is not None:  # none: the one in our way left between the two statements
             return entry
 
 
-def leave_queue(session: Session, user_id: str, now: datetime) -> bool:
-    """Take a waiting user out of the queue. False if the user does not wait, or has just been given an agent."""
+def leave_queue(session: Session, user_id: str, now: datetime | None = None) -> bool:
+    """Take a waiting user out of the queue. False if the user does not wait, or has just been given an agent.
+
+    ``now`` is the database's time if it is left out. Raises NaiveTime.
+    """
     left = session.scalar(
         update(QueueEntry)
         .where(QueueEntry.user_id == user_id, QueueEntry.state == EntryState.WAITING)
-        .values(state=EntryState.LEFT, left_at=now)
+        .values(state=EntryState.LEFT, left_at=at(session, now))
         .returning(QueueEntry.id)
     )
     return left is not None

@@ -4,61 +4,58 @@ The row decides: ``warned_at`` is set in the transaction that stores the notific
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
-from plugins.customer_service.chats import ACTIVE
-from plugins.customer_service.models import Chat, Side
-from plugins.customer_service.notifications import Recipient, notify
-from plugins.customer_service.timeouts import TIMEOUT
+from core import Checkpoint, Instant, require_aware
+from plugins.customer_service.models import Chat, NotificationKind
+from plugins.customer_service.notifications import News, notify
+from plugins.customer_service.quiet import NOTICE, TIMEOUT, is_to_be_warned, name_unfit_chats
+from plugins.customer_service.sweeps import UNSYNCHRONISED, in_order, sweep
 
-#: How long before the time-out the warning is due (DOMAIN.md, section 1).
-NOTICE = timedelta(minutes=1)
-KIND = "timeout_warning"
+BATCH = 100
 
 
-def warn_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 100) -> int:
-    """Warn both sides of every chat that has been quiet for a minute, batch by batch; return how many chats.
+def warn_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
+    """Warn both sides of every chat that has been quiet for a minute, batch by batch; count the chats.
 
-    A chat that has timed out already is not warned: it ends, and there is nothing left to do about it.
+    One that should have timed out by now is warned as well: it ends a minute after its warning. Raises NaiveTime.
     """
-    warned = 0
-    while chat_ids := _lock_unwarned(session, now, batch):
-        notify(session, _recipients(_mark_warned(session, chat_ids, now)), KIND, now)
-        warned += len(chat_ids)
-        checkpoint({"warned": warned})
-    return warned
+    require_aware(now=now)
+    counts = {"warned": 0, "left": 0, "broken": name_unfit_chats(session)}
+    warn(session, is_to_be_warned(now), now, counts=counts, checkpoint=checkpoint, batch=batch)
+    return counts
 
 
-def _lock_unwarned(session: Session, now: datetime, batch: int) -> Sequence[int]:
-    unwarned = (
-        select(Chat.id)
-        .where(ACTIVE, Chat.warned_at.is_(None))
-        .where(Chat.last_activity_at <= now - (TIMEOUT - NOTICE), Chat.last_activity_at > now - TIMEOUT)
-        .order_by(Chat.last_activity_at, Chat.id)
-        .limit(batch)
-        .with_for_update(skip_locked=True)
-    )
-    return session.scalars(unwarned).all()
+def warn(
+    session: Session,
+    due: ColumnElement[bool],
+    now: datetime,
+    *,
+    counts: dict[str, int],
+    checkpoint: Checkpoint,
+    batch: int,
+) -> None:
+    """Warn the chats that are ``due``; count them in ``counts``."""
+
+    def warn_batch(ids: Sequence[int], held: set[int]) -> dict[str, int]:
+        locked = session.scalars(select(Chat.id).where(Chat.id.in_(ids), due).with_for_update(skip_locked=True)).all()
+        held |= {*ids} - {*locked}
+        notify(session, NotificationKind.TIMEOUT_WARNING, _mark_warned(session, locked, now), now)
+        return {"warned": len(locked)}
+
+    chats = in_order(session, due, Chat.last_activity_at, Chat.id, batch)
+    sweep(session, chats, warn_batch, table=Chat.__tablename__, counts=counts, checkpoint=checkpoint)
 
 
-def _mark_warned(session: Session, chat_ids: Sequence[int], now: datetime) -> Sequence[Row[int, str, str, datetime]]:
+def _mark_warned(session: Session, chat_ids: Sequence[int], now: datetime) -> list[News]:
+    ends_at = func.greatest(Chat.last_activity_at + TIMEOUT, now + NOTICE, type_=Instant)
     warned = (
         update(Chat)
         .where(Chat.id.in_(chat_ids))
         .values(warned_at=now)
-        .returning(Chat.id, Chat.user_id, Chat.agent_id, Chat.last_activity_at)
-        .execution_options(synchronize_session=False)
+        .returning(Chat.id, Chat.user_id, Chat.agent_id, ends_at)
     )
-    return session.execute(warned).all()
-
-
-def _recipients(chats: Sequence[Row[int, str, str, datetime]]) -> list[Recipient]:
-    return [
-        Recipient(chat.id, side, name, chat.last_activity_at + TIMEOUT)
-        for chat in chats
-        for side, name in ((Side.USER, chat.user_id), (Side.AGENT, chat.agent_id))
-    ]
+    return [News(*row) for row in session.execute(warned, execution_options=UNSYNCHRONISED)]

@@ -1,38 +1,47 @@
-"""Chats that nobody writes in any more: when they time out, and ending them."""
+"""Chats that nobody writes in any more: ending them, recording who went quiet, and telling both sides."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
-from plugins.customer_service.chats import ACTIVE, WHO_WENT_QUIET, end_locked
-from plugins.customer_service.models import Chat
+from core import Checkpoint, require_aware
+from plugins.customer_service.chats import Ended, end_locked, lock_to_end
+from plugins.customer_service.models import Chat, NotificationKind
+from plugins.customer_service.notifications import News, notify
+from plugins.customer_service.places import count_again
+from plugins.customer_service.quiet import TIMEOUT, has_timed_out, is_to_be_warned, name_unfit_chats, quiet_for
+from plugins.customer_service.sweeps import in_order, sweep
+from plugins.customer_service.timeout_warnings import warn
 
-#: A chat with no activity for this long ends; at exactly this long, too (DOMAIN.md, section 1).
-TIMEOUT = timedelta(minutes=2)
+__all__ = ["TIMEOUT", "end_quiet_chats", "tell_ended"]
 
 
-def end_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 100) -> int:
-    """End every chat that has timed out, batch by batch, recording who went quiet; return how many.
+def end_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 100) -> dict[str, int]:
+    """End every chat that has timed out, batch by batch, recording who went quiet; count them.
 
-    A chat whose row is locked is left to whoever holds it: a message is just arriving, or it is being ended.
+    A chat is left if somebody holds its row or its agent's: a message is just arriving, or it is being ended. A chat
+    that was not warned is warned now, so that chats also end where the job that warns has failed. Agents whose count of
+    chats is wrong are counted again, and named in the log. Raises NaiveTime.
     """
-    ended = 0
-    while chat_ids := _lock_quiet(session, now, batch):
-        end_locked(session, chat_ids, now, WHO_WENT_QUIET)
-        ended += len(chat_ids)
-        checkpoint({"ended": ended})
-    return ended
+    require_aware(now=now)
+    counts = {"ended": 0, "warned": 0, "left": 0, "broken": count_again(session) + name_unfit_chats(session)}
+    due = has_timed_out(now)
+
+    def end_batch(ids: Sequence[int], held: set[int]) -> dict[str, int]:
+        locked = lock_to_end(session, ids, due)
+        held |= {*ids} - {*locked}
+        tell_ended(session, end_locked(session, locked, now), now)
+        return {"ended": len(locked)}
+
+    chats = in_order(session, due, Chat.last_activity_at, Chat.id, batch)
+    sweep(session, chats, end_batch, table=Chat.__tablename__, counts=counts, checkpoint=checkpoint)
+    unwarned = is_to_be_warned(now) & quiet_for(TIMEOUT, now)
+    warn(session, unwarned, now, counts=counts, checkpoint=checkpoint, batch=batch)
+    return counts
 
 
-def _lock_quiet(session: Session, now: datetime, batch: int) -> Sequence[int]:
-    quiet = (
-        select(Chat.id)
-        .where(ACTIVE, Chat.last_activity_at <= now - TIMEOUT)
-        .order_by(Chat.last_activity_at, Chat.id)
-        .limit(batch)
-        .with_for_update(skip_locked=True)
-    )
-    return session.scalars(quiet).all()
+def tell_ended(session: Session, chats: Sequence[Ended], now: datetime) -> None:
+    """Tell both sides of each chat that it has timed out."""
+    news = [News(chat.id, chat.user_id, chat.agent_id, now, {"end_reason": chat.end_reason}) for chat in chats]
+    notify(session, NotificationKind.CHAT_TIMED_OUT, news, now)

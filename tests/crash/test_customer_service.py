@@ -14,7 +14,9 @@ pytestmark = pytest.mark.crash
 
 CHAT = "SELECT * FROM customer_service_chats WHERE user_id = :user"
 QUIET = text("""
-    UPDATE customer_service_chats SET last_activity_at = clock_timestamp() - make_interval(secs => :seconds)
+    UPDATE customer_service_chats
+    SET last_activity_at = clock_timestamp() - make_interval(secs => :quiet),
+        warned_at = clock_timestamp() - make_interval(secs => :warned)
     WHERE user_id = :user
 """)
 WARNINGS = (
@@ -44,15 +46,17 @@ def test_users_who_join_are_given_an_agent_within_a_second(service, record_prope
     assert ada.current_chats == 20
 
 
-def test_quiet_chats_are_warned_once_and_then_end(service):
-    wait_for_agent(service, "quiet")
-    wait_for_agent(service, "gone")
+def test_quiet_chats_are_warned_once_and_those_that_were_warned_end(service):
+    for user in ("quiet", "forgotten", "gone"):
+        wait_for_agent(service, user)
     with service.engine.begin() as connection:
-        connection.execute(QUIET, {"user": "quiet", "seconds": 61})
-        connection.execute(QUIET, {"user": "gone", "seconds": 121})
-    (quiet,) = service.rows(CHAT, user="quiet")
+        connection.execute(QUIET, {"user": "quiet", "quiet": 61, "warned": None})
+        connection.execute(QUIET, {"user": "forgotten", "quiet": 3600, "warned": None})
+        connection.execute(QUIET, {"user": "gone", "quiet": 121, "warned": 61})
+    (quiet,), (forgotten,) = service.rows(CHAT, user="quiet"), service.rows(CHAT, user="forgotten")
 
     eventually(lambda: service.rows(WARNINGS, chat=quiet.id), within=NEXT_SLOT_SECONDS)
+    eventually(lambda: service.rows(WARNINGS, chat=forgotten.id), within=NEXT_SLOT_SECONDS)
     (gone,) = eventually(lambda: service.rows(f"{CHAT} AND state = 'ended'", user="gone"), within=NEXT_SLOT_SECONDS)
     warned_again = service.request("send-timeout-warnings", queue="customer_service")
     eventually(lambda: service.runs("send-timeout-warnings")[-1].state == "succeeded", within=10)
@@ -60,15 +64,17 @@ def test_quiet_chats_are_warned_once_and_then_end(service):
     assert service.runs("send-timeout-warnings")[-1].id >= warned_again[0]
     assert sorted(row.recipient_kind for row in service.rows(WARNINGS, chat=quiet.id)) == ["agent", "user"]
     assert service.rows(WARNINGS, chat=gone.id) == []
+    assert len(service.rows(f"{CHAT} AND state = 'active'", user="forgotten")) == 1
+    assert len(service.rows(WARNINGS, chat=forgotten.id)) == 2
     assert gone.end_reason in {"user_inactive", "agent_inactive"}
     (ada,) = service.rows("SELECT current_chats FROM customer_service_agents")
-    assert ada.current_chats == 1
+    assert ada.current_chats == 2
 
 
 def wait_for_agent(service, user: str) -> float:
     """Have the user join; return how many seconds after the commit the chat was there."""
     with Session(service.engine) as session, session.begin():
-        join_queue(session, user, service.now())
+        join_queue(session, user)
     joined_at = time.monotonic()
     eventually(lambda: service.rows(CHAT, user=user), within=35, every=0.01)
     return time.monotonic() - joined_at

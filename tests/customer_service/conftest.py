@@ -1,46 +1,36 @@
 """A real PostgreSQL with this plugin's tables, emptied after each test."""
 
-import importlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from customer_service_world import World
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from core.database import connect
-from core.embedded import EmbeddedPostgres
+from core.testing import create_database, drop_database
 from plugins.customer_service import notifications, triggers
 from plugins.customer_service.models import Agent, Base, Chat, QueueEntry
 
-TABLES = ", ".join(Base.metadata.tables)
+NAME = "test_customer_service"
+TABLES = ", ".join([*Base.metadata.tables, "rota_runs"])
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("customer_service"))
-    postgres.start()
-    engine = connect(postgres.url, pool_size=60)
-    migrate(engine)
+def engine(template: str) -> Iterator[Engine]:
+    url = create_database(template, NAME, template=True)
+    engine = connect(url, pool_size=60)
     yield engine
     engine.dispose()
-    postgres.stop()
-
-
-def migrate(engine: Engine) -> None:
-    revision = importlib.import_module("plugins.customer_service.migrations.0001_queue_and_chats")
-    with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
-        revision.upgrade()
+    drop_database(template, NAME)
 
 
 @pytest.fixture(autouse=True)
 def _empty_tables(engine: Engine) -> Iterator[None]:
     yield
     with engine.begin() as connection:
-        connection.execute(text(f"TRUNCATE {TABLES} RESTART IDENTITY"))
+        connection.execute(text(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE"))
 
 
 @pytest.fixture(autouse=True)

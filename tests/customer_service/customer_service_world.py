@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from plugins.customer_service import agent_online, end_chat, join_queue, record_message, register_agent
 from plugins.customer_service.assignment import assign_waiting_users
-from plugins.customer_service.models import Agent, Chat, QueueEntry
+from plugins.customer_service.models import Agent, Chat, Notification, QueueEntry
+from plugins.customer_service.timeout_warnings import warn_quiet_chats
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -41,9 +42,9 @@ class World:
         self.session.commit()
 
     def assign(self, now: datetime = NOON) -> int:
-        assigned = assign_waiting_users(self.session, now, checkpoint=self.checkpoint)
+        counts = assign_waiting_users(self.session, now, checkpoint=self.checkpoint)
         self.session.commit()
-        return assigned
+        return counts["assigned"]
 
     def chat(self, user_id: str = "ann", agent_id: str = "zoe", *, now: datetime = NOON) -> int:
         """An active chat that started at ``now``, with an agent who has room for one."""
@@ -51,6 +52,10 @@ class World:
         self.waiting(user_id, since=now)
         assert self.assign(now) == 1
         return self.session.scalars(select(Chat.id).where(Chat.user_id == user_id, Chat.state == "active")).one()
+
+    def warns(self, now: datetime = NOON + timedelta(minutes=1)) -> int:
+        """Have quiet chats warned; return how many were."""
+        return warn_quiet_chats(self.session, now, checkpoint=self.checkpoint)["warned"]
 
     def says(self, chat_id: int, sender: str, now: datetime, text: str = "hello") -> None:
         record_message(self.session, chat_id, sender, text, now)
@@ -60,6 +65,11 @@ class World:
         ended = end_chat(self.session, chat_id, now, by=by)
         self.session.commit()
         return ended
+
+    def told(self, kind: str) -> list[tuple[str, str]]:
+        """(kind of recipient, recipient) of every notification of that kind, in order."""
+        stored = select(Notification.recipient_kind, Notification.recipient_id).where(Notification.kind == kind)
+        return [tuple(row) for row in self.session.execute(stored.order_by(Notification.id))]
 
     def pairs(self) -> list[tuple[str, str]]:
         """(user, agent) of every chat, in the order of assignment."""

@@ -1,6 +1,7 @@
 """Agents come, go, and change how much they take on."""
 
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from customer_service_world import NOON
@@ -67,6 +68,22 @@ def test_registering_again_changes_the_profile_and_keeps_the_chats(world):
 
     agent = world.get_agent()
     assert (agent.name, agent.capacity, agent.current_chats, agent.is_online) == ("Zoe B.", 3, 1, True)
+
+
+def test_registering_again_without_a_rating_keeps_the_rating(world):
+    world.agent("zoe", rating="4.50")
+
+    register_agent(world.session, "zoe", "Zoe B.", capacity=3)
+    assert world.get_agent().rating == Decimal("4.50")
+
+    register_agent(world.session, "zoe", "Zoe B.", capacity=3, rating=Decimal(0))
+    assert world.get_agent().rating == 0
+
+
+def test_an_agent_registered_without_a_rating_has_0(world):
+    register_agent(world.session, "new", "New", capacity=1)
+
+    assert world.get_agent("new").rating == 0
 
 
 def test_a_capacity_lowered_below_the_chats_is_kept_to_once_they_have_ended(world):

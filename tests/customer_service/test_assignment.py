@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from plugins.customer_service import agent_offline, assignment, leave_queue
 from plugins.customer_service.assignment import assign_batch, assign_waiting_users
-from plugins.customer_service.models import Chat, QueueEntry
+from plugins.customer_service.models import Agent, Chat, QueueEntry
 
 
 def test_nobody_waiting_is_nothing_to_do(world):
@@ -132,7 +132,7 @@ def test_batches_of_ten_go_on_until_everyone_is_placed(world):
 
     assert world.assign() == 25
 
-    assert world.checkpoints == [{"assigned": 10}, {"assigned": 20}, {"assigned": 25}]
+    assert [progress["assigned"] for progress in world.checkpoints] == [10, 20, 25]
     assert [user for user, _ in world.pairs()] == [f"user-{number:02}" for number in range(25)]
 
 
@@ -200,7 +200,7 @@ def test_a_trigger_is_not_lost_while_another_batch_is_at_work(world, engine):
         def second(index):
             if index == 1:
                 with Session(engine) as own:
-                    return assign_waiting_users(own, NOON, checkpoint=lambda progress: own.commit())
+                    return assign_waiting_users(own, NOON, checkpoint=lambda progress: own.commit())["assigned"]
             waits_for_the_turn(engine)
             first.commit()
             return 0
@@ -219,7 +219,7 @@ def test_a_batch_looks_for_the_oldest_once_it_has_the_turn_and_not_before(world,
         def act(index):
             if index == 1:
                 with Session(engine) as own:
-                    return assign_waiting_users(own, NOON, checkpoint=lambda progress: own.commit())
+                    return assign_waiting_users(own, NOON, checkpoint=lambda progress: own.commit())["assigned"]
             waits_for_the_turn(engine)
             world.waiting("committed late", since=NOON + timedelta(seconds=5))
             first.commit()
@@ -264,22 +264,41 @@ def test_a_user_who_left_meanwhile_is_passed_by(world, engine):
     assert world.pairs() == [("bob", "zoe")]
 
 
-def test_an_agent_who_goes_offline_meanwhile_gets_nobody_and_another_does(world, engine):
-    world.agent("best", capacity=1, rating="5")
-    world.agent("next", capacity=1, rating="1")
-    world.waiting("ann")
+def test_an_agent_whose_row_somebody_holds_is_passed_over_and_the_users_keep_their_order(world, engine):
+    world.agent("best", capacity=3, rating="5")
+    world.agent("next", capacity=2, rating="1")
+    world.waiting("ann", "bob", "cat")
     with Session(engine) as going:
         agent_offline(going, "best")
 
-        def act(index):
-            if index == 1:
-                return world.assign()
-            waits_for_the_turn(engine)
-            going.commit()
-            return 0
+        assert world.assign() == 2
 
-        at_once(2, act)
-    assert world.pairs() == [("ann", "next")]
+        assert world.pairs() == [("ann", "next"), ("bob", "next")]
+        assert world.states()["cat"] == "waiting"
+
+
+def test_when_all_agents_are_held_the_run_ends_and_the_next_one_goes_on(world, engine):
+    world.agent("zoe")
+    world.waiting("ann")
+    with Session(engine) as holding:
+        holding.execute(select(Agent).with_for_update()).all()
+        assert world.assign() == 0
+
+    assert world.assign() == 1
+
+
+def test_users_after_one_whose_row_somebody_holds_wait_with_them(world, engine):
+    world.agent("zoe", capacity=3)
+    world.waiting("ann", "bob", "cat")
+    with Session(engine) as leaving:
+        leave_queue(leaving, "bob", NOON)
+
+        with Session(engine) as own:
+            assert assign_batch(own, NOON) == 1
+            own.commit()
+
+        assert world.pairs() == [("ann", "zoe")]
+    assert world.assign() == 2
 
 
 def test_a_batch_that_waits_too_long_fails_instead_of_filling_the_workers(world, engine, monkeypatch):

@@ -38,7 +38,7 @@ def fill(session, capacity):
 def assign_in_many_threads(engine):
     def work(_):
         with Session(engine) as own:
-            return assign_waiting_users(own, NOON, checkpoint=lambda progress: own.commit())
+            return assign_waiting_users(own, NOON, checkpoint=lambda progress: own.commit())["assigned"]
 
     return sum(at_once(WORKERS, work))
 

@@ -1,20 +1,15 @@
 """The plugin in Rota: its jobs are registered as the catalogue says, run, and are triggered through the ledger."""
 
-import importlib
 from contextlib import closing
 from datetime import timedelta
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 import structlog
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from customer_service_world import NOON
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 
-import core.schema.ledger
+import core
 from core import Run, cron, every
 from core.middleware.db_session import Work
 from core.plugins import loading
@@ -74,28 +69,24 @@ def test_a_user_is_served_from_joining_to_the_archive_by_the_jobs_alone(world, r
     world.agent("zoe")
     world.waiting("ann")
 
-    assert run("process-customer-service-queue", NOON) == {"assigned": 1}
-    assert run("send-timeout-warnings", NOON + timedelta(seconds=60)) == {"warned": 1}
-    assert run("auto-end-timeout-chats", NOON + timedelta(seconds=120)) == {"ended": 1}
+    none = {"left": 0, "broken": 0}
+    assert run("process-customer-service-queue", NOON) == {"assigned": 1, "broken": 0}
+    assert run("send-timeout-warnings", NOON + timedelta(seconds=60)) == {"warned": 1, **none}
+    assert run("auto-end-timeout-chats", NOON + timedelta(seconds=120)) == {"ended": 1, "warned": 0, **none}
     assert run("cleanup-long-inactive-chats", NOON + timedelta(days=30)) == {
         "archived": 1,
         "ended": 0,
         "left_entries_removed": 0,
+        **none,
     }
 
 
 @pytest.fixture
-def ledger_session(engine, registry, monkeypatch):
-    """A session that has Rota's own tables as well, and the real ``enqueue``; all of it is rolled back."""
+def ledger_session(session, registry, monkeypatch):
+    """A session with the real ``enqueue``."""
     monkeypatch.setattr(loading, "current", lambda: registry)
     monkeypatch.setattr(triggers, "enqueue", core.enqueue)
-    with engine.connect() as connection, connection.begin() as transaction:
-        with Operations.context(MigrationContext.configure(connection)):
-            for revision in sorted(Path(core.schema.ledger.__file__).parent.glob("0*.py")):
-                importlib.import_module(f"core.schema.ledger.{revision.stem}").upgrade()
-        with Session(connection, join_transaction_mode="create_savepoint") as session:
-            yield session
-        transaction.rollback()
+    return session
 
 
 def triggered(session):

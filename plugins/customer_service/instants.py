@@ -1,0 +1,29 @@
+"""Times: whose clock says what time it is, and which of PostgreSQL's times can be reckoned with.
+
+Applications run on many hosts, and their clocks differ. Who waited longest and when a chat timed out is decided by one
+clock, the database's, unless the caller names a time.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from core import Instant, require_aware
+
+#: PostgreSQL also has times before and after these, up to ``infinity``; Python has not, and no chat is that old.
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def at(session: Session, now: datetime | None) -> datetime:
+    """``now``, or if that is None the database's time. Raises NaiveTime for a ``now`` without a time zone."""
+    if now is None:
+        return session.scalars(select(func.clock_timestamp(type_=Instant))).one()
+    require_aware(now=now)
+    return now
+
+
+def is_a_date(column: InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None]) -> ColumnElement[bool]:
+    """Whether Python can hold the time, and reckon with it."""
+    return column.between(EARLIEST, LATEST)

@@ -1,0 +1,82 @@
+"""The places that chats take at their agents, ``current_chats``, and how the count is kept right.
+
+A capacity may be lowered below the chats an agent has: they keep those and get no new one until they are below it
+again. That is why the database does not check ``current_chats <= capacity``; assignment does, holding the agent's row.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from sqlalchemy import Integer, ScalarSelect, Text, column, func, select, update, values
+from sqlalchemy.orm import Session
+
+from core import isolate, report_refused
+from plugins.customer_service.models import Agent, Chat, ChatState
+from plugins.customer_service.sweeps import UNSYNCHRONISED
+
+#: How long the end of a chat asks for its agent's row, and how often: most transactions are over sooner.
+PATIENCE, PAUSE = timedelta(seconds=1), timedelta(milliseconds=10)
+
+
+def active_chats() -> ScalarSelect[int]:
+    """How many active chats the agent of the row has."""
+    chats = select(func.count()).where(Chat.agent_id == Agent.id, Chat.state == ChatState.ACTIVE)
+    return chats.correlate(Agent).scalar_subquery()
+
+
+def free_places(session: Session, agent_ids: Iterable[str]) -> None:
+    """Take one chat off the count of each agent, whose row the caller has locked, for every time the agent is named.
+
+    Where the count is too low already, it becomes 0: a wrong count ends no chat less.
+    """
+    freed = Counter(agent_ids)
+    if not freed:
+        return
+    places = values(column("agent_id", Text), column("chats", Integer), name="freed").data(list(freed.items()))
+    left = update(Agent).where(Agent.id == places.c.agent_id)
+    count = func.greatest(Agent.current_chats - places.c.chats, 0)
+    session.execute(left.values(current_chats=count), execution_options=UNSYNCHRONISED)
+
+
+def lock_free(session: Session, agent_ids: Iterable[str]) -> set[str]:
+    """Lock those of the agents' rows that nobody holds; return whose they are."""
+    free = select(Agent.id).where(Agent.id.in_({*agent_ids}))
+    return {*session.scalars(free.with_for_update(key_share=True, skip_locked=True))}
+
+
+def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
+    """Lock those of the agents' rows that come free within ``PATIENCE``; return whose they are.
+
+    It asks again and again rather than wait for a row, so that it is never one of those that wait in a circle.
+    """
+    wanted = {*agent_ids}
+    locked = lock_free(session, wanted)
+    for _ in range(PATIENCE // PAUSE):
+        if locked == wanted:
+            break
+        time.sleep(PAUSE.total_seconds())
+        locked = lock_free(session, wanted)
+    return locked
+
+
+def count_again(session: Session) -> int:
+    """Correct the counts that are wrong, and name the agents in the log; return how many.
+
+    An agent whose row somebody holds is left: that may be the very transaction which corrects it.
+    """
+    counted, wrong = active_chats(), Agent.current_chats != active_chats()
+    agent_ids = session.scalars(select(Agent.id).where(wrong).order_by(Agent.id)).all()
+
+    def correct(ids: Sequence[str]) -> dict[str, int]:
+        # In a statement of its own, which sees all that was committed before the lock was had.
+        mended = update(Agent).where(Agent.id.in_(lock_free(session, ids)), wrong).values(current_chats=counted)
+        named.extend(session.scalars(mended.returning(Agent.id), execution_options=UNSYNCHRONISED))
+        return {}
+
+    named: list[str] = []
+    _, refused = isolate(session, agent_ids, correct, table=Agent.__tablename__)
+    if named:
+        report_refused(Agent.__tablename__, [repr(agent_id) for agent_id in named], "current_chats was wrong")
+    return len(named) + len(refused)

@@ -1,0 +1,43 @@
+"""When a chat in which nobody writes is warned, and when it ends.
+
+It is warned when it has been quiet for a minute, and ends when it has been quiet for two minutes and was warned at
+least a minute ago. The second condition counts after an outage, during which nobody was warned: no chat ends without a
+warning, and without the minute in which to answer it.
+"""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import Session
+
+from plugins.customer_service.chats import ACTIVE
+from plugins.customer_service.instants import is_a_date
+from plugins.customer_service.models import Chat
+from plugins.customer_service.sweeps import name_unfit
+
+#: A chat with no activity for this long ends; at exactly this long, too (DOMAIN.md, section 1).
+TIMEOUT = timedelta(minutes=2)
+#: How long before the time-out the warning is due (DOMAIN.md, section 1), and how long it is there at least.
+NOTICE = timedelta(minutes=1)
+
+UNFIT = ACTIVE & ~(is_a_date(Chat.last_activity_at) & (Chat.warned_at.is_(None) | is_a_date(Chat.warned_at)))
+
+
+def has_timed_out(now: datetime) -> ColumnElement[bool]:
+    """Active, quiet for two minutes, and warned a minute ago or longer."""
+    return quiet_for(TIMEOUT, now) & is_a_date(Chat.warned_at) & (Chat.warned_at <= now - NOTICE)
+
+
+def is_to_be_warned(now: datetime) -> ColumnElement[bool]:
+    """Active, quiet for a minute, and not warned since the last message."""
+    return quiet_for(TIMEOUT - NOTICE, now) & Chat.warned_at.is_(None)
+
+
+def quiet_for(span: timedelta, now: datetime) -> ColumnElement[bool]:
+    """Active, and without activity for so long."""
+    return ACTIVE & is_a_date(Chat.last_activity_at) & (Chat.last_activity_at <= now - span)
+
+
+def name_unfit_chats(session: Session) -> int:
+    """Name the active chats in the log of which nobody can say how long they were quiet; return how many."""
+    return name_unfit(session, UNFIT, Chat.id, "last_activity_at or warned_at is no date")

@@ -1,0 +1,93 @@
+"""The sweeps of this plugin: batch by batch, past rows that somebody holds and past rows that cannot be done.
+
+**A sweep never waits for a row.** It holds many at a time, and the application that holds the row may be waiting for
+one of those: they would wait for each other. So a sweep passes over a row that somebody holds, and tries it again after
+the others, as long as each pass gets some of them done. Rows that are held even then are counted as left, and the next
+run finds them again. When several sweeps run at once, the last one to finish does the rows that the others held.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, literal, select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from core import Checkpoint, Instant, in_batches, isolate, report_refused
+
+#: Rows that no sweep could judge are read so many at a time.
+UNFIT_AT_ONCE = 1000
+UNSYNCHRONISED = {"synchronize_session": False}
+
+#: Does something to rows of these ids, adds to the set those that somebody holds, and returns what to count.
+Act = Callable[[Sequence[int], set[int]], Mapping[str, int]]
+
+
+def sweep(
+    session: Session,
+    batches: Iterable[Sequence[int]],
+    act: Act,
+    *,
+    table: str,
+    counts: dict[str, int],
+    checkpoint: Checkpoint,
+) -> None:
+    """Have ``act`` do all rows that nobody holds and that are not refused.
+
+    Adds to ``counts`` what ``act`` returns, to "left" the rows that somebody holds, and to "broken" the refused ones.
+    """
+    progress, left = True, counts["left"]
+    while progress:
+        progress, held = False, set[int]()
+        for ids in batches:
+            progress |= _do(session, ids, act, held, table, counts)
+            counts["left"] = left + len(held)
+            checkpoint(counts)
+        progress = progress and bool(held)
+        batches = [sorted(held)]
+
+
+def _do(session: Session, ids: Sequence[int], act: Act, held: set[int], table: str, counts: dict[str, int]) -> bool:
+    def attempt(part: Sequence[int]) -> Mapping[str, int]:
+        held.difference_update(part)
+        return act(part, held)
+
+    done, refused = isolate(session, ids, attempt, table=table)
+    held.difference_update(refused)
+    counts["broken"] += len(refused)
+    for name, number in done.items():
+        counts[name] += number
+    return any(done.values())
+
+
+def in_order(
+    session: Session,
+    due: ColumnElement[bool],
+    at: InstrumentedAttribute[Any],
+    row_id: InstrumentedAttribute[int],
+    batch: int,
+) -> Iterator[Sequence[int]]:
+    """The ids of the rows that are ``due``, in the order of ``at``, ``batch`` at a time, each of them once."""
+
+    def find(last: Row[int, datetime] | None) -> Sequence[Row[int, datetime]]:
+        rows = select(row_id, at).where(due)
+        if last is not None:
+            rows = rows.where(tuple_(at, row_id) > tuple_(literal(last[1], Instant), last[0]))
+        return session.execute(rows.order_by(at, row_id).limit(batch)).all()
+
+    for rows in in_batches(find):
+        yield [row[0] for row in rows]
+
+
+def name_unfit(session: Session, unfit: ColumnElement[bool], row_id: InstrumentedAttribute[int], why: str) -> int:
+    """Name the rows in the log that no sweep could judge, and return how many."""
+
+    def find(last: int | None) -> Sequence[int]:
+        rows = select(row_id).where(unfit) if last is None else select(row_id).where(unfit, row_id > last)
+        return session.scalars(rows.order_by(row_id).limit(UNFIT_AT_ONCE)).all()
+
+    named = 0
+    for ids in in_batches(find):
+        report_refused(row_id.class_.__tablename__, ids, why)
+        named += len(ids)
+    return named

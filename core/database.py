@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import PoolResetState
+from sqlalchemy.pool import NullPool, PoolResetState
 
 from core import settings
 from core.connections import WatchedConnection
@@ -151,6 +151,19 @@ def _open_by_index(engine: Engine) -> Connection:
 def dedicated(engine: Engine) -> Iterator[Connection]:
     """A connection outside the pool, in autocommit, for what lives as long as its session: locks, LISTEN."""
     with _open(engine) as connection:
+        yield connection
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[Connection]:
+    """A connection in autocommit that waits neither for the pool nor, beyond a few seconds, for an answer.
+
+    Raises SQLAlchemy's DBAPIError if PostgreSQL does not answer in time.
+    """
+    arguments = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, **KEEPALIVES}
+    connecting = create_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
+    with connecting.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"SET statement_timeout = '{CONNECT_TIMEOUT_SECONDS}s'")
         yield connection
 
 

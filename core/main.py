@@ -20,6 +20,7 @@ from core.ledger import outbox
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.ledger_feed import LedgerFeeding
 from core.middleware.lifecycle import Lifecycle
+from core.middleware.liveness import Liveness
 from core.middleware.metrics_server import MetricsServer
 from core.middleware.periodiq_options import PeriodiqOptions
 from core.middleware.recycling import Recycling
@@ -57,7 +58,9 @@ def build(process: WorkerProcess) -> RotaBroker:
     outbox.attach(carrier)
     may_lose_redis = configured.mode == "auto"
 
-    broker.add_middleware(CurrentMessage())  # first, so that everything below can ask which message it is about
+    lease_seconds = configured.lease_seconds
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, so that all count for it
+    broker.add_middleware(CurrentMessage())  # next, so that everything below can ask which message it is about
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     if may_lose_redis:
         broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis

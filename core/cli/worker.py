@@ -17,6 +17,7 @@ from core.settings import Settings
 from core.supervisor.guard import Guard
 from core.supervisor.programs import Command, Signals
 from core.supervisor.replacement import Worker
+from core.supervisor.silence import MARGIN_SECONDS
 from core.supervisor.supervisor import Supervisor
 from core.supervisor.worker_channel import ChannelServer
 
@@ -122,9 +123,10 @@ def workers(
     else:
         timeout = f"--worker-shutdown-timeout={round(for_jobs * 1000)}"
         words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", timeout, *only]
+    silence = configured.lease_seconds + MARGIN_SECONDS
     quiet = {**environ, "ROTA_METRICS_PORT": "0"}
     for number in range(1, processes + 1):
-        yield Worker(f"worker-{number}", words, quiet, channel=channel)
+        yield Worker(f"worker-{number}", words, quiet, channel=channel, silence_seconds=silence)
 
 
 def metrics_server(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:

@@ -44,6 +44,10 @@ RENEW = text("""
     UPDATE rota_processes SET expires_at = clock_timestamp() + :lease
     WHERE id = :id AND expires_at > clock_timestamp() RETURNING id
 """)
+NAME_STUCK = text("""
+    UPDATE rota_processes SET kind = CASE WHEN :is_stuck THEN 'stuck' ELSE 'worker' END
+    WHERE id = :id AND kind IN ('worker', 'stuck') RETURNING id
+""")
 RESIGN = text("DELETE FROM rota_processes WHERE id = :id")
 
 HAS_NO_LOCK = f"""
@@ -167,6 +171,11 @@ def resume(connection: Connection, process_id: int, lease: timedelta) -> bool:
 def renew(connection: Connection, process_id: int, lease: timedelta) -> bool:
     """Keep all leases of the process for ``lease`` counted from now; False if they have already expired."""
     return connection.execute(RENEW, {"id": process_id, "lease": lease}).first() is not None
+
+
+def name_stuck(connection: Connection, process_id: int, *, is_stuck: bool) -> bool:
+    """Say whether a worker makes no progress; False if the process is no more."""
+    return connection.execute(NAME_STUCK, {"id": process_id, "is_stuck": is_stuck}).first() is not None
 
 
 def resign(connection: Connection, process_id: int) -> None:

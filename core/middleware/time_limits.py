@@ -130,6 +130,14 @@ class Watcher:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _wakes_at: float = FOREVER
     _thread: threading.Thread | None = None
+    #: When each thread left its last job, in monotonic seconds.
+    left_at: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> set[int]:
+        """Those that are in a job."""
+        with self._changed:
+            return {watch.thread_id for watch in self._watches}
 
     def add(self, watch: Watch) -> None:
         with self._changed:
@@ -145,6 +153,7 @@ class Watcher:
 
     def remove(self, watch: Watch) -> None:
         watch.end()
+        self.left_at[watch.thread_id] = time.monotonic()
         with self._changed:
             self._watches.discard(watch)
 
@@ -191,6 +200,16 @@ def _notice_swallowed() -> None:
 
 
 _watcher = Watcher()
+
+
+def threads_in_jobs() -> set[int]:
+    """The threads of this process that are in a job."""
+    return _watcher.threads
+
+
+def outside_since() -> dict[int, float]:
+    """When each thread left its last job, in monotonic seconds."""
+    return _watcher.left_at.copy()
 
 
 def limited(soft: timedelta, hard: timedelta, *, on_soft: Callable[[], None], on_hard: Callable[[], None]) -> Watch:

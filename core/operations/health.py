@@ -35,6 +35,9 @@ REDIS_TIMEOUT_SECONDS = 3
 #: Written and deleted to see whether Redis takes writes.
 PROBE_KEY = "rota:check"
 
+#: The kind of a worker that makes no progress.
+STUCK = "stuck"
+
 Outcome = Literal["ok", "wrong", "info"]
 
 
@@ -204,6 +207,11 @@ def processes(
         count = sum(history.serves([process], queue) for process in alive)
         advice = "" if count else f"start one: rota worker -Q {queue}"
         yield check(f"workers on {queue}", "ok" if count else missing, f"{count} alive", advice)
+    for process in alive:
+        if process.kind == STUCK:
+            said = f"{process.name} makes no progress: a thread of it stands still outside of any job"
+            advice = "see process.stuck in its log; it ends, and its runs are recovered"
+            yield check("stuck process", missing, said, advice)
     if needs_scheduler:
         schedulers = sum(process.kind == "scheduler" for process in alive)
         advice = "" if schedulers else "start one: periodiq core.main; until then slots come up to 2 s late"

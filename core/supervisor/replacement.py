@@ -21,6 +21,8 @@ class Worker(Command):
     """A worker process, which has a channel to its supervisor."""
 
     channel: ChannelServer = field(kw_only=True)
+    #: How long it may show no life.
+    silence_seconds: float = field(kw_only=True)
     #: Its name on the channel; another with every start.
     alias: str = field(default="", init=False)
 
@@ -44,6 +46,11 @@ class Replacements:
     _asked: list[tuple[Kept, str]] = field(default_factory=list)
     starting: Kept | None = None
     leaving: list[Worker] = field(default_factory=list)
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers that run beside those that are kept running."""
+        return [each for each in self.commands if isinstance(each, Worker)]
 
     @property
     def commands(self) -> list[Command]:

@@ -1,7 +1,8 @@
-"""Keeps programs running, starts again those that die, and leaves no process behind.
+"""Keeps programs running, starts again those that die or show no life, and leaves no process behind.
 
 Its parts are beside it: what is kept running and the signals that wake the loop (``programs.py``), how a worker is
-replaced without a gap (``replacement.py``), and the process that ends all others if this one is killed (``guard.py``).
+replaced without a gap (``replacement.py``), which one shows no life (``silence.py``), and the process that ends all
+others if this one is killed (``guard.py``).
 """
 
 import logging
@@ -9,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
+from core.supervisor import worker_channel
 from core.supervisor.guard import Guard
 from core.supervisor.programs import (
     FIRST_PAUSE_SECONDS,
@@ -20,7 +22,8 @@ from core.supervisor.programs import (
     Signals,
     in_words,
 )
-from core.supervisor.replacement import Replacements
+from core.supervisor.replacement import Replacements, Worker
+from core.supervisor.silence import LOOK_SECONDS, Silence
 from core.supervisor.worker_channel import ChannelServer
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class Supervisor:
         self._monotonic = monotonic
         self._kept: list[Kept] = []
         self._replacements = Replacements(channel)
+        self._silence = Silence(monotonic())
 
     def start(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
         """Start ``program`` and keep it running. What keeps it from starting this first time is raised."""
@@ -76,11 +80,26 @@ class Supervisor:
     def _attend(self) -> list[float]:
         """See to every program; return after how many seconds to look again, as far as nothing wakes us."""
         for alias, word in self._channel.hear():
-            self._replacements.hear(alias, word, self._kept)
+            self._silence.heard(alias)
+            if word != worker_channel.ALIVE:
+                self._replacements.hear(alias, word, self._kept)
+        workers = self._workers()
+        self._kill_silent(workers)
         self._clear_leavers()
         self._replacements.advance()
         starting = [self._replacements.starting] if self._replacements.starting else []
-        return [pause for kept in [*starting, *self._kept] if (pause := self._look_after(kept)) is not None]
+        pauses = [pause for kept in [*starting, *self._kept] if (pause := self._look_after(kept)) is not None]
+        return [*pauses, *([LOOK_SECONDS] if workers else [])]
+
+    def _workers(self) -> list[Worker]:
+        kept = [each.program for each in self._kept if isinstance(each.program, Worker)]
+        return [*kept, *self._replacements.workers]
+
+    def _kill_silent(self, workers: Sequence[Worker]) -> None:
+        silent = self._silence.look(workers, self._monotonic())
+        if silent is not None:
+            logger.error("worker.silent name=%s: it shows no life; killing it", silent.name)
+            silent.kill()
 
     def _look_after(self, kept: Kept) -> float | None:
         """See to one program; return after how many seconds it wants to be looked at again, if by itself."""

@@ -9,8 +9,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +19,8 @@ ADDRESS = "_ROTA_SUPERVISOR"
 ALIAS = "_ROTA_ALIAS"
 
 RETIRE, READY, GO, DONE = "retire", "ready", "go", "done"
+#: What a worker says every second.
+ALIVE = "alive"
 
 LONGEST_WORD = 1024
 
@@ -36,6 +38,11 @@ class WorkerChannel:
         """Say ``word``. Raises OSError if the supervisor is gone."""
         self._socket.sendall(f"{self._alias} {word}\n".encode())
 
+    def show_life(self) -> None:
+        """Say ``alive``; a supervisor that does not listen is not waited for."""
+        with suppress(OSError):
+            self._socket.send(f"{self._alias} {ALIVE}\n".encode(), socket.MSG_DONTWAIT)
+
     def hears(self, word: str, *, within_seconds: float) -> bool:
         """Whether the supervisor says ``word`` within that time. Raises OSError if it is gone."""
         self._socket.settimeout(within_seconds)
@@ -48,10 +55,11 @@ class WorkerChannel:
         return word in heard.decode().split()
 
 
-def to_supervisor(environ: Mapping[str, str] = os.environ) -> WorkerChannel | None:
-    """The channel of this process, if a supervisor of ours has started it and is still there."""
+@cache
+def to_supervisor() -> WorkerChannel | None:
+    """The one channel of this process, if a supervisor of ours has started it and is still there."""
     with suppress(KeyError, OSError):
-        return WorkerChannel(environ[ADDRESS], environ[ALIAS])
+        return WorkerChannel(os.environ[ADDRESS], os.environ[ALIAS])
     return None
 
 
@@ -64,7 +72,8 @@ class ChannelServer:
         self._listener.bind(str(self._folder / "socket"))
         self._listener.listen()
         self._listener.setblocking(False)
-        self._connections: list[socket.socket] = []
+        #: Each with the beginning of a word whose end has not come yet.
+        self._connections: dict[socket.socket, bytes] = {}
         self._by_alias: dict[str, socket.socket] = {}
 
     def __enter__(self) -> Self:
@@ -90,7 +99,7 @@ class ChannelServer:
             while True:
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
-                self._connections.append(connection)
+                self._connections[connection] = b""
         return [heard for connection in list(self._connections) for heard in self._hear_one(connection)]
 
     def say(self, alias: str, word: str) -> None:
@@ -108,11 +117,12 @@ class ChannelServer:
         if not said:
             self._close(connection)
             return []
-        heard = [(alias, word) for alias, _, word in (line.partition(" ") for line in said.decode().splitlines())]
+        *lines, self._connections[connection] = (self._connections[connection] + said).split(b"\n")
+        heard = [(alias, word) for alias, _, word in (line.decode().partition(" ") for line in lines)]
         self._by_alias.update({alias: connection for alias, _ in heard})
         return heard
 
     def _close(self, connection: socket.socket) -> None:
         connection.close()
-        self._connections.remove(connection)
+        del self._connections[connection]
         self._by_alias = {alias: other for alias, other in self._by_alias.items() if other is not connection}

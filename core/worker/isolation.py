@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 #: How long one may take to hand back its run and to leave, in seconds.
 LEAVE_SECONDS = 3.0
 
+#: The thread that waits for an isolated run, if there is one.
+threads: set[int] = set()
 _turn = threading.Lock()
 _at_work: set[subprocess.Popen[bytes]] = set()
 
@@ -31,10 +33,12 @@ def work(job: str, run_id: int) -> str:
     if not _turn.acquire(blocking=False):
         logger.info("run.not_isolated_yet job=%s run=%s: another run is isolated here", job, run_id)
         return "left to a later delivery"
+    threads.add(threading.get_ident())
     try:
         logger.warning("run.isolated job=%s run=%s: processes died under it", job, run_id)
         return f"ended in isolation, exit status {_status_of(run_id)}"
     finally:
+        threads.discard(threading.get_ident())
         _turn.release()
 
 

@@ -19,6 +19,7 @@ from core.ledger import outbox
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.ledger_feed import LedgerFeeding
 from core.middleware.lifecycle import Lifecycle
+from core.middleware.liveness import Liveness
 from core.middleware.periodiq_options import PeriodiqOptions
 from core.middleware.recycling import Recycling
 from core.transport.local import LocalBroker, LocalCarrier
@@ -35,7 +36,9 @@ def build(process: WorkerProcess) -> LocalBroker:
     carrier = LocalCarrier(broker)
     outbox.attach(carrier)
 
-    broker.add_middleware(CurrentMessage())  # first, so that everything below can ask which message it is about
+    lease_seconds = process.configured.lease_seconds
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, so that all count for it
+    broker.add_middleware(CurrentMessage())  # next, so that everything below can ask which message it is about
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only way that runs come here
     broker.add_middleware(Lifecycle(heartbeat, process.dispatcher(carrier), process.watchdog()))  # as in core/main.py

@@ -108,6 +108,18 @@ FAILING = """
 
 
 class TestLocal:
+    def test_a_job_that_closes_standard_error_ends_nothing(self, make_fleet):
+        fleet = make_fleet(jobs="close-stderr,touch", environ=LOCAL)
+        with supervised(fleet, processes=1) as worker:
+            before = worker.pids()
+            fleet.request("close-stderr")
+            eventually(lambda: succeeded(fleet, "close-stderr") == 1, within=20)
+            fleet.request("touch", 20)
+
+            assert_each_ended_once(fleet, 20, "touch")
+            assert worker.pids() == before
+            eventually(lambda: fleet.logs().count("job=touch") + fleet.logs().count('"job": "touch"') >= 20, within=10)
+
     def test_one_process_does_everything_without_redis(self, make_fleet):
         fleet = make_fleet(jobs="tick,nap,half-minute", environ=LOCAL)
         with supervised(fleet) as worker:

@@ -328,17 +328,72 @@ class TestLimits:
         assert (dead.id, dead.reason, dead.crashes) == (culprit, "crashes", 3)
         assert "a job in it does not let others run; killed" in fleet.logs()
 
-    def test_a_process_that_was_stopped_for_longer_than_its_lease_is_not_killed(self, make_fleet):
+    def test_without_a_supervisor_a_process_that_was_stopped_for_longer_than_its_lease_goes_on(self, make_fleet):
         fleet = make_fleet(jobs="touch", environ=SHORT_LEASE)
-        with supervised(fleet, processes=1) as worker:
-            (old,) = worker.workers()
-            psutil.Process(pid_of(old)).suspend()
-            eventually(lambda: not worker.workers(), within=10)
-            elapse(4)  # longer than the watchdog would bear
+        command = fleet.worker()
+        (old,) = fleet.registered("worker", command)
+        psutil.Process(pid_of(old)).suspend()
+        eventually(lambda: not fleet.registered("worker"), within=10)
+        elapse(4)  # longer than the watchdog would wait
 
-            psutil.Process(pid_of(old)).resume()
+        psutil.Process(pid_of(old)).resume()
 
-            eventually(lambda: [pid_of(row) for row in worker.workers()] == [pid_of(old)], within=10)
+        eventually(lambda: [pid_of(row) for row in fleet.registered("worker")] == [pid_of(old)], within=10)
+
+
+class TestLife:
+    """What lives shows it; what does not is replaced."""
+
+    def test_a_process_that_was_stopped_is_replaced_and_its_run_starts_elsewhere(self, make_fleet):
+        fleet = make_fleet(jobs="wait", environ=SHORT_LEASE)
+        with supervised(fleet, processes=1, threads=2) as worker:
+            (run_id,) = fleet.request("wait")
+            stopped = fleet.next_start()
+
+            os.kill(stopped.pid, signal.SIGSTOP)
+            again = fleet.next_start(within=60)
+            fleet.go_on(run_id)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+
+            assert not psutil.pid_exists(stopped.pid)
+            assert worker.pids() == [again.pid]
+            assert "worker.silent name=worker-1" in fleet.logs()
+        (run,) = fleet.runs("wait")
+        assert (run.attempt, run.crashes) == (2, 1)
+
+    def test_a_supervisor_that_was_stopped_itself_kills_nobody(self, make_fleet):
+        fleet = make_fleet(jobs="touch", environ=SHORT_LEASE)
+        with supervised(fleet, processes=2) as worker:
+            before, family = worker.pids(), worker.processes()
+            for process in family:
+                process.suspend()
+            elapse(10)  # longer than any of them may be silent
+            for process in sorted(
+                family, key=lambda process: process.pid != worker.process.pid
+            ):  # first the supervisor
+                process.resume()
+
+            worker.wait_for(2)
+            fleet.request("touch")
+            eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=10)
+            assert worker.pids() == before
+            assert "worker.silent" not in fleet.logs()
+
+    def test_a_process_whose_thread_stands_still_is_named_and_ends(self, make_fleet):
+        fleet = make_fleet(jobs="clog,touch", environ={"ROTA_LEASE_SECONDS": "5", "ROTA_HEARTBEAT_SECONDS": "1"})
+        with supervised(fleet, processes=1, threads=1) as worker:
+            (old,) = worker.pids()
+            fleet.request("clog")
+            fleet.next_start()
+            fleet.request("touch")
+
+            (stuck,) = eventually(lambda: fleet.registered("stuck"), within=30)
+            assert fleet.start("rota", "check", "--live").wait(30) == 1
+            assert f"stuck process: {stuck.name} makes no progress" in fleet.logs()
+            eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=60)
+            eventually(lambda: old not in worker.pids(), within=10)
+
+        assert "process.stuck" in fleet.logs()
 
 
 class TestUsage:

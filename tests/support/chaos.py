@@ -4,9 +4,12 @@ Every job writes its effect into a table in its own transaction, so that an effe
 tells of its start on a Redis list, where a test waits for it.
 """
 
+import logging
 import os
 import re
 import shutil
+import sys
+import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -206,6 +209,21 @@ def fast(run: Run, fail: bool = False) -> None:
         raise RuntimeError("failed on purpose")
 
 
+@job("clog", queue="chaos", overlap="allow")
+def clog(run: Run) -> None:
+    """From now on, each thread that logs waits for ever, as on the lock of a log handler."""
+    tell(run)
+    handler = logging.Handler()
+    handler.emit = lambda record: threading.Event().wait()  # type: ignore[method-assign,assignment]
+    logging.getLogger().addHandler(handler)
+
+
+@job("close-stderr", queue="chaos", overlap="allow")
+def close_stderr(run: Run) -> None:
+    """Close what is not the job's."""
+    sys.stderr.close()
+
+
 @job("fast-wait", queue="chaos-fast", ledger=False)
 def fast_wait(run: Run) -> None:
     """Tell the test, and wait on the fast lane until it says so."""
@@ -232,6 +250,8 @@ class Chaos:
             stubborn,
             fast_stubborn,
             hog,
+            clog,
+            close_stderr,
             fail,
             crash,
             send_fast,

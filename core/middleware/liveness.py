@@ -1,0 +1,130 @@
+"""Shows the supervisor that this process lives, and ends one that makes no progress.
+
+A thread is stuck when it has a message in hand, is in no job, and has come no further for three leases although
+PostgreSQL answers: a lock that nobody releases, a call that never returns. Jobs have their time limits, and a run that
+is isolated has its own process. A process with a stuck thread is first named in the ledger, where ``rota check`` finds
+it, and after as long again it ends. Its runs are then recovered like those of any process that died.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.middleware import Middleware
+from dramatiq.worker import Worker
+from sqlalchemy import Engine
+
+from core import database
+from core.ledger import processes
+from core.middleware import time_limits
+from core.observability import logs
+from core.supervisor import worker_channel
+from core.worker import isolation
+from core.worker.heartbeat import Heartbeat
+
+logger = logging.getLogger(__name__)
+
+#: How often to look and to show that this process lives, in seconds.
+LOOK_SECONDS = 1.0
+#: After how many leases a stuck thread's process is named, and after how many it ends.
+NAMED_AFTER_LEASES = 3
+ENDED_AFTER_LEASES = 6
+SAID_WITHIN_SECONDS = 1.0
+#: EX_SOFTWARE of sysexits.h, as at a hard limit.
+STUCK_EXIT = 70
+
+
+class Liveness(Middleware):
+    """Knows since when each thread has had its message; comes first, so that all the others count as well."""
+
+    def __init__(self, engine: Engine, heartbeat: Heartbeat, lease_seconds: float) -> None:
+        self._engine = engine
+        self._heartbeat = heartbeat
+        self._lease_seconds = lease_seconds
+        self._since: dict[int, float] = {}
+        self._stopping = threading.Event()
+        self._is_named = False
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Begin to look."""
+        threading.Thread(target=self._run, name="rota-liveness", daemon=True).start()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """It ends anyway."""
+        self._stopping.set()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """This thread has a message."""
+        self._since[threading.get_ident()] = time.monotonic()
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        """This thread is done with it."""
+        self._since.pop(threading.get_ident(), None)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """This thread is done with it."""
+        self._since.pop(threading.get_ident(), None)
+
+    def _run(self) -> None:
+        supervisor, began = worker_channel.to_supervisor(), time.monotonic()
+        while not self._stopping.wait(LOOK_SECONDS):
+            if supervisor is not None:
+                supervisor.show_life()
+            now = time.monotonic()
+            if now - began > 2 * LOOK_SECONDS:  # this process stood still itself, and so did its threads
+                self._since = dict.fromkeys(self._since.copy(), now)
+            self._look(now)
+            began = time.monotonic()
+
+    def _look(self, now: float) -> None:
+        thread, seconds = max(self._standing(now).items(), key=lambda item: item[1], default=(0, 0.0))
+        is_stuck = seconds > NAMED_AFTER_LEASES * self._lease_seconds
+        if is_stuck != self._is_named and self._name(is_stuck=is_stuck):
+            self._is_named = is_stuck
+            if is_stuck:
+                say(f"process.stuck: a thread has stood still for {seconds:.0f} s at {place_of(thread)}")
+        if self._is_named and seconds > ENDED_AFTER_LEASES * self._lease_seconds and self._name(is_stuck=True):
+            say("process.stuck: ending this process, its runs are recovered")
+            os._exit(STUCK_EXIT)
+
+    def _standing(self, now: float) -> dict[int, float]:
+        """For how many seconds each thread with a message has been outside of a job."""
+        left_at, excused = time_limits.outside_since(), isolation.threads | time_limits.threads_in_jobs()
+        since = self._since.copy()
+        return {thread: now - max(at, left_at.get(thread, at)) for thread, at in since.items() if thread not in excused}
+
+    def _name(self, *, is_stuck: bool) -> bool:
+        """Have the ledger say so; False if PostgreSQL does not answer, and may be what the thread waits for."""
+        process_id = self._heartbeat.process_id
+        if process_id is None:
+            return False
+        try:
+            with database.alone(self._engine) as connection:
+                return processes.name_stuck(connection, process_id, is_stuck=is_stuck)
+        except database.DATABASE_AWAY:
+            return False
+
+
+def say(message: str) -> None:
+    """Log an error within a second, or not at all: the log may be what the threads wait for."""
+
+    def log() -> None:
+        logger.error(message)
+        logs.flush()
+
+    saying = threading.Thread(target=log, daemon=True)
+    saying.start()
+    saying.join(SAID_WITHIN_SECONDS)
+
+
+def place_of(thread: int) -> str:
+    """Where a thread is in the code, without any values."""
+    frame: FrameType | None = sys._current_frames().get(thread)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"

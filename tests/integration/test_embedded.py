@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg2
@@ -152,16 +154,42 @@ def test_redis_without_persistence_restarts_empty(folder: Path) -> None:
         server.stop()
 
 
+def test_redis_takes_no_command_without_its_password(folder: Path, redis_server: EmbeddedRedis) -> None:
+    redis_server.start()
+    parts = urlsplit(redis_server.url)
+
+    for wrong in (None, "", "guessed"):
+        stranger = redis.Redis(port=parts.port, password=wrong)
+        with closing(stranger), pytest.raises(redis.AuthenticationError):
+            stranger.config_set("dir", "/tmp")
+
+    (leader,) = [each for each in processes_of(folder) if each.name() == "redis-server"]
+    assert parts.password
+    assert len(parts.password) == 32
+    assert parts.password not in " ".join(leader.cmdline())
+    assert stat.S_IMODE((folder / "redis.password").stat().st_mode) == 0o600
+
+
+def test_a_password_that_others_could_have_read_is_replaced(folder: Path, redis_server: EmbeddedRedis) -> None:
+    (folder / "redis.password").write_text("seen")
+    (folder / "redis.password").chmod(0o644)
+
+    redis_server.start()
+
+    assert urlsplit(redis_server.url).password not in {None, "seen"}
+    assert stat.S_IMODE((folder / "redis.password").stat().st_mode) == 0o600
+
+
 def test_a_given_port_is_used(folder: Path, redis_server: EmbeddedRedis) -> None:
     redis_server.start()
-    port = int(redis_server.url.split(":")[2].split("/")[0])
+    port = urlsplit(redis_server.url).port
     redis_server.stop()
 
     server = EmbeddedRedis(folder, port=port)
     server.start()
     server.stop()
 
-    assert server.url == f"redis://127.0.0.1:{port}/0"
+    assert urlsplit(server.url).port == port
 
 
 def test_a_folder_keeps_its_port_for_the_next_that_starts_there(folder: Path, redis_server: EmbeddedRedis) -> None:
@@ -182,7 +210,7 @@ def test_a_kept_port_that_another_program_has_taken_is_given_up(folder: Path, re
     following = EmbeddedRedis(folder)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", int(redis_server.url.split(":")[2].split("/")[0])))
+        taken.bind(("127.0.0.1", urlsplit(redis_server.url).port))
         taken.listen()
 
         following.start()
@@ -204,7 +232,7 @@ def test_a_kept_port_that_cannot_be_ours_is_passed_over(folder: Path, redis_serv
 
 def test_a_taken_port_is_an_error_with_the_log(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
     redis_server.start()
-    port = int(redis_server.url.split(":")[2].split("/")[0])
+    port = urlsplit(redis_server.url).port
     second = EmbeddedRedis(tmp_path / "second", port=port)
 
     with pytest.raises(EmbeddedServerError, match="Address already in use"):

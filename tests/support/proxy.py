@@ -57,10 +57,11 @@ class Proxy:
 def proxy(url: str) -> Iterator[tuple[Proxy, str]]:
     """A proxy before the server of ``url``, and the URL that goes through it."""
     parts = urlsplit(url)
+    user = f":{parts.password}@" if parts.password else ""
     made = Proxy((parts.hostname or "127.0.0.1", parts.port or 6379))
     threading.Thread(target=made.serve, daemon=True).start()
     try:
-        yield made, parts._replace(netloc=f"127.0.0.1:{made.port}").geturl()
+        yield made, parts._replace(netloc=f"{user}127.0.0.1:{made.port}").geturl()
     finally:
         made.listener.close()
         made.drop()

@@ -121,6 +121,19 @@ def test_an_uninstalled_plugins_tables_go_by_name_and_nobody_elses(rota, billing
     assert "by name" in done.stdout
 
 
+def test_they_go_from_a_schema_whose_name_needs_quotes(rota, billing, database):
+    billing(is_kept=False)
+    with database.begin() as connection:
+        connection.exec_driver_sql('ALTER SCHEMA public RENAME TO "App Data"')
+        connection.exec_driver_sql('ALTER DATABASE test_drop_plugin SET search_path = "App Data"')
+
+    done = rota("billing", "--yes")
+
+    left = inspect(database).get_table_names(schema="App Data")
+    assert (done.exit_code, [name for name in left if "billing" in name]) == (0, [])
+    assert "rota_runs" in left
+
+
 def test_one_whose_tables_went_by_name_can_return(rota, billing, database):
     billing(is_kept=False)
 

@@ -1,6 +1,5 @@
 """Many threads add items; one thread deals with all that have come, in one round trip."""
 
-import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import ClassVar, Generic, TypeVar
 
-logger = logging.getLogger(__name__)
+from core.observability.events import ThreadNotStarted, emit
 
 Item = TypeVar("Item")
 
@@ -78,9 +77,7 @@ class Batcher(ABC, Generic[Item]):
 
     def _say_once(self, error: RuntimeError) -> None:
         if not self._has_said:
-            logger.warning(
-                "thread.not_started name=%s: %s; its work is done by the threads that bring it", self.name, error
-            )
+            emit(ThreadNotStarted(self.name, str(error)))
         self._has_said = True
 
     def _run(self) -> None:

@@ -12,7 +12,6 @@ are the rows of one batch.
 values of a row. Any other error ends the run, which loses the batch it happened in and is tried again.
 """
 
-import logging
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-logger = logging.getLogger(__name__)
+from core.observability.events import SweepRowsRefused, emit
 
 Row = TypeVar("Row")
 
@@ -124,7 +123,7 @@ def report_refused(table: str, rows: Sequence[Any], why: str) -> None:
     for first in range(0, len(rows), NAMED_AT_ONCE):
         named = rows[first : first + NAMED_AT_ONCE]
         ids = ", ".join(str(row[0] if isinstance(row, tuple | SelectedRow) else row) for row in named)
-        logger.error("sweep.rows_refused table=%s count=%d ids=%s reason=%s", table, len(named), ids, why)
+        emit(SweepRowsRefused(table, len(named), ids, why))
 
 
 def is_fault_of_row(error: Exception) -> bool:

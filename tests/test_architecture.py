@@ -17,9 +17,9 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"operations", "scheduling"},
     {"enqueue", "schema", "transport"},
     {"ledger"},
-    {"database", "observability", "plugins", "sweeps", "tables"},
+    {"batching", "database", "observability", "plugins", "supervisor", "sweeps", "tables"},
     {"embedded", "jobs", "service_redis", "settings"},
-    {"batching", "clock", "connections", "errors", "supervisor"},
+    {"clock", "connections", "errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 #: The only modules that know these libraries.

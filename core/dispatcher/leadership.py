@@ -6,7 +6,6 @@ as soon as the leader's lease has expired, and the lock is free. A leader that a
 Two that both believe they lead would do no harm: every step is a conditional statement that only one can win.
 """
 
-import logging
 import random
 from dataclasses import dataclass
 
@@ -16,8 +15,7 @@ from core.ledger import sessions
 from core.ledger.prepared import Prepared
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
-
-logger = logging.getLogger(__name__)
+from core.observability.events import DispatcherDeposed, emit
 
 #: How many ask for leadership in one interval, however many wait for it.
 MOST_ASKING = 10
@@ -71,7 +69,7 @@ def ask(connection: Connection) -> Answer:
     if is_won:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
     elif silent_leader is not None:
-        logger.warning("dispatcher.deposed leader=%s: its process fell silent", silent_leader)
+        emit(DispatcherDeposed(silent_leader))
     return Answer(is_won, workers)
 
 

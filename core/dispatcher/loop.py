@@ -1,6 +1,6 @@
 """The dispatcher's thread: lead if nobody else does, then pass after pass until stopped."""
 
-import logging
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,10 +23,16 @@ from core.ledger.carrier import DispatchCarrier
 from core.ledger.releases import Fleet, FleetCache
 from core.ledger.sessions import AGAIN_SECONDS, LedgerThread
 from core.observability import metrics
-from core.observability.logs import LogOnce
+from core.observability.events import (
+    DispatcherFailed,
+    DispatcherInterrupted,
+    DispatcherLeading,
+    DispatcherNotRecovered,
+    DispatcherSteppedDown,
+    emit,
+)
+from core.observability.logs import EmitOnce
 from core.scheduling.misfires import miss_late
-
-logger = logging.getLogger(__name__)
 
 #: How often messages of processes that vanished without a trace in the ledger are looked for, in seconds.
 MAINTENANCE_SECONDS = 15.0
@@ -74,7 +80,7 @@ class Dispatcher(LedgerThread):
         self._again_seconds = AGAIN_SECONDS
         self._max_crashes = max_crashes
         self._steps = Steps()
-        self._log_once = LogOnce(logger)
+        self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
         """Lead whenever nobody else does."""
@@ -85,11 +91,11 @@ class Dispatcher(LedgerThread):
     def interrupted(self, error: Exception) -> None:
         """Processes are given time to come back."""
         self._outage.goes_on(time.monotonic())
-        self._log_once.error(f"dispatcher.interrupted: {database.brief(error)}; going on when it can")
+        self._log_once.emit(DispatcherInterrupted(database.brief(error)))
 
     def failed(self) -> None:
         """Log it."""
-        logger.exception("dispatcher.failed: going on")
+        emit(DispatcherFailed(), sys.exception())
 
     def ended(self) -> float:
         """Another process's dispatcher takes over."""
@@ -103,7 +109,7 @@ class Dispatcher(LedgerThread):
                 return
         connection.exec_driver_sql(PLANS)
         accountant = Accountant(self._registry, slots.watermarks(connection))
-        logger.info("dispatcher.leading")
+        emit(DispatcherLeading())
         metrics.leading(True)
         self._orphan_keeper = OrphanKeeper(self._registry, self._carrier, self._orphan_seconds)
         self._watch = Watch(self._registry)
@@ -125,7 +131,7 @@ class Dispatcher(LedgerThread):
             self._log_once.reset()
             metrics.dispatched(time.monotonic() - began)
             if self._has_lost_redis() and leadership.has_others(connection):
-                logger.warning("dispatcher.stepped_down: Redis is away from here; another worker may reach it")
+                emit(DispatcherSteppedDown())
                 return
             self._send_until(connection, began + self._every_seconds)
 
@@ -194,4 +200,4 @@ class Dispatcher(LedgerThread):
         try:
             self._carrier.maintain(self._fleet.queues)
         except redis.RedisError as error:
-            logger.warning("dispatcher.no_maintenance: %s", error)
+            emit(DispatcherNotRecovered(str(error)))

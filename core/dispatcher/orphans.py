@@ -4,7 +4,6 @@ A job is gone once no process that is alive has had it for ``ROTA_ORPHAN_SECONDS
 host that restarts takes the jobs that only it has along for a moment.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -19,8 +18,15 @@ from core.ledger.carrier import DispatchCarrier
 from core.ledger.models import State
 from core.ledger.releases import Fleet
 from core.observability import metrics
-
-logger = logging.getLogger(__name__)
+from core.observability.events import (
+    DispatcherQueueNotCleared,
+    DispatcherQueuesNotSearched,
+    MessageCleared,
+    RunMoved,
+    RunOrphaned,
+    SlotForgotten,
+    emit,
+)
 
 #: How often to look for what is gone, in seconds.
 LOOK_SECONDS = 5.0
@@ -88,7 +94,7 @@ class OrphanKeeper:
         try:
             found = self._carrier.queues_with_messages() & abandoned
         except redis.RedisError as error:
-            logger.warning("dispatcher.queues_not_searched: %s", error)
+            emit(DispatcherQueuesNotSearched(str(error)))
             return
         for queue in self._queues.over(sorted(found), now):
             self._end_queue(connection, queue, fleet)
@@ -98,9 +104,9 @@ class OrphanKeeper:
             return  # its messages remain, so that the next look finds it again
         try:
             for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
-                logger.warning("messages.cleared queue=%s job=%s messages=%s: %s", queue, job, count, outcome)
+                emit(MessageCleared(queue, job, count, str(outcome)))
         except redis.RedisError as error:
-            logger.warning("dispatcher.queue_not_cleared queue=%s: %s", queue, error)
+            emit(DispatcherQueueNotCleared(queue, str(error)))
 
 
 def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
@@ -112,7 +118,7 @@ def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
         if batch < due.BATCH:
             break
     if moved:
-        logger.warning("runs.moved queue=%s runs=%s: their jobs are on another queue now", queue, moved)
+        emit(RunMoved(queue, moved))
     return moved < MOST_BATCHES * due.BATCH
 
 
@@ -127,9 +133,9 @@ def end_runs(connection: Connection, job: str, why: str) -> int:
         last = batch[-1]
     metrics.runs_ended(job, Counter({State.ORPHANED: ended}))
     if ended:
-        logger.warning("runs.orphaned job=%s runs=%s reason=%s: `rota orphans` lists them", job, ended, why)
+        emit(RunOrphaned(job, ended, why))
     if orphans.forget_slots(connection, job):
-        logger.warning("slots.forgotten job=%s reason=%s: they count anew if it returns", job, why)
+        emit(SlotForgotten(job, why))
     return ended
 
 

@@ -1,6 +1,5 @@
 """The dead man's switch: tells which jobs have had no success although slots came due, as metrics and in the log."""
 
-import logging
 import time
 from collections.abc import Collection
 
@@ -10,8 +9,7 @@ from core.jobs.registry import Registry
 from core.ledger import overdue
 from core.ledger.overdue import WRONG_FROM, Standing
 from core.observability import metrics
-
-logger = logging.getLogger(__name__)
+from core.observability.events import SlotCaughtUp, SlotOverdue, emit
 
 #: How often to look, in seconds.
 LOOK_SECONDS = 15.0
@@ -39,10 +37,10 @@ class Watch:
     def _complain(self, standings: Collection[Standing]) -> None:
         wrong = {standing.job: standing for standing in standings if standing.overdue >= WRONG_FROM}
         for job in sorted(wrong.keys() - self._wrong):
-            since, slots = wrong[job].succeeded_slot, wrong[job].overdue
-            logger.error("slots.overdue job=%s slots=%s last_success=%s: `rota check` tells more", job, slots, since)
+            since = wrong[job].succeeded_slot
+            emit(SlotOverdue(job, wrong[job].overdue, since.isoformat() if since else None))
         for job in sorted(self._wrong - wrong.keys()):
-            logger.info("slots.no_longer_overdue job=%s", job)
+            emit(SlotCaughtUp(job))
         self._wrong = set(wrong)
 
 

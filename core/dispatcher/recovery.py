@@ -3,7 +3,7 @@
 This has a thread and a connection of its own, so that nothing else that the dispatcher does delays it.
 """
 
-import logging
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -19,12 +19,18 @@ from core.ledger.carrier import DispatchCarrier
 from core.ledger.processes import RETURN_SECONDS
 from core.ledger.sessions import LedgerThread
 from core.observability import metrics
-from core.observability.logs import LogOnce
+from core.observability.events import (
+    DispatcherNotRecovered,
+    ProcessLost,
+    RecoveryFailed,
+    RecoveryInterrupted,
+    RunRecovered,
+    emit,
+)
+from core.observability.logs import EmitOnce
 
 #: What a process whose connection was cut takes to be there on another, generously. A death is noticed that much later.
 COME_BACK_SECONDS = 0.5
-
-logger = logging.getLogger(__name__)
 
 #: Statements that were planned while the ledger was small are planned again when it is not. They go by an index however
 #: many runs PostgreSQL expects to be due: it expects as many of those that wait for tomorrow as of those that are over.
@@ -78,7 +84,7 @@ class Recovery(LedgerThread):
         self._outage = outage
         self._every_seconds = every_seconds
         self._max_crashes = max_crashes
-        self._log_once = LogOnce(logger)
+        self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
         """Look again and again."""
@@ -92,11 +98,11 @@ class Recovery(LedgerThread):
     def interrupted(self, error: Exception) -> None:
         """Processes are given time to come back."""
         self._outage.goes_on(time.monotonic())
-        self._log_once.error(f"recovery.interrupted: {database.brief(error)}; going on when it can")
+        self._log_once.emit(RecoveryInterrupted(database.brief(error)))
 
     def failed(self) -> None:
         """Log it."""
-        logger.exception("recovery.failed: going on")
+        emit(RecoveryFailed(), sys.exception())
 
     def beat(self, connection: Connection) -> None:
         """Recover what there is to recover, once."""
@@ -117,7 +123,7 @@ def recover(
     dead = processes.reap(connection, patience)
     for each in dead:
         metrics.reaped(each.kind)
-        logger.warning("process.reaped kind=%s id=%s name=%s: it died or fell silent", each.kind, each.id, each.name)
+        emit(ProcessLost(each.kind, each.id, each.name))
     recover_runs(connection, max_crashes)
     for each in dead:
         if each.broker_id and carrier.carries:
@@ -128,7 +134,7 @@ def recover_runs(connection: Connection, max_crashes: int) -> None:
     """Hand on the runs of dead processes, before Redis is asked anything: it may take long to answer."""
     for run in processes.recover(connection, max_crashes):
         metrics.run_ended(run.job, run.state)
-        logger.warning("run.handed_on job=%s run=%s attempt=%s state=%s", run.job, run.run_id, run.attempt, run.state)
+        emit(RunRecovered(run.job, run.run_id, run.attempt, str(run.state)))
 
 
 def put_back(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) -> None:
@@ -136,4 +142,4 @@ def put_back(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) ->
     try:
         carrier.recover(broker_id, queues)
     except redis.RedisError as error:
-        logger.warning("dispatcher.not_put_back: %s", error)
+        emit(DispatcherNotRecovered(str(error)))

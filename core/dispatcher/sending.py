@@ -1,6 +1,5 @@
 """Sends what is due, queue by queue in turn, and sends again what got lost on the way."""
 
-import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 
@@ -9,8 +8,7 @@ from sqlalchemy import Connection
 
 from core.ledger import due
 from core.ledger.carrier import DispatchCarrier, OutgoingRun
-
-logger = logging.getLogger(__name__)
+from core.observability.events import DispatcherNotSent, DispatcherSentAgain, emit
 
 #: How many runs are taken from the ledger and put on Redis in one turn of all queues.
 BATCH = 500
@@ -56,7 +54,7 @@ def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[Ou
         carrier.send(outgoing)
     except redis.RedisError as error:
         due.release(connection, outgoing)
-        logger.warning("dispatcher.not_sent runs=%s: %s", len(outgoing), error)
+        emit(DispatcherNotSent(len(outgoing), str(error)))
         return False
     return True
 
@@ -77,7 +75,7 @@ def find_lost(
         if time.monotonic() >= ends_at:
             break
     if lost:
-        logger.info("dispatcher.sending_again runs=%s", lost)
+        emit(DispatcherSentAgain(lost))
     return lost
 
 

@@ -1,6 +1,5 @@
 """The steps of a pass, each of which may fail alone."""
 
-import logging
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -9,11 +8,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core import database
+from core.observability.events import DispatcherStepFailed, emit
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 
 class Steps:
@@ -42,8 +40,7 @@ class Steps:
         what = database.brief(error) if is_expected else type(error).__name__
         if self._failing.get(name) != what:
             self._failing[name] = what
-            trace = None if is_expected else error
-            logger.error("dispatcher.step_failed step=%s: %s; the other steps go on", name, what, exc_info=trace)
+            emit(DispatcherStepFailed(name, what), None if is_expected else error)
 
 
 def is_connection_lost(error: Exception) -> bool:

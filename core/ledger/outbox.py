@@ -5,7 +5,6 @@ afterwards only makes it start sooner. Where this process has no carrier (an app
 notification that went with the commit has the dispatcher send it.
 """
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from core.ledger.carrier import Carrier, OutgoingMessage, OutgoingRun
-
-logger = logging.getLogger(__name__)
+from core.observability.events import OutboxNotDelivered, emit
 
 INFO_KEY = "rota.outbox"
 
@@ -99,4 +97,4 @@ def deliver(carrier: Carrier, outbox: Outbox) -> None:
         for channel, message in outbox.publications:
             carrier.publish(channel, message)
     except Exception as error:  # noqa: BLE001 — the transaction has committed: nothing here may undo or fail it
-        logger.warning("outbox.not_delivered: %s (the dispatcher will send the runs)", error)
+        emit(OutboxNotDelivered(str(error)))

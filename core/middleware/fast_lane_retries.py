@@ -4,7 +4,6 @@ Runs of the ledger have theirs in the ledger; an error that reaches this middlew
 message of a ledger job that could not be turned into a run.
 """
 
-import logging
 import threading
 from typing import Any
 
@@ -13,9 +12,8 @@ from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 
 from core.errors import BadArguments
+from core.observability.events import MessageDead, MessageRetryWaits, emit
 from core.transport.messages import RUN_ID
-
-logger = logging.getLogger(__name__)
 
 #: How long to wait for Redis before a retry is sent again, in seconds.
 SEND_AGAIN_SECONDS = 1.0
@@ -45,7 +43,7 @@ class FastLaneRetries(Middleware):
         actor: Any = broker.get_actor(message.actor_name)
         retries = message.options.get("retries", 0)
         if isinstance(exception, BadArguments) or retries >= actor.job.max_retries:
-            logger.error("message.dead job=%s message=%s retries=%s", message.actor_name, message.message_id, retries)
+            emit(MessageDead(message.actor_name, message.message_id, retries))
             message.fail()
             return
         retry = message.copy(options={"retries": retries + 1})
@@ -60,6 +58,6 @@ class FastLaneRetries(Middleware):
                 broker.enqueue(retry, delay=delay_ms)
                 return True
             except (redis.RedisError, OSError) as error:
-                logger.warning("message.retry_waits message=%s: %s", retry.message_id, error)
+                emit(MessageRetryWaits(retry.message_id, str(error)))
             if self._stopping.wait(SEND_AGAIN_SECONDS):
                 return False

@@ -219,21 +219,24 @@ class SlotNotSent(Event):
     error: str
 
 
-@event("slot.skipped", INFO, "{slots} slots skipped: the job is paused")
+@event("slot.skipped", INFO, "{slots} slots skipped: {reason}")
 class SlotSkipped(Event):
-    """Slots came due while their job was paused."""
+    """Slots came due that were not to be run, as while their job was paused."""
 
     job: str
     slots: int
+    reason: str
 
 
-@event("slot.missed", WARNING, "{slots} slots missed ({reasons})")
+@event("slot.missed", WARNING, "{slots} slots missed ({reasons}): {note}")
 class SlotMissed(Event):
     """Slots were recorded as missed, by their job's policy; `reasons` counts them by reason. `rota why` tells more."""
 
     job: str
     slots: int
+    #: ``late: 3, cap: 1``.
     reasons: str
+    note: str
 
 
 @event("slot.overdue", ERROR, "{slots} slots came due without a success since {last_success}; `rota check` tells more")
@@ -244,8 +247,8 @@ class SlotOverdue(Event):
 
     job: str
     slots: int
-    #: An ISO 8601 instant, or a word.
-    last_success: str
+    #: An ISO 8601 instant; null if there was none.
+    last_success: str | None
 
 
 @event("slot.caught_up", INFO, "slots are no longer overdue")
@@ -462,8 +465,8 @@ class DispatcherLeading(Event):
 class DispatcherDeposed(Event):
     """The leader's process fell silent, and its connection was closed so that another can lead."""
 
-    #: The id of the leader's connection in PostgreSQL.
-    leader: int
+    #: The application name of the leader's connections in PostgreSQL.
+    leader: str
 
 
 @event("dispatcher.stepped_down", WARNING, "steps down: Redis is away from here, and another worker may reach it")
@@ -483,6 +486,26 @@ class DispatcherInterrupted(Event):
 @event("dispatcher.failed", ERROR, "a step failed; going on")
 class DispatcherFailed(Event):
     """A fault in Rota; the loop goes on. Please report it with its traceback."""
+
+
+@event("dispatcher.step_failed", ERROR, "step {step} failed: {error}; the other steps go on")
+class DispatcherStepFailed(Event):
+    """A step of the dispatcher fails; said once. The other steps go on. With a traceback, it is a fault in Rota."""
+
+    step: str
+    error: str
+
+
+@event("recovery.interrupted", ERROR, "interrupted: {error}; goes on when it can")
+class RecoveryInterrupted(Event):
+    """The connection of the thread that recovers the runs of dead processes broke. It goes on when it can."""
+
+    error: str
+
+
+@event("recovery.failed", ERROR, "failed; going on")
+class RecoveryFailed(Event):
+    """A fault in Rota in the thread that recovers the runs of dead processes; it goes on. Please report it."""
 
 
 @event("dispatcher.not_sent", WARNING, "{runs} due runs could not be sent: {error}")
@@ -626,6 +649,21 @@ class MetricsNotServed(Event):
     error: str
 
 
+@event("metrics.given_up", WARNING, "{error}; this process works without metrics")
+class MetricsGivenUp(Event):
+    """The folder of the metrics has no room, or is not ours. Work goes on without metrics."""
+
+    error: str
+
+
+@event("thread.not_started", WARNING, "thread {thread} could not be started: {error}; callers do its work")
+class ThreadNotStarted(Event):
+    """The machine has no more threads for this user. The work is done by the threads that bring it, more slowly."""
+
+    thread: str
+    error: str
+
+
 @event("metrics.not_written", ERROR, "a measurement was not written")
 class MetricsNotWritten(Event):
     """Measuring failed, as on a full disk. The run went on all the same."""
@@ -636,6 +674,19 @@ class LogDropped(Event):
     """The reader of the log was gone or too slow. Lines were dropped so that work could go on."""
 
     lines: int
+
+
+# Sweeps
+
+
+@event("sweep.rows_refused", ERROR, "{rows} rows of {table} were refused ({reason}): {ids}")
+class SweepRowsRefused(Event):
+    """Rows break a rule, so that a sweep left them as they are. All others were done. Look at the named rows."""
+
+    table: str
+    rows: int
+    ids: str
+    reason: str
 
 
 # Programs

@@ -4,7 +4,6 @@ prometheus_client maps sparse files, and a page for which the disk has no room e
 SIGBUS. Without room the values go on in memory, and are served no more.
 """
 
-import logging
 import mmap
 import os
 import stat
@@ -17,7 +16,7 @@ from pathlib import Path
 from prometheus_client import values
 from prometheus_client.mmap_dict import MmapedDict
 
-logger = logging.getLogger(__name__)
+from core.observability.events import MetricsGivenUp, emit
 
 #: How large a file begins, in bytes: as prometheus_client has it.
 FIRST_SIZE = 1 << 16
@@ -113,4 +112,4 @@ def give_up(path: Path, error: OSError) -> None:
 
 @cache
 def _say(folder: str, why: str) -> None:
-    logger.warning("metrics.given_up: %s: %s; this process works without", folder, why)
+    emit(MetricsGivenUp(f"{folder}: {why}"))

@@ -4,7 +4,6 @@
 is imported.
 """
 
-import logging
 import os
 import threading
 import time
@@ -15,8 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from core.observability import metric_folder
-
-logger = logging.getLogger(__name__)
+from core.observability.events import MetricsGivenUp, emit
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -45,7 +43,7 @@ def share(folder: Path | None) -> bool:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         os.environ.pop(MULTIPROCESS, None)
-        logger.warning("metrics.given_up: %s; this process works without", error)
+        emit(MetricsGivenUp(str(error)))
         return False
     os.environ[MULTIPROCESS] = str(path)
     from core.observability import metric_values

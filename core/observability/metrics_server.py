@@ -1,6 +1,5 @@
 """Serves ``/metrics`` for all processes of one worker, from a process of its own."""
 
-import logging
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,8 +8,7 @@ from typing import Any
 
 from core import settings
 from core.observability import logs, metric_files, metrics
-
-logger = logging.getLogger(__name__)
+from core.observability.events import MetricsNotServed, MetricsServing, emit
 
 #: How long to wait before a port that is taken is tried again, in seconds.
 BIND_AGAIN_SECONDS = 5.0
@@ -27,15 +25,11 @@ def serve() -> int:
     while True:
         try:
             with ThreadingHTTPServer((configured.metrics_host, configured.metrics_port), Metrics) as server:
-                logger.info("metrics.serving port=%s", configured.metrics_port)
+                emit(MetricsServing(configured.metrics_port))
                 server.serve_forever()
         except OSError as error:
             if not complained:
-                logger.warning(
-                    "metrics.not_served port=%s: %s; set ROTA_METRICS_PORT to another port, or to 0 for none",
-                    configured.metrics_port,
-                    error.strerror,
-                )
+                emit(MetricsNotServed(configured.metrics_port, str(error.strerror)))
             complained = True
             threading.Event().wait(BIND_AGAIN_SECONDS)
 

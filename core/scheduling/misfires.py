@@ -1,6 +1,5 @@
 """Misfires: what becomes of slots that nobody started in time, by the policy of each job."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -15,8 +14,7 @@ from core.ledger.models import State
 from core.ledger.pauses import Pause
 from core.ledger.slots import TOLERANCE, SlotRow
 from core.observability import metrics
-
-logger = logging.getLogger(__name__)
+from core.observability.events import SlotMissed, SlotSkipped, emit
 
 #: What periodiq is given to insert a slot before the dispatcher does. With a pass a second, a slot that periodiq did
 #: not insert is started within 2 s of its time, the last half second being for the pass and the message.
@@ -94,13 +92,13 @@ def miss_late(connection: Connection, registry: Registry, held: Mapping[str, dat
     for job, reasons in ended.items():
         skipped = reasons.pop("paused", 0)
         if skipped:
-            logger.info("slots.skipped job=%s slots=%s: it is paused", job, skipped)
+            emit(SlotSkipped(job, skipped, "paused"))
         if reasons:
             report_missed(job, reasons, "no worker started them in time")
 
 
 def report_missed(job: str, reasons: Counter[str], why: str) -> None:
     """Count and log slots that were missed."""
-    counts = " ".join(f"{reason}={count}" for reason, count in sorted(reasons.items()))
+    counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
     metrics.runs_ended(job, {State.MISSED: reasons.total()})
-    logger.warning("slots.missed job=%s slots=%s %s: %s", job, reasons.total(), counts, why)
+    emit(SlotMissed(job, reasons.total(), counts, why))

@@ -4,7 +4,6 @@ Runs of the ledger come straight from there and need no broker. What passes thro
 that jobs of this process send to jobs of this process, in memory, and lost with it.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from queue import Queue
@@ -16,11 +15,10 @@ from dramatiq.middleware import Middleware
 
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.ledger.releases import Fleet
+from core.observability.events import MessageLost, emit
 from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID, fast_message
 from core.transport.work_queue import UseWorkQueue, WorkQueue
-
-logger = logging.getLogger(__name__)
 
 
 class LocalBroker(StubBroker):
@@ -95,7 +93,7 @@ class LocalConsumer(_StubConsumer):
         """The process ends: what has not begun is lost."""
         lost = Counter(message.actor_name for message in messages if RUN_ID not in message.options)
         for job, count in lost.items():
-            logger.warning("message.lost job=%s messages=%s: the fast lane of local mode is in memory", job, count)
+            emit(MessageLost(job, count))
 
 
 class LocalCarrier:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.emitted import logged
 from tests.support.eventually import elapse, eventually
 from tests.support.supervised import supervised
 
@@ -143,7 +144,7 @@ class TestLocal:
             assert worker.terminate() == 0
 
         assert len(fleet.next_starts(2)) == 2, "both retries, a second apart, though it was told to stop"
-        assert "message.dead job=fast" in fleet.logs()
+        assert {line["job"] for line in logged(fleet.logs(), "message.dead")} == {"fast"}
 
     @pytest.mark.parametrize("command", ["dramatiq", "periodiq"])
     def test_dramatiq_and_periodiq_refuse_and_say_what_to_run(self, make_fleet, command):

@@ -17,6 +17,7 @@ from core.plugins import loading
 from core.testing import RunJob
 from plugins.expiry import Expiry, sweeps
 from plugins.expiry.models import Base
+from tests.support.emitted import emitted
 from tests.support.racing import race
 
 MINUTE = timedelta(minutes=1)
@@ -177,7 +178,8 @@ def test_broken_rows_are_told_in_the_result(session: Session, run_job: RunJob, d
     run = run_job(POINTS.job, now=NOON)
 
     assert run.result == {"expired": 2, "left": 0, "broken": 1, "points": 4}
-    assert "sweep.rows_refused table=expiry_point_lots count=1 ids=2 " in caplog.text
+    [refused] = emitted(caplog, "sweep.rows_refused")
+    assert (refused.table, refused.rows, refused.ids) == ("expiry_point_lots", 1, "2")
 
 
 @pytest.mark.slow

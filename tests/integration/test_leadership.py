@@ -11,7 +11,9 @@ from core import database as databases
 from core import every, job
 from core.dispatcher import leadership
 from core.dispatcher.loop import GIVE_WAY_SECONDS, REDIS_LOST_SECONDS, Dispatcher
+from core.observability.events import DispatcherStepFailed
 from core.testing import registry_of
+from tests.support.emitted import emitted
 from tests.support.eventually import elapse, eventually
 from tests.support.racing import race
 
@@ -56,7 +58,7 @@ def test_a_leader_that_fell_silent_is_deposed(stand, database, caplog):
     process.expire(database)
 
     assert eventually(lambda: leadership.ask(other).is_won, within=3)
-    assert "dispatcher.deposed leader=rota:1" in caplog.text
+    assert [event.leader for event in emitted(caplog, "dispatcher.deposed")] == ["rota:1"]
 
 
 def test_a_leader_whose_process_was_reaped_is_deposed(stand):
@@ -187,7 +189,8 @@ class TestDispatcher:
         carrier.send, send = broken, carrier.send
         run_id = ledger.request()
         dispatcher, _, _ = start()
-        eventually(lambda: "dispatcher.step_failed step=send: ValueError" in caplog.text, within=5)
+        eventually(lambda: emitted(caplog, "dispatcher.step_failed"), within=5)
+        assert emitted(caplog, "dispatcher.step_failed") == [DispatcherStepFailed("send", "ValueError")]
         carrier.send = send
         ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() - interval '1 minute'")
 
@@ -235,7 +238,7 @@ class TestDispatcher:
     def test_where_all_are_cut_off_from_redis_leadership_wanders_and_no_slot_is_late(
         self, start, ledger, carrier, caplog
     ):
-        caplog.set_level("INFO", "core.dispatcher.loop")
+        caplog.set_level("INFO", "rota.dispatcher")
         carrier.carries = False
         for _ in range(2):
             start(jobs=(tick,), redis_lost_seconds=GIVE_WAY_SECONDS + 0.2)

@@ -15,8 +15,10 @@ from core import database as databases
 from core.dispatcher.accounting import Accountant
 from core.ledger import history, slots
 from core.ledger.slots import SlotRow, Watermark
+from core.observability.events import SlotMissed
 from core.scheduling.misfires import HEAD_START, miss_late
 from core.testing import registry_of
+from tests.support.emitted import emitted
 
 #: Clocks go forward at 01:00 UTC on the one, back at 01:00 UTC on the other.
 FORWARD, BACK = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
@@ -157,9 +159,9 @@ class TestCap:
         }
         assert [slot for slot, state, _ in found if state == "queued"] == due[-1000:]
         assert len(carrier.runs) == 1000
-        told = [message for message in caplog.messages if message.startswith("slots.missed")]
-        assert told[0] == "slots.missed job=work slots=10000 capped=10000: misfire=all, and 0 are run"
-        assert told[-1].endswith("misfire=all, and 1000 are run")
+        told = emitted(caplog, "slot.missed")
+        assert told[0] == SlotMissed("work", 10000, "capped: 10000", "misfire=all, and 0 are run")
+        assert told[-1].note == "misfire=all, and 1000 are run"
 
     def test_what_is_left_by_grace_and_by_cap_is_told_apart(self, outage, caplog):
         work = job("work", schedule=every(minutes=1), misfire="all", misfire_grace=timedelta(hours=1), misfire_cap=20)(
@@ -169,7 +171,8 @@ class TestCap:
 
         outage(work, now - timedelta(hours=2), now)
 
-        assert "slots.missed job=work slots=100 capped=40 grace=60: misfire=all, and 20 are run" in caplog.messages
+        missed = SlotMissed("work", 100, "capped: 40, grace: 60", "misfire=all, and 20 are run")
+        assert missed in emitted(caplog, "slot.missed")
 
     def test_slots_that_were_queued_while_all_workers_were_away_are_capped_as_well(self, ledger, database, caplog):
         work = job("work", schedule=every(minutes=1), misfire="all", misfire_cap=3)(lambda run: None)
@@ -182,7 +185,8 @@ class TestCap:
 
         found = [(row.state, row.reason) for row in ledger.runs("work")]
         assert found == [("missed", "capped")] * 6 + [("queued", None)] * 3
-        assert caplog.messages == ["slots.missed job=work slots=6 capped=6: no worker started them in time"]
+        missed = SlotMissed("work", 6, "capped: 6", "no worker started them in time")
+        assert emitted(caplog, "slot.missed") == [missed]
 
     def test_each_key_has_a_cap_of_its_own(self, ledger, database):
         work = job("work", schedule=every(minutes=1), misfire="all", misfire_cap=1)(lambda run: None)

@@ -14,7 +14,9 @@ from core.dispatcher import overdue_alarm
 from core.dispatcher.overdue_alarm import Watch
 from core.ledger import overdue, slots
 from core.ledger.slots import Watermark
+from core.observability.events import SlotCaughtUp, SlotOverdue
 from core.testing import registry_of
+from tests.support.emitted import emitted
 
 
 @job("work", queue="mail", schedule=every(hours=1), hard_limit=timedelta(hours=2))
@@ -216,7 +218,7 @@ class TestWatch:
         slot(3, "dead"), slot(2, "dead")
 
         assert look(held={"work"}) == {"work": 0}
-        assert "slots.overdue" not in caplog.text
+        assert not emitted(caplog, "slot.overdue")
 
     def test_two_slots_in_a_row_without_success_are_logged_once_and_so_is_their_end(
         self, accounted, slot, look, caplog
@@ -229,13 +231,11 @@ class TestWatch:
 
         slot(4, "dead")
         look(15), look(30)
-        assert [message.split(":")[0] for message in caplog.messages] == [
-            "slots.overdue job=work slots=2 last_success=None"
-        ]
+        assert [record.msg for record in caplog.records] == [SlotOverdue("work", 2, None)]
 
         slot(1, "succeeded")
         look(45)
-        assert caplog.messages[1:] == ["slots.no_longer_overdue job=work"]
+        assert [record.msg for record in caplog.records[1:]] == [SlotCaughtUp("work")]
 
 
 @pytest.fixture

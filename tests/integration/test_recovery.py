@@ -12,6 +12,7 @@ from core.dispatcher.recovery import Outage, put_back, recover
 from core.ledger import processes
 from core.ledger.processes import Identity
 from core.transport.redis import RotaBroker, connect
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 
@@ -283,7 +284,7 @@ class TestMessages:
         recover(reaper, Away(), 3)
 
         assert ledger.run(run_id).state == "retrying"
-        assert "dispatcher.not_put_back" in caplog.text
+        assert emitted(caplog, "dispatcher.not_recovered")
         assert states == ["retrying"], "the runs come first"
 
     def test_a_redis_that_is_known_to_be_away_is_not_asked(self, start_process, reaper, ledger, database, caplog):
@@ -300,4 +301,4 @@ class TestMessages:
         recover(reaper, KnownToBeAway(), 3)
 
         assert ledger.run(run_id).state == "retrying"
-        assert "dispatcher.not_put_back" not in caplog.text
+        assert not emitted(caplog, "dispatcher.not_recovered")

@@ -12,6 +12,7 @@ from core import enqueue, job
 from core.dispatcher import sending
 from core.ledger import due, operations, orphans
 from core.testing import registry_of
+from tests.support.emitted import emitted
 from tests.support.racing import race
 
 #: Long enough for all there is, in seconds.
@@ -134,7 +135,7 @@ class TestSendDue:
         assert sending.send_due(relaying, service.registry.jobs, carrier) == 0
 
         assert unsent(ledger) == [run_id]
-        assert "dispatcher.not_sent runs=1" in caplog.text
+        assert [event.runs for event in emitted(caplog, "dispatcher.not_sent")] == [1]
 
     def test_runs_are_given_back_only_while_they_wait(self, relaying, ledger, process, database):
         class Slow:

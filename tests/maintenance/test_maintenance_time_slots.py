@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from plugins.maintenance.models import Task, TimeSlot
 from plugins.maintenance.time_slots import delete_old_slots
+from tests.support.emitted import emitted
 from tests.support.racing import race
 
 RETENTION = timedelta(days=90)
@@ -121,7 +122,9 @@ def test_a_slot_that_a_constraint_holds_does_not_keep_the_others(world, caplog):
 
     try:
         assert sweep(world) == {"deleted": 8, "kept": 0, "failed": 1}
-        assert f"table=maintenance_time_slots count=1 ids={held} reason=ForeignKeyViolation" in caplog.text
+        [refused] = emitted(caplog, "sweep.rows_refused")
+        assert (refused.table, refused.ids) == ("maintenance_time_slots", str(held))
+        assert refused.reason.startswith("ForeignKeyViolation")
     finally:
         world.session.rollback()
         world.session.execute(text("DROP TABLE bookings"))

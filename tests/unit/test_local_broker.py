@@ -10,10 +10,12 @@ import pytest
 from dramatiq.worker import Worker
 
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
+from core.observability.events import MessageLost
 from core.transport.delivery import Delivery
 from core.transport.local import LocalBroker, LocalCarrier
 from core.transport.messages import run_message
 from core.transport.work_queue import WorkQueue
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 
@@ -107,4 +109,4 @@ def test_what_has_not_begun_when_the_process_ends_is_named_as_lost(broker, worke
         go_on.set()
         stopping.join(10)
 
-    assert "message.lost job=hear messages=2" in caplog.text
+    assert emitted(caplog, "message.lost") == [MessageLost("hear", 2)]

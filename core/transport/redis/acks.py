@@ -1,6 +1,5 @@
 """Acknowledgements, gathered and sent together."""
 
-import logging
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -8,11 +7,10 @@ from operator import itemgetter
 import redis
 
 from core.batching import Batcher
+from core.observability.events import MessageNotAcknowledged, emit
 from core.transport.redis.connection import SOCKET_TIMEOUT_SECONDS
 from core.transport.redis.error_log import ErrorLog
 from core.transport.redis.queues import Queues
-
-logger = logging.getLogger(__name__)
 
 #: Queue, id in Redis, and whether it goes to the dead letters.
 Ack = tuple[str, str, bool]
@@ -48,4 +46,4 @@ class Acks(Batcher[Ack]):
         if isinstance(error, (redis.RedisError, OSError)):
             self._error_log.failed(error)
         else:
-            logger.exception("message.not_acknowledged, trying again", exc_info=error)
+            emit(MessageNotAcknowledged(), error)

@@ -6,7 +6,6 @@ Redis is given up within three seconds, and trusted again only once it has answe
 take to come back, so that runs are never left to nobody.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +14,7 @@ import redis
 from dramatiq.worker import CONSUMER_RESTART_DELAY_SECS
 
 from core.observability import metrics
-
-logger = logging.getLogger(__name__)
+from core.observability.events import RedisAway, RedisBack, emit
 
 ASK_EVERY_SECONDS = 1.0
 #: A single slow answer is not an outage; an error is.
@@ -62,7 +60,7 @@ class RedisWatch(threading.Thread):
         if self.is_away.is_set() and now - self._answering_since >= TRUSTED_AFTER_SECONDS:
             self.is_away.clear()
             metrics.travelling(by_ledger=False)
-            logger.warning("redis.back: runs go through it again")
+            emit(RedisBack())
 
     def _ask(self) -> Exception | None:
         try:
@@ -76,4 +74,4 @@ class RedisWatch(threading.Thread):
         if not self.is_away.is_set():
             self.is_away.set()
             metrics.travelling(by_ledger=True)
-            logger.warning("redis.away: runs go straight from the ledger meanwhile: %s", error)
+            emit(RedisAway(str(error)))

@@ -4,7 +4,6 @@ This one holds a fixed number of messages and hands them out one by one, as Dram
 ``DelayConsumer`` for each delay queue, and a ``WindowConsumer`` for each other.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -18,6 +17,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.message import Message
 
 from core.observability import metrics
+from core.observability.events import MessageRejected, MessageRequeued, emit
 from core.transport.delivery import Delivery, Preparation
 from core.transport.messages import REDIS_ID, NotAMessage, read
 from core.transport.redis.acks import Acks
@@ -26,8 +26,6 @@ from core.transport.redis.intake import Intake
 from core.transport.redis.queues import Queues
 from core.transport.redis.unknown_actors import UnknownActors
 from core.transport.redis.wakeups import Wakeups
-
-logger = logging.getLogger(__name__)
 
 #: How long to wait before fetching is tried again, in seconds.
 FETCH_AGAIN_SECONDS = 0.5
@@ -148,7 +146,7 @@ class Consumer(DramatiqConsumer):
         fetched = self.queues.fetched(self.queue_name)
         strays = fetched - self.held.copy() - self.shared.acks.waiting(self.queue_name)
         if strays:
-            logger.info("messages.not_held queue=%s messages=%s: put back", self.queue_name, len(strays))
+            emit(MessageRequeued(self.queue_name, len(strays)))
             self._put_back(strays)
         self._check_at = now + LOOK_FOR_STRAYS_SECONDS if now < self._strays_until else float("inf")
 
@@ -208,7 +206,7 @@ class Consumer(DramatiqConsumer):
     def reject(self, body: bytes | None, problem: str) -> None:
         """Dead-letter what cannot be a message. Raises redis.RedisError."""
         metrics.message_rejected(self.queue_name, problem)
-        logger.error("message.rejected queue=%s problem=%s: moved to the dead-letter queue", self.queue_name, problem)
+        emit(MessageRejected(self.queue_name, problem))
         self.queues.dead_letter_body(self.queue_name, body)
 
     def ack(self, message: MessageProxy) -> None:

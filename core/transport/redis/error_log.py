@@ -1,13 +1,12 @@
 """Logs that Redis fails once for the whole process, however many threads meet the failure, and how often."""
 
-import logging
 import threading
 import time
 
 import redis
 from redis.exceptions import ReadOnlyError
 
-logger = logging.getLogger(__name__)
+from core.observability.events import RedisRecovered, RedisTrouble, emit
 
 #: A connection that drops every second is one trouble, not one a second: it is over when it has been quiet for so long,
 #: and until then it is logged again this often. In seconds.
@@ -38,9 +37,7 @@ class ErrorLog:
             if is_news:
                 self._logged_at, self._is_over = now, False
         if is_news:
-            logger.error(
-                "redis.trouble: %s; trying again until it can be reached (failed so far: %s)", error, self._times
-            )
+            emit(RedisTrouble(str(error), self._times))
 
     def succeeded(self) -> None:
         """A command succeeded: log the recovery, once nothing has failed for a while."""
@@ -50,4 +47,4 @@ class ErrorLog:
             times, self._times = self._times, 0
             was_over, self._is_over = self._is_over, True
         if not was_over:
-            logger.warning("redis.recovered: %s commands had failed", times)
+            emit(RedisRecovered(times))

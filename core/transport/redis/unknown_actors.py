@@ -5,7 +5,6 @@ pause; those that no process has known for a while are dropped if the ledger has
 dead-lettered. Nothing is decided while PostgreSQL cannot be asked which process knows what.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,11 +16,10 @@ from core.batching import Batcher
 from core.database import DATABASE_AWAY
 from core.ledger.releases import Fleet
 from core.observability import metrics
+from core.observability.events import MessageDropped, MessageNotRequeued, MessageOrphaned, MessageUndecided, emit
 from core.transport.messages import REDIS_ID
 from core.transport.redis.fate import Fate, fate
 from core.transport.redis.queues import Queues
-
-logger = logging.getLogger(__name__)
 
 #: How long a message is held before it is requeued: long enough not to be a busy loop, short enough for its latency.
 PAUSE_SECONDS = 0.5
@@ -78,9 +76,9 @@ class UnknownActors(Batcher[Held]):
     def failed(self, error: Exception) -> None:
         """Log it."""
         if isinstance(error, (redis.RedisError, OSError)):
-            logger.warning("messages.not_put_back messages=%s: %s; trying again", len(self._waiting), error)
+            emit(MessageNotRequeued(len(self._waiting), str(error)))
         else:
-            logger.exception("messages.not_decided messages=%s: trying again", len(self._waiting), exc_info=error)
+            emit(MessageUndecided(len(self._waiting)), error)
 
     def _fleet(self) -> Fleet | None:
         """What the fleet knows; None while it cannot be asked."""
@@ -104,11 +102,9 @@ class UnknownActors(Batcher[Held]):
         job, redis_id = message.actor_name, message.options[REDIS_ID]
         self._queues.held(queue_name).discard(redis_id)
         if found == Fate.DROPPED:
-            logger.info(
-                "message.dropped job=%s queue=%s: no live process has it, the ledger has its run", job, queue_name
-            )
+            emit(MessageDropped(job, queue_name))
             self._queues.acknowledge(queue_name, [redis_id])
             return
         metrics.message_rejected(queue_name, Fate.ORPHANED)
-        logger.warning("message.orphaned job=%s queue=%s: moved to the dead-letter queue", job, queue_name)
+        emit(MessageOrphaned(job, queue_name))
         self._queues.dead_letter(queue_name, [redis_id])

@@ -1,6 +1,5 @@
 """The consumer of a worker's queue: it fetches what the threads will soon begin with, and requeues the rest."""
 
-import logging
 from collections import defaultdict
 from contextlib import suppress
 
@@ -8,12 +7,11 @@ import redis
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ConnectionClosed
 
+from core.observability.events import WorkerNotDrained, emit
 from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID
 from core.transport.redis.consumer import Consumer, Shared
 from core.transport.work_queue import STALLED_SECONDS, WorkQueue
-
-logger = logging.getLogger(__name__)
 
 
 class WindowConsumer(Consumer):
@@ -129,9 +127,7 @@ class WindowConsumer(Consumer):
                 consumer.requeue(deliveries)
             except ConnectionClosed as error:  # its consumer will find that it does not hold them
                 if self.shared.intake.is_draining:
-                    logger.warning(
-                        "worker.not_drained queue=%s messages=%s: %s", consumer.queue_name, len(deliveries), error
-                    )
+                    emit(WorkerNotDrained(consumer.queue_name, len(deliveries), str(error)))
 
     def close(self) -> None:
         """Stop waiting for tokens; at a stop, requeue what came since the last step."""

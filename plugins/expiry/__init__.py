@@ -11,9 +11,11 @@ from plugins.expiry.coupons import issue_coupon, redeem_coupon
 from plugins.expiry.errors import (
     BadInstant,
     BadPoints,
+    BadReference,
     CodeTaken,
     ExpiryError,
     InsufficientPoints,
+    ReferenceTaken,
     UnknownTask,
 )
 from plugins.expiry.invitation_codes import issue_invitation_code, use_invitation_code
@@ -23,10 +25,12 @@ from plugins.expiry.tasks import cancel_task, complete_task, open_task
 __all__ = [
     "BadInstant",
     "BadPoints",
+    "BadReference",
     "CodeTaken",
     "Expiry",
     "ExpiryError",
     "InsufficientPoints",
+    "ReferenceTaken",
     "UnknownTask",
     "cancel_task",
     "complete_task",

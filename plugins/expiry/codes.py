@@ -29,16 +29,18 @@ def issue(session: Session, table: Code, code: str, user_id: str, ends_at: datet
     added = insert(table).values(values).on_conflict_do_nothing(index_elements=[table.code]).returning(table.id)
     code_id = session.scalar(added)
     if code_id is None:
-        raise CodeTaken(table.__tablename__.removeprefix("expiry_"), code)
+        raise CodeTaken(table.__tablename__, code)
     return code_id
 
 
-def use(session: Session, table: Code, code: str, now: datetime) -> bool:
-    """Use an active code before its end, whether or not a sweep has come by. False: it is not to be used (any more)."""
+def use(
+    session: Session, table: Code, code: str, now: datetime, *conditions: ColumnElement[bool], **values: object
+) -> bool:
+    """Use an active code before its end, if ``conditions`` hold, and set ``values``; False: it cannot be used (now)."""
     used = (
         update(table)
-        .where(table.code == code, table.state == CodeState.ACTIVE, table.ends_at > now)
-        .values(state=CodeState.USED, used_at=now)
+        .where(table.code == code, table.state == CodeState.ACTIVE, table.ends_at > now, *conditions)
+        .values(state=CodeState.USED, used_at=now, **values)
         .returning(table.id)
         .execution_options(synchronize_session=False)
     )

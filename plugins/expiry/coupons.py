@@ -17,9 +17,12 @@ def issue_coupon(session: Session, code: str, user_id: str, ends_at: datetime, n
     return codes.issue(session, Coupon, code, user_id, ends_at, now)
 
 
-def redeem_coupon(session: Session, code: str, now: datetime) -> bool:
-    """Use up the coupon. False: there is none of that code, or it was redeemed already, or its end has come."""
-    return codes.use(session, Coupon, code, now)
+def redeem_coupon(session: Session, code: str, user_id: str, now: datetime) -> bool:
+    """Use up the user's coupon.
+
+    False: the user has none of that code, or it was redeemed already, or its end has come.
+    """
+    return codes.use(session, Coupon, code, now, Coupon.user_id == user_id)
 
 
 def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:

@@ -5,6 +5,8 @@ ExpiryError               a RotaError
 ├── BadInstant
 ├── CodeTaken
 ├── BadPoints
+├── BadReference
+├── ReferenceTaken
 └── InsufficientPoints
 """
 
@@ -34,8 +36,8 @@ class BadInstant(ExpiryError):
 class CodeTaken(ExpiryError):
     """Another coupon or invitation code has that code already."""
 
-    def __init__(self, kind: str, code: str) -> None:
-        super().__init__(f"{kind} {code!r} exists already; choose another code")
+    def __init__(self, table: str, code: str) -> None:
+        super().__init__(f"{code!r} exists already in {table}; choose another code")
 
 
 class BadPoints(ExpiryError):
@@ -43,6 +45,22 @@ class BadPoints(ExpiryError):
 
     def __init__(self, points: object, most: int) -> None:
         super().__init__(f"bad points={points!r}; expected a whole number from 1 to {most}")
+
+
+class BadReference(ExpiryError):
+    """Not what points can be granted or spent for."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__(f"bad reference; expected a text of 1 to {longest} characters, none of them NUL")
+
+
+class ReferenceTaken(ExpiryError):
+    """The user was granted, or has spent, another number of points for that reference."""
+
+    def __init__(self, user_id: str, reference: str, before: int, points: int) -> None:
+        super().__init__(
+            f"user {user_id!r}: reference {reference!r} is for {before} points, and {points} were asked for"
+        )
 
 
 class InsufficientPoints(ExpiryError):

@@ -2,11 +2,13 @@
 
 from datetime import datetime
 
+from core import require_aware
 from plugins.expiry.errors import BadInstant
 
 
 def require_to_come(name: str, instant: datetime, now: datetime) -> None:
-    """Raise BadInstant unless ``instant``, called ``name``, has a time zone and is after ``now``."""
+    """Raise BadInstant unless ``instant``, called ``name``, has a time zone and is after ``now``, which needs one."""
+    require_aware(now=now)
     is_aware = isinstance(instant, datetime) and instant.utcoffset() is not None
     if not is_aware or instant <= now:
         raise BadInstant(name, instant, now)

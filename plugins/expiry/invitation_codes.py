@@ -17,9 +17,12 @@ def issue_invitation_code(session: Session, code: str, user_id: str, ends_at: da
     return codes.issue(session, InvitationCode, code, user_id, ends_at, now)
 
 
-def use_invitation_code(session: Session, code: str, now: datetime) -> bool:
-    """Use up the code. False: there is no such code, or it was used already, or its end has come."""
-    return codes.use(session, InvitationCode, code, now)
+def use_invitation_code(session: Session, code: str, user_id: str, now: datetime) -> bool:
+    """Use up the code; the row keeps that ``user_id`` did.
+
+    False: there is no such code, or it was used already, or its end has come.
+    """
+    return codes.use(session, InvitationCode, code, now, used_by=user_id)
 
 
 def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:

@@ -93,7 +93,7 @@ class Notification(Base):
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    task_id: Mapped[int] = mapped_column(ForeignKey("expiry_tasks.id"))
+    task_id: Mapped[int] = mapped_column(ForeignKey("expiry_tasks.id", ondelete="CASCADE"))
     owner_id: Mapped[str]
     kind: Mapped[str]
     created_at: Mapped[datetime]
@@ -140,6 +140,8 @@ class InvitationCode(Base):
     state: Mapped[str] = mapped_column(server_default=text("'active'"))
     ends_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
+    #: Who was let in; None also for codes that were used before this was kept.
+    used_by: Mapped[str | None]
     expired_at: Mapped[datetime | None]
 
 
@@ -186,6 +188,15 @@ class PointEntry(Base):
         CheckConstraint("kind IN ('granted', 'spent', 'expired')", name="kind"),
         CheckConstraint("points <> 0 AND (points > 0) = (kind = 'granted')", name="points"),
         Index("expiry_point_entries_of_user", "user_id", "id"),
+        Index(
+            "expiry_point_entries_of_reference",
+            "user_id",
+            "reference",
+            "kind",
+            "lot_id",
+            unique=True,
+            postgresql_where=text("reference IS NOT NULL"),
+        ),
         Index("expiry_point_entries_once", "lot_id", "kind", unique=True, postgresql_where=text("kind <> 'spent'")),
     )
 
@@ -195,3 +206,5 @@ class PointEntry(Base):
     kind: Mapped[str]
     points: Mapped[int]
     created_at: Mapped[datetime]
+    #: What the application granted or spent points for; see points.py.
+    reference: Mapped[str | None]

@@ -21,8 +21,8 @@ from sqlalchemy import BigInteger, column, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from core import Checkpoint, Instant
-from plugins.expiry.errors import BadPoints, InsufficientPoints
+from core import Checkpoint, Instant, require_aware
+from plugins.expiry.errors import BadPoints, BadReference, InsufficientPoints, ReferenceTaken
 from plugins.expiry.instants import require_to_come
 from plugins.expiry.models import EntryKind, PointBalance, PointEntry, PointLot
 from plugins.expiry.sweeps import Ends, among, end_due
@@ -31,6 +31,8 @@ from plugins.expiry.sweeps import Ends, among, end_due
 BATCH = 1000
 #: The most that can be granted or spent at once: a balance of nine thousand such lots still fits a bigint.
 MOST_POINTS = 10**15
+#: What an index of references can hold, whatever the characters.
+LONGEST_REFERENCE = 200
 
 LEFT = PointLot.remaining > 0
 BROKEN = (PointLot.remaining < 0) | PointLot.remaining.is_(None) | PointLot.expires_at.is_(None)
@@ -38,30 +40,47 @@ ENDS = Ends(PointLot.__tablename__, PointLot.id, PointLot.expires_at, LEFT, BROK
 UNSYNCHRONISED = {"synchronize_session": False}
 
 
-def grant_points(session: Session, user_id: str, points: int, expires_at: datetime, now: datetime) -> int:
-    """Give the user a lot of points; return the lot's id. Raises BadPoints, and BadInstant unless it is to expire."""
+def grant_points(
+    session: Session, user_id: str, points: int, expires_at: datetime, now: datetime, *, reference: str | None = None
+) -> int:
+    """Give the user a lot of points; return the lot's id.
+
+    ``reference`` says what for. With one, it may be called again, as after a lost answer: it grants once, and returns
+    the lot that was granted then. Raises BadPoints; BadInstant unless ``expires_at`` is to come; BadReference, and
+    ReferenceTaken if it was for another number of points.
+    """
     _require_points(points)
+    require_aware(now=now)
+    if reference is not None:
+        _credit(session, user_id, 0)  # which locks the balance, and makes it if there is none
+        if lot_ids := _done_before(session, user_id, EntryKind.GRANTED, reference, points):
+            return lot_ids[0]
     require_to_come("expires_at", expires_at, now)
     _credit(session, user_id, points)
     lot = {"user_id": user_id, "points": points, "remaining": points, "granted_at": now, "expires_at": expires_at}
     lot_id = session.scalars(insert(PointLot).values(lot).returning(PointLot.id)).one()
-    session.execute(insert(PointEntry), [_entry(user_id, lot_id, EntryKind.GRANTED, points, now)])
+    session.execute(insert(PointEntry), [_entry(user_id, lot_id, EntryKind.GRANTED, points, now, reference)])
     return lot_id
 
 
-def spend_points(session: Session, user_id: str, points: int, now: datetime) -> int:
+def spend_points(session: Session, user_id: str, points: int, now: datetime, *, reference: str | None = None) -> int:
     """Take points from the user's lots, those that expire first before others; return how many can still be spent.
 
-    Raises BadPoints, and InsufficientPoints if there are fewer, with nothing spent.
+    ``reference`` says what for. With one, it may be called again, as after a lost answer: it spends once. Raises
+    BadPoints; InsufficientPoints if there are fewer, with nothing spent; BadReference, and ReferenceTaken if it was for
+    another number of points.
     """
     _require_points(points)
+    require_aware(now=now)
     if not _lock_balances(session, [user_id], wait=True):  # a first grant may be committed right now: we came before it
         raise InsufficientPoints(user_id, points, 0)
+    if reference is not None and _done_before(session, user_id, EntryKind.SPENT, reference, points):
+        return spendable_points(session, user_id, now)
     lots = _spendable_lots(session, user_id, now)
     spendable = sum(lots.values())
     if spendable < points:
         raise InsufficientPoints(user_id, points, spendable)
-    _spend(session, user_id, _shares(lots, points), now)
+    _spend(session, user_id, _shares(lots, points), now, reference)
     return spendable - points
 
 
@@ -89,6 +108,18 @@ def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: in
 def _require_points(points: int) -> None:
     if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= MOST_POINTS:
         raise BadPoints(points, MOST_POINTS)
+
+
+def _done_before(session: Session, user_id: str, kind: EntryKind, reference: str, points: int) -> Sequence[int]:
+    """The lots from which that was granted or spent already; the user's balance is locked."""
+    if not isinstance(reference, str) or not 0 < len(reference) <= LONGEST_REFERENCE or "\0" in reference:
+        raise BadReference(LONGEST_REFERENCE)
+    of_reference = (PointEntry.user_id == user_id, PointEntry.reference == reference, PointEntry.kind == kind)
+    found = session.execute(select(PointEntry.lot_id, PointEntry.points).where(*of_reference)).all()
+    before = abs(sum(entry.points for entry in found))
+    if found and before != points:
+        raise ReferenceTaken(user_id, reference, before, points)
+    return [entry.lot_id for entry in found]
 
 
 def _credit(session: Session, user_id: str, points: int) -> None:
@@ -125,19 +156,22 @@ def _shares(lots: dict[int, int], points: int) -> dict[int, int]:
     return shares
 
 
-def _spend(session: Session, user_id: str, shares: dict[int, int], now: datetime) -> None:
+def _spend(session: Session, user_id: str, shares: dict[int, int], now: datetime, reference: str | None) -> None:
     share = values(column("lot_id", BigInteger), column("points", BigInteger), name="share").data(list(shares.items()))
     taken = update(PointLot).where(PointLot.id == share.c.lot_id).values(remaining=PointLot.remaining - share.c.points)
     session.execute(taken, execution_options=UNSYNCHRONISED)
-    spent = [_entry(user_id, lot_id, EntryKind.SPENT, -points, now) for lot_id, points in shares.items()]
+    spent = [_entry(user_id, lot_id, EntryKind.SPENT, -points, now, reference) for lot_id, points in shares.items()]
     session.execute(insert(PointEntry), spent)
     debit = update(PointBalance).where(PointBalance.user_id == user_id)
     total = PointBalance.points - sum(shares.values())
     session.execute(debit.values(points=total), execution_options=UNSYNCHRONISED)
 
 
-def _entry(user_id: str, lot_id: int, kind: EntryKind, points: int, now: datetime) -> dict[str, object]:
-    return {"user_id": user_id, "lot_id": lot_id, "kind": kind, "points": points, "created_at": now}
+def _entry(
+    user_id: str, lot_id: int, kind: EntryKind, points: int, now: datetime, reference: str | None
+) -> dict[str, object]:
+    of = {"user_id": user_id, "lot_id": lot_id, "reference": reference}
+    return {**of, "kind": kind, "points": points, "created_at": now}
 
 
 def _lock_due_lots(session: Session, ids: Sequence[int], now: datetime) -> Sequence[int]:

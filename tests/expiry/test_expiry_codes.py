@@ -36,14 +36,14 @@ def test_an_expired_code_says_when_and_cannot_be_used(subject, issue, use, table
 
     code = session.scalars(select(table)).one()
     assert (code.state, code.expired_at, code.ends_at) == ("expired", NOON + timedelta(minutes=5), NOON)
-    assert not use(session, "AB", NOON - timedelta(days=1))
+    assert not use(session, "AB", "ann", NOON - timedelta(days=1))
 
 
 def test_a_code_is_used_until_a_moment_before_its_end_and_once(subject, issue, use, table, session):
     issue(session, "AB", "ann", NOON, BEFORE)
 
-    assert use(session, "AB", NOON - A_MOMENT)
-    assert not use(session, "AB", NOON - A_MOMENT)
+    assert use(session, "AB", "ann", NOON - A_MOMENT)
+    assert not use(session, "AB", "ann", NOON - A_MOMENT)
 
     code = session.scalars(select(table)).one()
     assert (code.state, code.used_at, code.expired_at) == ("used", NOON - A_MOMENT, None)
@@ -53,12 +53,12 @@ def test_a_code_is_used_until_a_moment_before_its_end_and_once(subject, issue, u
 def test_at_its_end_a_code_cannot_be_used_though_no_sweep_has_come_by(subject, issue, use, table, session):
     issue(session, "AB", "ann", NOON, BEFORE)
 
-    assert not use(session, "AB", NOON)
+    assert not use(session, "AB", "ann", NOON)
     assert states(session, table) == {"AB": "active"}
 
 
 def test_a_code_that_was_never_issued_cannot_be_used(subject, issue, use, table, session):
-    assert not use(session, "AB", NOON)
+    assert not use(session, "AB", "ann", NOON)
 
 
 def test_a_code_is_issued_once(subject, issue, use, table, session):
@@ -77,6 +77,7 @@ def test_an_end_must_be_an_instant_to_come(subject, issue, use, table, session, 
 
 def test_using_and_sweeping_at_once_one_of_them_wins(subject, issue, use, table, session, database):
     subject.fill(session, 60)
+    holders = dict(session.execute(select(table.code, table.user_id)).all())
     codes = list(states(session, table))
     session.commit()
 
@@ -84,7 +85,7 @@ def test_using_and_sweeping_at_once_one_of_them_wins(subject, issue, use, table,
         with Session(database) as own:
             used = 0
             for code in reversed(codes):
-                used += use(own, code, BEFORE)  # a slow clock
+                used += use(own, code, holders[code], BEFORE)  # a slow clock
                 own.commit()
             return used
 
@@ -97,3 +98,13 @@ def test_using_and_sweeping_at_once_one_of_them_wins(subject, issue, use, table,
     assert list(states(session, table).values()).count("used") == used
     session.commit()
     assert used + expired + subject.sweep(session)["expired"] == 60
+
+
+def test_a_coupon_is_for_its_holder_and_an_invitation_for_anybody(subject, issue, use, table, session):
+    issue(session, "AB", "ann", NOON, BEFORE)
+
+    assert use(session, "AB", "bob", BEFORE) is (table is InvitationCode)
+    if table is InvitationCode:
+        assert session.scalars(select(table.used_by)).one() == "bob"
+    else:
+        assert use(session, "AB", "ann", BEFORE)

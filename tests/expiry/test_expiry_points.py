@@ -8,9 +8,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-from plugins.expiry import BadInstant, BadPoints, InsufficientPoints, grant_points, spend_points, spendable_points
+from plugins.expiry import (
+    BadInstant,
+    BadPoints,
+    BadReference,
+    InsufficientPoints,
+    ReferenceTaken,
+    grant_points,
+    spend_points,
+    spendable_points,
+)
 from plugins.expiry.models import Base, PointBalance, PointEntry, PointLot
+from tests.support.racing import race
 
 DAY = timedelta(days=1)
 
@@ -195,3 +206,65 @@ def test_it_does_what_a_list_of_lots_would(database, session, check_invariants, 
         assert remaining(session) == [points for _, _, points in sorted(model, key=lambda lot: lot[1])]
     session.commit()
     check_invariants()
+
+
+class TestReferences:
+    def test_points_are_spent_once_for_a_reference_whichever_lots_they_came_from(self, session, lots, check_invariants):
+        assert [spend_points(session, "ann", 25, BEFORE, reference="order 7") for _ in range(3)] == [35, 35, 35]
+        session.commit()
+
+        assert entries(session)[3:] == [(2, "spent", -20), (3, "spent", -5)]
+        assert set(session.scalars(select(PointEntry.reference).where(PointEntry.kind == "spent"))) == {"order 7"}
+        check_invariants()
+
+    def test_a_repeated_request_is_answered_though_the_points_are_gone(self, session, lots):
+        spend_points(session, "ann", 60, BEFORE, reference="order 7")
+
+        assert spend_points(session, "ann", 60, BEFORE, reference="order 7") == 0
+        with pytest.raises(InsufficientPoints):
+            spend_points(session, "ann", 60, BEFORE, reference="order 8")
+
+    def test_points_are_granted_once_for_a_reference_even_after_their_end(self, session, check_invariants):
+        first = grant_points(session, "ann", 10, NOON, BEFORE, reference="welcome")
+
+        assert grant_points(session, "ann", 10, NOON, NOON + DAY, reference="welcome") == first
+        session.commit()
+        assert entries(session) == [(first, "granted", 10)]
+        check_invariants()
+
+    def test_of_many_requests_at_once_one_spends(self, session, database, lots, check_invariants):
+        def spend() -> int:
+            with Session(database) as own, own.begin():
+                return spend_points(own, "ann", 10, BEFORE, reference="order 7")
+
+        assert race(*[spend] * 6) == [50] * 6
+        assert balance(session) == 50
+        check_invariants()
+
+    def test_of_many_first_grants_at_once_one_grants(self, session, database, check_invariants):
+        def grant() -> int:
+            with Session(database) as own, own.begin():
+                return grant_points(own, "bob", 10, NOON, BEFORE, reference="welcome")
+
+        assert len(set(race(*[grant] * 6))) == 1
+        assert balance(session, "bob") == 10
+        check_invariants()
+
+    def test_a_reference_is_a_users_own_and_of_one_kind(self, session, lots):
+        grant_points(session, "bob", 5, NOON, BEFORE, reference="order 7")
+
+        assert spend_points(session, "ann", 5, BEFORE, reference="order 7") == 55
+        assert spend_points(session, "bob", 5, BEFORE, reference="order 7") == 0
+
+    def test_a_reference_for_another_number_of_points_is_refused(self, session, lots):
+        spend_points(session, "ann", 25, BEFORE, reference="order 7")
+
+        with pytest.raises(ReferenceTaken, match="'order 7' is for 25 points, and 26 were asked for"):
+            spend_points(session, "ann", 26, BEFORE, reference="order 7")
+
+    @pytest.mark.parametrize("reference", ["", "x" * 201, "\0", 7], ids=repr)
+    def test_a_reference_that_is_none_is_refused(self, session, lots, reference):
+        with pytest.raises(BadReference, match="bad reference; expected a text of 1 to 200"):
+            spend_points(session, "ann", 1, BEFORE, reference=reference)
+        with pytest.raises(BadReference):
+            grant_points(session, "ann", 1, NOON, BEFORE, reference=reference)

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from expiry_world import A_MOMENT, BEFORE, NOON, TASKS
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from plugins.expiry import BadInstant, UnknownTask, cancel_task, complete_task, open_task
@@ -131,3 +131,13 @@ def test_the_last_instant_python_knows_is_a_deadline(session):
     last = datetime.max.replace(tzinfo=NOON.tzinfo)
 
     assert open_task(session, "ann", last, BEFORE) == 1
+
+
+def test_a_task_can_be_deleted_though_its_owner_was_told(session, do):
+    (task_id,) = TASKS.fill(session, 1)
+    TASKS.sweep(session)
+    assert session.scalar(select(func.count()).select_from(Notification)) == 1
+    session.commit()
+
+    assert do("DELETE FROM expiry_tasks WHERE id = :id", id=task_id) == 1
+    assert session.scalar(select(func.count()).select_from(Notification)) == 0

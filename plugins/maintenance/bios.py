@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Text, column, func, select, update, values
 from sqlalchemy.orm import Session
 
-from core import Checkpoint, in_batches, sweep
+from core import Checkpoint, in_batches, require_aware, sweep
 from plugins.maintenance.models import Review, Task, TaskExpert, TaskState
 
 #: A bio names the categories that an expert has completed most tasks in, and no more than these.
@@ -29,6 +29,7 @@ class Record(NamedTuple):
 
 def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500) -> dict[str, int]:
     """Rebuild every expert's bio, batch by batch, writing those that differ; count experts, changes and failures."""
+    require_aware(now=now)
 
     def rebuild(expert_ids: Sequence[str]) -> dict[str, int]:
         changed = _changed(session, _read_experts(session, expert_ids))

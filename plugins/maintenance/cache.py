@@ -1,26 +1,32 @@
 """The application's cache in Redis: entries that nothing would ever delete, deleted when they are unused for a week.
 
 An entry is a key ``cache:…`` without TTL that carries a time: a JSON object or a hash with ``last_used_at``, or with
-``timestamp``; the newer one counts if it has both. A time is a number of seconds (or milliseconds) since the Unix
-epoch, or an ISO 8601 date, without a zone meaning UTC. Keys that have a TTL are Redis' own to delete; those without a
-time, or with one that cannot be read, are left alone and counted.
+``timestamp``; the newer one counts if it has both. A time is a number of seconds since the Unix epoch from 1e9 to 1e10
+(2001 to 2286), or as many milliseconds; or it is written as ISO 8601, with or without separators (``20260710``,
+``20260710120000``), without a zone meaning UTC. A date without a time is good until its end. Any other number
+(``2026``, ``12``) is no time. Keys that have a TTL are Redis' own to delete; those without a time, or with one that
+cannot be read, are left alone and counted.
 
 Redis reads the time, we judge it, and Redis deletes the key only if it still has no TTL and carries the very same time.
 """
 
-import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from core import Checkpoint
+from core import Checkpoint, require_aware
 from plugins.maintenance.application_redis import Client, scan
 
 #: An entry unused for longer than this goes; one unused for exactly this long stays (DOMAIN.md, section 1).
 KEPT = timedelta(days=7)
 PATTERN = b"cache:*"
-#: From here on a number is one of milliseconds: as seconds, it would be in the year 5138.
-MILLISECONDS_FROM = 1e11
+#: Numbers outside are no seconds since 1970, but perhaps dates: from 9 September 2001 to 20 November 2286.
+SECONDS = (1e9, 1e10)
+MILLISECONDS = (1e12, 1e13)
+DATE = re.compile(r"\d{8}|\d{4}-\d{2}-\d{2}")
+#: A date and a time of day, in digits alone.
+DIGITS = re.compile(r"(\d{8})(\d{4}|\d{6})")
 #: Larger values are not decoded: that would hold up Redis.
 LARGEST = 1_000_000
 
@@ -68,6 +74,7 @@ DELETE_UNCHANGED = f"""{READ}
 
 def delete_unused(redis: Client, now: datetime, *, checkpoint: Checkpoint | None = None) -> dict[str, int]:
     """Delete cache entries unused for more than 7 days; count those ``deleted`` and those ``untimed``, left alone."""
+    require_aware(now=now)
     read, delete = redis.register_script(READ_ALL), redis.register_script(DELETE_UNCHANGED)
     counts = {"deleted": 0, "untimed": 0}
     for keys in scan(redis, PATTERN):
@@ -89,22 +96,26 @@ def _last_used(times: Times) -> datetime | None:
 
 
 def _instant(time: str | bytes) -> datetime | None:
-    text = time.decode(errors="replace") if isinstance(time, bytes) else time
+    text = (time.decode(errors="replace") if isinstance(time, bytes) else time).strip()
     try:
-        return _from_number(float(text))
-    except ValueError:
-        pass
-    try:
-        parsed = datetime.fromisoformat(text)
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
+        return _from_number(text) or _from_text(text)
     except (ValueError, OverflowError):
         return None
 
 
-def _from_number(number: float) -> datetime | None:
-    if not math.isfinite(number):
-        return None
+def _from_number(text: str) -> datetime | None:
     try:
-        return datetime.fromtimestamp(number / 1000 if abs(number) >= MILLISECONDS_FROM else number, UTC)
-    except (ValueError, OverflowError, OSError):
+        number = float(text)
+    except ValueError:
         return None
+    if SECONDS[0] <= number < SECONDS[1]:
+        return datetime.fromtimestamp(number, UTC)
+    if MILLISECONDS[0] <= number < MILLISECONDS[1]:
+        return datetime.fromtimestamp(number / 1000, UTC)
+    return None
+
+
+def _from_text(text: str) -> datetime:
+    parsed = datetime.fromisoformat(DIGITS.sub(r"\1T\2", text) if DIGITS.fullmatch(text) else text)
+    instant = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
+    return instant + timedelta(days=1) if DATE.fullmatch(text) else instant

@@ -29,7 +29,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import Checkpoint, in_batches, sweep
-from plugins.maintenance import places
+from plugins.maintenance import places, upload_mark
 from plugins.maintenance.errors import WallError, reason
 from plugins.maintenance.places import Place
 from plugins.maintenance.upload_root import descended, is_plain, remove_tree, sync
@@ -92,6 +92,8 @@ class Deletion:
     def run(self) -> dict[str, int]:
         """Announce what is due, then carry through what is announced, now or before, batch by batch."""
         self.counts = {f"{self.journal.noun}s": 0, "files": 0, "failed": 0}
+        upload_mark.require(self.session, self.root, self.journal.file_path)
+        self.checkpoint(self.counts)
         with self._parents() as parents:
             for rule, oldest_first in self.due:
                 due = in_batches(partial(self._lock_due, rule, oldest_first))

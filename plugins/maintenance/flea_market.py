@@ -7,10 +7,10 @@ step: file_journal.py.
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, update
+from sqlalchemy import delete, func, literal, update
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
+from core import Checkpoint, Instant
 from plugins.maintenance.file_journal import Deletion, Journal
 from plugins.maintenance.models import FleaMarketImage, FleaMarketItem
 
@@ -25,7 +25,9 @@ def refresh_item(session: Session, item_id: int, now: datetime) -> bool:
     refreshed = (
         update(FleaMarketItem)
         .where(FleaMarketItem.id == item_id, FleaMarketItem.deletion_began_at.is_(None))
-        .values(refreshed_at=func.greatest(FleaMarketItem.refreshed_at, now))  # two hosts' clocks may differ
+        .values(
+            refreshed_at=func.greatest(FleaMarketItem.refreshed_at, literal(now, Instant))
+        )  # two hosts' clocks may differ
         .returning(FleaMarketItem.id)
         .execution_options(synchronize_session=False)
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, case, func, select, update
 from sqlalchemy.orm import Session
 
-from core import Checkpoint, in_batches, sweep
+from core import Checkpoint, in_batches, require_aware, sweep
 from plugins.maintenance.models import ExpertInquiry, TaskExpert
 
 #: A case, because PostgreSQL subtracts before it filters otherwise, and cannot subtract infinite instants.
@@ -28,6 +28,7 @@ def update_response_times(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
     """Recompute the average response time of every featured expert, batch by batch; count experts and failures."""
+    require_aware(now=now)
     return sweep(
         session,
         in_batches(lambda last: _lock_featured(session, last, batch)),

@@ -60,9 +60,16 @@ REMOVE_GONE = """
     end
     return removed
 """
-#: Log out: a session is deleted only by the user it belongs to.
-LOG_OUT = """
-    if redis.call('SREM', KEYS[1], ARGV[1]) == 0 then return 0 end
+#: Log out: a session is deleted by the user whose set has it, or whom it names; -1: it names nobody.
+LOG_OUT = f"""
+    local is_member = redis.call('SREM', KEYS[1], ARGV[1]) == 1
+    if is_member or ARGV[3] == 'nobody else' then return redis.call('UNLINK', KEYS[2]) end
+    if redis.call('TYPE', KEYS[2]).ok ~= 'string' or redis.call('STRLEN', KEYS[2]) > {LARGEST} then return 0 end
+    local readable, session = pcall(cjson.decode, redis.call('GET', KEYS[2]))
+    local user = readable and type(session) == 'table' and session.user_id
+    if type(user) == 'number' then user = string.format('%.0f', user) end
+    if type(user) ~= 'string' then return -1 end
+    if user ~= ARGV[2] then return 0 end
     return redis.call('UNLINK', KEYS[2])
 """
 
@@ -73,12 +80,31 @@ def on_login(user_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
 
 
 def on_logout(user_id: str, session_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
-    """End one session of one user, and clean up what is left of the others. A session of somebody else stays."""
+    """End one session of one user, and clean up what is left of the others. A session of somebody else stays.
+
+    A session is the user's if the user's set has its id, or if it names the user (``"user_id"``). One that names nobody
+    is ended unless another user's set has its id, for which all sets are looked through.
+    """
     connection = redis or client()
-    of_user = SETS + user_id.encode()
-    keys = [of_user, KINDS[0] + session_id.encode()]
-    ended = int(connection.eval(LOG_OUT, len(keys), *keys, session_id.encode()))
+    ended = _log_out(connection, user_id, session_id)
+    if ended < 0:
+        ended = 0 if _is_in_a_set(connection, session_id) else _log_out(connection, user_id, session_id, "nobody else")
     return {"ended": ended, **clean_sessions(connection, user_id=user_id, settling=timedelta(0))}
+
+
+def _log_out(redis: Client, user_id: str, session_id: str, known: str = "") -> int:
+    keys = [SETS + user_id.encode(), KINDS[0] + session_id.encode()]
+    return int(redis.eval(LOG_OUT, len(keys), *keys, session_id.encode(), user_id.encode(), known))
+
+
+def _is_in_a_set(redis: Client, session_id: str) -> bool:
+    for sets in scan(redis, SETS + b"*"):
+        with redis.pipeline(transaction=False) as pipeline:
+            for of_user in sets:
+                pipeline.sismember(of_user, session_id)
+            if any(answer == 1 for answer in pipeline.execute(raise_on_error=False)):  # an error: it is no set
+                return True
+    return False
 
 
 def clean_sessions(

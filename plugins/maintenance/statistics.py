@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import QueryableAttribute, Session
 
-from core import Checkpoint, Instant, isolate
+from core import Checkpoint, Instant, isolate, require_aware
 from plugins.maintenance.models import ChangedUser, Review, Task, TaskState, UserStatistics
 
 UNSYNCHRONISED = {"synchronize_session": False}
@@ -51,6 +51,7 @@ def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint
 
     Changes marked after the sweep began may be left to the next one, so that it ends.
     """
+    require_aware(now=now)
     counts = {"users": 0, "failed": 0}
 
     def refresh(user_ids: Sequence[str]) -> dict[str, int]:

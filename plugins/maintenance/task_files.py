@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -26,8 +26,9 @@ UNSYNCHRONISED = {"synchronize_session": False}
 def record_file(session: Session, task_id: int, path: str | bytes) -> None:
     """Record that the task has a file at ``path``, relative to the upload root and in one of the task's own folders.
 
-    Recording it again is no error. Raises WallError for any other path, UnknownTask, and TaskFilesGone once the task's
-    files are being deleted: do not write the file then.
+    Recording it again is no error. Raises WallError for any other path, UnknownTask, and TaskFilesGone while the task's
+    files are being deleted and as long as the task is over: do not write the file then. A task that has lost its files
+    and is alive again, with a new deadline, say, takes files as before.
     """
     try:
         raw = os.fsencode(path)
@@ -36,13 +37,23 @@ def record_file(session: Session, task_id: int, path: str | bytes) -> None:
     if not JOURNAL.is_own(task_id, raw):
         raise WallError(f"the path is not in one of the folders of task {task_id}")
     # The lock makes a deletion that is about to be announced wait for us, or us for it.
-    task = select(Task.id, Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(read=True)
+    task = select(Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(key_share=True)
     found = session.execute(task).one_or_none()
     if found is None:
         raise UnknownTask(task_id)
-    if found.files_deletion_began_at is not None:
+    if found.files_deletion_began_at is not None and not _revive(session, task_id):
         raise TaskFilesGone(task_id)
     session.execute(insert(TaskFile).values(task_id=task_id, path=raw).on_conflict_do_nothing())
+
+
+def _revive(session: Session, task_id: int) -> bool:
+    """Forget that the task's files were deleted, if they are and the task is alive again."""
+    is_alive = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (
+        Task.deadline_at.is_(None) | (Task.deadline_at >= func.now() - KEPT)
+    )
+    alive = update(Task).where(Task.id == task_id, Task.files_deleted_at.is_not(None), is_alive)
+    revived = alive.values(files_deletion_began_at=None, files_deleted_at=None).returning(Task.id)
+    return session.scalar(revived, execution_options=UNSYNCHRONISED) is not None
 
 
 def delete_files_of_completed(

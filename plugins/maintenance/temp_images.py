@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from core import Checkpoint
+from core import Checkpoint, require_aware
 from plugins.maintenance import bookmarks
 from plugins.maintenance.errors import WallError, reason
 from plugins.maintenance.upload_root import DEEPEST, descended, enter, unlink
@@ -82,6 +82,7 @@ def delete_old_images(
 
     Counts what was deleted, the empty folders removed, the entries looked at, and what could not be deleted or read.
     """
+    require_aware(now=now)
     began = _from_json(bookmarks.find(session, SWEEP))
     sweep = Sweep(session, root, now, checkpoint, limit, entries, batch, began)
     sweep.run()

@@ -20,6 +20,7 @@ from plugins.maintenance.models import (
     TaskFile,
     TimeSlot,
 )
+from plugins.maintenance.upload_mark import MARK
 from plugins.maintenance.upload_root import opened
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -104,10 +105,11 @@ class World:
         return self.session.get(model, key)
 
     def files(self) -> set[str]:
-        """Every file and link below the root."""
-        return {
+        """Every file and link below the root, but its mark."""
+        found = {
             str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_symlink() or path.is_file()
         }
+        return found - {MARK}
 
 
 def age(path: Path, modified_at: datetime) -> None:

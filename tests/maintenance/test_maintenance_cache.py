@@ -7,12 +7,15 @@ import pytest
 import redis
 from maintenance_world import A_MOMENT, NOON
 
+from core import NaiveTime
 from plugins.maintenance import cache
 from plugins.maintenance.application_redis import STEP
 from plugins.maintenance.cache import delete_unused
 
 SEVEN_DAYS = timedelta(days=7)
 DUE = NOON + SEVEN_DAYS + A_MOMENT
+#: The oldest number that is a time: 9 September 2001.
+OLD = 10**9
 
 
 @pytest.fixture
@@ -41,6 +44,36 @@ def test_after_more_than_seven_days_and_not_at_exactly_seven(store, time):
     assert store.dbsize() == 0
 
 
+@pytest.mark.parametrize("time", [20260105, "20260105", "2026-01-05"], ids=repr)
+def test_a_date_is_good_until_its_end(store, time):
+    store.set("cache:json", json.dumps({"timestamp": time}))
+    store.hset("cache:hash", mapping={"timestamp": time})
+    end = NOON.replace(day=6, hour=0)
+
+    assert delete_unused(store, end + SEVEN_DAYS) == {"deleted": 0, "untimed": 0}
+    assert delete_unused(store, end + SEVEN_DAYS + A_MOMENT) == {"deleted": 2, "untimed": 0}
+
+
+@pytest.mark.parametrize("time", [202601051200, "202601051200", 20260105120000, "20260105120000"], ids=repr)
+def test_a_date_and_a_time_in_digits_are_no_seconds(store, time):
+    store.set("cache:json", json.dumps({"timestamp": time}))
+
+    assert delete_unused(store, NOON + SEVEN_DAYS) == {"deleted": 0, "untimed": 0}
+    assert delete_unused(store, DUE) == {"deleted": 1, "untimed": 0}
+
+
+@pytest.mark.parametrize("time", [2026, "2026", 1, 0, -5, 20261399, "20261399", 99999999999, 1e15, "1767614400123456"])
+def test_a_number_that_is_neither_a_time_nor_a_date_is_left_alone(store, time):
+    store.set("cache:json", json.dumps({"timestamp": time}))
+
+    assert delete_unused(store, DUE) == {"deleted": 0, "untimed": 1}
+
+
+def test_a_time_without_a_zone_is_refused(store):
+    with pytest.raises(NaiveTime):
+        delete_unused(store, DUE.replace(tzinfo=None))
+
+
 def test_the_newer_of_two_times_counts(store):
     later = (NOON + timedelta(days=5)).isoformat()
     store.set("cache:used", json.dumps({"timestamp": NOON.isoformat(), "last_used_at": later}))
@@ -52,7 +85,7 @@ def test_the_newer_of_two_times_counts(store):
 
 
 def test_a_key_with_a_ttl_is_left_to_redis(store):
-    store.set("cache:a", json.dumps({"timestamp": 1}), ex=1000)
+    store.set("cache:a", json.dumps({"timestamp": OLD}), ex=1000)
 
     assert delete_unused(store, DUE) == {"deleted": 0, "untimed": 0}
     assert store.exists("cache:a")
@@ -76,7 +109,7 @@ def test_a_key_with_a_ttl_is_left_to_redis(store):
 )
 def test_an_entry_whose_time_cannot_be_read_is_left_alone_and_counted(store, value):
     store.set("cache:odd", value.encode(errors="surrogateescape"))
-    store.set("cache:old", json.dumps({"timestamp": 1}))
+    store.set("cache:old", json.dumps({"timestamp": OLD}))
 
     assert delete_unused(store, DUE) == {"deleted": 1, "untimed": 1}
     assert store.exists("cache:odd")
@@ -85,7 +118,7 @@ def test_an_entry_whose_time_cannot_be_read_is_left_alone_and_counted(store, val
 def test_other_types_and_other_names_are_left_alone(store):
     store.lpush("cache:list", "x")
     store.hset("cache:hash", "value", "x")
-    old = json.dumps({"timestamp": 1})
+    old = json.dumps({"timestamp": OLD})
     for name in ("cache", "xcache:a", "session:a", "Cache:a"):
         store.set(name, old)
 
@@ -104,13 +137,15 @@ def test_an_entry_used_between_looking_and_deleting_stays(store, monkeypatch):
     """Another value, the same value with a TTL: either way it is not what was judged."""
     changes = {
         "cache:used": lambda: store.set("cache:used", json.dumps({"timestamp": DUE.timestamp()})),
-        "cache:again": lambda: store.set("cache:again", json.dumps({"timestamp": 1, "last_used_at": DUE.timestamp()})),
+        "cache:again": lambda: store.set(
+            "cache:again", json.dumps({"timestamp": OLD, "last_used_at": DUE.timestamp()})
+        ),
         "cache:ttl": lambda: store.expire("cache:ttl", 100),
         "cache:gone": lambda: store.delete("cache:gone"),
         "cache:type": lambda: (store.delete("cache:type"), store.lpush("cache:type", "x")),
     }
     for key in (*changes, "cache:same"):
-        store.set(key, json.dumps({"timestamp": 1}))
+        store.set(key, json.dumps({"timestamp": OLD}))
     judge = cache._last_used
 
     def meanwhile(times):

@@ -325,10 +325,30 @@ def test_log_out_ends_that_session_and_no_other(store):
     assert store.smembers("user_sessions:ann") == {b"b"}
 
 
+@pytest.mark.parametrize("user_id", ["ann", "7", "é"])
+@pytest.mark.parametrize("value", ['{"user_id": "%s"}', '{"user_id": %s}', '{"is_active": true}', "{}", "not json"])
+def test_log_out_ends_a_session_whose_id_is_not_in_the_users_set(store, user_id, value):
+    store.set("session:a", value.replace("%s", user_id), ex=HOUR)
+    store.set("user_sessions:broken", "no set")
+
+    assert on_logout(user_id, "a", redis=store)["ended"] == 1
+    assert not store.exists("session:a")
+
+
+@pytest.mark.parametrize("value", ['{"user_id": "bob"}', '{"user_id": 8}'])
+def test_log_out_leaves_a_session_that_names_somebody_else(store, value):
+    store.set("session:a", value, ex=HOUR)
+
+    assert on_logout("ann", "a", redis=store)["ended"] == 0
+    assert store.exists("session:a")
+
+
 def test_a_client_that_decodes_does_as_well(redis_url, store):
     log_in(store, "ann", "é", INACTIVE)
     with redis.Redis.from_url(redis_url, decode_responses=True) as decoding:
         assert clean(decoding, checkpoint=ignore) == {"inactive": 1, "gone": 1, "unreadable": 0}
+        store.set("session:b", "{}")
+        assert on_logout("ann", "b", redis=decoding)["ended"] == 1
 
 
 def test_the_redis_of_the_application_may_be_another_than_that_of_the_service(redis_url, store, monkeypatch):

@@ -404,3 +404,22 @@ def test_a_sweep_that_is_held_up_does_not_write_what_it_saw_before_it_waited(wor
 
 
 BLOCKED = text("SELECT true FROM pg_locks WHERE NOT granted LIMIT 1")
+
+
+def test_a_user_whose_figures_are_refused_keeps_one_mark_and_is_named_once_however_many_there_were(session, caplog):
+    session.execute(text("ALTER TABLE maintenance_user_statistics ADD CONSTRAINT no_bob CHECK (user_id <> 'bob')"))
+    session.execute(insert(ChangedUser), [{"user_id": name} for name in ["ann", "bob"] * 5])
+    session.commit()
+
+    try:
+        assert sweep(session, batch=3) == {"users": 2, "failed": 1}
+        assert caplog.text.count("ids=bob") == 1
+        assert session.scalars(select(ChangedUser.user_id)).all() == ["bob"]
+        assert sweep(session) == {"users": 0, "failed": 1}
+    finally:
+        session.rollback()
+        session.execute(text("ALTER TABLE maintenance_user_statistics DROP CONSTRAINT no_bob"))
+        session.commit()
+
+    assert sweep(session) == {"users": 1, "failed": 0}
+    assert session.scalars(select(ChangedUser.user_id)).all() == []

@@ -9,9 +9,10 @@ from maintenance_world import A_MOMENT, NOON
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
-from plugins.maintenance import TaskFilesGone, UnknownTask, WallError, record_file, task_files
+from plugins.maintenance import TaskFilesGone, UnknownTask, UploadRootError, WallError, record_file, task_files
 from plugins.maintenance.models import Task, TaskFile
 from plugins.maintenance.task_files import delete_files_of_completed, delete_files_of_expired
+from plugins.maintenance.upload_mark import MARK
 from tests.support.racing import race
 
 THREE_DAYS = timedelta(days=3)
@@ -178,7 +179,7 @@ def test_each_batch_is_announced_and_recorded_with_a_checkpoint(world):
 
     assert sweep(world, batch=2)["tasks"] == 5
 
-    assert [progress["tasks"] for progress in world.checkpoints] == [0, 0, 0, 2, 4, 5]
+    assert [progress["tasks"] for progress in world.checkpoints] == [0, 0, 0, 0, 2, 4, 5]
 
 
 def test_a_failed_batch_keeps_those_before_it_and_the_next_run_does_the_rest(world):
@@ -324,3 +325,86 @@ def test_a_deletion_cannot_begin_between_asking_whether_it_has_and_recording_a_f
     assert world.get(Task, task_id).files_deletion_began_at is None
     assert sweep(world)["tasks"] == 1
     assert world.count(TaskFile) == 0
+
+
+class TestANewDeadline:
+    """A task that has lost its files and is alive again takes files, and loses them when it is over again."""
+
+    @pytest.mark.parametrize("deadline", ["now() + interval '1 day'", "now() - interval '2 days'", "NULL"])
+    def test_it_takes_files_again(self, world, deadline):
+        task_id = world.task("open", deadline_at=NOON)
+        sweep(world, delete=delete_files_of_expired)
+        world.session.execute(text(f"UPDATE maintenance_tasks SET deadline_at = {deadline}"))
+
+        record_file(world.session, task_id, f"private/tasks/{task_id}/a.pdf")
+        world.session.commit()
+
+        task = world.get(Task, task_id)
+        assert (task.files_deletion_began_at, task.files_deleted_at) == (None, None)
+        world.session.execute(text("UPDATE maintenance_tasks SET deadline_at = '2026-01-05'"))
+        world.session.commit()
+        assert sweep(world, delete=delete_files_of_expired)["tasks"] == 1
+        assert world.count(TaskFile) == 0
+
+    def test_it_takes_none_while_its_deadline_is_past(self, world):
+        task_id = world.task("open", deadline_at=NOON)
+        sweep(world, delete=delete_files_of_expired)
+
+        with pytest.raises(TaskFilesGone):
+            record_file(world.session, task_id, f"private/tasks/{task_id}/a.pdf")
+
+    def test_it_takes_none_while_its_files_are_being_deleted(self, world):
+        task_id = world.task("open", files_deletion_began_at=NOON)
+
+        with pytest.raises(TaskFilesGone):
+            record_file(world.session, task_id, f"private/tasks/{task_id}/a.pdf")
+
+
+def test_a_row_that_cannot_be_announced_keeps_its_files_and_no_other_from_going(world):
+    refused, *others = (world.task("completed") for _ in range(5))
+    kept, *_ = (world.file(task_id) for task_id in (refused, *others))
+    world.session.execute(
+        text(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN IF old.id = {refused} THEN RAISE 'no'; END IF; RETURN new; END $$;"
+            " CREATE TRIGGER refuse BEFORE UPDATE ON maintenance_tasks FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    )
+    world.session.commit()
+
+    try:
+        assert sweep(world, batch=2) == {"tasks": 4, "files": 4, "failed": 1}
+        assert kept.exists()
+    finally:
+        world.session.execute(text("DROP TRIGGER refuse ON maintenance_tasks; DROP FUNCTION refuse"))
+        world.session.commit()
+
+
+class TestTheMarkOfTheRoot:
+    def test_an_empty_root_is_refused_while_rows_say_that_there_are_files(self, world):
+        task_id = world.task("completed")
+        world.file(task_id).unlink()
+        for folder in ("public/images/public/%d", "public/images/public", "public/images", "public"):
+            (world.root / (folder % task_id if "%" in folder else folder)).rmdir()
+
+        with pytest.raises(UploadRootError, match="so that it may be one that is not mounted"):
+            sweep(world)
+
+        assert world.count(TaskFile) == 1
+        (world.root / MARK).touch()
+        assert sweep(world) == {"tasks": 1, "files": 0, "failed": 0}
+
+    def test_a_root_that_has_lost_its_mark_is_refused_though_it_is_not_empty(self, world):
+        sweep(world)
+        (world.root / MARK).unlink()
+        photo = world.file(world.task("completed"))
+
+        with pytest.raises(UploadRootError, match="create an empty file of that name in it"):
+            sweep(world)
+
+        assert photo.exists()
+
+    def test_a_new_root_is_marked(self, world):
+        sweep(world)
+
+        assert (world.root / MARK).exists()

@@ -1,6 +1,7 @@
 """The import arrows of the module map, kept true by the test suite."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "dramatiq": {"main", "middleware", "transport", "worker"},
     "periodiq": {"main", "scheduling"},
 }
+HAS_DOCSTRING = ast.Module | ast.ClassDef | ast.FunctionDef
 SOURCES = [path.relative_to(ROOT) for top in ("core", "plugins") for path in sorted((ROOT / top).rglob("*.py"))]
 CORE = [path for path in SOURCES if path.parts[0] == "core"]
 PLUGINS = [path for path in SOURCES if path.parts[0] == "plugins" and len(path.parts) > 2]
@@ -108,6 +110,19 @@ def test_a_plugin_imports_the_front_door_and_itself(path):
             assert rest[0] in core.__all__, f"core.{rest[0]} is not public"
         if package == "plugins":
             assert rest[0] == path.parts[1], "plugins do not import each other"
+
+
+@pytest.mark.parametrize("path", [path for path in PLUGINS if "migrations" not in path.parts], ids=str)
+def test_a_plugin_names_its_tables_in_its_models_alone(path):
+    """What the tables are called, and whose they are, is then a change in one module."""
+    models = importlib.import_module(f"plugins.{path.parts[1]}.models")
+    tree = ast.parse((ROOT / path).read_text())
+    prose = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, HAS_DOCSTRING)}
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+    named = [name for name in models.Base.metadata.tables for text in texts if name in text and text not in prose]
+
+    assert path.name == "models.py" or not named
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

@@ -1,0 +1,206 @@
+"""A marketplace with a bad row of every kind in every table: all else goes on, and each is named once per run."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from core.testing import RunJob
+from plugins.expiry import jobs as expiry
+from plugins.maintenance import jobs as maintenance
+from plugins.maintenance.settings import MaintenanceSettings
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+#: An older system had no such rules.
+OLD_SYSTEM = """
+    SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) FROM pg_constraint
+    WHERE contype IN ('c', 'f') AND conrelid::regclass::text ~ '^(expiry|maintenance)_'
+      AND conname <> 'expiry_point_balances_points_check'
+    UNION ALL
+    SELECT format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', attrelid::regclass, attname) FROM pg_attribute
+    WHERE attname IN ('deadline_at', 'ends_at', 'expires_at', 'remaining', 'owner_id')
+      AND attrelid IN ('expiry_tasks'::regclass, 'expiry_coupons'::regclass, 'expiry_invitation_codes'::regclass,
+                       'expiry_point_lots'::regclass)
+"""
+#: Good rows are 1 to 5, bad ones 11 and after; what a trigger refuses is 20, or called ``refused``.
+MARKETPLACE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF TG_ARGV[0] = to_jsonb(old) ->> TG_ARGV[1] THEN RAISE 'somebody''s secret'; END IF; RETURN new;
+    END $$;
+    CREATE TABLE too_long AS SELECT string_agg(md5(i::text), '') AS id FROM generate_series(1, 999) AS i;
+
+    INSERT INTO expiry_tasks (id, owner_id, opened_at, deadline_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 'ann', '2025-01-01', '2026-01-01' FROM unnest(ARRAY[1, 2, 3, 4, 5, 11, 12, 13, 20]) AS n;
+    UPDATE expiry_tasks SET owner_id = NULL WHERE id = 11;
+    UPDATE expiry_tasks SET owner_id = too_long.id FROM too_long WHERE expiry_tasks.id = 12;
+    UPDATE expiry_tasks SET deadline_at = NULL WHERE id = 13;
+    UPDATE expiry_tasks SET deadline_at = '-infinity' WHERE id = 3;
+
+    INSERT INTO expiry_coupons (id, code, user_id, ends_at) OVERRIDING SYSTEM VALUE
+    SELECT n, n::text, 'ann', '2026-01-01' FROM unnest(ARRAY[1, 2, 3, 4, 5, 11, 20]) AS n;
+    UPDATE expiry_coupons SET ends_at = NULL WHERE id = 11;
+    UPDATE expiry_coupons SET ends_at = '4000-01-01 BC' WHERE id = 2;
+    INSERT INTO expiry_invitation_codes (id, code, user_id, ends_at) OVERRIDING SYSTEM VALUE
+    SELECT id, code, user_id, ends_at FROM expiry_coupons;
+
+    INSERT INTO expiry_point_balances SELECT n, 7 FROM unnest(ARRAY[1, 2, 3, 4, 5, 11, 12, 13, 14, 20, 21]) AS n;
+    INSERT INTO expiry_point_lots (id, user_id, points, remaining, granted_at, expires_at) OVERRIDING SYSTEM VALUE
+    SELECT user_id::int, user_id, 7, 7, '2025-01-01', '2026-01-01' FROM expiry_point_balances;
+    UPDATE expiry_point_balances SET points = 6 WHERE user_id = '11';
+    UPDATE expiry_point_lots SET remaining = NULL WHERE id = 12;
+    UPDATE expiry_point_lots SET remaining = -7 WHERE id = 13;
+    UPDATE expiry_point_lots SET expires_at = NULL WHERE id = 14;
+    UPDATE expiry_point_lots SET remaining = 9223372036854775807 WHERE id = 21;
+
+    INSERT INTO maintenance_tasks (id, poster_id, state, completed_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 'ann', 'completed', '2026-01-01' FROM unnest(ARRAY[1, 2, 3, 4, 5, 11, 12, 20]) AS n;
+    UPDATE maintenance_tasks SET completed_at = '-infinity' WHERE id = 4;
+    INSERT INTO maintenance_task_files SELECT 11, '../../etc/passwd';
+    INSERT INTO maintenance_task_files SELECT id, format('private/tasks/%s/a.pdf', id)::bytea FROM maintenance_tasks;
+
+    INSERT INTO maintenance_flea_market_items (id, seller_id, refreshed_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 'ann', '2025-01-01' FROM unnest(ARRAY[1, 2, 3, 4, 5, 11, 20]) AS n;
+    UPDATE maintenance_flea_market_items SET refreshed_at = '-infinity' WHERE id = 4;
+    CREATE TABLE offers (item_id bigint REFERENCES maintenance_flea_market_items DEFERRABLE INITIALLY DEFERRED);
+    INSERT INTO offers VALUES (11);
+
+    INSERT INTO maintenance_time_slots (id, expert_id, starts_at, ends_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 'zoe', '2025-01-01', '2025-01-01' FROM unnest(ARRAY[1, 2, 3, 4, 5, 11]) AS n;
+    UPDATE maintenance_time_slots SET ends_at = '-infinity' WHERE id = 4;
+    CREATE TABLE bookings (slot_id bigint REFERENCES maintenance_time_slots);
+    INSERT INTO bookings VALUES (11);
+
+    INSERT INTO maintenance_user_statistics (user_id, updated_at) VALUES ('refused', '2025-01-01');
+    INSERT INTO maintenance_changed_users (user_id) SELECT id FROM too_long;
+    INSERT INTO maintenance_changed_users (user_id) VALUES ('ann'), ('refused'), ('bob'), ('refused');
+    INSERT INTO maintenance_tasks (id, poster_id) OVERRIDING SYSTEM VALUE VALUES (50, 'refused');
+
+    INSERT INTO maintenance_task_experts (id, name, is_featured)
+    SELECT n, n, true FROM unnest(ARRAY['', 'ann', 'bob', 'refused']) AS n;
+    INSERT INTO maintenance_task_experts (id, name, average_response_time) VALUES ('late', 'late', '9000000 years');
+    INSERT INTO maintenance_expert_inquiries (expert_id, asked_at, answered_at)
+    SELECT id, '2026-01-01 12:00', '2026-01-01 12:30' FROM maintenance_task_experts;
+"""
+REFUSED = {
+    "expiry_tasks": ("20", "id"),
+    "expiry_coupons": ("20", "id"),
+    "expiry_invitation_codes": ("20", "id"),
+    "expiry_point_lots": ("20", "id"),
+    "maintenance_tasks": ("20", "id"),
+    "maintenance_flea_market_items": ("20", "id"),
+    "maintenance_user_statistics": ("refused", "user_id"),
+    "maintenance_task_experts": ("refused", "id"),
+}
+#: For each job what its first and its second run count, and what they name.
+JOBS = [
+    (
+        expiry.cancel_expired_tasks,
+        {"cancelled": 5, "left": 0, "broken": 4},
+        {"cancelled": 0, "left": 0, "broken": 4},
+        {"11", "12", "13", "20"},
+    ),
+    (
+        expiry.check_expired_coupons,
+        {"expired": 5, "left": 0, "broken": 2},
+        {"expired": 0, "left": 0, "broken": 2},
+        {"11", "20"},
+    ),
+    (
+        expiry.check_expired_invitation_codes,
+        {"expired": 5, "left": 0, "broken": 2},
+        {"expired": 0, "left": 0, "broken": 2},
+        {"11", "20"},
+    ),
+    (
+        expiry.check_expired_points,
+        {"expired": 5, "points": 35, "left": 0, "broken": 6},
+        {"expired": 0, "points": 0, "left": 0, "broken": 6},
+        {"11", "12", "13", "14", "20", "21"},
+    ),
+    (
+        maintenance.cleanup_completed_task_files,
+        {"tasks": 6, "files": 7, "failed": 2},
+        {"tasks": 0, "files": 0, "failed": 2},
+        {"11", "20"},
+    ),
+    (
+        maintenance.cleanup_expired_flea_market_items,
+        {"items": 5, "files": 0, "failed": 2},
+        {"items": 0, "files": 0, "failed": 2},
+        {"11", "20"},
+    ),
+    (
+        maintenance.cleanup_expired_time_slots,
+        {"deleted": 5, "kept": 0, "failed": 1},
+        {"deleted": 0, "kept": 0, "failed": 1},
+        {"11"},
+    ),
+    (
+        maintenance.update_all_users_statistics,
+        {"users": 2, "failed": 2},
+        {"users": 0, "failed": 2},
+        {"refused", "TOO LONG"},
+    ),
+    (
+        maintenance.update_featured_task_experts_response_time,
+        {"experts": 3, "failed": 1},
+        {"experts": 3, "failed": 1},
+        {"refused"},
+    ),
+    (
+        maintenance.update_task_experts_bio,
+        {"experts": 3, "changed": 3, "failed": 2},
+        {"experts": 3, "changed": 0, "failed": 2},
+        {"refused", "late"},
+    ),
+]
+
+
+@pytest.fixture
+def too_long(database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The marketplace is there; yields the name of a user that is longer than an index can hold."""
+    with database.begin() as connection:
+        for statement in connection.execute(text(OLD_SYSTEM)).scalars().all():
+            connection.exec_driver_sql(statement)
+        connection.execute(text(MARKETPLACE))
+        for table, (value, column) in REFUSED.items():
+            call = f"refuse({value!r}, {column!r})"
+            connection.exec_driver_sql(
+                f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION {call}"
+            )
+        name = connection.execute(text("SELECT id FROM too_long")).scalar_one()
+    for task in (1, 2, 3, 4, 5, 11, 12, 20):
+        folder = tmp_path / "private" / "tasks" / str(task)
+        folder.mkdir(parents=True)
+        (folder / "a.pdf").write_bytes(b"x")
+    monkeypatch.setenv("ROTA_MAINTENANCE_UPLOAD_ROOT", str(tmp_path))
+    MaintenanceSettings.forget()
+    yield name
+    MaintenanceSettings.forget()
+
+
+def named(messages: list[str]) -> list[str]:
+    found = [
+        re.findall(r"ids=(.*) reason=", line) or re.findall(r"files.refused task=(\d+)", line) for line in messages
+    ]
+    return [row_id for ids in found for each in ids for row_id in each.split(", ")]
+
+
+@pytest.mark.slow
+def test_all_else_goes_on_and_each_bad_row_is_named_once_per_run(too_long: str, run_job: RunJob, tmp_path, caplog):
+    for job, first, second, bad in JOBS:
+        for expected in (first, second):
+            caplog.clear()
+            run = run_job(job, now=NOON)
+
+            assert (run.state, run.result) == ("succeeded", expected), (job.name, run.error)
+            messages = [record.getMessage() for record in caplog.records]
+            assert sorted(named(messages)) == sorted(too_long if each == "TOO LONG" else each for each in bad), job.name
+            assert "secret" not in "".join(messages)
+    assert [path.parent.name for path in tmp_path.rglob("a.pdf")] == ["20"], (
+        "announced rows' files went, refused ones' not"
+    )

@@ -19,7 +19,7 @@ from core.database import connect, dispose
 from core.embedded.accounts import pgserver_account
 from core.ledger import processes
 from core.ledger.processes import Identity
-from core.testing import LONG_LEASE, RunJob
+from core.testing import LONG_LEASE, Member, RunJob
 from core.worker.executor import Executor
 from tests.support.eventually import eventually
 from tests.support.servers import PGBOUNCER
@@ -105,7 +105,7 @@ def test_in_session_mode_a_run_is_claimed_and_committed(behind: Callable[[str], 
         own = connection.execution_options(isolation_level="AUTOCOMMIT")
         process_id = processes.register(own, Identity("worker", "test:1", "rota-test"), LONG_LEASE)
 
-        row = RunJob(Executor(engine, lambda: process_id, "test:1"))(count)
+        row = RunJob(Executor(engine, Member(process_id), "test:1"))(count)
 
     assert (row.state, row.result) == ("succeeded", {"rows": 0})
 

@@ -4,27 +4,26 @@
 assigns a user twice, but it loses the order just when order matters: the worker that skipped past the ten oldest finds
 the last free agents while the worker that holds the ten oldest is still looking, or rolls back; then a user who joined
 later is served, and one who joined earlier is not. So a batch first takes *the turn*, an advisory lock that ends with
-its transaction. Whoever has the turn sees everything earlier batches did (under READ COMMITTED, PostgreSQL's default),
-takes the oldest users there are, and commits within milliseconds; the next in line follows, and PostgreSQL keeps that
-line in order. A worker waits for the turn and never gives up on it, so a trigger cannot be lost between a run that is
-about to end and one that just began. Waiting for the oldest user's row instead would nearly do, but whoever waits for a
-row goes on with what it saw before it waited, and would overlook a user whose join was committed meanwhile.
+its transaction. The batch that has the turn sees everything earlier batches did (under READ COMMITTED, PostgreSQL's
+default), takes the oldest users there are, and commits within milliseconds; the next in line follows, and PostgreSQL
+keeps that line in order. A worker waits for the turn, so a trigger cannot be lost between a run that is about to end
+and one that just began. Waiting for the oldest user's row instead would nearly do, but a session that waits for a row
+goes on with what it saw before it waited, and would overlook a user whose join was committed meanwhile.
 
 **Why rows are locked as well.** Users leave, chats end and agents go offline without asking for the turn. The rows
 decide those races: the batch locks its users and its agents, and sees each in its latest state.
 
-**Who is waited for.** The oldest user, and nobody else: somebody who is about to leave, and may yet stay, is not to be
-overtaken. While it waits the batch holds nothing but the turn, which no application asks for, so nobody waits in a
-circle. Of the users after the oldest it takes those up to the first whose row somebody holds. An agent whose row
-somebody holds is passed over: it may be held for long, and there are others.
+**Which rows it waits for.** It waits for the oldest user's row and no other: that user may be about to leave and then
+stay, and nobody may overtake them. While it waits it holds nothing but the turn, which no application takes, so it
+cannot be part of a deadlock. It takes the users after the oldest up to the first whose row another transaction holds.
+It passes over an agent whose row another transaction holds, because that may last, and there are other agents.
 
-**Why nobody waits for ever.** An application that keeps a transaction open after ``leave_queue`` would hold up every
-run, and with ``overlap="allow"`` they would pile up. So waiting ends after ``PATIENCE``; the run fails and is tried
-again.
+**How long it waits.** An application that keeps a transaction open after ``leave_queue`` would hold up every run, and
+with ``overlap="allow"`` they would pile up. So waiting ends after ``PATIENCE``; the run fails and is tried again.
 
-**Who cannot be placed.** An entry that breaks a rule is passed over, stays as it is, and is named in the log once per
-run: one whose user, or which itself, has a chat already, one whose time is no date, and whatever else the database
-refuses. The others are placed in their order.
+**Broken entries** are passed over, stay as they are, and are named in the log once per run: an entry whose user has an
+active chat, one that has a chat itself, one whose time is no date, and one that the database refuses to place. The
+others are placed in their order.
 
 **Why ten agents are enough.** A batch of ten needs the ten best at most: each placing makes one agent's rank worse, so
 until the tenth there is always one of the first ten left untouched, and it ranks before everyone outside.

@@ -49,7 +49,7 @@ def lock_free(session: Session, agent_ids: Iterable[str]) -> set[str]:
 def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
     """Lock those of the agents' rows that come free within ``PATIENCE``; return whose they are.
 
-    It asks again and again rather than wait for a row, so that it is never one of those that wait in a circle.
+    It asks again and again and never waits for a lock, so it cannot be part of a deadlock.
     """
     wanted = {*agent_ids}
     locked = lock_free(session, wanted)

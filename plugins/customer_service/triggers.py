@@ -1,4 +1,4 @@
-"""Asking for an assignment at once: whoever makes one possible does, in the transaction that makes it so."""
+"""Asking for an assignment at once, in the transaction that makes one possible."""
 
 from sqlalchemy.orm import Session
 

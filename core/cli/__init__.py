@@ -76,9 +76,18 @@ class Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        from core.cli import unwritable
+
+        with unwritable.told():  # --help
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
+        from core.cli import unwritable
+
         try:
-            return super().invoke(ctx)
+            with unwritable.told():
+                return super().invoke(ctx)
         except RotaError as error:
             raise Problem(str(error)) from error
 

@@ -1,5 +1,6 @@
 """``rota jobs``: what there is to run, and when next. Needs no server and no setting, but to tell what is paused."""
 
+import sys
 from datetime import datetime, timedelta
 
 import click
@@ -64,13 +65,14 @@ def jobs(as_json: bool) -> None:
 
 
 def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
-    """When a job runs next, as short as it can be; or why that cannot be told."""
+    """When a job runs next, as short as it can be for people; or why that cannot be told."""
     if is_paused:
         return "paused"
     if job.schedule is None:
         return "" if job.ledger else "fast lane"
     slot = job.schedule.next_after(now)
-    return local(slot) if slot - now > WITHIN_THE_YEAR else local(slot)[len("2026-") :]
+    is_brief = sys.stdout.isatty() and slot - now < WITHIN_THE_YEAR
+    return local(slot)[len("2026-") :] if is_brief else local(slot)
 
 
 def pauses_if_told() -> list[Pause] | None:

@@ -155,7 +155,11 @@ def test_a_mistyped_command_is_wrong_usage_and_gets_a_suggestion(rota, words, sa
     assert done.stderr.endswith(f"Error: {said}\n")
 
 
-@pytest.mark.parametrize("words", [["jobs", "--json"], ["jobs"], ["runs", "--json"], ["check", "--json"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["jobs", "--json"], ["jobs"], ["runs", "--json"], ["check", "--json"], ["--help"], ["runs", "--help"]],
+    ids=" ".join,
+)
 def test_a_full_disk_is_told_in_a_line(database, words):
     with open("/dev/full", "w") as full:
         done = subprocess.run([*ROTA, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)

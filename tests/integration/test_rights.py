@@ -125,6 +125,17 @@ def test_every_looking_command_works_with_what_check_grants_for_looking(rota, da
     assert (done.stderr, done.exit_code) == ("", 1 if words[0] == "why" else 0)
 
 
+@pytest.mark.parametrize("command", ["retry", "drop"])
+def test_a_dry_run_only_looks(rota, database, role, ledger, command):
+    run_id = ledger.request("prune-runs", state="dead", reason="retries", finished_at="now")
+    do(database, f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{role}"')
+
+    done = rota(command, str(run_id), "--dry-run")
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"would {command} 1 run; nothing was changed\n")
+
+
 def test_check_tells_a_role_that_looks_what_working_takes_and_is_wrong_only_where_that_was_asked(rota, database, role):
     do(database, f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{role}"')
 

@@ -26,6 +26,7 @@ LEAVES = re.compile(
 )
 #: Statements after which PostgreSQL knows none of our prepared statements any more.
 FORGETS = re.compile(r"\b (?: DEALLOCATE | DISCARD ) \b", re.IGNORECASE | re.VERBOSE)
+READ_COMMITTED = "read committed"
 #: Settings of which PostgreSQL tells the client whenever they change.
 REPORTED = (
     "TimeZone",
@@ -76,6 +77,10 @@ class WatchedConnection(DriverConnection):
         #: Our statements that PostgreSQL has planned on this connection.
         self.prepared: set[str] = set()
         self.is_touched = False
+        #: The schema that has the ledger's tables, quoted; empty: there are none yet.
+        self.ledger_schema = ""
+        #: How the database isolates transactions that do not say; ours all do.
+        self.default_isolation = READ_COMMITTED
         self._reported: list[str | None] = []
 
     def notice(self, query: Any) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, PoolResetState
 
 from core import settings
-from core.connections import WatchedConnection
+from core.connections import READ_COMMITTED, WatchedConnection
 
 #: PostgreSQL cannot be asked right now.
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
@@ -43,6 +43,14 @@ CLIENT_CHECK_SINCE = 140000
 #: The ledger's statements find rows by an index. Planned once per connection, and perhaps while a table was small, they
 #: would otherwise go on to read all of it when it has become large.
 BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+#: How transactions are isolated here, and where the ledger's tables are, whatever a job does to its search_path later.
+SURROUNDINGS = """
+    SELECT current_setting('default_transaction_isolation'), (
+        SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE pg_class.oid = to_regclass('rota_runs'))
+"""
+#: Our own statements see what others have committed meanwhile, whatever the database's default is.
+COMMITTED = f"SET default_transaction_isolation = '{READ_COMMITTED}'"
 #: What a role needs on what PostgreSQL may say that it lacks.
 RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
 #: What one needs that only looks.
@@ -84,6 +92,11 @@ def _set_up(connection: WatchedConnection, _record: object) -> None:
         cursor.execute(SERVER_KEEPALIVES)
         if connection.server_version >= CLIENT_CHECK_SINCE:
             cursor.execute(CLIENT_CHECK)
+        cursor.execute(SURROUNDINGS)
+        ((connection.default_isolation, schema),) = cursor.fetchall()
+        connection.ledger_schema = schema or ""
+        if connection.default_isolation != READ_COMMITTED:
+            cursor.execute(COMMITTED)
     connection.commit()
     connection.begin_clean()
 

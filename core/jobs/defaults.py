@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, TypedDict, Unpack
 
 from core.errors import DeclarationError, suggestion
-from core.jobs.job import Backoff, Job, Misfire, Overlap, job
+from core.jobs.job import Backoff, Isolation, Job, Misfire, Overlap, job
 from core.jobs.schedules import Schedule
 
 
@@ -24,6 +24,7 @@ class JobOptions(TypedDict, total=False):
     soft_limit: timedelta
     hard_limit: timedelta
     ledger: bool
+    isolation: Isolation | None
 
 
 class JobDefaults:

@@ -14,6 +14,7 @@ from core.jobs.schedules import Schedule
 Backoff = Literal["fixed", "exponential"]
 Overlap = Literal["skip", "allow"]
 Misfire = Literal["latest", "all", "skip"]
+Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 JOB_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 #: Dramatiq's rule for queue names, without capitals and dots: it keeps ``.DQ`` and ``.XQ`` for itself.
@@ -46,6 +47,7 @@ class Job:
     soft_limit: timedelta = timedelta(minutes=25)
     hard_limit: timedelta = timedelta(minutes=30)
     ledger: bool = True
+    isolation: Isolation | None = None
 
     def __post_init__(self) -> None:
         problems = [*option_problems(self), *function_problems(self)]
@@ -90,6 +92,7 @@ def job(
     soft_limit: timedelta = timedelta(minutes=25),
     hard_limit: timedelta = timedelta(minutes=30),
     ledger: bool = True,
+    isolation: Isolation | None = None,
 ) -> Callable[[Callable[..., Any]], Job]:
     """Declare a job; its plugin's ``register_jobs`` hands it to Rota.
 
@@ -99,6 +102,8 @@ def job(
     and of ``all`` only the newest ``misfire_cap``.
     At ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
     ``ledger=False`` is the fast lane: delivery by Redis alone, at least once, without slots, leases or history.
+    ``isolation`` is that of the transactions of ``run.session``; None: the database's default. An attempt that fails by
+    a conflict with other transactions (SQLSTATE 40001 or 40P01) is repeated at once, up to three times, uncounted.
 
     Raises DeclarationError, naming every option that is wrong.
     """
@@ -119,6 +124,7 @@ def job(
             soft_limit=soft_limit,
             hard_limit=hard_limit,
             ledger=ledger,
+            isolation=isolation,
         )
 
     return declare
@@ -140,6 +146,7 @@ def option_problems(job: Job) -> list[str]:
         _is_span("soft_limit", job.soft_limit, least=timedelta(milliseconds=1)),
         _is_span("hard_limit", job.hard_limit, least=timedelta(milliseconds=1)),
         _is_flag("ledger", job.ledger),
+        _is_one_of("isolation", job.isolation or "READ COMMITTED", get_args(Isolation)),
     ]
     return [problem for problem in checks if problem] or combination_problems(job)
 

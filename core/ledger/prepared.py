@@ -2,6 +2,9 @@
 
 Parsing and planning the claim costs more than executing it, and psycopg2 has no prepared statements of its own, so
 each connection is told PREPARE on first use and EXECUTE from then on.
+
+What is executed in a job's own session says ``ledger.`` before each of its tables, which becomes their schema: a job
+may have set any ``search_path``.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.connections import WatchedConnection
+
+
+def qualified(statement: str, connection: Connection) -> str:
+    """``statement`` with the ledger's schema, as far as ``connection`` knows it, in place of ``ledger``."""
+    schema = getattr(connection.connection.dbapi_connection, "ledger_schema", "")
+    return statement.replace("ledger.", f"{schema}." if schema else "")
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,10 @@ class Prepared:
         try:
             with driver.cursor() as cursor:
                 if self.name not in driver.prepared:
-                    cursor.execute(self._prepare)
+                    is_touched = driver.is_touched
+                    cursor.execute(qualified(self._prepare, connection))
                     driver.prepared.add(self.name)
+                    driver.is_touched = is_touched  # ours may stay
                 cursor.execute(self._execute, values)
                 return cursor.fetchall()
         except psycopg2.Error as error:

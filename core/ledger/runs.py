@@ -1,15 +1,17 @@
 """What happens to a run: it is requested, and it succeeds, fails, or is handed back."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.orm import Session
 
 from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.models import State
-from core.ledger.prepared import Prepared
+from core.ledger.prepared import Prepared, qualified
 
 #: An error's text is cut here; the log has all of it.
 LONGEST_ERROR = 2000
@@ -20,9 +22,9 @@ DUE_CHANNEL = "rota_due"
 #: Rows that are inserted in one statement.
 BATCH = 1000
 
-REQUEST = text("""
+REQUEST = """
     WITH run AS (
-        INSERT INTO rota_runs (job, key, queue, args, exclusive, due_at, sent_at)
+        INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at)
         SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
                clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END
         FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[])) WITH ORDINALITY AS asked (key, args, number)
@@ -30,14 +32,17 @@ REQUEST = text("""
         RETURNING id
     )
     SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run ORDER BY id
-""")
+"""
+
+#: A run that its own process has lost sight of so often, beside its failures and crashes, is dead.
+MOST_LOSSES = 20
 
 #: Run, token, process, result.
 SUCCEED = Prepared(
     "rota_succeed",
     ("bigint", "bigint", "bigint", "text"),
     f"""
-    UPDATE rota_runs AS run
+    UPDATE ledger.rota_runs AS run
     SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
     WHERE {LEASE_IS_GOOD} RETURNING run.id
     """,  # noqa: S608 — constants
@@ -52,8 +57,7 @@ SUCCEED_MANY = Prepared(
     SET state = 'succeeded', result = done.result::jsonb, error = NULL, process_id = NULL,
         finished_at = clock_timestamp()
     FROM unnest($2, $3, $4) AS done (id, token, result)
-    WHERE run.id = done.id AND run.token = done.token AND run.state = 'running' AND run.process_id = $1 AND EXISTS (
-        SELECT 1 FROM rota_processes AS process WHERE process.id = $1 AND process.expires_at > clock_timestamp())
+    WHERE run.id = done.id AND run.token = done.token AND run.state = 'running' AND run.process_id = $1
     RETURNING run.id
     """,
 )
@@ -80,13 +84,33 @@ RELEASE = text("""
     RETURNING id
 """)
 
-RELEASE_FORGOTTEN = text("""
-    UPDATE rota_runs
-    SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
-    WHERE state = 'running' AND process_id = :process_id
-      AND started_at < clock_timestamp() - :age AND token <> ALL(:tokens)
-    RETURNING id
-""")
+#: No release is counted by itself; that nothing uncounted goes on for ever is seen by the attempts.
+RELEASE_FORGOTTEN = text(f"""
+    WITH forgotten AS MATERIALIZED (
+        SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes > {MOST_LOSSES} AS is_over FROM rota_runs
+        WHERE state = 'running' AND process_id = :process_id
+          AND started_at < clock_timestamp() - :age AND token <> ALL(:tokens)
+        FOR UPDATE
+    )
+    UPDATE rota_runs AS run
+    SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END,
+        reason = CASE WHEN is_over THEN 'lost' ELSE :reason END,
+        error = CASE WHEN is_over THEN format('its lease was lost in %s attempts under living processes', attempt)
+                     ELSE error END,
+        process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
+        finished_at = CASE WHEN is_over THEN clock_timestamp() END
+    FROM forgotten WHERE run.id = forgotten.id
+    RETURNING run.id, run.job, is_over
+""")  # noqa: S608 — a constant
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A run that its process had lost sight of, and whether that was once too often."""
+
+    run_id: int
+    job: str
+    is_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +121,12 @@ class Failure:
     reason: str
     error: str
     delay: timedelta = timedelta(0)
+
+
+@lru_cache(maxsize=16)
+def _request(statement: str) -> TextClause:
+    """The statement for one schema; a colon in that is no parameter."""
+    return text(re.sub(r'"[^"]*"', lambda name: name[0].replace(":", r"\:"), statement))
 
 
 def request(
@@ -121,10 +151,11 @@ def request_many(
     """``request`` a run for each of ``keys`` and ``args``; return their ids in that order."""
     shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay}
     shared |= {"carried": carried, "channel": DUE_CHANNEL}
+    statement = _request(qualified(REQUEST, session.connection() if isinstance(session, Session) else session))
     run_ids: list[int] = []
     for start in range(0, len(args), BATCH):
         batch = slice(start, start + BATCH)
-        run_ids += session.execute(REQUEST, {**shared, "keys": keys[batch], "args": args[batch]}).scalars()
+        run_ids += session.execute(statement, {**shared, "keys": keys[batch], "args": args[batch]}).scalars()
     return run_ids
 
 
@@ -160,10 +191,11 @@ def release(connection: Connection, process_id: int, reason: str) -> list[int]:
 
 def release_forgotten(
     connection: Connection, process_id: int, tokens: Collection[int], age: timedelta, reason: str
-) -> list[int]:
-    """Give up the runs that a process claimed at least ``age`` ago and has not in hand, as ``tokens`` tell.
+) -> list[Forgotten]:
+    """Release the runs that a process claimed at least ``age`` ago and has not in hand, as ``tokens`` tell.
 
-    A claim whose answer was lost on its way leaves such a run, as does an outcome that could not be recorded.
+    A claim whose answer was lost on its way leaves such a run, as does an outcome that could not be recorded. A run to
+    which that happens for the ``MOST_LOSSES``th time ends.
     """
     values = {"process_id": process_id, "tokens": list(tokens), "age": age, "reason": reason}
-    return list(connection.execute(RELEASE_FORGOTTEN, values).scalars())
+    return [Forgotten(*row) for row in connection.execute(RELEASE_FORGOTTEN, values)]

@@ -12,11 +12,13 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from core.connections import READ_COMMITTED, WatchedConnection
 from core.enqueue import enqueue
 from core.ledger import leases
 from core.ledger.leases import Lease
 
 LEASE = "rota.lease"
+ISOLATION = "rota.isolation"
 FENCED = "rota.fenced"
 #: How often the progress of a run is logged, in seconds.
 PROGRESS_SECONDS = 10.0
@@ -38,8 +40,13 @@ class JobSession(Session):
 
 
 @event.listens_for(JobSession, "after_begin")
-def _remember_connection(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
-    session.info[DRIVER_CONNECTION] = connection.connection.driver_connection
+def _remember_connection(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    driver: WatchedConnection = connection.connection.driver_connection  # type: ignore[assignment]
+    session.info[DRIVER_CONNECTION] = driver
+    level = session.info.get(ISOLATION) or driver.default_isolation
+    is_chosen_by_job = driver.isolation_level is not None
+    if not (transaction.nested or is_chosen_by_job) and level.lower() != READ_COMMITTED:
+        connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
 
 
 @event.listens_for(JobSession, "after_transaction_end")
@@ -64,6 +71,8 @@ class Work:
 
     engine: Engine
     lease: Lease | None = None
+    #: That of its transactions; None: the database's default.
+    isolation: str | None = None
     _session: JobSession | None = None
     #: When its progress was last logged, or it began, by the monotonic clock.
     _told_at: float = field(default_factory=time.monotonic)
@@ -72,7 +81,7 @@ class Work:
     def session(self) -> JobSession:
         """The one session of this attempt."""
         if self._session is None:
-            self._session = JobSession(self.engine, info={LEASE: self.lease})
+            self._session = JobSession(self.engine, info={LEASE: self.lease, ISOLATION: self.isolation})
         return self._session
 
     @property

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import structlog
+from psycopg2.errors import DeadlockDetected, SerializationFailure
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError
 
@@ -24,7 +25,7 @@ from core.errors import BadArguments, BadResult, LeaseLost, TimeLimitExceeded
 from core.jobs import arguments
 from core.jobs.job import Job
 from core.jobs.run import Run
-from core.ledger import claims, runs
+from core.ledger import claims, leases, runs
 from core.ledger.claims import Verdict
 from core.ledger.leases import Lease
 from core.ledger.models import State
@@ -43,10 +44,20 @@ logger = logging.getLogger(__name__)
 RECORD_AGAIN_SECONDS = 1.0
 #: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
 GIVE_UP_SECONDS = 5.0
+#: How often an attempt that conflicts with other transactions is repeated at once.
+MOST_CONFLICTS = 3
 #: The state of a run that succeeded, as long as that is not recorded.
 RECORDING = "recording"
 #: EX_SOFTWARE of sysexits.h: the process ended itself at a hard limit.
 HARD_LIMIT_EXIT = 70
+
+
+class Conflict(Exception):
+    """An attempt failed by a conflict with other transactions, which its repetition need not meet."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Carried(Protocol):
@@ -175,8 +186,17 @@ class Executor:
 
     def attempt(self, job: Job, lease: Lease, now: datetime, carried: "Carried | None" = None) -> str:
         """Work on a claimed run and record what came of it."""
+        for _ in range(MOST_CONFLICTS):
+            try:
+                return self.try_once(job, lease, now, carried, may_conflict=True)
+            except Conflict as conflict:
+                logger.info("run.conflict: %s; trying again at once", database.brief(conflict.error))
+        return self.try_once(job, lease, now, carried, may_conflict=False)
+
+    def try_once(self, job: Job, lease: Lease, now: datetime, carried: "Carried | None", *, may_conflict: bool) -> str:
+        """The same, without repeating it. Raises Conflict if it may, and the lease is good."""
         began = time.perf_counter()
-        work = Work(self.engine, lease)
+        work = Work(self.engine, lease, job.isolation)
         run = Run(lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, job_logger(job), work)
         try:
             result = self.work(job, run, work, lease)
@@ -191,8 +211,10 @@ class Executor:
             work.close()
             logger.warning("run.lease_lost: %s", error)
             return "lost"
-        except BaseException as error:  # noqa: BLE001 — whatever a job raises is the run's failure, not the worker's
+        except BaseException as error:
             work.close()
+            if may_conflict and is_conflict(error) and self.is_held(lease):
+                raise Conflict(error) from error
             return self.fail(job, lease, error)
         finally:
             work.close()
@@ -255,6 +277,10 @@ class Executor:
                 threading.Event().wait(RECORD_AGAIN_SECONDS)
         return False
 
+    def is_held(self, lease: Lease) -> bool:
+        """Whether the lease is good at this moment, once PostgreSQL can be asked."""
+        return self.record(lease, lambda connection: leases.is_held(connection, lease))
+
     def give_up_run(self, job: Job, lease: Lease) -> None:
         """Record that a run will not end, and end its process."""
         logger.error(
@@ -306,7 +332,7 @@ class Executor:
         ``dead_letter`` makes a dead letter of the message, should it run past its hard limit.
         """
         began = time.perf_counter()
-        status, work = "failed", Work(self.engine)
+        status, work = "failed", Work(self.engine, isolation=job.isolation)
         with logs.about({"job": job.name, "message": message_id}):
             try:
                 run = Run(0, job.name, "", None, 1, clock(), args, job_logger(job), work)
@@ -336,6 +362,11 @@ def within_limits(job: Job, run: Run, work: Work, kwargs: dict[str, Any], *, on_
     finally:
         if watch.is_cancelling:
             work.abandon_connection()
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether PostgreSQL has given up a transaction in favour of another."""
+    return isinstance(getattr(error, "orig", None), SerializationFailure | DeadlockDetected)
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:

@@ -13,6 +13,7 @@ from sqlalchemy.pool import QueuePool
 
 from core import database
 from core.ledger import processes, releases, runs
+from core.ledger.models import State
 from core.ledger.processes import Identity
 from core.ledger.releases import Release
 from core.ledger.sessions import LedgerThread
@@ -165,8 +166,13 @@ class Heartbeat(LedgerThread):
         age = max(self._lease, timedelta(seconds=FORGOTTEN_SECONDS))
         tokens = self.in_hand.tokens
         forgotten = runs.release_forgotten(connection, process_id, tokens, age, "its worker had lost sight of it")
-        if forgotten:
-            logger.warning("run.forgotten runs=%s: claimed here, and nobody works on them; handed back", forgotten)
+        released = [run.run_id for run in forgotten if not run.is_over]
+        if released:
+            logger.warning("run.forgotten runs=%s: claimed here, and nobody works on them; handed back", released)
+        for run in forgotten:
+            if run.is_over:
+                metrics.run_ended(run.job, State.DEAD)
+                logger.error("run.lost_too_often job=%s run=%s: it ends, reason lost", run.job, run.run_id)
 
     def _release_runs(self, connection: Connection, process_id: int, reason: str) -> None:
         released = runs.release(connection, process_id, reason)

@@ -3,7 +3,9 @@
 from contextlib import suppress
 
 import pytest
+from sqlalchemy import text
 
+from core import database as databases
 from core import job
 from core.errors import LeaseLost
 from tests.support.effects import leave
@@ -11,9 +13,14 @@ from tests.support.effects import leave
 LOSSES = {
     "claimed by another": "UPDATE rota_runs SET token = nextval('rota_tokens')",
     "handed on": "UPDATE rota_runs SET state = 'retrying', process_id = NULL",
+    "ended by hand": "UPDATE rota_runs SET state = 'dead', finished_at = clock_timestamp()",
+}
+#: Its lease is late, but nobody else has been given the run.
+LATE = {
     "process reaped": "DELETE FROM rota_processes",
     "process expired": "UPDATE rota_processes SET expires_at = clock_timestamp()",
 }
+ISOLATIONS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
@@ -32,12 +39,12 @@ class TestALostLease:
 
         row = run_job(once(function))
 
-        assert row.state in {"running", "retrying"}
+        assert row.state in {"running", "retrying", "dead"}
         assert ledger.effects() == []
 
     @every_loss
     def test_a_job_without_work_of_its_own_does_not_succeed_after_losing_its_lease(self, run_job, ledger, loss):
-        assert run_job(once(lambda run: ledger.do(loss))).state in {"running", "retrying"}
+        assert run_job(once(lambda run: ledger.do(loss))).state in {"running", "retrying", "dead"}
 
     @every_loss
     def test_a_job_that_commits_its_session_itself_is_fenced(self, run_job, ledger, loss):
@@ -64,7 +71,7 @@ class TestALostLease:
 
         row = run_job(once(function))
 
-        assert (row.state, row.progress) in [("running", None), ("retrying", None)]
+        assert (row.state, row.progress) in [("running", None), ("retrying", None), ("dead", None)]
         assert ledger.effects() == []
 
     def test_a_commit_after_a_savepoint_is_fenced(self, run_job, ledger):
@@ -204,3 +211,155 @@ class TestAGoodLease:
         row = run_job(once(lambda run: run.checkpoint({"nul": "\0"})))
 
         assert (row.state, row.reason) == ("retrying", "error")
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE)
+class TestALateLease:
+    """The fence is the run's row: while nobody else has been given the run, it commits, whatever its snapshot shows."""
+
+    def test_the_job_commits(self, run_job, ledger, late, isolation):
+        def function(run):
+            leave(run.session, "late")
+            ledger.do(late)
+
+        row = run_job(once(function, isolation=isolation))
+
+        assert row.state == "succeeded"
+        assert ledger.effects() == ["late"]
+
+    def test_a_checkpoint_commits(self, run_job, ledger, late, isolation):
+        def function(run):
+            leave(run.session, "late")
+            ledger.do(late)
+            run.checkpoint({"done": 1})
+            leave(run.session, "later still")
+
+        row = run_job(once(function, isolation=isolation))
+
+        assert (row.state, row.progress) == ("succeeded", {"done": 1})
+        assert ledger.effects() == ["late", "later still"]
+
+
+class TestIsolation:
+    """A job chooses how its transactions are isolated; Rota's own are not."""
+
+    @pytest.mark.parametrize("isolation", ISOLATIONS)
+    def test_each_transaction_of_a_job_is_isolated_as_it_says(self, run_job, isolation):
+        seen = []
+
+        def function(run):
+            for _ in range(2):
+                seen.append(run.session.scalar(text("SHOW transaction_isolation")))
+                run.checkpoint()
+
+        assert run_job(once(function, isolation=isolation)).state == "succeeded"
+        assert seen == [isolation.lower()] * 2
+
+    def test_one_that_a_statement_chooses_commits_late(self, run_job, ledger):
+        def function(run):
+            run.session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+            leave(run.session, "late")
+            ledger.do(LATE["process expired"])
+
+        assert run_job(once(function)).state == "succeeded"
+
+    def test_one_that_sqlalchemy_chooses_commits_late(self, run_job, ledger):
+        def function(run):
+            run.session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            leave(run.session, "late")
+            ledger.do(LATE["process expired"])
+
+        assert run_job(once(function, isolation="SERIALIZABLE")).state == "succeeded"
+
+    @pytest.mark.parametrize("isolation", ISOLATIONS)
+    def test_a_run_given_to_another_is_lost(self, run_job, ledger, isolation):
+        def function(run):
+            leave(run.session, "late")
+            ledger.do(LOSSES["claimed by another"])
+
+        assert run_job(once(function, isolation=isolation)).state == "running"
+        assert ledger.effects() == []
+
+    def test_the_databases_default_is_a_jobs_and_not_ours(self, run_job, ledger, database):
+        name = database.url.database
+        ledger.do(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+        databases.dispose(database)
+        seen = []
+        try:
+            row = run_job(once(lambda run: seen.append(run.session.scalar(text("SHOW transaction_isolation")))))
+            with databases.autocommit(database) as connection:
+                seen.append(connection.scalar(text("SHOW transaction_isolation")))
+            with database.begin() as connection:
+                seen.append(connection.scalar(text("SHOW transaction_isolation")))
+        finally:
+            ledger.do(f"ALTER DATABASE {name} RESET default_transaction_isolation")
+            databases.dispose(database)
+
+        assert row.state == "succeeded"
+        assert seen == ["repeatable read", "read committed", "read committed"]
+
+
+class TestConflicts:
+    """What PostgreSQL gives up in favour of another transaction is repeated at once, uncounted, a few times."""
+
+    @pytest.fixture
+    def counter(self, ledger):
+        """A row that others change."""
+        ledger.do("INSERT INTO test_effects VALUES ('counter')")
+        return lambda: ledger.do("UPDATE test_effects SET word = word || '+'")
+
+    @pytest.mark.parametrize(("times", "state", "failures"), [(3, "succeeded", 0), (4, "retrying", 1)])
+    def test_a_conflict_is_no_failed_attempt_unless_it_goes_on(self, run_job, counter, times, state, failures):
+        tries = []
+
+        def function(run):
+            tries.append(run.attempt)
+            run.session.execute(text("SELECT 1 FROM test_effects")).all()
+            if len(tries) <= times:
+                counter()
+            run.session.execute(text("UPDATE test_effects SET word = 'ours'"))
+
+        row = run_job(once(function, isolation="REPEATABLE READ"))
+
+        assert (row.state, row.failures, row.attempt) == (state, failures, 1)
+        assert tries == [1] * 4
+
+    def test_a_conflict_of_a_run_that_another_has_is_not_repeated(self, run_job, counter, ledger):
+        tries = []
+
+        def function(run):
+            tries.append(run.attempt)
+            run.session.execute(text("SELECT 1 FROM test_effects")).all()
+            counter()
+            ledger.do(LOSSES["claimed by another"])
+            run.session.execute(text("UPDATE test_effects SET word = 'ours'"))
+
+        assert run_job(once(function, isolation="REPEATABLE READ")).state == "running"
+        assert tries == [1]
+
+
+class TestSearchPath:
+    """The ledger's tables are found whatever the job has set."""
+
+    @pytest.mark.parametrize("local", ["", "LOCAL"])
+    def test_a_job_that_sets_its_search_path_checkpoints_enqueues_and_succeeds(self, run_job, use_jobs, ledger, local):
+        def function(run):
+            leave(run.session, "work")
+            run.session.execute(text(f"SET {local} search_path TO pg_catalog"))
+            run.checkpoint({"done": 1})
+            run.session.execute(text(f"SET {local} search_path TO pg_catalog"))
+            run.enqueue("work", key="next")
+
+        work = once(function)
+        use_jobs(work)
+        row = run_job(work)
+
+        assert (row.state, row.progress) == ("succeeded", {"done": 1})
+        assert ledger.states("work") == ["succeeded", "queued"]
+
+    def test_a_table_of_the_same_name_in_its_path_is_not_taken_for_the_ledgers(self, run_job, ledger):
+        def function(run):
+            run.session.execute(text("CREATE TEMPORARY TABLE rota_runs (LIKE rota_runs) ON COMMIT DROP"))
+
+        assert run_job(once(function)).state == "succeeded"

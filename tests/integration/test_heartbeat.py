@@ -68,6 +68,27 @@ def test_it_hands_back_what_was_claimed_here_and_nobody_has_in_hand(beat, ledger
     assert f"run.forgotten runs=[{runs[1]}]" in caplog.text
 
 
+@pytest.mark.parametrize(("attempts", "state", "reason"), [(19, "retrying", None), (20, "dead", "lost")])
+def test_a_run_that_is_lost_sight_of_again_and_again_ends(beat, ledger, monkeypatch, caplog, attempts, state, reason):
+    """Nothing that is not counted goes on for ever; attempts before it was retried by hand, failures and crashes do not
+    count.
+    """
+    monkeypatch.setattr(heartbeats, "FORGOTTEN_SECONDS", 0.1)
+    heartbeat = beat()
+    assert heartbeat.registered.wait(5)
+    run_id = ledger.request(attempt=7 + 3 + 2 + attempts, retried_after=7, failures=3, crashes=2, state="retrying")
+    with databases.autocommit(ledger.engine) as connection:
+        claims.claim(connection, run_id, job="work", process_id=heartbeat.process_id, worker="test:1")
+    ledger.do("UPDATE rota_runs SET started_at = started_at - interval '1 minute'")
+
+    eventually(lambda: ledger.run(run_id).state != "running", within=5)
+
+    row = ledger.run(run_id)
+    assert (row.state, row.failures, row.crashes) == (state, 3, 2)
+    assert reason in (None, row.reason)
+    eventually(lambda: ("run.lost_too_often" in caplog.text) == (state == "dead"), within=5)
+
+
 def test_it_renews_the_lease_from_now_on(beat, ledger):
     heartbeat = beat()
     assert heartbeat.registered.wait(5)

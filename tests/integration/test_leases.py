@@ -208,8 +208,6 @@ class TestHold:
             "UPDATE rota_runs SET token = token + 1",
             "UPDATE rota_runs SET state = 'succeeded', finished_at = clock_timestamp()",
             "UPDATE rota_runs SET state = 'retrying', process_id = NULL",
-            "UPDATE rota_processes SET expires_at = clock_timestamp()",
-            "DELETE FROM rota_processes",
             "DELETE FROM rota_runs",
         ],
     )

@@ -132,12 +132,14 @@ class TestSuccesses:
         assert succeed_many(good, lost) == {good.run_id}
         assert ledger.run(lost.run_id).state == "running"
 
-    def test_none_are_once_the_process_has_expired(self, claim_many, succeed_many, ledger, process, database):
+    def test_all_are_though_the_lease_is_late_while_nobody_else_has_them(
+        self, claim_many, succeed_many, ledger, process, database
+    ):
         claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(2)])
         process.expire(database)
 
-        assert succeed_many(*claimed) == set()
-        assert {row.state for row in ledger.runs("work")} == {"running"}
+        assert succeed_many(*claimed) == {lease.run_id for lease in claimed}
+        assert {row.state for row in ledger.runs("work")} == {"succeeded"}
 
 
 class Told:

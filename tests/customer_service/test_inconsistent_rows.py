@@ -1,6 +1,6 @@
 """Rows that contradict others, or hold what cannot be reckoned with: each is named once per run, and stops no other."""
 
-import re
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -11,6 +11,7 @@ from plugins.customer_service.archive import archive_inactive_chats, remove_left
 from plugins.customer_service.assignment import assign_batch, assign_waiting_users
 from plugins.customer_service.timeout_warnings import warn_quiet_chats
 from plugins.customer_service.timeouts import TIMEOUT, end_quiet_chats
+from tests.support.emitted import emitted
 
 MINUTE = timedelta(minutes=1)
 MONTH = timedelta(days=30)
@@ -47,11 +48,8 @@ def named(caplog):
     """How often each row was named in the log since this was last asked, by table and id."""
 
     def count():
-        found = {}
-        for message in caplog.messages:
-            if line := re.search(r"table=(\w+) count=\d+ ids=(.*) reason=", message):
-                for row_id in line[2].split(", "):
-                    found[line[1], row_id] = found.get((line[1], row_id), 0) + 1
+        events = emitted(caplog, "sweep.rows_refused")
+        found = Counter((event.table, row_id) for event in events for row_id in event.ids.split(", "))
         caplog.clear()
         return found
 
@@ -213,7 +211,7 @@ def test_the_log_names_no_user(world, refuse, caplog):
 
     assert run(assign_waiting_users, world, NOON)["broken"] == 1
 
-    assert "ids=1 " in caplog.text
+    assert [event.ids for event in emitted(caplog, "sweep.rows_refused")] == ["1"]
     assert "example.org" not in caplog.text
 
 

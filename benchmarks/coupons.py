@@ -8,7 +8,6 @@ what ended first before the rest.
 
 import argparse
 import resource
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks import meter
 from core import database
-from core.embedded import EmbeddedPostgres
+from core.embedded import EmbeddedPostgres, temporary_folder
 from core.plugins import loading
 from core.schema import upgrade
 from core.testing import Member, RunJob, registered
@@ -104,7 +103,7 @@ def peak_mib() -> float:
 @contextmanager
 def served(rows: int, ends: str) -> Iterator[Engine]:
     """PostgreSQL with Rota's tables, and the coupons to copy from."""
-    with tempfile.TemporaryDirectory(prefix="rota-bench-", ignore_cleanup_errors=True) as folder:
+    with temporary_folder("rota-bench-") as folder:
         postgres = EmbeddedPostgres(Path(folder))
         postgres.start()
         engine = database.connect(postgres.url)

@@ -15,7 +15,7 @@ import redis
 from sqlalchemy import Engine, text
 
 from core import database
-from core.embedded import embedded_servers
+from core.embedded import embedded_servers, temporary_folder
 from core.ledger.carrier import OutgoingRun
 from core.plugins import loading
 from core.schema import upgrade
@@ -181,7 +181,7 @@ def bench() -> Iterator[Bench]:
     shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with (
         tempfile.TemporaryDirectory(dir=shared) as ticks,
-        tempfile.TemporaryDirectory() as folder,
+        temporary_folder() as folder,
         embedded_servers(Path(folder) / "servers") as (postgres, server),
     ):
         yield Bench(Path(folder), Path(ticks), postgres.url, server.url)

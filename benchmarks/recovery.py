@@ -4,7 +4,6 @@ python -m benchmarks.recovery [--samples 30] [--only "worker killed"] [--peers-w
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from benchmarks import meter
 from benchmarks.peers import dying
 from core import database
-from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, temporary_folder
 from core.plugins import loading
 from core.schema import upgrade
 from core.testing import create_database, drop_database
@@ -193,7 +192,7 @@ def main() -> None:
     parser.add_argument("--peers-wait", type=float, default=120, help="seconds until a peer is given up")
     parser.add_argument("--peers-tasks", type=int, default=6)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, embedded_servers(Path(name) / "servers") as (postgres, server):
+    with temporary_folder() as name, embedded_servers(Path(name) / "servers") as (postgres, server):
         bench = Bench(Path(name), postgres, server)
         print(f"{'':32} {'n':>4} {'p50':>9} {'p99':>9} {'most':>9} {'goal':>6}", flush=True)
         for case in [case for case in CASES if options.only in (None, case)]:

@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from benchmarks import meter
 from core import database
-from core.embedded import EmbeddedPostgres
+from core.embedded import EmbeddedPostgres, temporary_folder
 from core.plugins import loading
 from core.schema import upgrade
 from plugins.maintenance.statistics import recompute_all, update_statistics
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     some, everyone, full = [], [], []
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         Path(folder).chmod(0o755)
         postgres = EmbeddedPostgres(Path(folder) / "postgres")
         postgres.start()

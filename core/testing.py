@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 from core import database, settings
-from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, temporary_folder
 from core.jobs import arguments
 from core.jobs.job import Job
 from core.jobs.registry import Plugin, Registry
@@ -93,8 +92,8 @@ def servers_folder() -> Iterator[Path]:
     """Where servers keep their data: not below pytest's own folder, which each new pytest of the same user closes to
     all other users, and so to the account that a server runs as when the tests run as root.
     """
-    with TemporaryDirectory(prefix="rota-tests-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    with temporary_folder("rota-tests-") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

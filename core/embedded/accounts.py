@@ -1,4 +1,4 @@
-"""The account that a server runs as, since none runs as root, and the way that it needs to its data."""
+"""The account that a server runs as, since none runs as root."""
 
 import logging
 import os
@@ -51,15 +51,14 @@ def _create_account(name: str) -> str:
         return str(error)
 
 
-def let_through(path: Path, account: Account) -> None:
-    """Let ``account`` pass through the folders above ``path``, not list them; only those that bar its way."""
-    for folder in {*path.parents, *path.resolve().parents}:
-        if not _may_pass(folder.stat(), account):
-            log.warning("embedded.folder_opened path=%s mode=o+x: %s must reach %s", folder, account, path)
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+def may_reach(path: Path, account: Account) -> bool:
+    """Whether ``account`` can pass through all folders above ``path`` that are there."""
+    above = {*path.parents, *path.resolve().parents}
+    return all(may_pass(folder.stat(), account) for folder in above if folder.exists())
 
 
-def _may_pass(found: os.stat_result, account: Account) -> bool:
+def may_pass(found: os.stat_result, account: Account) -> bool:
+    """Whether ``account`` can pass through a folder."""
     if found.st_uid == account.uid:
         return bool(found.st_mode & stat.S_IXUSR)
     if found.st_gid == account.gid:

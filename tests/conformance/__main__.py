@@ -5,11 +5,10 @@ import re
 import subprocess
 import sys
 import tarfile
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from core.embedded import EmbeddedRedis
+from core.embedded import EmbeddedRedis, temporary_folder
 
 ROOT = Path(__file__).parents[2]
 DOWNLOADS = ROOT / ".bench"
@@ -66,7 +65,7 @@ def outcomes(folder: Path, tests: Path, redis_url: str) -> dict[str, str]:
 def main() -> int:
     """Run and compare."""
     folder = downloaded()
-    with tempfile.TemporaryDirectory() as data:
+    with temporary_folder() as data:
         server = EmbeddedRedis(Path(data), persistent=False)
         server.start()
         try:

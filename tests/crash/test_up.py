@@ -11,7 +11,6 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from core.cli.surroundings import read_env
+from core.embedded import temporary_folder
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
@@ -154,7 +154,7 @@ def command_line(process: psutil.Process) -> str:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Not pytest's: each of its sessions bars the folder above all of them to other accounts, such as PostgreSQL's."""
-    with TemporaryDirectory(prefix="rota-up-") as name:
+    with temporary_folder("rota-up-") as name:
         yield Path(name)
 
 
@@ -219,7 +219,7 @@ def test_a_shell_that_has_read_its_words_can_start_it_again(start_up, folder):
 
 
 def test_make_run_works_in_a_folder_whose_name_has_a_space():
-    with TemporaryDirectory(prefix="rota up ") as name:
+    with temporary_folder("rota up ") as name:
         folder = Path(name)
         for file in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy2(ROOT / file, folder)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 
 from core import database
-from core.embedded import POSTGRES_PORT, EmbeddedPostgres, EmbeddedRedis
+from core.embedded import POSTGRES_PORT, EmbeddedPostgres, EmbeddedRedis, temporary_folder
 from core.plugins import loading
 from core.schema import upgrade
 from core.testing import create_database, drop_database
@@ -101,7 +101,7 @@ def mount_small(folder: Path) -> bool:
 @contextmanager
 def servers() -> Iterator[Servers]:
     """Servers in a temporary folder, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="rota-faults-", ignore_cleanup_errors=True) as folder:
+    with temporary_folder("rota-faults-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL has an account of its own
         started = Servers(Path(folder))
         try:

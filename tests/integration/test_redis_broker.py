@@ -321,9 +321,9 @@ class TestAcknowledgements:
         assert service.redis.hlen("dramatiq:default.msgs") == 0
 
     def test_a_restart_of_redis_is_survived_and_nothing_is_done_twice(
-        self, tmp_path, serve_on, heard, ledger, database
+        self, servers_folder, tmp_path, serve_on, heard, ledger, database
     ):
-        server = EmbeddedRedis(tmp_path)
+        server = EmbeddedRedis(servers_folder / tmp_path.name)
         server.start()
         try:
             service = serve_on(server.url, job("work", overlap="allow")(lambda run: heard.add(run.id)))

@@ -5,6 +5,7 @@ from core.errors import NaiveTime, RotaError, TimeLimitExceeded
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
+from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.run import Checkpoint, Run
 from core.jobs.schedules import cron, every
@@ -13,6 +14,7 @@ from core.sweeps import in_batches, isolate, report_refused, sweep
 from core.tables import Instant, Tables, require_aware
 
 __all__ = [
+    "Attempt",
     "Checkpoint",
     "Instant",
     "Job",
@@ -21,6 +23,7 @@ __all__ = [
     "PluginSettings",
     "RotaError",
     "Run",
+    "RunMiddleware",
     "Tables",
     "TimeLimitExceeded",
     "cron",

@@ -4,8 +4,9 @@ In ``SCHEDULER_MODE=local`` neither starts; ``core/worker/local.py`` is what ``r
 
 Importing this reads the settings, loads the plugins and declares their jobs; it connects to nothing. One run, six
 stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``core/ledger/slots.py`` and sent by
-``core/worker/actors.py``; a worker claims it through ``core/ledger/claims.py``; the plugin's own functions do the work;
-``core/ledger/runs.py`` records success in the same transaction; and Dramatiq acknowledges the message.
+``core/scheduling/firing.py``; a worker claims it in ``core/middleware/overlap_lock.py``; the plugin's own functions do
+the work, in the transaction of ``core/middleware/db_session.py``; ``core/ledger/runs.py`` records success in the same
+transaction; and Dramatiq acknowledges the message.
 """
 
 import atexit
@@ -27,7 +28,7 @@ from core.middleware.recycling import Recycling
 from core.transport import redis
 from core.transport.redis import RedisCarrier, RedisWatch, RotaBroker
 from core.worker import actors
-from core.worker.actors import ClaimingAhead
+from core.worker.claiming import ClaimingAhead
 from core.worker.completions import Completions
 from core.worker.process import WorkerProcess, gather
 
@@ -49,7 +50,7 @@ def build(process: WorkerProcess) -> RotaBroker:
         redis.connect(url),
         ledger_queues=process.registry.ledger_queues,
         may_claim=heartbeat.registered.is_set,
-        preparation=ClaimingAhead(process.registry, executor),
+        preparation=ClaimingAhead(process.registry, executor.claims),
         ask_fleet=process.fleet,
         orphan_seconds=configured.orphan_seconds,
     )
@@ -86,7 +87,7 @@ def build(process: WorkerProcess) -> RotaBroker:
             watch.start()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
 
-    actors.declare(broker, process.registry, process.engine, executor, announce_scheduler, carrier=carrier)
+    actors.declare(broker, process.registry, process.engine, executor, carrier, announce_scheduler)
     return broker
 
 

@@ -14,7 +14,7 @@ The servers are those of the extra ``rota[embedded]``, started once per test ses
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,6 +30,7 @@ from core import database, settings
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, temporary_folder
 from core.jobs import arguments
 from core.jobs.job import Job
+from core.jobs.middleware import RunMiddleware
 from core.jobs.registry import Plugin, Registry
 from core.ledger import processes, runs
 from core.ledger.models import RunRow
@@ -212,16 +213,16 @@ def run_job(executor: Executor) -> RunJob:
     return RunJob(executor)
 
 
-def registry_of(*jobs: Job, plugin: str = "tests") -> Registry:
-    """A registry of these jobs alone."""
-    return Registry((Plugin(plugin, "", "", tuple(jobs)),))
+def registry_of(*jobs: Job, plugin: str = "tests", middleware: Sequence[RunMiddleware] = ()) -> Registry:
+    """A registry of these jobs alone, surrounded by ``middleware``."""
+    return Registry((Plugin(plugin, "", "", tuple(jobs), middleware=tuple(middleware)),))
 
 
 @pytest.fixture
 def use_jobs() -> Iterator[Callable[..., Registry]]:
-    """Make these jobs the only ones there are, for the length of the test."""
+    """Make these jobs the only ones there are, for the length of the test; see ``registry_of``."""
     with ExitStack() as stack:
-        yield lambda *jobs: stack.enter_context(loading.using(registry_of(*jobs)))
+        yield lambda *jobs, **options: stack.enter_context(loading.using(registry_of(*jobs, **options)))
 
 
 def create_database(server_url: str, name: str, *, template: bool = False) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pluggy
 
 from core.jobs.job import Job
+from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 
 NAMESPACE = "rota"
@@ -37,4 +38,12 @@ def register_settings() -> type[PluginSettings]:  # type: ignore[empty-body]
     """Return the class of the plugin's settings. Called once, when the plugin is loaded.
 
     A plugin whose environment does not fit them is broken, and the message names every variable that is wrong.
+    """
+
+
+@hookspec
+def register_middleware() -> Sequence[RunMiddleware]:  # type: ignore[empty-body]
+    """Return what is to surround runs, outermost first: each run of the plugin's own jobs, or of every job.
+
+    Called once, when the plugin is loaded. Returning one object twice breaks the plugin.
     """

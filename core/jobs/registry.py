@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.errors import UnknownJob, suggestion
 from core.jobs.job import Job
+from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 
 #: The scope of a pause that holds every job.
@@ -24,6 +25,17 @@ def words_on_grace(job: Job, retention_days: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Registered:
+    """What a plugin has put around runs."""
+
+    plugin: str
+    middleware: RunMiddleware
+
+    def __str__(self) -> str:
+        return f"plugin={self.plugin} middleware={type(self.middleware).__name__}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plugin:
     """An installed plugin, and what came of loading it."""
 
@@ -36,6 +48,8 @@ class Plugin:
     migrations: Path | None = None
     #: The class of its settings, if it has any.
     settings: type[PluginSettings] | None = None
+    #: What it puts around runs, outermost first.
+    middleware: tuple[RunMiddleware, ...] = ()
     #: Why it is broken; None: it is not, and its jobs are in the registry.
     error: str | None = None
     #: Whether it is installed, and not to be loaded; nothing of it has then been imported.
@@ -58,6 +72,9 @@ class Registry:
     owners: Mapping[str, Plugin] = field(init=False)
     #: The scopes of the pauses that hold each job.
     scopes: Mapping[str, tuple[str, ...]] = field(init=False)
+    #: What surrounds the runs of each job that anything surrounds, outermost first: by the plugins' names, and within a
+    #: plugin in the order in which it returned them.
+    middleware: Mapping[str, tuple[Registered, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         owned = {job.name: (job, plugin) for plugin in self.plugins if not plugin.error for job in plugin.jobs}
@@ -65,6 +82,17 @@ class Registry:
         object.__setattr__(self, "owners", {name: plugin for name, (_, plugin) in owned.items()})
         held_by = {name: scopes(name, job.queue, plugin.name) for name, (job, plugin) in owned.items()}
         object.__setattr__(self, "scopes", held_by)
+        around = {name: self._around(plugin) for name, (_, plugin) in owned.items()}
+        object.__setattr__(self, "middleware", {name: found for name, found in around.items() if found})
+
+    def _around(self, owner: Plugin) -> tuple[Registered, ...]:
+        """What surrounds the runs of one plugin's jobs; the same object once, whoever has registered it."""
+        found: dict[int, Registered] = {}
+        for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):
+            for middleware in plugin.middleware if not plugin.error else ():
+                if middleware.every_job or plugin is owner:
+                    found.setdefault(id(middleware), Registered(plugin.name, middleware))
+        return tuple(found.values())
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs.values())

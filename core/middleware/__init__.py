@@ -1,5 +1,6 @@
-"""Dramatiq middleware, one concern to a file; ``core/main.py`` puts them in order.
+"""What surrounds each run, one concern to a file; and our hooks into Dramatiq's own middleware.
 
-Of Dramatiq's own we keep CurrentMessage. Retries loses a retry when Redis is away, TimeLimit cannot cancel a statement,
-AgeLimit and periodiq's middleware drop work by age: what they are for is done by the ledger, or in this folder.
+``core/worker/executor.py`` writes out once what surrounds a run; ``core/main.py`` the order of the hooks. Of Dramatiq's
+own we keep CurrentMessage: Retries loses a retry when Redis is away, TimeLimit cannot cancel a statement, AgeLimit and
+periodiq's middleware drop work by age.
 """

@@ -1,10 +1,14 @@
-"""The session of an attempt: opened when it is first asked for, fenced by the lease at every commit."""
+"""The session of an attempt: opened when it is first asked for, fenced by the lease at every commit, and committed in
+one transaction with the run's success.
+"""
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from psycopg2.extensions import connection as DriverConnection
@@ -14,8 +18,16 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from core.connections import READ_COMMITTED, WatchedConnection
 from core.enqueue import enqueue
-from core.ledger import leases
+from core.jobs import arguments
+from core.ledger import leases, runs
 from core.ledger.leases import Lease
+from core.ledger.models import State
+from core.middleware.execution import LOST, RECORDING, Execution, Layer, Proceed
+from core.observability import logs
+from core.worker.completions import Completion, Completions
+from core.worker.outcomes import Recorder, lost, require
+
+logger = logging.getLogger(__name__)
 
 LEASE = "rota.lease"
 ISOLATION = "rota.isolation"
@@ -89,6 +101,11 @@ class Work:
         """Whether anything was done in the session since it was last committed."""
         return self._session is not None and self._session.in_transaction()
 
+    def commit(self) -> None:
+        """Commit what was done, if anything was."""
+        if self.has_begun:
+            self.session.commit()
+
     def cancel(self) -> None:
         """Cancel the statement that is being waited for, from another thread."""
         if self._session is not None:
@@ -125,3 +142,61 @@ class Work:
         if self._session is not None:
             with suppress(DBAPIError):
                 self._session.close()
+
+
+class DatabaseSession(Layer):
+    """Opens the transaction, commits it with success, and rolls back whatever was not committed."""
+
+    def __init__(self, engine: Engine, recorder: Recorder, completions: Completions | None) -> None:
+        """``completions`` records successes together; without it each run records its own."""
+        self._engine = engine
+        self._recorder = recorder
+        self._completions = completions
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Commit what was done, with the run's success; the outcome is its state, or ``recording``."""
+        began, work = time.perf_counter(), Work(self._engine, execution.lease, execution.job.isolation)
+        execution.open(work)
+        try:
+            result = proceed(execution)
+            if execution.lease is None:
+                return work.commit()
+            body = arguments.encode_result(execution.job, result)
+            if execution.carried is not None:
+                execution.carried.worked(time.perf_counter() - began)
+            return self._succeed(execution, work, execution.lease, body)
+        finally:
+            work.close()
+
+    def ended(self, execution: Execution, status: str) -> None:
+        """The message of a run that was recorded with others is acknowledged only now."""
+        if execution.is_recorded_later and execution.carried is not None:
+            execution.carried.end()
+
+    def _succeed(self, execution: Execution, work: Work, lease: Lease, body: str | None) -> str:
+        completions = self._completions if execution.carried is not None else None
+        is_alone = execution.job.exclusive or work.has_begun  # a run waits for it, or there is work to commit with it
+        if completions is None or is_alone or not completions.has_room:
+            return self.succeed(work, lease, body)
+        execution.is_recorded_later = True
+        execution.seconds = time.perf_counter() - execution.began
+        completions.add(Completion(lease, body, partial(self._recorded, execution)))
+        return RECORDING
+
+    def _recorded(self, execution: Execution, is_good: bool) -> None:
+        if not is_good:
+            with logs.about(execution.fields):
+                logger.warning("run.lease_lost: %s", lost(execution.lease))
+        execution.end(State.SUCCEEDED if is_good else LOST)
+
+    def succeed(self, work: Work, lease: Lease, body: str | None) -> str:
+        """Commit the job's work and the run's success in one transaction. Raises LeaseLost."""
+        if not work.has_begun:
+            require(self._recorder.record(lease, lambda connection: runs.succeed(connection, lease, body)), lease)
+            return State.SUCCEEDED
+        session = work.session
+        session.flush()
+        require(runs.succeed(session, lease, body), lease)
+        session.mark_fenced()
+        session.commit()
+        return State.SUCCEEDED

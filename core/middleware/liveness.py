@@ -21,10 +21,9 @@ from sqlalchemy import Engine
 
 from core import database
 from core.ledger import processes
-from core.middleware import time_limits
 from core.observability import logs
 from core.supervisor import worker_channel
-from core.worker import isolation
+from core.worker import interruption, isolation
 from core.worker.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ class Liveness(Middleware):
 
     def _standing(self, now: float) -> dict[int, float]:
         """For how many seconds each thread with a message has been outside of a job."""
-        left_at, excused = time_limits.outside_since(), isolation.threads | time_limits.threads_in_jobs()
+        left_at, excused = interruption.outside_since(), isolation.threads | interruption.threads_in_jobs()
         since = self._since.copy()
         return {thread: now - max(at, left_at.get(thread, at)) for thread, at in since.items() if thread not in excused}
 

@@ -1,228 +1,36 @@
-"""Time limits: one watching thread per process interrupts what runs too long.
+"""Time limits: at the soft limit a job is interrupted, at the hard limit its process ends."""
 
-At the soft limit the job's statement is cancelled in PostgreSQL and TimeLimitExceeded is raised in its thread; at the
-hard limit the caller's last resort is called, in the watching thread. Raising happens under the watch's own lock, which
-ends the watch too, so it cannot reach a thread that has left ``Watch.hold``. Cancelling takes a connection to
-PostgreSQL, which may hang: it has a thread of its own, for which the job's end waits a little while.
+from functools import partial
+from typing import Any
 
-Python swallows what is raised within a weak reference's callback or a finaliser, and says so to ``sys.unraisablehook``;
-there an interruption is noticed that got lost, and is raised again.
-"""
-
-import ctypes
-import logging
-import sys
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TypeVar
+from sqlalchemy.exc import DBAPIError
 
 from core.errors import TimeLimitExceeded
-
-logger = logging.getLogger(__name__)
-
-FOREVER = float("inf")
-#: How often to look, after a soft limit, whether its interruption was swallowed.
-LOOK_AGAIN_SECONDS = 0.2
-#: How long the end of a job waits for its statement to be cancelled.
-CANCEL_SECONDS = 2.0
-T = TypeVar("T")
+from core.middleware.execution import Execution, Layer, Proceed
+from core.worker.interruption import limited
+from core.worker.last_resort import LastResort
 
 
-@dataclass(slots=True, eq=False)
-class Watch:
-    """One job under watch; times are monotonic seconds."""
+class TimeLimits(Layer):
+    """Interrupts what runs too long; see ``core/worker/interruption.py`` for how."""
 
-    thread_id: int
-    soft_at: float
-    hard_at: float
-    on_soft: Callable[[], None]
-    on_hard: Callable[[], None]
-    #: Whether the soft limit has passed, so that an error can be told for what it is.
-    exceeded: bool = False
-    is_over: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    look_again_at: float = FOREVER
-    _cancelling: threading.Thread | None = None
+    def __init__(self, last_resort: LastResort) -> None:
+        self._last_resort = last_resort
 
-    @property
-    def next_at(self) -> float:
-        return min(self.hard_at, self.look_again_at) if self.exceeded else self.soft_at
-
-    def next_after(self, now: float) -> float:
-        """When it is due next, once what is due ``now`` has been done."""
-        if self.next_at > now:
-            return self.next_at
-        if self.exceeded and self.hard_at <= now:
-            return FOREVER
-        return min(self.hard_at, now + LOOK_AGAIN_SECONDS)
-
-    @property
-    def is_cancelling(self) -> bool:
-        """Whether the job has ended and its statement is still being cancelled: that could strike another's."""
-        return self._cancelling is not None and self._cancelling.is_alive()
-
-    def hold(self, body: Callable[[], T]) -> T:
-        """Call ``body`` under watch, and return what it returns.
-
-        This is no context manager, since the exception can arrive at the very first step of an ``__exit__``, which
-        then does nothing. Here all steps are in one frame, and those outside ``try`` call nothing.
-        """
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """At the soft limit the job's statement is cancelled too, and that is told as what it is."""
+        job, work = execution.job, execution.work
+        assert work is not None, "a session comes first"
+        give_up = partial(self._last_resort.give_up, execution)
+        watch = limited(job.soft_limit, job.hard_limit, on_soft=work.cancel, on_hard=give_up)
         try:
-            _watcher.add(self)
-            return body()
+            return watch.hold(partial(proceed, execution))
+        except DBAPIError as error:
+            if watch.exceeded:
+                raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed during a statement") from error
+            raise
+        except TimeLimitExceeded:
+            raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed{execution.inside}") from None
         finally:
-            try:
-                _watcher.remove(self)
-            except TimeLimitExceeded:  # it arrived just here, and comes only once
-                _watcher.remove(self)
-                raise
-            finally:
-                if self._cancelling is not None:
-                    self._cancelling.join(CANCEL_SECONDS)
-
-    def enforce(self) -> None:
-        """Do what is due, unless the job has ended."""
-        with self.lock:
-            if self.is_over:
-                return
-            now = time.monotonic()
-            if not self.exceeded:
-                self.exceeded = True
-                self._interrupt()
-                _attempt(self._begin_to_cancel)  # there may be no thread to be had
-            elif now >= self.hard_at:
-                self.hard_at = self.look_again_at = FOREVER
-                _attempt(self.on_hard)
-                return
-            elif self.thread_id in _swallowed:
-                self._interrupt()
-            self.look_again_at = now + LOOK_AGAIN_SECONDS
-
-    def _interrupt(self) -> None:
-        _swallowed.discard(self.thread_id)
-        raise_in_thread(self.thread_id, TimeLimitExceeded)
-
-    def _begin_to_cancel(self) -> None:
-        cancelling = threading.Thread(target=self._cancel, name="rota-cancel", daemon=True)
-        cancelling.start()
-        self._cancelling = cancelling
-
-    def _cancel(self) -> None:
-        if not self.is_over:
-            _attempt(self.on_soft)
-
-    def end(self) -> None:
-        """The job has ended; an exception that has not reached it yet is taken back."""
-        with self.lock:
-            self.is_over = True
-            if self.exceeded:
-                withdraw_exception(self.thread_id)
-
-
-@dataclass(slots=True)
-class Watcher:
-    """The watching thread and what it watches."""
-
-    _watches: set[Watch] = field(default_factory=set)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _wakes_at: float = FOREVER
-    _thread: threading.Thread | None = None
-    #: When each thread left its last job, in monotonic seconds.
-    left_at: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def threads(self) -> set[int]:
-        """Those that are in a job."""
-        with self._changed:
-            return {watch.thread_id for watch in self._watches}
-
-    def add(self, watch: Watch) -> None:
-        with self._changed:
-            self._watches.add(watch)
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
-                thread.start()  # if there is none to be had, the next job tries again
-                self._thread = thread
-                _notice_swallowed()
-            if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
-                self._wakes_at = watch.next_at
-                self._changed.notify()
-
-    def remove(self, watch: Watch) -> None:
-        watch.end()
-        self.left_at[watch.thread_id] = time.monotonic()
-        with self._changed:
-            self._watches.discard(watch)
-
-    def _run(self) -> None:
-        while True:
-            for watch in self._wait():
-                _attempt(watch.enforce)
-
-    def _wait(self) -> list[Watch]:
-        with self._changed:
-            self._changed.wait(self._pause())
-            now = time.monotonic()
-            due = [watch for watch in self._watches if watch.next_at <= now]
-            if now >= self._wakes_at:
-                self._wakes_at = min((watch.next_after(now) for watch in self._watches), default=FOREVER)
-            return due
-
-    def _pause(self) -> float | None:
-        return None if self._wakes_at == FOREVER else max(self._wakes_at - time.monotonic(), 0)
-
-
-def _attempt(action: Callable[[], None]) -> None:
-    try:
-        action()
-    except Exception:  # the watching thread must outlive whatever it is asked to do
-        logger.exception("limit.not_enforced")
-
-
-#: The threads in which Python has swallowed an interruption. Changed without a lock, as a finaliser must.
-_swallowed: set[int] = set()
-
-
-def _notice_swallowed() -> None:
-    """Have Python say when it swallows an interruption; anything else goes where it went before."""
-    former = sys.unraisablehook
-
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if unraisable.exc_type is TimeLimitExceeded:
-            _swallowed.add(threading.get_ident())
-        else:
-            former(unraisable)
-
-    sys.unraisablehook = hook
-
-
-_watcher = Watcher()
-
-
-def threads_in_jobs() -> set[int]:
-    """The threads of this process that are in a job."""
-    return _watcher.threads
-
-
-def outside_since() -> dict[int, float]:
-    """When each thread left its last job, in monotonic seconds."""
-    return _watcher.left_at.copy()
-
-
-def limited(soft: timedelta, hard: timedelta, *, on_soft: Callable[[], None], on_hard: Callable[[], None]) -> Watch:
-    """A watch over this thread, for what is then called through ``hold``. The limits count from here."""
-    now = time.monotonic()
-    return Watch(threading.get_ident(), now + soft.total_seconds(), now + hard.total_seconds(), on_soft, on_hard)
-
-
-def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:
-    """Raise ``exception`` in a thread the next time it runs Python code; a call into C is not interrupted."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(exception))
-
-
-def withdraw_exception(thread_id: int) -> None:
-    """Take back an exception that was set and not yet raised."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)
+            if watch.is_cancelling:
+                work.abandon_connection()

@@ -23,6 +23,7 @@ from core.errors import PluginError, suggestion
 from core.jobs import arguments, hookspecs
 from core.jobs.hookspecs import NAMESPACE
 from core.jobs.job import Job
+from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.registry import Plugin, Registry
 from core.plugins import admission
@@ -148,6 +149,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
         tuple(jobs),
         migrations=Path(folders[0]) if folders else None,
         settings=offered[0] if offered else None,
+        middleware=tuple(each for found in answers(manager, "register_middleware", plugin) for each in around(found)),
     )
 
 
@@ -199,6 +201,21 @@ def checked(jobs: Any) -> list[Job]:
         if not isinstance(job, Job):
             raise PluginError(f"register_jobs returned {job!r}, which is not a job; decorate it with @job(…)")
         arguments.adapters(job)
+    return found
+
+
+def around(middleware: Any) -> list[RunMiddleware]:
+    """``middleware`` once each is known to be a RunMiddleware, and none is there twice."""
+    if isinstance(middleware, str) or not isinstance(middleware, Iterable):
+        raise PluginError(f"register_middleware returned {middleware!r}, which is not a list of RunMiddleware")
+    found: list[RunMiddleware] = []
+    for each in middleware:
+        if not isinstance(each, RunMiddleware):
+            hint = "; return an instance of it" if inspect.isclass(each) else ""
+            raise PluginError(f"register_middleware returned {each!r}, which is not a RunMiddleware{hint}")
+        if each in found:
+            raise PluginError(f"register_middleware returned {each!r} twice; each run would be surrounded by it twice")
+        found.append(each)
     return found
 
 

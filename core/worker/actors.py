@@ -1,13 +1,11 @@
-"""Binds what plugins declare to Dramatiq: the broker with its middleware in order, and an actor for each job.
+"""Binds what plugins declare to Dramatiq: an actor for each job.
 
 This is also where our units (timedelta, aware instants) become Dramatiq's milliseconds.
 """
 
 import inspect
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
@@ -21,37 +19,25 @@ from core.enqueue import enqueue
 from core.errors import BadArguments
 from core.jobs.job import Job
 from core.jobs.registry import Registry
-from core.ledger import runs, slots
 from core.ledger.carrier import Carrier, OutgoingRun
-from core.ledger.slots import SlotRow
-from core.plugins import loading
-from core.scheduling.periodic import PeriodicSchedule, nothing
+from core.middleware.execution import RECORDING
+from core.scheduling.firing import Firing
+from core.scheduling.periodic import nothing
 from core.transport.delivery import Delivery
-from core.transport.messages import RUN_ID, is_run_id, run_message
-from core.transport.redis import RedisCarrier, RotaBroker
-from core.worker.executor import RECORDING, Executor
-
-logger = logging.getLogger(__name__)
+from core.transport.messages import RUN_ID, run_message
+from core.worker.executor import Executor
 
 
 class JobActor(dramatiq.Actor[..., Any]):
     """A job as Dramatiq sees it. For a job of the ledger, sending means inserting a run; the message comes after."""
 
-    def __init__(
-        self,
-        job: Job,
-        broker: Broker,
-        engine: Engine,
-        function: Callable[..., Any],
-        on_scheduling: Callable[[], None],
-        carrier: Carrier,
-    ) -> None:
+    def __init__(self, job: Job, broker: Broker, engine: Engine, function: Callable[..., Any], firing: Firing) -> None:
         self.job = job
         self.engine = engine
-        self.carrier = carrier
+        self.firing = firing
         options: dict[str, Any] = {"max_retries": job.max_retries}
         if job.schedule is not None:
-            options["periodic"] = PeriodicSchedule(job.schedule, on_first_question=on_scheduling)
+            options["periodic"] = firing.add(job)
         super().__init__(
             function, broker=broker, actor_name=job.name, queue_name=job.queue, priority=0, options=options
         )  # fmt: skip
@@ -66,49 +52,21 @@ class JobActor(dramatiq.Actor[..., Any]):
     ) -> Message[Any]:
         """Send, unless this is a job of the ledger: then insert a run, or the slots for which periodiq calls."""
         if "scheduled_at" in options:
-            return self.fire()
+            self.firing.fire()
+            return run_message(OutgoingRun(0, self.job.name, self.job.queue))
         if not self.job.ledger:
             return super().send_with_options(args=args, kwargs=kwargs, delay=delay, **options)
         span = delay if isinstance(delay, timedelta) else timedelta(milliseconds=delay or 0)
-        with database.session(self.engine) as session, session.begin():
-            run_id = enqueue(session, self.job.name, args=by_name(self.job, args, kwargs or {}), delay=span)
+        run_id = request(self.engine, self.job, args, kwargs or {}, delay=span)
         return run_message(OutgoingRun(run_id, self.job.name, self.job.queue))
 
-    def fire(self) -> Message[Any]:
-        """Record the slots that are due, of every job, and send those that nobody else recorded.
 
-        periodiq has asked all jobs before it calls the first that is due; the others then find nothing left to do.
-        Never raises, since that would end periodiq's process.
-        """
-        periodic: PeriodicSchedule = self.options["periodic"]
-        if periodic.due:
-            due = [(actor.job, SlotRow(slot)) for actor in scheduled(self.broker) for slot in actor.take_due()]
-            try:
-                self._record(due)
-            except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
-                logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
-        return run_message(OutgoingRun(0, self.job.name, self.job.queue))
-
-    def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:
-        carries, scopes = self.carrier.carries, loading.current().scopes
-        with database.autocommit(self.engine) as connection:
-            for outgoing in slots.insert_many(connection, due, carried=carries, scopes=scopes):
-                if carries:
-                    self.carrier.send(outgoing)
-            if not carries:
-                runs.announce(connection)
-
-    def take_due(self) -> list[datetime]:
-        """The slots of this job that are due, once."""
-        periodic: PeriodicSchedule = self.options["periodic"]
-        return periodic.take()
-
-
-def scheduled(broker: Broker) -> Iterator[JobActor]:
-    """The actors of ``broker`` that have a schedule."""
-    for actor in broker.actors.values():
-        if isinstance(actor, JobActor) and "periodic" in actor.options:
-            yield actor
+def request(
+    engine: Engine, job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, delay: timedelta = timedelta(0)
+) -> int:
+    """Insert a run of ``job``, and return its id."""
+    with database.session(engine) as session, session.begin():
+        return enqueue(session, job.name, args=by_name(job, args, kwargs), delay=delay)
 
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +79,7 @@ def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor]) -> Callable[..., None]:
+def ledger_function(job: Job, engine: Engine, executor: Executor) -> Callable[..., None]:
     """What a worker calls for a message of a ledger job: the run it names, or a new run if it names none."""
 
     def work(*args: Any, **kwargs: Any) -> None:
@@ -133,37 +91,10 @@ def ledger_function(job: Job, executor: Executor, actor: Callable[[], JobActor])
         elif isinstance(run_id, int):
             executor.execute(job, run_id)
         else:
-            actor().send_with_options(args=args, kwargs=kwargs)
+            request(engine, job, args, kwargs)
 
     work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
     return work
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimingAhead:
-    """Claims the runs that a worker's threads are about to begin with, many in one statement."""
-
-    registry: Registry
-    executor: Executor
-
-    def prepare(self, deliveries: Sequence[Delivery]) -> None:
-        """Give each delivery its lease, if that can be had together with the others'; if not, its thread will claim."""
-        sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
-        if len(sent) > 1:
-            for lease in self.executor.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):
-                sent[lease.run_id].claimed(lease)
-
-    def _run_of(self, delivery: Delivery) -> int | None:
-        run_id = delivery.options.get(RUN_ID)
-        job = self.registry.jobs.get(delivery.actor_name)
-        is_simple = job is not None and job.ledger and not job.exclusive
-        return run_id if is_simple and is_run_id(run_id) else None
-
-    def undo(self, deliveries: Sequence[Delivery]) -> None:
-        """Unclaim the runs of deliveries that are requeued."""
-        leases = [delivery.lease for delivery in deliveries if delivery.lease is not None]
-        if leases:
-            self.executor.unclaim(leases)
 
 
 def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
@@ -172,7 +103,7 @@ def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
     def work(*args: Any, **kwargs: Any) -> None:
         message: Any = CurrentMessage.get_current_message()
         message_id = message.message_id if message is not None else ""
-        dead_letter = message.dead_letter if isinstance(message, Delivery) else nothing
+        dead_letter = message.dead_letter if isinstance(message, Delivery) else None
         executor.execute_fast(job, by_name(job, args, kwargs), message_id, dead_letter=dead_letter)
 
     work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
@@ -184,32 +115,14 @@ def declare(
     registry: Registry,
     engine: Engine,
     executor: Executor,
+    carrier: Carrier,
     on_scheduling: Callable[[], None] = nothing,
-    *,
-    carrier: Carrier | None = None,
 ) -> None:
-    """Make an actor of every job in ``registry``; ``on_scheduling`` is called when periodiq begins to ask for them.
+    """Make an actor of every job in ``registry``.
 
-    ``carrier`` sends the slots for which periodiq calls, by default over ``broker``.
+    ``carrier`` sends the slots for which periodiq calls; ``on_scheduling`` is called whenever it begins to ask for one.
     """
+    firing = Firing(engine, carrier, on_scheduling)
     for job in registry:
-        declare_job(broker, job, engine, executor, on_scheduling, carrier=carrier)
-
-
-def declare_job(
-    broker: Broker,
-    job: Job,
-    engine: Engine,
-    executor: Executor,
-    on_scheduling: Callable[[], None] = nothing,
-    *,
-    carrier: Carrier | None = None,
-) -> JobActor:
-    """Make an actor of ``job``."""
-    actor: JobActor
-    function = ledger_function(job, executor, lambda: actor) if job.ledger else fast_function(job, executor)
-    if carrier is None:
-        assert isinstance(broker, RotaBroker), "another broker needs a carrier of its own"
-        carrier = RedisCarrier(broker.redis_queues)
-    actor = JobActor(job, broker, engine, function, on_scheduling, carrier)
-    return actor
+        function = ledger_function(job, engine, executor) if job.ledger else fast_function(job, executor)
+        JobActor(job, broker, engine, function, firing)

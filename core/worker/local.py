@@ -45,7 +45,7 @@ def build(process: WorkerProcess) -> LocalBroker:
     broker.add_middleware(Recycling(process.recycling_limits))  # counts what has ended
     broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it
 
-    actors.declare(broker, process.registry, process.engine, process.executor(heartbeat), carrier=carrier)
+    actors.declare(broker, process.registry, process.engine, process.executor(heartbeat), carrier)
     return broker
 
 

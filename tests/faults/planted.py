@@ -11,13 +11,13 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from core import database
 from core.dispatcher import sending
 from core.ledger import claims, leases, processes, runs, slots
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
-from core.middleware.db_session import Work
-from core.worker import executor
-from core.worker.executor import Executor, require
+from core.middleware.db_session import DatabaseSession, Work
+from core.worker.outcomes import require
 
 PLANT = "FAULTS_PLANT"
 
@@ -82,15 +82,15 @@ def forgotten_lease() -> None:
 def two_commits() -> None:
     """Success is recorded in a transaction of its own, and the job's work committed after it."""
 
-    def succeed(self: Executor, work: Work, lease: leases.Lease, _body: str | None) -> str:
-        with executor.database.autocommit(self.engine) as connection:
+    def succeed(_self: DatabaseSession, work: Work, lease: leases.Lease, _body: str | None) -> str:
+        with database.autocommit(work.engine) as connection:
             require(runs.succeed(connection, lease, None), lease)
         if work.has_begun:
             work.session.mark_fenced()
             work.session.commit()
         return State.SUCCEEDED
 
-    Executor.succeed = succeed  # type: ignore[method-assign]
+    DatabaseSession.succeed = succeed  # type: ignore[method-assign]
 
 
 def dropped_message() -> None:

@@ -27,7 +27,7 @@ from core.testing import create_database, drop_database, registry_of
 from core.transport import redis as redis_broker
 from core.transport.redis import RedisCarrier, RotaBroker
 from core.worker import actors
-from core.worker.actors import ClaimingAhead
+from core.worker.claiming import ClaimingAhead
 from core.worker.executor import Executor
 from core.worker.membership import application_name
 from tests.support import effects
@@ -219,12 +219,12 @@ def service(
             redis_broker.connect(redis_url),
             middleware=[CurrentMessage(), PeriodiqOptions(), FastLaneRetries()],
             ledger_queues=registry.ledger_queues,
-            preparation=ClaimingAhead(registry, executor),
+            preparation=ClaimingAhead(registry, executor.claims),
             **options,
         )
         stack.callback(broker.close)
-        actors.declare(broker, registry, engine, executor)
         carrier = RedisCarrier(broker.redis_queues)
+        actors.declare(broker, registry, engine, executor, carrier)
         outbox.attach(carrier)
         stack.callback(outbox.attach, None)
         client = redis.Redis.from_url(redis_url, socket_timeout=None)

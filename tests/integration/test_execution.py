@@ -424,12 +424,12 @@ class TestInHand:
 
     def test_what_was_claimed_ahead_is_until_it_is_given_up(self, executor, ledger):
         run_id = ledger.request(exclusive=False)
-        claimed = executor.claim_ahead([(run_id, "work")])
+        claimed = executor.claims.claim_ahead([(run_id, "work")])
         assert executor.membership.in_hand.tokens == {claimed[0].token}
 
         ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
         try:
-            executor.unclaim(claimed)
+            executor.claims.unclaim(claimed)
         finally:
             ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
 

@@ -18,7 +18,7 @@ from core.ledger.processes import Identity
 from core.plugins.loading import current
 from core.schema import upgrade
 from core.testing import Member, RunJob
-from core.worker import executor
+from core.worker import outcomes
 from core.worker.executor import Executor
 from core.worker.heartbeat import Heartbeat
 from tests.faults.proxy import Loop, Proxy
@@ -106,7 +106,7 @@ def fileno(connection):
 
 
 def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, ledger, monkeypatch):
-    monkeypatch.setattr(executor, "RECORD_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(outcomes, "RECORD_AGAIN_SECONDS", 0.1)
 
     def function(run):
         ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
@@ -119,7 +119,7 @@ def test_an_outcome_that_cannot_be_recorded_at_once_is_recorded_later(run_job, l
 
 
 def test_an_outcome_that_cannot_be_recorded_is_given_up_with_the_lease(run_job, ledger, database, monkeypatch):
-    monkeypatch.setattr(executor, "RECORD_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(outcomes, "RECORD_AGAIN_SECONDS", 0.05)
     process_id = run_job.executor.membership.process_id
     answers = iter([process_id, process_id, process_id])
 

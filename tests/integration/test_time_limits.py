@@ -11,7 +11,7 @@ from sqlalchemy import text
 from core import TimeLimitExceeded, job
 from core.jobs.job import Job
 from core.observability import metrics
-from core.worker import executor
+from core.worker import last_resort
 from tests.support.effects import leave
 
 LIMIT = timedelta(milliseconds=300)
@@ -130,8 +130,8 @@ class Exit:
 @pytest.fixture
 def exit(monkeypatch):
     exit = Exit()
-    monkeypatch.setattr(executor.os, "_exit", exit)
-    monkeypatch.setattr(executor, "GIVE_UP_SECONDS", 1.0)  # the timer, which is left over
+    monkeypatch.setattr(last_resort.os, "_exit", exit)
+    monkeypatch.setattr(last_resort, "GIVE_UP_SECONDS", 1.0)  # the timer, which is left over
     return exit
 
 
@@ -143,7 +143,7 @@ def test_a_hard_limit_is_recorded_and_ends_the_process_though_metrics_cannot_be_
 
     row = run_job(exit.awaiting())
 
-    assert exit.status == executor.HARD_LIMIT_EXIT
+    assert exit.status == last_resort.HARD_LIMIT_EXIT
     assert (row.state, row.reason) == ("dead", "retries")
     assert row.error.startswith("TimeLimitExceeded: hard limit")
 
@@ -156,4 +156,4 @@ def test_a_hard_limit_ends_the_process_though_no_thread_can_be_had(run_job, exit
 
     run_job(exit.awaiting())
 
-    assert exit.status == executor.HARD_LIMIT_EXIT
+    assert exit.status == last_resort.HARD_LIMIT_EXIT

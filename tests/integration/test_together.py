@@ -13,9 +13,10 @@ from core import database as databases
 from core import enqueue_many, job
 from core.ledger import claims, runs
 from core.ledger.leases import Lease
+from core.middleware.execution import RECORDING
 from core.testing import Member
 from core.worker.completions import Completion, Completions
-from core.worker.executor import RECORDING, Executor
+from core.worker.executor import Executor
 from tests.support.effects import leave
 from tests.support.eventually import eventually
 from tests.support.threads import no_threads_to_give
@@ -221,7 +222,7 @@ class TestExecutor:
     @pytest.fixture
     def together(self, executor, database):
         completions = Completions(database, executor.membership)
-        yield Executor(database, executor.membership, executor.worker, completions=completions)
+        yield Executor(database, executor.membership, executor.claims.worker, completions=completions)
         completions.stop()
 
     def test_one_that_left_nothing_in_its_session_ends_when_it_is_recorded(self, together, ledger):
@@ -269,7 +270,7 @@ class TestExecutor:
     def test_a_lease_that_is_handed_in_is_not_claimed_again(self, together, ledger):
         work = job("work", overlap="allow")(lambda run: {"attempt": run.attempt})
         run_id = ledger.request(exclusive=False)
-        (lease,) = together.claim_ahead([(run_id, "work")])
+        (lease,) = together.claims.claim_ahead([(run_id, "work")])
 
         ended = threading.Event()
         assert together.execute(work, run_id, carried=Message(ended.set, lease)) == RECORDING

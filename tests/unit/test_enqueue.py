@@ -16,7 +16,7 @@ from core.ledger.models import State
 from core.plugins import loading
 from core.testing import registry_of
 from core.worker.actors import by_name
-from core.worker.executor import diagnose, in_words
+from core.worker.outcomes import diagnose, in_words
 
 MINUTE = timedelta(minutes=1)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

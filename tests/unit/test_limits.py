@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from core.errors import TimeLimitExceeded
-from core.middleware import time_limits
-from core.middleware.time_limits import Watch, limited
+from core.worker import interruption
+from core.worker.interruption import Watch, limited
 
 FAR = timedelta(hours=1)
 SOON = timedelta(milliseconds=20)
@@ -69,8 +69,8 @@ def _eager_threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_over() -> Iterator[None]:
     yield
-    assert not time_limits._watcher._watches
-    assert time_limits._watcher._thread is None or time_limits._watcher._thread.is_alive()
+    assert not interruption._watcher._watches
+    assert interruption._watcher._thread is None or interruption._watcher._thread.is_alive()
 
 
 def hold(
@@ -205,7 +205,7 @@ def test_a_cancellation_that_hangs_holds_up_no_other_limit_and_is_told():
     began = time.monotonic()
     run_in_threads(hung, test_a_loop_in_python_is_interrupted_at_the_soft_limit)
 
-    assert time.monotonic() - began < time_limits.CANCEL_SECONDS + PATIENCE / 2
+    assert time.monotonic() - began < interruption.CANCEL_SECONDS + PATIENCE / 2
     assert watches[0].is_cancelling
     go_on.set()
 
@@ -286,7 +286,7 @@ def test_where_no_thread_can_be_had_to_cancel_the_job_is_interrupted_and_the_har
 
 
 def test_a_watcher_that_could_not_be_started_is_started_for_the_next_job(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(time_limits, "_watcher", time_limits.Watcher())
+    monkeypatch.setattr(interruption, "_watcher", interruption.Watcher())
     with monkeypatch.context() as patch:
         refuse_threads(patch, "rota-limits")
         with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -403,4 +403,4 @@ def test_a_body_that_ends_at_its_limit_is_interrupted_within_or_not_at_all(threa
 
     assert sum(len(race.errors) for race in races) > 10
     assert sum(race.unharmed for race in races) > 20
-    assert not time_limits._watcher._watches
+    assert not interruption._watcher._watches

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,11 +16,11 @@ from dramatiq import Message
 
 from core import Run, job
 from core.ledger.leases import Lease
+from core.middleware.execution import Execution, job_logger
 from core.observability import events, logs
 from core.observability.events import RunSucceeded
 from core.observability.logs import EmitOnce, LogOnce
 from core.observability.sink import Sink
-from core.worker.executor import context, job_logger
 
 SLOT = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
 LEASE = Lease(7, 1, 1, "close-day", "", SLOT, 2, 1, {}, SLOT, SLOT)
@@ -78,6 +79,10 @@ def test_a_line_of_a_job_is_json_with_its_fields_and_its_jobs_name(json_log: Log
     [line] = json_log.lines
     assert (line["event"], line["level"], line["logger"]) == ("sale.odd", "warning", "job.close-day")
     assert (line["amount"], line["at"]) == (5, str(SLOT))
+
+
+def context(lease: Lease) -> AbstractContextManager[None]:
+    return logs.about(Execution([], close_day, lease=lease).fields)
 
 
 def test_every_line_of_a_run_says_which_run_it_is(json_log: Log):

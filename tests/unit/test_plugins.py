@@ -174,6 +174,71 @@ def register_settings():
     assert "ROTA_BILLING_GRACE_DAYS" in loaded(point)["billing"].error
 
 
+AROUND = """
+from core import RunMiddleware
+
+class Tracing(RunMiddleware):
+    every_job = {every_job}
+
+tracing = Tracing()
+
+@hookimpl
+def register_middleware():
+    return {returned}
+"""
+
+
+def around_runs(write: Write, every_job: str = "False", returned: str = "[tracing]") -> EntryPoint:
+    return write("billing", SOUND + AROUND.replace("{every_job}", every_job).replace("{returned}", returned))
+
+
+def test_hook_register_middleware(write: Write):
+    registry = loading.load([around_runs(write), write("other", SOUND)])
+
+    assert [str(found) for found in registry.middleware["billing-job"]] == ["plugin=billing middleware=Tracing"]
+    assert set(registry.middleware) == {"billing-job"}
+
+
+def test_middleware_may_surround_every_job(write: Write):
+    registry = loading.load([around_runs(write, every_job="True"), write("other", SOUND)])
+
+    assert set(registry.middleware) == {"billing-job", "other-job", "prune-runs"}
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        ("[tracing, tracing]", "returned <.*Tracing object at .*> twice"),
+        ("[Tracing]", "is not a RunMiddleware; return an instance of it"),
+        ("[None]", "returned None, which is not a RunMiddleware"),
+        ("tracing", "which is not a list of RunMiddleware"),
+        ("None", "register_middleware returned None"),
+    ],
+)
+def test_a_plugin_with_middleware_that_is_none_is_broken(write: Write, returned: str, problem: str):
+    registry = loading.load([around_runs(write, every_job="True", returned=returned), write("other", SOUND)])
+
+    (broken,) = registry.broken()
+    assert broken.name == "billing"
+    assert re.search(problem, broken.error or "")
+    assert not registry.middleware
+
+
+def test_what_two_plugins_have_registered_surrounds_each_run_once(write: Write):
+    borrowing = """
+import sys
+
+@hookimpl
+def register_middleware():
+    return [sys.modules["MODULE"].tracing]
+"""
+    first = around_runs(write, every_job="True")
+    second = write("other", SOUND + borrowing.replace("MODULE", first.module))
+    registry = loading.load([first, second])
+
+    assert [str(found) for found in registry.middleware["other-job"]] == ["plugin=billing middleware=Tracing"]
+
+
 def test_every_hook_has_a_test_and_a_docstring():
     assert loading.hooks()
     for name in loading.hooks():

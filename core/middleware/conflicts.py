@@ -1,0 +1,46 @@
+"""Conflicts: an attempt that PostgreSQL has given up in favour of another transaction is repeated at once."""
+
+import logging
+from typing import Any
+
+from psycopg2.errors import DeadlockDetected, SerializationFailure
+
+from core import database
+from core.ledger import leases
+from core.ledger.leases import Lease
+from core.middleware.execution import Execution, Layer, Proceed
+from core.worker.outcomes import Recorder
+
+logger = logging.getLogger(__name__)
+
+#: How often an attempt that conflicts with other transactions is repeated at once.
+MOST_CONFLICTS = 3
+
+
+class Conflicts(Layer):
+    """Repeats what is within, with a new session, while the lease is good."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Proceed, and again if that need not fail another time."""
+        lease = execution.lease
+        assert lease is not None, "only a run of the ledger is repeated"
+        for _ in range(MOST_CONFLICTS):
+            try:
+                return proceed(execution)
+            except Exception as error:
+                if not (is_conflict(error) and self._is_held(lease)):
+                    raise
+                logger.info("run.conflict: %s; trying again at once", database.brief(error))
+        return proceed(execution)
+
+    def _is_held(self, lease: Lease) -> bool:
+        """Whether the lease is good at this moment, once PostgreSQL can be asked."""
+        return self._recorder.record(lease, lambda connection: leases.is_held(connection, lease))
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether PostgreSQL has given up a transaction in favour of another."""
+    return isinstance(getattr(error, "orig", None), SerializationFailure | DeadlockDetected)

@@ -1,0 +1,135 @@
+"""What goes through the middleware around a run: one attempt, from its claim until its end is recorded."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any, Protocol
+
+import structlog
+
+from core.jobs.job import Job
+from core.jobs.middleware import Attempt
+from core.jobs.run import Run, Work
+from core.ledger.leases import Lease
+from core.observability import logs
+
+#: The state of a run that succeeded, as long as that is not recorded.
+RECORDING = "recording"
+#: The state of a run that another process owns by now.
+LOST = "lost"
+
+
+class Carried(Protocol):
+    """The message that brought a run here."""
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease on the run, if it was claimed ahead."""
+
+    def worked(self, seconds: float) -> None:
+        """The job itself took so long."""
+
+    def end(self) -> None:
+        """The run is over: acknowledge the message. For one that returned ``recording``."""
+
+
+class Interruptible(Work, Protocol):
+    """The transaction of an attempt, which another thread may interrupt."""
+
+    def cancel(self) -> None:
+        """Cancel the statement that is being waited for."""
+
+    def abandon_connection(self) -> None:
+        """Have the connection closed rather than used again: a cancellation is still under way to it."""
+
+
+@dataclass(slots=True, eq=False)
+class Execution:
+    """One attempt at a run, or at a message of the fast lane, which has neither run nor lease."""
+
+    layers: "Sequence[Layer]"
+    job: Job
+    run_id: int = 0
+    #: Stands in for the database's clock as ``Run.now``.
+    now: datetime | None = None
+    carried: Carried | None = None
+    #: Of the fast lane: the message's arguments and id, and how to make a dead letter of it.
+    args: Mapping[str, Any] = field(default_factory=dict)
+    message_id: str = ""
+    dead_letter: Callable[[], None] | None = None
+    #: When it began, by the monotonic clock.
+    began: float = field(default_factory=time.perf_counter)
+    #: How long it took, once that is known before its end is recorded.
+    seconds: float | None = None
+    lease: Lease | None = None
+    #: Whether its success is recorded with others', a little later.
+    is_recorded_later: bool = False
+    work: Interruptible | None = None
+    run: Run | None = None
+    #: What plugins' middleware sees; None where there is none.
+    attempt: Attempt | None = None
+    #: Which plugin's middleware is entered or left just now, for the message of a time limit.
+    inside: str = ""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What every line that is logged within says."""
+        lease = self.lease
+        if lease is None:
+            return {"job": self.job.name, "message": self.message_id}
+        slot = lease.slot.isoformat() if lease.slot else None
+        return {"job": lease.job, "run": lease.run_id, "slot": slot, "attempt": lease.attempt}
+
+    def open(self, work: Interruptible) -> None:
+        """Have the job's function handed a run with that transaction."""
+        self.work, job, lease, log = work, self.job, self.lease, job_logger(self.job)
+        if lease is not None:
+            now = self.now or lease.claimed_at
+            self.run = Run(lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, log, work)
+        else:
+            assert self.now is not None, "the fast lane has no claim to take the time from"
+            self.run = Run(0, job.name, "", None, 1, self.now, self.args, log, work)
+
+    def failed(self, error: BaseException) -> None:
+        """Let plugins' middleware know what made the attempt fail."""
+        if self.attempt is not None:
+            self.attempt.exception = error
+
+    def make_dead_letter(self) -> None:
+        """Have the message not delivered again."""
+        if self.dead_letter is not None:
+            self.dead_letter()
+
+    def end(self, status: str) -> None:
+        """Tell every layer how the attempt has ended."""
+        with logs.about(self.fields):
+            for layer in self.layers:
+                layer.ended(self, status)
+
+
+class Layer:
+    """One thing that surrounds each run."""
+
+    def around(self, execution: Execution, proceed: "Proceed") -> Any:
+        """Do what it is for before and after ``proceed``, which goes on to the layers within; return the outcome."""
+        return proceed(execution)
+
+    def ended(self, execution: Execution, status: str) -> None:
+        """The attempt's end is recorded, perhaps by another thread. Must not raise."""
+
+
+Proceed = Callable[[Execution], Any]
+
+
+def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
+    """``body`` within ``layers``, the first of them outermost."""
+    for layer in reversed(layers):
+        body = partial(layer.around, proceed=body)
+    return body
+
+
+def job_logger(job: Job) -> Any:
+    """The logger that a job's function is handed."""
+    return structlog.get_logger(f"job.{job.name}")

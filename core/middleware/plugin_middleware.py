@@ -1,0 +1,128 @@
+"""What plugins have put around runs. It watches and decides nothing: whatever it does, the outcome is the job's.
+
+It is within the time limits, which thus cover one that hangs. One that raises or swallows what the job has raised is
+named in the log. A job that nothing is registered for pays one look into a dictionary.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from contextvars import copy_context
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from core.errors import TimeLimitExceeded
+from core.jobs.middleware import Attempt, RunMiddleware
+from core.jobs.registry import Registered
+from core.middleware.execution import Execution, Layer, Proceed
+from core.plugins import loading
+from core.worker.interruption import limited
+from core.worker.last_resort import LastResort
+
+logger = logging.getLogger(__name__)
+
+#: How long one middleware may take over the end of an attempt before it is interrupted, and before its process ends.
+ENDED_SOFT = timedelta(seconds=5)
+ENDED_HARD = timedelta(seconds=60)
+
+
+class PluginMiddleware(Layer):
+    """Calls what plugins have registered for the job."""
+
+    def __init__(self, last_resort: LastResort) -> None:
+        self._last_resort = last_resort
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Call the job's function within their context managers; the first registered is the outermost."""
+        registered = loading.current().middleware.get(execution.job.name)
+        if not registered:
+            return proceed(execution)
+        assert execution.run is not None, "a session comes first"
+        execution.attempt = Attempt(execution.job, execution.run)
+        surrounding = Surrounding(execution, execution.attempt)
+        return copy_context().run(surrounding.call, registered, proceed)
+
+    def ended(self, execution: Execution, status: str) -> None:
+        """Tell each what the ledger has recorded."""
+        attempt = execution.attempt
+        if attempt is None:
+            return
+        for each in loading.current().middleware.get(execution.job.name, ()):
+            if type(each.middleware).ended is not RunMiddleware.ended:
+                self._tell(each, attempt, status)
+
+    def _tell(self, each: Registered, attempt: Attempt, status: str) -> None:
+        give_up = partial(self._give_up, each)
+        try:
+            watch = limited(ENDED_SOFT, ENDED_HARD, on_soft=nothing, on_hard=give_up)
+            watch.hold(partial(each.middleware.ended, attempt, status))
+        except TimeLimitExceeded:
+            logger.error("middleware.failed %s: its `ended` took longer than %s", each, ENDED_SOFT)
+        except BaseException:
+            logger.exception("middleware.failed %s: its `ended` raised; the run stays as it is", each)
+
+    def _give_up(self, each: Registered) -> None:
+        logger.error("middleware.failed %s: its `ended` took longer than %s: ending this process", each, ENDED_HARD)
+        self._last_resort.end_process(self._last_resort.release_all)
+
+
+class Surrounding:
+    """The context managers of one attempt."""
+
+    def __init__(self, execution: Execution, attempt: Attempt) -> None:
+        self._execution = execution
+        self._attempt = attempt
+        self._entered: list[tuple[Registered, AbstractContextManager[object]]] = []
+
+    def call(self, registered: Sequence[Registered], proceed: Proceed) -> Any:
+        """Enter all, proceed, leave all; return or raise what the job's function did."""
+        try:
+            for each in registered:
+                self._enter(each)
+            self._attempt.result = proceed(self._execution)
+        except BaseException as error:  # noqa: BLE001 — it is raised below, when all have seen it
+            self._attempt.exception = error
+        for each, manager in reversed(self._entered):
+            self._leave(each, manager)
+        if self._attempt.exception is not None:
+            raise self._attempt.exception
+        return self._attempt.result
+
+    def _enter(self, each: Registered) -> None:
+        """Enter one; if it raises, go on without it. A time limit that passes meanwhile is the run's."""
+        self._execution.inside = f" in {each}"
+        try:
+            manager = each.middleware.around(self._attempt)
+            manager.__enter__()
+        except TimeLimitExceeded:
+            raise
+        except BaseException:
+            logger.exception("middleware.failed %s: it could not be entered; the job goes on without it", each)
+        else:
+            self._entered.append((each, manager))
+        self._execution.inside = ""
+
+    def _leave(self, each: Registered, manager: AbstractContextManager[object]) -> None:
+        """Leave one; whatever it raises or swallows, the outcome stays."""
+        error, self._execution.inside = self._attempt.exception, f" in {each}"
+        try:
+            is_swallowed = leave(manager, error)
+        except BaseException as raised:
+            if raised is not error:
+                logger.error("middleware.failed %s: it could not be left; the outcome stays", each, exc_info=raised)
+        else:
+            if error is not None and is_swallowed:
+                logger.error("middleware.failed %s: it swallowed %s; the run fails", each, type(error).__name__)
+        self._execution.inside = ""
+
+
+def leave(manager: AbstractContextManager[object], error: BaseException | None) -> bool | None:
+    """Leave ``manager`` with the error that was raised within, if any was; whether it swallowed that."""
+    if error is None:
+        return manager.__exit__(None, None, None)
+    return manager.__exit__(type(error), error, error.__traceback__)
+
+
+def nothing() -> None:
+    """Nothing can be cancelled."""

@@ -1,0 +1,57 @@
+"""Firing: the slots for which periodiq calls are recorded, and those that nobody else recorded are sent."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Engine
+
+from core import database
+from core.jobs.job import Job
+from core.ledger import runs, slots
+from core.ledger.carrier import Carrier
+from core.ledger.slots import SlotRow
+from core.plugins import loading
+from core.scheduling.periodic import PeriodicSchedule, nothing
+
+logger = logging.getLogger(__name__)
+
+
+class Firing:
+    """The schedules of one process's jobs."""
+
+    def __init__(self, engine: Engine, carrier: Carrier, on_first_question: Callable[[], None] = nothing) -> None:
+        """``on_first_question`` is called whenever periodiq begins to ask for a schedule."""
+        self._engine = engine
+        self._carrier = carrier
+        self._on_first_question = on_first_question
+        self._schedules: list[tuple[Job, PeriodicSchedule]] = []
+
+    def add(self, job: Job) -> PeriodicSchedule:
+        """The schedule of ``job``, for periodiq to ask."""
+        assert job.schedule is not None
+        schedule = PeriodicSchedule(job.schedule, on_first_question=self._on_first_question)
+        self._schedules.append((job, schedule))
+        return schedule
+
+    def fire(self) -> None:
+        """Record the slots that are due, of every job, and send those that nobody else recorded.
+
+        periodiq has asked all jobs before it calls the first that is due; the others then find nothing left to do.
+        Never raises, since that would end periodiq's process.
+        """
+        due = [(job, SlotRow(slot)) for job, schedule in self._schedules for slot in schedule.take()]
+        if not due:
+            return
+        try:
+            self._record(due)
+        except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
+            logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
+
+    def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:
+        carries, scopes = self._carrier.carries, loading.current().scopes
+        with database.autocommit(self._engine) as connection:
+            for outgoing in slots.insert_many(connection, due, carried=carries, scopes=scopes):
+                if carries:
+                    self._carrier.send(outgoing)
+            if not carries:
+                runs.announce(connection)

@@ -1,0 +1,138 @@
+"""Claiming: one run by the thread that is to work on it, or ahead for many threads in one statement."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from core import database
+from core.database import DATABASE_AWAY
+from core.jobs.job import Job
+from core.jobs.registry import Registry
+from core.ledger import claims
+from core.ledger.claims import Verdict
+from core.ledger.leases import Lease
+from core.ledger.models import State
+from core.observability import logs, metrics
+from core.plugins import loading
+from core.transport.delivery import Delivery
+from core.transport.messages import RUN_ID, is_run_id
+from core.worker.membership import Membership
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Claims runs for this process."""
+
+    engine: Engine
+    membership: Membership
+    #: The process's name, for people.
+    worker: str
+    #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
+    suspected_after: int = claims.NEVER_SUSPECT
+    #: About runs that cannot be claimed: once, however many they are.
+    log_once: logs.LogOnce = field(default_factory=lambda: logs.LogOnce(logger))
+
+    def claim(self, job: Job, run_id: int) -> Lease | Verdict:
+        """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
+        process_id = self.membership.process_id
+        if process_id is None:
+            self.log_once.error("run.not_claimed: this process is not registered with the ledger")
+            return Verdict.NONE
+        try:
+            verdict, lease = self._claim(job, run_id, process_id)
+        except DATABASE_AWAY as error:
+            self.log_once.error(f"run.not_claimed: {database.brief(error)}")
+            return Verdict.NONE
+        self.log_once.reset()
+        if lease is None:
+            tell_refusal(job, run_id, verdict)
+            return verdict
+        self.membership.in_hand.add(lease)
+        return lease
+
+    def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
+        """Claim those of the runs ``sent``, each with its job, that need no closer look; without PostgreSQL, none."""
+        process_id = self.membership.process_id
+        if process_id is None:
+            return []
+        scopes = loading.current().scopes
+        scoped = [(run_id, job, scopes.get(job, ())) for run_id, job in sent]
+        try:
+            with database.autocommit(self.engine) as connection:
+                claimed = claims.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
+        except DATABASE_AWAY as error:
+            logger.debug("run.not_claimed_ahead: %s", database.brief(error))
+            return []
+        self.membership.in_hand.add(*claimed)
+        return claimed
+
+    def unclaim(self, claimed: Sequence[Lease]) -> None:
+        """Give up what was claimed ahead; without PostgreSQL, once the heartbeat finds that nobody has it in hand."""
+        self.membership.in_hand.remove(*claimed)
+        try:
+            with database.autocommit(self.engine) as connection:
+                claims.unclaim_many(connection, claimed)
+        except DATABASE_AWAY as error:
+            logger.warning("run.not_given_up runs=%s: %s", len(claimed), database.brief(error))
+
+    def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
+        try:
+            with database.autocommit(self.engine) as connection:
+                return self._claim_on(connection, job, run_id, process_id)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with database.autocommit(self.engine) as connection:  # that one was stale, and so is none of the pool now
+            return self._claim_on(connection, job, run_id, process_id)
+
+    def _claim_on(self, connection: Connection, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
+        return claims.claim(
+            connection,
+            run_id,
+            job=job.name,
+            process_id=process_id,
+            worker=self.worker,
+            most_crashes=self.suspected_after,
+            scopes=loading.current().scopes.get(job.name, ()),
+        )
+
+
+def tell_refusal(job: Job, run_id: int, verdict: Verdict) -> None:
+    """Log and count a run that may not begin for a reason that people ask about."""
+    if verdict == Verdict.SKIPPED:
+        metrics.run_ended(job.name, State.SKIPPED)
+        logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
+    if verdict in (Verdict.PAUSED, Verdict.HELD):
+        logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimingAhead:
+    """Claims the runs that a worker's threads are about to begin with, many in one statement."""
+
+    registry: Registry
+    claims: Claims
+
+    def prepare(self, deliveries: Sequence[Delivery]) -> None:
+        """Give each delivery its lease, if that can be had together with the others'; if not, its thread will claim."""
+        sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
+        if len(sent) > 1:
+            for lease in self.claims.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):
+                sent[lease.run_id].claimed(lease)
+
+    def undo(self, deliveries: Sequence[Delivery]) -> None:
+        """Unclaim the runs of deliveries that are requeued."""
+        leases = [delivery.lease for delivery in deliveries if delivery.lease is not None]
+        if leases:
+            self.claims.unclaim(leases)
+
+    def _run_of(self, delivery: Delivery) -> int | None:
+        run_id = delivery.options.get(RUN_ID)
+        job = self.registry.jobs.get(delivery.actor_name)
+        is_simple = job is not None and job.ledger and not job.exclusive
+        return run_id if is_simple and is_run_id(run_id) else None

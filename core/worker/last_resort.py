@@ -1,0 +1,82 @@
+"""The last resort: a job that does not end at its hard limit ends with its process."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine
+
+from core import database
+from core.errors import TimeLimitExceeded
+from core.ledger import runs
+from core.ledger.leases import Lease
+from core.ledger.models import State
+from core.middleware.execution import Execution
+from core.middleware.metrics import observe
+from core.observability import metrics
+from core.worker.completions import Completions
+from core.worker.membership import Membership
+from core.worker.outcomes import diagnose
+
+logger = logging.getLogger(__name__)
+
+#: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
+GIVE_UP_SECONDS = 5.0
+#: EX_SOFTWARE of sysexits.h: the process ended itself at a hard limit.
+HARD_LIMIT_EXIT = 70
+
+
+@dataclass(frozen=True, slots=True)
+class LastResort:
+    """Ends this process, having said so in the ledger."""
+
+    engine: Engine
+    membership: Membership
+    completions: Completions | None = None
+
+    def give_up(self, execution: Execution) -> None:
+        """Record that an attempt will not end, and end its process."""
+        if execution.lease is not None:
+            self._give_up_run(execution, execution.lease)
+        else:
+            self._give_up_message(execution)
+
+    def end_process(self, *steps: Callable[[Connection], object]) -> None:
+        """End this process, after what these steps have to say to PostgreSQL."""
+        timer = threading.Timer(GIVE_UP_SECONDS, os._exit, [HARD_LIMIT_EXIT])
+        try:
+            timer.start()
+            if self.completions is not None:
+                self.completions.flush(GIVE_UP_SECONDS / 2)
+            with database.autocommit(self.engine) as connection:
+                for step in steps:
+                    step(connection)
+        finally:
+            os._exit(HARD_LIMIT_EXIT)
+
+    def release_all(self, connection: Connection) -> None:
+        """Release what this process still runs."""
+        process_id = self.membership.process_id
+        if process_id is not None:
+            runs.release(connection, process_id, "its process was ended")
+
+    def _give_up_run(self, execution: Execution, lease: Lease) -> None:
+        job = execution.job
+        logger.error(
+            "run.hard_limit job=%s run=%s limit=%s: ending this process", job.name, lease.run_id, job.hard_limit
+        )
+        error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed{execution.inside}; its process was ended")
+        failure = diagnose(job, lease, error)
+        observe(metrics.run_ended, job.name, failure.state, job.hard_limit.total_seconds())
+        self.end_process(lambda connection: runs.fail(connection, lease, failure), self.release_all)
+
+    def _give_up_message(self, execution: Execution) -> None:
+        """It becomes a dead letter, or it would end the next process as well."""
+        job, message_id = execution.job, execution.message_id
+        logger.error(
+            "message.hard_limit job=%s message=%s limit=%s: ending this process", job.name, message_id, job.hard_limit
+        )
+        observe(metrics.run_ended, job.name, State.DEAD, job.hard_limit.total_seconds())
+        self.end_process(self.release_all, lambda _connection: execution.make_dead_letter())

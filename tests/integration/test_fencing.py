@@ -273,6 +273,24 @@ class TestIsolation:
         assert run_job(once(function, isolation="SERIALIZABLE")).state == "succeeded"
 
     @pytest.mark.parametrize("isolation", ISOLATIONS)
+    @pytest.mark.parametrize("progress", [None, {"done": 1}])
+    def test_a_lease_that_is_renewed_behind_the_jobs_snapshot_is_good(self, run_job, ledger, isolation, progress):
+        """The snapshot shows the lease as it was, which has run out by the time of the commit."""
+
+        def function(run):
+            ledger.do("UPDATE rota_processes SET expires_at = clock_timestamp() + interval '0.2 seconds'")
+            leave(run.session, "long work")
+            ledger.do("UPDATE rota_processes SET expires_at = clock_timestamp() + interval '1 hour'")
+            run.session.execute(text("SELECT pg_sleep(0.4)"))
+            if progress:
+                run.checkpoint(progress)
+
+        row = run_job(once(function, isolation=isolation))
+
+        assert (row.state, row.progress) == ("succeeded", progress)
+        assert ledger.effects() == ["long work"]
+
+    @pytest.mark.parametrize("isolation", ISOLATIONS)
     def test_a_run_given_to_another_is_lost(self, run_job, ledger, isolation):
         def function(run):
             leave(run.session, "late")

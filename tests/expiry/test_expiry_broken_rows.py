@@ -190,14 +190,14 @@ def test_a_refused_row_told_nobody(session, refuse, published):
 @every_sweep
 @pytest.mark.slow
 def test_any_number_of_refused_rows_keeps_no_other_from_ending(subject: Subject, session: Session, refuse, caplog):
-    ids = subject.fill(session, 1500)
-    refuse(subject, "mod(old.id, 5) = 0 OR old.id < 300")
-    refused = [row_id for row_id in ids if row_id % 5 == 0 or row_id < 300]
+    ids = subject.fill(session, 400)
+    refuse(subject, "mod(old.id, 5) = 0 OR old.id < 80")
+    refused = [row_id for row_id in ids if row_id % 5 == 0 or row_id < 80]
 
-    counts = subject.sweep(session, batch=700)
+    counts = subject.sweep(session, batch=150)
 
-    assert (counts[subject.word], counts["left"], counts["broken"]) == (1500 - len(refused), 0, len(refused))
-    assert subject.count(session) == 1500 - len(refused)
+    assert (counts[subject.word], counts["left"], counts["broken"]) == (400 - len(refused), 0, len(refused))
+    assert subject.count(session) == 400 - len(refused)
     assert named(caplog) == [str(row_id) for row_id in refused]
 
 

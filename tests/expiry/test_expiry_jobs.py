@@ -57,7 +57,10 @@ def test_no_retired_job_is_among_them(registry):
 
 
 def test_the_migrations_are_where_the_plugin_says():
-    assert [path.name for path in Expiry().register_migrations().glob("0*.py")] == ["0001_what_ends.py"]
+    assert [path.name for path in Expiry().register_migrations().glob("0*.py")] == [
+        "0001_what_ends.py",
+        "0002_references.py",
+    ]
 
 
 @pytest.mark.parametrize("midnight", CHANGES, ids=["forward", "back"])

@@ -8,7 +8,7 @@ from dramatiq.worker import Worker
 
 from core.dispatcher.loop import Dispatcher
 from core.transport.redis import RedisWatch, RotaBroker
-from core.worker import isolation
+from core.worker import interruption, isolation
 from core.worker.completions import Completions
 from core.worker.heartbeat import Heartbeat
 from core.worker.watchdog import Watchdog
@@ -38,6 +38,7 @@ class Lifecycle(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Register before the first message is fetched; without PostgreSQL, go on trying."""
+        interruption.start()  # a process without its thread ends here, rather than its first run
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         if self._watch is not None:
             self._watch.start()

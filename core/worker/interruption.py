@@ -142,14 +142,22 @@ class Watcher:
     def add(self, watch: Watch) -> None:
         with self._changed:
             self._watches.add(watch)
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
-                thread.start()  # if there is none to be had, the next job tries again
-                self._thread = thread
-                _notice_swallowed()
+            self._start()
             if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
                 self._wakes_at = watch.next_at
                 self._changed.notify()
+
+    def start(self) -> None:
+        """Have the thread before the first job; it is not the job's fault if there is none to be had."""
+        with self._changed:
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
+            thread.start()  # if there is none to be had, the next job tries again
+            self._thread = thread
+            _notice_swallowed()
 
     def remove(self, watch: Watch) -> None:
         watch.end()
@@ -200,6 +208,11 @@ def _notice_swallowed() -> None:
 
 
 _watcher = Watcher()
+
+
+def start() -> None:
+    """Begin to watch, before the first job. Raises RuntimeError where the machine has no thread to give."""
+    _watcher.start()
 
 
 def threads_in_jobs() -> set[int]:

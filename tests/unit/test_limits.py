@@ -16,6 +16,7 @@ import pytest
 from core.errors import TimeLimitExceeded
 from core.worker import interruption
 from core.worker.interruption import Watch, limited
+from tests.support.threads import no_threads_to_give
 
 FAR = timedelta(hours=1)
 SOON = timedelta(milliseconds=20)
@@ -283,6 +284,14 @@ def test_where_no_thread_can_be_had_to_cancel_the_job_is_interrupted_and_the_har
     hold(body, SOON, 2 * SOON, on_hard=over.set)
 
     assert "can't start new thread" in caplog.text
+
+
+def test_a_watcher_that_was_started_before_the_first_job_needs_no_other_thread(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(interruption, "_watcher", interruption.Watcher())
+    interruption.start()
+
+    with no_threads_to_give():
+        assert hold(lambda: "done") == "done"
 
 
 def test_a_watcher_that_could_not_be_started_is_started_for_the_next_job(monkeypatch: pytest.MonkeyPatch):

@@ -97,6 +97,7 @@ def main() -> None:
     theirs: list[Taken] = []
     ours: list[Taken] = []
     with TemporaryDirectory(dir=options.folder) as folder:
+        Path(folder).chmod(0o711)  # as root, the server's account passes through it
         postgres = EmbeddedPostgres(Path(folder) / "postgres")
         Path(folder).chmod(0o755)
         postgres.start()

@@ -224,7 +224,7 @@ class World:
         environ = {
             **self.settings,
             "DATABASE_URL": through.render_as_string(hide_password=False),
-            "REDIS_URL": f"redis://:{make_url(self.redis.url).password}@127.0.0.1:{member.redis.port}/0",
+            "REDIS_URL": f"redis://:{make_url(self.servers.redis.url).password}@127.0.0.1:{member.redis.port}/0",
             switches.FOLDER: str(self.switches),
             switches.NAME: member.name,
             **({PLANT: self.plant} if self.plant else {}),

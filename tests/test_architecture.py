@@ -18,8 +18,8 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"operations", "scheduling"},
     {"enqueue", "schema", "transport"},
     {"ledger"},
-    {"batching", "database", "observability", "plugins", "supervisor", "sweeps", "tables"},
-    {"embedded", "jobs", "service_redis", "settings"},
+    {"batching", "database", "embedded", "observability", "plugins", "supervisor", "sweeps", "tables"},
+    {"jobs", "service_redis", "settings"},
     {"clock", "connections", "errors"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

@@ -1,6 +1,5 @@
 """``rota up``: everything on this machine, under one supervisor."""
 
-import logging
 import os
 import shlex
 import shutil
@@ -20,13 +19,12 @@ from core.cli.worker import metrics_server, number_of, workers
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 from core.errors import EmbeddedServerError, RotaError
 from core.observability import logs
+from core.observability.events import UpInterrupted, UpStarting, UpStopped, UpStopping, emit
 from core.settings import Settings
 from core.supervisor.guard import Guard
 from core.supervisor.programs import Command, Signals
 from core.supervisor.supervisor import Supervisor
 from core.supervisor.worker_channel import ChannelServer
-
-logger = logging.getLogger(__name__)
 
 #: Servers end after everyone who uses them.
 SERVER_RANK = 1
@@ -90,7 +88,7 @@ def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], .
         try:
             run_everything(signals, guard, configured, number_of(processes, configured), threads, data, also, grace)
         except KeyboardInterrupt:
-            logger.info("up.stopped: interrupted while starting")
+            emit(UpInterrupted())
 
 
 def checked_settings() -> Settings:
@@ -134,8 +132,8 @@ def run_everything(
                 supervisor.start(command)
         announce(configured, urls, data)
         supervisor.keep_running()
-        logger.info("up.stopping: waiting up to %.0f s for the jobs at work; Ctrl-C again ends them", grace)
-    logger.info("up.stopped")
+        emit(UpStopping(grace))
+    emit(UpStopped())
 
 
 def start_servers(
@@ -158,7 +156,7 @@ def start_servers(
             urls[name] = given
             continue
         stack.callback(end_server, server, guard)
-        logger.info("up.starting name=%s data=%s", server.name, server.data)
+        emit(UpStarting(server.name, str(server.data)))
         supervisor.start(server, farewell, rank=SERVER_RANK)
         urls[name] = server.url
     return urls

@@ -1,6 +1,5 @@
 """``rota worker``: worker processes under a supervisor of ours, each on its own, so that none ends with another."""
 
-import logging
 import os
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from core import settings
 from core.cli.programs import guarded, pool_size, script
 from core.errors import suggestion
 from core.observability import logs
+from core.observability.events import WorkerStopped, WorkerStopping, emit
 from core.plugins import loading
 from core.settings import Settings
 from core.supervisor.guard import Guard
@@ -20,8 +20,6 @@ from core.supervisor.replacement import Worker
 from core.supervisor.silence import MARGIN_SECONDS
 from core.supervisor.supervisor import Supervisor
 from core.supervisor.worker_channel import ChannelServer
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_PROCESSES = 2
 
@@ -91,10 +89,10 @@ def work(supervisor: Supervisor, commands: Sequence[Command], signals: Signals, 
             if not signals.asked:
                 supervisor.start(command)
         supervisor.keep_running()
-        logger.info("worker.stopping: waiting up to %.0f s for the jobs at work", grace)
+        emit(WorkerStopping(grace))
     finally:
         supervisor.stop(grace)
-    logger.info("worker.stopped")
+    emit(WorkerStopped())
 
 
 def number_of(processes: int | None, configured: Settings) -> int:

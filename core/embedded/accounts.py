@@ -1,6 +1,5 @@
 """The account that a server runs as, since none runs as root."""
 
-import logging
 import os
 import pwd
 import stat
@@ -10,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import EmbeddedServerError
-
-log = logging.getLogger(__name__)
+from core.observability.events import EmbeddedAccountCreated, emit
 
 ACCOUNT = "pgserver"
 
@@ -28,7 +26,7 @@ def pgserver_account() -> Account:
     """The account for servers that root starts; created as a system account without a log-in if it is missing."""
     with suppress(KeyError):
         return _account_named(ACCOUNT)
-    log.warning("embedded.account_created name=%s: the servers do not run as root", ACCOUNT)
+    emit(EmbeddedAccountCreated(ACCOUNT))
     problem = _create_account(ACCOUNT)
     try:
         # Another process may have created it meanwhile, so its existence decides.

@@ -31,8 +31,13 @@ class Registered:
     plugin: str
     middleware: RunMiddleware
 
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return type(self.middleware).__name__
+
     def __str__(self) -> str:
-        return f"plugin={self.plugin} middleware={type(self.middleware).__name__}"
+        return f"plugin={self.plugin} middleware={self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Run:
         told = arguments.encode_progress(self.job, progress) if progress is not None else None
         self.work.checkpoint(told)
         if told is not None and self.work.is_time_to_tell():
-            self.log.info("run.progress %s", told)
+            self.log.info("run.progress", progress=told)
 
     def enqueue(
         self, job: str, *, key: str = "", args: Mapping[str, Any] | None = None, delay: timedelta = timedelta(0)

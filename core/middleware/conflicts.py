@@ -1,6 +1,5 @@
 """Conflicts: an attempt that PostgreSQL has given up in favour of another transaction is repeated at once."""
 
-import logging
 from typing import Any
 
 from psycopg2.errors import DeadlockDetected, SerializationFailure
@@ -9,9 +8,8 @@ from core import database
 from core.ledger import leases
 from core.ledger.leases import Lease
 from core.middleware.execution import Execution, Layer, Proceed
+from core.observability.events import RunConflict, emit
 from core.worker.outcomes import Recorder
-
-logger = logging.getLogger(__name__)
 
 #: How often an attempt that conflicts with other transactions is repeated at once.
 MOST_CONFLICTS = 3
@@ -33,7 +31,7 @@ class Conflicts(Layer):
             except Exception as error:
                 if not (is_conflict(error) and self._is_held(lease)):
                     raise
-                logger.info("run.conflict: %s; trying again at once", database.brief(error))
+                emit(RunConflict(lease.job, lease.run_id, database.brief(error)))
         return proceed(execution)
 
     def _is_held(self, lease: Lease) -> bool:

@@ -2,7 +2,6 @@
 one transaction with the run's success.
 """
 
-import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,11 +22,8 @@ from core.ledger import leases, runs
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.middleware.execution import LOST, RECORDING, Execution, Layer, Proceed
-from core.observability import logs
 from core.worker.completions import Completion, Completions
-from core.worker.outcomes import Recorder, lost, require
-
-logger = logging.getLogger(__name__)
+from core.worker.outcomes import Recorder, require
 
 LEASE = "rota.lease"
 ISOLATION = "rota.isolation"
@@ -184,9 +180,6 @@ class DatabaseSession(Layer):
         return RECORDING
 
     def _recorded(self, execution: Execution, is_good: bool) -> None:
-        if not is_good:
-            with logs.about(execution.fields):
-                logger.warning("run.lease_lost: %s", lost(execution.lease))
         execution.end(State.SUCCEEDED if is_good else LOST)
 
     def succeed(self, work: Work, lease: Lease, body: str | None) -> str:

@@ -74,6 +74,11 @@ class Execution:
     inside: str = ""
 
     @property
+    def elapsed(self) -> float:
+        """How long it took, or has taken until now, in seconds."""
+        return self.seconds if self.seconds is not None else time.perf_counter() - self.began
+
+    @property
     def fields(self) -> Mapping[str, Any]:
         """What every line that is logged within says."""
         lease = self.lease

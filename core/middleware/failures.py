@@ -1,14 +1,11 @@
 """Failures: whatever a job raises is the run's failure, not the worker's, and is recorded."""
 
-import logging
 from typing import Any
 
 from core.errors import LeaseLost
 from core.ledger import runs
 from core.middleware.execution import LOST, Execution, Layer, Proceed
 from core.worker.outcomes import Recorder, diagnose, report
-
-logger = logging.getLogger(__name__)
 
 
 class Failures(Layer):
@@ -23,7 +20,6 @@ class Failures(Layer):
             return proceed(execution)
         except LeaseLost as error:
             execution.failed(error)
-            logger.warning("run.lease_lost: %s", error)
             return LOST
         except BaseException as error:  # noqa: BLE001 — whatever a job raises is the run's failure, not the worker's
             execution.failed(error)
@@ -33,6 +29,6 @@ class Failures(Layer):
         lease = execution.lease
         assert lease is not None, "only a run of the ledger has a failure recorded"
         failure = diagnose(execution.job, lease, error)
-        report(failure, error)
+        report(lease, failure, execution.elapsed, error)
         is_recorded = self._recorder.record(lease, lambda connection: runs.fail(connection, lease, failure))
         return failure.state if is_recorded else LOST

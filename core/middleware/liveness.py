@@ -6,7 +6,6 @@ is isolated has its own process. A process with a stuck thread is first named in
 it, and after as long again it ends. Its runs are then recovered like those of any process that died.
 """
 
-import logging
 import os
 import sys
 import threading
@@ -22,11 +21,10 @@ from sqlalchemy import Engine
 from core import database
 from core.ledger import processes
 from core.observability import logs
+from core.observability.events import Event, ProcessStuck, ProcessStuckEnds, emit
 from core.supervisor import worker_channel
 from core.worker import interruption, isolation
 from core.worker.heartbeat import Heartbeat
-
-logger = logging.getLogger(__name__)
 
 #: How often to look and to show that this process lives, in seconds.
 LOOK_SECONDS = 1.0
@@ -88,9 +86,9 @@ class Liveness(Middleware):
         if is_stuck != self._is_named and self._name(is_stuck=is_stuck):
             self._is_named = is_stuck
             if is_stuck:
-                say(f"process.stuck: a thread has stood still for {seconds:.0f} s at {place_of(thread)}")
+                emit_soon(ProcessStuck(round(seconds), place_of(thread)))
         if self._is_named and seconds > ENDED_AFTER_LEASES * self._lease_seconds and self._name(is_stuck=True):
-            say("process.stuck: ending this process, its runs are recovered")
+            emit_soon(ProcessStuckEnds(round(seconds), place_of(thread)))
             os._exit(STUCK_EXIT)
 
     def _standing(self, now: float) -> dict[int, float]:
@@ -111,11 +109,11 @@ class Liveness(Middleware):
             return False
 
 
-def say(message: str) -> None:
-    """Log an error within a second, or not at all: the log may be what the threads wait for."""
+def emit_soon(event: Event) -> None:
+    """Log an event within a second, or not at all: the log may be what the threads wait for."""
 
     def log() -> None:
-        logger.error(message)
+        emit(event)
         logs.flush()
 
     saying = threading.Thread(target=log, daemon=True)

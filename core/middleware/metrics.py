@@ -1,14 +1,12 @@
 """Metrics and the log's context: job, run, slot and attempt on every line, and each attempt counted and timed."""
 
-import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
-from core.middleware.execution import Execution, Layer, Proceed
+from core.ledger.models import State
+from core.middleware.execution import LOST, Execution, Layer, Proceed
 from core.observability import logs, metrics
-
-logger = logging.getLogger(__name__)
+from core.observability.events import MetricsNotWritten, RunLeaseLost, RunSucceeded, emit
 
 
 class Metrics(Layer):
@@ -24,17 +22,17 @@ class Metrics(Layer):
 
     def ended(self, execution: Execution, status: str) -> None:
         """Log and count the end."""
-        seconds = execution.seconds
-        if seconds is None:
-            seconds = time.perf_counter() - execution.began
+        seconds, lease = execution.elapsed, execution.lease
         observe(metrics.run_ended, execution.job.name, status, seconds)
-        if execution.lease is not None:
-            logger.info("run.%s seconds=%.3f", status, seconds)
+        if lease is not None and status == State.SUCCEEDED:
+            emit(RunSucceeded(lease.job, lease.run_id, lease.attempt, round(seconds, 3)))
+        elif lease is not None and status == LOST:
+            emit(RunLeaseLost(lease.job, lease.run_id, lease.attempt, round(seconds, 3)))
 
 
 def observe(measure: Callable[..., None], *values: Any) -> None:
     """Measure, unless that fails, as on a full disk: a claimed run must come to its end all the same."""
     try:
         measure(*values)
-    except Exception:  # what only observes a run never decides it
-        logger.exception("metrics.not_written")
+    except Exception as error:  # noqa: BLE001 — what only observes a run never decides it
+        emit(MetricsNotWritten(), error)

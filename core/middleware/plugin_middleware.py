@@ -4,7 +4,6 @@ It is within the time limits, which thus cover one that hangs. One that raises o
 named in the log. A job that nothing is registered for pays one look into a dictionary.
 """
 
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextvars import copy_context
@@ -16,11 +15,10 @@ from core.errors import TimeLimitExceeded
 from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.registry import Registered
 from core.middleware.execution import Execution, Layer, Proceed
+from core.observability.events import MiddlewareFailed, emit
 from core.plugins import loading
 from core.worker.interruption import limited
 from core.worker.last_resort import LastResort
-
-logger = logging.getLogger(__name__)
 
 #: How long one middleware may take over the end of an attempt before it is interrupted, and before its process ends.
 ENDED_SOFT = timedelta(seconds=5)
@@ -58,12 +56,12 @@ class PluginMiddleware(Layer):
             watch = limited(ENDED_SOFT, ENDED_HARD, on_soft=nothing, on_hard=give_up)
             watch.hold(partial(each.middleware.ended, attempt, status))
         except TimeLimitExceeded:
-            logger.error("middleware.failed %s: its `ended` took longer than %s", each, ENDED_SOFT)
-        except BaseException:
-            logger.exception("middleware.failed %s: its `ended` raised; the run stays as it is", each)
+            emit(MiddlewareFailed(each.plugin, each.name, f"its `ended` took longer than {ENDED_SOFT}"))
+        except BaseException as error:  # noqa: BLE001 — the run has ended
+            emit(MiddlewareFailed(each.plugin, each.name, "its `ended` raised; the run stays as it is"), error)
 
     def _give_up(self, each: Registered) -> None:
-        logger.error("middleware.failed %s: its `ended` took longer than %s: ending this process", each, ENDED_HARD)
+        emit(MiddlewareFailed(each.plugin, each.name, f"its `ended` took longer than {ENDED_HARD}; the process ends"))
         self._last_resort.end_process(self._last_resort.release_all)
 
 
@@ -97,8 +95,8 @@ class Surrounding:
             manager.__enter__()
         except TimeLimitExceeded:
             raise
-        except BaseException:
-            logger.exception("middleware.failed %s: it could not be entered; the job goes on without it", each)
+        except BaseException as error:  # noqa: BLE001 — a plugin's fault is not the run's
+            emit(MiddlewareFailed(each.plugin, each.name, "it could not be entered; the job goes on without it"), error)
         else:
             self._entered.append((each, manager))
         self._execution.inside = ""
@@ -108,12 +106,12 @@ class Surrounding:
         error, self._execution.inside = self._attempt.exception, f" in {each}"
         try:
             is_swallowed = leave(manager, error)
-        except BaseException as raised:
+        except BaseException as raised:  # noqa: BLE001 — the outcome stays
             if raised is not error:
-                logger.error("middleware.failed %s: it could not be left; the outcome stays", each, exc_info=raised)
+                emit(MiddlewareFailed(each.plugin, each.name, "it could not be left; the outcome stays"), raised)
         else:
             if error is not None and is_swallowed:
-                logger.error("middleware.failed %s: it swallowed %s; the run fails", each, type(error).__name__)
+                emit(MiddlewareFailed(each.plugin, each.name, f"it swallowed {type(error).__name__}; the run fails"))
         self._execution.inside = ""
 
 

@@ -6,7 +6,6 @@ finished. With several processes Dramatiq can only end all of them together, so 
 them waiting: there it is not done.
 """
 
-import logging
 import os
 import random
 import signal
@@ -24,10 +23,9 @@ from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
 from core.observability import metrics
+from core.observability.events import ProcessNotRecycled, ProcessRecycling, emit
 from core.supervisor import worker_channel
 from core.supervisor.worker_channel import WorkerChannel
-
-logger = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 1.0
 DRAINED_EVERY_SECONDS = 0.05
@@ -95,15 +93,15 @@ class Recycling(Middleware):
             if reason:
                 try:
                     self._leave(broker, supervisor, reason)
-                except Exception:  # an old process is better than none
-                    logger.exception("process.not_recycled: going on")
+                except Exception as error:  # noqa: BLE001 — an old process is better than none
+                    emit(ProcessNotRecycled("it goes on as it is"), error)
                 return
 
     def _leave(self, broker: Any, supervisor: WorkerChannel | None, reason: str) -> None:
         if supervisor is None and not is_only_process():
-            logger.warning("process.not_recycled reason=%s: Dramatiq would end its siblings; use `rota worker`", reason)
+            emit(ProcessNotRecycled(f"{reason}: Dramatiq would end its siblings; use `rota worker`"))
             return
-        logger.info("process.recycling reason=%s messages=%s", reason, self._messages)
+        emit(ProcessRecycling(reason, self._messages))
         metrics.recycled(reason)
         if supervisor is None:
             if self._drained(broker):

@@ -174,11 +174,51 @@ class RunNotRecorded(Event):
     error: str
 
 
-@event("run.forgotten", WARNING, "{runs} runs were claimed here and no thread works on them; released")
+@event("run.forgotten", WARNING, "{runs} runs were claimed here and no thread works on them; released: {ids}")
 class RunForgotten(Event):
     """A claim was lost between PostgreSQL and this process, so that no thread worked on its run. It is queued again."""
 
     runs: int
+    #: The first of them.
+    ids: str
+
+
+@event("run.lost_too_often", ERROR, "run {run} was lost again and again by a process that lives; it is dead")
+class RunLostTooOften(Event):
+    """A run was claimed and lost sight of again and again under a living process. It is dead, reason `lost`."""
+
+    job: str
+    run: int
+
+
+@event("run.conflict", INFO, "run {run} conflicts with another transaction, trying again at once: {error}")
+class RunConflict(Event):
+    """PostgreSQL gave up the job's transaction in favour of another (serialization failure, deadlock). The attempt is
+    repeated at once, uncounted, a few times.
+    """
+
+    job: str
+    run: int
+    error: str
+
+
+@event("run.not_isolated_yet", INFO, "run {run} waits for a process of its own: another run has one here")
+class RunNotIsolatedYet(Event):
+    """One run at a time is isolated beside a worker process. This one is sent again."""
+
+    job: str
+    run: int
+
+
+@event("middleware.failed", ERROR, "{middleware} of plugin {plugin}: {problem}")
+class MiddlewareFailed(Event):
+    """A plugin's middleware raised, hung or swallowed an error. The run's outcome stays as it was. The line names the
+    plugin.
+    """
+
+    plugin: str
+    middleware: str
+    problem: str
 
 
 @event("run.recovered", WARNING, "run {run} of a dead worker is {state} after attempt {attempt}")
@@ -446,6 +486,23 @@ class ProcessNotRecycled(Event):
     """
 
     reason: str
+
+
+@event("process.stuck", ERROR, "a thread has stood still for {seconds} s at {place}")
+class ProcessStuck(Event):
+    """A thread makes no progress, and it is not in a job. `rota check` names the process; it ends if this goes on."""
+
+    seconds: int
+    #: A file, a line and a function.
+    place: str
+
+
+@event("process.stuck_ends", ERROR, "a thread has stood still for {seconds} s at {place}; the process ends")
+class ProcessStuckEnds(Event):
+    """The process ends, since a thread of it made no progress for six leases. Its runs are recovered."""
+
+    seconds: int
+    place: str
 
 
 @event("limit.not_enforced", ERROR, "a time limit was not enforced")
@@ -718,6 +775,13 @@ class WorkerStopped(Event):
 @event("worker.replaced", INFO, "{worker} was replaced by a new process")
 class WorkerReplaced(Event):
     """A worker process that asked for it was replaced without a gap."""
+
+    worker: str
+
+
+@event("worker.silent", ERROR, "{worker} shows no life; it is killed and started again")
+class WorkerSilent(Event):
+    """A worker process was stopped, or hangs, and told its supervisor nothing for longer than a lease."""
 
     worker: str
 

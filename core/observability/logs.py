@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -13,6 +15,9 @@ from core.observability import lines, metrics
 from core.observability.events import Event, emit
 from core.observability.sink import STDERR, Sink, standard_error
 from core.settings import LogFormat, LogLevel
+
+#: The programs that import ``core.main`` to run it.
+PROGRAMS = {"dramatiq", "periodiq", "rota"}
 
 _about: ContextVar[Mapping[str, Any]] = ContextVar("rota.about", default={})  # noqa: B039 — never changed in place
 
@@ -30,24 +35,6 @@ def about(fields: Mapping[str, Any]) -> Iterator[None]:
 def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
     """Add what the line is about, unless the line itself says otherwise."""
     return {**_about.get(), **event}
-
-
-class LogOnce:
-    """Logs an error once, and again only after another error or a reset: for what is tried again and again."""
-
-    def __init__(self, logger: logging.Logger) -> None:
-        self._logger = logger
-        self._last = ""
-
-    def error(self, message: str) -> None:
-        """Log ``message`` as an error, unless it equals the last one."""
-        if message != self._last:
-            self._logger.error(message)
-        self._last = message
-
-    def reset(self) -> None:
-        """What failed has worked: log the next error, whatever it is."""
-        self._last = ""
 
 
 class EmitOnce:
@@ -75,6 +62,13 @@ SHARED: list[Any] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.stdlib.PositionalArgumentsFormatter(),
 ]
+
+
+def is_ours() -> bool:
+    """Whether this process is a program of ours, and not an application that imports ``core.main``."""
+    started = Path(sys.argv[0] if sys.argv else "")
+    name = started.parent.name if started.stem in {"__main__", "__init__"} else started.stem
+    return name in PROGRAMS or "core" in started.parts
 
 
 def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:

@@ -4,7 +4,6 @@ duplicate job names.
 
 import importlib
 import inspect
-import logging
 import os
 import sys
 from collections import defaultdict
@@ -26,10 +25,9 @@ from core.jobs.job import Job
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.registry import Plugin, Registry
+from core.observability.events import PluginBroken, PluginFailed, PluginNotInstalled, emit
 from core.plugins import admission
-from core.settings import DISABLED_PLUGINS, plugin_prefix
-
-logger = logging.getLogger(__name__)
+from core.settings import plugin_prefix
 
 GROUP = "rota.plugins"
 CORE = settings.CORE
@@ -78,15 +76,14 @@ def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Regist
     ]
     registry = Registry(tuple(refuse_duplicates(plugins)))
     for plugin in registry.broken():
-        logger.error("plugin.broken plugin=%s error=%s", plugin.name, plugin.error)
+        emit(PluginBroken(plugin.name, str(plugin.error)))
     return registry
 
 
 def warn_of_missing(disabled: Collection[str], installed: Collection[str]) -> None:
     """Say which of the ``disabled`` are not installed: a name may be misspelt, or its plugin uninstalled since."""
     for name in sorted(set(disabled) - set(installed)):
-        nearest = suggestion(name, installed)
-        logger.warning("plugin.not_installed %s names %r, which is not installed%s", DISABLED_PLUGINS, name, nearest)
+        emit(PluginNotInstalled(name, suggestion(name, installed)))
 
 
 def left_out(point: EntryPoint) -> Plugin:
@@ -102,7 +99,7 @@ def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[E
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        logger.debug("plugin.failed plugin=%s", point.name, exc_info=True)
+        emit(PluginFailed(point.name), error)
         plugin = Plugin(point.name, "", "", error=f"{type(error).__name__}: {error}")
     return shipped(plugin, point)
 

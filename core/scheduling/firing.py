@@ -1,6 +1,5 @@
 """Firing: the slots for which periodiq calls are recorded, and those that nobody else recorded are sent."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 from sqlalchemy import Engine
@@ -10,10 +9,9 @@ from core.jobs.job import Job
 from core.ledger import runs, slots
 from core.ledger.carrier import Carrier
 from core.ledger.slots import SlotRow
+from core.observability.events import SlotNotSent, emit
 from core.plugins import loading
 from core.scheduling.periodic import PeriodicSchedule, nothing
-
-logger = logging.getLogger(__name__)
 
 
 class Firing:
@@ -45,7 +43,7 @@ class Firing:
         try:
             self._record(due)
         except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
-            logger.warning("slot.not_sent slots=%s: %s (the dispatcher will)", len(due), database.brief(error))
+            emit(SlotNotSent(len(due), database.brief(error)))
 
     def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:
         carries, scopes = self._carrier.carries, loading.current().scopes

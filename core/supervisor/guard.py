@@ -1,15 +1,13 @@
 """The process that ends what a supervisor has started, if the supervisor is killed outright."""
 
-import logging
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+from core.observability.events import SupervisorGuardLost, emit
 from core.supervisor.programs import Program
-
-logger = logging.getLogger(__name__)
 
 GUARD = Path(__file__).with_name("guard_process.py")
 
@@ -43,4 +41,4 @@ class Guard:
         try:
             print(line, file=self._process.stdin, flush=True)
         except OSError as error:
-            logger.warning("guard.lost: %s; if this process is killed, others may stay", error)
+            emit(SupervisorGuardLost(str(error)))

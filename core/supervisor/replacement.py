@@ -3,17 +3,15 @@
 One is replaced at a time, since a start takes most of a processor for a second.
 """
 
-import logging
 import secrets
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from core.observability.events import WorkerReplaced, emit
 from core.supervisor import worker_channel
 from core.supervisor.programs import Command, Kept
 from core.supervisor.worker_channel import ChannelServer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -93,7 +91,7 @@ class Replacements:
         (kept, alias), replacement = self._asked.pop(0), self.starting
         assert isinstance(kept.program, Worker)
         assert replacement is not None
-        logger.info("worker.replaced name=%s", kept.program.name)
+        emit(WorkerReplaced(kept.program.name))
         self.channel.say(alias, worker_channel.GO)
         self.leaving.append(kept.program)
         kept.take_over(replacement)

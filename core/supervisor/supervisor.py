@@ -5,11 +5,18 @@ replaced without a gap (``replacement.py``), which one shows no life (``silence.
 others if this one is killed (``guard.py``).
 """
 
-import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
 
+from core.observability.events import (
+    SupervisorFinished,
+    SupervisorKilling,
+    SupervisorRestarting,
+    WorkerLeft,
+    WorkerSilent,
+    emit,
+)
 from core.supervisor import worker_channel
 from core.supervisor.guard import Guard
 from core.supervisor.programs import (
@@ -25,8 +32,6 @@ from core.supervisor.programs import (
 from core.supervisor.replacement import Replacements, Worker
 from core.supervisor.silence import LOOK_SECONDS, Silence
 from core.supervisor.worker_channel import ChannelServer
-
-logger = logging.getLogger(__name__)
 
 #: A program that lived longer than this is started again after the first pause.
 HEALTHY_SECONDS = 60.0
@@ -98,7 +103,7 @@ class Supervisor:
     def _kill_silent(self, workers: Sequence[Worker]) -> None:
         silent = self._silence.look(workers, self._monotonic())
         if silent is not None:
-            logger.error("worker.silent name=%s: it shows no life; killing it", silent.name)
+            emit(WorkerSilent(silent.name))
             silent.kill()
 
     def _look_after(self, kept: Kept) -> float | None:
@@ -138,7 +143,7 @@ class Supervisor:
             ended = f"ended ({in_words(kept.program.status)})"
             if kept.program.may_finish and kept.program.status == 0:
                 kept.is_done = True
-                logger.info("supervisor.finished name=%s", kept.program.name)
+                emit(SupervisorFinished(kept.program.name))
                 return False
         if now - kept.started_at > HEALTHY_SECONDS:
             kept.pause_seconds = FIRST_PAUSE_SECONDS
@@ -150,12 +155,10 @@ class Supervisor:
             self._guard.forget(worker)
             worker.kill()
             if worker.status:
-                logger.warning("worker.left name=%s: it ended (%s)", worker.name, in_words(worker.status))
+                emit(WorkerLeft(worker.name, in_words(worker.status)))
 
     def _postpone(self, kept: Kept, why: str, now: float) -> None:
-        logger.warning(
-            "supervisor.restarting name=%s: it %s; again in %.0f s", kept.program.name, why, kept.pause_seconds
-        )
+        emit(SupervisorRestarting(kept.program.name, why, kept.pause_seconds))
         kept.due_at = now + kept.pause_seconds
         kept.pause_seconds = min(kept.pause_seconds * 2, LONGEST_PAUSE_SECONDS)
 
@@ -167,7 +170,7 @@ class Supervisor:
         while any(command.is_running() for command in commands):
             remaining = deadline - self._monotonic()
             if remaining <= 0 or self._signals.asked > asked:
-                logger.warning("supervisor.killing: %s", ", ".join(c.name for c in commands if c.is_running()))
+                emit(SupervisorKilling(", ".join(each.name for each in commands if each.is_running())))
                 break
             self._signals.wait(remaining)
         for command in commands:

@@ -1,6 +1,5 @@
 """Claiming: one run by the thread that is to work on it, or ahead for many threads in one statement."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,12 +15,11 @@ from core.ledger.claims import Verdict
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.observability import logs, metrics
+from core.observability.events import RunNotClaimed, RunNotClaimedAhead, RunNotReleased, RunPaused, RunSkipped, emit
 from core.plugins import loading
 from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID, is_run_id
 from core.worker.membership import Membership
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +33,20 @@ class Claims:
     #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
     suspected_after: int = claims.NEVER_SUSPECT
     #: About runs that cannot be claimed: once, however many they are.
-    log_once: logs.LogOnce = field(default_factory=lambda: logs.LogOnce(logger))
+    once: logs.EmitOnce = field(default_factory=logs.EmitOnce)
 
     def claim(self, job: Job, run_id: int) -> Lease | Verdict:
         """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
         process_id = self.membership.process_id
         if process_id is None:
-            self.log_once.error("run.not_claimed: this process is not registered with the ledger")
+            self.once.emit(RunNotClaimed("this process is not registered with the ledger"))
             return Verdict.NONE
         try:
             verdict, lease = self._claim(job, run_id, process_id)
         except DATABASE_AWAY as error:
-            self.log_once.error(f"run.not_claimed: {database.brief(error)}")
+            self.once.emit(RunNotClaimed(database.brief(error)))
             return Verdict.NONE
-        self.log_once.reset()
+        self.once.reset()
         if lease is None:
             tell_refusal(job, run_id, verdict)
             return verdict
@@ -66,7 +64,7 @@ class Claims:
             with database.autocommit(self.engine) as connection:
                 claimed = claims.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
         except DATABASE_AWAY as error:
-            logger.debug("run.not_claimed_ahead: %s", database.brief(error))
+            emit(RunNotClaimedAhead(database.brief(error)))
             return []
         self.membership.in_hand.add(*claimed)
         return claimed
@@ -78,7 +76,7 @@ class Claims:
             with database.autocommit(self.engine) as connection:
                 claims.unclaim_many(connection, claimed)
         except DATABASE_AWAY as error:
-            logger.warning("run.not_given_up runs=%s: %s", len(claimed), database.brief(error))
+            emit(RunNotReleased(len(claimed), database.brief(error)))
 
     def _claim(self, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
         try:
@@ -106,9 +104,9 @@ def tell_refusal(job: Job, run_id: int, verdict: Verdict) -> None:
     """Log and count a run that may not begin for a reason that people ask about."""
     if verdict == Verdict.SKIPPED:
         metrics.run_ended(job.name, State.SKIPPED)
-        logger.info("run.skipped job=%s run=%s reason=overlap", job.name, run_id)
+        emit(RunSkipped(job.name, run_id, "overlap"))
     if verdict in (Verdict.PAUSED, Verdict.HELD):
-        logger.info("run.%s job=%s run=%s: its job is paused", verdict, job.name, run_id)
+        emit(RunPaused(job.name, run_id))
 
 
 @dataclass(frozen=True, slots=True)

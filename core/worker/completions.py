@@ -6,7 +6,6 @@ that has work in its session commits by itself, with that work; so does one that
 job and key may be waiting for it.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from core import database
 from core.batching import Batcher
 from core.ledger import runs
 from core.ledger.leases import Lease
+from core.observability.events import RunNotRecorded, emit
 from core.worker.membership import Membership
-
-logger = logging.getLogger(__name__)
 
 #: The most that wait; beyond that, runs commit by themselves.
 MOST_WAITING = 1000
@@ -73,9 +71,7 @@ class Completions(Batcher[Completion]):
     def failed(self, error: Exception) -> None:
         """Say so; with a traceback, unless it is the database's trouble."""
         is_expected = isinstance(error, database.DATABASE_AWAY)
-        logger.warning(
-            "run.not_recorded, trying again: %s", database.brief(error), exc_info=None if is_expected else error
-        )
+        emit(RunNotRecorded(database.brief(error)), None if is_expected else error)
 
     def _record(self, batch: Sequence[Completion]) -> set[int]:
         """Record ``batch`` and return the runs of it whose leases were good. Raises SQLAlchemy's DBAPIError."""

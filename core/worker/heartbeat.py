@@ -1,6 +1,6 @@
 """One thread per process keeps the process known to the ledger, and thereby all its leases good."""
 
-import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,11 +18,21 @@ from core.ledger.processes import Identity
 from core.ledger.releases import Release
 from core.ledger.sessions import LedgerThread
 from core.observability import metrics
-from core.observability.logs import LogOnce
+from core.observability.events import (
+    ProcessExpired,
+    ProcessNotRegistered,
+    ProcessRegistered,
+    ProcessReleased,
+    ProcessResumed,
+    RunForgotten,
+    RunLostTooOften,
+    emit,
+)
+from core.observability.logs import EmitOnce
 from core.worker.membership import LeasesInHand
 
-logger = logging.getLogger(__name__)
-
+#: How many runs one line of the log names.
+NAMED_RUNS = 20
 #: How long to wait before registering is tried again, in seconds.
 REGISTER_AGAIN_SECONDS = 0.5
 #: A claim is known to its process within this, in seconds; longer than a connection waits for an answer.
@@ -62,7 +72,7 @@ class Heartbeat(LedgerThread):
         self._every_seconds = every_seconds
         self._lease = lease
         self._looked_at = 0.0
-        self._log_once = LogOnce(logger)
+        self._log_once = EmitOnce()
         #: Under which id this process was registered last; runs may still be claimed under it.
         self._last_id: int | None = None
         #: Until when its leases are good, at least, by this process's monotonic clock.
@@ -108,11 +118,11 @@ class Heartbeat(LedgerThread):
         reason = "the database is not migrated, run `rota db upgrade`"
         if not isinstance(getattr(error, "orig", error), UndefinedColumn | UndefinedTable):
             reason = database.brief(error)
-        self._log_once.error(f"process.not_registered: {reason}; trying again")
+        self._log_once.emit(ProcessNotRegistered(reason))
 
     def failed(self) -> None:
         """Log it."""
-        logger.exception("process.not_registered: going on")
+        emit(ProcessNotRegistered("a fault in Rota"), sys.exception())
 
     def ended(self) -> float:
         """One that was registered goes on as itself at once."""
@@ -125,7 +135,7 @@ class Heartbeat(LedgerThread):
         if self._last_id is None or not processes.resume(connection, self._last_id, self._lease):
             return False
         self._good_until = now + self._lease.total_seconds()
-        logger.info("process.resumed kind=%s id=%s: its connection was cut", self._identity.kind, self._last_id)
+        emit(ProcessResumed(self._identity.kind, self._last_id))
         return True
 
     def _register(self, connection: Connection) -> None:
@@ -134,7 +144,7 @@ class Heartbeat(LedgerThread):
         now, former = time.monotonic(), self._last_id
         self._last_id = processes.register(connection, self._identity, self._lease)
         self._good_until = now + self._lease.total_seconds()
-        logger.info("process.registered kind=%s id=%s", self._identity.kind, self._last_id)
+        emit(ProcessRegistered(self._identity.kind, self._last_id))
         if former is not None:
             self._release_runs(connection, former, "its worker lost PostgreSQL")
 
@@ -142,7 +152,7 @@ class Heartbeat(LedgerThread):
         while not self._is_stopped_within(connection, self._every_seconds):
             now = time.monotonic()
             if not processes.renew(connection, process_id, self._lease):
-                logger.warning("process.expired id=%s: its leases are lost, registering again", process_id)
+                emit(ProcessExpired(process_id))
                 self._good_until = 0.0
                 return
             self._good_until = now + self._lease.total_seconds()
@@ -168,16 +178,16 @@ class Heartbeat(LedgerThread):
         forgotten = runs.release_forgotten(connection, process_id, tokens, age, "its worker had lost sight of it")
         released = [run.run_id for run in forgotten if not run.is_over]
         if released:
-            logger.warning("run.forgotten runs=%s: claimed here, and nobody works on them; handed back", released)
+            emit(RunForgotten(len(released), ", ".join(map(str, released[:NAMED_RUNS]))))
         for run in forgotten:
             if run.is_over:
                 metrics.run_ended(run.job, State.DEAD)
-                logger.error("run.lost_too_often job=%s run=%s: it ends, reason lost", run.job, run.run_id)
+                emit(RunLostTooOften(run.job, run.run_id))
 
     def _release_runs(self, connection: Connection, process_id: int, reason: str) -> None:
         released = runs.release(connection, process_id, reason)
         if released:
-            logger.info("process.handed_back runs=%s", released)
+            emit(ProcessReleased(len(released), reason))
         processes.resign(connection, process_id)
 
     def _measure_pool(self) -> None:

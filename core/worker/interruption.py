@@ -10,7 +10,6 @@ there an interruption is noticed that got lost, and is raised again.
 """
 
 import ctypes
-import logging
 import sys
 import threading
 import time
@@ -20,8 +19,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from core.errors import TimeLimitExceeded
-
-logger = logging.getLogger(__name__)
+from core.observability.events import LimitNotEnforced, emit
 
 FOREVER = float("inf")
 #: How often to look, after a soft limit, whether its interruption was swallowed.
@@ -186,8 +184,8 @@ class Watcher:
 def _attempt(action: Callable[[], None]) -> None:
     try:
         action()
-    except Exception:  # the watching thread must outlive whatever it is asked to do
-        logger.exception("limit.not_enforced")
+    except Exception as error:  # noqa: BLE001 — the watching thread outlives everything that it is asked to do
+        emit(LimitNotEnforced(), error)
 
 
 #: The threads in which Python has swallowed an interruption. Changed without a lock, as a finaliser must.

@@ -7,14 +7,13 @@ It is in a session of its own, so that nothing that kills the worker with its gr
 does not outlive the worker all the same: it reads from a pipe whose other end only the worker holds.
 """
 
-import logging
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 
-logger = logging.getLogger(__name__)
+from core.observability.events import RunIsolated, RunNotIsolatedYet, emit
 
 #: How long one may take to hand back its run and to leave, in seconds.
 LEAVE_SECONDS = 3.0
@@ -31,11 +30,11 @@ def work(job: str, run_id: int) -> str:
     If another is at work, nothing is done, and the dispatcher sends the run again after ``ROTA_RESEND_SECONDS``.
     """
     if not _turn.acquire(blocking=False):
-        logger.info("run.not_isolated_yet job=%s run=%s: another run is isolated here", job, run_id)
+        emit(RunNotIsolatedYet(job, run_id))
         return "left to a later delivery"
     threads.add(threading.get_ident())
     try:
-        logger.warning("run.isolated job=%s run=%s: processes died under it", job, run_id)
+        emit(RunIsolated(job, run_id))
         return f"ended in isolation, exit status {_status_of(run_id)}"
     finally:
         threads.discard(threading.get_ident())

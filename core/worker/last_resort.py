@@ -1,6 +1,5 @@
 """The last resort: a job that does not end at its hard limit ends with its process."""
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -15,12 +14,11 @@ from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.middleware.execution import Execution
 from core.middleware.metrics import observe
-from core.observability import metrics
+from core.observability import logs, metrics
+from core.observability.events import MessageHardLimit, RunHardLimit, emit
 from core.worker.completions import Completions
 from core.worker.membership import Membership
 from core.worker.outcomes import diagnose
-
-logger = logging.getLogger(__name__)
 
 #: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
 GIVE_UP_SECONDS = 5.0
@@ -53,6 +51,7 @@ class LastResort:
             with database.autocommit(self.engine) as connection:
                 for step in steps:
                     step(connection)
+            logs.flush()
         finally:
             os._exit(HARD_LIMIT_EXIT)
 
@@ -64,9 +63,7 @@ class LastResort:
 
     def _give_up_run(self, execution: Execution, lease: Lease) -> None:
         job = execution.job
-        logger.error(
-            "run.hard_limit job=%s run=%s limit=%s: ending this process", job.name, lease.run_id, job.hard_limit
-        )
+        emit(RunHardLimit(job.name, lease.run_id, job.hard_limit.total_seconds()))
         error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed{execution.inside}; its process was ended")
         failure = diagnose(job, lease, error)
         observe(metrics.run_ended, job.name, failure.state, job.hard_limit.total_seconds())
@@ -75,8 +72,6 @@ class LastResort:
     def _give_up_message(self, execution: Execution) -> None:
         """It becomes a dead letter, or it would end the next process as well."""
         job, message_id = execution.job, execution.message_id
-        logger.error(
-            "message.hard_limit job=%s message=%s limit=%s: ending this process", job.name, message_id, job.hard_limit
-        )
+        emit(MessageHardLimit(job.name, message_id, job.hard_limit.total_seconds()))
         observe(metrics.run_ended, job.name, State.DEAD, job.hard_limit.total_seconds())
         self.end_process(self.release_all, lambda _connection: execution.make_dead_letter())

@@ -6,7 +6,7 @@ work on it is decided by the claim, as ever. What was sent before Redis was lost
 what was taken and not claimed within ``ROTA_RESEND_SECONDS``.
 """
 
-import logging
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
@@ -18,9 +18,8 @@ from core.ledger import due, history, pauses
 from core.ledger.carrier import Carrier, OutgoingRun
 from core.ledger.runs import DUE_CHANNEL
 from core.ledger.sessions import LedgerThread
-from core.observability.logs import LogOnce
-
-logger = logging.getLogger(__name__)
+from core.observability.events import LedgerFeedFailed, LedgerFeedInterrupted, emit
+from core.observability.logs import EmitOnce
 
 #: A mark that is lost with PostgreSQL costs a second taking, which no claim follows.
 UNFLUSHED = "SET synchronous_commit = off"
@@ -61,7 +60,7 @@ class LedgerFeed(LedgerThread):
         self._threads: Threads | None = None
         self._queues: list[str] = []
         self._is_taking = False
-        self._log_once = LogOnce(logger)
+        self._log_once = EmitOnce()
 
     def feed(self, threads: Threads, queues: Sequence[str]) -> None:
         """Start taking runs of ``queues`` for ``threads``."""
@@ -92,11 +91,11 @@ class LedgerFeed(LedgerThread):
 
     def interrupted(self, error: Exception) -> None:
         """Say so once."""
-        self._log_once.error(f"direct.interrupted: {database.brief(error)}; going on when it can")
+        self._log_once.emit(LedgerFeedInterrupted(database.brief(error)))
 
     def failed(self) -> None:
         """Log it."""
-        logger.exception("direct.failed: going on")
+        emit(LedgerFeedFailed(), sys.exception())
 
     def ended(self) -> float:
         """Nothing is taken without a session."""

@@ -1,6 +1,5 @@
 """Outcomes: what an error means for a run, and how the ledger comes to know of it."""
 
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from core.jobs.job import Job
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.runs import Failure
+from core.observability.events import RunFailed, RunNotRecorded, emit
 from core.worker.membership import Membership
-
-logger = logging.getLogger(__name__)
 
 #: How long to wait before an outcome that could not be recorded is tried again, in seconds.
 RECORD_AGAIN_SECONDS = 1.0
@@ -38,7 +36,7 @@ class Recorder:
             except DataError:
                 raise
             except database.DATABASE_AWAY as away:
-                logger.warning("run.not_recorded, trying again: %s", database.brief(away))
+                emit(RunNotRecorded(database.brief(away)))
                 threading.Event().wait(RECORD_AGAIN_SECONDS)
         return False
 
@@ -65,10 +63,11 @@ def in_words(error: BaseException) -> str:
     return message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
-def report(failure: Failure, error: BaseException) -> None:
+def report(lease: Lease, failure: Failure, seconds: float, error: BaseException) -> None:
     """Log a failed attempt, with its traceback."""
-    level = logging.ERROR if failure.state == State.DEAD else logging.WARNING
-    logger.log(level, "run.failed state=%s reason=%s", failure.state, failure.reason, exc_info=error)
+    state, first_line = str(failure.state), failure.error.partition("\n")[0]
+    failed = RunFailed(lease.job, lease.run_id, lease.attempt, state, failure.reason, round(seconds, 3), first_line)
+    emit(failed, error)
 
 
 def lost(lease: Lease | None) -> LeaseLost:

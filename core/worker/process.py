@@ -1,6 +1,5 @@
 """What a worker process is made of, whatever broker it has; ``core/main.py`` and ``local.py`` put it together."""
 
-import logging
 import math
 import os
 import sys
@@ -20,6 +19,7 @@ from core.ledger.processes import Identity
 from core.ledger.releases import Fleet
 from core.middleware.recycling import RecyclingLimits
 from core.observability import logs, metrics
+from core.observability.events import JobOutlivesItsRuns, SettingUnknown, emit
 from core.plugins import loading, unread_settings
 from core.settings import Settings
 from core.worker.completions import Completions
@@ -28,8 +28,6 @@ from core.worker.heartbeat import Heartbeat
 from core.worker.ledger_feed import LedgerFeed
 from core.worker.membership import Membership, application_name, process_name
 from core.worker.watchdog import Watchdog
-
-logger = logging.getLogger(__name__)
 
 #: In local mode a leader never steps down because Redis is away.
 
@@ -110,7 +108,8 @@ def gather() -> WorkerProcess:
     """Read the settings and load the plugins; what is wrong ends the process with a clear message."""
     try:
         configured = settings.current()
-        logs.configure(configured.log_format, configured.log_level)
+        if logs.is_ours():
+            logs.configure(configured.log_format, configured.log_level)
         metrics.share(configured.metrics_dir)
         registry = loading.current()
         refuse_broken(registry, strict=configured.strict_plugins)
@@ -126,9 +125,9 @@ def gather() -> WorkerProcess:
 def warn(configured: Settings, registry: Registry) -> None:
     """Say what is odd and stops nothing."""
     for left in unread_settings.variables(os.environ, registry):
-        logger.warning("setting.unknown %s %s", left.variable, left.why)
+        emit(SettingUnknown(left.variable, left.why))
     for job in registry.outliving(timedelta(days=configured.retention_days)):
-        logger.warning("job.outlives_its_runs job=%s: %s", job.name, words_on_grace(job, configured.retention_days))
+        emit(JobOutlivesItsRuns(job.name, words_on_grace(job, configured.retention_days)))
 
 
 def refuse_broken(registry: Registry, *, strict: bool) -> None:

@@ -83,7 +83,7 @@ def test_a_worker_paused_past_its_lease_cannot_commit_when_it_wakes(make_fleet, 
     eventually(lambda: fleet.runs(job)[0].state == "succeeded", within=10)
     fleet.wake(paused)
     eventually(lambda: fleet.registered("worker", paused), within=15)
-    eventually(lambda: "run.lost" in fleet.logs(), within=15)
+    eventually(lambda: "run.lease_lost" in fleet.logs(), within=15)
 
     assert (first.attempt, second.attempt) == (1, 2)
     assert [effect.attempt for effect in fleet.effects(job)] == [2]

@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+from tests.support.emitted import logged
 from tests.support.eventually import elapse, eventually
 from tests.support.fleet import pid_of
 from tests.support.supervised import supervised
@@ -198,7 +199,7 @@ class TestRecycling:
 
             eventually(lambda: old not in worker.pids() and worker.pids(), within=30)
 
-            assert "process.recycling reason=memory" in fleet.logs()
+            assert {line["reason"] for line in logged(fleet.logs(), "process.recycling")} == {"memory"}
 
     def test_under_dramatiq_alone_its_only_process_is_started_anew(self, make_fleet):
         fleet = make_fleet(jobs="touch")
@@ -218,7 +219,8 @@ class TestRecycling:
         before = {row.id for row in fleet.registered("worker", command)}
         fleet.request("touch", 300)
 
-        eventually(lambda: "process.not_recycled reason=messages" in fleet.logs(), within=30)
+        told = eventually(lambda: list(logged(fleet.logs(), "process.not_recycled")), within=30)
+        assert told[0]["reason"].startswith("messages: ")
 
         assert {row.id for row in fleet.registered("worker", command)} == before
 
@@ -357,7 +359,7 @@ class TestLife:
 
             assert not psutil.pid_exists(stopped.pid)
             assert worker.pids() == [again.pid]
-            assert "worker.silent name=worker-1" in fleet.logs()
+            assert {line["worker"] for line in logged(fleet.logs(), "worker.silent")} == {"worker-1"}
         (run,) = fleet.runs("wait")
         assert (run.attempt, run.crashes) == (2, 1)
 

@@ -288,7 +288,7 @@ def test_what_is_also_run_is_started_again_unless_it_is_done(start_up, folder):
     assert up.wait_until_gone() == 0
 
 
-@pytest.mark.parametrize("when", ["up.starting name=postgres", "up.starting name=redis", "running at once"])
+@pytest.mark.parametrize("when", ["postgres starts", "redis starts", "running at once"])
 def test_ctrl_c_twice_during_the_start_leaves_nothing(start_up, when):
     up = start_up()
     if when != "running at once":

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from core import every, job, send
 from core.errors import BadArguments
 from tests.support.effects import leave
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 
@@ -144,7 +145,7 @@ class TestFire:
         finally:
             ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
 
-        assert "slot.not_sent slots=1" in caplog.text
+        assert [event.slots for event in emitted(caplog, "slot.not_sent")] == [1]
 
     def test_without_redis_the_slot_is_there_and_it_does_not_raise(self, service, ledger, monkeypatch, caplog):
         def away(_):
@@ -154,7 +155,7 @@ class TestFire:
         self.due(service, datetime(2026, 3, 1, tzinfo=UTC)).send_with_options(scheduled_at="x")
 
         assert ledger.states("tick") == ["queued"]
-        assert "slot.not_sent slots=1" in caplog.text
+        assert [event.slots for event in emitted(caplog, "slot.not_sent")] == [1]
 
 
 class TestFastLane:

@@ -11,11 +11,13 @@ from core import database as databases
 from core.dispatcher.recovery import recover
 from core.ledger import claims, leases
 from core.ledger.processes import Identity
+from core.observability.events import RunForgotten
 from core.plugins.loading import current
 from core.schema import upgrade
 from core.testing import create_database, drop_database
 from core.worker import heartbeat as heartbeats
 from core.worker.heartbeat import Heartbeat
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 
@@ -65,7 +67,7 @@ def test_it_hands_back_what_was_claimed_here_and_nobody_has_in_hand(beat, ledger
 
     assert [ledger.run(run_id).state for run_id in runs] == ["running", "retrying", "running"]
     assert (ledger.run(runs[1]).failures, ledger.run(runs[1]).crashes) == (0, 0)
-    assert f"run.forgotten runs=[{runs[1]}]" in caplog.text
+    assert emitted(caplog, "run.forgotten") == [RunForgotten(1, str(runs[1]))]
 
 
 @pytest.mark.parametrize(("attempts", "state", "reason"), [(19, "retrying", None), (20, "dead", "lost")])

@@ -21,9 +21,19 @@ from core.worker import last_resort
 from core.worker.completions import Completions
 from core.worker.executor import Executor
 from tests.support.effects import leave
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
+
+
+def failures_of(caplog, middleware):
+    """What the log says is wrong with a middleware of the tests' plugin."""
+    return [
+        event.problem
+        for event in emitted(caplog, "middleware.failed")
+        if (event.plugin, event.middleware) == ("tests", middleware)
+    ]
 
 
 class Watching(RunMiddleware):
@@ -245,7 +255,7 @@ class TestBadMiddleware:
         assert (row.state, row.result) == (state, {"ok": True} if state == "succeeded" else None)
         assert ledger.effects() == effects
         assert watching.ends[0][1] == state
-        is_told = "middleware.failed plugin=tests middleware=Bad" in caplog.text
+        is_told = bool(failures_of(caplog, "Bad"))
         assert is_told == (bad not in HARMLESS[function])
 
     def test_one_whose_end_raises_changes_no_outcome(self, run_job, around, caplog):
@@ -256,7 +266,7 @@ class TestBadMiddleware:
         watching = Watching()
         assert run_job(around(succeed, Bad(), watching)).state == "succeeded"
 
-        assert "middleware.failed plugin=tests middleware=Bad: its `ended` raised" in caplog.text
+        assert failures_of(caplog, "Bad") == ["its `ended` raised; the run stays as it is"]
         assert watching.ends == [(1, "succeeded", "NoneType")]
 
     def test_one_that_hangs_before_the_job_is_interrupted_at_the_soft_limit(self, run_job, around):
@@ -283,7 +293,7 @@ class TestBadMiddleware:
         row = run_job(around(succeed, Hanging(), soft_limit=timedelta(seconds=0.2), hard_limit=timedelta(seconds=60)))
 
         assert (row.state, ledger.effects()) == ("succeeded", ["done"])
-        assert "middleware.failed plugin=tests middleware=Hanging: it could not be left" in caplog.text
+        assert failures_of(caplog, "Hanging") == ["it could not be left; the outcome stays"]
 
     def test_one_whose_end_hangs_is_interrupted(self, run_job, around, monkeypatch, caplog):
         monkeypatch.setattr(plugin_middleware, "ENDED_SOFT", timedelta(seconds=0.2))
@@ -293,7 +303,7 @@ class TestBadMiddleware:
                 hang()
 
         assert run_job(around(succeed, Hanging())).state == "succeeded"
-        assert "middleware.failed plugin=tests middleware=Hanging: its `ended` took longer than" in caplog.text
+        assert failures_of(caplog, "Hanging")[0].startswith("its `ended` took longer than")
 
     def test_one_that_hangs_and_will_not_be_interrupted_ends_with_its_process(self, run_job, around, monkeypatch):
         """At the job's hard limit; the run is recorded as failed, and says whose fault it was."""

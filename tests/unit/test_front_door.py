@@ -1,10 +1,12 @@
 """The names that plugins import, the tree of errors, and what importing Rota does: nothing."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +129,25 @@ def test_the_clock_answers_in_utc_and_does_not_stand_still():
 
     assert first.tzinfo is UTC
     assert first <= clock.system_clock() <= datetime.now(UTC)
+
+
+def test_an_application_that_imports_the_main_module_keeps_its_own_logging(tmp_path: Path):
+    program = (
+        "import io, logging, sys\n"
+        "stream = io.StringIO()\n"
+        "logging.basicConfig(stream=stream, level=logging.ERROR, format='mine: %(message)s')\n"
+        "before = list(logging.getLogger().handlers)\n"
+        "import core.main\n"
+        "logging.getLogger('shop').error('sold')\n"
+        "assert logging.getLogger().handlers == before\n"
+        "assert logging.getLogger().level == logging.ERROR\n"
+        "assert stream.getvalue() == 'mine: sold\\n', stream.getvalue()\n"
+    )
+    environment = {
+        **os.environ,
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "ROTA_METRICS_DIR": str(tmp_path),
+    }
+
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)

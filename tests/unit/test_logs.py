@@ -19,7 +19,7 @@ from core.ledger.leases import Lease
 from core.middleware.execution import Execution, job_logger
 from core.observability import events, logs
 from core.observability.events import RunSucceeded
-from core.observability.logs import EmitOnce, LogOnce
+from core.observability.logs import EmitOnce
 from core.observability.sink import Sink
 
 SLOT = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
@@ -296,37 +296,3 @@ def test_a_line_of_dramatiqs_names_a_message_without_its_arguments(json_log: Log
 
     [line] = json_log.lines
     assert line["event"] == "Failed to process message send-mail m-1 with 'x'."
-
-
-# LogOnce
-
-
-@pytest.fixture
-def log_once() -> LogOnce:
-    return LogOnce(logging.getLogger("tests.log_once"))
-
-
-def said(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
-    return [(record.levelno, record.getMessage()) for record in caplog.records]
-
-
-def test_the_same_error_is_logged_once(log_once: LogOnce, caplog: pytest.LogCaptureFixture):
-    for _ in range(3):
-        log_once.error("database away, 100 %")
-
-    assert said(caplog) == [(logging.ERROR, "database away, 100 %")]
-
-
-def test_another_error_is_logged_too(log_once: LogOnce, caplog: pytest.LogCaptureFixture):
-    for message in ("away", "not migrated", "away"):
-        log_once.error(message)
-
-    assert [message for _, message in said(caplog)] == ["away", "not migrated", "away"]
-
-
-def test_the_same_error_is_logged_again_after_a_reset(log_once: LogOnce, caplog):
-    log_once.error("away")
-    log_once.reset()
-    log_once.error("away")
-
-    assert [message for _, message in said(caplog)] == ["away", "away"]

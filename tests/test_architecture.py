@@ -18,7 +18,8 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"operations", "scheduling"},
     {"enqueue", "schema", "transport"},
     {"ledger"},
-    {"batching", "database", "embedded", "observability", "plugins", "supervisor", "sweeps", "tables"},
+    {"batching", "database", "embedded", "plugins", "supervisor", "sweeps"},
+    {"observability", "tables"},
     {"jobs", "service_redis", "settings"},
     {"clock", "connections", "errors"},
 ]

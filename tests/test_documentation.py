@@ -25,6 +25,8 @@ from core.observability.events import EVENTS
 from core.plugins import loading
 from core.settings import Settings
 from docs import events as events_page
+from docs.rooms import PICTURE, picture
+from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -320,6 +322,13 @@ def rooms() -> Iterator[tuple[str, str]]:
                 f"core/{path.name}{'/' if path.is_dir() else ''}",
                 " ".join(sentence.split()).replace("``", "`"),
             )
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_the_imports():
+    """Their sizes may differ: they change with every line."""
+    drawn, kept = (re.sub(r".*class=\"size\".*\n", "", text) for text in (picture(LAYERS), PICTURE.read_text()))
+
+    assert drawn == kept, "run python docs/rooms.py"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "core").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -15,6 +15,8 @@ from psycopg2.extensions import connection as DriverConnection
 from psycopg2.extensions import cursor as DriverCursor
 from psycopg2.extensions import encodings
 
+from core import forks
+
 #: Statements that may leave something behind in the session. ``SET LOCAL`` and ``SET TRANSACTION`` end by themselves.
 LEAVES = re.compile(
     r"""(?: ^ | ; ) (?: \s | /\*.*?\*/ | --[^\n]*\n )*
@@ -68,7 +70,15 @@ class WatchedCursor(DriverCursor):
         return super().callproc(procname, parameters)
 
 
-class WatchedConnection(DriverConnection):
+class OwnConnection(DriverConnection):
+    """A connection of this process, which no child that a job forks shares."""
+
+    def __init__(self, dsn: str, **options: Any) -> None:
+        super().__init__(dsn, **options)
+        forks.keep_from_children(self)
+
+
+class WatchedConnection(OwnConnection):
     """A connection that knows whether its session may differ from a new one."""
 
     def __init__(self, dsn: str, **options: Any) -> None:

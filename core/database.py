@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from psycopg2.errors import InsufficientPrivilege
 from psycopg2.extensions import connection as DriverConnection
@@ -19,8 +19,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, PoolResetState
 
-from core import settings
-from core.connections import READ_COMMITTED, WatchedConnection
+from core import forks, settings
+from core.connections import READ_COMMITTED, OwnConnection, WatchedConnection
 
 #: PostgreSQL cannot be asked right now.
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
@@ -84,7 +84,21 @@ def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engi
     )
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "reset", _clean)
+    _engines.add(engine)
     return engine
+
+
+_engines: WeakSet[Engine] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a child of a fork: forget the connections, which are the parent's, and open others when they are needed."""
+    _idle.clear()
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+forks.in_children(_leave_to_parent)
 
 
 def _set_up(connection: WatchedConnection, _record: object) -> None:
@@ -173,7 +187,7 @@ def alone(engine: Engine) -> Iterator[Connection]:
 
     Raises SQLAlchemy's DBAPIError if PostgreSQL does not answer in time.
     """
-    arguments = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, **KEEPALIVES}
+    arguments = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "connection_factory": OwnConnection, **KEEPALIVES}
     connecting = create_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
     with connecting.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"SET statement_timeout = '{CONNECT_TIMEOUT_SECONDS}s'")

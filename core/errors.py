@@ -13,6 +13,7 @@ RotaError
 ├── IncompleteError        something was done to a part of the runs that it was meant for
 ├── BadTime                a text that is no time, or none that will do here
 ├── LeaseLost              another worker owns the run now, or nobody does; stop at once
+├── ForkedChild            a child that a job has forked asked for the run's session
 ├── NotMigrated            the database lacks a migration
 ├── LedgerError            PostgreSQL cannot be reached, or refused a question
 ├── HiddenLedger           the ledger is there, and the role cannot see it
@@ -83,6 +84,10 @@ class BadTime(RotaError):
 
 class LeaseLost(RotaError):
     """The run is no longer this worker's; nothing more may be written for it."""
+
+
+class ForkedChild(RotaError):
+    """A child that a job has forked has no part in the run; its parent goes on with that."""
 
 
 class NotMigrated(RotaError):

@@ -22,6 +22,7 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"observability", "tables"},
     {"jobs", "service_redis", "settings"},
     {"clock", "connections", "errors"},
+    {"forks"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 #: The only modules that know these libraries.

@@ -15,8 +15,10 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from core import forks
 from core.connections import READ_COMMITTED, WatchedConnection
 from core.enqueue import enqueue
+from core.errors import ForkedChild
 from core.jobs import arguments
 from core.ledger import leases, runs
 from core.ledger.leases import Lease
@@ -87,7 +89,9 @@ class Work:
 
     @property
     def session(self) -> JobSession:
-        """The one session of this attempt."""
+        """The one session of this attempt. Raises ForkedChild in a child that the job has forked."""
+        if forks.is_child():
+            raise ForkedChild("a child of a fork has no part in its parent's run; open a connection of its own there")
         if self._session is None:
             self._session = JobSession(self.engine, info={LEASE: self.lease, ISOLATION: self.isolation})
         return self._session

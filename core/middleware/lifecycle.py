@@ -6,6 +6,7 @@ from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
+from core import forks
 from core.dispatcher.loop import Dispatcher
 from core.transport.redis import RedisWatch, RotaBroker
 from core.worker import interruption, isolation
@@ -49,9 +50,11 @@ class Lifecycle(Middleware):
         self._heartbeat.registered.wait(REGISTER_SECONDS)
         self._dispatcher.start()
         self._watchdog.start()  # last, since a machine without room for it costs us no more then
+        forks.begin()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """The threads have ended, or their time is up: record what they have done, and release what is left."""
+        forks.end()
         if self._completions is not None:
             self._completions.stop()
         self._dispatcher.stop()

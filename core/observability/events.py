@@ -471,6 +471,17 @@ class ProcessLost(Event):
     process: str
 
 
+@event("process.child_ended", WARNING, "process {pid}, which the job forked, left the job's function by {error}")
+class ProcessChildEnded(Event):
+    """A child that a job has forked was to end by itself, and raised. It ended there; the run is its parent's. The
+    traceback is with it.
+    """
+
+    pid: int
+    #: The type of the error.
+    error: str
+
+
 @event("process.recycling", INFO, "this process is to be replaced after {messages} messages: {reason}")
 class ProcessRecycling(Event):
     """This process has worked on many messages or holds much memory, and asks to be replaced. No failure."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from core import forks
 from core.observability.events import LogDropped
 
 STDERR = 2
@@ -82,6 +83,11 @@ class Sink(logging.Handler):
         self._take_on(line)
 
     def _take_on(self, line: str) -> None:
+        if forks.is_child():  # it may end at any time, without the interpreter's own end
+            with suppress(OSError, ValueError):
+                self._stream.write(line)
+                self._stream.flush()
+            return
         if self._taken - self._written + len(line) > MOST_WAITING:
             self._drop(1)
             return
@@ -101,6 +107,8 @@ class Sink(logging.Handler):
 
     def flush(self) -> None:
         """Wait until everything is written, or for a second. The end of the interpreter calls this."""
+        if self._pid != os.getpid():  # a fork that has logged nothing
+            return
         self._is_all_written.wait(FLUSH_SECONDS)
 
     def _run(self) -> None:

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
+from core import forks
+
 #: Where a worker finds its supervisor, and the name that it has there. No settings: nobody is to set them.
 ADDRESS = "_ROTA_SUPERVISOR"
 ALIAS = "_ROTA_ALIAS"
@@ -33,6 +35,7 @@ class WorkerChannel:
         self._alias = alias
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
+        forks.keep_from_children(self._socket)
 
     def say(self, word: str) -> None:
         """Say ``word``. Raises OSError if the supervisor is gone."""

@@ -18,6 +18,7 @@ from core.middleware.conflicts import Conflicts
 from core.middleware.db_session import DatabaseSession
 from core.middleware.execution import LOST, RECORDING, Carried, Execution, surrounded
 from core.middleware.failures import Failures
+from core.middleware.forked_children import ForkedChildren
 from core.middleware.metrics import Metrics
 from core.middleware.overlap_lock import OverlapLock
 from core.middleware.plugin_middleware import PluginMiddleware
@@ -59,14 +60,18 @@ class Executor:
             Conflicts(recorder),  # repeats what is below, if PostgreSQL has given it up for another transaction
             DatabaseSession(engine, recorder, completions),  # fenced by the lease; committed with success
             TimeLimits(last_resort),  # within the session, whose statement is cancelled at the soft limit
+            ForkedChildren(),  # of plugins' middleware
             PluginMiddleware(last_resort),  # within the limits, which cover one that hangs
+            ForkedChildren(),  # innermost: a child that leaves the job's function ends there
         ]
         #: What surrounds each message of the fast lane, which has neither lease nor outcome in the ledger.
         self._around_messages = [
             Metrics(),
             DatabaseSession(engine, recorder, completions),
             TimeLimits(last_resort),
+            ForkedChildren(),
             PluginMiddleware(last_resort),
+            ForkedChildren(),
         ]
         self._run = surrounded(self._around_runs, call)
         self._work_on_message = surrounded(self._around_messages, call)

@@ -14,6 +14,7 @@ import threading
 
 from sqlalchemy import text
 
+from core import forks
 from core.ledger import outbox
 from core.settings import Settings
 from core.transport import redis
@@ -45,7 +46,9 @@ def main(run_id: int) -> None:
     with process.engine.connect() as connection:
         name = connection.execute(JOB, {"run_id": run_id}).scalar_one()
     executor = Executor(process.engine, heartbeat, process_name())  # which suspects nothing: this is where it ends
+    forks.begin()
     executor.execute(process.registry.job(name), run_id)
+    forks.end()
     heartbeat.stop()
     watchdog.stop()
 

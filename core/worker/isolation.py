@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 
+from core import forks
 from core.observability.events import RunIsolated, RunNotIsolatedYet, emit
 
 #: How long one may take to hand back its run and to leave, in seconds.
@@ -44,6 +45,8 @@ def work(job: str, run_id: int) -> str:
 def _status_of(run_id: int) -> int:
     command = [sys.executable, "-m", "core.worker.isolated_run", str(run_id)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        forks.keep_from_children(process.stdin)
         _at_work.add(process)
         try:
             return process.wait()

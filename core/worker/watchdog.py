@@ -32,8 +32,12 @@ class Watchdog(threading.Thread):
 
     def start(self) -> None:
         """Start the process that listens, and beat. Raises OSError if there is no room for it."""
+        from core import forks  # here, since the process that listens has the standard library alone
+
         command = [sys.executable, "-I", "-S", __file__, str(self._beat_seconds)]
         self._listener = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert self._listener.stdin is not None
+        forks.keep_from_children(self._listener.stdin)
         super().start()
 
     def run(self) -> None:

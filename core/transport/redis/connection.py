@@ -9,6 +9,8 @@ from redis.commands.core import Script
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
+from core import forks
+
 REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError)
 
 CONNECT_TIMEOUT_SECONDS = 2.0
@@ -27,6 +29,7 @@ def connect(url: str) -> redis.Redis:
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
         socket_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 1),
+        redis_connect_func=greet,
     )
 
 
@@ -37,7 +40,17 @@ def probe(url: str) -> redis.Redis:
         socket_connect_timeout=PROBE_TIMEOUT_SECONDS,
         socket_timeout=PROBE_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
+        redis_connect_func=greet,
     )
+
+
+def greet(connection: Any) -> None:
+    """Greet Redis as redis-py does, on a connection that no child of a fork shares.
+
+    As long as a child held it, Redis would go on to give messages to a parent that is gone.
+    """
+    forks.keep_from_children(connection._sock)
+    connection.on_connect()
 
 
 def evaluate_once(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:

@@ -1,0 +1,96 @@
+"""Forks that jobs make: a child is no worker, and what it has inherited of its worker is taken from it at once.
+
+A child has a copy of every open file of its parent. As long as it holds the socket of a session with PostgreSQL, that
+session lives, with its locks, whatever becomes of the parent; and whatever it sends there comes from the parent for
+PostgreSQL. So in the child the null device takes the place of each of these files, under its number: nothing is sent,
+and using one of them there is an error.
+
+This begins once a worker works, so that the service may fork its own processes before. A program that is started
+(``subprocess``) has none of these files, and is no concern of this module.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from psycopg2 import InterfaceError
+
+#: What a worker handles in its own way; a child ends by them, as a process does by default.
+SIGNALS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+#: What ``fileno()`` raises once the file is closed: of psycopg2, of Python's files, and ``os.dup2`` of -1.
+CLOSED = (InterfaceError, ValueError, OSError)
+
+
+class OpenFile(Protocol):
+    """A socket, a pipe, a connection of psycopg2's."""
+
+    def fileno(self) -> int:
+        """Its number; -1 or an error once it is closed."""
+
+
+class _Here:
+    """This process."""
+
+    #: Whether forks are to be children of a worker.
+    is_working = False
+    is_child = False
+
+
+_private: WeakSet[OpenFile] = WeakSet()
+_steps: list[Callable[[], None]] = []
+
+
+def keep_from_children(file: OpenFile) -> None:
+    """Have no child of a worker hold ``file``."""
+    _private.add(file)
+
+
+def in_children(step: Callable[[], None]) -> None:
+    """Have ``step`` called in each child, once it has lost its parent's files. Must not wait for any lock."""
+    _steps.append(step)
+
+
+def begin() -> None:
+    """This process works on jobs from here on."""
+    _Here.is_working = True
+
+
+def end() -> None:
+    """This process works on no job any more."""
+    _Here.is_working = False
+
+
+def is_child() -> bool:
+    """Whether this is a child that a job has forked, or a child of that."""
+    return _Here.is_child
+
+
+def _become_child() -> None:
+    if not _Here.is_working:
+        return
+    _Here.is_child = True
+    _lose_files()
+    signal.set_wakeup_fd(-1)  # the pipe behind it is the parent's too
+    for number, handler in SIGNALS.items():
+        signal.signal(number, handler)
+    for step in _steps:
+        step()
+
+
+def _lose_files() -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in list(_private):
+        with suppress(*CLOSED):
+            os.dup2(nothing, file.fileno(), inheritable=False)
+    _private.clear()  # its numbers may soon be those of other files
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_become_child)

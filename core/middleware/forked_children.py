@@ -1,0 +1,42 @@
+"""Children that a job forks: one that leaves the job's function ends there. The run is its parent's."""
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from core import forks
+from core.middleware.execution import Execution, Layer, Proceed
+from core.observability.events import ProcessChildEnded, emit
+
+
+class ForkedChildren(Layer):
+    """Ends a child, which otherwise would record the run's outcome and go on as a worker's thread."""
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Let only the process that came in come out."""
+        try:
+            outcome = proceed(execution)
+        except BaseException as error:
+            if forks.is_child():
+                leave(error)
+            raise
+        if forks.is_child():
+            leave()
+        return outcome
+
+    def ended(self, execution: Execution, status: str) -> None:
+        """A plugin's middleware may fork as well when it is told of the end."""
+        if forks.is_child():
+            leave()
+
+
+def leave(error: BaseException | None = None) -> NoReturn:
+    """End this process as Python would: with 0, with the status of a SystemExit, or with 1 and a traceback."""
+    status = error.code if isinstance(error, SystemExit) else error
+    if error is not None and not isinstance(error, SystemExit):
+        emit(ProcessChildEnded(os.getpid(), type(error).__name__), error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # there is none, or it is closed
+            stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))

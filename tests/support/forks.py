@@ -1,0 +1,54 @@
+"""A fleet whose jobs fork."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from tests.support.eventually import eventually
+from tests.support.fleet import Fleet
+
+JOBS = Path(__file__).with_name("forking.py")
+OVER = ("succeeded", "dead", "skipped")
+REQUEST = text("""
+    INSERT INTO rota_runs (job, queue, exclusive, args) VALUES (:job, 'chaos', false, CAST(:args AS jsonb)) RETURNING id
+""")
+
+
+def install(folder: Path) -> None:
+    """Write the plugin of ``forking.py`` into ``folder``, beside the chaos jobs."""
+    info = folder / "forking-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: forking\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[rota.plugins]\nforking = forking_jobs:plugin\n")
+    shutil.copy(JOBS, folder / "forking_jobs.py")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Asks a fleet for runs, with arguments."""
+
+    fleet: Fleet
+
+    def ask(self, job: str, **args: Any) -> int:
+        """Request a run; its id."""
+        with self.fleet.engine.begin() as connection:
+            run_id: int = connection.execute(REQUEST, {"job": job, "args": json.dumps(args)}).scalar_one()
+            connection.exec_driver_sql("NOTIFY rota_due")
+        return run_id
+
+    def row(self, run_id: int) -> Any:
+        """The run."""
+        return self.fleet.rows("SELECT * FROM rota_runs WHERE id = :id", id=run_id)[0]
+
+    def end_of(self, run_id: int, *, within: float = 30) -> Any:
+        """The run, once it is over."""
+        eventually(lambda: self.row(run_id).state in OVER, within=within)
+        return self.row(run_id)
+
+    def run(self, job: str, **args: Any) -> Any:
+        """Request a run, and wait for its end."""
+        return self.end_of(self.ask(job, **args))

@@ -40,7 +40,7 @@ class Problem(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print it as ``rota: …``; nothing more can be done where stderr takes nothing either."""
-        from core.cli.visible import visible
+        from core.observability.visible import visible
 
         message = "\n".join(visible(line) for line in self.format_message().split("\n"))
         with suppress(OSError):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from core.cli.visible import visible
+from core.observability.visible import visible
 from core.operations.shape import Shape, jsonable
 
 #: The option that every listing has.

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from core.observability.events import Event
+from core.observability.visible import visible
 
 EventDict = MutableMapping[str, Any]
 #: A field's text is cut beyond this, in characters, and a traceback in its middle.
@@ -21,8 +21,6 @@ LONGEST_SHORT = 1024
 SUBJECT_WIDTH = 22
 #: What every line of a run carries; the words of an event say it already.
 ABOUT = ("job", "run", "slot", "attempt", "message")
-#: C0 and C1 control characters, and marks that turn the direction of text (Unicode TR9).
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 DIM, YELLOW, RED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 MARKS = {"warning": ("!", YELLOW), "error": ("E", RED), "critical": ("E", RED), "debug": ("d", DIM)}
 
@@ -119,8 +117,8 @@ def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
         where = "" if words is not None or not line.get("run") else f" (run {line['run']})"
         name = f" [{event}]" if words is not None and mark in {"!", "E"} else ""
         head = " ".join([paint(clock(line["timestamp"]), DIM), paint(mark, colour), f"{subject:<{SUBJECT_WIDTH}}"])
-        told = f"{head} {paint(printable(said), colour)}{paint(where + name, DIM)}"
-        return "\n".join([told, printable(line["exception"])] if line.get("exception") else [told])
+        told = f"{head} {paint(visible(said), colour)}{paint(where + name, DIM)}"
+        return "\n".join([told, *map(visible, line.get("exception", "").splitlines())])
 
     return render
 
@@ -129,11 +127,6 @@ def extra(line: EventDict) -> list[tuple[str, Any]]:
     """The fields of a line that is no event of ours, without what every line has."""
     known = {"event", "level", "logger", "timestamp", "exception", *ABOUT}
     return [(name, value) for name, value in line.items() if name not in known]
-
-
-def printable(text: str) -> str:
-    """``text`` without what moves a terminal's cursor, colours it, or turns the direction of what follows."""
-    return CONTROLS.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
 def clock(timestamp: str) -> str:

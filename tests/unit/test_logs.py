@@ -228,7 +228,7 @@ def test_a_terminal_is_not_controlled_by_what_is_logged(log: Log):
 
     logging.getLogger("x").warning("\x1b[2J\x9b31m\u202eevil")
 
-    assert "\\x1b[2J\\x9b31m\\x202eevil" in log.text
+    assert "\\x1b[2J\\x9b31m\\u202eevil" in log.text
 
 
 def test_an_event_is_emitted_once_until_it_is_another_or_all_was_well(json_log: Log):

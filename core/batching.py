@@ -1,4 +1,4 @@
-"""Many threads add items; one thread deals with all that have come, in one round trip."""
+"""Batches items that many threads add: one thread handles all waiting items in one round trip."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -13,19 +13,19 @@ Item = TypeVar("Item")
 
 
 class Batcher(ABC, Generic[Item]):
-    """A thread that starts with the first item, and ends when it is stopped and nothing is left.
+    """A thread that starts when the first item is added, and ends when it is stopped and no item is left.
 
-    Where the machine has no thread to give, the thread that adds an item deals with it, and the next one tries again to
+    If the machine cannot start a thread, the thread that adds an item handles it, and the next ``add`` tries again to
     start one.
     """
 
     #: The thread's name.
     name: ClassVar[str]
-    #: The most that are dealt with together.
+    #: The largest number of items in one batch.
     most_together: ClassVar[int]
     #: How long the first item waits for others, in seconds.
     gather_seconds: ClassVar[float]
-    #: How long to wait before what failed is tried again, in seconds.
+    #: How long to wait before a failed batch is tried again, in seconds.
     again_seconds: ClassVar[float]
     #: How long ``stop`` waits, in seconds.
     stop_seconds: ClassVar[float]
@@ -40,14 +40,14 @@ class Batcher(ABC, Generic[Item]):
 
     @abstractmethod
     def deal_with(self, batch: Sequence[Item]) -> None:
-        """Deal with ``batch``. If this raises, it is called again with the same, and perhaps more."""
+        """Handle ``batch``. If this raises, it is called again with the same items, and perhaps more."""
 
     @abstractmethod
     def failed(self, error: Exception) -> None:
-        """Say what ``deal_with`` raised."""
+        """Log the error that ``deal_with`` raised."""
 
     def add(self, item: Item) -> None:
-        """Have an item dealt with soon."""
+        """Add an item to the next batch."""
         self._waiting.append(item)
         if not self._come.is_set():
             self._come.set()
@@ -55,7 +55,7 @@ class Batcher(ABC, Generic[Item]):
             self._start()
 
     def stop(self) -> None:
-        """Deal with what is left, trying once."""
+        """Handle the items that are left, and try only once."""
         self._stopping.set()
         self._come.set()
         if self._thread is not None:
@@ -89,7 +89,7 @@ class Batcher(ABC, Generic[Item]):
                 return
 
     def _try(self) -> bool:
-        """Deal with all; False once it has failed and there is no time to try again."""
+        """Handle all items; return False if that failed and there is no time to try again."""
         try:
             self._deal_with_all()
         except Exception as error:  # noqa: BLE001 — a background loop outlives its errors

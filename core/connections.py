@@ -1,10 +1,10 @@
-"""Connections that notice what is done to their session, so that one job's settings never reach another's.
+"""Connections that track changes to their session, so that one job's settings never affect another job.
 
 ``SET``, temporary tables, advisory locks of the session, ``LISTEN``, prepared statements and psycopg2's own settings
-(isolation, read only, autocommit) outlive a transaction. To reset all that after every run would cost each a round
-trip. So a connection reads the statements that go through it, and is reset on its way back to the pool only if one of
-them may have left something behind. A function in the database can do so unseen (``set_config`` in a trigger, say);
-that is found as far as PostgreSQL reports it: time zone, read only, role and the like.
+(isolation, read only, autocommit) outlive a transaction. Resetting all of them after every run would cost a round trip
+per run. So a connection reads the statements that it executes, and the pool resets it only if one of them may have
+changed the session. A function in the database can change it too (``set_config`` in a trigger, for example). Such a
+change is detected only for the settings that PostgreSQL reports: time zone, read only, role and a few more.
 """
 
 import re
@@ -17,7 +17,7 @@ from psycopg2.extensions import encodings
 
 from core import forks
 
-#: Statements that may leave something behind in the session. ``SET LOCAL`` and ``SET TRANSACTION`` end by themselves.
+#: Statements that may change the session. ``SET LOCAL`` and ``SET TRANSACTION`` end with the transaction.
 LEAVES = re.compile(
     r"""(?: ^ | ; ) (?: \s | /\*.*?\*/ | --[^\n]*\n )*
         (?: SET \s+ (?! LOCAL\b | TRANSACTION\b | CONSTRAINTS\b )
@@ -26,10 +26,10 @@ LEAVES = re.compile(
       | \b TEMP (?:ORARY)? \b | \b WITH \s+ HOLD \b""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-#: Statements after which PostgreSQL knows none of our prepared statements any more.
+#: Statements that make PostgreSQL forget our prepared statements.
 FORGETS = re.compile(r"\b (?: DEALLOCATE | DISCARD ) \b", re.IGNORECASE | re.VERBOSE)
 READ_COMMITTED = "read committed"
-#: Settings of which PostgreSQL tells the client whenever they change.
+#: Settings whose changes PostgreSQL reports to the client.
 REPORTED = (
     "TimeZone",
     "DateStyle",
@@ -45,7 +45,7 @@ REPORTED = (
 
 @lru_cache(maxsize=4096)
 def marks(statement: str) -> tuple[bool, bool]:
-    """Whether ``statement`` may leave something behind, and whether it makes PostgreSQL forget what was prepared."""
+    """Whether ``statement`` may change the session, and whether it discards prepared statements."""
     return bool(LEAVES.search(statement)), bool(FORGETS.search(statement))
 
 
@@ -65,7 +65,7 @@ class WatchedCursor(DriverCursor):
         super().executemany(query, vars_list)
 
     def callproc(self, procname: Any, parameters: Any = None) -> Any:
-        """Call a function, which may leave anything behind."""
+        """Call a function, which may change the session in any way."""
         self.connection.is_touched = True
         return super().callproc(procname, parameters)
 
@@ -79,7 +79,7 @@ class OwnConnection(DriverConnection):
 
 
 class WatchedConnection(OwnConnection):
-    """A connection that knows whether its session may differ from a new one."""
+    """A connection that knows whether its session may differ from a new session."""
 
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
@@ -87,9 +87,9 @@ class WatchedConnection(OwnConnection):
         #: Our statements that PostgreSQL has planned on this connection.
         self.prepared: set[str] = set()
         self.is_touched = False
-        #: The schema that has the ledger's tables, quoted; empty: there are none yet.
+        #: The schema that has the ledger's tables, quoted; empty if the tables do not exist yet.
         self.ledger_schema = ""
-        #: How the database isolates transactions that do not say; ours all do.
+        #: The database's default isolation level; our own transactions always set theirs.
         self.default_isolation = READ_COMMITTED
         self._reported: list[str | None] = []
 
@@ -108,13 +108,13 @@ class WatchedConnection(OwnConnection):
         return str(query.as_string(self))  # psycopg2.sql.Composable
 
     def begin_clean(self) -> None:
-        """What this session is like now, is how it is to be."""
+        """Remember the session's present state as the clean one."""
         self.is_touched = False
         self._reported = self._told()
 
     @property
     def is_clean(self) -> bool:
-        """Whether the session is as it was at ``begin_clean``, as far as can be told without asking PostgreSQL."""
+        """Whether the session is as it was at ``begin_clean``, as far as the client knows without a query."""
         is_plain = self.isolation_level is None and self.readonly is None and self.deferrable is None
         return not self.is_touched and is_plain and not self.autocommit and self._told() == self._reported
 
@@ -122,7 +122,7 @@ class WatchedConnection(OwnConnection):
         return [self.get_parameter_status(name) for name in REPORTED]
 
     def discard(self) -> None:
-        """Make the session a new one. Raises psycopg2.Error; the connection is then of no use."""
+        """Reset the session to that of a new connection. After psycopg2.Error the connection is unusable."""
         self.rollback()
         self.set_session(isolation_level="default", readonly="default", deferrable="default", autocommit=True)
         with self.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""``enqueue``, ``send`` and ``publish``, one or many: what a transaction asks for, and gets if it commits."""
+"""``enqueue``, ``send`` and ``publish``, one or many: requests that take effect if the transaction commits."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.plugins import loading
 
 LONGEST_DELAY = timedelta(days=3660)
-#: PostgreSQL's indexes hold entries of up to about 2,700 bytes, and a job's name and a slot are beside it.
+#: PostgreSQL's index entries hold about 2,700 bytes, and the entry has the job's name and the slot too.
 LONGEST_KEY = 500
 
 
@@ -26,16 +26,16 @@ def enqueue(
     args: Mapping[str, Any] | None = None,
     delay: timedelta = timedelta(0),
 ) -> int:
-    """Have ``job`` run, once, if the caller's transaction commits and not before ``delay`` has passed; return its id.
+    """Request one run of ``job``, at the earliest after ``delay``; return its id.
 
-    The run is a row in the ledger, inserted in that very transaction: rolled back, it never was. ``key`` tells apart
-    runs of one job that may go on side by side.
+    The run is a row of the ledger, inserted in the caller's transaction; if that is rolled back, there is no run.
+    ``key`` tells apart runs of one job that may run at the same time.
 
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
 
-    Raises UnknownJob, with the nearest name; BadArguments, naming what does not fit the job's signature or is wrong
-    with ``key`` or ``delay``; RotaError if ``session`` is something else.
+    Raises UnknownJob, with the nearest name; BadArguments if an argument does not fit the job's signature, or ``key``
+    or ``delay`` is invalid; RotaError if ``session`` has another type.
     """
     (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay)
     return run_id
@@ -49,12 +49,12 @@ def enqueue_many(
     keys: Iterable[str] | None = None,
     delay: timedelta = timedelta(0),
 ) -> list[int]:
-    """``enqueue`` a run of ``job`` for each of ``args``, far faster than one by one; return their ids, in that order.
+    """Enqueue a run of ``job`` for each of ``args``, in far less time than one by one; return their ids, in order.
 
-    ``keys`` are theirs, in the same order; without it all have the same, the empty one. All are inserted in the
-    caller's transaction, and their messages are sent together once it commits.
+    ``keys`` has a key for each run, in the same order; without it every key is empty. All runs are inserted in the
+    caller's transaction, and their messages are sent together after it commits.
 
-    Raises what ``enqueue`` raises, before anything is inserted; BadArguments also if there are not as many keys.
+    Raises the errors of ``enqueue``, before any run is inserted; also BadArguments if the number of keys differs.
     """
     session = plain_session(session)
     found = loading.current().job(job)
@@ -80,7 +80,7 @@ def enqueue_many(
 
 
 def plain_session(session: object) -> Session:
-    """``session`` itself, or the one that a scoped_session has at present. Raises RotaError if it is neither."""
+    """``session`` itself, or the current session of a scoped_session. Raises RotaError for any other type."""
     found = session() if isinstance(session, scoped_session) else session
     if isinstance(found, Session):
         return found
@@ -94,7 +94,7 @@ def plain_session(session: object) -> Session:
 
 
 def check_delay(job: str, delay: object) -> None:
-    """Raises BadArguments unless ``delay`` is a span that the ledger can add to the present."""
+    """Raise BadArguments unless ``delay`` is a timedelta that the ledger can add to the current time."""
     if not isinstance(delay, timedelta):
         meant = f"timedelta(seconds={delay})" if isinstance(delay, int | float) else "timedelta(minutes=1)"
         raise BadArguments(f"job {job!r}: delay={delay!r} must be a timedelta, such as {meant}")
@@ -103,7 +103,7 @@ def check_delay(job: str, delay: object) -> None:
 
 
 def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:
-    """``keys``, of which there are to be ``count``. Raises BadArguments."""
+    """``keys`` as a list. Raises BadArguments unless there are ``count`` valid ones."""
     if keys is None:
         return [""] * count
     found = list(keys)
@@ -115,14 +115,14 @@ def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:
 
 
 def is_key(key: object) -> bool:
-    """Whether ``key`` can be kept and indexed by PostgreSQL."""
+    """Whether PostgreSQL can store and index ``key``."""
     if not isinstance(key, str) or len(key) > LONGEST_KEY or "\0" in key:
         return False
     return key.encode(errors="ignore").decode() == key
 
 
 def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -> None:
-    """Send a message to a job of the fast lane once the transaction commits; lost if Redis is away just then.
+    """Send a message to a job of the fast lane once the transaction commits; if Redis is away then, it is lost.
 
     Raises UnknownJob; BadArguments; RotaError in a process that has no Redis, such as a plain application.
     """
@@ -130,23 +130,23 @@ def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -
 
 
 def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> None:
-    """``send`` a message to ``job`` for each of ``args``, all together once the transaction commits.
+    """Send a message to ``job`` for each of ``args``, all together once the transaction commits.
 
-    Raises what ``send`` raises, and then sends none.
+    Raises the errors of ``send``; then no message is sent.
     """
     session = plain_session(session)
     found = loading.current().job(job)
     if found.ledger:
         raise BadArguments(f"job {job!r} has runs in the ledger; use enqueue")
     if outbox.carrier() is None:
-        raise RotaError(f"job {job!r} is on the fast lane, and this process has no Redis to send it by")
+        raise RotaError(f"job {job!r} is on the fast lane, and this process has no Redis to send its messages")
     values = [json.loads(arguments.encode(found, each)) for each in args]
     outbox.of(session).messages.extend(OutgoingMessage(job, found.queue, each) for each in values)
 
 
 def publish(session: Session, channel: str, message: dict[str, Any]) -> None:
-    """Publish ``message`` as JSON on a Redis channel once the transaction commits; best effort, for who listens now.
+    """Publish ``message`` as JSON on a Redis channel once the transaction commits, to the present subscribers.
 
-    In a process without Redis it goes nowhere: what must not be lost belongs in a table.
+    Delivery is best effort, and a process without Redis publishes nothing; keep data that must not be lost in a table.
     """
     outbox.of(plain_session(session)).publications.append((channel, message))

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""Rota's errors, as one tree.
 
 RotaError
 ├── SettingsError          the environment is not usable; lists every problem
@@ -7,16 +7,16 @@ RotaError
 ├── UnknownJob             no loaded plugin has a job of that name
 ├── BadArguments           arguments that do not fit the job's signature
 ├── BadResult              a result that JSON cannot hold
-├── NaiveTime              a time without a time zone, or no time at all
-├── PauseError             what is to be paused is paused, or what is to be resumed is not
-├── SelectionError         no run is meant, or one that is not as it must be; nothing was changed
-├── IncompleteError        something was done to a part of the runs that it was meant for
-├── BadTime                a text that is no time, or none that will do here
-├── LeaseLost              another worker owns the run now, or nobody does; stop at once
+├── NaiveTime              a time without a time zone, or a value that is not a time
+├── PauseError             a pause that exists already, or one to end that does not exist
+├── SelectionError         the selection has no run, or a run in the wrong state; nothing was changed
+├── IncompleteError        an operation changed only some of the selected runs
+├── BadTime                a text that is not a time, or a time that is not allowed here
+├── LeaseLost              this worker no longer owns the run; stop at once
 ├── ForkedChild            a child that a job has forked asked for the run's session
 ├── NotMigrated            the database lacks a migration
-├── LedgerError            PostgreSQL cannot be reached, or refused a question
-├── HiddenLedger           the ledger is there, and the role cannot see it
+├── LedgerError            PostgreSQL cannot be reached, or refused a query
+├── HiddenLedger           the ledger exists, but the role cannot see it
 ├── BadProgress            progress that PostgreSQL cannot store
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
 
@@ -54,36 +54,36 @@ class BadArguments(RotaError):
 
 
 class BadResult(RotaError):
-    """A job returned what JSON cannot hold, or too much of it."""
+    """A job returned a value that JSON cannot hold, or one that is too large."""
 
 
 class NaiveTime(RotaError, DontWrapMixin):
-    """A time without a time zone, or no time at all. SQLAlchemy lets it through as it is."""
+    """A time without a time zone, or a value that is not a time. SQLAlchemy raises it unwrapped."""
 
 
 class PauseError(RotaError):
-    """What is to be paused is paused already, or what is to be resumed is not."""
+    """The scope to pause is paused already, or the scope to resume is not paused."""
 
 
 class SelectionError(RotaError):
-    """No run is meant, or one that is not as it must be; nothing was changed."""
+    """The selection has no run, or a run in the wrong state; nothing was changed."""
 
 
 class IncompleteError(RotaError):
-    """Something was done to a part of the runs that it was meant for; the message says to how many."""
+    """An operation changed only some of the selected runs; the message says how many."""
 
 
 class BadTime(RotaError):
-    """A text that is no time, or none that will do here."""
+    """A text that is not a time, or a time that is not allowed here."""
 
     def __init__(self, message: str, option: str = "") -> None:
         super().__init__(message)
-        #: What it was given as, such as ``since``.
+        #: The option that it was given for, such as ``since``.
         self.option = option
 
 
 class LeaseLost(RotaError):
-    """The run is no longer this worker's; nothing more may be written for it."""
+    """This worker no longer owns the run, and must not write anything more for it."""
 
 
 class ForkedChild(RotaError):
@@ -91,19 +91,19 @@ class ForkedChild(RotaError):
 
 
 class NotMigrated(RotaError):
-    """The database lacks a migration; ``rota db upgrade`` brings it."""
+    """The database lacks a migration; ``rota db upgrade`` applies it."""
 
 
 class LedgerError(RotaError):
-    """PostgreSQL cannot be reached, or refused a question; the message says what to do."""
+    """PostgreSQL cannot be reached, or refused a query; the message says what to do."""
 
 
 class HiddenLedger(RotaError):
-    """The ledger is there, in a schema that the role may not use or that its search_path lacks."""
+    """The ledger exists, in a schema that the role may not use or that is not in its search_path."""
 
 
 class BadProgress(RotaError):
-    """What a job told as its progress cannot be stored."""
+    """The progress that a job reported cannot be stored."""
 
 
 class EmbeddedServerError(RotaError):
@@ -111,17 +111,17 @@ class EmbeddedServerError(RotaError):
 
 
 class TimeLimitExceeded(BaseException):
-    """Raised in a job's thread when its soft limit has passed. Clean up and let it go."""
+    """Raised in a job's thread when its soft limit has passed. Clean up and let it propagate."""
 
 
-#: difflib's ratio from which a name is taken for another one, misspelt.
+#: From this ratio of difflib on, a name is taken for a misspelling of a known one.
 MISSPELT = 0.8
 
 
 def is_misspelt(name: str, known: Iterable[str]) -> bool:
-    """Whether ``name`` is so near to one of ``known`` that this must be meant.
+    """Whether ``name`` is probably a misspelling of one of ``known``.
 
-    One of them with a word before it is not: ``EXPIRY_RETENTION_DAYS`` is something else than ``RETENTION_DAYS``.
+    A known name with a word before it is another name: ``EXPIRY_RETENTION_DAYS`` does not mean ``RETENTION_DAYS``.
     """
     others = [other for other in known if not name.endswith(f"_{other}")]
     return bool(difflib.get_close_matches(name, others, n=1, cutoff=MISSPELT))

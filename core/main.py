@@ -1,6 +1,6 @@
-"""Where it starts: ``dramatiq core.main`` and ``periodiq core.main``.
+"""Entry point of the processes ``dramatiq core.main`` and ``periodiq core.main``.
 
-In ``SCHEDULER_MODE=local`` neither starts; ``core/worker/local.py`` is what ``rota worker`` runs then.
+In ``SCHEDULER_MODE=local`` neither starts; ``rota worker`` then runs ``core/worker/local.py``.
 
 Importing this reads the settings, loads the plugins and declares their jobs; it connects to nothing. One run, six
 stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``core/ledger/slots.py`` and sent by
@@ -39,9 +39,9 @@ NOT_IN_LOCAL_MODE = (
 
 
 def build(process: WorkerProcess) -> RotaBroker:
-    """The broker with everything on it: each object is made before those that need it."""
+    """The broker with all its parts; each object is made before the objects that need it."""
     configured = process.configured
-    assert configured.redis_url is not None, "only local mode goes without"
+    assert configured.redis_url is not None, "only local mode works without Redis"
     url = configured.redis_url.get_secret_value()
     heartbeat = process.heartbeat("worker")
     completions = Completions(process.engine, heartbeat)
@@ -60,8 +60,8 @@ def build(process: WorkerProcess) -> RotaBroker:
     may_lose_redis = configured.mode == "auto"
 
     lease_seconds = configured.lease_seconds
-    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, so that all count for it
-    broker.add_middleware(CurrentMessage())  # next, so that everything below can ask which message it is about
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, to see every message
+    broker.add_middleware(CurrentMessage())  # next, so that those below can read the current message
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     if may_lose_redis:
         broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis
@@ -74,9 +74,9 @@ def build(process: WorkerProcess) -> RotaBroker:
             watch=watch if may_lose_redis else None,
         )
     )
-    broker.add_middleware(MetricsServer(configured.metrics_port))  # a fork of Dramatiq's, which asks before all this
-    broker.add_middleware(Recycling(process.recycling_limits))  # counts what has ended
-    broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it
+    broker.add_middleware(MetricsServer(configured.metrics_port))  # a fork of Dramatiq's, started before the rest
+    broker.add_middleware(Recycling(process.recycling_limits))  # counts messages that have ended
+    broker.add_middleware(FastLaneRetries())  # last, so that it is the first to see a failed message
 
     @cache
     def announce_scheduler() -> None:
@@ -85,14 +85,14 @@ def build(process: WorkerProcess) -> RotaBroker:
         atexit.register(announced.stop)
         if may_lose_redis:
             watch.start()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, and would leave no time for it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler and would not clean up
 
     actors.declare(broker, process.registry, process.engine, executor, carrier, announce_scheduler)
     return broker
 
 
 def start() -> RotaBroker:
-    """Gather the parts and build the broker; what is wrong ends the process with a clear message."""
+    """Create the parts and build the broker; an error in the configuration ends the process with a clear message."""
     process = gather()
     if process.configured.mode == "local":
         sys.exit(f"rota: {NOT_IN_LOCAL_MODE}")

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from core import settings
 from core.errors import SettingsError
 
-if TYPE_CHECKING:  # it takes a tenth of a second to import, which `rota jobs` need not spend
+if TYPE_CHECKING:  # importing it takes 0.1 s, and `rota jobs` does not need it
     import redis
 
 TIMEOUT_SECONDS = 10
 
 
 def service_redis(url: str | None = None) -> "redis.Redis":
-    """This process's client of the service's Redis, or of the Redis at ``url``; it connects when it is first used.
+    """This process's client of the service's Redis, or of the Redis at ``url``; connects on first use.
 
-    Answers are bytes; a command fails after 10 seconds. Begin keys with the plugin's name: Rota keeps its messages in
-    the same Redis, under ``dramatiq:``, and evicts nothing.
+    Responses are bytes; a command times out after 10 seconds. Start keys with the plugin's name: Rota keeps its
+    messages in the same Redis, under ``dramatiq:``, and that Redis must not evict keys.
 
-    Raises SettingsError if REDIS_URL is not set or is no URL of a Redis.
+    Raises SettingsError if REDIS_URL is not set or is not the URL of a Redis.
     """
     return _connected(url or settings.redis_url(), os.getpid())
 

@@ -1,6 +1,7 @@
-"""The environment, read once into a frozen object; every setting has a unit, a default and a sentence.
+"""Settings, read once from the environment into a frozen object; each has a unit, a default and a description.
 
-``load()`` reports everything that is wrong at once. Nothing falls back silently, and no secret is ever repeated.
+``load()`` reports all problems together. A wrong value never falls back to a default, and no message contains a value
+that may be secret.
 """
 
 import math
@@ -26,29 +27,29 @@ Mode = Literal["distributed", "local", "auto"]
 POSTGRESQL_SCHEMES = {"postgresql", "postgres", "postgresql+psycopg2"}
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
-#: What every variable of ours begins with but the two URLs.
+#: The prefix of all our variables except the two URLs and SCHEDULER_MODE.
 PREFIX = "ROTA_"
 DISABLED_PLUGINS = f"{PREFIX}DISABLED_PLUGINS"
 #: The name of the plugin that comes with the core.
 CORE = "core"
 
-#: Fewer heartbeats than this within one lease, and a single late one would lose it.
+#: With fewer heartbeats than this per lease, one late heartbeat could lose the lease.
 HEARTBEATS_PER_LEASE = 3
 
 
 class Settings(BaseModel):
-    """What Rota reads from its environment."""
+    """The settings of Rota's core."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
-    """Where the ledger lives, ``postgresql://user:password@host:5432/name``. Required."""
+    """The ledger's PostgreSQL database, ``postgresql://user:password@host:5432/name``. Required."""
 
     mode: Annotated[Mode, Field(validation_alias="SCHEDULER_MODE")] = "auto"
-    """``distributed``: over Redis; ``auto``: while Redis is away, from the ledger; ``local``: one process, no Redis."""
+    """``distributed``: by Redis; ``auto``: by Redis, or from the ledger while it is away; ``local``: without Redis."""
 
     redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL", validate_default=True)] = None
-    """What carries messages, ``redis://host:6379/0``. Required, unless ``SCHEDULER_MODE`` is ``local``."""
+    """The Redis that carries messages, ``redis://host:6379/0``. Required, unless ``SCHEDULER_MODE`` is ``local``."""
 
     log_format: Annotated[LogFormat, Field(validation_alias="ROTA_LOG_FORMAT")] = "auto"
     """``console`` for people, ``json`` for machines, ``auto``: console on a terminal, JSON elsewhere."""
@@ -60,10 +61,10 @@ class Settings(BaseModel):
     """Refuse to start when a plugin is broken, instead of going on without it."""
 
     disabled_plugins: Annotated[str, Field(validation_alias=DISABLED_PLUGINS)] = ""
-    """Plugins that are installed and not to be loaded, separated by commas."""
+    """Installed plugins that must not be loaded, separated by commas."""
 
     lease_seconds: Annotated[float, Field(validation_alias="ROTA_LEASE_SECONDS", ge=1, le=3600)] = 15.0
-    """How long a process may be silent before its runs are taken from it, in seconds."""
+    """How long a process may send no heartbeat before its runs are recovered, in seconds."""
 
     heartbeat_seconds: Annotated[
         float, Field(validation_alias="ROTA_HEARTBEAT_SECONDS", gt=0, validate_default=True)
@@ -71,22 +72,22 @@ class Settings(BaseModel):
     """How often a process renews its leases, in seconds; at most a third of ``ROTA_LEASE_SECONDS``."""
 
     max_crashes: Annotated[int, Field(validation_alias="ROTA_MAX_CRASHES", ge=1, le=100)] = 3
-    """A run under which this many workers have died is declared dead."""
+    """A run is declared dead after this many worker processes have died while they worked on it."""
 
     dispatch_seconds: Annotated[float, Field(validation_alias="ROTA_DISPATCH_SECONDS", gt=0, le=60)] = 1.0
-    """How often the dispatcher looks for what is due, in seconds."""
+    """How often the dispatcher looks for due runs and slots, in seconds."""
 
     resend_seconds: Annotated[float, Field(validation_alias="ROTA_RESEND_SECONDS", ge=1, le=3600)] = 5.0
-    """A message that is no longer on its queue after this many seconds, its run not begun, is sent again."""
+    """A message is sent again if it left its queue this many seconds ago and its run has not started."""
 
     orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 60.0
-    """A job that no live process has had for this many seconds is gone, and what waits of it ends as orphaned."""
+    """A job is gone when no live process has had it for this many seconds; its waiting runs end as orphaned."""
 
     retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
     """How long finished runs are kept, in days."""
 
     audit_days: Annotated[float, Field(validation_alias="ROTA_AUDIT_DAYS", gt=0, le=36500)] = 365.0
-    """How long the audit keeps what was done by hand, in days."""
+    """How long entries of the audit are kept, in days."""
 
     max_messages: Annotated[int, Field(validation_alias="ROTA_MAX_MESSAGES_PER_PROCESS", ge=0)] = 1000
     """A worker process that has worked on this many messages is replaced; 0: never."""
@@ -95,19 +96,19 @@ class Settings(BaseModel):
     """A worker process that holds more memory than this, in MiB, is replaced; 0: never."""
 
     min_process_seconds: Annotated[float, Field(validation_alias="ROTA_MIN_PROCESS_SECONDS", ge=0, le=86400)] = 60.0
-    """A process is not replaced by either before it has lived this long, in seconds, since a start costs about one."""
+    """Neither limit replaces a process before it has run for this long, in seconds; a start costs about a second."""
 
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
-    """The most PostgreSQL connections a process opens for its jobs; at least its number of threads plus two."""
+    """The most PostgreSQL connections that a process opens for its jobs; at least its threads plus two."""
 
     metrics_host: Annotated[str, Field(validation_alias="ROTA_METRICS_HOST")] = "127.0.0.1"
-    """The address on which a worker serves ``/metrics``; by default to this machine alone."""
+    """The address on which a worker serves ``/metrics``; by default only this machine can reach it."""
 
     metrics_port: Annotated[int, Field(validation_alias="ROTA_METRICS_PORT", ge=0, le=65535)] = 9191
     """The port on which a worker serves ``/metrics``; 0 turns it off."""
 
     metrics_dir: Annotated[Path | None, Field(validation_alias="ROTA_METRICS_DIR")] = None
-    """Where the processes of one worker share their metrics; by default a new temporary folder."""
+    """The folder in which the processes of one worker share their metrics; by default a new temporary folder."""
 
     @field_validator("disabled_plugins")
     @classmethod
@@ -150,13 +151,13 @@ def check_database_url(url: str) -> None:
     if parsed.drivername not in POSTGRESQL_SCHEMES:
         raise ValueError(f"starts with {parsed.drivername}://; expected postgresql://user:password@host:5432/name")
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise ValueError("names a port that is none; expected postgresql://user:password@host:5432/name")
+        raise ValueError("has an invalid port; expected postgresql://user:password@host:5432/name")
     if not parsed.database:
         raise ValueError("names no database; expected postgresql://user:password@host:5432/name")
 
 
 def check_redis_url(url: str) -> None:
-    """Raise ValueError, without repeating the URL, unless it is one that redis-py understands."""
+    """Raise ValueError, without repeating the URL, unless redis-py understands it."""
     from redis import ConnectionPool
 
     if not url.startswith(REDIS_SCHEMES):
@@ -165,7 +166,7 @@ def check_redis_url(url: str) -> None:
         ConnectionPool.from_url(url).make_connection()  # opens nothing yet
         database = "" if url.startswith("unix://") else urlsplit(url).path.strip("/")
         if database and not database.isdecimal():
-            raise ValueError("redis-py would take it for database 0, in silence")
+            raise ValueError("redis-py would silently use database 0")
     except (ValueError, TypeError):
         raise ValueError("is not a Redis URL; expected redis://host:6379/0") from None
 
@@ -174,12 +175,12 @@ def split_names(value: str) -> frozenset[str]:
     """The plugins that ``value`` names. Raises ValueError if the core is one of them."""
     found = frozenset(name.strip() for name in value.split(",") if name.strip())
     if CORE in found:
-        raise ValueError(f"names {CORE!r}, which keeps the ledger and cannot be disabled")
+        raise ValueError(f"names {CORE!r}, which has the ledger's tables and cannot be disabled")
     return found
 
 
 def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
-    """The plugins not to be loaded; for this alone no other setting needs to be there. Raises SettingsError."""
+    """The plugins that must not be loaded; reads no other setting. Raises SettingsError."""
     environ = os.environ if environ is None else environ
     try:
         return split_names(environ.get(DISABLED_PLUGINS, ""))
@@ -188,7 +189,7 @@ def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
 
 
 def redis_url() -> str:
-    """REDIS_URL; for this alone no other setting needs to be there. Raises SettingsError if it is not set."""
+    """REDIS_URL; reads no other setting. Raises SettingsError if it is not set."""
     url = os.environ.get("REDIS_URL", "")
     if not url:
         raise SettingsError(f"REDIS_URL is not set; {HOW_TO_SET['REDIS_URL']}")
@@ -219,9 +220,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """A line for each variable that must be one of ours and is not, so that it is not lost.
+    """A line for each variable that is probably a misspelt setting of the core.
 
-    Those of plugins are theirs to judge; what is near nothing, a plugin that is gone has left behind.
+    Plugins check their own variables. A variable that resembles no setting probably belongs to a removed plugin.
     """
     known = {name.removeprefix(PREFIX): name for name in names()}
     plugins = tuple(plugin_prefix(point.name) for point in entry_points(group="rota.plugins"))
@@ -231,19 +232,19 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """The ``ROTA_…`` variables that are set, and are no setting of the core's."""
+    """The ``ROTA_…`` variables that are set and are not settings of the core."""
     return sorted(name for name in environ.keys() - names().keys() if name.startswith(PREFIX) and environ[name] != "")
 
 
 def plugin_prefix(plugin: str) -> str:
-    """What the environment variables of a plugin's settings begin with."""
+    """The prefix of the environment variables of a plugin's settings."""
     return f"{PREFIX}{plugin.upper().replace('-', '_')}_"
 
 
 def explain(problem: Any) -> str:
-    """One of pydantic's problems, in our words and without the value."""
+    """The message for one of pydantic's errors, without the value."""
     name = str(problem["loc"][0])
-    if name in Settings.model_fields:  # a default is at fault, which pydantic calls by the field's name
+    if name in Settings.model_fields:  # for an invalid default pydantic gives the field's name
         name = str(Settings.model_fields[name].validation_alias)
     if problem["type"] == "missing":
         return f"{name} is not set; {HOW_TO_SET.get(name, 'it is required')}"

@@ -1,15 +1,15 @@
-"""Sweeps: a plugin acts on many rows batch by batch, and a row that breaks a rule keeps no other from it.
+"""Sweeps: a plugin changes many rows batch by batch, and a row that breaks a rule does not stop the others.
 
-**Batches.** Each is acted on in a savepoint and then committed by a checkpoint, so that its locks are short, and a run
-that dies loses one batch. Batches come in an order in which each row is seen once, whatever became of those before it:
-by keyset (``in_batches``), not by asking again for the first rows that are due.
+**Batches.** Each batch runs in a savepoint and is then committed by a checkpoint, so that locks are short, and a run
+that dies loses one batch. Batches are read by keyset (``in_batches``), so that each row is seen once, even if the rows
+before it were refused.
 
-**Refused rows.** A batch of which a row is refused is rolled back to its beginning and done in halves, until that row
-is alone. It stays as it is, is counted, and is named in the log. However many there are, all others are done. In memory
-are the rows of one batch.
+**Refused rows.** If a row of a batch is refused, the batch is rolled back to its savepoint and repeated in halves,
+until that row is alone. The row stays unchanged, is counted, and is named in the log. All other rows are done, however
+many are refused. Memory holds the rows of one batch.
 
-**A row's fault** is what ``is_fault_of_row`` says, here and nowhere else: what PostgreSQL or Python cannot do with the
-values of a row. Any other error ends the run, which loses the batch it happened in and is tried again.
+**A row's fault** is an error for which ``is_fault_of_row`` is true: PostgreSQL or Python cannot use the values of the
+row. Any other error ends the attempt, which loses that batch and is tried again.
 """
 
 import traceback
@@ -30,7 +30,7 @@ Row = TypeVar("Row")
 #: PostgreSQL's classes of errors that are about the values of a row: cardinality, data, constraints, a trigger's own
 #: constraint, a view's check option, a value too large to be indexed, RAISE (PostgreSQL, appendix A).
 FAULTS_OF_ROWS = ("21", "22", "23", "27", "44", "54", "P0")
-#: Constraints that wait for the commit would refuse a whole batch there.
+#: Deferred constraints would refuse the whole batch at the commit.
 CHECK_NOW = text("SET CONSTRAINTS ALL IMMEDIATE")
 #: Rows that one line of the log names.
 NAMED_AT_ONCE = 100
@@ -46,14 +46,14 @@ def sweep(
     checkpoint: Callable[[Mapping[str, Any]], None],
     refused: str = "broken",
 ) -> dict[str, int]:
-    """Have ``act`` do every row of ``batches`` but those that are refused; return ``counts``.
+    """Call ``act`` with all rows of ``batches`` except refused ones; return ``counts``.
 
-    ``act`` is given rows, does something to them in ``session``, and returns what to add to ``counts``; it may be
-    called again with some of them. ``checkpoint`` commits each batch. A row is whatever ``batches`` yields: an id, or a
-    tuple that begins with one; ``table`` says of what in the log. The number of refused rows is added to the count
-    named ``refused``.
+    ``act`` changes the rows that it is given in ``session``, and returns the numbers to add to ``counts``; it may be
+    called again with some of the same rows. ``checkpoint`` commits each batch. A row is an id, or a tuple that begins
+    with one; ``table`` is the table's name in the log. The number of refused rows is added to the count
+    that ``refused`` names.
 
-    Raises whatever ``act`` raises that is not a row's fault.
+    Raises every error of ``act`` that is not a row's fault.
     """
     counts.setdefault(refused, 0)
     for rows in batches:
@@ -65,7 +65,7 @@ def sweep(
 
 
 def in_batches(find: Callable[[Row | None], Sequence[Row]]) -> Iterator[Sequence[Row]]:
-    """Batches as ``find`` has them: the first rows after the one it is given, in an order; first of all after None."""
+    """Yield batches: ``find(row)`` returns the rows that follow ``row`` in its order, ``find(None)`` the first ones."""
     last: Row | None = None
     while rows := find(last):
         last = rows[-1]
@@ -81,9 +81,9 @@ def add(counts: dict[str, int], more: Mapping[str, int]) -> None:
 def isolate(
     session: Session, rows: Sequence[Row], act: Callable[[Sequence[Row]], Mapping[str, int]], *, table: str
 ) -> tuple[dict[str, int], list[Row]]:
-    """Have ``act`` do these rows but those that are refused; return what it returned, added up, and the refused ones.
+    """Call ``act`` with these rows except refused ones; return the sums of its counts, and the refused rows.
 
-    The refused rows are named in the log. Nothing is committed. For sweeps that are not of ``sweep``'s shape.
+    The refused rows are named in the log. Nothing is committed. Use it where ``sweep`` does not fit.
     """
     done: Counter[str] = Counter()
     refused: dict[str, list[Row]] = defaultdict(list)
@@ -104,7 +104,7 @@ def isolate(
 def _attempt(
     session: Session, rows: Sequence[Row], act: Callable[[Sequence[Row]], Mapping[str, int]], done: Counter[str]
 ) -> Exception | None:
-    """Act on all these rows, or on none; return the fault that one of them has."""
+    """Act on all these rows, or on none of them; return the error that a row caused."""
     try:
         with session.begin_nested():
             counted = act(rows)
@@ -129,8 +129,8 @@ def report_refused(table: str, rows: Sequence[Any], why: str) -> None:
 def is_fault_of_row(error: Exception) -> bool:
     """Whether ``error`` is about the values of a row, not about the statement, the rights, the connection or the run.
 
-    PostgreSQL's class of the error says so; or it is an error of Python's about a value that it cannot hold or compute,
-    such as a date after the year 9999.
+    PostgreSQL's error class decides; so does a Python error about a value that it cannot hold or compute, such as a
+    date after the year 9999.
     """
     if isinstance(error, DBAPIError):
         return str(getattr(error.orig, "pgcode", None) or "").startswith(FAULTS_OF_ROWS)
@@ -138,7 +138,7 @@ def is_fault_of_row(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a row, in names and never in values: those may be anybody's."""
+    """What is wrong with a row, without its values, which may be personal data."""
     if not isinstance(error, DBAPIError):
         *_, last = traceback.extract_tb(error.__traceback__)
         return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"

@@ -1,4 +1,4 @@
-"""What a plugin's tables have in common: how their constraints are named, and times that are aware and in UTC."""
+"""The base of plugins' tables: names of constraints, and times that are aware and in UTC."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from core.errors import NaiveTime
 
-#: PostgreSQL's own names, so that a migration that gives none makes what the models say.
+#: PostgreSQL's own names, so that constraints without a name in a migration match the models.
 NAMING_CONVENTION = {
     "pk": "%(table_name)s_pkey",
     "fk": "%(table_name)s_%(column_0_name)s_fkey",
@@ -21,7 +21,7 @@ NAMING_CONVENTION = {
 
 
 class Instant(TypeDecorator[datetime]):
-    """``timestamptz``: takes aware times, in any zone, and gives them back in UTC.
+    """``timestamptz``: accepts aware times in any zone, and returns them in UTC.
 
     PostgreSQL would read a time without a zone in the connection's zone. Raises NaiveTime for one.
     """
@@ -40,19 +40,19 @@ class Instant(TypeDecorator[datetime]):
         return value if value is None else value.astimezone(UTC)
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
-        """Spans are added and subtracted; everything else is a time."""
+        """The type of the other operand: an interval for a timedelta, otherwise a time."""
         return Interval() if isinstance(value, timedelta) else self
 
 
 class Tables:
-    """Beside ``DeclarativeBase``, the base of a plugin's tables::
+    """A mixin for the declarative base of a plugin's tables::
 
         class Base(Tables, DeclarativeBase):
             \"""The tables of billing.\"""
 
-    It has metadata of its own, which names constraints as PostgreSQL does. ``datetime`` is an aware time in UTC,
-    ``int`` a bigint, ``str`` a text, ``bytes`` a bytea, ``timedelta`` an interval; ``type_annotation_map`` may say
-    otherwise.
+    Each base has its own metadata, which names constraints as PostgreSQL does. ``datetime`` is an aware time in UTC,
+    ``int`` a bigint, ``str`` a text, ``bytes`` a bytea, ``timedelta`` an interval; ``type_annotation_map`` can change
+    this.
     """
 
     metadata: ClassVar[MetaData]
@@ -75,7 +75,7 @@ TYPES: dict[Any, Any] = {
 
 
 def require_aware(**times: object) -> None:
-    """Raise NaiveTime, with its name and value, for the first of ``times`` that is no datetime with a time zone."""
+    """Raise NaiveTime, with its name and value, for the first of ``times`` that is not a datetime with a time zone."""
     for name, time in times.items():
         if not isinstance(time, datetime) or time.utcoffset() is None:
             raise NaiveTime(f"bad {name}={time!r}; expected a datetime with a time zone, such as UTC")

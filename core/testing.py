@@ -1,6 +1,6 @@
-"""What a plugin's tests use: a real database, a frozen clock, and jobs run through the real claim and commit.
+"""Fixtures for plugins' tests: a real database, a frozen clock, and jobs run with the real claim and commit.
 
-Put ``pytest_plugins = ["core.testing"]`` into your ``conftest.py``; the fixtures below are then there::
+Put ``pytest_plugins = ["core.testing"]`` into your ``conftest.py`` to use the fixtures below::
 
     def test_close_day(database, run_job):
         with Session(database) as session, session.begin():
@@ -56,13 +56,13 @@ __all__ = [
     "take_back",
 ]
 
-#: A test may sit in a debugger for as long as this.
+#: A test may stop in a debugger for this long.
 LONG_LEASE = timedelta(hours=1)
 
 
 @dataclass(slots=True)
 class FrozenClock:
-    """A clock that stands until it is advanced."""
+    """A clock that changes only when it is advanced."""
 
     now: datetime = field(default_factory=lambda: datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -70,14 +70,14 @@ class FrozenClock:
         return self.now
 
     def advance(self, **span: float) -> datetime:
-        """Move on by ``timedelta(**span)``, and return the new time."""
+        """Add ``timedelta(**span)``, and return the new time."""
         self.now += timedelta(**span)
         return self.now
 
 
 @pytest.fixture
 def frozen_clock() -> FrozenClock:
-    """A clock that stands at the beginning of 2026."""
+    """A clock set to the beginning of 2026."""
     return FrozenClock()
 
 
@@ -90,8 +90,9 @@ def embedded(servers_folder: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedR
 
 @pytest.fixture(scope="session")
 def servers_folder() -> Iterator[Path]:
-    """Where servers keep their data: not below pytest's own folder, which each new pytest of the same user closes to
-    all other users, and so to the account that a server runs as when the tests run as root.
+    """The folder of the servers' data, outside pytest's own folder.
+
+    pytest closes its folder to all other users, and so to the account of a server that root's tests start.
     """
     with temporary_folder("rota-tests-") as folder:
         yield folder
@@ -130,7 +131,7 @@ def redis_url(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
 
 @pytest.fixture
 def environment(postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The settings of this process name the test's own servers."""
+    """Set DATABASE_URL and REDIS_URL of this process to the test's own servers."""
     monkeypatch.setenv("DATABASE_URL", postgres_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
     settings.current.cache_clear()
@@ -150,7 +151,7 @@ def database_engine(environment: None, postgres_url: str) -> Iterator[Engine]:
 
 @dataclass(slots=True)
 class Member:
-    """What a test claims under: an id in the ledger, or None, and no heartbeat."""
+    """The process that a test claims as: an id in the ledger, or None, without a heartbeat."""
 
     process_id: int | None
     in_hand: LeasesInHand = field(default_factory=LeasesInHand)
@@ -158,7 +159,7 @@ class Member:
 
 @contextmanager
 def registered(engine: Engine, kind: str = "worker") -> Iterator[int]:
-    """This process as one that may claim; yields its id in the ledger."""
+    """Register this process so that it can claim runs; yields its id in the ledger."""
     identity = Identity(kind, process_name(), application_name())
     with database.dedicated(engine) as connection:
         process_id = processes.register(connection, identity, LONG_LEASE)
@@ -168,7 +169,7 @@ def registered(engine: Engine, kind: str = "worker") -> Iterator[int]:
 
 @pytest.fixture
 def executor(database: Engine) -> Iterator[Executor]:
-    """What a worker takes runs through."""
+    """The executor that a worker uses for its runs."""
     with registered(database) as process_id:
         yield Executor(database, Member(process_id), process_name())
 
@@ -220,7 +221,7 @@ def registry_of(*jobs: Job, plugin: str = "tests", middleware: Sequence[RunMiddl
 
 @pytest.fixture
 def use_jobs() -> Iterator[Callable[..., Registry]]:
-    """Make these jobs the only ones there are, for the length of the test; see ``registry_of``."""
+    """Make these jobs the only ones during the test; see ``registry_of``."""
     with ExitStack() as stack:
         yield lambda *jobs, **options: stack.enter_context(loading.using(registry_of(*jobs, **options)))
 
@@ -234,7 +235,7 @@ def create_database(server_url: str, name: str, *, template: bool = False) -> st
 
 
 def drop_database(server_url: str, name: str) -> None:
-    """Drop a database, whoever is connected to it."""
+    """Drop a database, even if there are connections to it."""
     _on_server(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
@@ -254,7 +255,7 @@ DEFINITIONS = text("""
 
 
 def schema_differences(engine: Engine, metadata: MetaData, *, plugin: str) -> list[Any]:
-    """How the migrated tables differ from what ``metadata`` says: columns, types, keys, checks and indexes.
+    """How the migrated tables differ from ``metadata``: columns, types, keys, checks and indexes.
 
     Also the tables and indexes whose names do not begin with the name of ``plugin``.
     """

@@ -1,4 +1,4 @@
-"""The plugin that comes with the core: the ledger's own tables and upkeep, declared like any other plugin's."""
+"""The core's own plugin: the ledger's tables, and the job that deletes old rows."""
 
 from pathlib import Path
 

@@ -13,17 +13,17 @@ from pydantic_core import PydanticSerializationError, core_schema, to_json
 from core.errors import BadArguments, BadProgress, BadResult, DeclarationError, suggestion
 from core.jobs.job import Job
 
-#: The most bytes of JSON that a run's arguments may take; bigger things belong in a table, their key in the arguments.
+#: The most bytes of JSON that a run's arguments may take; keep larger data in a table.
 LARGEST_ARGUMENTS = 64 * 1024
-#: The most bytes of JSON that a result may take: it is kept for people to read.
+#: The most bytes of JSON that a result may take: results are for people to read.
 LARGEST_RESULT = 64 * 1024
 #: The most levels of lists and dicts in a result. Python's own limit differs: 3.11 cannot read all that 3.12 writes.
 DEEPEST_RESULT = 200
 #: The escape of a character that PostgreSQL's jsonb cannot hold; a text with an escaped backslash before u0000 is fine.
-#: With this begins the escape of a surrogate, which is a character only together with another.
+#: The escape of a surrogate begins with this; only a pair of surrogates is a character.
 HALF_A_PAIR = "\\ud"
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-#: The problems that pydantic words without repeating the value; in the others, a validator's author might.
+#: The kinds of pydantic errors whose message may repeat the value.
 QUOTING_PROBLEMS = {"value_error", "assertion_error", "union_tag_invalid", "zoneinfo_str"}
 SILENT_PROBLEMS = set(get_args(core_schema.ErrorType)) - QUOTING_PROBLEMS
 
@@ -32,7 +32,7 @@ Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
 
 @lru_cache(maxsize=10_000)
 def adapters(job: Job) -> Adapters:
-    """For each parameter of ``job`` after ``run``: what checks it, and whether it must be given.
+    """For each parameter of ``job`` after ``run``: the adapter that checks it, and whether it is required.
 
     Raises DeclarationError for an annotation that cannot be read from JSON.
     """
@@ -45,10 +45,10 @@ def adapters(job: Job) -> Adapters:
 
 
 def adapter(annotation: Any) -> TypeAdapter[Any]:
-    """What checks JSON against ``annotation``: strictly, so that ``"5"`` is not a number."""
+    """The adapter that checks JSON against ``annotation``: strict, so that ``"5"`` is not a number."""
     try:
         return TypeAdapter(annotation, config=ConfigDict(strict=True, hide_input_in_errors=True))
-    except Exception:  # noqa: BLE001 — a model brings its own configuration, and pydantic refuses a second one
+    except Exception:  # noqa: BLE001 — a model has its own configuration, and pydantic refuses a second one
         return TypeAdapter(annotation)
 
 
@@ -88,7 +88,7 @@ def _explain(name: str, problem: Any) -> str:
 
 
 def encode(job: Job, args: Mapping[str, Any] | None) -> str:
-    """``args`` as the JSON text that the ledger keeps, once they are known to fit ``job``.
+    """Check that ``args`` fit ``job``; return them as the JSON text that the ledger stores.
 
     Raises BadArguments.
     """
@@ -110,14 +110,14 @@ def encode_result(job: Job, result: Any) -> str | None:
         if body.count(b"[") + body.count(b"{") > DEEPEST_RESULT and _is_deeper(result, DEEPEST_RESULT):
             raise ValueError(f"more than {DEEPEST_RESULT} levels")
     except (TypeError, ValueError, RecursionError) as error:
-        message = f"job {job.name!r} returned what JSON cannot hold ({error}); return numbers, strings, lists or dicts"
-        raise BadResult(message) from None
+        hint = "return numbers, strings, lists or dicts"
+        raise BadResult(f"job {job.name!r} returned a value that JSON cannot hold ({error}); {hint}") from None
     _check_body(body, LARGEST_RESULT, BadResult, f"the result of job {job.name!r}")
     return body.decode()
 
 
 def encode_progress(job: str, progress: Mapping[str, Any]) -> str:
-    """``progress`` as JSON text. Raises BadProgress, without what is in it."""
+    """``progress`` as JSON text. Raises BadProgress, whose message does not repeat it."""
     try:
         body = json.dumps(progress, default=str, allow_nan=False)
         if HALF_A_PAIR in body:
@@ -141,7 +141,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-#: Reads JSON as the standard has it; made once, since ``json.loads`` would make one for each call.
+#: Reads standard JSON only; made once, since ``json.loads`` would make a decoder for each call.
 _strict = json.JSONDecoder(parse_constant=_refuse_constant)
 
 

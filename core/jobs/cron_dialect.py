@@ -1,7 +1,7 @@
-"""The dialect of cron expressions: what Debian's cron and cronie take, and nothing else.
+"""The dialect of cron expressions: exactly the expressions that both Debian's cron and cronie accept.
 
-CronSim reads more than that (``L``, ``LW``, ``5#2``, ``5/10``), reads ``30-30/18`` as 30 and 48, and refuses
-``sat-sun``. So each range becomes a list of its values here, and CronSim sees nothing else than lists and ``*``.
+CronSim accepts more (``L``, ``LW``, ``5#2``, ``5/10``), reads ``30-30/18`` as 30 and 48, and refuses ``sat-sun``. So
+this module replaces each range by a list of its values, and CronSim is given only lists and ``*``.
 """
 
 import re
@@ -29,7 +29,7 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One of the five, with the values that it may have."""
+    """One of the five fields, with its allowed values."""
 
     title: str
     low: int
@@ -85,7 +85,7 @@ FIELDS = (
 
 
 def listed(expression: str) -> str:
-    """The five fields of ``expression``, with ranges as lists. Raises DeclarationError for what cron does not take."""
+    """The five fields of ``expression``, with ranges as lists. Raises DeclarationError if cron would not accept it."""
     if not isinstance(expression, str):
         raise DeclarationError(f"bad cron expression {expression!r}; expected a string of {EXPECTED_FIELDS}")
     name = expression.strip()

@@ -28,14 +28,14 @@ class JobOptions(TypedDict, total=False):
 
 
 class JobDefaults:
-    """Declares jobs as ``job`` does, with defaults of the plugin's own::
+    """Declares jobs as ``job`` does, with the plugin's own defaults::
 
         job = JobDefaults(queue="billing", max_retries=5)
 
         @job("close-day", schedule=cron("30 3 * * *"))
         def close_day(run: Run) -> None: ...
 
-    Raises DeclarationError for an option that there is not.
+    Raises DeclarationError for an unknown option.
     """
 
     def __init__(self, **defaults: Unpack[JobOptions]) -> None:
@@ -45,6 +45,6 @@ class JobDefaults:
         self._defaults = defaults
 
     def __call__(self, name: str, **options: Unpack[JobOptions]) -> Callable[[Callable[..., Any]], Job]:
-        """Declare a job; an option given here counts, whatever the default."""
+        """Declare a job; an option given here replaces the default."""
         merged: JobOptions = {**self._defaults, **options}
         return job(name, **merged)

@@ -1,8 +1,8 @@
-"""Everything a plugin may offer, one function per offer. Our own plugins use these and nothing else.
+"""All hooks that a plugin may implement. Our own plugins use these and nothing else.
 
 A plugin is a class, a module or an object named by an entry point in the group ``rota.plugins``; its methods marked
-``@hookimpl`` answer these hooks. A hook that raises breaks its own plugin and no other: the plugin is reported by log,
-metrics and ``rota plugins``, and none of its jobs is loaded.
+``@hookimpl`` implement these hooks. If a hook raises, only its own plugin is broken: log, metrics and ``rota plugins``
+report it, and none of its jobs is loaded.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def register_jobs() -> Sequence[Job]:  # type: ignore[empty-body]
 def register_migrations() -> Path:  # type: ignore[empty-body]
     """Return the folder of the plugin's Alembic revisions. Called once, when the plugin is loaded.
 
-    The files need no ``env.py``; each plugin's history has a version table of its own.
+    The folder needs no ``env.py``; each plugin has its own version table.
     """
 
 
@@ -37,13 +37,13 @@ def register_migrations() -> Path:  # type: ignore[empty-body]
 def register_settings() -> type[PluginSettings]:  # type: ignore[empty-body]
     """Return the class of the plugin's settings. Called once, when the plugin is loaded.
 
-    A plugin whose environment does not fit them is broken, and the message names every variable that is wrong.
+    If a variable has a wrong value, the plugin is broken, and the message names every such variable.
     """
 
 
 @hookspec
 def register_middleware() -> Sequence[RunMiddleware]:  # type: ignore[empty-body]
-    """Return what is to surround runs, outermost first: each run of the plugin's own jobs, or of every job.
+    """Return the middleware around runs, outermost first: around runs of the plugin's own jobs, or of every job.
 
     Called once, when the plugin is loaded. Returning one object twice breaks the plugin.
     """

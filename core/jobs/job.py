@@ -1,4 +1,4 @@
-"""What a plugin declares: ``@job`` and the ``Job`` it makes. Knows nothing of Dramatiq, and does nothing at import."""
+"""``@job`` and the ``Job`` that it makes: a plugin's declaration, independent of Dramatiq."""
 
 import inspect
 import math
@@ -17,13 +17,13 @@ Misfire = Literal["latest", "all", "skip"]
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 JOB_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
-#: Dramatiq's rule for queue names, without capitals and dots: it keeps ``.DQ`` and ``.XQ`` for itself.
+#: Dramatiq's rule for queue names, without capitals and dots: Dramatiq uses the suffixes ``.DQ`` and ``.XQ`` itself.
 QUEUE_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,99}")
 #: An exponential delay stops growing here.
 LONGEST_RETRY_DELAY = timedelta(days=1)
-#: No span may be longer; ``timedelta.max`` overflows whatever it is added to.
+#: The longest allowed timedelta; adding ``timedelta.max`` to any time overflows.
 LONGEST_SPAN = timedelta(days=366)
-#: Whoever wants more late slots than this to run wants another schedule.
+#: The largest misfire cap; a job that needs to run more late slots needs another schedule.
 LARGEST_CAP = 1_000_000
 POSITIONAL_KINDS = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 KEYWORD_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
@@ -31,7 +31,7 @@ KEYWORD_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYW
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A function and how it is to be run. Calling it calls the function."""
+    """A function and the options of its runs. Calling the job calls the function."""
 
     name: str
     function: Callable[..., Any] = field(repr=False)
@@ -68,7 +68,7 @@ class Job:
         return self.overlap == "skip"
 
     def delay_after(self, failures: int) -> timedelta:
-        """How long to wait before the next attempt, after this many failed ones; exact, without jitter."""
+        """How long to wait before the next attempt, after this many failed attempts; exact, without jitter."""
         if self.backoff == "fixed":
             return self.retry_delay
         factor: int = 1 << min(failures - 1, 30)
@@ -94,16 +94,16 @@ def job(
     ledger: bool = True,
     isolation: Isolation | None = None,
 ) -> Callable[[Callable[..., Any]], Job]:
-    """Declare a job; its plugin's ``register_jobs`` hands it to Rota.
+    """Declare a job; the plugin's hook ``register_jobs`` returns it to Rota.
 
-    ``max_retries`` counts the attempts after the first. ``overlap="skip"`` records a run as skipped while another of
-    the same job and key is at work. ``misfire`` says what becomes of slots that nobody served in time: run the
-    ``latest`` and record the others, run ``all`` of them, or ``skip`` them; none is run later than ``misfire_grace``,
-    and of ``all`` only the newest ``misfire_cap``.
-    At ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
-    ``ledger=False`` is the fast lane: delivery by Redis alone, at least once, without slots, leases or history.
-    ``isolation`` is that of the transactions of ``run.session``; None: the database's default. An attempt that fails by
-    a conflict with other transactions (SQLSTATE 40001 or 40P01) is repeated at once, up to three times, uncounted.
+    ``max_retries`` counts the attempts after the first. ``overlap="skip"`` records a run as skipped while another run
+    of the same job and key is running. ``misfire`` decides about slots that were not started in time: run the
+    ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No slot is run later than
+    ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At ``soft_limit`` the function is
+    interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends. ``ledger=False`` is the fast lane: delivery
+    by Redis alone, at least once, without slots, leases or history. ``isolation`` is the isolation level of
+    ``run.session``; None is the database's default. If an attempt fails because of a conflict with other transactions
+    (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not counted as attempts.
 
     Raises DeclarationError, naming every option that is wrong.
     """
@@ -152,7 +152,7 @@ def option_problems(job: Job) -> list[str]:
 
 
 def combination_problems(job: Job) -> list[str]:
-    """What is wrong with options that are right one by one."""
+    """What is wrong with options that contradict each other."""
     problems = []
     if job.soft_limit > job.hard_limit:
         problems.append(f"soft_limit={job.soft_limit} must not be longer than hard_limit={job.hard_limit}")

@@ -1,4 +1,4 @@
-"""Settings that a plugin brings: read from variables with its own prefix, checked when it is loaded."""
+"""A plugin's settings: read from variables with its own prefix, checked when the plugin is loaded."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from core.errors import SettingsError, is_misspelt, suggestion
 
 
 class PluginSettings(BaseModel):
-    """What a plugin reads from the environment. Subclass it, and hand the class to ``register_settings``::
+    """A plugin's settings from the environment. Subclass it, and return the class from ``register_settings``::
 
         class BillingSettings(PluginSettings):
             prefix = "ROTA_BILLING_"
@@ -36,7 +36,7 @@ class PluginSettings(BaseModel):
     def read(cls, environ: Mapping[str, str]) -> Self:
         """The settings in ``environ``. Raises SettingsError, naming every variable that is wrong or misspelt.
 
-        What is near no field is left alone: a plugin whose name begins with this one's may have left it behind.
+        A variable that resembles no field is ignored: it may belong to a plugin whose name begins with this plugin's.
         """
         given = {name: value for name, value in environ.items() if name.startswith(cls.prefix) and value != ""}
         fields = {name.removeprefix(cls.prefix).lower(): value for name, value in given.items()}
@@ -64,5 +64,5 @@ class PluginSettings(BaseModel):
 
     @classmethod
     def forget(cls) -> None:
-        """Read the environment anew on next use, in tests."""
+        """Read the environment again on next use, in tests."""
         cls._current = None

@@ -1,4 +1,4 @@
-"""The one registry: the loaded jobs by name, which every execution path reads and nothing else knows of a job."""
+"""The registry of loaded jobs, by name; the only place where the core looks up a job."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,23 +10,23 @@ from core.jobs.job import Job
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 
-#: The scope of a pause that holds every job.
+#: The scope of a pause of every job.
 EVERYTHING = "everything"
 
 
 def scopes(job: str, queue: str, plugin: str) -> tuple[str, ...]:
-    """The scopes that a pause may have which is to hold ``job``."""
+    """The scopes of the pauses that would pause ``job``."""
     return EVERYTHING, f"plugin:{plugin}", f"queue:{queue}", f"job:{job}"
 
 
 def words_on_grace(job: Job, retention_days: float) -> str:
-    """That a job's grace is longer than runs are kept."""
+    """The sentence that a job's grace is longer than the retention of runs."""
     return f"misfire_grace={job.misfire_grace} is longer than ROTA_RETENTION_DAYS ({retention_days:g})"
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What a plugin has put around runs."""
+    """One middleware of a plugin around runs."""
 
     plugin: str
     middleware: RunMiddleware
@@ -42,7 +42,7 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """An installed plugin, and what came of loading it."""
+    """An installed plugin, and the outcome of loading it."""
 
     name: str
     #: The distribution it came with, and its version.
@@ -53,11 +53,11 @@ class Plugin:
     migrations: Path | None = None
     #: The class of its settings, if it has any.
     settings: type[PluginSettings] | None = None
-    #: What it puts around runs, outermost first.
+    #: Its middleware around runs, outermost first.
     middleware: tuple[RunMiddleware, ...] = ()
-    #: Why it is broken; None: it is not, and its jobs are in the registry.
+    #: Why it is broken; None if it is not.
     error: str | None = None
-    #: Whether it is installed, and not to be loaded; nothing of it has then been imported.
+    #: Whether it is installed but disabled; then none of its modules is imported.
     is_disabled: bool = False
 
     @property
@@ -75,10 +75,10 @@ class Registry:
     plugins: tuple[Plugin, ...] = ()
     jobs: Mapping[str, Job] = field(init=False)
     owners: Mapping[str, Plugin] = field(init=False)
-    #: The scopes of the pauses that hold each job.
+    #: For each job, the scopes of the pauses that would pause it.
     scopes: Mapping[str, tuple[str, ...]] = field(init=False)
-    #: What surrounds the runs of each job that anything surrounds, outermost first: by the plugins' names, and within a
-    #: plugin in the order in which it returned them.
+    #: For each job that has any, the middleware around its runs, outermost first: ordered by the plugins' names, and
+    #: within a plugin in the order in which the plugin returned them.
     middleware: Mapping[str, tuple[Registered, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Registry:
         object.__setattr__(self, "middleware", {name: found for name, found in around.items() if found})
 
     def _around(self, owner: Plugin) -> tuple[Registered, ...]:
-        """What surrounds the runs of one plugin's jobs; the same object once, whoever has registered it."""
+        """The middleware around the runs of one plugin's jobs; an object that two plugins registered is there once."""
         found: dict[int, Registered] = {}
         for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):
             for middleware in plugin.middleware if not plugin.error else ():
@@ -122,7 +122,7 @@ class Registry:
         return (job for job in self if job.schedule is not None)
 
     def outliving(self, retention: timedelta) -> list[Job]:
-        """The jobs whose slots may be run when ones as old have been deleted: their grace is longer than retention."""
+        """The jobs whose grace is longer than ``retention``: a slot could run after its row was deleted."""
         return [job for job in self.scheduled() if job.misfire_grace > retention]
 
     def broken(self) -> Iterable[Plugin]:

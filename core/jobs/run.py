@@ -1,4 +1,4 @@
-"""What a job's function is handed: its session, the time, its arguments, and ways to checkpoint and to enqueue."""
+"""``Run``, the first argument of a job's function: session, time, arguments, checkpoint and enqueue."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,13 +26,13 @@ class Work(Protocol):
         """The one session of this attempt."""
 
     def checkpoint(self, progress: str | None) -> None:
-        """Commit what was done, with ``progress``, a JSON text. Raises LeaseLost."""
+        """Commit the transaction with ``progress``, a JSON text. Raises LeaseLost."""
 
     def is_time_to_tell(self) -> bool:
-        """Whether progress was last logged a while ago; if so, it is now."""
+        """Whether progress is due in the log; if so, the caller must log it now."""
 
     def enqueue(self, job: str, *, key: str, args: Mapping[str, Any] | None, delay: timedelta) -> int:
-        """Have ``job`` run once this transaction commits; the id of its run."""
+        """Request a run of ``job`` in this transaction; return its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +42,28 @@ class Run:
     id: int
     job: str
     key: str
-    #: The due time this run stands for, in UTC; None: it was requested.
+    #: The planned time of this run, in UTC; None if the run was requested.
     slot: datetime | None
     #: Counted from 1.
     attempt: int
     #: When the attempt began, in UTC, by the database's clock.
     now: datetime
-    #: The arguments as JSON values, before they were turned into what the function's annotations say.
+    #: The arguments as JSON values, before conversion to the types of the function's annotations.
     args: Mapping[str, Any]
     log: structlog.stdlib.BoundLogger = field(repr=False)
     work: Work = field(repr=False)
 
     @property
     def session(self) -> Session:
-        """In a transaction as soon as it is used; committed for you, with the run's success, when the job returns."""
+        """The SQLAlchemy session of this attempt; Rota commits it, with the run's success, when the job returns."""
         return self.work.session
 
     def checkpoint(self, progress: Mapping[str, Any] | None = None, /) -> None:
-        """Commit what was done so far, and go on in a new transaction.
+        """Commit the work done so far, and continue in a new transaction.
 
-        ``progress`` is for people: ``rota runs`` shows the latest, and the log has one in ten seconds. Raises
-        LeaseLost, having committed nothing, if another worker owns the run by now; BadProgress for what PostgreSQL
-        cannot store.
+        ``progress`` is for people: ``rota runs`` shows the latest, and the log has one every ten seconds. Raises
+        LeaseLost, without a commit, if another worker owns the run now; BadProgress if PostgreSQL cannot store
+        ``progress``.
         """
         told = arguments.encode_progress(self.job, progress) if progress is not None else None
         self.work.checkpoint(told)
@@ -73,5 +73,5 @@ class Run:
     def enqueue(
         self, job: str, *, key: str = "", args: Mapping[str, Any] | None = None, delay: timedelta = timedelta(0)
     ) -> int:
-        """Have ``job`` run once this transaction commits; see ``core.enqueue``."""
+        """Request a run of ``job`` in this transaction; see ``core.enqueue``."""
         return self.work.enqueue(job, key=key, args=args, delay=delay)

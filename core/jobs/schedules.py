@@ -1,19 +1,18 @@
-"""When a job is due: schedules, and the slots they stand for. Pure functions of a schedule and an instant.
+"""Schedules and their slots: pure functions of a schedule and an instant.
 
 A schedule is an endless, strictly increasing series of instants, its slots, which depends on its declaration alone:
-every host computes the same ones, so a slot can name a run. The slots of ``every`` are the multiples of its interval
-since the Unix epoch. Those of ``cron`` are wall-clock times in its time zone. Where clocks change, it does as Debian:
+every host computes the same slots, so a slot can identify a run. The slots of ``every`` are the multiples of its
+interval since the Unix epoch. The slots of ``cron`` are wall-clock times in its time zone. When clocks change, the
+rules are Debian's:
 
 - A job at fixed times (neither minute nor hour begins with ``*``) runs once for each date and time it names. A time
-  that the clocks skip runs right after the gap, together with any other that ends up there; one that comes twice runs
-  the first time only.
-- A job with a wildcard follows the clock on the wall: it runs in both passes of a repeated hour, and never in a skipped
-  one.
+  that the clocks skip runs right after the gap, once even if several skipped times fall there; a time that occurs twice
+  runs the first time only.
+- A job with a wildcard follows the wall clock: it runs in both passes of a repeated hour, and never in a skipped hour.
 
-``cron_dialect.py`` beside this says which expressions there are. CronSim does their calendar, on wall-clock times
-without a zone. Zones are done here, since
-CronSim 2.8 answers with slots of the past when it starts inside a repeated hour, loses some where clocks change by half
-an hour, and runs wildcards at a skipped midnight.
+``cron_dialect.py`` defines the expressions. CronSim computes their wall-clock times without a zone; this module applies
+the zone, since CronSim 2.8 returns past slots when it starts inside a repeated hour, loses slots where clocks change by
+half an hour, and runs wildcards at a skipped midnight.
 """
 
 from abc import ABC, abstractmethod
@@ -35,11 +34,11 @@ from core.jobs.cron_dialect import EXPECTED_FIELDS
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
-#: Bounds of ``every``. More than a leap year apart is a matter of dates, which are for ``cron``.
+#: Bounds of ``every``. Use ``cron`` for intervals of more than a leap year.
 SHORTEST_INTERVAL = SECOND
 LONGEST_INTERVAL = timedelta(days=366)
 
-#: A cron expression must match within these years of wall-clock time. The rarest date, a given weekday on
+#: A cron expression must match within this range of wall-clock times. The rarest date, a given weekday on
 #: 29 February, comes at most 40 years after the one before; CronSim itself gives up after 50.
 CHECKED_FROM = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 CHECKED_UNTIL = CHECKED_FROM.replace(year=2076)
@@ -62,19 +61,19 @@ def every(*, seconds: float = 0, minutes: float = 0, hours: float = 0, days: flo
 
 
 def cron(expression: str, *, tz: str = "UTC") -> "Cron":
-    """A slot whenever the clock on the wall in ``tz`` meets ``expression``: five fields, or a name such as ``@daily``.
+    """A slot whenever the wall clock in ``tz`` matches ``expression``: five fields, or a name such as ``@daily``.
 
-    Day of month and day of week must both match if either begins with ``*``; otherwise one is enough. Where clocks
-    change, Debian's rules hold (see the module's docstring). Raises DeclarationError for an expression that is
-    malformed or never met, and for an unknown time zone.
+    Day of month and day of week must both match if either begins with ``*``; otherwise one is enough. When clocks
+    change, Debian's rules apply (see the module's docstring). Raises DeclarationError for an expression that is
+    malformed or never matches, and for an unknown time zone.
     """
     return Cron(expression, tz)
 
 
 class Schedule(ABC):
-    """A series of slots. Methods take aware instants in any zone and answer in UTC.
+    """A series of slots. Methods take aware instants in any zone and return UTC.
 
-    They raise ValueError for a naive datetime, and OverflowError where a slot would leave the years 1 to 9999.
+    They raise ValueError for a naive datetime, and OverflowError for a slot outside the years 1 to 9999.
     """
 
     __slots__ = ()
@@ -82,7 +81,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def timezone(self) -> str | None:
-        """The key of the time zone in which the schedule is meant."""
+        """The key of the schedule's time zone."""
 
     @abstractmethod
     def latest_at(self, instant: datetime) -> datetime:
@@ -97,7 +96,7 @@ class Schedule(ABC):
         return next(self._slots_after(_utc(instant)))
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
-        """The slots with ``after`` < slot <= ``until``, ascending; computed as they are asked for."""
+        """Yield the slots with ``after`` < slot <= ``until``, ascending; each is computed when it is needed."""
         end = _utc(until)
         return takewhile(lambda slot: slot <= end, self._slots_after(_utc(after)))
 
@@ -154,7 +153,7 @@ class Cron(Schedule):
 
     @property
     def timezone(self) -> str:
-        """The key of the zone whose clock the expression is read against."""
+        """The key of the time zone in which the expression is read."""
         return self.tz
 
     def latest_at(self, instant: datetime) -> datetime:
@@ -176,9 +175,9 @@ class Cron(Schedule):
                 newest = slot
 
     def _wall_at(self, instant: datetime) -> tuple[datetime, timedelta]:
-        """The naive wall-clock time at ``instant``, and by how much its two occurrences differ, if it comes twice.
+        """The naive wall-clock time at ``instant``, and how far apart its two occurrences are, if it occurs twice.
 
-        In a repeated hour, later instants may show an earlier time and the other way round, by no more than this.
+        In a repeated hour, a later instant may have an earlier wall-clock time; the difference is at most this.
         """
         local = instant.astimezone(self._zone)
         first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
@@ -189,7 +188,7 @@ class Cron(Schedule):
         return CronSim(self._fields, wall.replace(microsecond=0) + SECOND, reverse=True)
 
     def _slots_of(self, walls: Iterable[datetime], fold: int) -> Iterator[datetime]:
-        """The instants of ``walls``, in order; of a time that comes twice the first, or with fold 1 the second."""
+        """The instants of ``walls``, in order; ``fold`` chooses the occurrence of a time that occurs twice."""
         slots = (self._slot_of(wall, fold) for wall in walls)
         return (slot for slot in slots if slot is not None)
 
@@ -224,7 +223,7 @@ def slots_between(
 ) -> list[datetime]:
     """The slots with ``after`` < slot <= ``until``, at most ``most`` of them.
 
-    Quickly, if the ``first`` is known and has only just come: slots are whole seconds, so that there is no other.
+    Fast path: slots are whole seconds, so if ``first`` is less than a second ago, it is the only slot.
     """
     if first is not None and after < first <= until < first + SECOND:
         return [first]
@@ -238,7 +237,7 @@ def _utc(instant: datetime) -> datetime:
 
 
 def _seconds_in(name: str, value: float) -> Fraction:
-    """Exact, and as written: 1.1 minutes are 66 s, which binary floating point would miss."""
+    """The exact number of seconds as written: 1.1 minutes are 66 s, which binary floating point would miss."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DeclarationError(f"bad {name}={value!r} in every(); expected an int or a float")
     try:
@@ -260,13 +259,13 @@ def _fields(expression: str) -> str:
     try:
         CronSim(fields, CHECKED_FROM)
     except CronSimError as error:
-        at_fault = f"cron expression {expression!r} names a day that none of its months has"
+        at_fault = f"cron expression {expression!r} has a day of month that none of its months has"
         raise DeclarationError(f"{at_fault}; expected {EXPECTED_FIELDS}") from error
     return fields
 
 
 def _zone(key: str) -> ZoneInfo:
-    # ZoneInfo would take a key for a path, and open whatever file is there; so only listed names reach it.
+    # ZoneInfo would open a key as a path, so it is given listed names only.
     if not isinstance(key, str) or key not in _zone_names():
         hint = suggestion(key, _zone_names()) if isinstance(key, str) else ""
         raise DeclarationError(f"unknown time zone {key!r}; expected a name such as 'Europe/London'{hint}")
@@ -275,7 +274,7 @@ def _zone(key: str) -> ZoneInfo:
 
 @cache
 def _zone_names() -> frozenset[str]:
-    # "localtime" is another zone on every host.
+    # "localtime" is a different zone on each host.
     return frozenset(available_timezones()) - {"localtime"}
 
 

@@ -67,7 +67,7 @@ REFUSED = {
     "*/5/5 * * * *": "minute '*/5/5': a step is a number above 0",
     "1,,2 * * * *": "minute '' is not one of 0-59",
     "٣ * * * *": "minute '٣' is not one of 0-59",
-    "0 0 30 2 *": "names a day that none of its months has",
+    "0 0 30 2 *": "has a day of month that none of its months has",
 }
 
 

@@ -420,7 +420,7 @@ def test_the_core_cannot_be_disabled(tmp_path: Path):
     started = start(tmp_path, ROTA_DISABLED_PLUGINS="unlicensed,core")
 
     assert started.returncode == 1
-    assert "ROTA_DISABLED_PLUGINS names 'core', which keeps the ledger and cannot be disabled" in started.stderr
+    assert "ROTA_DISABLED_PLUGINS names 'core', which has the ledger's tables and cannot be disabled" in started.stderr
     assert "Traceback" not in started.stderr
 
 

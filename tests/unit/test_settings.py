@@ -160,8 +160,8 @@ def test_everything_wrong_is_listed_at_once_one_to_a_line():
         (f"sqlite:///{SECRET}", "starts with sqlite://"),
         (f"postgresql://rota:{SECRET}@db", "names no database"),
         (f"postgresql://rota:{SECRET}@db/", "names no database"),
-        (f"postgresql://rota:{SECRET}@db:99999/rota", "names a port that is none"),
-        (f"postgresql://rota:{SECRET}@db:0/rota", "names a port that is none"),
+        (f"postgresql://rota:{SECRET}@db:99999/rota", "has an invalid port"),
+        (f"postgresql://rota:{SECRET}@db:0/rota", "has an invalid port"),
     ],
 )
 def test_a_wrong_database_url_is_refused_without_repeating_it(url, problem):

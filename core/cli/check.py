@@ -39,8 +39,9 @@ def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool
       rota check --for looking
     """
     from core.operations import health
+    from core.operations.checks import Check
 
-    found: list[health.Check] = []
+    found: list[Check] = []
     around = health.Surroundings(
         surroundings.environment(), surroundings.source(), surroundings.checked_ledger, surroundings.advice()
     )

@@ -2,14 +2,10 @@
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -19,7 +15,8 @@ from core.jobs.registry import Registry, words_on_grace
 from core.ledger import history, overdue, pauses
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
-from core.operations import standings
+from core.operations import redis_fitness, standings
+from core.operations.checks import Check, Outcome, check
 from core.operations.pauses import in_words
 from core.operations.shape import Shape
 from core.plugins import loading
@@ -31,23 +28,9 @@ from core.settings import Settings
 
 #: PostgreSQL 13 is the oldest that the ledger is tested on.
 OLDEST_POSTGRESQL = 130000
-REDIS_TIMEOUT_SECONDS = 3
-#: Written and deleted to see whether Redis takes writes.
-PROBE_KEY = "rota:check"
 
 #: The kind of a worker that makes no progress.
 STUCK = "stuck"
-
-Outcome = Literal["ok", "wrong", "info"]
-
-
-class Check(Shape):
-    """One question's answer: what was found, and what to do if it is wrong."""
-
-    name: str
-    outcome: Outcome
-    found: str
-    advice: str = ""
 
 
 class Report(Shape):
@@ -87,7 +70,7 @@ def everything(
     yield check("settings", "ok", around.source)
     yield from unread_settings(registry, around.environment)
     yield from ledger(registry, configured, around, purpose=purpose, live=live, here=here)
-    yield from needed_for_working([carrier(configured, around.advice)], purpose)
+    yield from needed_for_working([redis_fitness.carrier(configured, around.advice)], purpose)
 
 
 def needed_for_working(found: Iterable[Check], purpose: Purpose) -> Iterator[Check]:
@@ -95,11 +78,6 @@ def needed_for_working(found: Iterable[Check], purpose: Purpose) -> Iterator[Che
     for answer in found:
         is_told = answer.outcome == "wrong" and purpose == "looking"
         yield answer.model_copy(update={"outcome": "info"}) if is_told else answer
-
-
-def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
-    """One answer."""
-    return Check(name=name, outcome=outcome, found=found, advice=advice)
 
 
 def report(found: list[Check]) -> Report:
@@ -250,44 +228,3 @@ def on_this_host(alive: list[Process], kind: str) -> Check:
 def is_here(process: Process) -> bool:
     """Whether a process is on this host."""
     return process.name.rpartition(":")[0] == socket.gethostname()
-
-
-def carrier(configured: Settings, advice: str) -> Check:
-    """Whether Redis is there and takes writes, unless it is not used."""
-    if configured.mode == "local" or configured.redis_url is None:
-        return check("Redis", "info", "not used: SCHEDULER_MODE=local")
-    client = redis.Redis.from_url(
-        configured.redis_url.get_secret_value(),
-        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-        socket_timeout=REDIS_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
-    try:
-        client.set(PROBE_KEY, "1", ex=10)
-        return check("Redis", "ok", f"version {redis_version(client)}, takes writes")
-    except redis.AuthenticationError as error:
-        return check("Redis", "wrong", str(error), "put user and password into REDIS_URL: redis://user:password@host")
-    except redis.ReadOnlyError as error:
-        return check("Redis", "wrong", str(error), "REDIS_URL names a replica; it must name the primary")
-    except redis.ResponseError as error:
-        return check("Redis", "wrong", str(error), response_advice(str(error)))
-    except redis.RedisError as error:
-        return check("Redis", "wrong", str(error) or type(error).__name__, advice)
-    finally:
-        client.close()
-
-
-def response_advice(message: str) -> str:
-    """What to do about a refusal."""
-    if "maxmemory" in message:
-        return "Redis is full: raise maxmemory; its maxmemory-policy should be noeviction"
-    if "MISCONF" in message:
-        return "Redis cannot write to its disk; see its log"
-    return "see the log of Redis"
-
-
-def redis_version(client: redis.Redis) -> str:
-    """Its version, if it may be asked."""
-    with suppress(redis.RedisError):
-        return str(client.info("server")["redis_version"])
-    return "unknown"

@@ -154,6 +154,22 @@ def check_database_url(url: str) -> None:
         raise ValueError("has an invalid port; expected postgresql://user:password@host:5432/name")
     if not parsed.database:
         raise ValueError("names no database; expected postgresql://user:password@host:5432/name")
+    for name in parsed.query:
+        check_connection_option(name)
+
+
+def check_connection_option(name: str) -> None:
+    """Raise ValueError unless libpq has an option of that name."""
+    from psycopg2 import ProgrammingError
+    from psycopg2.extensions import parse_dsn
+
+    try:
+        parse_dsn(f"{name}=''")
+    except ProgrammingError:
+        raise ValueError(
+            f"has the option {name!r}, which libpq does not know; "
+            "see https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS"
+        ) from None
 
 
 def check_redis_url(url: str) -> None:

@@ -172,6 +172,15 @@ def test_a_wrong_database_url_is_refused_without_repeating_it(url, problem):
     assert SECRET not in message
 
 
+def test_an_option_that_libpq_does_not_know_is_refused_by_its_name():
+    message = refusal(
+        **{**GOOD, "DATABASE_URL": f"postgresql://rota:{SECRET}@db/rota?sslmode=require&ssl_cert={SECRET}"}
+    )
+
+    assert "DATABASE_URL has the option 'ssl_cert', which libpq does not know" in message
+    assert SECRET not in message
+
+
 @pytest.mark.parametrize(
     "url",
     ["postgresql://db/rota", "postgres://db/rota", "postgresql+psycopg2://u:p@db:5433/rota", "postgresql:///rota"],

@@ -26,6 +26,8 @@ from core.connections import READ_COMMITTED, OwnConnection, WatchedConnection
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
 #: How long connecting may take, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
+#: Texts go as UTF-8, whatever PGCLIENTENCODING or the URL says: any text may be an argument, a result or an error.
+CLIENT_ENCODING = "UTF8"
 #: A lost peer is noticed after about idle + interval × count seconds (tcp(7)). With a statement on its way to it the
 #: kernel sends no keepalives, and would try for a quarter of an hour; so it has a time-out, in milliseconds.
 KEEPALIVES = {
@@ -77,6 +79,7 @@ def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engi
         hide_parameters=True,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "client_encoding": CLIENT_ENCODING,
             "application_name": application,
             "connection_factory": WatchedConnection,
             **KEEPALIVES,

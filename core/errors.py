@@ -17,6 +17,7 @@ RotaError
 ├── NotMigrated            the database lacks a migration
 ├── LedgerError            PostgreSQL cannot be reached, or refused a query
 ├── HiddenLedger           the ledger exists, but the role cannot see it
+├── UnfitServers           PostgreSQL or Redis exists, and can never serve this process
 ├── BadProgress            progress that PostgreSQL cannot store
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
 
@@ -100,6 +101,10 @@ class LedgerError(RotaError):
 
 class HiddenLedger(RotaError):
     """The ledger exists, in a schema that the role may not use or that is not in its search_path."""
+
+
+class UnfitServers(RotaError):
+    """PostgreSQL or Redis exists, and can never serve this process; the message says why and what to do."""
 
 
 class BadProgress(RotaError):

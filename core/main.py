@@ -19,6 +19,7 @@ from dramatiq.middleware import CurrentMessage
 
 from core.ledger import outbox
 from core.middleware.fast_lane_retries import FastLaneRetries
+from core.middleware.fitness import FitServers
 from core.middleware.ledger_feed import LedgerFeeding
 from core.middleware.lifecycle import Lifecycle
 from core.middleware.liveness import Liveness
@@ -57,6 +58,7 @@ def build(process: WorkerProcess) -> RotaBroker:
     watch = RedisWatch(redis.probe(url), broker.wakeups.look_around)
     carrier = RedisCarrier(broker.redis_queues, watch.is_away.is_set)
     outbox.attach(carrier)
+    fitness = process.fitness(redis.probe(url))
     may_lose_redis = configured.mode == "auto"
 
     lease_seconds = configured.lease_seconds
@@ -65,6 +67,7 @@ def build(process: WorkerProcess) -> RotaBroker:
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     if may_lose_redis:
         broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis
+    broker.add_middleware(FitServers(fitness))  # asks before anything is begun with them
     broker.add_middleware(  # registers before the first message, leaves after the last
         Lifecycle(
             heartbeat,
@@ -80,6 +83,7 @@ def build(process: WorkerProcess) -> RotaBroker:
 
     @cache
     def announce_scheduler() -> None:
+        fitness.refuse_unfit()
         announced = process.heartbeat("scheduler")
         announced.start()
         atexit.register(announced.stop)

@@ -108,6 +108,8 @@ def run_everything(
     grace: float,
 ) -> None:
     """Start all there is, keep it running, and end it when asked to."""
+    from core.operations import fitness
+
     is_local = configured.mode == "local"
     with ExitStack() as stack:
         channel = stack.enter_context(ChannelServer())
@@ -122,6 +124,7 @@ def run_everything(
             raise RotaError("the tables could not be brought up to date; see above")
         stack.callback(supervisor.stop, grace)
         configured = settings.load(environ)
+        fitness.refuse_unfit(configured)
         for command in [
             *workers(environ, configured, channel, processes, threads, grace=grace),
             *metrics_server(environ, configured),

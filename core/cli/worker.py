@@ -65,9 +65,12 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
       rota worker -Q billing -Q reports --processes 1
       SCHEDULER_MODE=local rota worker
     """
+    from core.operations import fitness
+
     configured = settings.load()
     logs.configure(configured.log_format, configured.log_level)
     processes = number_of(processes, configured)
+    fitness.refuse_unfit(configured)
     with (
         Signals() as signals,
         guarded() as guard,

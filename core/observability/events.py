@@ -471,6 +471,15 @@ class ProcessLost(Event):
     process: str
 
 
+@event("process.unfit", ERROR, "{problems}")
+class ProcessUnfit(Event):
+    """PostgreSQL or Redis answers at last, or Redis is now that of another ledger, and this process can never work with
+    it. The process ends. The event says what is wrong and what to do; so does `rota check`.
+    """
+
+    problems: str
+
+
 @event("process.child_ended", WARNING, "process {pid}, which the job forked, left the job's function by {error}")
 class ProcessChildEnded(Event):
     """A child that a job has forked was to end by itself, and raised. It ended there; the run is its parent's. The

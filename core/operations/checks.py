@@ -1,5 +1,6 @@
 """One answer of ``rota check``."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from core.operations.shape import Shape
@@ -19,3 +20,8 @@ class Check(Shape):
 def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
     """One answer."""
     return Check(name=name, outcome=outcome, found=found, advice=advice)
+
+
+def wrong(found: Iterable[Check]) -> list[Check]:
+    """Those answers that are wrong."""
+    return [answer for answer in found if answer.outcome == "wrong"]

@@ -12,10 +12,10 @@ from sqlalchemy.exc import DBAPIError
 from core import database, settings
 from core.errors import SettingsError
 from core.jobs.registry import Registry, words_on_grace
-from core.ledger import history, overdue, pauses
+from core.ledger import history, identity, overdue, pauses
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
-from core.operations import redis_fitness, standings
+from core.operations import postgres_fitness, redis_fitness, standings
 from core.operations.checks import Check, Outcome, check
 from core.operations.pauses import in_words
 from core.operations.shape import Shape
@@ -123,12 +123,15 @@ def ledger(
     try:
         with around.ledger(configured) as engine, engine.connect() as connection:
             yield version(connection)
+            yield from needed_for_working(postgres_fitness.fitness(connection, engine), purpose)
             if unseen := whereabouts.hidden(connection):
                 yield check("schema", "wrong", unseen.found, unseen.remedy)
                 return
             yield from rights(connection, registry, purpose)
             histories = upgrade.status(engine, registry)
             yield from migrations(histories, purpose)
+            if this := identity.of(connection):
+                yield from needed_for_working(redis_fitness.carried(configured, this), purpose)
             if all(found.is_current for found in histories if found.plugin == loading.CORE):
                 needs_scheduler = configured.mode != "local"
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
@@ -136,6 +139,9 @@ def ledger(
                 yield from (check(f"pause of {pause.scope}", "info", in_words(pause)) for pause in active)
                 yield from slots(connection, registry, active, live=live)
     except DBAPIError as error:
+        if hopeless := postgres_fitness.hopeless(error):
+            yield hopeless
+            return
         advice = "" if database.remedy(error) else around.advice
         rights_needed = database.RIGHTS_TO_LOOK if purpose == "looking" else database.RIGHTS
         yield check("PostgreSQL", "wrong", database.brief(error, rights_needed), advice)

@@ -1,5 +1,6 @@
-"""Whether Redis is fit to carry messages: one function per question."""
+"""Whether Redis is fit to carry the messages of this ledger: one function per question."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import redis
@@ -8,10 +9,15 @@ from redis.retry import Retry
 
 from core.operations.checks import Check, check
 from core.settings import Settings
+from core.transport.redis import ownership
 
 TIMEOUT_SECONDS = 3
 #: Written and deleted to see whether Redis takes writes.
 PROBE_KEY = "rota:check"
+ANOTHER_REDIS = (
+    "give each service a Redis of its own, or another database of it (redis://…/1). If this ledger replaces that one "
+    f"(restored, copied, moved or upgraded), stop all workers and schedulers, and run `redis-cli DEL {ownership.KEY}`"
+)
 
 
 def carrier(configured: Settings, advice: str) -> Check:
@@ -48,6 +54,31 @@ def redis_version(client: redis.Redis) -> str:
     with suppress(redis.RedisError):
         return str(client.info("server")["redis_version"])
     return "unknown"
+
+
+def carried(configured: Settings, ledger: str) -> Iterator[Check]:
+    """Whether Redis carries the messages of ``ledger``, as far as Redis can be asked."""
+    if configured.mode == "local" or configured.redis_url is None:
+        return
+    client = connected(configured.redis_url.get_secret_value())
+    try:
+        yield belongs(ownership.owner(client), ledger)
+    except redis.RedisError:
+        return  # ``carrier`` says why
+    finally:
+        client.close()
+
+
+def belongs(owner: str | None, ledger: str) -> Check:
+    """Whether Redis is that of ``ledger``, by whose it says it is."""
+    name = "ledger of Redis"
+    if owner is None:
+        return check(name, "ok", "none yet; the first worker makes it this one's")
+    if owner == ledger:
+        return check(name, "ok", "this one")
+    return check(
+        name, "wrong", f"Redis carries the messages of the ledger {owner}; this one is {ledger}", ANOTHER_REDIS
+    )
 
 
 def connected(url: str) -> redis.Redis:

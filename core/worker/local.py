@@ -17,6 +17,7 @@ from dramatiq.worker import Worker
 
 from core.ledger import outbox
 from core.middleware.fast_lane_retries import FastLaneRetries
+from core.middleware.fitness import FitServers
 from core.middleware.ledger_feed import LedgerFeeding
 from core.middleware.lifecycle import Lifecycle
 from core.middleware.liveness import Liveness
@@ -41,6 +42,7 @@ def build(process: WorkerProcess) -> LocalBroker:
     broker.add_middleware(CurrentMessage())  # next, so that everything below can ask which message it is about
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only way that runs come here
+    broker.add_middleware(FitServers(process.fitness()))  # asks before anything is begun with them
     broker.add_middleware(Lifecycle(heartbeat, process.dispatcher(carrier), process.watchdog()))  # as in core/main.py
     broker.add_middleware(Recycling(process.recycling_limits))  # counts what has ended
     broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it

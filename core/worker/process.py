@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 
+import redis
 from sqlalchemy import Engine
 
 from core import database, settings
@@ -24,6 +25,7 @@ from core.plugins import loading, unread_settings
 from core.settings import Settings
 from core.worker.completions import Completions
 from core.worker.executor import Executor
+from core.worker.fitness import Fitness
 from core.worker.heartbeat import Heartbeat
 from core.worker.ledger_feed import LedgerFeed
 from core.worker.membership import Membership, application_name, process_name
@@ -69,6 +71,10 @@ class WorkerProcess:
             orphan_seconds=self.configured.orphan_seconds,
             redis_lost_seconds=math.inf if self.configured.mode == "local" else REDIS_LOST_SECONDS,
         )
+
+    def fitness(self, client: redis.Redis | None = None) -> Fitness:
+        """What refuses servers with which this process can never work; ``client`` must fail within about a second."""
+        return Fitness(self.engine, client)
 
     def watchdog(self) -> Watchdog:
         """What ends this process, should a job not let anything else run for longer than a lease."""

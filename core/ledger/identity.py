@@ -1,0 +1,22 @@
+"""Which ledger this is: the cluster of PostgreSQL, the database in it and the schema in that.
+
+A standby that is promoted is the same ledger. A copy that was restored from a dump, or moved to another cluster, is
+another one.
+"""
+
+from sqlalchemy import Connection, text
+
+#: https://www.postgresql.org/docs/16/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM: every role may ask, by default.
+MAY_ASK = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+IDENTITY = text("""
+    SELECT concat_ws('/', system_identifier, pg_database.oid, nspname)
+    FROM pg_control_system(), pg_database, pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE datname = current_database() AND pg_class.oid = to_regclass('rota_runs')
+""")
+
+
+def of(connection: Connection) -> str | None:
+    """The identity of the ledger; None if it is not migrated, or the role may not ask for it."""
+    if not connection.execute(MAY_ASK).scalar_one():
+        return None
+    return connection.execute(IDENTITY).scalar_one_or_none()

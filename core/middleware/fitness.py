@@ -1,0 +1,22 @@
+"""A worker refuses servers on which it can never do its work, before it takes the first message."""
+
+from dramatiq.broker import Broker
+from dramatiq.middleware import Middleware
+from dramatiq.worker import Worker
+
+from core.worker.fitness import Fitness
+
+
+class FitServers(Middleware):
+    """Has the servers asked with the worker."""
+
+    def __init__(self, fitness: Fitness) -> None:
+        self._fitness = fitness
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Raises SystemExit, which Dramatiq lets through and does not log as it does an exception."""
+        self._fitness.refuse_unfit()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Ask no more."""
+        self._fitness.stop()

@@ -1,0 +1,49 @@
+"""What keeps a process from ever working with its servers; one that is away is waited for, and is no such thing."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from core.errors import UnfitServers
+from core.ledger import identity
+from core.operations import connections, postgres_fitness, redis_fitness
+from core.operations.checks import Check, wrong
+from core.settings import Settings
+
+STATEMENT_TIMEOUT_SECONDS = 5
+
+
+def refuse_unfit(configured: Settings) -> None:
+    """Raise UnfitServers if no waiting would mend what is wrong with the servers."""
+    problems: list[Check] = []
+    with suppress(DBAPIError), connections.ledger(configured, "rota-cli", STATEMENT_TIMEOUT_SECONDS) as engine:
+        problems = of_postgresql(engine)
+        if not problems and (ledger := ledger_of(engine)):
+            problems = wrong(redis_fitness.carried(configured, ledger))
+    if problems:
+        raise UnfitServers(in_words(problems))
+
+
+def of_postgresql(engine: Engine) -> list[Check]:
+    """What is wrong with PostgreSQL for good. Raises SQLAlchemy's DBAPIError if it cannot be asked now."""
+    try:
+        with engine.connect() as connection:
+            return wrong(postgres_fitness.never(connection, engine))
+    except DBAPIError as error:
+        if problem := postgres_fitness.hopeless(error):
+            return [problem]
+        raise
+
+
+def ledger_of(engine: Engine) -> str | None:
+    """The identity of the ledger, if it can be told. Raises SQLAlchemy's DBAPIError."""
+    with engine.connect() as connection:
+        return identity.of(connection)
+
+
+def in_words(problems: Iterable[Check]) -> str:
+    """Each problem with what to do, one to a line."""
+    lines = [f"  {problem.name}: {problem.found}: {problem.advice}" for problem in problems]
+    return "\n".join(["this process can never work with these servers:", *lines])

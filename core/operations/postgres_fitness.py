@@ -1,0 +1,143 @@
+"""Whether PostgreSQL is fit to keep a ledger, beyond being there: one function per question."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.engine import URL
+
+from core import database
+from core.connections import READ_COMMITTED, WatchedConnection
+from core.operations.checks import Check, check
+
+#: The only encoding that holds whatever a job returns or raises.
+ENCODING = "UTF8"
+NEW_DATABASE = (
+    "make another database (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0) and restore a dump into it; "
+    "the encoding of a database cannot be changed"
+)
+#: Values of libpq's target_session_attrs that choose a server without writes.
+STANDBYS = {"read-only", "standby", "prefer-standby"}
+WRITES = text("""
+    SELECT pg_is_in_recovery() AS is_standby, setting = 'on' AS is_read_only, source
+    FROM pg_settings WHERE name = 'default_transaction_read_only'
+""")
+PRIMARY = "DATABASE_URL must name the primary; with several hosts, add target_session_attrs=read-write"
+#: A server process, also if the next connection leads to another server.
+BACKEND = text("SELECT pg_backend_pid(), pg_postmaster_start_time()")
+SESSION_MODE = "set pool_mode = session for this database in the pooler, or connect directly"
+#: Errors of connecting that no waiting mends, by what they say (libpq, PostgreSQL, PgBouncer), with what to do.
+HOPELESS = (
+    (
+        re.compile(r"unsupported startup parameter"),
+        "add the parameter to ignore_startup_parameters of PgBouncer, or remove it from DATABASE_URL and PGOPTIONS",
+    ),
+    (
+        re.compile(
+            r"^invalid \S+ value|unrecognized configuration parameter"
+            r"|invalid value for parameter|invalid command-line argument"
+        ),
+        "mend the options of DATABASE_URL, and PGOPTIONS if it is set",
+    ),
+)
+
+
+def fitness(connection: Connection, engine: Engine) -> Iterator[Check]:
+    """All answers."""
+    yield encoding(connection)
+    yield writes(connection)
+    yield from isolation(connection)
+    yield pooling(connection, engine)
+
+
+def encoding(connection: Connection) -> Check:
+    """Whether every text can be stored. Rota's own connections use UTF8, whatever PGCLIENTENCODING says."""
+    name = "PostgreSQL encoding"
+    found = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if found == ENCODING:
+        return check(name, "ok", found)
+    return check(name, "wrong", f"the database has the encoding {found}; it must be {ENCODING}", NEW_DATABASE)
+
+
+def writes(connection: Connection) -> Check:
+    """Whether transactions may write."""
+    name = "PostgreSQL writes"
+    row = connection.execute(WRITES).one()
+    if row.is_standby:
+        return check(name, "wrong", "the server is a standby, and takes none", PRIMARY)
+    if row.is_read_only:
+        said = f"default_transaction_read_only is on (source: {row.source})"
+        return check(name, "wrong", said, read_write(row.source))
+    return check(name, "ok", "taken")
+
+
+def read_write(source: str) -> str:
+    """How to have transactions write again, by where PostgreSQL says the setting is from."""
+    statements = {
+        "database": "ALTER DATABASE … RESET default_transaction_read_only",
+        "user": "ALTER ROLE … RESET default_transaction_read_only",
+        "database user": "ALTER ROLE … IN DATABASE … RESET default_transaction_read_only",
+        "client": "remove it from the options of DATABASE_URL, or from PGOPTIONS",
+    }
+    return statements.get(source, "ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf()")
+
+
+def never_writes(connection: Connection, url: URL) -> Iterator[Check]:
+    """Whether this process has itself asked for what takes no writes; a standby may be promoted, and is waited for."""
+    wanted = url.query.get("target_session_attrs")
+    if wanted in STANDBYS:
+        said = f"target_session_attrs={wanted} chooses a server that takes none"
+        yield check("PostgreSQL writes", "wrong", said, "DATABASE_URL needs target_session_attrs=read-write")
+    elif connection.execute(WRITES).one().source == "client":
+        yield writes(connection)
+
+
+def isolation(connection: Connection) -> Iterator[Check]:
+    """Which isolation transactions have by default, if it is not PostgreSQL's own; Rota's connections set theirs."""
+    driver: Any = connection.connection.dbapi_connection
+    if isinstance(driver, WatchedConnection) and driver.default_isolation != READ_COMMITTED:
+        said = f"{driver.default_isolation} by default; Rota's transactions and jobs use {READ_COMMITTED} all the same"
+        yield check("PostgreSQL isolation", "info", said, "a job that needs another level says so: @job(isolation=…)")
+
+
+def pooling(connection: Connection, engine: Engine) -> Check:
+    """Whether a connection keeps its session from one transaction to the next.
+
+    A pooler in transaction mode gives each transaction a server process that happens to be idle, so that two
+    connections may have the same one, and one may have two. Which is idle depends on the pooler: the last that was used
+    (then a transaction that stays open takes it away), or the one that was idle for longest (then two transactions in a
+    row differ).
+    """
+    name = "PostgreSQL pooling"
+    before = [backend(connection), backend(connection)]
+    with engine.connect() as other:
+        between = other.execute(BACKEND).one()
+        is_kept = len({*before}) == 1 and between not in before and backend(connection) == before[0]
+    if is_kept:
+        return check(name, "ok", "a connection keeps its session")
+    said = "a pooler in transaction mode: a connection does not keep its session, which locks and LISTEN need"
+    return check(name, "wrong", said, SESSION_MODE)
+
+
+def backend(connection: Connection) -> object:
+    """The server process of one transaction."""
+    found = connection.execute(BACKEND).one()
+    connection.commit()
+    return found
+
+
+def hopeless(error: BaseException) -> Check | None:
+    """What is wrong and what to do, if connecting failed in a way that no waiting mends."""
+    said = database.brief(error)
+    for pattern, advice in HOPELESS:
+        if pattern.search(said):
+            return check("PostgreSQL", "wrong", said, advice)
+    return None
+
+
+def never(connection: Connection, engine: Engine) -> Iterator[Check]:
+    """The answers on which a process refuses to start if they are wrong: no waiting mends them."""
+    yield encoding(connection)
+    yield from never_writes(connection, engine.url)
+    yield pooling(connection, engine)

@@ -1,0 +1,80 @@
+"""Refuses servers with which this process can never work, at the start and as soon as they can be asked.
+
+A server that is away is waited for, as ever. Redis is asked again every minute: it may have been emptied, and another
+service may have been pointed to it.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+import redis
+from sqlalchemy import Engine
+
+from core.database import DATABASE_AWAY
+from core.observability.events import ProcessUnfit, emit
+from core.operations import fitness, redis_fitness
+from core.operations.checks import Check, wrong
+from core.transport.redis import ownership
+
+#: How long the start of a process waits for the servers' answers, in seconds.
+ANSWER_SECONDS = 2.0
+#: After how long what did not answer is asked again, and Redis if all did, in seconds.
+AGAIN_SECONDS = 5.0
+REDIS_AGAIN_SECONDS = 60.0
+
+
+class Fitness(threading.Thread):
+    """Asks PostgreSQL once, and Redis every minute; ends the process if one of them will not do."""
+
+    def __init__(self, engine: Engine, client: redis.Redis | None) -> None:
+        """``client`` must fail within about a second; None: this process uses no Redis."""
+        super().__init__(name="rota-fitness", daemon=True)
+        self._engine = engine
+        self._client = client
+        self._ledger: str | None = None
+        self._problems: list[Check] | None = None
+        self._has_asked = threading.Event()
+        self._is_at_work = threading.Event()
+        self._stopping = threading.Event()
+
+    def refuse_unfit(self) -> None:
+        """Start to ask, and end the process with status 1 and a clear message if the answers are such."""
+        self.start()
+        self._has_asked.wait(ANSWER_SECONDS)
+        if self._problems:
+            sys.exit(f"rota: {fitness.in_words(self._problems)}")
+        self._is_at_work.set()
+
+    def run(self) -> None:
+        """Ask until stopped."""
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            pause = REDIS_AGAIN_SECONDS if self._ask() else AGAIN_SECONDS
+            self._has_asked.set()
+            if self._problems and self._is_at_work.is_set():
+                emit(ProcessUnfit(fitness.in_words(self._problems)))
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._stopping.set()
+
+    def _ask(self) -> bool:
+        """Whether all have answered, and will do."""
+        try:
+            if self._problems is None:
+                self._problems = fitness.of_postgresql(self._engine)
+            self._ledger = self._ledger or fitness.ledger_of(self._engine)
+            self._problems = self._problems or self._of_redis()
+        except (*DATABASE_AWAY, redis.RedisError):
+            return False
+        return self._ledger is not None and not self._problems
+
+    def _of_redis(self) -> list[Check]:
+        if self._client is None or self._ledger is None:
+            return []
+        owner = ownership.claim(self._client, self._ledger)
+        return wrong([redis_fitness.belongs(owner, self._ledger)])

@@ -67,6 +67,11 @@ def end() -> None:
     _Here.is_working = False
 
 
+def is_working() -> bool:
+    """Whether this process works on jobs."""
+    return _Here.is_working
+
+
 def is_child() -> bool:
     """Whether this is a child that a job has forked, or a child of that."""
     return _Here.is_child

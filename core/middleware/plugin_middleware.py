@@ -39,7 +39,7 @@ class PluginMiddleware(Layer):
         assert execution.run is not None, "a session comes first"
         execution.attempt = Attempt(execution.job, execution.run)
         surrounding = Surrounding(execution, execution.attempt)
-        return copy_context().run(surrounding.call, registered, proceed)
+        return surrounding.call(registered, proceed)
 
     def ended(self, execution: Execution, status: str) -> None:
         """Tell each what the ledger has recorded."""
@@ -54,7 +54,7 @@ class PluginMiddleware(Layer):
         give_up = partial(self._give_up, each)
         try:
             watch = limited(ENDED_SOFT, ENDED_HARD, on_soft=nothing, on_hard=give_up)
-            watch.hold(partial(each.middleware.ended, attempt, status))
+            copy_context().run(watch.hold, partial(each.middleware.ended, attempt, status))
         except TimeLimitExceeded:
             emit(MiddlewareFailed(each.plugin, each.name, f"its `ended` took longer than {ENDED_SOFT}"))
         except BaseException as error:  # noqa: BLE001 — the run has ended

@@ -491,6 +491,26 @@ class ProcessChildEnded(Event):
     error: str
 
 
+@event("process.state_put_back", WARNING, "{what} was changed by {jobs}, and is put back")
+class ProcessStatePutBack(Event):
+    """A run left something changed for every job of its process. It is as before; said once for each thing and job."""
+
+    #: The job; several, if their runs went on side by side; ``a job``, if that cannot be told.
+    jobs: str
+    what: str
+
+
+@event("process.state_kept", INFO, "{what} was changed by {jobs}, and stays so")
+class ProcessStateKept(Event):
+    """A run left something changed for every job of its process, or threads. It stays, since a library may count on
+    it; said once for each thing and job.
+    """
+
+    #: The job; several, if their runs went on side by side.
+    jobs: str
+    what: str
+
+
 @event("process.recycling", INFO, "this process is to be replaced after {messages} messages: {reason}")
 class ProcessRecycling(Event):
     """This process has worked on many messages or holds much memory, and asks to be replaced. No failure."""

@@ -19,8 +19,10 @@ from core.middleware.db_session import DatabaseSession
 from core.middleware.execution import LOST, RECORDING, Carried, Execution, surrounded
 from core.middleware.failures import Failures
 from core.middleware.forked_children import ForkedChildren
+from core.middleware.leftovers import Leftovers
 from core.middleware.metrics import Metrics
 from core.middleware.overlap_lock import OverlapLock
+from core.middleware.own_context import OwnContext
 from core.middleware.plugin_middleware import PluginMiddleware
 from core.middleware.time_limits import TimeLimits
 from core.worker.claiming import Claims
@@ -52,10 +54,13 @@ class Executor:
         self.claims = Claims(engine, membership, worker, suspected_after)
         recorder = Recorder(engine, membership)
         last_resort = LastResort(engine, membership, completions)
+        leftovers = Leftovers()
         #: What surrounds each run, outermost first.
         self._around_runs = [
+            OwnContext(),  # whatever context variables are set below, the thread's next run has none of them
             OverlapLock(self.claims),  # claims the run, or it goes no further; the lease is in hand until it has ended
             Metrics(),  # job, run, slot and attempt on every line of the log from here on; counts and times
+            leftovers,  # puts back what a run has changed for its whole process, or says so
             Failures(recorder),  # records what is raised below, once that is rolled back
             Conflicts(recorder),  # repeats what is below, if PostgreSQL has given it up for another transaction
             DatabaseSession(engine, recorder, completions),  # fenced by the lease; committed with success
@@ -66,7 +71,9 @@ class Executor:
         ]
         #: What surrounds each message of the fast lane, which has neither lease nor outcome in the ledger.
         self._around_messages = [
+            OwnContext(),
             Metrics(),
+            leftovers,
             DatabaseSession(engine, recorder, completions),
             TimeLimits(last_resort),
             ForkedChildren(),

@@ -337,6 +337,17 @@ class TestBadMiddleware:
 
         assert (seen, variable.get()) == (["left behind"], "before")
 
+    def test_what_it_leaves_in_context_variables_when_told_of_the_end_ends_there(self, run_job, around):
+        variable = ContextVar("variable", default="before")
+
+        class Leaving(RunMiddleware):
+            def ended(self, attempt, state):
+                variable.set("left behind")
+
+        run_job(around(succeed, Leaving()))
+
+        assert variable.get() == "before"
+
 
 def hang(seconds=30):
     """In Python, so that it can be interrupted."""

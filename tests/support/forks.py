@@ -1,4 +1,4 @@
-"""A fleet whose jobs fork."""
+"""Plugins of jobs that fork or are untidy, beside the chaos jobs; and runs of theirs."""
 
 import json
 import shutil
@@ -11,20 +11,19 @@ from sqlalchemy import text
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet
 
-JOBS = Path(__file__).with_name("forking.py")
 OVER = ("succeeded", "dead", "skipped")
 REQUEST = text("""
     INSERT INTO rota_runs (job, queue, exclusive, args) VALUES (:job, 'chaos', false, CAST(:args AS jsonb)) RETURNING id
 """)
 
 
-def install(folder: Path) -> None:
-    """Write the plugin of ``forking.py`` into ``folder``, beside the chaos jobs."""
-    info = folder / "forking-1.0.dist-info"
+def install(folder: Path, name: str = "forking") -> None:
+    """Write the plugin of the file of that name here into ``folder``, beside the chaos jobs."""
+    info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: forking\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[rota.plugins]\nforking = forking_jobs:plugin\n")
-    shutil.copy(JOBS, folder / "forking_jobs.py")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[rota.plugins]\n{name} = {name}_jobs:plugin\n")
+    shutil.copy(Path(__file__).with_name(f"{name}.py"), folder / f"{name}_jobs.py")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""What a run leaves behind in its process is put back, or said in the log; see ``core/worker/process_state.py``.
+
+Runs share their process. What has changed when one ends may be another's, which will put it back itself. So it is taken
+for left behind once every run that was at work when it was noticed has ended, and it is still the same.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from core import forks
+from core.middleware.execution import Execution, Layer, Proceed
+from core.observability.events import ProcessStateKept, ProcessStatePutBack, emit
+from core.worker import process_state
+from core.worker.process_state import Kind
+
+
+@dataclass(slots=True)
+class Change:
+    """Something that has changed."""
+
+    value: Any
+    #: The runs of which one did it.
+    suspects: set[Execution]
+
+    @property
+    def jobs(self) -> str:
+        """The names of their jobs."""
+        return ", ".join(sorted({each.job.name for each in self.suspects}))
+
+
+class Leftovers(Layer):
+    """Looks after each run whether the process is as it was before the first."""
+
+    def __init__(self) -> None:
+        self._at_work: set[Execution] = set()
+        self._kinds: tuple[Kind, ...] = ()
+        self._before: list[Any] = []
+        self._changes: dict[str, Change] = {}
+        self._said: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Look after the run, in a process that is there for jobs."""
+        if not forks.is_working():
+            return proceed(execution)
+        if not self._before:
+            self._begin()
+        self._at_work.add(execution)
+        try:
+            return proceed(execution)
+        finally:
+            self._at_work.discard(execution)
+            if self._read() != self._before or self._changes:
+                self._attend(execution)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._before:
+                self._kinds = process_state.kinds()
+                self._before = self._read()
+
+    def _read(self) -> list[Any]:
+        return [kind.read() for kind in self._kinds]
+
+    def _attend(self, execution: Execution) -> None:
+        with self._lock:
+            for place, (kind, now) in enumerate(zip(self._kinds, self._read(), strict=True)):
+                if now == self._before[place]:
+                    self._changes.pop(kind.name, None)
+                elif self._is_left_behind(kind, now, execution):
+                    self._settle(place, kind, self._changes.pop(kind.name))
+
+    def _is_left_behind(self, kind: Kind, now: Any, execution: Execution) -> bool:
+        change = self._changes.get(kind.name)
+        if change is None or change.value != now:
+            change = self._changes[kind.name] = Change(now, {execution, *self._at_work})
+        return change.suspects.isdisjoint(self._at_work)
+
+    def _settle(self, place: int, kind: Kind, change: Change) -> None:
+        before, jobs = self._before[place], change.jobs if kind.is_current else "a job"
+        what = kind.tell(before, change.value) if kind.tell else kind.name
+        if kind.put_back is not None:
+            kind.put_back(before)
+        self._before[place] = kind.read()
+        if what and (what, jobs) not in self._said:
+            self._said.add((what, jobs))
+            emit(ProcessStatePutBack(jobs, what) if kind.put_back else ProcessStateKept(jobs, what))

@@ -1,0 +1,14 @@
+"""A context of its own for each attempt: variables that a job sets are gone with it (``contextvars``)."""
+
+from contextvars import copy_context
+from typing import Any
+
+from core.middleware.execution import Execution, Layer, Proceed
+
+
+class OwnContext(Layer):
+    """Runs an attempt in a copy of its thread's context, which is never changed so."""
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """structlog's bound variables and the context of ``decimal`` are context variables, too."""
+        return copy_context().run(proceed, execution)

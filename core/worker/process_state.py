@@ -1,0 +1,188 @@
+"""What a job can change for its whole process: each kind, how it is read, and how it is put back.
+
+All are read after each run, so reading is cheap: no system call but that for the working directory. The umask, which
+only the text of a file tells without changing it, is read once a second.
+"""
+
+import gc
+import locale
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STATUS = Path("/proc/self/status")
+UMASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
+UMASK_SECONDS = 1.0
+#: Whose threads stay because they are the service's.
+OWN_THREADS = ("core.", "dramatiq.")
+OWN_NAME = "rota-"
+
+root = logging.getLogger()
+ours = logging.getLogger("rota.run")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One thing that a process has one of. What has no ``put_back`` stays: a library may count on it."""
+
+    name: str
+    read: Callable[[], Any]
+    put_back: Callable[[Any], object] | None = None
+    #: What has changed, for the log; empty: nothing to tell of. Never a value, which may be secret.
+    tell: Callable[[Any, Any], str] | None = None
+    #: Whether what is read is how it is now, so that it tells which run has changed it.
+    is_current: bool = True
+
+
+def folder() -> str | None:
+    """The working directory; None if it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+class Umask:
+    """The umask as it was within the last second; None where the system does not tell."""
+
+    def __init__(self) -> None:
+        self._value: int | None = None
+        self._read_at = float("-inf")
+
+    def read(self) -> int | None:
+        """Read it, if that is a second ago."""
+        now = time.monotonic()
+        if now >= self._read_at + UMASK_SECONDS:
+            self._read_at = now
+            self._value = self._told()
+        return self._value
+
+    def put_back(self, value: int | None) -> None:
+        """Set it."""
+        if value is not None:
+            os.umask(value)
+            self._value = value
+
+    def _told(self) -> int | None:
+        try:
+            found = UMASK.search(STATUS.read_text())
+        except OSError:
+            return None
+        return int(found[1], 8) if found else None
+
+
+class Shield:
+    """A standard stream as jobs have it: closing it closes nothing that the log or another job writes to."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> Any:
+        """Write ``text``. Raises ValueError once a job has closed this."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        return self._stream.write(text)
+
+    def close(self) -> None:
+        """Take no more."""
+        self.closed = True
+
+
+class Stream:
+    """``sys.stdout`` or ``sys.stderr``, shielded."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._stream = getattr(sys, name)
+        self.put_back()
+
+    def read(self) -> tuple[Any, bool]:
+        """The stream, and whether it is closed."""
+        stream = getattr(sys, self._name)
+        return stream, getattr(stream, "closed", False)
+
+    def put_back(self, _before: object = None) -> None:
+        """Have it where it was, and open."""
+        setattr(sys, self._name, Shield(self._stream) if self._stream is not None else None)
+
+
+def logging_state() -> tuple[Any, ...]:
+    """Where the log goes, from which level on, and whether anything has switched it off."""
+    return (*root.handlers, root.level, root.manager.disable, ours.disabled)
+
+
+def put_back_logging(before: tuple[Any, ...]) -> None:
+    """Have the log go where it went. ``dictConfig`` disables every logger that it does not name."""
+    *handlers, level, disabled, _ = before
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.disable(disabled)
+    for logger in root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
+class Threads:
+    """The threads that are not the service's. They are listed only when their number has changed."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._listed: frozenset[threading.Thread] = frozenset()
+
+    def read(self) -> frozenset[threading.Thread]:
+        """Those that are alive."""
+        count = threading.active_count()
+        if count != self._count:
+            self._count = count
+            self._listed = frozenset(thread for thread in threading.enumerate() if not is_own(thread))
+        return self._listed
+
+
+def is_own(thread: threading.Thread) -> bool:
+    """Whether a thread is the service's."""
+    return thread.name.startswith(OWN_NAME) or type(thread).__module__.startswith(OWN_THREADS)
+
+
+def come(before: frozenset[threading.Thread], now: frozenset[threading.Thread]) -> str:
+    """The names of the threads that have come; nothing if threads have only ended."""
+    names = ", ".join(sorted(thread.name for thread in now - before))
+    return f"threads {names}" if names else ""
+
+
+def variables(before: dict[Any, Any], now: dict[Any, Any]) -> str:
+    """The names of the variables that differ."""
+    changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    return "environment variables " + ", ".join(sorted(os.fsdecode(name) for name in changed))
+
+
+def kinds() -> tuple[Kind, ...]:
+    """All kinds, for this process."""
+    umask, stdout, stderr = Umask(), Stream("stdout"), Stream("stderr")
+    environ: dict[Any, Any] = vars(os.environ)["_data"]  # as a dictionary it would be decoded each time
+    return (
+        Kind("working directory", folder, os.chdir),
+        Kind("umask", umask.read, umask.put_back, is_current=False),
+        Kind("locale", lambda: locale.setlocale(locale.LC_ALL), lambda value: locale.setlocale(locale.LC_ALL, value)),
+        Kind("default socket timeout", socket.getdefaulttimeout, socket.setdefaulttimeout),
+        Kind("garbage collector", gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()),
+        Kind("sys.stdout", stdout.read, stdout.put_back),
+        Kind("sys.stderr", stderr.read, stderr.put_back),
+        Kind("logging", logging_state, put_back_logging),
+        Kind("environment variables", environ.copy, tell=variables),
+        Kind("sys.path", sys.path.copy),
+        Kind("warnings filters", lambda: list(warnings.filters)),
+        Kind("threads", Threads().read, tell=come),
+    )

@@ -1,1 +1,1 @@
-"""The loop that hands due runs from the ledger to Redis: one active in the fleet, its work a list of small passes."""
+"""The dispatcher sends due runs from the ledger to Redis, in small passes; one dispatcher leads in the fleet."""

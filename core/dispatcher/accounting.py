@@ -1,7 +1,7 @@
 """Accounts for every slot of every schedule: queued, or missed with a reason.
 
-periodiq inserts slots at their time. Half a second later this pass inserts those it did not, and after an outage it
-applies each job's misfire policy to all that came due meanwhile.
+periodiq inserts slots at their time. Half a second later this pass inserts the slots that periodiq did not insert.
+After an outage it applies each job's misfire policy to all slots that came due during the outage.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.scheduling.misfires import HEAD_START, count_missed, is_late, verdicts
 
-#: How many slots are accounted for in one pass, and how many of one job at least.
+#: The most slots that one pass accounts for, and the least share of one job.
 MOST_AT_ONCE = 10_000
 LEAST_OF_ONE_JOB = 100
 
@@ -29,14 +29,14 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(slots=True)
 class PastPauses:
-    """The pauses of one pass, asked for if a slot is late, and again only if one is later still."""
+    """The pauses in one pass; read when a slot is late, and read again only for an even later slot."""
 
     connection: Connection
     since: datetime | None = None
     found: list[Pause] = field(default_factory=list)
 
     def of(self, scopes: Sequence[str], due: list[datetime], now: datetime) -> list[Pause]:
-        """Those of ``scopes`` since the first of the slots ``due``; none matters where all are in time."""
+        """The pauses of ``scopes`` since the first of the slots ``due``; empty if all slots are in time."""
         if not is_late(due, now):
             return []
         if self.since is None or due[0] < self.since:
@@ -46,13 +46,13 @@ class PastPauses:
 
 @dataclass(slots=True)
 class Accountant:
-    """What the active dispatcher remembers between passes; the ledger has it too."""
+    """The leader's state between passes; the ledger has it too."""
 
     registry: Registry
     marks: dict[str, Watermark]
-    #: The first slot of each job that is not accounted for, so that a pass need not compute what is not due.
+    #: For each job the first slot that is not accounted for, so that a pass computes due slots only.
     next_slots: dict[str, datetime] = field(default_factory=dict)
-    #: The first of them all; None: there is no schedule.
+    #: The earliest of these; None if no job has a schedule.
     next_at: datetime | None = field(default=LONG_AGO)
 
     def is_due(self, now: datetime) -> bool:
@@ -60,7 +60,7 @@ class Accountant:
         return self.next_at is not None and self.next_at <= now - HEAD_START
 
     def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
-        """Insert the slots that are due and that nobody has inserted."""
+        """Insert the due slots that no process has inserted."""
         now = history.now(connection)
         changed: dict[str, Watermark] = {}
         due: list[tuple[Job, SlotRow]] = []
@@ -83,7 +83,7 @@ class Accountant:
     def _account_for(
         self, job: Job, now: datetime, paused: PastPauses, found: list[tuple[Job, SlotRow]], most: int
     ) -> Watermark | None:
-        """Add to what was ``found`` due the slots of ``job``; return its new watermark, if it moves."""
+        """Add the due slots of ``job`` to ``found``; return its new watermark, if it changes."""
         assert job.schedule is not None
         spec, until = str(job.schedule), now - HEAD_START
         mark = self.marks.get(job.name)

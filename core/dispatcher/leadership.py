@@ -1,9 +1,10 @@
-"""Who dispatches: whoever holds one PostgreSQL advisory lock, for as long as that connection lives.
+"""Leadership: the process that holds one PostgreSQL advisory lock dispatches, as long as its connection lives.
 
-A leader whose process fell silent (paused, cut off) still holds the lock. Whoever waits for it closes that connection
-as soon as the leader's lease has expired, and the lock is free. A leader that alone is cut off from Redis steps down.
+A leader whose process stopped (paused, cut off) still holds the lock. As soon as the leader's lease has expired, a
+waiting process closes that connection, which frees the lock. A leader that loses Redis while other workers can lead
+steps down.
 
-Two that both believe they lead would do no harm: every step is a conditional statement that only one can win.
+Two processes that both believe they lead do no harm: every step is a conditional statement that only one can win.
 """
 
 import random
@@ -17,10 +18,10 @@ from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
 from core.observability.events import DispatcherDeposed, emit
 
-#: How many ask for leadership in one interval, however many wait for it.
+#: How many processes ask for leadership in one interval, however many are waiting.
 MOST_ASKING = 10
 
-#: Ask for the lock, and close the connection of a leader that holds it and fell silent.
+#: Asks for the lock, and closes the connection of a leader that holds it and whose lease has expired.
 ASK = Prepared(
     "rota_lead",
     (),
@@ -41,7 +42,7 @@ ASK = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Whether another worker lives that could lead.
+#: Whether another live worker could lead.
 OTHERS = text("""
     SELECT EXISTS (
         SELECT 1 FROM rota_processes
@@ -58,13 +59,13 @@ class Answer:
     workers: int
 
     def pause_seconds(self, every_seconds: float) -> float:
-        """How long to wait before asking again, so that many who wait ask no more often between them than a few do."""
+        """How long to wait before asking again; longer with many workers, so that together they ask as rarely."""
         crowd = self.workers / MOST_ASKING
         return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
 
 
 def ask(connection: Connection) -> Answer:
-    """Ask for leadership, and once it is won listen for runs that are due at once."""
+    """Ask for leadership; if it is won, also listen for runs that are due at once."""
     ((is_won, workers, silent_leader, _),) = ASK.rows(connection)
     if is_won:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
@@ -74,10 +75,10 @@ def ask(connection: Connection) -> Answer:
 
 
 def has_others(connection: Connection) -> bool:
-    """Whether other workers live, who wait to lead."""
+    """Whether there are other live workers, which wait to lead."""
     return bool(connection.execute(OTHERS).scalar_one())
 
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:
-    """Wait until runs were requested, at most for the time-out; return whether they were."""
+    """Wait until runs are requested, at most for the time-out; return whether they were."""
     return sessions.wait_for_notification(connection, timeout_seconds)

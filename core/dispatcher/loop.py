@@ -34,16 +34,16 @@ from core.observability.events import (
 from core.observability.logs import EmitOnce
 from core.scheduling.misfires import miss_late
 
-#: How often messages of processes that vanished without a trace in the ledger are looked for, in seconds.
+#: How often to look for messages of dead processes that have no row in the ledger, in seconds.
 MAINTENANCE_SECONDS = 15.0
-#: A leader that has not reached Redis for this long steps down if another worker can lead, in seconds.
+#: A leader that has not reached Redis for this many seconds steps down if another worker can lead.
 REDIS_LOST_SECONDS = 10.0
-#: How much longer than anybody else it then waits before it asks again, in seconds.
+#: How much longer than other processes it then waits before it asks again, in seconds.
 GIVE_WAY_SECONDS = 2.0
 
 
 class Dispatcher(LedgerThread):
-    """One in every worker process, one active in the fleet."""
+    """The dispatcher of one worker process; one of them leads in the fleet."""
 
     def __init__(
         self,
@@ -64,15 +64,15 @@ class Dispatcher(LedgerThread):
         self._resend_seconds = resend_seconds
         self._orphan_seconds = orphan_seconds
         self._redis_lost_seconds = redis_lost_seconds
-        #: When Redis was last known to be of use, or this became the leader.
+        #: When Redis last answered, or this process became the leader.
         self._heard_at = 0.0
         self._orphan_keeper = OrphanKeeper(registry, carrier, orphan_seconds)
         self._watch = Watch(registry)
         self._fleet_cache = FleetCache()
         self._fleet = Fleet()
-        #: Since when jobs are held by a pause.
+        #: For each paused job, when its pause began.
         self._held: Mapping[str, datetime] = {}
-        #: Whether anything was paused at the last pass; the end of a pause is to be noticed.
+        #: Whether there was a pause at the last pass, so that this pass notices its end.
         self._was_paused = True
         self._maintained_at = 0.0
         self._outage = Outage()
@@ -83,13 +83,13 @@ class Dispatcher(LedgerThread):
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
-        """Lead whenever nobody else does."""
+        """Lead whenever no other process does."""
         self._outage.end()
         self._stand(connection)
         self._again_seconds = self._every_seconds + GIVE_WAY_SECONDS
 
     def interrupted(self, error: Exception) -> None:
-        """Processes are given time to come back."""
+        """Note the outage, after which processes have time to come back."""
         self._outage.goes_on(time.monotonic())
         self._log_once.emit(DispatcherInterrupted(database.brief(error)))
 
@@ -98,7 +98,7 @@ class Dispatcher(LedgerThread):
         emit(DispatcherFailed(), sys.exception())
 
     def ended(self) -> float:
-        """Another process's dispatcher takes over."""
+        """Stop leading; another process's dispatcher takes over."""
         metrics.leading(False)
         seconds, self._again_seconds = self._again_seconds, AGAIN_SECONDS
         return seconds
@@ -124,7 +124,7 @@ class Dispatcher(LedgerThread):
             recovery.stop()
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
-        """Pass after pass, until stopped or of less use here than elsewhere."""
+        """Do pass after pass, until stopped or until another worker should lead."""
         while not self._stopping.is_set():
             began = time.monotonic()
             self.pass_once(connection, accountant)
@@ -136,22 +136,22 @@ class Dispatcher(LedgerThread):
             self._send_until(connection, began + self._every_seconds)
 
     def _send_until(self, connection: Connection, next_pass: float) -> None:
-        """Send until the next pass: what has not been sent yet, slice by slice, and runs as they are requested."""
+        """Send due runs until the next pass, slice by slice, and new runs as soon as they are requested."""
         has_more = True
         while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
             if has_more or leadership.wait_for_runs(connection, remaining):
                 has_more = self._steps.take("send", self._send_due, connection) or False
 
     def _has_lost_redis(self) -> bool:
-        """Whether Redis has been away for a while; only the leader sends retries and recovered runs."""
+        """Whether Redis has been away for a while; then another leader could still send retries and recovered runs."""
         if self._carrier.carries:
             self._heard_at = time.monotonic()
         return time.monotonic() >= self._heard_at + self._redis_lost_seconds
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
-        """Everything the dispatcher is for but recovery, once: what there is to do, and what is looked after at times.
+        """Do one pass: everything the dispatcher does except recovery, with the steps that are due now.
 
-        Each step takes a bounded time, and an error in one does not keep the others from their turn.
+        Each step takes a bounded time, and an error in one does not prevent the others.
         """
         found = self._steps.take("ask", self._ask, connection)
         if found is None or found.has_work or found.is_paused or self._was_paused or accountant.is_due(found.now):
@@ -179,7 +179,7 @@ class Dispatcher(LedgerThread):
 
     def _send_due(self, connection: Connection) -> bool:
         """Send for a while; return whether there may be more."""
-        if not due_runs.is_any_due(connection):  # then there is no need to say of which jobs
+        if not due_runs.is_any_due(connection):  # a cheaper query, without the jobs
             return False
         return sending.send_due(connection, self._sent(), self._carrier) > 0
 
@@ -190,7 +190,7 @@ class Dispatcher(LedgerThread):
         self._held = pauses.held(active, {**theirs, **self._registry.scopes})
 
     def _sent(self) -> set[str]:
-        """The jobs whose runs are sent: this process's own, and those of whoever else is alive; none that is held."""
+        """The jobs whose runs are sent: those of any live process, without paused jobs."""
         return {*self._registry.jobs, *self._fleet.queues_of} - self._held.keys()
 
     def _maintain(self) -> None:

@@ -1,7 +1,7 @@
-"""Ends what waits for jobs that are gone: uninstalled, disabled or broken everywhere.
+"""Ends the waiting runs and messages of jobs that are gone: uninstalled, disabled or broken on every host.
 
-A job is gone once no process that is alive has had it for ``ROTA_ORPHAN_SECONDS``, as this dispatcher has seen it: a
-host that restarts takes the jobs that only it has along for a moment.
+A job is gone when this dispatcher has seen no live process with it for ``ROTA_ORPHAN_SECONDS``: while a host restarts,
+jobs that only this host has are missing for a moment.
 """
 
 import time
@@ -28,29 +28,29 @@ from core.observability.events import (
     emit,
 )
 
-#: How often to look for what is gone, in seconds.
+#: How often to look for jobs and queues that are gone, in seconds.
 LOOK_SECONDS = 5.0
-#: Batches of one job that are ended in one look, and for how long other jobs follow, in seconds; the rest waits for the
-#: next look, so that other work has its turn.
+#: The most batches of one job that one look ends, and the time for all jobs, in seconds; the next look does the rest,
+#: so that other steps of the pass have their turn.
 MOST_BATCHES = 20
 LONGEST_SECONDS = 0.5
 
 
 @dataclass(slots=True)
 class Absence:
-    """Since when things have been missing without a break."""
+    """Since when jobs or queues have been continuously missing."""
 
     grace_seconds: float
     since: dict[str, float] = field(default_factory=dict)
 
     def over(self, missing: Iterable[str], now: float) -> list[str]:
-        """Those of ``missing`` that have been for longer than the grace; what is not among them is back."""
+        """Those of ``missing`` that have been missing for longer than the grace; forget those that are back."""
         self.since = {name: self.since.get(name, now) for name in missing}
         return [name for name, since in self.since.items() if now - since >= self.grace_seconds]
 
 
 class OrphanKeeper:
-    """What the active dispatcher does about jobs and queues that are gone."""
+    """Ends runs and messages of jobs and queues that are gone, in the leading dispatcher."""
 
     def __init__(self, registry: Registry, carrier: DispatchCarrier, grace_seconds: float) -> None:
         self._registry = registry
@@ -60,11 +60,11 @@ class OrphanKeeper:
         self._looked_at = float("-inf")
 
     def is_time_to_look(self, now: float | None = None) -> bool:
-        """Whether the last look was a while ago."""
+        """Whether it is time for the next look."""
         return (time.monotonic() if now is None else now) - self._looked_at >= LOOK_SECONDS
 
     def look(self, connection: Connection, fleet: Fleet, now: float | None = None) -> None:
-        """End what waits for what is gone, if it is time to look again."""
+        """End the runs and messages of jobs that are gone, if it is time for the next look."""
         now = time.monotonic() if now is None else now
         if not self.is_time_to_look(now):
             return
@@ -90,7 +90,7 @@ class OrphanKeeper:
 
     def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:
         used = {*fleet.queues, *(job.queue for job in self._registry)}
-        abandoned = releases.queues_ever(connection) - used  # another service's queues are none of ours
+        abandoned = releases.queues_ever(connection) - used  # leaves out another service's queues
         try:
             found = self._carrier.queues_with_messages() & abandoned
         except redis.RedisError as error:
@@ -101,7 +101,7 @@ class OrphanKeeper:
 
     def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
         if not move_runs(connection, queue, fleet):
-            return  # its messages remain, so that the next look finds it again
+            return  # its messages remain, and the next look finds it again
         try:
             for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
                 emit(MessageCleared(queue, job, count, str(outcome)))
@@ -110,7 +110,7 @@ class OrphanKeeper:
 
 
 def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
-    """Have what waits on ``queue`` sent to the queues on which its jobs are now; return whether that is all."""
+    """Move the waiting runs of ``queue`` to the present queues of their jobs; return whether none is left."""
     present, moved = {job: min(queues) for job, queues in fleet.queues_of.items()}, 0
     for _ in range(MOST_BATCHES):
         batch = due.move(connection, queue, present)
@@ -123,7 +123,7 @@ def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
 
 
 def end_runs(connection: Connection, job: str, why: str) -> int:
-    """Orphan what waits of ``job`` and what is dead, and account for its slots no longer; return how many runs."""
+    """Orphan the waiting and dead runs of ``job``, and stop accounting for its slots; return how many runs."""
     ended, last = 0, 0
     for _ in range(MOST_BATCHES):
         batch = orphans.end(connection, job, why, after=last)
@@ -140,7 +140,7 @@ def end_runs(connection: Connection, job: str, why: str) -> int:
 
 
 def reason(registry: Registry, plugin: str | None) -> str:
-    """Why a job of ``plugin`` is gone, as far as this process can tell from what is installed here."""
+    """Why a job of ``plugin`` is gone, as far as this host's installed plugins tell."""
     if plugin is None:
         return "unknown"
     states = {found.name: found.state for found in registry.plugins}

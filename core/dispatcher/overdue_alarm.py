@@ -1,4 +1,4 @@
-"""The dead man's switch: tells which jobs have had no success although slots came due, as metrics and in the log."""
+"""The dead man's switch: reports jobs without a success although slots came due, as metrics and in the log."""
 
 import time
 from collections.abc import Collection
@@ -11,12 +11,12 @@ from core.ledger.overdue import WRONG_FROM, Standing
 from core.observability import metrics
 from core.observability.events import SlotCaughtUp, SlotOverdue, emit
 
-#: How often to look, in seconds.
+#: How often to check, in seconds.
 LOOK_SECONDS = 15.0
 
 
 class Watch:
-    """What the active dispatcher remembers of jobs without a success."""
+    """The leading dispatcher's record of jobs without a success."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -24,7 +24,7 @@ class Watch:
         self._looked_at = float("-inf")
 
     def look(self, connection: Connection, held: Collection[str], now: float | None = None) -> None:
-        """Compare expected with actual slots, if it is time to look again; jobs ``held`` by a pause are let be."""
+        """Compare expected with actual slots, if it is time for the next check; leave out jobs ``held`` by a pause."""
         now = time.monotonic() if now is None else now
         if now - self._looked_at < LOOK_SECONDS:
             return
@@ -45,7 +45,7 @@ class Watch:
 
 
 def measure(standings: Collection[Standing], held: Collection[str]) -> None:
-    """Export how the jobs stand."""
+    """Export the jobs' standings as metrics."""
     metrics.overdue({each.job: 0 if each.job in held else each.overdue for each in standings})
     for each in standings:
         if each.succeeded_at is not None:

@@ -1,6 +1,6 @@
-"""Notices dead processes and recovers what they had.
+"""Detects dead processes, and recovers their runs and messages.
 
-This has a thread and a connection of its own, so that nothing else that the dispatcher does delays it.
+It has its own thread and connection, so that the dispatcher's other steps do not delay it.
 """
 
 import sys
@@ -29,21 +29,20 @@ from core.observability.events import (
 )
 from core.observability.logs import EmitOnce
 
-#: What a process whose connection was cut takes to be there on another, generously. A death is noticed that much later.
+#: How long a process whose connection was cut may take to return on another one. Deaths are detected that much later.
 COME_BACK_SECONDS = 0.5
 
-#: Statements that were planned while the ledger was small are planned again when it is not. They go by an index however
-#: many runs PostgreSQL expects to be due: it expects as many of those that wait for tomorrow as of those that are over.
-#: That makes a small table look costly to read, and is no reason to compile the statement.
+#: Plans every statement again, since plans made for a small ledger are slow on a large one, and never scans a table:
+#: PostgreSQL overestimates how many of the waiting runs are due. JIT is off because these estimates would trigger it.
 PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET jit = off"
 
 
 @dataclass(slots=True)
 class Outage:
-    """When this dispatcher was last without PostgreSQL, and for how long; times are monotonic seconds.
+    """The last time this dispatcher was without PostgreSQL, and for how long; times are monotonic seconds.
 
-    Nobody could renew a lease meanwhile, so whoever comes back does so with a lease that ran out long ago. The threads
-    of the dispatcher share one.
+    No process could renew its lease during the outage, so a process that comes back has an expired lease. The threads
+    of the dispatcher share one object.
     """
 
     _began_at: float | None = None
@@ -52,20 +51,20 @@ class Outage:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def goes_on(self, now: float) -> None:
-        """PostgreSQL could not be asked."""
+        """Note that PostgreSQL could not be reached."""
         with self._lock:
             if self._began_at is None:
                 self._began_at = now
-            recent = self._seconds if self._is_recent(now) else 0.0  # a relapse makes it no shorter
+            recent = self._seconds if self._is_recent(now) else 0.0  # a relapse does not shorten it
             self._seconds, self._last_at = max(now - self._began_at, recent), now
 
     def end(self) -> None:
-        """PostgreSQL can be asked again."""
+        """Note that PostgreSQL can be reached again."""
         with self._lock:
             self._began_at = None
 
     def patience(self, now: float) -> timedelta | None:
-        """How long ago a lease must have run out for its process to be dead; None: any process that seems so is."""
+        """How long ago a lease must have expired for its process to count as dead; None if there was no recent outage."""
         with self._lock:
             return timedelta(seconds=self._seconds + RETURN_SECONDS) if self._is_recent(now) else None
 
@@ -74,7 +73,7 @@ class Outage:
 
 
 class Recovery(LedgerThread):
-    """Recovers, beat by beat, for as long as this process leads."""
+    """The thread that recovers as long as this process leads."""
 
     def __init__(
         self, engine: Engine, carrier: DispatchCarrier, outage: Outage, *, every_seconds: float, max_crashes: int
@@ -87,7 +86,7 @@ class Recovery(LedgerThread):
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
-        """Look again and again."""
+        """Recover at every beat until stopped."""
         self._outage.end()
         connection.exec_driver_sql(PLANS)
         while not self._stopping.is_set():
@@ -105,7 +104,7 @@ class Recovery(LedgerThread):
         emit(RecoveryFailed(), sys.exception())
 
     def beat(self, connection: Connection) -> None:
-        """Recover what there is to recover, once."""
+        """Check for dead processes once, and recover their runs and messages."""
         if processes.is_any_gone(connection):
             recover(connection, self._carrier, self._max_crashes, self._outage.patience(time.monotonic()))
 
@@ -113,9 +112,9 @@ class Recovery(LedgerThread):
 def recover(
     connection: Connection, carrier: DispatchCarrier, max_crashes: int, patience: timedelta | None = None
 ) -> None:
-    """End the leases of dead processes, hand their runs on, and put back the messages they had fetched.
+    """End the leases of dead processes, recover their runs, and requeue the messages that they had fetched.
 
-    One that has just lost its lock is given a moment to come back; after an outage of PostgreSQL all have
+    A process that has just lost its lock has a moment to come back; after an outage of PostgreSQL every process has
     ``patience``, see ``Outage``.
     """
     if patience is None and processes.misses_any(connection):
@@ -131,14 +130,14 @@ def recover(
 
 
 def recover_runs(connection: Connection, max_crashes: int) -> None:
-    """Hand on the runs of dead processes, before Redis is asked anything: it may take long to answer."""
+    """Recover the runs of dead processes; called before any command to Redis, which may take long to answer."""
     for run in processes.recover(connection, max_crashes):
         metrics.run_ended(run.job, run.state)
         emit(RunRecovered(run.job, run.run_id, run.attempt, str(run.state)))
 
 
 def put_back(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) -> None:
-    """Put a dead process's messages back on their queues; without Redis there is nothing to put back."""
+    """Requeue a dead process's messages; does nothing without Redis."""
     try:
         carrier.recover(broker_id, queues)
     except redis.RedisError as error:

@@ -1,4 +1,4 @@
-"""Sends what is due, queue by queue in turn, and sends again what got lost on the way."""
+"""Sends due runs, queue by queue in turn, and sends lost ones again."""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -10,21 +10,21 @@ from core.ledger import due
 from core.ledger.carrier import DispatchCarrier, OutgoingRun
 from core.observability.events import DispatcherNotSent, DispatcherSentAgain, emit
 
-#: How many runs are taken from the ledger and put on Redis in one turn of all queues.
+#: How many runs one turn of all queues takes from the ledger and sends to Redis.
 BATCH = 500
-#: The share of one queue, however many queues have runs that are due.
+#: The least share of one queue in a turn, however many queues have due runs.
 LEAST_SHARE = 20
-#: How long sending, and looking for what was lost, may take before other work has its turn, in seconds.
+#: How long sending, and looking for lost runs, may take before other steps have their turn, in seconds.
 SLICE_SECONDS = 0.5
 
 
 def send_due(
     connection: Connection, jobs: Collection[str], carrier: DispatchCarrier, *, seconds: float = SLICE_SECONDS
 ) -> int:
-    """Send what is due of ``jobs`` for about ``seconds``, the queues by turns, and return how many runs.
+    """Send due runs of ``jobs`` for about ``seconds``, the queues in turn; return how many.
 
-    Less is sent if nothing more is due, or Redis is away. Where workers take runs straight from the ledger, there is
-    nothing to send.
+    It ends earlier if no more runs are due, or Redis is away. It sends nothing while workers take runs directly from
+    the ledger.
     """
     sent, ends_at = 0, time.monotonic() + seconds
     while carrier.carries and (lanes := due.due_lanes(connection, jobs)):
@@ -36,7 +36,7 @@ def send_due(
 
 
 def send_turn(connection: Connection, lanes: Mapping[str, Sequence[str]], carrier: DispatchCarrier) -> tuple[int, bool]:
-    """Send the share of each queue, and return how many runs; False with it: Redis is away."""
+    """Send the share of each queue; return how many runs, and False if Redis is away."""
     share, sent = max(BATCH // len(lanes), LEAST_SHARE), 0
     for queue, jobs in lanes.items():
         outgoing = due.take_due(connection, queue, jobs, batch=share)
@@ -47,7 +47,7 @@ def send_turn(connection: Connection, lanes: Mapping[str, Sequence[str]], carrie
 
 
 def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[OutgoingRun]) -> bool:
-    """Send ``outgoing``; if Redis is away, leave them to a later pass and say so."""
+    """Send ``outgoing``; if Redis is away, leave them to a later pass and return False."""
     if not outgoing:
         return True
     try:
@@ -62,9 +62,9 @@ def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[Ou
 def find_lost(
     connection: Connection, carrier: DispatchCarrier, age_seconds: float, *, seconds: float = SLICE_SECONDS
 ) -> int:
-    """Have runs sent again whose messages have left their queue while nobody has claimed them; return how many.
+    """Mark runs for sending again whose messages have left their queue without a claim; return how many.
 
-    It ends after about ``seconds``; the next look goes on from there.
+    It ends after about ``seconds``; the next call continues there.
     """
     lost, ends_at = 0, time.monotonic() + seconds
     overdue = due.overdue_lanes(connection, age_seconds) if carrier.carries else {}
@@ -82,7 +82,7 @@ def find_lost(
 def forget_lost(
     connection: Connection, carrier: DispatchCarrier, queue: str, jobs: Sequence[str], age_seconds: float
 ) -> int:
-    """Have a batch of those of one queue sent again; return how many. None while Redis is away."""
+    """Mark a batch of one queue's lost runs for sending again; return how many, or None while Redis is away."""
     try:
         is_waiting, run_ids = carrier.oldest_runs(queue)
     except redis.RedisError:

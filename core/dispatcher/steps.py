@@ -1,4 +1,4 @@
-"""The steps of a pass, each of which may fail alone."""
+"""Runs the steps of a pass; a step that fails does not stop the others."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 class Steps:
-    """Takes step after step, and says once which one fails, until it no longer does."""
+    """Runs steps, and logs once that a step fails until it succeeds again."""
 
     def __init__(self) -> None:
         self._failing: dict[str, str] = {}
 
     def take(self, name: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Take a step and return its answer; None if it fails, so that the steps after it have their turn.
+        """Run a step and return its result; None if it fails, so that the next steps still run.
 
-        Raises what ends the connection, without which there are no other steps.
+        Raises errors that end the connection, since the other steps need it.
         """
         try:
             answer = step(*args, **kwargs)
@@ -44,7 +44,7 @@ class Steps:
 
 
 def is_connection_lost(error: Exception) -> bool:
-    """Whether the connection to PostgreSQL is gone, or none can be had."""
+    """Whether the connection to PostgreSQL is lost, or a new one cannot be opened."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated
     return isinstance(error, PoolTimeout | psycopg2.Error)

@@ -1,13 +1,13 @@
 """Starts real PostgreSQL and Redis from pip-installed binaries, for ``rota up`` on a bare machine and for the tests.
 
-Each server is a direct child of this process and keeps its data in a folder; nothing here is meant for production.
+Each server is a child of this process and keeps its data in a folder. Do not use this package in production.
 
-Three things decide how it is done. *One folder, one starter:* a lock is held while a server runs. *No leftovers:*
-a starter that was killed leaves its servers running, so each server carries a mark, made from its data folder, in
-the command line of all its processes; the next start finds them by it and ends them first. *Not as root:*
-PostgreSQL refuses to run as root, and a Redis without a password should not; as root both run as the account that
-owns their data, at first ``pgserver``, which is created if the machine has none. What that cannot reach lies in
-``/var/lib/rota`` instead.
+Three rules decide how it works. *One starter per folder:* a lock is held while a server runs. *No leftovers:* a starter
+that was killed leaves its servers running. So the command line of each server process contains a mark, made from the
+data folder; the next start finds these processes by the mark and ends them first. *Not as root:* PostgreSQL refuses to
+run as root. If root starts the servers, both run as the account that owns their data; for new data that is
+``pgserver``, which is created if it is missing. If that account cannot reach a folder, ``/var/lib/rota`` is used
+instead.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ __all__ = [
 
 @contextmanager
 def embedded_servers(folder: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedRedis]]:
-    """Both servers, running, with their data in ``folder``; stopped at the end, whatever happens.
+    """Run both servers with their data in ``folder``; they are always stopped at the end.
 
     Raises EmbeddedServerError as ``EmbeddedServer.start`` does.
     """

@@ -1,4 +1,4 @@
-"""The account that a server runs as, since none runs as root."""
+"""The account that a server runs as when root starts it."""
 
 import os
 import pwd
@@ -29,7 +29,7 @@ def pgserver_account() -> Account:
     emit(EmbeddedAccountCreated(ACCOUNT))
     problem = _create_account(ACCOUNT)
     try:
-        # Another process may have created it meanwhile, so its existence decides.
+        # Another process may have created it, so check whether it exists.
         return _account_named(ACCOUNT)
     except KeyError:
         raise EmbeddedServerError(f"cannot create the account {ACCOUNT!r}: {problem}; run as a normal user") from None
@@ -41,7 +41,7 @@ def _account_named(name: str) -> Account:
 
 
 def _create_account(name: str) -> str:
-    """Returns what the system said to it."""
+    """Create the account; return the system's message."""
     options = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
     try:
         return subprocess.run(["useradd", *options, name], capture_output=True, text=True, check=False).stderr.strip()
@@ -50,7 +50,7 @@ def _create_account(name: str) -> str:
 
 
 def may_reach(path: Path, account: Account) -> bool:
-    """Whether ``account`` can pass through all folders above ``path`` that are there."""
+    """Whether ``account`` can pass through all existing folders above ``path``."""
     above = {*path.parents, *path.resolve().parents}
     return all(may_pass(folder.stat(), account) for folder in above if folder.exists())
 

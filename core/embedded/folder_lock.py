@@ -1,4 +1,4 @@
-"""One folder, one starter."""
+"""The lock that allows one starter per folder."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from core.errors import EmbeddedServerError
 
 
 class FolderLock:
-    """Keeps two processes, or two objects, from serving one folder at once; ends with the process."""
+    """Prevents two processes, or two objects, from serving one folder at the same time; ends with the process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -19,7 +19,7 @@ class FolderLock:
         return self._fd is not None
 
     def take(self, folder: Path) -> None:
-        """Take the lock or keep it. Raises EmbeddedServerError naming ``folder`` if another holds it."""
+        """Take the lock, or keep it. Raises EmbeddedServerError, naming ``folder``, if another process holds it."""
         if self._fd is not None:
             return
         try:

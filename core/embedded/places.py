@@ -1,7 +1,7 @@
-"""Where servers that root starts have their data and programs, as they run as another account.
+"""The folders of data and programs for servers that root starts, which run as another account.
 
-That account may not be able to pass through the folders above the project, root's home for one. Their modes are not
-ours to change: what it cannot reach lies in ``/var/lib/rota`` instead.
+That account may not be able to enter a folder above the project, such as root's home. We do not change the modes of
+existing folders; data and programs that the account cannot reach are put into ``/var/lib/rota`` instead.
 """
 
 import os
@@ -22,7 +22,7 @@ ANYBODY = Account(-1, -1)
 
 
 def of_data(folder: Path, name: str) -> Path:
-    """Where the data ``name`` of ``folder`` is: in it, unless root is to start there what could not get there."""
+    """The path of the data ``name``: in ``folder``, or in ``/var/lib/rota`` if the server's account cannot reach it."""
     inside = folder / name
     if os.geteuid() != 0 or inside.exists() or may_reach(inside, ANYBODY):
         return inside
@@ -33,13 +33,13 @@ def require(path: Path, account: Account) -> None:
     """Raise EmbeddedServerError if ``account`` cannot reach ``path``."""
     if not may_reach(path, account):
         raise EmbeddedServerError(
-            f"user {account.uid}, whom the server runs as, cannot reach {path}: a folder above it is closed to others; "
-            "move it to where it is not, or start as a normal user"
+            f"user {account.uid}, which the server runs as, cannot reach {path}: others cannot enter a folder above it; "
+            "move it elsewhere, or start as a normal user"
         )
 
 
 def make(folder: Path) -> None:
-    """Make ``folder`` and those above it, if they are missing; root's can be passed through. Raises OSError."""
+    """Make ``folder`` and its parents, if they are missing; others can enter those that root makes. Raises OSError."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0:
@@ -62,14 +62,14 @@ def of_program(binary: Path, root: Path, parts: Sequence[str], account: Account)
         for part in parts:
             copy(root / part, unfinished / part)
         open_to_all(unfinished)
-        with suppress(OSError):  # another process has been quicker
+        with suppress(OSError):  # another process made it first
             unfinished.rename(place)
         shutil.rmtree(unfinished, ignore_errors=True)
     return place / binary.relative_to(root)
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder with all that it has; nothing if it is not there."""
+    """Copy a file, or a folder with its content; do nothing if it does not exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, symlinks=True)
@@ -78,7 +78,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def open_to_all(copied: Path) -> None:
-    """Have every account read and run what was copied."""
+    """Let every account read and run the copied files."""
     for each in (copied, *copied.rglob("*")):
         if not each.is_symlink():
             each.chmod(0o755 if each.stat().st_mode & stat.S_IXUSR else 0o644)
@@ -86,7 +86,7 @@ def open_to_all(copied: Path) -> None:
 
 @contextmanager
 def temporary_folder(prefix: str = "rota-") -> Iterator[Path]:
-    """A new folder through which a server's account can pass, for servers that do not last; removed afterwards."""
+    """A new folder that a server's account can enter, for temporary servers; removed afterwards."""
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o711)

@@ -34,7 +34,7 @@ SOCKET_PATH_BYTES = 107
 class EmbeddedPostgres(EmbeddedServer):
     """PostgreSQL 16 with its data in ``folder/postgres``, reached by a Unix socket alone.
 
-    ``settings`` are server settings by name, over the defaults of this module.
+    ``settings`` are server settings by name, which replace the defaults of this module.
     """
 
     name = "postgres"
@@ -48,16 +48,16 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """The database ``rota``, as SQLAlchemy and libpq read it; stays the same for a folder."""
+        """The URL of the database ``rota`` for SQLAlchemy and libpq; it stays the same for a folder."""
         return self._url(DATABASE)
 
     def _url(self, database: str) -> str:
-        # The port is spelt out, or the client's PGPORT would decide.
+        # The URL has the port, since libpq would otherwise use PGPORT.
         return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self.socket_folder))}&port={POSTGRES_PORT}"
 
     @property
     def socket_folder(self) -> Path:
-        """The data folder, or one in /tmp where the path is too long, or has what a URL's host may not have."""
+        """The data folder, or one in /tmp if the path is too long or has a character that a URL's host may not have."""
         if _suits_a_socket(self.data):
             return self.data
         short = f"rota-{sha256(os.fsencode(self.data)).hexdigest()[:12]}"
@@ -81,9 +81,9 @@ class EmbeddedPostgres(EmbeddedServer):
         self._own_folder(self.data)
 
     def _make_cluster(self, initdb: Path) -> None:
-        """Make it beside its place and move it there, so that a half-made one is never taken for data."""
+        """Create the cluster in a temporary folder and move it, so that an incomplete one is never used."""
         unfinished = self.data.with_name("postgres.new")
-        for locale in ("C.UTF-8", "C"):  # the first is missing on some systems
+        for locale in ("C.UTF-8", "C"):  # C.UTF-8 is missing on some systems
             shutil.rmtree(unfinished, ignore_errors=True)
             self._own_folder(unfinished)
             command = [str(initdb), "-D", str(unfinished), "-U", SUPERUSER, "--auth=trust"]
@@ -98,7 +98,7 @@ class EmbeddedPostgres(EmbeddedServer):
         if folder == self.data:
             return
         try:
-            folder.mkdir(mode=0o700)  # not exist_ok: in /tmp, somebody else's could stand there
+            folder.mkdir(mode=0o700)  # not exist_ok: in /tmp, the folder could be another user's
         except OSError as error:
             raise EmbeddedServerError(f"cannot make a folder for the socket: {error}; set TMPDIR to another") from error
         if self._account:
@@ -123,10 +123,10 @@ class EmbeddedPostgres(EmbeddedServer):
         return True
 
     def _clear_leftovers(self) -> None:
-        """Remove the files by which PostgreSQL believes that it runs, once it does not.
+        """Remove the files from which PostgreSQL concludes that it is running, after it has ended.
 
-        It judges by the process id in them, and is fooled when that has been given to another process, or belongs to a
-        zombie that nobody collects (usual in containers).
+        It checks the process id in them, which is wrong if another process has that id now, or if it belongs to a
+        zombie that no parent collects (common in containers).
         """
         pid_file = self.data / "postmaster.pid"
         if pid_file.exists() and not _is_strange_postgres(pid_file):
@@ -152,6 +152,6 @@ def _suits_a_socket(folder: Path) -> bool:
 
 
 def _is_strange_postgres(pid_file: Path) -> bool:
-    """Whether the process named there is a PostgreSQL that no code of ours started."""
+    """Whether the process in ``pid_file`` is a PostgreSQL that our code did not start."""
     named = pid_file.read_text().partition("\n")[0].strip()
     return any(str(seen.pid) == named and "rota-" not in seen.command for seen in processes_of("postgres"))

@@ -1,4 +1,4 @@
-"""Processes that others may have started: found by a mark in their command line, and ended."""
+"""Finds processes by a mark in their command line, and ends them; another process may have started them."""
 
 import os
 import signal
@@ -22,13 +22,13 @@ class Process:
 
 
 def processes_of(program: str) -> Iterator[Process]:
-    """Without zombies. From /proc, since slim containers have no ``ps``; other systems have no /proc."""
+    """The processes of ``program``, without zombies; read from /proc, since slim containers have no ``ps``."""
     if not Path("/proc/self/stat").exists():
         yield from listed_by_ps(program)
         return
     for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
-            # "pid (program) state parent ...", where the program may hold anything, ")" too.
+        with suppress(OSError):  # the process has ended
+            # "pid (program) state parent ...", where the program may contain any character, even ")".
             head, _, tail = (entry / "stat").read_text(errors="replace").rpartition(")")
             state, parent = tail.split()[:2]
             if head.partition("(")[2] == program and state not in {"Z", "X"}:
@@ -54,7 +54,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether ``condition`` came true in time. Foreign processes give no event to wait for, so it is polled."""
+    """Whether ``condition`` became true in time. It polls, since other processes give no event to wait for."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

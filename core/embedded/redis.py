@@ -21,13 +21,13 @@ REDIS_PORTS = range(20_000, 32_000)
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """Redis with its data in ``folder/redis``, on 127.0.0.1 alone, and with a password.
+    """Redis with its data in ``folder/redis``, on 127.0.0.1 only, with a password.
 
-    A port is open to every user of the machine, and a Redis without a password takes their commands: to write files,
-    and to run jobs. So a random password is kept in ``folder/redis.password``, which only the starter can read.
+    Every user of the machine can connect to a port, and could make a Redis without a password write files or run jobs.
+    So a random password is kept in ``folder/redis.password``, which only the starter can read.
 
     Without ``port`` a free one is chosen at the first start and kept in ``folder/redis.port``, so that the URL stays
-    the same for a folder. If another program has that port when the next object starts, a new one is chosen.
+    the same for a folder. If another program uses that port at the next start, a new one is chosen.
     ``persistent`` writes every command to a file, synced every second; without it a restart begins empty.
     """
 
@@ -44,7 +44,7 @@ class EmbeddedRedis(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """Database 0, as redis-py reads it. Raises EmbeddedServerError as long as no start has chosen a port."""
+        """The URL of database 0 for redis-py. Raises EmbeddedServerError before the first start chose a port."""
         port = self._port or self._kept_port()
         if port is None:
             raise EmbeddedServerError("the embedded redis has no port before its first start")
@@ -72,7 +72,7 @@ class EmbeddedRedis(EmbeddedServer):
         return port if port in REDIS_PORTS else None
 
     def _kept_password(self) -> str:
-        """The password, if there is one that nobody else could have read or written."""
+        """The stored password, if no other user could have read or written it."""
         try:
             found = self._password_file.lstat()
             is_private = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
@@ -87,7 +87,7 @@ class EmbeddedRedis(EmbeddedServer):
             file.write(f"{secrets.token_hex(16)}\n")
 
     def _input(self) -> bytes:
-        """What the command line shows to every user goes another way."""
+        """The password, on standard input, since every user can see the command line."""
         return f"requirepass {self._kept_password()}\n".encode()
 
     def _command(self, binary: Path) -> list[str]:
@@ -110,7 +110,7 @@ class EmbeddedRedis(EmbeddedServer):
         client = redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
         try:
             client.ping()
-            # Another server may have our port.
+            # Another server may be using our port.
             return self._child is not None and client.info("server")["process_id"] == self._child.pid
         except redis.RedisError:
             return False

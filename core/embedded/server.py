@@ -1,4 +1,4 @@
-"""What the two servers have in common: lock, account, child process, readiness, end."""
+"""The common part of both servers: lock, account, child process, readiness, end."""
 
 import importlib.util
 import os
@@ -20,9 +20,9 @@ LOG_LINES_SHOWN = 20
 
 
 class EmbeddedServer:
-    """What the two servers have in common: lock, account, child process, readiness, end."""
+    """The common part of both servers: lock, account, child process, readiness, end."""
 
-    #: The signals that ask for an end, and the seconds each is given; what is left after them is killed.
+    #: The signals that ask the server to end, with the seconds to wait after each; then it is killed.
     farewells: tuple[tuple[signal.Signals, float], ...] = ()
     name: str
     program: str
@@ -36,11 +36,11 @@ class EmbeddedServer:
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the server and return when it answers, at the latest after 60 s; does nothing if it runs.
+        """Start the server and return when it answers, at the latest after 60 s; does nothing if it is running.
 
         Data left by an earlier run is kept; servers left by a killed starter are ended first. Raises
         EmbeddedServerError if another process serves this folder, if a package is missing, or if the server does not
-        come up; the message then holds the end of its log.
+        start; the message then contains the end of its log.
         """
         if self.is_running():
             return
@@ -54,7 +54,7 @@ class EmbeddedServer:
             raise
 
     def stop(self) -> None:
-        """End the server in order, in less than 5 s, by force if need be; does nothing if it was not started."""
+        """Stop the server in less than 5 s, by SIGKILL if necessary; does nothing if it was not started."""
         if not self._lock.held:
             return
         try:
@@ -72,7 +72,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int | None:
-        """The process that this object started, if it has."""
+        """The id of the process that this object started; None if it started none."""
         return self._child.pid if self._child else None
 
     def is_running(self) -> bool:
@@ -99,20 +99,20 @@ class EmbeddedServer:
         raise NotImplementedError
 
     def _before_launch(self) -> None:
-        """What the server needs that a leftover one would have in use."""
+        """Prepare resources that a leftover server would still be using."""
 
     def _command(self, binary: Path) -> list[str]:
         raise NotImplementedError
 
     def _input(self) -> bytes:
-        """What the server reads from its standard input."""
+        """The bytes for the server's standard input."""
         return b""
 
     def _is_ready(self) -> bool:
         raise NotImplementedError
 
     def _clear_leftovers(self) -> None:
-        """Remove what a killed server left that would hinder the next one or puzzle a reader."""
+        """Remove files of a killed server that would prevent the next start or mislead a reader."""
 
     def _make_folder(self) -> None:
         try:
@@ -132,7 +132,7 @@ class EmbeddedServer:
         return binary.parent, [binary.name]
 
     def _choose_account(self) -> Account | None:
-        """The account to run as, or none for our own."""
+        """The account to run as; None for our own."""
         owner = self.data.stat() if self.data.exists() else None
         if os.geteuid() == 0:
             return Account(owner.st_uid, owner.st_gid) if owner and owner.st_uid else pgserver_account()
@@ -143,7 +143,7 @@ class EmbeddedServer:
         return None
 
     def _own_folder(self, path: Path) -> None:
-        """Make ``path`` a folder of the account's that nobody else can read; take over what belongs to root."""
+        """Make ``path`` a folder that only the account can read; change the owner of files that belong to root."""
         path.mkdir(mode=0o700, exist_ok=True)
         if self._account and path.stat().st_uid != self._account.uid:
             for entry in (path, *path.rglob("*")):
@@ -151,9 +151,9 @@ class EmbeddedServer:
 
     @property
     def _mark(self) -> str:
-        """A word in the command line of all its processes; stays the same if the folder is moved."""
+        """The mark in the command line of all its processes; it stays the same if the folder is moved."""
         found = self.data.stat()
-        # Of one width, so that no mark is the beginning of another.
+        # Of fixed width, so that no mark is a prefix of another.
         return f"rota-{found.st_dev:016x}-{found.st_ino:016x}"
 
     def _launch(self, command: Sequence[str], given: bytes = b"") -> subprocess.Popen[bytes]:
@@ -170,7 +170,7 @@ class EmbeddedServer:
                     stderr=subprocess.STDOUT,
                     cwd="/",
                     env=environment,
-                    # Ctrl-C in the terminal is for us; we end the servers after their clients.
+                    # Ctrl-C must reach only us: we end the servers after their clients.
                     start_new_session=True,
                     user=account.uid if account else None,
                     group=account.gid if account else None,
@@ -201,7 +201,7 @@ class EmbeddedServer:
                 return
 
     def _kill_all(self) -> None:
-        """Kill until nothing is left: a server may have forked between the look and the kill."""
+        """Kill until no process is left: a server may fork between listing and killing."""
 
         def kill_round() -> bool:
             for pid in [*self._leaders(), *self._processes()]:
@@ -215,7 +215,7 @@ class EmbeddedServer:
         return marked_processes(self.program, self._mark) if self.data.exists() else {}
 
     def _leaders(self) -> list[int]:
-        """The server itself rather than its children; after a crash these are without it."""
+        """The server's main process; if that is gone, the processes whose parent is not one of the server's."""
         if self._child is not None and self._child.poll() is None:
             return [self._child.pid]
         found = self._processes()
@@ -226,7 +226,7 @@ class EmbeddedServer:
 
 
 def binary_of(package: str, path: str) -> Path:
-    """A program inside a pip package, which is not imported: importing these has side effects and warns."""
+    """A program in a pip package, found without an import: importing these packages has side effects and warns."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     binary = Path(folders[0]) / path if folders else None
@@ -239,7 +239,7 @@ def binary_of(package: str, path: str) -> Path:
 
 
 def end_of(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a short-lived child; it does not outlive an interrupted wait."""
+    """Wait for a short-lived child; kill it if the wait is interrupted."""
     try:
         return child.wait(READY_WITHIN_SECONDS)
     except BaseException:

@@ -1,1 +1,1 @@
-"""Finds the installed plugins and judges them."""
+"""Finds the installed plugins, and loads those that are valid."""

@@ -1,4 +1,4 @@
-"""Which installed plugins may be loaded at all, judged by what their packages say; imports none of them."""
+"""Checks whether an installed plugin may be loaded, from its package's metadata; imports no plugin."""
 
 import re
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from packaging.version import Version
 
 from core.errors import PluginError
 
-#: The distribution that a plugin requires in a certain version.
+#: The distribution whose version a plugin may require.
 OURS = "rota"
-#: A name is part of the names of tables and of environment variables.
+#: A plugin's name is part of the names of its tables and environment variables.
 PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-#: The tables of the ledger begin with it.
+#: The prefix of the ledger's tables.
 RESERVED = {OURS}
 EXPECTED_NAME = "lower-case letters, digits and _, a letter first, 40 at most"
 
@@ -38,7 +38,7 @@ def refuse_bad_name(name: str) -> None:
 def refuse_namesakes(point: EntryPoint, points: Iterable[EntryPoint]) -> None:
     """Raise PluginError if another package brings a plugin of the same name.
 
-    Both are refused: which is meant is not ours to guess, and they would share tables.
+    Both are refused, since we cannot tell which is meant, and they would share tables.
     """
     namesakes = [other for other in points if other.name == point.name]
     if len(namesakes) > 1:
@@ -47,12 +47,12 @@ def refuse_namesakes(point: EntryPoint, points: Iterable[EntryPoint]) -> None:
 
 
 def package(point: EntryPoint) -> str:
-    """What brought an entry point: its distribution, or where there is none, what it leads to."""
+    """The distribution of an entry point; without one, the object that the entry point names."""
     return point.dist.name if point.dist is not None else point.value
 
 
 def refuse_newer(distribution: Distribution) -> None:
-    """Raise PluginError if the package requires another version of ours; pip does not look with ``--no-deps``."""
+    """Raise PluginError if the package requires another version of Rota; ``pip --no-deps`` does not check that."""
     installed = version(OURS)
     for requirement in requirements(distribution):
         if not requirement.specifier.contains(Version(installed), prereleases=True):
@@ -63,12 +63,12 @@ def refuse_newer(distribution: Distribution) -> None:
 
 
 def requirements(distribution: Distribution) -> Iterable[Requirement]:
-    """What the package says of the version of ours that it needs."""
+    """The package's requirements on Rota's version."""
     for line in distribution.requires or ():
         try:
             requirement = Requirement(line)
         except InvalidRequirement:
-            continue  # pip's to judge
+            continue  # pip checks these
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and canonicalize_name(requirement.name) == OURS:
             yield requirement

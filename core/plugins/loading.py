@@ -1,4 +1,4 @@
-"""Finds installed plugins, registers them but for the disabled, isolates broken ones, refuses misspelt hooks and
+"""Finds installed plugins and registers those that are not disabled; isolates broken ones; refuses misspelt hooks and
 duplicate job names.
 """
 
@@ -31,9 +31,9 @@ from core.settings import plugin_prefix
 
 GROUP = "rota.plugins"
 CORE = settings.CORE
-#: The plugin that comes with the core, by the name of its module: it uses the same hooks as any other.
+#: The module of the core's own plugin, which uses the same hooks as any other plugin.
 BUILT_IN = "core.upkeep"
-#: pluggy's HookimplMarker leaves this attribute on what it marks.
+#: pluggy's HookimplMarker sets this attribute on the functions that it marks.
 IMPL_MARK = f"{NAMESPACE}_impl"
 
 
@@ -52,7 +52,7 @@ def _installed() -> Registry:
 
 @contextmanager
 def using(registry: Registry) -> Iterator[Registry]:
-    """Have ``registry`` be the current one for a while, in tests."""
+    """Use ``registry`` as the current one within the block, in tests."""
     _in_use.append(registry)
     try:
         yield registry
@@ -81,18 +81,18 @@ def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Regist
 
 
 def warn_of_missing(disabled: Collection[str], installed: Collection[str]) -> None:
-    """Say which of the ``disabled`` are not installed: a name may be misspelt, or its plugin uninstalled since."""
+    """Log which ``disabled`` plugins are not installed: a name may be misspelt, or its plugin uninstalled."""
     for name in sorted(set(disabled) - set(installed)):
         emit(PluginNotInstalled(name, suggestion(name, installed)))
 
 
 def left_out(point: EntryPoint) -> Plugin:
-    """A plugin that is installed and disabled; nothing of it is imported."""
+    """A plugin that is installed but disabled; its modules are not imported."""
     return shipped(Plugin(point.name, "", "", is_disabled=True), point)
 
 
 def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[EntryPoint]) -> Plugin:
-    """Load one plugin of ``points``; whatever goes wrong in it stays with it."""
+    """Load one plugin of ``points``; an error in it affects no other plugin."""
     try:
         admission.require(point, points)
         plugin = offers(manager, point.name, instantiate(imported(point)))
@@ -105,19 +105,19 @@ def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[E
 
 
 def imported(point: EntryPoint) -> Any:
-    """What an entry point names. Raises whatever importing it raises."""
+    """The object that an entry point names. Raises any error of its import."""
     try:
         return point.load()
     except AttributeError as error:
         found = sys.modules.get(point.module)
         if found is None or getattr(found, "__file__", None) or not hasattr(found, "__path__"):
             raise
-        hint = f"the folder {next(iter(found.__path__))} hides it; rename that, or start elsewhere"
+        hint = f"the folder {next(iter(found.__path__))} hides it; rename that folder, or start in another one"
         raise PluginError(f"{error}: {hint}") from error
 
 
 def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:
-    """``plugin`` with the distribution that it came with, if it did with any."""
+    """``plugin`` with the name and version of its distribution, if it has one."""
     distribution = point.dist
     if distribution is None:
         return plugin
@@ -130,7 +130,7 @@ def instantiate(loaded: Any) -> Any:
 
 
 def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
-    """What ``plugin`` contributes, asked through its hooks alone. Raises for anything that is wrong with it."""
+    """The jobs, migrations, settings and middleware that ``plugin``'s hooks return. Raises if one is invalid."""
     refuse_misspelt_hooks(plugin)
     manager.register(plugin, name=name)
     jobs = [job for jobs in answers(manager, "register_jobs", plugin) for job in checked(jobs)]
@@ -151,7 +151,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
 
 
 def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSettings]:
-    """``offered`` once the environment is known to fit them. Raises SettingsError or PluginError."""
+    """Check the class ``offered`` and the environment; return the class. Raises SettingsError or PluginError."""
     if not (inspect.isclass(offered) and issubclass(offered, PluginSettings)):
         raise PluginError(f"register_settings returned {offered!r}, which is not a subclass of PluginSettings")
     if offered.prefix != plugin_prefix(name):
@@ -161,18 +161,18 @@ def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSetti
 
 
 def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
-    """What ``plugin`` alone answers to ``hook``: nothing if it has no such hookimpl. Raises PluginError for None."""
+    """What ``hook`` of ``plugin`` returns; empty if the plugin does not implement it. Raises PluginError for None."""
     caller = manager.subset_hook_caller(hook, [other for other in manager.get_plugins() if other is not plugin])
     answered: list[Any] = caller()
     if len(answered) < len(caller.get_hookimpls()):
-        raise PluginError(f"{hook} returned None; is a return missing?")  # pluggy drops it in silence
+        raise PluginError(f"{hook} returned None; is a return missing?")  # pluggy silently drops None
     return answered
 
 
 def refuse_misspelt_hooks(plugin: Any) -> None:
-    """Raise PluginError for a hookimpl that answers no hook, and for a hook that is not marked.
+    """Raise PluginError for a hookimpl without a hook of that name, and for a hook that is not marked.
 
-    pluggy would accept both in silence.
+    pluggy would silently accept both.
     """
     known = hooks()
     for name in dir(plugin):
@@ -185,12 +185,12 @@ def refuse_misspelt_hooks(plugin: Any) -> None:
 
 
 def hooks() -> list[str]:
-    """The names of the hooks that there are."""
+    """The names of all hooks."""
     return [name for name, value in vars(hookspecs).items() if hasattr(value, f"{NAMESPACE}_spec")]
 
 
 def checked(jobs: Any) -> list[Job]:
-    """``jobs`` once each is known to be a usable Job."""
+    """Check that each of ``jobs`` is a valid Job; return them."""
     if isinstance(jobs, str) or not isinstance(jobs, Iterable):
         raise PluginError(f"register_jobs returned {jobs!r}, which is not a list of jobs")
     found: list[Job] = list(jobs)
@@ -202,7 +202,7 @@ def checked(jobs: Any) -> list[Job]:
 
 
 def around(middleware: Any) -> list[RunMiddleware]:
-    """``middleware`` once each is known to be a RunMiddleware, and none is there twice."""
+    """Check that each of ``middleware`` is a RunMiddleware and none is there twice; return them."""
     if isinstance(middleware, str) or not isinstance(middleware, Iterable):
         raise PluginError(f"register_middleware returned {middleware!r}, which is not a list of RunMiddleware")
     found: list[RunMiddleware] = []
@@ -217,10 +217,10 @@ def around(middleware: Any) -> list[RunMiddleware]:
 
 
 def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
-    """``plugins``, with every one broken that shares a job's name with another, or has it twice.
+    """Return ``plugins``, where each plugin that shares a job's name with another, or has it twice, is broken.
 
-    Both are refused: which of the two is meant is not ours to guess, and the wrong one must not run. Only the core
-    stays, since without its tables nothing runs.
+    Both plugins are refused: we cannot tell which job is meant, and the wrong one must not run. Only the core is never
+    refused, since no job runs without its tables.
     """
     owners: dict[str, list[str]] = defaultdict(list)
     for plugin in plugins:

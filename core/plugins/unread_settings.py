@@ -1,6 +1,6 @@
-"""Variables of the environment that nobody reads: mostly, a plugin that is gone has left them behind.
+"""``ROTA_…`` variables that neither the core nor a plugin reads; most belong to a plugin that was removed.
 
-They stop nothing, since taking a plugin away must not stop the others; what is misspelt is refused elsewhere.
+They are not errors, since removing a plugin must not stop the others. Other modules refuse misspelt settings.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,28 +13,28 @@ from core.settings import plugin_prefix
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A variable that is set and that nothing reads."""
+    """A variable that is set but never read."""
 
     variable: str
-    #: What is wrong, without its value, which may be a secret.
+    #: The problem, without the variable's value, which may be a secret.
     why: str
 
 
 def variables(environ: Mapping[str, str], registry: Registry) -> Iterator[Unread]:
-    """The variables in ``environ`` that begin as ours do, and that neither the core nor a plugin reads.
+    """The variables in ``environ`` with our prefix that neither the core nor a plugin reads.
 
-    Nobody can tell what a disabled or broken plugin reads, so what begins as its settings do is left to it.
+    Variables with the prefix of a disabled or broken plugin are left out, since its settings are unknown.
     """
     for name in settings.unknown(environ):
         plugin = owner(name, registry)
         if plugin is None:
-            yield Unread(name, "is not a setting, and of no plugin that is installed")
+            yield Unread(name, "is not a setting of the core or of an installed plugin")
         elif plugin.state == "loaded" and name not in read_by(plugin):
             yield Unread(name, f"is not a setting of plugin {plugin.name!r}")
 
 
 def owner(variable: str, registry: Registry) -> Plugin | None:
-    """The plugin with whose prefix ``variable`` begins: of two, that of the longer name."""
+    """The plugin whose prefix ``variable`` has; of two such plugins, the one with the longer name."""
     named = (plugin for plugin in registry.plugins if variable.startswith(plugin_prefix(plugin.name)))
     return max(named, key=lambda plugin: len(plugin.name), default=None)
 

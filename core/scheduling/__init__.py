@@ -1,1 +1,1 @@
-"""When jobs are due, as periodiq asks it."""
+"""Answers periodiq's question when jobs are due, and applies misfire policies."""

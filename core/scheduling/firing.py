@@ -1,4 +1,4 @@
-"""Firing: the slots for which periodiq calls are recorded, and those that nobody else recorded are sent."""
+"""Firing: records the slots that periodiq reports as due, and sends those that no other process has recorded."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,24 +25,24 @@ class Firing:
         self._schedules: list[tuple[Job, PeriodicSchedule]] = []
 
     def add(self, job: Job) -> PeriodicSchedule:
-        """The schedule of ``job``, for periodiq to ask."""
+        """The schedule of ``job``, for periodiq."""
         assert job.schedule is not None
         schedule = PeriodicSchedule(job.schedule, on_first_question=self._on_first_question)
         self._schedules.append((job, schedule))
         return schedule
 
     def fire(self) -> None:
-        """Record the slots that are due, of every job, and send those that nobody else recorded.
+        """Record the due slots of every job, and send those that no other process has recorded.
 
-        periodiq has asked all jobs before it calls the first that is due; the others then find nothing left to do.
-        Never raises, since that would end periodiq's process.
+        periodiq checks all jobs before it calls the first due one; later calls then have nothing to do. Never raises,
+        since an error would end periodiq's process.
         """
         due = [(job, SlotRow(slot)) for job, schedule in self._schedules for slot in schedule.take()]
         if not due:
             return
         try:
             self._record(due)
-        except Exception as error:  # noqa: BLE001 — the dispatcher makes up for what is missing here
+        except Exception as error:  # noqa: BLE001 — the dispatcher inserts the slots that are missing
             emit(SlotNotSent(len(due), database.brief(error)))
 
     def _record(self, due: Sequence[tuple[Job, SlotRow]]) -> None:

@@ -1,4 +1,4 @@
-"""Misfires: what becomes of slots that nobody started in time, by the policy of each job."""
+"""Misfires: applies each job's policy to slots that were not started in time."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,20 +16,20 @@ from core.ledger.slots import TOLERANCE, SlotRow
 from core.observability import metrics
 from core.observability.events import SlotMissed, SlotSkipped, emit
 
-#: What periodiq is given to insert a slot before the dispatcher does. With a pass a second, a slot that periodiq did
-#: not insert is started within 2 s of its time, the last half second being for the pass and the message.
+#: How long the dispatcher waits for periodiq to insert a slot. With one pass a second, a slot that periodiq did not
+#: insert starts within 2 s of its time: 0.5 s head start, 1 s to the next pass, 0.5 s for the pass and the message.
 HEAD_START = timedelta(milliseconds=500)
 #: Why a late slot that is within its grace is not run, by its job's policy.
 REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
 
 
 def is_late(due: list[datetime], now: datetime) -> bool:
-    """Whether any of the slots ``due``, in order, is the misfire policy's to decide."""
+    """Whether the misfire policy must decide about any of the slots ``due``, which are in order."""
     return bool(due) and now - due[0] > TOLERANCE
 
 
 def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Pause] = ()) -> list[SlotRow]:
-    """What is to be recorded for each of the slots ``due``; ``paused`` are the pauses of the job meanwhile."""
+    """The row to record for each of the slots ``due``; ``paused`` are the job's pauses in that time."""
     if not is_late(due, now):
         return [SlotRow(slot) for slot in due]
     oldest = oldest_kept(job, due[0], now, paused)
@@ -37,7 +37,7 @@ def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Paus
 
 
 def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause]) -> datetime:
-    """The oldest slot, not before ``first``, that runs however many came due since: by the job's policy and cap."""
+    """The oldest slot, not before ``first``, that may still run by the job's policy and cap."""
     most = job.misfire_cap if job.misfire == "all" else 1
     served = takewhile(lambda slot: slot >= first, newest_first(job, now - HEAD_START, paused))
     kept = list(islice(takewhile(lambda slot: now - slot <= job.misfire_grace, served), most))
@@ -45,7 +45,7 @@ def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause
 
 
 def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator[datetime]:
-    """The slots of a job that are not after ``until`` and came due in none of the pauses."""
+    """The slots of a job not after ``until``, newest first, without those that came due in a pause."""
     assert job.schedule is not None
     slot = job.schedule.latest_at(until)
     while True:
@@ -56,12 +56,12 @@ def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator
 
 
 def pause_at(slot: datetime, paused: Iterable[Pause]) -> Pause | None:
-    """The pause in which a slot came due, if it did in any."""
+    """The pause in which a slot came due; None if it came due in no pause."""
     return next((pause for pause in paused if pause.covers(slot)), None)
 
 
 def verdict(job: Job, slot: datetime, lateness: timedelta, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
-    """Skipped if it was paused, queued if it is in time or to be run late; otherwise missed, and why."""
+    """The row of a slot: skipped if it was paused, queued if it is in time or ``is_kept``, otherwise missed."""
     if pause_at(slot, paused):
         return SlotRow(slot, State.SKIPPED, "paused")
     if lateness <= TOLERANCE:
@@ -74,7 +74,7 @@ def verdict(job: Job, slot: datetime, lateness: timedelta, paused: Sequence[Paus
 
 
 def count_missed(job: Job, rows: list[SlotRow]) -> None:
-    """Say how many slots of a job were missed in an outage, and how many of its late slots are left to run."""
+    """Log how many slots of a job were missed in an outage, and how many late slots will still run."""
     missed = Counter(str(row.reason) for row in rows if row.state == State.MISSED)
     if missed:
         left = sum(row.state == State.QUEUED for row in rows)
@@ -82,9 +82,9 @@ def count_missed(job: Job, rows: list[SlotRow]) -> None:
 
 
 def miss_late(connection: Connection, registry: Registry, held: Mapping[str, datetime] = slots.NONE_HELD) -> None:
-    """Apply the misfire policies to slots that are queued and that nobody has started.
+    """Apply the misfire policies to queued slots that have not been started.
 
-    ``held`` says since when jobs are held by a pause, whose slots are skipped.
+    ``held`` has the start of the pause for each paused job, whose slots are skipped.
     """
     ended: dict[str, Counter[str]] = {}
     for job, reason in slots.miss(connection, registry.scheduled(), TOLERANCE.total_seconds(), held):

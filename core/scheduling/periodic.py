@@ -1,9 +1,9 @@
 """The adapter that periodiq's loop talks to.
 
-periodiq asks the object in ``actor.options["periodic"]`` three things: ``validate(now)``, ``next_valid_date(now)`` and
-its ``str``; and calls the actor's ``send_with_options(scheduled_at=…)`` for those that said yes. Ours answers from the
-registry's schedule, to the second and in its time zone, and reads ``validate`` as "has a slot come since I was last
-asked". periodiq's own idea of now, rounded to a second, is not used.
+periodiq calls ``validate(now)``, ``next_valid_date(now)`` and ``str`` of the object in ``actor.options["periodic"]``;
+if ``validate`` returns true, it calls the actor's ``send_with_options(scheduled_at=…)``. Our object uses the registry's
+schedule, with seconds and its time zone. Its ``validate`` returns whether a slot has come due since the last call. It
+ignores periodiq's ``now``, which is rounded to a second.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from core.clock import Clock, system_clock
 from core.jobs.schedules import Schedule, first_after, slots_between
 
-#: periodiq recurses when it is told to wake in the past (its Scheduler.schedule), so it is told to wake a little later.
+#: periodiq's Scheduler.schedule recurses if the next date is in the past, so the date is at least this far ahead.
 SHORTEST_WAIT = timedelta(milliseconds=20)
-#: After a stall the newest slots are sent; the dispatcher accounts for the rest.
+#: After a stall only slots of this last period are sent; the dispatcher accounts for older ones.
 MOST_AT_ONCE = timedelta(seconds=60)
 
 
@@ -32,16 +32,16 @@ class PeriodicSchedule:
         self._clock = clock
         self._on_first_question = on_first_question
         self._asked_at: datetime | None = None
-        #: The first slot that has not come when this was last asked; computing it takes longer than anything else here.
+        #: The first slot after the last call; kept, since computing it is the most expensive step here.
         self._next: datetime | None = None
-        #: The slots that have come since the last question but one.
+        #: The slots that have come due and have not been taken.
         self.due: list[datetime] = []
 
     def __str__(self) -> str:
         return str(self._schedule)
 
     def validate(self, _now: datetime) -> bool:
-        """Whether a slot has come since this was last asked; the first time, no."""
+        """Whether a slot has come due since the last call; False at the first call."""
         now = self._clock()
         if self._asked_at is None:
             self._asked_at = now
@@ -56,12 +56,12 @@ class PeriodicSchedule:
         return bool(self.due)
 
     def take(self) -> list[datetime]:
-        """The slots that are due, once."""
+        """Return the due slots, and forget them."""
         due, self.due = self.due, []
         return due
 
     def next_valid_date(self, _now: datetime) -> datetime:
-        """When to ask again."""
+        """When periodiq must call ``validate`` again."""
         now = self._clock()
         asked_at = self._asked_at or now
         if self._next is None or self._next <= asked_at:

@@ -1,4 +1,4 @@
-"""The process that ends what a supervisor has started, if the supervisor is killed outright."""
+"""The parent's side of the guard: a process that ends the supervisor's programs if the supervisor is killed."""
 
 import signal
 import subprocess
@@ -13,24 +13,24 @@ GUARD = Path(__file__).with_name("guard_process.py")
 
 
 class Guard:
-    """The process that ends all others if this one is killed."""
+    """A child process that ends all other children if this process is killed."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-I", "-S", str(GUARD)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
     def watch(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
-        """End ``program`` with ``farewell`` if we die; higher ranks end after lower ones."""
+        """End ``program`` with the signal ``farewell`` if this process dies; higher ranks end after lower ones."""
         if program.pid is not None:
             self._tell(f"+ {program.pid} {farewell.value} {rank}")
 
     def forget(self, program: Program) -> None:
-        """It has ended."""
+        """Stop watching ``program``, which has ended."""
         if program.pid is not None:
             self._tell(f"- {program.pid}")
 
     def dismiss(self) -> None:
-        """End the guard; what it still knows of, it ends first."""
+        """End the guard, which first ends every program that it still watches."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()

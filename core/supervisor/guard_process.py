@@ -1,9 +1,9 @@
-"""Ends what a supervisor started, when the supervisor has died without doing so itself.
+"""The guard's own process: ends a supervisor's programs if the supervisor has died without ending them.
 
-A program, run by ``supervisor.py`` beside it as a process of its own; it needs nothing but the standard library.
-It reads ``+ pid signal rank`` and ``- pid`` from its input, a pipe whose other end only the supervisor holds. When the
-pipe ends, the supervisor is gone, SIGKILL or not. What is then left on the list is asked to end, lowest rank first,
-and killed with its process group if it does not.
+``guard.py`` starts it as a separate process; it needs only the standard library. It reads ``+ pid signal rank`` and
+``- pid`` from its input, a pipe whose other end only the supervisor holds. When the pipe closes, the supervisor has
+ended, even by SIGKILL. The guard then signals the programs that are still on the list, lowest rank first, and kills the
+process groups of those that do not end.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import NamedTuple
 
-#: What each rank is given to end by itself, in seconds.
+#: How long each rank may take to end by itself, in seconds.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 
@@ -44,18 +44,18 @@ def main() -> None:
 
 
 def end(wards: Iterable[Ward]) -> None:
-    """Ask all of ``wards`` to end, and kill what is left of their groups after the grace."""
+    """Ask all of ``wards`` to end, and kill the rest of their groups after the grace."""
     left = [ward for ward in wards if tell(ward, ward.farewell)]
     deadline = time.monotonic() + GRACE_SECONDS
     while left and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)  # they are not our children: nothing tells us when they end
+        time.sleep(POLL_SECONDS)  # they are not our children, so no event tells us when they end
         left = [ward for ward in left if is_alive(ward)]
     for ward in left:
         tell_group(ward, signal.SIGKILL)
 
 
 def tell(ward: Ward, number: int) -> bool:
-    """Signal its leader; False if that is gone, and then nothing of its group is left either."""
+    """Signal the leader of its group; if the leader has ended, kill the group and return False."""
     try:
         os.kill(ward.pid, number)
     except ProcessLookupError:
@@ -73,7 +73,7 @@ def tell_group(ward: Ward, number: int) -> None:
 
 
 def is_alive(ward: Ward) -> bool:
-    """Whether anything of its group is left."""
+    """Whether a process of its group is left."""
     try:
         os.killpg(ward.pid, 0)
     except ProcessLookupError:

@@ -1,8 +1,8 @@
-"""What a supervisor keeps running, and the signals that wake it.
+"""The programs that a supervisor keeps running, and the signals that wake it.
 
-*Signals are facts, not exceptions:* SIGINT, SIGTERM and SIGHUP are counted and wake the one loop there is, so none can
-arrive between starting a process and knowing of it. *Sessions:* every command is the leader of its own, so that the
-terminal's Ctrl-C reaches the supervisor alone, and what a dead program leaves behind is killed with its group.
+*Signals raise no exceptions:* SIGINT, SIGTERM and SIGHUP are counted and wake the supervisor's loop, so no exception
+can occur between starting a process and recording it. *Sessions:* every command leads its own session, so that the
+terminal's Ctrl-C reaches only the supervisor, and the children of a dead program are killed with its group.
 """
 
 import os
@@ -18,14 +18,14 @@ from typing import Any, Protocol, Self
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-#: How long a killed process may take to disappear; one in an uninterruptible system call may never.
+#: How long to wait for a killed process; one in an uninterruptible system call may never end.
 KILLED_SECONDS = 5.0
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Program(Protocol):
-    """What can be kept running: a ``Command``, or an embedded server."""
+    """A program that can be kept running: a ``Command``, or an embedded server."""
 
     name: str
 
@@ -34,14 +34,14 @@ class Program(Protocol):
         """The leader of its process group, once it has been started."""
 
     def start(self) -> None:
-        """Start it, and return when it is of use."""
+        """Start it, and return when it is ready."""
 
     def is_running(self) -> bool:
         """Whether it is alive."""
 
 
 class Signals:
-    """Counts the requests to stop, and wakes the loop for them and for children that end. Main thread only."""
+    """Counts requests to stop; wakes the loop for these and for children that end. Use it in the main thread only."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -73,7 +73,7 @@ class Signals:
             raise KeyboardInterrupt
 
     def wait(self, timeout_seconds: float | None, sockets: Sequence[socket.socket] = ()) -> None:
-        """Wait for a signal, or for something to read from one of ``sockets``, at most for the time-out."""
+        """Wait for a signal, or until one of ``sockets`` is readable, at most for the time-out."""
         select.select([self._reader, *sockets], [], [], timeout_seconds)
         with suppress(BlockingIOError):
             while self._reader.recv(4096):
@@ -81,7 +81,7 @@ class Signals:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Within it a request to stop raises KeyboardInterrupt, for what takes long and cleans up after itself."""
+        """Let a request to stop raise KeyboardInterrupt in the block; for long steps that clean up after themselves."""
         if self.asked:
             raise KeyboardInterrupt
         self._interrupting = True
@@ -93,23 +93,23 @@ class Signals:
 
 @dataclass(slots=True)
 class Command:
-    """A program of the command line, in a session of its own; its output goes where ours goes."""
+    """A command line, run in its own session; its output goes to our standard output and error."""
 
     name: str
     words: Sequence[str]
     environ: Mapping[str, str]
-    #: Whether ending with status 0 means that it is done.
+    #: Whether it is not started again after ending with status 0.
     may_finish: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
     def pid(self) -> int | None:
-        """The leader of its group."""
+        """The leader of its process group."""
         return self._process.pid if self._process else None
 
     @property
     def status(self) -> int | None:
-        """How it ended: its exit status, or the negative number of a signal."""
+        """Its exit status, or the negative number of the signal that ended it; None while it is running."""
         return self._process.returncode if self._process else None
 
     def start(self) -> None:
@@ -123,15 +123,15 @@ class Command:
         return self._process is not None and self._process.poll() is None
 
     def ask_to_end(self) -> None:
-        """Ask its leader, which ends what it started itself: Dramatiq's worker takes a second SIGTERM for a kill."""
+        """Signal only its leader, which ends its own children: Dramatiq's worker treats a second SIGTERM as a kill."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End whatever is left of its group; does nothing if nothing is."""
+        """Kill the processes that are left of its group, if there are any."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError, PermissionError):  # macOS answers with the latter for a group of zombies
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILLED_SECONDS)
@@ -139,7 +139,7 @@ class Command:
 
 @dataclass(slots=True)
 class Kept:
-    """A program that is kept running, and when to try again."""
+    """A program that is kept running, and when to start it again."""
 
     program: Program
     farewell: signal.Signals
@@ -151,13 +151,13 @@ class Kept:
     is_done: bool = False
 
     def take_over(self, other: "Kept") -> None:
-        """Keep the program of ``other`` running from now on, instead of this one's."""
+        """Keep the program of ``other`` running from now on, instead of this program."""
         self.program, self.was_running, self.started_at = other.program, other.was_running, other.started_at
         self.due_at, self.pause_seconds = other.due_at, other.pause_seconds
 
 
 def in_words(status: int | None) -> str:
-    """An exit status for people."""
+    """An exit status as text for people."""
     if status is not None and status < 0:
         with suppress(ValueError):
             return f"killed by {signal.Signals(-status).name}"

@@ -1,6 +1,6 @@
-"""Workers, and how one is replaced without a gap; ``worker_channel.py`` beside this has the words.
+"""Replaces a worker process without a gap, with the protocol of ``worker_channel.py``.
 
-One is replaced at a time, since a start takes most of a processor for a second.
+It replaces one worker at a time: starting one takes about a second of CPU.
 """
 
 import secrets
@@ -19,9 +19,9 @@ class Worker(Command):
     """A worker process, which has a channel to its supervisor."""
 
     channel: ChannelServer = field(kw_only=True)
-    #: How long it may show no life.
+    #: How long it may send no ``alive``.
     silence_seconds: float = field(kw_only=True)
-    #: Its name on the channel; another with every start.
+    #: Its name on the channel, which is new at every start.
     alias: str = field(default="", init=False)
 
     def start(self) -> None:
@@ -31,33 +31,33 @@ class Worker(Command):
         Command.start(self)
 
     def another(self) -> "Worker":
-        """One of the same kind, not yet started."""
+        """Another worker with the same command, not yet started."""
         return replace(self)
 
 
 @dataclass(slots=True)
 class Replacements:
-    """Which workers want to be replaced, which is starting instead, and which are leaving."""
+    """The workers that asked to be replaced, the replacement that is starting, and the workers that are leaving."""
 
     channel: ChannelServer
-    #: Each that asked, with the name under which it did; the first is being replaced.
+    #: Each worker that asked, with its name on the channel at that time; the first is being replaced.
     _asked: list[tuple[Kept, str]] = field(default_factory=list)
     starting: Kept | None = None
     leaving: list[Worker] = field(default_factory=list)
 
     @property
     def workers(self) -> list[Worker]:
-        """The workers that run beside those that are kept running."""
+        """The workers that run in addition to the kept ones: replacements and those that are leaving."""
         return [each for each in self.commands if isinstance(each, Worker)]
 
     @property
     def commands(self) -> list[Command]:
-        """What runs beside what is kept running."""
+        """The commands that run in addition to the kept ones."""
         starting = [self.starting.program] if self.starting else []
         return [*(each for each in starting if isinstance(each, Command)), *self.leaving]
 
     def hear(self, alias: str, word: str, kept: Sequence[Kept]) -> None:
-        """Deal with a word of a worker's."""
+        """Handle a word that a worker said."""
         if word == worker_channel.RETIRE:
             self._asked += [(each, alias) for each in kept if alias_of(each) == alias]
         elif word == worker_channel.READY and self.starting is not None and alias_of(self.starting) == alias:
@@ -68,7 +68,7 @@ class Replacements:
                     worker.ask_to_end()
 
     def advance(self) -> None:
-        """See to the next replacement: what asked may have died meanwhile, and may have been started again."""
+        """Start the next replacement; skip workers that have died, or were restarted, since they asked."""
         while self._asked and self.starting is None:
             kept, alias = self._asked[0]
             if alias_of(kept) == alias and kept.program.is_running():
@@ -80,14 +80,14 @@ class Replacements:
             self._replace()
 
     def take_ended(self) -> list[Worker]:
-        """Those that have left since."""
+        """Return the workers that have left since the last call, and forget them."""
         ended = [each for each in self.leaving if not each.is_running()]
         for worker in ended:
             self.leaving.remove(worker)
         return ended
 
     def _replace(self) -> None:
-        """The replacement takes the place of the one that asked, which is told to leave."""
+        """Put the replacement in the place of the worker that asked, and tell that worker to leave."""
         (kept, alias), replacement = self._asked.pop(0), self.starting
         assert isinstance(kept.program, Worker)
         assert replacement is not None
@@ -99,5 +99,5 @@ class Replacements:
 
 
 def alias_of(kept: Kept) -> str:
-    """The name on the channel of what is kept running, if it has one."""
+    """The channel name of a kept program, if it has one."""
     return kept.program.alias if isinstance(kept.program, Worker) else ""

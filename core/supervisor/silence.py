@@ -1,9 +1,9 @@
-"""Which worker is to be killed, since it has shown no life for too long: stopped by a signal, or hung.
+"""Finds the worker to kill because it sent no ``alive`` for too long: it hangs, or a signal has stopped it.
 
-A worker says ``alive`` every second. Silence is counted in looks of this process rather than by the clock: where the
-whole machine or this process stood still, a worker is not to blame, and has been silent for one look at most. A process
-that a debugger holds is not silent. No more than one is killed within one bound, however many are silent: what silences
-all of them at once is not mended by starting all of them at once.
+A worker says ``alive`` every second. Silence is counted in checks of this process, not by the clock: if the whole
+machine or this process stood still, no worker is counted as silent for longer than one check. A process that a debugger
+has stopped does not count. At most one worker is killed within one bound, however many are silent: a cause that
+silences all workers at once is not removed by restarting all of them.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ import psutil
 
 from core.supervisor.replacement import Worker
 
-#: How often to look, in seconds.
+#: How often to check, in seconds.
 LOOK_SECONDS = 1.0
-#: What a worker may take beyond its lease, in seconds.
+#: How much longer than its lease a worker may be silent, in seconds.
 MARGIN_SECONDS = 5.0
-#: What a worker may take until its first word, in seconds: it imports every plugin.
+#: How long a worker may take until its first word, in seconds: it imports every plugin.
 FIRST_WORD_SECONDS = 300.0
 
 
@@ -30,12 +30,12 @@ class Silence:
     _has_spoken: set[str] = field(default_factory=set)
 
     def heard(self, alias: str) -> None:
-        """That worker lives."""
+        """Note that this worker has said ``alive``."""
         self._seconds[alias] = 0.0
         self._has_spoken.add(alias)
 
     def look(self, workers: Iterable[Worker], now: float) -> Worker | None:
-        """Count the time since the last look, and return a worker that was silent for too long, if there is one."""
+        """Count the time since the last check; return a worker that was silent for too long, if there is one."""
         passed, self.looked_at = min(now - self.looked_at, LOOK_SECONDS), now
         running = {worker.alias: worker for worker in workers if worker.is_running()}
         self._has_spoken &= running.keys()
@@ -50,7 +50,7 @@ class Silence:
 
 
 def is_held_by_debugger(pid: int | None) -> bool:
-    """Whether a debugger has stopped the process or one that it has started."""
+    """Whether a debugger has stopped the process or one of its children."""
     try:
         leader = psutil.Process(pid)
         family = [leader, *leader.children(recursive=True)]

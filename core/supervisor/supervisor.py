@@ -1,8 +1,8 @@
-"""Keeps programs running, starts again those that die or show no life, and leaves no process behind.
+"""Keeps programs running: restarts those that die or send no ``alive``, and leaves no process behind.
 
-Its parts are beside it: what is kept running and the signals that wake the loop (``programs.py``), how a worker is
-replaced without a gap (``replacement.py``), which one shows no life (``silence.py``), and the process that ends all
-others if this one is killed (``guard.py``).
+Its parts are in the same folder: ``programs.py`` (the programs, and the signals that wake the loop), ``replacement.py``
+(replacing a worker without a gap), ``silence.py`` (finding a worker that hangs) and ``guard.py`` (the process that ends
+all others if this one is killed).
 """
 
 import signal
@@ -33,7 +33,7 @@ from core.supervisor.replacement import Replacements, Worker
 from core.supervisor.silence import LOOK_SECONDS, Silence
 from core.supervisor.worker_channel import ChannelServer
 
-#: A program that lived longer than this is started again after the first pause.
+#: A program that ran for longer than this is restarted after the shortest pause.
 HEALTHY_SECONDS = 60.0
 
 
@@ -56,13 +56,13 @@ class Supervisor:
         self._silence = Silence(monotonic())
 
     def start(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
-        """Start ``program`` and keep it running. What keeps it from starting this first time is raised."""
+        """Start ``program`` and keep it running. Raises if this first start fails."""
         kept = Kept(program, farewell, rank)
         self._start(kept)
         self._kept.append(kept)
 
     def run(self, command: Command) -> int:
-        """Run ``command`` once, to its end or until we are to stop; return its status."""
+        """Run ``command`` once, until it ends or a signal asks us to stop; return its status."""
         command.start()
         self._guard.watch(command)
         while command.is_running() and not self._signals.asked:
@@ -71,19 +71,19 @@ class Supervisor:
         return command.status if command.status is not None else 1
 
     def keep_running(self) -> None:
-        """Start again what dies, and replace what asks for it, until a signal asks to stop."""
+        """Restart programs that die and replace workers that ask for it, until a signal asks to stop."""
         while not self._signals.asked:
             pauses = self._attend()
             if not self._signals.asked:
                 self._signals.wait(min(pauses, default=None), self._channel.sockets)
 
     def stop(self, grace_seconds: float) -> None:
-        """End all commands: in order within the grace, by force after it or when asked once more."""
+        """End all commands: by their signal, then by SIGKILL after the grace or at a second request to stop."""
         kept = [each.program for each in self._kept if isinstance(each.program, Command)]
         self._end([*kept, *self._replacements.commands], grace_seconds)
 
     def _attend(self) -> list[float]:
-        """See to every program; return after how many seconds to look again, as far as nothing wakes us."""
+        """Check every program; return the numbers of seconds after which to check again if nothing wakes us."""
         for alias, word in self._channel.hear():
             self._silence.heard(alias)
             if word != worker_channel.ALIVE:
@@ -107,7 +107,7 @@ class Supervisor:
             silent.kill()
 
     def _look_after(self, kept: Kept) -> float | None:
-        """See to one program; return after how many seconds it wants to be looked at again, if by itself."""
+        """Check one program; return after how many seconds to check it again, or None if a signal will wake us."""
         if kept.is_done or kept.program.is_running():
             return None
         now = self._monotonic()
@@ -119,7 +119,7 @@ class Supervisor:
             self._start(kept)
         except KeyboardInterrupt:
             return None
-        except Exception as error:  # noqa: BLE001 — whatever keeps it from starting, it will be tried again
+        except Exception as error:  # noqa: BLE001 — after any error the start is tried again
             self._postpone(kept, f"could not be started ({error})", self._monotonic())
             return kept.due_at - self._monotonic()
         return None
@@ -134,7 +134,7 @@ class Supervisor:
         self._guard.watch(kept.program, kept.farewell, rank=kept.rank)
 
     def _clear(self, kept: Kept, now: float) -> bool:
-        """Clear away what is left of one that has ended; return whether it is to be started again."""
+        """Clean up after a program that has ended; return whether to start it again."""
         kept.was_running = False
         self._guard.forget(kept.program)
         ended = "ended"

@@ -1,8 +1,8 @@
-"""The channel between a supervisor and the worker processes that it has started: words over a local socket.
+"""The channel between a supervisor and its worker processes: words over a local socket.
 
-A worker that is to be replaced says ``retire``. Its supervisor starts the replacement, which says ``ready`` once it is
-at work. Only then is the first told to ``go``: it takes on nothing more, finishes what it has begun, and says
-``done``. So there is never a worker less than there should be.
+A worker that must be replaced says ``retire``. The supervisor starts a replacement, which says ``ready`` once it is
+working. Only then does the supervisor tell the old worker to ``go``: it takes no more messages, finishes the runs that
+it has started, and says ``done``. So the number of workers never falls below the configured one.
 """
 
 import os
@@ -16,12 +16,12 @@ from typing import Self
 
 from core import forks
 
-#: Where a worker finds its supervisor, and the name that it has there. No settings: nobody is to set them.
+#: The address of a worker's supervisor, and the worker's name there. Internal; not settings.
 ADDRESS = "_ROTA_SUPERVISOR"
 ALIAS = "_ROTA_ALIAS"
 
 RETIRE, READY, GO, DONE = "retire", "ready", "go", "done"
-#: What a worker says every second.
+#: The word that a worker says every second.
 ALIVE = "alive"
 
 LONGEST_WORD = 1024
@@ -42,7 +42,7 @@ class WorkerChannel:
         self._socket.sendall(f"{self._alias} {word}\n".encode())
 
     def show_life(self) -> None:
-        """Say ``alive``; a supervisor that does not listen is not waited for."""
+        """Say ``alive``, without waiting for a supervisor that does not read."""
         with suppress(OSError):
             self._socket.send(f"{self._alias} {ALIVE}\n".encode(), socket.MSG_DONTWAIT)
 
@@ -60,7 +60,7 @@ class WorkerChannel:
 
 @cache
 def to_supervisor() -> WorkerChannel | None:
-    """The one channel of this process, if a supervisor of ours has started it and is still there."""
+    """This process's channel, if a Rota supervisor has started it and is still running."""
     with suppress(KeyError, OSError):
         return WorkerChannel(os.environ[ADDRESS], os.environ[ALIAS])
     return None
@@ -75,7 +75,7 @@ class ChannelServer:
         self._listener.bind(str(self._folder / "socket"))
         self._listener.listen()
         self._listener.setblocking(False)
-        #: Each with the beginning of a word whose end has not come yet.
+        #: Each connection with the incomplete word that it has sent so far.
         self._connections: dict[socket.socket, bytes] = {}
         self._by_alias: dict[str, socket.socket] = {}
 
@@ -89,15 +89,15 @@ class ChannelServer:
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """What becomes readable when there is something to hear."""
+        """The sockets that become readable when a worker says something."""
         return [self._listener, *self._connections]
 
     def environ(self, alias: str) -> dict[str, str]:
-        """What a worker finds us by."""
+        """The environment variables by which a worker finds this server."""
         return {ADDRESS: str(self._folder / "socket"), ALIAS: alias}
 
     def hear(self) -> list[tuple[str, str]]:
-        """What was said since, as pairs of alias and word; waits for nothing."""
+        """Return the words said since the last call, as pairs of alias and word, without waiting."""
         with suppress(BlockingIOError):
             while True:
                 connection, _ = self._listener.accept()
@@ -106,7 +106,7 @@ class ChannelServer:
         return [heard for connection in list(self._connections) for heard in self._hear_one(connection)]
 
     def say(self, alias: str, word: str) -> None:
-        """Tell one worker; it does not matter if it is gone."""
+        """Say ``word`` to one worker; does nothing if it has ended."""
         with suppress(KeyError, OSError):
             self._by_alias[alias].sendall(f"{word}\n".encode())
 

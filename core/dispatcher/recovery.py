@@ -64,7 +64,7 @@ class Outage:
             self._began_at = None
 
     def patience(self, now: float) -> timedelta | None:
-        """How long ago a lease must have expired for its process to count as dead; None if there was no recent outage."""
+        """How long ago the lease of a dead process must have expired; None if there was no recent outage."""
         with self._lock:
             return timedelta(seconds=self._seconds + RETURN_SECONDS) if self._is_recent(now) else None
 
@@ -119,14 +119,14 @@ def recover(
     """
     if patience is None and processes.misses_any(connection):
         time.sleep(COME_BACK_SECONDS)
-    dead = processes.reap(connection, patience)
+    dead = processes.end_dead(connection, patience)
     for each in dead:
         metrics.reaped(each.kind)
         emit(ProcessLost(each.kind, each.id, each.name))
     recover_runs(connection, max_crashes)
     for each in dead:
         if each.broker_id and carrier.carries:
-            put_back(carrier, each.broker_id, each.queues)
+            requeue(carrier, each.broker_id, each.queues)
 
 
 def recover_runs(connection: Connection, max_crashes: int) -> None:
@@ -136,7 +136,7 @@ def recover_runs(connection: Connection, max_crashes: int) -> None:
         emit(RunRecovered(run.job, run.run_id, run.attempt, str(run.state)))
 
 
-def put_back(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) -> None:
+def requeue(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) -> None:
     """Requeue a dead process's messages; does nothing without Redis."""
     try:
         carrier.recover(broker_id, queues)

@@ -33,7 +33,7 @@ def require(path: Path, account: Account) -> None:
     """Raise EmbeddedServerError if ``account`` cannot reach ``path``."""
     if not may_reach(path, account):
         raise EmbeddedServerError(
-            f"user {account.uid}, which the server runs as, cannot reach {path}: others cannot enter a folder above it; "
+            f"user {account.uid}, which the server runs as, cannot reach {path}: one of its parents is closed; "
             "move it elsewhere, or start as a normal user"
         )
 

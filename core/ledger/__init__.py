@@ -1,1 +1,1 @@
-"""The run ledger in PostgreSQL: what is to run, what runs, what became of it. A file per noun."""
+"""The run ledger in PostgreSQL: waiting, running and finished runs, and the tables around them; a file per noun."""

@@ -1,4 +1,4 @@
-"""Whether there is anything for the dispatcher to do, asked in one statement: an idle pass is that and no more."""
+"""Asks in one statement whether the dispatcher has work; an idle pass executes only this statement."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from core.ledger import due, pauses, slots
 from core.ledger.prepared import Prepared
 
-#: For how long a slot may be late, and how long ago a run was sent that counts as overdue.
+#: Parameters: how late a slot may be, and how long ago an unclaimed run was sent that counts as overdue.
 ASK = Prepared(
     "rota_agenda",
     ("interval", "interval"),
@@ -24,18 +24,18 @@ ASK = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class Agenda:
-    """What a dispatcher is told at the beginning of a pass."""
+    """The answer that a dispatcher gets at the beginning of a pass."""
 
     #: The database's clock.
     now: datetime
-    #: Whether a run is to be sent, sent again or missed.
+    #: Whether a run must be sent, sent again or recorded as missed.
     has_work: bool
-    #: Whether anything is paused.
+    #: Whether a pause is active.
     is_paused: bool
 
 
 def ask(connection: Connection, tolerance_seconds: float, overdue_seconds: float) -> Agenda:
-    """What there is to do: slots later than ``tolerance_seconds`` are, and runs sent ``overdue_seconds`` ago."""
+    """Whether there is work: due runs, slots later than ``tolerance_seconds``, runs sent ``overdue_seconds`` ago."""
     ((now, has_work, is_paused),) = ASK.rows(
         connection, f"{tolerance_seconds} seconds", f"{overdue_seconds} seconds"
     )  # fmt: skip

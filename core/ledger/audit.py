@@ -1,6 +1,6 @@
-"""The audit: who did what by hand. Written in the transaction of what it tells of, so that neither is there alone.
+"""The audit: a row for each action of a person, written in the same transaction as the action itself.
 
-Values of arguments, keys and errors may be personal data and have no place here: names and counts only.
+It has names and counts only: values of arguments, keys and errors may be personal data.
 """
 
 import json
@@ -15,7 +15,7 @@ from core.ledger.models import AuditRow
 
 AUDIT = AuditRow.__table__
 
-#: What is written down, as the commands are called.
+#: The recorded actions, named like the commands.
 Action = Literal["run", "retry", "drop", "pause", "resume", "orphans adopt", "db upgrade", "db drop-plugin"]
 
 RECORD = text("""
@@ -27,25 +27,25 @@ AMEND = text("UPDATE rota_audit SET details = details || CAST(:details AS jsonb)
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something by hand, and by which way, such as ``cli``."""
+    """The person who acts, and the interface that they use, such as ``cli``."""
 
     name: str
     via: str
 
 
 def record(on: Session | Connection, actor: Actor, action: Action, target: str, **details: Any) -> int:
-    """Write down, in the caller's transaction, what ``actor`` does in it; return the entry's id."""
+    """Record ``actor``'s action in the caller's transaction; return the entry's id."""
     parameters = {"actor": actor.name, "via": actor.via, "action": action, "target": target}
     return int(on.execute(RECORD, {**parameters, "details": as_json(details)}).scalar_one())
 
 
 def amend(connection: Connection, entry: int, **details: Any) -> None:
-    """Bring an entry up to date while what it tells of goes on, transaction by transaction."""
+    """Update the details of an entry, for an action that takes several transactions."""
     connection.execute(AMEND, {"id": entry, "details": as_json(details)})
 
 
 def as_json(details: dict[str, Any]) -> str:
-    """``details`` without what is not given."""
+    """``details`` as JSON, without those that are None."""
     return json.dumps({name: value for name, value in details.items() if value is not None}, default=str)
 
 

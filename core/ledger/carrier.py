@@ -1,4 +1,4 @@
-"""What the ledger sends, and what takes it to the workers."""
+"""The messages that the ledger sends, and the protocol of a carrier, which takes them to workers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from core.ledger.releases import Fleet
 
 
 class OutgoingRun(NamedTuple):
-    """A committed run whose message is to be sent."""
+    """A committed run whose message must be sent."""
 
     run_id: int
     job: str
@@ -18,7 +18,7 @@ class OutgoingRun(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """A message of the fast lane, to be sent if the transaction commits."""
+    """A message of the fast lane, sent if the transaction commits."""
 
     job: str
     queue: str
@@ -30,32 +30,32 @@ class Carrier(Protocol):
 
     @property
     def carries(self) -> bool:
-        """Whether runs are to be sent by it now; if not, workers take them straight from the ledger."""
+        """Whether it can send runs now; if not, workers take them directly from the ledger."""
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
-        """Put a message for each run on its queue. May raise; the dispatcher then sends them later."""
+        """Put a message for each run on its queue. If this raises, the dispatcher sends them later."""
 
     def post(self, outgoing: Sequence[OutgoingMessage]) -> None:
-        """Put messages of the fast lane on their queues. May raise; they are then lost."""
+        """Put messages of the fast lane on their queues. If this raises, they are lost."""
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
-        """Publish ``message`` to those who listen on ``channel`` now."""
+        """Publish ``message`` to the present subscribers of ``channel``."""
 
 
 class DispatchCarrier(Carrier, Protocol):
-    """A carrier that a dispatcher can also ask what became of messages."""
+    """A carrier that can also look up, requeue and clear messages, for the dispatcher."""
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """Whether messages wait on ``queue``, and which runs the oldest carry. Raises redis.RedisError."""
+        """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
 
     def queues_with_messages(self) -> set[str]:
         """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
+        """Empty a queue that no process serves; return the fate of each job's messages. Raises redis.RedisError."""
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
-        """Requeue what a dead process had fetched. Raises redis.RedisError."""
+        """Requeue the messages that a dead process had fetched. Raises redis.RedisError."""
 
     def maintain(self, queues: Iterable[str]) -> None:
-        """Requeue what silent processes had fetched. Raises redis.RedisError."""
+        """Requeue the messages of processes that send no heartbeat to Redis. Raises redis.RedisError."""

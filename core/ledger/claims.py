@@ -1,7 +1,7 @@
-"""Claims: one statement takes a run to ``running``, draws its fencing token and names the claiming process.
+"""Claims: one statement sets a run to ``running``, draws its fencing token and records the claiming process.
 
-Two runs of one (job, key) cannot both be ``running``: a claim sees the rival and steps back. When two claims race past
-each other's sight, the partial unique index ``rota_runs_lease`` stops the second, which then looks again.
+Two runs of one (job, key) cannot both be ``running``: a claim that sees the other run gives way. If two claims race and
+neither sees the other, the partial unique index ``rota_runs_lease`` refuses the second claim, which then tries again.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,36 +14,36 @@ from core.ledger import pauses
 from core.ledger.leases import Lease
 from core.ledger.prepared import Prepared
 
-#: A claim that loses to a rival it could not see looks again; the rival is then visible.
+#: How often a claim is tried: after losing to a rival that it could not see, it sees the rival at the next try.
 CLAIM_LOOKS = 3
-#: More crashes than any run survives: the claim of a process that runs nothing else.
+#: More crashes than any run can have; used by a process that runs nothing else.
 NEVER_SUSPECT = 2**31 - 1
 
 
 class Verdict(StrEnum):
-    """What became of a claim."""
+    """The outcome of a claim."""
 
     RUNNING = "running"
-    #: Another run of the same job and key is at work, and this one had not begun.
+    #: Another run of the same job and key is running, and this run had not started.
     SKIPPED = "skipped"
-    #: The same, but this run is being retried: it waits for the other.
+    #: The same, but this run is a retry, so it waits for the other run.
     WAITING = "waiting"
-    #: Its job is paused, and this was its slot: it is over, skipped.
+    #: Its job is paused, and the run has a slot: it is skipped.
     PAUSED = "paused"
-    #: Its job is paused; the dispatcher will send it when it no longer is.
+    #: Its job is paused; the dispatcher sends it when the pause ends.
     HELD = "held"
-    #: Too many of its processes died; it may only be claimed by a process that runs nothing else.
+    #: Too many processes died while working on it; only a process that runs nothing else may claim it.
     SUSPECT = "suspect"
-    #: Its time has not come; the dispatcher will send it when it has.
+    #: It is not due yet; the dispatcher sends it when it is.
     EARLY = "early"
-    #: It is over, someone else has it, or this process has no lease to give.
+    #: It is over, another process has it, or this process is not registered.
     NONE = "none"
 
 
-#: Run, job, process, name of the process, how many crashes make the run a suspect, the scopes of the job.
-#: Not flushed to disk by itself: should PostgreSQL crash before the next flush, the run is queued again, and the lost
-#: claim fits nothing. Its token may be drawn again, since the sequence has forgotten it too, but for another process:
-#: all register anew after a crash, and that is flushed. The commit of its work would have flushed the claim as well.
+#: Parameters: run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the
+#: job. The claim itself is not flushed to disk. If PostgreSQL crashes before the next flush, the run is queued again,
+#: and the lost lease matches no row. The sequence may draw its token again, but for another process: every process
+#: registers again after a crash, and a registration is flushed. The commit of the run's work flushes its claim as well.
 CLAIM = Prepared(
     "rota_claim",
     ("bigint", "text", "bigint", "text", "int", "text[]"),
@@ -87,10 +87,9 @@ CLAIM = Prepared(
     """,  # noqa: S608 — a constant
 )
 
-#: Runs, their jobs, process, name of the process, the scopes of each job as the text of an array: as CLAIM, for many at
-#: once. What takes a closer look is left to that: a run that may not overlap, is early or paused, or under which a
-#: process has died; one that is to be retried without ever having been begun (what it was could not be told if it is
-#: given up); and a row that someone else has locked.
+#: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array.
+#: The same as CLAIM for many runs. It leaves these to CLAIM: a run that may not overlap, is early or paused, or has a
+#: crash; a retry that was never started (an unclaim could not tell its former state); and a row that is locked.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
     ("bigint[]", "text[]", "bigint", "text", "text[]"),
@@ -116,7 +115,7 @@ CLAIM_MANY = Prepared(
     """,  # noqa: S608 — a constant
 )
 
-#: Runs, their tokens, their processes. What was claimed and not begun is as if it had not been claimed.
+#: Parameters: runs, their tokens, their processes. Undoes the claims of runs that were not started.
 UNCLAIM_MANY = Prepared(
     "rota_unclaim_many",
     ("bigint[]", "bigint[]", "bigint[]"),
@@ -142,10 +141,10 @@ def claim(
     most_crashes: int = NEVER_SUSPECT,
     scopes: Collection[str] = (),
 ) -> tuple[Verdict, Lease | None]:
-    """Take ``run_id``, if it is one of ``job``'s, for this process, in one round trip on an autocommit connection.
+    """Claim ``run_id``, if it is a run of ``job``, for this process, in one round trip on an autocommit connection.
 
-    ``scopes`` are those of the pauses that hold the job.
-    Returns the verdict, with a lease if and only if it is RUNNING.
+    ``scopes`` are the scopes of the pauses that would pause the job.
+    Returns the verdict, with a lease if and only if the verdict is RUNNING.
     """
     for look in range(CLAIM_LOOKS):
         try:
@@ -164,12 +163,12 @@ def claim(
 def claim_many(
     connection: Connection, sent: Sequence[tuple[int, str, Collection[str]]], *, process_id: int, worker: str
 ) -> list[Lease]:
-    """Take those of the runs ``sent`` that nothing speaks against; the others are left as they are.
+    """Claim those of the runs ``sent`` that need no closer check; leave the others unchanged.
 
-    Each comes with its job and the scopes of the pauses that would hold it.
+    ``sent`` has each run with its job and the scopes of the pauses that would pause it.
 
-    A process claims so what its threads are about to begin with. If it dies just then, being one of these counts
-    against a run at most once: what has been counted against once is claimed alone.
+    A process claims runs this way that its threads start at once. If it dies then, each of these runs counts a crash,
+    but at most once: a run with a crash is claimed alone.
     """
     run_ids, jobs = [run_id for run_id, _, _ in sent], [job for _, job, _ in sent]
     scopes = [pauses.literal(own) for _, _, own in sent]
@@ -177,6 +176,6 @@ def claim_many(
 
 
 def unclaim_many(connection: Connection, claimed: Sequence[Lease]) -> None:
-    """Give up leases on runs that were not begun, as if they had not been claimed."""
+    """Release runs that were not started, and undo their claims."""
     run_ids, tokens = [lease.run_id for lease in claimed], [lease.token for lease in claimed]
     UNCLAIM_MANY.rows(connection, run_ids, tokens, [lease.process_id for lease in claimed])

@@ -1,8 +1,8 @@
-"""Which runs are due and not on their way to a worker.
+"""Finds runs that are due and have not been sent to a worker.
 
-The waiting runs of one queue and one job are a *lane*. A partial index begins with queue and job, so one look for each
-lane tells whether it has anything due, however many runs wait in it or in the others: a backlog, a pause or a job that
-is not loaded hides no other lane.
+The waiting runs of one queue and one job are a *lane*. A partial index begins with queue and job, so one index lookup
+per lane finds its first due run, however many runs are waiting. So a backlog, a pause or a job that is not loaded does
+not slow down or hide other lanes.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,18 +13,18 @@ from sqlalchemy import Connection, text
 from core.ledger.carrier import OutgoingRun
 
 IS_UNSENT = "state IN ('queued', 'retrying') AND sent_at IS NULL"
-#: A stable time here and below, so that an index leads to what is due, past all that is not.
+#: ``statement_timestamp()`` is stable, so the index can be used to find due runs without reading the others.
 IS_DUE = f"{IS_UNSENT} AND due_at <= statement_timestamp()"
 IS_SENT = "state IN ('queued', 'retrying') AND sent_at IS NOT NULL"
 
-#: Rows that are updated in one statement.
+#: The most rows that one statement updates.
 BATCH = 1000
 
 
 def lanes(condition: str, instant: str) -> str:
-    """A recursive query for each lane of the runs that meet ``condition``, with its least ``instant`` as ``first_at``.
+    """A recursive query that returns each lane of the runs that meet ``condition``, with its first ``instant``.
 
-    It looks at one entry of the index for each lane.
+    It reads one index entry per lane, whose ``instant`` it returns as ``first_at``.
     """
     return f"""
         WITH RECURSIVE lane AS (
@@ -46,14 +46,14 @@ IS_ANY_DUE = f"EXISTS (SELECT 1 FROM ({UNSENT_LANES}) AS lane WHERE first_at <= 
 
 ANY_DUE = text(f"SELECT {IS_ANY_DUE}")
 
-#: The queues with due runs, each with the jobs that they are of; the queue that has waited longest comes first.
+#: The queues with due runs, each with the jobs of these runs; the queue that has waited longest comes first.
 DUE_LANES = text(f"""
     SELECT queue, array_agg(job) AS jobs FROM ({UNSENT_LANES}) AS lane
     WHERE first_at <= statement_timestamp() AND job = ANY(:jobs)
     GROUP BY queue ORDER BY min(first_at), queue
 """)  # noqa: S608 — constants
 
-#: Of one queue, as many of each job.
+#: Takes due runs of one queue, an equal share of each job.
 TAKE_DUE = text(f"""
     WITH batch AS MATERIALIZED (
         SELECT run.id FROM unnest(CAST(:jobs AS text[])) AS wanted (job) CROSS JOIN LATERAL (
@@ -64,8 +64,8 @@ TAKE_DUE = text(f"""
     RETURNING id, job, queue, due_at
 """)  # noqa: S608 — a constant
 
-#: The same for the threads of one process, of its queues alone. What was sent before ``began`` counts as lost, and so
-#: does what nobody claimed for a while.
+#: Takes due runs for the threads of one process, from its queues only. Runs that were sent before ``began``, or that no
+#: process has claimed for a while, count as lost and are taken too.
 TAKE_DIRECT = text(f"""
     WITH unsent AS MATERIALIZED (
         SELECT run.* FROM ({UNSENT_LANES}) AS lane CROSS JOIN LATERAL (
@@ -91,16 +91,16 @@ RELEASE = text("""
     UPDATE rota_runs SET sent_at = NULL WHERE id = ANY(:run_ids) AND state IN ('queued', 'retrying')
 """)
 
-#: Lanes with messages that were sent a while ago and have not been claimed.
+#: Lanes with runs that were sent a while ago and have not been claimed.
 OVERDUE_LANES = text(f"""
     SELECT queue, array_agg(job) AS jobs FROM ({SENT_LANES}) AS lane
     WHERE first_at < statement_timestamp() - CAST(:age AS interval)
     GROUP BY queue
 """)  # noqa: S608 — constants
 
-#: Of those, what was sent before the oldest message that still waits on the queue; all, if none waits. The runs of
-#: messages at the head of the queue may be over by hand and no longer marked as sent, or of no run that is here;
-#: nothing that was sent since is lost for it.
+#: Marks as unsent the overdue runs that were sent before the oldest message on the queue, or all overdue runs if the
+#: queue is empty. If the messages at the head of the queue belong to runs that are over or deleted, ``queued_at`` or
+#: ``-infinity`` is used, so that no later run is taken for lost.
 FORGET_SENT = text(f"""
     WITH oldest AS MATERIALIZED (
         SELECT min(coalesce(sent_at, queued_at)) AS sent_at FROM rota_runs
@@ -118,7 +118,7 @@ FORGET_SENT = text(f"""
     RETURNING id
 """)  # noqa: S608 — a constant
 
-#: Of a queue that no job uses any more.
+#: Moves waiting runs from a queue that no job uses any more.
 MOVE = text(f"""
     WITH batch AS MATERIALIZED (
         SELECT run.id, present.queue
@@ -134,19 +134,19 @@ MOVE = text(f"""
 
 
 def is_any_due(connection: Connection) -> bool:
-    """Whether a run of any job is due and not on its way."""
+    """Whether a run of any job is due and not sent."""
     return bool(connection.execute(ANY_DUE).scalar_one())
 
 
 def due_lanes(connection: Connection, jobs: Iterable[str]) -> dict[str, list[str]]:
-    """Each queue on which runs of ``jobs`` are due and not on their way, with those jobs."""
+    """Each queue on which runs of ``jobs`` are due and not sent, with those jobs."""
     return {row.queue: row.jobs for row in connection.execute(DUE_LANES, {"jobs": list(jobs)})}
 
 
 def take_due(connection: Connection, queue: str, jobs: Sequence[str], *, batch: int) -> list[OutgoingRun]:
-    """Mark about ``batch`` due runs of ``jobs`` on ``queue`` as sent, as many of each job, and return them for sending.
+    """Mark about ``batch`` due runs of ``jobs`` on ``queue`` as sent, an equal share of each job; return them.
 
-    Of each job those come first that were due first.
+    Each job's runs are taken in the order in which they came due.
     """
     share = -(-batch // len(jobs))
     rows = connection.execute(TAKE_DUE, {"queue": queue, "jobs": list(jobs), "share": share}).all()
@@ -163,9 +163,9 @@ def take_direct(
     began: datetime,
     resend_seconds: float,
 ) -> list[OutgoingRun]:
-    """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as taken, those first that were due first; return them.
+    """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as taken, in the order of their due times; return them.
 
-    ``began`` is since when nothing is sent any more, by the database's clock.
+    ``began`` is the time since which runs are no longer sent, by the database's clock.
     """
     parameters = {"jobs": list(jobs), "queues": list(queues), "most": most, "began": began}
     rows = connection.execute(TAKE_DIRECT, {**parameters, "age": f"{resend_seconds} seconds"}).all()
@@ -174,7 +174,7 @@ def take_direct(
 
 
 def release(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:
-    """These could not be sent after all."""
+    """Mark runs that could not be sent as unsent."""
     connection.execute(RELEASE, {"run_ids": [each.run_id for each in outgoing]})
 
 
@@ -192,17 +192,17 @@ def forget_sent(
     age_seconds: float,
     batch: int | None = None,
 ) -> int:
-    """Have up to ``batch`` runs of each of ``jobs`` that are no longer on ``queue`` sent again; return how many.
+    """Mark up to ``batch`` runs of each of ``jobs`` that are no longer on ``queue`` as unsent; return how many.
 
-    ``waiting`` are the runs whose messages are next on the queue: what was sent before them has left the queue, and
-    was lost or lies in the memory of a busy worker. Sending it twice does no harm: only one claim succeeds.
+    ``waiting`` are the runs of the next messages on the queue: runs that were sent before them have left the queue, and
+    were lost or are in a busy worker's memory. Sending a run twice does no harm: only one claim succeeds.
     """
     parameters = {"queue": queue, "jobs": list(jobs), "waiting": list(waiting), "batch": batch or BATCH}
     return len(connection.execute(FORGET_SENT, {**parameters, "age": f"{age_seconds} seconds"}).all())
 
 
 def move(connection: Connection, queue: str, present: Mapping[str, str], *, batch: int = BATCH) -> int:
-    """Have up to ``batch`` runs that wait on ``queue`` for jobs that are on another now, ``present``, sent there.
+    """Move up to ``batch`` waiting runs from ``queue`` to the queues that their jobs have now, ``present``.
 
     Returns how many.
     """

@@ -1,4 +1,4 @@
-"""What the ledger tells people: runs, what happened around them, and who is alive. Reads only."""
+"""Reads runs, their surroundings and the live processes from the ledger, for people."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.slots import Watermark
 
 RUNS = RunRow.__table__
-#: A skipped or missed run was never at work, and cannot have been in anybody's way.
+#: States of runs that never ran, and so never blocked another run.
 NEVER_AT_WORK = (State.SKIPPED, State.MISSED, State.ORPHANED)
 
 NOW = text("SELECT clock_timestamp()")
 
-#: One look at the index for each job, however many runs it has.
+#: Reads one index entry per job, however many runs it has.
 JOBS_SEEN = text("""
     WITH RECURSIVE seen AS (
         (SELECT job FROM rota_runs ORDER BY job LIMIT 1)
@@ -28,7 +28,7 @@ JOBS_SEEN = text("""
     SELECT job FROM seen WHERE job IS NOT NULL
 """)
 
-#: Alive is who holds the advisory lock of its row and has not fallen silent; a dead one's row stays for a moment.
+#: A process is alive if its lease has not expired and it holds its advisory lock; a dead process's row stays briefly.
 ALIVE = text("""
     SELECT process.id, kind, name, queues, process.started_at, expires_at FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND EXISTS (
@@ -47,7 +47,7 @@ IS_DISPATCHING = text("""
 
 WATERMARK = text("SELECT spec, accounted_until FROM rota_schedules WHERE job = :job")
 
-#: When anything was last finished by a worker before an instant, and first after it: what an outage looks like.
+#: The last time a worker finished a run before an instant, and the first time after it; an outage is such a gap.
 WORKED_AROUND = text("""
     SELECT (SELECT finished_at FROM rota_runs
             WHERE finished_at <= :instant AND attempt > 0 ORDER BY finished_at DESC LIMIT 1) AS before,
@@ -70,7 +70,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """When a worker last finished something before an instant, and first after it."""
+    """The last time a worker finished a run before an instant, and the first time after it."""
 
     before: datetime | None
     after: datetime | None
@@ -86,7 +86,7 @@ def now(connection: Connection) -> datetime:
 
 
 def jobs_seen(connection: Connection) -> list[str]:
-    """The names of all jobs that the ledger has runs of, loaded or not."""
+    """The names of all jobs that have runs in the ledger, loaded or not."""
     return list(connection.execute(JOBS_SEEN).scalars())
 
 
@@ -128,7 +128,7 @@ def last_requested(connection: Connection, job: str, before: datetime) -> Run | 
 
 
 def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
-    """The runs of the same job and key that were at work at ``instant``, as far as their last attempt tells."""
+    """The runs of the same job and key whose last attempt was running at ``instant``."""
     at_work = select(RUNS).where(
         RUNS.c.job == run.job,
         RUNS.c.key == run.key,
@@ -156,13 +156,13 @@ def first_slot(connection: Connection, job: str, key: str) -> datetime | None:
 
 
 def watermark(connection: Connection, job: str) -> Watermark | None:
-    """Up to when the slots of a job are accounted for; None if no dispatcher has ever seen it."""
+    """The time up to which a job's slots are accounted for; None if no dispatcher has ever seen the job."""
     row = connection.execute(WATERMARK, {"job": job}).one_or_none()
     return Watermark(row.spec, row.accounted_until) if row else None
 
 
 def worked_around(connection: Connection, instant: datetime) -> Around:
-    """When any worker last finished anything before ``instant``, and first after it."""
+    """The last time any worker finished a run before ``instant``, and the first time after it."""
     row = connection.execute(WORKED_AROUND, {"instant": instant}).one()
     return Around(row.before, row.after)
 

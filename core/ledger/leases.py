@@ -1,15 +1,15 @@
-"""Leases: who may work on a run, and who may commit for it.
+"""Leases: the right of one process to work on a run, and to commit for it.
 
-A claim (``core/ledger/claims.py``) takes a run to ``running``, draws the next fencing token and names the claiming
-process. The lease is that row: it is good as long as the run is ``running`` under the same token. A process that dies
-or falls silent loses its row in ``rota_processes``, and then its runs (``core/ledger/processes.py``); so one heartbeat
-per process renews all its leases.
+A claim (``core/ledger/claims.py``) sets a run to ``running``, draws the next fencing token and records the claiming
+process. The lease is that row: it is good as long as the run is ``running`` with the same token and process. A process
+that dies or sends no heartbeat loses its row in ``rota_processes``, and then its runs (``core/ledger/processes.py``);
+so one heartbeat per process renews all its leases.
 
-Every commit is fenced: ``hold`` or the finishing update (``core/ledger/runs.py``) checks the lease in the very
-transaction that commits, and locks the run's row until it has. A worker whose run was given to another finds another
-token or another state, changes nothing, and must roll back. Nothing but that row is read: while nobody else has been
-given the run, its lease is still the only one, however late it is; and no snapshot, however old, shows that row as
-anything but what it is, since PostgreSQL does not let a transaction lock a row that has changed behind it.
+Every commit is fenced: ``hold`` or the finishing update (``core/ledger/runs.py``) checks the lease in the transaction
+that commits, and locks the run's row until the commit. A worker whose run was given to another process finds another
+token or state, changes nothing, and must roll back. The check reads only that row. As long as no other process has been
+given the run, the lease is the only one, even if it has expired. An old snapshot cannot show an outdated row, since
+PostgreSQL does not let a transaction lock a row that has changed since its snapshot.
 
 Times are the database's, never the host's.
 """
@@ -43,17 +43,16 @@ class Lease:
     due_at: datetime
 
 
-#: Of the run $1 under the token $2 for the process $3. The token alone would not do: see CLAIM in
-#: ``core/ledger/claims.py``.
+#: Parameters: run, token, process. The token alone is not enough: see CLAIM in ``core/ledger/claims.py``.
 LEASE_IS_GOOD = "run.id = $1 AND run.token = $2 AND run.process_id = $3 AND run.state = 'running'"
 
-#: Run, token, process, progress.
+#: Parameters: run, token, process, progress.
 HOLD = Prepared(
     "rota_hold",
     ("bigint", "bigint", "bigint", "text"),
     f"UPDATE ledger.rota_runs AS run SET progress = $4::jsonb WHERE {LEASE_IS_GOOD} RETURNING run.id",  # noqa: S608 — constants
 )
-#: Run, token, process.
+#: Parameters: run, token, process.
 HOLD_UNCHANGED = Prepared(
     "rota_hold_unchanged",
     ("bigint", "bigint", "bigint"),
@@ -71,7 +70,7 @@ def hold(session: Session | Connection, lease: Lease, progress: str | None = Non
     else:
         held = HOLD.rows(session, lease.run_id, lease.token, lease.process_id, progress)
     if not held:
-        raise LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's (token {lease.token})")
+        raise LeaseLost(f"this worker no longer owns run {lease.run_id} of job {lease.job!r} (token {lease.token})")
 
 
 def is_held(connection: Connection, lease: Lease) -> bool:

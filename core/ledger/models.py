@@ -12,7 +12,7 @@ Instant = TIMESTAMP(timezone=True)
 
 
 class State(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -28,7 +28,7 @@ class State(StrEnum):
 FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANED)
 #: A run in one of these may be claimed.
 WAITING = (State.QUEUED, State.RETRYING)
-#: The same in SQL, as the conditions of indexes have it.
+#: The same in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
 
 
@@ -37,7 +37,7 @@ class Base(DeclarativeBase):
 
 
 class RunRow(Base):
-    """One run: one (job, key, slot), or one request, which has no slot."""
+    """One run, of one (job, key, slot) or of a request, which has no slot."""
 
     __tablename__ = "rota_runs"
 
@@ -47,10 +47,10 @@ class RunRow(Base):
     slot: Mapped[datetime | None] = mapped_column(Instant)
     queue: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default=State.QUEUED)
-    #: Why it was skipped, missed or orphaned, or what it waits for, in the operator's words.
+    #: Why it was skipped, missed or orphaned, or why it is waiting; for operators.
     reason: Mapped[str | None] = mapped_column(Text)
     args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
-    #: Whether it may not overlap with another run of its job and key.
+    #: Whether no other run of its job and key may run at the same time.
     exclusive: Mapped[bool] = mapped_column(server_default=text("true"))
     #: How often it was claimed.
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
@@ -58,26 +58,26 @@ class RunRow(Base):
     failures: Mapped[int] = mapped_column(server_default=text("0"))
     #: How many attempts ended because their process died.
     crashes: Mapped[int] = mapped_column(server_default=text("0"))
-    #: The fencing token: drawn at every claim from one sequence, so that a later claim's is greater.
+    #: The fencing token: every claim draws one from a sequence, so that later claims have greater tokens.
     token: Mapped[int | None] = mapped_column(BigInteger)
-    #: The process that holds the lease, as long as its row in rota_processes lives.
+    #: The process that holds the lease, as long as that has a row in rota_processes.
     process_id: Mapped[int | None] = mapped_column(BigInteger)
     #: The name of the process that claimed it last.
     worker: Mapped[str | None] = mapped_column(Text)
     queued_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: Not to be claimed before.
+    #: It cannot be claimed before this time.
     due_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: When its message was last handed to Redis; null: it is the dispatcher's to send.
+    #: When its message was last sent to Redis; null if the dispatcher must send it.
     sent_at: Mapped[datetime | None] = mapped_column(Instant)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     result: Mapped[Any | None] = mapped_column(JSONB)
     error: Mapped[str | None] = mapped_column(Text)
-    #: What an orphaned or a dropped run was, and why; an orphan can be adopted as that.
+    #: The state and reason before it was orphaned or dropped; adopting an orphan restores them.
     former_state: Mapped[str | None] = mapped_column(Text)
     former_reason: Mapped[str | None] = mapped_column(Text)
-    #: When somebody last had it retried after it was dead, and how many attempts it had had by then.
+    #: When a person last retried it after it was dead, and how many attempts it had at that time.
     retried_at: Mapped[datetime | None] = mapped_column(Instant)
     retried_after: Mapped[int | None]
 
@@ -96,7 +96,7 @@ class RunRow(Base):
 
 
 class ProcessRow(Base):
-    """A worker or scheduler that is alive; its leases are good while this row is, and not expired."""
+    """A live worker or scheduler; its leases are good as long as this row exists and has not expired."""
 
     __tablename__ = "rota_processes"
 
@@ -104,19 +104,19 @@ class ProcessRow(Base):
     kind: Mapped[str] = mapped_column(Text)
     #: host:pid, for people.
     name: Mapped[str] = mapped_column(Text)
-    #: Dramatiq's id of its broker, under which Redis holds the messages it has fetched.
+    #: Dramatiq's id of its broker, under which Redis lists the messages that it has fetched.
     broker_id: Mapped[str | None] = mapped_column(Text)
     #: The application_name of its connections to PostgreSQL.
     application: Mapped[str] = mapped_column(Text)
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
-    #: The fingerprint of its release; null: it is of a version that had none.
+    #: The fingerprint of its release; null for a Rota version without releases.
     release: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     expires_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class ReleaseRow(Base):
-    """The jobs of every process that ever registered, by what tells them apart."""
+    """The jobs of every process that ever registered, by the release's fingerprint."""
 
     __tablename__ = "rota_releases"
 
@@ -128,21 +128,21 @@ class ReleaseRow(Base):
 
 
 class ScheduleRow(Base):
-    """Up to which instant the slots of a job are accounted for, and which was the last to succeed."""
+    """The instant up to which a job's slots are accounted for, and its last slot that succeeded."""
 
     __tablename__ = "rota_schedules"
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
-    #: The schedule in words; when it changes, accounting starts anew.
+    #: The schedule as text; when it changes, accounting starts again from now.
     spec: Mapped[str] = mapped_column(Text)
     accounted_until: Mapped[datetime] = mapped_column(Instant)
-    #: The newest slot that succeeded, and when that was finished, as the dispatcher last saw it.
+    #: The newest slot that succeeded, and when its run finished, as the dispatcher last saw it.
     succeeded_slot: Mapped[datetime | None] = mapped_column(Instant)
     succeeded_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
 class PauseRow(Base):
-    """A stretch of time in which the jobs of a scope are not started."""
+    """A period in which the jobs of a scope are not started."""
 
     __tablename__ = "rota_pauses"
 
@@ -152,21 +152,21 @@ class PauseRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     paused_by: Mapped[str] = mapped_column(Text)
     paused_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: When it ends or has ended; ``infinity``: when somebody ends it.
+    #: When it ends or has ended; ``infinity`` until a person ends it.
     until: Mapped[datetime] = mapped_column(Instant, server_default="infinity")
 
     __table_args__ = (Index("rota_pauses_until", "until"),)
 
 
 class AuditRow(Base):
-    """What somebody did by hand. Names and counts only: values of arguments may be personal."""
+    """An action of a person. Names and counts only: values of arguments may be personal data."""
 
     __tablename__ = "rota_audit"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     actor: Mapped[str] = mapped_column(Text)
-    #: The way it was done, such as ``cli``.
+    #: The interface that was used, such as ``cli``.
     via: Mapped[str] = mapped_column(Text)
     action: Mapped[str] = mapped_column(Text)
     target: Mapped[str] = mapped_column(Text)

@@ -1,11 +1,11 @@
-"""What people do to runs by hand: the dead are retried, and what is not to run any more is dropped.
+"""Operations of people on runs: retry dead runs, and drop runs that must not run any more.
 
-A retried run keeps its id, its attempts and its last error, and has all its retries before it again. It waits as
-``retrying``, which no misfire policy touches, and is claimed like any other. A dropped run is ``dead``, since it will
-not be tried again, with the reason ``dropped``; what it was before is kept beside it. A slot must keep its row, so that
-it has an outcome; that is why nothing is deleted.
+A retried run keeps its id, its attempts and its last error, and has all its retries again. It waits as ``retrying``, to
+which no misfire policy applies, and is claimed like any other run. A dropped run is ``dead`` with the reason
+``dropped``, since it will not be tried again; its former state and reason are kept. No row is deleted, since every slot
+must have an outcome.
 
-Both are one conditional statement: of two people who ask for the same, one gets it.
+Each operation is one conditional statement: if two people request the same, only one statement changes the run.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -24,7 +24,7 @@ DROPPABLE = (*WAITING, State.DEAD)
 DROPPED = "dropped"
 COLUMNS: Sequence[ColumnElement[Any]] = (RUNS.c.id, RUNS.c.job, RUNS.c.state, RUNS.c.reason)
 
-#: Locked in their order, so that two who ask for the same runs wait for one another rather than meeting halfway.
+#: The rows are locked in the order of their ids, so that two such statements wait for each other without a deadlock.
 RETRY = text("""
     UPDATE rota_runs AS run SET
         state = 'retrying', reason = 'by hand', failures = 0, crashes = 0, retried_at = clock_timestamp(),
@@ -53,21 +53,21 @@ DROP = text("""
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which runs are meant; what is None does not matter."""
+    """The conditions on the runs to select; a condition that is None is not checked."""
 
     states: Sequence[State]
     jobs: Collection[str] | None = None
     queue: str | None = None
-    #: When they ended, or if they have not, when they were queued.
+    #: The time when a run ended or, if it has not ended, was queued.
     since: datetime | None = None
     until: datetime | None = None
-    #: A part of the error's text, in whatever case.
+    #: A part of the error's text; case does not matter.
     error: str | None = None
     reason: str | None = None
     limit: int | None = None
 
     def conditions(self) -> Iterable[ColumnElement[bool]]:
-        """What is asked of a run; a dropped one is meant only if that reason is asked for."""
+        """The conditions in SQL; dropped runs are selected only by their reason."""
         instant = func.coalesce(RUNS.c.finished_at, RUNS.c.queued_at)
         yield RUNS.c.state.in_([str(state) for state in self.states])
         if self.jobs is not None:
@@ -87,21 +87,21 @@ class Filter:
 
 
 def chosen(connection: Connection, wanted: Filter) -> Sequence[Row[Any]]:
-    """The id, job, state and reason of each run that is ``wanted``, the oldest first."""
+    """The id, job, state and reason of each run that meets ``wanted``, oldest first."""
     query = select(*COLUMNS).where(*wanted.conditions()).order_by(RUNS.c.id).limit(wanted.limit)
     return connection.execute(query).all()
 
 
 def named(connection: Connection, run_ids: Collection[int]) -> Sequence[Row[Any]]:
-    """The id, job, state and reason of each of these runs that there is, the oldest first."""
+    """The id, job, state and reason of each of these runs that exists, oldest first."""
     query = select(*COLUMNS).where(RUNS.c.id.in_(run_ids)).order_by(RUNS.c.id)
     return connection.execute(query).all()
 
 
 def retry(connection: Connection, run_ids: Collection[int], jobs: Collection[Job], *, even_dropped: bool = True) -> int:
-    """Have those of ``run_ids`` retried that are dead and of ``jobs``, as these are now; return how many.
+    """Retry those of ``run_ids`` that are dead and belong to ``jobs``, with the jobs' present options; return how many.
 
-    ``even_dropped``: what has been dropped, too.
+    ``even_dropped``: dropped runs too.
     """
     parameters = {
         "run_ids": list(run_ids),
@@ -114,5 +114,5 @@ def retry(connection: Connection, run_ids: Collection[int], jobs: Collection[Job
 
 
 def drop(connection: Connection, run_ids: Collection[int]) -> int:
-    """End those of ``run_ids`` that wait or are dead, for good; return how many."""
+    """Drop those of ``run_ids`` that are waiting or dead; return how many."""
     return len(connection.execute(DROP, {"run_ids": list(run_ids)}).all())

@@ -1,6 +1,6 @@
-"""Orphans: runs whose job is gone from every process that is alive. They end without an attempt, and can be adopted.
+"""Orphans: runs whose job no live process has. They end without an attempt, and can be adopted.
 
-What an orphaned run was stays in ``former_state`` and ``former_reason``, so that a dead one comes back dead.
+Their former state and reason are kept, so that a run that was dead is dead again after adoption.
 """
 
 from collections.abc import Collection
@@ -14,8 +14,8 @@ from core.ledger.due import SENT_LANES, UNSENT_LANES
 
 WITH_SLOTS = text("SELECT job FROM rota_schedules")
 
-#: By the indexes of what waits and of what is dead, since what is over of a job may be millions, as may what waits of
-#: the others.
+#: Uses the indexes of waiting and of dead runs, since a job may have millions of finished runs, and other jobs millions
+#: of waiting runs.
 WITH_REMAINS = text(f"""
     SELECT job FROM rota_schedules WHERE job = ANY(:jobs)
     UNION SELECT job FROM ({UNSENT_LANES}) AS unsent WHERE job = ANY(:jobs)
@@ -23,7 +23,7 @@ WITH_REMAINS = text(f"""
     UNION SELECT job FROM rota_runs WHERE state = 'dead' AND job = ANY(:jobs)
 """)  # noqa: S608 — constants
 
-#: In the statement itself, since a process that knows the job may have come alive since anybody looked.
+#: Checked in each statement itself, since a process with the job may have started after an earlier check.
 IS_KNOWN_BY_NOBODY = """
     NOT EXISTS (
         SELECT 1 FROM rota_processes AS process
@@ -63,7 +63,7 @@ NEWEST = text("""
     ORDER BY id DESC LIMIT :limit
 """)
 
-#: A queued slot comes back as retrying: by its misfire policy it would be missed, and someone has asked for it.
+#: A queued slot becomes ``retrying``, since a misfire policy would record it as missed although a person asked for it.
 ADOPT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job
@@ -84,7 +84,7 @@ BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many runs of a job were orphaned for one reason, and what they were."""
+    """How many runs of a job were orphaned for one reason from one state."""
 
     job: str
     reason: str | None
@@ -99,14 +99,14 @@ def with_slots(connection: Connection) -> list[str]:
 
 
 def with_remains(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """Those of ``jobs`` of which runs wait or are dead, or whose slots are accounted for."""
+    """Those of ``jobs`` that have waiting or dead runs, or whose slots are accounted for."""
     return set(connection.execute(WITH_REMAINS, {"jobs": list(jobs)}).scalars())
 
 
 def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch: int = BATCH) -> list[int]:
-    """Orphan up to ``batch`` waiting or dead runs of ``job`` that come after the run ``after``; return their ids.
+    """Orphan up to ``batch`` waiting or dead runs of ``job`` with ids greater than ``after``; return their ids.
 
-    None, if a process that is alive knows the job or may know it.
+    Orphans no run if a live process has the job or may have it.
     """
     return sorted(
         connection.execute(END, {"job": job, "reason": reason, "after": after, "batch": batch}).scalars()
@@ -114,17 +114,17 @@ def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch:
 
 
 def forget_slots(connection: Connection, job: str) -> bool:
-    """Account for the slots of ``job`` no longer; if it returns, that starts anew. Whether anything was forgotten."""
+    """Stop accounting for the slots of ``job``; return whether they were accounted for."""
     return connection.execute(FORGET_SLOTS, {"job": job}).rowcount > 0
 
 
 def waiting(connection: Connection, job: str) -> dict[str, int]:
-    """How many runs of ``job`` are not over, or dead, by state."""
+    """How many runs of ``job`` are waiting, running or dead, by state."""
     return {row.state: row.runs for row in connection.execute(WAITING, {"job": job})}
 
 
 def counts(connection: Connection, jobs: Collection[str] | None = None) -> list[Count]:
-    """How many orphans there are, of ``jobs`` alone if given."""
+    """The numbers of orphans, only of ``jobs`` if given."""
     rows = connection.execute(COUNTS, {"jobs": None if jobs is None else list(jobs)}).all()
     return [Count(row.job, row.reason, row.was, row.runs, row.last_at) for row in rows]
 
@@ -136,6 +136,6 @@ def newest(connection: Connection, jobs: Collection[str] | None = None, *, limit
 
 
 def adopt(connection: Connection, job: Job, *, batch: int = BATCH) -> list[str]:
-    """Make up to ``batch`` orphans of ``job`` what they were; return the states they are in now."""
+    """Restore the former state of up to ``batch`` orphans of ``job``; return their new states."""
     parameters = {"job": job.name, "queue": job.queue, "exclusive": job.exclusive, "batch": batch}
     return list(connection.execute(ADOPT, parameters).scalars())

@@ -1,8 +1,8 @@
-"""Sends what a transaction asked for once it has committed: messages for its new runs, and live publications.
+"""Sends a transaction's messages and publications after its commit.
 
-The rows are the outbox: a run inserted in a transaction is there if and only if that committed. Sending its message
-afterwards only makes it start sooner. Where this process has no carrier (an application without Redis), the
-notification that went with the commit has the dispatcher send it.
+The rows are the outbox: a run that a transaction inserted exists if and only if the transaction committed. Sending its
+message directly after the commit only lets it start sooner. If this process has no carrier (an application without
+Redis), the commit sends a notification, and the dispatcher then sends the message.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ INFO_KEY = "rota.outbox"
 
 @dataclass(slots=True)
 class Outbox:
-    """What one transaction, or one savepoint, will send when the transaction commits."""
+    """The messages and publications that one transaction or savepoint sends when the transaction commits."""
 
     runs: list[OutgoingRun] = field(default_factory=list)
     messages: list[OutgoingMessage] = field(default_factory=list)
@@ -28,10 +28,10 @@ class Outbox:
 
 @dataclass(slots=True)
 class ProcessCarrier:
-    """The way in which this process sends: a worker attaches one, and an application that only enqueues has none.
+    """The carrier of this process: a worker attaches one, and an application that only enqueues has none.
 
-    There is one for the process, not one for each session: ``enqueue`` takes any session, also one that a plugin or an
-    application has made and that knows nothing of a worker around it.
+    There is one per process, not one per session: ``enqueue`` accepts any session, including one that a plugin or an
+    application created without knowing about a worker.
     """
 
     attached: Carrier | None = None
@@ -41,17 +41,17 @@ _of_process = ProcessCarrier()
 
 
 def attach(carrier: Carrier | None) -> None:
-    """Make ``carrier`` this process's way to send; None: it has none."""
+    """Make ``carrier`` this process's carrier; None for no carrier."""
     _of_process.attached = carrier
 
 
 def carrier() -> Carrier | None:
-    """This process's way to send, if it has one."""
+    """This process's carrier; None if it has none."""
     return _of_process.attached
 
 
 def of(session: Session) -> Outbox:
-    """The outbox of ``session``'s present transaction, or of the savepoint it is in."""
+    """The outbox of ``session``'s current transaction or savepoint."""
     transaction = session.get_nested_transaction() or session.get_transaction() or session.begin()
     return _outboxes(session).setdefault(transaction, Outbox())
 
@@ -75,7 +75,7 @@ def _committed(session: Session) -> None:
 
 
 def _leave_to(session: Session, parent: SessionTransaction | None, outbox: Outbox) -> None:
-    assert parent is not None, "a savepoint is in a transaction"
+    assert parent is not None, "a savepoint has a parent transaction"
     outer = _outboxes(session).setdefault(parent, Outbox())
     outer.runs += outbox.runs
     outer.messages += outbox.messages
@@ -84,11 +84,11 @@ def _leave_to(session: Session, parent: SessionTransaction | None, outbox: Outbo
 
 @event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
-    _outboxes(session).pop(transaction, None)  # still there: it was rolled back
+    _outboxes(session).pop(transaction, None)  # it is still there if the savepoint was rolled back
 
 
 def deliver(carrier: Carrier, outbox: Outbox) -> None:
-    """Send what is in ``outbox``, best effort: the ledger has the runs, and publications reach those who listen now."""
+    """Send the content of ``outbox``, best effort: the dispatcher sends runs that this cannot send."""
     try:
         if outbox.runs:
             carrier.send(outbox.runs)
@@ -96,5 +96,5 @@ def deliver(carrier: Carrier, outbox: Outbox) -> None:
             carrier.post(outbox.messages)
         for channel, message in outbox.publications:
             carrier.publish(channel, message)
-    except Exception as error:  # noqa: BLE001 — the transaction has committed: nothing here may undo or fail it
+    except Exception as error:  # noqa: BLE001 — the transaction has committed, so no error may reach its caller
         emit(OutboxNotDelivered(str(error)))

@@ -1,14 +1,14 @@
-"""Expected against actual slots: what came due since the last slot of each job that succeeded.
+"""Compares expected with actual slots: the slots that came due since each job's last success.
 
 A slot is *overdue* when it should have succeeded by now and neither it nor a later one has:
 
 - at once if it is dead, missed or orphaned;
-- after ``TOLERANCE`` if nobody has started it;
-- after its job's hard limit if it is at work or being retried, or was skipped since another run was at work.
+- after ``TOLERANCE`` if no worker has started it;
+- after its job's hard limit if it is running or being retried, or was skipped because another run was running.
 
-One that came due in a pause is never overdue. The last success of each job is kept in ``rota_schedules``, where the
-dispatcher brings it up to date every few seconds: looking costs a short walk down an index for each job, and nothing
-where runs are claimed and finished.
+A slot that came due in a pause is never overdue. ``rota_schedules`` has the last success of each job, which the
+dispatcher updates every few seconds. A check costs a short index scan per job, and claims and commits of runs pay
+nothing.
 """
 
 from collections.abc import Iterable
@@ -21,9 +21,9 @@ from sqlalchemy import Connection, text
 from core.jobs.job import Job
 from core.ledger.slots import TOLERANCE
 
-#: Slots since the last success are counted up to here.
+#: The most slots since the last success that are counted.
 MOST_COUNTED = 1000
-#: So many slots in a row without a success are wrong.
+#: From this many slots in a row without a success on, a job is reported.
 WRONG_FROM = 2
 
 LOOK = text(f"""
@@ -71,15 +71,15 @@ REMEMBER = text("""
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a job stands: its last success, and what became of the slots on record since, by state."""
+    """A job's last success, and the number of its later slots in each state."""
 
     job: str
-    #: The schedule by which its slots are accounted for, and until when they are.
+    #: The schedule by which its slots are accounted for, and the time up to which they are.
     spec: str
     accounted_until: datetime
-    #: Whether the success is newer than the one that was remembered.
+    #: Whether the success is newer than the stored one.
     is_news: bool
-    #: The newest slot that succeeded, and when it was finished; None: none ever did.
+    #: The newest slot that succeeded, and when it finished; None if no slot ever succeeded.
     succeeded_slot: datetime | None
     succeeded_at: datetime | None
     #: The newest slot on record since.
@@ -90,15 +90,15 @@ class Standing:
     queued: int
     running: int
     retrying: int
-    #: Skipped, in a pause.
+    #: Slots that were skipped because of a pause.
     paused: int
-    #: Skipped, since another run was at work.
+    #: Slots that were skipped because another run was running.
     overlapped: int
     overdue: int
 
 
 def look(connection: Connection, jobs: Iterable[Job]) -> list[Standing]:
-    """How each of ``jobs`` stands whose slots are accounted for."""
+    """The standing of each of ``jobs`` whose slots are accounted for."""
     looked_for = list(jobs)
     parameters: dict[str, Any] = {
         "jobs": [job.name for job in looked_for],
@@ -109,7 +109,7 @@ def look(connection: Connection, jobs: Iterable[Job]) -> list[Standing]:
 
 
 def remember(connection: Connection, standings: Iterable[Standing]) -> None:
-    """Write the news down, so that the next look begins there."""
+    """Store the new successes, where the next check begins."""
     news = [standing for standing in standings if standing.is_news]
     if not news:
         return

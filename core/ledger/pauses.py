@@ -1,10 +1,10 @@
-"""Pauses: stretches of time in which the jobs of a scope are not started.
+"""Pauses: periods in which the jobs of a scope are not started.
 
-A slot that comes due in one is skipped. Requested runs and retries wait, unsent, and go on once it has ended: at its
-``until``, or when somebody ends it. What is at work ends its work. A scope is ``everything``, or a plugin, a queue or a
-job by name; ``Registry.scopes`` has those of each job.
+A slot that comes due in a pause is skipped. Requested runs and retries wait unsent until the pause ends: at its
+``until``, or when a person ends it. Runs that have started go on. A scope is ``everything``, or a plugin, a queue or a
+job by name; ``Registry.scopes`` has the scopes of each job.
 
-Rows stay when their pause is over, for as long as runs do: slots of an outage are judged by the time they came due.
+Rows of ended pauses are kept as long as runs, since slots of an outage are judged by the time at which they came due.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -17,14 +17,14 @@ from sqlalchemy import Connection, text
 from core.errors import PauseError
 
 COLUMNS = "id, scope, reason, paused_by, paused_at, nullif(until, 'infinity')"
-#: A stable time, so that an index on ``until`` leads past the pauses that are over, however many there are.
+#: ``statement_timestamp()`` is stable, so an index on ``until`` skips the pauses that are over.
 IS_ACTIVE = "until > statement_timestamp()"
 
 ACTIVE = text(f"SELECT {COLUMNS} FROM rota_pauses WHERE {IS_ACTIVE} ORDER BY id")  # noqa: S608 — constants
 NOT_OVER_AT = text(
     f"SELECT {COLUMNS} FROM rota_pauses WHERE until > :instant ORDER BY id"  # noqa: S608 — constants
 )
-#: Readers go on, so that nothing waits for whoever pauses.
+#: This lock does not block readers, so a claim never waits for a person who pauses.
 ONE_WRITER = text("LOCK TABLE rota_pauses IN SHARE ROW EXCLUSIVE MODE")
 BEGIN = text(f"""
     INSERT INTO rota_pauses (scope, reason, paused_by, until)
@@ -44,7 +44,7 @@ class Pause:
     reason: str | None
     paused_by: str
     paused_at: datetime
-    #: None: it has no end yet.
+    #: None if it has no planned end.
     until: datetime | None
 
     def covers(self, instant: datetime) -> bool:
@@ -53,17 +53,17 @@ class Pause:
 
 
 def active(connection: Connection) -> list[Pause]:
-    """The pauses there are now, the oldest first."""
+    """The active pauses, oldest first."""
     return _pauses(connection.execute(ACTIVE).all())
 
 
 def not_over_at(connection: Connection, instant: datetime) -> list[Pause]:
-    """The pauses that ended after ``instant`` or have not ended, the oldest first."""
+    """The pauses that ended after ``instant`` or have not ended, oldest first."""
     return _pauses(connection.execute(NOT_OVER_AT, {"instant": instant}).all())
 
 
 def begin(connection: Connection, scope: str, *, by: str, reason: str | None, until: datetime | None) -> Pause:
-    """Pause ``scope``, once the caller's transaction commits. Raises PauseError if it is paused."""
+    """Pause ``scope`` when the caller's transaction commits. Raises PauseError if it is paused already."""
     connection.execute(ONE_WRITER)
     for pause in of_scopes(active(connection), [scope]):
         raise PauseError(f"{scope} is paused already, by {pause.paused_by}; resume it first")
@@ -72,18 +72,18 @@ def begin(connection: Connection, scope: str, *, by: str, reason: str | None, un
 
 
 def end(connection: Connection, scope: str) -> Pause | None:
-    """End the pause of ``scope``, once the caller's transaction commits; None if there is none."""
+    """End the pause of ``scope`` when the caller's transaction commits; return it, or None if there is none."""
     row = connection.execute(END, {"scope": scope}).one_or_none()
     return Pause(*row) if row else None
 
 
 def of_scopes(pauses: Iterable[Pause], scopes: Collection[str]) -> list[Pause]:
-    """Those of ``pauses`` that are of one of ``scopes``."""
+    """Those of ``pauses`` that have one of ``scopes``."""
     return [pause for pause in pauses if pause.scope in scopes]
 
 
 def held(pauses: Collection[Pause], scopes: Mapping[str, Collection[str]]) -> dict[str, datetime]:
-    """Since when each job is held by ``pauses``, of the jobs whose ``scopes`` are given; the others are not there."""
+    """For each job of ``scopes`` that one of ``pauses`` covers, the time since which it is paused."""
     if not pauses:
         return {}
     found = {job: of_scopes(pauses, own) for job, own in scopes.items()}
@@ -91,7 +91,7 @@ def held(pauses: Collection[Pause], scopes: Mapping[str, Collection[str]]) -> di
 
 
 def literal(scopes: Collection[str]) -> str:
-    """``scopes`` as PostgreSQL writes an array of text; names of scopes need no quotes."""
+    """``scopes`` as a literal of PostgreSQL's array of text; names of scopes need no quotes."""
     return f"{{{','.join(scopes)}}}"
 
 

@@ -1,10 +1,10 @@
-"""Statements that every run needs: planned once per connection, and sent past SQLAlchemy's own machinery.
+"""Prepared statements for those that every run needs: planned once per connection, and executed by psycopg2 directly.
 
-Parsing and planning the claim costs more than executing it, and psycopg2 has no prepared statements of its own, so
-each connection is told PREPARE on first use and EXECUTE from then on.
+Parsing and planning the claim takes longer than executing it, and psycopg2 has no prepared statements of its own. So
+each connection gets a PREPARE on first use and EXECUTE from then on.
 
-What is executed in a job's own session says ``ledger.`` before each of its tables, which becomes their schema: a job
-may have set any ``search_path``.
+Statements that run in a job's own session have ``ledger.`` before each table, which is replaced by the ledger's schema:
+a job may have set any ``search_path``.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from core.connections import WatchedConnection
 
 
 def qualified(statement: str, connection: Connection) -> str:
-    """``statement`` with the ledger's schema, as far as ``connection`` knows it, in place of ``ledger``."""
+    """``statement`` with the ledger's schema in place of ``ledger``, if ``connection`` knows that schema."""
     schema = getattr(connection.connection.dbapi_connection, "ledger_schema", "")
     return statement.replace("ledger.", f"{schema}." if schema else "")
 
@@ -44,7 +44,7 @@ class Prepared:
         return f"EXECUTE {self.name}{values}"
 
     def rows(self, on: Connection | Session, *values: Any) -> list[tuple[Any, ...]]:
-        """Execute in whatever transaction ``on`` is in, and return all rows. Raises SQLAlchemy's DBAPIError."""
+        """Execute in the current transaction of ``on``, and return all rows. Raises SQLAlchemy's DBAPIError."""
         connection = on.connection() if isinstance(on, Session) else on
         driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
         try:
@@ -53,7 +53,7 @@ class Prepared:
                     is_touched = driver.is_touched
                     cursor.execute(qualified(self._prepare, connection))
                     driver.prepared.add(self.name)
-                    driver.is_touched = is_touched  # ours may stay
+                    driver.is_touched = is_touched  # our own statement leaves the session clean
                 cursor.execute(self._execute, values)
                 return cursor.fetchall()
         except psycopg2.Error as error:

@@ -1,20 +1,20 @@
-"""The processes that are alive, and how a dead one is noticed.
+"""The live processes, and how a dead process is detected.
 
-A process registers on a connection of its own: it draws an id, takes the advisory lock (``LOCK_SPACE``, id) for as long
-as that connection lives, and only then makes its row visible. PostgreSQL frees the lock the moment the process's socket
-closes, so a row without its lock is a process that died; within ``ROTA_LEASE_SECONDS`` without a heartbeat it is taken
-for dead as well, which covers the cut cable, the paused virtual machine and SIGSTOP.
+A process registers on its own connection: it draws an id, takes the advisory lock (``LOCK_SPACE``, id) as long as that
+connection lives, and only then makes its row visible. PostgreSQL frees the lock as soon as the process's socket closes,
+so a row without its lock means that the process died. A process that sends no heartbeat for ``ROTA_LEASE_SECONDS`` also
+counts as dead, which covers a cut cable, a paused virtual machine and SIGSTOP.
 
-Some connections are cut while their process lives: by a firewall, a pooler, somebody's ``pg_terminate_backend``. Such
-a process notices at once, and takes its lock anew on another connection; so a lock is missed twice, a moment apart,
-before its process is taken for dead.
+A connection can also be cut while its process lives: by a firewall, a pooler or ``pg_terminate_backend``. Such a
+process notices this at once, and takes its lock again on another connection. So a process counts as dead only if its
+lock is missing twice, a moment apart.
 
-When PostgreSQL itself is away, nobody can renew a lease, and when it is back, perhaps as a standby that was promoted,
-no process has its lock. A dispatcher that was cut off as well gives them time to come back.
+While PostgreSQL is away, no process can renew its lease, and when it is back, perhaps as a promoted standby, no process
+has its lock. A dispatcher that was cut off too gives the processes time to come back.
 
-Reaping deletes the row, which ends all leases of the process at once; closes whatever connections it still has, so that
-a paused process's row locks do not outlive its lease; and hands its runs on. A process that has registered anew by then
-is not paused, and keeps its connections: what it still does for its old leases cannot be committed.
+``end_dead`` deletes the row, which ends all leases of the process at once, and closes the connections that it still
+has, so that a paused process's row locks end with its lease; ``recover`` then makes its runs due again. A process that
+has registered again by then is not paused and keeps its connections: it cannot commit work for its old leases.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,12 +26,12 @@ from core.ledger.prepared import Prepared
 
 #: 'ROTA' as four bytes: the first key of all our advisory locks.
 LOCK_SPACE = 0x524F5441
-#: Second keys that are not process ids.
+#: Second keys of locks that are not process ids.
 LEADER_LOCK = 0
 MIGRATION_LOCK = -1
 
-#: When PostgreSQL itself was restarted or away, every lock is gone and nobody could renew a lease: its processes have
-#: this long to come back, and to hand on their runs themselves, before they are taken for dead. In seconds.
+#: After PostgreSQL was restarted or away, every lock is gone, and no process could renew its lease: the processes have
+#: this long to come back, and to release their runs themselves, before they count as dead. In seconds.
 RETURN_SECONDS = 15
 
 NEXT_ID = text("SELECT nextval('rota_process_ids')")
@@ -60,7 +60,7 @@ MISSED = text(f"""
     SELECT count(*) FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND started_at > pg_postmaster_start_time() AND {HAS_NO_LOCK}
 """)  # noqa: S608 — a constant
-REAP = text(f"""
+END_DEAD = text(f"""
     DELETE FROM rota_processes AS process
     WHERE CASE WHEN CAST(:patience AS interval) IS NULL THEN expires_at <= clock_timestamp() OR {HAS_NO_LOCK}
                ELSE expires_at <= clock_timestamp() - CAST(:patience AS interval) END
@@ -69,7 +69,7 @@ REAP = text(f"""
     RETURNING id, kind, name, broker_id, queues, application
 """)  # noqa: S608 — constants
 
-#: The connection that a process has lost may not have noticed yet.
+#: Frees the lock: PostgreSQL may not have noticed yet that the process's old connection is lost.
 RELEASE = text("""
     SELECT pg_terminate_backend(lock.pid) FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
     WHERE lock.locktype = 'advisory' AND db.datname = current_database() AND lock.pid <> pg_backend_pid()
@@ -86,11 +86,11 @@ DISCONNECT = text("""
       AND NOT EXISTS (SELECT 1 FROM rota_processes WHERE application = application_name)
 """)
 
-#: Runs at work whose process is gone.
+#: Running runs whose process is gone.
 IS_STRANDED = """
     state = 'running' AND NOT EXISTS (SELECT 1 FROM rota_processes AS process WHERE process.id = run.process_id)
 """
-#: Whether a process is gone, or runs of one that is gone are at work: all that an idle recovery asks.
+#: Whether a process is dead, or a running run has no process; an idle recovery executes only this.
 ANY_GONE = Prepared(
     "rota_any_gone",
     (),
@@ -114,7 +114,7 @@ RECOVER = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a process tells of itself."""
+    """The data with which a process registers."""
 
     kind: str
     name: str
@@ -138,18 +138,18 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A process that was taken for dead."""
+    """A process that counted as dead."""
 
     id: int
     kind: str
     name: str
     broker_id: str | None
-    #: Those it had consumed.
+    #: The queues that it had consumed.
     queues: tuple[str, ...]
 
 
 def register(connection: Connection, identity: Identity, lease: timedelta) -> int:
-    """Make this process known for as long as ``connection``, which is in autocommit, lives; return its id."""
+    """Register this process as long as ``connection``, which is in autocommit, lives; return its id."""
     process_id = int(connection.execute(NEXT_ID).scalar_one())
     connection.execute(LOCK, {"space": LOCK_SPACE, "id": process_id})
     described = {**asdict(identity), "queues": list(identity.queues)}
@@ -158,9 +158,9 @@ def register(connection: Connection, identity: Identity, lease: timedelta) -> in
 
 
 def resume(connection: Connection, process_id: int, lease: timedelta) -> bool:
-    """Go on as the process that was registered on a connection that is gone, with all its leases.
+    """Continue as the process that was registered on a lost connection, with all its leases.
 
-    False if they have expired, or if PostgreSQL itself was restarted, which has ended whatever the process was doing.
+    Returns False if the leases have expired, or if PostgreSQL was restarted, which aborted the process's transactions.
     """
     parameters = {"space": LOCK_SPACE, "id": process_id}
     connection.execute(RELEASE, parameters)
@@ -169,43 +169,43 @@ def resume(connection: Connection, process_id: int, lease: timedelta) -> bool:
 
 
 def renew(connection: Connection, process_id: int, lease: timedelta) -> bool:
-    """Keep all leases of the process for ``lease`` counted from now; False if they have already expired."""
+    """Extend all leases of the process to ``lease`` from now; return False if they have already expired."""
     return connection.execute(RENEW, {"id": process_id, "lease": lease}).first() is not None
 
 
 def name_stuck(connection: Connection, process_id: int, *, is_stuck: bool) -> bool:
-    """Say whether a worker makes no progress; False if the process is no more."""
+    """Record whether a worker is stuck; return False if the process has no row."""
     return connection.execute(NAME_STUCK, {"id": process_id, "is_stuck": is_stuck}).first() is not None
 
 
 def resign(connection: Connection, process_id: int) -> None:
-    """Leave in good order; what the process still runs must have been handed back before."""
+    """Delete the process's row at an orderly end; its runs must have been released before."""
     connection.execute(RESIGN, {"id": process_id})
 
 
 def is_any_gone(connection: Connection) -> bool:
-    """Whether a process has died or fallen silent, or left runs at work."""
+    """Whether a process is dead or has an expired lease, or a running run has no process."""
     ((found,),) = ANY_GONE.rows(connection)
     return bool(found)
 
 
 def misses_any(connection: Connection) -> bool:
-    """Whether a process has lost its lock, by death or because its connection was cut."""
+    """Whether a process has lost its lock, because it died or its connection was cut."""
     return bool(connection.execute(MISSED).scalar_one())
 
 
-def reap(connection: Connection, patience: timedelta | None = None) -> list[Dead]:
-    """End the leases of every process that died or fell silent, and close its connections.
+def end_dead(connection: Connection, patience: timedelta | None = None) -> list[Dead]:
+    """End the leases of every process that died or whose lease has expired, and close its connections.
 
-    With ``patience`` only of those whose lease ran out longer ago than that; they may have lost their locks.
+    With ``patience``, only of processes whose lease expired longer ago than that, even if others have lost their locks.
     """
-    rows = connection.execute(REAP, {"patience": patience}).all()
+    rows = connection.execute(END_DEAD, {"patience": patience}).all()
     if rows:
         connection.execute(DISCONNECT, {"applications": [row.application for row in rows]})
     return [Dead(row.id, row.kind, row.name, row.broker_id, tuple(row.queues)) for row in rows]
 
 
 def recover(connection: Connection, max_crashes: int) -> list[Recovered]:
-    """Make the runs of dead processes due again, or dead if too many processes died under them."""
+    """Make the runs of dead processes due again, or dead if too many processes died while working on them."""
     rows = connection.execute(RECOVER, {"max_crashes": max_crashes}).all()
     return [Recovered(row.id, row.job, row.state, row.attempt) for row in rows]

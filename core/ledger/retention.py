@@ -1,4 +1,4 @@
-"""Finished runs are kept for a while, then deleted in bounded batches; so are pauses that are over, and the audit."""
+"""Deletes old finished runs, ended pauses and entries of the audit, in bounded batches."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from core import settings
 
-#: A stable time in these, so that an index leads to what is old and no further.
+#: ``statement_timestamp()`` is stable, so an index finds the old rows without reading the others.
 DELETE = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE finished_at < statement_timestamp() - CAST(:kept AS interval)
@@ -29,7 +29,7 @@ DELETE_AUDIT = text("""
 
 
 def prune(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> int:
-    """Delete what finished longer ago than ``ROTA_RETENTION_DAYS``; return how many runs."""
+    """Delete runs that finished longer ago than ``ROTA_RETENTION_DAYS``; return how many."""
     kept = timedelta(days=settings.current().retention_days)
     return _delete(session, DELETE, kept, batch, lambda deleted: checkpoint({"deleted": deleted}))
 
@@ -41,7 +41,7 @@ def prune_audit(session: Session, *, checkpoint: Callable[[dict[str, int]], None
 
 
 def prune_pauses(session: Session) -> None:
-    """Delete pauses that ended longer ago than ``ROTA_RETENTION_DAYS``; there never are many."""
+    """Delete pauses that ended longer ago than ``ROTA_RETENTION_DAYS``; there are never many."""
     session.execute(DELETE_PAUSES, {"kept": timedelta(days=settings.current().retention_days)})
 
 

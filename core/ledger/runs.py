@@ -1,4 +1,4 @@
-"""What happens to a run: it is requested, and it succeeds, fails, or is handed back."""
+"""Changes of a run's state: it is requested, and it succeeds, fails, or is released."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -13,13 +13,13 @@ from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.models import State
 from core.ledger.prepared import Prepared, qualified
 
-#: An error's text is cut here; the log has all of it.
+#: The ledger stores at most this many characters of an error; the log has the whole text.
 LONGEST_ERROR = 2000
 
-#: The channel on which a dispatcher listens for runs that were requested where there is no Redis.
+#: The channel on which the dispatcher is notified of runs requested by a process without Redis.
 DUE_CHANNEL = "rota_due"
 
-#: Rows that are inserted in one statement.
+#: The most rows that one statement inserts.
 BATCH = 1000
 
 REQUEST = """
@@ -34,10 +34,10 @@ REQUEST = """
     SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run ORDER BY id
 """
 
-#: A run that its own process has lost sight of so often, beside its failures and crashes, is dead.
+#: A run is dead after this many attempts whose lease a living process lost, besides failures and crashes.
 MOST_LOSSES = 20
 
-#: Run, token, process, result.
+#: Parameters: run, token, process, result.
 SUCCEED = Prepared(
     "rota_succeed",
     ("bigint", "bigint", "bigint", "text"),
@@ -48,7 +48,7 @@ SUCCEED = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Process, runs, their tokens, their results.
+#: Parameters: process, runs, their tokens, their results.
 SUCCEED_MANY = Prepared(
     "rota_succeed_many",
     ("bigint", "bigint[]", "bigint[]", "text[]"),
@@ -62,7 +62,7 @@ SUCCEED_MANY = Prepared(
     """,
 )
 
-#: Run, token, process, state, reason, error, delay.
+#: Parameters: run, token, process, state, reason, error, delay.
 FAIL = Prepared(
     "rota_fail",
     ("bigint", "bigint", "bigint", "text", "text", "text", "interval"),
@@ -84,7 +84,7 @@ RELEASE = text("""
     RETURNING id
 """)
 
-#: No release is counted by itself; that nothing uncounted goes on for ever is seen by the attempts.
+#: Releases are not counted; the number of attempts limits how often one run can be released this way.
 RELEASE_FORGOTTEN = text(f"""
     WITH forgotten AS MATERIALIZED (
         SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes > {MOST_LOSSES} AS is_over FROM rota_runs
@@ -106,7 +106,7 @@ RELEASE_FORGOTTEN = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A run that its process had lost sight of, and whether that was once too often."""
+    """A run whose claim its own process did not know of, and whether that happened too often."""
 
     run_id: int
     job: str
@@ -115,7 +115,7 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a failed attempt leaves in the ledger."""
+    """The outcome of a failed attempt for the ledger."""
 
     state: State
     reason: str
@@ -125,7 +125,7 @@ class Failure:
 
 @lru_cache(maxsize=16)
 def _request(statement: str) -> TextClause:
-    """The statement for one schema; a colon in that is no parameter."""
+    """The statement with its schema; a colon in the schema's name is escaped."""
     return text(re.sub(r'"[^"]*"', lambda name: name[0].replace(":", r"\:"), statement))
 
 
@@ -135,8 +135,8 @@ def request(
 ) -> int:  # fmt: skip
     """Insert a run without a slot, in the caller's transaction, and return its id.
 
-    ``args`` is a JSON text. ``carried``: the caller sends the message itself once this is committed; otherwise the
-    dispatcher is told, by a notification that goes with the commit.
+    ``args`` is a JSON text. ``carried``: the caller sends the message itself after the commit; otherwise the commit
+    notifies the dispatcher.
     """
     (run_id,) = request_many(
         session, job, keys=[key], queue=queue, args=[args], exclusive=exclusive, delay=delay, carried=carried
@@ -148,7 +148,7 @@ def request_many(
     session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
     delay: timedelta, carried: bool,
 ) -> list[int]:  # fmt: skip
-    """``request`` a run for each of ``keys`` and ``args``; return their ids in that order."""
+    """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order."""
     shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay}
     shared |= {"carried": carried, "channel": DUE_CHANNEL}
     statement = _request(qualified(REQUEST, session.connection() if isinstance(session, Session) else session))
@@ -160,12 +160,12 @@ def request_many(
 
 
 def announce(connection: Connection) -> None:
-    """Tell whoever listens that runs are due which nobody has sent."""
+    """Notify the dispatcher that runs are due and have not been sent."""
     connection.execute(ANNOUNCE, {"channel": DUE_CHANNEL})
 
 
 def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:
-    """Record success in the caller's transaction; False if the lease is lost, and the caller must roll back."""
+    """Record success in the caller's transaction; if this returns False, the lease is lost: roll back."""
     return bool(SUCCEED.rows(session, lease.run_id, lease.token, lease.process_id, result))
 
 
@@ -178,24 +178,24 @@ def succeed_many(connection: Connection, process_id: int, outcomes: Sequence[tup
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
-    """Record a failed attempt; False if the lease is lost, so that nothing is this worker's to record."""
+    """Record a failed attempt; return False if the lease is lost, and record nothing then."""
     error = failure.error[:LONGEST_ERROR]
     values = (str(failure.state), failure.reason, error, failure.delay)
     return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))
 
 
 def release(connection: Connection, process_id: int, reason: str) -> list[int]:
-    """Give up every run of a process that is ending, without counting it as their failure; return their ids."""
+    """Release every run of a process that is ending, without counting a failure; return their ids."""
     return list(connection.execute(RELEASE, {"process_id": process_id, "reason": reason}).scalars())
 
 
 def release_forgotten(
     connection: Connection, process_id: int, tokens: Collection[int], age: timedelta, reason: str
 ) -> list[Forgotten]:
-    """Release the runs that a process claimed at least ``age`` ago and has not in hand, as ``tokens`` tell.
+    """Release the runs that a process claimed at least ``age`` ago and whose tokens are not in ``tokens``.
 
-    A claim whose answer was lost on its way leaves such a run, as does an outcome that could not be recorded. A run to
-    which that happens for the ``MOST_LOSSES``th time ends.
+    Such runs are left by a claim whose answer was lost, or by an outcome that could not be recorded. A run to which
+    this happens more than ``MOST_LOSSES`` times becomes dead.
     """
     values = {"process_id": process_id, "tokens": list(tokens), "age": age, "reason": reason}
     return [Forgotten(*row) for row in connection.execute(RELEASE_FORGOTTEN, values)]

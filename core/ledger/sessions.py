@@ -1,4 +1,4 @@
-"""Threads that hold a session with PostgreSQL of their own: for locks and notifications, which end with it."""
+"""Threads with their own PostgreSQL session, for locks and notifications, which end with the session."""
 
 import select
 import socket
@@ -16,9 +16,9 @@ AGAIN_SECONDS = 1.0
 
 
 class LedgerThread(threading.Thread):
-    """Works on a session, and on the next one when that has ended, until it is stopped.
+    """Works on a PostgreSQL session, and opens a new one when it ends, until the thread is stopped.
 
-    A subclass defines ``work``, and says in the log what an error means.
+    A subclass defines ``work``, and logs errors.
     """
 
     def __init__(self, engine: Engine, name: str) -> None:
@@ -34,15 +34,15 @@ class LedgerThread(threading.Thread):
         raise NotImplementedError
 
     def interrupted(self, error: Exception) -> None:
-        """PostgreSQL cannot be asked."""
+        """Called with the error when PostgreSQL cannot be reached."""
         raise NotImplementedError
 
     def failed(self) -> None:
-        """Something else was raised, which ``logger.exception`` has at hand."""
+        """Called in the ``except`` block of any other error, for ``logger.exception``."""
         raise NotImplementedError
 
     def ended(self) -> float:
-        """The session has ended; how long to wait before the next, in seconds."""
+        """Called when the session has ended; returns how long to wait before the next, in seconds."""
         return AGAIN_SECONDS
 
     @property
@@ -51,7 +51,7 @@ class LedgerThread(threading.Thread):
         return True
 
     def run(self) -> None:
-        """Work until stopped; errors are logged and survived."""
+        """Work until stopped; errors are logged and do not end the thread."""
         while not self._stopping.is_set():
             try:
                 if self.is_needed:
@@ -64,12 +64,12 @@ class LedgerThread(threading.Thread):
             self._stopping.wait(self.ended())
 
     def wake(self) -> None:
-        """End its present ``wait``."""
-        with suppress(OSError):  # it is awake already, or has ended
+        """End the thread's current ``wait``."""
+        with suppress(OSError):  # the thread is awake already, or has ended
             self._writer.send(b".")
 
     def stop(self, *, timeout_seconds: float = 10) -> None:
-        """End the thread; one that was never started may be stopped as well."""
+        """End the thread; may also be called if it was never started."""
         self._stopping.set()
         self.wake()
         if self.is_alive():
@@ -79,7 +79,7 @@ class LedgerThread(threading.Thread):
             self._writer.close()
 
     def wait(self, connection: Connection, seconds: float) -> bool:
-        """Wait until PostgreSQL notifies, or this thread is woken or stopped, at most so long; whether it notified.
+        """Wait at most ``seconds`` for a notification, ``wake`` or ``stop``; return whether PostgreSQL notified.
 
         Raises psycopg2's Error at once if the connection is cut.
         """
@@ -90,7 +90,7 @@ class LedgerThread(threading.Thread):
 
 
 def wait_for_notification(connection: Connection, seconds: float, *others: socket.socket) -> bool:
-    """Wait until PostgreSQL notifies or one of ``others`` can be read, at most so long; whether PostgreSQL notified.
+    """Wait at most ``seconds`` until PostgreSQL notifies or one of ``others`` is readable; whether PostgreSQL notified.
 
     Raises psycopg2's Error at once if the connection is cut.
     """

@@ -1,4 +1,4 @@
-"""Slots: one row for each due time of a schedule, whoever comes first, and up to when they are accounted for."""
+"""Slots: one row for each due time of a schedule, and the time up to which each job's slots are accounted for."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from core.ledger import pauses
 from core.ledger.carrier import OutgoingRun
 from core.ledger.models import State
 
-#: A slot that nobody has started after this was missed: it is overdue, and its job's policy says what becomes of it.
+#: A slot that has not started this long after its time is late, and the job's misfire policy decides about it.
 TOLERANCE = timedelta(seconds=30)
-#: No job is held by a pause.
+#: No job is paused.
 NONE_HELD: Mapping[str, datetime] = {}
-#: No job may be held by one.
+#: No job has scopes.
 NO_SCOPES: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class SlotRow:
-    """A slot to be recorded: queued, or missed with a reason. One that came due in a pause is skipped instead."""
+    """A slot to record: queued, or missed with a reason; if it came due in a pause, it is recorded as skipped."""
 
     slot: datetime
     state: State = State.QUEUED
     reason: str | None = None
 
 
-#: Rows that are inserted in one statement.
+#: The most rows that one statement inserts.
 BATCH = 1000
 
 INSERT = text("""
@@ -64,8 +64,8 @@ LATE_JOBS = text(f"""
     WHERE {IS_WAITING} AND slot < statement_timestamp() - CAST(:tolerance AS interval)
 """)  # noqa: S608 — a constant
 
-#: Slots that are queued and late: all but the newest of a job are recorded as missed, and those past their grace too.
-#: Of a job that is held by a pause, those that could still have been started when it began are skipped.
+#: Records late queued slots as missed, by each job's policy, and those past their grace. For a paused job, slots that
+#: were within their grace when the pause began are recorded as skipped.
 MISS = text("""
     WITH policy AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]),
@@ -94,7 +94,7 @@ MISS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """Up to when the slots of a job are accounted for, under the schedule that was then in force."""
+    """The time up to which a job's slots are accounted for, and the schedule at that time."""
 
     spec: str
     accounted_until: datetime
@@ -103,7 +103,7 @@ class Watermark:
 def insert(
     connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried: bool, scopes: Collection[str] = ()
 ) -> list[int]:
-    """Record ``rows`` of one job; return the ids of the newly queued. See ``insert_many``."""
+    """Record ``rows`` of one job; return the ids of newly queued runs. See ``insert_many``."""
     batches = insert_many(connection, [(job, row) for row in rows], carried=carried, scopes={job.name: scopes})
     return [each.run_id for outgoing in batches for each in outgoing]
 
@@ -115,11 +115,11 @@ def insert_many(
     carried: bool,
     scopes: Mapping[str, Collection[str]] = NO_SCOPES,
 ) -> Iterator[list[OutgoingRun]]:
-    """Record slots of any jobs, leaving alone what another process has recorded; yield the newly queued.
+    """Record slots of any jobs that no other process has recorded; yield the newly queued runs.
 
-    ``carried``: the caller sends their messages. ``scopes`` are those of the pauses that hold each job. Batch by batch,
-    so that the first are on their way while the last are recorded; and in the same order whoever inserts them, so that
-    two who do cannot wait for each other.
+    ``carried``: the caller sends their messages. ``scopes`` has the scopes of the pauses that would pause each job. It
+    inserts in batches, so that the first runs are sent while later ones are recorded, and in a fixed order, so that two
+    processes that insert the same slots cannot deadlock.
     """
     in_order = sorted(due, key=lambda pair: (pair[1].slot, pair[0].name))
     for start in range(0, len(in_order), BATCH):
@@ -144,13 +144,13 @@ def _insert_batch(
 
 
 def watermarks(connection: Connection) -> dict[str, Watermark]:
-    """The watermark of each job that has had one."""
+    """The watermark of each job that has one."""
     rows = connection.execute(WATERMARKS).all()
     return {row.job: Watermark(row.spec, row.accounted_until) for row in rows}
 
 
 def account(connection: Connection, marks: dict[str, Watermark]) -> None:
-    """Write down up to when the slots of these jobs are accounted for."""
+    """Store the time up to which these jobs' slots are accounted for."""
     if not marks:
         return
     parameters = {
@@ -164,9 +164,9 @@ def account(connection: Connection, marks: dict[str, Watermark]) -> None:
 def miss(
     connection: Connection, jobs: Iterable[Job], tolerance_seconds: float, held: Mapping[str, datetime] = NONE_HELD
 ) -> list[tuple[str, str]]:
-    """Apply the misfire policies to slots that wait unstarted for longer than the tolerance.
+    """Apply the misfire policies to queued slots that are later than the tolerance.
 
-    ``held`` says since when jobs are held by a pause. Returns the job and the reason of each slot that is over now.
+    ``held`` has the time since which each paused job is paused. Returns the job and reason of each slot that this ends.
     """
     tolerance = f"{tolerance_seconds} seconds"
     late = set(connection.execute(LATE_JOBS, {"tolerance": tolerance}).scalars())

@@ -174,7 +174,7 @@ class TestRecycling:
         (run,) = fleet.runs("wait")
         assert (run.state, run.attempt, run.crashes) == ("succeeded", 1, 0)
         assert "supervisor.restarting" not in fleet.logs(), "that is for crashes"
-        assert "process.reaped" not in fleet.logs()
+        assert "process.lost" not in fleet.logs()
 
     def test_the_fast_lane_counts_for_recycling_and_loses_nothing(self, make_fleet):
         fleet = make_fleet(jobs="fast")
@@ -211,7 +211,7 @@ class TestRecycling:
         fleet.request("touch", 5)
         eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=20)
         assert command.poll() is None
-        assert "process.reaped" not in fleet.logs()
+        assert "process.lost" not in fleet.logs()
 
     def test_under_dramatiq_with_several_processes_it_is_said_and_not_done(self, make_fleet):
         fleet = make_fleet(jobs="touch")

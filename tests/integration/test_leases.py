@@ -250,7 +250,7 @@ class TestHold:
             assert runs.succeed(session, lease, None)
             process.expire(database)
             with reaping(database) as reaper:
-                processes.reap(reaper)
+                processes.end_dead(reaper)
                 assert processes.recover(reaper, 3) == []
 
         with reaping(database) as reaper:

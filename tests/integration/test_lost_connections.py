@@ -224,7 +224,7 @@ def test_a_restart_of_postgresql_is_no_crash_of_the_processes_that_come_back(own
     own_postgres.stop()
     own_postgres.start()
     with databases.connect(own_postgres.url).connect() as reaper:
-        assert processes.reap(reaper) == []
+        assert processes.end_dead(reaper) == []
     eventually(lambda: run_job.row(run_id).state == "retrying", within=10)
 
     row = run_job.row(run_id)

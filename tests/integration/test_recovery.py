@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from core import database as databases
 from core import job
-from core.dispatcher.recovery import Outage, put_back, recover
+from core.dispatcher.recovery import Outage, recover, requeue
 from core.ledger import processes
 from core.ledger.processes import Identity
 from core.transport.redis import RotaBroker, connect
@@ -26,7 +26,7 @@ def reaper(database):
 @pytest.fixture
 def reaped(reaper):
     """Reap until something is reaped: PostgreSQL frees a lock a moment after its connection was closed."""
-    return lambda: eventually(lambda: processes.reap(reaper), within=3, every=0.01)
+    return lambda: eventually(lambda: processes.end_dead(reaper), within=3, every=0.01)
 
 
 def registered(ledger):
@@ -49,14 +49,14 @@ class TestReap:
         silent, living = start_process(), start_process()
         silent.expire(database)
 
-        assert [found.id for found in processes.reap(reaper)] == [silent.id]
+        assert [found.id for found in processes.end_dead(reaper)] == [silent.id]
         assert registered(ledger) == [living.id]
 
     def test_a_living_process_is_left_alone(self, start_process, reaper):
         for _ in range(3):
             start_process()
 
-        assert processes.reap(reaper) == []
+        assert processes.end_dead(reaper) == []
 
     def test_with_patience_neither_a_lost_lock_nor_a_lease_that_has_just_run_out_is_a_death(
         self, start_process, reaper, ledger, database
@@ -66,15 +66,15 @@ class TestReap:
         silent.expire(database)
         eventually(lambda: processes.misses_any(reaper), within=3, every=0.01)
 
-        assert [found.id for found in processes.reap(reaper, timedelta(seconds=15))] == [long_silent.id]
-        assert {found.id for found in processes.reap(reaper)} == {cut.id, silent.id}
+        assert [found.id for found in processes.end_dead(reaper, timedelta(seconds=15))] == [long_silent.id]
+        assert {found.id for found in processes.end_dead(reaper)} == {cut.id, silent.id}
 
     def test_a_process_that_resigned_leaves_nothing_to_reap(self, start_process, reaper, ledger):
         process = start_process()
         processes.resign(process.connection, process.id)
         process.die()
 
-        assert processes.reap(reaper) == []
+        assert processes.end_dead(reaper) == []
         assert registered(ledger) == []
 
     def test_a_lock_of_another_database_does_not_keep_a_process_alive(self, ledger, reaper, template):
@@ -86,7 +86,7 @@ class TestReap:
                 "VALUES (77, 'worker', 'x', 'x', 'infinity')"
             )
 
-            assert [found.id for found in processes.reap(reaper)] == [77]
+            assert [found.id for found in processes.end_dead(reaper)] == [77]
         databases.dispose(engine)
 
     def test_whatever_connections_a_silent_process_has_are_closed(self, start_process, reaper, database, postgres_url):
@@ -95,7 +95,7 @@ class TestReap:
         held = engine.connect()
         held.execute(text("SELECT 1"))
         silent.expire(database)
-        processes.reap(reaper)
+        processes.end_dead(reaper)
 
         assert eventually(lambda: not self.backends(reaper, "rota:the-silent"), within=5)
         held.invalidate()
@@ -109,10 +109,10 @@ class TestReap:
             second = processes.register(connection, identity, timedelta(seconds=15))
             first.expire(database)
 
-            assert [found.id for found in processes.reap(reaper)] == [first.id]
+            assert [found.id for found in processes.end_dead(reaper)] == [first.id]
 
             assert processes.renew(connection, second, timedelta(seconds=15))
-            assert processes.reap(reaper) == []
+            assert processes.end_dead(reaper) == []
 
     def backends(self, reaper, application):
         statement = text("SELECT pid FROM pg_stat_activity WHERE application_name = :application")
@@ -127,7 +127,7 @@ class TestReap:
         held = engine.connect()
         held.execute(text("SELECT 1 FROM rota_runs FOR UPDATE"))
         silent.expire(database)
-        processes.reap(reaper)
+        processes.end_dead(reaper)
 
         (recovered,) = eventually(lambda: processes.recover(reaper, 3), within=5)
         assert recovered.run_id == run_id
@@ -175,7 +175,7 @@ class TestHandOn:
         process = start_process()
         run_id = process.lease(database, ledger.request()).run_id
         process.expire(database)
-        processes.reap(reaper)
+        processes.end_dead(reaper)
 
         (recovered,) = processes.recover(reaper, 3)
 
@@ -194,7 +194,7 @@ class TestHandOn:
             process = start_process()
             process.lease(database, killer)
             process.expire(database)
-            processes.reap(reaper)
+            processes.end_dead(reaper)
             states += [recovered.state for recovered in processes.recover(reaper, 3)]
 
         row = ledger.run(killer)
@@ -212,7 +212,7 @@ class TestHandOn:
         dead, living = start_process(), start_process()
         dead.lease(database, ledger.request())
         dead.expire(database)
-        processes.reap(reaper)
+        processes.end_dead(reaper)
         processes.recover(reaper, 3)
 
         assert living.lease(database, ledger.request()).attempt == 1
@@ -243,7 +243,7 @@ class TestMessages:
         service, broker_id = dead_broker
         assert service.waiting() == 0
 
-        put_back(service.carrier, broker_id, ["default"])
+        requeue(service.carrier, broker_id, ["default"])
 
         assert service.waiting() == 3
         assert not service.redis.exists(f"dramatiq:__acks__.{broker_id}.default")
@@ -262,7 +262,7 @@ class TestMessages:
     def test_those_of_a_living_process_are_left_alone(self, dead_broker):
         service, _ = dead_broker
 
-        put_back(service.carrier, "another-broker", ["default"])
+        requeue(service.carrier, "another-broker", ["default"])
         service.carrier.maintain(["default"])
 
         assert service.waiting() == 0

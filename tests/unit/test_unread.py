@@ -29,7 +29,7 @@ def test_what_the_core_and_plugins_read_is_not_told():
 
 def test_what_a_plugin_that_is_gone_left_behind_is_told_without_its_value():
     assert told(LOADED, ROTA_EXPIRY_DAYS=SECRET) == {
-        "ROTA_EXPIRY_DAYS": "is not a setting, and of no plugin that is installed"
+        "ROTA_EXPIRY_DAYS": "is not a setting of the core or of an installed plugin"
     }
 
 

@@ -1,1 +1,1 @@
-"""Messages on their way to workers: by Redis, or within one process."""
+"""Carries messages to workers: over Redis, or within one process."""

@@ -1,4 +1,4 @@
-"""A message on its way through one process: from the consumer that fetched it to the thread that works on it."""
+"""A message within one process, between the consumer that fetched it and the thread that works on it."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,17 +10,17 @@ from core.ledger.leases import Lease
 
 
 class Source(Protocol):
-    """The consumer of a delivery, as far as the delivery needs it."""
+    """The part of a consumer that a delivery needs."""
 
     def end(self, delivery: "Delivery", *, is_dead: bool) -> None:
-        """Acknowledge ``delivery``, or make it a dead letter, with the next that are sent."""
+        """Acknowledge or dead-letter ``delivery``, with the next batch."""
 
     def send_ends(self) -> None:
-        """Send what was ended, as this process is about to end."""
+        """Send the waiting acknowledgements now, since this process is about to end."""
 
 
 class Delivery(MessageProxy):
-    """A fetched message. It is its own item on the work queue."""
+    """A fetched message, which is also its own item on the work queue."""
 
     def __init__(self, message: Message[Any], consumer: Source) -> None:
         super().__init__(message)
@@ -36,25 +36,25 @@ class Delivery(MessageProxy):
 
     @property
     def lease(self) -> Lease | None:
-        """The lease on its run, if that was claimed ahead."""
+        """The lease on its run, if the run was claimed ahead."""
         return self._lease
 
     @property
     def seconds(self) -> float | None:
-        """How long its job itself took, without claim and commit, in seconds."""
+        """How long its job took, without claim and commit, in seconds."""
         return self._seconds
 
     @property
     def is_ended_later(self) -> bool:
-        """Whether it is not over when its actor returns: then it is acknowledged when ``end`` is called."""
+        """Whether it is acknowledged by ``end``, not when its actor returns."""
         return self._is_ended_later
 
     def claimed(self, lease: Lease) -> None:
-        """Its run was claimed ahead."""
+        """Note that its run was claimed ahead."""
         self._lease = lease
 
     def worked(self, seconds: float) -> None:
-        """Its job took so long."""
+        """Note how long its job took."""
         self._seconds = seconds
 
     def end_later(self) -> None:
@@ -62,7 +62,7 @@ class Delivery(MessageProxy):
         self._is_ended_later = True
 
     def end(self) -> None:
-        """Have it acknowledged."""
+        """Acknowledge it."""
         self.consumer.end(self, is_dead=False)
 
     def dead_letter(self) -> None:
@@ -72,10 +72,10 @@ class Delivery(MessageProxy):
 
 
 class Preparation(Protocol):
-    """Work that is better done for many deliveries together than by the thread of each."""
+    """Work that is cheaper for many deliveries together, such as claiming their runs."""
 
     def prepare(self, deliveries: Sequence[Delivery]) -> None:
-        """Threads are about to begin with these."""
+        """Prepare deliveries that threads are about to start."""
 
     def undo(self, deliveries: Sequence[Delivery]) -> None:
-        """These are requeued, and no thread has begun with them."""
+        """Undo the preparation of deliveries that are requeued and that no thread has started."""

@@ -1,7 +1,7 @@
 """The broker of ``SCHEDULER_MODE=local``: nothing leaves the process.
 
-Runs of the ledger come straight from there and need no broker. What passes through this one is the fast lane: messages
-that jobs of this process send to jobs of this process, in memory, and lost with it.
+Runs are taken directly from the ledger and need no broker. This broker carries only the fast lane: messages between
+jobs of this process, which are in memory and are lost when the process ends.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ class LocalBroker(StubBroker):
         self._is_draining = False
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> Consumer:
-        """A consumer of the queue, for a worker's threads."""
+        """Return a consumer of the queue, for a worker's threads."""
         assert self._work_queue is not None, "only a worker consumes"
         return LocalConsumer(self.queues[queue_name], prefetch, timeout, self._work_queue)
 
@@ -40,29 +40,29 @@ class LocalBroker(StubBroker):
 
     @property
     def is_draining(self) -> bool:
-        """Whether the process is to end: runs are taken from the ledger no longer."""
+        """Whether the process is ending, and takes no more runs from the ledger."""
         return self._is_draining
 
     def drain(self) -> None:
-        """Take nothing more from the ledger; messages in memory are still worked on."""
+        """Take no more runs from the ledger; threads still work on messages in memory."""
         self._is_draining = True
 
     @property
     def is_drained(self) -> bool:
-        """Whether every message that was ever put on a queue has ended, and every run."""
+        """Whether all messages and runs have ended."""
         is_idle = self._work_queue is None or self._work_queue.empty()
         return is_idle and not any(queue.unfinished_tasks for queue in self.queues.values())
 
 
 class LocalConsumer(_StubConsumer):
-    """Gives the threads messages of the fast lane. Runs come straight from the ledger, and are not acknowledged."""
+    """Gives the threads messages of the fast lane. Runs come directly from the ledger, and are not acknowledged."""
 
     def __init__(self, queue: "Queue[bytes]", prefetch: int, timeout: int, work_queue: WorkQueue) -> None:
         super().__init__(queue, [], prefetch, timeout)
         self._work_queue = work_queue
 
     def __next__(self) -> MessageProxy | None:
-        """A message that is due later, which Dramatiq's thread keeps until then; any other goes to the threads."""
+        """Return a message that is due later, which Dramatiq's thread keeps; give any other message to the threads."""
         found = super().__next__()
         if found is None:
             return None
@@ -74,30 +74,30 @@ class LocalConsumer(_StubConsumer):
         return None
 
     def ack(self, message: MessageProxy) -> None:
-        """It is done."""
+        """Do nothing but count it as ended."""
         if RUN_ID not in message.options:
             super().ack(message)
 
     def nack(self, message: MessageProxy) -> None:
-        """It has failed for good, which the log has; nobody could look at a dead letter in memory."""
+        """Count a failed message as ended; the log has the error, and there are no dead letters in memory."""
         self.ack(message)
 
     def end(self, delivery: Delivery, *, is_dead: bool) -> None:
-        """It is done, or has failed for good."""
+        """Count a message as ended."""
         self.ack(delivery)
 
     def send_ends(self) -> None:
-        """Nothing is sent."""
+        """Do nothing: acknowledgements are not sent."""
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """The process ends: what has not begun is lost."""
+        """Drop messages that have not started, since the process is ending."""
         lost = Counter(message.actor_name for message in messages if RUN_ID not in message.options)
         for job, count in lost.items():
             emit(MessageLost(job, count))
 
 
 class LocalCarrier:
-    """Stands where Redis would carry: runs stay in the ledger, the fast lane is in memory, nobody listens."""
+    """The carrier without Redis: runs stay in the ledger, the fast lane is in memory, and nothing is published."""
 
     #: Runs stay in the ledger.
     carries = False
@@ -106,7 +106,7 @@ class LocalCarrier:
         self._broker = broker
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
-        """Leave runs to be taken from the ledger."""
+        """Do nothing: threads take runs from the ledger."""
 
     def post(self, outgoing: Sequence[OutgoingMessage]) -> None:
         """Put messages of the fast lane on their queues."""
@@ -117,11 +117,11 @@ class LocalCarrier:
         """Nobody listens."""
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """No messages wait, whose runs could be lost."""
+        """There are no messages to lose."""
         return True, []
 
     def queues_with_messages(self) -> set[str]:
-        """None that anyone else could serve."""
+        """There are no queues outside of this process."""
         return set()
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
@@ -129,7 +129,7 @@ class LocalCarrier:
         return Counter()
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
-        """What a dead process had in memory is gone with it."""
+        """Do nothing: the messages of a dead process were in its memory."""
 
     def maintain(self, queues: Iterable[str]) -> None:
         """There is nothing to maintain."""

@@ -1,4 +1,4 @@
-"""Messages on a queue: made, read, and told from bodies that only another program or a fault can have put there."""
+"""Makes and reads messages, and recognises bodies on a queue that are not messages of ours."""
 
 import os
 from typing import Any
@@ -11,21 +11,21 @@ from core.ledger.carrier import OutgoingMessage, OutgoingRun
 RUN_ID = "run_id"
 #: The largest id that a row can have, PostgreSQL's ``bigint``.
 LARGEST_ID = 2**63 - 1
-#: The option that holds a message's id in Redis. A message without it has not come through Redis.
+#: The option that holds a message's id in Redis. A message without it did not come through Redis.
 REDIS_ID = "redis_message_id"
 
 
 class NotAMessage(Exception):
-    """A body on a queue is no message of ours; the text says in a word or two why."""
+    """A body on a queue is not a message of ours; the text briefly says why."""
 
 
 def new_id() -> str:
-    """An id that nobody else draws: as random as Dramatiq's ``uuid4``, and a fifth of its time."""
+    """A unique id: as random as Dramatiq's ``uuid4``, and made in a fifth of the time."""
     return os.urandom(16).hex()
 
 
 def run_message(run: OutgoingRun) -> Message[Any]:
-    """The message that carries a run: its id and nothing else."""
+    """The message of a run, which has the run's id and nothing else."""
     return Message(run.queue, run.job, args=(), kwargs={}, options={RUN_ID: run.run_id}, message_id=new_id())
 
 
@@ -40,7 +40,7 @@ def read(body: bytes | None, queue_name: str) -> Message[Any]:
         raise NotAMessage("no body")
     try:
         message = Message.decode(body)
-    except Exception:  # noqa: BLE001 — anything may lie on a queue
+    except Exception:  # noqa: BLE001 — a queue may contain any bytes
         raise NotAMessage("corrupt") from None
     if not is_well_formed(message) or message.queue_name != queue_name:
         raise NotAMessage("not ours")
@@ -48,7 +48,7 @@ def read(body: bytes | None, queue_name: str) -> Message[Any]:
 
 
 def is_well_formed(message: Message[Any]) -> bool:
-    """Whether the fields that Dramatiq's threads rely on are what they take them for."""
+    """Whether the fields that Dramatiq's threads read have the right types."""
     return (
         isinstance(message.actor_name, str)
         and isinstance(message.message_id, str)
@@ -67,7 +67,7 @@ def is_run_id(value: object) -> bool:
 
 
 def run_id(body: bytes | None, queue_name: str) -> int | None:
-    """The run that the message in ``body`` carries, if it is one of the ledger's."""
+    """The run of the message in ``body``, if it is a message of a ledger's run."""
     try:
         value: int | None = read(body, queue_name).options.get(RUN_ID)
     except NotAMessage:

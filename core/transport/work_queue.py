@@ -1,14 +1,14 @@
-"""The work queue of this process's threads: the messages that wait for a thread, and those that threads work on.
+"""The work queue of this process's threads: messages that wait for a thread, and messages that threads work on.
 
-It stands where Dramatiq's worker has a priority queue. All our actors have the same priority, so first come, first
-served; and since threads fetch their work here and say when it is done, it knows how many are free, how long jobs take
-and whether anything moves at all. That decides how many messages this process may fetch: what its threads will have
-begun within ``AHEAD_SECONDS``, or one for each free thread if jobs are long. What waits although nothing moves is left
-to other processes.
+It replaces the priority queue of Dramatiq's worker. All our actors have the same priority, so it is first in, first
+out. Threads take work here and report when it is done, so it knows how many threads are free, how long jobs take and
+whether the threads are stalled. That decides how many messages this process may fetch: as many as its threads will
+start within ``AHEAD_SECONDS``, or one per free thread if jobs are long. If the threads are stalled, waiting messages
+are requeued for other processes.
 
-A time-out of ``SimpleQueue`` is not to be relied upon: a thread whose time is up in the moment in which another takes
-what woke it then waits for ever (``_queuemodule.c`` of CPython 3.11 goes on with a negative time-out). So there is
-an item for every thread that waits on a queue that is closed.
+The time-out of ``SimpleQueue.get`` is not reliable: if it expires just when another thread takes the item that woke
+this one, the thread waits for ever (``_queuemodule.c`` of CPython 3.11 continues with a negative time-out). So a closed
+queue keeps one item, None, which every thread that takes it puts back.
 """
 
 import threading
@@ -20,23 +20,24 @@ from typing import Any, Protocol
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 
-#: Work for this long is fetched ahead, so that threads never wait for Redis, in seconds.
+#: How much work is fetched ahead so that threads never wait for Redis, in seconds.
 AHEAD_SECONDS = 0.05
-#: Nothing was begun or done for this long, and no thread is free: what waits is left to other processes, in seconds.
+#: If no thread is free and none has started or ended a message for this long, waiting messages are requeued, in
+#: seconds.
 STALLED_SECONDS = 0.1
-#: Runs that threads begin within this time are claimed together, and so many at most, in seconds.
+#: Runs that threads start within this time are claimed together, in seconds; and how many at most.
 AT_ONCE_SECONDS = 0.01
 MOST_AT_ONCE = 32
-#: The most messages of one queue that wait in a process, so that a fetch stays short.
+#: The most messages of one queue that wait in a process, which keeps each fetch short.
 MOST_AHEAD = 512
-#: How much the latest job counts in the average of how long jobs take.
+#: The weight of the latest job in the moving average of durations.
 WEIGHT = 0.05
-#: A job is taken to last at least this long, in seconds.
+#: The shortest duration of a job that is assumed, in seconds.
 SHORTEST_JOB = 1e-5
-#: How long a thread waits for work before it looks whether it is to pause, in seconds; Dramatiq has it wake every
-#: second. If it is to end, ``close`` wakes it.
+#: How long a thread waits for work before it checks whether it must pause, in seconds (one second in Dramatiq).
+#: ``close`` wakes a thread that must end.
 IDLE_SECONDS = 10.0
-#: How often ``join`` looks, and a thread of a queue that is closed, in seconds.
+#: How often ``join``, and a thread of a closed queue, check, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
 
@@ -49,40 +50,40 @@ class Item(Protocol):
 
 
 class Lane:
-    """The messages of one queue that wait here, and how long they take."""
+    """The waiting messages of one queue, and how long its jobs take."""
 
     def __init__(self) -> None:
-        #: Tells the queue's consumer, if one is attached, that there is something for it to do.
+        #: Wakes the queue's consumer, if one is attached.
         self.wake: Callable[[], None] = lambda: None
-        #: Fetched and not begun.
+        #: The number of messages that are fetched and not started.
         self.waiting = 0
-        #: When no more than this many wait, the consumer is woken.
+        #: The consumer is woken when no more than this many are waiting.
         self.wake_at = 0
-        #: Whether the consumer was refused room, and is to be woken when there is some.
+        #: Whether the consumer was refused room, and must be woken when there is room.
         self.was_refused_room = False
-        #: How long its messages keep a thread, on average, in seconds.
+        #: How long one of its messages occupies a thread on average, in seconds.
         self.pace: float | None = None
-        #: How long of that the jobs of runs take by themselves, without claim and commit.
+        #: The part of that time in the jobs of runs, without claim and commit.
         self.job_pace: float | None = None
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Wake the queue's consumer by ``wake`` from now on."""
+        """Call ``wake`` from now on to wake the queue's consumer."""
         self.wake = wake
 
 
 class WorkQueue:
-    """First come, first served; counts what waits and who is busy."""
+    """A first-in, first-out queue that counts waiting messages and busy threads."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        #: None: it is closed.
+        #: The items; None tells a thread that the queue is closed.
         self._items: SimpleQueue[Item | None] = SimpleQueue()
         self._lanes: dict[str, Lane] = {}
-        #: What each busy thread works on, and since when.
+        #: The item of each busy thread, and since when it works on it.
         self._begun: dict[int, tuple[Lane, float, Item]] = {}
         self._waiting = 0
         self._moved_at = float("-inf")
-        #: How long jobs take, whatever their queue.
+        #: The average duration of jobs of all queues.
         self._pace: float | None = None
         self._when_free: list[Callable[[], None]] = []
         self._lock = threading.Lock()
@@ -93,35 +94,35 @@ class WorkQueue:
 
     @property
     def free(self) -> int:
-        """How many threads have nothing to do."""
+        """How many threads are idle."""
         return self.threads - len(self._begun)
 
     @property
     def spare(self) -> int:
-        """How many threads neither work nor are about to."""
+        """How many threads are idle and have no message waiting for them."""
         return max(self.threads - self.unfinished_tasks, 0)
 
     def when_free(self, tell: Callable[[], None]) -> None:
-        """Call ``tell`` whenever a thread has become free, in that thread; it must not raise."""
+        """Call ``tell`` in a thread whenever that thread becomes free; it must not raise."""
         self._when_free.append(tell)
 
     @property
     def is_moving(self) -> bool:
-        """Whether a thread has begun or ended something a moment ago."""
+        """Whether a thread has recently started or ended a message."""
         return time.monotonic() - self._moved_at <= STALLED_SECONDS
 
     @property
     def is_stalled(self) -> bool:
-        """Whether every thread is busy and none has begun or ended anything recently."""
+        """Whether every thread is busy and none has recently started or ended a message."""
         return self.free <= 0 and not self.is_moving
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be fetched."""
+        """Whether more messages may be fetched."""
         return self.is_moving or self.free > self._waiting
 
     def reserve(self, lane: Lane) -> int:
-        """How many messages of ``lane`` may be fetched now; from here on they count as waiting."""
+        """Return how many messages of ``lane`` may be fetched now, and count them as waiting."""
         with self._lock:
             ahead = self._ahead(lane) - lane.waiting if self.is_moving else 0
             room = min(max(self.free - self._waiting, ahead, 0), MOST_AHEAD)
@@ -131,62 +132,62 @@ class WorkQueue:
             return room
 
     def _ahead(self, lane: Lane) -> int:
-        """How many may wait: at least one if some thread will soon be free, so that no queue starves beside another."""
+        """How many messages may wait: at least one if a thread will soon be free, so that every queue gets its turn."""
         least = int(in_time(self._pace, self.threads) >= 1)
         return max(int(in_time(lane.pace, self.threads)), least)
 
     def begun_at_once(self, lane: Lane) -> int:
-        """How many runs of ``lane`` threads begin with at once or in a moment, if claimed; 0 if jobs take longer."""
+        """How many claimed runs of ``lane`` the threads would start almost at once; 0 if jobs take longer."""
         count = int(in_time(lane.job_pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
         return min(count, MOST_AT_ONCE) if count >= self.threads else 0
 
     def unreserve(self, lane: Lane, count: int) -> None:
-        """Make room again for so many, which do not wait any more, or were not there to be fetched."""
+        """Give back ``count`` reserved places whose messages were requeued or did not exist."""
         with self._lock:
             lane.waiting -= count
             self._waiting -= count
 
     def wake_at(self, lane: Lane, count: int) -> bool:
-        """Have the consumer woken once no more than ``count`` wait; return whether there are more than that now."""
+        """Wake the consumer when no more than ``count`` are waiting; return whether there are more now."""
         with self._lock:
             lane.wake_at = count
             return lane.waiting > count
 
     def expect(self, queue_name: str) -> None:
-        """Count one more of a queue as waiting, which comes by another way than a fetch."""
+        """Count one more message of a queue as waiting that was not fetched from Redis."""
         with self._lock:
             self.lane(queue_name).waiting += 1
             self._waiting += 1
 
     def qsize(self) -> int:
-        """How many items wait, or are being fetched."""
+        """How many items are waiting or being fetched."""
         return self._waiting
 
     def empty(self) -> bool:
-        """Whether nothing is in hand."""
+        """Whether no item is waiting or being worked on."""
         return not self.unfinished_tasks
 
     def put(self, item: Item) -> None:
-        """Add an item, which was reserved or expected."""
+        """Add an item that was reserved or expected."""
         self._items.put(item)
 
     def put_all(self, items: Iterable[Item]) -> None:
-        """Add items, which were reserved."""
+        """Add items that were reserved."""
         for item in items:
             self._items.put(item)
 
     def close(self) -> None:
-        """Have threads that wait look whether they are to end, and wait no more."""
+        """Wake waiting threads, so that they check whether they must end; ``get`` no longer waits."""
         self._items.put(None)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
-        """Return what has waited longest; the calling thread is busy with it until ``task_done``.
+        """Return the oldest item; the calling thread is busy with it until ``task_done``.
 
-        Raises queue.Empty if there is nothing after a while, which is not Dramatiq's ``timeout``.
+        Raises queue.Empty if no item comes within ``IDLE_SECONDS``; Dramatiq's ``timeout`` is ignored.
         """
         item = self._items.get(block, IDLE_SECONDS)
         if item is None:
-            self._items.put(None)  # for the others
+            self._items.put(None)  # for the other threads
             time.sleep(LOOK_AGAIN_SECONDS)
             raise Empty
         lane = self._lanes[item.message.queue_name]
@@ -202,7 +203,7 @@ class WorkQueue:
         return item
 
     def get_nowait(self) -> Item:
-        """Take what has waited longest, without working on it. Raises queue.Empty."""
+        """Remove and return the oldest item, without working on it. Raises queue.Empty."""
         is_closed = False
         try:
             while (item := self._items.get_nowait()) is None:
@@ -214,7 +215,7 @@ class WorkQueue:
         return item
 
     def take_waiting(self) -> list[Item]:
-        """Take all that waits, without working on it."""
+        """Remove and return all waiting items, without working on them."""
         items = []
         try:
             while True:
@@ -223,7 +224,7 @@ class WorkQueue:
             return items
 
     def task_done(self) -> None:
-        """The calling thread has done what it got."""
+        """Note that the calling thread has ended its item."""
         now = time.monotonic()
         lane, began_at, item = self._begun.pop(threading.get_ident())
         self._moved_at = now
@@ -243,38 +244,38 @@ class WorkQueue:
 
     @property
     def unfinished_tasks(self) -> int:
-        """How many items wait or are worked on."""
+        """How many items are waiting or being worked on."""
         return self._waiting + len(self._begun)
 
     def join(self) -> None:
-        """Wait until nothing is in hand; for tests."""
+        """Wait until no item is waiting or being worked on; for tests."""
         while self.unfinished_tasks:
             time.sleep(LOOK_AGAIN_SECONDS)
 
 
 class UseWorkQueue(Middleware):
-    """Gives a worker's threads our work queue, and has idle threads and consumers notice that the worker stops.
+    """Gives a worker's threads our work queue, and wakes idle threads and consumers when the worker stops.
 
     Our brokers add it themselves.
     """
 
     def before_worker_boot(self, broker: Any, worker: Worker) -> None:
-        """Before there are threads and consumers."""
+        """Replace the work queue before threads and consumers are created."""
         work_queue = WorkQueue(worker.worker_threads)
         worker.work_queue = work_queue  # type: ignore[assignment]
         broker.begin_work(work_queue)
 
     def before_worker_shutdown(self, broker: Any, worker: Worker) -> None:
-        """Take on nothing more, and have idle threads notice at once that they are to end."""
+        """Stop taking messages, and wake idle threads so that they end at once."""
         broker.drain()
         worker.work_queue.close()  # type: ignore[attr-defined]
 
 
 def averaged(average: float | None, latest: float) -> float:
-    """A moving average with its latest value."""
+    """The moving average after ``latest``."""
     return latest if average is None else average + (latest - average) * WEIGHT
 
 
 def in_time(pace: float | None, threads: int) -> float:
-    """How many jobs of that pace so many threads begin in the time that is fetched ahead for; none if it is unknown."""
+    """How many jobs of this duration the threads start within ``AHEAD_SECONDS``; 0 if the duration is unknown."""
     return 0 if pace is None else threads * AHEAD_SECONDS / max(pace, SHORTEST_JOB)

@@ -1,12 +1,14 @@
-"""Dramatiq's Redis broker with its keys and semantics, and what a service needs beside them.
+"""Dramatiq's Redis broker, with the same keys and semantics, and with these additions.
 
-- A consumer that found its queue empty is woken by a token on ``…:__wake__.<queue>`` instead of sleeping: one blocking
-  pop per process covers all its queues. A producer that pushes no token is still found within a second.
+- A consumer whose queue is empty does not poll: a token on ``…:__wake__.<queue>`` wakes it. One blocking pop per
+process
+  waits for the tokens of all its queues. A message without a token is found within a second.
 - A consumer whose window was full is woken when half of it is free again.
-- Messages that cannot be decoded, or are not ours, are dead-lettered and counted; the others go on.
-- A dead process's messages are requeued when the dispatcher says so, and by a timer, instead of by chance.
-- Acknowledgements are gathered and sent together, so no worker waits for a round trip, nor for Redis when it is away.
-  A process that is killed before they are sent has those few messages delivered again: at least once, as ever.
+- Messages that cannot be decoded, or are not ours, are dead-lettered and counted; they do not stop the others.
+- The dispatcher requeues a dead process's messages at once, and a timer does later; Dramatiq does this at random.
+- Acknowledgements are sent in batches, so no thread waits for a round trip, or for Redis when it is away. If a process
+is
+  killed before it sends a batch, those messages are delivered again: delivery is at least once, as in Dramatiq.
 """
 
 from core.transport.redis.availability import RedisWatch

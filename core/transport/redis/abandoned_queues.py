@@ -11,14 +11,15 @@ from core.transport.messages import RUN_ID, NotAMessage, read
 from core.transport.redis.fate import Fate, fate
 from core.transport.redis.queues import Queues
 
-#: Keys that Redis looks at in one step of a scan, and steps of one look; the next goes on from there.
+#: The number of keys in one step of SCAN, and of steps in one search; the next search continues there.
 SCAN_COUNT = 500
 MOST_STEPS = 20
-#: Messages taken from a queue at once, and batches of one look.
+#: The number of messages in one batch, and of batches in one call.
 BATCH = 200
 MOST_BATCHES = 20
 
-#: Takes messages off a queue unless another has: KEYS list, bodies, dead letters and their bodies; ARGV time, ids.
+#: Removes messages from a queue, unless another process did: KEYS list, bodies, dead letters and their bodies; ARGV
+#: time, ids.
 TAKE_OFF = """
     for index = 2, #ARGV do
         if redis.call('lrem', KEYS[1], 1, ARGV[index]) > 0 then
@@ -32,12 +33,12 @@ TAKE_OFF = """
     end
 """
 
-#: What became of the messages of each actor: the counts by (actor, word).
+#: The number of messages by (actor, fate).
 Outcome = Counter[tuple[str, str]]
 
 
 class AbandonedQueues:
-    """Looks for queues with messages, a bounded part of Redis at a time, and clears those that nobody serves."""
+    """Finds queues with messages, a bounded part of Redis at a time, and clears those that no process serves."""
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
@@ -47,7 +48,7 @@ class AbandonedQueues:
         self._take_off = queues.client.register_script(TAKE_OFF)
 
     def with_messages(self) -> set[str]:
-        """The queues that have messages, as of the last complete scan and this step.
+        """The queues that have messages, from the last complete scan and this step.
 
         Raises redis.RedisError.
         """
@@ -63,13 +64,13 @@ class AbandonedQueues:
         return self._complete | self._found
 
     def clear(self, queue: str, fleet: Fleet) -> Outcome:
-        """Empty ``queue``, with its delayed messages, in bounded batches; return what became of them.
+        """Empty ``queue``, including its delayed messages, in bounded batches; return the fates of the messages.
 
-        ``fleet`` is complete. Raises redis.RedisError.
+        ``fleet`` must be complete. Raises redis.RedisError.
         """
         outcome: Outcome = Counter()
         for name in (queue, f"{queue}.DQ"):
-            self._queues.maintain_queue(name)  # what dead processes had fetched of it
+            self._queues.maintain_queue(name)  # requeues messages that dead processes had fetched
             for _ in range(MOST_BATCHES):
                 if not self._clear_batch(name, fleet, outcome):
                     break
@@ -97,7 +98,7 @@ class AbandonedQueues:
         return True
 
     def _judge(self, body: bytes | None, name: str, fleet: Fleet) -> tuple[str, str]:
-        """Of which actor a message is and what becomes of it; one whose job has moved goes after it."""
+        """The actor and the fate of a message; a message whose job has moved is sent to the job's present queue."""
         try:
             message = read(body, name)
         except NotAMessage:

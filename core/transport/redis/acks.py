@@ -1,4 +1,4 @@
-"""Acknowledgements, gathered and sent together."""
+"""Sends acknowledgements in batches."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,7 +12,7 @@ from core.transport.redis.connection import SOCKET_TIMEOUT_SECONDS
 from core.transport.redis.error_log import ErrorLog
 from core.transport.redis.queues import Queues
 
-#: Queue, id in Redis, and whether it goes to the dead letters.
+#: Queue, id in Redis, and whether the message is dead-lettered.
 Ack = tuple[str, str, bool]
 
 
@@ -31,18 +31,18 @@ class Acks(Batcher[Ack]):
         self._error_log = error_log
 
     def waiting(self, queue_name: str) -> set[str]:
-        """The messages of a queue that are done and whose acknowledgement is not sent yet."""
+        """The ended messages of a queue whose acknowledgement has not been sent."""
         return {redis_id for name, redis_id, _ in self._waiting.copy() if name == queue_name}
 
     def deal_with(self, batch: Sequence[Ack]) -> None:
-        """Send ``batch``, a round trip for each queue of it. Raises RedisError."""
+        """Send ``batch``, in one round trip per queue. Raises RedisError."""
         queue_and_end = itemgetter(0, 2)
         for (queue_name, is_dead), group in groupby(sorted(batch, key=queue_and_end), key=queue_and_end):
             send = self._queues.dead_letter if is_dead else self._queues.acknowledge
             send(queue_name, [redis_id for _, redis_id, _ in group])
 
     def failed(self, error: Exception) -> None:
-        """Log it, if it is news."""
+        """Log the error, unless it has been logged."""
         if isinstance(error, (redis.RedisError, OSError)):
             self._error_log.failed(error)
         else:

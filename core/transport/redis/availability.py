@@ -1,9 +1,9 @@
-"""Whether Redis is of use, asked every second: it may be down, cut off, full, or a replica that takes no writes.
+"""Checks every second whether Redis is usable: it may be down, cut off, full, or a read-only replica.
 
-The question is one that a worker has anyway; it is a script that writes, so that its answer covers all of that.
+The check is a script that workers run anyway; it writes, so it detects all of these states.
 
-Redis is given up within three seconds, and trusted again only once it has answered for longer than Dramatiq's consumers
-take to come back, so that runs are never left to nobody.
+Redis counts as away within three seconds. It counts as back only after it has answered for longer than Dramatiq's
+consumers need to reconnect, so that each run is always taken either from the ledger or from Redis.
 """
 
 import threading
@@ -17,16 +17,16 @@ from core.observability import metrics
 from core.observability.events import RedisAway, RedisBack, emit
 
 ASK_EVERY_SECONDS = 1.0
-#: A single slow answer is not an outage; an error is.
+#: This many time-outs in a row are an outage; a single error is one too.
 MOST_SILENCES = 2
 TRUSTED_AFTER_SECONDS = CONSUMER_RESTART_DELAY_SECS + 1
 
 
 class RedisWatch(threading.Thread):
-    """One thread that asks."""
+    """The thread that checks."""
 
     def __init__(self, client: redis.Redis, ask: Callable[[redis.Redis], object]) -> None:
-        """``client`` must fail within about a second, and is this thread's own; ``ask`` asks over it."""
+        """``client`` is used by this thread only, and must fail within about a second; ``ask`` sends the check."""
         super().__init__(name="rota-redis-watch", daemon=True)
         #: Set while Redis is away.
         self.is_away = threading.Event()
@@ -37,18 +37,18 @@ class RedisWatch(threading.Thread):
         self._answering_since: float | None = None
 
     def run(self) -> None:
-        """Ask until stopped."""
+        """Check until stopped."""
         metrics.travelling(by_ledger=False)
         while not self._stopping.is_set():
             self.look(self._ask(), time.monotonic())
             self._stopping.wait(ASK_EVERY_SECONDS)
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop checking."""
         self._stopping.set()
 
     def look(self, error: Exception | None, now: float) -> None:
-        """Take note of an answer, or of its absence."""
+        """Note the result of a check: None for an answer, or the error."""
         if error is not None:
             self._answering_since = None
             self._silences += 1
@@ -65,8 +65,8 @@ class RedisWatch(threading.Thread):
     def _ask(self) -> Exception | None:
         try:
             self._question(self._client)
-        except Exception as error:  # noqa: BLE001 — a background loop outlives its errors, and Redis gave no answer
-            self._client.connection_pool.disconnect()  # the name may lead to another server by now
+        except Exception as error:  # noqa: BLE001 — the loop goes on after any error, which counts as no answer
+            self._client.connection_pool.disconnect()  # the host name may lead to another server now
             return error
         return None
 

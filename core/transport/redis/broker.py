@@ -25,7 +25,7 @@ from core.transport.work_queue import UseWorkQueue, WorkQueue
 
 
 class RotaBroker(RedisBroker):
-    """Dramatiq's Redis broker, with acknowledgements gathered and consumers woken."""
+    """Dramatiq's Redis broker, which batches acknowledgements and wakes consumers."""
 
     def __init__(
         self,
@@ -39,11 +39,11 @@ class RotaBroker(RedisBroker):
         orphan_seconds: float = 0,
     ) -> None:
         """``ledger_queues``: the queues of jobs whose runs are in the ledger; ``may_claim``: whether this process may
-        claim such runs just now; ``preparation``: claims ahead what threads are about to begin with.
+        claim such runs now; ``preparation``: claims runs ahead that threads are about to start.
 
-        ``ask_fleet`` returns what other processes know; by default there are none. It may raise DBAPIError.
+        ``ask_fleet`` returns the jobs of all live processes; by default there are none. It may raise DBAPIError.
         """
-        #: The middleware's hooks by signal, without those that do nothing.
+        #: The middleware's hooks by signal, without empty ones.
         self._hooks: dict[str, list[Callable[..., None]]] = {}
         super().__init__(client=client, middleware=[*middleware, UseWorkQueue()], maintenance_chance=0)
         self.redis_queues = Queues(client, broker_id=self.broker_id, namespace=self.namespace)
@@ -69,7 +69,7 @@ class RotaBroker(RedisBroker):
         super().declare_queue(queue_name)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
-        """A consumer of the queue: for a worker, or for taking messages one by one."""
+        """Return a consumer of the queue, for a worker or for taking messages one by one."""
         work_queue = self.intake.work_queue
         if work_queue is None:
             return Consumer(self._shared, queue_name, prefetch, timeout)
@@ -87,13 +87,13 @@ class RotaBroker(RedisBroker):
         return self.intake.is_draining
 
     def drain(self) -> None:
-        """Fetch no more, and have the consumers requeue what no thread has begun with."""
+        """Stop fetching, and make the consumers requeue messages that no thread has started."""
         self.intake.drain()
         self.wakeups.wake_all()
 
     @property
     def is_drained(self) -> bool:
-        """Whether nothing waits for a thread or is worked on."""
+        """Whether no message is waiting for a thread or being worked on."""
         work_queue = self.intake.work_queue
         return work_queue is None or work_queue.empty()
 
@@ -104,7 +104,7 @@ class RotaBroker(RedisBroker):
         self._hooks = {}
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the middleware's hooks as Dramatiq does, but for those that do nothing."""
+        """Call the middleware's hooks as Dramatiq does, except empty ones."""
         name = f"before_{signal}"
         for hook in self._hooks_for(name, self.middleware):
             try:
@@ -115,7 +115,7 @@ class RotaBroker(RedisBroker):
                 self.logger.critical("Unexpected failure in %s of %r.", name, hook, exc_info=True)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the middleware's hooks in reverse as Dramatiq does, but for those that do nothing."""
+        """Call the middleware's hooks in reverse order as Dramatiq does, except empty ones."""
         name = f"after_{signal}"
         for hook in self._hooks_for(name, reversed(self.middleware)):
             try:
@@ -142,7 +142,7 @@ class RotaBroker(RedisBroker):
         return message
 
     def close(self) -> None:
-        """Send what is left to acknowledge, stop listening, and close the connections."""
+        """Send the waiting acknowledgements, stop waiting for tokens, and close the connections."""
         self.unknown_actors.stop()
         self.acks.stop()
         self.wakeups.stop()

@@ -13,7 +13,7 @@ from core.transport.redis.queues import Queues
 
 
 def never() -> bool:
-    """Redis is always to be tried: ``SCHEDULER_MODE=distributed``."""
+    """Redis never counts as away, as in ``SCHEDULER_MODE=distributed``."""
     return False
 
 
@@ -21,14 +21,14 @@ class RedisCarrier:
     """Carries committed runs to workers over Redis."""
 
     def __init__(self, queues: Queues, is_away: Callable[[], bool] = never) -> None:
-        """``is_away``: whether Redis is known to be of no use, so that runs go straight from the ledger."""
+        """``is_away``: whether Redis is known to be unusable, so that workers take runs from the ledger."""
         self._queues = queues
         self._abandoned = AbandonedQueues(queues)
         self._is_away = is_away
 
     @property
     def carries(self) -> bool:
-        """Whether Redis is known to be of use; False only where runs then go straight from the ledger."""
+        """Whether to send runs over Redis; False only while workers take them from the ledger."""
         return not self._is_away()
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
@@ -44,7 +44,7 @@ class RedisCarrier:
         self._queues.client.publish(channel, json.dumps(message, default=str))
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """Whether messages wait on ``queue``, and which runs the oldest carry. Raises redis.RedisError."""
+        """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
         return self._queues.oldest_runs(queue)
 
     def queues_with_messages(self) -> set[str]:
@@ -52,13 +52,13 @@ class RedisCarrier:
         return self._abandoned.with_messages()
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that nobody serves; what became of the messages of each job. Raises redis.RedisError."""
+        """Empty a queue that no process serves; return the fate of each job's messages. Raises redis.RedisError."""
         return self._abandoned.clear(queue, fleet)
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
-        """Requeue what a dead process had fetched. Raises redis.RedisError."""
+        """Requeue the messages that a dead process had fetched. Raises redis.RedisError."""
         self._queues.recover(broker_id, queues)
 
     def maintain(self, queues: Iterable[str]) -> None:
-        """Requeue what silent processes had fetched. Raises redis.RedisError."""
+        """Requeue the messages of processes that send no heartbeat to Redis. Raises redis.RedisError."""
         self._queues.maintain(queues)

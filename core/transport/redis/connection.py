@@ -18,12 +18,12 @@ CONNECT_TIMEOUT_SECONDS = 2.0
 SOCKET_TIMEOUT_SECONDS = 5.0
 
 
-#: For who asks whether Redis is there at all.
+#: The time-out of a client that only checks whether Redis answers.
 PROBE_TIMEOUT_SECONDS = 1.0
 
 
 def connect(url: str) -> redis.Redis:
-    """A client that fails within seconds, not after a series of retries; nothing is opened yet."""
+    """A client that fails within seconds, not after a series of retries; it connects on first use."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -47,14 +47,14 @@ def probe(url: str) -> redis.Redis:
 def greet(connection: Any) -> None:
     """Greet Redis as redis-py does, on a connection that no child of a fork shares.
 
-    As long as a child held it, Redis would go on to give messages to a parent that is gone.
+    While a child held it, Redis would still give messages to a parent that has ended.
     """
     forks.keep_from_children(connection._sock)
     connection.on_connect()
 
 
 def evaluate_once(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-    """The answer of ``script``, without redis-py's second try: what it has fetched must not be fetched over and lost.
+    """The result of ``script``, without redis-py's retry: after a retry, messages of the first try would be lost.
 
     Raises redis.RedisError.
     """

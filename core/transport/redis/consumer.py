@@ -1,7 +1,7 @@
-"""The consumer of one queue in one process: what it fetched, it acknowledges or requeues, whatever Redis does.
+"""The consumer of one queue in one process: it acknowledges or requeues every message that it fetched.
 
-This one holds a fixed number of messages and hands them out one by one, as Dramatiq's own does. A worker has a
-``DelayConsumer`` for each delay queue, and a ``WindowConsumer`` for each other.
+It holds a fixed number of messages and returns them one by one, as Dramatiq's own consumer does. A worker has a
+``DelayConsumer`` for each delay queue, and a ``WindowConsumer`` for each other queue.
 """
 
 import threading
@@ -29,15 +29,15 @@ from core.transport.redis.wakeups import Wakeups
 
 #: How long to wait before fetching is tried again, in seconds.
 FETCH_AGAIN_SECONDS = 0.5
-#: The system goes on sending what a connection left behind when it was given up: a fetch may reach Redis for so long
-#: afterwards, and how often to look whether one has, in seconds.
+#: After a connection is closed, the system may still send its data: a fetch may reach Redis for this long afterwards;
+#: then how often to check whether one has, in seconds.
 STRAY_SECONDS = 120.0
 LOOK_FOR_STRAYS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the consumers of one process have in common."""
+    """Objects that the consumers of one process share."""
 
     queues: Queues
     intake: Intake
@@ -51,25 +51,25 @@ class Shared:
 
 
 class Consumer(DramatiqConsumer):
-    """Fetches up to ``prefetch`` messages, and waits to be woken rather than sleeping."""
+    """Fetches up to ``prefetch`` messages, and waits to be woken instead of sleeping."""
 
     def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int) -> None:
-        """``timeout``: how long it rests at most without a worker, in milliseconds."""
+        """``timeout``: the longest wait for messages without a worker, in milliseconds."""
         self.shared = shared
         self.queues = shared.queues
         self.queue_name = queue_name
         self.prefetch = prefetch
         self.timeout = timeout
-        #: Bodies that were fetched and are not handed out.
+        #: The bodies of fetched messages that have not been returned.
         self.message_cache: list[bytes | None] = []
-        #: The messages that Dramatiq's thread keeps.
+        #: The ids of messages that Dramatiq's thread keeps.
         self.queued_message_ids: set[str] = set()
         self.woken = threading.Event()
-        #: Whether there may be something to fetch: it was woken since it last fetched, or did not get all there was.
+        #: Whether the queue may have messages: it was woken since the last fetch, or the last fetch did not get all.
         self.may_find = True
-        #: The ids in Redis of what was fetched and decoded, and is not acknowledged.
+        #: The ids in Redis of messages that were fetched and decoded, and are not acknowledged.
         self.held = shared.queues.held(queue_name)
-        #: When to check, by the monotonic clock, whether Redis believes that we hold more than we do.
+        #: When to check for strays, by the monotonic clock.
         self._check_at = 0.0
         #: Until when a fetch that failed may still reach Redis.
         self._strays_until = 0.0
@@ -86,7 +86,7 @@ class Consumer(DramatiqConsumer):
         return self.shared.intake.may_fetch(self.queue_name) and self.outstanding_message_count < self.prefetch
 
     def wake(self) -> None:
-        """Have it fetch, if it has room."""
+        """Make it fetch, if it has room."""
         self.may_find = True
         if not self.woken.is_set():
             self.woken.set()
@@ -104,7 +104,7 @@ class Consumer(DramatiqConsumer):
             return None
 
     def step(self) -> MessageProxy | None:
-        """The next message; None, after a while, if there is none."""
+        """Return the next message, or None after a while if there is none."""
         if self.shared.intake.is_draining:
             self.requeue_cache()
         if not self.message_cache and self.may_find:
@@ -120,13 +120,13 @@ class Consumer(DramatiqConsumer):
         self.may_find = True
 
     def longest_rest(self) -> float:
-        """How long to wait at most, if nobody wakes it, in seconds."""
+        """The longest wait if it is not woken, in seconds."""
         longest = self.shared.intake.longest_rest(self.timeout)
         until_check = self._check_at - time.monotonic()
         return min(longest, until_check if until_check > 0 else LOOK_FOR_STRAYS_SECONDS)
 
     def fetch(self) -> None:
-        """Fetch as many as there is room for. Raises redis.RedisError."""
+        """Fetch as many messages as it has room for. Raises redis.RedisError."""
         if self.has_room:
             self.check_for_strays()
             room, self.may_find = self.prefetch - self.outstanding_message_count, False
@@ -151,15 +151,15 @@ class Consumer(DramatiqConsumer):
         self._check_at = now + LOOK_FOR_STRAYS_SECONDS if now < self._strays_until else float("inf")
 
     def requeue_cache(self) -> None:
-        """Leave to other processes what was fetched and not yet handed out. Raises redis.RedisError."""
+        """Requeue fetched messages that have not been returned. Raises redis.RedisError."""
         if self.message_cache:
             self.message_cache, self._check_at = [], 0.0
             self.check_for_strays()
 
     def requeue(self, messages: Iterable[Any]) -> None:
-        """Requeue messages and wake consumers; what came from the ledger is taken again.
+        """Requeue messages and wake consumers; runs that came directly from the ledger are taken again later.
 
-        Raises ConnectionClosed, the one error that Dramatiq's consumer thread survives here: any other ends it.
+        Raises ConnectionClosed, the only error here that does not end Dramatiq's consumer thread.
         """
         returned = [message for message in messages if REDIS_ID in message.options]
         if not returned:
@@ -171,7 +171,7 @@ class Consumer(DramatiqConsumer):
         try:
             self._put_back(redis_ids)
         except redis.RedisError as error:
-            self.expect_strays()  # what is not back on the queue is requeued later
+            self.expect_strays()  # messages that were not requeued now are requeued later
             raise ConnectionClosed(error) from None
 
     def _put_back(self, redis_ids: Collection[str]) -> None:
@@ -184,7 +184,7 @@ class Consumer(DramatiqConsumer):
             self.shared.preparation.undo(deliveries)
 
     def take(self, body: bytes | None) -> Delivery | None:
-        """The message in ``body``; None if it is not for this process's actors, and then it is dealt with."""
+        """The message in ``body``; None if this process does not have its actor, and ``UnknownActors`` has it now."""
         message = self.decode(body)
         if message is None:
             return None
@@ -194,7 +194,7 @@ class Consumer(DramatiqConsumer):
         return Delivery(message, self)
 
     def decode(self, body: bytes | None) -> Message[Any] | None:
-        """The message in ``body``; one that is no message of ours is dead-lettered. Raises redis.RedisError."""
+        """The message in ``body``; dead-letter it if it is not a message of ours. Raises redis.RedisError."""
         try:
             message = read(body, self.queue_name)
         except NotAMessage as problem:
@@ -204,22 +204,22 @@ class Consumer(DramatiqConsumer):
         return message
 
     def reject(self, body: bytes | None, problem: str) -> None:
-        """Dead-letter what cannot be a message. Raises redis.RedisError."""
+        """Dead-letter a body that is not a message. Raises redis.RedisError."""
         metrics.message_rejected(self.queue_name, problem)
         emit(MessageRejected(self.queue_name, problem))
         self.queues.dead_letter_body(self.queue_name, body)
 
     def ack(self, message: MessageProxy) -> None:
-        """Have the message acknowledged with the next that are sent, if it is over."""
+        """Acknowledge the message with the next batch, unless ``end`` does that later."""
         if not getattr(message, "is_ended_later", False):
             self.end(message, is_dead=False)
 
     def nack(self, message: MessageProxy) -> None:
-        """Have the message dead-lettered with the next that are sent."""
+        """Dead-letter the message with the next batch."""
         self.end(message, is_dead=True)
 
     def end(self, message: MessageProxy, *, is_dead: bool) -> None:
-        """Be done with a message; one that came straight from the ledger is none of Redis's."""
+        """End a message; one that came directly from the ledger is not in Redis."""
         redis_id = message.options.get(REDIS_ID)
         if redis_id is None:
             return
@@ -228,7 +228,7 @@ class Consumer(DramatiqConsumer):
         self.queued_message_ids.discard(message.message_id)
 
     def send_ends(self) -> None:
-        """Send the acknowledgements that were gathered, as this process is about to end."""
+        """Send the waiting acknowledgements, since this process is about to end."""
         self.shared.acks.stop()
 
     def close(self) -> None:

@@ -10,15 +10,15 @@ from core.transport.redis.intake import IDLE_SECONDS
 
 
 class DelayConsumer(Consumer):
-    """Hands out delayed messages, which Dramatiq's thread then keeps, and wakes it when the next is due."""
+    """Returns delayed messages, which Dramatiq's thread keeps, and wakes the thread when the next one is due."""
 
     def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(shared, queue_name, prefetch, timeout)
-        self.held.clear()  # a thread that makes a new consumer has dropped what it kept
+        self.held.clear()  # a thread that creates a new consumer has dropped the messages it kept
         self._etas: list[float] = []
 
     def take(self, body: bytes | None) -> Delivery | None:
-        """The message in ``body``, and note when it is due."""
+        """Return the message in ``body``, and note when it is due."""
         message = super().take(body)
         if message is not None:
             self.queued_message_ids.add(message.message_id)
@@ -27,7 +27,7 @@ class DelayConsumer(Consumer):
         return message
 
     def rest(self) -> None:
-        """Wait to be woken, or until the next is due; not at all if one has come due since the thread looked."""
+        """Wait to be woken, or until the next message is due; return at once if one is due already."""
         now = current_millis()
         if self._etas and self._etas[0] <= now:
             while self._etas and self._etas[0] <= now:

@@ -1,4 +1,4 @@
-"""Logs that Redis fails once for the whole process, however many threads meet the failure, and how often."""
+"""Logs a failure of Redis once per process, however many threads see it, and counts its errors."""
 
 import threading
 import time
@@ -8,8 +8,8 @@ from redis.exceptions import ReadOnlyError
 
 from core.observability.events import RedisRecovered, RedisTrouble, emit
 
-#: A connection that drops every second is one trouble, not one a second: it is over when it has been quiet for so long,
-#: and until then it is logged again this often. In seconds.
+#: A failure is over when no error has occurred for the first span; until then it is logged again after each second
+#: span, so that a connection that drops every second is one failure. In seconds.
 QUIET_SECONDS = 5.0
 LOG_AGAIN_SECONDS = 60.0
 
@@ -26,7 +26,7 @@ class ErrorLog:
         self._is_over = True
 
     def failed(self, error: Exception) -> None:
-        """A command failed: log it if that is news. A replica is left, since the master may be elsewhere by now."""
+        """Log the error of a command, unless it was logged. Disconnect from a replica: the primary may have moved."""
         if isinstance(error, ReadOnlyError):
             self._client.connection_pool.disconnect(inuse_connections=False)
         now = time.monotonic()
@@ -40,7 +40,7 @@ class ErrorLog:
             emit(RedisTrouble(str(error), self._times))
 
     def succeeded(self) -> None:
-        """A command succeeded: log the recovery, once nothing has failed for a while."""
+        """Note that a command succeeded; log the recovery if nothing has failed for a while."""
         if self._is_over or time.monotonic() - self._failed_at < QUIET_SECONDS:
             return
         with self._lock:

@@ -1,4 +1,4 @@
-"""Decides about messages whose job this process does not have: one rule for single messages and for whole queues."""
+"""Decides about messages whose job this process does not have: the same rule for one message and for a queue."""
 
 from enum import StrEnum
 from typing import Any
@@ -12,16 +12,16 @@ from core.transport.messages import RUN_ID
 class Fate(StrEnum):
     """The decision about a message."""
 
-    #: A live process has its job, or may have it: leave it to that.
+    #: A live process has its job, or may have it: requeue the message.
     SERVED = "served"
-    #: No live process has its job, and the ledger has its run, which it sends again if the job returns.
+    #: No live process has its job. The ledger has its run, and sends it again if the job returns.
     DROPPED = "dropped"
-    #: No live process has its job, and the message is all there is.
+    #: No live process has its job, and the ledger has no run for the message.
     ORPHANED = "orphaned"
 
 
 def fate(message: Message[Any], fleet: Fleet) -> Fate:
-    """Decide about ``message`` by what ``fleet`` knows of its job."""
+    """Decide about ``message`` by the jobs of ``fleet``."""
     if fleet.knows(message.actor_name):
         return Fate.SERVED
     return Fate.DROPPED if RUN_ID in message.options else Fate.ORPHANED

@@ -1,4 +1,4 @@
-"""Whether this process may fetch messages, and how long its consumers rest if not."""
+"""Decides whether this process may fetch messages, and how long its consumers wait otherwise."""
 
 from collections.abc import Callable, Collection
 
@@ -7,15 +7,15 @@ from dramatiq.common import q_name
 from core.transport.redis.unknown_actors import UnknownActors
 from core.transport.work_queue import WorkQueue
 
-#: How often a consumer looks whether it is to stop, once its worker is stopping, in seconds.
+#: How often a consumer checks whether it must stop, while its worker is stopping, in seconds.
 LOOK_AGAIN_SECONDS = 0.1
-#: How long a consumer of a worker waits that has nothing to do and is not woken, in seconds. Then it only looks whether
-#: it is paused: for whatever there is to fetch it is woken, by a token or by the look around every second.
+#: The longest wait of a worker's consumer without a wake-up, in seconds. Then it only checks whether it is paused: a
+#: token, or the search every second, wakes it for every message.
 IDLE_SECONDS = 10.0
 
 
 def always() -> bool:
-    """Without a heartbeat, a process may always claim."""
+    """Always allow claims, in a process without a heartbeat."""
     return True
 
 
@@ -30,7 +30,7 @@ class Intake:
         may_claim: Callable[[], bool] = always,
     ) -> None:
         """``ledger_queues``: the queues of jobs whose runs are in the ledger; ``may_claim``: whether this process may
-        claim such runs just now.
+        claim such runs now.
         """
         self._unknown_actors = unknown_actors
         self._ledger_queues = frozenset(ledger_queues)
@@ -40,12 +40,12 @@ class Intake:
 
     @property
     def work_queue(self) -> WorkQueue | None:
-        """What the worker's threads have in hand, once there is a worker."""
+        """The worker's work queue; None before there is a worker."""
         return self._work_queue
 
     @property
     def is_draining(self) -> bool:
-        """Whether the worker stops: consumers fetch no more, and requeue what they hold."""
+        """Whether the worker is stopping: then consumers do not fetch, and requeue their messages."""
         return self._is_draining
 
     def open(self, work_queue: WorkQueue) -> None:
@@ -67,7 +67,7 @@ class Intake:
         return self.has_room and (self._may_claim() or q_name(queue_name) not in self._ledger_queues)
 
     def longest_rest(self, timeout_ms: int) -> float:
-        """How long a consumer may wait before it looks whether it is to stop, in seconds."""
+        """How long a consumer may wait before it checks whether it must stop, in seconds."""
         if self._is_draining:
             return LOOK_AGAIN_SECONDS
         return timeout_ms / 1000 if self._work_queue is None else IDLE_SECONDS

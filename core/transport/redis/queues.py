@@ -1,4 +1,4 @@
-"""The queues in Redis as one process uses them: their keys, and the commands and scripts on them. It has no thread.
+"""The queues in Redis: their keys, and the commands and scripts on them. It has no thread.
 
 All methods raise redis.RedisError if Redis cannot be reached or refuses.
 """
@@ -16,19 +16,19 @@ from dramatiq.message import Message, get_encoder
 from core.transport.messages import new_id, run_id
 from core.transport.redis.connection import evaluate_once
 
-#: How far into a queue to look for the oldest message of the ledger.
+#: How many messages of a queue to read to find the oldest run.
 LOOK_AHEAD = 100
 #: Messages that are enqueued in one round trip.
 BATCH = 1000
-#: The most that a script can unpack.
+#: The most values that a script can unpack.
 MOST_UNPACKED = 1000
-#: Tokens beyond this are cut off: a woken consumer fetches a windowful.
+#: The most tokens of a queue: one woken consumer fetches many messages.
 MOST_TOKENS = 64
-#: Tokens that nobody took are worthless by then: everybody has looked.
+#: After this time tokens are useless, since every process has searched its queues.
 TOKENS_LAST_MS = 5_000
 
-#: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps, and its many bodies as one, which Python's parser
-#: reads far faster: KEYS heartbeats, list, acks, bodies; ARGV time, broker, how many.
+#: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It returns all bodies as one string, which
+#: redis-py parses much faster: KEYS heartbeats, list, acks, bodies; ARGV time, broker, how many.
 FETCH = """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
 local ids = redis.call('lrange', KEYS[2], 0, ARGV[3] - 1)
@@ -42,13 +42,13 @@ for index = 1, #ids do
 end
 return {table.concat(lengths, ','), table.concat(bodies)}
 """
-#: Its "ack", for many: what is no longer ours to acknowledge is left alone.
+#: Dramatiq's "ack" for many messages; ignores those that were requeued meanwhile.
 ACKNOWLEDGE = """
 for _, id in ipairs(ARGV) do
     if redis.call('srem', KEYS[1], id) == 1 then redis.call('hdel', KEYS[2], id) end
 end
 """
-#: Its "nack", for many: KEYS acks, bodies, dead letters and their bodies; ARGV time, ids.
+#: Dramatiq's "nack" for many messages: KEYS acks, bodies, dead letters and their bodies; ARGV time, ids.
 DEAD_LETTER = """
 for index = 2, #ARGV do
     if redis.call('srem', KEYS[1], ARGV[index]) == 1 then
@@ -61,7 +61,7 @@ for index = 2, #ARGV do
     end
 end
 """
-#: Says that this broker is alive, and which of its queues have messages: KEYS heartbeats, queues; ARGV time, broker.
+#: Sends this broker's heartbeat, and returns the queues that have messages: KEYS heartbeats, queues; ARGV time, broker.
 LOOK = """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
 local found = {}
@@ -73,7 +73,7 @@ return found
 
 
 class Queues:
-    """The queues of one namespace, for the process that Redis knows as ``broker_id``."""
+    """The queues of one namespace, for the process whose id in Redis is ``broker_id``."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Queues:
         heartbeat_timeout_ms: int = DEFAULT_HEARTBEAT_TIMEOUT,
         dead_message_ttl_ms: int = DEFAULT_DEAD_MESSAGE_TTL,
     ) -> None:
-        """Connect to nothing yet."""
+        """Does not connect."""
         self.client = client
         self.broker_id = broker_id or new_id()
         self.namespace = namespace
@@ -98,7 +98,7 @@ class Queues:
         self._look = client.register_script(LOOK)
 
     def key(self, name: str) -> str:
-        """The key of a queue, or of what stands beside the queues."""
+        """The key of a queue, or another key of the namespace."""
         return f"{self.namespace}:{name}"
 
     def wake_key(self, queue_name: str) -> str:
@@ -109,7 +109,7 @@ class Queues:
         return self.key(f"__acks__.{self.broker_id}.{queue_name}")
 
     def declare(self, queue_name: str) -> None:
-        """Count a queue among those that ``maintain`` and ``recover`` look after."""
+        """Add a queue to those of ``maintain`` and ``recover``."""
         self._declared.add(queue_name)
 
     def held(self, queue_name: str) -> set[str]:
@@ -117,12 +117,12 @@ class Queues:
         return self._held[queue_name]
 
     def fetched(self, queue_name: str) -> set[str]:
-        """The ids of the messages that this process holds as far as Redis knows."""
+        """The ids of the messages that Redis has assigned to this process."""
         ids = cast("set[bytes]", self.client.smembers(self._acks_key(queue_name)))
         return {redis_id.decode(errors="replace") for redis_id in ids}
 
     def fetch(self, queue_name: str, count: int) -> list[bytes | None]:
-        """Fetch up to ``count`` messages; their bodies. Tried once: a second try could lose what the first fetched."""
+        """Fetch up to ``count`` messages; return their bodies. It never retries, which could lose messages."""
         prefix = f"{self.namespace}:"
         keys = ["__heartbeats__", queue_name, f"__acks__.{self.broker_id}.{queue_name}", f"{queue_name}.msgs"]
         arguments = [current_millis(), self.broker_id, min(count, MOST_UNPACKED)]
@@ -130,7 +130,7 @@ class Queues:
         return slices(*fetched) if fetched else []
 
     def acknowledge(self, queue_name: str, redis_ids: Collection[str]) -> None:
-        """Be done with fetched messages."""
+        """Acknowledge fetched messages."""
         if redis_ids:
             self._acknowledge(keys=[self._acks_key(queue_name), self.key(f"{queue_name}.msgs")], args=[*redis_ids])
 
@@ -142,7 +142,7 @@ class Queues:
             self._dead_letter(keys=keys, args=[current_millis(), *redis_ids])
 
     def dead_letter_body(self, queue_name: str, body: bytes | None) -> None:
-        """The same for fetched messages with this body, whatever their ids."""
+        """Dead-letter the fetched messages with this body, whose ids are not known."""
         ids = list(cast("set[bytes]", self.client.smembers(self._acks_key(queue_name))))
         if ids:
             bodies = cast("list[bytes | None]", self.client.hmget(self.key(f"{queue_name}.msgs"), ids))
@@ -150,12 +150,12 @@ class Queues:
             self.dead_letter(queue_name, cast("list[Any]", same))
 
     def requeue(self, queue_name: str, redis_ids: Collection[str]) -> None:
-        """Put fetched messages back at the end of their queue; it wakes nobody."""
+        """Put fetched messages back at the end of their queue, without waking a consumer."""
         if redis_ids:
             self._do("requeue", queue_name, *redis_ids)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> None:
-        """Enqueue ``messages`` together, a thousand in a round trip, without the middleware's enqueue hooks."""
+        """Enqueue ``messages``, a thousand per round trip, without the middleware's enqueue hooks."""
         remaining, encode = iter(messages), get_encoder().encode
         while batch := list(islice(remaining, BATCH)):
             bodies: dict[str, dict[str, bytes]] = defaultdict(dict)
@@ -166,7 +166,7 @@ class Queues:
             self.push(bodies)
 
     def push(self, queues: Mapping[str, Mapping[Any, bytes]]) -> None:
-        """Put bodies by their ids on their queues, and wake consumers."""
+        """Put bodies, given by id, on their queues, and wake consumers."""
         pipe = self.client.pipeline(transaction=True)
         for queue_name, bodies in queues.items():
             pipe.hset(self.key(f"{queue_name}.msgs"), mapping=bodies)
@@ -187,26 +187,26 @@ class Queues:
         pipe.pexpire(key, TOKENS_LAST_MS)
 
     def wait_for_token(self, queue_names: Iterable[str], seconds: float) -> str | None:
-        """Wait for a token of one of the queues, and take it; which queue's it was."""
+        """Wait for a token of one of the queues, and take it; return the queue's name."""
         waiting = {self.wake_key(name): name for name in queue_names}
         popped = cast("tuple[bytes, bytes] | None", self.client.blpop(list(waiting), seconds))
         return waiting[popped[0].decode()] if popped else None
 
     def look(self, queue_names: Sequence[str], client: redis.Redis | None = None) -> list[str]:
-        """Say that this broker is alive; those of the queues on which messages lie."""
+        """Send this broker's heartbeat; return the queues that have messages."""
         keys = [self.key("__heartbeats__"), *map(self.key, queue_names)]
         found = evaluate_once(client or self.client, self._look, keys, [current_millis(), self.broker_id])
         return [queue_names[index] for index in found]
 
     def recover(self, broker_id: str, queues: Iterable[str] = ()) -> None:
-        """Requeue at once what a dead process had fetched, of our queues and of ``queues``."""
+        """Requeue at once a dead process's messages, of our queues and of ``queues``."""
         self.client.zadd(self.key("__heartbeats__"), {broker_id: 0})
         self.maintain(queues)
 
     def maintain(self, queues: Iterable[str] = ()) -> None:
-        """Requeue what processes that are silent for a minute had fetched, and drop dead letters after a week.
+        """Requeue messages of processes without a heartbeat for a minute, and delete dead letters after a week.
 
-        Of our queues, and of ``queues``, which others have.
+        It does this for our queues, and for ``queues`` of other processes.
         """
         known = {*self._declared, *queues}
         queue_names = [*known, *map(dq_name, known)]
@@ -218,18 +218,18 @@ class Queues:
                 self.wake(queue_name, 1)
 
     def maintain_queue(self, queue_name: str, client: redis.Redis | None = None) -> None:
-        """The same for one queue, which need not be one of ours."""
+        """Do this for one queue, which may be another process's."""
         self._do("qsize", queue_name, client=client, maintenance=1)
 
     def _do(
         self, command: str, queue_name: str, *arguments: str, client: redis.Redis | None = None, maintenance: int = 0
     ) -> None:
-        """One of Dramatiq's own commands."""
+        """Run one of Dramatiq's own commands."""
         options: list[str | int] = [queue_name, self.broker_id, *self._limits, maintenance, MOST_UNPACKED]
         self._dispatch(keys=[self.namespace], args=[command, current_millis(), *options, *arguments], client=client)
 
     def oldest_runs(self, queue_name: str) -> tuple[bool, list[int]]:
-        """Whether messages wait on the queue, and the runs that the oldest of them carry, as far as they carry any."""
+        """Whether messages are waiting on the queue, and the runs of the oldest messages that have one."""
         ids = cast("list[bytes]", self.client.lrange(self.key(queue_name), 0, LOOK_AHEAD - 1))
         if not ids:
             return False, []
@@ -238,7 +238,7 @@ class Queues:
 
 
 def slices(lengths: bytes, bodies: bytes) -> list[bytes | None]:
-    """The bodies of these lengths; None where there was none."""
+    """Split ``bodies`` by ``lengths``; None for a missing body."""
     found: list[bytes | None] = []
     start = 0
     for length in map(int, lengths.split(b",")):

@@ -1,8 +1,8 @@
-"""Messages for actors that this process does not have: left to a process that has them, or ended if none does.
+"""Messages for actors that this process does not have: requeued for other processes, or ended.
 
-During a deploy a queue holds messages of two releases. Messages that another process knows are requeued after a short
-pause; those that no process has known for a while are dropped if the ledger has their runs, and otherwise
-dead-lettered. Nothing is decided while PostgreSQL cannot be asked which process knows what.
+During a deploy a queue has messages of two releases. If another live process has the actor, the message is requeued
+after a short pause. If no process has had it for a while, the message is dropped if the ledger has its run, and
+otherwise dead-lettered. While PostgreSQL is away, the jobs of other processes are unknown, and no message is ended.
 """
 
 import time
@@ -23,7 +23,7 @@ from core.transport.redis.queues import Queues
 
 #: How long a message is held before it is requeued: long enough not to be a busy loop, short enough for its latency.
 PAUSE_SECONDS = 0.5
-#: More are not fetched until these are gone.
+#: No more messages are fetched while this many are held.
 MOST_HELD = 1000
 
 #: A message, and the queue that it was fetched from.
@@ -31,16 +31,16 @@ Held = tuple[str, Message[Any]]
 
 
 class UnknownActors(Batcher[Held]):
-    """One thread that holds such messages for a moment and then decides."""
+    """The thread that holds such messages for a moment and then decides about them."""
 
     name = "rota-unknown-actors"
     most_together = MOST_HELD
     gather_seconds = PAUSE_SECONDS
-    again_seconds = 0.0  # since it gathers again first
+    again_seconds = 0.0  # since it waits for a batch first
     stop_seconds = PAUSE_SECONDS * 10
 
     def __init__(self, queues: Queues, ask_fleet: Callable[[], Fleet] = Fleet, grace_seconds: float = 0) -> None:
-        """``ask_fleet`` may raise SQLAlchemy's DBAPIError; without it, no other process has anything."""
+        """``ask_fleet`` may raise SQLAlchemy's DBAPIError; by default, no other process has any job."""
         super().__init__()
         self._queues = queues
         self._ask_fleet = ask_fleet
@@ -50,11 +50,11 @@ class UnknownActors(Batcher[Held]):
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be fetched."""
+        """Whether more messages may be fetched."""
         return len(self._waiting) < MOST_HELD
 
     def deal_with(self, batch: Sequence[Held]) -> None:
-        """Requeue or end each; when this process ends, requeue all. Raises redis.RedisError."""
+        """Requeue or end each message; requeue all when this process ends. Raises redis.RedisError."""
         self._pause()
         fleet = None if self._stopping.is_set() else self._fleet()
         requeued: dict[str, list[str]] = {}
@@ -69,7 +69,7 @@ class UnknownActors(Batcher[Held]):
             self._queues.held(queue_name).difference_update(redis_ids)
 
     def _pause(self) -> None:
-        """Hold a batch that came right after another as long as any: requeued messages may come round at once."""
+        """Wait the whole pause before each batch, since requeued messages may be fetched again at once."""
         self._stopping.wait(max(self._decided_at + PAUSE_SECONDS - time.monotonic(), 0))
         self._decided_at = time.monotonic()
 
@@ -81,14 +81,14 @@ class UnknownActors(Batcher[Held]):
             emit(MessageUndecided(len(self._waiting)), error)
 
     def _fleet(self) -> Fleet | None:
-        """What the fleet knows; None while it cannot be asked."""
+        """The fleet; None while PostgreSQL cannot be reached."""
         try:
             return self._ask_fleet()
         except DATABASE_AWAY:
             return None
 
     def _fate(self, message: Message[Any], fleet: Fleet) -> Fate:
-        """What becomes of ``message``; an orphan is left to others until the grace is over, as its job may return."""
+        """The fate of ``message``; an orphan is requeued until the grace is over, since its job may return."""
         found = fate(message, fleet)
         if found == Fate.SERVED:
             self._unknown_since.pop(message.actor_name, None)

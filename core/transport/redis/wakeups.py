@@ -1,8 +1,8 @@
-"""Waking consumers whose queue was empty, by tokens that producers leave beside their messages.
+"""Wakes consumers whose queue was empty, by tokens that producers push with their messages.
 
-One connection per process waits for the tokens of all its queues. Every second a look finds messages that came without
-a token, as Dramatiq's own producers leave them: by the same thread, unless another, which watches Redis anyway, looks
-around. However many queues there are, an idle process asks Redis that and no more.
+One connection per process waits for the tokens of all its queues. A search every second finds messages without a token,
+which Dramatiq's own producers send. The thread that waits for tokens does the search, unless the thread that checks
+Redis does it. An idle process sends Redis no other commands, however many queues it has.
 """
 
 import threading
@@ -14,21 +14,21 @@ import redis
 from core.transport.redis.error_log import ErrorLog
 from core.transport.redis.queues import Queues
 
-#: How long one wait for tokens is, below the client's socket time-out, in seconds; and where this thread has nothing
-#: else to do, nor consumers come that are to be waited for as well.
+#: The length of one wait for tokens, in seconds, which must be below the client's socket time-out; the second one is
+#: used when another thread searches and all consumers are known.
 BLOCK_SECONDS = 1
 LONG_BLOCK_SECONDS = 4
-#: How often to look for messages that came without a token, in seconds.
+#: How often to search for messages without a token, in seconds.
 LOOK_SECONDS = 1.0
-#: A look that another thread began less than this ago spares this one's, in seconds: the other looks every second, and
-#: waits for an answer for as long.
+#: If another thread began a search less than this ago, this thread does not search, in seconds: the other one searches
+#: every second, and waits up to a second for the answer.
 OTHERS_LOOK_SECONDS = 3.0
-#: After a lost connection, and while no consumer has room, in seconds.
+#: How long to wait after a lost connection, and while no consumer has room, in seconds.
 LISTEN_AGAIN_SECONDS = 0.5
 
 
 class Wakeable(Protocol):
-    """A consumer, as far as waking it goes."""
+    """The part of a consumer that is needed to wake it."""
 
     @property
     def queue_name(self) -> str:
@@ -39,11 +39,11 @@ class Wakeable(Protocol):
         """Whether it may fetch more."""
 
     def wake(self) -> None:
-        """Have it fetch."""
+        """Make it fetch."""
 
 
 class Wakeups:
-    """One thread that waits for tokens on behalf of all consumers of this process."""
+    """The thread that waits for tokens for all consumers of this process."""
 
     def __init__(self, queues: Queues, error_log: ErrorLog) -> None:
         self._queues = queues
@@ -51,7 +51,7 @@ class Wakeups:
         self._looked_at = float("-inf")
         self._others_looked_at = float("-inf")
         self._known: set[str] = set()
-        #: Set when a consumer that had no room is told that there is some.
+        #: Set when a consumer that had no room has room again.
         self._room_came = threading.Event()
         self._consumers: dict[str, Wakeable] = {}
         self._lock = threading.Lock()
@@ -67,27 +67,28 @@ class Wakeups:
                 self._thread.start()
 
     def remove(self, consumer: Wakeable) -> None:
-        """Wake ``consumer`` no more."""
+        """Stop waking ``consumer``."""
         with self._lock:
             if self._consumers.get(consumer.queue_name) is consumer:
                 del self._consumers[consumer.queue_name]
 
     def wake_all(self) -> None:
-        """Have every consumer look around."""
+        """Wake every consumer."""
         for consumer in self._present().values():
             consumer.wake()
 
     def there_is_room(self) -> None:
-        """Wait for tokens of all consumers again: one that had no room has some now."""
+        """Wait for tokens of all consumers again, since one that had no room has room now."""
         self._room_came.set()
 
     def stop(self) -> None:
-        """End the thread; it is a daemon, so nobody need wait for it."""
+        """End the thread; it is a daemon, so the caller need not wait for it."""
         self._stopping.set()
 
     def look_around(self, client: redis.Redis) -> None:
-        """Say that this process is alive, and wake consumers on whose queues messages lie; while another thread calls
-        this every second, this one need not. Raises redis.RedisError.
+        """Send this process's heartbeat, and wake consumers whose queues have messages.
+
+        While another thread calls this every second, this thread does not search. Raises redis.RedisError.
         """
         self._others_looked_at = time.monotonic()
         self._look(client)
@@ -110,7 +111,8 @@ class Wakeups:
             try:
                 self._listen_once()
                 self._error_log.succeeded()
-            # AttributeError: redis-py's, when this connection is closed under the read, as at the end of a process.
+            # AttributeError: redis-py raises it when the connection is closed during a read, as at the end of a
+            # process.
             except (redis.RedisError, OSError, ValueError, AttributeError) as error:
                 if not self._stopping.wait(LISTEN_AGAIN_SECONDS):
                     self._error_log.failed(error)
@@ -134,5 +136,5 @@ class Wakeups:
     def _wake(self, consumer: Wakeable) -> None:
         if consumer.has_room:
             consumer.wake()
-        else:  # it had when we began to wait: the token is for another process
+        else:  # it had room when the wait began: leave the token to another process
             self._queues.wake(consumer.queue_name, 1)

@@ -1,4 +1,4 @@
-"""The consumer of a worker's queue: it fetches what the threads will soon begin with, and requeues the rest."""
+"""The consumer of a worker's queue: it fetches messages that the threads will soon start, and requeues the rest."""
 
 from collections import defaultdict
 from contextlib import suppress
@@ -15,20 +15,20 @@ from core.transport.work_queue import STALLED_SECONDS, WorkQueue
 
 
 class WindowConsumer(Consumer):
-    """Keeps the worker's threads in work."""
+    """Fetches just enough messages to keep the worker's threads busy."""
 
     def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int, work_queue: WorkQueue) -> None:
         super().__init__(shared, queue_name, prefetch, timeout)
         self._work_queue = work_queue
         self._lane = work_queue.lane(queue_name)
         self._lane.attach(self.wake)
-        #: How few may wait before more are fetched.
+        #: Fetch more when no more than this many are waiting.
         self._fetch_at = 0
-        #: Of what was fetched and not begun, how few the threads may have before they are given more.
+        #: Give the threads more when no more than this many fetched messages are waiting for them.
         self._hand_over_at = 0
-        #: Whether runs were among what came last.
+        #: Whether the last fetch had runs.
         self._has_runs = True
-        #: Messages that do not belong on this queue before a time to come, which Dramatiq's thread keeps until then.
+        #: Messages that are due later, which Dramatiq's thread keeps until then.
         self._delayed: list[Delivery] = []
 
     @property
@@ -37,7 +37,7 @@ class WindowConsumer(Consumer):
         return self.shared.intake.may_fetch(self.queue_name)
 
     def step(self) -> MessageProxy | None:
-        """Fetch and hand over; or wait. A message that Dramatiq must look at first is returned instead."""
+        """Fetch messages and give them to the threads, or wait. Returns a message only if Dramatiq must delay it."""
         if self.shared.intake.is_draining or self._work_queue.is_stalled:
             self.requeue_waiting()
         if self.may_find and self._lane.waiting <= self._fetch_at:
@@ -49,7 +49,7 @@ class WindowConsumer(Consumer):
         return self._delayed.pop() if self._delayed else None
 
     def fetch(self) -> None:
-        """Fetch what the threads will soon begin with."""
+        """Fetch the messages that the threads will soon start."""
         if not self.has_room:
             self._lane.was_refused_room = True
             return
@@ -67,7 +67,7 @@ class WindowConsumer(Consumer):
         self._fetch_at = self._lane.waiting // 2
 
     def hand_over(self) -> None:
-        """Hand what was fetched to the threads."""
+        """Give the fetched messages to the threads."""
         at_once = self._work_queue.begun_at_once(self._lane) if self._has_runs else 0
         count = at_once or len(self.message_cache)
         bodies, self.message_cache = self.message_cache[:count], self.message_cache[count:]
@@ -79,9 +79,9 @@ class WindowConsumer(Consumer):
             self.wake()
 
     def made_ready(self, bodies: list[bytes | None], *, at_once: bool) -> list[Delivery]:
-        """What of ``bodies`` is for the threads, claimed if they begin with all of it ``at_once``.
+        """The messages in ``bodies`` for the threads, claimed if the threads start all of them ``at_once``.
 
-        Raises redis.RedisError, having requeued what it can; the rest is found to be held by nobody.
+        On redis.RedisError it requeues as many as it can; a later check finds the rest.
         """
         deliveries: list[Delivery] = []
         try:
@@ -100,12 +100,12 @@ class WindowConsumer(Consumer):
         return deliveries
 
     def is_watched(self) -> bool:
-        """Whether the threads have enough for now, and wake this consumer when they have not."""
+        """Whether the threads have enough messages, and will wake this consumer when they need more."""
         enough = len(self.message_cache) + self._hand_over_at if self.message_cache else self._fetch_at
         return self._work_queue.wake_at(self._lane, enough)
 
     def take(self, body: bytes | None) -> Delivery | None:
-        """The message in ``body``, if it is for the threads."""
+        """The message in ``body``; None if it is not for the threads now."""
         message = super().take(body)
         if message is None or message.options.get("eta") is None:
             return message
@@ -113,9 +113,9 @@ class WindowConsumer(Consumer):
         return None
 
     def requeue_waiting(self) -> None:
-        """Requeue all that waits in this process, of every queue: no thread would begin with it soon.
+        """Requeue the waiting messages of all queues in this process, since no thread would start them soon.
 
-        Raises redis.RedisError if this consumer cannot requeue what it has not handed over.
+        Raises redis.RedisError if this consumer cannot requeue its own messages.
         """
         self._work_queue.unreserve(self._lane, len(self.message_cache))
         self.requeue_cache()
@@ -125,19 +125,19 @@ class WindowConsumer(Consumer):
         for consumer, deliveries in by_consumer.items():
             try:
                 consumer.requeue(deliveries)
-            except ConnectionClosed as error:  # its consumer will find that it does not hold them
+            except ConnectionClosed as error:  # their consumer requeues them as strays
                 if self.shared.intake.is_draining:
                     emit(WorkerNotDrained(consumer.queue_name, len(deliveries), str(error)))
 
     def close(self) -> None:
-        """Stop waiting for tokens; at a stop, requeue what came since the last step."""
+        """Stop waiting for tokens; if the worker stops, requeue messages that came since the last step."""
         super().close()
         if self.shared.intake.is_draining:
-            with suppress(redis.RedisError, OSError):  # a timer finds what could not be requeued
+            with suppress(redis.RedisError, OSError):  # a timer finds messages that could not be requeued
                 self.requeue_waiting()
 
     def rest(self) -> None:
-        """Wait to be woken; look again soon if something waits that may have to be requeued."""
+        """Wait to be woken; for a shorter time if messages are waiting that may have to be requeued."""
         if self.message_cache and not self.is_watched():
             return
         is_waiting = self._lane.waiting > 0

@@ -51,6 +51,11 @@ class Lack:
     names: tuple[str, ...]
 
     @property
+    def each(self) -> set[tuple[str, str]]:
+        """Each right by itself: what it is on, and which it is."""
+        return {(name, right) for name in self.names for right in self.rights.split(", ")}
+
+    @property
     def remedy(self) -> str:
         """The statement that a superuser, or the owner of the tables, can mend it with."""
         return f"GRANT {self.rights} ON {self.kind} {', '.join(self.names)} TO {self.role}"

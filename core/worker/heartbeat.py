@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from psycopg2.errors import UndefinedColumn, UndefinedTable
+from psycopg2.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
@@ -30,6 +30,7 @@ from core.observability.events import (
 )
 from core.observability.logs import EmitOnce
 from core.worker.membership import LeasesInHand
+from core.worker.rights import MissingRights
 
 #: How many runs one line of the log names.
 NAMED_RUNS = 20
@@ -73,6 +74,7 @@ class Heartbeat(LedgerThread):
         self._lease = lease
         self._looked_at = 0.0
         self._log_once = EmitOnce()
+        self._missing_rights = MissingRights(engine)
         #: Under which id this process was registered last; runs may still be claimed under it.
         self._last_id: int | None = None
         #: Until when its leases are good, at least, by this process's monotonic clock.
@@ -110,14 +112,20 @@ class Heartbeat(LedgerThread):
         self.registered.set()
         self._on_registered()
         self._log_once.reset()
+        self._missing_rights.reset()
         assert self._last_id is not None
         self._beat(connection, self._last_id)
 
     def interrupted(self, error: Exception) -> None:
         """Say why the process is not registered."""
-        reason = "the database is not migrated, run `rota db upgrade`"
-        if not isinstance(getattr(error, "orig", error), UndefinedColumn | UndefinedTable):
-            reason = database.brief(error)
+        said = getattr(error, "orig", error)
+        if isinstance(said, InsufficientPrivilege):
+            remedy = self._missing_rights.remedy()
+            if remedy:
+                emit(ProcessNotRegistered(f"the role lacks rights: {remedy}"))
+            return
+        is_empty = isinstance(said, UndefinedColumn | UndefinedTable)
+        reason = "the database is not migrated, run `rota db upgrade`" if is_empty else database.brief(error)
         self._log_once.emit(ProcessNotRegistered(reason))
 
     def failed(self) -> None:

@@ -24,6 +24,7 @@ from core.worker import heartbeat as heartbeats
 from core.worker.executor import Executor
 from core.worker.heartbeat import Heartbeat
 from core.worker.membership import process_name
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -321,5 +322,6 @@ def test_a_process_without_rights_says_once_what_to_grant_and_registers_when_it_
     finally:
         heartbeat.stop()
 
-    (said,) = {record.getMessage() for record in caplog.records if "not_registered" in record.getMessage()}
-    assert re.search(r"permission denied for sequence \w+; grant the role of DATABASE_URL USAGE on sequence", said)
+    (said,) = emitted(caplog, "process.not_registered")
+    assert re.fullmatch(r"the role lacks rights: GRANT .+ ON SEQUENCE .+; GRANT .+ ON TABLE .+", said.error)
+    assert all(name in said.error for name in ("rota_runs", "rota_processes", "rota_releases"))

@@ -1,0 +1,32 @@
+"""Rights that the role of a process lacks: all of them named at once, and only what is new named again."""
+
+from sqlalchemy import Engine
+
+from core import database
+from core.database import DATABASE_AWAY
+from core.plugins import loading
+from core.schema import grants
+
+
+class MissingRights:
+    """Knows which missing rights were told."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._told: set[tuple[str, str]] = set()
+
+    def remedy(self) -> str:
+        """The statements that grant all that is missing on the ledger; empty if there is nothing new to tell."""
+        try:
+            with database.autocommit(self._engine) as connection:
+                found = [lack for lack in grants.lacking(connection, loading.current()) if lack.owner == "core"]
+        except DATABASE_AWAY:
+            return ""
+        missing = {right for lack in found for right in lack.each}
+        is_news = not missing <= self._told
+        self._told |= missing
+        return "; ".join(lack.remedy for lack in found) if is_news else ""
+
+    def reset(self) -> None:
+        """The role has what it needs: tell all again, should it lose something."""
+        self._told.clear()

@@ -123,8 +123,9 @@ class TestMultiprocessing:
     def test_pools_of_each_kind_compute(self, worker, asking, method):
         assert asking.run("pool", method=method).result == [0, 1, 4, 9, 16, 25, 36, 49]
 
-    def test_an_executor_computes(self, worker, asking):
-        assert asking.run("executor").result == [0, 1, 4, 9, 16, 25, 36, 49]
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    def test_executors_of_each_kind_compute(self, worker, asking, method):
+        assert asking.run("executor", method=method).result == [0, 1, 4, 9, 16, 25, 36, 49]
 
     def test_children_end_by_signals_as_any_process(self, worker, asking):
         assert asking.run("end-children").result == [-15, 1, -1]
@@ -137,7 +138,7 @@ class TestMultiprocessing:
         pools = []
         for _ in range(10):
             fleet.request("log-much", 2)
-            pools += [asking.ask("pool"), asking.ask("executor")]
+            pools += [asking.ask("pool"), asking.ask("executor", method="fork")]
 
         results = [asking.end_of(run_id, within=120).result for run_id in pools]
 

@@ -119,9 +119,9 @@ def pool(run: Run, method: str = "fork") -> list[int]:
 
 
 @job("executor", queue="chaos", overlap="allow", max_retries=0)
-def executor(run: Run) -> list[int]:
+def executor(run: Run, method: str) -> list[int]:
     """Compute in an executor's children."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as workers:
+    with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as workers:
         return list(workers.map(square, range(8)))
 
 

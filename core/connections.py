@@ -7,10 +7,17 @@ changed the session. A function in the database can change it too (``set_config`
 change is detected only for the settings that PostgreSQL reports: time zone, read only, role and a few more.
 """
 
+import os
 import re
+import select
+import socket
+import threading
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+import psycopg2
+from psycopg2.errors import ReadOnlySqlTransaction
 from psycopg2.extensions import connection as DriverConnection
 from psycopg2.extensions import cursor as DriverCursor
 from psycopg2.extensions import encodings
@@ -29,6 +36,9 @@ LEAVES = re.compile(
 #: Statements that make PostgreSQL forget our prepared statements.
 FORGETS = re.compile(r"\b (?: DEALLOCATE | DISCARD ) \b", re.IGNORECASE | re.VERBOSE)
 READ_COMMITTED = "read committed"
+#: Set as ``blame`` on an error that is not the fault of the statement it comes from: PostgreSQL gave no connection, or
+#: the one that it gave was gone before it had answered anything, or it has forgotten a statement that we had prepared.
+REFUSED, CUT, FORGOTTEN = "refused", "cut", "forgotten"
 #: Settings whose changes PostgreSQL reports to the client.
 REPORTED = (
     "TimeZone",
@@ -57,12 +67,22 @@ class WatchedCursor(DriverCursor):
     def execute(self, query: Any, vars: Any = None) -> None:
         """Execute ``query``."""
         self.connection.notice(query)
-        super().execute(query, vars)
+        try:
+            super().execute(query, vars)
+        except psycopg2.Error as error:
+            self.connection.judge(error)
+            raise
+        self.connection.has_answered = True
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         """Execute ``query`` for each of ``vars_list``."""
         self.connection.notice(query)
-        super().executemany(query, vars_list)
+        try:
+            super().executemany(query, vars_list)
+        except psycopg2.Error as error:
+            self.connection.judge(error)
+            raise
+        self.connection.has_answered = True
 
     def callproc(self, procname: Any, parameters: Any = None) -> Any:
         """Call a function, which may change the session in any way."""
@@ -91,6 +111,11 @@ class WatchedConnection(OwnConnection):
         self.ledger_schema = ""
         #: The database's default isolation level; our own transactions always set theirs.
         self.default_isolation = READ_COMMITTED
+        #: Whether a statement has been answered since it was taken from the pool.
+        self.has_answered = False
+        #: Whose it is while it is out of the pool, if that was said; only its owner may have it disconnected.
+        self.owner: object = None
+        self._ownership = threading.Lock()
         self._reported: list[str | None] = []
 
     def notice(self, query: Any) -> None:
@@ -101,6 +126,55 @@ class WatchedConnection(OwnConnection):
             self.is_touched = True
         if forgets:
             self.prepared.clear()
+
+    def judge(self, error: psycopg2.Error) -> None:
+        """Mark an error of a statement that is not the fault of whoever has the connection."""
+        if self.has_answered:
+            return
+        if self.closed:
+            error.blame = CUT  # type: ignore[attr-defined]
+        elif isinstance(error, ReadOnlySqlTransaction) and self.readonly is None:
+            error.blame = REFUSED  # type: ignore[attr-defined]
+
+    def taken(self) -> bool:
+        """It is taken from the pool; False if its peer has closed it meanwhile."""
+        self.has_answered = False
+        return not self._has_been_told() or self._answers()
+
+    def _has_been_told(self) -> bool:
+        """Whether something was sent to an idle connection: that it ends, as a rule. Asks only this machine."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _answers(self) -> bool:
+        try:
+            with self.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            self.rollback()
+        except psycopg2.Error:
+            return False
+        self.has_answered = False
+        return True
+
+    def own(self, owner: object) -> None:
+        """It is ``owner``'s, until it is returned or closed; None: it is nobody's."""
+        with self._ownership:
+            self.owner = owner
+
+    def disconnect(self, owner: object) -> None:
+        """Cut the connection, from any thread and without waiting for PostgreSQL, if it is ``owner``'s."""
+        with self._ownership:
+            if self.owner is owner and not self.closed:
+                self.is_touched = True
+                with socket.socket(fileno=os.dup(self.fileno())) as channel, suppress(OSError):
+                    channel.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it; its number may be another's at once, so it is nobody's from then on."""
+        with self._ownership:
+            self.owner = None
+            super().close()
 
     def _text(self, query: Any) -> str:
         if isinstance(query, bytes):

@@ -10,20 +10,25 @@ from contextlib import contextmanager
 from functools import cache
 from weakref import WeakKeyDictionary, WeakSet
 
+import psycopg2
 from psycopg2.errors import InsufficientPrivilege
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool, PoolResetState
+from sqlalchemy.pool import NullPool, PoolProxiedConnection, PoolResetState, QueuePool
 
 from core import forks, settings
-from core.connections import READ_COMMITTED, OwnConnection, WatchedConnection
+from core.connections import READ_COMMITTED, REFUSED, OwnConnection, WatchedConnection
 
 #: PostgreSQL cannot be asked right now.
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
+#: Classes of SQLSTATE that are about the value: data exceptions, constraints, limits of a program, a trigger's own.
+REFUSING_CLASSES = frozenset({"22", "23", "54", "P0"})
+#: Classes that are about the moment, whatever the value: connection, transaction, rights and tables, resources, locks.
+PASSING_CLASSES = frozenset({"08", "25", "40", "42", "53", "55", "57", "58"})
 #: How long connecting may take, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
 #: Texts go as UTF-8, whatever PGCLIENTENCODING or the URL says: any text may be an argument, a result or an error.
@@ -72,6 +77,7 @@ def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engi
     """
     engine = create_engine(
         normalise_url(url),
+        poolclass=Pool,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=30,
@@ -86,6 +92,7 @@ def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engi
         },
     )
     event.listen(engine, "connect", _set_up)
+    event.listen(engine, "checkout", _take)
     event.listen(engine, "reset", _clean)
     _engines.add(engine)
     return engine
@@ -118,8 +125,27 @@ def _set_up(connection: WatchedConnection, _record: object) -> None:
     connection.begin_clean()
 
 
+class Pool(QueuePool):
+    """A pool that marks its own errors: that there is no connection is not the fault of whoever needs one."""
+
+    def connect(self) -> PoolProxiedConnection:
+        """Take a connection. Raises psycopg2's Error or SQLAlchemy's TimeoutError, marked as a refusal."""
+        try:
+            return super().connect()
+        except (psycopg2.Error, PoolTimeout) as error:
+            error.blame = REFUSED  # type: ignore[union-attr]
+            raise
+
+
+def _take(connection: WatchedConnection, _record: object, _proxy: object) -> None:
+    """Replace a connection that was cut while it was idle, and with it all that are as old."""
+    if not connection.taken():
+        raise InvalidatePoolError
+
+
 def _clean(connection: WatchedConnection, _record: object, state: PoolResetState) -> None:
     """Undo what a job has left in its session; if that fails, SQLAlchemy gives up the connection."""
+    connection.own(None)
     if not state.terminate_only and not connection.is_clean:
         connection.discard()
         _set_up(connection, _record)
@@ -202,6 +228,39 @@ def dispose(engine: Engine) -> None:
     for connection in _idle.pop(engine, ()):
         connection.close()
     engine.dispose()
+
+
+def blame(error: BaseException) -> str | None:
+    """Whether an error, or one that it came from, is a connection that was ``refused`` or ``cut``; None: it is not."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if found := getattr(each, "blame", None):
+            return str(found)
+        waiting += [each.__cause__, each.__context__]
+    return None
+
+
+def refuses_value(error: BaseException) -> bool:
+    """Whether PostgreSQL, or its driver, refuses what it was given, and would refuse it at any other time as well."""
+    if isinstance(error, ValueError):  # the driver's: a text that the encoding lacks, or with a NUL
+        return True
+    return _class_of(error) in REFUSING_CLASSES
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is about PostgreSQL or the connection as a whole, so that nothing else would fare better."""
+    is_answer = isinstance(error, ValueError) or bool(_class_of(error))
+    return not is_answer or _class_of(error) in PASSING_CLASSES
+
+
+def _class_of(error: BaseException) -> str:
+    """The class of its SQLSTATE; empty: PostgreSQL has not answered."""
+    return (getattr(getattr(error, "orig", None), "pgcode", None) or "")[:2]
 
 
 def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:

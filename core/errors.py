@@ -21,7 +21,9 @@ RotaError
 ├── BadProgress            progress that PostgreSQL cannot store
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
 
-TimeLimitExceeded          a BaseException, so that ``except Exception`` in a job does not swallow it
+Interrupted                a BaseException, so that ``except Exception`` in a job does not swallow it
+├── TimeLimitExceeded      the soft limit of the job has passed
+└── AttemptLost            the lease of the attempt is lost
 """
 
 import difflib
@@ -115,8 +117,16 @@ class EmbeddedServerError(RotaError):
     """An embedded server did not start; the message holds the end of its log."""
 
 
-class TimeLimitExceeded(BaseException):
-    """Raised in a job's thread when its soft limit has passed. Clean up and let it propagate."""
+class Interrupted(BaseException):
+    """Raised in a job's thread from outside; its class says why. Clean up and let it go."""
+
+
+class TimeLimitExceeded(Interrupted):
+    """The job's soft limit has passed."""
+
+
+class AttemptLost(Interrupted):
+    """The lease is lost: the session's connection is closed, and nothing more can be committed for the run."""
 
 
 #: From this ratio of difflib on, a name is taken for a misspelling of a known one.

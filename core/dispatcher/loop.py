@@ -56,7 +56,9 @@ class Dispatcher(LedgerThread):
         max_crashes: int,
         orphan_seconds: float,
         redis_lost_seconds: float = REDIS_LOST_SECONDS,
+        outage: Outage | None = None,
     ) -> None:
+        """``outage`` is what other threads of this process know of PostgreSQL's absence."""
         super().__init__(engine, "rota-dispatcher")
         self._registry = registry
         self._carrier = carrier
@@ -75,7 +77,7 @@ class Dispatcher(LedgerThread):
         #: Whether there was a pause at the last pass, so that this pass notices its end.
         self._was_paused = True
         self._maintained_at = 0.0
-        self._outage = Outage()
+        self._outage = outage or Outage()
         #: How long to wait before asking for leadership again; longer after stepping down.
         self._again_seconds = AGAIN_SECONDS
         self._max_crashes = max_crashes
@@ -104,7 +106,7 @@ class Dispatcher(LedgerThread):
         return seconds
 
     def _stand(self, connection: Connection) -> None:
-        while not (answer := leadership.ask(connection)).is_won:
+        while not (answer := self._ask_to_lead(connection)).is_won:
             if self._stopping.wait(answer.pause_seconds(self._every_seconds)):
                 return
         connection.exec_driver_sql(PLANS)
@@ -122,6 +124,10 @@ class Dispatcher(LedgerThread):
             self._lead(connection, accountant)
         finally:
             recovery.stop()
+
+    def _ask_to_lead(self, connection: Connection) -> leadership.Answer:
+        with self._outage.timed():
+            return leadership.ask(connection)
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
         """Do pass after pass, until stopped or until another worker should lead."""
@@ -164,7 +170,8 @@ class Dispatcher(LedgerThread):
         self._steps.take("maintain", self._maintain)
 
     def _ask(self, connection: Connection) -> Agenda:
-        return agenda.ask(connection, slots.TOLERANCE.total_seconds(), self._resend_seconds)
+        with self._outage.timed():
+            return agenda.ask(connection, slots.TOLERANCE.total_seconds(), self._resend_seconds)
 
     def _work(self, connection: Connection, accountant: Accountant) -> None:
         self._steps.take("fleet", self._look_at_fleet, connection)

@@ -6,7 +6,8 @@ It has its own thread and connection, so that the dispatcher's other steps do no
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -39,12 +40,14 @@ PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET 
 
 @dataclass(slots=True)
 class Outage:
-    """The last time this dispatcher was without PostgreSQL, and for how long; times are monotonic seconds.
+    """The last time this process was without PostgreSQL, and for how long; times are monotonic seconds.
 
-    No process could renew its lease during the outage, so a process that comes back has an expired lease. The threads
-    of the dispatcher share one object.
+    No process could renew its lease during the outage, so a process that comes back has an expired lease. A stall, in
+    which PostgreSQL answers late and nothing fails, is an outage too. The threads that would notice share one object.
     """
 
+    #: A statement of ours that takes longer has met a stall that may have cost leases, in seconds.
+    stall_seconds: float = float("inf")
     _began_at: float | None = None
     _seconds: float = 0.0
     _last_at: float = float("-inf")
@@ -62,6 +65,21 @@ class Outage:
         """Note that PostgreSQL can be reached again."""
         with self._lock:
             self._began_at = None
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count it as a stall if a short statement within takes long, even if it fails."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            if now - began >= self.stall_seconds:
+                self._stalled(now - began, now)
+
+    def _stalled(self, seconds: float, now: float) -> None:
+        with self._lock:
+            self._seconds, self._last_at = max(seconds, self._seconds if self._is_recent(now) else 0.0), now
 
     def patience(self, now: float) -> timedelta | None:
         """How long ago the lease of a dead process must have expired; None if there was no recent outage."""
@@ -105,7 +123,9 @@ class Recovery(LedgerThread):
 
     def beat(self, connection: Connection) -> None:
         """Check for dead processes once, and recover their runs and messages."""
-        if processes.is_any_gone(connection):
+        with self._outage.timed():
+            is_any_gone = processes.is_any_gone(connection)
+        if is_any_gone:
             recover(connection, self._carrier, self._max_crashes, self._outage.patience(time.monotonic()))
 
 

@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import psycopg2
+from psycopg2.errors import InvalidSqlStatementName
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from core.connections import WatchedConnection
+from core.connections import FORGOTTEN, WatchedConnection
 
 
 def qualified(statement: str, connection: Connection) -> str:
@@ -63,6 +64,9 @@ class Prepared:
         is_gone = bool(driver.closed)
         if is_gone:
             connection.invalidate(error)
+        elif isinstance(error, InvalidSqlStatementName):  # a function has executed DEALLOCATE: all are prepared again
+            driver.is_touched = True
+            error.blame = FORGOTTEN  # type: ignore[attr-defined]
         return DBAPIError.instance(
             self.name, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_gone
         )  # fmt: skip

@@ -75,6 +75,42 @@ FAIL = Prepared(
     """,  # noqa: S608 — constants
 )
 
+#: A run for whose attempts PostgreSQL had no connection, and nothing else has happened for so long, is dead.
+UNCONNECTED_FOR = "1 hour"
+#: How long such a run waits before it is tried again: half as long as it has had no connection, from and to.
+UNCONNECTED_WAITS = ("1 second", "1 minute")
+#: How its error begins, with the time in UTC, by which the next attempt knows since when.
+UNCONNECTED = "no connection since "
+#: Run, token, process, error. The attempt is as if it had not been claimed. A claim leaves the error as it is, and all
+#: else that may happen to a run writes another; one that has waited long for its turn, as in a pause, begins anew.
+RELEASE_UNCONNECTED = Prepared(
+    "rota_release_unconnected",
+    ("bigint", "bigint", "bigint", "text"),
+    rf"""
+    WITH released AS MATERIALIZED (
+        SELECT id, greatest(retried_at, CASE
+            WHEN started_at < due_at + interval '{UNCONNECTED_FOR}'
+                AND error ~ '^{UNCONNECTED}\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ: '
+            THEN CAST(substr(error, {len(UNCONNECTED) + 1}, 20) AS timestamptz)
+            ELSE date_trunc('second', started_at) END) AS since
+        FROM rota_runs AS run WHERE {LEASE_IS_GOOD} FOR UPDATE
+    ), judged AS MATERIALIZED (
+        SELECT id, since, clock_timestamp() - since AS lasted,
+               clock_timestamp() - since >= interval '{UNCONNECTED_FOR}' AS is_over FROM released
+    )
+    UPDATE rota_runs AS run
+    SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END, reason = 'no connection',
+        error = left('{UNCONNECTED}' || to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z: "') || $4,
+                     {LONGEST_ERROR}),
+        attempt = attempt - 1, token = NULL, process_id = NULL, sent_at = NULL,
+        due_at = CASE WHEN is_over THEN due_at ELSE clock_timestamp()
+            + greatest(interval '{UNCONNECTED_WAITS[0]}', least(interval '{UNCONNECTED_WAITS[1]}', lasted / 2)) END,
+        finished_at = CASE WHEN is_over THEN clock_timestamp() END
+    FROM judged WHERE run.id = judged.id
+    RETURNING state
+    """,  # noqa: S608 — constants
+)
+
 ANNOUNCE = text("SELECT pg_notify(:channel, '')")
 
 RELEASE = text("""
@@ -182,6 +218,15 @@ def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
     error = failure.error[:LONGEST_ERROR]
     values = (str(failure.state), failure.reason, error, failure.delay)
     return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))
+
+
+def release_unconnected(connection: Connection, lease: Lease, error: str) -> str | None:
+    """Release a run for whose attempt PostgreSQL had no connection, uncounted; return its state.
+
+    That is ``retrying``, or ``dead`` after an hour of nothing else; None if the lease is lost.
+    """
+    rows = RELEASE_UNCONNECTED.rows(connection, lease.run_id, lease.token, lease.process_id, error)
+    return str(rows[0][0]) if rows else None
 
 
 def release(connection: Connection, process_id: int, reason: str) -> list[int]:

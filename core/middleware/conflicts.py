@@ -1,10 +1,13 @@
-"""Conflicts: an attempt that PostgreSQL has given up in favour of another transaction is repeated at once."""
+"""Conflicts: an attempt is repeated at once if PostgreSQL has given it up for another transaction, if its connection
+was gone before its first statement, or if PostgreSQL had forgotten our prepared statements unseen.
+"""
 
 from typing import Any
 
 from psycopg2.errors import DeadlockDetected, SerializationFailure
 
 from core import database
+from core.connections import CUT, FORGOTTEN
 from core.ledger import leases
 from core.ledger.leases import Lease
 from core.middleware.execution import Execution, Layer, Proceed
@@ -36,9 +39,11 @@ class Conflicts(Layer):
 
     def _is_held(self, lease: Lease) -> bool:
         """Whether the lease is good at this moment, once PostgreSQL can be asked."""
-        return self._recorder.record(lease, lambda connection: leases.is_held(connection, lease))
+        return bool(self._recorder.record(lease, lambda connection: leases.is_held(connection, lease)))
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether PostgreSQL has given up a transaction in favour of another."""
-    return isinstance(getattr(error, "orig", None), SerializationFailure | DeadlockDetected)
+    """Whether an attempt need not fail another time, and did not fail by its own fault."""
+    if isinstance(getattr(error, "orig", None), SerializationFailure | DeadlockDetected):
+        return True
+    return database.blame(error) in {CUT, FORGOTTEN}

@@ -18,14 +18,14 @@ from sqlalchemy.orm import Session, SessionTransaction
 from core import forks
 from core.connections import READ_COMMITTED, WatchedConnection
 from core.enqueue import enqueue
-from core.errors import ForkedChild
+from core.errors import BadResult, ForkedChild
 from core.jobs import arguments
 from core.ledger import leases, runs
 from core.ledger.leases import Lease
 from core.ledger.models import State
-from core.middleware.execution import LOST, RECORDING, Execution, Layer, Proceed
+from core.middleware.execution import RECORDING, Execution, Layer, Proceed
 from core.worker.completions import Completion, Completions
-from core.worker.outcomes import Recorder, require
+from core.worker.outcomes import Recorder, refused_result, refusing_result, report, require
 
 LEASE = "rota.lease"
 ISOLATION = "rota.isolation"
@@ -44,6 +44,12 @@ class JobSession(Session):
         if connection is not None:
             connection.cancel()
 
+    def disconnect(self) -> None:
+        """Cut this session's connection, if it has one, from another thread."""
+        connection: WatchedConnection | None = self.info.get(DRIVER_CONNECTION)
+        if connection is not None:
+            connection.disconnect(self)
+
     def mark_fenced(self) -> None:
         """Say that this transaction has checked its lease, so that committing it need not."""
         self.info[FENCED] = True
@@ -52,11 +58,13 @@ class JobSession(Session):
 @event.listens_for(JobSession, "after_begin")
 def _remember_connection(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     driver: WatchedConnection = connection.connection.driver_connection  # type: ignore[assignment]
+    driver.own(session)
     session.info[DRIVER_CONNECTION] = driver
     level = session.info.get(ISOLATION) or driver.default_isolation
     is_chosen_by_job = driver.isolation_level is not None
     if not (transaction.nested or is_chosen_by_job) and level.lower() != READ_COMMITTED:
         connection.exec_driver_sql(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        driver.has_answered = False
 
 
 @event.listens_for(JobSession, "after_transaction_end")
@@ -110,6 +118,11 @@ class Work:
         """Cancel the statement that is being waited for, from another thread."""
         if self._session is not None:
             self._session.cancel()
+
+    def disconnect(self) -> None:
+        """Cut the connection, from another thread, so that PostgreSQL rolls back and frees its locks."""
+        if self._session is not None:
+            self._session.disconnect()
 
     def abandon_connection(self) -> None:
         """Have the connection closed rather than used again: a cancellation is still under way to it."""
@@ -183,17 +196,25 @@ class DatabaseSession(Layer):
         completions.add(Completion(lease, body, partial(self._recorded, execution)))
         return RECORDING
 
-    def _recorded(self, execution: Execution, is_good: bool) -> None:
-        execution.end(State.SUCCEEDED if is_good else LOST)
+    def _recorded(self, execution: Execution, status: str, error: BadResult | None) -> None:
+        if error is not None:
+            assert execution.lease is not None, "only a run has a result"
+            execution.failed(error)
+            report(execution.lease, refused_result(error), execution.elapsed, error)
+        execution.end(status)
 
     def succeed(self, work: Work, lease: Lease, body: str | None) -> str:
-        """Commit the job's work and the run's success in one transaction. Raises LeaseLost."""
+        """Commit the job's work and the run's success in one transaction. Raises LeaseLost, and BadResult."""
         if not work.has_begun:
-            require(self._recorder.record(lease, lambda connection: runs.succeed(connection, lease, body)), lease)
+            with refusing_result():
+                is_good = self._recorder.record(lease, lambda connection: runs.succeed(connection, lease, body))
+            require(bool(is_good), lease)
             return State.SUCCEEDED
         session = work.session
         session.flush()
-        require(runs.succeed(session, lease, body), lease)
+        with refusing_result():
+            is_good = runs.succeed(session, lease, body)
+        require(is_good, lease)
         session.mark_fenced()
         session.commit()
         return State.SUCCEEDED

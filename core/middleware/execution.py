@@ -19,6 +19,8 @@ from core.observability import logs
 RECORDING = "recording"
 #: The state of a run that another process owns by now.
 LOST = "lost"
+#: The state of a run whose attempt is none, since PostgreSQL had no connection for it.
+RELEASED = "released"
 
 
 class Carried(Protocol):
@@ -40,6 +42,9 @@ class Interruptible(Work, Protocol):
 
     def cancel(self) -> None:
         """Cancel the statement that is being waited for."""
+
+    def disconnect(self) -> None:
+        """Close the connection under the attempt, from another thread, so that PostgreSQL rolls back. Does not wait."""
 
     def abandon_connection(self) -> None:
         """Have the connection closed rather than used again: a cancellation is still under way to it."""

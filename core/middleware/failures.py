@@ -2,14 +2,21 @@
 
 from typing import Any
 
+from core import database
+from core.connections import REFUSED
 from core.errors import LeaseLost
 from core.ledger import runs
-from core.middleware.execution import LOST, Execution, Layer, Proceed
-from core.worker.outcomes import Recorder, diagnose, report
+from core.ledger.models import State
+from core.middleware.execution import LOST, RELEASED, Execution, Layer, Proceed
+from core.observability.events import RunNotConnected, emit
+from core.worker.outcomes import Recorder, diagnose, in_words, report
 
 
 class Failures(Layer):
-    """Records a failed attempt: the run is tried again after the job's delay, or is dead."""
+    """Records a failed attempt: the run is tried again after the job's delay, or is dead.
+
+    An attempt for which PostgreSQL had no connection is none: its run is released, uncounted, for a while.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -23,12 +30,23 @@ class Failures(Layer):
             return LOST
         except BaseException as error:  # noqa: BLE001 — whatever a job raises is the run's failure, not the worker's
             execution.failed(error)
+            if database.blame(error) == REFUSED:
+                return self._release(execution, error)
             return self._record(execution, error)
+
+    def _release(self, execution: Execution, error: BaseException) -> str:
+        lease = execution.lease
+        assert lease is not None, "only a run of the ledger is released"
+        said = in_words(error).partition("\n")[0]
+        state = self._recorder.record(lease, lambda connection: runs.release_unconnected(connection, lease, said))
+        if state is None:
+            return LOST
+        emit(RunNotConnected(lease.job, lease.run_id, state, said))
+        return RELEASED if state == State.RETRYING else state
 
     def _record(self, execution: Execution, error: BaseException) -> str:
         lease = execution.lease
         assert lease is not None, "only a run of the ledger has a failure recorded"
         failure = diagnose(execution.job, lease, error)
         report(lease, failure, execution.elapsed, error)
-        is_recorded = self._recorder.record(lease, lambda connection: runs.fail(connection, lease, failure))
-        return failure.state if is_recorded else LOST
+        return failure.state if self._recorder.record_failure(lease, failure) else LOST

@@ -11,13 +11,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from core.errors import TimeLimitExceeded
+from core.errors import Interrupted, TimeLimitExceeded
 from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.registry import Registered
 from core.middleware.execution import Execution, Layer, Proceed
 from core.observability.events import MiddlewareFailed, emit
 from core.plugins import loading
-from core.worker.interruption import limited
+from core.worker.interruption import limited, nothing
 from core.worker.last_resort import LastResort
 
 #: How long one middleware may take over the end of an attempt before it is interrupted, and before its process ends.
@@ -88,12 +88,12 @@ class Surrounding:
         return self._attempt.result
 
     def _enter(self, each: Registered) -> None:
-        """Enter one; if it raises, go on without it. A time limit that passes meanwhile is the run's."""
+        """Enter one; if it raises, go on without it. An interruption that comes meanwhile is the run's."""
         self._execution.inside = f" in {each}"
         try:
             manager = each.middleware.around(self._attempt)
             manager.__enter__()
-        except TimeLimitExceeded:
+        except Interrupted:
             raise
         except BaseException as error:  # noqa: BLE001 — a plugin's fault is not the run's
             emit(MiddlewareFailed(each.plugin, each.name, "it could not be entered; the job goes on without it"), error)
@@ -120,7 +120,3 @@ def leave(manager: AbstractContextManager[object], error: BaseException | None) 
     if error is None:
         return manager.__exit__(None, None, None)
     return manager.__exit__(type(error), error, error.__traceback__)
-
-
-def nothing() -> None:
-    """Nothing can be cancelled."""

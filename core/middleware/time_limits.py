@@ -1,4 +1,4 @@
-"""Time limits: at the soft limit a job is interrupted, at the hard limit its process ends."""
+"""Time limits: at the soft limit a job is interrupted, at the hard limit its process ends; so is a lost attempt."""
 
 from functools import partial
 from typing import Any
@@ -7,30 +7,60 @@ from sqlalchemy.exc import DBAPIError
 
 from core.errors import TimeLimitExceeded
 from core.middleware.execution import Execution, Layer, Proceed
-from core.worker.interruption import limited
+from core.worker.interruption import Watch, limited
 from core.worker.last_resort import LastResort
+from core.worker.membership import Membership
+from core.worker.outcomes import lost
 
 
 class TimeLimits(Layer):
-    """Interrupts what runs too long; see ``core/worker/interruption.py`` for how."""
+    """Interrupts what runs too long or has lost its lease; see ``core/worker/interruption.py`` for how."""
 
-    def __init__(self, last_resort: LastResort) -> None:
+    def __init__(self, last_resort: LastResort, membership: Membership) -> None:
         self._last_resort = last_resort
+        self._membership = membership
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """At the soft limit the job's statement is cancelled too, and that is told as what it is."""
-        job, work = execution.job, execution.work
+        """Proceed under watch, and tell what an interrupted job raises as what it is. Raises LeaseLost."""
+        work, watch = execution.work, self._watch(execution)
         assert work is not None, "a session comes first"
-        give_up = partial(self._last_resort.give_up, execution)
-        watch = limited(job.soft_limit, job.hard_limit, on_soft=work.cancel, on_hard=give_up)
         try:
-            return watch.hold(partial(proceed, execution))
-        except DBAPIError as error:
-            if watch.exceeded:
-                raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed during a statement") from error
+            result = watch.hold(partial(self._begin, execution, proceed))
+            if watch.is_lost:  # and the job has swallowed that
+                raise lost(execution.lease)
+            return result
+        except BaseException as error:
+            if watch.is_lost:
+                raise lost(execution.lease) from error
+            if watch.cause is TimeLimitExceeded:
+                self._tell_limit(execution, error)
             raise
-        except TimeLimitExceeded:
-            raise TimeLimitExceeded(f"soft limit of {job.soft_limit} passed{execution.inside}") from None
         finally:
             if watch.is_cancelling:
                 work.abandon_connection()
+
+    def _watch(self, execution: Execution) -> Watch:
+        job, work, lease = execution.job, execution.work, execution.lease
+        assert work is not None, "a session comes first"
+        give_up = partial(self._last_resort.give_up, execution)
+        return limited(
+            job.soft_limit,
+            job.hard_limit,
+            on_soft=work.cancel,
+            on_hard=give_up,
+            on_lost=work.disconnect,
+            token=lease.token if lease is not None else None,
+        )
+
+    def _begin(self, execution: Execution, proceed: Proceed) -> Any:
+        """Proceed, unless the lease was lost before there was a watch that could have been told."""
+        if execution.lease is not None and self._membership.process_id != execution.lease.process_id:
+            raise lost(execution.lease)
+        return proceed(execution)
+
+    def _tell_limit(self, execution: Execution, error: BaseException) -> None:
+        passed = f"soft limit of {execution.job.soft_limit} passed"
+        if isinstance(error, DBAPIError):
+            raise TimeLimitExceeded(f"{passed} during a statement") from error
+        if isinstance(error, TimeLimitExceeded):
+            raise TimeLimitExceeded(f"{passed}{execution.inside}") from None

@@ -99,6 +99,29 @@ class RunLeaseLost(Event):
     seconds: float
 
 
+@event("run.not_connected", WARNING, "PostgreSQL had no connection for run {run}, which is {state}: {error}")
+class RunNotConnected(Event):
+    """The run was released, uncounted, or is dead after an hour of nothing else: then this is an error."""
+
+    job: str
+    run: int
+    #: ``retrying`` or ``dead``.
+    state: str
+    error: str
+
+    @property
+    def severity(self) -> int:
+        """An error once nothing will try it again."""
+        return ERROR if self.state == "dead" else WARNING
+
+
+@event("run.interrupted", WARNING, "{runs} runs at work here are interrupted: their leases are lost")
+class RunInterrupted(Event):
+    """Their process was silent for too long. Their connections are closed, so that nothing of them is waited for."""
+
+    runs: int
+
+
 @event("run.skipped", INFO, "run {run} skipped: {reason}")
 class RunSkipped(Event):
     """A slot was not started, for this reason."""
@@ -191,10 +214,11 @@ class RunLostTooOften(Event):
     run: int
 
 
-@event("run.conflict", INFO, "run {run} conflicts with another transaction, trying again at once: {error}")
+@event("run.conflict", INFO, "run {run} could not go on, trying again at once: {error}")
 class RunConflict(Event):
-    """PostgreSQL gave up the job's transaction in favour of another (serialization failure, deadlock). The attempt is
-    repeated at once, uncounted, a few times.
+    """PostgreSQL gave up the job's transaction in favour of another (serialization failure, deadlock), its connection
+    was cut before the first answer, or a function had executed DEALLOCATE. The attempt is repeated at once, uncounted,
+    a few times.
     """
 
     job: str
@@ -530,7 +554,9 @@ class ProcessNotRecycled(Event):
 
 @event("process.stuck", ERROR, "a thread has stood still for {seconds} s at {place}")
 class ProcessStuck(Event):
-    """A thread makes no progress, and it is not in a job. `rota check` names the process; it ends if this goes on."""
+    """A thread makes no progress in no job, or in an attempt whose lease is lost. `rota check` names the process; it
+    ends if this goes on.
+    """
 
     seconds: int
     #: A file, a line and a function.

@@ -89,6 +89,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "overlap": "another run of the same job and key is at work",
         "adopted": "it was orphaned, and someone has taken it up again",
         "by hand": "it was dead, and someone has asked for it to be retried",
+        "no connection": f"PostgreSQL had no connection for its last attempt, which does not count ({run.error})",
     }
     when = f"at {scene.at(run.due_at)}" if run.due_at > scene.now else "as soon as a worker takes it"
     because = reasons.get(run.reason or "", run.reason or run.error or "it was handed back")
@@ -105,6 +106,7 @@ def dead(scene: Scene, run: Run, subject: str) -> list[str]:
         "retries": f"all its {run.failures} attempts failed; the last error: {run.error}",
         "crashes": f"{run.crashes} workers died or fell silent under it; the last was {run.worker}",
         "arguments": f"its arguments do not fit the job: {run.error}",
+        "no connection": f"for an hour PostgreSQL had no connection for it: {run.error}",
         "result": f"what it returned cannot be kept: {run.error}",
         "dropped": f"someone has dropped it; it was {run.former_state} before",
     }

@@ -7,21 +7,28 @@ job and key may be waiting for it.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from core import database
 from core.batching import Batcher
+from core.errors import BadResult
 from core.ledger import runs
 from core.ledger.leases import Lease
+from core.ledger.models import State
+from core.middleware.execution import LOST
 from core.observability.events import RunNotRecorded, emit
 from core.worker.membership import Membership
+from core.worker.outcomes import Recorder, bad_result, refused_result
 
 #: The most that wait; beyond that, runs commit by themselves.
 MOST_WAITING = 1000
+#: A success that PostgreSQL has refused so often by itself, for whatever reason, is refused for good.
+MOST_REFUSALS = 30
 #: How often ``flush`` looks, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
@@ -33,12 +40,16 @@ class Completion:
     lease: Lease
     #: Its result as a JSON text.
     result: str | None
-    #: Told whether its success was recorded; if not, its lease was lost. Must not raise.
-    on_recorded: Callable[[bool], None]
+    #: Told what was recorded: ``succeeded``; ``dead``, with the error, as PostgreSQL refuses the success; or ``lost``,
+    #: the lease. Must not raise.
+    on_recorded: Callable[[str, BadResult | None], None]
 
 
 class Completions(Batcher[Completion]):
-    """Records the successes of this process's runs."""
+    """Records the successes of this process's runs.
+
+    A batch that PostgreSQL refuses is taken apart: all others are recorded, and the one that it refuses ends.
+    """
 
     name = "rota-completions"
     most_together = 200
@@ -50,6 +61,11 @@ class Completions(Batcher[Completion]):
         super().__init__()
         self._engine = engine
         self._membership = membership
+        self._recorder = Recorder(engine, membership)
+        #: The tokens of those that were told already, while others of their batch are tried again.
+        self._told: set[int] = set()
+        #: How often each token was refused by itself.
+        self._refusals: Counter[int] = Counter()
 
     @property
     def has_room(self) -> bool:
@@ -63,22 +79,56 @@ class Completions(Batcher[Completion]):
             time.sleep(LOOK_AGAIN_SECONDS)
 
     def deal_with(self, batch: Sequence[Completion]) -> None:
-        """Record ``batch``, and tell each."""
-        recorded = self._record(batch)
-        for completion in batch:
-            completion.on_recorded(completion.lease.run_id in recorded)
+        """Record ``batch``, and tell each. Raises what keeps one from being recorded, once all others are."""
+        left = [completion for completion in batch if completion.lease.token not in self._told]
+        errors = self._record_apart(left)
+        if errors:
+            raise errors[0]
+        self._told.clear()
+        self._refusals.clear()
 
     def failed(self, error: Exception) -> None:
         """Say so; with a traceback, unless it is the database's trouble."""
         is_expected = isinstance(error, database.DATABASE_AWAY)
         emit(RunNotRecorded(database.brief(error)), None if is_expected else error)
 
+    def _record_apart(self, batch: Sequence[Completion]) -> list[Exception]:
+        """Record ``batch``, in halves if PostgreSQL refuses it as a whole; return the errors of what is to wait."""
+        if not batch:
+            return []
+        try:
+            recorded = self._record(batch)
+        except (DBAPIError, ValueError) as error:
+            if database.is_passing(error):
+                return [error]
+            if len(batch) == 1:
+                return self._refuse(batch[0], error)
+            half = len(batch) // 2
+            return self._record_apart(batch[:half]) + self._record_apart(batch[half:])
+        for completion in batch:
+            self._tell(completion, State.SUCCEEDED if completion.lease.run_id in recorded else LOST)
+        return []
+
     def _record(self, batch: Sequence[Completion]) -> set[int]:
-        """Record ``batch`` and return the runs of it whose leases were good. Raises SQLAlchemy's DBAPIError."""
-        recorded: set[int] = set()
-        for process_id, group in groupby(batch, key=lambda completion: completion.lease.process_id):
-            if process_id == self._membership.process_id:  # else their leases ended with that registration
-                with database.autocommit(self._engine) as connection:
-                    outcomes = [(each.lease, each.result) for each in group]
-                    recorded |= runs.succeed_many(connection, process_id, outcomes)
-        return recorded
+        """Record ``batch`` and return the runs of it whose leases were good. Raises DBAPIError, and ValueError."""
+        process_id = self._membership.process_id
+        outcomes = [(each.lease, each.result) for each in batch if each.lease.process_id == process_id]
+        if process_id is None or not outcomes:  # the leases ended with their registration
+            return set()
+        with database.autocommit(self._engine) as connection:
+            return runs.succeed_many(connection, process_id, outcomes)
+
+    def _refuse(self, completion: Completion, error: Exception) -> list[Exception]:
+        """End a run whose success is refused, unless it may be accepted a little later."""
+        lease = completion.lease
+        self._refusals[lease.token] += 1
+        if not (database.refuses_value(error) or self._refusals[lease.token] >= MOST_REFUSALS):
+            return [error]
+        refused = bad_result(error)
+        is_recorded = self._recorder.record_failure(lease, refused_result(refused))
+        self._tell(completion, *((State.DEAD, refused) if is_recorded else (LOST, None)))
+        return []
+
+    def _tell(self, completion: Completion, status: str, error: BadResult | None = None) -> None:
+        self._told.add(completion.lease.token)
+        completion.on_recorded(status, error)

@@ -64,7 +64,7 @@ class Executor:
             Failures(recorder),  # records what is raised below, once that is rolled back
             Conflicts(recorder),  # repeats what is below, if PostgreSQL has given it up for another transaction
             DatabaseSession(engine, recorder, completions),  # fenced by the lease; committed with success
-            TimeLimits(last_resort),  # within the session, whose statement is cancelled at the soft limit
+            TimeLimits(last_resort, membership),  # within the session, whose statement is cancelled at the soft limit
             ForkedChildren(),  # of plugins' middleware
             PluginMiddleware(last_resort),  # within the limits, which cover one that hangs
             ForkedChildren(),  # innermost: a child that leaves the job's function ends there
@@ -75,7 +75,7 @@ class Executor:
             Metrics(),
             leftovers,
             DatabaseSession(engine, recorder, completions),
-            TimeLimits(last_resort),
+            TimeLimits(last_resort, membership),
             ForkedChildren(),
             PluginMiddleware(last_resort),
             ForkedChildren(),

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
 from core import database
+from core.dispatcher.recovery import Outage
+from core.errors import AttemptLost
 from core.ledger import processes, releases, runs
 from core.ledger.models import State
 from core.ledger.processes import Identity
@@ -25,10 +27,12 @@ from core.observability.events import (
     ProcessReleased,
     ProcessResumed,
     RunForgotten,
+    RunInterrupted,
     RunLostTooOften,
     emit,
 )
 from core.observability.logs import EmitOnce
+from core.worker import interruption
 from core.worker.membership import LeasesInHand
 from core.worker.rights import MissingRights
 
@@ -61,7 +65,9 @@ class Heartbeat(LedgerThread):
         every_seconds: float,
         lease: timedelta,
         release: Release | None = None,
+        outage: Outage | None = None,
     ) -> None:
+        """``outage`` is told of a stall of PostgreSQL, for the dispatcher of this process."""
         super().__init__(engine, "rota-heartbeat")
         #: The leases that this process knows it has.
         self.in_hand = LeasesInHand()
@@ -71,6 +77,7 @@ class Heartbeat(LedgerThread):
         self._release = release
         self._identity = replace(identity, release=release.fingerprint if release else None)
         self._every_seconds = every_seconds
+        self._outage = outage or Outage()
         self._lease = lease
         self._looked_at = 0.0
         self._log_once = EmitOnce()
@@ -140,7 +147,10 @@ class Heartbeat(LedgerThread):
 
     def _has_resumed(self, connection: Connection) -> bool:
         now = time.monotonic()
-        if self._last_id is None or not processes.resume(connection, self._last_id, self._lease):
+        if self._last_id is None:
+            return False
+        if not processes.resume(connection, self._last_id, self._lease):
+            self._lose()
             return False
         self._good_until = now + self._lease.total_seconds()
         emit(ProcessResumed(self._identity.kind, self._last_id))
@@ -159,15 +169,24 @@ class Heartbeat(LedgerThread):
     def _beat(self, connection: Connection, process_id: int) -> None:
         while not self._is_stopped_within(connection, self._every_seconds):
             now = time.monotonic()
-            if not processes.renew(connection, process_id, self._lease):
+            with self._outage.timed():
+                is_renewed = processes.renew(connection, process_id, self._lease)
+            if not is_renewed:
                 emit(ProcessExpired(process_id))
-                self._good_until = 0.0
+                self._lose()
                 return
             self._good_until = now + self._lease.total_seconds()
             self._measure_pool()
             self._release_forgotten(connection, process_id)
         self._good_until = 0.0
         self._release_runs(connection, process_id, "its worker was stopped")
+
+    def _lose(self) -> None:
+        """All leases are lost: what is at work under them is interrupted, so that it holds up nobody."""
+        self._good_until = 0.0
+        interrupted = interruption.interrupt(self.in_hand.tokens, AttemptLost)
+        if interrupted:
+            emit(RunInterrupted(interrupted))
 
     def _is_stopped_within(self, connection: Connection, seconds: float) -> bool:
         """Wait, at most so long, to be stopped. Raises psycopg2's Error at once if the connection is cut."""

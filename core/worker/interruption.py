@@ -1,7 +1,9 @@
-"""Time limits: one watching thread per process interrupts what runs too long.
+"""Interruption: a job is stopped from outside, and the class of what is raised in its thread says why.
 
-At the soft limit the job's statement is cancelled in PostgreSQL and TimeLimitExceeded is raised in its thread; at the
-hard limit the caller's last resort is called, in the watching thread. Raising happens under the watch's own lock, which
+One watching thread per process interrupts what runs too long. At the soft limit the job's statement is cancelled in
+PostgreSQL and TimeLimitExceeded is raised in its thread; at the hard limit the caller's last resort is called, in the
+watching thread. An attempt whose lease is lost is interrupted at once with AttemptLost, by ``interrupt``, and its
+connection is closed: nothing that it holds is left to wait for. Raising happens under the watch's own lock, which
 ends the watch too, so it cannot reach a thread that has left ``Watch.hold``. Cancelling takes a connection to
 PostgreSQL, which may hang: it has a thread of its own, for which the job's end waits a little while.
 
@@ -13,12 +15,12 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
-from core.errors import TimeLimitExceeded
+from core.errors import AttemptLost, Interrupted, TimeLimitExceeded
 from core.observability.events import LimitNotEnforced, emit
 
 FOREVER = float("inf")
@@ -27,6 +29,10 @@ LOOK_AGAIN_SECONDS = 0.2
 #: How long the end of a job waits for its statement to be cancelled.
 CANCEL_SECONDS = 2.0
 T = TypeVar("T")
+
+
+def nothing() -> None:
+    """There is nothing to do."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,22 +44,32 @@ class Watch:
     hard_at: float
     on_soft: Callable[[], None]
     on_hard: Callable[[], None]
-    #: Whether the soft limit has passed, so that an error can be told for what it is.
-    exceeded: bool = False
+    #: Closes the connection of an attempt that is lost. Must not wait.
+    on_lost: Callable[[], None] = nothing
+    #: The token of the attempt's lease, if it has one.
+    token: int | None = None
+    #: Why it was interrupted, so that an error can be told for what it is; None: it was not.
+    cause: type[Interrupted] | None = None
+    lost_at: float | None = None
     is_over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     look_again_at: float = FOREVER
     _cancelling: threading.Thread | None = None
 
     @property
+    def is_lost(self) -> bool:
+        """Whether its lease is lost."""
+        return self.cause is AttemptLost
+
+    @property
     def next_at(self) -> float:
-        return min(self.hard_at, self.look_again_at) if self.exceeded else self.soft_at
+        return min(self.hard_at, self.look_again_at) if self.cause else self.soft_at
 
     def next_after(self, now: float) -> float:
         """When it is due next, once what is due ``now`` has been done."""
         if self.next_at > now:
             return self.next_at
-        if self.exceeded and self.hard_at <= now:
+        if self.cause and self.hard_at <= now:
             return FOREVER
         return min(self.hard_at, now + LOOK_AGAIN_SECONDS)
 
@@ -74,7 +90,7 @@ class Watch:
         finally:
             try:
                 _watcher.remove(self)
-            except TimeLimitExceeded:  # it arrived just here, and comes only once
+            except Interrupted:  # it arrived just here, and comes only once
                 _watcher.remove(self)
                 raise
             finally:
@@ -87,21 +103,35 @@ class Watch:
             if self.is_over:
                 return
             now = time.monotonic()
-            if not self.exceeded:
-                self.exceeded = True
-                self._interrupt()
-                _attempt(self._begin_to_cancel)  # there may be no thread to be had
+            if self.cause is None:
+                self._stop(TimeLimitExceeded)
             elif now >= self.hard_at:
                 self.hard_at = self.look_again_at = FOREVER
                 _attempt(self.on_hard)
                 return
             elif self.thread_id in _swallowed:
-                self._interrupt()
+                self._raise(self.cause)
             self.look_again_at = now + LOOK_AGAIN_SECONDS
 
-    def _interrupt(self) -> None:
+    def interrupt(self, cause: type[Interrupted]) -> None:
+        """Interrupt the job for ``cause``, unless it has ended, was so before, or has lost its lease."""
+        with self.lock:
+            if not (self.is_over or self.is_lost or self.cause is cause):
+                self._stop(cause)
+                self.look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
+
+    def _stop(self, cause: type[Interrupted]) -> None:
+        self.cause = cause
+        self._raise(cause)
+        if cause is AttemptLost:
+            self.lost_at = time.monotonic()
+            _attempt(self.on_lost)
+        else:
+            _attempt(self._begin_to_cancel)  # there may be no thread to be had
+
+    def _raise(self, cause: type[Interrupted]) -> None:
         _swallowed.discard(self.thread_id)
-        raise_in_thread(self.thread_id, TimeLimitExceeded)
+        raise_in_thread(self.thread_id, cause)
 
     def _begin_to_cancel(self) -> None:
         cancelling = threading.Thread(target=self._cancel, name="rota-cancel", daemon=True)
@@ -116,7 +146,7 @@ class Watch:
         """The job has ended; an exception that has not reached it yet is taken back."""
         with self.lock:
             self.is_over = True
-            if self.exceeded:
+            if self.cause:
                 withdraw_exception(self.thread_id)
 
 
@@ -133,17 +163,35 @@ class Watcher:
 
     @property
     def threads(self) -> set[int]:
-        """Those that are in a job."""
+        """Those that are in a job, and may be."""
         with self._changed:
-            return {watch.thread_id for watch in self._watches}
+            return {watch.thread_id for watch in self._watches if not watch.is_lost}
+
+    @property
+    def lost_since(self) -> dict[int, float]:
+        """Since when each thread is in an attempt that is lost."""
+        with self._changed:
+            return {watch.thread_id: watch.lost_at for watch in self._watches if watch.lost_at is not None}
 
     def add(self, watch: Watch) -> None:
         with self._changed:
             self._watches.add(watch)
             self._start()
-            if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
-                self._wakes_at = watch.next_at
-                self._changed.notify()
+            self._wake(watch)
+
+    def interrupt(self, tokens: Collection[int], cause: type[Interrupted]) -> int:
+        with self._changed:
+            found = [watch for watch in self._watches if watch.token in tokens]
+        for watch in found:
+            watch.interrupt(cause)
+            with self._changed:
+                self._wake(watch)
+        return len(found)
+
+    def _wake(self, watch: Watch) -> None:
+        if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
+            self._wakes_at = watch.next_at
+            self._changed.notify()
 
     def start(self) -> None:
         """Have the thread before the first job; it is not the job's fault if there is none to be had."""
@@ -197,7 +245,7 @@ def _notice_swallowed() -> None:
     former = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if unraisable.exc_type is TimeLimitExceeded:
+        if issubclass(unraisable.exc_type, Interrupted):
             _swallowed.add(threading.get_ident())
         else:
             former(unraisable)
@@ -213,20 +261,34 @@ def start() -> None:
     _watcher.start()
 
 
+def interrupt(tokens: Collection[int], cause: type[Interrupted]) -> int:
+    """Interrupt the attempts with these leases, told by their tokens, for ``cause``; return how many are at work."""
+    return _watcher.interrupt(tokens, cause)
+
+
 def threads_in_jobs() -> set[int]:
-    """The threads of this process that are in a job."""
+    """The threads of this process that are in a job; not those in an attempt that is lost and does not end."""
     return _watcher.threads
 
 
 def outside_since() -> dict[int, float]:
-    """When each thread left its last job, in monotonic seconds."""
-    return _watcher.left_at.copy()
+    """When each thread left its last job, or lost the attempt that it is in, in monotonic seconds."""
+    return {**_watcher.left_at, **_watcher.lost_since}
 
 
-def limited(soft: timedelta, hard: timedelta, *, on_soft: Callable[[], None], on_hard: Callable[[], None]) -> Watch:
+def limited(
+    soft: timedelta,
+    hard: timedelta,
+    *,
+    on_soft: Callable[[], None],
+    on_hard: Callable[[], None],
+    on_lost: Callable[[], None] = nothing,
+    token: int | None = None,
+) -> Watch:
     """A watch over this thread, for what is then called through ``hold``. The limits count from here."""
     now = time.monotonic()
-    return Watch(threading.get_ident(), now + soft.total_seconds(), now + hard.total_seconds(), on_soft, on_hard)
+    soft_at, hard_at = now + soft.total_seconds(), now + hard.total_seconds()
+    return Watch(threading.get_ident(), soft_at, hard_at, on_soft, on_hard, on_lost, token)
 
 
 def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:

@@ -1,23 +1,27 @@
 """Outcomes: what an error means for a run, and how the ledger comes to know of it."""
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DBAPIError
 
 from core import database
 from core.errors import BadArguments, BadResult, LeaseLost
 from core.jobs.job import Job
+from core.ledger import runs
 from core.ledger.leases import Lease
 from core.ledger.models import State
-from core.ledger.runs import Failure
+from core.ledger.runs import LONGEST_ERROR, Failure
 from core.observability.events import RunFailed, RunNotRecorded, emit
 from core.worker.membership import Membership
 
 #: How long to wait before an outcome that could not be recorded is tried again, in seconds.
 RECORD_AGAIN_SECONDS = 1.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +31,30 @@ class Recorder:
     engine: Engine
     membership: Membership
 
-    def record(self, lease: Lease, outcome: Callable[[Connection], bool]) -> bool:
-        """Record an outcome, once PostgreSQL can be asked; False if the lease is gone before."""
+    def record(self, lease: Lease, outcome: Callable[[Connection], T]) -> T | None:
+        """Record an outcome, once PostgreSQL can be asked; None if the lease is gone before.
+
+        Raises SQLAlchemy's DBAPIError for what PostgreSQL would refuse at any time, and ValueError for what its driver
+        does.
+        """
         while self.membership.process_id == lease.process_id:
             try:
                 with database.autocommit(self.engine) as connection:
                     return outcome(connection)
-            except DataError:
-                raise
             except database.DATABASE_AWAY as away:
+                if database.refuses_value(away):
+                    raise
                 emit(RunNotRecorded(database.brief(away)))
                 threading.Event().wait(RECORD_AGAIN_SECONDS)
-        return False
+        return None
+
+    def record_failure(self, lease: Lease, failure: Failure) -> bool:
+        """Record a failed attempt; False if the lease is gone. A text that the database cannot hold is replaced."""
+        try:
+            return bool(self.record(lease, lambda connection: runs.fail(connection, lease, failure)))
+        except (DBAPIError, ValueError):
+            plain = replace(failure, error=failure.error.encode("ascii", errors="replace").decode())
+            return bool(self.record(lease, lambda connection: runs.fail(connection, lease, plain)))
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
@@ -53,14 +69,36 @@ def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
 
 
 def in_words(error: BaseException) -> str:
-    """The type and the text of ``error``, which may be unable to tell it, without what PostgreSQL cannot store."""
+    """The type and the beginning of the text of ``error``, without what PostgreSQL cannot store. Never raises."""
     name = type(error).__name__
     try:
-        first, newline, rest = (f"{name}: {error}" if str(error) else name).partition("\n")
+        text = str(error)[:LONGEST_ERROR]
+        first, newline, rest = (f"{name}: {text}" if text else name).partition("\n")
         message = f"{first}{database.remedy(error)}{newline}{rest}"
-    except Exception:  # noqa: BLE001 — whatever a job raises must end in the ledger
+    except BaseException:  # noqa: BLE001 — whatever a job raises, a SystemExit from ``__str__`` too, ends in the ledger
         message = f"{name} (its text cannot be read)"
     return message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+@contextmanager
+def refusing_result() -> Iterator[None]:
+    """Tell a success that PostgreSQL refuses for its value as a BadResult."""
+    try:
+        yield
+    except (DBAPIError, ValueError) as error:
+        if not database.refuses_value(error):
+            raise
+        raise bad_result(error) from error
+
+
+def bad_result(error: BaseException) -> BadResult:
+    """That PostgreSQL refuses a result."""
+    return BadResult(f"PostgreSQL refuses the result: {database.brief(error)}")
+
+
+def refused_result(error: BadResult) -> Failure:
+    """What a refused result means for its run: the end."""
+    return Failure(State.DEAD, "result", in_words(error))
 
 
 def report(lease: Lease, failure: Failure, seconds: float, error: BaseException) -> None:

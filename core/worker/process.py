@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from core import database, settings
 from core.dispatcher.loop import REDIS_LOST_SECONDS, Dispatcher
+from core.dispatcher.recovery import Outage
 from core.errors import RotaError
 from core.jobs.registry import Registry, words_on_grace
 from core.ledger import releases
@@ -49,6 +50,11 @@ class WorkerProcess:
         url = self.configured.database_url.get_secret_value()
         return database.connect(url, pool_size=self.configured.db_pool_size, application=self.application)
 
+    @cached_property
+    def outage(self) -> Outage:
+        """When PostgreSQL was last away or stalled, as any thread of this process has noticed."""
+        return Outage(stall_seconds=self.configured.lease_seconds / 3)
+
     def heartbeat(self, kind: str) -> Heartbeat:
         """What keeps this process known to the ledger, as one of that kind."""
         return Heartbeat(
@@ -57,6 +63,7 @@ class WorkerProcess:
             every_seconds=self.configured.heartbeat_seconds,
             lease=timedelta(seconds=self.configured.lease_seconds),
             release=releases.of(self.registry),
+            outage=self.outage,
         )
 
     def dispatcher(self, carrier: DispatchCarrier) -> Dispatcher:
@@ -70,6 +77,7 @@ class WorkerProcess:
             max_crashes=self.configured.max_crashes,
             orphan_seconds=self.configured.orphan_seconds,
             redis_lost_seconds=math.inf if self.configured.mode == "local" else REDIS_LOST_SECONDS,
+            outage=self.outage,
         )
 
     def fitness(self, client: redis.Redis | None = None) -> Fitness:

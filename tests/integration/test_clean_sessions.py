@@ -12,6 +12,13 @@ from sqlalchemy.orm import Session
 from core import database as databases
 from core import job
 from core.connections import WatchedConnection, marks
+from core.testing import Member, RunJob
+from core.worker.executor import Executor
+
+FORGETTING = """
+    CREATE OR REPLACE FUNCTION forget_prepared() RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN EXECUTE 'DEALLOCATE ' || 'ALL'; END $$
+"""
 
 SHOWN = (
     "TimeZone",
@@ -174,3 +181,30 @@ def test_a_job_that_forgets_prepared_statements_succeeds_and_harms_no_later_run(
         run.session.execute(text("SELECT 1"))
 
     assert [run_job(each).state for each in (innocent, forget, innocent, forget, innocent)] == ["succeeded"] * 5
+
+
+def test_prepared_statements_that_were_forgotten_unseen_are_prepared_again_and_nothing_is_charged(one, process):
+    """A function has executed DEALLOCATE, which no connection can read."""
+    run_job = RunJob(Executor(one, Member(process.id), "test:1"))
+    calls: list[int] = []
+    with one.begin() as connection:
+        connection.exec_driver_sql(FORGETTING)
+
+    @job("forget", max_retries=0, retry_delay=timedelta(0))
+    def forget(run):
+        calls.append(run.attempt)
+        run.session.execute(text("SELECT forget_prepared()"))
+
+    @job("step", max_retries=0, retry_delay=timedelta(0))
+    def step(run):
+        run.session.execute(text("SELECT 1"))
+        run.checkpoint({"done": 1})
+
+    try:
+        rows = [run_job(each) for each in (step, forget, step, forget, forget)]
+    finally:
+        with one.begin() as connection:
+            connection.exec_driver_sql("DROP FUNCTION forget_prepared")
+
+    assert [(row.state, row.attempt, row.failures) for row in rows] == [("succeeded", 1, 0)] * 5
+    assert len(calls) > 3, "none was forgotten"

@@ -13,6 +13,8 @@ from core import job
 from core.ledger.claims import Verdict
 from core.ledger.models import State
 from core.observability import metrics
+from core.testing import Member, RunJob
+from core.worker.executor import Executor
 from tests.support.effects import leave
 
 
@@ -127,8 +129,60 @@ class TestSuccess:
         assert run_job.row(row.id).attempt == 1
 
 
+class Unspeakable(Exception):
+    """An error that cannot be told."""
+
+    def __str__(self) -> str:
+        raise self.args[0]
+
+
 class TestFailure:
     """I4: a failed attempt is rolled back, recorded, and tried again until its retries are used up."""
+
+    @pytest.mark.parametrize(
+        "raised", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), ValueError("no")], ids=repr
+    )
+    def test_whatever_the_text_of_an_error_raises_the_attempt_is_counted(self, run_job, raised):
+        def function(run):
+            raise Unspeakable(raised)
+
+        row = run_job(once(function, max_retries=0))
+
+        assert (row.state, row.reason, row.failures) == ("dead", "retries", 1)
+        assert row.error == "Unspeakable (its text cannot be read)"
+
+    def test_a_huge_error_is_kept_as_bounded_text(self, run_job):
+        def function(run):
+            raise ValueError("x" * 30_000_000)
+
+        row = run_job(once(function, max_retries=0))
+
+        assert (row.state, row.failures) == ("dead", 1)
+        assert row.error == f"ValueError: {'x' * 1988}"
+
+    @pytest.mark.parametrize("uses_session", [False, True])
+    def test_a_result_or_an_error_that_the_encoding_lacks_ends_the_run_or_is_replaced(
+        self, postgres_url, process, uses_session
+    ):
+        engine = databases.connect(f"{postgres_url}&client_encoding=latin1")
+        run_job = RunJob(Executor(engine, Member(process.id), "test:1"))
+
+        def function(run):
+            if uses_session:
+                run.session.execute(text("SELECT 1"))
+            return "5 \u20ac"
+
+        def fail(run):
+            if uses_session:
+                run.session.execute(text("SELECT 1"))
+            raise ValueError("5 \u20ac")
+
+        refused = run_job(once(function))
+        failed = run_job(once(fail, max_retries=0))
+        databases.dispose(engine)
+
+        assert (refused.state, refused.reason, refused.failures) == ("dead", "result", 1)
+        assert (failed.state, failed.reason, failed.error) == ("dead", "retries", "ValueError: 5 ?")
 
     def test_a_failed_attempt_is_rolled_back_and_its_error_recorded(self, run_job, ledger):
         row = run_job(fail)

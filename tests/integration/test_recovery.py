@@ -1,5 +1,6 @@
 """I4, I7: whatever dies, its leases end by themselves, its runs are handed on, and its messages are put back."""
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -158,6 +159,18 @@ class TestOutage:
         outage.goes_on(162)
 
         assert outage.patience(163) == timedelta(seconds=60 + processes.RETURN_SECONDS)
+
+    def test_a_statement_that_takes_long_has_met_a_stall(self, ledger):
+        outage = Outage(stall_seconds=0.3)
+        with outage.timed():
+            ledger.value("SELECT pg_sleep(0.01)")
+        assert outage.patience(time.monotonic()) is None
+
+        with outage.timed():
+            ledger.value("SELECT pg_sleep(0.4)")
+
+        seconds = outage.patience(time.monotonic()).total_seconds()
+        assert 0.4 <= seconds - processes.RETURN_SECONDS < 10
 
     def test_connections_that_are_cut_for_ever_put_no_death_off_for_ever(self):
         outage = Outage()

@@ -149,8 +149,8 @@ class Told:
     def __init__(self):
         self.outcomes = {}
 
-    def of(self, lease):
-        return Completion(lease, None, lambda is_recorded: self.outcomes.update({lease.run_id: is_recorded}))
+    def of(self, lease, result=None):
+        return Completion(lease, result, lambda status, _error: self.outcomes.update({lease.run_id: status}))
 
 
 class TestCompletions:
@@ -169,7 +169,7 @@ class TestCompletions:
             completions.add(told.of(lease))
 
         eventually(lambda: len(told.outcomes) == 500, within=10)
-        assert set(told.outcomes.values()) == {True}
+        assert set(told.outcomes.values()) == {"succeeded"}
         assert set(ledger.states("work")) == {"succeeded"}
 
     def test_they_wait_for_a_database_that_is_away(self, completions, claim_many, ledger):
@@ -183,7 +183,7 @@ class TestCompletions:
         finally:
             ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
 
-        eventually(lambda: told.outcomes == {lease.run_id: True}, within=10)
+        eventually(lambda: told.outcomes == {lease.run_id: "succeeded"}, within=10)
 
     def test_what_a_former_registration_claimed_is_lost(self, database, claim_many, ledger, start_process):
         told, present = Told(), start_process()
@@ -192,8 +192,45 @@ class TestCompletions:
         completions.add(told.of(lease))
         completions.stop()
 
-        assert told.outcomes == {lease.run_id: False}
+        assert told.outcomes == {lease.run_id: "lost"}
         assert ledger.run(lease.run_id).state == "running"
+
+    def test_one_that_postgresql_refuses_ends_and_all_others_are_recorded(self, completions, claim_many, ledger):
+        told = Told()
+        claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(200)])
+        results = {claimed[70].run_id: "[" * 30_000 + "]" * 30_000, claimed[71].run_id: r'"\u0000"'}
+        for lease in claimed:
+            completions.add(told.of(lease, results.get(lease.run_id, "1")))
+
+        eventually(lambda: len(told.outcomes) == 200, within=20)
+        assert {run_id for run_id, state in told.outcomes.items() if state != "succeeded"} == results.keys()
+        for run_id in results:
+            row = ledger.run(run_id)
+            assert (told.outcomes[run_id], row.state, row.reason, row.failures) == ("dead", "dead", "result", 1)
+            assert row.error.startswith("BadResult: PostgreSQL refuses the result: ")
+        assert Counter(ledger.states("work")) == {"succeeded": 198, "dead": 2}
+
+    def test_one_that_is_refused_for_no_known_reason_is_tried_a_while_and_holds_up_no_other(
+        self, completions, claim_many, ledger, monkeypatch
+    ):
+        monkeypatch.setattr(completions, "again_seconds", 0.01)
+        ledger.do("""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = 'XX000'; END $$""")
+        ledger.do("""
+            CREATE TRIGGER refuse BEFORE UPDATE ON rota_runs FOR EACH ROW
+            WHEN (new.state = 'succeeded' AND new.result = '13') EXECUTE FUNCTION refuse()""")
+        told = Told()
+        odd, *others = claim_many(*[ledger.request(exclusive=False) for _ in range(20)])
+        try:
+            for lease in [odd, *others]:
+                completions.add(told.of(lease, "13" if lease is odd else "1"))
+            eventually(lambda: len(told.outcomes) == 20, within=20)
+        finally:
+            ledger.do("DROP FUNCTION refuse CASCADE")
+
+        assert told.outcomes == {odd.run_id: "dead", **{lease.run_id: "succeeded" for lease in others}}
+        assert "not this one" in ledger.run(odd.run_id).error
 
     def test_stopping_records_what_is_left(self, database, process, claim_many, ledger):
         told, completions = Told(), Completions(database, Member(process.id))

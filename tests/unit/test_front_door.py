@@ -74,7 +74,7 @@ def drawn() -> dict[str, str]:
     found, parents = {}, {}
     for line in (errors.__doc__ or "").splitlines():
         drawing = re.fullmatch(r"((?:│   |    )*)(├── |└── )?([A-Z]\w+)(?: .*)?", line)
-        if drawing is None or not (drawing[2] or drawing[3] in {"RotaError", "TimeLimitExceeded"}):
+        if drawing is None or not (drawing[2] or drawing[3] in {"RotaError", "Interrupted"}):
             continue
         depth = len(drawing[1]) // 4 + bool(drawing[2])
         parents[depth] = drawing[3]
@@ -91,7 +91,7 @@ def test_the_tree_that_is_drawn_is_the_tree_that_is_there():
     parents = {name: value.__base__.__name__ for name, value in classes.items()}
 
     assert len(drawn()) > 8
-    assert drawn() | {"RotaError": "Exception", "TimeLimitExceeded": "BaseException"} == parents
+    assert drawn() | {"RotaError": "Exception", "Interrupted": "BaseException"} == parents
 
 
 def test_every_error_is_documented():

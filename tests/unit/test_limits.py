@@ -98,7 +98,7 @@ def test_a_body_that_ends_in_time_is_left_alone_and_returns_its_value():
     watch = limited(FAR, FAR, on_soft=never, on_hard=never)
 
     assert watch.hold(lambda: "done") == "done"
-    assert not watch.exceeded
+    assert watch.cause is None
 
 
 def test_what_the_body_raises_comes_out_as_it_is():
@@ -137,7 +137,7 @@ def test_each_limit_is_enforced_once_the_soft_one_first():
     watch.hold(body)
 
     assert calls == ["soft", "hard"]
-    assert watch.exceeded
+    assert watch.cause is TimeLimitExceeded
 
 
 def test_a_job_that_swallows_the_soft_limit_meets_the_hard_one():
@@ -308,7 +308,7 @@ def test_whatever_goes_wrong_with_one_watch_the_others_are_enforced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "_interrupt", lambda _: explode())
+        patch.setattr(Watch, "_raise", lambda *_: explode())
         hold(lambda: spin(0.1), SOON)
 
     test_a_loop_in_python_is_interrupted_at_the_soft_limit()
@@ -335,7 +335,7 @@ def test_a_watch_that_has_ended_is_enforced_no_more():
     watch.end()
     watch.enforce()
 
-    assert not watch.exceeded
+    assert watch.cause is None
 
 
 def test_an_exception_that_has_not_arrived_is_taken_back_when_the_body_ends():
@@ -358,7 +358,7 @@ def test_an_exception_that_has_not_arrived_is_taken_back_when_the_body_ends():
 
     run_in_threads(body, interrupt)
 
-    assert watches[0].exceeded
+    assert watches[0].cause is TimeLimitExceeded
 
 
 def test_only_the_threads_that_are_too_slow_are_interrupted():

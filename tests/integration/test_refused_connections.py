@@ -1,0 +1,199 @@
+"""I4, I5: an attempt for which PostgreSQL has no connection is none. Its run is released, uncounted, and bounded."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg2
+import pytest
+from sqlalchemy import Engine, text
+
+from core import database as databases
+from core import job
+from core.testing import Member, RunJob
+from core.worker.executor import Executor
+from tests.support.effects import leave
+from tests.support.emitted import emitted
+
+
+@pytest.fixture
+def own(postgres_url: str) -> Iterator[Engine]:
+    """An engine for the jobs alone."""
+    engine = databases.connect(postgres_url)
+    yield engine
+    databases.dispose(engine)
+
+
+@pytest.fixture
+def run_on_own(own: Engine, process: Any) -> RunJob:
+    """Runs jobs on that engine."""
+    return RunJob(Executor(own, Member(process.id), "test:1"))
+
+
+@pytest.fixture
+def admit(ledger: Any) -> Iterator[Any]:
+    """Has PostgreSQL admit or refuse new connections to this database."""
+
+    def admit(is_admitted: bool) -> None:
+        ledger.do(f"UPDATE pg_database SET datallowconn = {is_admitted} WHERE datname = current_database()")
+
+    with ledger.engine.connect():  # kept in the pool, to admit them again
+        yield admit
+        admit(True)
+
+
+def once(function: Any, **options: Any) -> Any:
+    return job("work", **{"max_retries": 0, **options})(function)
+
+
+def using_session_while(admit: Any, own: Engine) -> Any:
+    """A job whose first statement meets a PostgreSQL that admits nobody."""
+
+    def function(run: Any) -> None:
+        own.dispose()
+        admit(False)
+        try:
+            run.session.execute(text("SELECT 1"))
+        finally:
+            admit(True)
+
+    return function
+
+
+def assert_released(row: Any) -> None:
+    assert (row.state, row.reason, row.attempt, row.failures, row.crashes) == ("retrying", "no connection", 0, 0, 0)
+    assert (row.process_id, row.sent_at, row.token, row.finished_at) == (None, None, None, None)
+    assert row.error.startswith("no connection since ")
+
+
+def test_a_connection_that_is_refused_is_no_failed_attempt(run_on_own, own, admit, caplog):
+    row = run_on_own(once(using_session_while(admit, own)))
+
+    assert_released(row)
+    assert "not currently accepting connections" in row.error
+    assert timedelta(0) < row.due_at - row.started_at < timedelta(seconds=30)
+    (event,) = emitted(caplog, "run.not_connected")
+    assert (event.run, event.state) == (row.id, "retrying")
+
+
+def test_it_is_none_whatever_the_job_makes_of_the_error(run_on_own, own, admit):
+    def function(run):
+        try:
+            using_session_while(admit, own)(run)
+        except Exception:  # noqa: BLE001 — as a careless job does
+            raise ValueError("something is wrong") from None
+
+    assert_released(run_on_own(once(function)))
+
+
+def test_a_pool_that_has_none_to_give_is_no_failed_attempt(run_on_own, own):
+    own.pool._timeout = 0.1
+    held = []
+
+    def function(run):
+        held.extend(own.connect() for _ in range(own.pool.size()))
+        run.session.execute(text("SELECT 1"))
+
+    work = once(function)
+    run_id = run_on_own.request(work)
+    assert run_on_own.executor.execute(work, run_id) == "released"
+    for connection in held:
+        connection.close()
+
+    assert_released(run_on_own.row(run_id))
+
+
+def test_a_connection_of_the_jobs_own_that_is_refused_is_its_failure(run_on_own):
+    def function(run):
+        psycopg2.connect("host=127.0.0.1 port=1 connect_timeout=1")
+
+    row = run_on_own(once(function))
+
+    assert (row.state, row.reason, row.attempt, row.failures) == ("dead", "retries", 1, 1)
+
+
+def test_the_run_is_tried_again_and_succeeds(run_on_own, own, admit, ledger):
+    failing = using_session_while(admit, own)
+    calls = []
+
+    def function(run):
+        calls.append(run.attempt)
+        if len(calls) == 1:
+            failing(run)
+        leave(run.session, "done")
+
+    work = once(function)
+    row = run_on_own(work)
+    ledger.do("UPDATE rota_runs SET due_at = clock_timestamp()")
+    run_on_own.executor.execute(work, row.id)
+
+    row = run_on_own.row(row.id)
+    assert (row.state, row.attempt, row.failures, row.error) == ("succeeded", 1, 0, None)
+    assert calls == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("since_minutes", "columns", "state", "wait_seconds"),
+    [
+        (1, {}, "retrying", 30),
+        (30, {}, "retrying", 60),
+        (61, {}, "dead", None),
+        (61, {"retried_at": "now"}, "retrying", 1),  # somebody wants it tried, so it is
+        (61, {"waited": True}, "retrying", 1),  # it was paused, say
+    ],
+    ids=str,
+)
+def test_after_an_hour_of_nothing_else_it_is_dead(
+    run_on_own, own, admit, ledger, since_minutes, columns, state, wait_seconds, caplog
+):
+    work = once(using_session_while(admit, own))
+    run_id = run_on_own.request(work)
+    since = datetime.now(UTC) - timedelta(minutes=since_minutes)
+    ledger.do(
+        "UPDATE rota_runs SET error = :error, state = 'retrying', due_at = :due_at,"
+        " retried_at = CASE WHEN :is_retried THEN now() END WHERE id = :id",
+        error=f"no connection since {since:%Y-%m-%dT%H:%M:%SZ}: FATAL: sorry",
+        due_at=since if "waited" in columns else datetime.now(UTC) - timedelta(seconds=1),
+        is_retried="retried_at" in columns,
+        id=run_id,
+    )
+    run_on_own.executor.execute(work, run_id)
+
+    row = run_on_own.row(run_id)
+    assert (row.state, row.reason, row.failures) == (state, "no connection", 0)
+    assert (row.finished_at is None) == (state == "retrying")
+    if wait_seconds is not None:
+        assert abs((row.due_at - row.started_at).total_seconds() - wait_seconds) < 10
+    assert emitted(caplog, "run.not_connected")[0].state == state
+
+
+def test_an_idle_connection_that_was_cut_is_replaced_before_the_job_has_it(run_on_own, own, ledger):
+    work = once(lambda run: leave(run.session, "done"))
+    run_id = run_on_own.request(work)
+    pids = []
+    for connection in [own.connect() for _ in range(3)]:
+        pids.append(connection.connection.driver_connection.info.backend_pid)
+        connection.close()
+
+    def cut_and_work(run):
+        for pid in pids:
+            assert ledger.value("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        leave(run.session, "done")
+
+    assert run_on_own.executor.execute(once(cut_and_work), run_id) == "succeeded"
+    assert (run_on_own.row(run_id).attempt, ledger.effects()) == (1, ["done"])
+
+
+def test_a_connection_that_is_cut_before_its_first_answer_has_the_attempt_repeated(run_on_own, ledger):
+    calls = []
+
+    def function(run):
+        calls.append(run.attempt)
+        pid = run.session.connection().connection.driver_connection.info.backend_pid
+        if len(calls) == 1:
+            assert ledger.value("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        leave(run.session, "done")
+
+    row = run_on_own(once(function))
+
+    assert (row.state, row.attempt, row.failures, calls) == ("succeeded", 1, 0, [1, 1])

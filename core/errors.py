@@ -6,6 +6,7 @@ RotaError
 ├── PluginError            a plugin cannot be used
 ├── UnknownJob             no loaded plugin has a job of that name
 ├── BadArguments           arguments that do not fit the job's signature
+│   └── ArgumentsMisfit    those of a message that is here to be worked on
 ├── BadResult              a result that JSON cannot hold
 ├── NaiveTime              a time without a time zone, or a value that is not a time
 ├── PauseError             a pause that exists already, or one to end that does not exist
@@ -54,6 +55,10 @@ class UnknownJob(RotaError):
 
 class BadArguments(RotaError):
     """The arguments of a run do not fit the job's signature. Never holds their values."""
+
+
+class ArgumentsMisfit(BadArguments):
+    """A message came with arguments that do not fit the job as this process has it; they may fit another release."""
 
 
 class BadResult(RotaError):

@@ -28,6 +28,7 @@ from core.middleware.periodiq_options import PeriodiqOptions
 from core.middleware.recycling import Recycling
 from core.transport import redis
 from core.transport.redis import RedisCarrier, RedisWatch, RotaBroker
+from core.transport.redis.misfits import Misfits
 from core.worker import actors
 from core.worker.claiming import ClaimingAhead
 from core.worker.completions import Completions
@@ -79,7 +80,9 @@ def build(process: WorkerProcess) -> RotaBroker:
     )
     broker.add_middleware(MetricsServer(configured.metrics_port))  # a fork of Dramatiq's, started before the rest
     broker.add_middleware(Recycling(process.recycling_limits))  # counts messages that have ended
-    broker.add_middleware(FastLaneRetries())  # last, so that it is the first to see a failed message
+    broker.add_middleware(  # last, so that it is the first to see a failed message
+        FastLaneRetries(Misfits(broker.redis_queues, process.fits_elsewhere))
+    )
 
     @cache
     def announce_scheduler() -> None:

@@ -1,16 +1,19 @@
 """Arguments and results as JSON: checked against a job's annotations, and never repeated in an error."""
 
+import hashlib
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, core_schema, to_json
 
-from core.errors import BadArguments, BadProgress, BadResult, DeclarationError, suggestion
+from core.errors import ArgumentsMisfit, BadArguments, BadProgress, BadResult, DeclarationError, suggestion
 from core.jobs.job import Job
 
 #: The most bytes of JSON that a run's arguments may take; keep larger data in a table.
@@ -27,6 +30,11 @@ NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 QUOTING_PROBLEMS = {"value_error", "assertion_error", "union_tag_invalid", "zoneinfo_str"}
 SILENT_PROBLEMS = set(get_args(core_schema.ErrorType)) - QUOTING_PROBLEMS
 
+#: A default is cut here where it is shown.
+LONGEST_DEFAULT = 200
+#: Where an object lies in memory, which is not the same in two processes.
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
 Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
 
 
@@ -42,6 +50,64 @@ def adapters(job: Job) -> Adapters:
         return {p.name: (adapter(hints[p.name]), p.default is inspect.Parameter.empty) for p in parameters}
     except Exception as error:
         raise DeclarationError(f"job {job.name!r}: its annotations cannot be used: {error}") from error
+
+
+def declared(job: Job) -> dict[str, dict[str, str]]:
+    """Each argument of ``job`` as people read it, and what tells apart declarations that read the same."""
+    known = adapters(job)
+    parameters = list(inspect.signature(job.function).parameters.values())[1:]
+    return {p.name: _declared(p, known[p.name][0], job.function.__module__) for p in parameters}
+
+
+def _declared(parameter: inspect.Parameter, checks: TypeAdapter[Any], module: str) -> dict[str, str]:
+    annotation = parameter.annotation
+    words = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation, module)
+    found = {"type": ADDRESS.sub("", words), "schema": _hash(_schema(checks))}
+    if parameter.default is not inspect.Parameter.empty:
+        found["default"] = _in_words(parameter.default)
+    return found
+
+
+def _in_words(default: Any) -> str:
+    try:
+        is_set = isinstance(default, set | frozenset)
+        words = f"{{{', '.join(sorted(map(repr, default)))}}}" if is_set else repr(default)
+    except Exception:  # noqa: BLE001 — its class may fail at this as it likes
+        words = type(default).__name__
+    return ADDRESS.sub("", words)[:LONGEST_DEFAULT]
+
+
+class _Schema(GenerateJsonSchema):
+    """Describes what JSON can; a type that checks by itself is told apart by its name alone."""
+
+    def default_schema(self, schema: Any) -> dict[str, Any]:
+        """Only that there is one: nothing is refused for its value, which may read otherwise in another process."""
+        return self.generate_inner(schema["schema"])
+
+    def emit_warning(self, kind: Any, detail: str) -> None:
+        """Nobody reads it."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        """Nothing is known of it."""
+        return {}
+
+
+def _schema(checks: TypeAdapter[Any]) -> Any:
+    try:
+        return checks.json_schema(schema_generator=_Schema)
+    except Exception:  # noqa: BLE001 — a type may bring a description of its own, which fails
+        return None
+
+
+@lru_cache(maxsize=10_000)
+def form(job: Job) -> str:
+    """What tells apart two declarations of a job of which one may refuse arguments that fit the other."""
+    checked = {name: [each["type"], each["schema"], "default" in each] for name, each in declared(job).items()}
+    return _hash(checked)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -72,6 +138,24 @@ def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise BadArguments(f"job {job.name!r}: " + "; ".join(problems))
     return decoded
+
+
+def fits(job: Job, args: Mapping[str, Any]) -> bool:
+    """Whether ``args``, JSON values, fit ``job`` as it is declared here."""
+    try:
+        decode(job, args)
+    except BadArguments:
+        return False
+    return True
+
+
+@contextmanager
+def judging() -> Iterator[None]:
+    """Raise ArgumentsMisfit rather than BadArguments: they came with a message, and a job did not pass them on."""
+    try:
+        yield
+    except BadArguments as error:
+        raise ArgumentsMisfit(str(error)) from None
 
 
 def _text(value: Any) -> bytes | str:

@@ -4,20 +4,23 @@ Two runs of one (job, key) cannot both be ``running``: a claim that sees the oth
 neither sees the other, the partial unique index ``rota_runs_lease`` refuses the second claim, which then tries again.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from core.ledger import pauses
-from core.ledger.leases import Lease
+from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.prepared import Prepared
+from core.ledger.releases import MAY_FIT
 
 #: How often a claim is tried: after losing to a rival that it could not see, it sees the rival at the next try.
 CLAIM_LOOKS = 3
 #: More crashes than any run can have; used by a process that runs nothing else.
 NEVER_SUSPECT = 2**31 - 1
+NO_FORMS: Mapping[str, str] = MappingProxyType({})
 
 
 class Verdict(StrEnum):
@@ -36,22 +39,29 @@ class Verdict(StrEnum):
     SUSPECT = "suspect"
     #: It is not due yet; the dispatcher sends it when it is.
     EARLY = "early"
+    #: Its arguments do not fit the job as this process declares it, and a live worker may declare it otherwise; the
+    #: dispatcher sends it again after a short rest.
+    MISFIT = "misfit"
     #: It is over, another process has it, or this process is not registered.
     NONE = "none"
 
 
+#: How long a run rests that did not fit, before it is sent again: as long as a message for an unknown actor.
+MISFIT_REST = "interval '0.5 seconds'"
+
 #: Parameters: run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the
-#: job. The claim itself is not flushed to disk. If PostgreSQL crashes before the next flush, the run is queued again,
-#: and the lost lease matches no row. The sequence may draw its token again, but for another process: every process
-#: registers again after a crash, and a registration is flushed. The commit of the run's work flushes its claim as well.
+#: job, form of the job in this process. The claim itself is not flushed to disk. If PostgreSQL crashes before the next
+#: flush, the run is queued again, and the lost lease matches no row. The sequence may draw its token again, but for
+#: another process: every process registers again after a crash, and a registration is flushed. The commit of the run's
+#: work flushes its claim as well.
 CLAIM = Prepared(
     "rota_claim",
-    ("bigint", "text", "bigint", "text", "int", "text[]"),
+    ("bigint", "text", "bigint", "text", "int", "text[]", "text"),
     f"""
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
     ), candidate AS MATERIALIZED (
-        SELECT id, job, key, slot, state, exclusive, crashes, due_at <= clock_timestamp() AS due
+        SELECT id, job, key, slot, state, exclusive, crashes, due_at <= clock_timestamp() AS due, queue, refused_by
         FROM rota_runs, unflushed
         WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
@@ -61,6 +71,7 @@ CLAIM = Prepared(
             WHEN NOT due THEN 'early'
             WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY($6))
                 THEN CASE WHEN state = 'queued' AND slot IS NOT NULL THEN 'paused' ELSE 'held' END
+            WHEN $7 = ANY(refused_by) AND {MAY_FIT.format(job="job", queue="queue", refused="refused_by")} THEN 'misfit'
             WHEN crashes >= $5 THEN 'suspect'
             WHEN NOT exclusive OR NOT EXISTS (
                 SELECT 1 FROM rota_runs AS rival
@@ -73,35 +84,39 @@ CLAIM = Prepared(
     UPDATE rota_runs AS run SET
         state = CASE word WHEN 'running' THEN word WHEN 'skipped' THEN word WHEN 'paused' THEN 'skipped' ELSE state END,
         reason = CASE WHEN word = 'running' THEN NULL WHEN word IN ('skipped', 'waiting') THEN 'overlap'
-                      WHEN word = 'paused' THEN word ELSE reason END,
+                      WHEN word = 'paused' THEN word WHEN word = 'misfit' THEN 'arguments' ELSE reason END,
         attempt = attempt + (word = 'running')::int,
         token = CASE word WHEN 'running' THEN nextval('rota_tokens') ELSE token END,
         process_id = CASE word WHEN 'running' THEN $3 END,
         worker = CASE word WHEN 'running' THEN $4 ELSE worker END,
         started_at = CASE word WHEN 'running' THEN clock_timestamp() ELSE started_at END,
         finished_at = CASE WHEN word IN ('skipped', 'paused') THEN clock_timestamp() END,
-        sent_at = CASE WHEN word NOT IN ('early', 'waiting', 'held') THEN sent_at END,
-        due_at = CASE word WHEN 'waiting' THEN clock_timestamp() + interval '1 second' ELSE due_at END
+        sent_at = CASE WHEN word NOT IN ('early', 'waiting', 'held', 'misfit') THEN sent_at END,
+        due_at = CASE word WHEN 'waiting' THEN clock_timestamp() + interval '1 second'
+                           WHEN 'misfit' THEN clock_timestamp() + {MISFIT_REST} ELSE due_at END
     FROM verdict WHERE run.id = verdict.id
     RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
     """,  # noqa: S608 — a constant
 )
 
-#: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array.
-#: The same as CLAIM for many runs. It leaves these to CLAIM: a run that may not overlap, is early or paused, or has a
-#: crash; a retry that was never started (an unclaim could not tell its former state); and a row that is locked.
+#: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array, the form
+#: of each job in this process.
+#: The same as CLAIM for many runs. It leaves these to CLAIM: a run that may not overlap, is early or paused, was
+#: refused by this form, or has a crash; a retry that was never started (an unclaim could not tell its former state);
+#: and a row that is locked.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
-    ("bigint[]", "text[]", "bigint", "text", "text[]"),
+    ("bigint[]", "text[]", "bigint", "text", "text[]", "text[]"),
     f"""
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
     ), candidate AS MATERIALIZED (
         SELECT run.id
-        FROM unflushed, unnest($1, $2, $5) AS sent (id, job, scopes)
+        FROM unflushed, unnest($1, $2, $5, $6) AS sent (id, job, scopes, form)
         JOIN rota_runs AS run ON run.id = sent.id AND run.job = sent.job
         WHERE (state = 'queued' OR state = 'retrying' AND attempt > 0)
           AND NOT exclusive AND crashes = 0 AND due_at <= clock_timestamp()
+          AND (refused_by IS NULL OR sent.form <> ALL(refused_by))
           AND NOT EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY(sent.scopes::text[]))
           AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
@@ -131,6 +146,21 @@ UNCLAIM_MANY = Prepared(
 )
 
 
+#: Parameters: run, token, process, form of the job in this process. It undoes the claim, and has the run rest.
+REFUSE = Prepared(
+    "rota_refuse",
+    ("bigint", "bigint", "bigint", "text"),
+    f"""
+    UPDATE rota_runs AS run
+    SET state = CASE WHEN attempt > 1 THEN 'retrying' ELSE 'queued' END, reason = 'arguments', attempt = attempt - 1,
+        refused_by = array_append(refused_by, $4), token = NULL, process_id = NULL, worker = NULL, started_at = NULL,
+        sent_at = NULL, due_at = clock_timestamp() + {MISFIT_REST}
+    WHERE {LEASE_IS_GOOD} AND {MAY_FIT.format(job="run.job", queue="run.queue", refused="run.refused_by || $4")}
+    RETURNING run.id
+    """,  # noqa: S608 — constants
+)
+
+
 def claim(
     connection: Connection,
     run_id: int,
@@ -140,15 +170,17 @@ def claim(
     worker: str,
     most_crashes: int = NEVER_SUSPECT,
     scopes: Collection[str] = (),
+    form: str = "",
 ) -> tuple[Verdict, Lease | None]:
     """Claim ``run_id``, if it is a run of ``job``, for this process, in one round trip on an autocommit connection.
 
-    ``scopes`` are the scopes of the pauses that would pause the job.
+    ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process.
     Returns the verdict, with a lease if and only if the verdict is RUNNING.
     """
     for look in range(CLAIM_LOOKS):
         try:
-            rows = CLAIM.rows(connection, run_id, job, process_id, worker, most_crashes, pauses.literal(scopes))
+            values = (run_id, job, process_id, worker, most_crashes, pauses.literal(scopes), form)
+            rows = CLAIM.rows(connection, *values)
         except IntegrityError:
             if look == CLAIM_LOOKS - 1:
                 raise
@@ -161,21 +193,36 @@ def claim(
 
 
 def claim_many(
-    connection: Connection, sent: Sequence[tuple[int, str, Collection[str]]], *, process_id: int, worker: str
+    connection: Connection,
+    sent: Sequence[tuple[int, str, Collection[str]]],
+    *,
+    process_id: int,
+    worker: str,
+    forms: Mapping[str, str] = NO_FORMS,
 ) -> list[Lease]:
     """Claim those of the runs ``sent`` that need no closer check; leave the others unchanged.
 
-    ``sent`` has each run with its job and the scopes of the pauses that would pause it.
+    ``sent`` has each run with its job and the scopes of the pauses that would pause it; ``forms`` has each job's form.
 
     A process claims runs this way that its threads start at once. If it dies then, each of these runs counts a crash,
     but at most once: a run with a crash is claimed alone.
     """
     run_ids, jobs = [run_id for run_id, _, _ in sent], [job for _, job, _ in sent]
     scopes = [pauses.literal(own) for _, _, own in sent]
-    return [Lease(*row) for row in CLAIM_MANY.rows(connection, run_ids, jobs, process_id, worker, scopes)]
+    here = [forms.get(job, "") for job in jobs]
+    return [Lease(*row) for row in CLAIM_MANY.rows(connection, run_ids, jobs, process_id, worker, scopes, here)]
 
 
 def unclaim_many(connection: Connection, claimed: Sequence[Lease]) -> None:
     """Release runs that were not started, and undo their claims."""
     run_ids, tokens = [lease.run_id for lease in claimed], [lease.token for lease in claimed]
     UNCLAIM_MANY.rows(connection, run_ids, tokens, [lease.process_id for lease in claimed])
+
+
+def refuse(connection: Connection, lease: Lease, form: str) -> bool:
+    """Release the run, uncounted, for a live worker that may have its job in a form that has not refused it.
+
+    ``form`` is the job's form in this process. Returns False and changes nothing if there is no such worker, or if the
+    lease is lost.
+    """
+    return bool(REFUSE.rows(connection, lease.run_id, lease.token, lease.process_id, form))

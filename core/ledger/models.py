@@ -80,6 +80,8 @@ class RunRow(Base):
     #: When a person last retried it after it was dead, and how many attempts it had at that time.
     retried_at: Mapped[datetime | None] = mapped_column(Instant)
     retried_after: Mapped[int | None]
+    #: The forms in which its job is declared somewhere and which its arguments do not fit.
+    refused_by: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
 
     __table_args__ = (
         Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),

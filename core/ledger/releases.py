@@ -13,8 +13,19 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from core.jobs import arguments
 from core.jobs.job import Job
 from core.jobs.registry import Registry, scopes
+
+#: Whether a live worker that serves the queue {queue} may have {job} in a form that is not among {refused}. A process
+#: that does not say may have any; one that has the job and not its form is of a version that kept none.
+MAY_FIT = """EXISTS (
+    SELECT 1 FROM rota_processes AS other LEFT JOIN rota_releases AS release ON release.fingerprint = other.release
+    WHERE other.kind = 'worker' AND other.expires_at > clock_timestamp() AND {queue} = ANY(other.queues)
+      AND (release.jobs IS NULL
+           OR release.jobs ? {job} AND coalesce(release.jobs -> {job} ->> 'form', '') <> ALL({refused})))"""
+
+FITS_ELSEWHERE = text(f"SELECT {MAY_FIT.format(job=':job', queue=':queue', refused='CAST(:refused AS text[])')}")
 
 RECORD = text("""
     INSERT INTO rota_releases (fingerprint, jobs) VALUES (:fingerprint, CAST(:jobs AS jsonb))
@@ -124,7 +135,15 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "soft_limit_seconds": job.soft_limit.total_seconds(),
         "hard_limit_seconds": job.hard_limit.total_seconds(),
         "ledger": job.ledger,
+        "arguments": arguments.declared(job),
+        "form": arguments.form(job),
     }
+
+
+def fits_elsewhere(connection: Connection, job: str, queue: str, refused: Collection[str]) -> bool:
+    """Whether a live worker of ``queue`` may have ``job`` in a form that is not among those that have ``refused``."""
+    values = {"job": job, "queue": queue, "refused": list(refused)}
+    return bool(connection.execute(FITS_ELSEWHERE, values).scalar_one())
 
 
 def processes(connection: Connection) -> list[Process]:

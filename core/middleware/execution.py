@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from core.errors import BadArguments
 from core.jobs.job import Job
 from core.jobs.middleware import Attempt
 from core.jobs.run import Run, Work
@@ -69,6 +70,9 @@ class Execution:
     #: How long it took, once that is known before its end is recorded.
     seconds: float | None = None
     lease: Lease | None = None
+    #: The arguments as the job's function takes them; or why they do not fit.
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    misfit: BadArguments | None = None
     #: Whether its success is recorded with others', a little later.
     is_recorded_later: bool = False
     work: Interruptible | None = None

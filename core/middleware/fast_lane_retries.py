@@ -11,9 +11,11 @@ import redis
 from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 
-from core.errors import BadArguments
+from core.errors import ArgumentsMisfit, BadArguments
+from core.jobs import arguments
 from core.observability.events import MessageDead, MessageRetryWaits, emit
 from core.transport.messages import RUN_ID
+from core.transport.redis.misfits import Misfit, Misfits
 
 #: How long to wait for Redis before a retry is sent again, in seconds.
 SEND_AGAIN_SECONDS = 1.0
@@ -22,7 +24,9 @@ SEND_AGAIN_SECONDS = 1.0
 class FastLaneRetries(Middleware):
     """Sends a failed message again, with the job's delay, until its retries are used up; then it is a dead letter."""
 
-    def __init__(self) -> None:
+    def __init__(self, misfits: Misfits | None = None) -> None:
+        """``misfits`` are given messages whose arguments do not fit here; without it, they are dead letters."""
+        self._misfits = misfits
         self._stopping = threading.Event()
 
     @property
@@ -34,6 +38,11 @@ class FastLaneRetries(Middleware):
         """Do not make the worker wait for Redis: an unacknowledged message is delivered again."""
         self._stopping.set()
 
+    def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
+        """Send what rests again at once: others may fit."""
+        if self._misfits is not None:
+            self._misfits.stop()
+
     def after_process_message(
         self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
@@ -41,6 +50,10 @@ class FastLaneRetries(Middleware):
         if exception is None or RUN_ID in message.options:
             return
         actor: Any = broker.get_actor(message.actor_name)
+        if isinstance(exception, ArgumentsMisfit) and self._misfits is not None:
+            message.end_later()
+            self._misfits.add(Misfit(message, arguments.form(actor.job)))
+            return
         retries = message.options.get("retries", 0)
         if isinstance(exception, BadArguments) or retries >= actor.job.max_retries:
             emit(MessageDead(message.actor_name, message.message_id, retries))

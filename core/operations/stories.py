@@ -74,6 +74,8 @@ def running(scene: Scene, run: Run, subject: str) -> list[str]:
 
 
 def queued(scene: Scene, run: Run, subject: str) -> list[str]:
+    if run.reason == "arguments":
+        return [f"{subject} waits for a worker whose declaration of the job its arguments fit.", *alarms(scene)]
     if run.due_at > scene.now:
         return [f"{subject} waits for its time, {scene.at(run.due_at)} ({scene.ago(run.due_at)})."]
     alarm = alarms(scene) or ["Workers are alive: they are busy, or the message got lost and is sent again in seconds."]
@@ -87,6 +89,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "its worker lost PostgreSQL": f"its worker {run.worker} lost PostgreSQL during attempt {run.attempt}",
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": "another run of the same job and key is at work",
+        "arguments": "it waits for a worker whose declaration of the job its arguments fit",
         "adopted": "it was orphaned, and someone has taken it up again",
         "by hand": "it was dead, and someone has asked for it to be retried",
         "no connection": f"PostgreSQL had no connection for its last attempt, which does not count ({run.error})",

@@ -9,6 +9,8 @@ from core.ledger.carrier import OutgoingMessage, OutgoingRun
 
 #: The option of a message that carries a run of the ledger.
 RUN_ID = "run_id"
+#: The option of a message of the fast lane with the forms of its job that its arguments do not fit.
+REFUSED_BY = "refused_by"
 #: The largest id that a row can have, PostgreSQL's ``bigint``.
 LARGEST_ID = 2**63 - 1
 #: The option that holds a message's id in Redis. A message without it did not come through Redis.
@@ -57,8 +59,14 @@ def is_well_formed(message: Message[Any]) -> bool:
         and isinstance(message.options, dict)
         and isinstance(message.options.get("redis_message_id"), str)
         and (RUN_ID not in message.options or is_run_id(message.options[RUN_ID]))
+        and are_forms(message.options.get(REFUSED_BY, []))
         and "throws" not in message.options  # exception types, which JSON cannot hold; a worker thread would end
     )
+
+
+def are_forms(value: object) -> bool:
+    """Whether ``value`` can be the forms that have refused a message."""
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def is_run_id(value: object) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from core import database
 from core.enqueue import enqueue
 from core.errors import BadArguments
+from core.jobs.arguments import judging
 from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.ledger.carrier import Carrier, OutgoingRun
@@ -79,8 +80,12 @@ def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def ledger_function(job: Job, engine: Engine, executor: Executor) -> Callable[..., None]:
-    """What a worker calls for a message of a ledger job: the run it names, or a new run if it names none."""
+def work_function(job: Job, engine: Engine, executor: Executor) -> Callable[..., None]:
+    """What a worker calls for a message of ``job``: the run that it names, or what it asks for if it names none.
+
+    The message decides, not the declaration: while releases with the job on different lanes are side by side, runs of
+    the ledger reach the fast lane's workers, and messages without a run reach the ledger's.
+    """
 
     def work(*args: Any, **kwargs: Any) -> None:
         message: Any = CurrentMessage.get_current_message()
@@ -90,24 +95,25 @@ def ledger_function(job: Job, engine: Engine, executor: Executor) -> Callable[..
                 message.end_later()
         elif isinstance(run_id, int):
             executor.execute(job, run_id)
+        elif job.ledger:
+            with judging():
+                request(engine, job, args, kwargs)
         else:
-            request(engine, job, args, kwargs)
+            work_on_message(job, executor, args, kwargs, message)
 
     work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
     return work
 
 
-def fast_function(job: Job, executor: Executor) -> Callable[..., None]:
-    """What a worker calls for a message of the fast lane."""
-
-    def work(*args: Any, **kwargs: Any) -> None:
-        message: Any = CurrentMessage.get_current_message()
-        message_id = message.message_id if message is not None else ""
-        dead_letter = message.dead_letter if isinstance(message, Delivery) else None
-        executor.execute_fast(job, by_name(job, args, kwargs), message_id, dead_letter=dead_letter)
-
-    work.__module__, work.__qualname__ = job.function.__module__, job.function.__qualname__
-    return work
+def work_on_message(
+    job: Job, executor: Executor, args: tuple[Any, ...], kwargs: Mapping[str, Any], message: Any
+) -> None:
+    """Work on a message of the fast lane; without one, as when an actor is called, there is nothing to end."""
+    with judging():
+        named = by_name(job, args, kwargs)
+    message_id = message.message_id if message is not None else ""
+    dead_letter = message.dead_letter if isinstance(message, Delivery) else None
+    executor.execute_fast(job, named, message_id, dead_letter=dead_letter)
 
 
 def declare(
@@ -124,5 +130,4 @@ def declare(
     """
     firing = Firing(engine, carrier, on_scheduling)
     for job in registry:
-        function = ledger_function(job, engine, executor) if job.ledger else fast_function(job, executor)
-        JobActor(job, broker, engine, function, firing)
+        JobActor(job, broker, engine, work_function(job, engine, executor), firing)

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from core import database
 from core.database import DATABASE_AWAY
+from core.jobs import arguments
 from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.ledger import claims
@@ -58,11 +59,12 @@ class Claims:
         process_id = self.membership.process_id
         if process_id is None:
             return []
-        scopes = loading.current().scopes
-        scoped = [(run_id, job, scopes.get(job, ())) for run_id, job in sent]
+        registry = loading.current()
+        scoped = [(run_id, job, registry.scopes.get(job, ())) for run_id, job in sent]
+        forms = {job: arguments.form(registry.jobs[job]) for job in {job for _, job in sent} if job in registry}
         try:
             with database.autocommit(self.engine) as connection:
-                claimed = claims.claim_many(connection, scoped, process_id=process_id, worker=self.worker)
+                claimed = claims.claim_many(connection, scoped, process_id=process_id, worker=self.worker, forms=forms)
         except DATABASE_AWAY as error:
             emit(RunNotClaimedAhead(database.brief(error)))
             return []
@@ -97,6 +99,7 @@ class Claims:
             worker=self.worker,
             most_crashes=self.suspected_after,
             scopes=loading.current().scopes.get(job.name, ()),
+            form=arguments.form(job),
         )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Engine
 
 from core.clock import Clock, system_clock
-from core.jobs import arguments
 from core.jobs.job import Job
 from core.ledger.claims import NEVER_SUSPECT
 from core.ledger.models import State
+from core.middleware.argument_fit import ArgumentFit, MessageFit
 from core.middleware.conflicts import Conflicts
 from core.middleware.db_session import DatabaseSession
 from core.middleware.execution import LOST, RECORDING, Carried, Execution, surrounded
@@ -59,6 +59,7 @@ class Executor:
         self._around_runs = [
             OwnContext(),  # whatever context variables are set below, the thread's next run has none of them
             OverlapLock(self.claims),  # claims the run, or it goes no further; the lease is in hand until it has ended
+            ArgumentFit(self.claims, recorder),  # leaves the run to a worker of another release, if it fits there alone
             Metrics(),  # job, run, slot and attempt on every line of the log from here on; counts and times
             leftovers,  # puts back what a run has changed for its whole process, or says so
             Failures(recorder),  # records what is raised below, once that is rolled back
@@ -74,6 +75,7 @@ class Executor:
             OwnContext(),
             Metrics(),
             leftovers,
+            MessageFit(),
             DatabaseSession(engine, recorder, completions),
             TimeLimits(last_resort, membership),
             ForkedChildren(),
@@ -127,7 +129,9 @@ class Executor:
 
 
 def call(execution: Execution) -> Any:
-    """Call the job's function with its arguments."""
+    """Call the job's function with its arguments. Raises BadArguments if they do not fit, here or anywhere."""
     run = execution.run
     assert run is not None, "a session comes first"
-    return execution.job.function(run, **arguments.decode(execution.job, run.args))
+    if execution.misfit is not None:
+        raise execution.misfit
+    return execution.job.function(run, **execution.kwargs)

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -111,6 +112,14 @@ class WorkerProcess:
         return Executor(
             self.engine, membership, process_name(), suspected_after=suspected_after, completions=completions
         )
+
+    def fits_elsewhere(self, job: str, queue: str, refused: Collection[str]) -> bool:
+        """Whether a live worker of ``queue`` may have ``job`` in a form that is not among those that have ``refused``.
+
+        Raises SQLAlchemy's DBAPIError.
+        """
+        with database.autocommit(self.engine) as connection:
+            return releases.fits_elsewhere(connection, job, queue, refused)
 
     def fleet(self) -> Fleet:
         """What the processes that are alive know. Raises SQLAlchemy's DBAPIError."""

@@ -154,6 +154,7 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
             jobs: Sequence[Job] | None = None,
             kind: str = "worker",
             plugin: str = "tests",
+            queues: Sequence[str] = (),
         ) -> Process:
             connection = stack.enter_context(databases.dedicated(database))
             application = application or application_name()
@@ -161,7 +162,7 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
             if release is not None:
                 releases.record(connection, release)
             fingerprint = release.fingerprint if release else None
-            identity = Identity(kind, "test:1", application, broker_id, release=fingerprint)
+            identity = Identity(kind, "test:1", application, broker_id, tuple(queues), fingerprint)
             return Process(processes.register(connection, identity, lease), connection, application)
 
         yield start

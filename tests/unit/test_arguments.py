@@ -354,3 +354,76 @@ def test_what_json_or_the_ledger_cannot_hold_is_refused_as_a_result(result):
 def test_a_result_that_is_refused_says_what_may_be_returned():
     with pytest.raises(BadResult, match="return numbers, strings, lists or dicts"):
         arguments.encode_result(no_arguments, NOON)
+
+
+class Shelf(BaseModel):
+    books: int
+
+
+class OtherShelf(BaseModel):
+    books: str
+
+
+OtherShelf.__name__ = OtherShelf.__qualname__ = "Shelf"
+
+
+class Reader(BaseModel):
+    shelves: set[int] = {0, 8}
+
+
+class OtherReader(BaseModel):
+    shelves: set[int] = {8, 0}
+
+
+OtherReader.__name__ = OtherReader.__qualname__ = "Reader"
+
+
+class Unspoken:
+    """A class of which JSON knows nothing, and whose objects cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def declared_with(annotation: Any, *default: Any) -> Job:
+    def function(run: Run, n: Any) -> None:
+        pass
+
+    function.__annotations__["n"] = annotation
+    function.__defaults__ = default
+    return job("work")(function)
+
+
+class TestForms:
+    """What tells apart declarations of which one may refuse what fits the other."""
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            (declared_with(int), declared_with(str)),
+            (declared_with(int), declared_with(int, 1)),
+            (declared_with(Annotated[int, Field(gt=0)]), declared_with(Annotated[int, Field(gt=1)])),
+            (declared_with(Shelf), declared_with(OtherShelf)),
+        ],
+        ids=["type", "a default", "a rule", "a model's field"],
+    )
+    def test_declarations_that_check_otherwise_are_of_two_forms(self, one, other):
+        assert arguments.form(one) != arguments.form(other)
+
+    def test_another_default_is_the_same_form(self):
+        assert arguments.form(declared_with(int, 1)) == arguments.form(declared_with(int, 2))
+
+    def test_arguments_are_told_as_they_are_declared(self):
+        told = arguments.declared(declared_with(str | None, "uk"))["n"]
+
+        assert (told["type"], told["default"]) == ("str | None", "'uk'")
+
+    def test_a_default_is_told_the_same_in_every_process(self):
+        assert str({0, 8}) != str({8, 0})
+        assert arguments.declared(declared_with(set[int], {0, 8})) == arguments.declared(
+            declared_with(set[int], {8, 0})
+        )
+        assert arguments.form(declared_with(Reader)) == arguments.form(declared_with(OtherReader))
+        assert "0x" not in arguments.declared(declared_with(Any, object()))["n"]["default"]
+        assert arguments.declared(declared_with(Any, Unspoken()))["n"]["default"] == "Unspoken"
+        assert len(arguments.declared(declared_with(str, "x" * 1000))["n"]["default"]) == arguments.LONGEST_DEFAULT

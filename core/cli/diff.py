@@ -18,9 +18,9 @@ from core.plugins import loading
 def diff(ctx: click.Context, as_json: bool) -> None:
     """Say what changed in jobs since the last release that ran against this database.
 
-    Compares the plugins installed here with the release that was alive last, and counts the runs that wait, or are
-    dead, for jobs that are not here. Exit status 1 if a job is removed or anything is left for one, else 0: it can
-    gate a deploy.
+    Compares the plugins installed here with the release that was alive last: jobs, their options and arguments. Counts
+    the runs that wait, or are dead, for jobs that are not here, and those that wait with arguments that do not fit the
+    job as it is here. Exit status 1 if a job is removed or there are any such runs, else 0: it can gate a deploy.
 
     \b
       rota diff && systemctl restart rota-worker
@@ -43,6 +43,9 @@ def lines(found: Difference) -> Iterator[str]:
     for job, fields in found.changed.items():
         yield f"~ {job}"
         yield from (f"    {name}: {told(before)} → {told(here)}" for name, (before, here) in fields.items())
+    for job, count in found.misfits.items():
+        runs = "1 run waits" if count == 1 else f"{count} runs wait"
+        yield f"! {job}: {runs} in a form that does not fit it here; let workers of the old release finish them"
     for job, states in found.left_behind.items():
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         yield f"! {job}: {counts}, and the job is not installed here"

@@ -1,6 +1,6 @@
 """Reads runs, their surroundings and the live processes from the ledger, for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,14 @@ JOBS_SEEN = text("""
         FROM seen WHERE seen.job IS NOT NULL
     )
     SELECT job FROM seen WHERE job IS NOT NULL
+""")
+
+#: It uses the two partial indexes of waiting runs, so that a long history costs nothing.
+WAITING_ARGS = text("""
+    SELECT args FROM rota_runs WHERE job = :job AND state IN ('queued', 'retrying') AND sent_at IS NULL
+    UNION ALL
+    SELECT args FROM rota_runs WHERE job = :job AND state IN ('queued', 'retrying') AND sent_at IS NOT NULL
+    LIMIT :most
 """)
 
 #: A process is alive if its lease has not expired and it holds its advisory lock; a dead process's row stays briefly.
@@ -77,6 +85,11 @@ class Around:
 
 
 Run = Row[Any]
+
+
+def waiting_args(connection: Connection, job: str, most: int) -> Iterator[dict[str, Any]]:
+    """The arguments of the runs of ``job`` that wait, of ``most`` at most."""
+    yield from connection.execute(WAITING_ARGS, {"job": job, "most": most}).scalars()
 
 
 def now(connection: Connection) -> datetime:

@@ -5,10 +5,14 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from core.jobs import arguments
 from core.jobs.registry import Registry
 from core.ledger import history, orphans, releases
 from core.ledger.releases import Release
 from core.operations.shape import Shape
+
+#: Of each job so many waiting runs are looked at: some seconds' work for a large backlog.
+MOST_JUDGED = 10_000
 
 
 class Difference(Shape):
@@ -18,6 +22,8 @@ class Difference(Shape):
     removed: list[str]
     #: Each changed job with its changed fields: what they were, and what they are here.
     changed: dict[str, dict[str, list[Any]]]
+    #: Each job with how many of its waiting runs have arguments that do not fit it as it is here; see ``MOST_JUDGED``.
+    misfits: dict[str, int]
     #: Each job that is not here with how many of its runs wait or are dead, by state.
     left_behind: dict[str, dict[str, int]]
     #: Whether no release has run against this database yet.
@@ -26,7 +32,7 @@ class Difference(Shape):
     @property
     def is_harmless(self) -> bool:
         """Whether nothing is removed, and nothing waits for what is not here."""
-        return not self.removed and not self.left_behind
+        return not self.removed and not self.left_behind and not self.misfits
 
 
 def compare(connection: Connection, registry: Registry) -> Difference:
@@ -37,17 +43,52 @@ def compare(connection: Connection, registry: Registry) -> Difference:
         added=sorted(set(here.jobs) - set(before.jobs)),
         removed=sorted(set(before.jobs) - set(here.jobs)),
         changed={job: fields for job in here.jobs if (fields := changes(before.jobs.get(job), here.jobs[job]))},
+        misfits=misfits(connection, registry),
         left_behind=left_behind(connection, here),
         is_first=last is None,
     )
 
 
 def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The fields that are different, each with what it was and what it is; a new job has none."""
+    """The fields that are different, each with what it was and what it is; a new job has none.
+
+    Each argument is a field, ``argument NAME``. Fields that one of the two versions of Rota does not keep are left out.
+    """
     if before is None:
         return {}
-    fields = sorted({*before, *here})
-    return {name: [before.get(name), here.get(name)] for name in fields if before.get(name) != here.get(name)}
+    fields = sorted((before.keys() & here.keys()) - {"arguments", "form"})
+    options = {name: [before[name], here[name]] for name in fields if before[name] != here[name]}
+    return {**options, **changed_arguments(before.get("arguments"), here["arguments"])}
+
+
+def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The arguments that are different, each in words; None: there is none of that name."""
+    if before is None:
+        return {}
+    names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
+    return {f"argument {name}": told_apart(before.get(name), here.get(name)) for name in names}
+
+
+def told_apart(before: Mapping[str, str] | None, here: Mapping[str, str] | None) -> list[Any]:
+    """Both declarations of an argument in words; those that read the same are different within their type."""
+    was, now = in_words(before), in_words(here)
+    return [was, now] if was != now else [was, f"{now}, with other contents"]
+
+
+def in_words(declared: Mapping[str, str] | None) -> str | None:
+    """An argument as its function declares it, such as ``str = 'uk'``."""
+    if declared is None:
+        return None
+    return f"{declared['type']} = {declared['default']}" if "default" in declared else declared["type"]
+
+
+def misfits(connection: Connection, registry: Registry) -> dict[str, int]:
+    """How many waiting runs of each job have arguments that do not fit it as it is declared in ``registry``."""
+    counted = {
+        job.name: sum(not arguments.fits(job, args) for args in history.waiting_args(connection, job.name, MOST_JUDGED))
+        for job in registry
+    }
+    return {job: count for job, count in counted.items() if count}
 
 
 def left_behind(connection: Connection, here: Release) -> dict[str, dict[str, int]]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from pydantic import BaseModel
 
 from core import database as databases
 from core import every, job
@@ -29,6 +30,27 @@ def open_day(run):
 
 @job("retired")
 def retired(run):
+    pass
+
+
+class Shelf(BaseModel):
+    books: int
+
+
+ShelfAsItWas = Shelf
+
+
+class Shelf(BaseModel):
+    books: str
+
+
+@job("moved", ledger=False)
+def moved_as_it_was(run, day: str, region: str, shelf: ShelfAsItWas, times: int = 1):
+    pass
+
+
+@job("moved")
+def moved(run, day: int, shelf: Shelf, place: str = "uk", times: int = 2):
     pass
 
 
@@ -221,3 +243,47 @@ class TestDiff:
         status, found = self.diff(rota)
 
         assert (status, found["removed"], found["left_behind"]) == (1, [], {"forgotten": {"queued": 1}})
+
+    def test_a_changed_argument_is_told_as_it_was_and_as_it_is(self, rota, ran, use_jobs):
+        ran(moved_as_it_was)
+        use_jobs(moved)
+
+        status, found = self.diff(rota)
+
+        assert (status, found["changed"]) == (
+            0,
+            {
+                "moved": {
+                    "argument day": ["str", "int"],
+                    "argument place": [None, "str = 'uk'"],
+                    "argument region": ["str", None],
+                    "argument shelf": ["Shelf", "Shelf, with other contents"],
+                    "argument times": ["int = 1", "int = 2"],
+                    "ledger": [False, True],
+                }
+            },
+        )
+        assert "    argument place: none → str = 'uk'" in rota("diff").stdout.splitlines()
+
+    def test_what_an_older_version_did_not_keep_has_not_changed(self, rota, ran, ledger):
+        ran(close_day, open_day)
+        ledger.do("UPDATE rota_releases SET jobs = jobs #- '{open-day,arguments}' #- '{open-day,form}'")
+        ledger.do("UPDATE rota_releases SET jobs = jobs #- '{close-day,ledger}'")
+
+        assert self.diff(rota)[1]["changed"] == {}
+
+    def test_runs_that_wait_in_a_form_that_does_not_fit_say_no(self, rota, ran, ledger, use_jobs):
+        ran(moved_as_it_was)
+        use_jobs(moved)
+        fitting = '{"day": 1, "shelf": {"books": "two"}}'
+        for args, columns in [(fitting, {}), ("{}", {}), ('{"day": "1"}', {"state": "retrying", "sent_at": "now"})]:
+            ledger.request("moved", args=args, **columns)
+        ledger.request("moved", args="{}", state="dead", finished_at="now")
+
+        status, found = self.diff(rota)
+
+        assert (status, found["misfits"]) == (1, {"moved": 2})
+        assert (
+            "! moved: 2 runs wait in a form that does not fit it here; let workers of the old release finish them"
+            in rota("diff").stdout.splitlines()
+        )

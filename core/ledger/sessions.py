@@ -9,7 +9,7 @@ import psycopg2
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine
 
-from core import database
+from core import database, forks
 
 #: How long to wait before the next session, if the thread does not say otherwise, in seconds.
 AGAIN_SECONDS = 1.0
@@ -28,6 +28,8 @@ class LedgerThread(threading.Thread):
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
+        forks.keep_from_children(self._reader)
+        forks.keep_from_children(self._writer)
 
     def work(self, connection: Connection) -> None:
         """Work on a new session. When it returns or raises, the session ends."""

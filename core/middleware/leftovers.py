@@ -83,6 +83,7 @@ class Leftovers(Layer):
         if kind.put_back is not None:
             kind.put_back(before)
         self._before[place] = kind.read()
-        if what and (what, jobs) not in self._said:
-            self._said.add((what, jobs))
+        said = {(what, each.job.name) for each in change.suspects}
+        if what and not said <= self._said:
+            self._said |= said
             emit(ProcessStatePutBack(jobs, what) if kind.put_back else ProcessStateKept(jobs, what))

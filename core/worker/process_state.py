@@ -22,6 +22,7 @@ from typing import Any
 STATUS = Path("/proc/self/status")
 UMASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 UMASK_SECONDS = 1.0
+NUMBER = re.compile(r"\d+")
 #: Whose threads stay because they are the service's.
 OWN_THREADS = ("core.", "dramatiq.")
 OWN_NAME = "rota-"
@@ -157,8 +158,8 @@ def is_own(thread: threading.Thread) -> bool:
 
 
 def come(before: frozenset[threading.Thread], now: frozenset[threading.Thread]) -> str:
-    """The names of the threads that have come; nothing if threads have only ended."""
-    names = ", ".join(sorted(thread.name for thread in now - before))
+    """The names of the threads that have come, without numbers, which Python counts on; nothing if none has come."""
+    names = ", ".join(sorted({NUMBER.sub("N", thread.name) for thread in now - before}))
     return f"threads {names}" if names else ""
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.fleet import pid_of
 from tests.support.forks import Asking, install
+from tests.support.supervised import supervised
 
 pytestmark = pytest.mark.crash
 
@@ -35,6 +37,12 @@ def asking(fleet):
 def worker(fleet):
     """Its worker."""
     return fleet.worker(threads=4)
+
+
+def sockets_of(pid):
+    """The sockets that a process holds."""
+    links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link for link in links if link.startswith("socket:")}
 
 
 class TestEnd:
@@ -90,13 +98,28 @@ class TestFiles:
         assert asking.end_of(run_id).crashes == 1
         assert seconds < RECOVERED_SECONDS
 
-    def test_a_child_holds_no_socket_of_its_worker(self, fleet, worker, asking):
-        left = psutil.Process(asking.run("leave-child").result)
+    def test_a_child_holds_no_socket_of_its_worker(self, fleet, asking):
+        with supervised(fleet, processes=1) as worker:
+            left = asking.run("leave-child").result
+            (pid,) = worker.pids()
+
+            assert len(sockets_of(pid)) > 5, "of PostgreSQL, of Redis, and of its supervisor"
+            assert not sockets_of(pid) & sockets_of(left)
+            os.kill(left, signal.SIGKILL)
+
+    def test_a_child_left_behind_does_not_keep_an_isolated_run_alive_whose_worker_was_killed(
+        self, fleet, worker, asking
+    ):
+        (run_id,) = fleet.request("wait")
+        fleet.suspect(run_id)
+        isolated = psutil.Process(fleet.next_start().pid)
+        left = asking.run("leave-child").result
         (row,) = fleet.registered("worker", worker)
 
-        assert len(psutil.Process(pid_of(row)).net_connections("inet")) > 3
-        assert left.net_connections("inet") == []
-        left.kill()
+        os.kill(pid_of(row), signal.SIGKILL)
+
+        eventually(lambda: not isolated.is_running(), within=10)
+        os.kill(left, signal.SIGKILL)
 
     def test_a_child_that_uses_the_runs_session_is_refused_and_its_parent_goes_on(self, worker, asking):
         run = asking.run("use-session")

@@ -69,13 +69,15 @@ def test_what_a_run_has_changed_for_its_process_is_put_back_and_said_once(fleet,
         ("environ", "environment variables UNTIDY"),
         ("path", "sys.path"),
         ("warnings", "warnings filters"),
-        ("thread", "threads left-alive"),
+        ("thread", "threads left-alive-N"),
     ],
 )
 def test_what_may_be_a_librarys_stays_and_is_said(fleet, asking, what, name):
-    assert asking.run("change", what=what).state == "succeeded"
+    for _ in range(2):
+        assert asking.run("change", what=what).state == "succeeded"
 
     eventually(lambda: said(fleet, "state_kept"), within=5)
+    asking.run("look", what="gc")
     assert said(fleet, "state_kept") == [("change", name)]
     assert "a secret" not in fleet.logs()
 

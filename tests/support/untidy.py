@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -39,7 +40,7 @@ def silence() -> None:
 
 def start_thread() -> None:
     """Leave a thread at work."""
-    threading.Thread(target=threading.Event().wait, name="left-alive", daemon=True).start()
+    threading.Thread(target=threading.Event().wait, name=f"left-alive-{time.time_ns()}", daemon=True).start()
 
 
 CHANGES: dict[str, Callable[[], object]] = {

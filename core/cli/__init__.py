@@ -1,7 +1,7 @@
-"""The ``rota`` command: a file per command, each as thin as it can be: parse, call, print.
+"""The ``rota`` command: one short file per command, which parses, calls and prints.
 
-A command's file is imported when that command is used, so that ``rota --help`` stays quick. Exit status: 0 done, 1 the
-answer is no or something is wrong, 2 wrong usage.
+A command's file is imported only when that command is used, so that ``rota --help`` stays quick. Exit status: 0 done,
+1 the answer is no or something is wrong, 2 wrong usage.
 """
 
 import importlib
@@ -12,34 +12,34 @@ import click
 
 from core.errors import RotaError, suggestion
 
-#: Where each command is, and its line in the overview.
+#: The import path of each command, and its line in the overview.
 COMMANDS = {
     "up": ("core.cli.up:up", "Start everything on this machine, and stop it with Ctrl-C."),
-    "worker": ("core.cli.worker:worker", "Work on runs, in processes that are started again when they die."),
-    "check": ("core.cli.check:check", "Say whether everything needed is there and reachable."),
-    "db": ("core.cli.db:db", "Bring the database's tables up to date, or say how far they are."),
+    "worker": ("core.cli.worker:worker", "Run jobs in worker processes, which are restarted when they die."),
+    "check": ("core.cli.check:check", "Check that everything Rota needs is installed and reachable."),
+    "db": ("core.cli.db:db", "Upgrade the database's tables, or show their revisions."),
     "jobs": ("core.cli.jobs:jobs", "List the jobs, their schedules and their next slots."),
-    "plugins": ("core.cli.plugins:plugins", "List the plugins and what came of loading them."),
+    "plugins": ("core.cli.plugins:plugins", "List the plugins, and whether they were loaded."),
     "runs": ("core.cli.runs:runs", "List the runs in the ledger, newest first."),
-    "retry": ("core.cli.retry:retry", "Have dead runs tried again, by id or by filter."),
-    "drop": ("core.cli.drop:drop", "End runs that wait or are dead, for good."),
-    "pause": ("core.cli.pause:pause", "Have a job, a queue, a plugin or everything not started for a while."),
+    "retry": ("core.cli.retry:retry", "Retry dead runs, by id or by filter."),
+    "drop": ("core.cli.drop:drop", "Drop waiting or dead runs, so that they never run."),
+    "pause": ("core.cli.pause:pause", "Stop starting a job, a queue, a plugin or everything for a while."),
     "resume": ("core.cli.resume:resume", "End a pause."),
-    "pauses": ("core.cli.pauses:pauses", "List what is paused, by whom and why."),
-    "audit": ("core.cli.audit:audit", "List who did what by hand."),
-    "orphans": ("core.cli.orphans:orphans", "List the runs whose job was gone, and take them up again."),
-    "diff": ("core.cli.diff:diff", "Say what changed in jobs since the last release that ran."),
-    "new-plugin": ("core.cli.new_plugin:new_plugin", "Write a package with a plugin to start from."),
-    "run": ("core.cli.run:run", "Have a job run now."),
-    "why": ("core.cli.why:why", "Say what became of a job at a certain time, and why."),
+    "pauses": ("core.cli.pauses:pauses", "List the active pauses, with who paused and why."),
+    "audit": ("core.cli.audit:audit", "List the actions of people, with who did what."),
+    "orphans": ("core.cli.orphans:orphans", "List runs that ended because no process had their job, and adopt them."),
+    "diff": ("core.cli.diff:diff", "Show the changes of jobs since the last release that ran."),
+    "new-plugin": ("core.cli.new_plugin:new_plugin", "Create a package with a new plugin."),
+    "run": ("core.cli.run:run", "Run a job now."),
+    "why": ("core.cli.why:why", "Explain why a job did or did not run at a certain time."),
 }
 
 
 class Problem(click.ClickException):
-    """Something is wrong that is not the user's typing: one line on stderr, exit status 1."""
+    """An error other than wrong usage: one line on stderr, exit status 1."""
 
     def show(self, file: Any = None) -> None:
-        """Print it as ``rota: …``; nothing more can be done where stderr takes nothing either."""
+        """Print it as ``rota: …``; do nothing if stderr cannot be written."""
         from core.observability.visible import visible
 
         message = "\n".join(visible(line) for line in self.format_message().split("\n"))
@@ -48,7 +48,7 @@ class Problem(click.ClickException):
 
 
 class Group(click.Group):
-    """Suggests the nearest command for one that there is not."""
+    """Suggests the nearest command for an unknown one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -97,13 +97,13 @@ class Commands(Group):
 def main() -> None:
     """Rota runs the jobs of its plugins, and accounts for every one of their slots.
 
-    DATABASE_URL and REDIS_URL say where. Where neither is set, the commands use what `rota up` has started in this
-    folder: it leaves its URLs in .rota/env.
+    DATABASE_URL and REDIS_URL name the servers. If neither is set, the commands use the servers that `rota up` has
+    started in this folder: it writes their URLs to .rota/env.
 
     \b
       rota up                                   everything on this machine
-      rota jobs                                 what there is to run, and when next
-      rota runs --job close-day --state dead    what became of it
+      rota jobs                                 the jobs and their next slots
+      rota runs --job close-day --state dead    its dead runs
       rota why close-day --at 03:00             why did it not run at three?
 
     Exit status: 0 done; 1 the answer is no, or something is wrong; 2 wrong usage.

@@ -1,4 +1,4 @@
-"""Who does something by hand: asked for with ``--by``, by default whoever is logged in."""
+"""The person who acts, for the audit: ``--by``, by default the user who is logged in."""
 
 import getpass
 import os
@@ -12,7 +12,7 @@ LONGEST = 200
 
 
 def login() -> str:
-    """The name and the host of whoever is logged in; in a container there may be no name."""
+    """The name and the host of the logged-in user; in a container there may be no name."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -21,11 +21,11 @@ def login() -> str:
 
 
 def checked(_ctx: click.Context, _param: click.Parameter, name: str) -> Actor:
-    """The actor of that name."""
+    """The actor with this name, whose length is checked."""
     if not name.strip() or len(name) > LONGEST or not name.isprintable():
         raise click.BadParameter(f"expected a name of at most {LONGEST} characters")
     return Actor(name.strip(), via="cli")
 
 
-#: The option that every command has which the audit tells of.
-by_option = click.option("--by", metavar="NAME", default=login, callback=checked, help="Who you are, for the audit.")
+#: The option of every command that writes to the audit.
+by_option = click.option("--by", metavar="NAME", default=login, callback=checked, help="Your name, for the audit.")

@@ -1,4 +1,4 @@
-"""``rota audit``: who did what by hand."""
+"""``rota audit``: the actions of people."""
 
 from typing import Any, get_args
 
@@ -17,17 +17,17 @@ from core.operations.wording import local, local_zone
 
 @click.command()
 @as_json
-@click.option("--actor", metavar="NAME", help="Only of this person.")
+@click.option("--actor", metavar="NAME", help="Only actions of this person.")
 @click.option(
     "--action",
     type=click.Choice(get_args(Action)),
     metavar="ACTION",
-    help="Only of this kind, such as pause or retry.",
+    help="Only actions of this kind, such as pause or retry.",
 )
-@click.option("--since", metavar="TIME", help="Only since then: 2h (ago), 03:00, 2026-11-23T03:00.")
+@click.option("--since", metavar="TIME", help="Only actions since this time: 2h (ago), 03:00, 2026-11-23T03:00.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
 def audit(as_json: bool, actor: str | None, action: Action | None, since: str | None, limit: int) -> None:
-    """List what was done by hand, newest first.
+    """List the actions of people, newest first.
 
     \b
       rota audit --since 24h
@@ -50,11 +50,11 @@ def audit(as_json: bool, actor: str | None, action: Action | None, since: str | 
         Column("details", rank=4, least=16),
     )
     is_narrowed = actor is not None or action is not None or after is not None
-    print_table(columns, rows, empty="no entry matches" if is_narrowed else "nothing was done by hand")
+    print_table(columns, rows, empty="no entry matches" if is_narrowed else "the audit has no entry")
 
 
 def in_words(details: dict[str, Any]) -> str:
-    """Details in a line."""
+    """An entry's details in one line."""
     return ", ".join(f"{name}: {told(value)}" for name, value in details.items())
 
 

@@ -1,4 +1,4 @@
-"""Doing something to many runs: shown first, confirmed, with a bar on the terminal, and stopped by Ctrl-C."""
+"""Retries or drops many runs: shows them, asks, shows a progress bar, and stops at Ctrl-C."""
 
 import signal
 import sys
@@ -23,11 +23,13 @@ from core.operations.wording import local_zone
 
 
 def doing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` the options of how it is done."""
+    """Add the options ``--dry-run``, ``--yes`` and ``--rate`` to ``command``."""
     options = [
-        click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing."),
+        click.option("--dry-run", is_flag=True, help="Show the runs, and change nothing."),
         click.option("--yes", is_flag=True, help="Do not ask."),
-        click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N per second."),
+        click.option(
+            "--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N runs per second."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -35,7 +37,7 @@ def doing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def carry_out(engine: Engine, plan: Plan, *, dry_run: bool, yes: bool, rate: float | None, as_json: bool) -> None:
-    """Show, ask, do, and say what was done. Raises Problem if that was nothing."""
+    """Show the plan, ask, carry it out and print the outcome. Raises Problem if no run was changed."""
     matched = len(plan.runs)
     total = "1 run" if matched == 1 else f"{matched} runs"
     if not as_json:
@@ -53,13 +55,13 @@ def carry_out(engine: Engine, plan: Plan, *, dry_run: bool, yes: bool, rate: flo
         say(f"{plan.done} {done} of {total}" if done < matched else f"{plan.done} {total}")
     if not dry_run and done < matched:
         left = matched - done
-        warn(f"{left} had changed meanwhile, by somebody else's hand or by themselves")
+        warn(f"{left} had changed since they were selected")
     if not dry_run and not done:
         raise Problem("nothing was changed")
 
 
 def show(connection: Connection, plan: Plan) -> None:
-    """Show the first of the runs, and how many there are of each job and kind."""
+    """Show the first of the runs, and the number of runs of each job and kind."""
     zone = local_zone(history.now(connection))
     print_table(columns(zone), [row(run) for run in bulk.first(connection, plan)])
     kinds = Counter((run.job, run.state, run.reason or "") for run in plan.runs)
@@ -68,14 +70,14 @@ def show(connection: Connection, plan: Plan) -> None:
 
 
 def stoppably(engine: Engine, plan: Plan, rate: float | None) -> int:
-    """Do it until it is done or Ctrl-C; return to how many runs."""
+    """Carry out the plan, or stop at Ctrl-C; return how many runs were changed."""
     with stoppable() as stop, progress(len(plan.runs)) as advance:
         return bulk.carry_out(engine, plan, rate=rate, stop=stop, advance=advance)
 
 
 @contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that a transaction under way is counted; a second Ctrl-C does not wait for it."""
+    """An event that Ctrl-C sets, so that the running transaction is finished; a second Ctrl-C interrupts it."""
     stop = threading.Event()
 
     def on_interrupt(*_: Any) -> None:
@@ -91,7 +93,7 @@ def stoppable() -> Iterator[threading.Event]:
 
 @contextmanager
 def progress(length: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, if there is one; it is told how much was done."""
+    """Show a progress bar, if there is a terminal; yields a function that advances it."""
     if not sys.stderr.isatty():
         yield lambda _count: None
         return

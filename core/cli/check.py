@@ -1,4 +1,4 @@
-"""``rota check``: whether everything needed is there, for people and for deploys."""
+"""``rota check``: checks that everything Rota needs is there, for people and for deploys."""
 
 import click
 
@@ -18,20 +18,21 @@ MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")
     type=click.Choice(["working", "looking"]),
     default="working",
     show_default=True,
-    help="For what all has to be there; looking is what commands do that change nothing.",
+    help="Which needs to check: those of workers, or those of commands that only read.",
 )
-@click.option("--live", is_flag=True, help="Demand a live worker for every queue, a scheduler and a dispatcher.")
+@click.option("--live", is_flag=True, help="Require a live worker for every queue, a scheduler and a dispatcher.")
 @click.option(
     "--here",
     type=click.Choice(["worker", "scheduler"]),
-    help="Demand that one of these is alive on this host: a container's health check.",
+    help="Require that one of these is alive on this host: a container's health check.",
 )
 @click.pass_context
 def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool, here: str | None) -> None:
-    """Say whether everything needed is there and reachable; exit status 0 if so, 1 if not.
+    """Check that everything Rota needs is there and reachable; exit status 0 if so, 1 if not.
 
-    Looks at the plugins, the settings, PostgreSQL, its tables and Redis, for a few seconds at most. Which processes are
-    alive is told, and counts only with --live or --here. With --for looking, what workers need is told, and counts not.
+    Checks the plugins, the settings, PostgreSQL, its tables and Redis, for a few seconds at most. It also shows the
+    live processes, which affect the exit status only with --live or --here. With --for looking, the needs of workers
+    are shown but do not affect the exit status.
 
     \b
       rota check && systemctl restart rota-worker
@@ -57,7 +58,7 @@ def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool
 
 
 def show(outcome: str, name: str, found: str, advice: str) -> None:
-    """Print one answer."""
+    """Print one check."""
     mark, colour = MARKS[outcome]
     say(f"{name}: {found}", mark=f"{click.style(mark, fg=colour)}  ")
     if advice:

@@ -1,4 +1,4 @@
-"""Asking before something is done that cannot be undone."""
+"""Asks for confirmation before an action that cannot be undone."""
 
 import sys
 
@@ -9,17 +9,17 @@ from core.observability.visible import visible
 
 
 def confirm(question: str, *, is_given: bool, word: str = "") -> None:
-    """Ask ``question``, to be answered by ``word`` if there is one, else by yes; ``is_given``: it was, by an option.
+    """Ask ``question``; the answer must be ``word`` if given, otherwise yes. ``is_given``: an option has confirmed it.
 
-    Raises Problem for any other answer, and where nobody is there to answer.
+    Raises Problem for any other answer, and without a terminal.
     """
     if is_given:
         return
     question = visible(question)
     if not is_answerable():
-        raise Problem(f"{question} Nobody is here to answer; say --yes")
+        raise Problem(f"{question} There is no terminal to answer on; use --yes")
     if word:
-        answered = click.prompt(f"{question} Type {word} to go on", default="", show_default=False) == word
+        answered = click.prompt(f"{question} Type {word} to continue", default="", show_default=False) == word
     else:
         answered = click.confirm(question)
     if not answered:
@@ -27,5 +27,5 @@ def confirm(question: str, *, is_given: bool, word: str = "") -> None:
 
 
 def is_answerable() -> bool:
-    """Whether somebody is there to answer."""
+    """Whether a person can answer on a terminal."""
     return sys.stdin.isatty()

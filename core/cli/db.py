@@ -19,16 +19,17 @@ COLUMNS = (Column("plugin"), Column("is at", rank=2), Column("newest", rank=1), 
 
 @click.group(cls=Group)
 def db() -> None:
-    """Bring the database's tables up to date, or say how far they are."""
+    """Upgrade the database's tables, or show their revisions."""
 
 
 @db.command()
 @by_option
 def upgrade(by: Actor) -> None:
-    """Bring the tables of every plugin up to date.
+    """Upgrade the tables of every plugin.
 
-    Each plugin's migrations are one transaction; two of these at once wait for one another. One that needs a table on
-    which others work waits two seconds, lets them pass, and tries again, for about a minute; then it says who they are.
+    Each plugin's migrations are one transaction, and two upgrades at the same time wait for each other. A migration
+    that needs a locked table waits two seconds, lets other transactions run, and tries again, for about a minute; then
+    it names the processes that hold the locks.
     """
     from core.cli.surroundings import ledger
     from core.plugins import loading
@@ -44,7 +45,7 @@ def upgrade(by: Actor) -> None:
 @as_json
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
-    """Say how far the tables of every plugin are; exit status 1 if something is to be done."""
+    """Show the revision of every plugin's tables; exit status 1 if an upgrade is needed."""
     from core.cli.surroundings import looking
     from core.operations import tables
     from core.plugins import loading
@@ -70,10 +71,10 @@ def status(ctx: click.Context, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @by_option
 def drop_plugin(name: str, yes: bool, by: Actor) -> None:
-    """Drop the tables and all data of the plugin NAME, which has been taken away.
+    """Drop the tables and all data of the plugin NAME, which was uninstalled or disabled.
 
-    Refused while it is loaded here or by a process that is alive. A plugin that can still be imported takes its own
-    migrations back; of any other, all tables go whose names begin with its name. It is one transaction.
+    This is refused while the plugin is loaded here or in a live process. If the plugin can still be imported, its
+    migrations are downgraded; otherwise all tables whose names begin with its name are dropped. It is one transaction.
 
     \b
       rota db drop-plugin billing
@@ -90,14 +91,14 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
             shown = removal.plan(connection, registry, name)
         rows = [(table.name, "unknown" if table.rows is None else f"about {table.rows}") for table in shown.tables]
         print_table((Column("table"), Column("rows")), rows)
-        say("by taking its migrations back" if shown.by_downgrade else "by name, since it cannot be imported")
-        confirm(f"Drop these {len(rows)} tables and all that is in them?", is_given=yes, word=name)
+        say("by downgrading its migrations" if shown.by_downgrade else "by name, since it cannot be imported")
+        confirm(f"Drop these {len(rows)} tables and all their data?", is_given=yes, word=name)
         tables.drop(engine, registry, shown, by, say=warn)
     say(f"dropped the tables of {name}")
 
 
 def describe(before: "migrate.History") -> str:
-    """What an upgrade did, from what there was before it."""
+    """Describe an upgrade, from the history before it."""
     if before.is_current:
         return f"was up to date at {before.head}"
-    return f"brought from {before.current or 'nothing'} to {before.head}"
+    return f"upgraded from {before.current or 'nothing'} to {before.head}"

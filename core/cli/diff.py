@@ -1,4 +1,4 @@
-"""``rota diff``: what an upgrade to the code installed here would change in jobs, and for whose runs nobody is left."""
+"""``rota diff``: the changes of jobs between the last release and the code installed here, and runs without a job."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from core.plugins import loading
 @as_json
 @click.pass_context
 def diff(ctx: click.Context, as_json: bool) -> None:
-    """Say what changed in jobs since the last release that ran against this database.
+    """Show the changes of jobs since the last release that ran against this database.
 
     Compares the plugins installed here with the release that was alive last: jobs, their options and arguments. Counts
     the runs that wait, or are dead, for jobs that are not here, and those that wait with arguments that do not fit the
@@ -48,7 +48,7 @@ def lines(found: Difference) -> Iterator[str]:
         yield f"! {job}: {runs} in a form that does not fit it here; let workers of the old release finish them"
     for job, states in found.left_behind.items():
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
-        yield f"! {job}: {counts}, and the job is not installed here"
+        yield f"! {job}: {counts}, but the job is not installed here"
 
 
 def told(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""``rota drop``: end runs that wait, or are dead, for good."""
+"""``rota drop``: ends waiting or dead runs, so that they never run."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ from core.plugins import loading
 
 @click.command()
 @selecting
-@click.option("--state", type=click.Choice([str(state) for state in operations.DROPPABLE]), help="Those in this state.")
+@click.option("--state", type=click.Choice([str(state) for state in operations.DROPPABLE]), help="Runs in this state.")
 @doing
 @by_option
 @as_json
 def drop(
     dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool, state: str | None, **chosen: Any
 ) -> None:
-    """End runs that wait or are dead, for good: those with these IDs, or all that the options describe.
+    """Drop waiting or dead runs, so that they never run: runs with these IDs, or all that the options select.
 
-    They are dead afterwards, with the reason "dropped", and no bulk retry touches them. What is at work cannot be
-    dropped: it ends by itself, at its time limit at the latest.
+    A dropped run is dead with the reason "dropped", and a bulk retry leaves it out. A running run cannot be dropped: it
+    ends at its time limit at the latest.
 
     \b
       rota drop 4711

@@ -1,4 +1,4 @@
-"""``rota jobs``: what there is to run, and when next. Needs no server and no setting, but to tell what is paused."""
+"""``rota jobs``: the jobs and their next slots. It needs servers and settings only to show pauses."""
 
 import sys
 from datetime import datetime, timedelta
@@ -18,14 +18,14 @@ from core.operations.pauses import in_words
 from core.operations.wording import local, local_zone, span
 from core.plugins import loading
 
-#: Of a nearer slot, the year goes without saying.
+#: For a slot nearer than this, the year is not shown.
 WITHIN_THE_YEAR = timedelta(days=300)
 
 
 @click.command()
 @as_json
 def jobs(as_json: bool) -> None:
-    """List the jobs of all loaded plugins, with their schedules and their next slots, and what is paused.
+    """List the jobs of all loaded plugins, with their schedules, next slots and pauses.
 
     \b
       rota jobs
@@ -65,7 +65,7 @@ def jobs(as_json: bool) -> None:
 
 
 def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
-    """When a job runs next, as short as it can be for people; or why that cannot be told."""
+    """When a job runs next, as a short text; or why there is no such time."""
     if is_paused:
         return "paused"
     if job.schedule is None:
@@ -76,12 +76,12 @@ def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
 
 
 def pauses_if_told() -> list[Pause] | None:
-    """The pauses that are active; None where no ledger is named, or it cannot be asked, which is said on stderr."""
+    """The active pauses; None without a ledger. If it cannot be read, a warning goes to stderr."""
     try:
         with surroundings.looking() as engine, engine.connect() as connection:
             return pauses.active(connection)
     except SettingsError:
         return None
     except RotaError as error:
-        warn(f"what is paused is not known: {error}")
+        warn(f"the pauses are not known: {error}")
         return None

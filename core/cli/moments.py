@@ -1,4 +1,4 @@
-"""Spans of time on the command line, and times that are none as wrong usage."""
+"""Spans of time on the command line; an invalid time is wrong usage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ class Span(click.ParamType[timedelta]):
         except (ValueError, OverflowError):
             found = timedelta()
         if not found:
-            self.fail(f"{value!r} is not a span of time; expected such as 30m, 2h or 1d12h", param, ctx)
+            self.fail(f"{value!r} is not a span of time; expected a span such as 30m, 2h or 1d12h", param, ctx)
         return found
 
 
 @contextmanager
 def read() -> Iterator[None]:
-    """Times are read in it; one that is none is wrong usage of its option."""
+    """Turn BadTime in the block into wrong usage of its option."""
     try:
         yield
     except BadTime as error:

@@ -1,4 +1,4 @@
-"""``rota new-plugin``: a package to start from, with tests that pass as written."""
+"""``rota new-plugin``: creates a package with a new plugin, whose tests pass unchanged."""
 
 from collections.abc import Iterator
 from importlib.metadata import entry_points, version
@@ -21,10 +21,10 @@ SUFFIX = ".tmpl"
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where to write it; by default a folder of that name here.",
+    help="The folder to write to; by default a folder of that name here.",
 )
 def new_plugin(name: str, directory: Path | None) -> None:
-    """Write a package with the plugin NAME: a job, a table, a migration, tests and a README.
+    """Create a package with the plugin NAME: a job, a table, a migration, tests and a README.
 
     \b
       rota new-plugin billing
@@ -41,7 +41,7 @@ def new_plugin(name: str, directory: Path | None) -> None:
 
 
 def refuse_name(name: str) -> None:
-    """Raise PluginError for a name that no new plugin may have."""
+    """Raise PluginError for a name that is invalid or taken."""
     admission.refuse_bad_name(name)
     taken = {loading.CORE, *(point.name for point in entry_points(group=loading.GROUP))}
     if name in taken:
@@ -49,9 +49,9 @@ def refuse_name(name: str) -> None:
 
 
 def write(folder: Path, name: str) -> Iterator[Path]:
-    """Write every file of the package; yield each. Raises Problem rather than overwrite anything."""
+    """Write every file of the package; yield each. Raises Problem if a file would be overwritten."""
     if folder.exists() and any(folder.iterdir()):
-        raise Problem(f"{folder} is there and not empty; name another folder with --directory")
+        raise Problem(f"{folder} is not empty; give another folder with --directory")
     values = values_for(name)
     for template in sorted(TEMPLATES.rglob(f"*{SUFFIX}")):
         parts = template.relative_to(TEMPLATES).with_suffix("").parts
@@ -62,7 +62,7 @@ def write(folder: Path, name: str) -> Iterator[Path]:
 
 
 def values_for(name: str) -> dict[str, str]:
-    """What the templates leave open."""
+    """The values for the templates."""
     dashed = name.replace("_", "-").strip("-")
     return {
         "name": name,

@@ -1,4 +1,4 @@
-"""``rota orphans``: runs whose job was gone, and taking them up again."""
+"""``rota orphans``: lists runs whose job no live process had, and adopts them."""
 
 import click
 
@@ -18,8 +18,8 @@ from core.plugins import loading
 
 @click.group(cls=Group, invoke_without_command=True)
 @as_json
-@click.option("--job", metavar="JOB", help="Only of this job.")
-@click.option("--plugin", metavar="PLUGIN", help="Only of jobs that are or were this plugin's.")
+@click.option("--job", metavar="JOB", help="Only runs of this job.")
+@click.option("--plugin", metavar="PLUGIN", help="Only runs of this plugin's present or former jobs.")
 @click.pass_context
 def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | None) -> None:
     """List the runs that ended as orphaned because no live process had their job.
@@ -55,10 +55,10 @@ def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | No
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @by_option
 def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
-    """Take the orphans of JOB, or of all jobs of a plugin, up again.
+    """Adopt the orphans of JOB, or of all jobs of a plugin: restore their former states.
 
-    They must be known here, and to the processes that are alive. What waited waits again, and is run even if its slot
-    is long past; what was dead is dead again.
+    This process and a live process must have the jobs. A run that was waiting waits again, and runs however old its
+    slot is; a run that was dead is dead again.
 
     \b
       rota orphans adopt close-day
@@ -75,6 +75,6 @@ def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
             return
         for count in counts:
             say(f"{count.job}: {count.runs} that were {count.was}")
-        confirm(f"Take up these {sum(count.runs for count in counts)} runs again?", is_given=yes)
+        confirm(f"Adopt these {sum(count.runs for count in counts)} runs?", is_given=yes)
         adopted = sum(operations.adopt(engine, found, by) for found in wanted)
     say(f"adopted {adopted}")

@@ -1,4 +1,4 @@
-"""``rota pause``: have the jobs of a scope not started for a while."""
+"""``rota pause``: stops starting the jobs of a scope for a while."""
 
 from datetime import timedelta
 
@@ -16,9 +16,9 @@ from core.plugins import loading
 
 @click.command()
 @scopes.scope_options
-@click.option("--reason", metavar="TEXT", help="Why, for the others.")
-@click.option("--for", "lasting", type=moments.Span(), metavar="SPAN", help="It ends by itself after: 30m, 2h, 1d12h.")
-@click.option("--until", metavar="TIME", help="It ends by itself then: 18:00, 2026-11-23T18:00.")
+@click.option("--reason", metavar="TEXT", help="The reason, for other people.")
+@click.option("--for", "lasting", type=moments.Span(), metavar="SPAN", help="End it after this span: 30m, 2h, 1d12h.")
+@click.option("--until", metavar="TIME", help="End it at this time: 18:00, 2026-11-23T18:00.")
 @by_option
 def pause(
     job: str | None,
@@ -30,10 +30,10 @@ def pause(
     until: str | None,
     by: Actor,
 ) -> None:
-    """Have JOB, or all jobs of a queue or a plugin, not started until `rota resume`, or for a while.
+    """Stop starting JOB, or all jobs of a queue or a plugin, for a while or until `rota resume`.
 
-    Slots that come due meanwhile are recorded as skipped. Requested runs and retries wait, and go on by themselves
-    when the pause ends; what is at work ends its work. Jobs on the fast lane cannot be paused.
+    Slots that come due in the pause are recorded as skipped. Requested runs and retries wait, and start when the pause
+    ends; running runs finish. Jobs on the fast lane cannot be paused.
 
     \b
       rota pause close-day --reason "the bank is down" --for 2h
@@ -48,4 +48,4 @@ def pause(
     say(f"paused {scope} {f'until {local(begun.pause.until)}' if begun.pause.until else 'until it is resumed'}")
     if begun.on_fast_lane:
         fast = ", ".join(begun.on_fast_lane)
-        warn(f"not held, since they are on the fast lane (ledger=False): {fast}")
+        warn(f"not paused, since they are on the fast lane (ledger=False): {fast}")

@@ -1,4 +1,4 @@
-"""``rota pauses``: what is paused now."""
+"""``rota pauses``: lists the active pauses."""
 
 import click
 
@@ -13,7 +13,7 @@ from core.operations.wording import local, local_zone
 @click.command()
 @as_json
 def pauses(as_json: bool) -> None:
-    """List the pauses that are active.
+    """List the active pauses.
 
     \b
       rota pauses

@@ -1,4 +1,4 @@
-"""``rota plugins``: what is installed, and what came of loading it."""
+"""``rota plugins``: lists the installed plugins, and the outcome of loading each."""
 
 import click
 
@@ -12,9 +12,9 @@ from core.plugins import loading
 @click.command()
 @as_json
 def plugins(as_json: bool) -> None:
-    """List the plugins, loaded, disabled or broken, and why.
+    """List the plugins: loaded, disabled, or broken with the reason.
 
-    Listing succeeds even then; `rota check` is the one that says no.
+    The exit status is 0 even if a plugin is broken; `rota check` fails then.
     """
     found = operations.listed(loading.current())
     if as_json:
@@ -33,7 +33,7 @@ def plugins(as_json: bool) -> None:
 
 
 def in_a_row(plugin: Plugin) -> tuple[str, ...]:
-    """A plugin as a table tells it."""
+    """A plugin as a row of the table."""
     named = (plugin.name, plugin.distribution, plugin.version, plugin.state)
     newest = plugin.migrations[-1] if plugin.migrations else ""
     return (*named, str(len(plugin.jobs)), newest, plugin.error or "")

@@ -1,4 +1,4 @@
-"""What ``rota up`` and ``rota worker`` have in common: the programs that they start, and a guard beside them."""
+"""The common part of ``rota up`` and ``rota worker``: the programs that they start, and their guard."""
 
 import shutil
 import sys
@@ -11,13 +11,13 @@ from core.errors import RotaError
 from core.settings import Settings
 from core.supervisor.guard import Guard
 
-#: Connections that a worker process needs beside one for each thread.
+#: Connections that a worker process needs in addition to one per thread.
 SPARE_CONNECTIONS = 2
 
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
-    """A guard for as long as there may be something to guard."""
+    """A guard that ends when the block ends."""
     guard = Guard()
     try:
         yield guard
@@ -26,13 +26,13 @@ def guarded() -> Iterator[Guard]:
 
 
 def pool_size(threads: int) -> str:
-    """Enough connections for every thread."""
+    """The pool size that is enough for every thread."""
     default = Settings.model_fields["db_pool_size"].default
     return str(max(default, threads + SPARE_CONNECTIONS))
 
 
 def script(name: str) -> str:
-    """A command that was installed with us."""
+    """The path of a command that was installed with Rota."""
     ours = Path(sysconfig.get_path("scripts")) / name
     found = str(ours) if ours.exists() else shutil.which(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""``rota retry``: have dead runs tried again."""
+"""``rota retry``: retries dead runs."""
 
 from typing import Any
 
@@ -21,11 +21,10 @@ from core.plugins import loading
 @by_option
 @as_json
 def retry(dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool, **chosen: Any) -> None:
-    """Have dead runs tried again: those with these IDs, or all that the options describe.
+    """Retry dead runs: runs with these IDs, or all that the options select.
 
-    Each has all its retries before it again, keeps its id and what is on record of it, and runs however late it is.
-    What was dropped is left alone, unless it is named by id or by --reason dropped. Their jobs must be known here, and
-    to the processes that are alive.
+    Each run has all its retries again, keeps its id and history, and runs however late it is. Dropped runs are left
+    out, unless they are selected by id or by --reason dropped. This process and a live process must have their jobs.
 
     \b
       rota retry 4711

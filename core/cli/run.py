@@ -1,4 +1,4 @@
-"""``rota run``: have a job run now, and follow it if asked to."""
+"""``rota run``: runs a job now, and follows the run with ``--wait``."""
 
 import json
 import sys
@@ -40,16 +40,22 @@ class JsonObject(click.ParamType[dict[str, Any]]):
 
 @click.command()
 @click.argument("job")
-@click.option("--key", default="", help="Tells apart runs of one job that may go on side by side.")
-@click.option("--args", type=JsonObject(), metavar="JSON", help="The arguments, by name, as a JSON object.")
+@click.option(
+    "--key",
+    default="",
+    help="Runs of one job with different keys may run at the same time.",
+)
+@click.option("--args", type=JsonObject(), metavar="JSON", help="The arguments as a JSON object, by name.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end; exit status 0 only if it succeeded.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: follow it no longer.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: give up waiting after this."
+)
 @by_option
 def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: float | None, by: Actor) -> None:
-    """Have JOB run now, and print the id of its run. While the job is paused, the run waits.
+    """Run JOB now, and print the id of the run. While the job is paused, the run waits.
 
-    The run is a row in the ledger; a worker takes it from there, within a second and without Redis. What a job on the
-    fast lane (ledger=False) is sent leaves no row to follow, so it is refused here: send it a message from code.
+    The run is a row in the ledger; a worker takes it from there within a second, even without Redis. A job on the fast
+    lane (ledger=False) has no rows, so it is refused here: send it a message from code.
 
     \b
       rota run close-day --args '{"region": "uk"}' --wait
@@ -61,20 +67,20 @@ def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: fl
         requested = requests.request(engine, loading.current(), job, by, key=key, args=args)
         say(str(requested.run_id))
         for pause in requested.pauses:
-            warn(f"{job} is {in_words(pause)}; the run waits until that ends")
+            warn(f"{job} is {in_words(pause)}; the run waits for the end of that pause")
         if wait:
             follow(engine, requested.run_id, timeout)
 
 
 def follow(engine: Engine, run_id: int, timeout_seconds: float | None) -> None:
-    """Show how the run goes until it is over. Raises Problem unless it succeeded in time."""
+    """Show the run's state until it is over. Raises Problem unless it succeeded in time."""
     try:
         with status_line() as show:
             row = requests.follow(engine, run_id, timeout_seconds, show=lambda look: show(in_short(look)), warn=warn)
     except KeyboardInterrupt:
-        raise Problem(f"no longer following run {run_id}, which goes on: rota runs") from None
+        raise Problem(f"no longer following run {run_id}, which continues: see `rota runs`") from None
     if row.state not in FINAL:
-        raise Problem(f"run {run_id} is {row.state} after {timeout_seconds:g} s, and goes on: rota runs")
+        raise Problem(f"run {run_id} is {row.state} after {timeout_seconds:g} s, and continues: see `rota runs`")
     if row.state != State.SUCCEEDED:
         why = visible(": ".join(part for part in (row.reason, row.error) if part))
         raise Problem(f"run {run_id} is {row.state}: {why}" if why else f"run {run_id} is {row.state}")
@@ -83,7 +89,7 @@ def follow(engine: Engine, run_id: int, timeout_seconds: float | None) -> None:
 
 
 def in_short(row: history.Run) -> str:
-    """Where a run stands, in a line."""
+    """A run's state in one line."""
     attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
     doing = brief(row.progress) if row.state == State.RUNNING else row.reason or ""
     return visible(f"run {row.id}: {row.state}{attempt}{f' ({doing})' if doing else ''}")

@@ -1,4 +1,4 @@
-"""``rota runs``: what the ledger remembers, newest first."""
+"""``rota runs``: lists the runs in the ledger, newest first."""
 
 from collections.abc import Collection
 
@@ -18,8 +18,8 @@ from core.plugins import loading
 
 @click.command()
 @as_json
-@click.option("--job", metavar="JOB", help="Only of this job.")
-@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only in this state.")
+@click.option("--job", metavar="JOB", help="Only runs of this job.")
+@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only runs in this state.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
 def runs(as_json: bool, job: str | None, state: str | None, limit: int) -> None:
     """List the runs in the ledger, newest first.
@@ -39,7 +39,7 @@ def runs(as_json: bool, job: str | None, state: str | None, limit: int) -> None:
 
 
 def columns(zone: str) -> list[Column]:
-    """What a table of runs has, with times in ``zone``."""
+    """The columns of a table of runs, with times in ``zone``."""
     return [
         Column("id"),
         Column("job"),
@@ -54,7 +54,7 @@ def columns(zone: str) -> list[Column]:
 
 
 def row(run: Run, paused: Collection[Pause] = ()) -> tuple[str, ...]:
-    """A run as a line of the table; ``paused`` are the pauses that are active."""
+    """A run as a row of the table; ``paused`` are the active pauses."""
     took = span(run.finished_at - run.started_at) if run.started_at and run.finished_at else ""
     return (
         str(run.id),

@@ -1,4 +1,4 @@
-"""What a pause holds, as the command line names it: a job, a queue, a plugin, or everything."""
+"""The options that name the scope of a pause: a job, a queue, a plugin, or everything."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ from core.jobs.registry import EVERYTHING
 
 
 def scope_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` the options that name a scope."""
+    """Add the options that name a scope to ``command``."""
     options = [
         click.argument("job", required=False),
         click.option("--queue", metavar="QUEUE", help="All jobs on this queue."),
         click.option("--plugin", metavar="PLUGIN", help="All jobs of this plugin."),
-        click.option("--everything", is_flag=True, help="All jobs there are."),
+        click.option("--everything", is_flag=True, help="All jobs."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -22,7 +22,7 @@ def scope_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen(job: str | None, queue: str | None, plugin: str | None, everything: bool) -> str:
-    """The scope that was named. Raises click.UsageError unless it is one."""
+    """The scope that the options name. Raises click.UsageError unless it is exactly one."""
     given = {"job": job, "queue": queue, "plugin": plugin}
     named = [f"{kind}:{name}" for kind, name in given.items() if name is not None]
     named += [EVERYTHING] if everything else []

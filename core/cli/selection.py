@@ -1,4 +1,4 @@
-"""Which runs ``rota retry`` and ``rota drop`` are about, as options."""
+"""The options that select the runs of ``rota retry`` and ``rota drop``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,17 +9,17 @@ from core.operations.selection import Selection
 
 
 def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` what chooses runs: ids, and options for a filter."""
+    """Add the ids and the options that select runs to ``command``."""
     options = [
         click.argument("ids", nargs=-1, type=click.IntRange(min=1, max=2**63 - 1), metavar="[ID]..."),
-        click.option("--job", metavar="JOB", help="Those of this job."),
-        click.option("--plugin", metavar="PLUGIN", help="Those of this plugin's jobs."),
-        click.option("--queue", metavar="QUEUE", help="Those on this queue."),
-        click.option("--since", metavar="TIME", help="Those that ended, or were queued, since: 2h (ago), 03:00."),
-        click.option("--until", metavar="TIME", help="Those that ended, or were queued, before."),
-        click.option("--error", metavar="TEXT", help="Those whose error has this in it."),
-        click.option("--reason", metavar="REASON", help="Those with this reason, such as crashes."),
-        click.option("--limit", type=click.IntRange(min=1), help="The oldest of them, at most this many."),
+        click.option("--job", metavar="JOB", help="Runs of this job."),
+        click.option("--plugin", metavar="PLUGIN", help="Runs of this plugin's jobs."),
+        click.option("--queue", metavar="QUEUE", help="Runs on this queue."),
+        click.option("--since", metavar="TIME", help="Runs that ended (or were queued) since: 2h (ago), 03:00."),
+        click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before."),
+        click.option("--error", metavar="TEXT", help="Runs whose error contains this text."),
+        click.option("--reason", metavar="REASON", help="Runs with this reason, such as crashes."),
+        click.option("--limit", type=click.IntRange(min=1), help="At most this many runs, the oldest first."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -27,8 +27,8 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def selection(**chosen: Any) -> Selection:
-    """What the options describe. Raises click.UsageError if that is nothing, or two things."""
+    """The selection of the options. Raises click.UsageError for neither or both of ids and conditions."""
     found = Selection(**chosen)
     if not found.is_one_way:
-        raise click.UsageError("name runs by their ids, or choose them by --job, --queue, --reason or the like")
+        raise click.UsageError("give the runs' ids, or select runs by --job, --queue, --reason or another option")
     return found

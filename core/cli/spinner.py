@@ -1,4 +1,4 @@
-"""A line on the terminal that turns while something goes on."""
+"""A line with a spinner on the terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +9,6 @@ from rich.markup import escape
 
 @contextmanager
 def spinning() -> Iterator[Callable[[str], None]]:
-    """Show on stderr the line that was last handed in."""
+    """Show a spinner and a line on stderr; yields the function that sets the line."""
     with Console(stderr=True).status("") as status:
         yield lambda line: status.update(escape(line))

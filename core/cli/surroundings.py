@@ -1,4 +1,4 @@
-"""What a command finds around it: the settings, the servers that ``rota up`` left word of, and the ledger."""
+"""The environment of a command: the settings, the URLs that ``rota up`` wrote, and the ledger."""
 
 import os
 import shlex
@@ -14,19 +14,19 @@ from core.operations import connections
 from core.settings import Settings
 
 URLS = ("DATABASE_URL", "REDIS_URL")
-#: What ``rota up`` leaves; in local mode the mode, instead of a Redis.
+#: The variables that ``rota up`` writes; in local mode, SCHEDULER_MODE instead of REDIS_URL.
 LEFT = (*URLS, "SCHEDULER_MODE")
 DATA_FOLDER = Path(".rota")
-#: Where ``rota up`` leaves its URLs for commands in another terminal, inside its data folder.
+#: The file in the data folder to which ``rota up`` writes its URLs for commands in another terminal.
 ENV_FILE = "env"
-#: A command does not wait longer than this for a statement.
+#: The time-out of a command's statements.
 STATEMENT_TIMEOUT_SECONDS = 30
-#: The statements of ``rota check`` are short.
+#: The time-out of ``rota check``'s statements, which are short.
 CHECK_TIMEOUT_SECONDS = 5
 
 
 def write_env(folder: Path, urls: dict[str, str]) -> Path:
-    """Leave ``urls`` in ``folder`` for other commands, readable for us alone."""
+    """Write ``urls`` to ``folder`` for other commands, readable only for this user."""
     path = folder / ENV_FILE
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -36,7 +36,7 @@ def write_env(folder: Path, urls: dict[str, str]) -> Path:
 
 
 def read_env(folder: Path) -> dict[str, str]:
-    """The URLs that ``rota up`` left in ``folder``; none if there is no such file, or others could have written it."""
+    """The URLs that ``rota up`` wrote to ``folder``; empty without the file, or if other users can write it."""
     path = folder / ENV_FILE
     try:
         found = path.stat()
@@ -50,7 +50,7 @@ def read_env(folder: Path) -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with what ``rota up`` left in this folder if that contradicts nothing."""
+    """This process's environment, with the variables that ``rota up`` wrote if none of them is set."""
     left = read_env(DATA_FOLDER)
     given = {name: os.environ[name] for name in URLS if os.environ.get(name)}
     contradicted = any(left.get(name) != url for name, url in given.items())
@@ -58,13 +58,13 @@ def environment() -> dict[str, str]:
 
 
 def is_from_up() -> bool:
-    """Whether the URLs are those that ``rota up`` left in this folder."""
+    """Whether the URLs are those that ``rota up`` wrote in this folder."""
     left = read_env(DATA_FOLDER)
     return bool(left) and all(environment().get(name) == url for name, url in left.items())
 
 
 def source() -> str:
-    """Where the settings are from, in words."""
+    """The source of the settings, in words."""
     return f"those of {DATA_FOLDER / ENV_FILE}" if is_from_up() else "valid"
 
 
@@ -77,9 +77,9 @@ def configured() -> Settings:
 def ledger(
     rights: Mapping[str, str] = database.RIGHTS, *, statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS
 ) -> Iterator[Engine]:
-    """An engine for one command, closed afterwards; 0: its statements may take as long as they need.
+    """An engine for one command, closed afterwards; a time-out of 0 is none.
 
-    ``rights`` are those that the command takes. Raises what ``connections.explained`` raises.
+    ``rights`` are those that the command needs. Raises the errors of ``connections.explained``.
     """
     with (
         connections.ledger(configured(), "rota-cli", statement_timeout_seconds) as engine,
@@ -89,7 +89,7 @@ def ledger(
 
 
 def looking() -> AbstractContextManager[Engine]:
-    """An engine for a command that only looks."""
+    """An engine for a command that only reads."""
     return ledger(database.RIGHTS_TO_LOOK)
 
 
@@ -101,5 +101,5 @@ def checked_ledger(configured: Settings) -> AbstractContextManager[Engine]:
 def advice() -> str:
     """Where to look when a server cannot be reached."""
     if is_from_up():
-        return f"{DATA_FOLDER / ENV_FILE} names it, but it does not run: start it with `rota up`"
-    return "see that the server runs, and that DATABASE_URL and REDIS_URL are right"
+        return f"{DATA_FOLDER / ENV_FILE} names it, but it is not running: start it with `rota up`"
+    return "check that the server is running, and that DATABASE_URL and REDIS_URL are right"

@@ -1,6 +1,6 @@
-"""Tables: a row is a line. Where there is no room, the least important columns are left out, and names stay whole.
+"""Prints tables, one line per row. If they are too wide, the least important columns are left out; names stay whole.
 
-Where nobody watches (a pipe, a file) a row has all its cells, as they are, with a tab between them.
+In a pipe or a file a row has all its cells, unchanged, separated by tabs.
 """
 
 import shutil
@@ -18,12 +18,12 @@ GAP = "  "
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column, and how much it matters."""
+    """A column and its importance."""
 
     heading: str
-    #: 0: it is always shown; of the others, the greatest is left out first.
+    #: 0 if it is always shown; of the other columns, the one with the greatest rank is left out first.
     rank: int = 0
-    #: How narrow a text may become, which then ends in an ellipsis; None: it is whole or not there.
+    #: The least width to which a text may be cut, with an ellipsis; None if it must not be cut.
     least: int | None = None
 
 
@@ -39,7 +39,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, emp
 
 
 def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[str]:
-    """The table in ``room`` columns of a terminal, and what is not shown."""
+    """The lines of the table for a terminal of ``room`` columns, with a note about columns that are left out."""
     widths = fitted(columns, rows, room)
     heading = line([column.heading for column in columns], widths)
     left_out = [columns[at].heading for at, width in enumerate(widths) if not width and is_filled(rows, at)]
@@ -49,7 +49,7 @@ def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """How wide each column is; 0: it is left out."""
+    """The width of each column; 0 if it is left out."""
     full = [max(map(width_of, [column.heading, *(row[at] for row in rows)])) for at, column in enumerate(columns)]
     least = [min(wide, column.least or wide) for wide, column in zip(full, columns, strict=True)]
     kept = list(range(len(columns)))
@@ -65,7 +65,7 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) 
 
 
 def is_filled(rows: Sequence[Sequence[str]], at: int) -> bool:
-    """Whether there is anything in a column."""
+    """Whether a column has a cell that is not empty."""
     return any(row[at] for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""Where what a command says cannot be written, as to a full disk: a line and exit status 1, and no traceback."""
+"""If a command's output cannot be written, for example to a full disk, prints one line and exits with status 1."""
 
 import errno
 import os
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from core.cli import Problem
 
-#: What is not a reader that has left; for that, click ends quietly, with exit status 1.
+#: Errors other than a closed pipe, for which click exits with status 1 and no message.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Raises Problem where stdout takes nothing more."""
+    """Raise Problem if stdout cannot be written."""
     try:
         yield
     except OSError as error:
@@ -25,7 +25,7 @@ def told() -> Iterator[None]:
 
 
 def _give_up_stdout() -> None:
-    """Let what is still buffered go nowhere, or Python would try to write it once more as it ends."""
+    """Discard buffered output, which Python would otherwise try to write again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

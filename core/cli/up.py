@@ -1,4 +1,4 @@
-"""``rota up``: everything on this machine, under one supervisor."""
+"""``rota up``: runs everything on this machine, under one supervisor."""
 
 import os
 import shlex
@@ -26,14 +26,14 @@ from core.supervisor.programs import Command, Signals
 from core.supervisor.supervisor import Supervisor
 from core.supervisor.worker_channel import ChannelServer
 
-#: Servers end after everyone who uses them.
+#: Servers end after the processes that use them.
 SERVER_RANK = 1
-#: What the checks of the settings are given for a server that is yet to be started.
+#: Placeholders for the URLs of servers that have not been started, for the check of the settings.
 YET_TO_COME = {"DATABASE_URL": "postgresql:///rota", "REDIS_URL": "redis://localhost"}
 
 
 class CommandLine(click.ParamType[list[str]]):
-    """A command with its arguments, as a shell would read it."""
+    """A command with its arguments, parsed like a shell."""
 
     name = "command"
 
@@ -43,7 +43,7 @@ class CommandLine(click.ParamType[list[str]]):
         except ValueError as error:
             self.fail(f"{value!r} cannot be read: {error}", param, ctx)
         if not words or shutil.which(words[0]) is None:
-            self.fail(f"{value!r} names no program that can be run", param, ctx)
+            self.fail(f"{value!r} is not a program that can be run", param, ctx)
         return words
 
 
@@ -56,24 +56,24 @@ class CommandLine(click.ParamType[list[str]]):
     default=surroundings.DATA_FOLDER,
     show_default=True,
     metavar="DIR",
-    help="Where the embedded servers keep their data.",
+    help="The folder for the data of the embedded servers.",
 )
-@click.option("--also", type=CommandLine(), multiple=True, metavar="COMMAND", help="Run this, too; may be repeated.")
+@click.option("--also", type=CommandLine(), multiple=True, metavar="COMMAND", help="Also run this; may be repeated.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=1),
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="What jobs are given to end when everything stops.",
+    help="How long running jobs may take to finish at a stop.",
 )
 def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], ...], grace: float) -> None:
     """Start everything on this machine, and stop it with Ctrl-C.
 
-    For each of DATABASE_URL and REDIS_URL that is not set, a real server is started with its data in DIR, where they
-    survive. Then the tables are brought up to date, and workers and the scheduler are started, and started again if
-    they die. With SCHEDULER_MODE=local there are no Redis and no scheduler, and one worker process. All logs come to
-    this terminal. Ctrl-C waits for the jobs at work; a second one does not.
+    If DATABASE_URL or REDIS_URL is not set, a real server is started for it, which keeps its data in DIR. Then the
+    tables are upgraded, and workers and the scheduler are started, and restarted if they die. With SCHEDULER_MODE=local
+    there is one worker process, without Redis and without a scheduler. All logs go to this terminal. Ctrl-C waits for
+    running jobs; a second Ctrl-C does not.
 
     In another terminal, commands in the same folder find the servers by DIR/env, if DIR is .rota. `dramatiq` and
     `periodiq` never read that file.
@@ -92,7 +92,7 @@ def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], .
 
 
 def checked_settings() -> Settings:
-    """The settings, as far as they are given. Raises SettingsError."""
+    """The settings, with placeholders for missing URLs. Raises SettingsError."""
     given = {name: value for name, value in os.environ.items() if value}
     return settings.load({**YET_TO_COME, **given})
 
@@ -107,7 +107,7 @@ def run_everything(
     also: tuple[list[str], ...],
     grace: float,
 ) -> None:
-    """Start all there is, keep it running, and end it when asked to."""
+    """Start all programs, keep them running, and end them when asked to."""
     from core.operations import fitness
 
     is_local = configured.mode == "local"
@@ -121,7 +121,7 @@ def run_everything(
         environ.update(given_settings() | urls)
         stack.callback(surroundings.write_env(data, urls).unlink, missing_ok=True)
         if supervisor.run(Command("migrations", [script("rota"), "db", "upgrade"], environ)) and not signals.asked:
-            raise RotaError("the tables could not be brought up to date; see above")
+            raise RotaError("the tables could not be upgraded; see above")
         stack.callback(supervisor.stop, grace)
         configured = settings.load(environ)
         fitness.refuse_unfit(configured)
@@ -142,10 +142,10 @@ def run_everything(
 def start_servers(
     supervisor: Supervisor, guard: Guard, data: Path, stack: ExitStack, *, is_local: bool
 ) -> dict[str, str]:
-    """Start what is not given by the environment, to be stopped with ``stack``; return what names the servers.
+    """Start the servers that the environment does not name; ``stack`` stops them. Return the variables that name all.
 
-    A URL of this folder's own server, as a shell has after it read ``.rota/env``, gives nothing: the server is started.
-    Local mode has no Redis, and whoever reads the names is told so.
+    If a URL is that of this folder's own server, as in a shell that has read ``.rota/env``, that server is started too.
+    In local mode the variables have SCHEDULER_MODE instead of REDIS_URL.
     """
     urls = {"SCHEDULER_MODE": "local"} if is_local else {}
     servers: list[tuple[str, type[EmbeddedPostgres | EmbeddedRedis], signal.Signals]] = [
@@ -166,7 +166,7 @@ def start_servers(
 
 
 def is_own(server: EmbeddedPostgres | EmbeddedRedis, url: str) -> bool:
-    """Whether ``url`` is that of ``server``, as far as its folder tells before a start."""
+    """Whether ``url`` is that of ``server``, judged by its folder before it is started."""
     with suppress(EmbeddedServerError):
         return server.url == url
     return False
@@ -179,18 +179,18 @@ def end_server(server: EmbeddedServer, guard: Guard) -> None:
 
 
 def given_settings() -> dict[str, str]:
-    """The settings that the environment has."""
+    """The settings in the environment."""
     return {name: os.environ[name] for name in settings.names() if os.environ.get(name)}
 
 
 def clear(folder: Path) -> None:
-    """Make ``folder`` an empty one: the metrics of processes that are no more would be counted again."""
+    """Empty ``folder``, so that the metrics of ended processes are not counted again."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
 
 
 def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
-    """Say what is where; no passwords."""
+    """Print the addresses of everything, without passwords."""
     lines = [f"{name:13} {without_password(url)}" for name, url in urls.items()]
     if configured.metrics_port:
         lines.append(f"{'metrics':13} http://{reachable(configured.metrics_host)}:{configured.metrics_port}/metrics")
@@ -199,7 +199,7 @@ def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
 
 
 def hint(data: Path) -> str:
-    """How to use the command line in a second terminal."""
+    """The command to use in a second terminal."""
     rota = "rota" if shutil.which("rota") else os.path.relpath(script("rota"))
     if data == surroundings.DATA_FOLDER:
         return f"{rota} runs (in another terminal, in {Path.cwd()})"

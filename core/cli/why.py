@@ -1,4 +1,4 @@
-"""``rota why``: what became of a job at a certain time, in sentences for an operator."""
+"""``rota why``: explains why a job did or did not run at a certain time, in sentences for an operator."""
 
 import click
 
@@ -12,15 +12,15 @@ from core.plugins import loading
 @click.command()
 @click.argument("job")
 @click.option("--at", "time", required=True, metavar="TIME", help="03:00, 2026-11-23T03:00, or with an offset.")
-@click.option("--key", default="", help="The key of the runs asked for, if they have one.")
+@click.option("--key", default="", help="The key of the runs, if they have one.")
 @as_json
 @click.pass_context
 def why(ctx: click.Context, job: str, time: str, key: str, as_json: bool) -> None:
-    """Say what became of JOB at a certain time, and why.
+    """Explain why JOB did or did not run at a certain time.
 
-    TIME is a time of day, which means its newest occurrence, or a date and time in ISO 8601. Without an offset it is
-    read on the clock of the job's own time zone; without seconds it is the whole minute. Exit status 0 if what was due
-    then ran and succeeded, 1 otherwise.
+    TIME is a time of day, which means its newest occurrence, or a date and time in ISO 8601. Without an offset it is in
+    the job's own time zone; without seconds it means the whole minute. Exit status 0 if the slot or the requested runs
+    of that time ran and succeeded, 1 otherwise.
 
     \b
       rota why close-day --at 03:00

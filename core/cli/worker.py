@@ -1,4 +1,4 @@
-"""``rota worker``: worker processes under a supervisor of ours, each on its own, so that none ends with another."""
+"""``rota worker``: runs worker processes under a supervisor; each is independent, so the others survive its end."""
 
 import os
 import sys
@@ -25,40 +25,39 @@ DEFAULT_PROCESSES = 2
 
 
 class Queue(click.ParamType[str]):
-    """The name of a queue that some job is on."""
+    """The name of a queue that a loaded job uses."""
 
     name = "queue"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         known = {job.queue for job in loading.current()}
         if value not in known:
-            self.fail(
-                f"unknown queue {value!r}{suggestion(value, known)}; no job of a loaded plugin is on it", param, ctx
-            )
+            self.fail(f"unknown queue {value!r}{suggestion(value, known)}; no loaded job uses it", param, ctx)
         return value
 
 
 @click.command()
 @click.option("--processes", type=click.IntRange(1, 64), help="Worker processes.  [default: 2; 1 in local mode]")
 @click.option("--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads in each of them.")
-@click.option("-Q", "--queue", "queues", type=Queue(), multiple=True, help="Take this queue only; may be repeated.")
+@click.option("-Q", "--queue", "queues", type=Queue(), multiple=True, help="Only this queue; may be repeated.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=1),
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="What jobs are given to end when the worker stops.",
+    help="How long running jobs may take to finish at a stop.",
 )
 def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: float) -> None:
-    """Work on runs, in processes that are started again when they die.
+    """Run jobs in worker processes, which are restarted when they die.
 
-    Each process is a Dramatiq worker on its own: when one dies, the others go on. One that has worked on
-    ROTA_MAX_MESSAGES_PER_PROCESS messages, or holds more memory than ROTA_MAX_MEMORY_MB, is replaced by a new one and
-    ends when it has finished. With SCHEDULER_MODE=local it is one process, which needs neither Redis nor a scheduler.
+    Each process is an independent Dramatiq worker: when one dies, the others go on. A process that has worked on
+    ROTA_MAX_MESSAGES_PER_PROCESS messages, or uses more memory than ROTA_MAX_MEMORY_MB, is replaced by a new one and
+    ends when its runs are finished. With SCHEDULER_MODE=local there is one process, which needs neither Redis nor a
+    scheduler.
 
-    SIGTERM or Ctrl-C has jobs at work finish within the grace; what does not is handed back and taken up elsewhere. A
-    second one does not wait.
+    After SIGTERM or Ctrl-C, running jobs have the grace to finish; runs that do not finish are released, and another
+    worker takes them. A second signal does not wait.
 
     \b
       rota worker --processes 4 --threads 8
@@ -86,7 +85,7 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
 
 
 def work(supervisor: Supervisor, commands: Sequence[Command], signals: Signals, guard: Guard, grace: float) -> None:
-    """Keep all of it running until asked to stop."""
+    """Keep the commands running until asked to stop."""
     try:
         for command in commands:
             if not signals.asked:
@@ -116,9 +115,9 @@ def workers(
     queues: Sequence[str] = (),
     grace: float = 60,
 ) -> Iterator[Worker]:
-    """The worker processes. None serves metrics: ``metrics_server`` does, for all."""
+    """The worker processes. They do not serve metrics; ``metrics_server`` does this for all of them."""
     only = ["--queues", *queues] if queues else []
-    for_jobs = max(grace - 5, grace / 2)  # workers that give up in time can still hand back their runs
+    for_jobs = max(grace - 5, grace / 2)  # workers that stop waiting in time can still release their runs
     if configured.mode == "local":
         words = [sys.executable, "-m", "core.worker.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
     else:
@@ -131,6 +130,6 @@ def workers(
 
 
 def metrics_server(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:
-    """What serves the metrics of all processes, unless they are turned off."""
+    """The command that serves the metrics of all processes, unless metrics are turned off."""
     if configured.metrics_port:
         yield Command("metrics", [sys.executable, "-m", "core.observability.metrics_server"], environ)

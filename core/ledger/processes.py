@@ -103,7 +103,7 @@ RECOVER = text(f"""
     UPDATE rota_runs SET
         state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
         reason = CASE WHEN crashes + 1 >= :max_crashes THEN 'crashes' ELSE 'worker died' END,
-        error = format('worker %s died or fell silent during attempt %s', worker, attempt),
+        error = format('worker %s died or sent no heartbeat during attempt %s', worker, attempt),
         crashes = crashes + 1, process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
         finished_at = CASE WHEN crashes + 1 >= :max_crashes THEN clock_timestamp() END
     WHERE id IN (

@@ -1,1 +1,1 @@
-"""What people ask and do, for the command line and for HTTP alike."""
+"""Queries and operations of people, used by the command line and by HTTP."""

@@ -1,4 +1,4 @@
-"""The audit: who did what by hand."""
+"""The audit: actions of people, and who did them."""
 
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from core.operations.shape import Instant, Shape
 
 
 class Entry(Shape):
-    """Something that was done by hand."""
+    """One action of a person."""
 
     id: int
     at: Instant

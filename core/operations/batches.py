@@ -1,7 +1,7 @@
-"""Doing something to many runs in batches.
+"""Changes many runs in batches.
 
-Each batch is a transaction of its own with its part of the audit, so that an interruption leaves a whole number of
-batches, and it is known how many runs that were.
+Each batch is its own transaction with its part of the audit. So an interruption leaves whole batches, and the number of
+changed runs is known.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from core.ledger.audit import Actor
 
 @dataclass(slots=True)
 class Batches:
-    """The transactions of one deed, which have one entry in the audit between them."""
+    """The transactions of one operation, which share one entry in the audit."""
 
     engine: Engine
     actor: Actor
     action: audit.Action
     target: str
     details: dict[str, Any] = field(default_factory=dict)
-    #: To how many runs it was done.
+    #: How many runs have been changed.
     done: int = 0
     _entry: int | None = None
 
     def do(self, act: Callable[[Connection], int]) -> int:
-        """Do one batch; return to how many runs it was done."""
+        """Run ``act`` as one batch; return how many runs it changed."""
         with self.engine.begin() as connection:
             count = act(connection)
             entry = self._account(connection, count)

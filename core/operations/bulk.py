@@ -1,4 +1,4 @@
-"""Retrying and dropping many runs: planned first, and carried out batch by batch, at a steady rate, until stopped."""
+"""Retries and drops many runs: first a plan, then batch by batch, at a steady rate, until it is stopped."""
 
 import threading
 import time
@@ -24,14 +24,14 @@ from core.operations.runs import Run
 from core.operations.selection import Selection
 from core.operations.shape import Shape
 
-#: How many runs are changed in one transaction.
+#: The most runs that one transaction changes.
 BATCH = 500
 #: How many runs are shown before they are changed, and afterwards.
 SHOWN = 20
 
 
 class Retried(Shape):
-    """What came of a retry, and the first of the runs as they are now."""
+    """The outcome of a retry, and the first of the runs as they are now."""
 
     matched: int
     retried: int
@@ -39,7 +39,7 @@ class Retried(Shape):
 
 
 class Dropped(Shape):
-    """What came of a drop, and the first of the runs as they are now."""
+    """The outcome of a drop, and the first of the runs as they are now."""
 
     matched: int
     dropped: int
@@ -47,7 +47,7 @@ class Dropped(Shape):
 
 
 class Act(Protocol):
-    """What is done to runs, in the caller's transaction; returns to how many it was done."""
+    """The change of runs, in the caller's transaction; returns how many it changed."""
 
     def __call__(self, connection: Connection, run_ids: Sequence[int]) -> int:
         """Do it."""
@@ -55,26 +55,26 @@ class Act(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done to runs, and how it is spoken of."""
+    """The planned change of runs, and the words for it."""
 
-    #: ``retry`` and ``retried``, say.
+    #: For example ``retry`` and ``retried``.
     verb: audit.Action
     done: str
     act: Act
     actor: Actor
     target: str
     criteria: dict[str, str]
-    #: The id, job, state and reason of each run that is meant.
+    #: The id, job, state and reason of each selected run.
     runs: Sequence[Row[Any]]
 
     @property
     def run_ids(self) -> list[int]:
-        """Whom it is to be done to."""
+        """The ids of the selected runs."""
         return [run.id for run in self.runs]
 
 
 def plan_retry(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
-    """Have dead runs tried again. Raises what ``Selection.runs`` raises, and SelectionError for a job nobody has."""
+    """Plan a retry of dead runs. Raises the errors of ``Selection.runs``, and SelectionError for an unknown job."""
     runs = selection.runs(connection, registry, operations.RETRIABLE)
     jobs = [registry.job(name) for name in sorted({run.job for run in runs})]
     refuse_unknown_to_the_fleet(connection, jobs)
@@ -86,7 +86,7 @@ def plan_retry(connection: Connection, registry: Registry, selection: Selection,
 
 
 def plan_drop(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
-    """End runs that wait or are dead, for good. Raises what ``Selection.runs`` raises."""
+    """Plan a drop of waiting or dead runs. Raises the errors of ``Selection.runs``."""
     states = (State(selection.state),) if selection.state is not None else operations.DROPPABLE
     runs = selection.runs(connection, registry, states)
     jobs = sorted({run.job for run in runs})
@@ -101,12 +101,12 @@ def carry_out(
     stop: threading.Event | None = None,
     advance: Callable[[int], object] = lambda _count: None,
 ) -> int:
-    """Do it to all runs of ``plan``, at most ``rate`` a second; return to how many it was done.
+    """Change all runs of ``plan``, at most ``rate`` per second; return how many were changed.
 
-    ``advance`` is told after each batch how many it was of. Raises IncompleteError if ``stop`` or PostgreSQL ended it.
+    ``advance`` is called with the size of each batch. Raises IncompleteError if ``stop`` or PostgreSQL ended it early.
     """
     stop, run_ids = stop or threading.Event(), plan.run_ids
-    details = {"ids": None if plan.criteria else run_ids, **plan.criteria}  # the ids only where somebody named them
+    details = {"ids": None if plan.criteria else run_ids, **plan.criteria}  # the ids only if a person gave them
     batches = Batches(engine, plan.actor, plan.verb, plan.target, details)
     try:
         for batch in paced(run_ids, rate, stop):
@@ -116,12 +116,12 @@ def carry_out(
         told = database.brief(error)
         raise IncompleteError(f"{plan.done} {batches.done} of {len(run_ids)}, then: {told}") from error
     if stop.is_set():
-        raise IncompleteError(f"stopped: {plan.done} {batches.done} of {len(run_ids)}; the others are as they were")
+        raise IncompleteError(f"stopped: {plan.done} {batches.done} of {len(run_ids)}; the others are unchanged")
     return batches.done
 
 
 def paced(run_ids: Sequence[int], rate: float | None, stop: threading.Event) -> Iterator[list[int]]:
-    """``run_ids`` in batches, no more of them per second than ``rate``, until ``stop``."""
+    """Yield ``run_ids`` in batches, at most ``rate`` ids per second, until ``stop`` is set."""
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
     began, taken, ids = time.monotonic(), 0, iter(run_ids)
     while (batch := list(islice(ids, size))) and not stop.is_set():
@@ -138,6 +138,6 @@ def first(connection: Connection, plan: Plan) -> list[Run]:
 
 
 def outcome(connection: Connection, plan: Plan, done: int) -> Retried | Dropped:
-    """What came of ``plan``."""
+    """The outcome of ``plan``."""
     told = {"matched": len(plan.runs), plan.done: done, "runs": first(connection, plan)}
     return (Retried if plan.verb == "retry" else Dropped).model_validate(told)

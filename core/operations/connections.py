@@ -1,4 +1,4 @@
-"""A connection to the ledger for one question or deed, and what an error of PostgreSQL means."""
+"""A connection to the ledger for one query or operation, and messages for PostgreSQL's errors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from core.settings import Settings
 
 @contextmanager
 def ledger(configured: Settings, application: str, statement_timeout_seconds: float) -> Iterator[Engine]:
-    """An engine on the ledger, closed afterwards; 0: its statements may take as long as they need.
+    """An engine on the ledger, closed afterwards; a time-out of 0 is none.
 
     ``application`` is the name under which PostgreSQL lists its connections.
     """
@@ -36,9 +36,9 @@ def ledger(configured: Settings, application: str, statement_timeout_seconds: fl
 
 @contextmanager
 def explained(engine: Engine, advice: str, rights: Mapping[str, str] = database.RIGHTS) -> Iterator[None]:
-    """Say in it what an error of PostgreSQL means and what to do, in a line without secrets.
+    """Replace PostgreSQL's errors in the block by one line that says what to do, without secrets.
 
-    ``advice`` is where to look when the server cannot be reached. Raises HiddenLedger, NotMigrated or LedgerError.
+    ``advice`` says where to look when the server cannot be reached. Raises HiddenLedger, NotMigrated or LedgerError.
     """
     try:
         yield
@@ -47,7 +47,7 @@ def explained(engine: Engine, advice: str, rights: Mapping[str, str] = database.
             with engine.connect() as connection:
                 whereabouts.refuse_hidden(connection)
             raise NotMigrated("the database is not migrated: run `rota db upgrade`") from error
-        if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # a code is a server's
-            said = f"PostgreSQL cannot be reached: {database.brief(error)}; {advice}; `rota check` tells more"
+        if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # no answer of a server
+            said = f"PostgreSQL cannot be reached: {database.brief(error)}; {advice}; `rota check` says more"
             raise LedgerError(said) from error
         raise LedgerError(f"PostgreSQL refused: {database.brief(error, rights)}") from error

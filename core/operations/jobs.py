@@ -1,4 +1,4 @@
-"""Jobs: what there is to run, when next, and what is paused."""
+"""Jobs: their schedules, next slots and pauses."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -31,17 +31,17 @@ class Job(Shape):
     misfire: str
     misfire_cap: int
     ledger: bool
-    #: None: not known.
+    #: None if the ledger could not be read.
     pauses: list[Pause] | None
 
 
 def listed(registry: Registry, active: Sequence[rows.Pause] | None, now: datetime) -> list[Job]:
-    """Every job; ``active`` are the pauses there are, if that is known."""
+    """Every job; ``active`` are the active pauses, or None if they are not known."""
     return [shape(registry, job, active, now) for job in registry]
 
 
 def shape(registry: Registry, job: declared.Job, active: Sequence[rows.Pause] | None, now: datetime) -> Job:
-    """A job as JSON tells it."""
+    """A job as JSON."""
     held = None if active is None else holding(registry, job, active)
     return Job(
         name=job.name,
@@ -63,7 +63,7 @@ def shape(registry: Registry, job: declared.Job, active: Sequence[rows.Pause] | 
 
 
 def holding(registry: Registry, job: declared.Job, active: Sequence[rows.Pause]) -> list[rows.Pause]:
-    """Those of the ``active`` pauses that hold a job; the fast lane is held by none."""
+    """Those of the ``active`` pauses that cover a job; none covers the fast lane."""
     return rows.of_scopes(active, scopes.of_job(registry, job.name)) if job.ledger else []
 
 

@@ -1,4 +1,4 @@
-"""Orphans: the runs whose job was gone, and taking them up again."""
+"""Orphans: runs whose job no live process had, and their adoption."""
 
 from collections.abc import Collection
 
@@ -17,7 +17,7 @@ RUNS_SHOWN = 50
 
 
 class Count(Shape):
-    """How many runs of a job were orphaned for one reason, and what they were."""
+    """How many runs of a job were orphaned for one reason, from one state."""
 
     job: str
     reason: str | None
@@ -27,20 +27,20 @@ class Count(Shape):
 
 
 class Orphan(Run):
-    """A run that was orphaned, and what it was before."""
+    """An orphaned run, and its former state."""
 
     former_state: str | None
 
 
 class Orphans(Shape):
-    """All orphans counted, and the newest of them."""
+    """The numbers of orphans, and the newest ones."""
 
     counts: list[Count]
     runs: list[Orphan]
 
 
 def found(connection: Connection, registry: Registry, *, job: str | None = None, plugin: str | None = None) -> Orphans:
-    """The orphans of a job, or of jobs that are or were a plugin's, or all. Raises UnknownJob."""
+    """The orphans of a job, of a plugin's present and former jobs, or all. Raises UnknownJob."""
     if job is not None:
         refuse_unknown(connection, registry, job)
     jobs = selected(connection, job, plugin)
@@ -50,7 +50,7 @@ def found(connection: Connection, registry: Registry, *, job: str | None = None,
 
 
 def selected(connection: Connection, job: str | None, plugin: str | None) -> Collection[str] | None:
-    """The jobs that are named; None: all."""
+    """The selected jobs; None for all."""
     if plugin is None:
         return None if job is None else [job]
     of_plugin = jobs_of(connection, plugin)
@@ -58,13 +58,13 @@ def selected(connection: Connection, job: str | None, plugin: str | None) -> Col
 
 
 def jobs_of(connection: Connection, plugin: str) -> set[str]:
-    """The jobs with orphans that are ``plugin``'s, or were in the last release that had them."""
+    """The jobs with orphans that belong to ``plugin`` here, or did in the last release that had them."""
     jobs = [count.job for count in orphans.counts(connection)]
     return {job for job, owner in releases.last_owners(connection, jobs).items() if owner == plugin}
 
 
 def adoptable(connection: Connection, registry: Registry, *, job: str | None, plugin: str | None) -> list[Job]:
-    """The job, or the jobs of a plugin, as they are known here and to the processes that are alive.
+    """The job, or the jobs of a plugin, if this process and a live process have them.
 
     Raises UnknownJob, PluginError or SelectionError.
     """
@@ -74,7 +74,7 @@ def adoptable(connection: Connection, registry: Registry, *, job: str | None, pl
 
 
 def jobs_of_loaded(registry: Registry, plugin: str) -> list[Job]:
-    """The jobs of a plugin that is loaded here. Raises PluginError."""
+    """The jobs of a plugin that this process has loaded. Raises PluginError."""
     loaded = {found.name: found for found in registry.plugins if found.state == "loaded"}
     if plugin not in loaded:
         raise PluginError(f"plugin {plugin!r} is not loaded here{suggestion(plugin, loaded)}; see `rota plugins`")
@@ -82,21 +82,21 @@ def jobs_of_loaded(registry: Registry, plugin: str) -> list[Job]:
 
 
 def refuse_unknown_to_the_fleet(connection: Connection, jobs: list[Job]) -> None:
-    """Raise SelectionError for a job that would be orphaned again at once; nobody needs to be alive."""
+    """Raise SelectionError for a job that no live process has; without live processes every job is allowed."""
     fleet = releases.fleet(connection)
     unknown = [job.name for job in jobs if not fleet.knows(job.name)]
     if unknown and fleet.queues_of:
         named = ", ".join(unknown)
-        raise SelectionError(f"no process that is alive has {named}: restart the workers with the plugin first")
+        raise SelectionError(f"no live process has {named}: restart the workers with the plugin first")
 
 
 def counts(connection: Connection, jobs: Collection[Job]) -> list[Count]:
-    """How many orphans there are of ``jobs``."""
+    """The numbers of orphans of ``jobs``."""
     return [Count.model_validate(count) for count in orphans.counts(connection, [job.name for job in jobs])]
 
 
 def adopt(engine: Engine, job: Job, actor: Actor) -> int:
-    """Take all orphans of ``job`` up again, batch by batch; return how many."""
+    """Adopt all orphans of ``job``, batch by batch; return how many."""
     batches = Batches(engine, actor, "orphans adopt", job.name)
     while batches.do(lambda connection: len(orphans.adopt(connection, job))):
         pass

@@ -1,4 +1,4 @@
-"""Pauses: what is paused, and having a scope's jobs not started for a while."""
+"""Pauses: lists them, and begins and ends the pause of a scope's jobs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,24 +27,24 @@ class Pause(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A pause that has begun, and the jobs of its scope that it does not hold."""
+    """A new pause, and the jobs of its scope that it does not cover."""
 
     pause: Pause
     on_fast_lane: list[str]
 
 
 def active(connection: Connection) -> list[Pause]:
-    """The pauses there are now, the oldest first."""
+    """The active pauses, oldest first."""
     return [Pause.model_validate(pause) for pause in pauses.active(connection)]
 
 
 def of_job(connection: Connection, registry: Registry, job: str) -> list[pauses.Pause]:
-    """The pauses that hold ``job`` now."""
+    """The active pauses that cover ``job``."""
     return pauses.of_scopes(pauses.active(connection), scopes.of_job(registry, job))
 
 
 def in_words(pause: pauses.Pause, at: Callable[[datetime], str] = local) -> str:
-    """``paused by ann since … until …: the bank is down``; a pause of more than a job says of what."""
+    """``paused by ann since … until …: the bank is down``; for a scope other than a job it names the scope."""
     what = "" if pause.scope.startswith("job:") else f" ({pause.scope})"
     until = f" until {at(pause.until)}" if pause.until else ""
     reason = f": {pause.reason}" if pause.reason else ""
@@ -61,7 +61,7 @@ def begin(
     lasting: timedelta | None = None,
     until: str | None = None,
 ) -> Begun:
-    """Pause ``scope``, once the caller's transaction commits: for ``lasting``, or to a time of this machine's clock.
+    """Pause ``scope`` when the caller's transaction commits, for ``lasting`` or ``until`` a local time.
 
     Raises UnknownJob, PauseError or BadTime.
     """
@@ -74,29 +74,29 @@ def begin(
 
 
 def end_of(now: datetime, lasting: timedelta | None, until: str | None) -> datetime | None:
-    """When the pause ends, if that is known. Raises BadTime."""
+    """When the pause ends; None if it has no end. Raises BadTime."""
     if until is not None:
         return times.future(until, now, "until")
     try:
         return now + lasting if lasting is not None else None
     except OverflowError:
-        raise BadTime("that is further away than there are dates", "for") from None
+        raise BadTime("that is after the last date that there is", "for") from None
 
 
 def refuse_fast_lane(registry: Registry, scope: str) -> None:
-    """Raise PauseError for a job that no pause can hold."""
+    """Raise PauseError for a job of the fast lane, which cannot be paused."""
     job = registry.jobs.get(scope.removeprefix("job:")) if scope.startswith("job:") else None
     if job is not None and not job.ledger:
         raise PauseError(
-            f"job {job.name!r} is on the fast lane (ledger=False): it runs without asking the ledger, so no pause "
-            "holds it; stop the workers of its queue instead"
+            f"job {job.name!r} is on the fast lane (ledger=False): it does not use the ledger, so it cannot be "
+            "paused; stop the workers of its queue instead"
         )
 
 
 def end(connection: Connection, registry: Registry, scope: str, actor: Actor) -> list[pauses.Pause]:
-    """End the pause of ``scope``, once the caller's transaction commits; return the pauses that still hold it.
+    """End the pause of ``scope`` when the caller's transaction commits; return the pauses that still cover it.
 
-    Raises PauseError if there is none, saying which one holds it.
+    Raises PauseError if ``scope`` itself is not paused; the message names the pause that covers it.
     """
     before = pauses.active(connection)
     ended = pauses.end(connection, scope)
@@ -107,17 +107,17 @@ def end(connection: Connection, registry: Registry, scope: str, actor: Actor) ->
 
 
 def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str:
-    """That ``scope`` is not paused, and what is."""
+    """The message that ``scope`` is not paused, with the scopes that are."""
     for wider in holding(registry, scope, found):
         how = scopes.as_option(wider.scope)
-        return f"{scope} is not paused by itself, but held by the pause of {wider.scope}: `rota resume {how}` ends it"
+        return f"{scope} is not paused itself, but by the pause of {wider.scope}: `rota resume {how}` ends it"
     if found and scope == EVERYTHING:
-        return f"no pause of everything is active, but of {', '.join(pause.scope for pause in found)}"
-    return f"{scope} is not paused; `rota pauses` lists what is"
+        return f"everything is not paused; the active pauses are of {', '.join(pause.scope for pause in found)}"
+    return f"{scope} is not paused; `rota pauses` lists the pauses"
 
 
 def holding(registry: Registry, scope: str, found: list[pauses.Pause]) -> list[pauses.Pause]:
-    """The pauses of other scopes that hold a job which is named by ``scope``; of a wider one, that of everything."""
+    """The pauses that cover the job named by ``scope``; for another scope, the pause of everything."""
     job = scope.removeprefix("job:")
     wider = registry.scopes.get(job, (EVERYTHING,)) if scope.startswith("job:") else (EVERYTHING,)
     return [pause for pause in pauses.of_scopes(found, wider) if pause.scope != scope]

@@ -1,4 +1,4 @@
-"""Plugins: what is installed, and what came of loading it."""
+"""Plugins: the installed ones, and the outcome of loading each."""
 
 from core.jobs import registry as loaded
 from core.jobs.registry import Registry
@@ -13,7 +13,7 @@ class Plugin(Shape):
     version: str
     state: str
     jobs: list[str]
-    #: The names of its revisions' files, in order; how far the database is, ``rota db status`` tells.
+    #: The file names of its revisions, in order; ``rota db status`` shows the database's revision.
     migrations: list[str]
     error: str | None
 
@@ -24,7 +24,7 @@ def listed(registry: Registry) -> list[Plugin]:
 
 
 def shape(plugin: loaded.Plugin) -> Plugin:
-    """A plugin as JSON tells it."""
+    """A plugin as JSON."""
     return Plugin(
         name=plugin.name,
         distribution=plugin.distribution,

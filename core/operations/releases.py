@@ -1,4 +1,4 @@
-"""Releases: what an upgrade to the code installed here would change in jobs, and for whose runs nobody is left."""
+"""Releases: the changes of jobs between the last release and the code installed here, and runs without a job."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,27 +16,27 @@ MOST_JUDGED = 10_000
 
 
 class Difference(Shape):
-    """What is different here from the last release that ran."""
+    """The difference between the code here and the last release that ran."""
 
     added: list[str]
     removed: list[str]
-    #: Each changed job with its changed fields: what they were, and what they are here.
+    #: Each changed job with its changed fields: the old and the new value.
     changed: dict[str, dict[str, list[Any]]]
     #: Each job with how many of its waiting runs have arguments that do not fit it as it is here; see ``MOST_JUDGED``.
     misfits: dict[str, int]
-    #: Each job that is not here with how many of its runs wait or are dead, by state.
+    #: Each job that is missing here, with the number of its waiting or dead runs, by state.
     left_behind: dict[str, dict[str, int]]
     #: Whether no release has run against this database yet.
     is_first: bool
 
     @property
     def is_harmless(self) -> bool:
-        """Whether nothing is removed, and nothing waits for what is not here."""
+        """Whether no job is removed, and no run is waiting for a missing job."""
         return not self.removed and not self.left_behind and not self.misfits
 
 
 def compare(connection: Connection, registry: Registry) -> Difference:
-    """The jobs of ``registry`` beside those of the release that was alive last."""
+    """Compare the jobs of ``registry`` with those of the last release that was alive."""
     here, last = releases.of(registry), releases.last(connection)
     before = last or here
     return Difference(
@@ -92,7 +92,7 @@ def misfits(connection: Connection, registry: Registry) -> dict[str, int]:
 
 
 def left_behind(connection: Connection, here: Release) -> dict[str, dict[str, int]]:
-    """How many runs wait or are dead, by state, of each job that is not here."""
+    """The number of waiting or dead runs, by state, of each job that is missing here."""
     gone = [job for job in history.jobs_seen(connection) if job not in here.jobs]
     counted = {job: orphans.waiting(connection, job) for job in gone}
     return {job: states for job, states in counted.items() if states}

@@ -1,4 +1,4 @@
-"""Having a job run by hand, and following its run to the end."""
+"""Requests a run for a person, and follows it to its end."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ from core.ledger.pauses import Pause
 from core.operations import pauses
 
 POLL_SECONDS = 0.2
-#: A run that nobody has taken for this long makes us ask whether there is a worker.
+#: If no worker has started the run after this long, check whether there is a live worker.
 PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A run that was asked for, and the pauses that it waits for."""
+    """A requested run, and the pauses whose end it waits for."""
 
     run_id: int
     pauses: list[Pause]
@@ -39,7 +39,7 @@ def request(
     key: str = "",
     args: Mapping[str, Any] | None = None,
 ) -> Requested:
-    """Have ``job`` run now. Raises UnknownJob or BadArguments."""
+    """Request a run of ``job``, due now. Raises UnknownJob or BadArguments."""
     refuse_fast_lane(registry, job)
     with Session(engine) as session, session.begin():
         run_id = enqueue(session, job, key=key, args=args)
@@ -51,7 +51,7 @@ def refuse_fast_lane(registry: Registry, job: str) -> None:
     """Raise BadArguments for a job whose runs are not in the ledger."""
     if not registry.job(job).ledger:
         raise BadArguments(
-            f"job {job!r} is on the fast lane (ledger=False): nothing would record or answer for such a run; "
+            f"job {job!r} is on the fast lane (ledger=False): such a run would not be recorded; "
             "send it a message from code, or declare it with ledger=True"
         )
 
@@ -64,7 +64,7 @@ def follow(
     show: Callable[[history.Run], None],
     warn: Callable[[str], None],
 ) -> history.Run:
-    """The run once it is over, or when the time is up; ``show`` is handed each look at it. Raises SelectionError."""
+    """Return the run when it is over or after the time-out; call ``show`` with each state. Raises SelectionError."""
     began, is_warned = time.monotonic(), False
     while True:
         with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Runs, as the ledger remembers them."""
+"""Runs in the ledger."""
 
 from collections.abc import Collection
 from typing import Any
@@ -45,12 +45,12 @@ def newest(
 
 
 def shape(run: history.Run) -> Run:
-    """A row of the ledger as JSON tells it."""
+    """A row of the ledger as JSON."""
     return Run.model_validate(run)
 
 
 def refuse_unknown(connection: Connection, registry: Registry, job: str) -> None:
-    """Raise UnknownJob for a name that neither a plugin nor the ledger knows; unloaded jobs have history, too."""
+    """Raise UnknownJob for a name that neither a plugin nor the ledger has; a job that is not loaded may have runs."""
     known = registry.jobs
     if job in known:
         return
@@ -61,14 +61,14 @@ def refuse_unknown(connection: Connection, registry: Registry, job: str) -> None
 
 
 def waits_for(registry: Registry, run: Run, active: Collection[Pause]) -> list[str]:
-    """Which of the ``active`` pauses hold a run that waits, in words."""
+    """The ``active`` pauses whose end a run waits for, in words."""
     if run.state not in WAITING:
         return []
     return [in_words(pause) for pause in pauses.of_scopes(active, scopes.of_job(registry, run.job))]
 
 
 def outcome(run: Run) -> str:
-    """The most telling thing about a run, in a few words."""
+    """The most important fact about a run, in a few words."""
     if run.state == State.SUCCEEDED:
         return brief(run.result)
     if run.state == State.RUNNING:

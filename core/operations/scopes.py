@@ -1,4 +1,4 @@
-"""What a pause holds: a job, a queue, a plugin, or everything."""
+"""The scope of a pause: a job, a queue, a plugin, or everything."""
 
 from collections.abc import Collection
 
@@ -10,18 +10,18 @@ from core.ledger import releases
 
 
 def of_job(registry: Registry, job: str) -> Collection[str]:
-    """The scopes of the pauses that hold ``job``; of one that is not loaded here, as far as can be told."""
+    """The scopes of the pauses that would pause ``job``; of a job that is not loaded, those that are known."""
     return registry.scopes.get(job, (EVERYTHING, f"job:{job}"))
 
 
 def as_option(scope: str) -> str:
-    """How ``scope`` is named on the command line."""
+    """The option of the command line that names ``scope``."""
     kind, _, name = scope.partition(":")
     return {"job": name, EVERYTHING: "--everything"}.get(kind, f"--{kind} {name}")
 
 
 def refuse_unknown(connection: Connection, registry: Registry, scope: str) -> None:
-    """Raise UnknownJob or PauseError, with the nearest name, for what neither this nor a live process knows."""
+    """Raise UnknownJob or PauseError, with the nearest name, for a scope that no live process and not this one has."""
     known = set().union(*registry.scopes.values(), *releases.scopes_of_jobs(connection).values())
     if scope in {*known, EVERYTHING}:
         return
@@ -31,5 +31,5 @@ def refuse_unknown(connection: Connection, registry: Registry, scope: str) -> No
 
 
 def on_fast_lane(registry: Registry, scope: str) -> list[str]:
-    """The jobs of ``scope`` that no pause holds, since they are on the fast lane."""
+    """The jobs of ``scope`` that cannot be paused, since they are on the fast lane."""
     return [job.name for job in registry if not job.ledger and scope in registry.scopes[job.name]]

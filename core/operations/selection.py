@@ -1,4 +1,4 @@
-"""Which runs are meant: by their ids, or by what they have in common."""
+"""Selects runs by their ids, or by conditions."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from core.operations.runs import refuse_unknown
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What was asked for; what is None does not matter."""
+    """The ids or the conditions; a condition that is None is not checked."""
 
     ids: tuple[int, ...] = ()
     job: str | None = None
     plugin: str | None = None
     queue: str | None = None
-    #: As people say it: ``2h``, ``03:00``.
+    #: As text, such as ``2h`` or ``03:00``.
     since: str | None = None
     until: str | None = None
     error: str | None = None
@@ -33,29 +33,29 @@ class Selection:
 
     @property
     def criteria(self) -> dict[str, str]:
-        """The filter as the audit may keep it: what stands in errors may be personal."""
+        """The conditions for the audit, without the text of an error, which may be personal data."""
         given = {name: getattr(self, name) for name in ("job", "plugin", "queue", "since", "until", "reason", "state")}
         told = {name: value for name, value in given.items() if value is not None}
         return told if self.error is None else {**told, "error": "(a text)"}
 
     @property
     def means_dropped(self) -> bool:
-        """Whether runs that were dropped are meant as well."""
+        """Whether dropped runs are selected too."""
         return bool(self.ids) or self.reason == DROPPED
 
     @property
     def is_one_way(self) -> bool:
-        """Whether runs are chosen either by id or by a filter; none of both would mean every run."""
+        """Whether runs are selected either by ids or by conditions; without both, every run would be selected."""
         return bool(self.ids) != bool(self.criteria) and not (self.ids and self.limit is not None)
 
     def runs(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Sequence[Row[Any]]:
-        """The runs that are meant, in one of ``states``: the id, job, state and reason of each.
+        """The id, job, state and reason of each selected run in one of ``states``.
 
-        Raises SelectionError if an id is not of such a run, or if there is none at all; UnknownJob, PluginError or
-        BadTime for a filter that means nothing.
+        Raises SelectionError if an id has no such run, or if no run is selected; UnknownJob, PluginError or BadTime for
+        an invalid condition.
         """
         if not self.is_one_way:
-            raise SelectionError("name runs by their ids, or choose them by a job, a queue, a reason or the like")
+            raise SelectionError("give the runs' ids, or select runs by a job, a queue, a reason or another condition")
         if self.ids:
             found = operations.named(connection, self.ids)
             refuse_unfit(self.ids, found, states)
@@ -84,7 +84,7 @@ class Selection:
 
 
 def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequence[State]) -> None:
-    """Raise SelectionError, naming each id that is of no run or of one that is not in ``states``."""
+    """Raise SelectionError that names each id without a run, or with a run that is not in ``states``."""
     by_id = {run.id: run for run in found}
     wrong = [f"run {run_id} does not exist" for run_id in ids if run_id not in by_id]
     wrong += [
@@ -99,17 +99,17 @@ def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequen
 
 
 def advice(run: Row[Any]) -> str:
-    """What to do about a run that is in another state."""
+    """The advice for a run that is in another state."""
     return {
-        State.ORPHANED: f" (`rota orphans adopt {run.job}` takes it up again)",
-        State.QUEUED: " (it waits to be started: rota why)",
-        State.RETRYING: " (it will be tried again by itself)",
-        State.RUNNING: " (a worker has it)",
+        State.ORPHANED: f" (`rota orphans adopt {run.job}` adopts it)",
+        State.QUEUED: " (it waits for a worker: see `rota why`)",
+        State.RETRYING: " (it is tried again automatically)",
+        State.RUNNING: " (a worker is working on it)",
     }.get(run.state, "")
 
 
 def jobs_of(connection: Connection, registry: Registry, job: str | None, plugin: str | None) -> set[str] | None:
-    """The jobs that the options name; None: all. Raises PluginError."""
+    """The jobs that the options name; None for all. Raises PluginError."""
     if plugin is None:
         return None if job is None else {job}
     seen = {*history.jobs_seen(connection), *registry.jobs}

@@ -1,4 +1,4 @@
-"""What all answers that leave the process as JSON have in common. Their names and values are a promise to programs."""
+"""The base of all answers that are printed as JSON; their names and values are a promise to programs."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,13 +11,13 @@ Instant = Annotated[datetime, PlainSerializer(datetime.isoformat, when_used="jso
 
 
 class Shape(BaseModel):
-    """An answer as JSON has it, its names in their order."""
+    """An answer as JSON, with its names in order."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 def jsonable(answer: Shape | Sequence[Shape]) -> Any:
-    """``answer`` as ``json.dumps`` takes it."""
+    """``answer`` as a value for ``json.dumps``."""
     if isinstance(answer, Shape):
         return answer.model_dump(mode="json")
     return [jsonable(each) for each in answer]

@@ -1,4 +1,4 @@
-"""How a job stands, in a sentence for an operator: its last success, and what became of the slots since."""
+"""A job's standing in a sentence for an operator: its last success, and the states of its later slots."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -12,20 +12,20 @@ from core.ledger import pauses
 from core.ledger.overdue import MOST_COUNTED, Standing
 from core.ledger.slots import TOLERANCE
 
-#: What became of slots, as it is said; these count as having come due.
+#: The words for the states of slots that count as due.
 CAME_DUE = {
     "dead": "dead",
     "missed": "missed",
     "orphaned": "orphaned",
     "queued": "not started",
     "retrying": "being retried",
-    "running": "at work",
+    "running": "running",
 }
 
 
 def unrecorded(connection: Connection, job: Job, scopes: Collection[str], found: Standing, now: datetime) -> int:
-    """How many slots have come due that nobody has put into the ledger, as when all of the fleet is down."""
-    if job.schedule is None or found.spec != str(job.schedule):  # its slots count from when the new one is first seen
+    """How many due slots are not in the ledger, for example because the whole fleet is down."""
+    if job.schedule is None or found.spec != str(job.schedule):  # no dispatcher has seen this schedule
         return 0
     since = max(found.accounted_until, found.recorded_until or found.accounted_until)
     if since >= now - TOLERANCE:
@@ -42,7 +42,7 @@ def in_words(found: Standing, unrecorded: int, job: Job) -> str:
     became = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     skipped = [
         f"{count} {why}"
-        for count, why in ((found.overlapped, "since another run was at work"), (found.paused, "in a pause"))
+        for count, why in ((found.overlapped, "since another run was running"), (found.paused, "in a pause"))
         if count
     ]
     besides = f"; besides, {' and '.join(skipped)} were skipped" if skipped else ""
@@ -51,7 +51,7 @@ def in_words(found: Standing, unrecorded: int, job: Job) -> str:
 
 
 def since(found: Standing, job: Job) -> str:
-    """Since when, on the clock of the job's zone."""
+    """The time of the last success, in the job's time zone."""
     if found.succeeded_slot is None:
         return "on record"
     zone = ZoneInfo((job.schedule.timezone if job.schedule else None) or "UTC")

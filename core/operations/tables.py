@@ -1,4 +1,4 @@
-"""The tables of the core and of the plugins: how far they are, and dropping those of a plugin that was taken away."""
+"""The tables of the core and of the plugins: their revisions, and dropping those of a removed plugin."""
 
 from collections.abc import Callable
 
@@ -13,29 +13,29 @@ from core.schema.removal import Plan
 
 
 class Tables(Shape):
-    """How far a plugin's tables are."""
+    """The revision of a plugin's tables."""
 
     plugin: str
-    #: The revision the database is at; None: none yet.
+    #: The database's revision; None if the plugin has no tables yet.
     current: str | None
     #: The newest revision that is installed.
     head: str | None
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing remains to be done."""
+        """Whether no migration is missing."""
         return self.current == self.head
 
 
 def status(engine: Engine, registry: Registry) -> list[Tables]:
-    """How far each plugin's tables are."""
+    """The revision of each plugin's tables."""
     return [Tables.model_validate(history) for history in upgrade.status(engine, registry)]
 
 
 def drop(
     engine: Engine, registry: Registry, plan: Plan, actor: Actor, *, say: Callable[[str], None] = locks.silent
 ) -> None:
-    """Drop what is in a plan of ``removal.plan``; ``say`` is told whose locks are waited for. Raises PluginError."""
+    """Carry out a plan of ``removal.plan``; call ``say`` with the holders of locks it waits for. Raises PluginError."""
 
     def carry_out(connection: Connection) -> None:
         removal.carry_out(connection, registry, plan)

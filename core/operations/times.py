@@ -1,4 +1,4 @@
-"""What people mean by a time: ``03:00``, ``2026-03-29 01:30``, with or without an offset, in a job's zone; ``2h``."""
+"""Parses times as people write them: ``03:00``, ``2026-03-29 01:30``, with an offset or in a job's zone; ``2h``."""
 
 import re
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The stretches of time that a wall-clock time stands for: one; two, where clocks go back; or a gap."""
+    """The periods of a wall-clock time: one; two, if clocks go back then; or a gap, if they go forward."""
 
-    #: Start and end of each, in UTC; the end is not part of it.
+    #: The start and the end of each, in UTC; the end is excluded.
     stretches: tuple[tuple[datetime, datetime], ...]
-    #: What is peculiar about it, as a sentence.
+    #: A sentence about the change of clocks, if there is one.
     note: str = ""
 
     @property
     def start(self) -> datetime:
-        """Where it begins."""
+        """The start of the first period."""
         return self.stretches[0][0]
 
     @property
     def end(self) -> datetime:
-        """Where it ends."""
+        """The end of the last period."""
         return self.stretches[-1][1]
 
 
 def read(text: str, zone: ZoneInfo, now: datetime) -> Moment:
-    """What ``text`` means on the clock of ``zone``; a time of day is the newest one not after ``now``.
+    """Parse ``text`` as a time in ``zone``; a time of day is its newest occurrence not after ``now``.
 
-    Without seconds it is the whole minute. Raises ValueError.
+    Without seconds it means the whole minute. Raises ValueError.
     """
     text = text.strip()
     width = SECOND if WITH_SECONDS.search(text) else MINUTE
@@ -51,7 +51,7 @@ def read(text: str, zone: ZoneInfo, now: datetime) -> Moment:
 
 
 def newest(of_day: time, zone: ZoneInfo, now: datetime, width: timedelta) -> Moment:
-    """The newest time of that name that has begun."""
+    """The newest occurrence of a time of day that has begun."""
     today = now.astimezone(zone).date()
     for days in range(3):
         moment = on_the_wall(datetime.combine(today - timedelta(days=days), of_day), zone, width)
@@ -61,29 +61,29 @@ def newest(of_day: time, zone: ZoneInfo, now: datetime, width: timedelta) -> Mom
 
 
 def on_the_wall(wall: datetime, zone: ZoneInfo, width: timedelta) -> Moment:
-    """What a naive time stands for in ``zone``."""
+    """The periods of a naive time in ``zone``."""
     first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     if first == second:
         return Moment(((first, first + width),))
     said = f"{wall:%H:%M} on {wall:%Y-%m-%d}"
     if first < second:
-        note = f"{said} came twice in {zone.key}, since the clocks went back; give an offset to tell them apart."
+        note = f"{said} occurred twice in {zone.key}, since the clocks went back; give an offset to tell them apart."
         return Moment(((first, first + width), (second, second + width)), note)
     note = (
-        f"{said} did not exist in {zone.key}, since the clocks went forward; what was due then was due after the gap."
+        f"{said} did not exist in {zone.key}, since the clocks went forward; slots of that time came due after the gap."
     )
     return Moment(((second, first + width),), note)
 
 
 def span(text: str) -> timedelta:
-    """What ``90m`` or ``1d12h`` means: weeks, days, hours, minutes, seconds. Raises ValueError or OverflowError."""
+    """Parse ``90m`` or ``1d12h``: weeks, days, hours, minutes, seconds. Raises ValueError or OverflowError."""
     if not SPAN.fullmatch(text):
-        raise ValueError("expected such as 30m, 2h or 1d12h")
+        raise ValueError("expected a span such as 30m, 2h or 1d12h")
     return sum((timedelta(**{UNITS[unit]: int(count)}) for count, unit in re.findall(r"(\d+)(\w)", text)), timedelta())
 
 
 def past(text: str | None, now: datetime, option: str) -> datetime | None:
-    """An instant not after ``now``: so long ago, a time of day, or a date and time, on this machine's clock.
+    """An instant not after ``now``: a span before it, a time of day, or a date and time, on this machine's clock.
 
     None stays None. Raises BadTime, naming ``option``.
     """
@@ -92,25 +92,25 @@ def past(text: str | None, now: datetime, option: str) -> datetime | None:
     try:
         instant = now - span(text) if SPAN.fullmatch(text) else max(_readings(text, now, until=now))
     except (ValueError, OverflowError):
-        expected = "expected 2h (ago), 03:00 or 2026-11-23T03:00, and not in the future"
-        raise BadTime(f"{text!r} is not such a time; {expected}", option) from None
+        expected = "expected 2h (ago), 03:00 or 2026-11-23T03:00, not in the future"
+        raise BadTime(f"{text!r} is not a valid time; {expected}", option) from None
     return instant
 
 
 def future(text: str, now: datetime, option: str) -> datetime:
-    """An instant after ``now``: the next of a time of day, or a date and time on this machine's clock.
+    """An instant after ``now``: the next occurrence of a time of day, or a date and time, on this machine's clock.
 
     Raises BadTime, naming ``option``.
     """
     try:
         return min(instant for instant in _readings(text, now) if instant > now)
     except (ValueError, OverflowError):
-        expected = f"expected 18:00 or 2026-11-23T18:00, and after now, {now.astimezone():%Y-%m-%d %H:%M:%S %Z}"
-        raise BadTime(f"{text!r} is not such a time; {expected}", option) from None
+        expected = f"expected 18:00 or 2026-11-23T18:00, after now, {now.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+        raise BadTime(f"{text!r} is not a valid time; {expected}", option) from None
 
 
 def _readings(text: str, now: datetime, *, until: datetime | None = None) -> list[datetime]:
-    """What ``text`` may mean on this machine's clock around ``now``, if not after ``until``."""
+    """The possible meanings of ``text`` on this machine's clock around ``now``, not after ``until``."""
     walls = [datetime.fromisoformat(text)] if not TIME_OF_DAY.fullmatch(text) else []
     if not walls:
         of_day, today = time.fromisoformat(text.zfill(8 if text.count(":") == 2 else 5)), now.astimezone().date()

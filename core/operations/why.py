@@ -1,7 +1,7 @@
-"""Why a job did or did not run: the ledger's rows, and their absence, turned into sentences.
+"""Explains why a job did or did not run, from the rows in the ledger and from missing ones.
 
-``explain`` looks for what was due at a moment: slots on record, slots that the schedule has and the ledger has not,
-and runs by request. ``core/operations/stories.py`` tells what became of each run.
+``explain`` finds the slots in the ledger, the slots of the schedule that are not in the ledger, and the requested runs
+of a moment. ``core/operations/stories.py`` explains each run.
 """
 
 from collections import Counter
@@ -23,18 +23,18 @@ from core.operations.stories import Scene, alarms, story
 from core.operations.times import Moment
 from core.operations.wording import span
 
-#: How many requests of one moment are told of one by one.
+#: How many requests of one moment are explained one by one.
 REQUESTS_TOLD = 3
 
 
 class Explanation(Shape):
-    """What became of a job at a time, and why."""
+    """The explanation of a job's runs at a time."""
 
     job: str
     key: str
     at: Instant
     succeeded: bool
-    #: The slot that was asked for, if there was one.
+    #: The slot of that time, if there is one.
     slot: Instant | None
     answer: list[str]
     runs: list[runs.Run]
@@ -42,22 +42,22 @@ class Explanation(Shape):
 
 @dataclass(slots=True)
 class Answer:
-    """What there is to say."""
+    """The sentences, and the slot and runs that they are about."""
 
     sentences: list[str] = field(default_factory=list)
-    #: The slot that was asked for, if there was one.
+    #: The slot of that time, if there is one.
     slot: datetime | None = None
-    #: The runs that were told of.
+    #: The explained runs.
     runs: list[Run] = field(default_factory=list)
 
     @property
     def succeeded(self) -> bool:
-        """Whether what was due ran and succeeded."""
+        """Whether the slot or requests ran and succeeded."""
         return bool(self.runs) and all(run.state == State.SUCCEEDED for run in self.runs)
 
 
 def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: str = "") -> Explanation:
-    """What became of ``job`` at a time, read on the clock of the job's zone. Raises UnknownJob or BadTime."""
+    """Explain ``job`` at a time, which is read in the job's time zone. Raises UnknownJob or BadTime."""
     zone = zone_of(registry, job)
     runs.refuse_unknown(connection, registry, job)
     try:
@@ -78,13 +78,13 @@ def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: s
 
 
 def zone_of(registry: Registry, job: str) -> ZoneInfo:
-    """The zone in which people mean the times of ``job``."""
+    """The time zone of ``job``'s schedule."""
     found = registry.jobs.get(job)
     return ZoneInfo((found.schedule.timezone if found and found.schedule else None) or "UTC")
 
 
 def explain(connection: Connection, registry: Registry, name: str, key: str, moment: Moment, zone: ZoneInfo) -> Answer:
-    """What became of the job ``name`` at ``moment``."""
+    """Explain the job ``name`` at ``moment``."""
     scene = Scene(
         connection,
         name,
@@ -97,9 +97,9 @@ def explain(connection: Connection, registry: Registry, name: str, key: str, mom
     )
     answer = Answer([moment.note] if moment.note else [])
     if scene.job is None:
-        answer.sentences.append(f"No loaded plugin has {name} any more; this is what the ledger remembers.")
+        answer.sentences.append(f"No loaded plugin has {name} any more; the ledger still has its runs.")
     elif not scene.job.ledger:
-        answer.sentences.append(f"{name} is on the fast lane (ledger=False): its runs leave no trace in the ledger.")
+        answer.sentences.append(f"{name} is on the fast lane (ledger=False): its runs are not in the ledger.")
         return answer
     tell_slots(scene, moment, answer)
     tell_requests(scene, moment, answer)
@@ -109,7 +109,7 @@ def explain(connection: Connection, registry: Registry, name: str, key: str, mom
 
 
 def tell_slots(scene: Scene, moment: Moment, answer: Answer) -> None:
-    """Tell of the first slot of the moment in full, and sum up the others."""
+    """Explain the first slot of the moment, and summarise the others."""
     recorded = {
         run.slot: run
         for start, end in moment.stretches
@@ -128,21 +128,21 @@ def tell_slots(scene: Scene, moment: Moment, answer: Answer) -> None:
     if others:
         became = Counter(recorded[slot].state if slot in recorded else "not on record" for slot in others)
         counts = ", ".join(f"{count} {what}" for what, count in sorted(became.items()))
-        fell = f"{more(len(others), 'slot')} fell into that time: {counts}"
+        fell = f"{more(len(others), 'slot')} came due in that time: {counts}"
         answer.sentences.append(f"{fell}. Give seconds to ask for one.")
 
 
 def scheduled(scene: Scene, moment: Moment) -> Iterator[datetime]:
-    """The slots of today's schedule in the moment."""
+    """The slots of the present schedule in the moment."""
     if scene.job is None or scene.job.schedule is None:
         return
     for start, end in moment.stretches:
-        # Both ends of between() lie the other way round.
+        # between() excludes its start and includes its end; we need the opposite.
         yield from scene.job.schedule.between(start - timedelta.resolution, end - timedelta.resolution)
 
 
 def tell_requests(scene: Scene, moment: Moment, answer: Answer) -> None:
-    """Tell of what was requested in the moment."""
+    """Explain the runs that were requested in the moment."""
     requests = [
         run
         for start, end in moment.stretches
@@ -162,13 +162,13 @@ def more(count: int, noun: str) -> str:
 
 
 def nothing_due(scene: Scene, moment: Moment) -> list[str]:
-    """Nothing was due then: what the schedule says instead."""
+    """Explain from the schedule that nothing was due then."""
     asked = scene.at(moment.start)
     schedule = scene.job.schedule if scene.job else None
     if scene.key:
-        return [f"Nothing of {scene.name} with the key {scene.key!r} is on record for {asked}."]
+        return [f"The ledger has no run of {scene.name} with the key {scene.key!r} for {asked}."]
     if schedule is None:
-        sentences = [f"{scene.name} has no schedule; it runs by request, and none is on record for {asked}."]
+        sentences = [f"{scene.name} has no schedule; it runs by request, and the ledger has no request for {asked}."]
         last = history.last_requested(scene.connection, scene.name, moment.start)
         if last is not None:
             sentences.append(f"The last one before that was run {last.id}, {scene.at(last.queued_at)}: {last.state}.")
@@ -182,7 +182,7 @@ def nothing_due(scene: Scene, moment: Moment) -> list[str]:
 
 
 def state_of(scene: Scene, slot: datetime) -> str:
-    """What a slot became, in brackets."""
+    """The state of a slot, in brackets."""
     found = history.of_slots(scene.connection, scene.name, scene.key, slot, slot + timedelta.resolution)
     if found:
         return f" ({found[0].state})"
@@ -190,7 +190,7 @@ def state_of(scene: Scene, slot: datetime) -> str:
 
 
 def unrecorded(scene: Scene, slot: datetime) -> list[str]:
-    """A slot of the schedule that the ledger does not have."""
+    """Explain a slot of the schedule that is not in the ledger."""
     assert scene.job is not None
     said = f"The slot {scene.at(slot)} of {scene.name}"
     if slot > scene.now:
@@ -205,7 +205,7 @@ def unrecorded(scene: Scene, slot: datetime) -> list[str]:
         policy = f"Once a worker runs, misfire={scene.job.misfire!r} decides within {span(scene.job.misfire_grace)}."
         return [f"{waiting}, {span(late)} ago.", *alarms(scene), policy]
     if first is None or slot < first:
-        since = f"the oldest one on record is {scene.at(first)}" if first else "none of its slots is"
+        since = f"the oldest one on record is {scene.at(first)}" if first else "none of its slots is on record"
         return [f"{said} is not on record; {since}. Its accounting began later, or the run was pruned since."]
     if mark.spec != str(scene.job.schedule):
         return [f"{said} is not on record: the schedule was {mark.spec!r} when slots were last accounted for."]

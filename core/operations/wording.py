@@ -1,4 +1,4 @@
-"""Instants, spans and results, as people say them."""
+"""Instants, spans and results as text for people."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,12 +10,12 @@ def local(instant: datetime | None, *, missing: str = "") -> str:
 
 
 def local_zone(now: datetime) -> str:
-    """What this machine calls its zone."""
+    """The name of this machine's time zone."""
     return now.astimezone().strftime("%Z")
 
 
 def span(duration: timedelta) -> str:
-    """A span as people say it: ``12 ms``, ``1.25 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
+    """A span as text: ``12 ms``, ``1.25 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
     seconds = abs(duration.total_seconds())
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"

@@ -217,7 +217,7 @@ class TestRun:
 
         assert done.exit_code == 1
         assert "no worker is alive for queue 'billing'" in done.stderr
-        assert "is queued after 1.5 s, and goes on" in done.stderr
+        assert "is queued after 1.5 s, and continues" in done.stderr
 
     @pytest.mark.parametrize(("state", "status"), [("succeeded", 0), ("dead", 1)])
     def test_waiting_answers_with_how_it_ended(self, rota, database, ledger, state, status):

@@ -212,7 +212,7 @@ class TestListing:
         assert [each["action"] for each in entries("--limit", "1")] == ["resume"]
 
     def test_people_read_a_line_for_each(self, rota):
-        assert rota("audit").stdout == "nothing was done by hand\n"
+        assert rota("audit").stdout == "the audit has no entry\n"
 
         rota("pause", "close-day", "--reason", "the bank is down", "--by", "ann")
 

@@ -79,8 +79,8 @@ class TestIds:
 
         assert done.exit_code == 1
         assert done.stderr == (
-            f"rota: run {gone} does not exist; run {alive} is running, not dead (a worker has it); run {orphan} is "
-            "orphaned, not dead (`rota orphans adopt close-day` takes it up again); nothing was changed\n"
+            f"rota: run {gone} does not exist; run {alive} is running, not dead (a worker is working on it); "
+            f"run {orphan} is orphaned, not dead (`rota orphans adopt close-day` adopts it); nothing was changed\n"
         )
         assert ledger.run(fit).state == "dead"
 
@@ -113,7 +113,7 @@ class TestIds:
 
         done = rota("retry", str(dead()), "--yes")
 
-        assert (done.exit_code, "no process that is alive has close-day" in done.stderr) == (1, True)
+        assert (done.exit_code, "no live process has close-day" in done.stderr) == (1, True)
 
 
 class TestFilters:
@@ -203,7 +203,7 @@ class TestConfirmation:
     def test_where_nobody_can_answer_it_is_refused_and_changes_nothing(self, rota, dead, ledger):
         done = rota("retry", str(dead()))
 
-        assert (done.exit_code, "say --yes" in done.stderr) == (1, True)
+        assert (done.exit_code, "use --yes" in done.stderr) == (1, True)
         assert ledger.states("close-day") == ["dead"]
 
     @pytest.mark.parametrize(("answer", "state", "status"), [("y", "retrying", 0), ("n", "dead", 1)])
@@ -225,7 +225,7 @@ class TestConfirmation:
         done = rota("retry", str(run_id))
 
         assert done.exit_code == 1
-        assert "1 had changed meanwhile" in done.stderr
+        assert "1 had changed since they were selected" in done.stderr
         assert ledger.value("SELECT count(*) FROM rota_audit") == 1
 
 
@@ -269,7 +269,7 @@ class TestBulk:
 
         done = ledger.value("SELECT count(*) FROM rota_runs WHERE state = 'retrying'")
         assert (command.returncode, time.monotonic() - began < 10) == (1, True)
-        assert errors.splitlines()[-1] == f"rota: stopped: retried {done} of 100; the others are as they were"
+        assert errors.splitlines()[-1] == f"rota: stopped: retried {done} of 100; the others are unchanged"
         assert 20 <= done < 100
         assert ledger.value("SELECT details ->> 'runs' FROM rota_audit") == str(done)
 
@@ -284,8 +284,8 @@ class TestWhy:
 
         told = self.ask(rota, ledger, run_id)
 
-        assert "it was dead, and someone has asked for it to be retried" in told
-        assert "after 4 attempts; `rota audit` says by whom" in told
+        assert "it was dead, and someone has retried it" in told
+        assert "after 4 attempts; `rota audit` shows who did it" in told
 
     def test_its_later_failures_are_told_apart_from_its_earlier_ones(self, rota, dead, ledger):
         run_id = dead(attempt=7, failures=3, retried_at="2026-01-01T03:00:00Z", retried_after=4)
@@ -298,5 +298,5 @@ class TestWhy:
         run_id = ledger.request("close-day")
         rota("drop", str(run_id), "--yes")
 
-        assert "is dead since" in self.ask(rota, ledger, run_id)
-        assert "someone has dropped it; it was queued before" in self.ask(rota, ledger, run_id)
+        assert "has been dead since" in self.ask(rota, ledger, run_id)
+        assert "someone has dropped it; before that it was queued" in self.ask(rota, ledger, run_id)

@@ -123,7 +123,7 @@ class TestOrphans:
 
         told = rota("why", "close-day", "--at", at.isoformat()).stdout
 
-        assert "no live process had its job, since its plugin was uninstalled. It was queued before" in told
+        assert "no live process had its job, since its plugin was uninstalled. Before that it was queued" in told
         assert "rota orphans adopt close-day" in told
 
 
@@ -151,7 +151,7 @@ class TestAdopt:
         done = rota("orphans", "adopt", "close-day")
 
         assert done.exit_code == 1
-        assert "Nobody is here to answer; say --yes" in done.stderr
+        assert "There is no terminal to answer on; use --yes" in done.stderr
         assert ledger.states("close-day") == ["orphaned"]
 
     @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ class TestAdopt:
         done = rota("orphans", "adopt", "close-day", "--yes")
 
         assert done.exit_code == 1
-        assert "no process that is alive has close-day" in done.stderr
+        assert "no live process has close-day" in done.stderr
         assert ledger.states("close-day") == ["orphaned"]
 
     @pytest.mark.parametrize("words", [[], ["close-day", "--plugin", "tests"]])
@@ -233,7 +233,7 @@ class TestDiff:
         assert status == 1
         assert found["removed"] == ["retired"]
         assert found["left_behind"] == {"retired": {"dead": 1, "queued": 1}}
-        assert "! retired: 1 dead, 1 queued, and the job is not installed here" in rota("diff").stdout
+        assert "! retired: 1 dead, 1 queued, but the job is not installed here" in rota("diff").stdout
 
     def test_what_waits_for_a_job_that_no_release_had_says_no(self, rota, ran, ledger):
         ran(close_day, open_day)

@@ -104,12 +104,12 @@ class TestPause:
             (["close-day", "--queue", "billing"], "not job:close-day and queue:billing"),
             (["--everything", "--plugin", "tests"], "not plugin:tests and everything"),
             (["close-day", "--for", "1h", "--until", "18:00"], "--for and --until contradict each other"),
-            (["close-day", "--until", "2020-01-01T00:00"], "is not such a time; expected 18:00 or"),
-            (["close-day", "--until", "soon"], "'soon' is not such a time"),
+            (["close-day", "--until", "2020-01-01T00:00"], "is not a valid time; expected 18:00 or"),
+            (["close-day", "--until", "soon"], "'soon' is not a valid time"),
             (["close-day", "--for", "0s"], "'0s' is not a span of time"),
             (["close-day", "--for", "-2h"], "'-2h' is not a span of time"),
-            (["close-day", "--for", "2"], "expected such as 30m, 2h or 1d12h"),
-            (["close-day", "--for", "9999999d"], "further away than there are dates"),
+            (["close-day", "--for", "2"], "expected a span such as 30m, 2h or 1d12h"),
+            (["close-day", "--for", "9999999d"], "after the last date that there is"),
             (["close-day", "--for", "99999999999999999999w"], "is not a span of time"),
             (["close-day", "--by", " "], "expected a name of at most 200 characters"),
         ],
@@ -142,7 +142,7 @@ class TestPause:
         done = rota("pause", "--queue", "billing")
 
         assert done.exit_code == 0
-        assert "not held, since they are on the fast lane (ledger=False): fast" in done.stderr
+        assert "not paused, since they are on the fast lane (ledger=False): fast" in done.stderr
 
     def test_a_job_that_only_a_live_process_has_can_be_paused(self, rota, start_process):
         foreign = job("foreign", queue="elsewhere")(lambda run: None)
@@ -169,7 +169,7 @@ class TestResume:
         done = rota("resume", "close-day")
 
         assert done.exit_code == 1
-        assert done.stderr == "rota: job:close-day is not paused; `rota pauses` lists what is\n"
+        assert done.stderr == "rota: job:close-day is not paused; `rota pauses` lists the pauses\n"
 
     def test_a_job_whose_queue_is_paused_says_so(self, rota, listed):
         rota("pause", "--queue", "billing")
@@ -177,19 +177,19 @@ class TestResume:
         done = rota("resume", "close-day")
 
         assert done.exit_code == 1
-        assert "held by the pause of queue:billing: `rota resume --queue billing` ends it" in done.stderr
+        assert "by the pause of queue:billing: `rota resume --queue billing` ends it" in done.stderr
         assert len(listed()) == 1
 
     def test_everything_that_is_not_paused_as_such_says_what_is(self, rota):
         rota("pause", "--queue", "billing")
 
-        assert "but of queue:billing" in rota("resume", "--everything").stderr
+        assert "the active pauses are of queue:billing" in rota("resume", "--everything").stderr
 
     def test_what_another_pause_still_holds_is_told(self, rota):
         rota("pause", "--everything")
         rota("pause", "close-day")
 
-        assert "still held by the pause of everything" in rota("resume", "close-day").stderr
+        assert "still paused by the pause of everything" in rota("resume", "close-day").stderr
 
     def test_what_is_gone_from_the_registry_can_still_be_resumed(self, rota, use_jobs):
         rota("pause", "close-day")
@@ -222,7 +222,7 @@ class TestOtherCommands:
 
         assert done.exit_code == 0
         assert {each["name"]: each["pauses"] for each in json.loads(done.stdout)}["close-day"] is None
-        assert "what is paused is not known: PostgreSQL cannot be reached" in done.stderr
+        assert "the pauses are not known: PostgreSQL cannot be reached" in done.stderr
         assert "hunter2" not in done.output
 
     def test_runs(self, rota, ledger):
@@ -242,7 +242,7 @@ class TestOtherCommands:
 
         assert done.exit_code == 0
         assert self.SAID.search(done.stderr)
-        assert "the run waits until that ends" in done.stderr
+        assert "the run waits for the end of that pause" in done.stderr
         assert ledger.run(int(done.stdout)).state == "queued"
 
     def test_why_says_what_a_waiting_run_waits_for(self, rota, ledger):

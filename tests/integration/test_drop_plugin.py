@@ -165,7 +165,7 @@ def test_a_disabled_plugins_tables_go_by_its_own_migrations(rota, billing, datab
     done = rota("billing", "--yes")
 
     assert done.exit_code == 0, done.output
-    assert "by taking its migrations back" in done.stdout
+    assert "by downgrading its migrations" in done.stdout
     assert tables(database) == before
 
 
@@ -205,7 +205,7 @@ def test_its_name_has_to_be_typed(rota, billing, database, monkeypatch, typed, s
 def test_where_nobody_can_answer_it_is_refused(rota, billing, database):
     billing(is_kept=False)
 
-    assert "say --yes" in rota("billing").stderr
+    assert "use --yes" in rota("billing").stderr
     assert "billing_bills" in tables(database)
 
 

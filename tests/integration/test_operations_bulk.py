@@ -75,7 +75,7 @@ def test_what_came_of_it_has_its_runs_as_they_are_now(many, plan, database):
 def test_a_selection_of_nothing_does_not_mean_everything(many, plan):
     many(1)
 
-    with pytest.raises(SelectionError, match="name runs by their ids"):
+    with pytest.raises(SelectionError, match="give the runs' ids"):
         plan()
 
 
@@ -87,7 +87,7 @@ def test_a_stop_between_batches_is_told_with_how_far_it_came(many, plan, databas
         advanced.append(count)
         stop.set()
 
-    with pytest.raises(IncompleteError, match="stopped: retried 500 of 1000; the others are as they were"):
+    with pytest.raises(IncompleteError, match="stopped: retried 500 of 1000; the others are unchanged"):
         bulk.carry_out(database, plan(job="send-bill"), stop=stop, advance=advance)
 
     assert advanced == [bulk.BATCH]

@@ -63,7 +63,7 @@ def test_orphans_tell_what_they_were(database, ledger):
     [
         ({"job": "close-dya", "plugin": None}, UnknownJob, "did you mean 'close-day'"),
         ({"job": None, "plugin": "test"}, PluginError, "did you mean 'tests'"),
-        ({"job": "close-day", "plugin": None}, SelectionError, "no process that is alive has close-day"),
+        ({"job": "close-day", "plugin": None}, SelectionError, "no live process has close-day"),
     ],
 )
 def test_what_cannot_be_adopted_is_refused(database, start_process, wanted, error, said):

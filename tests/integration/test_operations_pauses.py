@@ -64,7 +64,7 @@ def test_a_pause_is_active_in_the_audit_and_tells_what_it_does_not_hold(begin, d
 def test_a_job_that_a_wider_pause_holds_cannot_be_resumed_alone(begin, end):
     begin("queue:billing")
 
-    with pytest.raises(PauseError, match="held by the pause of queue:billing: `rota resume --queue billing` ends it"):
+    with pytest.raises(PauseError, match="by the pause of queue:billing: `rota resume --queue billing` ends it"):
         end("job:close-day")
 
 
@@ -81,7 +81,7 @@ def test_ending_a_pause_tells_which_others_still_hold_the_job(begin, end):
         ("queue:biling", {}, PauseError, "did you mean 'billing'"),
         ("job:fast", {}, PauseError, "on the fast lane"),
         ("everything", {"until": "2001-01-01"}, BadTime, "after now"),
-        ("everything", {"lasting": timedelta.max}, BadTime, "further away than there are dates"),
+        ("everything", {"lasting": timedelta.max}, BadTime, "after the last date that there is"),
     ],
 )
 def test_what_cannot_be_paused_is_refused_and_nothing_is_written(begin, ledger, scope, how, error, said):

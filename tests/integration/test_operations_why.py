@@ -91,17 +91,17 @@ def test_a_skipped_slot_names_the_run_in_its_way(ask, ledger):
     succeeded, answer = ask("close-day", "2026-01-15T03:00")
 
     assert not succeeded
-    assert "another run was still at work" in answer
-    assert f"That was run {rival} (for the slot 2026-01-14 03:00:00 GMT), at work on host:7" in answer
+    assert "another run was still running" in answer
+    assert f"That was run {rival} (for the slot 2026-01-14 03:00:00 GMT), which ran on host:7" in answer
 
 
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        ("grace", "nothing started it within its grace of 60 min"),
+        ("grace", "no worker started it within its grace of 60 min"),
         ("superseded", "misfire='latest' runs only the newest"),
         ("policy", "misfire='skip'"),
-        ("capped", "misfire='all' runs no more than the newest 1000"),
+        ("capped", "misfire='all' runs only the newest 1000 late slots"),
     ],
 )
 def test_a_missed_slot_says_by_which_policy(ask, ledger, reason, said):
@@ -121,20 +121,23 @@ def test_a_missed_slot_says_by_which_policy(ask, ledger, reason, said):
             {"state": "dead", "reason": "retries", "error": "ValueError: x", "failures": 4},
             "all its 4 attempts failed",
         ),
-        ({"state": "dead", "reason": "crashes", "crashes": 3}, "3 workers died or fell silent under it"),
+        (
+            {"state": "dead", "reason": "crashes", "crashes": 3},
+            "3 workers died or sent no heartbeat while working on it",
+        ),
         ({"state": "dead", "reason": "arguments", "error": "BadArguments: x"}, "its arguments do not fit"),
-        ({"state": "dead", "reason": "result", "error": "BadResult: x"}, "what it returned cannot be kept"),
+        ({"state": "dead", "reason": "result", "error": "BadResult: x"}, "its result cannot be stored"),
         ({"state": "retrying", "reason": "error", "error": "ValueError: x"}, "its attempt 1 failed: ValueError: x"),
-        ({"state": "retrying", "reason": "worker died"}, "died or fell silent during attempt 1"),
+        ({"state": "retrying", "reason": "worker died"}, "died or sent no heartbeat during attempt 1"),
         ({"state": "retrying", "reason": "its worker was stopped"}, "was stopped during attempt 1"),
-        ({"state": "retrying", "reason": "overlap"}, "another run of the same job and key is at work"),
+        ({"state": "retrying", "reason": "overlap"}, "another run of the same job and key is running"),
         ({"state": "running", "process_id": 99}, "That worker is no longer alive"),
         ({"state": "queued"}, "has not been started"),
         ({"state": "orphaned"}, "no live process had its job."),
         ({"state": "orphaned", "reason": "broken"}, "had its job, since its plugin was broken"),
-        ({"state": "retrying", "reason": "adopted"}, "someone has taken it up again"),
-        ({"state": "retrying", "reason": "by hand"}, "it was dead, and someone has asked for it to be retried"),
-        ({"state": "dead", "reason": "dropped", "former_state": "queued"}, "has dropped it; it was queued before"),
+        ({"state": "retrying", "reason": "adopted"}, "someone has adopted it"),
+        ({"state": "retrying", "reason": "by hand"}, "it was dead, and someone has retried it"),
+        ({"state": "dead", "reason": "dropped", "former_state": "queued"}, "has dropped it; before that it was queued"),
         ({"state": "skipped", "reason": "paused"}, "was skipped: its job was paused"),
     ],
 )
@@ -190,7 +193,7 @@ def test_a_minute_with_several_slots_tells_of_the_first_and_counts_the_others(as
     succeeded, answer = ask("tick", "2026-01-15T03:00")
 
     assert succeeded
-    assert "One more slot fell into that time: 1 not on record" in answer
+    assert "One more slot came due in that time: 1 not on record" in answer
 
 
 def test_a_request_at_that_time_is_told_of(ask, ledger):
@@ -199,7 +202,7 @@ def test_a_request_at_that_time_is_told_of(ask, ledger):
     for key in ("", "k"):
         succeeded, answer = ask("by-hand", "2026-01-15T03:00", key)
         assert not succeeded
-        assert f"Run {run_id}, requested 2026-01-15 03:00:04 UTC, is due since" in answer
+        assert f"Run {run_id}, requested 2026-01-15 03:00:04 UTC, has been due since" in answer
 
 
 def test_a_job_without_schedule_and_request_says_so(ask, ledger):
@@ -229,5 +232,5 @@ def test_a_time_that_comes_twice_finds_the_slot_of_either(ask, ledger, use_jobs)
 
     _, answer = ask("half-past-one", "2026-10-25T01:30")
 
-    assert "came twice in Europe/London" in answer
+    assert "occurred twice in Europe/London" in answer
     assert "for the slot 2026-10-25 01:30:00 BST was missed" in answer

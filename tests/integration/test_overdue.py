@@ -273,7 +273,7 @@ class TestCheck:
         last = f"{now - timedelta(hours=9):%Y-%m-%d %H:%M:%S} UTC"
         assert found["found"] == (
             f"no successful slot since that of {last}; 3 slots came due: 1 dead, 2 missed; "
-            "besides, 1 since another run was at work and 1 in a pause were skipped"
+            "besides, 1 since another run was running and 1 in a pause were skipped"
         )
         assert self.told(rota)["outcome"] == "info", "it counts where processes count"
 

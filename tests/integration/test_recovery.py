@@ -197,7 +197,7 @@ class TestHandOn:
         assert (row.state, row.reason, row.crashes, row.failures, row.sent_at, row.process_id) == (
             "retrying", "worker died", 1, 0, None, None
         )  # fmt: skip
-        assert "test:1 died or fell silent during attempt 1" in row.error
+        assert "test:1 died or sent no heartbeat during attempt 1" in row.error
         assert ledger.value("SELECT due_at <= clock_timestamp() FROM rota_runs")
 
     def test_a_run_that_keeps_killing_its_worker_is_dead_and_no_other(self, start_process, reaper, database, ledger):

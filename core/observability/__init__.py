@@ -1,1 +1,1 @@
-"""What Rota tells: logs and metrics."""
+"""Logs and metrics."""

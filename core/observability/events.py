@@ -1,4 +1,4 @@
-"""Every event that Rota logs: its name, its fields, its level and the words of its line. Nothing else words a log line.
+"""Every event that Rota logs: its name, fields, level and text. Only this module defines texts of log lines.
 
 An event's name is a promise: dashboards and alerts use it. ``docs/events.md`` lists all of them.
 """
@@ -16,16 +16,16 @@ E = TypeVar("E", bound="Event")
 
 @dataclass(slots=True)
 class Event:
-    """Something that happened. Its fields are what JSON can hold; spans are in seconds."""
+    """The base of all events. Fields have values that JSON can hold; spans are in seconds."""
 
     name: ClassVar[str]
     level: ClassVar[int]
-    #: The line for people, with the fields in braces.
+    #: The text for people, with the fields in braces.
     words: ClassVar[str]
 
     @property
     def severity(self) -> int:
-        """The level of this very event."""
+        """The level of this event."""
         return self.level
 
     def fields(self) -> Mapping[str, Any]:
@@ -38,7 +38,7 @@ class Event:
 
 @dataclass_transform()
 def event(name: str, level: int, words: str) -> Callable[[type[E]], type[E]]:
-    """Declare an event: ``name`` is ``topic.what_happened``, ``words`` its line for people."""
+    """Declare an event: ``name`` is ``topic.what_happened``, ``words`` its text for people."""
 
     def declare(declared: type[E]) -> type[E]:
         made = dataclass(slots=True)(declared)
@@ -61,7 +61,7 @@ def emit(event: Event, error: BaseException | None = None) -> None:
 
 @event("run.succeeded", INFO, "run {run} succeeded in {seconds:.3f} s")
 class RunSucceeded(Event):
-    """The run's success is committed, with the job's own work."""
+    """The run's success is committed, together with the job's own changes."""
 
     job: str
     run: int
@@ -71,7 +71,7 @@ class RunSucceeded(Event):
 
 @event("run.failed", WARNING, "run {run} failed after {seconds:.3f} s and is {state}: {error}")
 class RunFailed(Event):
-    """An attempt failed. A warning with state `retrying`; an error with state `dead`. The traceback is with it."""
+    """An attempt failed. A warning with state `retrying`; an error with state `dead`. The event has the traceback."""
 
     job: str
     run: int
@@ -85,13 +85,15 @@ class RunFailed(Event):
 
     @property
     def severity(self) -> int:
-        """An error once nothing will try it again."""
+        """An error if the run will not be tried again."""
         return ERROR if self.state == "dead" else WARNING
 
 
-@event("run.lease_lost", WARNING, "run {run} was given to another worker after {seconds:.3f} s; nothing was committed")
+@event(
+    "run.lease_lost", WARNING, "run {run} was given to another worker after {seconds:.3f} s; nothing was committed here"
+)
 class RunLeaseLost(Event):
-    """Another worker has the run, since this process was silent for too long. Nothing was committed."""
+    """Another worker has the run, since this process sent no heartbeat for too long. Nothing was committed here."""
 
     job: str
     run: int
@@ -111,7 +113,7 @@ class RunNotConnected(Event):
 
     @property
     def severity(self) -> int:
-        """An error once nothing will try it again."""
+        """An error if the run will not be tried again."""
         return ERROR if self.state == "dead" else WARNING
 
 
@@ -133,7 +135,7 @@ class RunSkipped(Event):
 
 @event("run.paused", INFO, "run {run} waits: its job is paused")
 class RunPaused(Event):
-    """A message came for a run whose job is paused. The run waits in the ledger."""
+    """A message arrived for a run whose job is paused. The run waits in the ledger."""
 
     job: str
     run: int
@@ -153,16 +155,16 @@ class RunMisfit(Event):
 
 @event("run.progress", INFO, "{progress}")
 class RunProgress(Event):
-    """How far a long run is; every ten seconds at most."""
+    """The progress of a long run, at most every ten seconds."""
 
     #: What the job passed to `run.checkpoint`, as JSON text.
     progress: str
 
 
-@event("run.isolated", WARNING, "run {run} gets a process of its own: processes died under it")
+@event("run.isolated", WARNING, "run {run} gets its own process, since processes died while working on it")
 class RunIsolated(Event):
-    """Two processes died under this run, so its last attempt has a process of its own. If that dies too, the run is
-    dead and the worker lives on. If the worker ends first, the run is released, uncounted.
+    """Two processes died while working on this run, so its last attempt has its own process. If that dies too, the run
+    is dead and the worker goes on. If the worker ends first, the run is released, uncounted.
     """
 
     job: str
@@ -171,7 +173,7 @@ class RunIsolated(Event):
 
 @event("run.hard_limit", ERROR, "run {run} passed its hard limit ({limit_seconds:.0f} s); this process ends")
 class RunHardLimit(Event):
-    """A job would not end; its process exits with status 70 and is started again. Find out what the job waits for."""
+    """A job did not end in time. Its process exits with status 70 and is restarted. Find out where the job hangs."""
 
     job: str
     run: int
@@ -180,21 +182,21 @@ class RunHardLimit(Event):
 
 @event("run.not_claimed", ERROR, "no run can be claimed: {error}")
 class RunNotClaimed(Event):
-    """PostgreSQL is away, or this process is not registered. Said once. Runs stay in the ledger and are sent again."""
+    """PostgreSQL is away, or this process is not registered. Logged once. The runs stay in the ledger."""
 
     error: str
 
 
 @event("run.not_claimed_ahead", DEBUG, "runs were not claimed together: {error}")
 class RunNotClaimedAhead(Event):
-    """A batch of runs could not be claimed at once; each is claimed by itself."""
+    """A batch of runs could not be claimed together; each is claimed alone."""
 
     error: str
 
 
 @event("run.not_released", WARNING, "{runs} runs could not be released: {error}")
 class RunNotReleased(Event):
-    """PostgreSQL went away when a worker released runs that it had claimed and not begun. They are released within
+    """PostgreSQL went away while a worker released runs that it had claimed and not started. They are released within
     half a minute.
     """
 
@@ -211,16 +213,16 @@ class RunNotRecorded(Event):
 
 @event("run.forgotten", WARNING, "{runs} runs were claimed here and no thread works on them; released: {ids}")
 class RunForgotten(Event):
-    """A claim was lost between PostgreSQL and this process, so that no thread worked on its run. It is queued again."""
+    """A claim was lost between PostgreSQL and this process, so no thread worked on its run. The run is queued again."""
 
     runs: int
-    #: The first of them.
+    #: The ids of the first runs.
     ids: str
 
 
-@event("run.lost_too_often", ERROR, "run {run} was lost again and again by a process that lives; it is dead")
+@event("run.lost_too_often", ERROR, "run {run} was lost too often by a living process; it is dead")
 class RunLostTooOften(Event):
-    """A run was claimed and lost sight of again and again under a living process. It is dead, reason `lost`."""
+    """A living process claimed a run and lost the claim too often. The run is dead, with the reason `lost`."""
 
     job: str
     run: int
@@ -228,7 +230,7 @@ class RunLostTooOften(Event):
 
 @event("run.conflict", INFO, "run {run} could not go on, trying again at once: {error}")
 class RunConflict(Event):
-    """PostgreSQL gave up the job's transaction in favour of another (serialization failure, deadlock), its connection
+    """PostgreSQL aborted the job's transaction because of another (serialization failure, deadlock), its connection
     was cut before the first answer, or a function had executed DEALLOCATE. The attempt is repeated at once, uncounted,
     a few times.
     """
@@ -238,9 +240,9 @@ class RunConflict(Event):
     error: str
 
 
-@event("run.not_isolated_yet", INFO, "run {run} waits for a process of its own: another run has one here")
+@event("run.not_isolated_yet", INFO, "run {run} waits for its own process: another run has one here")
 class RunNotIsolatedYet(Event):
-    """One run at a time is isolated beside a worker process. This one is sent again."""
+    """A worker process isolates one run at a time. This run is sent again."""
 
     job: str
     run: int
@@ -248,9 +250,7 @@ class RunNotIsolatedYet(Event):
 
 @event("middleware.failed", ERROR, "{middleware} of plugin {plugin}: {problem}")
 class MiddlewareFailed(Event):
-    """A plugin's middleware raised, hung or swallowed an error. The run's outcome stays as it was. The line names the
-    plugin.
-    """
+    """A plugin's middleware raised an error, hung, or swallowed the job's error. The run's outcome does not change."""
 
     plugin: str
     middleware: str
@@ -269,16 +269,16 @@ class RunRecovered(Event):
 
 @event("run.orphaned", WARNING, "{runs} runs ended: no process has their job ({reason}); `rota orphans` lists them")
 class RunOrphaned(Event):
-    """Runs waited for a job that no live process has, and have ended: `rota orphans`."""
+    """Waiting runs ended because no live process has their job; see `rota orphans`."""
 
     job: str
     runs: int
     reason: str
 
 
-@event("run.moved", WARNING, "{runs} runs on queue {queue} are sent to the queue that their job has now")
+@event("run.moved", WARNING, "{runs} runs on queue {queue} are moved to the queue that their job has now")
 class RunMoved(Event):
-    """Runs waited on a queue that no job uses any more; they are sent to the queue that their job has now."""
+    """Runs were waiting on a queue that no job uses any more; they are moved to the queue that their job has now."""
 
     queue: str
     runs: int
@@ -289,7 +289,7 @@ class RunMoved(Event):
 
 @event("slot.not_sent", WARNING, "{slots} slots were not recorded: {error}; the dispatcher will record them")
 class SlotNotSent(Event):
-    """The scheduler could not reach PostgreSQL or Redis. The dispatcher makes up for it."""
+    """The scheduler could not reach PostgreSQL or Redis. The dispatcher records and sends the slots."""
 
     slots: int
     error: str
@@ -297,7 +297,7 @@ class SlotNotSent(Event):
 
 @event("slot.skipped", INFO, "{slots} slots skipped: {reason}")
 class SlotSkipped(Event):
-    """Slots came due that were not to be run, as while their job was paused."""
+    """Slots that came due were skipped, for example because their job was paused."""
 
     job: str
     slots: int
@@ -306,7 +306,7 @@ class SlotSkipped(Event):
 
 @event("slot.missed", WARNING, "{slots} slots missed ({reasons}): {note}")
 class SlotMissed(Event):
-    """Slots were recorded as missed, by their job's policy; `reasons` counts them by reason. `rota why` tells more."""
+    """Slots were recorded as missed, by their job's policy; `reasons` counts them by reason. `rota why` says more."""
 
     job: str
     slots: int
@@ -315,9 +315,9 @@ class SlotMissed(Event):
     note: str
 
 
-@event("slot.overdue", ERROR, "{slots} slots came due without a success since {last_success}; `rota check` tells more")
+@event("slot.overdue", ERROR, "{slots} slots came due without a success since {last_success}; `rota check` says more")
 class SlotOverdue(Event):
-    """The job's last two slots or more came to nothing: `rota check`, and
+    """The job's last slots, two or more, had no success: see `rota check` and
     [the dead man's switch](metrics.md#the-dead-mans-switch).
     """
 
@@ -334,9 +334,9 @@ class SlotCaughtUp(Event):
     job: str
 
 
-@event("slot.forgotten", WARNING, "its slots no longer count: {reason}")
+@event("slot.forgotten", WARNING, "its slots are no longer accounted for: {reason}")
 class SlotForgotten(Event):
-    """The slots of a job that no process has are no longer accounted for. If it returns, they count again."""
+    """The slots of a job that no process has are no longer accounted for, until the job returns."""
 
     job: str
     reason: str
@@ -345,7 +345,7 @@ class SlotForgotten(Event):
 # Messages
 
 
-@event("message.dead", ERROR, "message {message} failed after {retries} retries and is a dead letter")
+@event("message.dead", ERROR, "message {message} failed after {retries} retries and is dead-lettered")
 class MessageDead(Event):
     """A message of the fast lane has used up its retries. It stays in the dead-letter queue for a week."""
 
@@ -356,8 +356,8 @@ class MessageDead(Event):
 
 @event("message.hard_limit", ERROR, "message {message} passed its hard limit ({limit_seconds:.0f} s); the process ends")
 class MessageHardLimit(Event):
-    """The same as `run.hard_limit` on the fast lane. The message is a dead letter at once, whatever retries it had:
-    delivered again, it would end the next process as well.
+    """The same as `run.hard_limit` on the fast lane. The message is dead-lettered at once, even if it has retries left:
+    it would also end the next process.
     """
 
     job: str
@@ -373,9 +373,9 @@ class MessageRetryWaits(Event):
     error: str
 
 
-@event("message.rejected", ERROR, "something on queue {queue} is no message ({problem}); moved to the dead letters")
+@event("message.rejected", ERROR, "an entry on queue {queue} is not a message ({problem}); it is dead-lettered")
 class MessageRejected(Event):
-    """Something on a queue is no message of Rota's. It stays in the dead-letter queue for a week. Find out which
+    """An entry on a queue is not a message of Rota's. It stays in the dead-letter queue for a week. Find out which
     program writes there.
     """
 
@@ -383,9 +383,9 @@ class MessageRejected(Event):
     problem: str
 
 
-@event("message.requeued", INFO, "{messages} messages on queue {queue} were assigned here and never received; requeued")
+@event("message.requeued", INFO, "{messages} messages on queue {queue} were assigned here but never received; requeued")
 class MessageRequeued(Event):
-    """Redis had assigned messages to this process that it never received. They are on their queue again."""
+    """Redis had assigned messages to this process that it never received. They are requeued."""
 
     queue: str
     messages: int
@@ -393,7 +393,7 @@ class MessageRequeued(Event):
 
 @event("message.lost", WARNING, "{messages} messages were lost: the fast lane of local mode is in memory")
 class MessageLost(Event):
-    """Local mode ended before messages of the fast lane had begun, since the grace was over."""
+    """Local mode ended before all messages of the fast lane had started, since the grace was over."""
 
     job: str
     messages: int
@@ -401,12 +401,12 @@ class MessageLost(Event):
 
 @event("message.not_acknowledged", ERROR, "messages could not be acknowledged; trying again")
 class MessageNotAcknowledged(Event):
-    """An acknowledgement failed for a reason that is not Redis's; it is tried again."""
+    """An acknowledgement failed because of an error that is not Redis's; it is tried again."""
 
 
-@event("message.orphaned", WARNING, "no process has the job of a message on queue {queue}; moved to the dead letters")
+@event("message.orphaned", WARNING, "no process has the job of a message on queue {queue}; it is dead-lettered")
 class MessageOrphaned(Event):
-    """A message of the fast lane is for a job that no live process has. It stays among the dead letters for a week."""
+    """A message of the fast lane is for a job that no live process has. It is dead-lettered, and kept for a week."""
 
     job: str
     queue: str
@@ -414,7 +414,7 @@ class MessageOrphaned(Event):
 
 @event("message.dropped", INFO, "no process has the job of a message on queue {queue}; the ledger has its run")
 class MessageDropped(Event):
-    """A message carried a run of a job that no live process has. The run waits in the ledger."""
+    """A message for a run of a job that no live process has was dropped. The run waits in the ledger."""
 
     job: str
     queue: str
@@ -428,9 +428,9 @@ class MessageNotRequeued(Event):
     error: str
 
 
-@event("message.undecided", ERROR, "the fate of {messages} messages for other processes is not known; trying again")
+@event("message.undecided", ERROR, "{messages} messages for other processes could not be decided on; trying again")
 class MessageUndecided(Event):
-    """A fault in Rota while it decided on messages for other processes. It is tried again; please report it."""
+    """An error in Rota while it decided on messages for other processes. It is tried again; please report it."""
 
     messages: int
 
@@ -465,9 +465,9 @@ class ProcessRegistered(Event):
     id: int
 
 
-@event("process.resumed", INFO, "{kind} {id} goes on: its connection was cut, and it has another")
+@event("process.resumed", INFO, "{kind} {id} goes on: its connection was cut, and it has a new one")
 class ProcessResumed(Event):
-    """The connection by which this process shows that it lives was cut. It has another, and keeps its runs."""
+    """The connection that shows that this process is alive was cut. The process has a new one, and keeps its runs."""
 
     kind: str
     id: int
@@ -475,8 +475,8 @@ class ProcessResumed(Event):
 
 @event("process.not_registered", ERROR, "not registered: {error}; trying again")
 class ProcessNotRegistered(Event):
-    """PostgreSQL is away or not migrated, or the role lacks a right, which is named. The process claims nothing
-    meanwhile, fetches nothing from queues of jobs that have runs, and tries every second.
+    """PostgreSQL is away or not migrated, or the role lacks the named right. Until the process is registered, it claims
+    no runs and fetches no messages from queues of the ledger; it tries again every second.
     """
 
     error: str
@@ -497,9 +497,9 @@ class ProcessReleased(Event):
     reason: str
 
 
-@event("process.lost", WARNING, "{kind} {id} ({process}) died or fell silent")
+@event("process.lost", WARNING, "{kind} {id} ({process}) died or sent no heartbeat")
 class ProcessLost(Event):
-    """A worker or scheduler died, or fell silent. Its log, or that of its supervisor, may say why."""
+    """A worker or scheduler died, or sent no heartbeat. Its log, or that of its supervisor, may say why."""
 
     kind: str
     id: int
@@ -547,9 +547,9 @@ class ProcessStateKept(Event):
     what: str
 
 
-@event("process.recycling", INFO, "this process is to be replaced after {messages} messages: {reason}")
+@event("process.recycling", INFO, "this process asks to be replaced after {messages} messages: {reason}")
 class ProcessRecycling(Event):
-    """This process has worked on many messages or holds much memory, and asks to be replaced. No failure."""
+    """This process has worked on many messages or uses much memory, and asks to be replaced. This is not a failure."""
 
     reason: str
     messages: int
@@ -557,17 +557,17 @@ class ProcessRecycling(Event):
 
 @event("process.not_recycled", WARNING, "this process cannot be replaced: {reason}")
 class ProcessNotRecycled(Event):
-    """Under `dramatiq` with several processes one cannot be replaced alone: start workers by `rota worker`. With a
-    traceback: it could not ask, and goes on as it is.
+    """Under `dramatiq` with several processes, one process cannot be replaced alone: start workers with `rota worker`.
+    With a traceback: the process could not ask its supervisor, and goes on.
     """
 
     reason: str
 
 
-@event("process.stuck", ERROR, "a thread has stood still for {seconds} s at {place}")
+@event("process.stuck", ERROR, "a thread has made no progress for {seconds} s at {place}")
 class ProcessStuck(Event):
-    """A thread makes no progress in no job, or in an attempt whose lease is lost. `rota check` names the process; it
-    ends if this goes on.
+    """A thread makes no progress, outside of any job or in an attempt whose lease is lost. `rota check` names the
+    process, which ends if this goes on.
     """
 
     seconds: int
@@ -575,9 +575,9 @@ class ProcessStuck(Event):
     place: str
 
 
-@event("process.stuck_ends", ERROR, "a thread has stood still for {seconds} s at {place}; the process ends")
+@event("process.stuck_ends", ERROR, "a thread has made no progress for {seconds} s at {place}; the process ends")
 class ProcessStuckEnds(Event):
-    """The process ends, since a thread of it made no progress for six leases. Its runs are recovered."""
+    """The process ends, since one of its threads made no progress for six leases. Its runs are recovered."""
 
     seconds: int
     place: str
@@ -593,12 +593,12 @@ class LimitNotEnforced(Event):
 
 @event("dispatcher.leading", INFO, "leads")
 class DispatcherLeading(Event):
-    """This process's dispatcher is the active one of the fleet."""
+    """This process's dispatcher leads in the fleet."""
 
 
-@event("dispatcher.deposed", WARNING, "the connection of leader {leader} was closed: its process fell silent")
+@event("dispatcher.deposed", WARNING, "the connection of leader {leader} was closed: its process sent no heartbeat")
 class DispatcherDeposed(Event):
-    """The leader's process fell silent, and its connection was closed so that another can lead."""
+    """The leader's process sent no heartbeat, and its connection was closed so that another process can lead."""
 
     #: The application name of the leader's connections in PostgreSQL.
     leader: str
@@ -606,26 +606,26 @@ class DispatcherDeposed(Event):
 
 @event("dispatcher.stepped_down", WARNING, "steps down: Redis is away from here, and another worker may reach it")
 class DispatcherSteppedDown(Event):
-    """Redis has been away from the leader for 10 seconds, and other workers live: another leads, which may reach it.
-    If none can, leadership goes round until one does.
+    """The leader has not reached Redis for 10 seconds, and there are other live workers: one of them leads now. If it
+    cannot reach Redis either, leadership moves on until a leader can.
     """
 
 
 @event("dispatcher.interrupted", ERROR, "interrupted: {error}; goes on when it can")
 class DispatcherInterrupted(Event):
-    """The dispatcher's connection broke, or PostgreSQL is away. It goes on when it can; another worker's may lead."""
+    """The dispatcher's connection broke, or PostgreSQL is away. It goes on when it can; another worker may lead."""
 
     error: str
 
 
 @event("dispatcher.failed", ERROR, "a step failed; going on")
 class DispatcherFailed(Event):
-    """A fault in Rota; the loop goes on. Please report it with its traceback."""
+    """An error in Rota; the dispatcher goes on. Please report it with its traceback."""
 
 
 @event("dispatcher.step_failed", ERROR, "step {step} failed: {error}; the other steps go on")
 class DispatcherStepFailed(Event):
-    """A step of the dispatcher fails; said once. The other steps go on. With a traceback, it is a fault in Rota."""
+    """A step of the dispatcher fails; logged once. The other steps go on. With a traceback, it is an error in Rota."""
 
     step: str
     error: str
@@ -640,7 +640,7 @@ class RecoveryInterrupted(Event):
 
 @event("recovery.failed", ERROR, "failed; going on")
 class RecoveryFailed(Event):
-    """A fault in Rota in the thread that recovers the runs of dead processes; it goes on. Please report it."""
+    """An error in Rota in the thread that recovers the runs of dead processes; it goes on. Please report it."""
 
 
 @event("dispatcher.not_sent", WARNING, "{runs} due runs could not be sent: {error}")
@@ -653,7 +653,7 @@ class DispatcherNotSent(Event):
 
 @event("dispatcher.sent_again", INFO, "{runs} runs are sent again: their messages were lost")
 class DispatcherSentAgain(Event):
-    """Messages vanished from Redis; their runs are sent again."""
+    """Messages were lost from Redis; their runs are sent again."""
 
     runs: int
 
@@ -667,14 +667,14 @@ class DispatcherNotRecovered(Event):
 
 @event("dispatcher.queues_not_searched", WARNING, "queues that no process serves could not be searched: {error}")
 class DispatcherQueuesNotSearched(Event):
-    """Redis is away; queues that no process serves are looked for later."""
+    """Redis is away; the search for queues that no process serves is repeated later."""
 
     error: str
 
 
 @event("dispatcher.queue_not_cleared", WARNING, "queue {queue} could not be cleared: {error}")
 class DispatcherQueueNotCleared(Event):
-    """Redis is away, or something that is no queue has the name of one. It is tried again."""
+    """Redis is away, or a key with the name of a queue is not a queue. It is tried again."""
 
     queue: str
     error: str
@@ -682,14 +682,14 @@ class DispatcherQueueNotCleared(Event):
 
 @event("ledger_feed.interrupted", ERROR, "taking runs from the ledger was interrupted: {error}; goes on when it can")
 class LedgerFeedInterrupted(Event):
-    """Taking runs straight from the ledger met an error of PostgreSQL's. It goes on when it can."""
+    """PostgreSQL failed while this process took runs directly from the ledger. It goes on when it can."""
 
     error: str
 
 
 @event("ledger_feed.failed", ERROR, "taking runs from the ledger failed; going on")
 class LedgerFeedFailed(Event):
-    """Taking runs straight from the ledger met a fault in Rota. It goes on; please report it with its traceback."""
+    """An error in Rota while this process took runs directly from the ledger. It goes on; please report it."""
 
 
 # Redis
@@ -697,8 +697,8 @@ class LedgerFeedFailed(Event):
 
 @event("redis.trouble", ERROR, "{error}; trying again until it can be reached ({failures} failures so far)")
 class RedisTrouble(Event):
-    """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text is its own. Said once, and again every
-    minute. Nothing is lost: messages stay where they are, and acknowledgements are sent when it can be reached.
+    """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text is its own. It is logged once, and again
+    every minute. Nothing is lost: messages stay in Redis, and acknowledgements are sent when it can be reached.
     """
 
     error: str
@@ -707,14 +707,14 @@ class RedisTrouble(Event):
 
 @event("redis.recovered", WARNING, "can be used again after {failures} failures")
 class RedisRecovered(Event):
-    """Redis has been well for 5 seconds, after so many failures."""
+    """Redis has worked for 5 seconds, after this many failures."""
 
     failures: int
 
 
-@event("redis.away", WARNING, "away, so runs come straight from the ledger: {error}")
+@event("redis.away", WARNING, "away, so runs are taken from the ledger: {error}")
 class RedisAway(Event):
-    """In `auto`: Redis cannot be used, and runs come straight from the ledger."""
+    """In `auto`: Redis cannot be used, and workers take runs directly from the ledger."""
 
     error: str
 
@@ -729,7 +729,7 @@ class RedisBack(Event):
 
 @event("plugin.broken", ERROR, "plugin {plugin} is broken: {error}")
 class PluginBroken(Event):
-    """The plugin has no jobs until it is mended: `rota plugins`."""
+    """The plugin has no jobs until it is fixed; see `rota plugins`."""
 
     plugin: str
     error: str
@@ -744,7 +744,7 @@ class PluginFailed(Event):
 
 @event("plugin.not_installed", WARNING, "ROTA_DISABLED_PLUGINS names {plugin}, which is not installed{suggestion}")
 class PluginNotInstalled(Event):
-    """`ROTA_DISABLED_PLUGINS` names a plugin that is not installed: misspelt, or uninstalled since."""
+    """`ROTA_DISABLED_PLUGINS` names a plugin that is not installed: the name is misspelt, or it was uninstalled."""
 
     plugin: str
     suggestion: str
@@ -752,7 +752,7 @@ class PluginNotInstalled(Event):
 
 @event("setting.unknown", WARNING, "{variable} {reason}")
 class SettingUnknown(Event):
-    """No part of Rota reads this variable. Unset it, or install the plugin that it is for; it does no harm."""
+    """No part of Rota reads this variable. It does no harm; unset it, or install the plugin that it is for."""
 
     variable: str
     reason: str
@@ -786,14 +786,14 @@ class MetricsNotServed(Event):
 
 @event("metrics.given_up", WARNING, "{error}; this process works without metrics")
 class MetricsGivenUp(Event):
-    """The folder of the metrics has no room, or is not ours. Work goes on without metrics."""
+    """The disk of the metrics is full, or the folder is not this user's. Work goes on without metrics."""
 
     error: str
 
 
 @event("thread.not_started", WARNING, "thread {thread} could not be started: {error}; callers do its work")
 class ThreadNotStarted(Event):
-    """The machine has no more threads for this user. The work is done by the threads that bring it, more slowly."""
+    """The machine allows no more threads for this user. The calling threads do the work themselves, which is slower."""
 
     thread: str
     error: str
@@ -801,7 +801,7 @@ class ThreadNotStarted(Event):
 
 @event("metrics.not_written", ERROR, "a measurement was not written")
 class MetricsNotWritten(Event):
-    """Measuring failed, as on a full disk. The run went on all the same."""
+    """A metric could not be written, for example because the disk is full. The run went on."""
 
 
 @event("log.dropped", WARNING, "{lines} lines were dropped: the reader of this log did not keep up")
@@ -816,7 +816,7 @@ class LogDropped(Event):
 
 @event("sweep.rows_refused", ERROR, "{rows} rows of {table} were refused ({reason}): {ids}")
 class SweepRowsRefused(Event):
-    """Rows break a rule, so that a sweep left them as they are. All others were done. Look at the named rows."""
+    """Rows break a rule, so a sweep left them unchanged. All other rows were done. Check the named rows."""
 
     table: str
     rows: int
@@ -829,8 +829,8 @@ class SweepRowsRefused(Event):
 
 @event("worker.not_drained", WARNING, "{messages} messages on queue {queue} could not be requeued: {error}")
 class WorkerNotDrained(Event):
-    """A stopping worker could not requeue messages that it had not begun, since Redis is away. Runs are sent again
-    anyway.
+    """A stopping worker could not requeue messages that it had not started, since Redis is away. Their runs are sent
+    again.
     """
 
     queue: str
@@ -838,7 +838,7 @@ class WorkerNotDrained(Event):
     error: str
 
 
-@event("worker.stopping", INFO, "stopping; waits up to {seconds:.0f} s for the jobs at work")
+@event("worker.stopping", INFO, "stopping; waits up to {seconds:.0f} s for running jobs")
 class WorkerStopping(Event):
     """`rota worker` was told to stop."""
 
@@ -857,24 +857,24 @@ class WorkerReplaced(Event):
     worker: str
 
 
-@event("worker.silent", ERROR, "{worker} shows no life; it is killed and started again")
+@event("worker.silent", ERROR, "{worker} does not respond; it is killed and restarted")
 class WorkerSilent(Event):
-    """A worker process was stopped, or hangs, and told its supervisor nothing for longer than a lease."""
+    """A worker process hangs or was stopped by a signal: its supervisor heard nothing for longer than a lease."""
 
     worker: str
 
 
 @event("worker.left", WARNING, "{worker}, which was replaced, ended with {status}")
 class WorkerLeft(Event):
-    """A process that was replaced did not end in good order. Its runs are recovered."""
+    """A replaced process did not end normally. Its runs are recovered."""
 
     worker: str
     status: str
 
 
-@event("supervisor.restarting", WARNING, "{program} {reason}; starts again in {seconds:.0f} s")
+@event("supervisor.restarting", WARNING, "{program} {reason}; restarts in {seconds:.0f} s")
 class SupervisorRestarting(Event):
-    """A program that `rota up` or `rota worker` started has ended and is started again, after 1 to 30 seconds."""
+    """A program that `rota up` or `rota worker` started has ended and is restarted after 1 to 30 seconds."""
 
     program: str
     reason: str
@@ -915,7 +915,7 @@ class UpInterrupted(Event):
     """`rota up` was told to stop before everything had started."""
 
 
-@event("up.stopping", INFO, "stopping; waits up to {seconds:.0f} s for the jobs at work; Ctrl-C again ends them")
+@event("up.stopping", INFO, "stopping; waits up to {seconds:.0f} s for running jobs; Ctrl-C again ends them")
 class UpStopping(Event):
     """`rota up` was told to stop."""
 
@@ -929,6 +929,6 @@ class UpStopped(Event):
 
 @event("embedded.account_created", WARNING, "account {account} was created: the servers do not run as root")
 class EmbeddedAccountCreated(Event):
-    """Started as root, the embedded servers run as an account of their own, which must reach their data."""
+    """Root started `rota up`, so the embedded servers run as this account, which must be able to reach their data."""
 
     account: str

@@ -1,4 +1,4 @@
-"""What a line of the log looks like: JSON for programs, a short line for people."""
+"""The format of a log line: JSON for programs, a short line for people."""
 
 import json
 import logging
@@ -12,21 +12,21 @@ from core.observability.events import Event
 from core.observability.visible import visible
 
 EventDict = MutableMapping[str, Any]
-#: A field's text is cut beyond this, in characters, and a traceback in its middle.
+#: The longest text of a field, in characters; a longer traceback is cut in its middle.
 LONGEST_FIELD = 16 * 2**10
-#: A line of JSON beyond this keeps only its short fields, in characters.
+#: The longest line of JSON, in characters; a longer one keeps only its short fields.
 LONGEST_LINE = 64 * 2**10
 LONGEST_SHORT = 1024
-#: Where the words of a line begin on a terminal.
+#: The column in which the text of a line begins on a terminal.
 SUBJECT_WIDTH = 22
-#: What every line of a run carries; the words of an event say it already.
+#: The fields of every line of a run, which an event's text already has.
 ABOUT = ("job", "run", "slot", "attempt", "message")
 DIM, YELLOW, RED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 MARKS = {"warning": ("!", YELLOW), "error": ("E", RED), "critical": ("E", RED), "debug": ("d", DIM)}
 
 
 def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) -> EventDict:
-    """The line of an ``event``: what it is ``about``, its fields, its name, and its words."""
+    """The line of an ``event``: the fields ``about`` its run, its own fields, its name and its text."""
     fields = event.fields()
     line: EventDict = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
@@ -46,8 +46,8 @@ def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType |
     """A traceback of bounded length, its head and its tail, without local variables, which may hold secrets."""
     try:
         text = "".join(traceback.format_exception(*exc_info)).rstrip("\n")
-    except Exception as error:  # noqa: BLE001 — an exception that cannot be told
-        return f"{exc_info[0].__name__} (its traceback cannot be told: {type(error).__name__})"
+    except Exception as error:  # noqa: BLE001 — an exception that cannot be formatted
+        return f"{exc_info[0].__name__} (its traceback cannot be formatted: {type(error).__name__})"
     if len(text) <= LONGEST_FIELD:
         return text
     half = LONGEST_FIELD // 2
@@ -55,7 +55,7 @@ def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType |
 
 
 def bounded(_logger: Any, _method: str, line: EventDict) -> EventDict:
-    """Cut what is too long."""
+    """Cut fields that are too long."""
     for name, value in line.items():
         if isinstance(value, str) and len(value) > LONGEST_FIELD and name != "exception":
             line[name] = f"{value[:LONGEST_FIELD]}… ({len(value) - LONGEST_FIELD} characters left out)"
@@ -63,7 +63,7 @@ def bounded(_logger: Any, _method: str, line: EventDict) -> EventDict:
 
 
 def as_json(_logger: Any, _method: str, line: EventDict) -> str:
-    """The line as a JSON object; the words of a warning or an error stand in ``text``."""
+    """The line as a JSON object; ``text`` has the text of a warning or an error."""
     words = line.pop("words", None)
     if words is not None and line.get("level") not in {"debug", "info"}:
         line["text"] = words
@@ -74,7 +74,7 @@ def as_json(_logger: Any, _method: str, line: EventDict) -> str:
 
 
 def is_short(value: Any) -> bool:
-    """Whether a field may stay in a line that is too long."""
+    """Whether a field is kept in a line that is too long."""
     return isinstance(value, (int, float, bool)) or (isinstance(value, str) and len(value) <= LONGEST_SHORT)
 
 
@@ -87,7 +87,7 @@ def dumped(fields: Mapping[str, Any]) -> str:
 
 
 def held(value: Any) -> Any:
-    """``value`` if JSON can hold it, else its text."""
+    """``value`` if JSON can hold it, otherwise its text."""
     try:
         json.dumps(value, default=text_of, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
@@ -96,7 +96,7 @@ def held(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """The text of a value that may be unable to tell it."""
+    """The text of a value, whose ``str`` may raise."""
     try:
         return str(value)
     except Exception:  # noqa: BLE001 — a job's own class
@@ -104,7 +104,7 @@ def text_of(value: Any) -> str:
 
 
 def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
-    """A renderer for people: time, job or topic, and what happened."""
+    """A renderer for people: time, job or topic, and text."""
 
     def paint(text: str, colour: str) -> str:
         return f"{colour}{text}{PLAIN}" if colors and text else text
@@ -124,11 +124,11 @@ def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
 
 
 def extra(line: EventDict) -> list[tuple[str, Any]]:
-    """The fields of a line that is no event of ours, without what every line has."""
+    """The fields of a line that is not an event of ours, without those of every line."""
     known = {"event", "level", "logger", "timestamp", "exception", *ABOUT}
     return [(name, value) for name, value in line.items() if name not in known]
 
 
 def clock(timestamp: str) -> str:
-    """The time of day of an ISO 8601 instant, by this machine's zone."""
+    """The time of day of an ISO 8601 instant, in this machine's time zone."""
     return datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S")

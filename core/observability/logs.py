@@ -1,4 +1,4 @@
-"""How the log is set up: for people on a terminal, as JSON lines elsewhere, with the run on every line of a run."""
+"""Sets up logging: for people on a terminal, as JSON elsewhere, with the run's fields on every line of a run."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ _about: ContextVar[Mapping[str, Any]] = ContextVar("rota.about", default={})  # 
 
 @contextmanager
 def about(fields: Mapping[str, Any]) -> Iterator[None]:
-    """Put ``fields`` on every line logged within; structlog's own way costs a context variable for each field."""
+    """Put ``fields`` on every line logged within; structlog's own way needs a context variable per field."""
     token = _about.set(fields)
     try:
         yield
@@ -33,12 +33,12 @@ def about(fields: Mapping[str, Any]) -> Iterator[None]:
 
 
 def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Add what the line is about, unless the line itself says otherwise."""
+    """Add the fields of ``about`` that the line itself does not have."""
     return {**_about.get(), **event}
 
 
 class EmitOnce:
-    """Logs an event once, and again only after another event or a reset: for what is tried again and again."""
+    """Logs an event once, and again only after a different event or a reset; for steps that are retried often."""
 
     def __init__(self) -> None:
         self._last: Event | None = None
@@ -50,7 +50,7 @@ class EmitOnce:
         self._last = event
 
     def reset(self) -> None:
-        """What failed has worked: log the next event, whatever it is."""
+        """Note that the step has worked, so that the next event is logged."""
         self._last = None
 
 
@@ -65,17 +65,17 @@ SHARED: list[Any] = [
 
 
 def is_ours() -> bool:
-    """Whether this process is a program of ours, and not an application that imports ``core.main``."""
+    """Whether this process is one of our programs, not an application that imports ``core.main``."""
     started = Path(sys.argv[0] if sys.argv else "")
     name = started.parent.name if started.stem in {"__main__", "__init__"} else started.stem
     return name in PROGRAMS or "core" in started.parts
 
 
 def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
-    """Send everything that is logged, ours and the libraries', through one formatter and without blocking.
+    """Send all log lines, ours and the libraries', through one formatter, without blocking.
 
-    For our own programs alone: an application has its own logging. Call it after the handlers are there: Dramatiq and
-    periodiq install theirs before they import ``core.main``.
+    Only our own programs call it, since an application has its own logging. Call it after handlers are installed:
+    Dramatiq and periodiq install theirs before they import ``core.main``.
     """
     structlog.configure(
         processors=[
@@ -95,7 +95,7 @@ def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
 
 
 def sink_for(handler: logging.Handler) -> logging.Handler:
-    """A handler that does not block, in place of one that writes to a stream."""
+    """The handler to use instead of ``handler``: one that does not block, if it writes to a stream."""
     if not isinstance(handler, logging.StreamHandler):
         return handler
     is_standard = handler.stream is not None and getattr(handler.stream, "fileno", None) and is_stderr(handler.stream)
@@ -112,32 +112,32 @@ def is_stderr(stream: Any) -> bool:
 
 
 def first_handlers() -> list[logging.Handler]:
-    """The handlers of a process that has none."""
+    """The handlers for a process without handlers."""
     stream = standard_error()
     return [Sink(stream, metrics.log_lines_dropped) if stream is not None else logging.NullHandler()]
 
 
 def hide_arguments(record: logging.LogRecord) -> bool:
-    """Have lines of Dramatiq's name a message without its arguments, which may be secret or very long."""
+    """Remove arguments of messages from Dramatiq's lines, since they may be secret or very long."""
     if isinstance(record.args, tuple) and record.name.startswith("dramatiq"):
         record.args = tuple(without_arguments(each) for each in record.args)
     return True
 
 
 def without_arguments(value: Any) -> Any:
-    """A message of Dramatiq's as its actor and its id; anything else as it is."""
+    """For a message of Dramatiq's, its actor and its id; any other value unchanged."""
     is_message = hasattr(value, "actor_name") and hasattr(value, "message_id")
     return f"{value.actor_name} {value.message_id}" if is_message else value
 
 
 def flush() -> None:
-    """Have what was logged written, within a second; for a process that ends without the interpreter's own end."""
+    """Write waiting lines within a second; for a process that ends without the interpreter's shutdown."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 class Formatter(structlog.stdlib.ProcessorFormatter):
-    """Turns what is logged into a line. Our own events take a short way: there is one for each run."""
+    """Turns a log record into a line. Our own events have a fast path, since there is one for each run."""
 
     def __init__(self, ending: list[Any]) -> None:
         super().__init__(
@@ -156,9 +156,9 @@ class Formatter(structlog.stdlib.ProcessorFormatter):
 
 
 def formatter(log_format: LogFormat) -> Formatter:
-    """What turns an event into a line."""
+    """The formatter for ``log_format``."""
     if log_format == "auto":
-        # A worker's sys.stderr is Dramatiq's pipe: only the descriptor knows whether a person is reading.
+        # A worker's sys.stderr is Dramatiq's pipe; only the descriptor shows whether it is a terminal.
         log_format = "console" if os.isatty(STDERR) else "json"
     renderer = lines.as_json if log_format == "json" else lines.console(colors=os.isatty(STDERR))
     return Formatter([structlog.processors.ExceptionRenderer(lines.in_words), lines.bounded, renderer])

@@ -1,6 +1,6 @@
-"""The files in which the processes of a worker share their metrics: what dead processes have left is put together.
+"""The files in which the processes of a worker share their metrics: merges the files of dead processes.
 
-Every process that is replaced would leave a handful of files, each of which each scrape would read, for ever.
+Without merging, every replaced process would leave a few files, which every scrape would read.
 """
 
 import re
@@ -10,29 +10,29 @@ from pathlib import Path
 
 from core.observability import metric_folder
 
-#: What tells of a living process alone, and what counts for ever.
+#: Names of files with values of living processes only, and of files whose values are kept.
 LIVE = re.compile(r"gauge_live\w+_(\d+)\.db")
 LASTING = re.compile(r"(counter|histogram|gauge_mostrecent)_(\d+)\.db")
-#: Under this number, which is no process's, are all the dead.
+#: The process id in the names of merged files; no process has it.
 THE_DEAD = 0
 
 
 def tidy(folder: Path) -> None:
-    """Delete what told of dead processes as living, and put together what else they have left. Not thread-safe."""
+    """Delete live values of dead processes, and merge their other files. Not thread-safe."""
     for path in folder.glob("*.db"):
         live, lasting = LIVE.fullmatch(path.name), LASTING.fullmatch(path.name)
         if live and not metric_folder.is_alive(int(live[1])):
             path.unlink(missing_ok=True)
         elif lasting and int(lasting[2]) != THE_DEAD and not metric_folder.is_alive(int(lasting[2])):
             remains = folder / f"{lasting[1]}_{THE_DEAD}.db"
-            with suppress(OSError):  # without room they are read one by one
+            with suppress(OSError):  # on a full disk the files stay as they are
                 put_together(path, remains, is_sum=not lasting[1].startswith("gauge"))
 
 
 def put_together(path: Path, remains: Path, *, is_sum: bool) -> None:
-    """Add the values in ``path`` to ``remains``, or keep the more recent ones, and delete ``path``.
+    """Merge the values in ``path`` into ``remains`` (as sums, or the most recent ones), and delete ``path``.
 
-    What is read meanwhile is the former remains or the new ones. Raises OSError if there is no room for these.
+    A reader sees either the old or the new ``remains``. Raises OSError if the disk is full.
     """
     from prometheus_client.mmap_dict import MmapedDict
 

@@ -1,7 +1,7 @@
-"""The folder in which the processes of a worker share their metrics: private, and never a reason not to work.
+"""The private folder in which the processes of a worker share their metrics; without it, work goes on.
 
-A temporary folder is everybody's. What Rota makes there lies in one folder for each user, which nobody else can enter;
-whether it is that, is looked at before it is used.
+All users can write to the system's temporary folder. Rota's files there are in one folder per user, which no other user
+can enter; this is checked before the folder is used.
 """
 
 import os
@@ -11,14 +11,14 @@ import stat
 import tempfile
 from pathlib import Path
 
-#: A folder of one parent process: its number, and when it began.
+#: The name of a parent process's folder: its process id and its start time.
 OF_PARENT = re.compile(r"([0-9]{1,9})-([0-9]+)")
 
 
 def of_parent(parent: int) -> Path:
-    """A folder that no other process of that number shares; those of parents that have ended are removed.
+    """The folder of one parent process; removes the folders of parents that have ended.
 
-    Raises OSError if it cannot be made, or if somebody else has made it.
+    Raises OSError if it cannot be created, or if another user has created it.
     """
     ours = private(Path(tempfile.gettempdir()) / f"rota-metrics-{os.geteuid()}")
     for stale in ours.iterdir():
@@ -29,16 +29,16 @@ def of_parent(parent: int) -> Path:
 
 
 def private(folder: Path) -> Path:
-    """Make ``folder`` if it is missing. Raises OSError unless it is a folder of ours, which nobody else can enter."""
+    """Create ``folder`` if it is missing. Raises OSError unless it is this user's and no other user can enter it."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()  # not what a link leads to
+    found = folder.lstat()  # does not follow a link
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise PermissionError(f"{folder} is not a private folder of this user; remove it, or set ROTA_METRICS_DIR")
     return folder
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of that number exists."""
+    """Whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -49,7 +49,7 @@ def is_alive(pid: int) -> bool:
 
 
 def started_at(pid: int) -> str:
-    """What tells apart two processes that had the same number: when it began, in ticks, where Linux says so."""
+    """The process's start time in ticks, on Linux; it tells apart two processes with the same id."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

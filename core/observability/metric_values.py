@@ -1,7 +1,7 @@
-"""The values of the metrics, in files that are mapped into memory: their pages are allocated before they are touched.
+"""The metrics' values, in files that are mapped into memory; disk space is allocated before it is written.
 
-prometheus_client maps sparse files, and a page for which the disk has no room ends the process that touches it, with
-SIGBUS. Without room the values go on in memory, and are served no more.
+prometheus_client maps sparse files. If the disk is full, writing to a new page ends the process with SIGBUS. So if
+there is no space, the values are kept in memory only, and are no longer served.
 """
 
 import mmap
@@ -18,21 +18,21 @@ from prometheus_client.mmap_dict import MmapedDict
 
 from core.observability.events import MetricsGivenUp, emit
 
-#: How large a file begins, in bytes: as prometheus_client has it.
+#: The initial size of a file, in bytes, as in prometheus_client.
 FIRST_SIZE = 1 << 16
-#: What an entry takes beside its key, at most, in bytes: its length, padding and two doubles.
+#: The most bytes of an entry in addition to its key: its length, padding and two doubles.
 BESIDE_KEY = 4 + 8 + 16
-#: A file without entries: how much of it is used, and padding.
+#: The content of a file without entries: the number of used bytes, and padding.
 EMPTY = struct.pack("i4x", 8)
 
 
 def have_room() -> None:
-    """Have prometheus_client allocate what it maps, in this process; before the first metric is made."""
+    """Make prometheus_client allocate its files in this process; call it before the first metric is created."""
     values.MmapedDict = Allocated  # type: ignore[attr-defined]
 
 
 class StrictlyAllocated(MmapedDict):
-    """A file whose pages are there before they are mapped. Raises OSError where there is no room for them."""
+    """A file whose pages are allocated before they are mapped. Raises OSError if the disk is full."""
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         self.path = Path(filename)
@@ -49,7 +49,7 @@ class StrictlyAllocated(MmapedDict):
 
 
 class Allocated(StrictlyAllocated):
-    """The same, which goes on in memory where there is no room."""
+    """The same, but continues in memory if the disk is full."""
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         self._is_in_memory = False
@@ -81,7 +81,7 @@ class Allocated(StrictlyAllocated):
 
 
 def open_allocated(path: Path) -> int:
-    """A descriptor of the file, of ours and not through a link, with room for its first page. Raises OSError."""
+    """Open a file of this user's, not through a link, and allocate its first page. Raises OSError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():
@@ -94,7 +94,7 @@ def open_allocated(path: Path) -> int:
 
 
 def allocate(descriptor: int, size: int) -> None:
-    """Have all of ``size`` bytes on the disk; a system without the call maps what may not be there."""
+    """Allocate ``size`` bytes on the disk; does nothing on a system without the call."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:
@@ -102,7 +102,7 @@ def allocate(descriptor: int, size: int) -> None:
 
 
 def give_up(path: Path, error: OSError) -> None:
-    """Say so, once, and remove the file: what stands in it would be served for ever."""
+    """Log it once, and remove the file, since its values would be served for ever."""
     with suppress(OSError):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():

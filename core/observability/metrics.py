@@ -1,7 +1,6 @@
-"""The metrics, in one place. Several processes of one worker share them in Prometheus' multiprocess form.
+"""All metrics. The processes of one worker share them in Prometheus' multiprocess mode.
 
-``share()`` must be called before anything else here is used, since prometheus_client looks at its environment when it
-is imported.
+Call ``share()`` before anything else here, since prometheus_client reads its environment when it is imported.
 """
 
 import os
@@ -19,23 +18,23 @@ from core.observability.events import MetricsGivenUp, emit
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _making = threading.Lock()
-#: What was last said of each task's status, and when, in monotonic seconds.
+#: The last status set for each task, and when, in monotonic seconds.
 _said: dict[str, tuple[bool, float]] = {}
 
-#: A status that has not changed is said again after this long, so that of several processes the last one still counts.
+#: An unchanged status is set again after this long, so that the last of several processes counts.
 SAY_AGAIN_SECONDS = 1.0
 
-#: Seconds; from a no-op to the default hard limit.
+#: In seconds, from a no-op to the default hard limit.
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800)
 #: Seconds between a slot and its start; the goal is 0.1 at the 99th percentile.
 LATENESS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 600, 3600)
 
 
 def share(folder: Path | None) -> bool:
-    """Keep this process's metrics in ``folder``, by default one that belongs to the parent process.
+    """Keep this process's metrics in ``folder``, by default the folder of the parent process.
 
     All worker processes of one ``dramatiq`` command have the same parent, and so does the process that serves them.
-    Where that cannot be, metrics stay in this process, which goes on all the same; False then.
+    If the folder cannot be used, the metrics stay in this process and this returns False.
     """
     given = folder or os.environ.get(MULTIPROCESS)
     try:
@@ -62,7 +61,7 @@ def _made() -> Any:
     from prometheus_client import Counter, Gauge, Histogram
 
     return SimpleNamespace(
-        tasks=Counter("scheduled_task", "Runs by how they ended, each failed attempt included", ["task", "status"]),
+        tasks=Counter("scheduled_task", "Ended runs and failed attempts, by status", ["task", "status"]),
         durations=Histogram("scheduled_task_duration_seconds", "How long attempts took", ["task"], buckets=DURATIONS),
         status=Gauge(
             "scheduled_task_status",
@@ -73,31 +72,34 @@ def _made() -> Any:
         lateness=Histogram(
             "rota_start_lateness_seconds", "From a run's due time to its start", ["task"], buckets=LATENESS
         ),
-        rejected=Counter("rota_messages_rejected", "Messages set aside as not ours or corrupt", ["queue", "reason"]),
+        rejected=Counter("rota_messages_rejected", "Messages that are corrupt or not ours", ["queue", "reason"]),
         pool=Gauge(
             "rota_db_pool_connections", "Connections to PostgreSQL by state", ["state"], multiprocess_mode="livesum"
         ),
-        paused=Gauge("rota_paused", "1 for each pause that is active", ["scope"], multiprocess_mode="livemax"),
+        paused=Gauge("rota_paused", "1 for each active pause", ["scope"], multiprocess_mode="livemax"),
         overdue=Gauge(
             "rota_slots_overdue",
-            "Slots since the last successful one that should have succeeded by now",
+            "Slots after the last successful one that should have succeeded by now",
             ["task"],
             multiprocess_mode="livemax",
         ),
         succeeded=Gauge(
             "rota_last_success_timestamp_seconds",
-            "When the last successful slot was finished",
+            "When the last successful slot finished",
             ["task"],
             multiprocess_mode="livemax",
         ),
-        leader=Gauge("rota_dispatcher_leader", "1 where the active dispatcher is", multiprocess_mode="livesum"),
+        leader=Gauge("rota_dispatcher_leader", "1 in the process whose dispatcher leads", multiprocess_mode="livesum"),
         passes=Histogram("rota_dispatcher_pass_seconds", "How long the dispatcher's passes took", buckets=DURATIONS),
-        reaped=Counter("rota_processes_reaped", "Processes that died or fell silent", ["kind"]),
+        reaped=Counter("rota_processes_reaped", "Processes that died or sent no heartbeat", ["kind"]),
         travelling=Gauge(
-            "rota_travelling", "Processes by the way that runs take to them", ["by"], multiprocess_mode="livesum"
+            "rota_travelling",
+            "Processes by their source of runs",
+            ["by"],
+            multiprocess_mode="livesum",
         ),
         recycled=Counter("rota_processes_recycled", "Processes that asked to be replaced", ["reason"]),
-        log_dropped=Counter("rota_log_lines_dropped", "Lines of the log that its reader did not take in time"),
+        log_dropped=Counter("rota_log_lines_dropped", "Log lines dropped because their reader was too slow"),
         plugins=Gauge(
             "rota_plugin_up", "1 if the plugin is loaded, 0 if it is broken", ["plugin"], multiprocess_mode="livemax"
         ),
@@ -106,7 +108,7 @@ def _made() -> Any:
 
 @cache
 def _labelled(name: str, *labels: str) -> Any:
-    """One series of a metric; looking it up each time would cost more than counting."""
+    """One series of a metric; cached, since looking it up takes longer than counting."""
     metric = getattr(_metrics(), name)
     return metric.labels(*labels) if labels else metric
 
@@ -128,7 +130,7 @@ def _tell_status(task: str, is_good: bool) -> None:
 
 
 def runs_ended(task: str, counts: Mapping[str, int]) -> None:
-    """Count runs that ended without an attempt, by how they ended."""
+    """Count runs that ended without an attempt, by status."""
     for status, count in counts.items():
         _labelled("tasks", task, status).inc(count)
 
@@ -139,18 +141,18 @@ def run_started(task: str, lateness_seconds: float) -> None:
 
 
 def message_rejected(queue: str, reason: str) -> None:
-    """Count a message that was set aside."""
+    """Count a message that was dead-lettered as corrupt or not ours."""
     _metrics().rejected.labels(queue, reason).inc()
 
 
 def pool(in_use: int, idle: int) -> None:
-    """Say how many connections the pool of this process has."""
+    """Set the numbers of connections in this process's pool."""
     _metrics().pool.labels("in_use").set(in_use)
     _metrics().pool.labels("idle").set(idle)
 
 
 def leading(is_leader: bool) -> None:
-    """Say whether this process's dispatcher is the active one; if not, what only the active one tells is taken back."""
+    """Set whether this process's dispatcher leads; if not, reset the metrics that only the leader sets."""
     _metrics().leader.set(is_leader)
     if not is_leader:
         paused([])
@@ -158,21 +160,21 @@ def leading(is_leader: bool) -> None:
 
 
 def paused(scopes: Collection[str]) -> None:
-    """Say which scopes are paused; what was said to be paused before and is not among them no longer is."""
+    """Set which scopes are paused; reset those that no longer are."""
     _set_all("paused", dict.fromkeys(scopes, 1))
 
 
 def overdue(slots: Mapping[str, int]) -> None:
-    """Say how many slots of each task are overdue; of any other, none is."""
+    """Set how many slots of each task are overdue; reset all other tasks."""
     _set_all("overdue", slots)
 
 
 def succeeded_at(task: str, timestamp: float) -> None:
-    """Say when the last successful slot of a task was finished."""
+    """Set when the last successful slot of a task finished."""
     _labelled("succeeded", task).set(timestamp)
 
 
-#: What ``_set_all`` has set last: a series that several processes share cannot be taken back, only set to 0.
+#: The labels that ``_set_all`` has set last: a series that processes share cannot be removed, only set to 0.
 _standing: dict[str, set[str]] = {}
 
 
@@ -190,12 +192,12 @@ def dispatched(seconds: float) -> None:
 
 
 def reaped(kind: str) -> None:
-    """Count a process that was taken for dead."""
+    """Count a dead process."""
     _metrics().reaped.labels(kind).inc()
 
 
 def travelling(*, by_ledger: bool) -> None:
-    """Say whether runs come to this process straight from the ledger, or over Redis."""
+    """Set whether this process takes runs from the ledger or over Redis."""
     _metrics().travelling.labels("ledger").set(by_ledger)
     _metrics().travelling.labels("redis").set(not by_ledger)
 
@@ -211,5 +213,5 @@ def log_lines_dropped(lines: int) -> None:
 
 
 def plugin(name: str, *, is_up: bool) -> None:
-    """Say whether a plugin is loaded."""
+    """Set whether a plugin is loaded."""
     _metrics().plugins.labels(name).set(is_up)

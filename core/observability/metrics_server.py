@@ -1,4 +1,4 @@
-"""Serves ``/metrics`` for all processes of one worker, from a process of its own."""
+"""A separate process that serves ``/metrics`` for all processes of one worker."""
 
 import os
 import threading
@@ -10,14 +10,14 @@ from core import settings
 from core.observability import logs, metric_files, metrics
 from core.observability.events import MetricsNotServed, MetricsServing, emit
 
-#: How long to wait before a port that is taken is tried again, in seconds.
+#: How long to wait before trying an occupied port again, in seconds.
 BIND_AGAIN_SECONDS = 5.0
 
 _collecting = threading.Lock()
 
 
 def serve() -> int:
-    """Serve until stopped. A port that is taken is asked for again, and said once."""
+    """Serve until stopped. An occupied port is logged once and tried again."""
     configured = settings.current()
     logs.configure(configured.log_format, configured.log_level)
     Metrics.are_shared = metrics.share(configured.metrics_dir)
@@ -40,7 +40,7 @@ class Metrics(BaseHTTPRequestHandler):
     server_version = "rota"
     sys_version = ""
     timeout = 10
-    #: Whether there is a folder to collect them from.
+    #: Whether the processes share their metrics in a folder.
     are_shared = False
 
     def do_GET(self) -> None:
@@ -59,7 +59,7 @@ class Metrics(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged."""
+        """Do not log requests."""
 
 
 def collect() -> tuple[str, bytes]:
@@ -68,7 +68,7 @@ def collect() -> tuple[str, bytes]:
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = CollectorRegistry()
-    with _collecting:  # each request has a thread of its own
+    with _collecting:  # each request has its own thread
         metric_files.tidy(Path(os.environ[metrics.MULTIPROCESS]))
         MultiProcessCollector(registry)
         return CONTENT_TYPE_LATEST, generate_latest(registry)

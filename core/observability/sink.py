@@ -1,8 +1,8 @@
-"""A log handler that never blocks work: lines wait in memory for a thread that writes them.
+"""A log handler that never blocks: lines wait in memory for a thread that writes them.
 
 A log's reader can go away or fall behind (``rota worker 2>&1 | head``, a log shipper that hangs, a terminal that is
-stopped). A handler that writes in the caller's thread then stops every thread that logs. Here a line that finds no room
-is dropped and counted, and the next line that can be written says how many were.
+stopped). A handler that writes in the caller's thread then stops every thread that logs. Here, if the memory is full, a
+line is dropped and counted, and the next written line says how many were dropped.
 """
 
 import logging
@@ -18,26 +18,26 @@ from core import forks
 from core.observability.events import LogDropped
 
 STDERR = 2
-#: How much text waits at most, in characters; a second of a very busy process.
+#: The most characters that may wait, about a second of a very busy process.
 MOST_WAITING = 4 * 2**20
-#: How much is written at once: a pipe takes it in one piece.
+#: The most characters in one write, which a pipe takes at once.
 CHUNK = 32 * 2**10
 #: How long the end of a process waits for its last lines to be written, in seconds.
 FLUSH_SECONDS = 1.0
 
 
 class Stream(Protocol):
-    """What lines are written to. Both may block, and may raise OSError or ValueError."""
+    """The target of lines. Both methods may block, and may raise OSError or ValueError."""
 
     def write(self, text: str, /) -> object:
         """Write ``text``."""
 
     def flush(self) -> object:
-        """Have it written."""
+        """Write buffered text."""
 
 
 class Descriptor:
-    """A descriptor of our own for standard error, which stays open if a job closes ``sys.stderr``."""
+    """Our own descriptor of standard error, which stays open if a job closes ``sys.stderr``."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = os.dup(descriptor)
@@ -49,11 +49,11 @@ class Descriptor:
             left = left[os.write(self._descriptor, left) :]
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: there is no buffer."""
 
 
 class Sink(logging.Handler):
-    """Formats in the caller's thread, and writes in one of its own, which starts with the first line."""
+    """Formats in the caller's thread, and writes in its own thread, which starts with the first line."""
 
     def __init__(self, stream: Stream, on_dropped: Callable[[int], None]) -> None:
         super().__init__()
@@ -64,26 +64,26 @@ class Sink(logging.Handler):
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lines: SimpleQueue[str] = SimpleQueue()
-        #: How many characters were ever taken on, and how many of them are written or given up.
+        #: How many characters were accepted so far, and how many of these were written or dropped.
         self._taken = self._written = 0
-        #: How many lines were dropped, and of how many of them the log has told.
+        #: How many lines were dropped, and how many of these the log has reported.
         self._dropped = self._told = 0
         self._is_all_written = threading.Event()
         self._is_all_written.set()
         self._thread: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take the line on, or drop it. Never blocks; raises nothing of its own."""
-        if self._pid != os.getpid():  # a fork: the parent writes what waited there
+        """Accept the line, or drop it. Never blocks and never raises."""
+        if self._pid != os.getpid():  # after a fork: the parent writes its waiting lines
             self._begin()
         try:
             line = self.format(record) + "\n"
-        except Exception as error:  # noqa: BLE001 — no line is worth a run
+        except Exception as error:  # noqa: BLE001 — a log line must not fail a run
             line = f"{record.name}: a line could not be formatted: {type(error).__name__}\n"
         self._take_on(line)
 
     def _take_on(self, line: str) -> None:
-        if forks.is_child():  # it may end at any time, without the interpreter's own end
+        if forks.is_child():  # it may end at any time, without the interpreter's shutdown
             with suppress(OSError, ValueError):
                 self._stream.write(line)
                 self._stream.flush()
@@ -101,13 +101,13 @@ class Sink(logging.Handler):
         thread = threading.Thread(target=self._run, name="rota-log", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no thread can be had now; the next line tries again
+        except RuntimeError:  # no thread can be started now; the next line tries again
             return
         self._thread = thread
 
     def flush(self) -> None:
-        """Wait until everything is written, or for a second. The end of the interpreter calls this."""
-        if self._pid != os.getpid():  # a fork that has logged nothing
+        """Wait until everything is written, at most a second. The interpreter calls this at exit."""
+        if self._pid != os.getpid():  # after a fork that has logged nothing
             return
         self._is_all_written.wait(FLUSH_SECONDS)
 
@@ -149,7 +149,7 @@ class Sink(logging.Handler):
 
 
 def standard_error() -> Stream | None:
-    """Where this process's log goes by default; None if it has no standard error."""
+    """The default stream of this process's log; None without standard error."""
     if sys.stderr is None or sys.stderr is not sys.__stderr__:
         return sys.stderr
     try:

@@ -1,16 +1,16 @@
-"""Text of strangers on a terminal: keys, errors, names and reasons may hold what a terminal obeys."""
+"""Makes untrusted text safe for a terminal: keys, errors, names and reasons may have control characters."""
 
 import unicodedata
 
-#: Controls (C0, DEL and C1), marks such as those that turn the direction of writing, halves of pairs, and separators
-#: of lines and paragraphs.
+#: Control characters (C0, DEL and C1), format characters such as those that change the writing direction, surrogates,
+#: and separators of lines and paragraphs.
 OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-#: Two marks that scripts and emoji are written with, and that do no harm.
+#: Two format characters that scripts and emoji need, and that are harmless.
 JOINERS = "\u200c\u200d"
 
 
 def visible(text: str) -> str:
-    r"""``text`` on one line, with what a terminal would obey written out, as ``\x1b``, ``\n`` or ``\u202e``."""
+    r"""``text`` on one line, with control characters escaped, such as ``\x1b``, ``\n`` or ``\u202e``."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 

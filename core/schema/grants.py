@@ -1,7 +1,7 @@
-"""Which rights on our tables and sequences the role that asks lacks, told before a job finds out.
+"""Finds rights on our tables and sequences that the current role lacks, before a job fails.
 
-Looking takes SELECT on the ledger's tables. Working takes rights to write as well, and those on the plugins' tables;
-only migrations write the tables that remember them.
+Looking needs SELECT on the ledger's tables. Working also needs rights to write, and rights on the plugins' tables. Only
+migrations write to the version tables.
 """
 
 from collections import defaultdict
@@ -17,7 +17,8 @@ from core.schema.removal import owner_of
 
 Purpose = Literal["working", "looking"]
 
-#: In the ledger's schema, or where it would be made. An identity column's own sequence needs no right.
+#: Searches the ledger's schema, or the schema in which it would be created. The sequence of an identity column needs no
+#: right.
 LACKING = text("""
     SELECT found.relname AS name, quote_ident(found.relname) AS quoted, quote_ident(current_user) AS role, kind,
            string_agg(privilege, ', ' ORDER BY number) AS rights
@@ -40,12 +41,12 @@ LACKING = text("""
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """What one role lacks on tables, or on sequences, of one plugin."""
+    """The rights that one role lacks on the tables, or on the sequences, of one plugin."""
 
     #: The plugin's name; ``core`` for the ledger.
     owner: str
     role: str
-    #: ``TABLE`` or ``SEQUENCE``, the rights and the names, as GRANT has them.
+    #: ``TABLE`` or ``SEQUENCE``, the rights and the names, in the syntax of GRANT.
     kind: str
     rights: str
     names: tuple[str, ...]
@@ -57,7 +58,7 @@ class Lack:
 
     @property
     def remedy(self) -> str:
-        """The statement that a superuser, or the owner of the tables, can mend it with."""
+        """The GRANT statement for a superuser or the owner of the tables."""
         return f"GRANT {self.rights} ON {self.kind} {', '.join(self.names)} TO {self.role}"
 
 

@@ -1,8 +1,8 @@
-"""Waits for the locks of a schema change in short stretches, and says who holds them.
+"""Waits for the locks of a schema change in short periods, and reports their holders.
 
-A statement that waits for a table has every later statement on that table wait behind it. So it gives up after
-``LOCK_TIMEOUT``, which lets the others pass, and the change is tried again from its beginning. Meanwhile another
-connection asks PostgreSQL who is in the way. Queries are never shown: their values may be personal.
+While a statement waits for a table, every later statement on that table waits too. So it gives up after
+``LOCK_TIMEOUT``, which lets the others run, and the whole change is tried again. Another connection asks PostgreSQL for
+the holders of the locks. Queries are never shown, since their values may be personal data.
 """
 
 import threading
@@ -23,11 +23,11 @@ from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
 
 T = TypeVar("T")
 
-#: How long one try has others wait, how often it is tried, and how long they may pass in between, in seconds.
+#: How long one try may block others, in seconds; how often to try; and how long to wait between tries, in seconds.
 LOCK_TIMEOUT_SECONDS = 2.0
 TRIES = 10
 PAUSE_SECONDS = 3.0
-#: How often to ask who is in the way, in seconds.
+#: How often to ask for the holders of locks, in seconds.
 LOOK_SECONDS = 0.2
 
 #: One schema change at a time; nothing else waits for this lock, so it may take as long as the other change does.
@@ -44,9 +44,9 @@ BLOCKERS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """Somebody who holds a lock, or waits for it before us."""
+    """A session that holds a lock, or waits for it before us."""
 
-    #: Its process on the server; 0: a prepared transaction, which has none.
+    #: The id of its server process; 0 for a prepared transaction, which has no process.
     pid: int
     application: str | None
     role: str | None
@@ -62,18 +62,18 @@ class Blocker:
 
 
 class LocksHeld(PluginError):
-    """Others held the locks of a schema change for too long; nothing was changed."""
+    """Other sessions held the locks of a schema change for too long; nothing was changed."""
 
 
 def silent(_message: str) -> None:
-    """Nobody wants to know meanwhile."""
+    """Ignore the message."""
 
 
 def patiently(engine: Engine, change: Callable[[Connection], T], what: str, say: Callable[[str], None] = silent) -> T:
-    """Carry out ``change`` in a transaction, again and again while others hold its locks; return its answer.
+    """Run ``change`` in a transaction, and retry while others hold its locks; return its result.
 
-    ``say`` is told who is in the way, as soon as it is known. Raises LocksHeld after about a minute. Whatever else
-    ``change`` raises is raised at once.
+    ``say`` is called with the holders of locks as soon as they are known. Raises LocksHeld after about a minute, and
+    any other error of ``change`` at once.
     """
     watch = Watch(engine, what, say)
     for number in range(TRIES):
@@ -92,7 +92,7 @@ def patiently(engine: Engine, change: Callable[[Connection], T], what: str, say:
 
 
 def is_locked_out(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that others hold a lock."""
+    """Whether an error, or its cause, is a lock time-out."""
     while error is not None:
         if isinstance(getattr(error, "orig", None), LockNotAvailable | DeadlockDetected):
             return True
@@ -101,7 +101,7 @@ def is_locked_out(error: BaseException | None) -> bool:
 
 
 class Watch:
-    """Asks on another connection who is in the way."""
+    """Asks for the holders of locks on another connection."""
 
     def __init__(self, engine: Engine, what: str, say: Callable[[str], None]) -> None:
         self._engine = engine
@@ -112,7 +112,7 @@ class Watch:
 
     @contextmanager
     def beside(self, connection: Connection) -> Iterator[None]:
-        """Look for as long as the caller works on ``connection``."""
+        """Watch while the caller works on ``connection``."""
         pid = connection.connection.dbapi_connection.get_backend_pid()  # type: ignore[union-attr]
         ended = threading.Event()
         thread = threading.Thread(target=self._look, args=(pid, ended), name="rota-locks", daemon=True)
@@ -124,8 +124,8 @@ class Watch:
             thread.join()
 
     def verdict(self) -> str:
-        """Who was in the way last, and what to do."""
-        who = ", ".join(map(str, self._last)) or "someone who was gone when asked for"
+        """The message with the last known holders, and what to do."""
+        who = ", ".join(map(str, self._last)) or "a session that has ended since"
         pids = [each.pid for each in self._last if each.pid]
         end = f", or end it with SELECT pg_terminate_backend({pids[0]})" if pids else ""
         return f"{self._what}: locked by {who}; nothing was changed. Wait until that has ended{end}, and try again"
@@ -138,7 +138,7 @@ class Watch:
                     self._last = found or self._last
                     self._tell(found)
         except SQLAlchemyError:
-            return  # the change itself meets the same trouble, or goes on without this
+            return  # the change itself fails in the same way, or goes on without this
 
     def _tell(self, found: tuple[Blocker, ...]) -> None:
         for each in found:

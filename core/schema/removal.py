@@ -1,8 +1,7 @@
-"""Removes the tables of a plugin that was taken away, once somebody asks for it; taking it away leaves them alone.
+"""Removes the tables of a removed plugin, only when a person asks for it.
 
-A plugin that can still be imported takes its own migrations back; of any other, all tables go whose names begin with
-its name, and with them its views, sequences, routines and types, or it could not return. Either way it is one
-transaction: all of it, or nothing.
+If the plugin can still be imported, its migrations are downgraded. Otherwise all tables whose names begin with its name
+are dropped, with its views, sequences, routines and types, so that it can be installed again. Both are one transaction.
 """
 
 from collections.abc import Collection, Iterable
@@ -34,7 +33,7 @@ TABLES = text("""
     ORDER BY found.relname
 """)
 
-#: What migrations make beside tables, and what DROP calls it.
+#: Objects other than tables that migrations create, with their names in DROP.
 OBJECTS = text("""
     SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'SEQUENCE' END AS kind,
            relname AS name, oid::regclass::text AS called
@@ -44,7 +43,7 @@ OBJECTS = text("""
     UNION ALL SELECT 'TYPE', typname, oid::regtype::text
     FROM pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace AND typtype IN ('e', 'd')
 """)
-#: What needs tables goes before them; what tables need, after.
+#: Kinds that depend on tables are dropped before them; kinds that tables depend on, after them.
 BEFORE_TABLES = ("VIEW", "MATERIALIZED VIEW")
 AFTER_TABLES = ("ROUTINE", "SEQUENCE", "TYPE")
 
@@ -59,18 +58,18 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What goes if a plugin's tables go."""
+    """The tables and objects to drop for a plugin."""
 
     plugin: str
     tables: tuple[Table, ...]
-    #: Whether its own migrations take them away; otherwise they are dropped by name.
+    #: Whether its migrations are downgraded; otherwise tables are dropped by name.
     by_downgrade: bool
-    #: The names of other plugins: what begins with a longer one of them is theirs.
+    #: The names of other plugins; tables whose names begin with a longer one of these belong to that plugin.
     others: frozenset[str] = frozenset()
 
 
 def plan(connection: Connection, registry: Registry, name: str) -> Plan:
-    """What would go of the plugin ``name``. Raises PluginError if nothing may, or there is nothing."""
+    """Plan the removal of the plugin ``name``. Raises PluginError if that is not allowed, or if it has no tables."""
     refuse_loaded(connection, registry, name)
     there = [Table(row.name, row.rows) for row in connection.execute(TABLES).all()]
     names = {table.name for table in there}
@@ -84,7 +83,7 @@ def plan(connection: Connection, registry: Registry, name: str) -> Plan:
 
 
 def refuse_loaded(connection: Connection, registry: Registry, name: str) -> None:
-    """Raise PluginError for a plugin whose tables are in use, as far as the live processes say."""
+    """Raise PluginError if this process or a live process has the plugin loaded, or may have it."""
     admission.refuse_bad_name(name)
     if name == loading.CORE or any(plugin.name == name and plugin.state == "loaded" for plugin in registry.plugins):
         raise PluginError(f"plugin {name!r} is loaded here: uninstall it, or name it in ROTA_DISABLED_PLUGINS")
@@ -93,7 +92,7 @@ def refuse_loaded(connection: Connection, registry: Registry, name: str) -> None
             raise PluginError(f"{process.kind} {process.name} does not say which plugins it has: stop it first")
         if name in process.plugins:
             raise PluginError(
-                f"{process.kind} {process.name} has plugin {name!r} loaded: restart it without, or stop it"
+                f"{process.kind} {process.name} has plugin {name!r} loaded: restart it without the plugin, or stop it"
             )
 
 
@@ -103,12 +102,12 @@ def migrated(tables: Iterable[str]) -> set[str]:
 
 
 def owner_of(table: str, names: Collection[str]) -> str | None:
-    """Whose table it is: of two plugins whose names it begins with, that of the longer name."""
+    """The plugin whose name the table's name begins with; of two such plugins, the one with the longer name."""
     return max((name for name in names if table.startswith(f"{name}_")), key=len, default=None)
 
 
 def importable(name: str) -> Plugin | None:
-    """The plugin, if it is installed and can be imported with its migrations; being disabled does not matter here."""
+    """The plugin, if it is installed and can be imported with its migrations, even if it is disabled."""
     points = [point for point in entry_points(group=loading.GROUP) if point.name == name]
     manager = pluggy.PluginManager(hookspecs.NAMESPACE)
     manager.add_hookspecs(hookspecs)
@@ -120,13 +119,13 @@ def importable(name: str) -> Plugin | None:
 
 
 def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
-    """Do what was ``shown``, in the caller's transaction. Raises PluginError if it is no longer what would go.
+    """Carry out the plan ``shown`` in the caller's transaction. Raises PluginError if the plan is outdated.
 
     The caller gets that transaction from ``core.schema.locks.patiently``.
     """
     now = plan(connection, registry, shown.plugin)
     if {table.name for table in now.tables} != {table.name for table in shown.tables}:
-        raise PluginError(f"the tables of plugin {shown.plugin!r} have changed meanwhile; look again")
+        raise PluginError(f"the tables of plugin {shown.plugin!r} have changed since; try again")
     plugin = importable(shown.plugin) if now.by_downgrade else None
     if plugin is not None:
         downgrade(connection, plugin)
@@ -138,13 +137,13 @@ def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
 
 
 def drop_tables(connection: Connection, names: Iterable[str]) -> None:
-    """Drop tables, unless anything else refers to them."""
+    """Drop tables; fails if other objects refer to them."""
     quote = connection.dialect.identifier_preparer.quote
     connection.exec_driver_sql(f"DROP TABLE {', '.join(map(quote, names))}")
 
 
 def drop_objects(connection: Connection, going: Plan, kinds: Iterable[str]) -> None:
-    """Drop what the plugin has of these kinds."""
+    """Drop the plugin's objects of these kinds."""
     there = connection.execute(OBJECTS).all()
     known = {going.plugin, *going.others}
     for kind in kinds:
@@ -154,7 +153,7 @@ def drop_objects(connection: Connection, going: Plan, kinds: Iterable[str]) -> N
 
 
 def downgrade(connection: Connection, plugin: Plugin) -> None:
-    """Take all of a plugin's migrations back, in the caller's transaction."""
+    """Downgrade all of a plugin's migrations in the caller's transaction."""
     revisions = upgrade.scripts(plugin)
 
     def to_base(revision: Any, _context: MigrationContext) -> Any:

@@ -1,8 +1,8 @@
-"""Brings every plugin's tables up to date; the core's are those of the built-in plugin.
+"""Upgrades every plugin's tables; the core's tables belong to the built-in plugin.
 
-Each plugin has an Alembic history of its own, in a version table of its own. A plugin's migrations are one transaction:
-all of them are there afterwards, or none. One migration runs at a time, by an advisory lock. One that waits for a table
-gives up after two seconds and is tried again, since everybody else waits behind it (``core/schema/locks.py``).
+Each plugin has its own Alembic history and version table. A plugin's migrations are one transaction, so that either all
+or none are applied. An advisory lock lets one upgrade run at a time. A migration that waits for a table gives up after
+two seconds and is tried again, since all other sessions wait behind it (``core/schema/locks.py``).
 """
 
 from collections.abc import Callable, Iterator
@@ -27,22 +27,22 @@ from core.schema import locks, whereabouts
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """How far a plugin's tables are."""
+    """The revision of a plugin's tables."""
 
     plugin: str
-    #: The revision the database is at; None: none yet.
+    #: The database's revision; None if the plugin has no tables yet.
     current: str | None
     #: The newest revision that is installed.
     head: str | None
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing remains to be done."""
+        """Whether no migration is missing."""
         return self.current == self.head
 
 
 def version_table(plugin: Plugin) -> str:
-    """Where the database keeps a plugin's revision."""
+    """The name of the table that has a plugin's revision."""
     return f"rota_migrations_{plugin.name}"
 
 
@@ -53,13 +53,13 @@ def scripts(plugin: Plugin) -> ScriptDirectory:
 
 
 def migrated_plugins(registry: Registry) -> list[Plugin]:
-    """The plugins that have tables, the core first, since others may refer to nothing but it."""
+    """The plugins that have tables, the core first, since other plugins may refer to its tables."""
     having = [plugin for plugin in registry.plugins if plugin.migrations and plugin.state == "loaded"]
     return sorted(having, key=lambda plugin: (plugin.name != "core", plugin.name))
 
 
 def status(engine: Engine, registry: Registry) -> list[History]:
-    """How far each plugin's tables are. Raises HiddenLedger where they cannot be seen."""
+    """The revision of each plugin's tables. Raises HiddenLedger if the role cannot see them."""
     with engine.connect() as connection:
         found = [history(connection, plugin) for plugin in migrated_plugins(registry)]
         if any(each.current is None for each in found):
@@ -68,7 +68,7 @@ def status(engine: Engine, registry: Registry) -> list[History]:
 
 
 def history(connection: Connection, plugin: Plugin) -> History:
-    """How far one plugin's tables are."""
+    """The revision of one plugin's tables."""
     context = MigrationContext.configure(connection, opts={"version_table": version_table(plugin)})
     return History(plugin.name, context.get_current_revision(), scripts(plugin).get_current_head())
 
@@ -83,11 +83,11 @@ def require(engine: Engine, registry: Registry) -> None:
 def upgrade(
     engine: Engine, registry: Registry, by: Actor | None = None, *, say: Callable[[str], None] = locks.silent
 ) -> Iterator[History]:
-    """Bring each plugin's tables up to date; yield what was done, plugin by plugin.
+    """Upgrade each plugin's tables; yield each plugin's history from before.
 
-    ``by`` is who asked for it, for the audit; None: a program did. ``say`` is told whose locks are waited for. Raises
-    PluginError for a migration that fails, and LocksHeld for one that gets no locks; that plugin's tables are then as
-    they were.
+    ``by`` is the person for the audit; None for a program. ``say`` is called with the holders of locks. Raises
+    PluginError for a migration that fails, and LocksHeld for one that cannot get its locks; that plugin's tables are
+    then unchanged.
     """
 
     def bring(connection: Connection, plugin: Plugin) -> History:
@@ -103,7 +103,7 @@ def upgrade(
 
 
 def upgrade_plugin(connection: Connection, plugin: Plugin) -> None:
-    """Bring one plugin's tables up to date in the caller's transaction."""
+    """Upgrade one plugin's tables in the caller's transaction."""
     revisions = scripts(plugin)
 
     def to_head(revision: Any, _context: MigrationContext) -> Any:
@@ -116,9 +116,9 @@ def upgrade_plugin(connection: Connection, plugin: Plugin) -> None:
 
 @contextmanager
 def explained(plugin: Plugin) -> Iterator[None]:
-    """Say whose migration it was that failed."""
+    """Add the plugin's name to an error of its migration."""
     try:
         yield
     except Exception as error:
-        message = f"plugin {plugin.name!r}: its migration failed, nothing of it was kept: {database.brief(error)}"
+        message = f"plugin {plugin.name!r}: its migration failed and was rolled back: {database.brief(error)}"
         raise PluginError(message) from error

@@ -1,4 +1,4 @@
-"""Where the ledger is, told apart from not being there: a role may lack USAGE on its schema, or look elsewhere."""
+"""Finds a ledger that exists but that the role cannot see: it lacks USAGE on the schema, or its search_path differs."""
 
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -7,7 +7,7 @@ from sqlalchemy import Connection, text
 
 from core.errors import HiddenLedger
 
-#: The catalogue answers for schemas as well that the role may not use.
+#: The catalogue also lists schemas that the role may not use.
 HIDDEN = text("""
     SELECT quote_ident(schema.nspname) AS name, quote_ident(current_user) AS role,
            has_schema_privilege(schema.oid, 'USAGE') AS is_usable, current_setting('search_path') AS path
@@ -19,7 +19,7 @@ HIDDEN = text("""
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A ledger that is there and cannot be seen, and what to do."""
+    """A ledger that exists but cannot be seen, and what to do."""
 
     found: str
     remedy: str
@@ -43,7 +43,7 @@ def hidden(connection: Connection) -> Hidden | None:
 
 
 def option(name: str) -> str:
-    """The option of libpq that has ``name`` searched, as a URL has it; a backslash keeps what would part options."""
+    """libpq's option for the search_path ``name``, encoded for a URL; a backslash escapes spaces."""
     kept = name.replace("\\", "\\\\").replace(" ", "\\ ")
     return quote(f"-csearch_path={kept}")
 

@@ -176,7 +176,7 @@ def test_a_migration_that_cannot_be_taken_back_changes_nothing(rota, billing, da
     done = rota("billing", "--yes")
 
     assert done.exit_code == 1
-    assert "plugin 'billing': its migration failed, nothing of it was kept: division by zero" in done.stderr
+    assert "plugin 'billing': its migration failed and was rolled back: division by zero" in done.stderr
     assert tables(database) == before
 
 
@@ -216,7 +216,7 @@ def test_it_is_refused_while_a_live_process_has_the_plugin(rota, billing, databa
     done = rota("billing", "--yes")
 
     assert done.exit_code == 1
-    assert "worker test:1 has plugin 'billing' loaded: restart it without, or stop it" in done.stderr
+    assert "worker test:1 has plugin 'billing' loaded: restart it without the plugin, or stop it" in done.stderr
     assert "billing_bills" in tables(database)
 
 

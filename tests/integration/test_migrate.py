@@ -106,7 +106,7 @@ def test_upgrades_at_once_do_the_work_once(empty, plugin):
 def test_a_migration_that_fails_is_named_and_leaves_nothing_of_its_plugin(empty, plugin):
     broken = plugin("letters", "CREATE TABLE letters_post (id int)", "CREATE TABLE letters_post (id int)")
 
-    with pytest.raises(PluginError, match=r"plugin 'letters': its migration failed, nothing of it was kept: .*exists"):
+    with pytest.raises(PluginError, match=r"plugin 'letters': its migration failed and was rolled back: .*exists"):
         upgrade(empty, CORE, broken)
 
     assert "rota_runs" in tables(empty)

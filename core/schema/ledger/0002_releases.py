@@ -1,4 +1,4 @@
-"""What each release knows, and what orphaned runs were before."""
+"""The jobs of each release, and the former state of orphaned runs."""
 
 import sqlalchemy as sa
 from alembic import op

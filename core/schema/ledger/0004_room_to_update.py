@@ -1,12 +1,13 @@
-"""A run is updated twice in its life: leave room beside it, and clean up after it however long history is."""
+"""Leaves free space for updates of runs, and vacuums after a fixed share of dead rows."""
 
 from alembic import op
 
 revision = "0004"
 down_revision = "0003"
 
-#: Inserts leave a part of each page free, so that the new version of a row lies beside the old one. Vacuum comes at one
-#: dead row in a hundred: at PostgreSQL's one in five, millions of them would lie between ten million finished runs.
+#: Inserts leave a part of each page free, so that the new version of a row fits on the same page. Vacuum runs at one
+#: dead row per hundred: with PostgreSQL's default of one in five, there would be millions of dead rows among ten
+#: million runs.
 SETTINGS = {
     "fillfactor": 80,
     "autovacuum_vacuum_scale_factor": 0.01,

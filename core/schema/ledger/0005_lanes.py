@@ -1,7 +1,7 @@
-"""What waits is indexed by queue and job, so that a backlog of one does not hide the others.
+"""Indexes waiting runs by queue and job, so that a backlog of one job does not slow down the others.
 
-Both indexes are of waiting runs alone, but making them reads the whole table, and nothing can be written to it
-meanwhile: about a second for a million runs of history.
+Both indexes have waiting runs only, but creating them reads the whole table and blocks writes to it: for about a second
+with a million runs of history.
 """
 
 from alembic import op

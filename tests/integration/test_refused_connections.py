@@ -168,20 +168,21 @@ def test_after_an_hour_of_nothing_else_it_is_dead(
 
 
 def test_an_idle_connection_that_was_cut_is_replaced_before_the_job_has_it(run_on_own, own, ledger):
-    work = once(lambda run: leave(run.session, "done"))
-    run_id = run_on_own.request(work)
-    pids = []
-    for connection in [own.connect() for _ in range(3)]:
-        pids.append(connection.connection.driver_connection.info.backend_pid)
-        connection.close()
+    calls = []
 
-    def cut_and_work(run):
+    def function(run):
+        calls.append(run.attempt)
+        pids = []
+        for connection in [own.connect() for _ in range(3)]:
+            pids.append(connection.connection.driver_connection.info.backend_pid)
+            connection.close()
         for pid in pids:
             assert ledger.value("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
         leave(run.session, "done")
 
-    assert run_on_own.executor.execute(once(cut_and_work), run_id) == "succeeded"
-    assert (run_on_own.row(run_id).attempt, ledger.effects()) == (1, ["done"])
+    row = run_on_own(once(function))
+
+    assert (row.state, row.attempt, calls, ledger.effects()) == ("succeeded", 1, [1], ["done"])
 
 
 def test_a_connection_that_is_cut_before_its_first_answer_has_the_attempt_repeated(run_on_own, ledger):

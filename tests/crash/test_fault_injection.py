@@ -1,14 +1,14 @@
 """The checker of ``tests/faults`` finds each planted bug in a short round of real processes, and none without one."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests.faults import campaign, report
 from tests.faults.campaign import SHORT, Round
 from tests.faults.checker import check
-from tests.faults.planted import PLANTS
+from tests.faults.planted import PLANTS, REFUSED, STALLED
 from tests.faults.world import Servers, servers
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
@@ -32,7 +32,9 @@ def running() -> Iterator[Servers]:
         yield started
 
 
-def violations_of(running: Servers, plant: str | None) -> Counter[str]:
+def violations_of(
+    running: Servers, plant: str | None, faults: Sequence[tuple[str, float, int | None, float]] = FAULTS
+) -> Counter[str]:
     """The kinds of violation that are found in a round with that plant; their history is printed."""
     settle = 20 if plant is None else 12  # with a plant, something may never end
     asked = Round(
@@ -40,7 +42,7 @@ def violations_of(running: Servers, plant: str | None) -> Counter[str]:
         seconds=12,
         settings=SHORT,
         plant=plant,
-        faults=FAULTS,
+        faults=(plant and PLANTS[plant].faults) or faults,
         per_second=12,
         requests=REQUESTS,
         settle_seconds=settle,
@@ -53,6 +55,11 @@ def violations_of(running: Servers, plant: str | None) -> Counter[str]:
 
 def test_without_a_planted_bug_there_is_no_violation(running):
     assert violations_of(running, None) == {}
+
+
+@pytest.mark.parametrize("fault", [REFUSED, STALLED], ids=str)
+def test_nothing_is_charged_for_what_postgresql_refuses_or_stalls(running, fault):
+    assert violations_of(running, None, [fault]) == {}
 
 
 @pytest.mark.parametrize("name", PLANTS)

@@ -267,7 +267,7 @@ RUNS = """
 """
 TRANSITIONS = """
     SELECT run_id, before, after, reason, attempt, failures, crashes, token, process_id, worker, due_at, at,
-           CAST(CAST(xid AS text) AS bigint)
+           CAST(CAST(xid AS text) AS bigint), error
     FROM fault_transitions WHERE run_id IN (SELECT id FROM rota_runs WHERE job = ANY(:jobs)) ORDER BY id
 """
 EFFECTS = """

@@ -5,6 +5,7 @@ compared by time, it is PostgreSQL's: commit times of transactions, and the orde
 transitions of one run, which is that of the locks on its row.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ LEGAL = {
 }  # fmt: skip
 #: Why a run left ``running`` without success, and what is counted for it.
 FAILED, CRASHED = {"error", "retries", "arguments", "result"}, {"worker died", "crashes"}
+#: Errors of an attempt that are not of its job: a connection was refused, or PostgreSQL forgot a statement of ours.
+NOT_THE_JOBS = re.compile(r"connection to server .* failed|QueuePool limit|prepared statement .rota_")
 #: Commit times are taken a moment before others see the commit.
 CLOCK_GRAIN = timedelta(milliseconds=20)
 #: A slot that is not later than this is not missed.
@@ -43,6 +46,7 @@ OUTAGES = (
     "PostgreSQL crashed",
     "PostgreSQL's sessions ended",
     "connections cut",
+    "PostgreSQL stalled",
     "one-way silence",
 )
 PATIENCE = timedelta(seconds=RETURN_SECONDS)
@@ -411,7 +415,26 @@ def bounds(history: History) -> Iterator[Violation]:
             yield Violation("I7", "late", f"{what}, {bound:.0f} are promised", recovery.run_id, recovery.fault)
 
 
+def charged(history: History) -> Iterator[Violation]:
+    """I4, I7: no attempt is counted that the job did not fail, and no crash of a process that lives."""
+    for run_id, changes in history.transitions_of.items():
+        for change in changes:
+            if change.reason in FAILED and change.before == "running" and NOT_THE_JOBS.search(change.error or ""):
+                yield Violation("I4", "charged", f"run {run_id} counts a failure: {change.error}", run_id)
+            if change.reason in CRASHED and change.before == "running" and has_only_stalled(history, change):
+                yield Violation("I7", "charged", f"run {run_id} counts a crash of a stall of PostgreSQL", run_id)
+
+
+def has_only_stalled(history: History, crash: Transition) -> bool:
+    """Whether PostgreSQL stalled before a crash was counted, and nothing else can have cost its process the lease."""
+    pid = int((crash.worker or ":0").rpartition(":")[2])
+    since = crash.at - PATIENCE - 2 * lease(history) - AFTERMATH
+    faults = [fault for fault in history.faults_between(since, crash.at) if not fault.pids or pid in fault.pids]
+    died = any(event.pid == pid and since <= event.at <= crash.at for event in history.processes)
+    return not died and {fault.kind for fault in faults} == {"PostgreSQL stalled"}
+
+
 CHECKS: list[Check] = [
     lost, stuck, slots, effects_and_success, checkpoints, fences, tokens, overlaps, legal, counts, retries, reasons,
-    poison, letters, bounds,
+    poison, letters, bounds, charged,
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
+import psutil
 from sqlalchemy.exc import DBAPIError
 
 from tests.faults import switches
@@ -197,6 +198,42 @@ def crash_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]
     world.servers.postgres.kill()
     yield NOBODY
     world.servers.postgres.start()
+
+
+@fault(
+    "PostgreSQL stalled", "postgres", lasts=(1.2, 1.8), in_leases=True, bound=(DEATH_SECONDS, 1), counts_from_heal=True
+)
+def stall_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """SIGSTOP to all its processes, later SIGCONT, as with a disk that hangs or a machine that is copied."""
+    main = psutil.Process(world.servers.postgres.pid)
+    stopped = [main, *main.children(recursive=True)]
+    for process in stopped:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+    yield NOBODY
+    for process in reversed(stopped):
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+#: Those of pools; others have executed statements of the ledger last.
+END_IDLE = """
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE starts_with(application_name, 'rota:') AND state = 'idle' AND query IN ('COMMIT', 'ROLLBACK')
+"""
+ADMIT = "UPDATE pg_database SET datallowconn = {} WHERE datname = current_database()"
+
+
+@fault("PostgreSQL admits nobody", "postgres", lasts=(1, 4), bound=(6, 0), counts_from_heal=True)
+def admit_nobody(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """New connections are refused, and idle ones of pools are ended; those of the ledger go on."""
+    with world.connection() as connection:
+        connection.exec_driver_sql(ADMIT.format("false"))
+        try:
+            connection.exec_driver_sql(END_IDLE)
+            yield NOBODY
+        finally:
+            connection.exec_driver_sql(ADMIT.format("true"))
 
 
 @fault("PostgreSQL's sessions ended", "postgres", bound=(3, 0), counts_from_heal=True)

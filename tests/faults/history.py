@@ -64,6 +64,7 @@ class Transition:
     due_at: datetime
     at: datetime
     xid: int
+    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,18 @@ goes on unnoticed as a bug that is not there.
 """
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from core import database
 from core.dispatcher import sending
+from core.dispatcher.recovery import Outage
 from core.ledger import claims, leases, processes, runs, slots
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
@@ -20,6 +24,10 @@ from core.middleware.db_session import DatabaseSession, Work
 from core.worker.outcomes import require
 
 PLANT = "FAULTS_PLANT"
+#: Longer than two looks of the dispatcher at who is dead.
+SLOW_SECONDS = 3.0
+REFUSED = ("PostgreSQL admits nobody", 3.0, None, 3.0)
+STALLED = ("PostgreSQL stalled", 3.0, None, 6.0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Plant:
     #: Kinds of violation of which at least one must be found.
     found_as: frozenset[str]
     schema: str = "SELECT 1"
+    #: The faults that bring it out, if the usual ones do not: which, when, whom, for how long.
+    faults: tuple[tuple[str, float, int | None, float], ...] = ()
 
 
 def rewritten(statement: Prepared, old: str, new: str) -> Prepared:
@@ -102,6 +112,24 @@ def dropped_message() -> None:
     sending.find_lost = find_lost
 
 
+def charged_refusal() -> None:
+    """That PostgreSQL has no connection is the job's failure."""
+    database.blame = lambda _error: None
+
+
+def counted_stall() -> None:
+    """Nobody notices a stall of PostgreSQL, and processes that have lost their leases by it are slow to say so."""
+    Outage.timed = lambda _self: nullcontext()  # type: ignore[method-assign]
+    renew = processes.renew
+
+    def renew_slowly(connection: Connection, process_id: int, lease: timedelta) -> bool:
+        is_renewed = renew(connection, process_id, lease)
+        time.sleep(0 if is_renewed else SLOW_SECONDS)
+        return is_renewed
+
+    processes.renew = renew_slowly
+
+
 PLANTS = {
     plant.name: plant
     for plant in [
@@ -113,6 +141,8 @@ PLANTS = {
         Plant("forgotten-lease", forgotten_lease, frozenset({"stuck"})),
         Plant("two-commits", two_commits, frozenset({"torn"})),
         Plant("dropped-message", dropped_message, frozenset({"stuck"})),
+        Plant("charged-refusal", charged_refusal, frozenset({"charged"}), faults=(REFUSED,)),
+        Plant("counted-stall", counted_stall, frozenset({"charged"}), faults=(STALLED,)),
     ]
 }
 

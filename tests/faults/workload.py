@@ -26,17 +26,18 @@ TABLES = """
     CREATE TABLE fault_transitions (
         id bigserial PRIMARY KEY, run_id bigint NOT NULL, before text, after text NOT NULL, reason text,
         attempt int NOT NULL, failures int NOT NULL, crashes int NOT NULL, token bigint, process_id bigint, worker text,
-        due_at timestamptz NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        due_at timestamptz NOT NULL, error text, at timestamptz NOT NULL DEFAULT clock_timestamp(),
         xid xid8 NOT NULL DEFAULT pg_current_xact_id());
     CREATE FUNCTION fault_note() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF TG_OP = 'INSERT' OR OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt
                 OR OLD.token IS DISTINCT FROM NEW.token THEN
             INSERT INTO fault_transitions
-                (run_id, before, after, reason, attempt, failures, crashes, token, process_id, worker, due_at)
+                (run_id, before, after, reason, attempt, failures, crashes, token, process_id, worker, due_at, error)
             VALUES (NEW.id, CASE TG_OP WHEN 'UPDATE' THEN OLD.state END, NEW.state, NEW.reason, NEW.attempt,
                 NEW.failures, NEW.crashes, NEW.token,
-                coalesce(NEW.process_id, CASE TG_OP WHEN 'UPDATE' THEN OLD.process_id END), NEW.worker, NEW.due_at);
+                coalesce(NEW.process_id, CASE TG_OP WHEN 'UPDATE' THEN OLD.process_id END), NEW.worker, NEW.due_at,
+                NEW.error);
         END IF;
         RETURN NULL;
     END $$;

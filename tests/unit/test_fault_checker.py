@@ -63,22 +63,24 @@ class Story:
         self.end(run_id, second, "succeeded")
         self.effect(run_id, second, xid=self._xid)
 
-    def fail(self, run_id: int, second: float, *, state: str = "retrying", reason: str = "error") -> None:
+    def fail(
+        self, run_id: int, second: float, *, state: str = "retrying", reason: str = "error", error: str = "ValueError"
+    ) -> None:
         """It fails."""
         self._update(run_id, failures=self._row(run_id).failures + 1)
-        self.end(run_id, second, state, reason)
+        self.end(run_id, second, state, reason, error)
 
     def crash(self, run_id: int, second: float, *, state: str = "retrying", reason: str = "worker died") -> None:
         """Its process dies."""
         self._update(run_id, crashes=self._row(run_id).crashes + 1)
         self.end(run_id, second, state, reason)
 
-    def end(self, run_id: int, second: float, state: str, reason: str | None = None) -> None:
+    def end(self, run_id: int, second: float, state: str, reason: str | None = None, error: str | None = None) -> None:
         """It comes into a state."""
         before = self._row(run_id).state
         finished = None if state == "retrying" else at(second)
         self._update(run_id, finished_at=finished)
-        self._change(run_id, second, before, state, reason=reason)
+        self._change(run_id, second, before, state, reason=reason, error=error)
 
     def effect(
         self, run_id: int, second: float, *, kind: str = "done", step: int = 0, token: int | None = None, xid: int = 0
@@ -494,3 +496,40 @@ def test_the_report_of_a_violation_names_its_seed_and_tells_all_of_its_run(story
     assert "SEED 1" in told
     for word in ("queued -> running", "running -> succeeded", "effect done 0", "FAULT worker killed on worker-2"):
         assert word in told
+
+
+class TestCharged:
+    @pytest.mark.parametrize(
+        ("error", "found"),
+        [
+            (
+                'OperationalError: connection to server on socket "x" failed: FATAL: the database is starting',
+                {"charged"},
+            ),
+            ("TimeoutError: QueuePool limit of size 20 overflow 0 reached", {"charged"}),
+            ('OperationalError: prepared statement "rota_succeed" does not exist', {"charged"}),
+            ("OperationalError: server closed the connection unexpectedly", set()),
+        ],
+    )
+    def test_a_failure_that_is_not_the_jobs(self, story, error, found):
+        run_id = story.run()
+        story.claim(run_id, 1)
+        story.fail(run_id, 2, error=error)
+        story.claim(run_id, 3)
+        story.succeed(run_id, 4)
+
+        assert story.kinds() == found
+
+    @pytest.mark.parametrize(
+        ("others", "found"), [([], {"charged"}), (["PostgreSQL crashed"], set()), (["worker killed"], set())], ids=str
+    )
+    def test_a_crash_that_was_a_stall(self, story, others, found):
+        run_id = story.run()
+        story.claim(run_id, 1, pid=7)
+        for kind in ["PostgreSQL stalled", *others]:
+            story.fault(kind, 2, 9, pids=frozenset({7} if kind == "worker killed" else ()))
+        story.crash(run_id, 10)
+        story.claim(run_id, 11)
+        story.succeed(run_id, 12)
+
+        assert story.kinds() == found

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from core.jobs.registry import Registry
 from core.plugins.admission import OURS
-from core.schema.removal import owner_of
+from core.schema.owners import owner_of
 
 Purpose = Literal["working", "looking"]
 

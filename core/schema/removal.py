@@ -4,7 +4,7 @@ If the plugin can still be imported, its migrations are downgraded. Otherwise al
 are dropped, with its views, sequences, routines and types, so that it can be installed again. Both are one transaction.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -21,6 +21,7 @@ from core.jobs.registry import Plugin, Registry
 from core.ledger import releases
 from core.plugins import admission, loading
 from core.schema import upgrade
+from core.schema.owners import owner_of
 
 VERSION_TABLE = "rota_migrations_"
 
@@ -99,11 +100,6 @@ def refuse_loaded(connection: Connection, registry: Registry, name: str) -> None
 def migrated(tables: Iterable[str]) -> set[str]:
     """The plugins that have a version table among ``tables``."""
     return {table.removeprefix(VERSION_TABLE) for table in tables if table.startswith(VERSION_TABLE)}
-
-
-def owner_of(table: str, names: Collection[str]) -> str | None:
-    """The plugin whose name the table's name begins with; of two such plugins, the one with the longer name."""
-    return max((name for name in names if table.startswith(f"{name}_")), key=len, default=None)
 
 
 def importable(name: str) -> Plugin | None:

@@ -151,3 +151,18 @@ def test_an_application_that_imports_the_main_module_keeps_its_own_logging(tmp_p
     }
 
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+
+
+def test_a_worker_loads_neither_migrations_nor_the_command_line(tmp_path: Path):
+    program = (
+        "import sys; sys.argv = ['dramatiq']; import core.main\n"
+        "assert not {'alembic', 'click', 'core.cli', 'core.schema.upgrade'} & set(sys.modules)"
+    )
+    environment = {
+        **os.environ,
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "ROTA_METRICS_DIR": str(tmp_path),
+    }
+
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)

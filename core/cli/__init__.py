@@ -40,7 +40,7 @@ class Problem(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print it as ``rota: …``; do nothing if stderr cannot be written."""
-        from core.observability.visible import visible
+        from core.observability.terminal_text import visible
 
         message = "\n".join(visible(line) for line in self.format_message().split("\n"))
         with suppress(OSError):

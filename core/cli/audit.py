@@ -5,8 +5,8 @@ from typing import Any, get_args
 import click
 
 from core.cli import moments
+from core.cli.environment import looking
 from core.cli.output import as_json, print_json
-from core.cli.surroundings import looking
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Action

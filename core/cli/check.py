@@ -2,7 +2,7 @@
 
 import click
 
-from core.cli import surroundings
+from core.cli import environment
 from core.cli.output import as_json, print_json, say
 from core.plugins import loading
 from core.schema import grants
@@ -44,7 +44,7 @@ def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool
 
     found: list[Check] = []
     around = health.Surroundings(
-        surroundings.environment(), surroundings.source(), surroundings.checked_ledger, surroundings.advice()
+        environment.environment(), environment.source(), environment.checked_ledger, environment.advice()
     )
     for answer in health.everything(loading.current(), around, purpose=purpose, live=live, here=here):
         found.append(answer)

@@ -5,7 +5,7 @@ import sys
 import click
 
 from core.cli import Problem
-from core.observability.visible import visible
+from core.observability.terminal_text import visible
 
 
 def confirm(question: str, *, is_given: bool, word: str = "") -> None:

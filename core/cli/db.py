@@ -31,7 +31,7 @@ def upgrade(by: Actor) -> None:
     that needs a locked table waits two seconds, lets other transactions run, and tries again, for about a minute; then
     it names the processes that hold the locks.
     """
-    from core.cli.surroundings import ledger
+    from core.cli.environment import ledger
     from core.plugins import loading
     from core.schema import upgrade as migrate
 
@@ -46,7 +46,7 @@ def upgrade(by: Actor) -> None:
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Show the revision of every plugin's tables; exit status 1 if an upgrade is needed."""
-    from core.cli.surroundings import looking
+    from core.cli.environment import looking
     from core.operations import tables
     from core.plugins import loading
 
@@ -80,7 +80,7 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
       rota db drop-plugin billing
     """
     from core.cli.confirmation import confirm
-    from core.cli.surroundings import ledger
+    from core.cli.environment import ledger
     from core.operations import tables
     from core.plugins import loading
     from core.schema import removal

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from core.cli.environment import looking
 from core.cli.output import as_json, print_json, say
-from core.cli.surroundings import looking
 from core.operations import releases
 from core.operations.releases import Difference
 from core.plugins import loading

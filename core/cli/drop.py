@@ -7,9 +7,9 @@ import click
 from core.cli import moments
 from core.cli.actor import by_option
 from core.cli.bulk import carry_out, doing
+from core.cli.environment import ledger
 from core.cli.output import as_json
 from core.cli.selection import selecting, selection
-from core.cli.surroundings import ledger
 from core.ledger import operations
 from core.ledger.audit import Actor
 from core.operations import bulk

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from core.cli import surroundings
+from core.cli import environment
 from core.cli.output import as_json, print_json, warn
 from core.cli.tables import Column, print_table
 from core.clock import system_clock
@@ -78,7 +78,7 @@ def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
 def pauses_if_told() -> list[Pause] | None:
     """The active pauses; None without a ledger. If it cannot be read, a warning goes to stderr."""
     try:
-        with surroundings.looking() as engine, engine.connect() as connection:
+        with environment.looking() as engine, engine.connect() as connection:
             return pauses.active(connection)
     except SettingsError:
         return None

@@ -6,8 +6,8 @@ from core import database
 from core.cli import Group
 from core.cli.actor import by_option
 from core.cli.confirmation import confirm
+from core.cli.environment import ledger, looking
 from core.cli.output import as_json, print_json, say
-from core.cli.surroundings import ledger, looking
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Actor

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import click
 
-from core.observability.visible import visible
-from core.operations.shape import Shape, jsonable
+from core.observability.terminal_text import visible
+from core.operations.json_shape import Shape, jsonable
 
 #: The option of every command that lists something.
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

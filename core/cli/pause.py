@@ -6,8 +6,8 @@ import click
 
 from core.cli import moments, scopes
 from core.cli.actor import by_option
+from core.cli.environment import ledger
 from core.cli.output import say, warn
-from core.cli.surroundings import ledger
 from core.ledger.audit import Actor
 from core.operations import pauses
 from core.operations.wording import local

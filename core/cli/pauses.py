@@ -2,8 +2,8 @@
 
 import click
 
+from core.cli.environment import looking
 from core.cli.output import as_json, print_json
-from core.cli.surroundings import looking
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.operations import pauses as operations

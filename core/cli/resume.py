@@ -4,8 +4,8 @@ import click
 
 from core.cli import scopes
 from core.cli.actor import by_option
+from core.cli.environment import ledger
 from core.cli.output import say, warn
-from core.cli.surroundings import ledger
 from core.ledger.audit import Actor
 from core.operations import pauses
 from core.plugins import loading

@@ -11,12 +11,12 @@ from sqlalchemy import Engine
 
 from core.cli import Problem
 from core.cli.actor import by_option
+from core.cli.environment import ledger
 from core.cli.output import say, warn
-from core.cli.surroundings import ledger
 from core.ledger import history
 from core.ledger.audit import Actor
 from core.ledger.models import FINAL, State
-from core.observability.visible import visible
+from core.observability.terminal_text import visible
 from core.operations import requests
 from core.operations.pauses import in_words
 from core.operations.wording import brief

@@ -4,8 +4,8 @@ from collections.abc import Collection
 
 import click
 
+from core.cli.environment import looking
 from core.cli.output import as_json, print_json
-from core.cli.surroundings import looking
 from core.cli.tables import Column, print_table
 from core.ledger import history, pauses
 from core.ledger.models import State

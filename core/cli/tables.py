@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import click
 
 from core.cli.output import say, write
-from core.observability.visible import visible
+from core.observability.terminal_text import visible
 
 GAP = "  "
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from core import settings
-from core.cli import surroundings
+from core.cli import environment
 from core.cli.output import say
 from core.cli.programs import guarded, pool_size, script
 from core.cli.worker import metrics_server, number_of, workers
@@ -53,7 +53,7 @@ class CommandLine(click.ParamType[list[str]]):
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    default=surroundings.DATA_FOLDER,
+    default=environment.DATA_FOLDER,
     show_default=True,
     metavar="DIR",
     help="The folder for the data of the embedded servers.",
@@ -119,7 +119,7 @@ def run_everything(
         clear(metrics)
         environ = {**os.environ, "ROTA_METRICS_DIR": str(metrics), "ROTA_DB_POOL_SIZE": pool_size(threads)}
         environ.update(given_settings() | urls)
-        stack.callback(surroundings.write_env(data, urls).unlink, missing_ok=True)
+        stack.callback(environment.write_env(data, urls).unlink, missing_ok=True)
         if supervisor.run(Command("migrations", [script("rota"), "db", "upgrade"], environ)) and not signals.asked:
             raise RotaError("the tables could not be upgraded; see above")
         stack.callback(supervisor.stop, grace)
@@ -201,9 +201,9 @@ def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
 def hint(data: Path) -> str:
     """The command to use in a second terminal."""
     rota = "rota" if shutil.which("rota") else os.path.relpath(script("rota"))
-    if data == surroundings.DATA_FOLDER:
+    if data == environment.DATA_FOLDER:
         return f"{rota} runs (in another terminal, in {Path.cwd()})"
-    return f"(set -a; . {shlex.quote(str(data.absolute() / surroundings.ENV_FILE))}; {rota} runs)"
+    return f"(set -a; . {shlex.quote(str(data.absolute() / environment.ENV_FILE))}; {rota} runs)"
 
 
 def without_password(url: str) -> str:

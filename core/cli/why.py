@@ -3,8 +3,8 @@
 import click
 
 from core.cli import moments
+from core.cli.environment import looking
 from core.cli.output import as_json, print_json, say
-from core.cli.surroundings import looking
 from core.operations.why import ask
 from core.plugins import loading
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from core.observability.events import Event
-from core.observability.visible import visible
+from core.observability.terminal_text import visible
 
 EventDict = MutableMapping[str, Any]
 #: The longest text of a field, in characters; a longer traceback is cut in its middle.

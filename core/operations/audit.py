@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from core.ledger import audit
-from core.operations.shape import Instant, Shape
+from core.operations.json_shape import Instant, Shape
 
 
 class Entry(Shape):

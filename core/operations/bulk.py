@@ -19,10 +19,10 @@ from core.ledger.audit import Actor
 from core.ledger.models import State
 from core.operations import runs as shown
 from core.operations.batches import Batches
+from core.operations.json_shape import Shape
 from core.operations.orphans import refuse_unknown_to_the_fleet
 from core.operations.runs import Run
 from core.operations.selection import Selection
-from core.operations.shape import Shape
 
 #: The most runs that one transaction changes.
 BATCH = 500

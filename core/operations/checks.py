@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from core.operations.shape import Shape
+from core.operations.json_shape import Shape
 
 Outcome = Literal["ok", "wrong", "info"]
 

@@ -17,8 +17,8 @@ from core.ledger.history import Process
 from core.ledger.pauses import Pause
 from core.operations import postgres_fitness, redis_fitness, standings
 from core.operations.checks import Check, Outcome, check
+from core.operations.json_shape import Shape
 from core.operations.pauses import in_words
-from core.operations.shape import Shape
 from core.plugins import loading
 from core.plugins import unread_settings as unread
 from core.schema import grants, upgrade, whereabouts

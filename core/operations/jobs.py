@@ -8,8 +8,8 @@ from core.jobs import job as declared
 from core.jobs.registry import Registry
 from core.ledger import pauses as rows
 from core.operations import scopes
+from core.operations.json_shape import Shape
 from core.operations.pauses import Pause
-from core.operations.shape import Shape
 
 SLOTS_SHOWN = 5
 

@@ -10,8 +10,8 @@ from core.jobs.registry import Registry
 from core.ledger import orphans, releases
 from core.ledger.audit import Actor
 from core.operations.batches import Batches
+from core.operations.json_shape import Instant, Shape
 from core.operations.runs import Run, refuse_unknown
-from core.operations.shape import Instant, Shape
 
 RUNS_SHOWN = 50
 

@@ -11,7 +11,7 @@ from core.jobs.registry import EVERYTHING, Registry
 from core.ledger import audit, history, pauses
 from core.ledger.audit import Actor
 from core.operations import scopes, times
-from core.operations.shape import Instant, Shape
+from core.operations.json_shape import Instant, Shape
 from core.operations.wording import local
 
 

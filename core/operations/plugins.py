@@ -2,7 +2,7 @@
 
 from core.jobs import registry as loaded
 from core.jobs.registry import Registry
-from core.operations.shape import Shape
+from core.operations.json_shape import Shape
 
 
 class Plugin(Shape):

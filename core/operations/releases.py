@@ -9,7 +9,7 @@ from core.jobs import arguments
 from core.jobs.registry import Registry
 from core.ledger import history, orphans, releases
 from core.ledger.releases import Release
-from core.operations.shape import Shape
+from core.operations.json_shape import Shape
 
 #: Of each job so many waiting runs are looked at: some seconds' work for a large backlog.
 MOST_JUDGED = 10_000

@@ -11,8 +11,8 @@ from core.ledger import history, pauses
 from core.ledger.models import WAITING, State
 from core.ledger.pauses import Pause
 from core.operations import scopes
+from core.operations.json_shape import Instant, Shape
 from core.operations.pauses import in_words
-from core.operations.shape import Instant, Shape
 from core.operations.wording import brief
 
 

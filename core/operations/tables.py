@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine
 from core.jobs.registry import Registry
 from core.ledger import audit
 from core.ledger.audit import Actor
-from core.operations.shape import Shape
+from core.operations.json_shape import Shape
 from core.schema import locks, removal, upgrade
 from core.schema.removal import Plan
 

@@ -18,7 +18,7 @@ from core.ledger import history
 from core.ledger.history import Run
 from core.ledger.models import State
 from core.operations import runs, scopes, times
-from core.operations.shape import Instant, Shape
+from core.operations.json_shape import Instant, Shape
 from core.operations.stories import Scene, alarms, story
 from core.operations.times import Moment
 from core.operations.wording import span

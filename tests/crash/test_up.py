@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from core.cli.surroundings import read_env
+from core.cli.environment import read_env
 from core.embedded import temporary_folder
 from tests.support.eventually import eventually
 

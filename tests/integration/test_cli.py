@@ -262,9 +262,9 @@ class TestWrongSurroundings:
         assert done.stderr == "rota: the database is not migrated: run `rota db upgrade`\n"
 
     def test_a_statement_that_takes_too_long_is_not_taken_for_an_absent_server(self, rota, database, monkeypatch):
-        from core.cli import surroundings
+        from core.cli import environment
 
-        monkeypatch.setattr(surroundings.ledger.__wrapped__, "__kwdefaults__", {"statement_timeout_seconds": 0.2})
+        monkeypatch.setattr(environment.ledger.__wrapped__, "__kwdefaults__", {"statement_timeout_seconds": 0.2})
         with database.begin() as connection:
             connection.exec_driver_sql("LOCK TABLE rota_runs")
             done = rota("runs")
@@ -308,7 +308,7 @@ class TestWrongSurroundings:
 
 def write_env(folder, database_url, redis_url):
     """As ``rota up`` does."""
-    from core.cli.surroundings import write_env
+    from core.cli.environment import write_env
 
     (folder / ".rota").mkdir()
     return write_env(folder / ".rota", {"DATABASE_URL": database_url, "REDIS_URL": redis_url})

@@ -9,7 +9,7 @@ from core import cron, job
 from core.errors import BadArguments, SelectionError, UnknownJob
 from core.ledger.audit import Actor
 from core.operations import jobs, releases, requests, runs
-from core.operations.shape import jsonable
+from core.operations.json_shape import jsonable
 from core.plugins import loading
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)

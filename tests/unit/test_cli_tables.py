@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from core.cli.tables import Column, lines
-from core.observability.visible import visible
+from core.observability.terminal_text import visible
 
 CLI = Path(__file__).parents[2] / "core" / "cli"
 COLUMNS = (

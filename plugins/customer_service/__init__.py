@@ -1,6 +1,6 @@
-"""Customer service: users queue for an agent, chat, are warned when it goes quiet, and are archived in the end.
+"""Customer service: users wait for an agent and chat; quiet chats are warned and ended, and old chats are archived.
 
-An application calls the functions below with a session of its own, in its own transaction; the jobs do the rest.
+An application calls the functions below with its own session, in its own transaction; the jobs do the rest.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class CustomerService:
-    """What this plugin offers to Rota."""
+    """The plugin's hooks."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

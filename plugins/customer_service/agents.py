@@ -1,4 +1,4 @@
-"""Agents: who is there, and how many chats each may hold."""
+"""Agents: which are online, and how many chats each may have."""
 
 from decimal import Decimal
 
@@ -12,9 +12,9 @@ from plugins.customer_service.triggers import trigger_assignment
 
 
 def register_agent(session: Session, agent_id: str, name: str, *, capacity: int, rating: Decimal | None = None) -> None:
-    """Make an agent, offline at first, or change the one of that id.
+    """Create an agent, who is offline at first, or change the agent with this id.
 
-    ``rating`` is from 0 to 5. Without it a new agent has 0, and one who is known keeps the rating.
+    ``rating`` is from 0 to 5. Without it, a new agent has 0, and a known agent keeps the rating.
     """
     profile: dict[str, object] = {"name": name, "capacity": capacity} | ({} if rating is None else {"rating": rating})
     registration = insert(Agent).values(id=agent_id, **profile)
@@ -23,7 +23,7 @@ def register_agent(session: Session, agent_id: str, name: str, *, capacity: int,
 
 
 def agent_online(session: Session, agent_id: str) -> bool:
-    """Let the agent be given chats, and trigger an assignment. False if the agent was online already.
+    """Mark the agent as online, and trigger an assignment. False if the agent was online already.
 
     Raises UnknownAgent.
     """
@@ -34,7 +34,7 @@ def agent_online(session: Session, agent_id: str) -> bool:
 
 
 def agent_offline(session: Session, agent_id: str) -> bool:
-    """Give the agent no new chats; the present ones go on. False if the agent was offline already.
+    """Mark the agent as offline: no new chats; active chats go on. False if the agent was offline already.
 
     Raises UnknownAgent.
     """
@@ -42,7 +42,7 @@ def agent_offline(session: Session, agent_id: str) -> bool:
 
 
 def set_capacity(session: Session, agent_id: str, capacity: int) -> None:
-    """How many chats the agent may hold at once, 0 or more; a higher one triggers an assignment.
+    """Set how many chats the agent may have at once, 0 or more; raising it triggers an assignment.
 
     Raises UnknownAgent.
     """

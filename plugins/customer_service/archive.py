@@ -1,6 +1,6 @@
-"""The archive: chats that have been inactive for long move there with their messages, and leave the live tables.
+"""The archive: moves long inactive chats with their messages from the live tables to the archive.
 
-What was only about the live chat, its queue entry and its notifications, is removed.
+Their queue entries and notifications are deleted.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from plugins.customer_service.models import (
 from plugins.customer_service.sweeps import UNSYNCHRONISED, in_order, name_unfit, sweep
 from plugins.customer_service.timeouts import tell_ended
 
-#: A chat inactive for this long is archived; at exactly this long, too (DOMAIN.md, section 1).
+#: A chat inactive for this long is archived; at exactly this long, too.
 KEPT = timedelta(days=30)
 
 UNFIT_CHAT = ~is_a_date(Chat.last_activity_at)
 LEFT = QueueEntry.state == EntryState.LEFT
 UNFIT_ENTRY = LEFT & (QueueEntry.left_at.is_(None) | ~is_a_date(QueueEntry.left_at))
-#: What the archive takes over as it is, by column.
+#: The columns that the archive copies unchanged.
 CHAT_KEPT = {
     "id": Chat.id,
     "user_id": Chat.user_id,
@@ -55,7 +55,7 @@ def archive_inactive_chats(
 ) -> dict[str, int]:
     """Archive and remove every chat inactive for 30 days, batch by batch; count those archived and ended.
 
-    One that is still active is ended first, as any chat is, so that its agent's place is free again. Raises NaiveTime.
+    An active chat is ended first, so that its agent's place is free again. Raises NaiveTime.
     """
     require_aware(now=now)
     broken = name_unfit(session, UNFIT_CHAT, Chat.id, "last_activity_at is no date")

@@ -1,4 +1,4 @@
-"""Giving waiting users to agents, strictly oldest first, by any number of workers at once.
+"""Assigns waiting users to agents, strictly oldest first, with any number of workers at once.
 
 **Why batches take turns.** The usual recipe is that each worker locks its own ten users with SKIP LOCKED. It never
 assigns a user twice, but it loses the order just when order matters: the worker that skipped past the ten oldest finds
@@ -63,7 +63,7 @@ from plugins.customer_service.places import active_chats
 from plugins.customer_service.quiet import TIMEOUT
 from plugins.customer_service.sweeps import UNSYNCHRONISED
 
-#: Users in one batch, and so in one transaction (DOMAIN.md, section 1).
+#: Users in one batch, and so in one transaction.
 BATCH = 10
 #: The name of the turn among this database's advisory locks.
 TURN = "customer_service.assignment"
@@ -75,11 +75,11 @@ IN_ORDER = (QueueEntry.joined_at, QueueEntry.id)
 
 
 def has_chat(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether there is such a chat, looked up for each entry by an index: OFFSET keeps it from becoming a join."""
+    """Whether there is such a chat; OFFSET makes PostgreSQL look it up by an index, not by a join."""
     return exists(select(Chat.id).where(condition).offset(0).correlate(QueueEntry))
 
 
-#: What keeps an entry from being placed, and how the log says so.
+#: Conditions that prevent placing an entry, by their text in the log.
 UNFIT = {
     "joined_at is no date": ~is_a_date(QueueEntry.joined_at),
     "the user has an active chat": has_chat((Chat.user_id == QueueEntry.user_id) & ACTIVE),
@@ -87,7 +87,7 @@ UNFIT = {
 }
 AVAILABLE = Agent.is_online & (Agent.current_chats < Agent.capacity)
 LOAD = cast(Agent.current_chats, Double) / func.nullif(Agent.capacity, 0)
-#: Whose turn it is among available agents; the id only makes the answer the same each time.
+#: The order of available agents; the id makes the order unique.
 BEST_FIRST = (LOAD, Agent.rating.desc(), Agent.last_chat_id.asc().nulls_first(), Agent.id)
 
 
@@ -125,7 +125,7 @@ Placement = tuple[Waiting, Desk]
 def assign_waiting_users(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH
 ) -> dict[str, int]:
-    """Give waiting users to agents, batch by batch, until nobody can be placed; count them, and the broken entries.
+    """Assign waiting users to agents, batch by batch, until no user can be placed; count users and broken entries.
 
     Raises NaiveTime.
     """
@@ -140,7 +140,7 @@ def assign_waiting_users(
 
 
 def name_unfit_entries(session: Session) -> set[int]:
-    """Name the waiting entries in the log that cannot be placed; return their ids."""
+    """Log the waiting entries that cannot be placed; return their ids."""
     named: set[int] = set()
     for why, unfit in UNFIT.items():
         ids = session.scalars(select(QueueEntry.id).where(WAITING, unfit).order_by(QueueEntry.id)).all()
@@ -150,9 +150,9 @@ def name_unfit_entries(session: Session) -> set[int]:
 
 
 def is_possible(session: Session, broken: set[int]) -> bool:
-    """Whether somebody waits, not by a broken entry, and an agent has room.
+    """Whether a user is waiting with an entry that is not broken, and an agent has room.
 
-    Asked before the turn is, so that idle runs wait for nobody.
+    Checked before taking the turn, so that idle runs never wait.
     """
     somebody_waits = exists().where(WAITING, QueueEntry.id.not_in(broken))
     return bool(session.scalar(select(somebody_waits & exists().where(AVAILABLE))))
@@ -177,7 +177,7 @@ def assign_batch_but(session: Session, now: datetime, batch: int, broken: set[in
     def place(users: Sequence[Waiting]) -> dict[str, int]:
         nonlocal first_left
         first = waiting.index(users[0])
-        if first > first_left:  # nobody overtakes a user for whom there was no agent
+        if first > first_left:  # no user overtakes one for whom there was no agent
             return {}
         placements = _place(users, _lock_the_best_agents(session, len(users)))
         if placements:

@@ -1,7 +1,7 @@
-"""Chats while they go on, and how each ends exactly once.
+"""Active chats, and how each ends exactly once.
 
-The function that locks a chat's row while it is active ends it, and only that one gives the agent's place back; all
-others find it ended.
+The function that locks the row of an active chat ends it, and only that function frees the agent's place; all others
+find the chat ended.
 
 **One lock order.** An application may call several functions in one transaction, and holds the locks of each until it
 commits. Two rules keep it from waiting in a circle with others:
@@ -33,8 +33,8 @@ from plugins.customer_service.sweeps import UNSYNCHRONISED
 from plugins.customer_service.triggers import trigger_assignment
 
 ACTIVE = Chat.state == ChatState.ACTIVE
-#: The side that owes the next message went quiet. Before the first message it is the agent: the user has asked for
-#: help by joining the queue, so the first word is the agent's.
+#: The side whose turn it is to write went quiet. Before the first message this is the agent, since the user has asked
+#: for help by joining the queue.
 WHO_WENT_QUIET = case((Chat.last_sender == Side.AGENT, EndReason.USER_INACTIVE), else_=EndReason.AGENT_INACTIVE)
 CLOSED_BY = {Side.USER: EndReason.CLOSED_BY_USER, Side.AGENT: EndReason.CLOSED_BY_AGENT}
 #: A transaction has an id as soon as it has locked or written a row.
@@ -84,7 +84,7 @@ def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by:
 
 
 def lock_to_end(session: Session, chat_ids: Sequence[int], due: ColumnElement[bool]) -> Sequence[int]:
-    """Lock those chats that are ``due`` and of which nobody holds anything, with the rows that ending them changes."""
+    """Lock the chats that are ``due``, with their agents and entries; skip chats of which any row is locked."""
     chats = select(Chat.id, Chat.queue_entry_id, Chat.agent_id, ACTIVE.label("active")).where(
         Chat.id.in_(chat_ids), due
     )
@@ -102,7 +102,7 @@ def lock_to_end(session: Session, chat_ids: Sequence[int], due: ColumnElement[bo
 def end_locked(
     session: Session, chat_ids: Sequence[int], now: datetime, reason: ColumnElement[str] | str = WHO_WENT_QUIET
 ) -> list[Ended]:
-    """End chats whose rows the caller has locked and found active: each gives its place back, once."""
+    """End active chats whose rows the caller has locked; free each agent's place once."""
     ended = (
         update(Chat)
         .where(Chat.id.in_(chat_ids), ACTIVE)

@@ -1,4 +1,4 @@
-"""What an application may be refused.
+"""The errors of this plugin.
 
 CustomerServiceError       a RotaError
 ├── UnknownAgent
@@ -10,7 +10,7 @@ from core import RotaError
 
 
 class CustomerServiceError(RotaError):
-    """The root of every refusal of this plugin. Never holds the text of a message."""
+    """The root of this plugin's errors. Never contains the text of a message."""
 
 
 class UnknownAgent(CustomerServiceError):
@@ -28,7 +28,7 @@ class UnknownChat(CustomerServiceError):
 
 
 class ChatEnded(CustomerServiceError):
-    """The chat is over; nothing more is written to it."""
+    """The chat has ended and takes no more messages."""
 
     def __init__(self, chat_id: int) -> None:
         super().__init__(f"chat {chat_id} has ended; the user joins the queue again to go on")

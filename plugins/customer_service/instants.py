@@ -1,7 +1,7 @@
-"""Times: whose clock says what time it is, and which of PostgreSQL's times can be reckoned with.
+"""Times: the database's clock, and which of PostgreSQL's times Python can calculate with.
 
-Applications run on many hosts, and their clocks differ. Who waited longest and when a chat timed out is decided by one
-clock, the database's, unless the caller names a time.
+Applications run on many hosts, whose clocks differ. So the order of users and the time-outs of chats use one clock, the
+database's, unless the caller passes a time.
 """
 
 from datetime import UTC, datetime
@@ -25,5 +25,5 @@ def at(session: Session, now: datetime | None) -> datetime:
 
 
 def is_a_date(column: InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None]) -> ColumnElement[bool]:
-    """Whether Python can hold the time, and reckon with it."""
+    """Whether Python can hold the time and calculate with it."""
     return column.between(EARLIEST, LATEST)

@@ -1,4 +1,4 @@
-"""The places that chats take at their agents, ``current_chats``, and how the count is kept right.
+"""The number of each agent's active chats, ``current_chats``, and how it is kept correct.
 
 A capacity may be lowered below the chats an agent has: they keep those and get no new one until they are below it
 again. That is why the database does not check ``current_chats <= capacity``; assignment does, holding the agent's row.
@@ -41,13 +41,13 @@ def free_places(session: Session, agent_ids: Iterable[str]) -> None:
 
 
 def lock_free(session: Session, agent_ids: Iterable[str]) -> set[str]:
-    """Lock those of the agents' rows that nobody holds; return whose they are."""
+    """Lock those of the agents' rows that are not locked; return these agents' ids."""
     free = select(Agent.id).where(Agent.id.in_({*agent_ids}))
     return {*session.scalars(free.with_for_update(key_share=True, skip_locked=True))}
 
 
 def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
-    """Lock those of the agents' rows that come free within ``PATIENCE``; return whose they are.
+    """Lock those of the agents' rows that become free within ``PATIENCE``; return these agents' ids.
 
     It asks again and again and never waits for a lock, so it cannot be part of a deadlock.
     """
@@ -62,9 +62,9 @@ def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
 
 
 def count_again(session: Session) -> int:
-    """Correct the counts that are wrong, and name the agents in the log; return how many.
+    """Correct wrong counts, and log their agents; return how many.
 
-    An agent whose row somebody holds is left: that may be the very transaction which corrects it.
+    An agent whose row is locked is skipped: that transaction may be the one that corrects the count.
     """
     counted, wrong = active_chats(), Agent.current_chats != active_chats()
     agent_ids = session.scalars(select(Agent.id).where(wrong).order_by(Agent.id)).all()

@@ -1,4 +1,4 @@
-"""When a chat in which nobody writes is warned, and when it ends.
+"""The rules for when a quiet chat is warned, and when it ends.
 
 It is warned when it has been quiet for a minute, and ends when it has been quiet for two minutes and was warned at
 least a minute ago. The second condition counts after an outage, during which nobody was warned: no chat ends without a
@@ -15,9 +15,9 @@ from plugins.customer_service.instants import is_a_date
 from plugins.customer_service.models import Chat
 from plugins.customer_service.sweeps import name_unfit
 
-#: A chat with no activity for this long ends; at exactly this long, too (DOMAIN.md, section 1).
+#: A chat with no activity for this long ends; at exactly this long, too.
 TIMEOUT = timedelta(minutes=2)
-#: How long before the time-out the warning is due (DOMAIN.md, section 1), and how long it is there at least.
+#: How long before the time-out the warning is due; also the least time between warning and end.
 NOTICE = timedelta(minutes=1)
 
 UNFIT = ACTIVE & ~(is_a_date(Chat.last_activity_at) & (Chat.warned_at.is_(None) | is_a_date(Chat.warned_at)))
@@ -39,5 +39,5 @@ def quiet_for(span: timedelta, now: datetime) -> ColumnElement[bool]:
 
 
 def name_unfit_chats(session: Session) -> int:
-    """Name the active chats in the log of which nobody can say how long they were quiet; return how many."""
+    """Log the active chats whose quiet time cannot be calculated; return how many."""
     return name_unfit(session, UNFIT, Chat.id, "last_activity_at or warned_at is no date")

@@ -1,4 +1,4 @@
-"""The sweeps of this plugin: batch by batch, past rows that somebody holds and past rows that cannot be done.
+"""The sweeps of this plugin: batch by batch, skipping locked rows and broken rows.
 
 **A sweep never waits for a row.** It holds many at a time, and the application that holds the row may be waiting for
 one of those: they would wait for each other. So a sweep passes over a row that somebody holds, and tries it again after
@@ -32,7 +32,7 @@ def sweep(
     counts: dict[str, int],
     checkpoint: Checkpoint,
 ) -> None:
-    """Have ``act`` do all rows that nobody holds and that are not refused.
+    """Call ``act`` with all rows, except those that are locked or refused.
 
     Adds to ``counts`` what ``act`` returns, to "left" the rows that somebody holds, and to "broken" the refused ones.
     """
@@ -80,7 +80,7 @@ def in_order(
 
 
 def name_unfit(session: Session, unfit: ColumnElement[bool], row_id: InstrumentedAttribute[int], why: str) -> int:
-    """Name the rows in the log that no sweep could judge, and return how many."""
+    """Log the rows that no sweep can judge; return how many."""
 
     def find(last: int | None) -> Sequence[int]:
         rows = select(row_id).where(unfit) if last is None else select(row_id).where(unfit, row_id > last)

@@ -1,4 +1,4 @@
-"""Telling both sides of a quiet chat that it is about to time out, once per quiet spell.
+"""Warns both sides of a quiet chat that it is about to time out, once per quiet period.
 
 The row decides: ``warned_at`` is set in the transaction that stores the notifications, and emptied by the next message.
 """

@@ -1,4 +1,4 @@
-"""Chats that nobody writes in any more: ending them, recording who went quiet, and telling both sides."""
+"""Ends chats that timed out: records which side went quiet, and notifies both sides."""
 
 from collections.abc import Sequence
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Asking for an assignment at once, in the transaction that makes one possible."""
+"""Requests an assignment in the transaction that makes one possible."""
 
 from sqlalchemy.orm import Session
 
@@ -8,5 +8,5 @@ ASSIGNMENT_JOB = "process-customer-service-queue"
 
 
 def trigger_assignment(session: Session) -> None:
-    """Once ``session`` commits, the queue is processed; if it rolls back, nothing happened."""
+    """Request a run that processes the queue when ``session`` commits."""
     enqueue(session, ASSIGNMENT_JOB)

@@ -1,6 +1,6 @@
-"""Expiry: what ends by itself when its time has come — tasks, coupons, invitation codes, points.
+"""Expiry: ends tasks, coupons, invitation codes and points at their time.
 
-An application calls the functions below with a session of its own, in its own transaction; the jobs do the rest.
+An application calls the functions below with its own session, in its own transaction; the jobs do the rest.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ __all__ = [
 
 
 class Expiry:
-    """What this plugin offers to Rota."""
+    """The plugin's hooks."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

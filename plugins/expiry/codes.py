@@ -1,4 +1,4 @@
-"""What coupons and invitation codes have in common: a code is issued once, used once, and expires if it was not."""
+"""The common part of coupons and invitation codes: a code is issued once, and is used once or expires."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -36,7 +36,7 @@ def issue(session: Session, table: Code, code: str, user_id: str, ends_at: datet
 def use(
     session: Session, table: Code, code: str, now: datetime, *conditions: ColumnElement[bool], **values: object
 ) -> bool:
-    """Use an active code before its end, if ``conditions`` hold, and set ``values``; False: it cannot be used (now)."""
+    """Use an active code before its end, if ``conditions`` hold, and set ``values``; False if it cannot be used."""
     used = (
         update(table)
         .where(table.code == code, table.state == CodeState.ACTIVE, table.ends_at > now, *conditions)

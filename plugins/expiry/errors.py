@@ -1,4 +1,4 @@
-"""What an application may be refused.
+"""The errors of this plugin.
 
 ExpiryError               a RotaError
 ├── UnknownTask
@@ -16,7 +16,7 @@ from core import RotaError
 
 
 class ExpiryError(RotaError):
-    """The root of every refusal of this plugin."""
+    """The root of this plugin's errors."""
 
 
 class UnknownTask(ExpiryError):
@@ -48,7 +48,7 @@ class BadPoints(ExpiryError):
 
 
 class BadReference(ExpiryError):
-    """Not what points can be granted or spent for."""
+    """Not a valid reference for granting or spending points."""
 
     def __init__(self, longest: int) -> None:
         super().__init__(f"bad reference; expected a text of 1 to {longest} characters, none of them NUL")

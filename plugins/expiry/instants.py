@@ -1,4 +1,4 @@
-"""What every end and deadline that an application names must be: an instant to come."""
+"""Checks the ends and deadlines that an application passes: they must be in the future."""
 
 from datetime import datetime
 

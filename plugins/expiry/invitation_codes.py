@@ -1,4 +1,4 @@
-"""Invitation codes: issued to whoever invites, used by one person before their end or expired by the sweep.
+"""Invitation codes: issued to the user who invites, used by one person before their end or expired by the sweep.
 
 A code ends *at* ``ends_at``: at that very instant it can no longer be used, and is due to expire.
 """
@@ -18,7 +18,7 @@ def issue_invitation_code(session: Session, code: str, user_id: str, ends_at: da
 
 
 def use_invitation_code(session: Session, code: str, user_id: str, now: datetime) -> bool:
-    """Use up the code; the row keeps that ``user_id`` did.
+    """Use the code; the row records that ``user_id`` used it.
 
     False: there is no such code, or it was used already, or its end has come.
     """

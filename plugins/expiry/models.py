@@ -1,8 +1,8 @@
 """The tables of expiry.
 
-What a row may be is checked by the database. For each sweep there is a partial index of what is still open, in the
-order of its end, so that a sweep reads what is due and nothing else; and one, empty while the checks are in force, of
-rows that an older system may have left and that no sweep could judge.
+The database checks the states of a row. Each sweep has a partial index of open rows, ordered by their ends, so that it
+reads due rows only. A second index has rows that no sweep can judge; an older system may have left some, and the checks
+prevent new ones.
 """
 
 from datetime import datetime
@@ -100,7 +100,7 @@ class Notification(Base):
 
 
 class Coupon(Base):
-    """What its holder may redeem once, before ``ends_at``."""
+    """A coupon, which its holder may redeem once, before ``ends_at``."""
 
     __tablename__ = "expiry_coupons"
     __table_args__ = (
@@ -122,7 +122,7 @@ class Coupon(Base):
 
 
 class InvitationCode(Base):
-    """What lets one person in, before ``ends_at``; ``user_id`` is who invites."""
+    """A code with which one person may register before ``ends_at``; ``user_id`` is the user who invites."""
 
     __tablename__ = "expiry_invitation_codes"
     __table_args__ = (
@@ -140,7 +140,7 @@ class InvitationCode(Base):
     state: Mapped[str] = mapped_column(server_default=text("'active'"))
     ends_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
-    #: Who was let in; None also for codes that were used before this was kept.
+    #: The user who used the code; None also for codes that were used before this column existed.
     used_by: Mapped[str | None]
     expired_at: Mapped[datetime | None]
 

@@ -1,14 +1,14 @@
-"""Points: granted in lots that expire, spent in the order in which they would, and expired by the sweep.
+"""Points: granted in lots that expire, spent in order of expiry, and expired by the sweep.
 
-**What always holds**, at every commit: a user's balance is the sum of the user's ledger entries, and of what remains in
-the user's lots; what remains in a lot is the sum of the lot's entries. So whoever changes a lot writes an entry and
-changes the balance, in one transaction.
+**Invariants** at every commit: a user's balance is the sum of the user's ledger entries, and also the sum of the points
+that remain in the user's lots; the points that remain in a lot are the sum of the lot's entries. So a function that
+changes a lot also writes an entry and changes the balance, in one transaction.
 
-**Who goes first.** Everyone who touches a user's points locks the user's balance before anything else, and reads lots
+**Locks.** Every function that changes a user's points locks the user's balance before anything else, and reads lots
 in a later statement, which then sees all that was committed before the lock was had (under READ COMMITTED, PostgreSQL's
-default). So the points of one user change one transaction at a time. The sweep waits for nobody: it skips the users
-whose balance somebody holds. An application that changes several users' points in one transaction takes them in the
-order of their ids, lest two such transactions wait for each other.
+default). So the points of one user change one transaction at a time. The sweep never waits: it skips users
+whose balance is locked. An application that changes several users' points in one transaction must do so in the order of
+their ids, so that two such transactions cannot deadlock.
 
 **At its end.** A lot ends *at* ``expires_at``: at that very instant it can no longer be spent, and is due to expire.
 From then until a sweep comes by, its points are still in the balance, and not among those that can be spent.

@@ -1,4 +1,4 @@
-"""Maintenance: what time leaves behind in sessions, caches, files and tables is removed, and figures are kept current.
+"""Maintenance: removes old sessions, cache entries, files and rows, and keeps figures current.
 
 An application calls the functions below: those that take a session, in its own transaction. Nothing here completes a
 task, ends an activity or makes time slots: the business retired those jobs.
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Maintenance:
-    """What this plugin offers to Rota."""
+    """The plugin's hooks."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

@@ -15,6 +15,6 @@ def find(session: Session, sweep: str) -> Any:
 
 
 def put(session: Session, sweep: str, place: Any) -> None:
-    """Have ``sweep`` go on at ``place`` once the session commits."""
+    """Store ``place``, where ``sweep`` continues, when the session commits."""
     bookmark = insert(Bookmark).values(sweep=sweep, place=place)
     session.execute(bookmark.on_conflict_do_update(index_elements=[Bookmark.sweep], set_={"place": place}))

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from core import Checkpoint, require_aware
 from plugins.maintenance.application_redis import Client, scan
 
-#: An entry unused for longer than this goes; one unused for exactly this long stays (DOMAIN.md, section 1).
+#: An entry unused for longer than this goes; one unused for exactly this long stays.
 KEPT = timedelta(days=7)
 PATTERN = b"cache:*"
 #: Numbers outside are no seconds since 1970, but perhaps dates: from 9 September 2001 to 20 November 2286.

@@ -1,4 +1,4 @@
-"""What can go wrong.
+"""The errors of this plugin.
 
 MaintenanceError         a RotaError
 ├── UploadRootError      the upload root cannot be used; names the setting
@@ -23,7 +23,7 @@ class UploadRootError(MaintenanceError):
 
 
 class WallError(MaintenanceError):
-    """A name that is no plain name, a folder that is none or was replaced, a tree deeper than any of ours."""
+    """An unsafe name, a path that is not (or no longer) the expected folder, or a tree that is too deep."""
 
 
 class TaskFilesGone(MaintenanceError):
@@ -41,7 +41,7 @@ class UnknownTask(MaintenanceError):
 
 
 class NoRedis(MaintenanceError):
-    """Nothing says where the sessions and the cache are."""
+    """No setting names the Redis of the sessions and the cache."""
 
     def __init__(self) -> None:
         super().__init__(

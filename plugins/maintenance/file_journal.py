@@ -8,8 +8,8 @@ No transaction spans a table and a file system. So deletion goes in three steps,
    synced, so that a power cut does not bring files back. A missing file is what a crash in this step left: no error.
 3. **Recorded.** In the transaction of that lock the row is marked, or removed. From here on no file is there.
 
-What is announced is carried through, by the next run if this one dies, even if the row has changed its mind since: half
-of its files may be gone. Rows and folders of which something cannot be deleted stay announced, are counted and
+Every announced deletion is completed, by the next run if this one dies, even if the row is no longer due: half of its
+files may be gone. Rows and folders of which something cannot be deleted stay announced, are counted and
 logged, and tried again by the next run; the others go on.
 
 A row's *own folder* is named by its id, in one of the folders that its journal lists. Nothing else is touched: a file
@@ -44,7 +44,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Journal:
-    """Rows that have files, and how to speak of them."""
+    """A kind of row that has files: its table, its folders and its noun in the log."""
 
     #: What a row is called in logs and counts.
     noun: str
@@ -90,7 +90,7 @@ class Deletion:
     counts: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> dict[str, int]:
-        """Announce what is due, then carry through what is announced, now or before, batch by batch."""
+        """Announce due rows, then complete all announced deletions, batch by batch."""
         self.counts = {f"{self.journal.noun}s": 0, "files": 0, "failed": 0}
         upload_mark.require(self.session, self.root, self.journal.file_path)
         self.checkpoint(self.counts)

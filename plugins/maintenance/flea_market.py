@@ -14,7 +14,7 @@ from core import Checkpoint, Instant
 from plugins.maintenance.file_journal import Deletion, Journal
 from plugins.maintenance.models import FleaMarketImage, FleaMarketItem
 
-#: An item not refreshed for longer than this goes; at exactly this long it stays (DOMAIN.md, section 1).
+#: An item not refreshed for longer than this goes; at exactly this long it stays.
 KEPT = timedelta(days=10)
 
 UNSYNCHRONISED = {"synchronize_session": False}

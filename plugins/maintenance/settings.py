@@ -1,4 +1,4 @@
-"""What this plugin reads from the environment."""
+"""The settings of this plugin."""
 
 from pathlib import Path
 from typing import Annotated

@@ -17,7 +17,7 @@ from plugins.maintenance.errors import TaskFilesGone, UnknownTask, WallError
 from plugins.maintenance.file_journal import Deletion, Journal
 from plugins.maintenance.models import Task, TaskFile, TaskState
 
-#: A task over for longer than this loses its files; one over for exactly this long keeps them (DOMAIN.md, section 1).
+#: A task over for longer than this loses its files; one over for exactly this long keeps them.
 KEPT = timedelta(days=3)
 
 UNSYNCHRONISED = {"synchronize_session": False}

@@ -1,4 +1,4 @@
-"""Images that somebody began to upload and never used: deleted a day later, a bounded number in each run.
+"""Deletes images that were uploaded and not used within a day, a bounded number in each run.
 
 **What is deleted.** Regular files whose names end like those of images (``IMAGES``), last modified more than 24 hours
 ago, at any depth in the folders ``public/images/public/temp_*`` and ``flea_market/temp_*``. Symlinks are neither
@@ -38,7 +38,7 @@ from plugins.maintenance.upload_root import DEEPEST, descended, enter, unlink
 
 log = logging.getLogger(__name__)
 
-#: An image modified longer ago than this goes; one of exactly this age stays (DOMAIN.md, section 1).
+#: An image modified longer ago than this goes; one of exactly this age stays.
 KEPT = timedelta(hours=24)
 ABOVE = (("public", "images", "public"), ("flea_market",))
 TEMPORARY = "temp_"

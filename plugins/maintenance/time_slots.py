@@ -3,7 +3,8 @@
 A slot with no tasks goes as well: it holds neither history nor unfinished work. Tasks stay, without their slot.
 
 A slot is locked, then its finished tasks, and then it is deleted only if it has no task that is not among the locked
-ones: nobody can reopen a task, or put one on the slot, in between. What somebody else has locked is left to tomorrow.
+ones: nobody can reopen a task, or put one on the slot, in between. A slot that another transaction has locked is left
+to the next run.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Fact 8 of DESIGN.md, for which a process must die; fact 9 is in test_dead_workers.py, the others in integration."""
+"""Fact 8 about plain Dramatiq needs a process that dies. Fact 9 is in test_dead_workers.py, others in integration."""
 
 import time
 

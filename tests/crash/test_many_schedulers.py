@@ -12,7 +12,7 @@ from tests.support.lengths import AWAY_SECONDS, WATCHED_SECONDS
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 + 2 * WATCHED_SECONDS)]
 
 SECOND = timedelta(seconds=1)
-#: DESIGN.md: a dead periodiq costs 2 s, not the slot.
+#: Without a scheduler, the dispatcher starts a slot within this time.
 LATEST_WITHOUT_SCHEDULER = 2.0
 
 

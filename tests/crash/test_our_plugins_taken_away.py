@@ -23,7 +23,7 @@ REQUEST = text("""
     INSERT INTO rota_runs (job, queue, key, exclusive) SELECT job, :queue, :key, false FROM unnest(:jobs) AS job
     RETURNING id
 """)
-#: DOMAIN: the business retired these; the old system's second scheduler went on running them.
+#: Jobs that the business retired, but that the old system's second scheduler still ran.
 RETIRED = ["auto-complete-expired-time-slot-tasks", "check-and-end-activities", "auto-generate-future-time-slots"]
 CHECKED = {"uninstalled": None, "disabled": "info", "broken": "wrong", "loaded": "ok"}
 

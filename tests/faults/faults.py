@@ -24,8 +24,8 @@ Inject = Callable[[World, Any, Random], Iterator[Pids]]
 NOBODY: Pids = frozenset()
 On = Literal["worker", "scheduler", "any", "postgres", "redis"]
 
-#: DESIGN.md: a dead process's leases end within 3 s, a silent one's within its lease; a pass of the dispatcher is due
-#: every second. What no one is told of is found once its message is this old.
+#: A dead process's leases end within 3 s, and a pass of the dispatcher is due every second. A lost message is sent
+#: again after the last of these.
 DEATH_SECONDS, PASS_SECONDS, RESEND_SECONDS = 3.0, 1.0, 5.0
 CLOCK_ERROR_SECONDS = 60
 FILL_BLOCK = 2**20

@@ -1,4 +1,4 @@
-"""The facts of DESIGN.md, "Why not plain Dramatiq + periodiq": what plain does, and then that Rota does not.
+"""Facts about plain Dramatiq and periodiq that are the reason for parts of Rota, and that Rota behaves differently.
 
 Fact 8 needs a process that dies, and is in tests/crash/test_facts_of_death.py, fact 9 in test_dead_workers.py there.
 A test of a plain fact that fails says that the fact is no longer one, and what was built against it may go.

@@ -1,4 +1,4 @@
-"""What the plugin uptime offers, and nothing else."""
+"""The hooks of the plugin uptime."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from rota_uptime.settings import UptimeSettings
 
 
 class Uptime:
-    """Named by the entry point."""
+    """The plugin, which the entry point names."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

@@ -19,7 +19,7 @@ class Site(Base):
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     url: Mapped[str] = mapped_column(unique=True)
-    #: None: not probed yet.
+    #: None before the first probe.
     is_up: Mapped[bool | None]
-    #: Since when it has been what it is.
+    #: The time of the last change.
     changed_at: Mapped[datetime | None]

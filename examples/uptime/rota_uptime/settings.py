@@ -1,4 +1,4 @@
-"""What the plugin reads from the environment."""
+"""The plugin's settings."""
 
 from core import PluginSettings
 

@@ -29,6 +29,6 @@ def answers(url: str, timeout_seconds: float) -> bool:
 
 
 def record(session: Session, site_id: int, is_up: bool, now: datetime) -> bool:
-    """Record what a probe found; return whether that is a change. A site that was deleted meanwhile is none."""
+    """Record the result of a probe; return whether it changed. False for a site that was deleted."""
     changed = update(Site).where(Site.id == site_id, Site.is_up.is_distinct_from(is_up))
     return session.execute(changed.values(is_up=is_up, changed_at=now)).rowcount > 0

@@ -1,1 +1,1 @@
-"""How the tables of the plugin came to be."""
+"""The migrations of the plugin's tables."""

@@ -113,12 +113,14 @@ class Watch:
                 self._raise(self.cause)
             self.look_again_at = now + LOOK_AGAIN_SECONDS
 
-    def interrupt(self, cause: type[Interrupted]) -> None:
-        """Interrupt the job for ``cause``, unless it has ended, was so before, or has lost its lease."""
+    def interrupt(self, cause: type[Interrupted]) -> bool:
+        """Interrupt the job for ``cause``; False if it has ended, was so interrupted before, or has lost its lease."""
         with self.lock:
-            if not (self.is_over or self.is_lost or self.cause is cause):
-                self._stop(cause)
-                self.look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
+            if self.is_over or self.is_lost or self.cause is cause:
+                return False
+            self._stop(cause)
+            self.look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
+            return True
 
     def _stop(self, cause: type[Interrupted]) -> None:
         self.cause = cause
@@ -182,11 +184,11 @@ class Watcher:
     def interrupt(self, tokens: Collection[int], cause: type[Interrupted]) -> int:
         with self._changed:
             found = [watch for watch in self._watches if watch.token in tokens]
-        for watch in found:
-            watch.interrupt(cause)
-            with self._changed:
+        interrupted = [watch for watch in found if watch.interrupt(cause)]
+        with self._changed:
+            for watch in interrupted:
                 self._wake(watch)
-        return len(found)
+        return len(interrupted)
 
     def _wake(self, watch: Watch) -> None:
         if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
@@ -262,7 +264,7 @@ def start() -> None:
 
 
 def interrupt(tokens: Collection[int], cause: type[Interrupted]) -> int:
-    """Interrupt the attempts with these leases, told by their tokens, for ``cause``; return how many are at work."""
+    """Interrupt the attempts with these leases, told by their tokens, for ``cause``; return how many were."""
     return _watcher.interrupt(tokens, cause)
 
 

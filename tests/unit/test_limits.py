@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from core.errors import TimeLimitExceeded
+from core.errors import AttemptLost, TimeLimitExceeded
 from core.worker import interruption
 from core.worker.interruption import Watch, limited
 from tests.support.threads import no_threads_to_give
@@ -413,3 +413,45 @@ def test_a_body_that_ends_at_its_limit_is_interrupted_within_or_not_at_all(threa
     assert sum(len(race.errors) for race in races) > 10
     assert sum(race.unharmed for race in races) > 20
     assert not interruption._watcher._watches
+
+
+def test_a_lost_attempt_is_interrupted_once_and_no_longer_counts_as_a_job_at_work():
+    begun, disconnected = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def body() -> None:
+        begun.set()
+        with suppress(AttemptLost):
+            spin()
+        thread = threading.get_ident()
+        seen.append(thread in interruption.threads_in_jobs() or thread not in interruption.outside_since())
+        with suppress(AttemptLost):
+            spin(0.5)
+
+    def attempt() -> None:
+        watch = limited(FAR, FAR, on_soft=never, on_hard=never, on_lost=disconnected.set, token=4711)
+        watch.hold(body)
+        assert watch.is_lost
+
+    def lose() -> None:
+        assert begun.wait(PATIENCE)
+        assert interruption.interrupt({4712}, AttemptLost) == 0
+        assert [interruption.interrupt({4711}, AttemptLost) for _ in range(3)] == [1, 0, 0]
+
+    run_in_threads(attempt, lose)
+
+    assert seen == [False]
+    assert disconnected.is_set()
+
+
+def test_a_lost_lease_comes_after_a_soft_limit_and_not_the_other_way_round():
+    def body() -> None:
+        with pytest.raises(TimeLimitExceeded):
+            spin()
+        interruption.interrupt({4711}, AttemptLost)
+        spin()
+
+    watch = limited(SOON, FAR, on_soft=nothing, on_hard=never, token=4711)
+    with pytest.raises(AttemptLost):
+        watch.hold(body)
+    assert not watch.interrupt(TimeLimitExceeded)

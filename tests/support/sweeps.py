@@ -52,6 +52,12 @@ CONNECTED = """
 NOTHING = "SELECT WHERE false"
 
 
+def is_upload(path: str, name: str) -> bool:
+    """Whether ``path`` is a file of the application's whose name begins so."""
+    base = os.path.basename(path)
+    return base.startswith(name) and base != ".rota-upload-root"
+
+
 @dataclass
 class Scene:
     """Four workers, and the places where their work is."""
@@ -112,9 +118,9 @@ class Scene:
             self.world.write(row.path)
 
     def files(self, name: str = "") -> set[str]:
-        """The files whose names begin so."""
+        """The files whose names begin so, but for the mark of the root."""
         found = {os.path.join(folder, file) for folder, _, files in os.walk(self.root) for file in files}
-        return {os.path.relpath(path, self.root) for path in found if os.path.basename(path).startswith(name)}
+        return {os.path.relpath(path, self.root) for path in found if is_upload(path, name)}
 
     def keys(self, name: str) -> dict[str, str | None]:
         """The strings in Redis with such a name, and what they are."""

@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool, PoolProxiedConnection, PoolResetState, Que
 from core import forks, settings
 from core.connections import READ_COMMITTED, REFUSED, OwnConnection, WatchedConnection
 
-#: PostgreSQL cannot be asked right now.
+#: The errors that mean that PostgreSQL cannot be reached now.
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
 #: Classes of SQLSTATE that are about the value: data exceptions, constraints, limits of a program, a trigger's own.
 REFUSING_CLASSES = frozenset({"22", "23", "54", "P0"})
@@ -60,7 +60,7 @@ SURROUNDINGS = """
 COMMITTED = f"SET default_transaction_isolation = '{READ_COMMITTED}'"
 #: What a role needs on what PostgreSQL may say that it lacks.
 RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
-#: What one needs that only looks.
+#: The rights that a role needs only to read.
 RIGHTS_TO_LOOK = {"table": "SELECT", "sequence": "SELECT", "schema": "USAGE"}
 DENIED = re.compile(rf"permission denied for ({'|'.join(RIGHTS)}) (\S+)")
 

@@ -1,9 +1,8 @@
-"""Forks that jobs make: a child is no worker, and what it has inherited of its worker is taken from it at once.
+"""Forks in jobs: a child is not a worker, and at once loses the worker's connections that it has inherited.
 
-A child has a copy of every open file of its parent. As long as it holds the socket of a session with PostgreSQL, that
-session lives, with its locks, whatever becomes of the parent; and whatever it sends there comes from the parent for
-PostgreSQL. So in the child the null device takes the place of each of these files, under its number: nothing is sent,
-and using one of them there is an error.
+A child has a copy of every open file of its parent. While it holds the socket of a PostgreSQL session, that session and
+its locks stay, even if the parent ends; and PostgreSQL cannot tell the child's data from the parent's. So the child
+replaces each of these files by the null device, under the same number: nothing is sent, and using it is an error.
 
 This begins once a worker works, so that the service may fork its own processes before. A program that is started
 (``subprocess``) has none of these files, and is no concern of this module.
@@ -48,22 +47,22 @@ _steps: list[Callable[[], None]] = []
 
 
 def keep_from_children(file: OpenFile) -> None:
-    """Have no child of a worker hold ``file``."""
+    """Close ``file`` in every child of a worker."""
     _private.add(file)
 
 
 def in_children(step: Callable[[], None]) -> None:
-    """Have ``step`` called in each child, once it has lost its parent's files. Must not wait for any lock."""
+    """Call ``step`` in each child after its parent's files are closed. ``step`` must not wait for any lock."""
     _steps.append(step)
 
 
 def begin() -> None:
-    """This process works on jobs from here on."""
+    """Note that this process works on jobs from now on."""
     _Here.is_working = True
 
 
 def end() -> None:
-    """This process works on no job any more."""
+    """Note that this process no longer works on jobs."""
     _Here.is_working = False
 
 

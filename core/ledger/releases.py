@@ -1,4 +1,4 @@
-"""Releases: which jobs a process has, so that the others know what to leave to it.
+"""Releases: the jobs of each process, so that other processes know which runs to leave to it.
 
 During a deploy processes of two releases are alive, and hosts may have different plugins installed. So each process
 names its release when it registers, and what the fleet knows is the union over the processes that are alive. A process
@@ -91,13 +91,13 @@ class Release:
 
     @property
     def fingerprint(self) -> str:
-        """What tells it from releases whose jobs are not the same."""
+        """The fingerprint, which differs for releases with different jobs."""
         return hashlib.sha256(self.body.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What the processes that are alive know between them."""
+    """The jobs of all live processes."""
 
     #: Each job with the queues it has, of which there may be two during a deploy.
     queues_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -162,7 +162,7 @@ def see(connection: Connection) -> None:
 
 
 def fleet(connection: Connection) -> Fleet:
-    """What the processes that are alive know between them."""
+    """The jobs of all live processes."""
     rows = connection.execute(ALIVE).all()
     return Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
 
@@ -175,7 +175,7 @@ class FleetCache:
         self._fleet = Fleet()
 
     def fleet(self, connection: Connection) -> Fleet:
-        """What the processes that are alive know between them."""
+        """The jobs of all live processes."""
         if frozenset(connection.execute(ALIVE_FINGERPRINTS).scalars()) != self._releases:
             rows = connection.execute(ALIVE).all()
             self._releases = frozenset(row.release for row in rows)

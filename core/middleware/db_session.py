@@ -36,7 +36,7 @@ DRIVER_CONNECTION = "rota.driver_connection"
 
 
 class JobSession(Session):
-    """A job's session. However it is committed, the lease is checked in the committing transaction."""
+    """A job's session. Every commit checks the lease in the committing transaction."""
 
     def cancel(self) -> None:
         """Cancel the statement this session is waiting for, from another thread."""
@@ -51,7 +51,7 @@ class JobSession(Session):
             connection.disconnect(self)
 
     def mark_fenced(self) -> None:
-        """Say that this transaction has checked its lease, so that committing it need not."""
+        """Note that this transaction has checked its lease, so that its commit does not check again."""
         self.info[FENCED] = True
 
 
@@ -89,7 +89,7 @@ class Work:
 
     engine: Engine
     lease: Lease | None = None
-    #: That of its transactions; None: the database's default.
+    #: The isolation level of its transactions; None for the database's default.
     isolation: str | None = None
     _session: JobSession | None = None
     #: When its progress was last logged, or it began, by the monotonic clock.
@@ -106,16 +106,16 @@ class Work:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was done in the session since it was last committed."""
+        """Whether the session has been used since its last commit."""
         return self._session is not None and self._session.in_transaction()
 
     def commit(self) -> None:
-        """Commit what was done, if anything was."""
+        """Commit the session, if it was used."""
         if self.has_begun:
             self.session.commit()
 
     def cancel(self) -> None:
-        """Cancel the statement that is being waited for, from another thread."""
+        """Cancel the running statement, from another thread."""
         if self._session is not None:
             self._session.cancel()
 
@@ -125,7 +125,7 @@ class Work:
             self._session.disconnect()
 
     def abandon_connection(self) -> None:
-        """Have the connection closed rather than used again: a cancellation is still under way to it."""
+        """Mark the connection for closing instead of reuse, since a cancellation may still reach it."""
         if self._session is not None:
             with suppress(DBAPIError):
                 self._session.invalidate()
@@ -140,14 +140,14 @@ class Work:
         session.commit()
 
     def is_time_to_tell(self) -> bool:
-        """Whether progress was last logged a while ago; if so, it is now."""
+        """Whether progress is due in the log; if so, the caller must log it now."""
         is_time = time.monotonic() >= self._told_at + PROGRESS_SECONDS
         if is_time:
             self._told_at = time.monotonic()
         return is_time
 
     def enqueue(self, job: str, *, key: str, args: Mapping[str, Any] | None, delay: timedelta) -> int:
-        """Have ``job`` run once this transaction commits; the id of its run."""
+        """Request a run of ``job`` in this transaction; return its id."""
         return enqueue(self.session, job, key=key, args=args, delay=delay)
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class Work:
 
 
 class DatabaseSession(Layer):
-    """Opens the transaction, commits it with success, and rolls back whatever was not committed."""
+    """Opens the transaction, commits it with success, and rolls it back otherwise."""
 
     def __init__(self, engine: Engine, recorder: Recorder, completions: Completions | None) -> None:
         """``completions`` records successes together; without it each run records its own."""
@@ -167,7 +167,7 @@ class DatabaseSession(Layer):
         self._completions = completions
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Commit what was done, with the run's success; the outcome is its state, or ``recording``."""
+        """Commit the transaction with the run's success; the outcome is the run's state, or ``recording``."""
         began, work = time.perf_counter(), Work(self._engine, execution.lease, execution.job.isolation)
         execution.open(work)
         try:
@@ -182,7 +182,7 @@ class DatabaseSession(Layer):
             work.close()
 
     def ended(self, execution: Execution, status: str) -> None:
-        """The message of a run that was recorded with others is acknowledged only now."""
+        """Acknowledge the message of a run that was recorded in a batch."""
         if execution.is_recorded_later and execution.carried is not None:
             execution.carried.end()
 

@@ -1,4 +1,4 @@
-"""What goes through the middleware around a run: one attempt, from its claim until its end is recorded."""
+"""``Execution``, which goes through the middleware: one attempt, from its claim until its end is recorded."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from core.jobs.run import Run, Work
 from core.ledger.leases import Lease
 from core.observability import logs
 
-#: The state of a run that succeeded, as long as that is not recorded.
+#: The state of a run whose success has not been recorded yet.
 RECORDING = "recording"
-#: The state of a run that another process owns by now.
+#: The state of a run that another process owns now.
 LOST = "lost"
-#: The state of a run whose attempt is none, since PostgreSQL had no connection for it.
+#: The state of a run whose attempt does not count, since PostgreSQL had no connection for it.
 RELEASED = "released"
 
 
@@ -32,23 +32,23 @@ class Carried(Protocol):
         """The lease on the run, if it was claimed ahead."""
 
     def worked(self, seconds: float) -> None:
-        """The job itself took so long."""
+        """Note how long the job itself took."""
 
     def end(self) -> None:
-        """The run is over: acknowledge the message. For one that returned ``recording``."""
+        """Acknowledge the message of a run that returned ``recording``, when the run is over."""
 
 
 class Interruptible(Work, Protocol):
     """The transaction of an attempt, which another thread may interrupt."""
 
     def cancel(self) -> None:
-        """Cancel the statement that is being waited for."""
+        """Cancel the running statement."""
 
     def disconnect(self) -> None:
         """Close the connection under the attempt, from another thread, so that PostgreSQL rolls back. Does not wait."""
 
     def abandon_connection(self) -> None:
-        """Have the connection closed rather than used again: a cancellation is still under way to it."""
+        """Mark the connection for closing instead of reuse, since a cancellation may still reach it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +58,7 @@ class Execution:
     layers: "Sequence[Layer]"
     job: Job
     run_id: int = 0
-    #: Stands in for the database's clock as ``Run.now``.
+    #: The value of ``Run.now``; None for the database's clock.
     now: datetime | None = None
     carried: Carried | None = None
     #: Of the fast lane: the message's arguments and id, and how to make a dead letter of it.
@@ -77,7 +77,7 @@ class Execution:
     is_recorded_later: bool = False
     work: Interruptible | None = None
     run: Run | None = None
-    #: What plugins' middleware sees; None where there is none.
+    #: The object that plugins' middleware sees; None without such middleware.
     attempt: Attempt | None = None
     #: Which plugin's middleware is entered or left just now, for the message of a time limit.
     inside: str = ""
@@ -89,7 +89,7 @@ class Execution:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """What every line that is logged within says."""
+        """The fields of every line that is logged during the attempt."""
         lease = self.lease
         if lease is None:
             return {"job": self.job.name, "message": self.message_id}
@@ -107,12 +107,12 @@ class Execution:
             self.run = Run(0, job.name, "", None, 1, self.now, self.args, log, work)
 
     def failed(self, error: BaseException) -> None:
-        """Let plugins' middleware know what made the attempt fail."""
+        """Set the error of the attempt for plugins' middleware."""
         if self.attempt is not None:
             self.attempt.exception = error
 
     def make_dead_letter(self) -> None:
-        """Have the message not delivered again."""
+        """Dead-letter the message, so that it is not delivered again."""
         if self.dead_letter is not None:
             self.dead_letter()
 
@@ -124,10 +124,10 @@ class Execution:
 
 
 class Layer:
-    """One thing that surrounds each run."""
+    """One layer of the middleware around a run."""
 
     def around(self, execution: Execution, proceed: "Proceed") -> Any:
-        """Do what it is for before and after ``proceed``, which goes on to the layers within; return the outcome."""
+        """Do the layer's work before and after ``proceed``, which calls the inner layers; return the outcome."""
         return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
@@ -145,5 +145,5 @@ def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
 
 
 def job_logger(job: Job) -> Any:
-    """The logger that a job's function is handed."""
+    """The logger of ``Run.log`` for a job."""
     return structlog.get_logger(f"job.{job.name}")

@@ -1,4 +1,4 @@
-"""Failures: whatever a job raises is the run's failure, not the worker's, and is recorded."""
+"""Failures: records any error of a job as the run's failure, so that the worker goes on."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ from core.worker.outcomes import Recorder, diagnose, in_words, report
 class Failures(Layer):
     """Records a failed attempt: the run is tried again after the job's delay, or is dead.
 
-    An attempt for which PostgreSQL had no connection is none: its run is released, uncounted, for a while.
+    If PostgreSQL had no connection for an attempt, the attempt does not count: the run is released for a while.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Record what is raised within, once it is rolled back; the outcome is the state that the run is then in."""
+        """Record an error of the inner layers after the rollback; the outcome is the run's new state."""
         try:
             return proceed(execution)
         except LeaseLost as error:
             execution.failed(error)
             return LOST
-        except BaseException as error:  # noqa: BLE001 — whatever a job raises is the run's failure, not the worker's
+        except BaseException as error:  # noqa: BLE001 — any error of a job is the run's failure, not the worker's
             execution.failed(error)
             if database.blame(error) == REFUSED:
                 return self._release(execution, error)

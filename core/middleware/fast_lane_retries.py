@@ -31,7 +31,7 @@ class FastLaneRetries(Middleware):
 
     @property
     def actor_options(self) -> set[str]:
-        """What an actor may carry."""
+        """The options that an actor may have."""
         return {"max_retries"}
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
@@ -39,14 +39,14 @@ class FastLaneRetries(Middleware):
         self._stopping.set()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Send what rests again at once: others may fit."""
+        """Send waiting retries at once, since other workers may fit."""
         if self._misfits is not None:
             self._misfits.stop()
 
     def after_process_message(
         self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        """Decide what becomes of a message whose actor raised."""
+        """Decide about a message whose actor raised: retry or dead-letter it."""
         if exception is None or RUN_ID in message.options:
             return
         actor: Any = broker.get_actor(message.actor_name)
@@ -65,7 +65,7 @@ class FastLaneRetries(Middleware):
             message.end_later()  # by the process that finds it unacknowledged when this one is gone
 
     def _send(self, broker: Broker, retry: Any, delay_ms: int) -> bool:
-        """Send ``retry`` once Redis takes it; False if this process is to stop before."""
+        """Send ``retry`` when Redis accepts it; return False if this process must stop before that."""
         while True:
             try:
                 broker.enqueue(retry, delay=delay_ms)

@@ -1,4 +1,4 @@
-"""Has runs come to this worker's threads straight from the ledger, when they do not come by a broker."""
+"""Gives this worker's threads runs directly from the ledger while no broker delivers them."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ class LedgerFeeding(Middleware):
         self._feed = feed
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """There is a consumer for every queue now."""
+        """Start the feed, since every queue has a consumer now."""
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         work_queue: Any = worker.work_queue
         self._feed.feed(WorkerThreads(worker, work_queue), sorted(queues))
         work_queue.when_free(self._feed.thread_is_free)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """Take nothing more; what was taken and not begun is taken by others."""
+        """Stop the feed; other workers take the runs that have not started."""
         self._feed.stop()
 
 
@@ -46,12 +46,12 @@ class WorkerThreads:
 
     @property
     def are_draining(self) -> bool:
-        """Whether they are to take on nothing more."""
+        """Whether the threads must not take more runs."""
         broker: Any = self._worker.broker
         return bool(broker.is_draining)
 
     def work_on(self, run: OutgoingRun) -> None:
-        """Put the run's message before the threads."""
+        """Put the run's message on the threads' work queue."""
         consumer: Any = self._worker.consumers[run.queue].consumer
         self._work_queue.expect(run.queue)
         self._work_queue.put(Delivery(run_message(run), consumer))

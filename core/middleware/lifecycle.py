@@ -1,4 +1,4 @@
-"""A worker process's life: it registers with the ledger, dispatches, watches Redis, and leaves in good order."""
+"""Starts and ends the background threads of a worker process: heartbeat, dispatcher, watch of Redis, watchdog."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class Lifecycle(Middleware):
         *,
         watch: RedisWatch | None = None,
     ) -> None:
-        """``watch``: what asks whether Redis is of use, where a worker can do without."""
+        """``watch`` checks whether Redis is usable, in a mode that works without Redis."""
         self._heartbeat = heartbeat
         self._dispatcher = dispatcher
         self._watchdog = watchdog
@@ -49,11 +49,11 @@ class Lifecycle(Middleware):
             self._heartbeat.start(sorted(queues))
         self._heartbeat.registered.wait(REGISTER_SECONDS)
         self._dispatcher.start()
-        self._watchdog.start()  # last, since a machine without room for it costs us no more then
+        self._watchdog.start()  # last: if the fork fails for lack of memory, everything else is already running
         forks.begin()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """The threads have ended, or their time is up: record what they have done, and release what is left."""
+        """Record waiting outcomes and release the remaining runs, after the threads ended or the grace is over."""
         forks.end()
         if self._completions is not None:
             self._completions.stop()

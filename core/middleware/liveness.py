@@ -1,4 +1,4 @@
-"""Shows the supervisor that this process lives, and ends one that makes no progress.
+"""Tells the supervisor that this process is alive, and ends the process if a thread makes no progress.
 
 A thread is stuck when it has a message in hand, is in no job, and has come no further for three leases although
 PostgreSQL answers: a lock that nobody releases, a call that never returns. Jobs have their time limits, and a run that
@@ -37,7 +37,7 @@ STUCK_EXIT = 70
 
 
 class Liveness(Middleware):
-    """Knows since when each thread has had its message; comes first, so that all the others count as well."""
+    """Records since when each thread has its message; it is outermost, so that it covers all other middleware."""
 
     def __init__(self, engine: Engine, heartbeat: Heartbeat, lease_seconds: float) -> None:
         self._engine = engine
@@ -52,11 +52,11 @@ class Liveness(Middleware):
         threading.Thread(target=self._run, name="rota-liveness", daemon=True).start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """It ends anyway."""
+        """Stop checking, since the process ends."""
         self._stopping.set()
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        """This thread has a message."""
+        """Note that this thread has a message."""
         self._since[threading.get_ident()] = time.monotonic()
 
     def after_process_message(

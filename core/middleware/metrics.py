@@ -13,7 +13,7 @@ class Metrics(Layer):
     """Logs and counts an attempt."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Put what the run is on every line that is logged within."""
+        """Put the run's fields on every line that is logged during the attempt."""
         lease = execution.lease
         if lease is not None and lease.attempt == 1:
             observe(metrics.run_started, execution.job.name, (lease.claimed_at - lease.due_at).total_seconds())
@@ -31,7 +31,7 @@ class Metrics(Layer):
 
 
 def observe(measure: Callable[..., None], *values: Any) -> None:
-    """Measure, unless that fails, as on a full disk: a claimed run must come to its end all the same."""
+    """Call ``measure``; log its error instead of raising it, so that a full disk does not fail a run."""
     try:
         measure(*values)
     except Exception as error:  # noqa: BLE001 — what only observes a run never decides it

@@ -1,4 +1,4 @@
-"""Has Dramatiq fork the process that serves ``/metrics``."""
+"""Makes Dramatiq fork the process that serves ``/metrics``."""
 
 from typing import Any
 
@@ -15,5 +15,5 @@ class MetricsServer(Middleware):
 
     @property
     def forks(self) -> list[Any]:
-        """The functions that Dramatiq's main process is to fork."""
+        """The functions for which Dramatiq's main process forks a process."""
         return [metrics_server.serve] if self._port else []

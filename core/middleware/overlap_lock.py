@@ -1,4 +1,4 @@
-"""The overlap lock: a run is worked on by the process that has claimed it, under a lease, and by no other."""
+"""The overlap lock: only the process that has claimed a run works on it, under a lease."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from core.worker.claiming import Claims
 
 
 class OverlapLock(Layer):
-    """Claims the run; one that may not begin now goes no further, and the verdict on it is the outcome."""
+    """Claims the run. If it may not start now, the inner layers are not called, and the verdict is the outcome."""
 
     def __init__(self, claims: Claims) -> None:
         self._claims = claims
@@ -29,6 +29,6 @@ class OverlapLock(Layer):
         return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """The lease has ended with the run."""
+        """Forget the lease, which has ended with the run."""
         if execution.lease is not None:
             self._claims.membership.in_hand.remove(execution.lease)

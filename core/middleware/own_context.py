@@ -1,4 +1,4 @@
-"""A context of its own for each attempt: variables that a job sets are gone with it (``contextvars``)."""
+"""A new context for each attempt, so that context variables of a job do not affect the next (``contextvars``)."""
 
 from contextvars import copy_context
 from typing import Any

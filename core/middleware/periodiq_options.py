@@ -11,5 +11,5 @@ class PeriodiqOptions(Middleware):
 
     @property
     def actor_options(self) -> set[str]:
-        """What an actor may carry."""
+        """The options that an actor may have."""
         return {"periodic", "scheduled_at"}

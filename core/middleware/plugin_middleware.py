@@ -1,7 +1,7 @@
-"""What plugins have put around runs. It watches and decides nothing: whatever it does, the outcome is the job's.
+"""Calls plugins' middleware around runs. It cannot change a run's outcome, which is decided by the job alone.
 
-It is within the time limits, which thus cover one that hangs. One that raises or swallows what the job has raised is
-named in the log. A job that nothing is registered for pays one look into a dictionary.
+It runs within the time limits, so these also cover middleware that hangs. Middleware that raises, or swallows the job's
+error, is named in the log. For a job without middleware it costs one lookup in a dictionary.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ ENDED_HARD = timedelta(seconds=60)
 
 
 class PluginMiddleware(Layer):
-    """Calls what plugins have registered for the job."""
+    """Calls the middleware that plugins have registered for the job."""
 
     def __init__(self, last_resort: LastResort) -> None:
         self._last_resort = last_resort
@@ -42,7 +42,7 @@ class PluginMiddleware(Layer):
         return surrounding.call(registered, proceed)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Tell each what the ledger has recorded."""
+        """Call ``ended`` of each with the recorded state."""
         attempt = execution.attempt
         if attempt is None:
             return
@@ -102,7 +102,7 @@ class Surrounding:
         self._execution.inside = ""
 
     def _leave(self, each: Registered, manager: AbstractContextManager[object]) -> None:
-        """Leave one; whatever it raises or swallows, the outcome stays."""
+        """Exit one; an error that it raises or swallows does not change the outcome."""
         error, self._execution.inside = self._attempt.exception, f" in {each}"
         try:
             is_swallowed = leave(manager, error)

@@ -1,9 +1,9 @@
-"""Has this process replaced once it has worked on many messages, or holds much memory: what leaks, ends with it.
+"""Asks to replace this process after many messages or at high memory use, which frees leaked memory.
 
-Under ``rota worker`` and ``rota up`` a replacement is at work before this process takes on nothing more
-(``core/supervisor/``). Under ``dramatiq core.main --processes 1`` Dramatiq starts itself anew when this process has
-finished. With several processes Dramatiq can only end all of them together, so that one job at work would keep all of
-them waiting: there it is not done.
+Under ``rota worker`` and ``rota up`` a replacement is working before this process stops taking messages
+(``core/supervisor/``). Under ``dramatiq core.main --processes 1`` Dramatiq restarts itself when this process has
+finished. With several processes Dramatiq can only end all of them together, so one running job would stop all of them
+from working: there this middleware does nothing.
 """
 
 import os
@@ -30,13 +30,13 @@ from core.supervisor.worker_channel import WorkerChannel
 LOOK_EVERY_SECONDS = 1.0
 DRAINED_EVERY_SECONDS = 0.05
 MEBIBYTE = 2**20
-#: Processes that were started together are not to leave together: the limits of each are raised by up to this share.
+#: Jitter: each process raises its limits by up to this share, so that processes started together do not end together.
 MOST_SPREAD = 0.2
 
 
 @dataclass(frozen=True)
 class RecyclingLimits:
-    """How much a process does before it is replaced; 0: any amount."""
+    """The limits after which a process is replaced; 0 for no limit."""
 
     messages: int
     memory_mb: int
@@ -45,11 +45,11 @@ class RecyclingLimits:
 
     @property
     def are_none(self) -> bool:
-        """Whether it is never replaced."""
+        """Whether there is no limit."""
         return not self.messages and not self.memory_mb
 
     def exceeded(self, messages: int, seconds: float, memory: Callable[[], int]) -> str:
-        """The limit that is exceeded, in a word; empty: none is. ``memory`` is asked for bytes only if that matters."""
+        """The limit that was exceeded (``"messages"`` or ``"memory"``), or ``""``. Calls ``memory`` only if needed."""
         if seconds < self.least_seconds * self.spread:
             return ""
         if self.messages and messages >= self.messages * self.spread:
@@ -83,7 +83,7 @@ class Recycling(Middleware):
         self._messages = next(self._count)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """It leaves anyway."""
+        """Stop checking, since the process ends."""
         self._stopping.set()
 
     def _run(self, broker: Any, supervisor: WorkerChannel | None) -> None:
@@ -115,7 +115,7 @@ class Recycling(Middleware):
             supervisor.say(worker_channel.DONE)
 
     def _drained(self, broker: Any) -> bool:
-        """Take on nothing more and wait until all is finished; False if the process is told to stop meanwhile."""
+        """Stop taking messages and wait until all have ended; return False if the process is told to stop."""
         broker.drain()
         while not broker.is_drained:
             if self._stopping.wait(DRAINED_EVERY_SECONDS):

@@ -14,14 +14,14 @@ from core.worker.outcomes import lost
 
 
 class TimeLimits(Layer):
-    """Interrupts what runs too long or has lost its lease; see ``core/worker/interruption.py`` for how."""
+    """Interrupts a job that runs too long or has lost its lease; ``core/worker/interruption.py`` says how."""
 
     def __init__(self, last_resort: LastResort, membership: Membership) -> None:
         self._last_resort = last_resort
         self._membership = membership
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed under watch, and tell what an interrupted job raises as what it is. Raises LeaseLost."""
+        """Proceed under a watch, and replace the error of an interrupted job by its cause. Raises LeaseLost."""
         work, watch = execution.work, self._watch(execution)
         assert work is not None, "a session comes first"
         try:

@@ -145,7 +145,7 @@ class RunPaused(Event):
     "run.misfit", INFO, "run {run} is released: its arguments fit the job as another live worker has it, not as here"
 )
 class RunMisfit(Event):
-    """Two releases are side by side that declare a job differently, and the run came to the wrong one. It is released,
+    """Two live releases declare a job differently, and the run reached the wrong one. It is released,
     uncounted, for a worker whose declaration it may fit. If it fits none, it is dead, reason `arguments`.
     """
 

@@ -137,7 +137,7 @@ def hopeless(error: BaseException) -> Check | None:
 
 
 def never(connection: Connection, engine: Engine) -> Iterator[Check]:
-    """The answers on which a process refuses to start if they are wrong: no waiting mends them."""
+    """The answers that stop a process from starting if they are wrong, since they do not change by waiting."""
     yield encoding(connection)
     yield from never_writes(connection, engine.url)
     yield pooling(connection, engine)

@@ -1,1 +1,1 @@
-"""One process that works: claims runs, executes them, and keeps its leases."""
+"""The worker process: claims runs, executes them, and keeps its leases."""

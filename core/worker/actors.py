@@ -1,4 +1,4 @@
-"""Binds what plugins declare to Dramatiq: an actor for each job.
+"""Binds plugins' jobs to Dramatiq: creates an actor for each job.
 
 This is also where our units (timedelta, aware instants) become Dramatiq's milliseconds.
 """
@@ -30,7 +30,7 @@ from core.worker.executor import Executor
 
 
 class JobActor(dramatiq.Actor[..., Any]):
-    """A job as Dramatiq sees it. For a job of the ledger, sending means inserting a run; the message comes after."""
+    """The actor of a job. For a job of the ledger, sending inserts a run, and the message is sent after that."""
 
     def __init__(self, job: Job, broker: Broker, engine: Engine, function: Callable[..., Any], firing: Firing) -> None:
         self.job = job
@@ -81,7 +81,7 @@ def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
 
 
 def work_function(job: Job, engine: Engine, executor: Executor) -> Callable[..., None]:
-    """What a worker calls for a message of ``job``: the run that it names, or what it asks for if it names none.
+    """The function that a worker calls for a message of ``job``: it works on the run, or on a message without one.
 
     The message decides, not the declaration: while releases with the job on different lanes are side by side, runs of
     the ledger reach the fast lane's workers, and messages without a run reach the ledger's.

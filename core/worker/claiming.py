@@ -1,4 +1,4 @@
-"""Claiming: one run by the thread that is to work on it, or ahead for many threads in one statement."""
+"""Claims one run in the thread that works on it, or runs for many threads ahead in one statement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Claims:
     worker: str
     #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
     suspected_after: int = claims.NEVER_SUSPECT
-    #: About runs that cannot be claimed: once, however many they are.
+    #: Logs once that runs cannot be claimed.
     once: logs.EmitOnce = field(default_factory=logs.EmitOnce)
 
     def claim(self, job: Job, run_id: int) -> Lease | Verdict:
@@ -72,7 +72,7 @@ class Claims:
         return claimed
 
     def unclaim(self, claimed: Sequence[Lease]) -> None:
-        """Give up what was claimed ahead; without PostgreSQL, once the heartbeat finds that nobody has it in hand."""
+        """Release runs claimed ahead; without PostgreSQL, the heartbeat does this later."""
         self.membership.in_hand.remove(*claimed)
         try:
             with database.autocommit(self.engine) as connection:
@@ -120,7 +120,7 @@ class ClaimingAhead:
     claims: Claims
 
     def prepare(self, deliveries: Sequence[Delivery]) -> None:
-        """Give each delivery its lease, if that can be had together with the others'; if not, its thread will claim."""
+        """Give each delivery a lease, if its run can be claimed in a batch; otherwise its thread claims the run."""
         sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
         if len(sent) > 1:
             for lease in self.claims.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):

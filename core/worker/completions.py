@@ -1,9 +1,9 @@
-"""Runs that succeeded and left nothing in their session: recorded many together, by one thread per process.
+"""Records successful runs that did not use their session in batches, with one thread per process.
 
-A commit waits for the disk, whether it is of one run or of a hundred. So the thread that worked on such a run hands its
-success over and goes on with the next; the message is acknowledged once the success is recorded, and not before. A run
-that has work in its session commits by itself, with that work; so does one that may not overlap, since the next of its
-job and key may be waiting for it.
+A commit waits for the disk, for one run as long as for a hundred. So the thread that worked on such a run adds it to
+the batch and goes on with the next run; the message is acknowledged only after the success is recorded. A run that used
+its session is committed alone, with its work; so is a run that may not overlap, since the next run of its job and key
+may be waiting for it.
 """
 
 import time
@@ -25,7 +25,7 @@ from core.observability.events import RunNotRecorded, emit
 from core.worker.membership import Membership
 from core.worker.outcomes import Recorder, bad_result, refused_result
 
-#: The most that wait; beyond that, runs commit by themselves.
+#: The most waiting runs; further runs are committed alone.
 MOST_WAITING = 1000
 #: A success that PostgreSQL has refused so often by itself, for whatever reason, is refused for good.
 MOST_REFUSALS = 30

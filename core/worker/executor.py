@@ -33,7 +33,7 @@ from core.worker.outcomes import Recorder
 
 
 class Executor:
-    """What a process needs to work on runs."""
+    """Takes a run or a message through one attempt."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Executor:
         recorder = Recorder(engine, membership)
         last_resort = LastResort(engine, membership, completions)
         leftovers = Leftovers()
-        #: What surrounds each run, outermost first.
+        #: The middleware around each run, outermost first.
         self._around_runs = [
             OwnContext(),  # whatever context variables are set below, the thread's next run has none of them
             OverlapLock(self.claims),  # claims the run, or it goes no further; the lease is in hand until it has ended

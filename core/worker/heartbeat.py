@@ -40,8 +40,8 @@ from core.worker.rights import MissingRights
 NAMED_RUNS = 20
 #: How long to wait before registering is tried again, in seconds.
 REGISTER_AGAIN_SECONDS = 0.5
-#: A claim is known to its process within this, in seconds; longer than a connection waits for an answer.
-#: Claims that the process does not know of are looked for this often.
+#: A claim older than this that no thread holds is released, in seconds; also how often to check. It is longer than a
+#: connection waits for an answer.
 FORGOTTEN_SECONDS = 15.0
 
 
@@ -71,7 +71,7 @@ class Heartbeat(LedgerThread):
         super().__init__(engine, "rota-heartbeat")
         #: The leases that this process knows it has.
         self.in_hand = LeasesInHand()
-        #: Set while the process has an id, and the connection that shows that it lives.
+        #: Set while the process has an id, and the connection that shows that it is alive.
         self.registered = threading.Event()
         self._on_registered: Callable[[], None] = nothing
         self._release = release
@@ -84,7 +84,7 @@ class Heartbeat(LedgerThread):
         self._missing_rights = MissingRights(engine)
         #: Under which id this process was registered last; runs may still be claimed under it.
         self._last_id: int | None = None
-        #: Until when its leases are good, at least, by this process's monotonic clock.
+        #: The earliest time at which its leases may expire, by this process's monotonic clock.
         self._good_until = 0.0
 
     def start(
@@ -182,7 +182,7 @@ class Heartbeat(LedgerThread):
         self._release_runs(connection, process_id, "its worker was stopped")
 
     def _lose(self) -> None:
-        """All leases are lost: what is at work under them is interrupted, so that it holds up nobody."""
+        """Interrupt all running attempts, since their leases are lost, so that they hold no locks."""
         self._good_until = 0.0
         interrupted = interruption.interrupt(self.in_hand.tokens, AttemptLost)
         if interrupted:
@@ -196,7 +196,7 @@ class Heartbeat(LedgerThread):
         return self._stopping.is_set()
 
     def _release_forgotten(self, connection: Connection, process_id: int) -> None:
-        """Release runs that are this process's and that no thread of it works on."""
+        """Release runs that this process has claimed but no thread is working on."""
         if time.monotonic() < self._looked_at + FORGOTTEN_SECONDS:
             return
         self._looked_at = time.monotonic()

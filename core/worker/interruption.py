@@ -191,7 +191,7 @@ class Watcher:
         return len(interrupted)
 
     def _wake(self, watch: Watch) -> None:
-        if watch.next_at < self._wakes_at:  # seldom: a job that ended early leaves its wake-up to the next
+        if watch.next_at < self._wakes_at:  # usually false: the watcher's next wake-up is already early enough
             self._wakes_at = watch.next_at
             self._changed.notify()
 

@@ -1,4 +1,4 @@
-"""The process in which this worker's isolated run is; ``core/worker/isolated_run.py`` is what runs there.
+"""The parent's side of an isolated run; ``core/worker/isolated_run.py`` runs in the child process.
 
 One at a time: a run that is isolated may well be one that takes all the memory there is. Another that comes meanwhile
 is left to a later delivery, here or elsewhere, so that no thread waits for its turn.
@@ -16,7 +16,7 @@ from contextlib import suppress
 from core import forks
 from core.observability.events import RunIsolated, RunNotIsolatedYet, emit
 
-#: How long one may take to hand back its run and to leave, in seconds.
+#: How long the process may take to release its run and to end, in seconds.
 LEAVE_SECONDS = 3.0
 
 #: The thread that waits for an isolated run, if there is one.
@@ -26,7 +26,7 @@ _at_work: set[subprocess.Popen[bytes]] = set()
 
 
 def work(job: str, run_id: int) -> str:
-    """Have a process of its own claim the run and work on it, wait for its end, and say how it ended.
+    """Start a process that claims the run and works on it, wait for its end, and return how it ended.
 
     If another is at work, nothing is done, and the dispatcher sends the run again after ``ROTA_RESEND_SECONDS``.
     """
@@ -55,7 +55,7 @@ def _status_of(run_id: int) -> int:
 
 
 def end_all() -> None:
-    """Have all of them hand back their runs, and wait until they have."""
+    """Make all isolated processes release their runs, and wait for that."""
     leaving, deadline = list(_at_work), time.monotonic() + LEAVE_SECONDS
     for process in leaving:
         process.terminate()

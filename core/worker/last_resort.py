@@ -28,7 +28,7 @@ HARD_LIMIT_EXIT = 70
 
 @dataclass(frozen=True, slots=True)
 class LastResort:
-    """Ends this process, having said so in the ledger."""
+    """Ends this process, after recording that in the ledger."""
 
     engine: Engine
     membership: Membership
@@ -42,7 +42,7 @@ class LastResort:
             self._give_up_message(execution)
 
     def end_process(self, *steps: Callable[[Connection], object]) -> None:
-        """End this process, after what these steps have to say to PostgreSQL."""
+        """Run ``steps`` on a connection to PostgreSQL, and end this process."""
         timer = threading.Timer(GIVE_UP_SECONDS, os._exit, [HARD_LIMIT_EXIT])
         try:
             timer.start()
@@ -56,7 +56,7 @@ class LastResort:
             os._exit(HARD_LIMIT_EXIT)
 
     def release_all(self, connection: Connection) -> None:
-        """Release what this process still runs."""
+        """Release the runs that this process is still working on."""
         process_id = self.membership.process_id
         if process_id is not None:
             runs.release(connection, process_id, "its process was ended")
@@ -70,7 +70,7 @@ class LastResort:
         self.end_process(lambda connection: runs.fail(connection, lease, failure), self.release_all)
 
     def _give_up_message(self, execution: Execution) -> None:
-        """It becomes a dead letter, or it would end the next process as well."""
+        """Dead-letter the message, which would otherwise also end the next process."""
         job, message_id = execution.job, execution.message_id
         emit(MessageHardLimit(job.name, message_id, job.hard_limit.total_seconds()))
         observe(metrics.run_ended, job.name, State.DEAD, job.hard_limit.total_seconds())

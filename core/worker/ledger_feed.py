@@ -1,9 +1,9 @@
-"""Takes due runs straight from the ledger, for the threads of this process: always in local mode, and in ``auto``
+"""Takes due runs directly from the ledger for the threads of this process: always in local mode, and in ``auto``
 while Redis is away.
 
-Taking is no claim. A run that is taken is marked as sent, so that no other process takes it in the same moment; who may
-work on it is decided by the claim, as ever. What was sent before Redis was lost counts as lost with it, and so does
-what was taken and not claimed within ``ROTA_RESEND_SECONDS``.
+Taking a run is not a claim. It marks the run as sent, so that no other process takes it at the same time; only the
+claim decides who works on it. Runs that were sent before Redis was lost count as lost, and so do runs that were taken
+and not claimed within ``ROTA_RESEND_SECONDS``.
 """
 
 import sys
@@ -30,14 +30,14 @@ class Threads(Protocol):
 
     @property
     def free(self) -> int:
-        """How many of them have nothing to do."""
+        """How many threads are idle."""
 
     @property
     def are_draining(self) -> bool:
-        """Whether they are to take on nothing more."""
+        """Whether the threads must not take more runs."""
 
     def work_on(self, run: OutgoingRun) -> None:
-        """Have one of them work on the run."""
+        """Give the run to one of the threads."""
 
 
 class LedgerFeed(LedgerThread):
@@ -69,11 +69,11 @@ class LedgerFeed(LedgerThread):
 
     @property
     def is_needed(self) -> bool:
-        """Whether runs come to the threads by no other way."""
+        """Whether runs reach the threads only from the ledger."""
         return self._threads is not None and not (self._carrier.carries or self._threads.are_draining)
 
     def thread_is_free(self) -> None:
-        """A thread has become free."""
+        """Note that a thread has become free."""
         if self._is_taking:
             self.wake()
 
@@ -90,7 +90,7 @@ class LedgerFeed(LedgerThread):
             self.wait(connection, self._every_seconds)
 
     def interrupted(self, error: Exception) -> None:
-        """Say so once."""
+        """Log the error once."""
         self._log_once.emit(LedgerFeedInterrupted(database.brief(error)))
 
     def failed(self) -> None:
@@ -98,7 +98,7 @@ class LedgerFeed(LedgerThread):
         emit(LedgerFeedFailed(), sys.exception())
 
     def ended(self) -> float:
-        """Nothing is taken without a session."""
+        """Stop taking runs, since the session has ended."""
         self._is_taking = False
         return super().ended()
 

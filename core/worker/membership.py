@@ -28,21 +28,21 @@ class LeasesInHand:
         return len(self._tokens)
 
     def add(self, *leases: Lease) -> None:
-        """They were claimed."""
+        """Add leases that were claimed."""
         self._tokens.update(lease.token for lease in leases)
 
     def remove(self, *leases: Lease) -> None:
-        """Their runs have ended, or were left to others."""
+        """Remove leases whose runs have ended or were released."""
         self._tokens.difference_update(lease.token for lease in leases)
 
     @property
     def tokens(self) -> set[int]:
-        """Their tokens now."""
+        """The tokens of the present leases."""
         return self._tokens.copy()
 
 
 class Membership(Protocol):
-    """What a process claims under: its heartbeat, as a rule."""
+    """The identity under which a process claims runs: normally its heartbeat."""
 
     @property
     def process_id(self) -> int | None:

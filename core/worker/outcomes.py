@@ -1,4 +1,4 @@
-"""Outcomes: what an error means for a run, and how the ledger comes to know of it."""
+"""Outcomes: derives a run's outcome from an error, and records it in the ledger."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ class Recorder:
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
-    """What a failure means for the run: another attempt, or the end."""
+    """The outcome of a failure: another attempt, or the end of the run."""
     message = in_words(error)
     if isinstance(error, BadArguments | BadResult):
         return Failure(State.DEAD, "arguments" if isinstance(error, BadArguments) else "result", message)
@@ -109,7 +109,7 @@ def report(lease: Lease, failure: Failure, seconds: float, error: BaseException)
 
 
 def lost(lease: Lease | None) -> LeaseLost:
-    """That another process owns the run by now."""
+    """The error that another process owns the run now."""
     assert lease is not None
     return LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's")
 

@@ -1,4 +1,4 @@
-"""What a worker process is made of, whatever broker it has; ``core/main.py`` and ``local.py`` put it together."""
+"""Creates the parts of a worker process, for any broker; ``core/main.py`` and ``local.py`` connect them."""
 
 import math
 import os
@@ -57,7 +57,7 @@ class WorkerProcess:
         return Outage(stall_seconds=self.configured.lease_seconds / 3)
 
     def heartbeat(self, kind: str) -> Heartbeat:
-        """What keeps this process known to the ledger, as one of that kind."""
+        """The heartbeat, which registers this process as one of that kind."""
         return Heartbeat(
             self.engine,
             Identity(kind, process_name(), self.application),
@@ -86,11 +86,11 @@ class WorkerProcess:
         return Fitness(self.engine, client)
 
     def watchdog(self) -> Watchdog:
-        """What ends this process, should a job not let anything else run for longer than a lease."""
+        """The watchdog, which ends this process if a job blocks it for longer than a lease."""
         return Watchdog(self.configured.lease_seconds)
 
     def ledger_feed(self, carrier: Carrier) -> LedgerFeed:
-        """What takes runs straight from the ledger while ``carrier`` cannot carry them."""
+        """The feed, which takes runs from the ledger while ``carrier`` cannot send them."""
         return LedgerFeed(
             self.engine,
             carrier,
@@ -101,13 +101,13 @@ class WorkerProcess:
 
     @property
     def recycling_limits(self) -> RecyclingLimits:
-        """How much this process does before it is replaced."""
+        """The limits after which this process is replaced."""
         return RecyclingLimits(
             self.configured.max_messages, self.configured.max_memory_mb, self.configured.min_process_seconds
         )
 
     def executor(self, membership: Membership, completions: Completions | None = None) -> Executor:
-        """What takes a run from its claim to its end; ``completions`` records successes together."""
+        """The executor, which takes a run from its claim to its end; ``completions`` records successes in batches."""
         suspected_after = max(self.configured.max_crashes - 1, 1)
         return Executor(
             self.engine, membership, process_name(), suspected_after=suspected_after, completions=completions
@@ -146,7 +146,7 @@ def gather() -> WorkerProcess:
 
 
 def warn(configured: Settings, registry: Registry) -> None:
-    """Say what is odd and stops nothing."""
+    """Log problems that do not stop the process."""
     for left in unread_settings.variables(os.environ, registry):
         emit(SettingUnknown(left.variable, left.why))
     for job in registry.outliving(timedelta(days=configured.retention_days)):

@@ -1,4 +1,4 @@
-"""Ends a process in which nothing runs any more, since a job called into C and never gives the interpreter back.
+"""Ends a process that a job blocks, because it called into C and does not release the interpreter.
 
 In such a process no time limit can be enforced and no lease renewed: every thread waits. So a process of its own, which
 needs nothing but the standard library, waits for a beat, and kills its parent after as many silent looks as a lease has

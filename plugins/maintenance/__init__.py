@@ -1,7 +1,7 @@
 """Maintenance: removes old sessions, cache entries, files and rows, and keeps figures current.
 
-An application calls the functions below: those that take a session, in its own transaction. Nothing here completes a
-task, ends an activity or makes time slots: the business retired those jobs.
+An application calls the functions below; those that take a session run in the application's transaction. This plugin
+does not complete tasks, end activities or create time slots, since the business retired those jobs.
 """
 
 from pathlib import Path

@@ -23,7 +23,7 @@ TRUSTED_AFTER_SECONDS = CONSUMER_RESTART_DELAY_SECS + 1
 
 
 class RedisWatch(threading.Thread):
-    """The thread that checks."""
+    """The thread that checks whether Redis is usable."""
 
     def __init__(self, client: redis.Redis, ask: Callable[[redis.Redis], object]) -> None:
         """``client`` is used by this thread only, and must fail within about a second; ``ask`` sends the check."""

@@ -123,7 +123,7 @@ class EmbeddedServerError(RotaError):
 
 
 class Interrupted(BaseException):
-    """Raised in a job's thread from outside; its class says why. Clean up and let it go."""
+    """Raised in a job's thread from outside; its class says why. Clean up and let it propagate."""
 
 
 class TimeLimitExceeded(Interrupted):

@@ -1,1 +1,1 @@
-"""What a plugin declares: jobs, schedules, arguments, settings and hooks, and the registry of all of them."""
+"""Declarations of plugins: jobs, schedules, arguments, settings and hooks, and the registry of all of them."""

@@ -19,13 +19,13 @@ MOST_CONFLICTS = 3
 
 
 class Conflicts(Layer):
-    """Repeats what is within, with a new session, while the lease is good."""
+    """Repeats the inner layers with a new session, while the lease is good."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, and again if that need not fail another time."""
+        """Proceed, and repeat it if the next try may succeed."""
         lease = execution.lease
         assert lease is not None, "only a run of the ledger is repeated"
         for _ in range(MOST_CONFLICTS):
@@ -43,7 +43,7 @@ class Conflicts(Layer):
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether an attempt need not fail another time, and did not fail by its own fault."""
+    """Whether an attempt failed for a reason outside of the job, so that the next try may succeed."""
     if isinstance(getattr(error, "orig", None), SerializationFailure | DeadlockDetected):
         return True
     return database.blame(error) in {CUT, FORGOTTEN}

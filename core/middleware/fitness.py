@@ -8,7 +8,7 @@ from core.worker.fitness import Fitness
 
 
 class FitServers(Middleware):
-    """Has the servers asked with the worker."""
+    """Checks the servers when the worker starts."""
 
     def __init__(self, fitness: Fitness) -> None:
         self._fitness = fitness
@@ -18,5 +18,5 @@ class FitServers(Middleware):
         self._fitness.refuse_unfit()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """Ask no more."""
+        """Stop checking."""
         self._fitness.stop()

@@ -1,4 +1,4 @@
-"""What a run leaves behind in its process is put back, or said in the log; see ``core/worker/process_state.py``.
+"""Restores changes that a run makes to its process, or logs them; see ``core/worker/process_state.py``.
 
 Runs share their process. What has changed when one ends may be another's, which will put it back itself. So it is taken
 for left behind once every run that was at work when it was noticed has ended, and it is still the same.

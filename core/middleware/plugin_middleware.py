@@ -74,7 +74,7 @@ class Surrounding:
         self._entered: list[tuple[Registered, AbstractContextManager[object]]] = []
 
     def call(self, registered: Sequence[Registered], proceed: Proceed) -> Any:
-        """Enter all, proceed, leave all; return or raise what the job's function did."""
+        """Enter all, proceed, exit all; return the job's result or raise its error."""
         try:
             for each in registered:
                 self._enter(each)

@@ -529,7 +529,7 @@ class ProcessChildEnded(Event):
 
 @event("process.state_put_back", WARNING, "{what} was changed by {jobs}, and is put back")
 class ProcessStatePutBack(Event):
-    """A run left something changed for every job of its process. It is as before; said once for each thing and job."""
+    """A run changed the state of its process. The former state was restored. Logged once per kind of state and job."""
 
     #: The job; several, if their runs went on side by side; ``a job``, if that cannot be told.
     jobs: str
@@ -538,8 +538,8 @@ class ProcessStatePutBack(Event):
 
 @event("process.state_kept", INFO, "{what} was changed by {jobs}, and stays so")
 class ProcessStateKept(Event):
-    """A run left something changed for every job of its process, or threads. It stays, since a library may count on
-    it; said once for each thing and job.
+    """A run changed the state of its process, or left threads. The change stays, since a library may need it. Logged
+    once per kind of state and job.
     """
 
     #: The job; several, if their runs went on side by side.

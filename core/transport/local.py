@@ -114,7 +114,7 @@ class LocalCarrier:
             self._broker.enqueue(fast_message(each))
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
-        """Nobody listens."""
+        """Do nothing: a single process has no subscribers."""
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
         """There are no messages to lose."""

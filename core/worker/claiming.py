@@ -104,7 +104,7 @@ class Claims:
 
 
 def tell_refusal(job: Job, run_id: int, verdict: Verdict) -> None:
-    """Log and count a run that may not begin for a reason that people ask about."""
+    """Log and count a run that was skipped or paused."""
     if verdict == Verdict.SKIPPED:
         metrics.run_ended(job.name, State.SKIPPED)
         emit(RunSkipped(job.name, run_id, "overlap"))
@@ -114,7 +114,7 @@ def tell_refusal(job: Job, run_id: int, verdict: Verdict) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ClaimingAhead:
-    """Claims the runs that a worker's threads are about to begin with, many in one statement."""
+    """Claims runs that a worker's threads are about to start, many in one statement."""
 
     registry: Registry
     claims: Claims

@@ -20,13 +20,13 @@ from core.transport.redis import ownership
 
 #: How long the start of a process waits for the servers' answers, in seconds.
 ANSWER_SECONDS = 2.0
-#: After how long what did not answer is asked again, and Redis if all did, in seconds.
+#: How long to wait before a server without an answer is checked again, and Redis after all have answered, in seconds.
 AGAIN_SECONDS = 5.0
 REDIS_AGAIN_SECONDS = 60.0
 
 
 class Fitness(threading.Thread):
-    """Asks PostgreSQL once, and Redis every minute; ends the process if one of them will not do."""
+    """Checks PostgreSQL once, and Redis every minute; ends the process if one of them is not fit."""
 
     def __init__(self, engine: Engine, client: redis.Redis | None) -> None:
         """``client`` must fail within about a second; None: this process uses no Redis."""
@@ -40,7 +40,7 @@ class Fitness(threading.Thread):
         self._stopping = threading.Event()
 
     def refuse_unfit(self) -> None:
-        """Start to ask, and end the process with status 1 and a clear message if the answers are such."""
+        """Start to check; if a server is not fit, end the process with status 1 and a clear message."""
         self.start()
         self._has_asked.wait(ANSWER_SECONDS)
         if self._problems:
@@ -48,7 +48,7 @@ class Fitness(threading.Thread):
         self._is_at_work.set()
 
     def run(self) -> None:
-        """Ask until stopped."""
+        """Check until stopped."""
         pause = 0.0
         while not self._stopping.wait(pause):
             pause = REDIS_AGAIN_SECONDS if self._ask() else AGAIN_SECONDS
@@ -59,11 +59,11 @@ class Fitness(threading.Thread):
                 return
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop checking."""
         self._stopping.set()
 
     def _ask(self) -> bool:
-        """Whether all have answered, and will do."""
+        """Whether all servers have answered and are fit."""
         try:
             if self._problems is None:
                 self._problems = fitness.of_postgresql(self._engine)

@@ -140,7 +140,7 @@ class Heartbeat(LedgerThread):
         emit(ProcessNotRegistered("a fault in Rota"), sys.exception())
 
     def ended(self) -> float:
-        """One that was registered goes on as itself at once."""
+        """Open the next session at once if this process was registered, so that it keeps its leases."""
         was_registered = self.registered.is_set()
         self.registered.clear()
         return 0 if was_registered else REGISTER_AGAIN_SECONDS

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def nothing() -> None:
-    """There is nothing to do."""
+    """Do nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +66,7 @@ class Watch:
         return min(self.hard_at, self.look_again_at) if self.cause else self.soft_at
 
     def next_after(self, now: float) -> float:
-        """When it is due next, once what is due ``now`` has been done."""
+        """The next time at which the watch must act, after ``now``."""
         if self.next_at > now:
             return self.next_at
         if self.cause and self.hard_at <= now:
@@ -98,7 +98,7 @@ class Watch:
                     self._cancelling.join(CANCEL_SECONDS)
 
     def enforce(self) -> None:
-        """Do what is due, unless the job has ended."""
+        """Enforce the limits that have passed, unless the job has ended."""
         with self.lock:
             if self.is_over:
                 return
@@ -154,7 +154,7 @@ class Watch:
 
 @dataclass(slots=True)
 class Watcher:
-    """The watching thread and what it watches."""
+    """The watching thread and its watches."""
 
     _watches: set[Watch] = field(default_factory=set)
     _changed: threading.Condition = field(default_factory=threading.Condition)

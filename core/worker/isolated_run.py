@@ -32,7 +32,7 @@ REGISTER_SECONDS = 30.0
 
 
 def main(run_id: int) -> None:
-    """Claim the run and work on it. What it enqueues is sent as from any worker."""
+    """Claim the run and work on it. Runs that it enqueues are sent as by any worker."""
     asked_to_leave = listen()
     process = gather()
     attach_carrier(process.configured)

@@ -52,7 +52,7 @@ def build(process: WorkerProcess) -> LocalBroker:
 
 
 def run(broker: LocalBroker, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
-    """Work until SIGTERM or SIGINT, then finish what has begun and what lies in memory, within the grace."""
+    """Work until SIGTERM or SIGINT, then finish running jobs and messages in memory, within the grace."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

@@ -97,7 +97,7 @@ def bad_result(error: BaseException) -> BadResult:
 
 
 def refused_result(error: BadResult) -> Failure:
-    """What a refused result means for its run: the end."""
+    """The outcome of a run whose result is refused: it is dead."""
     return Failure(State.DEAD, "result", in_words(error))
 
 

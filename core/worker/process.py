@@ -122,13 +122,13 @@ class WorkerProcess:
             return releases.fits_elsewhere(connection, job, queue, refused)
 
     def fleet(self) -> Fleet:
-        """What the processes that are alive know. Raises SQLAlchemy's DBAPIError."""
+        """The jobs of all live processes. Raises SQLAlchemy's DBAPIError."""
         with database.autocommit(self.engine) as connection:
             return releases.fleet(connection)
 
 
 def gather() -> WorkerProcess:
-    """Read the settings and load the plugins; what is wrong ends the process with a clear message."""
+    """Read the settings and load the plugins; an error ends the process with a clear message."""
     try:
         configured = settings.current()
         if logs.is_ours():

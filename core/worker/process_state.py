@@ -1,4 +1,4 @@
-"""What a job can change for its whole process: each kind, how it is read, and how it is put back.
+"""The state of a process that a job can change: each kind, how it is read, and how it is restored.
 
 All are read after each run, so reading is cheap: no system call but that for the working directory. The umask, which
 only the text of a file tells without changing it, is read once a second.
@@ -33,7 +33,7 @@ ours = logging.getLogger("rota.run")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One thing that a process has one of. What has no ``put_back`` stays: a library may count on it."""
+    """One kind of process state. A kind without ``put_back`` is not restored, since a library may need the change."""
 
     name: str
     read: Callable[[], Any]
@@ -98,7 +98,7 @@ class Shield:
         return self._stream.write(text)
 
     def close(self) -> None:
-        """Take no more."""
+        """Refuse further writes."""
         self.closed = True
 
 

@@ -1,4 +1,4 @@
-"""Rights that the role of a process lacks: all of them named at once, and only what is new named again."""
+"""Missing rights of a process's role: names all of them at once, and later only new ones."""
 
 from sqlalchemy import Engine
 
@@ -9,7 +9,7 @@ from core.schema import grants
 
 
 class MissingRights:
-    """Knows which missing rights were told."""
+    """Remembers the missing rights that were reported."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -28,5 +28,5 @@ class MissingRights:
         return "; ".join(lack.remedy for lack in found) if is_news else ""
 
     def reset(self) -> None:
-        """The role has what it needs: tell all again, should it lose something."""
+        """Note that the role has all rights, so that any later loss is reported."""
         self._told.clear()

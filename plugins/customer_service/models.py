@@ -32,7 +32,7 @@ class ChatState(StrEnum):
 
 
 class Side(StrEnum):
-    """The two sides of a chat: who sends a message, who closes, who is told."""
+    """The two sides of a chat: senders of messages, and recipients of notifications."""
 
     USER = "user"
     AGENT = "agent"
@@ -127,7 +127,7 @@ class Chat(Base):
 
 
 class Message(Base):
-    """What one side wrote. ``text`` may be personal: it goes into no log and no error."""
+    """A message of one side. ``text`` may be personal, so no log and no error contains it."""
 
     __tablename__ = "customer_service_messages"
     __table_args__ = (
@@ -143,7 +143,7 @@ class Message(Base):
 
 
 class NotificationKind(StrEnum):
-    """What both sides of a chat are told."""
+    """The reason of a notification."""
 
     AGENT_ASSIGNED = "agent_assigned"
     TIMEOUT_WARNING = "timeout_warning"
@@ -151,7 +151,7 @@ class NotificationKind(StrEnum):
 
 
 class Notification(Base):
-    """What one side of a chat was told, kept for those who were not connected when it was pushed.
+    """A notification of one side of a chat, kept for recipients who were not connected when it was pushed.
 
     ``ends_at`` is when the chat ends unless somebody writes, or when it ended.
     """

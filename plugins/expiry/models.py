@@ -84,7 +84,7 @@ class Task(Base):
 
 
 class Notification(Base):
-    """What a task's owner was told, kept for those who were not connected when it was pushed. Once per task."""
+    """A notification of a task's owner, one per task, kept for owners who were not connected when it was pushed."""
 
     __tablename__ = "expiry_notifications"
     __table_args__ = (

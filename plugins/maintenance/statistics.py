@@ -1,4 +1,4 @@
-"""Users' figures, recomputed only for users something changed for.
+"""Recomputes users' figures, only for users whose tasks or reviews have changed.
 
 **No change is lost.** Triggers leave a mark, the user's id, in ``maintenance_changed_users`` in the very transaction
 that changes a task or a review; a mark is only ever added, so writers never wait for each other or for the sweep. The
@@ -47,7 +47,7 @@ FIGURES = (
 
 
 def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 5000) -> dict[str, int]:
-    """Recompute the figures of every user something changed for, batch by batch; count users and failures.
+    """Recompute the figures of every changed user, batch by batch; count users and failures.
 
     Changes marked after the sweep began may be left to the next one, so that it ends.
     """

@@ -53,7 +53,7 @@ class Intake:
         self._work_queue, self._is_draining = work_queue, False
 
     def drain(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         self._is_draining = True
 
     @property

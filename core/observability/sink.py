@@ -7,9 +7,10 @@ line is dropped and counted, and the next written line says how many were droppe
 
 import logging
 import os
+import select
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -20,7 +21,7 @@ from core.observability.events import LogDropped
 STDERR = 2
 #: The most characters that may wait, about a second of a very busy process.
 MOST_WAITING = 4 * 2**20
-#: The most characters in one write, which a pipe takes at once.
+#: The most characters that the thread takes at once.
 CHUNK = 32 * 2**10
 #: How long the end of a process waits for its last lines to be written, in seconds.
 FLUSH_SECONDS = 1.0
@@ -50,6 +51,23 @@ class Descriptor:
 
     def flush(self) -> None:
         """Do nothing: there is no buffer."""
+
+
+def pieces(lines: Sequence[str]) -> Iterator[str]:
+    """Put lines together, as many as a pipe takes in one piece; other processes may write between two pieces."""
+    piece, size = "", 0
+    for line in lines:
+        added = size_of(line)
+        if piece and size + added > select.PIPE_BUF:
+            yield piece
+            piece, size = "", 0
+        piece, size = piece + line, size + added
+    yield piece
+
+
+def size_of(text: str) -> int:
+    """In bytes, as it is written."""
+    return len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))
 
 
 class Sink(logging.Handler):
@@ -126,8 +144,9 @@ class Sink(logging.Handler):
 
     def _write(self, lines: list[str]) -> None:
         try:
-            self._stream.write("".join(lines))
-            self._stream.flush()
+            for piece in pieces(lines):
+                self._stream.write(piece)
+                self._stream.flush()
             self._tell_dropped()
         except (OSError, ValueError):  # the reader has gone, the disk is full, or the stream is closed
             self._drop(len(lines))

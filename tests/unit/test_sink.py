@@ -1,7 +1,10 @@
 """Logging never blocks work: a reader that hangs or goes away costs lines, which are counted."""
 
+import fcntl
+import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -9,8 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.observability import sink
+from core.observability import logs, sink
 from core.observability.sink import Sink
+from tests.support.emitted import logged
 from tests.support.eventually import eventually
 
 
@@ -79,14 +83,17 @@ def test_a_reader_that_hangs_blocks_nobody(stream, dropped, monkeypatch):
 def test_a_reader_that_went_away_is_told_how_much_it_missed(dropped):
     stream = Gone()
     handler = Sink(stream, dropped)
+    handler.setFormatter(logs.formatter("json"))
     handler.handle(record("lost"))
     eventually(lambda: dropped.lines == 1, within=10)
 
     stream.is_gone = False
     handler.handle(record("back"))
 
-    eventually(lambda: "1 lines were dropped" in stream.text, within=10)
-    assert stream.text.startswith("back\n")
+    (told,) = eventually(lambda: list(logged(stream.text, "log.dropped")), within=10)
+    assert (told["lines"], told["level"]) == (1, "warning")
+    assert "1 lines were dropped" in told["text"]
+    assert len(list(logged(stream.text, "back"))) == 1
 
 
 def test_a_thread_that_cannot_be_had_is_asked_for_again(dropped, monkeypatch):
@@ -143,6 +150,22 @@ def test_a_process_whose_reader_hangs_works_and_ends_all_the_same():
     assert done.stdout == "worked\n"
     os.close(reading)
     os.close(writing)
+
+
+def test_lines_of_several_processes_on_one_pipe_stay_whole_though_it_is_full():
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    program = PROGRAM.replace("line %s", "line %s" + "." * 300).replace("range(2000)", "range(20000)")
+    program = program.partition("sys.stderr.close()")[0]
+    writers = [subprocess.Popen([sys.executable, "-c", program], stderr=writing) for _ in range(3)]
+    os.close(writing)
+
+    text = b"".join(iter(lambda: os.read(reading, 5000), b"")).decode()
+
+    assert [writer.wait(10) for writer in writers] == [0, 0, 0]
+    os.close(reading)
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len(lines) > 3000
 
 
 def test_a_line_that_cannot_be_formatted_says_so(dropped):

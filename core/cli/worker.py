@@ -121,8 +121,9 @@ def workers(
     if configured.mode == "local":
         words = [sys.executable, "-m", "core.worker.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
     else:
-        timeout = f"--worker-shutdown-timeout={round(for_jobs * 1000)}"
-        words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", timeout, *only]
+        # Dramatiq's first process never has our logging: its lines would be no JSON, and say only what ours say.
+        limits = [f"--worker-shutdown-timeout={round(for_jobs * 1000)}", "--skip-logging"]
+        words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", *limits, *only]
     silence = configured.lease_seconds + MARGIN_SECONDS
     quiet = {**environ, "ROTA_METRICS_PORT": "0"}
     for number in range(1, processes + 1):

@@ -90,7 +90,7 @@ class Fleet:
 
     def start(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
         """Start a command of the virtual environment, in a session of its own, its output in a file."""
-        log = self.folder / f"{command[0]}-{len(self.processes)}.log"
+        log = self.folder / f"{Path(command[0]).name}-{len(self.processes)}.log"
         executable = self.bin / command[0]
         with log.open("ab") as output:
             process = subprocess.Popen(

@@ -315,7 +315,7 @@ class SlotMissed(Event):
     note: str
 
 
-@event("slot.overdue", ERROR, "{slots} slots came due without a success since {last_success}; `rota check` says more")
+@event("slot.overdue", ERROR, "{slots} slots overdue; last success: {last_success}; see `rota check`")
 class SlotOverdue(Event):
     """The job's last slots, two or more, had no success: see `rota check` and
     [the dead man's switch](metrics.md#the-dead-mans-switch).

@@ -17,8 +17,8 @@ LONGEST_FIELD = 16 * 2**10
 #: The longest line of JSON, in characters; a longer one keeps only its short fields.
 LONGEST_LINE = 64 * 2**10
 LONGEST_SHORT = 1024
-#: The column in which the text of a line begins on a terminal.
-SUBJECT_WIDTH = 22
+#: The width of a line's job on a terminal, in characters. The text of a run's success then fits into 80 columns.
+SUBJECT_WIDTH = 30
 #: The fields of every line of a run, which an event's text already has.
 ABOUT = ("job", "run", "slot", "attempt", "message")
 DIM, YELLOW, RED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
@@ -104,7 +104,7 @@ def text_of(value: Any) -> str:
 
 
 def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
-    """A renderer for people: time, job or topic, and text."""
+    """A renderer for people: time, job (or topic, or library), and text."""
 
     def paint(text: str, colour: str) -> str:
         return f"{colour}{text}{PLAIN}" if colors and text else text
@@ -112,7 +112,7 @@ def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
     def render(_logger: Any, _method: str, line: EventDict) -> str:
         mark, colour = MARKS.get(line["level"], (" ", ""))
         event, words = str(line["event"]), line.get("words")
-        subject = str(line.get("job") or (event.partition(".")[0] if words else ""))
+        subject = str(line.get("job") or (event if words else str(line.get("logger", ""))).partition(".")[0])
         said = words if words is not None else " ".join([event, *(f"{name}={value}" for name, value in extra(line))])
         where = "" if words is not None or not line.get("run") else f" (run {line['run']})"
         name = f" [{event}]" if words is not None and mark in {"!", "E"} else ""

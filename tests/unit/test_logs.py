@@ -216,11 +216,27 @@ def test_people_read_the_time_the_job_and_what_happened(log: Log):
         job_logger(close_day).info("sale.odd", amount=5)
 
     first, second, third = log.text.splitlines()
-    assert re.fullmatch(r"\d\d:\d\d:\d\d   close-day              run 7 succeeded in 0\.019 s", first)
-    assert second[8:] == (
-        " ! close-day              an outcome could not be recorded, trying again: away [run.not_recorded]"
-    )
-    assert third.endswith("  close-day              sale.odd amount=5 (run 7)")
+    subject = f"{'close-day':<30}"
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d   {subject} run 7 succeeded in 0\.019 s", first)
+    assert second[8:] == f" ! {subject} an outcome could not be recorded, trying again: away [run.not_recorded]"
+    assert third.endswith(f"   {subject} sale.odd amount=5 (run 7)")
+
+
+def test_a_line_of_a_library_begins_with_its_name(log: Log):
+    logs.configure("console")
+
+    logging.getLogger("dramatiq.WorkerProcess(0)").info("Worker process is ready for action.")
+
+    assert log.text[8:] == f"   {'dramatiq':<30} Worker process is ready for action.\n"
+
+
+@pytest.mark.parametrize("job", ["send-mail", "process-customer-service-queue"])
+def test_the_success_of_a_run_fits_into_80_columns(log: Log, job: str):
+    logs.configure("console")
+
+    events.emit(RunSucceeded(job, 1_234_567_890, 2, 3599.999))
+
+    assert len(log.text.rstrip()) <= 80
 
 
 def test_a_terminal_is_not_controlled_by_what_is_logged(log: Log):

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -289,6 +289,52 @@ def test_every_event_is_emitted_by_its_class():
     silent = [declared.name for declared in EVENTS.values() if f"{declared.__name__}(" not in sources]
 
     assert silent == ["run.progress"]
+
+
+class TestEventsInTests:
+    """An event's name and fields are a promise, so that a test provokes each and looks at it."""
+
+    def test_every_event_is_looked_for_by_its_name_or_its_class(self):
+        looked_for = {found for tree in modules_of_tests() for found in names_and_strings(tree)}
+        missing = [name for name, declared in EVENTS.items() if not looked_for & {name, declared.__name__}]
+
+        assert not missing
+
+    def test_no_event_is_looked_for_that_is_not_declared(self):
+        """A test that expects not to find one would succeed for ever after it was renamed."""
+        topics = {name.partition(".")[0] for name in EVENTS}
+        looked_for = {name for tree in modules_of_tests() for name in looked_for_in_logs(tree)}
+        unknown = [name for name in looked_for - EVENTS.keys() if name.partition(".")[0] in topics]
+
+        assert not unknown
+
+
+def modules_of_tests() -> Iterator[ast.Module]:
+    return (ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def names_and_strings(tree: ast.Module) -> Iterator[str]:
+    """What code names and what strings it has; imports are neither."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def looked_for_in_logs(tree: ast.Module) -> Iterator[str]:
+    """Strings like ``topic.what_happened`` to the left of ``in``, or given to ``emitted`` or ``logged``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and type(node.ops[0]).__name__.endswith("In"):
+            yield from event_names([node.left])
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"emitted", "logged"}:
+            yield from event_names(node.args)
+
+
+def event_names(nodes: Iterable[ast.expr]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z_]+\.[a-z_]+", str(node.value)):
+            yield str(node.value)
 
 
 def test_nothing_in_the_core_words_its_own_lines():

@@ -1,9 +1,8 @@
 """What a run leaves behind in its process is gone with it, put back, or said."""
 
-import json
-
 import pytest
 
+from tests.support.emitted import logged
 from tests.support.eventually import eventually
 from tests.support.forks import Asking, install
 
@@ -27,8 +26,7 @@ def asking(fleet):
 
 def said(fleet, event):
     """What lines of that event say: the jobs, and what they have changed."""
-    lines = [json.loads(line) for line in fleet.logs().splitlines() if f'"process.{event}"' in line]
-    return [(line["jobs"], line["what"]) for line in lines]
+    return [(line["jobs"], line["what"]) for line in logged(fleet.logs(), event)]
 
 
 def test_context_variables_of_a_run_are_gone_with_it(asking):
@@ -59,8 +57,8 @@ def test_what_a_run_has_changed_for_its_process_is_put_back_and_said_once(fleet,
             eventually(lambda: asking.run("look", what=what).result == before, within=10)
 
         assert asking.run("look", what=what).result == before
-    eventually(lambda: said(fleet, "state_put_back"), within=5)
-    assert said(fleet, "state_put_back") == [("a job" if what == "umask" else "change", name)]
+    eventually(lambda: said(fleet, "process.state_put_back"), within=5)
+    assert said(fleet, "process.state_put_back") == [("a job" if what == "umask" else "change", name)]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +74,9 @@ def test_what_may_be_a_librarys_stays_and_is_said(fleet, asking, what, name):
     for _ in range(2):
         assert asking.run("change", what=what).state == "succeeded"
 
-    eventually(lambda: said(fleet, "state_kept"), within=5)
+    eventually(lambda: said(fleet, "process.state_kept"), within=5)
     asking.run("look", what="gc")
-    assert said(fleet, "state_kept") == [("change", name)]
+    assert said(fleet, "process.state_kept") == [("change", name)]
     assert "a secret" not in fleet.logs()
 
 
@@ -94,7 +92,7 @@ def test_a_change_of_a_run_that_is_at_work_is_left_to_it(fleet):
 
     assert asking.end_of(run_id).result == ["/"]
     assert asking.run("look", what="folder").result != "/"
-    assert said(fleet, "state_put_back") == []
+    assert said(fleet, "process.state_put_back") == []
 
 
 def test_a_change_is_put_back_once_all_that_may_have_made_it_have_ended(fleet):
@@ -110,8 +108,8 @@ def test_a_change_is_put_back_once_all_that_may_have_made_it_have_ended(fleet):
     asking.end_of(waiting)
 
     assert asking.run("look", what="folder").result == before
-    eventually(lambda: said(fleet, "state_put_back"), within=5)
-    assert said(fleet, "state_put_back") == [("change, wait", "working directory")]
+    eventually(lambda: said(fleet, "process.state_put_back"), within=5)
+    assert said(fleet, "process.state_put_back") == [("change, wait", "working directory")]
 
 
 def test_signals_are_not_a_jobs_to_handle(asking):

@@ -76,6 +76,7 @@ class TestStopping:
             fleet.next_start()
 
             assert worker.terminate() == 0
+            assert len(list(logged(fleet.logs(), "worker.stopped"))) == 1
         (run,) = fleet.runs("wait")
         assert (run.state, run.crashes, run.failures) == ("retrying", 0, 0)
         assert fleet.registered("worker") == []
@@ -90,6 +91,8 @@ class TestStopping:
 
             assert worker.terminate() == 0
             assert fleet.registered("isolated") == []
+            told = [(line["job"], line["run"]) for line in logged(fleet.logs(), "run.isolated")]
+            assert told == [("wait", run_id)]
         (run,) = fleet.runs("wait")
         assert (run.state, run.reason, run.crashes, run.failures) == ("retrying", "its worker was stopped", 2, 0)
 
@@ -191,6 +194,24 @@ class TestRecycling:
             assert fleet.redis.llen("chaos:started") == 0, "none twice"
             assert worker.terminate() == 0
         assert fleet.logs().count("worker.replaced") >= 2
+
+    def test_one_that_dies_after_it_was_replaced_is_told_and_its_run_recovered(self, make_fleet):
+        fleet = make_fleet(jobs="wait,touch")
+        with supervised(fleet, processes=1, threads=2, **SOON_RECYCLED) as worker:
+            (old,) = worker.pids()
+            (run_id,) = fleet.request("wait")
+            fleet.next_start()
+            fleet.request("touch", 60)
+            eventually(lambda: "worker.replaced" in fleet.logs(), within=30)
+
+            os.kill(old, signal.SIGKILL)
+
+            assert fleet.next_start().run_id == run_id
+            fleet.go_on(run_id)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            (left,) = eventually(lambda: list(logged(fleet.logs(), "worker.left")), within=10)
+            assert (left["worker"], left["level"]) == ("worker-1", "warning")
+            assert left["status"]
 
     def test_a_process_that_holds_too_much_memory_is_replaced(self, make_fleet):
         fleet = make_fleet(jobs="touch")
@@ -306,6 +327,8 @@ class TestLimits:
             assert stubborn.pid not in worker.pids()
             assert fleet.redis.hlen("dramatiq:chaos-fast.XQ.msgs") == 1
             assert fleet.fetched("chaos-fast") == fleet.redis.llen("dramatiq:chaos-fast") == 0
+            (told,) = logged(fleet.logs(), "message.hard_limit")
+            assert (told["job"], told["limit_seconds"], told["level"]) == ("fast-stubborn", 2.0, "error")
         (run,) = fleet.runs("wait")
         assert (run.crashes, run.failures) == (0, 0)
 
@@ -397,7 +420,9 @@ class TestLife:
             fleet.request("touch")
             eventually(lambda: len(fleet.runs("touch")) == 2 and states(fleet, "touch") == {"succeeded"}, within=60)
 
-        assert "process.stuck" in fleet.logs()
+        (named,), (ended,) = logged(fleet.logs(), "process.stuck"), logged(fleet.logs(), "process.stuck_ends")
+        assert named["place"] == ended["place"]
+        assert 0 < named["seconds"] < ended["seconds"]
 
 
 class TestUsage:

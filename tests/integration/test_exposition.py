@@ -13,6 +13,7 @@ import pytest
 
 from core.observability.metric_files import tidy
 from core.settings import Settings
+from tests.support.emitted import logged
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,8 @@ def test_a_port_that_is_taken_is_said_once_and_asked_for_again(environ, tmp_path
             assert eventually(lambda: answers(environ), within=20)
     assert log.read_text().count("metrics.not_served") == 1
     assert "set ROTA_METRICS_PORT to another port, or to 0 for none" in log.read_text()
+    (serving,) = logged(log.read_text(), "metrics.serving")
+    assert (serving["port"], serving["level"]) == (int(environ["ROTA_METRICS_PORT"]), "info")
 
 
 def test_files_of_dead_processes_are_deleted_and_those_of_living_ones_kept(tmp_path):

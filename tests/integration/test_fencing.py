@@ -8,7 +8,9 @@ from sqlalchemy import text
 from core import database as databases
 from core import job
 from core.errors import LeaseLost
+from core.observability.events import RunConflict
 from tests.support.effects import leave
+from tests.support.emitted import emitted
 
 LOSSES = {
     "claimed by another": "UPDATE rota_runs SET token = nextval('rota_tokens')",
@@ -328,7 +330,8 @@ class TestConflicts:
         return lambda: ledger.do("UPDATE test_effects SET word = word || '+'")
 
     @pytest.mark.parametrize(("times", "state", "failures"), [(3, "succeeded", 0), (4, "retrying", 1)])
-    def test_a_conflict_is_no_failed_attempt_unless_it_goes_on(self, run_job, counter, times, state, failures):
+    def test_a_conflict_is_no_failed_attempt_unless_it_goes_on(self, run_job, counter, times, state, failures, caplog):
+        caplog.set_level("INFO", "rota")
         tries = []
 
         def function(run):
@@ -342,6 +345,8 @@ class TestConflicts:
 
         assert (row.state, row.failures, row.attempt) == (state, failures, 1)
         assert tries == [1] * 4
+        error = "could not serialize access due to concurrent update"
+        assert emitted(caplog, "run.conflict") == [RunConflict("work", row.id, error)] * 3
 
     def test_a_conflict_of_a_run_that_another_has_is_not_repeated(self, run_job, counter, ledger):
         tries = []

@@ -11,7 +11,7 @@ from core import database as databases
 from core.dispatcher.recovery import recover
 from core.ledger import claims, leases
 from core.ledger.processes import Identity
-from core.observability.events import RunForgotten
+from core.observability.events import ProcessExpired, ProcessRegistered, ProcessReleased, ProcessResumed, RunForgotten
 from core.plugins.loading import current
 from core.schema import upgrade
 from core.testing import create_database, drop_database
@@ -41,7 +41,8 @@ def processes(ledger):
     return ledger.rows("SELECT * FROM rota_processes ORDER BY id")
 
 
-def test_it_registers_the_process_as_what_it_is(beat, ledger):
+def test_it_registers_the_process_as_what_it_is(beat, ledger, caplog):
+    caplog.set_level("INFO", "rota")
     heartbeat = beat()
     assert heartbeat.registered.wait(5)
 
@@ -49,6 +50,7 @@ def test_it_registers_the_process_as_what_it_is(beat, ledger):
     assert (row.id, row.kind, row.name, row.application, row.broker_id, row.queues) == (
         heartbeat.process_id, "worker", "test:1", "rota:heartbeat", "its-broker", ["letters", "default"]
     )  # fmt: skip
+    assert emitted(caplog, "process.registered") == [ProcessRegistered("worker", row.id)]
 
 
 def test_it_hands_back_what_was_claimed_here_and_nobody_has_in_hand(beat, ledger, monkeypatch, caplog):
@@ -107,7 +109,7 @@ def test_it_renews_the_lease_from_now_on(beat, ledger):
         "DELETE FROM rota_processes",
     ],
 )
-def test_a_process_whose_lease_was_lost_registers_anew(beat, ledger, loss):
+def test_a_process_whose_lease_was_lost_registers_anew(beat, ledger, loss, caplog):
     heartbeat = beat()
     assert heartbeat.registered.wait(5)
     first = heartbeat.process_id
@@ -117,6 +119,7 @@ def test_a_process_whose_lease_was_lost_registers_anew(beat, ledger, loss):
 
     assert second > first
     assert second in {row.id for row in processes(ledger)}
+    assert emitted(caplog, "process.expired") == [ProcessExpired(first)]
 
 
 CUT = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory' AND objid = :id"
@@ -131,8 +134,9 @@ def claimed(ledger, database, process_id):
     return lease
 
 
-def test_a_process_whose_connection_was_cut_goes_on_as_itself_with_its_leases(beat, ledger, database):
+def test_a_process_whose_connection_was_cut_goes_on_as_itself_with_its_leases(beat, ledger, database, caplog):
     """At once, whenever its next heartbeat would have been."""
+    caplog.set_level("INFO", "rota")
     heartbeat = beat(every_seconds=5)
     assert heartbeat.registered.wait(5)
     lease, first = claimed(ledger, database, heartbeat.process_id), heartbeat.process_id
@@ -145,6 +149,7 @@ def test_a_process_whose_connection_was_cut_goes_on_as_itself_with_its_leases(be
     assert heartbeat.process_id == first
     with database.begin() as connection:
         leases.hold(connection, lease)
+    eventually(lambda: emitted(caplog, "process.resumed") == [ProcessResumed("worker", first)], within=5)
 
 
 def test_the_runs_of_a_process_whose_connection_is_cut_again_and_again_are_no_crashes(beat, ledger, database, serve):
@@ -178,7 +183,8 @@ def test_a_process_that_is_cut_off_for_longer_than_its_lease_may_claim_nothing(b
     assert eventually(lambda: heartbeat.process_id, within=5) > first
 
 
-def test_stopping_hands_back_what_still_runs_without_counting_it_as_a_crash(beat, ledger, database):
+def test_stopping_hands_back_what_still_runs_without_counting_it_as_a_crash(beat, ledger, database, caplog):
+    caplog.set_level("INFO", "rota")
     heartbeat = beat()
     assert heartbeat.registered.wait(5)
     run_id = ledger.request()
@@ -194,6 +200,7 @@ def test_stopping_hands_back_what_still_runs_without_counting_it_as_a_crash(beat
     )  # fmt: skip
     assert processes(ledger) == []
     assert not heartbeat.is_alive()
+    assert emitted(caplog, "process.released") == [ProcessReleased(1, "its worker was stopped")]
 
 
 def test_stopping_one_that_never_started_is_allowed(database):

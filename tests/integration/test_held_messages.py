@@ -11,6 +11,7 @@ from dramatiq.message import Message
 
 from core import job
 from core.ledger.carrier import OutgoingRun
+from core.observability.events import WorkerNotDrained
 from core.transport import work_queue as work_queues
 from core.transport.redis import Queues, connect, consumer
 from core.transport.redis.acks import Acks
@@ -21,6 +22,7 @@ from core.transport.redis.unknown_actors import UnknownActors
 from core.transport.redis.wakeups import Wakeups
 from core.transport.redis.window_consumer import WindowConsumer
 from core.transport.work_queue import WorkQueue
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 
@@ -178,6 +180,14 @@ class TestRequeueing:
 
         assert (waiting("one"), waiting("other")) == (1, 1)
         assert work_queue.empty()
+
+    def test_what_a_stopping_worker_cannot_requeue_is_said(self, queues, consumers, monkeypatch, caplog):
+        monkeypatch.setattr(queues, "requeue", failing_once(queues.requeue, "one"))
+        consumers[0].shared.intake.drain()
+
+        consumers[0].requeue_waiting()
+
+        assert emitted(caplog, "worker.not_drained") == [WorkerNotDrained("one", 1, "away for a moment")]
 
 
 def test_threads_that_run_dry_wake_the_consumer_that_has_more_for_them(consume, enqueue, monkeypatch):

@@ -11,7 +11,7 @@ from core import database as databases
 from core import every, job
 from core.dispatcher import leadership
 from core.dispatcher.loop import GIVE_WAY_SECONDS, REDIS_LOST_SECONDS, Dispatcher
-from core.observability.events import DispatcherStepFailed
+from core.observability.events import DispatcherFailed, DispatcherInterrupted, DispatcherStepFailed
 from core.testing import registry_of
 from tests.support.emitted import emitted
 from tests.support.eventually import elapse, eventually
@@ -181,6 +181,22 @@ class TestDispatcher:
         assert eventually(lambda: [run.run_id for run in carrier.runs], within=5) == [run_id]
         assert dispatcher.is_alive()
         assert "Traceback" not in caplog.text
+        (told,) = emitted(caplog, "dispatcher.interrupted")
+        assert isinstance(told, DispatcherInterrupted)
+        assert "connection" in told.error
+
+    def test_it_goes_on_after_a_fault(self, start, ledger, carrier, caplog, monkeypatch):
+        def broken(_):
+            monkeypatch.undo()
+            raise ValueError("broken on purpose")
+
+        monkeypatch.setattr(leadership, "ask", broken)
+        run_id = ledger.request()
+        start()
+
+        assert eventually(lambda: [run.run_id for run in carrier.runs], within=5) == [run_id]
+        assert emitted(caplog, "dispatcher.failed") == [DispatcherFailed()]
+        assert "ValueError: broken on purpose" in caplog.text
 
     def test_it_survives_an_error_in_a_pass(self, start, ledger, carrier, caplog):
         def broken(_):

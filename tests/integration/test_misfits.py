@@ -7,6 +7,8 @@ from core import job
 from core.errors import BadArguments
 from core.jobs import arguments
 from core.ledger import claims
+from core.observability.events import RunMisfit
+from tests.support.emitted import emitted
 
 
 def work_of(function, **options):
@@ -44,7 +46,10 @@ def due_in(ledger, run_id):
     return float(seconds.left)
 
 
-def test_a_run_that_may_fit_elsewhere_is_left_there_uncounted_for_half_a_second(executor, requested, ledger, other):
+def test_a_run_that_may_fit_elsewhere_is_left_there_uncounted_for_half_a_second(
+    executor, requested, ledger, other, caplog
+):
+    caplog.set_level("INFO", "rota")
     run_id = requested(sent_at="now")
 
     status = executor.execute(here, run_id)
@@ -54,6 +59,7 @@ def test_a_run_that_may_fit_elsewhere_is_left_there_uncounted_for_half_a_second(
     assert (row.sent_at, row.started_at, row.token, row.process_id) == (None, None, None, None)
     assert (row.refused_by, len(executor.membership.in_hand)) == ([FORM], 0)
     assert 0 < due_in(ledger, run_id) <= 0.5
+    assert emitted(caplog, "run.misfit") == [RunMisfit("work", run_id)]
 
 
 def test_what_a_form_has_refused_it_does_not_claim_again(executor, requested, ledger, other):

@@ -22,11 +22,24 @@ from core.dispatcher.orphans import LOOK_SECONDS, OrphanKeeper, reason
 from core.jobs.registry import Plugin, Registry
 from core.ledger import orphans, releases, slots
 from core.ledger.releases import Fleet
+from core.observability.events import (
+    DispatcherQueueNotCleared,
+    DispatcherQueuesNotSearched,
+    MessageCleared,
+    MessageDropped,
+    MessageNotRequeued,
+    MessageOrphaned,
+    MessageUndecided,
+    RunMoved,
+    RunOrphaned,
+    SlotForgotten,
+)
 from core.testing import registry_of
 from core.transport import redis as redis_broker
 from core.transport.redis import Queues, RedisCarrier, RotaBroker, connect
 from core.transport.redis.abandoned_queues import AbandonedQueues
 from core.transport.redis.unknown_actors import PAUSE_SECONDS, UnknownActors
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 GRACE = 60.0
@@ -98,7 +111,9 @@ def counted(task):
 
 
 class TestRuns:
-    def test_waiting_and_dead_runs_of_a_job_that_is_gone_end_without_an_attempt(self, look, ledger, start_process):
+    def test_waiting_and_dead_runs_of_a_job_that_is_gone_end_without_an_attempt(
+        self, look, ledger, start_process, caplog
+    ):
         start_process(jobs=[work])
         now, later = ledger.value("SELECT now()"), ledger.value("SELECT now() + interval '1 hour'")
         ids = {
@@ -126,6 +141,7 @@ class TestRuns:
         assert [ledger.run(run_id).state for run_id in others] == ["succeeded", "missed", "skipped"]
         assert ledger.run(kept).state == "queued"
         assert counted("gone") - before == len(ids)
+        assert emitted(caplog, "run.orphaned") == [RunOrphaned("gone", len(ids), "unknown")]
 
     def test_great_numbers_are_ended_in_batches(self, look, ledger, start_process, monkeypatch):
         monkeypatch.setattr(orphans, "BATCH", 7)
@@ -234,7 +250,7 @@ class TestReason:
 
 
 class TestSlots:
-    def test_the_time_of_its_absence_is_not_made_up_for(self, look, connection, ledger, start_process, carrier):
+    def test_the_time_of_its_absence_is_not_made_up_for(self, look, connection, ledger, start_process, carrier, caplog):
         start_process(jobs=[work])
         old = ledger.value("SELECT now() - interval '10 minutes'")
         slots.account(connection, {"gone-tick": slots.Watermark(str(gone_tick.schedule), old)})
@@ -242,6 +258,7 @@ class TestSlots:
         look(0), look(GRACE)
 
         assert slots.watermarks(connection) == {}
+        assert emitted(caplog, "slot.forgotten") == [SlotForgotten("gone-tick", "unknown")]
         returned = Accountant(registry_of(gone_tick), slots.watermarks(connection))
         returned.account(connection, carrier)
         assert ledger.runs("gone-tick") == []
@@ -345,19 +362,24 @@ class TestConsumer:
         assert keys(client) == (0, 2, 0)
         assert eventually(lambda: keys(client) == (2, 0, 0), within=PAUSE_SECONDS * 4)
 
-    def test_a_run_that_nobody_knows_is_dropped_since_the_ledger_has_it(self, consume, make_broker, client):
+    def test_a_run_that_nobody_knows_is_dropped_since_the_ledger_has_it(self, consume, make_broker, client, caplog):
+        caplog.set_level("INFO", "rota")
         put(make_broker(), "gone", run_id=1)
         consume(Fleet, orphan_seconds=GRACE)
 
         assert eventually(lambda: keys(client) == (0, 0, 0), within=5)
         assert client.hlen("dramatiq:default.msgs") == 0
+        assert emitted(caplog, "message.dropped") == [MessageDropped("gone", "default")]
 
-    def test_the_fast_lane_is_set_aside_once_nobody_has_known_it_for_a_while(self, consume, make_broker, client):
+    def test_the_fast_lane_is_set_aside_once_nobody_has_known_it_for_a_while(
+        self, consume, make_broker, client, caplog
+    ):
         put(make_broker(), "gone-fast")
         _, consumer = consume(Fleet, orphan_seconds=1.5)
 
         assert eventually(lambda: keys(client) == (1, 0, 0), within=5)
         assert eventually(lambda: next(consumer) or keys(client) == (0, 0, 1), within=10)
+        assert emitted(caplog, "message.orphaned") == [MessageOrphaned("gone-fast", "default")]
 
     def test_without_postgresql_it_is_put_back(self, consume, make_broker, client):
         def away():
@@ -395,6 +417,29 @@ class TestConsumer:
 
         assert min(later - sooner for sooner, later in pairwise(asked_at[:3])) > PAUSE_SECONDS * 0.9
 
+    @pytest.mark.parametrize("is_redis_away", [True, False])
+    def test_what_cannot_be_decided_yet_is_said_and_kept(self, redis_url, is_redis_away, caplog):
+        """While Redis is away, and after a fault of ours."""
+        message = Message("default", "gone", (), {}, {"redis_message_id": "x"})
+
+        def ask_fleet():
+            return Fleet({"gone": frozenset({"default"})}) if is_redis_away else {}["a fault"]
+
+        with closing(connect("redis://127.0.0.1:1" if is_redis_away else redis_url)) as client:
+            unknown_actors = UnknownActors(Queues(client), ask_fleet)
+            unknown_actors.add(("default", message))
+            name = "message.not_requeued" if is_redis_away else "message.undecided"
+            told = eventually(lambda: emitted(caplog, name), within=10)[0]
+            assert len(unknown_actors._waiting) == 1
+            unknown_actors.stop()
+
+        if is_redis_away:
+            assert isinstance(told, MessageNotRequeued)
+            assert (told.messages, "Connection refused" in told.error) == (1, True)
+        else:
+            assert told == MessageUndecided(1)
+            assert "KeyError: 'a fault'" in caplog.text
+
     def test_what_is_held_is_put_back_when_the_process_ends(self, consume, make_broker, client):
         put(make_broker(), "gone-fast")
         broker, _ = consume(Fleet)
@@ -418,7 +463,9 @@ class TestAbandonedQueues:
         yield client
         client.close()
 
-    def test_their_messages_are_dropped_or_set_aside_after_the_grace(self, look, make_broker, start_process, client):
+    def test_their_messages_are_dropped_or_set_aside_after_the_grace(
+        self, look, make_broker, start_process, client, caplog
+    ):
         start_process(jobs=[work])
         broker = make_broker()
         put(broker, "gone", "gone", run_id=1)
@@ -434,6 +481,9 @@ class TestAbandonedQueues:
         assert keys(client, "gone") == (0, 0, 2)
         assert keys(client, "gone.DQ")[0] == 0
         assert keys(client)[0] == 1
+        told = emitted(caplog, "message.cleared")
+        assert MessageCleared("gone", "gone", 1, "dropped") in told
+        assert MessageCleared("gone", "gone-fast", 2, "orphaned") in told
 
     def test_what_a_dead_process_had_fetched_of_them_is_found(self, look, make_broker, start_process, client):
         start_process(jobs=[work])
@@ -480,7 +530,7 @@ class TestAbandonedQueues:
         assert keys(client, "gone") == (1, 0, 0)
 
     def test_a_run_whose_job_has_moved_is_sent_to_its_present_queue(
-        self, look, make_broker, start_process, client, ledger
+        self, look, make_broker, start_process, client, ledger, caplog
     ):
         start_process(jobs=[work])
         moved, other = ledger.request("work", queue="old", sent_at="now"), ledger.request("gone", queue="old")
@@ -490,6 +540,7 @@ class TestAbandonedQueues:
 
         assert (ledger.run(moved).queue, ledger.run(moved).sent_at) == ("default", None)
         assert ledger.run(other).queue == "old"
+        assert emitted(caplog, "run.moved") == [RunMoved("old", 1)]
         assert client.exists("dramatiq:old", "dramatiq:old.msgs") == 0
 
     def test_what_another_service_has_on_the_same_redis_is_none_of_ours(self, look, make_broker, start_process, client):
@@ -501,7 +552,7 @@ class TestAbandonedQueues:
         assert keys(client, "their-queue") == (1, 0, 0)
 
     def test_a_key_that_only_has_the_name_of_a_queue_keeps_no_other_from_being_cleared(
-        self, look, make_broker, start_process, client
+        self, look, make_broker, start_process, client, caplog
     ):
         start_process(jobs=[work])
         client.set("dramatiq:gone", "no list")
@@ -511,6 +562,19 @@ class TestAbandonedQueues:
         look(0), look(GRACE)
 
         assert keys(client, "old") == (0, 0, 1)
+        (told,) = emitted(caplog, "dispatcher.queue_not_cleared")
+        assert isinstance(told, DispatcherQueueNotCleared)
+        assert (told.queue, "WRONGTYPE" in told.error) == ("gone", True)
+
+    def test_without_redis_they_are_looked_for_later(self, connection, start_process, caplog):
+        start_process(jobs=[work])
+        with closing(connect("redis://127.0.0.1:1")) as away:
+            keeper = OrphanKeeper(registry_of(work), RedisCarrier(Queues(away)), GRACE)
+            keeper.look(connection, releases.fleet(connection), 0)
+
+        (told,) = emitted(caplog, "dispatcher.queues_not_searched")
+        assert isinstance(told, DispatcherQueuesNotSearched)
+        assert "Connection refused" in told.error
 
 
 class TestAdoption:

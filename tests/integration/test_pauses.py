@@ -13,8 +13,10 @@ from core.errors import PauseError
 from core.ledger import claims, pauses, slots
 from core.ledger.claims import Verdict
 from core.ledger.slots import SlotRow, Watermark
+from core.observability.events import RunPaused, SlotSkipped
 from core.scheduling.misfires import miss_late
 from core.testing import registry_of
+from tests.support.emitted import emitted
 from tests.support.racing import race
 
 SCOPES = ("everything", "plugin:tests", "queue:mail", "job:work")
@@ -169,10 +171,14 @@ class TestClaim:
         assert run_job(pausing).state == "succeeded"
         assert seen
 
-    def test_an_executor_names_the_scopes_of_its_job(self, pause, run_job):
+    def test_an_executor_names_the_scopes_of_its_job(self, pause, run_job, caplog):
+        caplog.set_level("INFO", "rota")
         pause("plugin:tests")
 
-        assert run_job(work).state == "queued"
+        row = run_job(work)
+
+        assert row.state == "queued"
+        assert emitted(caplog, "run.paused") == [RunPaused("work", row.id)]
 
     def test_a_failed_attempt_in_a_pause_is_recorded_and_its_retry_waits(self, pause, resume, run_job, executor):
         run_id = run_job.request(failing)
@@ -264,7 +270,8 @@ class TestMisfires:
     """A queued slot of a paused job is skipped, whatever its policy would say."""
 
     @pytest.mark.parametrize("misfire", ["latest", "all", "skip"])
-    def test_it_is_skipped_and_not_missed(self, pause, connection, ledger, now, misfire):
+    def test_it_is_skipped_and_not_missed(self, pause, connection, ledger, now, misfire, caplog):
+        caplog.set_level("INFO", "rota")
         mine = job("work", schedule=every(minutes=1), misfire=misfire, misfire_grace=timedelta(hours=1))(lambda run: 0)
         begun = pause(hours=5)
         for minutes in (1, 30, 299, 359):  # the last could still have been started when the pause began
@@ -274,6 +281,7 @@ class TestMisfires:
         miss_late(connection, registry_of(mine), held)
 
         assert {(row.state, row.reason) for row in ledger.runs("work")} == {("skipped", "paused")}
+        assert emitted(caplog, "slot.skipped") == [SlotSkipped("work", 4, "paused")]
 
     def test_what_was_past_its_grace_when_the_pause_began_is_missed(self, pause, connection, ledger, now):
         mine = job("work", schedule=every(minutes=1), misfire_grace=timedelta(hours=1))(lambda run: 0)

@@ -9,9 +9,10 @@ from sqlalchemy import text
 
 from core import database as databases
 from core import job
-from core.dispatcher.recovery import Outage, recover, requeue
+from core.dispatcher.recovery import Outage, Recovery, recover, requeue
 from core.ledger import processes
 from core.ledger.processes import Identity
+from core.observability.events import ProcessLost, RecoveryFailed, RecoveryInterrupted, RunRecovered
 from core.transport.redis import RotaBroker, connect
 from tests.support.emitted import emitted
 from tests.support.eventually import eventually
@@ -261,7 +262,9 @@ class TestMessages:
         assert service.waiting() == 3
         assert not service.redis.exists(f"dramatiq:__acks__.{broker_id}.default")
 
-    def test_they_are_put_back_when_the_process_is_reaped(self, dead_broker, start_process, reaper, ledger, database):
+    def test_they_are_put_back_when_the_process_is_reaped(
+        self, dead_broker, start_process, reaper, ledger, database, caplog
+    ):
         service, broker_id = dead_broker
         process = start_process(broker_id=broker_id)
         run_id = process.lease(database, ledger.request()).run_id
@@ -271,6 +274,8 @@ class TestMessages:
 
         assert service.waiting() == 3
         assert ledger.run(run_id).state == "retrying"
+        assert emitted(caplog, "process.lost") == [ProcessLost("worker", process.id, "test:1")]
+        assert emitted(caplog, "run.recovered") == [RunRecovered("work", run_id, 1, "retrying")]
 
     def test_those_of_a_living_process_are_left_alone(self, dead_broker):
         service, _ = dead_broker
@@ -315,3 +320,45 @@ class TestMessages:
 
         assert ledger.run(run_id).state == "retrying"
         assert not emitted(caplog, "dispatcher.not_recovered")
+
+
+class TestThread:
+    """The thread that recovers while its process leads."""
+
+    @pytest.fixture
+    def recovery(self, postgres_url, serve):
+        engine = databases.connect(postgres_url, application="rota:recovery")
+        recovery = Recovery(engine, serve(work).carrier, Outage(), every_seconds=0.05, max_crashes=3)
+        yield recovery
+        recovery.stop()
+        databases.dispose(engine)
+
+    def test_it_goes_on_after_its_connection_was_cut(self, recovery, start_process, ledger, database, caplog):
+        recovery.start()
+        backend = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rota:recovery'"
+        eventually(lambda: ledger.rows(backend), within=5)
+        eventually(lambda: emitted(caplog, "recovery.interrupted"), within=5)
+        process = start_process()
+        run_id = process.lease(database, ledger.request()).run_id
+        process.die()
+
+        eventually(lambda: ledger.run(run_id).state == "retrying", within=10 + processes.RETURN_SECONDS)
+        first = emitted(caplog, "recovery.interrupted")[0]
+        assert isinstance(first, RecoveryInterrupted)
+        assert "connection" in first.error
+
+    def test_it_goes_on_after_a_fault(self, recovery, start_process, ledger, database, caplog, monkeypatch):
+        def broken(_):
+            monkeypatch.undo()
+            raise ValueError("broken on purpose")
+
+        monkeypatch.setattr(processes, "is_any_gone", broken)
+        process = start_process()
+        run_id = process.lease(database, ledger.request()).run_id
+        process.die()
+
+        recovery.start()
+
+        eventually(lambda: ledger.run(run_id).state == "retrying", within=10)
+        assert emitted(caplog, "recovery.failed") == [RecoveryFailed()]
+        assert "ValueError: broken on purpose" in caplog.text

@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session
 
 from core import enqueue, job
 from core.embedded import EmbeddedRedis
+from core.observability.events import MessageNotAcknowledged, MessageRejected
 from core.transport.redis import connect
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 
@@ -122,7 +124,9 @@ class TestNotMessages:
             (None, "no body"),
         ],
     )
-    def test_it_is_set_aside_and_counted_and_the_next_message_is_served(self, serve, hear, heard, rubbish, reason):
+    def test_it_is_set_aside_and_counted_and_the_next_message_is_served(
+        self, serve, hear, heard, rubbish, reason, caplog
+    ):
         service = serve(hear)
         before = rejected(reason)
         service.put(rubbish, "hostile")
@@ -135,6 +139,8 @@ class TestNotMessages:
         assert heard.words == ["next"]
         assert rejected(reason) == before + 1
         assert service.dead_letters() == ([] if rubbish is None else [rubbish])
+        told = [] if reason == "orphaned" else [MessageRejected("default", reason)]
+        assert emitted(caplog, "message.rejected") == told
 
     def test_a_body_of_many_megabytes_of_nesting_is_set_aside(self, serve, hear, heard):
         service = serve(hear)
@@ -309,6 +315,21 @@ class TestAcknowledgements:
         eventually(lambda: service.redis.hlen("dramatiq:default.msgs") == 0, within=10)
         assert len(failures) == 2
         assert service.fetched() == 0
+
+    def test_acknowledgements_that_a_fault_of_ours_kept_are_sent_later(self, serve, hear, heard, monkeypatch, caplog):
+        service = serve(hear)
+
+        def broken(*_):
+            monkeypatch.undo()
+            raise KeyError("broken on purpose")
+
+        monkeypatch.setattr(service.broker.redis_queues, "acknowledge", broken)
+        service.broker.get_actor("hear").send(word="only")
+        service.work()
+
+        eventually(lambda: service.redis.hlen("dramatiq:default.msgs") == 0, within=10)
+        assert emitted(caplog, "message.not_acknowledged") == [MessageNotAcknowledged()]
+        assert "KeyError: 'broken on purpose'" in caplog.text
 
     def test_what_is_left_is_sent_when_the_broker_is_closed(self, serve, hear, heard):
         service = serve(hear)

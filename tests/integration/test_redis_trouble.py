@@ -8,6 +8,9 @@ from datetime import timedelta
 import pytest
 
 from core import job
+from core.observability.events import MessageRequeued, RedisRecovered
+from core.transport.redis import error_log
+from tests.support.emitted import emitted
 from tests.support.eventually import elapse, eventually
 from tests.support.proxy import proxy
 
@@ -72,7 +75,8 @@ def test_one_connection_waits_for_all_queues(serve):
     eventually(lambda: service.fetched("queue-19") == 0 and service.waiting("queue-19") == 0, within=10)
 
 
-def test_a_full_redis_is_said_once_and_drained_when_there_is_room_again(serve, hear, heard, caplog):
+def test_a_full_redis_is_said_once_and_drained_when_there_is_room_again(serve, hear, heard, caplog, monkeypatch):
+    monkeypatch.setattr(error_log, "QUIET_SECONDS", 1.0)
     service = serve(hear)
     for word in range(50):
         service.broker.get_actor("hear").send(word=word)
@@ -90,6 +94,9 @@ def test_a_full_redis_is_said_once_and_drained_when_there_is_room_again(serve, h
     eventually(lambda: len(heard) == 50, within=10)
     eventually(lambda: service.redis.hlen("dramatiq:default.msgs") == 0, within=10)
     assert set(heard.values()) == {1}
+    (told,) = eventually(lambda: emitted(caplog, "redis.recovered"), within=10)
+    assert isinstance(told, RedisRecovered)
+    assert told.failures >= 1
 
 
 def test_what_is_done_is_acknowledged_even_while_redis_is_full(serve, heard):
@@ -203,7 +210,8 @@ def test_scripts_that_were_flushed_are_loaded_again(serve, hear, heard, caplog):
     assert len(said(caplog, "redis.trouble")) <= 1  # flushed between loading and calling
 
 
-def test_messages_that_were_lost_on_the_way_from_redis_are_put_back(serve, hear, heard):
+def test_messages_that_were_lost_on_the_way_from_redis_are_put_back(serve, hear, heard, caplog):
+    caplog.set_level("INFO", "rota")
     service = serve(hear)
     service.broker.get_actor("hear").send(word=1)
     assert len(service.broker.redis_queues.fetch("default", 1)) == 1  # and nobody holds it
@@ -211,6 +219,7 @@ def test_messages_that_were_lost_on_the_way_from_redis_are_put_back(serve, hear,
     service.work(threads=2, poll_ms=100)
 
     eventually(lambda: heard == {1: 1}, within=10)
+    assert emitted(caplog, "message.requeued") == [MessageRequeued("default", 1)]
 
 
 class TestFairness:

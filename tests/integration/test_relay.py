@@ -11,6 +11,7 @@ from core import database as databases
 from core import enqueue, job
 from core.dispatcher import sending
 from core.ledger import due, operations, orphans
+from core.observability.events import DispatcherSentAgain
 from core.testing import registry_of
 from tests.support.emitted import emitted
 from tests.support.racing import race
@@ -202,7 +203,8 @@ class TestSendDue:
 class TestFindLost:
     """Messages that have left their queue while nobody has claimed their runs."""
 
-    def test_on_an_empty_queue_everything_sent_a_while_ago_is_lost(self, find_lost, send_due, ledger, service):
+    def test_on_an_empty_queue_everything_sent_a_while_ago_is_lost(self, find_lost, send_due, ledger, service, caplog):
+        caplog.set_level("INFO", "rota")
         run_ids = [ledger.request() for _ in range(3)]
         send_due()
         service.redis.flushall()
@@ -210,6 +212,7 @@ class TestFindLost:
             sent_ago(ledger, run_id, 6)
 
         assert find_lost() == 3
+        assert emitted(caplog, "dispatcher.sent_again") == [DispatcherSentAgain(3)]
         assert send_due() == 3
         assert service.waiting() == 3
 

@@ -11,8 +11,10 @@ from sqlalchemy import text
 from core import TimeLimitExceeded, job
 from core.jobs.job import Job
 from core.observability import metrics
+from core.observability.events import RunHardLimit
 from core.worker import last_resort
 from tests.support.effects import leave
+from tests.support.emitted import emitted
 
 LIMIT = timedelta(milliseconds=300)
 WITHIN_SECONDS = LIMIT.total_seconds() + 2
@@ -135,7 +137,9 @@ def exit(monkeypatch):
     return exit
 
 
-def test_a_hard_limit_is_recorded_and_ends_the_process_though_metrics_cannot_be_written(run_job, exit, monkeypatch):
+def test_a_hard_limit_is_recorded_and_ends_the_process_though_metrics_cannot_be_written(
+    run_job, exit, monkeypatch, caplog
+):
     def full(*_):
         raise OSError("no space left on device")
 
@@ -146,6 +150,7 @@ def test_a_hard_limit_is_recorded_and_ends_the_process_though_metrics_cannot_be_
     assert exit.status == last_resort.HARD_LIMIT_EXIT
     assert (row.state, row.reason) == ("dead", "retries")
     assert row.error.startswith("TimeLimitExceeded: hard limit")
+    assert emitted(caplog, "run.hard_limit") == [RunHardLimit(row.job, row.id, 2 * LIMIT.total_seconds())]
 
 
 def test_a_hard_limit_ends_the_process_though_no_thread_can_be_had(run_job, exit, monkeypatch):

@@ -16,9 +16,10 @@ from core import Run, job, upkeep
 from core.errors import UnknownJob
 from core.jobs import hookspecs
 from core.jobs.registry import Plugin, Registry
+from core.observability.events import PluginFailed, PluginNotInstalled
 from core.plugins import loading
 from core.testing import registry_of
-from tests.support.emitted import logged
+from tests.support.emitted import emitted, logged
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = itertools.count()
@@ -377,11 +378,14 @@ def test_a_plugin_that_is_interrupted_by_the_keyboard_stops_everything(write: Wr
 
 
 def test_a_broken_plugin_is_logged_with_its_name_and_reason(write: Write, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("DEBUG", "rota")
     loading.load([write("billing", "raise RuntimeError('no licence')")])
 
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.msg.plugin == "billing"
     assert "no licence" in record.getMessage()
+    assert emitted(caplog, "plugin.failed") == [PluginFailed("billing")]
+    assert "Traceback" in caplog.text
 
 
 # Disabled plugins
@@ -406,6 +410,7 @@ def test_a_disabled_plugin_that_is_not_installed_is_a_warning_with_the_nearest(w
     registry = loading.load([write("billing", SOUND)], {"biling"})
 
     assert registry.owners["billing-job"].state == "loaded"
+    assert emitted(caplog, "plugin.not_installed") == [PluginNotInstalled("biling", "; did you mean 'billing'?")]
     assert "names biling, which is not installed; did you mean 'billing'?" in caplog.text
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from core.observability.events import SupervisorGuardLost
+from core.supervisor.guard import Guard
 from core.supervisor.programs import in_words
 from core.supervisor.supervisor import Supervisor
+from tests.support.emitted import emitted
 
 
 @dataclass
@@ -106,6 +109,17 @@ def test_the_guard_knows_who_is_alive():
 
     assert world.events == ["watched", "forgotten", "watched", "forgotten"][: len(world.events)]
     assert len(world.events) >= 3
+
+
+def test_a_guard_that_is_gone_is_said(caplog):
+    world, guard = World(waits_left=1), Guard()
+    guard._process.kill()
+    guard._process.wait()
+
+    guard.watch(Mortal(world, lives_seconds=1))
+
+    assert emitted(caplog, "supervisor.guard_lost") == [SupervisorGuardLost("[Errno 32] Broken pipe")]
+    guard.dismiss()
 
 
 def test_a_status_is_told_in_words():

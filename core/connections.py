@@ -128,7 +128,7 @@ class WatchedConnection(OwnConnection):
             self.prepared.clear()
 
     def judge(self, error: psycopg2.Error) -> None:
-        """Mark an error of a statement that is not the fault of whoever has the connection."""
+        """Mark an error of a statement that the user of the connection did not cause."""
         if self.has_answered:
             return
         if self.closed:

@@ -126,7 +126,7 @@ def _set_up(connection: WatchedConnection, _record: object) -> None:
 
 
 class Pool(QueuePool):
-    """A pool that marks its own errors: that there is no connection is not the fault of whoever needs one."""
+    """A pool that marks its own errors: a caller does not cause the lack of a connection."""
 
     def connect(self) -> PoolProxiedConnection:
         """Take a connection. Raises psycopg2's Error or SQLAlchemy's TimeoutError, marked as a refusal."""

@@ -1,5 +1,5 @@
-"""Conflicts: an attempt is repeated at once if PostgreSQL has given it up for another transaction, if its connection
-was gone before its first statement, or if PostgreSQL had forgotten our prepared statements unseen.
+"""Repeats an attempt at once if PostgreSQL aborted it because of another transaction, if its connection was lost before
+its first statement, or if PostgreSQL had discarded our prepared statements unnoticed.
 """
 
 from typing import Any

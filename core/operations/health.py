@@ -42,7 +42,7 @@ class Report(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is looked at, as whoever asks finds it."""
+    """The environment, ledger and advice that the checks use."""
 
     #: The variables that settings are read from, and where they are from, in words.
     environment: Mapping[str, str]

@@ -31,7 +31,7 @@ class Delivery(MessageProxy):
 
     @property
     def message(self) -> "Delivery":
-        """Itself."""
+        """This delivery; the work queue reads its items' ``message``."""
         return self
 
     @property

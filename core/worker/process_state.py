@@ -103,7 +103,7 @@ class Shield:
 
 
 class Stream:
-    """``sys.stdout`` or ``sys.stderr``, shielded."""
+    """``sys.stdout`` or ``sys.stderr``, behind a ``Shield``."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -20,7 +20,7 @@ __all__ = ["TIMEOUT", "end_quiet_chats", "tell_ended"]
 def end_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 100) -> dict[str, int]:
     """End every chat that has timed out, batch by batch, recording who went quiet; count them.
 
-    A chat is left if somebody holds its row or its agent's: a message is just arriving, or it is being ended. A chat
+    A chat is skipped if its row or its agent's row is locked: a message is arriving, or the chat is being ended. A chat
     that was not warned is warned now, so that chats also end where the job that warns has failed. Agents whose count of
     chats is wrong are counted again, and named in the log. Raises NaiveTime.
     """

@@ -4,7 +4,7 @@ There are three kinds, JSON under ``session:{id}``, ``service_session:{service}:
 ``admin_session:{admin}:{id}``; and for each user the set ``user_sessions:{user}`` of the ids of the first kind. Two
 things are left behind: sessions marked ``"is_active": false`` before their TTL, and members whose session is gone.
 
-**Nothing valid is removed**, whoever logs in meanwhile. Each decision is made and carried out in one step of Redis, a
+**No valid session is removed**, even while users log in. Each decision is made and carried out in one step of Redis, a
 script: a session is deleted only if what is stored at that moment is inactive, and a member only if its session does
 not exist at that moment. One gap is not Redis' to close: an application may add the member first and store the session
 a moment later. So the job removes a member only if its session was missing, and still is a second later. At log-in and
@@ -80,7 +80,7 @@ def on_login(user_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
 
 
 def on_logout(user_id: str, session_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
-    """End one session of one user, and clean up what is left of the others. A session of somebody else stays.
+    """End one session of one user, and clean up what is left of the others. Sessions of other users stay.
 
     A session is the user's if the user's set has its id, or if it names the user (``"user_id"``). One that names nobody
     is ended unless another user's set has its id, for which all sets are looked through.

@@ -9,7 +9,7 @@ which a run finds nothing at all, and to which nothing was added for 24 hours, i
 beginning in each run would be that one long scan. So a run stops after a number of deletions, or after having looked
 at a number of entries, and the next one goes on at the *place* where it stopped. The system hands out a folder's
 entries in pages (getdents64(2), about 1,000 entries), and the position of a page is a number that lseek(2) takes back,
-even on a folder that was opened anew and has changed meanwhile: file systems have kept such positions good since NFS
+even on a folder that was opened again and has changed meanwhile: file systems have kept such positions good since NFS
 needs them. A place is therefore the way down to the folder in which the run stopped: for each folder its name, the
 position of the page that was being read, and how many of the page's entries were done. A run never stops to look before
 it has got a page or a folder further, so it always gets on; and it may look at a page more than it was told, for each

@@ -65,7 +65,7 @@ def evaluate_once(client: redis.Redis, script: Script, keys: Sequence[str], argu
 
 
 def execute_once(client: redis.Redis, *command: Any) -> Any:
-    """The answer to a command, tried once. Raises redis.RedisError."""
+    """Execute a command without a retry; return the answer. Raises redis.RedisError."""
     pool = client.connection_pool
     connection = pool.get_connection()
     try:

@@ -13,7 +13,7 @@ CONSTRAINTS := constraints.txt
 # For how many seconds faults are injected.
 SECONDS ?= 180
 # How many tests run side by side; most of them wait for something.
-JOBS ?= 2
+JOBS ?= 3
 # The environment of `make lowest`.
 LOWEST := .venv-lowest
 # The servers of `make servers`: `debian` starts those of the system's packages; `given` are those that DATABASE_URL and REDIS_URL name.
@@ -37,7 +37,7 @@ check: $(READY)  ## Format, lint, spelling, types and unit tests: quick
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -n $(JOBS) tests/unit
 
 test: check integration conformance crash faults  ## All tests that need nothing but Python
 

@@ -3,6 +3,7 @@
 Nothing connects before it is first used.
 """
 
+import logging
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -135,6 +136,10 @@ class Pool(QueuePool):
         except (psycopg2.Error, PoolTimeout) as error:
             error.blame = REFUSED  # type: ignore[union-attr]
             raise
+
+
+#: SQLAlchemy's own pools are quiet by the level of its package, which this one is not part of.
+logging.getLogger(f"{Pool.__module__}.{Pool.__qualname__}").setLevel(logging.WARNING)
 
 
 def _take(connection: WatchedConnection, _record: object, _proxy: object) -> None:

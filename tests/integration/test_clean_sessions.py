@@ -208,3 +208,13 @@ def test_prepared_statements_that_were_forgotten_unseen_are_prepared_again_and_n
 
     assert [(row.state, row.attempt, row.failures) for row in rows] == [("succeeded", 1, 0)] * 5
     assert len(calls) > 3, "none was forgotten"
+
+
+def test_the_pool_says_nothing_of_its_own_at_the_level_of_events(postgres_url, caplog):
+    caplog.set_level("INFO")
+    engine = databases.connect(postgres_url, pool_size=1)
+    with engine.connect():
+        pass
+    databases.dispose(engine)
+
+    assert caplog.messages == []

@@ -213,9 +213,9 @@ def fast(run: Run, fail: bool = False) -> None:
 def clog(run: Run) -> None:
     """From now on, each thread that logs waits for ever, as on the lock of a log handler."""
     tell(run)
-    handler = logging.Handler()
-    handler.emit = lambda record: threading.Event().wait()  # type: ignore[method-assign,assignment]
-    logging.getLogger().addHandler(handler)
+    holder = threading.Thread(target=logging.getLogger().handlers[0].acquire)  # ends without giving it back
+    holder.start()
+    holder.join()
 
 
 @job("close-stderr", queue="chaos", overlap="allow")

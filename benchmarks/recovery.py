@@ -22,7 +22,7 @@ from core.testing import create_database, drop_database
 from tests.support.eventually import elapse, eventually
 from tests.support.fleet import Fleet, fleet
 
-#: Whoever is not back after this long is printed as such.
+#: A process that is not back after this long is printed as such.
 LONGEST_SECONDS = 30.0
 #: For how long the slots after a scheduler's death are watched.
 WATCHED_SECONDS = 6.0

@@ -113,7 +113,7 @@ class WatchedConnection(OwnConnection):
         self.default_isolation = READ_COMMITTED
         #: Whether a statement has been answered since it was taken from the pool.
         self.has_answered = False
-        #: Whose it is while it is out of the pool, if that was said; only its owner may have it disconnected.
+        #: The owner while the connection is out of the pool, if it has one. Only the owner may have it disconnected.
         self.owner: object = None
         self._ownership = threading.Lock()
         self._reported: list[str | None] = []

@@ -1,6 +1,6 @@
-"""PostgreSQL: one engine per process, its sessions, and the URL as SQLAlchemy wants it.
+"""PostgreSQL: the engine of a process, its sessions, and the URL in SQLAlchemy's form.
 
-Nothing connects before it is first used.
+A connection is opened when it is first used.
 """
 
 import logging
@@ -26,16 +26,18 @@ from core.connections import READ_COMMITTED, REFUSED, OwnConnection, WatchedConn
 
 #: The errors that mean that PostgreSQL cannot be reached now.
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
-#: Classes of SQLSTATE that are about the value: data exceptions, constraints, limits of a program, a trigger's own.
+#: Classes of SQLSTATE for a bad value: data exceptions, constraints, program limits, errors that a trigger raises.
 REFUSING_CLASSES = frozenset({"22", "23", "54", "P0"})
-#: Classes that are about the moment, whatever the value: connection, transaction, rights and tables, resources, locks.
+#: Classes that do not depend on the value: connection, transaction, rights and tables, resources, locks.
 PASSING_CLASSES = frozenset({"08", "25", "40", "42", "53", "55", "57", "58"})
-#: How long connecting may take, in seconds.
+#: The time-out of connecting, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
-#: Texts go as UTF-8, whatever PGCLIENTENCODING or the URL says: any text may be an argument, a result or an error.
+#: The encoding of all connections; PGCLIENTENCODING and the URL are ignored. An argument, a result or an error may
+#: contain any character.
 CLIENT_ENCODING = "UTF8"
-#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)). With a statement on its way to it the
-#: kernel sends no keepalives, and would try for a quarter of an hour; so it has a time-out, in milliseconds.
+#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)). While a statement is being sent, the
+#: kernel sends no keepalives and would repeat it for 15 minutes; ``tcp_user_timeout``, in milliseconds, ends that
+#: sooner.
 KEEPALIVES = {
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -43,23 +45,24 @@ KEEPALIVES = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-#: The same on the server's side, so that the locks of a vanished host do not stay for the two hours of tcp(7).
+#: The same on the server, so that it frees the locks of a lost host soon, and not after the two hours of tcp(7).
 SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
-#: With it a query ends when its client has died; it came with PostgreSQL 14.
+#: Makes a query end when its client has died. PostgreSQL 14 introduced it.
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
-#: The ledger's statements find rows by an index. Planned once per connection, and perhaps while a table was small, they
-#: would otherwise go on to read all of it when it has become large.
+#: The ledger's statements must find rows by an index. They are planned once per connection. A plan that was made while
+#: a table was small could otherwise read the whole table after it has grown.
 BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
-#: How transactions are isolated here, and where the ledger's tables are, whatever a job does to its search_path later.
+#: The default isolation, and the schema of the ledger's tables. The schema is read early, since a job may change its
+#: search_path later.
 SURROUNDINGS = """
     SELECT current_setting('default_transaction_isolation'), (
         SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
         WHERE pg_class.oid = to_regclass('rota_runs'))
 """
-#: Our own statements see what others have committed meanwhile, whatever the database's default is.
+#: Sets the isolation that our own statements need, if the database has another default.
 COMMITTED = f"SET default_transaction_isolation = '{READ_COMMITTED}'"
-#: What a role needs on what PostgreSQL may say that it lacks.
+#: The rights that a role needs, for each kind of object that PostgreSQL names in an error.
 RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
 #: The rights that a role needs only to read.
 RIGHTS_TO_LOOK = {"table": "SELECT", "sequence": "SELECT", "schema": "USAGE"}
@@ -67,14 +70,14 @@ DENIED = re.compile(rf"permission denied for ({'|'.join(RIGHTS)}) (\S+)")
 
 
 def normalise_url(url: str) -> URL:
-    """``url`` with the driver we use; SQLAlchemy 2.1 reads a bare ``postgresql://`` as psycopg 3."""
+    """``url`` with psycopg2 as its driver; SQLAlchemy 2.1 takes a bare ``postgresql://`` for psycopg 3."""
     return make_url(url).set(drivername="postgresql+psycopg2")
 
 
 def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engine:
-    """An engine for ``url`` that opens at most ``pool_size`` connections, when they are needed.
+    """An engine for ``url`` that opens at most ``pool_size`` connections, each when it is needed.
 
-    ``application`` is the name under which PostgreSQL lists them.
+    ``application`` is the name of the connections in PostgreSQL's pg_stat_activity.
     """
     engine = create_engine(
         normalise_url(url),
@@ -103,7 +106,7 @@ _engines: WeakSet[Engine] = WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """In a child of a fork: forget the connections, which are the parent's, and open others when they are needed."""
+    """Forget all connections in a child process, since they belong to the parent. New ones are opened when needed."""
     _idle.clear()
     for engine in list(_engines):
         engine.dispose(close=False)
@@ -127,7 +130,7 @@ def _set_up(connection: WatchedConnection, _record: object) -> None:
 
 
 class Pool(QueuePool):
-    """A pool that marks its own errors: a caller does not cause the lack of a connection."""
+    """A pool that marks its errors as refusals, so that they are not counted as the caller's failure."""
 
     def connect(self) -> PoolProxiedConnection:
         """Take a connection. Raises psycopg2's Error or SQLAlchemy's TimeoutError, marked as a refusal."""
@@ -143,13 +146,13 @@ logging.getLogger(f"{Pool.__module__}.{Pool.__qualname__}").setLevel(logging.WAR
 
 
 def _take(connection: WatchedConnection, _record: object, _proxy: object) -> None:
-    """Replace a connection that was cut while it was idle, and with it all that are as old."""
+    """Replace a connection that was cut while it was idle, and all connections that were opened before now."""
     if not connection.taken():
         raise InvalidatePoolError
 
 
 def _clean(connection: WatchedConnection, _record: object, state: PoolResetState) -> None:
-    """Undo what a job has left in its session; if that fails, SQLAlchemy gives up the connection."""
+    """Undo a job's changes of its session; if that fails, SQLAlchemy closes the connection."""
     connection.own(None)
     if not state.terminate_only and not connection.is_clean:
         connection.discard()
@@ -158,17 +161,17 @@ def _clean(connection: WatchedConnection, _record: object, state: PoolResetState
 
 @cache
 def engine() -> Engine:
-    """This process's engine, made from its settings on first use."""
+    """The engine of this process; it is made from the settings at the first call."""
     configured = settings.current()
     return connect(configured.database_url.get_secret_value(), pool_size=configured.db_pool_size)
 
 
 @contextmanager
 def autocommit(engine: Engine) -> Iterator[Connection]:
-    """A connection on which every statement is a transaction, and one round trip.
+    """A connection in autocommit: each statement is a transaction of its own and needs one round trip.
 
-    The ledger's short statements share a few of these, kept beside the pool: taking one from the pool, and setting it
-    to autocommit and back, would cost as much as the statement.
+    The ledger's short statements share a few such connections, which are not in the pool. To take a connection from the
+    pool, and to set it to autocommit and back, would cost as much as the statement.
     """
     idle = _idle.setdefault(engine, deque())
     connection = _pop(idle) or _open_by_index(engine)
@@ -178,7 +181,7 @@ def autocommit(engine: Engine) -> Iterator[Connection]:
             connection.commit()
     except BaseException:
         connection.close()
-        while stale := _pop(idle):  # what broke this one may have broken them all
+        while stale := _pop(idle):  # the same cause may have broken the others
             stale.close()
         raise
     idle.append(connection)
@@ -210,14 +213,14 @@ def _open_by_index(engine: Engine) -> Connection:
 
 @contextmanager
 def dedicated(engine: Engine) -> Iterator[Connection]:
-    """A connection outside the pool, in autocommit, for what lives as long as its session: locks, LISTEN."""
+    """A connection outside the pool, in autocommit, for advisory locks and LISTEN, which need their own session."""
     with _open(engine) as connection:
         yield connection
 
 
 @contextmanager
 def alone(engine: Engine) -> Iterator[Connection]:
-    """A connection in autocommit that waits neither for the pool nor, beyond a few seconds, for an answer.
+    """A connection in autocommit, outside the pool, whose statements are cancelled after a few seconds.
 
     Raises SQLAlchemy's DBAPIError if PostgreSQL does not answer in time.
     """
@@ -236,7 +239,7 @@ def dispose(engine: Engine) -> None:
 
 
 def blame(error: BaseException) -> str | None:
-    """Whether an error, or one that it came from, is a connection that was ``refused`` or ``cut``; None: it is not."""
+    """``refused`` or ``cut``, if the error or one of its causes is a connection that was; None otherwise."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -251,31 +254,31 @@ def blame(error: BaseException) -> str | None:
 
 
 def refuses_value(error: BaseException) -> bool:
-    """Whether PostgreSQL, or its driver, refuses what it was given, and would refuse it at any other time as well."""
+    """Whether PostgreSQL or its driver refuses a value, and would refuse it at any other time too."""
     if isinstance(error, ValueError):  # the driver's: a text that the encoding lacks, or with a NUL
         return True
     return _class_of(error) in REFUSING_CLASSES
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error is about PostgreSQL or the connection as a whole, so that nothing else would fare better."""
+    """Whether an error concerns PostgreSQL or the connection as a whole, so that any other statement would fail too."""
     is_answer = isinstance(error, ValueError) or bool(_class_of(error))
     return not is_answer or _class_of(error) in PASSING_CLASSES
 
 
 def _class_of(error: BaseException) -> str:
-    """The class of its SQLSTATE; empty: PostgreSQL has not answered."""
+    """The class of the error's SQLSTATE; empty if PostgreSQL has not answered."""
     return (getattr(getattr(error, "orig", None), "pgcode", None) or "")[:2]
 
 
 def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
-    """The first line of a database error, and what to do about a missing right; the rest repeats the statement."""
+    """The first line of a database error, with advice if a right is missing. The other lines repeat the statement."""
     line = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).partition("\n")[0]
     return line + remedy(error, rights)
 
 
 def remedy(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
-    """``; grant …`` where a database error says that the role lacks one of ``rights``; nothing for any other error."""
+    """``; grant …`` if a database error says that the role lacks one of ``rights``; empty for any other error."""
     said = getattr(error, "orig", None)
     if not isinstance(said, InsufficientPrivilege):
         return ""

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from psycopg2 import InterfaceError
 
-#: What a worker handles in its own way; a child ends by them, as a process does by default.
+#: The signals for which a worker has its own handlers. In a child they have their default effect, and end it.
 SIGNALS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,

@@ -101,7 +101,7 @@ def _schema(checks: TypeAdapter[Any]) -> Any:
 
 @lru_cache(maxsize=10_000)
 def form(job: Job) -> str:
-    """What tells apart two declarations of a job of which one may refuse arguments that fit the other."""
+    """A hash of the job's parameters. Declarations with the same form accept the same arguments."""
     checked = {name: [each["type"], each["schema"], "default" in each] for name, each in declared(job).items()}
     return _hash(checked)
 

@@ -131,7 +131,7 @@ def job(
 
 
 def option_problems(job: Job) -> list[str]:
-    """What is wrong with the options of ``job``, each naming the option and its value."""
+    """The problems with the options of ``job``; each text names the option and its value."""
     checks = [
         _matches("name", job.name, JOB_NAME, "lower-case letters, digits, - and _, a letter first, 100 at most"),
         _matches("queue", job.queue, QUEUE_NAME, "lower-case letters, digits, - and _, no digit first, 100 at most"),
@@ -152,7 +152,7 @@ def option_problems(job: Job) -> list[str]:
 
 
 def combination_problems(job: Job) -> list[str]:
-    """What is wrong with options that contradict each other."""
+    """The contradictions between options."""
     problems = []
     if job.soft_limit > job.hard_limit:
         problems.append(f"soft_limit={job.soft_limit} must not be longer than hard_limit={job.hard_limit}")
@@ -162,7 +162,7 @@ def combination_problems(job: Job) -> list[str]:
 
 
 def function_problems(job: Job) -> list[str]:
-    """What is wrong with the function's signature."""
+    """The problems with the function and its signature."""
     if not inspect.isroutine(job.function):
         return [f"function={job.function!r} must be a function"]
     if inspect.iscoroutinefunction(job.function) or inspect.isasyncgenfunction(job.function):
@@ -176,7 +176,7 @@ def function_problems(job: Job) -> list[str]:
 
 
 def parameter_problems(job: Job, parameter: inspect.Parameter) -> list[str]:
-    """What is wrong with one parameter after ``run``."""
+    """The problems with one parameter after ``run``."""
     name = parameter.name
     if parameter.kind not in KEYWORD_KINDS:
         return [f"parameter {name} cannot be passed by name"]

@@ -1,8 +1,8 @@
-"""Releases: the jobs of each process, so that other processes know which runs to leave to it.
+"""Releases: the jobs that each process has. From them, a process knows which runs belong to other processes.
 
-During a deploy processes of two releases are alive, and hosts may have different plugins installed. So each process
-names its release when it registers, and what the fleet knows is the union over the processes that are alive. A process
-that names none is of a version without releases: what it knows cannot be told, and nothing is orphaned while it lives.
+During a deploy, processes of two releases are alive; and hosts may have different plugins. So each process names its
+release when it registers, and the fleet's jobs are the jobs of all live processes together. A process that names no
+release is of a version without releases. Its jobs are unknown, so no run is orphaned while it is alive.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from core.jobs.job import Job
 from core.jobs.registry import Registry, scopes
 
 #: Whether a live worker that serves the queue {queue} may have {job} in a form that is not among {refused}. A process
-#: that does not say may have any; one that has the job and not its form is of a version that kept none.
+#: without a release may have any job. A release that has the job without a form is of a version that recorded no forms.
 MAY_FIT = """EXISTS (
     SELECT 1 FROM rota_processes AS other LEFT JOIN rota_releases AS release ON release.fingerprint = other.release
     WHERE other.kind = 'worker' AND other.expires_at > clock_timestamp() AND {queue} = ANY(other.queues)
@@ -32,7 +32,7 @@ RECORD = text("""
     ON CONFLICT (fingerprint) DO UPDATE SET last_seen_at = clock_timestamp()
 """)
 
-#: A little late is early enough: this tells which release was the last to be alive.
+#: The time may be 15 seconds old, since it only tells which release was alive last.
 SEE = text("""
     UPDATE rota_releases SET last_seen_at = clock_timestamp()
     WHERE last_seen_at < clock_timestamp() - interval '15 seconds'
@@ -47,7 +47,7 @@ ALIVE = text("""
 
 ALIVE_FINGERPRINTS = text("SELECT DISTINCT release FROM rota_processes WHERE expires_at > clock_timestamp()")
 
-#: Of releases that are alive side by side the newer one counts as the last.
+#: If two releases are alive at the same time, the newer one counts as the last.
 LAST = text("SELECT * FROM rota_releases ORDER BY date_trunc('minute', last_seen_at) DESC, first_seen_at DESC LIMIT 1")
 
 QUEUES_EVER = text("""
@@ -71,7 +71,7 @@ PROCESSES = text("""
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A live process, and the plugins that it has jobs of; None: it does not say."""
+    """A live process, and the plugins that it has jobs of; None if it names no release."""
 
     kind: str
     name: str
@@ -80,7 +80,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The jobs of a process, as they are declared."""
+    """The jobs of a process with their options."""
 
     jobs: Mapping[str, Mapping[str, Any]]
 
@@ -99,9 +99,9 @@ class Release:
 class Fleet:
     """The jobs of all live processes."""
 
-    #: Each job with the queues it has, of which there may be two during a deploy.
+    #: The queues of each job; it may have two during a deploy.
     queues_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    #: Whether every process has said what it knows.
+    #: Whether every live process has named its release.
     is_complete: bool = True
 
     def knows(self, job: str) -> bool:
@@ -115,12 +115,12 @@ class Fleet:
 
 
 def of(registry: Registry) -> Release:
-    """The release that a process with this registry is of."""
+    """The release of a process with this registry."""
     return Release({job.name: described(job, registry.owners[job.name].name) for job in registry})
 
 
 def described(job: Job, plugin: str) -> dict[str, Any]:
-    """A job as its release keeps it; ``rota diff`` compares field by field."""
+    """The options of a job that its release records; ``rota diff`` compares them one by one."""
     return {
         "plugin": plugin,
         "queue": job.queue,
@@ -141,23 +141,23 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
 
 
 def fits_elsewhere(connection: Connection, job: str, queue: str, refused: Collection[str]) -> bool:
-    """Whether a live worker of ``queue`` may have ``job`` in a form that is not among those that have ``refused``."""
+    """Whether a live worker of ``queue`` may have ``job`` in a form other than the ``refused`` ones."""
     values = {"job": job, "queue": queue, "refused": list(refused)}
     return bool(connection.execute(FITS_ELSEWHERE, values).scalar_one())
 
 
 def processes(connection: Connection) -> list[Process]:
-    """Every live process with the plugins that it has jobs of."""
+    """All live processes, with their plugins that have jobs."""
     return [Process(row.kind, row.name, row.plugins) for row in connection.execute(PROCESSES)]
 
 
 def record(connection: Connection, release: Release) -> None:
-    """Write ``release`` down as seen now."""
+    """Record ``release`` as seen now."""
     connection.execute(RECORD, {"fingerprint": release.fingerprint, "jobs": release.body})
 
 
 def see(connection: Connection) -> None:
-    """Write down that the releases of the processes that are alive are still in use."""
+    """Record that the releases of all live processes are still in use."""
     connection.execute(SEE)
 
 
@@ -168,7 +168,7 @@ def fleet(connection: Connection) -> Fleet:
 
 
 class FleetCache:
-    """The fleet, asked again and again: what a release knows is read once, since it never changes."""
+    """The fleet for repeated queries. The jobs of a release are read once, since they never change."""
 
     def __init__(self) -> None:
         self._releases: frozenset[str | None] = frozenset()
@@ -208,7 +208,7 @@ def last(connection: Connection) -> Release | None:
 
 
 def queues_ever(connection: Connection) -> set[str]:
-    """The queues that a job of any release has had."""
+    """The queues of all jobs of all releases, past and present."""
     return set(connection.execute(QUEUES_EVER).scalars())
 
 

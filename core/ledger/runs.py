@@ -75,14 +75,14 @@ FAIL = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: A run for whose attempts PostgreSQL had no connection, and nothing else has happened for so long, is dead.
+#: A run is dead if its attempts could get no connection to PostgreSQL for so long, and nothing else happened to it.
 UNCONNECTED_FOR = "1 hour"
-#: How long such a run waits before it is tried again: half as long as it has had no connection, from and to.
+#: Such a run waits half as long as it has had no connection, at least and at most this long.
 UNCONNECTED_WAITS = ("1 second", "1 minute")
-#: How its error begins, with the time in UTC, by which the next attempt knows since when.
+#: The start of its error. The time in UTC follows, from which the next attempt knows when the connection was lost.
 UNCONNECTED = "no connection since "
-#: Run, token, process, error. The attempt is as if it had not been claimed. A claim leaves the error as it is, and all
-#: else that may happen to a run writes another; one that has waited long for its turn, as in a pause, begins anew.
+#: Run, token, process, error. The run is as it was before the claim. A claim keeps the error, and every other change of
+#: a run writes another error. If a run has waited long for its turn, as in a pause, the hour starts again.
 RELEASE_UNCONNECTED = Prepared(
     "rota_release_unconnected",
     ("bigint", "bigint", "bigint", "text"),

@@ -1,8 +1,8 @@
-"""Arguments that fit: a run or message belongs to a process whose declaration of the job its arguments fit.
+"""Checks that the arguments of a run or message fit the job as this process declares it.
 
-While two releases are side by side, a job may be declared in two forms, and what is asked for in one does not fit the
-other. A run that does not fit is left, uncounted, to a live worker that may have its job in another form; its row keeps
-the forms that have refused it. A run that every live form has refused goes on to its end, ``dead``.
+While two releases run at the same time, a job may be declared in two forms, and arguments for one form may not fit the
+other. A run that does not fit is released, uncounted, for a live worker that may have its job in another form. Its row
+lists the forms that have refused it. A run that all live forms have refused ends as ``dead``.
 """
 
 from functools import partial
@@ -18,14 +18,14 @@ from core.worker.outcomes import Recorder
 
 
 class ArgumentFit(Layer):
-    """Reads the arguments of a run; one that does not fit goes no further if it may fit elsewhere."""
+    """Decodes the arguments of a run. If they do not fit here and may fit elsewhere, the run is released."""
 
     def __init__(self, claims: Claims, recorder: Recorder) -> None:
         self._claims = claims
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Go on with the arguments, or with why they do not fit, unless the run is left to others."""
+        """Release the run if it may fit elsewhere; otherwise proceed with its arguments, or with the error."""
         lease = execution.lease
         assert lease is not None, "a run is claimed before it is judged"
         try:
@@ -41,17 +41,17 @@ class ArgumentFit(Layer):
         assert lease is not None
         if not self._recorder.record(lease, partial(claims.refuse, lease=lease, form=form)):
             return False
-        execution.lease = None  # nor has it an end
+        execution.lease = None  # so that no outcome is recorded
         self._claims.membership.in_hand.remove(lease)
         emit(RunMisfit(execution.job.name, lease.run_id))
         return True
 
 
 class MessageFit(Layer):
-    """Reads the arguments of a message of the fast lane."""
+    """Decodes the arguments of a message of the fast lane."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Go on with the arguments. Raises ArgumentsMisfit."""
+        """Proceed with the decoded arguments. Raises ArgumentsMisfit."""
         with arguments.judging():
             execution.kwargs = arguments.decode(execution.job, execution.args)
         return proceed(execution)

@@ -48,7 +48,7 @@ class Liveness(Middleware):
         self._is_named = False
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Begin to look."""
+        """Start checking the threads."""
         threading.Thread(target=self._run, name="rota-liveness", daemon=True).start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
@@ -98,7 +98,10 @@ class Liveness(Middleware):
         return {thread: now - max(at, left_at.get(thread, at)) for thread, at in since.items() if thread not in excused}
 
     def _name(self, *, is_stuck: bool) -> bool:
-        """Have the ledger say so; False if PostgreSQL does not answer, and may be what the thread waits for."""
+        """Record in the ledger whether this process is stuck.
+
+        Return False if PostgreSQL does not answer: then the thread may be waiting for PostgreSQL.
+        """
         process_id = self._heartbeat.process_id
         if process_id is None:
             return False

@@ -157,7 +157,7 @@ class RunMisfit(Event):
 class RunProgress(Event):
     """The progress of a long run, at most every ten seconds."""
 
-    #: What the job passed to `run.checkpoint`, as JSON text.
+    #: The progress that the job passed to `run.checkpoint`, as JSON text.
     progress: str
 
 

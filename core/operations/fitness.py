@@ -1,4 +1,4 @@
-"""What keeps a process from ever working with its servers; one that is away is waited for, and is no such thing."""
+"""Finds the reasons for which a process can never work with its servers. An unavailable server is no such reason."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +16,7 @@ STATEMENT_TIMEOUT_SECONDS = 5
 
 
 def refuse_unfit(configured: Settings) -> None:
-    """Raise UnfitServers if no waiting would mend what is wrong with the servers."""
+    """Raise UnfitServers if a server has a problem that waiting cannot solve."""
     problems: list[Check] = []
     with suppress(DBAPIError), connections.ledger(configured, "rota-cli", STATEMENT_TIMEOUT_SECONDS) as engine:
         problems = of_postgresql(engine)
@@ -27,7 +27,7 @@ def refuse_unfit(configured: Settings) -> None:
 
 
 def of_postgresql(engine: Engine) -> list[Check]:
-    """What is wrong with PostgreSQL for good. Raises SQLAlchemy's DBAPIError if it cannot be asked now."""
+    """The lasting problems with PostgreSQL. Raises SQLAlchemy's DBAPIError if it is unavailable."""
     try:
         with engine.connect() as connection:
             return wrong(postgres_fitness.never(connection, engine))
@@ -38,7 +38,7 @@ def of_postgresql(engine: Engine) -> list[Check]:
 
 
 def ledger_of(engine: Engine) -> str | None:
-    """The identity of the ledger, if it can be told. Raises SQLAlchemy's DBAPIError."""
+    """The identity of the ledger; None if it has none yet. Raises SQLAlchemy's DBAPIError."""
     with engine.connect() as connection:
         return identity.of(connection)
 

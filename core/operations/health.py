@@ -1,4 +1,4 @@
-"""What ``rota check`` looks at, one function per question; each answers within seconds."""
+"""The checks of ``rota check``. Each function makes one kind of check, within seconds."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +34,7 @@ STUCK = "stuck"
 
 
 class Report(Shape):
-    """Every answer, and whether none is wrong."""
+    """All checks, and whether none of them is wrong."""
 
     ok: bool
     checks: list[Check]
@@ -44,21 +44,22 @@ class Report(Shape):
 class Surroundings:
     """The environment, ledger and advice that the checks use."""
 
-    #: The variables that settings are read from, and where they are from, in words.
+    #: The variables that settings are read from, and their source, in words.
     environment: Mapping[str, str]
     source: str
-    #: An engine on the ledger of these settings, closed afterwards.
+    #: Opens an engine on the ledger of these settings; it is closed on exit.
     ledger: Callable[[Settings], AbstractContextManager[Engine]]
-    #: Where to look when a server cannot be reached.
+    #: The advice if a server cannot be reached.
     advice: str
 
 
 def everything(
     registry: Registry, around: Surroundings, *, purpose: Purpose = "working", live: bool, here: str | None
 ) -> Iterator[Check]:
-    """All checks, as they are done. ``live`` and ``here`` make the processes matter; see ``rota check``.
+    """Make all checks, one after the other.
 
-    For looking, what only workers need is told, and is not wrong.
+    With ``live``, missing processes and overdue slots are wrong. With ``here``, a process of that kind must be alive on
+    this host. If ``purpose`` is "looking", checks that only workers need are never wrong.
     """
     yield from needed_for_working(installed(registry), purpose)
     try:
@@ -74,19 +75,19 @@ def everything(
 
 
 def needed_for_working(found: Iterable[Check], purpose: Purpose) -> Iterator[Check]:
-    """Answers of which none is wrong for looking."""
+    """The same checks; if ``purpose`` is "looking", a wrong one is only information."""
     for answer in found:
         is_told = answer.outcome == "wrong" and purpose == "looking"
         yield answer.model_copy(update={"outcome": "info"}) if is_told else answer
 
 
 def report(found: list[Check]) -> Report:
-    """The answers together."""
+    """A report of these checks."""
     return Report(ok=all(answer.outcome != "wrong" for answer in found), checks=found)
 
 
 def installed(registry: Registry) -> Iterator[Check]:
-    """Whether the plugins are loaded."""
+    """Check that the plugins are loaded."""
     for plugin in registry.plugins:
         if plugin.is_disabled:
             yield check(f"plugin {plugin.name}", "info", "disabled by ROTA_DISABLED_PLUGINS; it has no jobs")
@@ -98,15 +99,15 @@ def installed(registry: Registry) -> Iterator[Check]:
 
 
 def unread_settings(registry: Registry, environment: Mapping[str, str]) -> Iterator[Check]:
-    """Which variables nobody reads, such as those of a plugin that was uninstalled; they do no harm."""
+    """List the variables that nothing reads, such as those of an uninstalled plugin; they do no harm."""
     for left in unread.variables(environment, registry):
         yield check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
 
 
 def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
-    """Whether what jobs say goes together with the settings."""
+    """Check that the jobs' options do not contradict the settings."""
     for job in registry.outliving(timedelta(days=configured.retention_days)):
-        advice = "shorten the one or lengthen the other: what became of such a slot may be deleted before it is run"
+        advice = "shorten the one or lengthen the other: the record of such a slot may be deleted before it is run"
         yield check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 
 
@@ -119,7 +120,7 @@ def ledger(
     live: bool,
     here: str | None,
 ) -> Iterator[Check]:
-    """Whether PostgreSQL is there, new enough and migrated, and who is alive according to it."""
+    """Check PostgreSQL, its tables, and the processes and slots that the ledger records."""
     try:
         with around.ledger(configured) as engine, engine.connect() as connection:
             yield version(connection)
@@ -148,7 +149,7 @@ def ledger(
 
 
 def version(connection: Connection) -> Check:
-    """Whether PostgreSQL is new enough."""
+    """Check that PostgreSQL is new enough."""
     number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
     words = connection.exec_driver_sql("SHOW server_version").scalar_one()
     if number < OLDEST_POSTGRESQL:
@@ -157,21 +158,21 @@ def version(connection: Connection) -> Check:
 
 
 def rights(connection: Connection, registry: Registry, purpose: Purpose) -> Iterator[Check]:
-    """Which of our tables and sequences the role may not use, and for what."""
+    """List the rights that the role lacks on our tables and sequences."""
     if purpose == "looking":
         yield from lacking(grants.lacking(connection, registry, "looking"), "looking")
     yield from needed_for_working(lacking(grants.lacking(connection, registry), "working"), purpose)
 
 
 def lacking(found: Iterable[Lack], purpose: Purpose) -> Iterator[Check]:
-    """What a role lacks for ``purpose``."""
+    """A check for each lack of rights; ``purpose`` needs them."""
     for lack in found:
         what = f"rights on {lack.kind.lower()}s of {lack.owner}"
         yield check(what, "wrong", f"{lack.role} lacks {lack.rights} for {purpose}", lack.remedy)
 
 
 def migrations(histories: Iterable[History], purpose: Purpose) -> Iterator[Check]:
-    """Whether every plugin's tables are there; one looks at the core's alone."""
+    """Check that the tables of all plugins are current. Only the core's are needed for looking."""
     for found in histories:
         behind: Outcome = "wrong" if purpose == "working" or found.plugin == loading.CORE else "info"
         at = f"at {found.current or 'nothing'}, newest {found.head}"
@@ -184,7 +185,10 @@ def migrations(histories: Iterable[History], purpose: Purpose) -> Iterator[Check
 def processes(
     connection: Connection, registry: Registry, *, live: bool, here: str | None, needs_scheduler: bool = True
 ) -> Iterator[Check]:
-    """Who is alive. Wrong only if asked for: nobody needs to be, before the first start."""
+    """Check which processes are alive.
+
+    Missing processes are wrong only with ``live``, since before the first start none has to be alive.
+    """
     alive = history.alive(connection)
     missing: Outcome = "wrong" if live else "info"
     for queue in sorted({job.queue for job in registry}):
@@ -193,22 +197,22 @@ def processes(
         yield check(f"workers on {queue}", "ok" if count else missing, f"{count} alive", advice)
     for process in alive:
         if process.kind == STUCK:
-            said = f"{process.name} makes no progress: a thread of it stands still outside of any job"
+            said = f"{process.name} makes no progress: one of its threads stands still outside of any job"
             advice = "see process.stuck in its log; it ends, and its runs are recovered"
             yield check("stuck process", missing, said, advice)
     if needs_scheduler:
         schedulers = sum(process.kind == "scheduler" for process in alive)
-        advice = "" if schedulers else "start one: periodiq core.main; until then slots come up to 2 s late"
+        advice = "" if schedulers else "start one: periodiq core.main; until then, slots start up to 2 s late"
         yield check("scheduler", "ok" if schedulers else missing, f"{schedulers} alive", advice)
     dispatching = history.is_dispatching(connection)
-    advice = "" if dispatching else "every worker brings one; start a worker"
+    advice = "" if dispatching else "start a worker; every worker has a dispatcher"
     yield check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
     if here:
         yield on_this_host(alive, here)
 
 
 def slots(connection: Connection, registry: Registry, active: list[Pause], *, live: bool) -> Iterator[Check]:
-    """The dead man's switch: whether each job with a schedule has had a success of late. Asks no process."""
+    """Check that no job with a schedule is overdue. The ledger alone tells; no process is asked."""
     scheduled = {job.name: job for job in registry.scheduled()}
     now, wrong = history.now(connection), 0
     held = pauses.held(active, registry.scopes)
@@ -224,7 +228,7 @@ def slots(connection: Connection, registry: Registry, active: list[Pause], *, li
 
 
 def on_this_host(alive: list[Process], kind: str) -> Check:
-    """Whether a process of that kind is alive on this host, which is what a container's health check asks."""
+    """Check that a process of that kind is alive on this host, for the health check of a container."""
     names = [process.name for process in alive if process.kind == kind and is_here(process)]
     if names:
         return check(f"{kind} here", "ok", ", ".join(names))

@@ -1,4 +1,4 @@
-"""Whether PostgreSQL is fit to keep a ledger, beyond being there: one function per question."""
+"""Checks that PostgreSQL can keep a ledger: encoding, writes, isolation and pooling. Each function makes one check."""
 
 import re
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ from core import database
 from core.connections import READ_COMMITTED, WatchedConnection
 from core.operations.checks import Check, check
 
-#: The only encoding that holds whatever a job returns or raises.
+#: The only encoding that can store every result and every error of a job.
 ENCODING = "UTF8"
 NEW_DATABASE = (
     "make another database (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0) and restore a dump into it; "
     "the encoding of a database cannot be changed"
 )
-#: Values of libpq's target_session_attrs that choose a server without writes.
+#: Values of libpq's target_session_attrs that choose a server that refuses writes.
 STANDBYS = {"read-only", "standby", "prefer-standby"}
 WRITES = text("""
     SELECT pg_is_in_recovery() AS is_standby, setting = 'on' AS is_read_only, source
     FROM pg_settings WHERE name = 'default_transaction_read_only'
 """)
 PRIMARY = "DATABASE_URL must name the primary; with several hosts, add target_session_attrs=read-write"
-#: A server process, also if the next connection leads to another server.
+#: Identifies a server process, even among several servers.
 BACKEND = text("SELECT pg_backend_pid(), pg_postmaster_start_time()")
 SESSION_MODE = "set pool_mode = session for this database in the pooler, or connect directly"
-#: Errors of connecting that no waiting mends, by what they say (libpq, PostgreSQL, PgBouncer), with what to do.
+#: Patterns of connection errors that never pass by themselves (from libpq, PostgreSQL, PgBouncer), with advice.
 HOPELESS = (
     (
         re.compile(r"unsupported startup parameter"),
@@ -44,7 +44,7 @@ HOPELESS = (
 
 
 def fitness(connection: Connection, engine: Engine) -> Iterator[Check]:
-    """All answers."""
+    """All checks of PostgreSQL."""
     yield encoding(connection)
     yield writes(connection)
     yield from isolation(connection)
@@ -52,7 +52,7 @@ def fitness(connection: Connection, engine: Engine) -> Iterator[Check]:
 
 
 def encoding(connection: Connection) -> Check:
-    """Whether every text can be stored. Rota's own connections use UTF8, whatever PGCLIENTENCODING says."""
+    """Check that the database can store every text. Rota's own connections ignore PGCLIENTENCODING and use UTF8."""
     name = "PostgreSQL encoding"
     found = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
     if found == ENCODING:
@@ -61,11 +61,11 @@ def encoding(connection: Connection) -> Check:
 
 
 def writes(connection: Connection) -> Check:
-    """Whether transactions may write."""
+    """Check that transactions may write."""
     name = "PostgreSQL writes"
     row = connection.execute(WRITES).one()
     if row.is_standby:
-        return check(name, "wrong", "the server is a standby, and takes none", PRIMARY)
+        return check(name, "wrong", "the server is a standby, which refuses writes", PRIMARY)
     if row.is_read_only:
         said = f"default_transaction_read_only is on (source: {row.source})"
         return check(name, "wrong", said, read_write(row.source))
@@ -73,7 +73,7 @@ def writes(connection: Connection) -> Check:
 
 
 def read_write(source: str) -> str:
-    """How to have transactions write again, by where PostgreSQL says the setting is from."""
+    """The advice for default_transaction_read_only; it depends on the source of the setting."""
     statements = {
         "database": "ALTER DATABASE … RESET default_transaction_read_only",
         "user": "ALTER ROLE … RESET default_transaction_read_only",
@@ -84,30 +84,33 @@ def read_write(source: str) -> str:
 
 
 def never_writes(connection: Connection, url: URL) -> Iterator[Check]:
-    """Whether this process has itself asked for what takes no writes; a standby may be promoted, and is waited for."""
+    """Check that the settings of this process do not ask for a connection without writes.
+
+    A standby is no such case: it may be promoted, so the process waits.
+    """
     wanted = url.query.get("target_session_attrs")
     if wanted in STANDBYS:
-        said = f"target_session_attrs={wanted} chooses a server that takes none"
+        said = f"target_session_attrs={wanted} chooses a server that refuses writes"
         yield check("PostgreSQL writes", "wrong", said, "DATABASE_URL needs target_session_attrs=read-write")
     elif connection.execute(WRITES).one().source == "client":
         yield writes(connection)
 
 
 def isolation(connection: Connection) -> Iterator[Check]:
-    """Which isolation transactions have by default, if it is not PostgreSQL's own; Rota's connections set theirs."""
+    """Report a default isolation that is not PostgreSQL's own. Rota's connections set their own isolation."""
     driver: Any = connection.connection.dbapi_connection
     if isinstance(driver, WatchedConnection) and driver.default_isolation != READ_COMMITTED:
-        said = f"{driver.default_isolation} by default; Rota's transactions and jobs use {READ_COMMITTED} all the same"
-        yield check("PostgreSQL isolation", "info", said, "a job that needs another level says so: @job(isolation=…)")
+        said = f"{driver.default_isolation} by default; Rota's transactions and jobs still use {READ_COMMITTED}"
+        yield check("PostgreSQL isolation", "info", said, "for another level, declare it: @job(isolation=…)")
 
 
 def pooling(connection: Connection, engine: Engine) -> Check:
-    """Whether a connection keeps its session from one transaction to the next.
+    """Check that a connection keeps its session from one transaction to the next.
 
-    A pooler in transaction mode gives each transaction a server process that happens to be idle, so that two
-    connections may have the same one, and one may have two. Which is idle depends on the pooler: the last that was used
-    (then a transaction that stays open takes it away), or the one that was idle for longest (then two transactions in a
-    row differ).
+    A pooler in transaction mode gives each transaction any idle server process. So two connections may use the same
+    process, and one connection may use several. Poolers choose in two ways. Some choose the process that was used last:
+    then a transaction of another connection, kept open, takes it away. Others choose the process that has been idle for
+    longest: then two transactions in a row use different processes.
     """
     name = "PostgreSQL pooling"
     before = [backend(connection), backend(connection)]
@@ -128,7 +131,7 @@ def backend(connection: Connection) -> object:
 
 
 def hopeless(error: BaseException) -> Check | None:
-    """What is wrong and what to do, if connecting failed in a way that no waiting mends."""
+    """A check with advice, if the error of connecting never passes by itself; None for other errors."""
     said = database.brief(error)
     for pattern, advice in HOPELESS:
         if pattern.search(said):
@@ -137,7 +140,7 @@ def hopeless(error: BaseException) -> Check | None:
 
 
 def never(connection: Connection, engine: Engine) -> Iterator[Check]:
-    """The answers that stop a process from starting if they are wrong, since they do not change by waiting."""
+    """The checks that keep a process from starting if they are wrong, since waiting does not help."""
     yield encoding(connection)
     yield from never_writes(connection, engine.url)
     yield pooling(connection, engine)

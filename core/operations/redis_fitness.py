@@ -1,4 +1,4 @@
-"""Whether Redis is fit to carry the messages of this ledger: one function per question."""
+"""Checks that Redis can carry the messages of this ledger. Each function makes one check."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +12,7 @@ from core.settings import Settings
 from core.transport.redis import ownership
 
 TIMEOUT_SECONDS = 3
-#: Written and deleted to see whether Redis takes writes.
+#: Written to test whether Redis accepts writes; it expires by itself.
 PROBE_KEY = "rota:check"
 ANOTHER_REDIS = (
     "give each service a Redis of its own, or another database of it (redis://…/1). If this ledger replaces that one "
@@ -21,7 +21,7 @@ ANOTHER_REDIS = (
 
 
 def carrier(configured: Settings, advice: str) -> Check:
-    """Whether Redis is there and takes writes, unless it is not used."""
+    """Check that Redis can be reached and accepts writes, if it is used."""
     if configured.mode == "local" or configured.redis_url is None:
         return check("Redis", "info", "not used: SCHEDULER_MODE=local")
     client = connected(configured.redis_url.get_secret_value())
@@ -41,7 +41,7 @@ def carrier(configured: Settings, advice: str) -> Check:
 
 
 def response_advice(message: str) -> str:
-    """What to do about a refusal."""
+    """The advice for an error reply of Redis."""
     if "maxmemory" in message:
         return "Redis is full: raise maxmemory; its maxmemory-policy should be noeviction"
     if "MISCONF" in message:
@@ -50,14 +50,14 @@ def response_advice(message: str) -> str:
 
 
 def redis_version(client: redis.Redis) -> str:
-    """Its version, if it may be asked."""
+    """The version of Redis, or "unknown" if the user may not ask for it."""
     with suppress(redis.RedisError):
         return str(client.info("server")["redis_version"])
     return "unknown"
 
 
 def carried(configured: Settings, ledger: str) -> Iterator[Check]:
-    """Whether Redis carries the messages of ``ledger``, as far as Redis can be asked."""
+    """Check that Redis belongs to ``ledger``. No check if Redis cannot be reached."""
     if configured.mode == "local" or configured.redis_url is None:
         return
     client = connected(configured.redis_url.get_secret_value())
@@ -70,10 +70,10 @@ def carried(configured: Settings, ledger: str) -> Iterator[Check]:
 
 
 def belongs(owner: str | None, ledger: str) -> Check:
-    """Whether Redis is that of ``ledger``, by whose it says it is."""
+    """Check that ``owner``, the ledger that is named in Redis, is ``ledger``."""
     name = "ledger of Redis"
     if owner is None:
-        return check(name, "ok", "none yet; the first worker makes it this one's")
+        return check(name, "ok", "none yet; the first worker writes this ledger's id to Redis")
     if owner == ledger:
         return check(name, "ok", "this one")
     return check(
@@ -82,7 +82,7 @@ def belongs(owner: str | None, ledger: str) -> Check:
 
 
 def connected(url: str) -> redis.Redis:
-    """A client that fails within seconds, at the first attempt."""
+    """A client that makes one attempt, and fails within seconds."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=TIMEOUT_SECONDS,

@@ -63,7 +63,7 @@ class Lack:
 
 
 def lacking(connection: Connection, registry: Registry, purpose: Purpose = "working") -> Iterator[Lack]:
-    """What the role of ``connection`` lacks for ``purpose``, on the core's tables and on those of loaded plugins."""
+    """The rights that the connection's role lacks for ``purpose`` on the tables of the core and of loaded plugins."""
     owners = {OURS: "core", **{plugin.name: plugin.name for plugin in registry.plugins if plugin.state == "loaded"}}
     alike = defaultdict(list)
     for row in connection.execute(LACKING, {"purpose": purpose}):

@@ -27,7 +27,7 @@ from core.worker.outcomes import Recorder, bad_result, refused_result
 
 #: The most waiting runs; further runs are committed alone.
 MOST_WAITING = 1000
-#: A success that PostgreSQL has refused so often by itself, for whatever reason, is refused for good.
+#: After so many refusals of one success alone, for any reason, it is not tried again.
 MOST_REFUSALS = 30
 #: How often ``flush`` looks, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
@@ -40,15 +40,16 @@ class Completion:
     lease: Lease
     #: Its result as a JSON text.
     result: str | None
-    #: Told what was recorded: ``succeeded``; ``dead``, with the error, as PostgreSQL refuses the success; or ``lost``,
-    #: the lease. Must not raise.
+    #: Called with the recorded outcome: ``succeeded``; ``dead`` and the error, if PostgreSQL refuses the success; or
+    #: ``lost``, if the lease is lost. Must not raise.
     on_recorded: Callable[[str, BadResult | None], None]
 
 
 class Completions(Batcher[Completion]):
     """Records the successes of this process's runs.
 
-    A batch that PostgreSQL refuses is taken apart: all others are recorded, and the one that it refuses ends.
+    If PostgreSQL refuses a batch, the batch is split. Then only the run that PostgreSQL refuses ends as dead, and all
+    others are recorded.
     """
 
     name = "rota-completions"
@@ -62,24 +63,27 @@ class Completions(Batcher[Completion]):
         self._engine = engine
         self._membership = membership
         self._recorder = Recorder(engine, membership)
-        #: The tokens of those that were told already, while others of their batch are tried again.
+        #: The tokens of the completions that are recorded, while others of their batch are tried again.
         self._told: set[int] = set()
-        #: How often each token was refused by itself.
+        #: The number of times that each token was refused alone.
         self._refusals: Counter[int] = Counter()
 
     @property
     def has_room(self) -> bool:
-        """Whether one more may be added."""
+        """Whether another completion may be added."""
         return len(self._waiting) < MOST_WAITING and not self._stopping.is_set()
 
     def flush(self, timeout_seconds: float) -> None:
-        """Wait until all that were added are recorded, or the time is up."""
+        """Wait until all added completions are recorded, but at most ``timeout_seconds``."""
         deadline = time.monotonic() + timeout_seconds
         while self._waiting and time.monotonic() < deadline:
             time.sleep(LOOK_AGAIN_SECONDS)
 
     def deal_with(self, batch: Sequence[Completion]) -> None:
-        """Record ``batch``, and tell each. Raises what keeps one from being recorded, once all others are."""
+        """Record ``batch``, and call ``on_recorded`` of each completion.
+
+        If some cannot be recorded, the others are recorded first; then the error of one is raised.
+        """
         left = [completion for completion in batch if completion.lease.token not in self._told]
         errors = self._record_apart(left)
         if errors:
@@ -88,12 +92,12 @@ class Completions(Batcher[Completion]):
         self._refusals.clear()
 
     def failed(self, error: Exception) -> None:
-        """Say so; with a traceback, unless it is the database's trouble."""
+        """Log the error, with a traceback unless the database is unavailable."""
         is_expected = isinstance(error, database.DATABASE_AWAY)
         emit(RunNotRecorded(database.brief(error)), None if is_expected else error)
 
     def _record_apart(self, batch: Sequence[Completion]) -> list[Exception]:
-        """Record ``batch``, in halves if PostgreSQL refuses it as a whole; return the errors of what is to wait."""
+        """Record ``batch``, in halves if PostgreSQL refuses it; return the errors of the completions that must wait."""
         if not batch:
             return []
         try:
@@ -110,7 +114,7 @@ class Completions(Batcher[Completion]):
         return []
 
     def _record(self, batch: Sequence[Completion]) -> set[int]:
-        """Record ``batch`` and return the runs of it whose leases were good. Raises DBAPIError, and ValueError."""
+        """Record ``batch``; return those of its runs whose leases were valid. Raises DBAPIError and ValueError."""
         process_id = self._membership.process_id
         outcomes = [(each.lease, each.result) for each in batch if each.lease.process_id == process_id]
         if process_id is None or not outcomes:  # the leases ended with their registration
@@ -119,7 +123,7 @@ class Completions(Batcher[Completion]):
             return runs.succeed_many(connection, process_id, outcomes)
 
     def _refuse(self, completion: Completion, error: Exception) -> list[Exception]:
-        """End a run whose success is refused, unless it may be accepted a little later."""
+        """End a run whose success is refused, unless a later try may be accepted."""
         lease = completion.lease
         self._refusals[lease.token] += 1
         if not (database.refuses_value(error) or self._refusals[lease.token] >= MOST_REFUSALS):

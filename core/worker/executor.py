@@ -1,6 +1,6 @@
-"""One attempt at a run, from claim to recorded end. What carries the run here (Dramatiq, a test) does not matter to it.
+"""One attempt at a run, from the claim to the recorded outcome. It does not depend on its caller (Dramatiq or a test).
 
-What surrounds each run is written out once, in ``Executor``: each line is a file in ``core/middleware/``.
+``Executor`` lists the layers around each run in their order. Each layer is a file in ``core/middleware/``.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class Executor:
             PluginMiddleware(last_resort),  # within the limits, which cover one that hangs
             ForkedChildren(),  # innermost: a child that leaves the job's function ends there
         ]
-        #: What surrounds each message of the fast lane, which has neither lease nor outcome in the ledger.
+        #: The layers around a message of the fast lane, which has neither a lease nor an outcome in the ledger.
         self._around_messages = [
             OwnContext(),
             Metrics(),

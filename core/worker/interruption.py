@@ -1,14 +1,14 @@
-"""Interruption: a job is stopped from outside, and the class of what is raised in its thread says why.
+"""Interrupts jobs from another thread. The class of the exception that is raised in the job's thread is the reason.
 
-One watching thread per process interrupts what runs too long. At the soft limit the job's statement is cancelled in
+One watching thread per process interrupts jobs that run too long. At the soft limit the job's statement is cancelled in
 PostgreSQL and TimeLimitExceeded is raised in its thread; at the hard limit the caller's last resort is called, in the
-watching thread. An attempt whose lease is lost is interrupted at once with AttemptLost, by ``interrupt``, and its
-connection is closed: nothing that it holds is left to wait for. Raising happens under the watch's own lock, which
-ends the watch too, so it cannot reach a thread that has left ``Watch.hold``. Cancelling takes a connection to
-PostgreSQL, which may hang: it has a thread of its own, for which the job's end waits a little while.
+watching thread. ``interrupt`` stops an attempt whose lease is lost at once with AttemptLost, and closes its connection,
+so that PostgreSQL frees its locks. A watch raises exceptions and ends under the same lock, so an exception cannot reach
+a thread that has left ``Watch.hold``. Cancelling needs a connection to PostgreSQL, which may hang, so it has a thread
+of its own. The end of the job waits a short time for it.
 
-Python swallows what is raised within a weak reference's callback or a finaliser, and says so to ``sys.unraisablehook``;
-there an interruption is noticed that got lost, and is raised again.
+Python discards an exception that is raised in the callback of a weak reference or in a finaliser, and reports it to
+``sys.unraisablehook``. A hook there notices such an interruption, and it is raised again.
 """
 
 import ctypes
@@ -24,9 +24,9 @@ from core.errors import AttemptLost, Interrupted, TimeLimitExceeded
 from core.observability.events import LimitNotEnforced, emit
 
 FOREVER = float("inf")
-#: How often to look, after a soft limit, whether its interruption was swallowed.
+#: The interval at which a watch checks, after the soft limit, whether Python has discarded its interruption.
 LOOK_AGAIN_SECONDS = 0.2
-#: How long the end of a job waits for its statement to be cancelled.
+#: The longest wait, at the end of a job, until the cancelling of its statement is done.
 CANCEL_SECONDS = 2.0
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Watch:
     on_lost: Callable[[], None] = nothing
     #: The token of the attempt's lease, if it has one.
     token: int | None = None
-    #: Why it was interrupted, so that an error can be told for what it is; None: it was not.
+    #: The reason of the interruption, by which its errors are recognised; None if the job was not interrupted.
     cause: type[Interrupted] | None = None
     lost_at: float | None = None
     is_over: bool = False
@@ -58,7 +58,7 @@ class Watch:
 
     @property
     def is_lost(self) -> bool:
-        """Whether its lease is lost."""
+        """Whether the lease of the attempt is lost."""
         return self.cause is AttemptLost
 
     @property
@@ -75,14 +75,14 @@ class Watch:
 
     @property
     def is_cancelling(self) -> bool:
-        """Whether the job has ended and its statement is still being cancelled: that could strike another's."""
+        """Whether its statement is still being cancelled; the cancelling could hit a later statement of another job."""
         return self._cancelling is not None and self._cancelling.is_alive()
 
     def hold(self, body: Callable[[], T]) -> T:
         """Call ``body`` under watch, and return what it returns.
 
-        This is no context manager, since the exception can arrive at the very first step of an ``__exit__``, which
-        then does nothing. Here all steps are in one frame, and those outside ``try`` call nothing.
+        This is not a context manager: the exception could arrive at the first step of ``__exit__``, and the rest of it
+        would not run. Here all steps are in one frame, and no step outside ``try`` calls anything.
         """
         try:
             _watcher.add(self)
@@ -90,7 +90,7 @@ class Watch:
         finally:
             try:
                 _watcher.remove(self)
-            except Interrupted:  # it arrived just here, and comes only once
+            except Interrupted:  # it arrived during the removal; it comes only once
                 _watcher.remove(self)
                 raise
             finally:
@@ -98,7 +98,7 @@ class Watch:
                     self._cancelling.join(CANCEL_SECONDS)
 
     def enforce(self) -> None:
-        """Enforce the limits that have passed, unless the job has ended."""
+        """Enforce the limits that the job has exceeded, unless it has ended."""
         with self.lock:
             if self.is_over:
                 return
@@ -114,7 +114,10 @@ class Watch:
             self.look_again_at = now + LOOK_AGAIN_SECONDS
 
     def interrupt(self, cause: type[Interrupted]) -> bool:
-        """Interrupt the job for ``cause``; False if it has ended, was so interrupted before, or has lost its lease."""
+        """Interrupt the job for ``cause``.
+
+        Return False if it has ended, has lost its lease, or was interrupted for the same cause before.
+        """
         with self.lock:
             if self.is_over or self.is_lost or self.cause is cause:
                 return False
@@ -129,7 +132,7 @@ class Watch:
             self.lost_at = time.monotonic()
             _attempt(self.on_lost)
         else:
-            _attempt(self._begin_to_cancel)  # there may be no thread to be had
+            _attempt(self._begin_to_cancel)  # the machine may refuse another thread
 
     def _raise(self, cause: type[Interrupted]) -> None:
         _swallowed.discard(self.thread_id)
@@ -145,7 +148,7 @@ class Watch:
             _attempt(self.on_soft)
 
     def end(self) -> None:
-        """The job has ended; an exception that has not reached it yet is taken back."""
+        """End the watch with the job; withdraw an exception that has not reached the job yet."""
         with self.lock:
             self.is_over = True
             if self.cause:
@@ -165,13 +168,13 @@ class Watcher:
 
     @property
     def threads(self) -> set[int]:
-        """Those that are in a job, and may be."""
+        """The threads that are in a job whose lease is not lost."""
         with self._changed:
             return {watch.thread_id for watch in self._watches if not watch.is_lost}
 
     @property
     def lost_since(self) -> dict[int, float]:
-        """Since when each thread is in an attempt that is lost."""
+        """For each thread in a lost attempt, the time of the loss, in monotonic seconds."""
         with self._changed:
             return {watch.thread_id: watch.lost_at for watch in self._watches if watch.lost_at is not None}
 
@@ -196,14 +199,14 @@ class Watcher:
             self._changed.notify()
 
     def start(self) -> None:
-        """Have the thread before the first job; it is not the job's fault if there is none to be had."""
+        """Start the watching thread before the first job, so that a failure to start it is not counted for a job."""
         with self._changed:
             self._start()
 
     def _start(self) -> None:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="rota-limits", daemon=True)
-            thread.start()  # if there is none to be had, the next job tries again
+            thread.start()  # if the machine refuses it, the next job tries again
             self._thread = thread
             _notice_swallowed()
 
@@ -234,16 +237,16 @@ class Watcher:
 def _attempt(action: Callable[[], None]) -> None:
     try:
         action()
-    except Exception as error:  # noqa: BLE001 — the watching thread outlives everything that it is asked to do
+    except Exception as error:  # noqa: BLE001 — the watching thread must not end
         emit(LimitNotEnforced(), error)
 
 
-#: The threads in which Python has swallowed an interruption. Changed without a lock, as a finaliser must.
+#: The threads in which Python has discarded an interruption. There is no lock, since finalisers change this set.
 _swallowed: set[int] = set()
 
 
 def _notice_swallowed() -> None:
-    """Have Python say when it swallows an interruption; anything else goes where it went before."""
+    """Install a hook that notes discarded interruptions, and passes everything else to the previous hook."""
     former = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -259,22 +262,22 @@ _watcher = Watcher()
 
 
 def start() -> None:
-    """Begin to watch, before the first job. Raises RuntimeError where the machine has no thread to give."""
+    """Start watching, before the first job. Raises RuntimeError if no thread can be started."""
     _watcher.start()
 
 
 def interrupt(tokens: Collection[int], cause: type[Interrupted]) -> int:
-    """Interrupt the attempts with these leases, told by their tokens, for ``cause``; return how many were."""
+    """Interrupt the attempts whose leases have these tokens, for ``cause``; return the number of them."""
     return _watcher.interrupt(tokens, cause)
 
 
 def threads_in_jobs() -> set[int]:
-    """The threads of this process that are in a job; not those in an attempt that is lost and does not end."""
+    """The threads of this process that are in a job, without those whose attempt is lost."""
     return _watcher.threads
 
 
 def outside_since() -> dict[int, float]:
-    """When each thread left its last job, or lost the attempt that it is in, in monotonic seconds."""
+    """The time, in monotonic seconds, at which each thread left its last job or lost its attempt."""
     return {**_watcher.left_at, **_watcher.lost_since}
 
 
@@ -287,7 +290,7 @@ def limited(
     on_lost: Callable[[], None] = nothing,
     token: int | None = None,
 ) -> Watch:
-    """A watch over this thread, for what is then called through ``hold``. The limits count from here."""
+    """A watch of this thread; call its ``hold`` with the function to watch. The limits count from now."""
     now = time.monotonic()
     soft_at, hard_at = now + soft.total_seconds(), now + hard.total_seconds()
     return Watch(threading.get_ident(), soft_at, hard_at, on_soft, on_hard, on_lost, token)
@@ -299,5 +302,5 @@ def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:
 
 
 def withdraw_exception(thread_id: int) -> None:
-    """Take back an exception that was set and not yet raised."""
+    """Withdraw an exception that was set and not yet raised."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)

@@ -60,7 +60,10 @@ def attach_carrier(configured: Settings) -> None:
 
 
 def listen() -> list[int]:
-    """What can be read from once this process is to leave: it was told so, or its worker has closed the pipe."""
+    """File descriptors, one of which becomes readable when this process must leave.
+
+    That happens when the worker tells it to leave, or has closed the pipe.
+    """
     pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # the pipe is not for what the job starts
     os.close(nothing)

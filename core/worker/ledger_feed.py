@@ -41,7 +41,7 @@ class Threads(Protocol):
 
 
 class LedgerFeed(LedgerThread):
-    """One in every worker process; it takes runs while ``carrier`` cannot carry them."""
+    """The thread of a worker process that takes runs from the ledger while ``carrier`` cannot send messages."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""``SCHEDULER_MODE=local``: the whole service in one process, without Redis; what ``rota worker`` runs then.
+"""``SCHEDULER_MODE=local``: the whole service in one process, without Redis. ``rota worker`` starts it in this mode.
 
-The dispatcher inserts slots as they come due, and the feed gives the ledger's runs to this process's threads, which
-are a Dramatiq worker's; so jobs, middleware and limits are the same as anywhere.
+The dispatcher inserts slots when they are due, and the feed gives the ledger's runs to the threads of this process.
+They are the threads of a Dramatiq worker, so jobs, middleware and limits are the same as in the other modes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DRAINED_EVERY_SECONDS = 0.05
 
 
 def build(process: WorkerProcess) -> LocalBroker:
-    """The broker with everything on it; see ``core/main.py``."""
+    """The broker with its middleware and actors; see ``core/main.py``."""
     heartbeat = process.heartbeat("worker")
     broker = LocalBroker()
     carrier = LocalCarrier(broker)
@@ -52,7 +52,7 @@ def build(process: WorkerProcess) -> LocalBroker:
 
 
 def run(broker: LocalBroker, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
-    """Work until SIGTERM or SIGINT, then finish running jobs and messages in memory, within the grace."""
+    """Work until SIGTERM or SIGINT; then finish the running jobs and the messages in memory, within the grace."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -68,7 +68,7 @@ def run(broker: LocalBroker, queues: Sequence[str], threads: int, grace_seconds:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Parse what ``rota worker`` passes on, and work."""
+    """Run this process as a worker. ``words`` are the arguments that ``rota worker`` passes on."""
     parser = argparse.ArgumentParser(prog="python -m core.worker.local", description=__doc__)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--queues", nargs="*", default=[])

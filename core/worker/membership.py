@@ -14,7 +14,7 @@ def process_name() -> str:
 
 
 def application_name() -> str:
-    """What this process calls its connections: unlike a pid it is never used twice. At most 63 bytes."""
+    """A name for this process's connections, at most 63 bytes. Unlike a pid, it is never used twice."""
     return f"rota:{os.getpid()}:{secrets.token_hex(8)}"
 
 

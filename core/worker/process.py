@@ -42,7 +42,7 @@ class WorkerProcess:
 
     configured: Settings
     registry: Registry
-    #: What this process calls its connections.
+    #: The name of this process's connections in PostgreSQL.
     application: str = field(default_factory=application_name)
 
     @cached_property
@@ -82,7 +82,10 @@ class WorkerProcess:
         )
 
     def fitness(self, client: redis.Redis | None = None) -> Fitness:
-        """What refuses servers with which this process can never work; ``client`` must fail within about a second."""
+        """The check that refuses servers with which this process can never work.
+
+        ``client`` must fail within about a second.
+        """
         return Fitness(self.engine, client)
 
     def watchdog(self) -> Watchdog:

@@ -1,7 +1,7 @@
 """The state of a process that a job can change: each kind, how it is read, and how it is restored.
 
-All are read after each run, so reading is cheap: no system call but that for the working directory. The umask, which
-only the text of a file tells without changing it, is read once a second.
+They are all read after each run, so reading must be cheap. Only the working directory needs a system call each time.
+The umask is read once a second: its system call would change it, so it is read from a file in /proc.
 """
 
 import gc
@@ -23,7 +23,7 @@ STATUS = Path("/proc/self/status")
 UMASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 UMASK_SECONDS = 1.0
 NUMBER = re.compile(r"\d+")
-#: Whose threads stay because they are the service's.
+#: The packages of the service's own threads, which stay.
 OWN_THREADS = ("core.", "dramatiq.")
 OWN_NAME = "rota-"
 
@@ -38,9 +38,9 @@ class Kind:
     name: str
     read: Callable[[], Any]
     put_back: Callable[[Any], object] | None = None
-    #: What has changed, for the log; empty: nothing to tell of. Never a value, which may be secret.
+    #: Describes the change for the log; empty: there is no change to report. Never a value, which may be secret.
     tell: Callable[[Any, Any], str] | None = None
-    #: Whether what is read is how it is now, so that it tells which run has changed it.
+    #: Whether ``read`` returns the state of this moment, so that the run that changed it is known.
     is_current: bool = True
 
 
@@ -60,7 +60,7 @@ class Umask:
         self._read_at = float("-inf")
 
     def read(self) -> int | None:
-        """Read it, if that is a second ago."""
+        """Return the umask; read it again if the last reading is at least a second old."""
         now = time.monotonic()
         if now >= self._read_at + UMASK_SECONDS:
             self._read_at = now
@@ -68,7 +68,7 @@ class Umask:
         return self._value
 
     def put_back(self, value: int | None) -> None:
-        """Set it."""
+        """Set the umask."""
         if value is not None:
             os.umask(value)
             self._value = value
@@ -82,7 +82,7 @@ class Umask:
 
 
 class Shield:
-    """A standard stream as jobs have it: closing it closes nothing that the log or another job writes to."""
+    """The standard stream that jobs see. If a job closes it, the log and other jobs can still write."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -116,17 +116,17 @@ class Stream:
         return stream, getattr(stream, "closed", False)
 
     def put_back(self, _before: object = None) -> None:
-        """Have it where it was, and open."""
+        """Put an open stream in its place again."""
         setattr(sys, self._name, Shield(self._stream) if self._stream is not None else None)
 
 
 def logging_state() -> tuple[Any, ...]:
-    """Where the log goes, from which level on, and whether anything has switched it off."""
+    """The handlers and the level of the log, and whether it is disabled."""
     return (*root.handlers, root.level, root.manager.disable, ours.disabled)
 
 
 def put_back_logging(before: tuple[Any, ...]) -> None:
-    """Have the log go where it went. ``dictConfig`` disables every logger that it does not name."""
+    """Restore the log's handlers and level, and enable all loggers, since ``dictConfig`` may disable some."""
     *handlers, level, disabled, _ = before
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -144,7 +144,7 @@ class Threads:
         self._listed: frozenset[threading.Thread] = frozenset()
 
     def read(self) -> frozenset[threading.Thread]:
-        """Those that are alive."""
+        """The threads that are alive."""
         count = threading.active_count()
         if count != self._count:
             self._count = count
@@ -158,7 +158,7 @@ def is_own(thread: threading.Thread) -> bool:
 
 
 def come(before: frozenset[threading.Thread], now: frozenset[threading.Thread]) -> str:
-    """The names of the threads that have come, without numbers, which Python counts on; nothing if none has come."""
+    """The names of new threads, without the numbers that Python adds; empty if there are none."""
     names = ", ".join(sorted({NUMBER.sub("N", thread.name) for thread in now - before}))
     return f"threads {names}" if names else ""
 

@@ -23,7 +23,7 @@ class News(NamedTuple):
     agent_id: str
     #: When the chat ends unless somebody writes, or when it ended.
     ends_at: datetime
-    #: What else the push says.
+    #: Further fields of the push.
     details: Mapping[str, str | None] = {}
 
 

@@ -28,5 +28,5 @@ def check_expired_invitation_codes(run: Run) -> dict[str, int]:
 
 @job("check-expired-points", schedule=every(hours=1))
 def check_expired_points(run: Run) -> dict[str, int]:
-    """Expire point lots past their date, and debit balances by what is left of each."""
+    """Expire point lots past their date, and subtract their remaining points from the balances."""
     return points.expire(run.session, run.now, checkpoint=run.checkpoint)

@@ -38,7 +38,7 @@ class CodeState(StrEnum):
 
 
 class EntryKind(StrEnum):
-    """What moved points: into a lot, or out of it."""
+    """The reason why points moved into a lot or out of it."""
 
     GRANTED = "granted"
     SPENT = "spent"
@@ -146,7 +146,7 @@ class InvitationCode(Base):
 
 
 class PointBalance(Base):
-    """How many points a user has: the sum of the user's entries, and of what remains of the user's lots."""
+    """A user's points: the sum of the user's entries, and also of the remaining points of the user's lots."""
 
     __tablename__ = "expiry_point_balances"
     __table_args__ = (CheckConstraint("points >= 0", name="points"),)
@@ -156,7 +156,7 @@ class PointBalance(Base):
 
 
 class PointLot(Base):
-    """Points granted together, and what remains of them: the sum of the lot's entries."""
+    """Points that were granted together. ``remaining`` is the sum of the lot's entries."""
 
     __tablename__ = "expiry_point_lots"
     __table_args__ = (
@@ -206,5 +206,5 @@ class PointEntry(Base):
     kind: Mapped[str]
     points: Mapped[int]
     created_at: Mapped[datetime]
-    #: What the application granted or spent points for; see points.py.
+    #: The application's reason for granting or spending the points; see points.py.
     reference: Mapped[str | None]

@@ -31,7 +31,7 @@ from plugins.expiry.sweeps import Ends, among, end_due
 BATCH = 1000
 #: The most that can be granted or spent at once: a balance of nine thousand such lots still fits a bigint.
 MOST_POINTS = 10**15
-#: What an index of references can hold, whatever the characters.
+#: The most characters that an index of references can hold, even if all are long in UTF-8.
 LONGEST_REFERENCE = 200
 
 LEFT = PointLot.remaining > 0
@@ -85,7 +85,7 @@ def spend_points(session: Session, user_id: str, points: int, now: datetime, *, 
 
 
 def spendable_points(session: Session, user_id: str, now: datetime) -> int:
-    """How many points the user can spend: what remains of the lots that have not ended."""
+    """The points that the user can spend: the remaining points of the lots that have not expired."""
     remaining = select(func.coalesce(func.sum(PointLot.remaining), 0))
     return int(session.scalars(remaining.where(PointLot.user_id == user_id, LEFT, PointLot.expires_at > now)).one())
 
@@ -146,7 +146,7 @@ def _spendable_lots(session: Session, user_id: str, now: datetime) -> dict[int, 
 
 
 def _shares(lots: dict[int, int], points: int) -> dict[int, int]:
-    """What each lot gives so that it is ``points`` in all, the first lots first."""
+    """The points to take from each lot, ``points`` in total; the first lots are used up first."""
     shares: dict[int, int] = {}
     for lot_id, remaining in lots.items():
         if not points:
@@ -183,7 +183,7 @@ def _lock_due_lots(session: Session, ids: Sequence[int], now: datetime) -> Seque
 
 
 def _debit(session: Session, lot_ids: Sequence[int]) -> int:
-    """Take what is left of these lots off the balances; return how much that is."""
+    """Subtract the remaining points of these lots from the balances; return the total."""
     left = (
         select(PointLot.user_id, func.sum(PointLot.remaining).label("points"))
         .where(among(PointLot.id, lot_ids))

@@ -18,7 +18,7 @@ UNITS = ((timedelta(days=1), "day"), (timedelta(hours=1), "hour"), (timedelta(mi
 
 
 class Record(NamedTuple):
-    """What an expert has to show."""
+    """The record of an expert's work, from which the bio is written."""
 
     completed: int = 0
     categories: Sequence[str] = ()
@@ -79,7 +79,7 @@ def _plural(number: int, one: str, many: str = "") -> str:
 
 
 class Expert(NamedTuple):
-    """What is kept of an expert's row."""
+    """The columns of an expert's row that the bio needs."""
 
     bio: str
     response_time: timedelta | None

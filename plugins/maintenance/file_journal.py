@@ -46,7 +46,7 @@ Row = TypeVar("Row")
 class Journal:
     """A kind of row that has files: its table, its folders and its noun in the log."""
 
-    #: What a row is called in logs and counts.
+    #: The word for a row in logs and counts.
     noun: str
     owner_id: InstrumentedAttribute[int]
     began_at: InstrumentedAttribute[datetime | None]

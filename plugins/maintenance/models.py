@@ -101,7 +101,7 @@ class TaskFile(Base):
 
 
 class Review(Base):
-    """What somebody thought of a user's work on a task."""
+    """A user's review of another user's work on a task."""
 
     __tablename__ = "maintenance_reviews"
     __table_args__ = (

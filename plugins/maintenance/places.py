@@ -19,7 +19,7 @@ class Place(NamedTuple):
 
 
 def columns(row_id: InstrumentedAttribute[int], at: InstrumentedAttribute[Any]) -> list[ColumnElement[Any]]:
-    """What to select for a Place."""
+    """The columns to select for a Place."""
     return [row_id.label("id"), cast(at, Text).label("at")]
 
 

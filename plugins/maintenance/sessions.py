@@ -1,16 +1,16 @@
-"""Sessions in Redis: what TTLs leave behind, removed for everyone by a job, and for one user at log-in and log-out.
+"""Removes leftovers of sessions in Redis: a job does so for all users, log-in and log-out for one user.
 
 There are three kinds, JSON under ``session:{id}``, ``service_session:{service}:{id}`` and
 ``admin_session:{admin}:{id}``; and for each user the set ``user_sessions:{user}`` of the ids of the first kind. Two
-things are left behind: sessions marked ``"is_active": false`` before their TTL, and members whose session is gone.
+kinds of leftovers exist: sessions marked ``"is_active": false`` before their TTL, and members whose session is gone.
 
 **No valid session is removed**, even while users log in. Each decision is made and carried out in one step of Redis, a
 script: a session is deleted only if what is stored at that moment is inactive, and a member only if its session does
-not exist at that moment. One gap is not Redis' to close: an application may add the member first and store the session
-a moment later. So the job removes a member only if its session was missing, and still is a second later. At log-in and
-log-out nobody can wait for a second; an application that calls those stores the session first, or both in one MULTI.
+not exist at that moment. A script cannot close one gap: an application may add the member first and store the session
+a moment later. So the job removes a member only if its session was missing, and still is a second later. Log-in and
+log-out cannot wait for a second. So an application that calls them must store the session first, or both in one MULTI.
 
-What is not a JSON object is left alone and counted. Memory stays the same however many sessions there are.
+A value that is not a JSON object is not changed, and is counted. Memory does not grow with the number of sessions.
 """
 
 import time
@@ -75,15 +75,16 @@ LOG_OUT = f"""
 
 
 def on_login(user_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
-    """Clean up what is left of one user's earlier sessions; call it after the new session is stored."""
+    """Remove the leftovers of one user's earlier sessions. Call it after the new session is stored."""
     return clean_sessions(redis or client(), user_id=user_id, settling=timedelta(0))
 
 
 def on_logout(user_id: str, session_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
-    """End one session of one user, and clean up what is left of the others. Sessions of other users stay.
+    """End one session of one user, and remove the leftovers of the user's other sessions.
 
-    A session is the user's if the user's set has its id, or if it names the user (``"user_id"``). One that names nobody
-    is ended unless another user's set has its id, for which all sets are looked through.
+    A session belongs to the user if the user's set contains its id, or if it names the user (``"user_id"``). A session
+    that names no user is ended unless the set of another user contains its id; all sets are searched for it. Sessions
+    of other users stay.
     """
     connection = redis or client()
     ended = _log_out(connection, user_id, session_id)

@@ -1,16 +1,18 @@
-"""Recomputes users' figures, only for users whose tasks or reviews have changed.
+"""Recomputes the statistics of users whose tasks or reviews have changed.
 
-**No change is lost.** Triggers leave a mark, the user's id, in ``maintenance_changed_users`` in the very transaction
-that changes a task or a review; a mark is only ever added, so writers never wait for each other or for the sweep. The
-sweep takes a batch of marks away, locks the figures of the users they name, and recomputes those in *later* statements
-of the same transaction. Under READ COMMITTED, PostgreSQL's default, a later statement sees all that was committed
-before it began: the change whose mark was taken, at least. A change that it does not see is not committed yet, and so
-its mark is not taken yet either. A user whose figures are refused keeps a mark, for the next run.
+**No change is lost.** A change of a task or a review also inserts the user's id into ``maintenance_changed_users``: a
+trigger does so in the same transaction. These rows are called marks. Writers only insert marks, so they never wait for
+each other or for the sweep. The sweep deletes a batch of marks, locks the statistics of these users, and recomputes
+them in *later* statements of the same transaction. Under READ COMMITTED, PostgreSQL's default, a later statement sees
+everything that was committed before it began. So it sees at least the changes whose marks were deleted. If it does not
+see a change, that change is not committed yet; then its mark is not deleted yet either. If PostgreSQL refuses a user's
+statistics, the user keeps a mark for the next run.
 
-**No old figures over new ones.** Two sweeps may hold marks of one user. Each recomputes only after it has the lock on
-that user's row, so the later one sees whatever the earlier one saw, and more. Rows are locked in the order of user ids.
+**New statistics are never overwritten with old ones.** Two sweeps may hold marks of one user. Each recomputes only
+after it has locked that user's row, so the later sweep sees at least all changes that the earlier one saw. Rows are
+locked in the order of user ids.
 
-**Set-based.** A batch is a handful of statements however many users are in it, each on an index.
+**Set-based.** A batch needs a few statements, regardless of the number of users in it. Each statement uses an index.
 """
 
 from collections.abc import Sequence

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 KEPT = timedelta(hours=24)
 ABOVE = (("public", "images", "public"), ("flea_market",))
 TEMPORARY = "temp_"
-#: What an image's name ends with, in small or capital letters.
+#: The endings of images' names, in lower or upper case.
 IMAGES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".svg", ".tif", ".tiff", ".webp")
 SWEEP = "temp_images"
 

@@ -17,7 +17,7 @@ from plugins.maintenance.upload_root import sync
 MARK = ".rota-upload-root"
 #: The bookmark that says that the root has been marked.
 MARKED = "upload_root"
-#: What an empty file system may hold.
+#: The names that an empty file system may contain.
 NOTHING = {"lost+found"}
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from plugins.maintenance.errors import UploadRootError, WallError
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: What the system answers when O_NOFOLLOW and O_DIRECTORY met something else than a folder.
+#: The errors of opening something other than a folder with O_NOFOLLOW and O_DIRECTORY.
 NOT_A_FOLDER = {errno.ELOOP, errno.ENOTDIR}
 NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 #: The longest name of the common file systems, in bytes.

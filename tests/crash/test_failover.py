@@ -21,7 +21,7 @@ def standby(own_postgres, servers_folder, tmp_path):
 
 
 def test_work_goes_on_with_a_standby_that_is_promoted(make_fleet, own_postgres, standby, record_property):
-    """DATABASE_URL names both hosts; no process is started anew."""
+    """DATABASE_URL names both hosts; no process is restarted."""
     fleet = make_fleet(jobs="nap,touch", postgres_url=own_postgres.url)
     standby.start()
     url = either(own_postgres, standby)

@@ -45,7 +45,7 @@ def engine(server: EmbeddedPostgres) -> Iterator[Engine]:
     database.dispose(made)
 
 
-def claim_anew(engine: Engine, run_id: int, stack: ExitStack) -> Lease:
+def claim_again(engine: Engine, run_id: int, stack: ExitStack) -> Lease:
     """Claim for a process that has just registered."""
     registration = stack.enter_context(database.dedicated(engine))
     process_id = processes.register(registration, Identity("worker", "test:1", "test"), timedelta(hours=1))
@@ -63,7 +63,7 @@ def lose_claim(server: EmbeddedPostgres, engine: Engine, stack: ExitStack) -> Le
             run_id = runs.request(
                 connection, "work", key="", queue="default", args="{}", exclusive=False, delay=NO_DELAY, carried=True
             )  # fmt: skip
-        lost = claim_anew(engine, run_id, stack)
+        lost = claim_again(engine, run_id, stack)
         server.kill()
         server.start()
         database.dispose(engine)
@@ -77,7 +77,7 @@ def lose_claim(server: EmbeddedPostgres, engine: Engine, stack: ExitStack) -> Le
 def test_a_token_that_postgresql_draws_again_after_a_crash_is_good_for_its_second_holder_alone(server, engine):
     with ExitStack() as stack:
         lost = lose_claim(server, engine, stack)
-        held = claim_anew(engine, lost.run_id, stack)
+        held = claim_again(engine, lost.run_id, stack)
         assert held.token == lost.token, "the crash has lost what the claim drew from the sequence, too"
 
         with database.autocommit(engine) as connection:

@@ -1,4 +1,4 @@
-"""I2, I8: every slot has one row and one effect, whoever fires it and whatever dies."""
+"""I2, I8: every slot has one row and one effect, no matter which process fires it and which dies."""
 
 from collections import Counter
 from datetime import datetime, timedelta

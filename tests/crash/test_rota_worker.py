@@ -222,7 +222,7 @@ class TestRecycling:
 
             assert {line["reason"] for line in logged(fleet.logs(), "process.recycling")} == {"memory"}
 
-    def test_under_dramatiq_alone_its_only_process_is_started_anew(self, make_fleet):
+    def test_under_dramatiq_alone_its_only_process_is_restarted(self, make_fleet):
         fleet = make_fleet(jobs="touch")
         command = fleet.worker(threads=2, **SOON_RECYCLED)
         (old,) = fleet.registered("worker", command)

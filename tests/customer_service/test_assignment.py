@@ -86,7 +86,7 @@ def test_ties_go_to_the_higher_rating(world):
     assert [agent for _, agent in world.pairs()] == ["best", "good", "fair"]
 
 
-def test_further_ties_go_to_whoever_was_assigned_longest_ago_and_the_never_assigned_first(world):
+def test_further_ties_go_to_the_agent_assigned_longest_ago_and_the_never_assigned_first(world):
     for agent in ("a", "b", "c"):
         world.agent(agent)
     world.waiting("1", "2")

@@ -41,7 +41,7 @@ def test_joining_during_a_chat_returns_the_entry_of_that_chat(world):
     assert entries(world.session) == 1
 
 
-def test_joining_after_the_chat_ended_waits_anew(world):
+def test_joining_after_the_chat_ended_waits_again(world):
     world.ends(world.chat("ann"))
 
     entry = join_queue(world.session, "ann", LATER)
@@ -71,7 +71,7 @@ def test_leaving_takes_a_waiting_user_out(world):
     assert world.states() == {"ann": "left", "bob": "assigned"}
 
 
-def test_leaving_is_refused_to_whoever_does_not_wait(world):
+def test_leaving_is_refused_to_a_user_who_does_not_wait(world):
     world.chat("ann")
 
     assert leave_queue(world.session, "ann", LATER) is False

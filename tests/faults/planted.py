@@ -77,7 +77,7 @@ def claim_without_lock() -> None:
 
 
 def slot_twice() -> None:
-    """Whoever fires a slot inserts it, whether or not it is there."""
+    """Each process that fires a slot inserts it, even if it is there already."""
     statement = slots.INSERT.text
     conflict = "ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING"
     assert conflict in statement, "slots.INSERT has changed"

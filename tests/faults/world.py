@@ -126,7 +126,7 @@ class FaultFleet(Fleet):
 
 @dataclass
 class Member:
-    """One worker or scheduler, over all the processes that bear its name one after the other."""
+    """One worker or scheduler: all the processes that have its name, one after the other."""
 
     name: str
     command: tuple[str, ...]

@@ -75,7 +75,7 @@ class SharedDatabase:
             self._do(f"DELETE FROM {table} RETURNING 1")
 
     def drop(self) -> None:
-        """Drop it; the next ``open`` makes it anew."""
+        """Drop it; the next ``open`` makes it again."""
         self._stack.close()
         if self.url:
             drop_database(self.template, "test_integration")

@@ -67,7 +67,7 @@ class TestPause:
         assert rota("resume", *words).stdout == f"resumed {scope}\n"
         assert rota("pauses").stdout == "nothing is paused\n"
 
-    def test_who_is_by_default_whoever_is_logged_in(self, rota, listed, monkeypatch):
+    def test_who_is_by_default_the_user_who_is_logged_in(self, rota, listed, monkeypatch):
         monkeypatch.setenv("LOGNAME", "ann")
         rota("pause", "close-day")
         assert re.fullmatch(r"ann@\S+", listed()[0]["paused_by"])

@@ -69,7 +69,7 @@ def dispatch(database: Engine) -> Iterator[Callable[..., None]]:
 
 
 class TestFact1AnErrorBeforeTheMessage:
-    """What must be held before a job may run cannot be asked for: plain runs it all the same."""
+    """The checks before a job may run cannot be made; a plain job still runs."""
 
     APPLICATION = "rota:fact-1"
 
@@ -82,7 +82,7 @@ class TestFact1AnErrorBeforeTheMessage:
 
     @contextmanager
     def database_away(self, url: str) -> Iterator[None]:
-        """Nobody can connect, and whoever claims leases is disconnected."""
+        """No process can connect, and each process that claims leases is disconnected."""
         name = make_url(url).database
         engine = databases.connect(make_url(url).set(database="postgres").render_as_string(hide_password=False))
         with databases.autocommit(engine) as connection:

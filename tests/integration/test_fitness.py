@@ -181,7 +181,7 @@ class TestWrites:
     def test_a_standby_is_wrong_for_working_and_waited_for(self, look, standby):
         found = look(standby.url)["PostgreSQL writes"]
 
-        assert (found.outcome, found.found) == ("wrong", "the server is a standby, and takes none")
+        assert (found.outcome, found.found) == ("wrong", "the server is a standby, which refuses writes")
         assert "target_session_attrs=read-write" in found.advice
         fitness.refuse_unfit(given(standby.url))
 
@@ -194,7 +194,7 @@ def test_another_isolation_by_default_is_told(look, own_database):
     found = look(url)["PostgreSQL isolation"]
 
     assert found.outcome == "info"
-    assert found.found == "serializable by default; Rota's transactions and jobs use read committed all the same"
+    assert found.found == "serializable by default; Rota's transactions and jobs still use read committed"
 
 
 class TestOptions:

@@ -109,7 +109,7 @@ def test_it_renews_the_lease_from_now_on(beat, ledger):
         "DELETE FROM rota_processes",
     ],
 )
-def test_a_process_whose_lease_was_lost_registers_anew(beat, ledger, loss, caplog):
+def test_a_process_whose_lease_was_lost_registers_again(beat, ledger, loss, caplog):
     heartbeat = beat()
     assert heartbeat.registered.wait(5)
     first = heartbeat.process_id

@@ -76,7 +76,7 @@ def test_a_leader_that_lives_is_not_deposed(stand):
     assert leader.execute(text("SELECT 1")).scalar_one() == 1
 
 
-def test_a_leader_that_registered_anew_is_not_deposed(stand, start_process, database):
+def test_a_leader_that_registered_again_is_not_deposed(stand, start_process, database):
     (leader, first), (other, _) = stand("rota:1"), stand("rota:2")
     assert leadership.ask(leader).is_won
     first.expire(database)

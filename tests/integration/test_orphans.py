@@ -167,7 +167,7 @@ class TestRuns:
         look(3 * GRACE)
         assert ledger.states("gone") == ["orphaned"]
 
-    def test_a_job_that_is_back_within_the_grace_begins_it_anew(self, look, ledger, start_process):
+    def test_a_job_that_is_back_within_the_grace_restarts_it(self, look, ledger, start_process):
         start_process(jobs=[work])
         ledger.request("gone")
 

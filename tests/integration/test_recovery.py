@@ -103,7 +103,7 @@ class TestReap:
         held.invalidate()
         held.close()
 
-    def test_a_process_that_registered_anew_keeps_its_connections(self, start_process, reaper, database, postgres_url):
+    def test_a_process_that_registered_again_keeps_its_connections(self, start_process, reaper, database, postgres_url):
         first = start_process(application="rota:the-same")
         engine = databases.connect(postgres_url, application="rota:the-same")
         with databases.dedicated(engine) as connection:

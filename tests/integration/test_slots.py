@@ -1,4 +1,6 @@
-"""I2, I8: one row for each slot that came due, whoever inserts it, and a policy for those that nobody served in time.
+"""I2, I8: one row for each slot that came due, no matter which process inserts it.
+
+A policy decides about slots that were not served in time.
 
 Outages are simulated by moving a job's watermark, or its slots, into the past.
 """
@@ -115,7 +117,7 @@ class TestWatermarks:
         assert ledger.runs("work") == []
         assert before <= ledger.value("SELECT accounted_until FROM rota_schedules") <= now()
 
-    def test_a_changed_schedule_starts_anew(self, account, outage, ledger, now):
+    def test_a_changed_schedule_starts_again(self, account, outage, ledger, now):
         outage(scheduled(every(minutes=1)), hours=2)
         before = now()
         account(scheduled(every(minutes=2)))

@@ -1,4 +1,4 @@
-"""Sessions on a real Redis: what TTLs leave behind goes, and nothing that is valid, whoever logs in meanwhile."""
+"""Sessions on a real Redis: leftovers are removed and valid sessions stay, even while users log in."""
 
 import json
 import threading

@@ -74,7 +74,7 @@ class Service:
     environ: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Start a worker and a scheduler, whose metrics begin anew."""
+        """Start a worker and a scheduler, whose metrics start from zero."""
         self.environ["ROTA_METRICS_DIR"] = str(self.folder / f"metrics-{len(self.fleet.processes)}")
         self.fleet.together(
             lambda: self.fleet.worker(**self.environ), lambda: self.fleet.scheduler(**self.environ)

@@ -20,7 +20,7 @@ class Supervised:
         self._seen: set[psutil.Process] = set()
 
     def processes(self) -> list[psutil.Process]:
-        """All of it that is alive, the supervisor included; whoever was ever seen is remembered."""
+        """All live processes of it, with the supervisor; every process that was ever seen is remembered."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
             self._seen |= {root, *root.children(recursive=True)}

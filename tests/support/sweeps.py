@@ -32,7 +32,7 @@ IMAGES_PER_RUN = 50
 
 #: Where a worker is held unless its sweep says otherwise: in its second batch, which is done and not committed.
 AT_SECOND_CHECKPOINT = "BEFORE UPDATE OF progress ON rota_runs FOR EACH ROW WHEN (OLD.progress IS NOT NULL)"
-#: The key of the advisory lock for which whoever comes to the gate waits.
+#: The key of the advisory lock for which each transaction waits at the gate.
 GATE = 14
 MAKE_GATE = f"""
     CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -89,7 +89,7 @@ class Scene:
 
     @contextmanager
     def gate(self, place: str) -> Iterator[None]:
-        """Hold whoever comes to ``place``, what a trigger is on, in the middle of its transaction."""
+        """Hold each transaction that comes to ``place``, the event of a trigger, in its middle."""
         self.do(MAKE_GATE % place)
         try:
             with self.fleet.engine.begin() as connection:

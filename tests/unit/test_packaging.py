@@ -80,7 +80,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def test_make_installs_them_all_at_once_and_anew_when_one_changes():
+def test_make_installs_them_all_at_once_and_again_when_one_changes():
     makefile = (ROOT / "Makefile").read_text()
 
     assert "PLUGINS := $(wildcard plugins/*/pyproject.toml)" in makefile

@@ -214,7 +214,7 @@ def test_runs_are_claimed_ahead_only_if_they_begin_in_a_moment(threads):
     assert threads.queue.begun_at_once(lane) == 0
 
 
-def test_whoever_waits_is_told_when_it_is_closed():
+def test_a_waiting_thread_is_told_when_it_is_closed():
     queue, told = WorkQueue(8), threading.Semaphore(0)
 
     def wait() -> None:

@@ -1,8 +1,9 @@
-"""Messages of the fast lane whose arguments do not fit their job as this process has it.
+"""Messages of the fast lane whose arguments do not fit their job as this process declares it.
 
-While two releases are side by side, a job may be declared in two forms. A message that one of them refuses is sent
-again after a moment, with the forms that have refused it, until it comes to a process that has the job in another; once
-every live form has refused it, it is a dead letter. Nothing is one while PostgreSQL cannot be asked which forms live.
+While two releases run at the same time, a job may be declared in two forms. If one form refuses a message, the message
+is sent again after a moment, with the list of the forms that have refused it. It reaches a process that has another
+form in the end. A message that all live forms have refused becomes a dead letter. PostgreSQL knows which forms are
+live; while it is unavailable, no message becomes a dead letter.
 """
 
 import time
@@ -20,10 +21,11 @@ from core.transport.delivery import Delivery
 from core.transport.messages import REFUSED_BY
 from core.transport.redis.queues import Queues
 
-#: How long a message rests before it is sent again: as one for an actor that this process does not have.
+#: The wait before a message is sent again; the same as for an actor that this process does not have.
 REST_SECONDS = 0.5
 
-#: Whether a live worker may have a job, on a queue, in none of the forms that are given. May raise DBAPIError.
+#: Takes a job, a queue and forms; tells whether a live worker of the queue may have the job in another form. May raise
+#: DBAPIError.
 FitsElsewhere = Callable[[str, str, Collection[str]], bool]
 
 
@@ -36,17 +38,17 @@ class Misfit:
 
     @property
     def refused_by(self) -> tuple[str, ...]:
-        """All the forms that have."""
+        """All forms that have refused the message."""
         return tuple(sorted({*self.delivery.options.get(REFUSED_BY, ()), self.form}))
 
     def again(self) -> Message[Any]:
-        """The message that is sent in its place."""
+        """A copy of the message that also names this form as one that refused it. The copy replaces the original."""
         message: Message[Any] = self.delivery.copy(options={REFUSED_BY: list(self.refused_by)})
         return message
 
 
 class Misfits(Batcher[Misfit]):
-    """One thread that holds such messages for a moment, and then sends them again or ends them."""
+    """The thread that keeps such messages for a moment, and then sends them again or dead-letters them."""
 
     name = "rota-misfits"
     most_together = 1000
@@ -61,7 +63,7 @@ class Misfits(Batcher[Misfit]):
         self._decided_at = float("-inf")
 
     def deal_with(self, batch: Sequence[Misfit]) -> None:
-        """Send again those that may fit elsewhere, and make dead letters of the others. Raises redis.RedisError."""
+        """Send a message again if it may fit elsewhere; otherwise dead-letter it. Raises redis.RedisError."""
         self._stopping.wait(max(self._decided_at + REST_SECONDS - time.monotonic(), 0))
         self._decided_at = time.monotonic()
         may_fit = cache(self._may_fit)
@@ -71,7 +73,7 @@ class Misfits(Batcher[Misfit]):
             self._end(each.delivery, is_dead=not is_left)
 
     def failed(self, error: Exception) -> None:
-        """Log it."""
+        """Log that the messages wait, and why."""
         emit(MessageRetryWaits(self._waiting[0].delivery.message_id, str(error)))
 
     def _may_fit(self, job: str, queue: str, refused_by: tuple[str, ...]) -> bool:

@@ -1,6 +1,6 @@
-"""Who used an invitation code, what points were granted or spent for, and tasks that can be deleted.
+"""Adds the user of an invitation code and the reference of a points entry, and makes tasks deletable.
 
-Safe beside the release before: what it writes has neither.
+The previous release may still run: both columns may be empty, and it leaves them empty.
 """
 
 import sqlalchemy as sa

@@ -25,7 +25,7 @@ TABLES = [
     "bookmarks",
 ]
 
-#: Marks everyone a change of tasks concerns: whoever posted or took one, before or after.
+#: Marks all users whom a change of tasks concerns: those who posted or took one, before or after the change.
 MARK_USERS_OF_TASKS = """
     CREATE FUNCTION maintenance_mark_users_of_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

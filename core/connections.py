@@ -128,7 +128,7 @@ class WatchedConnection(OwnConnection):
             self.prepared.clear()
 
     def judge(self, error: psycopg2.Error) -> None:
-        """Mark an error of a statement that the user of the connection did not cause."""
+        """Mark the error of a statement, if the statement's author did not cause it."""
         if self.has_answered:
             return
         if self.closed:
@@ -137,12 +137,12 @@ class WatchedConnection(OwnConnection):
             error.blame = REFUSED  # type: ignore[attr-defined]
 
     def taken(self) -> bool:
-        """It is taken from the pool; False if its peer has closed it meanwhile."""
+        """Note that the connection was taken from the pool; return False if its peer has closed it."""
         self.has_answered = False
         return not self._has_been_told() or self._answers()
 
     def _has_been_told(self) -> bool:
-        """Whether something was sent to an idle connection: that it ends, as a rule. Asks only this machine."""
+        """Whether data has arrived on the idle connection; usually that means its end. Needs no network."""
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(0))
@@ -158,12 +158,12 @@ class WatchedConnection(OwnConnection):
         return True
 
     def own(self, owner: object) -> None:
-        """It is ``owner``'s, until it is returned or closed; None: it is nobody's."""
+        """Set the owner, until the connection is returned or closed; None means that it has no owner."""
         with self._ownership:
             self.owner = owner
 
     def disconnect(self, owner: object) -> None:
-        """Cut the connection, from any thread and without waiting for PostgreSQL, if it is ``owner``'s."""
+        """Cut the connection if ``owner`` owns it. Any thread may call this; it does not wait for PostgreSQL."""
         with self._ownership:
             if self.owner is owner and not self.closed:
                 self.is_touched = True
@@ -171,7 +171,7 @@ class WatchedConnection(OwnConnection):
                     channel.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close it; its number may be another's at once, so it is nobody's from then on."""
+        """Close the connection and clear its owner, since its file descriptor may be used again at once."""
         with self._ownership:
             self.owner = None
             super().close()

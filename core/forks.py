@@ -31,7 +31,7 @@ class OpenFile(Protocol):
     """A socket, a pipe, a connection of psycopg2's."""
 
     def fileno(self) -> int:
-        """Its number; -1 or an error once it is closed."""
+        """The file descriptor; -1 or an error once it is closed."""
 
 
 class _Here:

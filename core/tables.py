@@ -1,4 +1,4 @@
-"""The base of plugins' tables: names of constraints, and times that are aware and in UTC."""
+"""The base of plugins' tables. It defines the names of constraints, and times with the time zone UTC."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ NAMING_CONVENTION = {
 
 
 class Instant(TypeDecorator[datetime]):
-    """``timestamptz``: accepts aware times in any zone, and returns them in UTC.
+    """A ``timestamptz`` that accepts aware times in any zone, and returns them in UTC.
 
     PostgreSQL would read a time without a zone in the connection's zone. Raises NaiveTime for one.
     """

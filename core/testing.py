@@ -183,7 +183,7 @@ class RunJob:
     def __call__(
         self, job: Job, *, key: str = "", args: Mapping[str, Any] | None = None, now: datetime | None = None
     ) -> RunRow:
-        """``now`` is what the job sees as ``run.now``, by default the database's clock."""
+        """``now`` becomes the job's ``run.now``; by default, that is the time of the database."""
         run_id = self.request(job, key=key, args=args)
         self.executor.execute(job, run_id, now=now)
         return self.row(run_id)

@@ -26,7 +26,7 @@ def doing(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options ``--dry-run``, ``--yes`` and ``--rate`` to ``command``."""
     options = [
         click.option("--dry-run", is_flag=True, help="Show the runs, and change nothing."),
-        click.option("--yes", is_flag=True, help="Do not ask."),
+        click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
         click.option(
             "--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N runs per second."
         ),

@@ -68,7 +68,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
 @db.command("drop-plugin")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @by_option
 def drop_plugin(name: str, yes: bool, by: Actor) -> None:
     """Drop the tables and all data of the plugin NAME, which was uninstalled or disabled.

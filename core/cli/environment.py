@@ -36,7 +36,7 @@ def write_env(folder: Path, urls: dict[str, str]) -> Path:
 
 
 def read_env(folder: Path) -> dict[str, str]:
-    """The URLs that ``rota up`` wrote to ``folder``; empty without the file, or if other users can write it."""
+    """The URLs that ``rota up`` wrote to ``folder``; empty if the file is missing or other users can write it."""
     path = folder / ENV_FILE
     try:
         found = path.stat()
@@ -99,7 +99,7 @@ def checked_ledger(configured: Settings) -> AbstractContextManager[Engine]:
 
 
 def advice() -> str:
-    """Where to look when a server cannot be reached."""
+    """The advice if a server cannot be reached."""
     if is_from_up():
         return f"{DATA_FOLDER / ENV_FILE} names it, but it is not running: start it with `rota up`"
     return "check that the server is running, and that DATABASE_URL and REDIS_URL are right"

@@ -65,7 +65,7 @@ def jobs(as_json: bool) -> None:
 
 
 def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
-    """When a job runs next, as a short text; or why there is no such time."""
+    """The time of a job's next run, as a short text, or the reason why there is none."""
     if is_paused:
         return "paused"
     if job.schedule is None:

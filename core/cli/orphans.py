@@ -52,7 +52,7 @@ def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | No
 @orphans.command()
 @click.argument("job", required=False)
 @click.option("--plugin", metavar="PLUGIN", help="All of this plugin's jobs.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @by_option
 def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
     """Adopt the orphans of JOB, or of all jobs of a plugin: restore their former states.

@@ -48,7 +48,7 @@ class JsonObject(click.ParamType[dict[str, Any]]):
 @click.option("--args", type=JsonObject(), metavar="JSON", help="The arguments as a JSON object, by name.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end; exit status 0 only if it succeeded.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: give up waiting after this."
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: stop waiting after this time."
 )
 @by_option
 def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: float | None, by: Actor) -> None:

@@ -46,7 +46,7 @@ class Queue(click.ParamType[str]):
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="How long running jobs may take to finish at a stop.",
+    help="At a stop: the time in which running jobs may finish.",
 )
 def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: float) -> None:
     """Run jobs in worker processes, which are restarted when they die.

@@ -58,7 +58,7 @@ class Dispatcher(LedgerThread):
         redis_lost_seconds: float = REDIS_LOST_SECONDS,
         outage: Outage | None = None,
     ) -> None:
-        """``outage`` is what other threads of this process know of PostgreSQL's absence."""
+        """``outage`` records when other threads of this process noticed that PostgreSQL was unavailable."""
         super().__init__(engine, "rota-dispatcher")
         self._registry = registry
         self._carrier = carrier
@@ -91,12 +91,12 @@ class Dispatcher(LedgerThread):
         self._again_seconds = self._every_seconds + GIVE_WAY_SECONDS
 
     def interrupted(self, error: Exception) -> None:
-        """Note the outage, after which processes have time to come back."""
+        """Record the outage; after it, processes get time to register again."""
         self._outage.goes_on(time.monotonic())
         self._log_once.emit(DispatcherInterrupted(database.brief(error)))
 
     def failed(self) -> None:
-        """Log it."""
+        """Log the error."""
         emit(DispatcherFailed(), sys.exception())
 
     def ended(self) -> float:

@@ -38,13 +38,13 @@ LONGEST_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Absence:
-    """Since when jobs or queues have been continuously missing."""
+    """The times since which jobs or queues have been missing without a break."""
 
     grace_seconds: float
     since: dict[str, float] = field(default_factory=dict)
 
     def over(self, missing: Iterable[str], now: float) -> list[str]:
-        """Those of ``missing`` that have been missing for longer than the grace; forget those that are back."""
+        """The members of ``missing`` that have been missing for longer than the grace. Forgets all that are back."""
         self.since = {name: self.since.get(name, now) for name in missing}
         return [name for name, since in self.since.items() if now - since >= self.grace_seconds]
 

@@ -118,7 +118,7 @@ class Recovery(LedgerThread):
         self._log_once.emit(RecoveryInterrupted(database.brief(error)))
 
     def failed(self) -> None:
-        """Log it."""
+        """Log the error."""
         emit(RecoveryFailed(), sys.exception())
 
     def beat(self, connection: Connection) -> None:

@@ -53,7 +53,7 @@ def adapters(job: Job) -> Adapters:
 
 
 def declared(job: Job) -> dict[str, dict[str, str]]:
-    """Each argument of ``job`` as people read it, and what tells apart declarations that read the same."""
+    """The type of each argument of ``job``, for people, and its schema, since different types may read the same."""
     known = adapters(job)
     parameters = list(inspect.signature(job.function).parameters.values())[1:]
     return {p.name: _declared(p, known[p.name][0], job.function.__module__) for p in parameters}
@@ -78,7 +78,7 @@ def _in_words(default: Any) -> str:
 
 
 class _Schema(GenerateJsonSchema):
-    """Describes what JSON can; a type that checks by itself is told apart by its name alone."""
+    """Describes the types that JSON schema can describe. A type with its own validation is described by its name."""
 
     def default_schema(self, schema: Any) -> dict[str, Any]:
         """Only that there is one: nothing is refused for its value, which may read otherwise in another process."""

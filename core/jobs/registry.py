@@ -91,7 +91,7 @@ class Registry:
         object.__setattr__(self, "middleware", {name: found for name, found in around.items() if found})
 
     def _around(self, owner: Plugin) -> tuple[Registered, ...]:
-        """The middleware around the runs of one plugin's jobs; an object that two plugins registered is there once."""
+        """The middleware around the runs of one plugin's jobs. An object that two plugins registered is listed once."""
         found: dict[int, Registered] = {}
         for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):
             for middleware in plugin.middleware if not plugin.error else ():

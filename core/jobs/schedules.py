@@ -85,7 +85,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def latest_at(self, instant: datetime) -> datetime:
-        """The newest slot not after ``instant``, however many years back."""
+        """The newest slot not after ``instant``, even if it is years old."""
 
     @abstractmethod
     def _slots_after(self, instant: datetime) -> Iterator[datetime]:
@@ -157,7 +157,7 @@ class Cron(Schedule):
         return self.tz
 
     def latest_at(self, instant: datetime) -> datetime:
-        """The newest slot not after ``instant``, however many years back."""
+        """The newest slot not after ``instant``, even if it is years old."""
         at = _utc(instant)
         wall, repeated = self._wall_at(at)
         return max(

@@ -101,7 +101,7 @@ def named(connection: Connection, run_ids: Collection[int]) -> Sequence[Row[Any]
 def retry(connection: Connection, run_ids: Collection[int], jobs: Collection[Job], *, even_dropped: bool = True) -> int:
     """Retry those of ``run_ids`` that are dead and belong to ``jobs``, with the jobs' present options; return how many.
 
-    ``even_dropped``: dropped runs too.
+    With ``even_dropped``, dropped runs are retried as well.
     """
     parameters = {
         "run_ids": list(run_ids),

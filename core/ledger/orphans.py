@@ -99,7 +99,7 @@ def with_slots(connection: Connection) -> list[str]:
 
 
 def with_remains(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """Those of ``jobs`` that have waiting or dead runs, or whose slots are accounted for."""
+    """The members of ``jobs`` that have waiting or dead runs, or a recorded position in their slots."""
     return set(connection.execute(WITH_REMAINS, {"jobs": list(jobs)}).scalars())
 
 

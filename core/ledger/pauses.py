@@ -78,7 +78,7 @@ def end(connection: Connection, scope: str) -> Pause | None:
 
 
 def of_scopes(pauses: Iterable[Pause], scopes: Collection[str]) -> list[Pause]:
-    """Those of ``pauses`` that have one of ``scopes``."""
+    """The members of ``pauses`` that have one of ``scopes``."""
     return [pause for pause in pauses if pause.scope in scopes]
 
 

@@ -21,7 +21,7 @@ from core.connections import FORGOTTEN, WatchedConnection
 
 
 def qualified(statement: str, connection: Connection) -> str:
-    """``statement`` with the ledger's schema in place of ``ledger``, if ``connection`` knows that schema."""
+    """``statement`` with the name of the ledger's schema instead of ``ledger``, if ``connection`` knows that name."""
     schema = getattr(connection.connection.dbapi_connection, "ledger_schema", "")
     return statement.replace("ledger.", f"{schema}." if schema else "")
 

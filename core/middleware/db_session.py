@@ -131,7 +131,7 @@ class Work:
                 self._session.invalidate()
 
     def checkpoint(self, progress: str | None) -> None:
-        """Commit what was done, with ``progress``, a JSON text. Raises LeaseLost."""
+        """Commit the work so far with ``progress``, a JSON text. Raises LeaseLost."""
         session = self.session
         if self.lease is not None and progress is not None:
             session.flush()
@@ -151,14 +151,14 @@ class Work:
         return enqueue(self.session, job, key=key, args=args, delay=delay)
 
     def close(self) -> None:
-        """Roll back what was not committed; a connection that is gone has rolled back by itself."""
+        """Roll back the open transaction. If the connection is lost, PostgreSQL has rolled it back."""
         if self._session is not None:
             with suppress(DBAPIError):
                 self._session.close()
 
 
 class DatabaseSession(Layer):
-    """Opens the transaction, commits it with success, and rolls it back otherwise."""
+    """Opens the transaction of a run. Commits it if the run succeeds, and otherwise rolls it back."""
 
     def __init__(self, engine: Engine, recorder: Recorder, completions: Completions | None) -> None:
         """``completions`` records successes together; without it each run records its own."""

@@ -97,7 +97,7 @@ class Execution:
         return {"job": lease.job, "run": lease.run_id, "slot": slot, "attempt": lease.attempt}
 
     def open(self, work: Interruptible) -> None:
-        """Have the job's function handed a run with that transaction."""
+        """Set the transaction that the job's function gets."""
         self.work, job, lease, log = work, self.job, self.lease, job_logger(self.job)
         if lease is not None:
             now = self.now or lease.claimed_at

@@ -14,7 +14,7 @@ class ForkedChildren(Layer):
     """Ends a child, which otherwise would record the run's outcome and go on as a worker's thread."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Let only the process that came in come out."""
+        """Proceed, and end a forked child that returns from the job."""
         try:
             outcome = proceed(execution)
         except BaseException as error:
@@ -26,7 +26,7 @@ class ForkedChildren(Layer):
         return outcome
 
     def ended(self, execution: Execution, status: str) -> None:
-        """A plugin's middleware may fork as well when it is told of the end."""
+        """End a child that a plugin's middleware has forked at the end of the run."""
         if forks.is_child():
             leave()
 

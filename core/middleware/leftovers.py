@@ -17,7 +17,7 @@ from core.worker.process_state import Kind
 
 @dataclass(slots=True)
 class Change:
-    """Something that has changed."""
+    """A change of the process's state."""
 
     value: Any
     #: The runs of which one did it.
@@ -41,7 +41,7 @@ class Leftovers(Layer):
         self._lock = threading.Lock()
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Look after the run, in a process that is there for jobs."""
+        """Proceed, then check the process's state; only in a process whose purpose is to run jobs."""
         if not forks.is_working():
             return proceed(execution)
         if not self._before:

@@ -8,7 +8,7 @@ from core.observability import metrics_server
 
 
 class MetricsServer(Middleware):
-    """Names the function to fork, unless ``port`` is 0."""
+    """Tells Dramatiq to fork a process that serves the metrics, unless ``port`` is 0."""
 
     def __init__(self, port: int) -> None:
         self._port = port

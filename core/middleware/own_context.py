@@ -7,8 +7,8 @@ from core.middleware.execution import Execution, Layer, Proceed
 
 
 class OwnContext(Layer):
-    """Runs an attempt in a copy of its thread's context, which is never changed so."""
+    """Runs an attempt in a copy of its thread's context, so that the thread's context never changes."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """structlog's bound variables and the context of ``decimal`` are context variables, too."""
+        """Proceed in the copy. It includes structlog's bound variables and the context of ``decimal``."""
         return copy_context().run(proceed, execution)

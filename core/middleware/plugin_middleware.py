@@ -88,7 +88,7 @@ class Surrounding:
         return self._attempt.result
 
     def _enter(self, each: Registered) -> None:
-        """Enter one; if it raises, go on without it. An interruption that comes meanwhile is the run's."""
+        """Enter one middleware; if it raises an error, continue without it. An interruption ends the run."""
         self._execution.inside = f" in {each}"
         try:
             manager = each.middleware.around(self._attempt)

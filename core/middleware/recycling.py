@@ -69,7 +69,7 @@ class Recycling(Middleware):
         self._stopping = threading.Event()
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Begin to count, and tell the supervisor that this process is at work."""
+        """Start counting, and tell the supervisor that this process is working."""
         supervisor = worker_channel.to_supervisor()
         if supervisor is not None:
             supervisor.say(worker_channel.READY)
@@ -79,7 +79,7 @@ class Recycling(Middleware):
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        """Count it."""
+        """Count the message."""
         self._messages = next(self._count)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:

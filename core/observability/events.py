@@ -119,7 +119,7 @@ class RunNotConnected(Event):
 
 @event("run.interrupted", WARNING, "{runs} runs at work here are interrupted: their leases are lost")
 class RunInterrupted(Event):
-    """Their process was silent for too long. Their connections are closed, so that nothing of them is waited for."""
+    """Their process was silent for too long. Their connections are closed, so that PostgreSQL frees their locks."""
 
     runs: int
 

@@ -66,7 +66,7 @@ def pieces(lines: Sequence[str]) -> Iterator[str]:
 
 
 def size_of(text: str) -> int:
-    """In bytes, as it is written."""
+    """The size of a line in bytes, as it is written."""
     return len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))
 
 

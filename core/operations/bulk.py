@@ -50,7 +50,7 @@ class Act(Protocol):
     """The change of runs, in the caller's transaction; returns how many it changed."""
 
     def __call__(self, connection: Connection, run_ids: Sequence[int]) -> int:
-        """Do it."""
+        """Act on the runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One answer of ``rota check``."""
+"""The result of one check of ``rota check``."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -9,7 +9,7 @@ Outcome = Literal["ok", "wrong", "info"]
 
 
 class Check(Shape):
-    """One question's answer: what was found, and what to do if it is wrong."""
+    """The result of one check: the finding, and advice if it is wrong."""
 
     name: str
     outcome: Outcome
@@ -18,10 +18,10 @@ class Check(Shape):
 
 
 def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
-    """One answer."""
+    """Make a Check."""
     return Check(name=name, outcome=outcome, found=found, advice=advice)
 
 
 def wrong(found: Iterable[Check]) -> list[Check]:
-    """Those answers that are wrong."""
+    """The checks that are wrong."""
     return [answer for answer in found if answer.outcome == "wrong"]

@@ -44,6 +44,6 @@ def ledger_of(engine: Engine) -> str | None:
 
 
 def in_words(problems: Iterable[Check]) -> str:
-    """Each problem with what to do, one to a line."""
+    """The problems with their advice, each on a line of its own."""
     lines = [f"  {problem.name}: {problem.found}: {problem.advice}" for problem in problems]
     return "\n".join(["this process can never work with these servers:", *lines])

@@ -63,7 +63,7 @@ def shape(registry: Registry, job: declared.Job, active: Sequence[rows.Pause] | 
 
 
 def holding(registry: Registry, job: declared.Job, active: Sequence[rows.Pause]) -> list[rows.Pause]:
-    """Those of the ``active`` pauses that cover a job; none covers the fast lane."""
+    """The ``active`` pauses that cover a job; none covers the fast lane."""
     return rows.of_scopes(active, scopes.of_job(registry, job.name)) if job.ledger else []
 
 

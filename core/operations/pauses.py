@@ -74,7 +74,7 @@ def begin(
 
 
 def end_of(now: datetime, lasting: timedelta | None, until: str | None) -> datetime | None:
-    """When the pause ends; None if it has no end. Raises BadTime."""
+    """The end of the pause; None if it has no end. Raises BadTime."""
     if until is not None:
         return times.future(until, now, "until")
     try:

@@ -50,7 +50,7 @@ def compare(connection: Connection, registry: Registry) -> Difference:
 
 
 def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The fields that are different, each with what it was and what it is; a new job has none.
+    """The fields that differ, each with its old and its new value; a new job has no old values.
 
     Each argument is a field, ``argument NAME``. Fields that one of the two versions of Rota does not keep are left out.
     """

@@ -229,7 +229,7 @@ def hardships(run: Run) -> list[str]:
 
 
 def retried(scene: Scene, run: Run) -> list[str]:
-    """Say when a person retried it after it was dead."""
+    """Tell when a person retried the run after it was dead."""
     if run.retried_at is None:
         return []
     before = f"after {run.retried_after} attempts; `rota audit` shows who did it"

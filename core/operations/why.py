@@ -133,7 +133,7 @@ def tell_slots(scene: Scene, moment: Moment, answer: Answer) -> None:
 
 
 def scheduled(scene: Scene, moment: Moment) -> Iterator[datetime]:
-    """The slots of the present schedule in the moment."""
+    """The slots of the present schedule within the given time."""
     if scene.job is None or scene.job.schedule is None:
         return
     for start, end in moment.stretches:
@@ -142,7 +142,7 @@ def scheduled(scene: Scene, moment: Moment) -> Iterator[datetime]:
 
 
 def tell_requests(scene: Scene, moment: Moment, answer: Answer) -> None:
-    """Explain the runs that were requested in the moment."""
+    """Explain the runs that were requested within the given time."""
     requests = [
         run
         for start, end in moment.stretches

@@ -202,7 +202,7 @@ def checked(jobs: Any) -> list[Job]:
 
 
 def around(middleware: Any) -> list[RunMiddleware]:
-    """Check that each of ``middleware`` is a RunMiddleware and none is there twice; return them."""
+    """Check that each of ``middleware`` is a RunMiddleware, and that none is listed twice; return them."""
     if isinstance(middleware, str) or not isinstance(middleware, Iterable):
         raise PluginError(f"register_middleware returned {middleware!r}, which is not a list of RunMiddleware")
     found: list[RunMiddleware] = []

@@ -61,7 +61,7 @@ class PeriodicSchedule:
         return due
 
     def next_valid_date(self, _now: datetime) -> datetime:
-        """When periodiq must call ``validate`` again."""
+        """The time at which periodiq must call ``validate`` again."""
         now = self._clock()
         asked_at = self._asked_at or now
         if self._next is None or self._next <= asked_at:

@@ -53,7 +53,7 @@ class Lack:
 
     @property
     def each(self) -> set[tuple[str, str]]:
-        """Each right by itself: what it is on, and which it is."""
+        """Each right alone, with its object."""
         return {(name, right) for name in self.names for right in self.rights.split(", ")}
 
     @property

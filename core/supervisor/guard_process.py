@@ -28,7 +28,7 @@ class Ward(NamedTuple):
 
 
 def main() -> None:
-    """Keep the list until the supervisor is gone, then end what is on it."""
+    """Keep the list of processes until the supervisor is gone; then end these processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     wards: dict[int, Ward] = {}

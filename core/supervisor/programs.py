@@ -109,11 +109,11 @@ class Command:
 
     @property
     def status(self) -> int | None:
-        """Its exit status, or the negative number of the signal that ended it; None while it is running."""
+        """The exit status, or the negative number of the signal that ended the program; None while it is running."""
         return self._process.returncode if self._process else None
 
     def start(self) -> None:
-        """Start it. Raises OSError if it cannot be run."""
+        """Start the program. Raises OSError if it cannot be started."""
         self._process = subprocess.Popen(
             list(self.words), env=dict(self.environ), stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -123,7 +123,10 @@ class Command:
         return self._process is not None and self._process.poll() is None
 
     def ask_to_end(self) -> None:
-        """Signal only its leader, which ends its own children: Dramatiq's worker treats a second SIGTERM as a kill."""
+        """Signal only the leader of the process group, which ends its children.
+
+        Dramatiq's worker treats a second SIGTERM as a kill.
+        """
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 

@@ -50,19 +50,19 @@ class Delivery(MessageProxy):
         return self._is_ended_later
 
     def claimed(self, lease: Lease) -> None:
-        """Note that its run was claimed ahead."""
+        """Note that the message's run was claimed ahead."""
         self._lease = lease
 
     def worked(self, seconds: float) -> None:
-        """Note how long its job took."""
+        """Note how long the job took."""
         self._seconds = seconds
 
     def end_later(self) -> None:
-        """Do not acknowledge it when its actor returns."""
+        """Do not acknowledge the message when its actor returns."""
         self._is_ended_later = True
 
     def end(self) -> None:
-        """Acknowledge it."""
+        """Acknowledge the message."""
         self.consumer.end(self, is_dead=False)
 
     def dead_letter(self) -> None:

@@ -44,7 +44,7 @@ class Executor:
         suspected_after: int = NEVER_SUSPECT,
         completions: Completions | None = None,
     ) -> None:
-        """``membership`` is what it claims under, and ``worker`` the name of its process, for people.
+        """``membership`` is the registration for its claims, and ``worker`` the name of its process, for people.
 
         A run under which ``suspected_after`` processes died is suspected of killing them, and gets a process of its
         own. ``completions`` records successes together; without it each run records its own.
@@ -86,9 +86,9 @@ class Executor:
         self._work_on_message = surrounded(self._around_messages, call)
 
     def execute(self, job: Job, run_id: int, *, now: datetime | None = None, carried: Carried | None = None) -> str:
-        """Take the run through one attempt; return the state it is in afterwards, or the verdict on the claim.
+        """Make one attempt at the run; return its state afterwards, or the verdict on the claim.
 
-        ``now`` stands in for the database's clock as ``Run.now``, in tests. For the message that ``carried`` it here,
+        In tests, ``now`` replaces the database's clock as ``Run.now``. For the message that ``carried`` it here,
         the run may have been claimed ahead, and its success may be recorded a little later: then this returns
         ``recording``. Never raises for what the job does.
         """
@@ -112,7 +112,7 @@ class Executor:
     ) -> None:
         """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns.
 
-        ``dead_letter`` makes a dead letter of the message, should it run past its hard limit.
+        ``dead_letter`` dead-letters the message if the job exceeds its hard limit.
         """
         execution = Execution(
             self._around_messages, job, now=clock(), args=args, message_id=message_id, dead_letter=dead_letter

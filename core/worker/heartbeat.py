@@ -1,4 +1,4 @@
-"""One thread per process keeps the process known to the ledger, and thereby all its leases good."""
+"""The thread that keeps a process registered in the ledger, so that all its leases stay valid."""
 
 import sys
 import threading
@@ -67,7 +67,7 @@ class Heartbeat(LedgerThread):
         release: Release | None = None,
         outage: Outage | None = None,
     ) -> None:
-        """``outage`` is told of a stall of PostgreSQL, for the dispatcher of this process."""
+        """``outage`` records stalls of PostgreSQL, for the dispatcher of this process."""
         super().__init__(engine, "rota-heartbeat")
         #: The leases that this process knows it has.
         self.in_hand = LeasesInHand()
@@ -124,7 +124,7 @@ class Heartbeat(LedgerThread):
         self._beat(connection, self._last_id)
 
     def interrupted(self, error: Exception) -> None:
-        """Say why the process is not registered."""
+        """Log why the process is not registered."""
         said = getattr(error, "orig", error)
         if isinstance(said, InsufficientPrivilege):
             remedy = self._missing_rights.remedy()
@@ -136,7 +136,7 @@ class Heartbeat(LedgerThread):
         self._log_once.emit(ProcessNotRegistered(reason))
 
     def failed(self) -> None:
-        """Log it."""
+        """Log the error."""
         emit(ProcessNotRegistered("a fault in Rota"), sys.exception())
 
     def ended(self) -> float:

@@ -1,8 +1,8 @@
 """One run, in a process that runs nothing else: ``python -m core.worker.isolated_run RUN``.
 
-A worker starts it for a run under which processes have died before. If this one dies as well, the run is the cause, and
-is dead; runs that were only beside it when their process died come through here unharmed. If its worker dies or stops,
-it releases the run uncounted, and leaves.
+A worker starts it for a run under which processes have died before. If this
+process dies too, the run is the cause, and it is dead. If the run was only in the same process as the cause, it works
+normally here. If the worker dies or stops, this process releases the run uncounted, and exits.
 """
 
 import logging
@@ -32,7 +32,7 @@ REGISTER_SECONDS = 30.0
 
 
 def main(run_id: int) -> None:
-    """Claim the run and work on it. Runs that it enqueues are sent as by any worker."""
+    """Claim the run and work on it. Runs that it enqueues are sent as any worker sends them."""
     asked_to_leave = listen()
     process = gather()
     attach_carrier(process.configured)
@@ -54,7 +54,7 @@ def main(run_id: int) -> None:
 
 
 def attach_carrier(configured: Settings) -> None:
-    """Have messages sent over Redis; without it, what this run enqueues is taken from the ledger."""
+    """Send messages over Redis. Without Redis, workers take the runs that this run enqueues from the ledger."""
     if configured.redis_url is not None and configured.mode != "local":
         outbox.attach(RedisCarrier(Queues(redis.connect(configured.redis_url.get_secret_value()))))
 
@@ -76,7 +76,7 @@ def listen() -> list[int]:
 
 
 def leave(asked: list[int], heartbeat: Heartbeat) -> None:
-    """Wait until this process is to leave; then release the run, and end whatever the job is doing."""
+    """Wait until this process must leave; then release the run, and end the job."""
     select.select(asked, [], [])
     heartbeat.stop()
     os._exit(0)

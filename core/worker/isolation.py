@@ -28,7 +28,8 @@ _at_work: set[subprocess.Popen[bytes]] = set()
 def work(job: str, run_id: int) -> str:
     """Start a process that claims the run and works on it, wait for its end, and return how it ended.
 
-    If another is at work, nothing is done, and the dispatcher sends the run again after ``ROTA_RESEND_SECONDS``.
+    If another such process is working, this does nothing, and the dispatcher sends the run again after
+    ``ROTA_RESEND_SECONDS``.
     """
     if not _turn.acquire(blocking=False):
         emit(RunNotIsolatedYet(job, run_id))

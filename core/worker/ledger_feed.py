@@ -78,7 +78,7 @@ class LedgerFeed(LedgerThread):
             self.wake()
 
     def work(self, connection: Connection) -> None:
-        """Take runs while that is needed."""
+        """Take runs while Redis cannot carry them."""
         assert self._threads is not None
         connection.exec_driver_sql(UNFLUSHED)
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
@@ -94,7 +94,7 @@ class LedgerFeed(LedgerThread):
         self._log_once.emit(LedgerFeedInterrupted(database.brief(error)))
 
     def failed(self) -> None:
-        """Log it."""
+        """Log the error."""
         emit(LedgerFeedFailed(), sys.exception())
 
     def ended(self) -> float:
@@ -103,7 +103,7 @@ class LedgerFeed(LedgerThread):
         return super().ended()
 
     def _take(self, connection: Connection, threads: Threads, began: datetime) -> None:
-        """Give every free thread a run, as long as there are both."""
+        """Give runs to free threads, until there is no free thread or no due run."""
         while (free := threads.free) and not self._stopping.is_set():
             held = pauses.held(pauses.active(connection), self._scopes)
             jobs = self._scopes.keys() - held.keys()

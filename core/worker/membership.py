@@ -46,7 +46,7 @@ class Membership(Protocol):
 
     @property
     def process_id(self) -> int | None:
-        """Its id in the ledger; None while it has none, and may claim nothing."""
+        """The id of the process in the ledger; None while it is not registered and must not claim."""
 
     @property
     def in_hand(self) -> LeasesInHand:

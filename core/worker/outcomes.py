@@ -82,7 +82,7 @@ def in_words(error: BaseException) -> str:
 
 @contextmanager
 def refusing_result() -> Iterator[None]:
-    """Tell a success that PostgreSQL refuses for its value as a BadResult."""
+    """Raise BadResult if PostgreSQL refuses a success because of its value."""
     try:
         yield
     except (DBAPIError, ValueError) as error:

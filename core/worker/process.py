@@ -47,13 +47,13 @@ class WorkerProcess:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine of everything in this process."""
+        """The database engine that all parts of this process share."""
         url = self.configured.database_url.get_secret_value()
         return database.connect(url, pool_size=self.configured.db_pool_size, application=self.application)
 
     @cached_property
     def outage(self) -> Outage:
-        """When PostgreSQL was last away or stalled, as any thread of this process has noticed."""
+        """The last time at which a thread of this process noticed that PostgreSQL was unavailable or stalled."""
         return Outage(stall_seconds=self.configured.lease_seconds / 3)
 
     def heartbeat(self, kind: str) -> Heartbeat:

@@ -39,7 +39,7 @@ class Side(StrEnum):
 
 
 class EndReason(StrEnum):
-    """Why a chat ended: somebody closed it, or the side that owed the next message went quiet."""
+    """The reason for the end of a chat: one side closed it, or did not answer in time."""
 
     CLOSED_BY_USER = "closed_by_user"
     CLOSED_BY_AGENT = "closed_by_agent"

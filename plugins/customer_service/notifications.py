@@ -16,7 +16,7 @@ from plugins.customer_service.models import Notification, NotificationKind, Side
 
 
 class News(NamedTuple):
-    """A chat whose two sides are to be told something."""
+    """A chat, and the news that both its sides must get."""
 
     chat_id: int
     user_id: str

@@ -27,9 +27,9 @@ def active_chats() -> ScalarSelect[int]:
 
 
 def free_places(session: Session, agent_ids: Iterable[str]) -> None:
-    """Take one chat off the count of each agent, whose row the caller has locked, for every time the agent is named.
+    """Lower the chat count of each agent by one for each time that the agent is named. The caller has locked the rows.
 
-    Where the count is too low already, it becomes 0: a wrong count ends no chat less.
+    A count never becomes negative. So a count that is too low does not prevent the end of a chat.
     """
     freed = Counter(agent_ids)
     if not freed:

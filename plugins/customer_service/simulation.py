@@ -1,7 +1,7 @@
-"""Sample data: invented users and agents, for looking at the service with something going on in it.
+"""Sample data: makes users and agents who chat, so that the service has work to show.
 
-``python -m plugins.customer_service.simulation`` reads DATABASE_URL and goes on until SIGTERM or SIGINT. Everyone it
-makes is called ``simulated-…``, and it touches nobody else.
+``python -m plugins.customer_service.simulation`` reads DATABASE_URL and runs until SIGTERM or SIGINT. The names of its
+users and agents begin with ``simulated-``, and it changes no others.
 """
 
 import logging
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def step(engine: Engine, now: datetime, dice: random.Random) -> Counter[str]:
-    """Let one second's worth of things happen, each in a transaction of its own, as in life; count them."""
+    """Make the events of one second, each in its own transaction; return their counts."""
     done: Counter[str] = Counter()
     for happens in (_hire, _come_and_go, _join, _give_up):
         done += _in_transaction(engine, happens, now, dice)

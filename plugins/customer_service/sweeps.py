@@ -67,7 +67,7 @@ def in_order(
     row_id: InstrumentedAttribute[int],
     batch: int,
 ) -> Iterator[Sequence[int]]:
-    """The ids of the rows that are ``due``, in the order of ``at``, ``batch`` at a time, each of them once."""
+    """Yield the ids of the rows that are ``due`` in the order of ``at``, up to ``batch`` at a time; each id once."""
 
     def find(last: Row[int, datetime] | None) -> Sequence[Row[int, datetime]]:
         rows = select(row_id, at).where(due)
@@ -80,7 +80,7 @@ def in_order(
 
 
 def name_unfit(session: Session, unfit: ColumnElement[bool], row_id: InstrumentedAttribute[int], why: str) -> int:
-    """Log the rows that no sweep can judge; return how many."""
+    """Log the rows whose values no sweep can read; return their number."""
 
     def find(last: int | None) -> Sequence[int]:
         rows = select(row_id).where(unfit) if last is None else select(row_id).where(unfit, row_id > last)

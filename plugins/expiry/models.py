@@ -50,7 +50,7 @@ class Base(Tables, DeclarativeBase):
 
 
 def is_a_date(column: str) -> CheckConstraint:
-    """Neither infinite nor outside the years that Python can read; 9999, for "never", is fine."""
+    """A constraint on a time: it is finite, and Python can read its year. The year 9999, for "never", is allowed."""
     years = f"{column} >= '0001-01-01 00:00:00+00' AND {column} < '10000-01-01 00:00:00+00'"
     return CheckConstraint(years, name=column)
 

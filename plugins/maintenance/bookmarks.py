@@ -1,4 +1,4 @@
-"""Where a sweep that takes several runs has stopped, kept in a row that is committed with the sweep's batches."""
+"""The position at which a sweep of several runs has stopped. It is committed together with the sweep's batches."""
 
 from typing import Any
 

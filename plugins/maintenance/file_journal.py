@@ -139,7 +139,7 @@ class Deletion:
         return {}
 
     def _deleted(self, parents: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Delete the files of what is announced, batch by batch; yield the rows of which no file is left, locked."""
+        """Delete the files of the announced rows in batches; yield the rows that have no files any more, locked."""
         for owner_ids in in_batches(self._announced):
             locked = self._lock(owner_ids)
             refused = self._refused(locked)

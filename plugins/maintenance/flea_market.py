@@ -21,7 +21,7 @@ UNSYNCHRONISED = {"synchronize_session": False}
 
 
 def refresh_item(session: Session, item_id: int, now: datetime) -> bool:
-    """Keep the item for another ten days. False if there is none of that id, or its deletion has begun."""
+    """Keep the item for another ten days. Return False if it does not exist, or if its deletion has begun."""
     refreshed = (
         update(FleaMarketItem)
         .where(FleaMarketItem.id == item_id, FleaMarketItem.deletion_began_at.is_(None))

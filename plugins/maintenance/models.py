@@ -30,7 +30,7 @@ class Base(Tables, DeclarativeBase):
 
 
 class TimeSlot(Base):
-    """A time that an expert offers; any number of tasks may be on it. Deleting it leaves them, without their slot."""
+    """A time that an expert offers. Any number of tasks may use it; if it is deleted, they stay, without a slot."""
 
     __tablename__ = "maintenance_time_slots"
     __table_args__ = (Index("maintenance_time_slots_old", "ends_at", "id"),)
@@ -197,7 +197,7 @@ class ExpertInquiry(Base):
 
 
 class Bookmark(Base):
-    """Where a sweep that takes several runs has stopped."""
+    """The position at which a sweep of several runs has stopped."""
 
     __tablename__ = "maintenance_bookmarks"
 

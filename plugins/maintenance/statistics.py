@@ -71,7 +71,7 @@ def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint
 
 
 def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
-    """Recompute these users' figures, in the caller's transaction, from what is committed now."""
+    """Recompute these users' figures from the committed tasks and reviews, in the caller's transaction."""
     users = _users(user_ids)
     _add_missing(session, users, now)
     rows = select(UserStatistics.user_id).where(UserStatistics.user_id.in_(users))
@@ -80,7 +80,7 @@ def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
 
 
 def recompute_all(session: Session, now: datetime) -> None:
-    """Recompute everyone's figures in one go: for repair by hand, and what tests and benchmarks compare the sweep with.
+    """Recompute the figures of all users at once, for a manual repair. Tests and benchmarks compare the sweep with it.
 
     It takes as long as it takes, with every user's figures locked.
     """
@@ -108,7 +108,7 @@ def _take_marks(session: Session, newest: int, batch: int) -> Sequence[str]:
 
 
 def _keep_marks(session: Session, user_ids: Sequence[str], newest: int) -> None:
-    """One mark of each of these users is left to the next run, and none that this run would come upon again."""
+    """Keep one mark of each of these users for the next run, outside the range of marks that this run takes."""
     if not user_ids:
         return
     others = select(ChangedUser.id).where(ChangedUser.id <= newest, ChangedUser.user_id.in_(_users(user_ids)))
@@ -120,7 +120,7 @@ def _keep_marks(session: Session, user_ids: Sequence[str], newest: int) -> None:
 
 
 def _users(user_ids: Sequence[str]) -> Select[tuple[str]]:
-    """One parameter for all of them: thousands would cost more to write into a statement than to look up."""
+    """The ids as one array parameter, since a statement with thousands of parameters is slow to build."""
     ids = literal(list(user_ids), ARRAY(Text))
     return select(func.unnest(ids, type_=Text).column_valued("user_id"))
 

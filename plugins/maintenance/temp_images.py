@@ -2,8 +2,9 @@
 
 **What is deleted.** Regular files whose names end like those of images (``IMAGES``), last modified more than 24 hours
 ago, at any depth in the folders ``public/images/public/temp_*`` and ``flea_market/temp_*``. Symlinks are neither
-followed nor deleted, and other files, other devices and folders not called ``temp_…`` are left alone. A folder in
-which a run finds nothing at all, and to which nothing was added for 24 hours, is removed; never one above ``temp_*``.
+followed nor deleted, and other files, other devices and folders not called ``temp_…`` are left alone. A
+folder is removed if a run finds it empty and nothing was added to it for 24 hours. Folders above ``temp_*`` are never
+removed.
 
 **Why a run's work is bounded.** A folder may hold a million files, most of them young, and listing it from its
 beginning in each run would be that one long scan. So a run stops after a number of deletions, or after having looked
@@ -59,7 +60,7 @@ class Step(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a run stopped: in which of the folders of ABOVE, and how far below it."""
+    """The position at which a run stopped: a folder of ABOVE, and the path below it."""
 
     above: int = 0
     steps: tuple[Step, ...] = ()
@@ -112,7 +113,7 @@ class Sweep:
         self.unsaved = 0
 
     def run(self) -> None:
-        """Go on from ``place`` until the end, where it becomes the beginning, or until there was enough work."""
+        """Continue from ``place`` until the end, or until the run has done enough work. The end resets ``place``."""
         start = self.place
         for above in range(start.above, len(ABOVE)):
             resume = start.steps if above == start.above else ()
@@ -165,7 +166,7 @@ class Visit:
     failures: int = 0
 
     def go_on(self) -> bool:
-        """Look at the folder's entries; False: there was enough work, and ``sweep.place`` says where to go on."""
+        """Process the folder's entries. False if the run has done enough work; ``sweep.place`` is then its position."""
         here = self.resume[0] if self.resume else Step(self.name)
         sought = self.resume[1].name if len(self.resume) > 1 else None
         listing = Listing(self.folder, here.position)

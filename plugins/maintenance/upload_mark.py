@@ -1,4 +1,4 @@
-"""The mark of the upload root: a file in it, so that a root that is not mounted is told from one without files.
+"""The mark of the upload root. It is a file that distinguishes a root without files from one that is not mounted.
 
 A missing file is no error when a row's files are deleted. So of a volume that is not mounted each file would be
 missing, and the rows would forget files that are still there. The first run that deletes files leaves the mark, unless

@@ -119,7 +119,7 @@ def remove_tree(parent: int, name: str) -> int:
 
 
 def sync(folder: int) -> None:
-    """Make what was deleted in ``folder`` stay deleted after a power cut."""
+    """Write the deletions in ``folder`` to the disk, so that a power cut does not undo them."""
     try:
         os.fsync(folder)
     except OSError as error:

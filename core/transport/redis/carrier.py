@@ -21,7 +21,7 @@ class RedisCarrier:
     """Carries committed runs to workers over Redis."""
 
     def __init__(self, queues: Queues, is_away: Callable[[], bool] = never) -> None:
-        """``is_away``: whether Redis is known to be unusable, so that workers take runs from the ledger."""
+        """``is_away`` tells whether Redis is unusable, so that workers take runs from the ledger."""
         self._queues = queues
         self._abandoned = AbandonedQueues(queues)
         self._is_away = is_away

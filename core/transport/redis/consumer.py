@@ -54,7 +54,7 @@ class Consumer(DramatiqConsumer):
     """Fetches up to ``prefetch`` messages, and waits to be woken instead of sleeping."""
 
     def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int) -> None:
-        """``timeout``: the longest wait for messages without a worker, in milliseconds."""
+        """``timeout`` is the longest wait for messages without a worker, in milliseconds."""
         self.shared = shared
         self.queues = shared.queues
         self.queue_name = queue_name

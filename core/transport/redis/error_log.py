@@ -1,4 +1,4 @@
-"""Logs a failure of Redis once per process, however many threads see it, and counts its errors."""
+"""Logs a failure of Redis once per process, even if many threads see it, and counts its errors."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""One Redis database carries the messages of one ledger; a key in it says which.
+"""One Redis database carries the messages of one ledger. A key in it names the ledger.
 
 Queues have the same names in every service. Workers of two ledgers on one Redis would fetch and drop one another's
 messages, and each run would wait until it is sent again.
@@ -17,6 +17,6 @@ def owner(client: redis.Redis) -> str | None:
 
 
 def claim(client: redis.Redis, ledger: str) -> str:
-    """Make this Redis that of ``ledger`` unless it is another's; return whose it is. Raises redis.RedisError."""
+    """Assign this Redis to ``ledger`` unless it has a ledger; return its ledger. Raises redis.RedisError."""
     client.setnx(KEY, ledger)
     return owner(client) or ledger

@@ -74,7 +74,7 @@ class UnknownActors(Batcher[Held]):
         self._decided_at = time.monotonic()
 
     def failed(self, error: Exception) -> None:
-        """Log it."""
+        """Log the error."""
         if isinstance(error, (redis.RedisError, OSError)):
             emit(MessageNotRequeued(len(self._waiting), str(error)))
         else:

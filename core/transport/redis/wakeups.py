@@ -32,14 +32,14 @@ class Wakeable(Protocol):
 
     @property
     def queue_name(self) -> str:
-        """Its queue."""
+        """The queue of the consumer."""
 
     @property
     def has_room(self) -> bool:
         """Whether it may fetch more."""
 
     def wake(self) -> None:
-        """Make it fetch."""
+        """Make the consumer fetch messages."""
 
 
 class Wakeups:

@@ -2,10 +2,12 @@
 
 **A sweep never waits for a row.** It holds many at a time, and the application that holds the row may be waiting for
 one of those: they would wait for each other. So a sweep passes over a row that somebody holds, and tries it again after
-the others, as long as each pass gets some of them done. Rows that are held even then are counted as left, and the next
-run finds them again. When several sweeps run at once, the last one to finish does the rows that the others held.
+the others, as long as passes get some of them done. A pass that gets none is repeated after short pauses, in which
+nothing is held. Rows that are held even then are counted as left, and the next run finds them again. When several
+sweeps run at once, the last one to finish does the rows that the others held.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,6 +19,8 @@ from core import Checkpoint, Instant, in_batches, isolate, report_refused
 
 #: Rows that no sweep could judge are read so many at a time.
 UNFIT_AT_ONCE = 1000
+#: How long to wait after each pass in a row that found all its rows held.
+PAUSES_SECONDS = (0.05, 0.15, 0.3)
 UNSYNCHRONISED = {"synchronize_session": False}
 
 #: Does something to rows of these ids, adds to the set those that somebody holds, and returns what to count.
@@ -36,14 +40,18 @@ def sweep(
 
     Adds to ``counts`` what ``act`` returns, to "left" the rows that somebody holds, and to "broken" the refused ones.
     """
-    progress, left = True, counts["left"]
-    while progress:
+    left, fruitless = counts["left"], 0
+    while batches:
         progress, held = False, set[int]()
         for ids in batches:
             progress |= _do(session, ids, act, held, table, counts)
             counts["left"] = left + len(held)
             checkpoint(counts)
-        progress = progress and bool(held)
+        fruitless = 0 if progress else fruitless + 1
+        if not held or fruitless > len(PAUSES_SECONDS):
+            return
+        if fruitless:
+            time.sleep(PAUSES_SECONDS[fruitless - 1])
         batches = [sorted(held)]
 
 

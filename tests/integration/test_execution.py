@@ -178,9 +178,10 @@ class TestFailure:
 
     @pytest.mark.parametrize("uses_session", [False, True])
     def test_a_result_or_an_error_that_the_encoding_lacks_ends_the_run_or_is_replaced(
-        self, postgres_url, process, uses_session
+        self, postgres_url, process, uses_session, monkeypatch
     ):
-        engine = databases.connect(f"{postgres_url}&client_encoding=latin1")
+        monkeypatch.setattr(databases, "CLIENT_ENCODING", "LATIN1")
+        engine = databases.connect(postgres_url)
         run_job = RunJob(Executor(engine, Member(process.id), "test:1"))
 
         def function(run):

@@ -230,7 +230,7 @@ class TestIdentity:
 
     @staticmethod
     def in_schema(engine):
-        with engine.begin() as connection:
+        with engine.connect() as connection:  # all of it is rolled back
             connection.exec_driver_sql("CREATE SCHEMA other; SET LOCAL search_path = other; CREATE TABLE rota_runs ()")
             return identity.of(connection)
 

@@ -80,7 +80,7 @@ def test_nothing_is_overwritten(rota, tmp_path):
     done = rota("billing")
 
     assert done.exit_code == 1
-    assert "billing is there and not empty" in done.stderr
+    assert "billing is not empty" in done.stderr
     assert [path.name for path in kept.parent.iterdir()] == ["README.md"]
     assert kept.read_text() == "mine"
 

@@ -58,7 +58,7 @@ class BadArguments(RotaError):
 
 
 class ArgumentsMisfit(BadArguments):
-    """A message came with arguments that do not fit the job as this process has it; they may fit another release."""
+    """The arguments of a message do not fit the job as this process declares it; they may fit another release."""
 
 
 class BadResult(RotaError):
@@ -95,7 +95,7 @@ class LeaseLost(RotaError):
 
 
 class ForkedChild(RotaError):
-    """A child that a job has forked has no part in the run; its parent goes on with that."""
+    """A child that a job has forked cannot use the run's transaction; only its parent can."""
 
 
 class NotMigrated(RotaError):
@@ -111,7 +111,7 @@ class HiddenLedger(RotaError):
 
 
 class UnfitServers(RotaError):
-    """PostgreSQL or Redis exists, and can never serve this process; the message says why and what to do."""
+    """PostgreSQL or Redis answers, but this process can never work with it; the message says why and what to do."""
 
 
 class BadProgress(RotaError):

@@ -59,7 +59,7 @@ class Answer:
     workers: int
 
     def pause_seconds(self, every_seconds: float) -> float:
-        """How long to wait before asking again; longer with many workers, so that together they ask as rarely."""
+        """The wait before asking again. It grows with the number of workers, so that all together ask equally often."""
         crowd = self.workers / MOST_ASKING
         return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
 

@@ -36,7 +36,7 @@ def send_due(
 
 
 def send_turn(connection: Connection, lanes: Mapping[str, Sequence[str]], carrier: DispatchCarrier) -> tuple[int, bool]:
-    """Send the share of each queue; return how many runs, and False if Redis is away."""
+    """Send the share of each queue; return the number of runs, and False if Redis is unavailable."""
     share, sent = max(BATCH // len(lanes), LEAST_SHARE), 0
     for queue, jobs in lanes.items():
         outgoing = due.take_due(connection, queue, jobs, batch=share)

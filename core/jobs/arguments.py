@@ -81,7 +81,7 @@ class _Schema(GenerateJsonSchema):
     """Describes the types that JSON schema can describe. A type with its own validation is described by its name."""
 
     def default_schema(self, schema: Any) -> dict[str, Any]:
-        """Only that there is one: nothing is refused for its value, which may read otherwise in another process."""
+        """The schema without the value of the default, which may look different in another process."""
         return self.generate_inner(schema["schema"])
 
     def emit_warning(self, kind: Any, detail: str) -> None:

@@ -29,7 +29,7 @@ class Work(Protocol):
         """Commit the transaction with ``progress``, a JSON text. Raises LeaseLost."""
 
     def is_time_to_tell(self) -> bool:
-        """Whether progress is due in the log; if so, the caller must log it now."""
+        """Whether the progress must be logged now; the caller then logs it."""
 
     def enqueue(self, job: str, *, key: str, args: Mapping[str, Any] | None, delay: timedelta) -> int:
         """Request a run of ``job`` in this transaction; return its id."""

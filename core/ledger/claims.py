@@ -200,7 +200,7 @@ def claim_many(
     worker: str,
     forms: Mapping[str, str] = NO_FORMS,
 ) -> list[Lease]:
-    """Claim those of the runs ``sent`` that need no closer check; leave the others unchanged.
+    """Claim the ``sent`` runs that need no further check; do not change the others.
 
     ``sent`` has each run with its job and the scopes of the pauses that would pause it; ``forms`` has each job's form.
 

@@ -33,7 +33,7 @@ IS_WAITING = "state IN ('queued', 'retrying')"
 
 
 class Base(DeclarativeBase):
-    """The ledger's own metadata."""
+    """The base of the ledger's tables, with its own metadata."""
 
 
 class RunRow(Base):

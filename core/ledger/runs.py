@@ -214,7 +214,7 @@ def succeed_many(connection: Connection, process_id: int, outcomes: Sequence[tup
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
-    """Record a failed attempt; return False if the lease is lost, and record nothing then."""
+    """Record a failed attempt. If the lease is lost, record nothing and return False."""
     error = failure.error[:LONGEST_ERROR]
     values = (str(failure.state), failure.reason, error, failure.delay)
     return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))

@@ -117,9 +117,9 @@ def insert_many(
 ) -> Iterator[list[OutgoingRun]]:
     """Record slots of any jobs that no other process has recorded; yield the newly queued runs.
 
-    ``carried``: the caller sends their messages. ``scopes`` has the scopes of the pauses that would pause each job. It
-    inserts in batches, so that the first runs are sent while later ones are recorded, and in a fixed order, so that two
-    processes that insert the same slots cannot deadlock.
+    ``carried`` tells that the caller sends their messages. ``scopes`` has the scopes of the pauses that would pause
+    each job. It inserts in batches, so that the first runs are sent while later ones are recorded, and in a fixed
+    order, so that two processes that insert the same slots cannot deadlock.
     """
     in_order = sorted(due, key=lambda pair: (pair[1].slot, pair[0].name))
     for start in range(0, len(in_order), BATCH):

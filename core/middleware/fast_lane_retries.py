@@ -35,11 +35,11 @@ class FastLaneRetries(Middleware):
         return {"max_retries"}
 
     def before_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Do not make the worker wait for Redis: an unacknowledged message is delivered again."""
+        """Stop waiting for Redis, since an unacknowledged message is delivered again."""
         self._stopping.set()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Send waiting retries at once, since other workers may fit."""
+        """Send waiting retries at once, since other workers may run them."""
         if self._misfits is not None:
             self._misfits.stop()
 

@@ -40,7 +40,7 @@ class WorkerThreads:
 
     @property
     def free(self) -> int:
-        """How many neither work nor are about to; none before there is a consumer to be told when they have ended."""
+        """The number of threads that are free; 0 until there is a consumer, which is notified when they end."""
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
         return self._work_queue.spare if is_ready else 0
 

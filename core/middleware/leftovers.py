@@ -1,7 +1,7 @@
 """Restores changes that a run makes to its process, or logs them; see ``core/worker/process_state.py``.
 
-Runs share their process. What has changed when one ends may be another's, which will put it back itself. So it is taken
-for left behind once every run that was at work when it was noticed has ended, and it is still the same.
+Several runs share a process. A change that is noticed at the end of one run may belong to another run, which may undo
+it. So the change counts as left behind only if it still exists when all runs that were working then have ended.
 """
 
 import threading

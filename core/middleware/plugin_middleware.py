@@ -102,7 +102,7 @@ class Surrounding:
         self._execution.inside = ""
 
     def _leave(self, each: Registered, manager: AbstractContextManager[object]) -> None:
-        """Exit one; an error that it raises or swallows does not change the outcome."""
+        """Exit one middleware. An error that it raises or swallows does not change the outcome."""
         error, self._execution.inside = self._attempt.exception, f" in {each}"
         try:
             is_swallowed = leave(manager, error)

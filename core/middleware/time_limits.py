@@ -1,4 +1,6 @@
-"""Time limits: at the soft limit a job is interrupted, at the hard limit its process ends; so is a lost attempt."""
+"""Time limits: a job is interrupted at the soft limit, and its process ends at the hard limit.
+
+A lost attempt is interrupted at once."""
 
 from functools import partial
 from typing import Any
@@ -53,7 +55,7 @@ class TimeLimits(Layer):
         )
 
     def _begin(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, unless the lease was lost before there was a watch that could have been told."""
+        """Proceed, unless the lease was lost before the watch began."""
         if execution.lease is not None and self._membership.process_id != execution.lease.process_id:
             raise lost(execution.lease)
         return proceed(execution)

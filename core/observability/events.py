@@ -103,7 +103,7 @@ class RunLeaseLost(Event):
 
 @event("run.not_connected", WARNING, "PostgreSQL had no connection for run {run}, which is {state}: {error}")
 class RunNotConnected(Event):
-    """The run was released, uncounted, or is dead after an hour of nothing else: then this is an error."""
+    """The run was released, uncounted. If this has lasted for an hour, the run is dead, and the level is error."""
 
     job: str
     run: int
@@ -430,7 +430,7 @@ class MessageNotRequeued(Event):
 
 @event("message.undecided", ERROR, "{messages} messages for other processes could not be decided on; trying again")
 class MessageUndecided(Event):
-    """An error in Rota while it decided on messages for other processes. It is tried again; please report it."""
+    """An error in Rota while it decided on messages for other processes. It tries again; please report the error."""
 
     messages: int
 
@@ -518,8 +518,8 @@ class ProcessUnfit(Event):
 
 @event("process.child_ended", WARNING, "process {pid}, which the job forked, left the job's function by {error}")
 class ProcessChildEnded(Event):
-    """A child that a job has forked was to end by itself, and raised. It ended there; the run is its parent's. The
-    traceback is with it.
+    """A child that a job has forked left the job's function with an error, and was ended there. The run continues in
+    its parent. The traceback is logged.
     """
 
     pid: int
@@ -558,7 +558,7 @@ class ProcessRecycling(Event):
 @event("process.not_recycled", WARNING, "this process cannot be replaced: {reason}")
 class ProcessNotRecycled(Event):
     """Under `dramatiq` with several processes, one process cannot be replaced alone: start workers with `rota worker`.
-    With a traceback: the process could not ask its supervisor, and goes on.
+    If there is a traceback, the process could not ask its supervisor, and continues.
     """
 
     reason: str

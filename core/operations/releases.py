@@ -62,7 +62,7 @@ def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[s
 
 
 def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The arguments that are different, each in words; None: there is none of that name."""
+    """The arguments that differ, in words; None where a release has no argument of that name."""
     if before is None:
         return {}
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
@@ -70,7 +70,7 @@ def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any])
 
 
 def told_apart(before: Mapping[str, str] | None, here: Mapping[str, str] | None) -> list[Any]:
-    """Both declarations of an argument in words; those that read the same are different within their type."""
+    """Both declarations of an argument in words. If the words are equal, the types differ inside."""
     was, now = in_words(before), in_words(here)
     return [was, now] if was != now else [was, f"{now}, with other contents"]
 

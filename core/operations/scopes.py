@@ -10,7 +10,7 @@ from core.ledger import releases
 
 
 def of_job(registry: Registry, job: str) -> Collection[str]:
-    """The scopes of the pauses that would pause ``job``; of a job that is not loaded, those that are known."""
+    """The scopes of the pauses that would pause ``job``. If the job is not loaded, only some are known."""
     return registry.scopes.get(job, (EVERYTHING, f"job:{job}"))
 
 

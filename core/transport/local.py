@@ -74,7 +74,7 @@ class LocalConsumer(_StubConsumer):
         return None
 
     def ack(self, message: MessageProxy) -> None:
-        """Do nothing but count it as ended."""
+        """Count a message of the fast lane as ended; do nothing for a run."""
         if RUN_ID not in message.options:
             super().ack(message)
 

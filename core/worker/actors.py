@@ -108,7 +108,7 @@ def work_function(job: Job, engine: Engine, executor: Executor) -> Callable[...,
 def work_on_message(
     job: Job, executor: Executor, args: tuple[Any, ...], kwargs: Mapping[str, Any], message: Any
 ) -> None:
-    """Work on a message of the fast lane; without one, as when an actor is called, there is nothing to end."""
+    """Work on a message of the fast lane. If the actor is called directly, there is no message to acknowledge."""
     with judging():
         named = by_name(job, args, kwargs)
     message_id = message.message_id if message is not None else ""
@@ -126,7 +126,8 @@ def declare(
 ) -> None:
     """Make an actor of every job in ``registry``.
 
-    ``carrier`` sends the slots for which periodiq calls; ``on_scheduling`` is called whenever it begins to ask for one.
+    ``carrier`` sends the slots that periodiq reports. ``on_scheduling`` is called whenever periodiq begins to ask for
+    one.
     """
     firing = Firing(engine, carrier, on_scheduling)
     for job in registry:

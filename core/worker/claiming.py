@@ -37,7 +37,7 @@ class Claims:
     once: logs.EmitOnce = field(default_factory=logs.EmitOnce)
 
     def claim(self, job: Job, run_id: int) -> Lease | Verdict:
-        """Claim the run; without PostgreSQL nothing is claimed, and the dispatcher will send the run again."""
+        """Claim the run. If PostgreSQL is unavailable, nothing is claimed, and the dispatcher sends the run again."""
         process_id = self.membership.process_id
         if process_id is None:
             self.once.emit(RunNotClaimed("this process is not registered with the ledger"))
@@ -55,7 +55,7 @@ class Claims:
         return lease
 
     def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
-        """Claim those of the runs ``sent``, each with its job, that need no closer look; without PostgreSQL, none."""
+        """Claim the ``sent`` runs, each with its job, that need no further check; none if PostgreSQL is unavailable."""
         process_id = self.membership.process_id
         if process_id is None:
             return []

@@ -110,7 +110,7 @@ class Executor:
         *,
         dead_letter: Callable[[], None] | None = None,
     ) -> None:
-        """Work on a message of the fast lane; raises what the job raises. Its session is committed when it returns.
+        """Work on a message of the fast lane, and commit its session. Raises the job's errors.
 
         ``dead_letter`` dead-letters the message if the job exceeds its hard limit.
         """

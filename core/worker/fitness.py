@@ -29,7 +29,7 @@ class Fitness(threading.Thread):
     """Checks PostgreSQL once, and Redis every minute; ends the process if one of them is not fit."""
 
     def __init__(self, engine: Engine, client: redis.Redis | None) -> None:
-        """``client`` must fail within about a second; None: this process uses no Redis."""
+        """``client`` must fail within about a second. It is None if this process uses no Redis."""
         super().__init__(name="rota-fitness", daemon=True)
         self._engine = engine
         self._client = client

@@ -189,7 +189,7 @@ class Heartbeat(LedgerThread):
             emit(RunInterrupted(interrupted))
 
     def _is_stopped_within(self, connection: Connection, seconds: float) -> bool:
-        """Wait, at most so long, to be stopped. Raises psycopg2's Error at once if the connection is cut."""
+        """Wait until this is stopped, at most ``seconds``. Raises psycopg2's Error at once if the connection is cut."""
         until = time.monotonic() + seconds
         while not self._stopping.is_set() and (remaining := until - time.monotonic()) > 0:
             self.wait(connection, remaining)

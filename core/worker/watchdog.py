@@ -41,7 +41,7 @@ class Watchdog(threading.Thread):
         super().start()
 
     def run(self) -> None:
-        """Beat until stopped."""
+        """Tell the watching process regularly that this process is alive, until stopped."""
         assert self._listener is not None
         assert self._listener.stdin is not None
         pipe = self._listener.stdin.fileno()

@@ -34,7 +34,7 @@ def agent_online(session: Session, agent_id: str) -> bool:
 
 
 def agent_offline(session: Session, agent_id: str) -> bool:
-    """Mark the agent as offline: no new chats; active chats go on. False if the agent was offline already.
+    """Mark the agent as offline: the agent gets no new chats, and active chats continue. False if already offline.
 
     Raises UnknownAgent.
     """

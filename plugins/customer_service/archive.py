@@ -53,7 +53,7 @@ MESSAGE_KEPT = {
 def archive_inactive_chats(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
-    """Archive and remove every chat inactive for 30 days, batch by batch; count those archived and ended.
+    """Archive and remove all chats that were inactive for 30 days, in batches; count the archived and the ended ones.
 
     An active chat is ended first, so that its agent's place is free again. Raises NaiveTime.
     """

@@ -165,7 +165,7 @@ def assign_batch(session: Session, now: datetime, batch: int = BATCH) -> int:
 
 
 def assign_batch_but(session: Session, now: datetime, batch: int, broken: set[int]) -> tuple[int, set[int]]:
-    """``assign_batch`` without the entries that are ``broken``; also return those that the database has refused.
+    """Like ``assign_batch``, but skip the ``broken`` entries; also return the entries that the database has refused.
 
     Raises NaiveTime.
     """

@@ -54,7 +54,7 @@ class Ended(NamedTuple):
 
 
 def record_message(session: Session, chat_id: int, sender: str, text: str, now: datetime | None = None) -> int:
-    """Store what ``sender`` ("user" or "agent") wrote, and start a new quiet spell; return the message's id.
+    """Store a message of ``sender`` ("user" or "agent"), and restart the time-out; return the message's id.
 
     ``now`` is the database's time if it is left out. Raises UnknownChat, ChatEnded or NaiveTime, and ValueError for
     another sender. The text goes into no error and no log.
@@ -137,7 +137,7 @@ def _lock_chat(session: Session, chat_id: int, agent_id: str) -> bool:
 
 
 def _lock_both(session: Session, chat_id: int, agent_id: str) -> bool:
-    """Lock chat and agent, and hold neither while waiting for the other. False if the chat has ended."""
+    """Lock the chat and its agent. Never keep one locked while waiting for the other. False if the chat has ended."""
     chat = select(Chat.id).where(Chat.id == chat_id, ACTIVE)
     agent = select(Agent.id).where(Agent.id == agent_id)
     while True:

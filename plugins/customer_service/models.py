@@ -52,7 +52,7 @@ class Base(Tables, DeclarativeBase):
 
 
 class Agent(Base):
-    """Someone who answers users. ``last_chat_id`` says who was assigned longest ago: chat ids grow with each one."""
+    """A person who answers users. The agent with the lowest ``last_chat_id`` was assigned longest ago."""
 
     __tablename__ = "customer_service_agents"
     __table_args__ = (

@@ -64,7 +64,7 @@ def grant_points(
 
 
 def spend_points(session: Session, user_id: str, points: int, now: datetime, *, reference: str | None = None) -> int:
-    """Take points from the user's lots, those that expire first before others; return how many can still be spent.
+    """Spend points of the user's lots, first from those that expire first; return the points that can still be spent.
 
     ``reference`` says what for. With one, it may be called again, as after a lost answer: it spends once. Raises
     BadPoints; InsufficientPoints if there are fewer, with nothing spent; BadReference, and ReferenceTaken if it was for
@@ -175,7 +175,7 @@ def _entry(
 
 
 def _lock_due_lots(session: Session, ids: Sequence[int], now: datetime) -> Sequence[int]:
-    """Lock those lots that are due and whose user nobody else holds, after the balances of their users."""
+    """Lock the balances of users that are not locked by others, and then their due lots."""
     owners = session.scalars(select(PointLot.user_id).where(among(PointLot.id, ids)).distinct()).all()
     users = _lock_balances(session, owners, wait=False)
     due = select(PointLot.id).where(among(PointLot.id, ids), PointLot.user_id.in_(users), ENDS.due(now))

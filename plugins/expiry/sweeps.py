@@ -1,4 +1,4 @@
-"""The sweep of this plugin: every row that is due is ended, batch by batch, each batch one transaction.
+"""The sweep of this plugin. It ends all due rows in batches; each batch is one transaction.
 
 **Slices and batches.** A slice is up to a million ids, read from the index of what is due, from where the last slice
 stopped; its batches take those ids in the order of the ids. Rows that end together are mostly scattered over the table
@@ -34,7 +34,7 @@ UNFIT = "no end, or less than nothing left"
 
 
 class Place(NamedTuple):
-    """A place in the index of what is due; the instant as PostgreSQL's text, since Python cannot hold them all."""
+    """A position in the index of due rows. The time is PostgreSQL's text, since Python cannot represent every time."""
 
     at: str
     id: int
@@ -65,7 +65,7 @@ def end_due(
     checkpoint: Checkpoint,
     batch: int,
 ) -> dict[str, int]:
-    """Have ``end_rows`` end every row of ``ends`` that is due, ``batch`` at a time; count, also those left and broken.
+    """End all due rows of ``ends`` with ``end_rows``, ``batch`` at a time; count ended, skipped and broken rows.
 
     ``end_rows`` is given ids, locks those rows that are still due and not held by anyone else, and ends them. Raises
     NaiveTime.
@@ -99,7 +99,7 @@ def batches(session: Session, ends: Ends, now: datetime, batch: int) -> Iterator
 def read_slice(
     session: Session, ends: Ends, now: datetime, batch: int, after: Place | None
 ) -> tuple[list[str], Place] | None:
-    """The ids of the next rows that are due, as a text for each batch, and where they end; None: there are no more."""
+    """The ids of the next due rows, as a text for each batch, and the last row's place; None if there are no more."""
     onwards = ends.due(now)
     if after is not None:
         onwards &= tuple_(ends.at, ends.id) > tuple_(
@@ -118,6 +118,6 @@ def read_slice(
 
 
 def among(column: InstrumentedAttribute[int], ids: Sequence[int]) -> ColumnElement[bool]:
-    """Whether ``column`` is one of ``ids``, as one parameter: thousands of them take SQLAlchemy long."""
+    """Whether ``column`` is one of ``ids``. They are one array parameter, since SQLAlchemy is slow with thousands."""
     listed = literal("{" + ",".join(map(str, ids)) + "}", Text)
     return column == any_(cast(listed, ARRAY(BigInteger)))

@@ -37,7 +37,7 @@ def complete_task(session: Session, task_id: int, now: datetime) -> bool:
 
 
 def cancel_task(session: Session, task_id: int, now: datetime) -> bool:
-    """Withdraw an open task; its owner knows. False if it was completed or cancelled already. Raises UnknownTask."""
+    """Cancel an open task, without a notification. False if it is not open any more. Raises UnknownTask."""
     reason = CancelReason.WITHDRAWN
     return _close(session, task_id, state=TaskState.CANCELLED, cancelled_at=now, cancel_reason=reason)
 

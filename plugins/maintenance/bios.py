@@ -1,4 +1,4 @@
-"""Experts' summary bios: a line made of what they have done, rebuilt from tasks, reviews and response times."""
+"""Writes experts' bios: a line about their work, made from tasks, reviews and response times."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta

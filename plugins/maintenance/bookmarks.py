@@ -10,7 +10,7 @@ from plugins.maintenance.models import Bookmark
 
 
 def find(session: Session, sweep: str) -> Any:
-    """The place where ``sweep`` stopped, a JSON value; None if it has none."""
+    """The position, a JSON value, at which ``sweep`` stopped; None if there is none."""
     return session.scalar(select(Bookmark.place).where(Bookmark.sweep == sweep))
 
 

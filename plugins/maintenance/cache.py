@@ -1,4 +1,4 @@
-"""The application's cache in Redis: entries that nothing would ever delete, deleted when they are unused for a week.
+"""Deletes entries of the application's cache in Redis that have no TTL and were not used for a week.
 
 An entry is a key ``cache:…`` without TTL that carries a time: a JSON object or a hash with ``last_used_at``, or with
 ``timestamp``; the newer one counts if it has both. A time is a number of seconds since the Unix epoch from 1e9 to 1e10

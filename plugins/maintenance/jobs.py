@@ -21,7 +21,7 @@ job = JobDefaults(queue="maintenance", max_retries=2, retry_delay=timedelta(seco
 
 @job("cleanup-expired-sessions", schedule=every(hours=1))
 def cleanup_expired_sessions(run: Run) -> dict[str, int]:
-    """Remove what TTLs leave behind of sessions: inactive ones, and members of users' sets whose session is gone."""
+    """Remove leftovers of sessions: inactive sessions, and members of users' sets whose session is gone."""
     return sessions.clean_sessions(application_redis.client(), checkpoint=run.checkpoint)
 
 
@@ -54,7 +54,7 @@ def cleanup_expired_flea_market_items(run: Run) -> dict[str, int]:
 
 @job("cleanup-unused-temp-images", schedule=every(hours=1))
 def cleanup_unused_temp_images(run: Run) -> dict[str, int]:
-    """Delete temporary images older than 24 hours, so many in each run, resuming where the last one stopped."""
+    """Delete temporary images older than 24 hours, up to a limit per run; the next run continues from there."""
     settings = MaintenanceSettings.current()
     with opened(settings.upload_root) as root:
         return delete_old_images(

@@ -1,4 +1,4 @@
-"""A place in an index of times: a row's time and id, from which a sweep goes on to the rows after it.
+"""A position in an index of times: a row's time and id. A sweep continues with the rows after it.
 
 The time is text, since PostgreSQL has times that Python has not, and it is only to be given back.
 """

@@ -152,7 +152,7 @@ class Cleaning:
         self.remove_gone = self.redis.register_script(REMOVE_GONE)
 
     def clean_everyone(self) -> None:
-        """First the sessions, so that the sets are then rid of those as well."""
+        """Clean the sessions first, and then the sets, so that the sets also lose the deleted sessions."""
         for keys in scan(self.redis, ANY_KIND):
             self._delete_inactive([key for key in keys if key.startswith(KINDS)])
             self._save()
@@ -177,7 +177,7 @@ class Cleaning:
             self.counts["unreadable"] += unreadable
 
     def _suspect_missing(self, sets: Sequence[bytes]) -> None:
-        """The first pages of all these sets are asked for at once; few have another."""
+        """Request the first pages of all these sets at once, since few sets have a second page."""
         pages = self._at_once([("SSCAN", of_user, 0, "COUNT", STEP) for of_user in sets])
         for of_user, page in zip(sets, pages, strict=True):
             if isinstance(page, Exception):  # not a set

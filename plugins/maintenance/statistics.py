@@ -82,7 +82,7 @@ def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
 def recompute_all(session: Session, now: datetime) -> None:
     """Recompute the figures of all users at once, for a manual repair. Tests and benchmarks compare the sweep with it.
 
-    It takes as long as it takes, with every user's figures locked.
+    It has no time limit, and it locks the figures of all users.
     """
     everyone = union(
         select(Task.poster_id.label("user_id")),
@@ -132,7 +132,7 @@ def _add_missing(session: Session, users: Select[tuple[str]], now: datetime) -> 
 
 
 def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
-    """A row of figures for each of ``users``; ``all_users``: nobody else has any, so nothing need be looked up."""
+    """A row of figures for each of ``users``. With ``all_users``, no filter is needed, since these are all users."""
 
     def of_users(user_id: QueryableAttribute[Any]) -> ColumnElement[bool]:
         return literal(True) if all_users else user_id.in_(users)

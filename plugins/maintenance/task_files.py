@@ -47,7 +47,7 @@ def record_file(session: Session, task_id: int, path: str | bytes) -> None:
 
 
 def _revive(session: Session, task_id: int) -> bool:
-    """Forget that the task's files were deleted, if they are and the task is alive again."""
+    """Clear the mark that the task's files were deleted, if all are deleted and the task is active again."""
     is_alive = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (
         Task.deadline_at.is_(None) | (Task.deadline_at >= func.now() - KEPT)
     )

@@ -108,7 +108,7 @@ def _step(folder: int, name: str, way: Sequence[str]) -> int | None:
 
 
 def remove_tree(parent: int, name: str) -> int:
-    """Remove the folder ``name`` in ``parent`` and everything in it; return how many files and links went.
+    """Remove the folder ``name`` in ``parent`` and its content; return the number of removed files and links.
 
     Nothing there is no error. What cannot be removed does not spare the rest: the first such error is raised when the
     rest has gone, an OSError or a WallError.

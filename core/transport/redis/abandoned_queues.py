@@ -1,4 +1,4 @@
-"""Queues that no job uses any more: found by SCAN, in bounded steps, and cleared of their messages."""
+"""Finds queues that no job uses any more, with SCAN in small steps, and removes their messages."""
 
 from collections import Counter
 from typing import cast

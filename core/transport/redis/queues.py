@@ -218,7 +218,7 @@ class Queues:
                 self.wake(queue_name, 1)
 
     def maintain_queue(self, queue_name: str, client: redis.Redis | None = None) -> None:
-        """Do this for one queue, which may be another process's."""
+        """Maintain one queue; it may belong to another process."""
         self._do("qsize", queue_name, client=client, maintenance=1)
 
     def _do(

@@ -1,4 +1,4 @@
-"""Messages for actors that this process does not have: requeued for other processes, or ended.
+"""Requeues messages for actors that this process does not have, or ends them if no process has the actor.
 
 During a deploy a queue has messages of two releases. If another live process has the actor, the message is requeued
 after a short pause. If no process has had it for a while, the message is dropped if the ledger has its run, and

@@ -137,7 +137,7 @@ class WindowConsumer(Consumer):
                 self.requeue_waiting()
 
     def rest(self) -> None:
-        """Wait to be woken; for a shorter time if messages are waiting that may have to be requeued."""
+        """Wait to be woken. The wait is shorter while there are messages that may have to be requeued."""
         if self.message_cache and not self.is_watched():
             return
         is_waiting = self._lane.waiting > 0

@@ -18,7 +18,7 @@ from core.plugins import loading
 @scopes.scope_options
 @click.option("--reason", metavar="TEXT", help="The reason, for other people.")
 @click.option("--for", "lasting", type=moments.Span(), metavar="SPAN", help="End it after this span: 30m, 2h, 1d12h.")
-@click.option("--until", metavar="TIME", help="End it at this time: 18:00, 2026-11-23T18:00.")
+@click.option("--until", metavar="TIME", help="End the pause at this time: 18:00, 2026-11-23T18:00.")
 @by_option
 def pause(
     job: str | None,

@@ -140,7 +140,7 @@ class Work:
         session.commit()
 
     def is_time_to_tell(self) -> bool:
-        """Whether progress is due in the log; if so, the caller must log it now."""
+        """Whether the progress must be logged now; the caller then logs it."""
         is_time = time.monotonic() >= self._told_at + PROGRESS_SECONDS
         if is_time:
             self._told_at = time.monotonic()

@@ -23,7 +23,7 @@ PROBE_TIMEOUT_SECONDS = 1.0
 
 
 def connect(url: str) -> redis.Redis:
-    """A client that fails within seconds, not after a series of retries; it connects on first use."""
+    """A client that connects on first use. It fails within seconds, without a series of retries."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -34,7 +34,7 @@ def connect(url: str) -> redis.Redis:
 
 
 def probe(url: str) -> redis.Redis:
-    """A client that fails within a second, at the first attempt."""
+    """A client that makes one attempt, and fails within a second."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=PROBE_TIMEOUT_SECONDS,
@@ -45,9 +45,9 @@ def probe(url: str) -> redis.Redis:
 
 
 def greet(connection: Any) -> None:
-    """Greet Redis as redis-py does, on a connection that no child of a fork shares.
+    """Set up a connection as redis-py does, and close it in every child of a fork.
 
-    While a child held it, Redis would still give messages to a parent that has ended.
+    If a child kept it open, Redis would still give messages to a parent that has ended.
     """
     forks.keep_from_children(connection._sock)
     connection.on_connect()

@@ -82,7 +82,7 @@ class Consumer(DramatiqConsumer):
 
     @property
     def has_room(self) -> bool:
-        """Whether it may fetch more."""
+        """Whether the consumer may fetch more messages."""
         return self.shared.intake.may_fetch(self.queue_name) and self.outstanding_message_count < self.prefetch
 
     def wake(self) -> None:

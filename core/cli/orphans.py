@@ -57,8 +57,8 @@ def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | No
 def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
     """Adopt the orphans of JOB, or of all jobs of a plugin: restore their former states.
 
-    This process and a live process must have the jobs. A run that was waiting waits again, and runs however old its
-    slot is; a run that was dead is dead again.
+    This process and a live process must have the jobs. A run that was waiting waits again, and runs even if its slot is
+    old; a run that was dead is dead again.
 
     \b
       rota orphans adopt close-day

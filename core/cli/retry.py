@@ -23,7 +23,7 @@ from core.plugins import loading
 def retry(dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool, **chosen: Any) -> None:
     """Retry dead runs: runs with these IDs, or all that the options select.
 
-    Each run has all its retries again, keeps its id and history, and runs however late it is. Dropped runs are left
+    Each run has all its retries again, keeps its id and history, and runs even if it is late. Dropped runs are left
     out, unless they are selected by id or by --reason dropped. This process and a live process must have their jobs.
 
     \b

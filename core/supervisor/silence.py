@@ -2,7 +2,7 @@
 
 A worker says ``alive`` every second. Silence is counted in checks of this process, not by the clock: if the whole
 machine or this process stood still, no worker is counted as silent for longer than one check. A process that a debugger
-has stopped does not count. At most one worker is killed within one bound, however many are silent: a cause that
+has stopped does not count. At most one worker is killed within one bound, even if several are silent: a cause that
 silences all workers at once is not removed by restarting all of them.
 """
 

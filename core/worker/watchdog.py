@@ -1,9 +1,9 @@
 """Ends a process that a job blocks, because it called into C and does not release the interpreter.
 
-In such a process no time limit can be enforced and no lease renewed: every thread waits. So a process of its own, which
-needs nothing but the standard library, waits for a beat, and kills its parent after as many silent looks as a lease has
-beats; the parent's runs are others' by then. Looks are counted rather than time, so that a machine that slept is not
-taken for a silent process; nor is one that somebody stopped.
+All threads of such a process wait, so it can neither enforce a time limit nor renew a lease. Therefore a second
+process, which needs only the standard library, waits for the regular beats of its parent. After a lease's worth of
+checks without a beat it kills the parent, whose runs belong to other workers by then. It counts checks and not time, so
+it does not kill a process only because the machine slept or the process was stopped.
 """
 
 import os

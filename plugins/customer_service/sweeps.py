@@ -23,7 +23,7 @@ UNFIT_AT_ONCE = 1000
 PAUSES_SECONDS = (0.05, 0.15, 0.3)
 UNSYNCHRONISED = {"synchronize_session": False}
 
-#: Does something to rows of these ids, adds to the set those that somebody holds, and returns what to count.
+#: Acts on the rows with these ids, adds locked rows to the set, and returns the numbers to count.
 Act = Callable[[Sequence[int], set[int]], Mapping[str, int]]
 
 
@@ -38,7 +38,7 @@ def sweep(
 ) -> None:
     """Call ``act`` with all rows, except those that are locked or refused.
 
-    Adds to ``counts`` what ``act`` returns, to "left" the rows that somebody holds, and to "broken" the refused ones.
+    Adds the result of ``act`` to ``counts``, the locked rows to "left", and the refused rows to "broken".
     """
     left, fruitless = counts["left"], 0
     while batches:

@@ -56,7 +56,7 @@ def is_a_date(column: str) -> CheckConstraint:
 
 
 class Task(Base):
-    """Work that somebody wants done by ``deadline_at``."""
+    """Work that must be done by ``deadline_at``."""
 
     __tablename__ = "expiry_tasks"
     __table_args__ = (

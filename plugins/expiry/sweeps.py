@@ -5,9 +5,9 @@ stopped; its batches take those ids in the order of the ids. Rows that end toget
 in no order of their ends: batches in that order would each touch most of the table's pages, and a large sweep would
 take twice as long. Walking on from the last slice, rather than starting again, spares reading the index entries of
 rows that have ended since, and passes over those that could not be ended. What a sweep keeps in memory is one slice of
-ids, as text, whatever the size of the table: some ten megabytes at most.
+ids, as text, for a table of any size: about ten megabytes at most.
 
-**Rows somebody else holds** are skipped, and counted as left: the next run finds them, if they are still due.
+**Locked rows** are skipped, and counted as left: the next run finds them, if they are still due.
 
 **Broken rows** are those that the database refuses to end, and those that no sweep could judge (without an end, say:
 the database refuses them now, but an older system may have left some). They stay as they are, are counted, and are

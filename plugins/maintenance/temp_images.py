@@ -318,7 +318,7 @@ def _to_json(place: Place) -> list[Any]:
 
 
 def _from_json(value: Any) -> Place:
-    """A place is a hint: one that is not understood is the beginning."""
+    """Read a stored place. A place is only a hint, so an invalid one is replaced by the beginning."""
     try:
         above, steps = value
         if above not in range(len(ABOVE)):

@@ -96,7 +96,7 @@ class Settings(BaseModel):
     """A worker process that holds more memory than this, in MiB, is replaced; 0: never."""
 
     min_process_seconds: Annotated[float, Field(validation_alias="ROTA_MIN_PROCESS_SECONDS", ge=0, le=86400)] = 60.0
-    """Neither limit replaces a process before it has run for this long, in seconds; a start costs about a second."""
+    """The shortest life of a process before a limit replaces it, in seconds; a start costs about a second of CPU."""
 
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
     """The most PostgreSQL connections that a process opens for its jobs; at least its threads plus two."""

@@ -1,4 +1,4 @@
-"""Declares the options under which periodiq finds a schedule and passes its time.
+"""Declares the options of actors in which periodiq finds the schedule and stores the time of a slot.
 
 periodiq's own middleware does this too, but drops every message that is more than 30 s late, retries included.
 """

@@ -117,19 +117,19 @@ class LocalCarrier:
         """Do nothing: a single process has no subscribers."""
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """There are no messages to lose."""
+        """Answer that messages are waiting, so that none counts as lost: this process keeps them in memory."""
         return True, []
 
     def queues_with_messages(self) -> set[str]:
-        """There are no queues outside of this process."""
+        """Return no queues, since there are none outside this process."""
         return set()
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """There is nothing to clear."""
+        """Do nothing, since there are no abandoned queues."""
         return Counter()
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
         """Do nothing: the messages of a dead process were in its memory."""
 
     def maintain(self, queues: Iterable[str]) -> None:
-        """There is nothing to maintain."""
+        """Do nothing, since there are no messages in Redis."""

@@ -41,14 +41,14 @@ class CodeTaken(ExpiryError):
 
 
 class BadPoints(ExpiryError):
-    """Not a number of points that can be granted or spent."""
+    """The number of points cannot be granted or spent."""
 
     def __init__(self, points: object, most: int) -> None:
         super().__init__(f"bad points={points!r}; expected a whole number from 1 to {most}")
 
 
 class BadReference(ExpiryError):
-    """Not a valid reference for granting or spending points."""
+    """The reference for granting or spending points is invalid."""
 
     def __init__(self, longest: int) -> None:
         super().__init__(f"bad reference; expected a text of 1 to {longest} characters, none of them NUL")

@@ -231,7 +231,7 @@ class Cleaning:
                 return
 
     def _at_once(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The answers, errors among them, in one round trip."""
+        """Send the commands in one round trip; return their replies and errors."""
         with self.redis.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)

@@ -162,7 +162,7 @@ def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
 
 
 def _write_figures(session: Session, figures: Subquery, now: datetime) -> None:
-    """Only where they differ: a row that is not written needs no vacuum."""
+    """Write the figures of rows that differ. Other rows are not written, since a write costs a vacuum later."""
     names = [figure.key for figure in FIGURES]
     new = {name: figures.c[name] for name in names}
     differ = tuple_(*FIGURES).is_distinct_from(tuple_(*new.values()))

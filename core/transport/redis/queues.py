@@ -84,7 +84,7 @@ class Queues:
         heartbeat_timeout_ms: int = DEFAULT_HEARTBEAT_TIMEOUT,
         dead_message_ttl_ms: int = DEFAULT_DEAD_MESSAGE_TTL,
     ) -> None:
-        """Does not connect."""
+        """Make the object; it connects on first use."""
         self.client = client
         self.broker_id = broker_id or new_id()
         self.namespace = namespace

@@ -51,7 +51,7 @@ class Ends:
     is_broken: ColumnElement[bool]
 
     def due(self, now: datetime) -> ColumnElement[bool]:
-        """Open, and at or past its end."""
+        """The condition that a row is open and its end is not in the future."""
         return self.is_open & (self.at <= now)
 
 

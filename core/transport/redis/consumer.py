@@ -86,7 +86,7 @@ class Consumer(DramatiqConsumer):
         return self.shared.intake.may_fetch(self.queue_name) and self.outstanding_message_count < self.prefetch
 
     def wake(self) -> None:
-        """Make it fetch, if it has room."""
+        """Make the consumer fetch messages, if it has room."""
         self.may_find = True
         if not self.woken.is_set():
             self.woken.set()

@@ -33,7 +33,7 @@ class WindowConsumer(Consumer):
 
     @property
     def has_room(self) -> bool:
-        """Whether it may fetch more."""
+        """Whether the consumer may fetch more messages."""
         return self.shared.intake.may_fetch(self.queue_name)
 
     def step(self) -> MessageProxy | None:

@@ -327,7 +327,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_will_not_end(start_up, folder):
     eventually((folder / "deaf").exists, within=10)
 
     up.type(CTRL_C)
-    eventually(lambda: "up.stopping" in up.log, within=10)
+    eventually(lambda: "stopping; waits up to" in up.log, within=10)
     up.type(CTRL_C)
 
     assert up.wait_until_gone() == 0

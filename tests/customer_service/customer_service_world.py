@@ -92,11 +92,11 @@ class World:
 
 def at_once(number: int, work: Callable[[int], object]) -> list[object]:
     """Run ``work(0)`` … ``work(number - 1)`` in threads that set off together; return what each returned."""
-    barrier = threading.Barrier(number, timeout=30)
+    barrier = threading.Barrier(number, timeout=60)
 
     def set_off(index: int) -> object:
         barrier.wait()
         return work(index)
 
     with ThreadPoolExecutor(number) as pool:
-        return list(pool.map(set_off, range(number), timeout=60))
+        return list(pool.map(set_off, range(number), timeout=110))

@@ -130,7 +130,7 @@ def enqueue(queues):
 
 
 class TestRequeueing:
-    """A process none of whose threads moves leaves what waits to others."""
+    """A process in which no thread makes progress leaves waiting messages to others."""
 
     @pytest.fixture
     def work_queue(self):

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Identity, Index, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, SmallInteger, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -30,6 +30,8 @@ FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANE
 WAITING = (State.QUEUED, State.RETRYING)
 #: The same in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
+#: It waits for another run or for a limit, and is not sent before it is woken.
+IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
 
 
 class Base(DeclarativeBase):
@@ -82,6 +84,19 @@ class RunRow(Base):
     retried_after: Mapped[int | None]
     #: The forms in which its job is declared somewhere and which its arguments do not fit.
     refused_by: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    #: 0 to 9; runs with a larger priority start first.
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    #: The names of its limits, filled from its arguments; null without limits.
+    limits: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    #: It is missed if it has not started by this time.
+    expires_at: Mapped[datetime | None] = mapped_column(Instant)
+    #: How often its function has put it off, and since when.
+    laters: Mapped[int | None]
+    later_since: Mapped[datetime | None] = mapped_column(Instant)
+    #: The row that it is about, as ``table:id``.
+    subject: Mapped[str | None] = mapped_column(Text)
+    #: The run that enqueued it.
+    parent_id: Mapped[int | None] = mapped_column(BigInteger)
 
     __table_args__ = (
         Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
@@ -94,6 +109,38 @@ class RunRow(Base):
         Index("rota_runs_orphaned", "job", "id", postgresql_where="state = 'orphaned'"),
         Index("rota_runs_dead", "id", postgresql_where="state = 'dead'"),
         Index("rota_runs_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
+        Index(
+            "rota_runs_turn",
+            "job",
+            "key",
+            "due_at",
+            "id",
+            postgresql_where=f"{IS_WAITING} AND (exclusive OR key <> '')",
+        ),
+        Index("rota_runs_parked", "job", "key", "priority", postgresql_where=IS_PARKED),
+        Index(
+            "rota_runs_urgent",
+            "queue",
+            "priority",
+            "job",
+            "due_at",
+            postgresql_where=f"{IS_WAITING} AND sent_at IS NULL AND priority > 0",
+        ),
+        Index("rota_runs_expiring", "expires_at", postgresql_where="state = 'queued' AND expires_at IS NOT NULL"),
+        Index("rota_runs_children", "parent_id", postgresql_where="parent_id IS NOT NULL"),
+        Index(
+            "rota_runs_limited",
+            "limits",
+            postgresql_using="gin",
+            postgresql_where="state = 'running' AND limits IS NOT NULL",
+        ),
+        Index(
+            "rota_runs_limited_waiting",
+            "limits",
+            postgresql_using="gin",
+            postgresql_where=f"{IS_PARKED} AND limits IS NOT NULL",
+        ),
+        CheckConstraint("priority BETWEEN 0 AND 9", name="rota_runs_priority"),
     )
 
 
@@ -175,3 +222,68 @@ class AuditRow(Base):
     details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
 
     __table_args__ = (Index("rota_audit_at", "at"),)
+
+
+class AttemptRow(Base):
+    """An attempt that did not succeed, or that came after one that did not."""
+
+    __tablename__ = "rota_attempts"
+
+    run_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    started_at: Mapped[datetime | None] = mapped_column(Instant)
+    ended_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    worker: Mapped[str | None] = mapped_column(Text)
+    #: ``succeeded``, ``failed``, ``crashed``, ``later``, ``released`` or ``cancelled``.
+    outcome: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    traceback: Mapped[str | None] = mapped_column(Text)
+    #: The last lines that the attempt has logged.
+    log: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (Index("rota_attempts_ended", "ended_at"),)
+
+
+class CancelRow(Base):
+    """A cancellation of a running run, until the run has ended. Only the run's process ends the run."""
+
+    __tablename__ = "rota_cancels"
+
+    run_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    #: The fencing token of the cancelled attempt, as its process knows it.
+    token: Mapped[int] = mapped_column(BigInteger)
+    process_id: Mapped[int | None] = mapped_column(BigInteger)
+    asked_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    asked_by: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class LimitRow(Base):
+    """A rate limit's tokens, and until when a limit is closed. A limit that only counts running runs has no row."""
+
+    __tablename__ = "rota_limits"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    tokens: Mapped[float | None]
+    refilled_at: Mapped[datetime | None] = mapped_column(Instant)
+    closed_until: Mapped[datetime | None] = mapped_column(Instant)
+    closed_reason: Mapped[str | None] = mapped_column(Text)
+
+
+class DepartureRow(Base):
+    """A process that has ended, and why."""
+
+    __tablename__ = "rota_departures"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    process_id: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    started_at: Mapped[datetime] = mapped_column(Instant)
+    left_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    #: ``stopped``, ``died`` or ``no heartbeat``.
+    reason: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (Index("rota_departures_left", "left_at"),)

@@ -1,0 +1,126 @@
+"""Columns and tables for flow control, cancellation and the history of attempts.
+
+A run that waits for another run or for a limit is *parked*: its ``sent_at`` is ``infinity``, so no dispatcher sends it
+or takes it for lost, and the run before it wakes it. The indexes that this needs have only the runs that use it.
+Creating them reads the whole table and blocks writes to it: for about a second with a million runs of history.
+
+The trigger protects runs from workers of the release before, whose claims know nothing of limits and of requests that
+wait: such a claim changes nothing, and the run stays queued for a worker of this release.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
+
+revision = "0007"
+down_revision = "0006"
+
+INSTANT = TIMESTAMP(timezone=True)
+NOW = sa.text("clock_timestamp()")
+WAITING = "state IN ('queued', 'retrying')"
+PARKED = f"{WAITING} AND sent_at = 'infinity'"
+COLUMNS: list[sa.Column[Any]] = [
+    sa.Column("priority", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("limits", ARRAY(sa.Text)),
+    sa.Column("expires_at", INSTANT),
+    sa.Column("laters", sa.Integer),
+    sa.Column("later_since", INSTANT),
+    sa.Column("subject", sa.Text),
+    sa.Column("parent_id", sa.BigInteger),
+]
+INDEXES = {
+    "rota_runs_turn": ("job, key, due_at, id", f"{WAITING} AND (exclusive OR key <> '')"),
+    "rota_runs_parked": ("job, key, priority", PARKED),
+    "rota_runs_urgent": ("queue, priority, job, due_at", f"{WAITING} AND sent_at IS NULL AND priority > 0"),
+    "rota_runs_expiring": ("expires_at", "state = 'queued' AND expires_at IS NOT NULL"),
+    "rota_runs_children": ("parent_id", "parent_id IS NOT NULL"),
+}
+#: Limits are looked up by name among running runs, to count them, and among parked runs, to wake them.
+LIMITED = {"rota_runs_limited": "state = 'running'", "rota_runs_limited_waiting": PARKED}
+
+#: A claim of this release says that it is one; the setting ends with its transaction.
+GUARD = """
+    CREATE FUNCTION rota_guard_run() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF current_setting('rota.claim', true) = '7' THEN
+            RETURN NEW;
+        END IF;
+        RETURN NULL;
+    END $$
+"""
+GUARDED = """
+    CREATE TRIGGER rota_guard_run BEFORE UPDATE OF state ON rota_runs FOR EACH ROW
+    WHEN (OLD.state IN ('queued', 'retrying') AND (
+        NEW.state = 'running' AND OLD.limits IS NOT NULL
+        OR NEW.state = 'skipped' AND NEW.reason = 'overlap' AND OLD.slot IS NULL))
+    EXECUTE FUNCTION rota_guard_run()
+"""
+
+
+def upgrade() -> None:
+    for column in COLUMNS:
+        op.add_column("rota_runs", column)
+    op.create_check_constraint("rota_runs_priority", "rota_runs", "priority BETWEEN 0 AND 9")
+    for name, (columns, condition) in INDEXES.items():
+        op.execute(f"CREATE INDEX {name} ON rota_runs ({columns}) WHERE {condition}")
+    for name, condition in LIMITED.items():
+        op.execute(f"CREATE INDEX {name} ON rota_runs USING gin (limits) WHERE {condition} AND limits IS NOT NULL")
+    op.execute(GUARD)
+    op.execute(GUARDED)
+    op.create_table(
+        "rota_attempts",
+        sa.Column("run_id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("started_at", INSTANT),
+        sa.Column("ended_at", INSTANT, nullable=False, server_default=NOW),
+        sa.Column("worker", sa.Text),
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("error", sa.Text),
+        sa.Column("traceback", sa.Text),
+        sa.Column("log", sa.Text),
+    )
+    op.create_index("rota_attempts_ended", "rota_attempts", ["ended_at"])
+    op.create_table(
+        "rota_cancels",
+        sa.Column("run_id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("token", sa.BigInteger, nullable=False),
+        sa.Column("process_id", sa.BigInteger),
+        sa.Column("asked_at", INSTANT, nullable=False, server_default=NOW),
+        sa.Column("asked_by", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+    )
+    op.create_table(
+        "rota_limits",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("tokens", sa.Float),
+        sa.Column("refilled_at", INSTANT),
+        sa.Column("closed_until", INSTANT),
+        sa.Column("closed_reason", sa.Text),
+    )
+    op.create_table(
+        "rota_departures",
+        sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("process_id", sa.BigInteger, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("queues", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("started_at", INSTANT, nullable=False),
+        sa.Column("left_at", INSTANT, nullable=False, server_default=NOW),
+        sa.Column("reason", sa.Text, nullable=False),
+    )
+    op.create_index("rota_departures_left", "rota_departures", ["left_at"])
+
+
+def downgrade() -> None:
+    for table in ("rota_departures", "rota_limits", "rota_cancels", "rota_attempts"):
+        op.drop_table(table)
+    op.execute("DROP TRIGGER rota_guard_run ON rota_runs")
+    op.execute("DROP FUNCTION rota_guard_run()")
+    for name in (*LIMITED, *INDEXES):
+        op.drop_index(name, "rota_runs")
+    op.drop_constraint("rota_runs_priority", "rota_runs")
+    for column in reversed(COLUMNS):
+        op.drop_column("rota_runs", column.name)

@@ -128,6 +128,7 @@ class RunRow(Base):
         ),
         Index("rota_runs_expiring", "expires_at", postgresql_where="state = 'queued' AND expires_at IS NOT NULL"),
         Index("rota_runs_children", "parent_id", postgresql_where="parent_id IS NOT NULL"),
+        Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
         Index(
             "rota_runs_limited",
             "limits",
@@ -158,6 +159,8 @@ class ProcessRow(Base):
     #: The application_name of its connections to PostgreSQL.
     application: Mapped[str] = mapped_column(Text)
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    #: How many runs it works on at the same time; null for a scheduler.
+    threads: Mapped[int | None]
     #: The fingerprint of its release; null for a Rota version without releases.
     release: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))

@@ -36,6 +36,7 @@ INDEXES = {
     "rota_runs_urgent": ("queue, priority, job, due_at", f"{WAITING} AND sent_at IS NULL AND priority > 0"),
     "rota_runs_expiring": ("expires_at", "state = 'queued' AND expires_at IS NOT NULL"),
     "rota_runs_children": ("parent_id", "parent_id IS NOT NULL"),
+    "rota_runs_unstarted": ("state, id", "state IN ('skipped', 'missed')"),
 }
 #: Limits are looked up by name among running runs, to count them, and among parked runs, to wake them.
 LIMITED = {"rota_runs_limited": "state = 'running'", "rota_runs_limited_waiting": PARKED}
@@ -69,6 +70,7 @@ def upgrade() -> None:
         op.execute(f"CREATE INDEX {name} ON rota_runs USING gin (limits) WHERE {condition} AND limits IS NOT NULL")
     op.execute(GUARD)
     op.execute(GUARDED)
+    op.add_column("rota_processes", sa.Column("threads", sa.Integer))
     op.create_table(
         "rota_attempts",
         sa.Column("run_id", sa.BigInteger, primary_key=True, autoincrement=False),
@@ -117,6 +119,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in ("rota_departures", "rota_limits", "rota_cancels", "rota_attempts"):
         op.drop_table(table)
+    op.drop_column("rota_processes", "threads")
     op.execute("DROP TRIGGER rota_guard_run ON rota_runs")
     op.execute("DROP FUNCTION rota_guard_run()")
     for name in (*LIMITED, *INDEXES):

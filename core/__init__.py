@@ -1,7 +1,7 @@
 """Rota's front door: the only names a plugin may import. Importing it opens nothing."""
 
 from core.enqueue import enqueue, enqueue_many, publish, send, send_many
-from core.errors import NaiveTime, RotaError, TimeLimitExceeded
+from core.errors import Later, NaiveTime, RotaError, TimeLimitExceeded
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
@@ -19,6 +19,7 @@ __all__ = [
     "Instant",
     "Job",
     "JobDefaults",
+    "Later",
     "NaiveTime",
     "PluginSettings",
     "RotaError",

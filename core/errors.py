@@ -20,6 +20,7 @@ RotaError
 ├── HiddenLedger           the ledger exists, but the role cannot see it
 ├── UnfitServers           PostgreSQL or Redis exists, and can never serve this process
 ├── BadProgress            progress that PostgreSQL cannot store
+├── Later                  not now, and no failure: a job raises it to postpone its run
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
 
 Interrupted                a BaseException, so that ``except Exception`` in a job does not swallow it
@@ -29,6 +30,7 @@ Interrupted                a BaseException, so that ``except Exception`` in a jo
 
 import difflib
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 from sqlalchemy.exc import DontWrapMixin
 
@@ -116,6 +118,51 @@ class UnfitServers(RotaError):
 
 class BadProgress(RotaError):
     """The progress that a job reported cannot be stored."""
+
+
+#: A run may be postponed for this long in all, counted from the first time.
+LONGEST_LATER = timedelta(days=7)
+
+
+class Later(RotaError):
+    """Not now, and no failure: a job raises it, and its run is tried again at that time.
+
+    Give one of ``in_``, a span counted from now, and ``at``, an aware time after the start of the attempt. ``reason``
+    is for people. The work since the last checkpoint is rolled back. A run may be postponed for 7 days in all, and not
+    past its ``expires``; after that it is dead, reason ``later``.
+
+    Raises BadTime, and NaiveTime for an ``at`` without a time zone; the attempt then fails with that error.
+    """
+
+    def __init__(self, *, in_: timedelta | None = None, at: datetime | None = None, reason: str = "") -> None:
+        if (in_ is None) == (at is None):
+            raise BadTime("Later needs one of in_= and at=: the time at which the run is to be tried again")
+        if in_ is not None:
+            check_span(in_)
+        if at is not None:
+            check_instant(at)
+        if not isinstance(reason, str):
+            raise BadTime(f"Later: reason={reason!r} must be a string")
+        super().__init__(reason)
+        self.in_ = in_
+        self.at = at
+        self.reason = reason
+
+
+def check_span(in_: object) -> None:
+    """Raise BadTime unless a run may be postponed by ``in_``."""
+    if not isinstance(in_, timedelta):
+        raise BadTime(f"Later: in_={in_!r} must be a timedelta, such as timedelta(minutes=5)")
+    if not timedelta(0) < in_ <= LONGEST_LATER:
+        raise BadTime(f"Later: in_={in_} must be more than 0 and at most {LONGEST_LATER.days} days")
+
+
+def check_instant(at: object) -> None:
+    """Raise BadTime unless ``at`` is a datetime, and NaiveTime if it has no time zone."""
+    if not isinstance(at, datetime):
+        raise BadTime(f"Later: at={at!r} must be a datetime with a time zone, such as run.now + timedelta(minutes=5)")
+    if at.utcoffset() is None:
+        raise NaiveTime(f"Later: at={at!r} has no time zone; give an aware datetime")
 
 
 class EmbeddedServerError(RotaError):

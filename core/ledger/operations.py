@@ -27,7 +27,8 @@ COLUMNS: Sequence[ColumnElement[Any]] = (RUNS.c.id, RUNS.c.job, RUNS.c.state, RU
 #: The rows are locked in the order of their ids, so that two such statements wait for each other without a deadlock.
 RETRY = text("""
     UPDATE rota_runs AS run SET
-        state = 'retrying', reason = 'by hand', failures = 0, crashes = 0, retried_at = clock_timestamp(),
+        state = 'retrying', reason = 'by hand', failures = 0, crashes = 0, laters = NULL,
+        later_since = NULL, retried_at = clock_timestamp(),
         retried_after = attempt, queue = present.queue, exclusive = present.exclusive, due_at = clock_timestamp(),
         sent_at = NULL, finished_at = NULL, former_state = NULL, former_reason = NULL
     FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:exclusives AS boolean[]))

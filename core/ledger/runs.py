@@ -34,7 +34,7 @@ REQUEST = """
     SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run ORDER BY id
 """
 
-#: A run is dead after this many attempts whose lease a living process lost, besides failures and crashes.
+#: A run is dead after this many attempts whose lease a living process lost, besides failures, crashes and Laters.
 MOST_LOSSES = 20
 
 #: Parameters: run, token, process, result.
@@ -123,7 +123,9 @@ RELEASE = text("""
 #: Releases are not counted; the number of attempts limits how often one run can be released this way.
 RELEASE_FORGOTTEN = text(f"""
     WITH forgotten AS MATERIALIZED (
-        SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes > {MOST_LOSSES} AS is_over FROM rota_runs
+        SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes - coalesce(laters, 0) > {MOST_LOSSES}
+                   AS is_over
+        FROM rota_runs
         WHERE state = 'running' AND process_id = :process_id
           AND started_at < clock_timestamp() - :age AND token <> ALL(:tokens)
         FOR UPDATE

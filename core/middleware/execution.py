@@ -22,6 +22,8 @@ RECORDING = "recording"
 LOST = "lost"
 #: The state of a run whose attempt does not count, since PostgreSQL had no connection for it.
 RELEASED = "released"
+#: The outcome of an attempt that postponed its run.
+POSTPONED = "later"
 
 
 class Carried(Protocol):
@@ -110,6 +112,11 @@ class Execution:
         """Set the error of the attempt for plugins' middleware."""
         if self.attempt is not None:
             self.attempt.exception = error
+
+    def was_postponed(self) -> None:
+        """Clear the error for plugins' middleware, since Later is none."""
+        if self.attempt is not None:
+            self.attempt.exception = None
 
     def make_dead_letter(self) -> None:
         """Dead-letter the message, so that it is not delivered again."""

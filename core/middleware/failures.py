@@ -1,15 +1,15 @@
-"""Failures: records any error of a job as the run's failure, so that the worker goes on."""
+"""Failures: records any error of a job as the run's failure, so that the worker goes on. Later is no failure."""
 
 from typing import Any
 
 from core import database
 from core.connections import REFUSED
-from core.errors import LeaseLost
+from core.errors import Later, LeaseLost
 from core.ledger import runs
 from core.ledger.models import State
-from core.middleware.execution import LOST, RELEASED, Execution, Layer, Proceed
-from core.observability.events import RunNotConnected, emit
-from core.worker.outcomes import Recorder, diagnose, in_words, report
+from core.middleware.execution import LOST, POSTPONED, RELEASED, Execution, Layer, Proceed
+from core.observability.events import RunNotConnected, RunPostponed, emit
+from core.worker.outcomes import Recorder, diagnose, in_words, refuse_later, report
 
 
 class Failures(Layer):
@@ -28,6 +28,8 @@ class Failures(Layer):
         except LeaseLost as error:
             execution.failed(error)
             return LOST
+        except Later as later:
+            return self._postpone(execution, later)
         except BaseException as error:  # noqa: BLE001 — any error of a job is the run's failure, not the worker's
             execution.failed(error)
             if database.blame(error) == REFUSED:
@@ -43,6 +45,21 @@ class Failures(Layer):
             return LOST
         emit(RunNotConnected(lease.job, lease.run_id, state, said))
         return RELEASED if state == State.RETRYING else state
+
+    def _postpone(self, execution: Execution, later: Later) -> str:
+        """Have the run wait, unless the asked time is refused."""
+        lease = execution.lease
+        assert lease is not None, "only a run of the ledger is postponed"
+        if refusal := refuse_later(lease, later):
+            execution.failed(refusal)
+            return self._record(execution, refusal)
+        said = later.reason.partition("\n")[0] or "no reason given"
+        ended = self._recorder.postpone(lease, later)
+        if ended is None:
+            return LOST
+        execution.was_postponed()
+        emit(RunPostponed(lease.job, lease.run_id, str(ended.state), ended.until.isoformat(), ended.laters, said))
+        return State.DEAD if ended.state == State.DEAD else POSTPONED
 
     def _record(self, execution: Execution, error: BaseException) -> str:
         lease = execution.lease

@@ -89,6 +89,29 @@ class RunFailed(Event):
         return ERROR if self.state == "dead" else WARNING
 
 
+@event("run.postponed", INFO, "run {run} was postponed until {until} and is {state}: {reason}")
+class RunPostponed(Event):
+    """The function raised `Later`, which is no failure. If it asked for more than 7 days in all, or for a time past the
+    run's `expires`, the run is dead, and the level is error.
+    """
+
+    job: str
+    run: int
+    #: ``queued``, ``retrying`` or ``dead``.
+    state: str
+    #: The time that the function asked for.
+    until: str
+    #: How often the run was postponed.
+    laters: int
+    #: The reason that the function gave.
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """An error if the run will not be tried again."""
+        return ERROR if self.state == "dead" else INFO
+
+
 @event(
     "run.lease_lost", WARNING, "run {run} was given to another worker after {seconds:.3f} s; nothing was committed here"
 )

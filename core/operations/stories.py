@@ -76,10 +76,18 @@ def running(scene: Scene, run: Run, subject: str) -> list[str]:
 def queued(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason == "arguments":
         return [f"{subject} waits for a worker whose declaration of the job its arguments fit.", *alarms(scene)]
+    if run.reason == "later":
+        return [f"{subject} {postponed(scene, run)}.", *alarms(scene)]
     if run.due_at > scene.now:
         return [f"{subject} is due at {scene.at(run.due_at)} ({scene.ago(run.due_at)})."]
     alarm = alarms(scene) or ["Workers are alive: they are busy, or the message was lost and is sent again in seconds."]
     return [f"{subject} has been due since {scene.at(run.due_at)} and has not been started.", *alarm]
+
+
+def postponed(scene: Scene, run: Run) -> str:
+    """Until when a function has postponed its slot, and why."""
+    when = f"until {scene.at(run.due_at)}" if run.due_at > scene.now else "and is due now"
+    return f"was postponed by its function {when}: {run.error}"
 
 
 def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
@@ -92,6 +100,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "arguments": "it waits for a worker whose declaration of the job its arguments fit",
         "adopted": "it was orphaned, and someone has adopted it",
         "by hand": "it was dead, and someone has retried it",
+        "later": f"its function has postponed it ({run.error})",
         "no connection": f"PostgreSQL had no connection for its last attempt, which does not count ({run.error})",
     }
     when = f"at {scene.at(run.due_at)}" if run.due_at > scene.now else "as soon as a worker takes it"
@@ -111,6 +120,7 @@ def dead(scene: Scene, run: Run, subject: str) -> list[str]:
         "arguments": f"its arguments do not fit the job: {run.error}",
         "no connection": f"for an hour PostgreSQL had no connection for it: {run.error}",
         "result": f"its result cannot be stored: {run.error}",
+        "later": f"its function has postponed it for longer than is allowed ({run.error})",
         "dropped": f"someone has dropped it; before that it was {run.former_state}",
     }
     because = reasons.get(run.reason or "", run.error or run.reason or "no reason is recorded")
@@ -156,6 +166,7 @@ def missed(scene: Scene, run: Run, subject: str) -> list[str]:
     cap = f" {scene.job.misfire_cap}" if scene.job else ""
     reasons = {
         "grace": f"no worker started it within its grace{grace}",
+        "later": "its function had postponed it past its grace (Later)",
         "superseded": "no worker started it in time, and misfire='latest' runs only the newest late slot",
         "policy": "no worker started it in time, and misfire='skip' runs no late slot",
         "capped": f"no worker started it in time, and misfire='all' runs only the newest{cap} late slots",
@@ -218,12 +229,14 @@ def start(scene: Scene, run: Run) -> list[str]:
 
 
 def hardships(run: Run) -> list[str]:
-    """Count its failed attempts and crashes."""
+    """Count its attempts that failed, crashed or postponed the run."""
     parts = []
     if run.failures:
         parts.append(f"{run.failures} ended in an error")
     if run.crashes:
         parts.append(f"{run.crashes} because their worker died")
+    if run.laters:
+        parts.append(f"{run.laters} postponed the run")
     since = f"Since it was retried by hand, after {run.retried_after}, of " if run.retried_at else "Of "
     return [f"{since}its {run.attempt} attempts {' and '.join(parts)}."] if parts and run.attempt > 1 else []
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from core.clock import Clock, system_clock
+from core.errors import Later, RotaError
 from core.jobs.job import Job
 from core.ledger.claims import NEVER_SUSPECT
 from core.ledger.models import State
@@ -121,6 +122,12 @@ class Executor:
         try:
             self._work_on_message(execution)
             status = State.SUCCEEDED
+        except Later as later:
+            refused = RotaError(
+                f"job {job.name!r} is on the fast lane (ledger=False), and cannot be postponed by Later"
+            )
+            execution.failed(refused)
+            raise refused from later
         except BaseException as error:
             execution.failed(error)
             raise

@@ -10,9 +10,11 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from core import database
-from core.errors import BadArguments, BadResult, LeaseLost
+from core.errors import LONGEST_LATER, BadArguments, BadResult, BadTime, Later, LeaseLost
 from core.jobs.job import Job
+from core.ledger import later as laters
 from core.ledger import runs
+from core.ledger.later import Postponed
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.runs import LONGEST_ERROR, Failure
@@ -55,6 +57,24 @@ class Recorder:
         except (DBAPIError, ValueError):
             plain = replace(failure, error=failure.error.encode("ascii", errors="replace").decode())
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, plain)))
+
+    def postpone(self, lease: Lease, later: Later) -> Postponed | None:
+        """Record that the function has postponed its run; None if the lease is gone before."""
+        return self.record(
+            lease,
+            lambda connection: laters.postpone(connection, lease, at=later.at, after=later.in_, error=in_words(later)),
+        )
+
+
+def refuse_later(lease: Lease, later: Later) -> BadTime | None:
+    """The error of an attempt that has postponed its run until a time that is not allowed; None if it is allowed."""
+    if later.at is None:
+        return None
+    if later.at <= lease.claimed_at:
+        return BadTime(f"Later: at={later.at.isoformat()} is not after the start of the attempt, {lease.claimed_at}")
+    if later.at > lease.claimed_at + LONGEST_LATER:
+        return BadTime(f"Later: at={later.at.isoformat()} is more than {LONGEST_LATER.days} days ahead")
+    return None
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:

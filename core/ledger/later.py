@@ -1,0 +1,63 @@
+"""Later: a function has postponed its run. This is no failure: it is counted apart, and bounded in time.
+
+The run waits until its new due time. A slot that has neither failed nor crashed is ``queued`` again, so that its grace
+ends it; the reason ``later`` tells the misfire policies that it was tried. Every other run is ``retrying``.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from core.errors import LONGEST_LATER
+from core.ledger.leases import LEASE_IS_GOOD, Lease
+from core.ledger.models import State
+from core.ledger.prepared import Prepared
+
+#: The ledger stores at most this many characters of a reason.
+LONGEST_REASON = 2000
+
+#: Parameters: run, token, process, the new due time or null, the span until then or null, the error to record, the
+#: longest time between the first Later and the last due time.
+POSTPONE = Prepared(
+    "rota_postpone",
+    ("bigint", "bigint", "bigint", "timestamptz", "interval", "text", "interval"),
+    f"""
+    WITH held AS MATERIALIZED (
+        SELECT id, coalesce($4, statement_timestamp() + $5) AS then_at,
+               coalesce(later_since, statement_timestamp()) AS since, expires_at
+        FROM rota_runs AS run WHERE {LEASE_IS_GOOD} FOR UPDATE
+    ), judged AS MATERIALIZED (
+        SELECT id, then_at, since, then_at > least(since + $7, expires_at) AS is_over FROM held
+    )
+    UPDATE rota_runs AS run
+    SET state = CASE WHEN is_over THEN 'dead'
+                     WHEN slot IS NOT NULL AND failures = 0 AND crashes = 0 THEN 'queued' ELSE 'retrying' END,
+        reason = 'later', error = $6, laters = coalesce(laters, 0) + 1, later_since = since,
+        process_id = NULL, sent_at = NULL, due_at = CASE WHEN is_over THEN due_at ELSE then_at END,
+        finished_at = CASE WHEN is_over THEN clock_timestamp() END
+    FROM judged WHERE run.id = judged.id
+    RETURNING state, then_at, laters
+    """,  # noqa: S608 — a constant
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A run that its function has postponed: its state, the time that was asked for, and how often it was postponed."""
+
+    state: State
+    until: datetime
+    laters: int
+
+
+def postpone(
+    connection: Connection, lease: Lease, *, at: datetime | None, after: timedelta | None, error: str
+) -> Postponed | None:
+    """Have the run wait until ``at``, or for the span ``after``; None if the lease is lost.
+
+    If that is over 7 days after it was first postponed, or after its ``expires_at``, the run is dead.
+    """
+    values = (at, after, error[:LONGEST_REASON], LONGEST_LATER)
+    rows = POSTPONE.rows(connection, lease.run_id, lease.token, lease.process_id, *values)
+    return Postponed(State(rows[0][0]), rows[0][1], rows[0][2]) if rows else None

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from core import database
 from core.ledger import processes
 from core.observability import logs
-from core.observability.events import Event, ProcessStuck, ProcessStuckEnds, emit
+from core.observability.events import ProcessStuck, ProcessStuckEnds
 from core.supervisor import worker_channel
 from core.worker import interruption, isolation
 from core.worker.heartbeat import Heartbeat
@@ -31,7 +31,8 @@ LOOK_SECONDS = 1.0
 #: After how many leases a stuck thread's process is named, and after how many it ends.
 NAMED_AFTER_LEASES = 3
 ENDED_AFTER_LEASES = 6
-SAID_WITHIN_SECONDS = 1.0
+#: The log's time for its last lines, in seconds. Nobody waits for a process that makes no progress.
+FLUSH_SECONDS = 10.0
 #: EX_SOFTWARE of sysexits.h, as at a hard limit.
 STUCK_EXIT = 70
 
@@ -86,9 +87,10 @@ class Liveness(Middleware):
         if is_stuck != self._is_named and self._name(is_stuck=is_stuck):
             self._is_named = is_stuck
             if is_stuck:
-                emit_soon(ProcessStuck(round(seconds), place_of(thread)))
+                logs.emit_unblocked(ProcessStuck(round(seconds), place_of(thread)))
         if self._is_named and seconds > ENDED_AFTER_LEASES * self._lease_seconds and self._name(is_stuck=True):
-            emit_soon(ProcessStuckEnds(round(seconds), place_of(thread)))
+            logs.emit_unblocked(ProcessStuckEnds(round(seconds), place_of(thread)))
+            logs.flush(FLUSH_SECONDS)
             os._exit(STUCK_EXIT)
 
     def _standing(self, now: float) -> dict[int, float]:
@@ -110,18 +112,6 @@ class Liveness(Middleware):
                 return processes.name_stuck(connection, process_id, is_stuck=is_stuck)
         except database.DATABASE_AWAY:
             return False
-
-
-def emit_soon(event: Event) -> None:
-    """Log an event within a second, or not at all: the log may be what the threads wait for."""
-
-    def log() -> None:
-        emit(event)
-        logs.flush()
-
-    saying = threading.Thread(target=log, daemon=True)
-    saying.start()
-    saying.join(SAID_WITHIN_SECONDS)
 
 
 def place_of(thread: int) -> str:

@@ -61,8 +61,8 @@ class PluginMiddleware(Layer):
             emit(MiddlewareFailed(each.plugin, each.name, "its `ended` raised; the run stays as it is"), error)
 
     def _give_up(self, each: Registered) -> None:
-        emit(MiddlewareFailed(each.plugin, each.name, f"its `ended` took longer than {ENDED_HARD}; the process ends"))
-        self._last_resort.end_process(self._last_resort.release_all)
+        why = MiddlewareFailed(each.plugin, each.name, f"its `ended` took longer than {ENDED_HARD}; the process ends")
+        self._last_resort.end_process(why, self._last_resort.release_all)
 
 
 class Surrounding:

@@ -28,6 +28,11 @@ class Event:
         """The level of this event."""
         return self.level
 
+    @property
+    def logger(self) -> str:
+        """The name of the logger of this event."""
+        return f"rota.{self.name.partition('.')[0]}"
+
     def fields(self) -> Mapping[str, Any]:
         """The fields by name."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -51,7 +56,7 @@ def event(name: str, level: int, words: str) -> Callable[[type[E]], type[E]]:
 
 def emit(event: Event, error: BaseException | None = None) -> None:
     """Log ``event``, with the traceback of ``error`` if there is one. Never raises."""
-    logger = logging.getLogger(f"rota.{event.name.partition('.')[0]}")
+    logger = logging.getLogger(event.logger)
     if logger.isEnabledFor(event.severity):
         logger.log(event.severity, event, exc_info=error)
 

@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import structlog
 
 from core.observability import lines, metrics
 from core.observability.events import Event, emit
-from core.observability.sink import STDERR, Sink, standard_error
+from core.observability.sink import FLUSH_SECONDS, STDERR, Sink, standard_error
 from core.settings import LogFormat, LogLevel
 
 #: The programs that import ``core.main`` to run it.
 PROGRAMS = {"dramatiq", "periodiq", "rota"}
+#: The time that handlers which are not ours have, where this process does not wait for them any longer.
+OTHERS_SECONDS = 1.0
 
 _about: ContextVar[Mapping[str, Any]] = ContextVar("rota.about", default={})  # noqa: B039 — never changed in place
 
@@ -130,10 +133,49 @@ def without_arguments(value: Any) -> Any:
     return f"{value.actor_name} {value.message_id}" if is_message else value
 
 
-def flush() -> None:
-    """Write waiting lines within a second; for a process that ends without the interpreter's shutdown."""
-    for handler in logging.getLogger().handlers:
-        handler.flush()
+def flush(within: float = FLUSH_SECONDS) -> None:
+    """Write waiting lines within so many seconds; for a process that ends without the interpreter's shutdown."""
+    sinks, others = handlers()
+    for sink in sinks:
+        sink.flush(within)
+    call_others(logging.Handler.flush, others)
+
+
+def emit_unblocked(event: Event) -> None:
+    """Log ``event`` although other threads of this process stand still.
+
+    It takes no lock of ``logging``, which a thread may hold for ever. Our own handlers never block and come first;
+    handlers of plugins have a second.
+    """
+    if event.severity < logging.getLogger().level:
+        return
+    level = event.severity
+    attributes = {"name": event.logger, "msg": event, "levelno": level, "levelname": logging.getLevelName(level)}
+    record = logging.makeLogRecord(attributes)
+    sinks, others = handlers()
+    for sink in sinks:
+        sink.handle(record)
+    call_others(lambda handler: handler.handle(record), [each for each in others if level >= each.level])
+
+
+def handlers() -> tuple[list[Sink], list[logging.Handler]]:
+    """Our own handlers, which never block, and those of others."""
+    found = logging.getLogger().handlers
+    return [each for each in found if isinstance(each, Sink)], [each for each in found if not isinstance(each, Sink)]
+
+
+def call_others(action: Callable[[logging.Handler], object], others: Sequence[logging.Handler]) -> None:
+    """Do ``action`` with each of ``others``, which may block, and wait for at most a second."""
+
+    def act() -> None:
+        for handler in others:
+            action(handler)
+
+    if others:
+        acting = threading.Thread(target=act, name="rota-log-others", daemon=True)
+        with suppress(RuntimeError):  # the machine refuses another thread
+            acting.start()
+            acting.join(OTHERS_SECONDS)
 
 
 class Formatter(structlog.stdlib.ProcessorFormatter):

@@ -3,6 +3,9 @@
 A log's reader can go away or fall behind (``rota worker 2>&1 | head``, a log shipper that hangs, a terminal that is
 stopped). A handler that writes in the caller's thread then stops every thread that logs. Here, if the memory is full, a
 line is dropped and counted, and the next written line says how many were dropped.
+
+Unlike the handlers of ``logging`` it has no lock that a thread holds while it formats or writes. An interruption at a
+time limit can reach a thread just after it has taken such a lock, and then no other thread can log any more.
 """
 
 import logging
@@ -79,16 +82,28 @@ class Sink(logging.Handler):
         self._on_dropped = on_dropped
         self._begin()
 
+    def createLock(self) -> None:
+        """Make no lock: lines come together in a queue, which any thread may use."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Accept the line, unless a filter refuses it."""
+        is_wanted = bool(self.filter(record))
+        if is_wanted:
+            self.emit(record)
+        return is_wanted
+
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._lines: SimpleQueue[str] = SimpleQueue()
+        #: Lines, and events to set once all lines before them are written.
+        self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
         #: How many characters were accepted so far, and how many of these were written or dropped.
         self._taken = self._written = 0
         #: How many lines were dropped, and how many of these the log has reported.
         self._dropped = self._told = 0
-        self._is_all_written = threading.Event()
-        self._is_all_written.set()
         self._thread: threading.Thread | None = None
+        #: Held for sums alone, without a call in which an interruption could arrive.
+        self._counting = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Accept the line, or drop it. Never blocks and never raises."""
@@ -106,41 +121,63 @@ class Sink(logging.Handler):
                 self._stream.write(line)
                 self._stream.flush()
             return
-        if self._taken - self._written + len(line) > MOST_WAITING:
+        size = len(line)
+        with self._counting:
+            fits = self._taken - self._written + size <= MOST_WAITING
+            if fits:
+                self._taken += size
+        if not fits:
             self._drop(1)
             return
-        self._taken += len(line)
-        self._is_all_written.clear()
         self._lines.put(line)
         if self._thread is None:
             self._start()
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="rota-log", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # no thread can be started now; the next line tries again
-            return
-        self._thread = thread
+        with self._counting:
+            is_first = self._thread is None
+            if is_first:
+                self._thread = thread
+        if is_first:
+            try:
+                thread.start()
+            except RuntimeError:  # no thread can be started now; the next line tries again
+                self._thread = None
 
-    def flush(self) -> None:
-        """Wait until everything is written, at most a second. The interpreter calls this at exit."""
-        if self._pid != os.getpid():  # after a fork that has logged nothing
+    def flush(self, within: float = FLUSH_SECONDS) -> None:
+        """Wait until everything is written, at most ``within`` seconds. The interpreter calls this at exit."""
+        if self._pid != os.getpid() or self._thread is None:  # after a fork that has logged nothing, or no line at all
             return
-        self._is_all_written.wait(FLUSH_SECONDS)
+        written = threading.Event()
+        self._lines.put(written)
+        written.wait(within)
 
     def _run(self) -> None:
         while True:
-            lines = [self._lines.get()]
-            try:
-                while sum(map(len, lines)) < CHUNK:
-                    lines.append(self._lines.get_nowait())
-            except Empty:
-                pass
+            lines, waiting = self._next()
+            size = sum(map(len, lines))
             self._write(lines)
-            self._written += sum(map(len, lines))
-            if self._written == self._taken:
-                self._is_all_written.set()
+            with self._counting:
+                self._written += size
+            for each in waiting:
+                each.set()
+
+    def _next(self) -> tuple[list[str], list[threading.Event]]:
+        lines: list[str] = []
+        waiting: list[threading.Event] = []
+        size, entry = 0, self._lines.get()
+        with suppress(Empty):
+            while True:
+                if isinstance(entry, str):
+                    lines.append(entry)
+                    size += len(entry)
+                else:
+                    waiting.append(entry)
+                if size >= CHUNK:
+                    break
+                entry = self._lines.get_nowait()
+        return lines, waiting
 
     def _write(self, lines: list[str]) -> None:
         try:
@@ -162,7 +199,8 @@ class Sink(logging.Handler):
             self._stream.flush()
 
     def _drop(self, lines: int) -> None:
-        self._dropped += lines
+        with self._counting:
+            self._dropped += lines
         with suppress(Exception):  # metrics on a full disk
             self._on_dropped(lines)
 

@@ -15,7 +15,7 @@ from core.ledger.models import State
 from core.middleware.execution import Execution
 from core.middleware.metrics import observe
 from core.observability import logs, metrics
-from core.observability.events import MessageHardLimit, RunHardLimit, emit
+from core.observability.events import Event, MessageHardLimit, RunHardLimit
 from core.worker.completions import Completions
 from core.worker.membership import Membership
 from core.worker.outcomes import diagnose
@@ -41,11 +41,12 @@ class LastResort:
         else:
             self._give_up_message(execution)
 
-    def end_process(self, *steps: Callable[[Connection], object]) -> None:
-        """Run ``steps`` on a connection to PostgreSQL, and end this process."""
+    def end_process(self, why: Event, *steps: Callable[[Connection], object]) -> None:
+        """Log ``why``, run ``steps`` on a connection to PostgreSQL, and end this process."""
         timer = threading.Timer(GIVE_UP_SECONDS, os._exit, [HARD_LIMIT_EXIT])
         try:
             timer.start()
+            logs.emit_unblocked(why)
             if self.completions is not None:
                 self.completions.flush(GIVE_UP_SECONDS / 2)
             with database.autocommit(self.engine) as connection:
@@ -63,15 +64,15 @@ class LastResort:
 
     def _give_up_run(self, execution: Execution, lease: Lease) -> None:
         job = execution.job
-        emit(RunHardLimit(job.name, lease.run_id, job.hard_limit.total_seconds()))
+        why = RunHardLimit(job.name, lease.run_id, job.hard_limit.total_seconds())
         error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed{execution.inside}; its process was ended")
         failure = diagnose(job, lease, error)
         observe(metrics.run_ended, job.name, failure.state, job.hard_limit.total_seconds())
-        self.end_process(lambda connection: runs.fail(connection, lease, failure), self.release_all)
+        self.end_process(why, lambda connection: runs.fail(connection, lease, failure), self.release_all)
 
     def _give_up_message(self, execution: Execution) -> None:
         """Dead-letter the message, which would otherwise also end the next process."""
         job, message_id = execution.job, execution.message_id
-        emit(MessageHardLimit(job.name, message_id, job.hard_limit.total_seconds()))
+        why = MessageHardLimit(job.name, message_id, job.hard_limit.total_seconds())
         observe(metrics.run_ended, job.name, State.DEAD, job.hard_limit.total_seconds())
-        self.end_process(self.release_all, lambda _connection: execution.make_dead_letter())
+        self.end_process(why, self.release_all, lambda _connection: execution.make_dead_letter())

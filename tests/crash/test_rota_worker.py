@@ -289,6 +289,18 @@ class TestLimits:
         assert {(run.crashes, run.failures) for run in fleet.runs("wait")} == {(0, 0)}
         assert len(fleet.effects("wait")) == 4
 
+    def test_a_job_that_waits_in_a_log_handler_ends_with_its_process_at_the_hard_limit(self, make_fleet):
+        fleet = make_fleet(jobs="stubborn-clog")
+        with supervised(fleet, processes=1, threads=2) as worker:
+            fleet.request("stubborn-clog")
+            stubborn = fleet.next_start()
+
+            eventually(lambda: states(fleet, "stubborn-clog") == {"dead"}, within=60)
+            eventually(lambda: not psutil.pid_exists(stubborn.pid), within=60)
+            worker.wait_for(1)
+        (told,) = logged(fleet.logs(), "run.hard_limit")
+        assert told["job"] == "stubborn-clog"
+
     def test_an_isolated_run_whose_worker_ends_at_a_hard_limit_is_handed_back_uncounted(self, make_fleet):
         fleet = make_fleet(jobs="stubborn,wait")
         (run_id,) = fleet.request("wait")

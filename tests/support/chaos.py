@@ -209,13 +209,35 @@ def fast(run: Run, fail: bool = False) -> None:
         raise RuntimeError("failed on purpose")
 
 
+class Clogged(logging.Handler):
+    """A log handler, as of a service that takes errors, whose server has hung."""
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        """Wait for ever, holding this handler's lock."""
+        threading.Event().wait()
+
+
 @job("clog", queue="chaos", overlap="allow")
 def clog(run: Run) -> None:
-    """From now on, each thread that logs waits for ever, as on the lock of a log handler."""
+    """From now on, each thread that logs an event of Rota waits for ever."""
     tell(run)
-    holder = threading.Thread(target=logging.getLogger().handlers[0].acquire)  # ends without giving it back
-    holder.start()
-    holder.join()
+    logging.getLogger("rota").addHandler(Clogged())
+
+
+@job(
+    "stubborn-clog",
+    queue="chaos",
+    overlap="allow",
+    soft_limit=timedelta(seconds=1),
+    hard_limit=timedelta(seconds=2),
+    max_retries=0,
+)
+def stubborn_clog(run: Run) -> None:
+    """Wait for ever in a log handler, and ignore every interruption."""
+    clog.function(run)
+    while True:
+        with suppress(BaseException):
+            logging.getLogger("rota").error("waiting")
 
 
 @job("close-stderr", queue="chaos", overlap="allow")
@@ -251,6 +273,7 @@ class Chaos:
             fast_stubborn,
             hog,
             clog,
+            stubborn_clog,
             close_stderr,
             fail,
             crash,

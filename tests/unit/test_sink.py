@@ -13,9 +13,12 @@ from collections.abc import Iterator
 import pytest
 
 from core.observability import logs, sink
+from core.observability.events import ProcessStuck, emit
 from core.observability.sink import Sink
 from tests.support.emitted import logged
 from tests.support.eventually import eventually
+
+NO_PROGRESS = ProcessStuck(15, "here.py:1 in wait")
 
 
 class Blocked:
@@ -166,6 +169,79 @@ def test_lines_of_several_processes_on_one_pipe_stay_whole_though_it_is_full():
     os.close(reading)
     lines = [json.loads(line) for line in text.splitlines()]
     assert len(lines) > 3000
+
+
+class Clogged(logging.Handler):
+    """A handler of a plugin that waits for ever, holding its lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.gate.wait()
+
+
+def test_an_event_reaches_the_log_though_another_handler_waits_for_ever(dropped, monkeypatch):
+    stream, clogged = Gone(), Clogged()
+    stream.is_gone = False
+    handler = Sink(stream, dropped)
+    handler.setFormatter(logs.formatter("json"))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [clogged, handler])
+    waiting = threading.Thread(target=emit, args=[NO_PROGRESS], daemon=True)
+    waiting.start()
+
+    logs.emit_unblocked(NO_PROGRESS)
+    logs.flush()
+
+    (told,) = logged(stream.text, "process.stuck")
+    assert (told["level"], told["logger"], told["seconds"]) == ("error", "rota.process", 15)
+    assert waiting.is_alive()
+    clogged.gate.set()
+    waiting.join(10)
+
+
+def test_a_thread_that_was_interrupted_while_it_logged_keeps_no_other_from_logging(dropped):
+    stream = Gone()
+    stream.is_gone = False
+    handler = Sink(stream, dropped)
+
+    holder = threading.Thread(target=handler.acquire)  # it ends before it has given back what it took
+    holder.start()
+    holder.join(10)
+    others = [threading.Thread(target=handler.handle, args=[record("on")], daemon=True) for _ in range(2)]
+    for other in others:  # both at once: one of them may be taken for the thread that ended
+        other.start()
+    for other in others:
+        other.join(5)
+
+    handler.flush()
+    assert stream.text == "on\non\n"
+
+
+def test_lines_of_many_threads_are_all_written_by_one_thread(dropped):
+    stream, barrier = Gone(), threading.Barrier(8)
+    stream.is_gone = False
+    handler = Sink(stream, dropped)
+
+    def log(number: int) -> None:
+        barrier.wait(10)
+        for line in range(500):
+            handler.handle(record(f"{number}:{line}"))
+
+    threads = [threading.Thread(target=log, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    handler.flush(30)
+
+    lines = stream.text.splitlines()
+    assert sorted(lines) == sorted(f"{number}:{line}" for number in range(8) for line in range(500))
+    for number in range(8):
+        own = [line for line in lines if line.startswith(f"{number}:")]
+        assert own == [f"{number}:{line}" for line in range(500)]
+    assert dropped.lines == 0
 
 
 def test_a_line_that_cannot_be_formatted_says_so(dropped):

@@ -80,8 +80,8 @@ class Settings(BaseModel):
     resend_seconds: Annotated[float, Field(validation_alias="ROTA_RESEND_SECONDS", ge=1, le=3600)] = 5.0
     """A message is sent again if it left its queue this many seconds ago and its run has not started."""
 
-    orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 60.0
-    """A job is gone when no live process has had it for this many seconds; its waiting runs end as orphaned."""
+    orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 3600.0
+    """A job that a release had is gone when no live process has had it for this many seconds: its runs are orphaned."""
 
     retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
     """How long finished runs are kept, in days."""

@@ -1,7 +1,8 @@
-"""Ends the waiting runs and messages of jobs that are gone: uninstalled, disabled or broken on every host.
+"""Ends the waiting runs and messages of jobs that are gone, and adopts the runs of jobs that were merely absent.
 
-A job is gone when this dispatcher has seen no live process with it for ``ROTA_ORPHAN_SECONDS``: while a host restarts,
-jobs that only this host has are missing for a moment.
+A job is gone when no process with it has been alive for ``ROTA_ORPHAN_SECONDS``. The releases tell since when, so a
+change of leader does not start that time again. A leader waits for up to a minute beside that: after an outage of the
+whole service, hosts start one after another. A job that no release ever had is not gone: its runs wait for it.
 """
 
 import time
@@ -16,7 +17,7 @@ from core.jobs.registry import Registry
 from core.ledger import due, history, orphans, releases
 from core.ledger.carrier import DispatchCarrier
 from core.ledger.models import State
-from core.ledger.releases import Fleet
+from core.ledger.releases import Fleet, LastHad
 from core.observability import metrics
 from core.observability.events import (
     DispatcherQueueNotCleared,
@@ -24,12 +25,15 @@ from core.observability.events import (
     MessageCleared,
     RunMoved,
     RunOrphaned,
+    RunReadopted,
     SlotForgotten,
     emit,
 )
 
 #: How often to look for jobs and queues that are gone, in seconds.
 LOOK_SECONDS = 5.0
+#: How long a leader itself must have seen a job missing, at most, in seconds.
+SEEN_MISSING_SECONDS = 60.0
 #: The most batches of one job that one look ends, and the time for all jobs, in seconds; the next look does the rest,
 #: so that other steps of the pass have their turn.
 MOST_BATCHES = 20
@@ -55,8 +59,11 @@ class OrphanKeeper:
     def __init__(self, registry: Registry, carrier: DispatchCarrier, grace_seconds: float) -> None:
         self._registry = registry
         self._carrier = carrier
-        self._jobs = Absence(grace_seconds)
+        self._grace_seconds = grace_seconds
+        self._jobs = Absence(min(grace_seconds, SEEN_MISSING_SECONDS))
         self._queues = Absence(grace_seconds)
+        #: The jobs of the fleet whose orphans have been looked for since they were last missing.
+        self._present: set[str] = set()
         self._looked_at = float("-inf")
 
     def is_time_to_look(self, now: float | None = None) -> bool:
@@ -70,6 +77,7 @@ class OrphanKeeper:
             return
         self._looked_at = now
         releases.see(connection)
+        self._adopt(connection, fleet)
         if not fleet.is_complete:
             self._jobs.since, self._queues.since = {}, {}
             return
@@ -81,12 +89,20 @@ class OrphanKeeper:
         missing = [job for job in sorted(mentioned) if job not in self._registry and not fleet.knows(job)]
         gone = self._jobs.over(missing, now)
         remaining = orphans.with_remains(connection, gone) if gone else set()
-        owners = releases.last_owners(connection, remaining) if remaining else {}
+        had = releases.last_had(connection, remaining) if remaining else {}
         ends_at = time.monotonic() + LONGEST_SECONDS
-        for job in sorted(remaining):
+        for job in sorted(job for job in had if had[job].seconds >= self._grace_seconds):
             if time.monotonic() >= ends_at:
                 break
-            end_runs(connection, job, reason(self._registry, owners.get(job)))
+            end_runs(connection, job, reason(self._registry, had[job]))
+
+    def _adopt(self, connection: Connection, fleet: Fleet) -> None:
+        """Adopt the runs of jobs that are back, if they were orphaned because no process had their job."""
+        back = fleet.queues_of.keys() - self._present
+        found = sorted(orphans.with_absent(connection, back)) if back else []
+        ends_at = time.monotonic() + LONGEST_SECONDS
+        unfinished = {job for job in found if time.monotonic() >= ends_at or not adopt_runs(connection, job, fleet)}
+        self._present = set(fleet.queues_of) - unfinished
 
     def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:
         used = {*fleet.queues, *(job.queue for job in self._registry)}
@@ -139,11 +155,24 @@ def end_runs(connection: Connection, job: str, why: str) -> int:
     return ended
 
 
-def reason(registry: Registry, plugin: str | None) -> str:
-    """Why a job of ``plugin`` is gone, as far as this host's installed plugins tell."""
-    if plugin is None:
-        return "unknown"
+def adopt_runs(connection: Connection, job: str, fleet: Fleet) -> bool:
+    """Adopt the runs of ``job`` that were orphaned while it was absent; return whether none is left."""
+    adopted, batch = 0, orphans.BATCH
+    for _ in range(MOST_BATCHES):
+        batch = orphans.readopt(connection, job, fleet.queues_of[job], batch=orphans.BATCH)
+        adopted += batch
+        if batch < orphans.BATCH:
+            break
+    if adopted:
+        emit(RunReadopted(job, adopted))
+    return batch < orphans.BATCH
+
+
+def reason(registry: Registry, had: LastHad) -> str:
+    """Why a job is gone: as far as this host's installed plugins tell, if a newer release took it away."""
+    if not had.is_taken_away:
+        return orphans.ABSENT
     states = {found.name: found.state for found in registry.plugins}
-    if plugin not in states:
+    if had.plugin not in states:
         return "uninstalled"
-    return states[plugin] if states[plugin] in ("disabled", "broken") else "unknown"
+    return states[had.plugin] if states[had.plugin] in ("disabled", "broken") else "unknown"

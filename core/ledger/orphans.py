@@ -1,4 +1,4 @@
-"""Orphans: runs whose job no live process has. They end without an attempt, and can be adopted.
+"""Orphans: runs whose job no live process has any more. They end without an attempt, and can be adopted.
 
 Their former state and reason are kept, so that a run that was dead is dead again after adoption.
 """
@@ -22,6 +22,8 @@ WITH_REMAINS = text(f"""
     UNION SELECT job FROM ({SENT_LANES}) AS sent WHERE job = ANY(:jobs)
     UNION SELECT job FROM rota_runs WHERE state = 'dead' AND job = ANY(:jobs)
 """)  # noqa: S608 — constants
+
+AWAITED = text(f"SELECT job FROM ({UNSENT_LANES}) AS unsent UNION SELECT job FROM ({SENT_LANES}) AS sent")  # noqa: S608
 
 #: Checked in each statement itself, since a process with the job may have started after an earlier check.
 IS_KNOWN_BY_NOBODY = """
@@ -79,6 +81,29 @@ ADOPT = text("""
     RETURNING state
 """)
 
+#: The reason of orphans whose job was merely absent; they are adopted by themselves.
+ABSENT = "absent"
+
+WITH_ABSENT = text("""
+    SELECT job FROM unnest(CAST(:jobs AS text[])) AS known (job) WHERE EXISTS (
+        SELECT 1 FROM rota_runs AS run WHERE run.job = known.job AND state = 'orphaned' AND reason = 'absent')
+""")
+
+#: A slot is queued again, and the misfire policy decides whether it is too late, since no person asked for it.
+READOPT = text("""
+    WITH batch AS MATERIALIZED (
+        SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job AND reason = 'absent'
+        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    UPDATE rota_runs SET
+        state = coalesce(former_state, 'queued'),
+        reason = CASE WHEN former_state = 'dead' THEN former_reason ELSE 'adopted' END,
+        finished_at = CASE WHEN former_state = 'dead' THEN clock_timestamp() END,
+        queue = CASE WHEN queue = ANY(CAST(:queues AS text[])) THEN queue ELSE (CAST(:queues AS text[]))[1] END,
+        former_state = NULL, former_reason = NULL, sent_at = NULL
+    WHERE id IN (SELECT id FROM batch)
+""")
+
 BATCH = 1000
 
 
@@ -101,6 +126,11 @@ def with_slots(connection: Connection) -> list[str]:
 def with_remains(connection: Connection, jobs: Collection[str]) -> set[str]:
     """The members of ``jobs`` that have waiting or dead runs, or a recorded position in their slots."""
     return set(connection.execute(WITH_REMAINS, {"jobs": list(jobs)}).scalars())
+
+
+def awaited(connection: Connection) -> set[str]:
+    """The jobs that have waiting runs, whether a process has them or not."""
+    return set(connection.execute(AWAITED).scalars())
 
 
 def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch: int = BATCH) -> list[int]:
@@ -139,3 +169,16 @@ def adopt(connection: Connection, job: Job, *, batch: int = BATCH) -> list[str]:
     """Restore the former state of up to ``batch`` orphans of ``job``; return their new states."""
     parameters = {"job": job.name, "queue": job.queue, "exclusive": job.exclusive, "batch": batch}
     return list(connection.execute(ADOPT, parameters).scalars())
+
+
+def with_absent(connection: Connection, jobs: Collection[str]) -> set[str]:
+    """The members of ``jobs`` that have orphans from a time when they were merely absent."""
+    return set(connection.execute(WITH_ABSENT, {"jobs": list(jobs)}).scalars())
+
+
+def readopt(connection: Connection, job: str, queues: Collection[str], *, batch: int = BATCH) -> int:
+    """Restore up to ``batch`` runs that were orphaned while ``job`` was absent; return how many.
+
+    A run whose queue is not among ``queues``, those of the job now, moves to one of them.
+    """
+    return connection.execute(READOPT, {"job": job, "queues": sorted(queues), "batch": batch}).rowcount

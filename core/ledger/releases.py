@@ -54,10 +54,17 @@ QUEUES_EVER = text("""
     SELECT DISTINCT known.described ->> 'queue' FROM rota_releases, jsonb_each(jobs) AS known (job, described)
 """)
 
-LAST_OWNERS = text("""
-    SELECT DISTINCT ON (known.job) known.job, known.described ->> 'plugin' AS plugin
-    FROM rota_releases AS release, jsonb_each(release.jobs) AS known (job, described)
-    WHERE known.job = ANY(:jobs) ORDER BY known.job, release.last_seen_at DESC
+#: Of each job, the release that had it last. A newer release without the job took it away, if that release began while
+#: the one with the job ran, or later; a deploy takes less than the hour.
+LAST_HAD = text("""
+    SELECT wanted.job, owner.plugin, extract(epoch FROM clock_timestamp() - owner.last_seen_at) AS seconds,
+           EXISTS (SELECT 1 FROM rota_releases AS newer
+                   WHERE newer.first_seen_at > owner.first_seen_at
+                     AND newer.first_seen_at > owner.last_seen_at - interval '1 hour'
+                     AND NOT jsonb_exists(newer.jobs, wanted.job)) AS is_taken_away
+    FROM unnest(CAST(:jobs AS text[])) AS wanted (job) CROSS JOIN LATERAL (
+        SELECT jobs -> wanted.job ->> 'plugin' AS plugin, first_seen_at, last_seen_at FROM rota_releases
+        WHERE jsonb_exists(jobs, wanted.job) ORDER BY last_seen_at DESC LIMIT 1) AS owner
 """)
 
 
@@ -93,6 +100,17 @@ class Release:
     def fingerprint(self) -> str:
         """The fingerprint, which differs for releases with different jobs."""
         return hashlib.sha256(self.body.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class LastHad:
+    """The last release that had a job."""
+
+    plugin: str
+    #: How long ago a process of that release was last alive; up to 20 seconds too much.
+    seconds: float
+    #: Whether a newer release does not have the job any more.
+    is_taken_away: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +230,12 @@ def queues_ever(connection: Connection) -> set[str]:
     return set(connection.execute(QUEUES_EVER).scalars())
 
 
+def last_had(connection: Connection, jobs: Collection[str]) -> dict[str, LastHad]:
+    """The last release that had each of ``jobs``; a job that no release ever had is left out."""
+    rows = connection.execute(LAST_HAD, {"jobs": list(jobs)})
+    return {row.job: LastHad(row.plugin, float(row.seconds), row.is_taken_away) for row in rows}
+
+
 def last_owners(connection: Connection, jobs: Collection[str]) -> dict[str, str]:
     """The plugin of each of ``jobs`` in the last release that had it."""
-    return {row.job: row.plugin for row in connection.execute(LAST_OWNERS, {"jobs": list(jobs)})}
+    return {job: had.plugin for job, had in last_had(connection, jobs).items()}

@@ -304,6 +304,14 @@ class RunOrphaned(Event):
     reason: str
 
 
+@event("run.readopted", WARNING, "{job} is back: {runs} runs that were orphaned in its absence are adopted")
+class RunReadopted(Event):
+    """A job that no live process had is back. Its runs that were orphaned meanwhile have their former states again."""
+
+    job: str
+    runs: int
+
+
 @event("run.moved", WARNING, "{runs} runs on queue {queue} are moved to the queue that their job has now")
 class RunMoved(Event):
     """Runs were waiting on a queue that no job uses any more; they are moved to the queue that their job has now."""

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from core import database, settings
 from core.errors import SettingsError
 from core.jobs.registry import Registry, words_on_grace
-from core.ledger import history, identity, overdue, pauses
+from core.ledger import history, identity, orphans, overdue, pauses, releases
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
 from core.operations import postgres_fitness, redis_fitness, standings
@@ -136,6 +136,7 @@ def ledger(
             if all(found.is_current for found in histories if found.plugin == loading.CORE):
                 needs_scheduler = configured.mode != "local"
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
+                yield from absent_jobs(connection)
                 active = pauses.active(connection)
                 yield from (check(f"pause of {pause.scope}", "info", in_words(pause)) for pause in active)
                 yield from slots(connection, registry, active, live=live)
@@ -209,6 +210,20 @@ def processes(
     yield check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
     if here:
         yield on_this_host(alive, here)
+
+
+def absent_jobs(connection: Connection) -> Iterator[Check]:
+    """Name the jobs that runs wait for, although no live process has them; without live processes, none is named."""
+    fleet = releases.fleet(connection)
+    absent = {job for job in orphans.awaited(connection) if not fleet.knows(job)} if fleet.queues_of else set()
+    had = releases.last_had(connection, absent) if absent else {}
+    for job in sorted(absent):
+        if job in had:
+            said = f"runs wait; no live process has the job of {had[job].plugin}: they are orphaned after the grace"
+            yield check(f"job {job}", "info", said, "start a worker that has its plugin, or see `rota diff`")
+        else:
+            said = "runs wait; no release that ran here has had the job yet"
+            yield check(f"job {job}", "info", said, f"deploy its plugin, or give them up: rota drop --job {job}")
 
 
 def slots(connection: Connection, registry: Registry, active: list[Pause], *, live: bool) -> Iterator[Check]:

@@ -8,9 +8,10 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from core.jobs.job import Job
-from core.ledger import history, pauses
+from core.ledger import history, pauses, releases
 from core.ledger.history import Process, Run
 from core.ledger.models import State
+from core.ledger.orphans import ABSENT
 from core.ledger.pauses import Pause
 from core.operations.pauses import in_words
 from core.operations.wording import brief, span
@@ -198,14 +199,21 @@ def orphaned(scene: Scene, run: Run, subject: str) -> list[str]:
         "disabled": "its plugin was disabled by ROTA_DISABLED_PLUGINS",
         "broken": "its plugin was broken",
         "unknown": "no installed plugin had it",
+        "absent": "no process of the release that had it was alive",
     }
     why = reasons.get(run.reason or "", run.reason)
     because = f", since {why}" if why else ""
     was = f" Before that it was {run.former_state}." if run.former_state else ""
     return [
         f"{subject} was orphaned at {scene.at(run.finished_at)}: no live process had its job{because}.{was}",
-        f"If the job is back, `rota orphans adopt {run.job}` adopts it.",
+        if_it_is_back(run),
     ]
+
+
+def if_it_is_back(run: Run) -> str:
+    if run.reason == ABSENT:
+        return "It is adopted by itself when a process with the job is back."
+    return f"If the job is back, `rota orphans adopt {run.job}` adopts it."
 
 
 def plainly(scene: Scene, run: Run, subject: str) -> list[str]:
@@ -255,9 +263,20 @@ def alarms(scene: Scene) -> list[str]:
         return [f"Its job is {in_words(pause, scene.at)}. It waits for the end of that pause." for pause in paused]
     if not any(process.kind == "worker" for process in scene.alive):
         return ["No worker is alive now: start one with `dramatiq core.main`."]
+    if absence := absent(scene):
+        return absence
     if scene.job is not None and not history.serves(scene.alive, scene.job.queue):
         return [f"No live worker takes runs from its queue {scene.job.queue!r}."]
     return []
+
+
+def absent(scene: Scene) -> list[str]:
+    """Say that no live process has the job, and what becomes of its runs."""
+    if releases.fleet(scene.connection).knows(scene.name):
+        return []
+    if scene.name in releases.last_had(scene.connection, [scene.name]):
+        return ["No live process has its job: its waiting runs are orphaned after ROTA_ORPHAN_SECONDS."]
+    return ["No release that ran here has had its job yet. Its runs wait for workers with the job."]
 
 
 STORIES: dict[str, Callable[[Scene, Run, str], list[str]]] = {

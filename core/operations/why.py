@@ -97,7 +97,7 @@ def explain(connection: Connection, registry: Registry, name: str, key: str, mom
     )
     answer = Answer([moment.note] if moment.note else [])
     if scene.job is None:
-        answer.sentences.append(f"No loaded plugin has {name} any more; the ledger still has its runs.")
+        answer.sentences.append(f"No plugin that is loaded here has {name}; the ledger has its runs.")
     elif not scene.job.ledger:
         answer.sentences.append(f"{name} is on the fast lane (ledger=False): its runs are not in the ledger.")
         return answer

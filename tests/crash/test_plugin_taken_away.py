@@ -166,3 +166,35 @@ def test_two_releases_side_by_side_do_each_other_no_harm(make_service, tmp_path)
     late = fleet.request("leaving-shared", 3)
     orphaned = "SELECT count(*) AS n FROM rota_runs WHERE id = ANY(:ids) AND state = 'orphaned' AND attempt = 0"
     eventually(lambda: fleet.rows(orphaned, ids=late)[0].n == len(late), within=LONGEST)
+
+
+def test_a_request_for_a_job_that_nobody_has_yet_waits_until_a_worker_has_it(make_service):
+    """Also a delayed one; beside runs of a job that a release had, which the same looks end."""
+    service = make_service()
+    fleet = service.fleet
+    service.take_away("uninstalled")
+    had = """
+        INSERT INTO rota_releases (fingerprint, jobs, first_seen_at, last_seen_at) VALUES
+            ('old', '{"retired": {"plugin": "old", "queue": "chaos"}}', now() - interval '1 day', now())
+    """
+    with fleet.engine.begin() as connection:
+        connection.execute(text(had))
+    fleet.worker()
+    assert eventually(fleet.leader, within=LONGEST)
+    due, delayed = fleet.request("leaving-own", 2, queue="leaving")
+    with fleet.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE rota_runs SET due_at = now() + interval '1 day' WHERE id = :id"), {"id": delayed}
+        )
+    fleet.request("retired")
+
+    eventually(lambda: [run.state for run in fleet.runs("retired")] == ["orphaned"], within=LONGEST)
+    assert [run.state for run in fleet.runs("leaving-own")] == ["queued", "queued"]
+    told = {answer["name"]: answer["found"] for answer in service.json("check")["checks"]}
+    assert told["job leaving-own"] == "runs wait; no release that ran here has had the job yet"
+
+    service.bring_back()
+    fleet.worker(ROTA_METRICS_PORT="0")
+    state = "SELECT state FROM rota_runs WHERE id = :id"
+    eventually(lambda: fleet.rows(state, id=due)[0].state == "succeeded", within=LONGEST)
+    assert fleet.rows(state, id=delayed)[0].state == "queued"

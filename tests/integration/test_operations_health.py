@@ -18,6 +18,11 @@ def close_day(run):
     pass
 
 
+@job("open-day", queue="billing")
+def open_day(run):
+    pass
+
+
 def around(**changed):
     """What a service finds, with some variables ``changed``."""
     environment = {**os.environ, **changed}
@@ -81,3 +86,18 @@ def test_tables_are_told_plugin_by_plugin(database):
 
     assert found[0].plugin == "core"
     assert all(each.is_current and each.head for each in found)
+
+
+def test_jobs_that_runs_wait_for_and_no_process_has_are_named(database, registry, ledger, start_process):
+    start_process(jobs=[close_day, open_day], plugin="books").expire(database)
+    for name in ("close-day", "open-day", "next-year"):
+        ledger.request(name)
+    assert not [answer for answer in look(registry, around()) if answer.name.startswith("job ")]
+
+    start_process(jobs=[close_day])
+    found = {answer.name: answer for answer in look(registry, around()) if answer.name.startswith("job ")}
+
+    assert set(found) == {"job open-day", "job next-year"}
+    assert "no live process has the job of books" in found["job open-day"].found
+    assert "no release that ran here has had the job yet" in found["job next-year"].found
+    assert {answer.outcome for answer in found.values()} == {"info"}

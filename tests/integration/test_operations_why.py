@@ -135,6 +135,7 @@ def test_a_missed_slot_says_by_which_policy(ask, ledger, reason, said):
         ({"state": "queued"}, "has not been started"),
         ({"state": "orphaned"}, "no live process had its job."),
         ({"state": "orphaned", "reason": "broken"}, "had its job, since its plugin was broken"),
+        ({"state": "orphaned", "reason": "absent"}, "It is adopted by itself when a process with the job is back."),
         ({"state": "retrying", "reason": "adopted"}, "someone has adopted it"),
         ({"state": "retrying", "reason": "by hand"}, "it was dead, and someone has retried it"),
         ({"state": "dead", "reason": "dropped", "former_state": "queued"}, "has dropped it; before that it was queued"),
@@ -234,3 +235,23 @@ def test_a_time_that_comes_twice_finds_the_slot_of_either(ask, ledger, use_jobs)
 
     assert "occurred twice in Europe/London" in answer
     assert "for the slot 2026-10-25 01:30:00 BST was missed" in answer
+
+
+def test_a_run_of_a_job_that_no_release_had_yet_waits_for_it(ask, ledger, start_process):
+    start_process(jobs=[close_day])
+    at = ledger.run(ledger.request("open-day")).queued_at
+
+    _, answer = ask("open-day", at.isoformat())
+
+    assert "No plugin that is loaded here has open-day" in answer
+    assert "No release that ran here has had its job yet. Its runs wait for workers with the job." in answer
+
+
+def test_a_run_of_a_job_that_no_live_process_has_says_what_becomes_of_it(ask, ledger, start_process, database):
+    start_process(jobs=[by_hand]).expire(database)
+    start_process(jobs=[close_day])
+    at = ledger.run(ledger.request("by-hand")).queued_at
+
+    _, answer = ask("by-hand", at.isoformat())
+
+    assert "No live process has its job: its waiting runs are orphaned after ROTA_ORPHAN_SECONDS." in answer

@@ -32,6 +32,7 @@ from core.observability.events import (
     MessageUndecided,
     RunMoved,
     RunOrphaned,
+    RunReadopted,
     SlotForgotten,
 )
 from core.testing import registry_of
@@ -95,6 +96,23 @@ def ran(connection):
 
 
 @pytest.fixture
+def age_releases(ledger):
+    """Has all processes of all releases be away for this long."""
+    statement = """
+        UPDATE rota_releases SET last_seen_at = last_seen_at - CAST(:by AS interval),
+                                 first_seen_at = first_seen_at - CAST(:by AS interval)
+    """
+    return lambda by="1 minute": ledger.do(statement, by=by)
+
+
+@pytest.fixture
+def gone_before(ran, age_releases):
+    """A release had ``gone`` and ``gone-tick``, a minute ago."""
+    ran(gone, gone_tick)
+    age_releases()
+
+
+@pytest.fixture
 def orphan_keeper(make_broker):
     """A dispatcher's, of a process that has ``work`` alone."""
     return OrphanKeeper(registry_of(work), RedisCarrier(make_broker().redis_queues), GRACE)
@@ -110,6 +128,7 @@ def counted(task):
     return REGISTRY.get_sample_value("scheduled_task_total", {"task": task, "status": "orphaned"}) or 0
 
 
+@pytest.mark.usefixtures("gone_before")
 class TestRuns:
     def test_waiting_and_dead_runs_of_a_job_that_is_gone_end_without_an_attempt(
         self, look, ledger, start_process, caplog
@@ -154,7 +173,9 @@ class TestRuns:
         assert ledger.states("gone") == ["orphaned"] * 30
 
     @pytest.mark.parametrize("kind", ["worker", "scheduler"])
-    def test_nothing_is_orphaned_while_a_live_process_has_the_job(self, look, ledger, start_process, kind):
+    def test_nothing_is_orphaned_while_a_live_process_has_the_job(
+        self, look, ledger, start_process, age_releases, kind
+    ):
         start_process(jobs=[work])
         old = start_process(jobs=[work, gone], kind=kind)
         ledger.request("gone")
@@ -162,12 +183,13 @@ class TestRuns:
         look(0), look(GRACE)
         assert ledger.states("gone") == ["queued"]
         ledger.do("DELETE FROM rota_processes WHERE id = :id", id=old.id)
+        age_releases()
         look(2 * GRACE)
         assert ledger.states("gone") == ["queued"]
         look(3 * GRACE)
         assert ledger.states("gone") == ["orphaned"]
 
-    def test_a_job_that_is_back_within_the_grace_restarts_it(self, look, ledger, start_process):
+    def test_a_job_that_is_back_within_the_grace_restarts_it(self, look, ledger, start_process, age_releases):
         start_process(jobs=[work])
         ledger.request("gone")
 
@@ -175,6 +197,7 @@ class TestRuns:
         back = start_process(jobs=[gone])
         look(GRACE - 1)
         ledger.do("DELETE FROM rota_processes WHERE id = :id", id=back.id)
+        age_releases()
         look(2 * GRACE - 2)
 
         assert ledger.states("gone") == ["queued"]
@@ -227,6 +250,110 @@ class TestRuns:
         assert ledger.states("gone") == ["orphaned"]
 
 
+class TestJobsThatNobodyHadYet:
+    def test_a_request_waits_for_a_job_that_no_release_ever_had(self, look, ledger, start_process, connection):
+        start_process(jobs=[work])
+        tomorrow = ledger.value("SELECT now() + interval '1 day'")
+        ledger.request("gone"), ledger.request("gone", due_at=tomorrow)
+        slots.account(connection, {"gone": slots.Watermark("every 1s", tomorrow)})
+
+        look(0), look(GRACE), look(100 * GRACE)
+
+        assert ledger.states("gone") == ["queued", "queued"]
+        assert set(slots.watermarks(connection)) == {"gone"}
+
+
+class TestGrace:
+    """An hour, of which a leader itself has to see no more than a minute."""
+
+    @pytest.fixture
+    def make_keeper(self, make_broker):
+        return lambda: OrphanKeeper(registry_of(work), RedisCarrier(make_broker().redis_queues), 3600)
+
+    def test_it_is_counted_from_when_a_process_with_the_job_was_last_alive(
+        self, make_keeper, connection, ledger, start_process, ran, age_releases
+    ):
+        keeper = make_keeper()
+        ran(gone)
+        start_process(jobs=[work])
+        ledger.request("gone")
+        age_releases("59 minutes")
+
+        keeper.look(connection, releases.fleet(connection), 0)
+        keeper.look(connection, releases.fleet(connection), 3600)
+        assert ledger.states("gone") == ["queued"]
+        age_releases("1 minute")
+        keeper.look(connection, releases.fleet(connection), 3610)
+        assert ledger.states("gone") == ["orphaned"]
+
+    def test_a_new_leader_does_not_start_it_again_but_looks_for_a_minute(
+        self, make_keeper, connection, ledger, start_process, ran, age_releases
+    ):
+        ran(gone)
+        age_releases("1 day")
+        start_process(jobs=[work])
+        ledger.request("gone")
+        keeper = make_keeper()
+
+        keeper.look(connection, releases.fleet(connection), 0)
+        keeper.look(connection, releases.fleet(connection), 59)
+        assert ledger.states("gone") == ["queued"]
+        keeper.look(connection, releases.fleet(connection), 65)
+        assert ledger.states("gone") == ["orphaned"]
+
+
+class TestAbsence:
+    """The only host of a job is down; no newer release took the job away."""
+
+    @pytest.fixture(autouse=True)
+    def _down(self, start_process, ran, age_releases):
+        start_process(jobs=[work])
+        age_releases("2 days")
+        ran(gone)
+        age_releases("1 day")
+
+    def test_its_runs_are_orphaned_and_adopted_by_themselves_when_it_is_back(self, look, ledger, start_process, caplog):
+        later = ledger.value("SELECT now() + interval '1 hour'")
+        ids = [
+            ledger.request("gone", queue="former", exclusive=True),
+            ledger.request("gone", slot=later, due_at=later),
+            ledger.request("gone", state="retrying", reason="error", attempt=2, due_at=later),
+            ledger.request("gone", state="dead", reason="retries", attempt=4, finished_at=later),
+        ]
+        look(0), look(GRACE)
+        assert [(ledger.run(run_id).state, ledger.run(run_id).reason) for run_id in ids] == [("orphaned", "absent")] * 4
+
+        start_process(jobs=[gone], plugin="tests")
+        look(2 * GRACE)
+
+        rows = [ledger.run(run_id) for run_id in ids]
+        assert [(row.state, row.reason) for row in rows] == [
+            ("queued", "adopted"), ("queued", "adopted"), ("retrying", "adopted"), ("dead", "retries")
+        ]  # fmt: skip
+        assert (rows[0].queue, rows[0].exclusive) == ("default", True)
+        assert [row.finished_at is None for row in rows] == [True, True, True, False]
+        assert emitted(caplog, "run.readopted") == [RunReadopted("gone", 4)]
+
+    def test_runs_of_a_job_that_was_taken_away_wait_for_a_person(self, look, ledger, start_process):
+        taken = ledger.request("gone", state="orphaned", reason="uninstalled", former_state="queued", finished_at="now")
+        start_process(jobs=[gone])
+
+        look(0)
+
+        assert ledger.run(taken).state == "orphaned"
+
+    def test_great_numbers_are_adopted_over_several_looks(self, look, ledger, start_process, monkeypatch):
+        monkeypatch.setattr(orphans, "BATCH", 2)
+        for _ in range(50):
+            ledger.request("gone", state="orphaned", reason="absent", former_state="queued", finished_at="now")
+        start_process(jobs=[gone])
+
+        look(0)
+        assert ledger.states("gone").count("orphaned") == 10
+        look(LOOK_SECONDS)
+        assert ledger.states("gone") == ["queued"] * 50
+
+
 class TestReason:
     @pytest.mark.parametrize(
         ("plugins", "expected"),
@@ -239,17 +366,34 @@ class TestReason:
     )
     def test_it_is_told_from_what_is_installed_here(self, connection, plugins, expected):
         releases.record(connection, releases.of(registry_of(gone)))
+        releases.record(connection, releases.of(registry_of(work)))
 
-        owner = releases.last_owners(connection, ["gone"])["gone"]
+        had = releases.last_had(connection, ["gone"])["gone"]
 
-        assert reason(Registry(tuple(plugins)), owner) == expected
+        assert reason(Registry(tuple(plugins)), had) == expected
+
+    def test_a_job_that_no_newer_release_took_away_is_absent(self, connection):
+        releases.record(connection, releases.of(registry_of(work)))
+        releases.record(connection, releases.of(registry_of(gone)))
+
+        assert reason(Registry(), releases.last_had(connection, ["gone"])["gone"]) == "absent"
+
+    def test_a_release_that_came_long_before_the_job_was_last_seen_took_nothing_away(
+        self, connection, ran, age_releases, ledger
+    ):
+        ran(gone)
+        ran(work)
+        age_releases("1 day")
+        ledger.do("UPDATE rota_releases SET last_seen_at = now() WHERE jsonb_exists(jobs, 'gone')")
+
+        assert not releases.last_had(connection, ["gone"])["gone"].is_taken_away
 
     def test_nobody_ever_had_the_job(self, connection):
-        assert releases.last_owners(connection, ["gone"]) == {}
-        assert reason(Registry(), None) == "unknown"
+        assert releases.last_had(connection, ["gone"]) == {}
 
 
 class TestSlots:
+    @pytest.mark.usefixtures("gone_before")
     def test_the_time_of_its_absence_is_not_made_up_for(self, look, connection, ledger, start_process, carrier, caplog):
         start_process(jobs=[work])
         old = ledger.value("SELECT now() - interval '10 minutes'")
@@ -577,6 +721,7 @@ class TestAbandonedQueues:
         assert "Connection refused" in told.error
 
 
+@pytest.mark.usefixtures("gone_before")
 class TestAdoption:
     def test_each_is_what_it_was_and_a_late_slot_is_not_missed_again(self, look, connection, ledger, start_process):
         start_process(jobs=[work])

@@ -23,6 +23,8 @@ from core.transport.redis.queues import Queues
 
 #: How long a message is held before it is requeued: long enough not to be a busy loop, short enough for its latency.
 PAUSE_SECONDS = 0.5
+#: The longest grace, in seconds: such messages take room on the queue from those of other jobs.
+LONGEST_GRACE_SECONDS = 60.0
 #: No more messages are fetched while this many are held.
 MOST_HELD = 1000
 
@@ -44,7 +46,7 @@ class UnknownActors(Batcher[Held]):
         super().__init__()
         self._queues = queues
         self._ask_fleet = ask_fleet
-        self._grace_seconds = grace_seconds
+        self._grace_seconds = min(grace_seconds, LONGEST_GRACE_SECONDS)
         self._unknown_since: dict[str, float] = {}
         self._decided_at = float("-inf")
 

@@ -30,6 +30,8 @@ DATABASE_AWAY = (DBAPIError, PoolTimeout)
 REFUSING_CLASSES = frozenset({"22", "23", "54", "P0"})
 #: Classes that do not depend on the value: connection, transaction, rights and tables, resources, locks.
 PASSING_CLASSES = frozenset({"08", "25", "40", "42", "53", "55", "57", "58"})
+#: Classes that are no fault of the statement: connection, conflicts with other transactions, resources, intervention.
+SERVER_CLASSES = frozenset({"08", "40", "53", "57"})
 #: The time-out of connecting, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
 #: The encoding of all connections; PGCLIENTENCODING and the URL are ignored. An argument, a result or an error may
@@ -264,6 +266,14 @@ def is_passing(error: BaseException) -> bool:
     """Whether an error concerns PostgreSQL or the connection as a whole, so that any other statement would fail too."""
     is_answer = isinstance(error, ValueError) or bool(_class_of(error))
     return not is_answer or _class_of(error) in PASSING_CLASSES
+
+
+def is_of_server(error: BaseException) -> bool:
+    """Whether an error comes from PostgreSQL's state or the connection, so that the statement is not at fault."""
+    if not isinstance(error, DATABASE_AWAY):
+        return False
+    is_cut = isinstance(error, PoolTimeout) or error.connection_invalidated or blame(error) is not None
+    return is_cut or _class_of(error) in SERVER_CLASSES
 
 
 def _class_of(error: BaseException) -> str:

@@ -17,6 +17,10 @@ class JobOptions(TypedDict, total=False):
     max_retries: int
     retry_delay: timedelta
     backoff: Backoff
+    longest_delay: timedelta
+    jitter: bool
+    retry_on: tuple[type[BaseException], ...]
+    dead_on: tuple[type[BaseException], ...]
     overlap: Overlap
     misfire: Misfire
     misfire_grace: timedelta

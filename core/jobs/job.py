@@ -2,9 +2,10 @@
 
 import inspect
 import math
+import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
@@ -19,12 +20,14 @@ Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 JOB_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 #: Dramatiq's rule for queue names, without capitals and dots: Dramatiq uses the suffixes ``.DQ`` and ``.XQ`` itself.
 QUEUE_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,99}")
-#: An exponential delay stops growing here.
+#: An exponential delay stops growing here, unless the job has its own ``longest_delay``.
 LONGEST_RETRY_DELAY = timedelta(days=1)
 #: The longest allowed timedelta; adding ``timedelta.max`` to any time overflows.
 LONGEST_SPAN = timedelta(days=366)
 #: The largest misfire cap; a job that needs to run more late slots needs another schedule.
 LARGEST_CAP = 1_000_000
+#: The smallest part of a delay that jitter leaves.
+LEAST_OF_DELAY = 0.5
 POSITIONAL_KINDS = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 KEYWORD_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
@@ -40,6 +43,10 @@ class Job:
     max_retries: int = 3
     retry_delay: timedelta = timedelta(seconds=60)
     backoff: Backoff = "fixed"
+    longest_delay: timedelta = LONGEST_RETRY_DELAY
+    jitter: bool = False
+    retry_on: tuple[type[BaseException], ...] = ()
+    dead_on: tuple[type[BaseException], ...] = ()
     overlap: Overlap = "skip"
     misfire: Misfire = "latest"
     misfire_grace: timedelta = timedelta(hours=6)
@@ -68,13 +75,21 @@ class Job:
         return self.overlap == "skip"
 
     def delay_after(self, failures: int) -> timedelta:
-        """How long to wait before the next attempt, after this many failed attempts; exact, without jitter."""
+        """How long to wait before the next attempt, after this many failed attempts; exact unless ``jitter``."""
+        delay = self._full_delay_after(failures)
+        return delay * random.uniform(LEAST_OF_DELAY, 1) if self.jitter else delay
+
+    def _full_delay_after(self, failures: int) -> timedelta:
         if self.backoff == "fixed":
             return self.retry_delay
         factor: int = 1 << min(failures - 1, 30)
-        if self.retry_delay > LONGEST_RETRY_DELAY // factor:
-            return LONGEST_RETRY_DELAY
+        if self.retry_delay > self.longest_delay // factor:
+            return self.longest_delay
         return self.retry_delay * factor
+
+    def may_retry(self, error: BaseException) -> bool:
+        """Whether ``retry_on`` and ``dead_on`` allow another attempt after ``error``."""
+        return not isinstance(error, self.dead_on) and (not self.retry_on or isinstance(error, self.retry_on))
 
 
 def job(
@@ -85,6 +100,10 @@ def job(
     max_retries: int = 3,
     retry_delay: timedelta = timedelta(seconds=60),
     backoff: Backoff = "fixed",
+    longest_delay: timedelta = LONGEST_RETRY_DELAY,
+    jitter: bool = False,
+    retry_on: tuple[type[BaseException], ...] = (),
+    dead_on: tuple[type[BaseException], ...] = (),
     overlap: Overlap = "skip",
     misfire: Misfire = "latest",
     misfire_grace: timedelta = timedelta(hours=6),
@@ -96,14 +115,17 @@ def job(
 ) -> Callable[[Callable[..., Any]], Job]:
     """Declare a job; the plugin's hook ``register_jobs`` returns it to Rota.
 
-    ``max_retries`` counts the attempts after the first. ``overlap="skip"`` records a run as skipped while another run
-    of the same job and key is running. ``misfire`` decides about slots that were not started in time: run the
-    ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No slot is run later than
-    ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At ``soft_limit`` the function is
-    interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends. ``ledger=False`` is the fast lane: delivery
-    by Redis alone, at least once, without slots, leases or history. ``isolation`` is the isolation level of
-    ``run.session``; None is the database's default. If an attempt fails because of a conflict with other transactions
-    (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not counted as attempts.
+    ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay up to
+    ``longest_delay``; ``jitter`` shortens each delay by up to a half, at random. With ``retry_on``, only these
+    exceptions are retried; after one of ``dead_on`` the run is dead at once. ``overlap="skip"`` records a run as
+    skipped while another run of the same job and key is running. ``misfire`` decides about slots that were not
+    started in time: run the ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No
+    slot is run later than ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At
+    ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
+    ``ledger=False`` is the fast lane: delivery by Redis alone, at least once, without slots, leases or history.
+    ``isolation`` is the isolation level of ``run.session``; None is the database's default. If an attempt fails
+    because of a conflict with other transactions (SQLSTATE 40001 or 40P01), it is repeated at once, up to three
+    times; these repetitions are not counted as attempts.
 
     Raises DeclarationError, naming every option that is wrong.
     """
@@ -117,6 +139,10 @@ def job(
             max_retries=max_retries,
             retry_delay=retry_delay,
             backoff=backoff,
+            longest_delay=longest_delay,
+            jitter=jitter,
+            retry_on=retry_on,
+            dead_on=dead_on,
             overlap=overlap,
             misfire=misfire,
             misfire_grace=misfire_grace,
@@ -140,6 +166,10 @@ def option_problems(job: Job) -> list[str]:
         _is_count("misfire_cap", job.misfire_cap, least=1, most=LARGEST_CAP),
         _is_span("retry_delay", job.retry_delay, least=timedelta(0)),
         _is_one_of("backoff", job.backoff, get_args(Backoff)),
+        _is_span("longest_delay", job.longest_delay, least=timedelta(0)),
+        _is_flag("jitter", job.jitter),
+        _are_exceptions("retry_on", job.retry_on),
+        _are_exceptions("dead_on", job.dead_on),
         _is_one_of("overlap", job.overlap, get_args(Overlap)),
         _is_one_of("misfire", job.misfire, get_args(Misfire)),
         _is_span("misfire_grace", job.misfire_grace, least=timedelta(seconds=1)),
@@ -158,7 +188,30 @@ def combination_problems(job: Job) -> list[str]:
         problems.append(f"soft_limit={job.soft_limit} must not be longer than hard_limit={job.hard_limit}")
     if job.schedule is not None and not job.ledger:
         problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
+    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on")]
+
+
+def retry_problems(job: Job) -> list[str]:
+    """The contradictions between the options of retries."""
+    problems = []
+    if job.longest_delay != LONGEST_RETRY_DELAY:
+        if job.backoff == "fixed":
+            problems.append(f"longest_delay={job.longest_delay} needs backoff='exponential'")
+        elif job.longest_delay < job.retry_delay:
+            problems.append(f"longest_delay={job.longest_delay} must not be shorter than retry_delay={job.retry_delay}")
+    both = [each.__name__ for each in job.retry_on if each in job.dead_on]
+    if both:
+        problems.append(f"{', '.join(both)} must not be both in retry_on and in dead_on")
     return problems
+
+
+def ledger_only(job: Job, *names: str) -> list[str]:
+    """The problem with options that a job of the fast lane has and that need the ledger."""
+    defaults = {each.name: each.default for each in fields(job)}
+    given = [name for name in names if getattr(job, name) != defaults[name]]
+    if job.ledger or not given:
+        return []
+    return [f"{', '.join(given)} must not be given with ledger=False: the fast lane has no ledger"]
 
 
 def function_problems(job: Job) -> list[str]:
@@ -215,6 +268,13 @@ def _is_one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
     if value in allowed:
         return ""
     return f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}"
+
+
+def _are_exceptions(name: str, value: object) -> str:
+    types = value if isinstance(value, tuple) else (None,)
+    if all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
+        return ""
+    return f"{name}={value!r} must be a tuple of exception types, such as (ConnectionError,)"
 
 
 def _is_flag(name: str, value: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from core.jobs import arguments
-from core.jobs.job import Job
+from core.jobs.job import LONGEST_RETRY_DELAY, Job
 from core.jobs.registry import Registry, scopes
 
 #: Whether a live worker that serves the queue {queue} may have {job} in a form that is not among {refused}. A process
@@ -146,6 +146,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "max_retries": job.max_retries,
         "retry_delay_seconds": job.retry_delay.total_seconds(),
         "backoff": job.backoff,
+        **retry_rules(job),
         "overlap": job.overlap,
         "misfire": job.misfire,
         "misfire_grace_seconds": job.misfire_grace.total_seconds(),
@@ -156,6 +157,23 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "arguments": arguments.declared(job),
         "form": arguments.form(job),
     }
+
+
+def retry_rules(job: Job) -> dict[str, Any]:
+    """Those options of retries that a job has; a release without them has the defaults."""
+    longest = job.longest_delay if job.longest_delay != LONGEST_RETRY_DELAY else None
+    rules = {
+        "longest_delay_seconds": longest.total_seconds() if longest is not None else None,
+        "jitter": job.jitter,
+        "retry_on": [qualified(each) for each in job.retry_on],
+        "dead_on": [qualified(each) for each in job.dead_on],
+    }
+    return {name: value for name, value in rules.items() if value}
+
+
+def qualified(error: type[BaseException]) -> str:
+    """The name of an exception's type with its module."""
+    return error.__qualname__ if error.__module__ == "builtins" else f"{error.__module__}.{error.__qualname__}"
 
 
 def fits_elsewhere(connection: Connection, job: str, queue: str, refused: Collection[str]) -> bool:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 
 from sqlalchemy import Connection, TextClause, text
@@ -62,14 +62,14 @@ SUCCEED_MANY = Prepared(
     """,
 )
 
-#: Parameters: run, token, process, state, reason, error, delay.
+#: Parameters: run, token, process, state, reason, error, delay, the latest due time or null.
 FAIL = Prepared(
     "rota_fail",
-    ("bigint", "bigint", "bigint", "text", "text", "text", "interval"),
+    ("bigint", "bigint", "bigint", "text", "text", "text", "interval", "timestamptz"),
     f"""
     UPDATE rota_runs AS run
     SET state = $4, reason = $5, error = $6, failures = failures + 1, process_id = NULL, sent_at = NULL,
-        due_at = CASE $4 WHEN 'retrying' THEN clock_timestamp() + $7 ELSE due_at END,
+        due_at = CASE $4 WHEN 'retrying' THEN least(clock_timestamp() + $7, $8) ELSE due_at END,
         finished_at = CASE $4 WHEN 'dead' THEN clock_timestamp() END
     WHERE {LEASE_IS_GOOD} RETURNING run.id
     """,  # noqa: S608 — constants
@@ -159,6 +159,8 @@ class Failure:
     reason: str
     error: str
     delay: timedelta = timedelta(0)
+    #: The next attempt is due by this time, even if ``delay`` is longer.
+    latest: datetime | None = None
 
 
 @lru_cache(maxsize=16)
@@ -218,7 +220,7 @@ def succeed_many(connection: Connection, process_id: int, outcomes: Sequence[tup
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
     """Record a failed attempt. If the lease is lost, record nothing and return False."""
     error = failure.error[:LONGEST_ERROR]
-    values = (str(failure.state), failure.reason, error, failure.delay)
+    values = (str(failure.state), failure.reason, error, failure.delay, failure.latest)
     return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))
 
 

@@ -64,6 +64,6 @@ class Failures(Layer):
     def _record(self, execution: Execution, error: BaseException) -> str:
         lease = execution.lease
         assert lease is not None, "only a run of the ledger has a failure recorded"
-        failure = diagnose(execution.job, lease, error)
+        failure = diagnose(execution.job, lease, error, execution.elapsed)
         report(lease, failure, execution.elapsed, error)
         return failure.state if self._recorder.record_failure(lease, failure) else LOST

@@ -117,6 +117,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
 def dead(scene: Scene, run: Run, subject: str) -> list[str]:
     reasons = {
         "retries": f"all its {run.failures} attempts failed; the last error: {run.error}",
+        "no retry": f"its job's retry_on and dead_on allow no retry after this error: {run.error}",
         "crashes": f"{run.crashes} workers died or sent no heartbeat while working on it; the last was {run.worker}",
         "arguments": f"its arguments do not fit the job: {run.error}",
         "no connection": f"for an hour PostgreSQL had no connection for it: {run.error}",

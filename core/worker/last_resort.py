@@ -66,7 +66,7 @@ class LastResort:
         job = execution.job
         why = RunHardLimit(job.name, lease.run_id, job.hard_limit.total_seconds())
         error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed{execution.inside}; its process was ended")
-        failure = diagnose(job, lease, error)
+        failure = diagnose(job, lease, error, execution.elapsed)
         observe(metrics.run_ended, job.name, failure.state, job.hard_limit.total_seconds())
         self.end_process(why, lambda connection: runs.fail(connection, lease, failure), self.release_all)
 

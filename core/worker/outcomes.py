@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -77,15 +78,34 @@ def refuse_later(lease: Lease, later: Later) -> BadTime | None:
     return None
 
 
-def diagnose(job: Job, lease: Lease, error: BaseException) -> Failure:
-    """The outcome of a failure: another attempt, or the end of the run."""
+def diagnose(job: Job, lease: Lease, error: BaseException, seconds: float = 0) -> Failure:
+    """The outcome of a failure ``seconds`` after the claim: another attempt, or the end of the run."""
     message = in_words(error)
     if isinstance(error, BadArguments | BadResult):
         return Failure(State.DEAD, "arguments" if isinstance(error, BadArguments) else "result", message)
+    if not may_retry(job, error):
+        return Failure(State.DEAD, "no retry", message)
     failures = lease.failures + 1
     if failures > job.max_retries:
         return Failure(State.DEAD, "retries", message)
-    return Failure(State.RETRYING, "error", message, job.delay_after(failures))
+    delay = job.delay_after(failures)
+    return Failure(State.RETRYING, "error", message, delay, latest_retry(job, lease, delay, seconds))
+
+
+def may_retry(job: Job, error: BaseException) -> bool:
+    """Whether the job's rules allow another attempt; ``retry_on`` does not judge PostgreSQL's own troubles."""
+    return job.may_retry(error) or (database.is_of_server(error) and not isinstance(error, job.dead_on))
+
+
+def latest_retry(job: Job, lease: Lease, delay: timedelta, seconds: float) -> datetime | None:
+    """The time by which the retry of a slot must be due: its schedule's next slot, or ``retry_delay`` if that is later.
+
+    So a failing job is tried once per slot, instead of once per slot and retry. None if there is no such time.
+    """
+    if lease.slot is None or job.schedule is None or delay <= job.retry_delay:
+        return None
+    now = lease.claimed_at + timedelta(seconds=seconds)
+    return max(job.schedule.next_after(now), now + job.retry_delay)
 
 
 def in_words(error: BaseException) -> str:

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core import database as databases
-from core import job
+from core import every, job
 from core.ledger.claims import Verdict
 from core.ledger.models import State
 from core.observability import metrics
@@ -513,3 +513,53 @@ class TestInHand:
         assert isinstance(not_released, RunNotReleased)
         assert isinstance(not_claimed, RunNotClaimedAhead)
         assert (not_released.runs, missing in not_released.error, missing in not_claimed.error) == (1, True, True)
+
+
+class TestRetryRules:
+    """``retry_on``, ``dead_on``, and the retries of slots."""
+
+    @pytest.mark.parametrize(
+        ("rules", "outcome"),
+        [
+            ({"retry_on": (RuntimeError,)}, ("retrying", "error")),
+            ({"retry_on": (OSError,)}, ("dead", "no retry")),
+            ({"dead_on": (Exception,)}, ("dead", "no retry")),
+            ({"retry_on": (RuntimeError,), "dead_on": (Exception,)}, ("dead", "no retry")),
+        ],
+    )
+    def test_a_rule_decides_about_a_retry(self, run_job, rules, outcome):
+        def function(run):
+            raise RuntimeError("failed on purpose")
+
+        row = run_job(once(function, **rules))
+
+        assert (row.state, row.reason) == outcome
+        assert (row.failures, row.error) == (1, "RuntimeError: failed on purpose")
+        assert (row.finished_at is None) == (row.state == "retrying")
+
+    @pytest.mark.parametrize(("rules", "state"), [({}, "retrying"), ({"dead_on": (DBAPIError,)}, "dead")])
+    def test_a_lost_connection_is_retried_unless_dead_on_names_it(self, run_job, ledger, rules, state):
+        """It is no error of the job, which could not list it."""
+
+        def function(run):
+            leave(run.session, "half")
+            ledger.value("SELECT pg_terminate_backend(:pid)", pid=pid(run))
+
+        assert run_job(once(function, retry_on=(OSError,), **rules)).state == state
+
+    def test_an_error_of_a_statement_is_judged(self, run_job):
+        row = run_job(once(lambda run: run.session.execute(text("SELECT nothing")), retry_on=(OSError,)))
+
+        assert (row.state, row.reason) == ("dead", "no retry")
+
+    def test_the_retry_of_a_slot_is_due_by_the_next_slot(self, executor, ledger):
+        def function(run):
+            raise RuntimeError("failed on purpose")
+
+        schedule, longest = every(days=300), timedelta(days=366)
+        options = {"backoff": "exponential", "longest_delay": longest, "max_retries": 99}
+        run_id = ledger.request(slot=schedule.latest_at(ledger.value("SELECT clock_timestamp()")), failures=60)
+        executor.execute(once(function, schedule=schedule, **options), run_id)
+
+        row = ledger.run(run_id)
+        assert row.due_at == schedule.next_after(row.started_at)

@@ -1,6 +1,7 @@
 """What ``enqueue`` refuses before it asks PostgreSQL for anything, and what a failed attempt means for a run."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +9,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from core import Run, enqueue, enqueue_many, job, publish, send, send_many
+from core import Run, enqueue, enqueue_many, every, job, publish, send, send_many
 from core.errors import BadArguments, BadResult, RotaError, TimeLimitExceeded, UnknownJob
 from core.ledger import outbox
 from core.ledger.leases import Lease
@@ -192,6 +193,43 @@ def test_what_no_retry_can_change_is_not_retried(error, reason):
 @pytest.mark.parametrize("error", [TimeLimitExceeded("soft limit"), SystemExit(3), KeyboardInterrupt()])
 def test_whatever_a_job_raises_is_a_failure_like_any_other(error):
     assert diagnose(close_day, lease(failures=0), error).state == State.RETRYING
+
+
+@pytest.mark.parametrize(("error", "state"), [(OSError(), State.RETRYING), (KeyError(), State.DEAD)])
+def test_an_error_that_the_jobs_rules_do_not_retry_is_the_end(error, state):
+    picky = job("close-day", retry_on=(OSError,))(lambda run: None)
+
+    assert diagnose(picky, lease(failures=0), error).state == state
+
+
+@pytest.mark.parametrize("error", [BadArguments("bad"), ValueError("odd")])
+def test_an_error_that_is_not_retried_has_its_own_reason(error):
+    picky = job("close-day", dead_on=(ValueError,))(lambda run: None)
+    found = diagnose(picky, lease(failures=0), error)
+
+    assert (found.state, found.reason) == (State.DEAD, "arguments" if isinstance(error, BadArguments) else "no retry")
+
+
+@pytest.mark.parametrize(
+    ("took", "delay", "latest"),
+    [
+        (0 * MINUTE, MINUTE, 15 * MINUTE),
+        (14.5 * MINUTE, MINUTE, 15.5 * MINUTE),  # retry_delay is longer
+        (15 * MINUTE, MINUTE, 30 * MINUTE),  # it has run past a slot, so the next one is meant
+    ],
+)
+def test_the_retry_of_a_slot_is_due_by_the_next_slot_or_after_the_retry_delay(took, delay, latest):
+    failing = job("work", schedule=every(minutes=15), retry_delay=delay, backoff="exponential")(lambda run: None)
+    found = diagnose(failing, replace(lease(failures=2), slot=NOON), ValueError("odd"), took.total_seconds())
+
+    assert found.latest == NOON + latest
+
+
+@pytest.mark.parametrize(("backoff", "slot"), [("fixed", NOON), ("exponential", None)])
+def test_fixed_delays_and_requests_are_not_cut(backoff, slot):
+    failing = job("work", schedule=every(minutes=1), backoff=backoff)(lambda run: None)
+
+    assert diagnose(failing, replace(lease(failures=2), slot=slot), ValueError("odd")).latest is None
 
 
 class Unreadable(Exception):

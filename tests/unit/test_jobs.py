@@ -61,6 +61,10 @@ def test_the_decorator_passes_every_option_on():
         "max_retries": 0,
         "retry_delay": SECOND,
         "backoff": "exponential",
+        "longest_delay": 2 * SECOND,
+        "jitter": True,
+        "retry_on": (OSError,),
+        "dead_on": (PermissionError, KeyboardInterrupt),
         "overlap": "allow",
         "misfire": "all",
         "misfire_grace": 2 * SECOND,
@@ -113,6 +117,10 @@ def test_a_limit_at_its_bound_is_accepted(limit):
         *(("max_retries", value) for value in [-1, 1.5, "3", None, True]),
         *(("retry_delay", value) for value in [-SECOND, 60, "60", None, timedelta.max, LONGEST_SPAN + SECOND]),
         *(("backoff", value) for value in ["linear", None, "", 2, ["fixed"]]),
+        *(("longest_delay", value) for value in [-SECOND, 60, None, timedelta.max]),
+        *(("jitter", value) for value in [1, 0.5, None, "yes"]),
+        *(("retry_on", value) for value in [OSError, [OSError], (OSError, "x"), (OSError(),), (int,), None]),
+        *(("dead_on", value) for value in [OSError, [OSError], (None,), (int,), "OSError"]),
         *(("overlap", value) for value in ["deny", None, True]),
         *(("misfire", value) for value in ["run", None, "LATEST"]),
         *(("misfire_grace", value) for value in [timedelta(0), 60, None, timedelta.max]),
@@ -272,6 +280,55 @@ def test_a_delay_never_overflows_shrinks_or_varies(delay, failures):
 
     assert timedelta(0) <= waited <= next_time <= LONGEST_RETRY_DELAY
     assert waited == found.delay_after(failures)
+
+
+def test_an_exponential_delay_has_the_jobs_own_cap():
+    found = declared(retry_delay=SECOND, backoff="exponential", longest_delay=5 * SECOND)
+
+    assert [found.delay_after(failures) / SECOND for failures in (1, 2, 3, 4, 1000)] == [1, 2, 4, 5, 5]
+
+
+@pytest.mark.parametrize("backoff", ["fixed", "exponential"])
+def test_jitter_shortens_a_delay_by_up_to_a_half(backoff):
+    delays = {declared(retry_delay=SECOND, backoff=backoff, jitter=True).delay_after(1) for _ in range(100)}
+
+    assert len(delays) > 1
+    assert min(delays) >= SECOND / 2
+    assert max(delays) <= SECOND
+
+
+@pytest.mark.parametrize(
+    ("rules", "retried", "dead"),
+    [
+        ({}, [OSError, KeyError, KeyboardInterrupt], []),
+        ({"retry_on": (OSError,)}, [OSError, ConnectionError], [KeyError, KeyboardInterrupt]),
+        ({"dead_on": (LookupError,)}, [OSError, ValueError], [LookupError, KeyError]),
+        ({"retry_on": (OSError,), "dead_on": (ConnectionError,)}, [OSError], [ConnectionError, KeyError]),
+        ({"retry_on": (ConnectionError,), "dead_on": (OSError,)}, [], [OSError, ConnectionError]),
+    ],
+)
+def test_the_rules_say_which_errors_are_retried(rules, retried, dead):
+    found = declared(**rules)
+
+    assert [found.may_retry(error()) for error in retried] == [True] * len(retried)
+    assert [found.may_retry(error()) for error in dead] == [False] * len(dead)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"longest_delay": SECOND}, "longest_delay=0:00:01 needs backoff='exponential'"),
+        (
+            {"longest_delay": SECOND, "retry_delay": 2 * SECOND, "backoff": "exponential"},
+            "longest_delay=0:00:01 must not be shorter than retry_delay=0:00:02",
+        ),
+        ({"retry_on": (OSError, KeyError), "dead_on": (KeyError,)}, "KeyError must not be both in retry_on and in"),
+        ({"retry_on": (OSError,), "ledger": False}, "retry_on must not be given with ledger=False"),
+        ({"dead_on": (OSError,), "ledger": False}, "dead_on must not be given with ledger=False"),
+    ],
+)
+def test_retry_rules_that_contradict_each_other_are_refused(options, words):
+    assert words in refusal(**options)
 
 
 @pytest.mark.parametrize("cap", [0, -1, 1_000_001, True, 1.5, "10", None])

@@ -23,6 +23,7 @@ page. But after the end of everything comes another round, which stops elsewhere
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def delete_old_images(
     sweep = Sweep(session, root, now, checkpoint, limit, entries, batch, began)
     sweep.run()
     if began != BEGINNING and sweep.place == BEGINNING:  # the end of a round came early
-        sweep.run()
+        sweep.start_again()
     bookmarks.put(session, SWEEP, _to_json(sweep.place))
     checkpoint(sweep.counts)
     return sweep.counts
@@ -111,6 +112,9 @@ class Sweep:
     def __post_init__(self) -> None:
         self.before_ns = (self.now - KEPT - EPOCH) // MICROSECOND * 1000
         self.unsaved = 0
+        #: Failures of this round by folder, and the folders whose failures the round before has counted.
+        self.failures: Counter[str] = Counter()
+        self.reported: set[str] = set()
 
     def run(self) -> None:
         """Continue from ``place`` until the end, or until the run has done enough work. The end resets ``place``."""
@@ -124,12 +128,25 @@ class Sweep:
                     return
         self.place = BEGINNING
 
+    def start_again(self) -> None:
+        """Begin another round in the same run. It counts and names no folder that the round before has named."""
+        self.reported, self.failures = set(self.failures), Counter()
+        self.run()
+
+    def fail(self, folder: str, error: Exception) -> None:
+        """Count a failure in ``folder``, and log the first one."""
+        if folder in self.reported:
+            return
+        self.counts["failed"] += 1
+        self.failures[folder] += 1
+        if self.failures[folder] == 1:
+            log.warning("temp_images.not_deleted folder=%a reason=%s", folder, reason(error))
+
     def _open(self, stack: ExitStack, names: Sequence[str]) -> int | None:
         try:
             return stack.enter_context(descended(self.root, names))
         except (OSError, WallError) as error:
-            self.counts["failed"] += 1
-            log.warning("temp_images.not_deleted folder=%a reason=%s", "/".join(names), reason(error))
+            self.fail("/".join(names), error)
             return None
 
     @property
@@ -163,7 +180,6 @@ class Visit:
     depth: int
     name: str
     resume: tuple[Step, ...]
-    failures: int = 0
 
     def go_on(self) -> bool:
         """Process the folder's entries. False if the run has done enough work; ``sweep.place`` is then its position."""
@@ -253,18 +269,15 @@ class Visit:
             self.sweep.counts["folders"] += 1
 
     def _fail(self, error: Exception) -> None:
-        self.sweep.counts["failed"] += 1
-        self.failures += 1
-        if self.failures == 1:
-            log.warning("temp_images.not_deleted folder=%a reason=%s", self._way(), reason(error))
+        self.sweep.fail(self._way(), error)
 
     def _way(self) -> str:
         place = self.sweep.place
         return "/".join((*ABOVE[place.above], *(step.name for step in place.steps[1 : self.depth + 1])))
 
     def _report(self) -> None:
-        if self.failures > 1:
-            log.warning("temp_images.not_deleted folder=%a entries=%s", self._way(), self.failures)
+        if (failures := self.sweep.failures[self._way()]) > 1:
+            log.warning("temp_images.not_deleted folder=%a entries=%s", self._way(), failures)
 
 
 class Listing:

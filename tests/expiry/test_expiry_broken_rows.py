@@ -194,7 +194,7 @@ def test_any_number_of_refused_rows_keeps_no_other_from_ending(subject: Subject,
     refuse(subject, "mod(old.id, 5) = 0 OR old.id < 80")
     refused = [row_id for row_id in ids if row_id % 5 == 0 or row_id < 80]
 
-    counts = subject.sweep(session, batch=150)
+    counts = subject.sweep(session, batch=250)
 
     assert (counts[subject.word], counts["left"], counts["broken"]) == (400 - len(refused), 0, len(refused))
     assert subject.count(session) == 400 - len(refused)

@@ -55,7 +55,7 @@ def test_a_pause_is_active_in_the_audit_and_tells_what_it_does_not_hold(begin, d
 
     with database.connect() as connection:
         assert pauses.active(connection) == [begun.pause]
-    assert begun.pause.until - begun.pause.paused_at == pytest.approx(timedelta(hours=2), abs=timedelta(seconds=5))
+    assert abs(begun.pause.until - begun.pause.paused_at - timedelta(hours=2)) < timedelta(seconds=5)
     assert begun.on_fast_lane == ["fast"]
     (entry,) = ledger.rows("SELECT * FROM rota_audit")
     assert (entry.actor, entry.via, entry.action, entry.target) == ("ann", "http", "pause", "queue:billing")

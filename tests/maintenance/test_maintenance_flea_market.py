@@ -7,7 +7,7 @@ from maintenance_world import A_MOMENT, NOON
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from plugins.maintenance import refresh_item
+from plugins.maintenance import UploadRootError, refresh_item
 from plugins.maintenance.flea_market import delete_stale_items
 from plugins.maintenance.models import FleaMarketImage, FleaMarketItem
 from tests.support.racing import race
@@ -81,6 +81,16 @@ def test_an_item_that_a_constraint_holds_does_not_keep_the_others(world):
         world.session.rollback()
         world.session.execute(text("DROP TABLE orders"))
         world.session.commit()
+
+
+def test_an_empty_root_is_refused_while_rows_say_that_there_are_images(world):
+    item_id = world.item(NOON)
+    world.add(FleaMarketImage, item_id=item_id, path=b"flea_market/%d/a.jpg" % item_id)
+
+    with pytest.raises(UploadRootError, match="so that it may be one that is not mounted"):
+        sweep(world)
+
+    assert world.count(FleaMarketImage) == 1
 
 
 def test_four_sweeps_at_once_delete_each_item_once(world, engine):

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from core.errors import BadArguments, RotaError
 from core.jobs import arguments
-from core.ledger import outbox, runs
+from core.ledger import leases, outbox, runs
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.plugins import loading
 
@@ -29,7 +29,8 @@ def enqueue(
     """Request one run of ``job``, at the earliest after ``delay``; return its id.
 
     The run is a row of the ledger, inserted in the caller's transaction; if that is rolled back, there is no run.
-    ``key`` tells apart runs of one job that may run at the same time.
+    ``key`` tells apart runs of one job that may run at the same time. If ``session`` is that of a run, the new run
+    records which run has enqueued it.
 
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
@@ -73,6 +74,7 @@ def enqueue_many(
         exclusive=found.exclusive,
         delay=delay,
         carried=carried,
+        parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
     )
     if carried:
         outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue) for run_id in run_ids)

@@ -43,6 +43,8 @@ class Lease:
     due_at: datetime
 
 
+#: The key of ``Session.info`` under which the session of a run has its lease.
+OF_SESSION = "rota.lease"
 #: Parameters: run, token, process. The token alone is not enough: see CLAIM in ``core/ledger/claims.py``.
 LEASE_IS_GOOD = "run.id = $1 AND run.token = $2 AND run.process_id = $3 AND run.state = 'running'"
 
@@ -58,6 +60,12 @@ HOLD_UNCHANGED = Prepared(
     ("bigint", "bigint", "bigint"),
     f"SELECT 1 FROM ledger.rota_runs AS run WHERE {LEASE_IS_GOOD} FOR NO KEY UPDATE",  # noqa: S608 — constants
 )
+
+
+def of(session: Session) -> Lease | None:
+    """The lease of the run whose session this is; None for any other session."""
+    lease: Lease | None = session.info.get(OF_SESSION)
+    return lease
 
 
 def hold(session: Session | Connection, lease: Lease, progress: str | None = None) -> None:

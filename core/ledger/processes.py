@@ -22,6 +22,8 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, text
 
+from core.ledger import attempts
+from core.ledger.attempts import ENDED
 from core.ledger.prepared import Prepared
 
 #: 'ROTA' as four bytes: the first key of all our advisory locks.
@@ -100,16 +102,19 @@ ANY_GONE = Prepared(
     """,  # noqa: S608 — constants
 )
 RECOVER = text(f"""
-    UPDATE rota_runs SET
-        state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
-        reason = CASE WHEN crashes + 1 >= :max_crashes THEN 'crashes' ELSE 'worker died' END,
-        error = format('worker %s died or sent no heartbeat during attempt %s', worker, attempt),
-        crashes = crashes + 1, process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
-        finished_at = CASE WHEN crashes + 1 >= :max_crashes THEN clock_timestamp() END
-    WHERE id IN (
-        SELECT id FROM rota_runs AS run WHERE {IS_STRANDED} FOR UPDATE SKIP LOCKED)
-    RETURNING id, job, key, slot, state, attempt
-""")  # noqa: S608 — a constant
+    WITH ended AS MATERIALIZED (
+        UPDATE rota_runs AS run SET
+            state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
+            reason = CASE WHEN crashes + 1 >= :max_crashes THEN 'crashes' ELSE 'worker died' END,
+            error = format('worker %s died or sent no heartbeat during attempt %s', worker, attempt),
+            crashes = crashes + 1, process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
+            finished_at = CASE WHEN crashes + 1 >= :max_crashes THEN clock_timestamp() END
+        WHERE id IN (
+            SELECT id FROM rota_runs AS run WHERE {IS_STRANDED} FOR UPDATE SKIP LOCKED)
+        RETURNING {ENDED}, run.job, run.state
+    ), {attempts.keeping("ended", "crashed")}
+    SELECT id, job, state, attempt FROM ended
+""")  # noqa: S608 — constants
 
 
 @dataclass(frozen=True, slots=True)

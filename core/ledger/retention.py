@@ -1,4 +1,4 @@
-"""Deletes old finished runs, ended pauses and entries of the audit, in bounded batches."""
+"""Deletes old rows in bounded batches: finished runs with their attempts, ended pauses, departures, the audit."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,8 +13,14 @@ DELETE = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE finished_at < statement_timestamp() - CAST(:kept AS interval)
         ORDER BY finished_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    ), tried AS (
+        DELETE FROM rota_attempts WHERE run_id IN (SELECT id FROM batch)
     )
     DELETE FROM rota_runs WHERE id IN (SELECT id FROM batch)
+""")
+
+DELETE_DEPARTURES = text("""
+    DELETE FROM rota_departures WHERE left_at < statement_timestamp() - CAST(:kept AS interval)
 """)
 
 DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < statement_timestamp() - CAST(:kept AS interval)")
@@ -29,7 +35,7 @@ DELETE_AUDIT = text("""
 
 
 def prune(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> int:
-    """Delete runs that finished longer ago than ``ROTA_RETENTION_DAYS``; return how many."""
+    """Delete runs that finished longer ago than ``ROTA_RETENTION_DAYS``, and their attempts; return how many runs."""
     kept = timedelta(days=settings.current().retention_days)
     return _delete(session, DELETE, kept, batch, lambda deleted: checkpoint({"deleted": deleted}))
 
@@ -43,6 +49,11 @@ def prune_audit(session: Session, *, checkpoint: Callable[[dict[str, int]], None
 def prune_pauses(session: Session) -> None:
     """Delete pauses that ended longer ago than ``ROTA_RETENTION_DAYS``; there are never many."""
     session.execute(DELETE_PAUSES, {"kept": timedelta(days=settings.current().retention_days)})
+
+
+def prune_departures(session: Session) -> None:
+    """Delete records of processes that left longer ago than ``ROTA_RETENTION_DAYS``."""
+    session.execute(DELETE_DEPARTURES, {"kept": timedelta(days=settings.current().retention_days)})
 
 
 def _delete(

@@ -1,14 +1,17 @@
 """Changes of a run's state: it is requested, and it succeeds, fails, or is released."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from types import MappingProxyType
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.orm import Session
 
+from core.ledger import attempts
+from core.ledger.attempts import ENDED
 from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.models import State
 from core.ledger.prepared import Prepared, qualified
@@ -21,12 +24,14 @@ DUE_CHANNEL = "rota_due"
 
 #: The most rows that one statement inserts.
 BATCH = 1000
+NO_LOGS: Mapping[int, str | None] = MappingProxyType({})
 
 REQUEST = """
     WITH run AS (
-        INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at)
+        INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at, parent_id)
         SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
-               clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END
+               clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END,
+               CAST(:parent_id AS bigint)
         FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[])) WITH ORDINALITY AS asked (key, args, number)
         ORDER BY number
         RETURNING id
@@ -48,6 +53,20 @@ SUCCEED = Prepared(
     """,  # noqa: S608 — constants
 )
 
+#: The same for a run that had an attempt before, with the end of this attempt's log. Only such a success is kept.
+SUCCEED_AFTER_ANOTHER = Prepared(
+    "rota_succeed_after_another",
+    ("bigint", "bigint", "bigint", "text", "text"),
+    f"""
+    WITH ended AS MATERIALIZED (
+        UPDATE ledger.rota_runs AS run
+        SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
+        WHERE {LEASE_IS_GOOD} RETURNING {ENDED}
+    ), {attempts.keeping("ended", "succeeded", log="$5", ledger="ledger.")}
+    SELECT id FROM ended
+    """,  # noqa: S608 — constants
+)
+
 #: Parameters: process, runs, their tokens, their results.
 SUCCEED_MANY = Prepared(
     "rota_succeed_many",
@@ -62,16 +81,37 @@ SUCCEED_MANY = Prepared(
     """,
 )
 
-#: Parameters: run, token, process, state, reason, error, delay, the latest due time or null.
+#: The same, if one of the runs had an attempt before; the last parameter is the end of each attempt's log.
+SUCCEED_MANY_AFTER_OTHERS = Prepared(
+    "rota_succeed_many_after_others",
+    ("bigint", "bigint[]", "bigint[]", "text[]", "text[]"),
+    f"""
+    WITH ended AS MATERIALIZED (
+        UPDATE rota_runs AS run
+        SET state = 'succeeded', result = done.result::jsonb, error = NULL, process_id = NULL,
+            finished_at = clock_timestamp()
+        FROM unnest($2, $3, $4, $5) AS done (id, token, result, log)
+        WHERE run.id = done.id AND run.token = done.token AND run.state = 'running' AND run.process_id = $1
+        RETURNING {ENDED}, done.log
+    ), {attempts.keeping("ended", "succeeded", log="log", among="ended.attempt > 1")}
+    SELECT id FROM ended
+    """,  # noqa: S608 — constants
+)
+
+#: Parameters: run, token, process, state, reason, error, delay, the latest due time or null, traceback,
+#: end of the log.
 FAIL = Prepared(
     "rota_fail",
-    ("bigint", "bigint", "bigint", "text", "text", "text", "interval", "timestamptz"),
+    ("bigint", "bigint", "bigint", "text", "text", "text", "interval", "timestamptz", "text", "text"),
     f"""
-    UPDATE rota_runs AS run
-    SET state = $4, reason = $5, error = $6, failures = failures + 1, process_id = NULL, sent_at = NULL,
-        due_at = CASE $4 WHEN 'retrying' THEN least(clock_timestamp() + $7, $8) ELSE due_at END,
-        finished_at = CASE $4 WHEN 'dead' THEN clock_timestamp() END
-    WHERE {LEASE_IS_GOOD} RETURNING run.id
+    WITH ended AS MATERIALIZED (
+        UPDATE rota_runs AS run
+        SET state = $4, reason = $5, error = $6, failures = failures + 1, process_id = NULL, sent_at = NULL,
+            due_at = CASE $4 WHEN 'retrying' THEN least(clock_timestamp() + $7, $8) ELSE due_at END,
+            finished_at = CASE $4 WHEN 'dead' THEN clock_timestamp() END
+        WHERE {LEASE_IS_GOOD} RETURNING {ENDED}
+    ), {attempts.keeping("ended", "failed", traceback="$9", log="$10")}
+    SELECT id FROM ended
     """,  # noqa: S608 — constants
 )
 
@@ -97,49 +137,56 @@ RELEASE_UNCONNECTED = Prepared(
     ), judged AS MATERIALIZED (
         SELECT id, since, clock_timestamp() - since AS lasted,
                clock_timestamp() - since >= interval '{UNCONNECTED_FOR}' AS is_over FROM released
-    )
-    UPDATE rota_runs AS run
-    SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END, reason = 'no connection',
-        error = left('{UNCONNECTED}' || to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z: "') || $4,
-                     {LONGEST_ERROR}),
-        attempt = attempt - 1, token = NULL, process_id = NULL, sent_at = NULL,
-        due_at = CASE WHEN is_over THEN due_at ELSE clock_timestamp()
-            + greatest(interval '{UNCONNECTED_WAITS[0]}', least(interval '{UNCONNECTED_WAITS[1]}', lasted / 2)) END,
-        finished_at = CASE WHEN is_over THEN clock_timestamp() END
-    FROM judged WHERE run.id = judged.id
-    RETURNING state
+    ), ended AS MATERIALIZED (
+        UPDATE rota_runs AS run
+        SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END, reason = 'no connection',
+            error = left('{UNCONNECTED}' || to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z: "') || $4,
+                         {LONGEST_ERROR}),
+            attempt = attempt - 1, token = NULL, process_id = NULL, sent_at = NULL,
+            due_at = CASE WHEN is_over THEN due_at ELSE clock_timestamp()
+                + greatest(interval '{UNCONNECTED_WAITS[0]}', least(interval '{UNCONNECTED_WAITS[1]}', lasted / 2)) END,
+            finished_at = CASE WHEN is_over THEN clock_timestamp() END
+        FROM judged WHERE run.id = judged.id
+        RETURNING run.id, run.attempt + 1 AS attempt, run.started_at, run.worker, run.reason, run.error, run.state
+    ), {attempts.keeping("ended", "released")}
+    SELECT state FROM ended
     """,  # noqa: S608 — constants
 )
 
 ANNOUNCE = text("SELECT pg_notify(:channel, '')")
 
-RELEASE = text("""
-    UPDATE rota_runs
-    SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
-    WHERE state = 'running' AND process_id = :process_id
-    RETURNING id
-""")
+RELEASE = text(f"""
+    WITH ended AS MATERIALIZED (
+        UPDATE rota_runs AS run
+        SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
+        WHERE state = 'running' AND process_id = :process_id
+        RETURNING {ENDED}
+    ), {attempts.keeping("ended", "released", error="NULL")}
+    SELECT id FROM ended
+""")  # noqa: S608 — constants
 
 #: Releases are not counted; the number of attempts limits how often one run can be released this way.
 RELEASE_FORGOTTEN = text(f"""
-    WITH forgotten AS MATERIALIZED (
+    WITH unseen AS MATERIALIZED (
         SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes - coalesce(laters, 0) > {MOST_LOSSES}
                    AS is_over
         FROM rota_runs
         WHERE state = 'running' AND process_id = :process_id
           AND started_at < clock_timestamp() - :age AND token <> ALL(:tokens)
         FOR UPDATE
-    )
-    UPDATE rota_runs AS run
-    SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END,
-        reason = CASE WHEN is_over THEN 'lost' ELSE :reason END,
-        error = CASE WHEN is_over THEN format('its lease was lost in %s attempts under living processes', attempt)
-                     ELSE error END,
-        process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
-        finished_at = CASE WHEN is_over THEN clock_timestamp() END
-    FROM forgotten WHERE run.id = forgotten.id
-    RETURNING run.id, run.job, is_over
-""")  # noqa: S608 — a constant
+    ), ended AS MATERIALIZED (
+        UPDATE rota_runs AS run
+        SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END,
+            reason = CASE WHEN is_over THEN 'lost' ELSE :reason END,
+            error = CASE WHEN is_over THEN format('its lease was lost in %s attempts under living processes', attempt)
+                         ELSE error END,
+            process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
+            finished_at = CASE WHEN is_over THEN clock_timestamp() END
+        FROM unseen WHERE run.id = unseen.id
+        RETURNING {ENDED}, run.job, is_over
+    ), {attempts.keeping("ended", "released", error="CASE WHEN is_over THEN error END")}
+    SELECT id, job, is_over FROM ended
+""")  # noqa: S608 — constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +208,9 @@ class Failure:
     delay: timedelta = timedelta(0)
     #: The next attempt is due by this time, even if ``delay`` is longer.
     latest: datetime | None = None
+    #: Where the error was raised, and the last lines that the attempt has logged; for people.
+    traceback: str | None = None
+    log: str | None = None
 
 
 @lru_cache(maxsize=16)
@@ -186,10 +236,13 @@ def request(
 
 def request_many(
     session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
-    delay: timedelta, carried: bool,
+    delay: timedelta, carried: bool, parent_id: int | None = None,
 ) -> list[int]:  # fmt: skip
-    """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order."""
-    shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay}
+    """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order.
+
+    ``parent_id`` is the run that requests them.
+    """
+    shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay, "parent_id": parent_id}
     shared |= {"carried": carried, "channel": DUE_CHANNEL}
     statement = _request(qualified(REQUEST, session.connection() if isinstance(session, Session) else session))
     run_ids: list[int] = []
@@ -204,23 +257,40 @@ def announce(connection: Connection) -> None:
     connection.execute(ANNOUNCE, {"channel": DUE_CHANNEL})
 
 
-def succeed(session: Session | Connection, lease: Lease, result: str | None) -> bool:
-    """Record success in the caller's transaction; if this returns False, the lease is lost: roll back."""
-    return bool(SUCCEED.rows(session, lease.run_id, lease.token, lease.process_id, result))
+def succeed(session: Session | Connection, lease: Lease, result: str | None, log: str | None = None) -> bool:
+    """Record success in the caller's transaction; if this returns False, the lease is lost: roll back.
+
+    ``log`` is the end of the attempt's log, which is kept only if it is not the run's first attempt.
+    """
+    values = (lease.run_id, lease.token, lease.process_id, result)
+    if lease.attempt > 1:
+        return bool(SUCCEED_AFTER_ANOTHER.rows(session, *values, log))
+    return bool(SUCCEED.rows(session, *values))
 
 
-def succeed_many(connection: Connection, process_id: int, outcomes: Sequence[tuple[Lease, str | None]]) -> set[int]:
-    """Record the success of runs that one process has leases on; return those whose leases were good."""
+def succeed_many(
+    connection: Connection,
+    process_id: int,
+    outcomes: Sequence[tuple[Lease, str | None]],
+    logs: Mapping[int, str | None] = NO_LOGS,
+) -> set[int]:
+    """Record the success of runs that one process has leases on; return those whose leases were good.
+
+    ``logs`` has the end of the log of each attempt that was not its run's first, by the run's id.
+    """
     run_ids = [lease.run_id for lease, _ in outcomes]
-    tokens = [lease.token for lease, _ in outcomes]
-    rows = SUCCEED_MANY.rows(connection, process_id, run_ids, tokens, [result for _, result in outcomes])
+    values = (process_id, run_ids, [lease.token for lease, _ in outcomes], [result for _, result in outcomes])
+    if any(lease.attempt > 1 for lease, _ in outcomes):
+        rows = SUCCEED_MANY_AFTER_OTHERS.rows(connection, *values, [logs.get(run_id) for run_id in run_ids])
+    else:
+        rows = SUCCEED_MANY.rows(connection, *values)
     return {run_id for (run_id,) in rows}
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
     """Record a failed attempt. If the lease is lost, record nothing and return False."""
     error = failure.error[:LONGEST_ERROR]
-    values = (str(failure.state), failure.reason, error, failure.delay, failure.latest)
+    values = (str(failure.state), failure.reason, error, failure.delay, failure.latest, failure.traceback, failure.log)
     return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))
 
 

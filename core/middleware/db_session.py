@@ -25,9 +25,8 @@ from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.middleware.execution import RECORDING, Execution, Layer, Proceed
 from core.worker.completions import Completion, Completions
-from core.worker.outcomes import Recorder, refused_result, refusing_result, report, require
+from core.worker.outcomes import Recorder, log_of, refused_result, refusing_result, report, require
 
-LEASE = "rota.lease"
 ISOLATION = "rota.isolation"
 FENCED = "rota.fenced"
 #: How often the progress of a run is logged, in seconds.
@@ -78,7 +77,7 @@ def _forget_connection(session: Session, transaction: SessionTransaction) -> Non
 def _fence(session: Session) -> None:
     if session.in_nested_transaction():  # the end of a savepoint commits nothing
         return
-    lease: Lease | None = session.info.get(LEASE)
+    lease = leases.of(session)
     if lease is not None and not session.info.pop(FENCED, False):
         leases.hold(session, lease)
 
@@ -101,7 +100,7 @@ class Work:
         if forks.is_child():
             raise ForkedChild("a child of a fork has no part in its parent's run; open a connection of its own there")
         if self._session is None:
-            self._session = JobSession(self.engine, info={LEASE: self.lease, ISOLATION: self.isolation})
+            self._session = JobSession(self.engine, info={leases.OF_SESSION: self.lease, ISOLATION: self.isolation})
         return self._session
 
     @property
@@ -189,11 +188,12 @@ class DatabaseSession(Layer):
     def _succeed(self, execution: Execution, work: Work, lease: Lease, body: str | None) -> str:
         completions = self._completions if execution.carried is not None else None
         is_alone = execution.job.exclusive or work.has_begun  # a run waits for it, or there is work to commit with it
+        log = log_of(execution) if lease.attempt > 1 else None
         if completions is None or is_alone or not completions.has_room:
-            return self.succeed(work, lease, body)
+            return self.succeed(work, lease, body, log)
         execution.is_recorded_later = True
         execution.seconds = time.perf_counter() - execution.began
-        completions.add(Completion(lease, body, partial(self._recorded, execution)))
+        completions.add(Completion(lease, body, partial(self._recorded, execution), log))
         return RECORDING
 
     def _recorded(self, execution: Execution, status: str, error: BadResult | None) -> None:
@@ -203,17 +203,17 @@ class DatabaseSession(Layer):
             report(execution.lease, refused_result(error), execution.elapsed, error)
         execution.end(status)
 
-    def succeed(self, work: Work, lease: Lease, body: str | None) -> str:
+    def succeed(self, work: Work, lease: Lease, body: str | None, log: str | None = None) -> str:
         """Commit the job's work and the run's success in one transaction. Raises LeaseLost, and BadResult."""
         if not work.has_begun:
             with refusing_result():
-                is_good = self._recorder.record(lease, lambda connection: runs.succeed(connection, lease, body))
+                is_good = self._recorder.record(lease, lambda connection: runs.succeed(connection, lease, body, log))
             require(bool(is_good), lease)
             return State.SUCCEEDED
         session = work.session
         session.flush()
         with refusing_result():
-            is_good = runs.succeed(session, lease, body)
+            is_good = runs.succeed(session, lease, body, log)
         require(is_good, lease)
         session.mark_fenced()
         session.commit()

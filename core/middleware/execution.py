@@ -15,6 +15,7 @@ from core.jobs.middleware import Attempt
 from core.jobs.run import Run, Work
 from core.ledger.leases import Lease
 from core.observability import logs
+from core.observability.log_tail import LogTail
 
 #: The state of a run whose success has not been recorded yet.
 RECORDING = "recording"
@@ -83,6 +84,8 @@ class Execution:
     attempt: Attempt | None = None
     #: Which plugin's middleware is entered or left just now, for the message of a time limit.
     inside: str = ""
+    #: The last lines that it has logged.
+    tail: LogTail = field(default_factory=LogTail)
 
     @property
     def elapsed(self) -> float:

@@ -9,7 +9,8 @@ from core.ledger import runs
 from core.ledger.models import State
 from core.middleware.execution import LOST, POSTPONED, RELEASED, Execution, Layer, Proceed
 from core.observability.events import RunNotConnected, RunPostponed, emit
-from core.worker.outcomes import Recorder, diagnose, in_words, refuse_later, report
+from core.worker import tracebacks
+from core.worker.outcomes import Recorder, diagnose, in_words, refuse_later, report, seen_in
 
 
 class Failures(Layer):
@@ -65,5 +66,6 @@ class Failures(Layer):
         lease = execution.lease
         assert lease is not None, "only a run of the ledger has a failure recorded"
         failure = diagnose(execution.job, lease, error, execution.elapsed)
+        failure = seen_in(execution, failure, tracebacks.of_error(error))
         report(lease, failure, execution.elapsed, error)
         return failure.state if self._recorder.record_failure(lease, failure) else LOST

@@ -17,7 +17,7 @@ class Metrics(Layer):
         lease = execution.lease
         if lease is not None and lease.attempt == 1:
             observe(metrics.run_started, execution.job.name, (lease.claimed_at - lease.due_at).total_seconds())
-        with logs.about(execution.fields):
+        with logs.about(execution.fields, execution.tail):
             return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:

@@ -2,6 +2,7 @@
 
 A lost attempt is interrupted at once."""
 
+import threading
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,7 @@ class TimeLimits(Layer):
     def _watch(self, execution: Execution) -> Watch:
         job, work, lease = execution.job, execution.work, execution.lease
         assert work is not None, "a session comes first"
-        give_up = partial(self._last_resort.give_up, execution)
+        give_up = partial(self._last_resort.give_up, execution, threading.get_ident())
         return limited(
             job.soft_limit,
             job.hard_limit,

@@ -48,6 +48,11 @@ def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType |
         text = "".join(traceback.format_exception(*exc_info)).rstrip("\n")
     except Exception as error:  # noqa: BLE001 — an exception that cannot be formatted
         return f"{exc_info[0].__name__} (its traceback cannot be formatted: {type(error).__name__})"
+    return without_middle(text)
+
+
+def without_middle(text: str) -> str:
+    """``text``, or its head and its tail if it is too long."""
     if len(text) <= LONGEST_FIELD:
         return text
     half = LONGEST_FIELD // 2
@@ -113,7 +118,7 @@ def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
         mark, colour = MARKS.get(line["level"], (" ", ""))
         event, words = str(line["event"]), line.get("words")
         subject = str(line.get("job") or (event if words else str(line.get("logger", ""))).partition(".")[0])
-        said = words if words is not None else " ".join([event, *(f"{name}={value}" for name, value in extra(line))])
+        said = said_by(line)
         where = "" if words is not None or not line.get("run") else f" (run {line['run']})"
         name = f" [{event}]" if words is not None and mark in {"!", "E"} else ""
         head = " ".join([paint(clock(line["timestamp"]), DIM), paint(mark, colour), f"{subject:<{SUBJECT_WIDTH}}"])
@@ -121,6 +126,21 @@ def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
         return "\n".join([told, *map(visible, line.get("exception", "").splitlines())])
 
     return render
+
+
+def plain(_logger: Any, _method: str, line: EventDict) -> str:
+    """The line as it is kept with an attempt: the time of day in UTC, the level unless it is info, and the text."""
+    level = "" if line["level"] == "info" else f"{line['level']}: "
+    told = f"{datetime.fromisoformat(line['timestamp']):%H:%M:%S}Z {level}{said_by(line)}"
+    return "\n".join([told, *filter(None, [line.get("exception")])])
+
+
+def said_by(line: EventDict) -> str:
+    """The text of a line: the words of our own event, or the event with its fields."""
+    words = line.get("words")
+    if words is not None:
+        return str(words)
+    return " ".join([str(line["event"]), *(f"{name}={value}" for name, value in extra(line))])
 
 
 def extra(line: EventDict) -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ import structlog
 
 from core.observability import lines, metrics
 from core.observability.events import Event, emit
+from core.observability.log_tail import LogTail
 from core.observability.sink import FLUSH_SECONDS, STDERR, Sink, standard_error
 from core.settings import LogFormat, LogLevel
 
@@ -22,13 +23,17 @@ PROGRAMS = {"dramatiq", "periodiq", "rota"}
 #: The time that handlers which are not ours have, where this process does not wait for them any longer.
 OTHERS_SECONDS = 1.0
 
-_about: ContextVar[Mapping[str, Any]] = ContextVar("rota.about", default={})  # noqa: B039 — never changed in place
+#: The fields of each line, and the tail to which it is added.
+_about: ContextVar[tuple[Mapping[str, Any], LogTail | None]] = ContextVar("rota.about", default=({}, None))
 
 
 @contextmanager
-def about(fields: Mapping[str, Any]) -> Iterator[None]:
-    """Put ``fields`` on every line logged within; structlog's own way needs a context variable per field."""
-    token = _about.set(fields)
+def about(fields: Mapping[str, Any], tail: LogTail | None = None) -> Iterator[None]:
+    """Put ``fields`` on every line logged within, and add the line to ``tail``.
+
+    structlog's own way needs a context variable per field.
+    """
+    token = _about.set((fields, tail))
     try:
         yield
     finally:
@@ -37,7 +42,7 @@ def about(fields: Mapping[str, Any]) -> Iterator[None]:
 
 def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
     """Add the fields of ``about`` that the line itself does not have."""
-    return {**_about.get(), **event}
+    return {**_about.get()[0], **event}
 
 
 class EmitOnce:
@@ -67,6 +72,10 @@ SHARED: list[Any] = [
 ]
 
 
+#: What bounds the length of a line before it is rendered.
+BOUNDS: list[Any] = [structlog.processors.ExceptionRenderer(lines.in_words), lines.bounded]
+
+
 def is_ours() -> bool:
     """Whether this process is one of our programs, not an application that imports ``core.main``."""
     started = Path(sys.argv[0] if sys.argv else "")
@@ -90,10 +99,12 @@ def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
-    root.handlers = [sink_for(handler) for handler in root.handlers] or first_handlers()
+    given = [handler for handler in root.handlers if not isinstance(handler, TailHandler)]
+    root.handlers = [sink_for(handler) for handler in given] or first_handlers()
     for handler in root.handlers:
         handler.addFilter(hide_arguments)
         handler.setFormatter(formatter(log_format))
+    root.addHandler(TailHandler())
     root.setLevel(level)
 
 
@@ -159,8 +170,8 @@ def emit_unblocked(event: Event) -> None:
 
 
 def handlers() -> tuple[list[Sink], list[logging.Handler]]:
-    """Our own handlers, which never block, and those of others."""
-    found = logging.getLogger().handlers
+    """Our own handlers that write, which never block, and those of others."""
+    found = [each for each in logging.getLogger().handlers if not isinstance(each, TailHandler)]
     return [each for each in found if isinstance(each, Sink)], [each for each in found if not isinstance(each, Sink)]
 
 
@@ -191,10 +202,31 @@ class Formatter(structlog.stdlib.ProcessorFormatter):
         """The line, without the newline at its end."""
         if not isinstance(record.msg, Event):
             return super().format(record)
-        line: Any = lines.of_event(record.msg, record, _about.get())
+        line: Any = lines.of_event(record.msg, record, _about.get()[0])
         for processor in self._ending:
             line = processor(None, "", line)
         return str(line)
+
+
+class TailHandler(logging.Handler):
+    """Adds each line of an attempt to the attempt's tail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(Formatter([*BOUNDS, lines.plain]))
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Format the line only within an attempt. No lock is needed, since a tail has one thread."""
+        tail = _about.get()[1]
+        if tail is not None and hide_arguments(record):
+            self._add(tail, record)
+        return True
+
+    def _add(self, tail: LogTail, record: logging.LogRecord) -> None:
+        try:
+            tail.add(self.format(record))
+        except Exception as error:  # noqa: BLE001 — a log line must not fail a run
+            tail.add(f"{record.name}: a line could not be formatted: {type(error).__name__}")
 
 
 def formatter(log_format: LogFormat) -> Formatter:
@@ -203,4 +235,4 @@ def formatter(log_format: LogFormat) -> Formatter:
         # A worker's sys.stderr is Dramatiq's pipe; only the descriptor shows whether it is a terminal.
         log_format = "console" if os.isatty(STDERR) else "json"
     renderer = lines.as_json if log_format == "json" else lines.console(colors=os.isatty(STDERR))
-    return Formatter([structlog.processors.ExceptionRenderer(lines.in_words), lines.bounded, renderer])
+    return Formatter([*BOUNDS, renderer])

@@ -43,6 +43,8 @@ class Completion:
     #: Called with the recorded outcome: ``succeeded``; ``dead`` and the error, if PostgreSQL refuses the success; or
     #: ``lost``, if the lease is lost. Must not raise.
     on_recorded: Callable[[str, BadResult | None], None]
+    #: The end of its log, if it was not its run's first attempt.
+    log: str | None = None
 
 
 class Completions(Batcher[Completion]):
@@ -116,11 +118,13 @@ class Completions(Batcher[Completion]):
     def _record(self, batch: Sequence[Completion]) -> set[int]:
         """Record ``batch``; return those of its runs whose leases were valid. Raises DBAPIError and ValueError."""
         process_id = self._membership.process_id
-        outcomes = [(each.lease, each.result) for each in batch if each.lease.process_id == process_id]
+        own = [each for each in batch if each.lease.process_id == process_id]
+        outcomes = [(each.lease, each.result) for each in own]
         if process_id is None or not outcomes:  # the leases ended with their registration
             return set()
         with database.autocommit(self._engine) as connection:
-            return runs.succeed_many(connection, process_id, outcomes)
+            logs = {each.lease.run_id: each.log for each in own if each.log}
+            return runs.succeed_many(connection, process_id, outcomes, logs)
 
     def _refuse(self, completion: Completion, error: Exception) -> list[Exception]:
         """End a run whose success is refused, unless a later try may be accepted."""

@@ -16,9 +16,10 @@ from core.middleware.execution import Execution
 from core.middleware.metrics import observe
 from core.observability import logs, metrics
 from core.observability.events import Event, MessageHardLimit, RunHardLimit
+from core.worker import tracebacks
 from core.worker.completions import Completions
 from core.worker.membership import Membership
-from core.worker.outcomes import diagnose
+from core.worker.outcomes import diagnose, seen_in
 
 #: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
 GIVE_UP_SECONDS = 5.0
@@ -34,10 +35,10 @@ class LastResort:
     membership: Membership
     completions: Completions | None = None
 
-    def give_up(self, execution: Execution) -> None:
-        """Record that an attempt will not end, and end its process."""
+    def give_up(self, execution: Execution, thread_id: int) -> None:
+        """Record that an attempt will not end, and where its thread stands, and end its process."""
         if execution.lease is not None:
-            self._give_up_run(execution, execution.lease)
+            self._give_up_run(execution, execution.lease, thread_id)
         else:
             self._give_up_message(execution)
 
@@ -62,11 +63,12 @@ class LastResort:
         if process_id is not None:
             runs.release(connection, process_id, "its process was ended")
 
-    def _give_up_run(self, execution: Execution, lease: Lease) -> None:
+    def _give_up_run(self, execution: Execution, lease: Lease, thread_id: int) -> None:
         job = execution.job
         why = RunHardLimit(job.name, lease.run_id, job.hard_limit.total_seconds())
         error = TimeLimitExceeded(f"hard limit of {job.hard_limit} passed{execution.inside}; its process was ended")
         failure = diagnose(job, lease, error, execution.elapsed)
+        failure = seen_in(execution, failure, tracebacks.of_thread(thread_id))
         observe(metrics.run_ended, job.name, failure.state, job.hard_limit.total_seconds())
         self.end_process(why, lambda connection: runs.fail(connection, lease, failure), self.release_all)
 

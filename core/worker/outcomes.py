@@ -19,6 +19,7 @@ from core.ledger.later import Postponed
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.runs import LONGEST_ERROR, Failure
+from core.middleware.execution import Execution
 from core.observability.events import RunFailed, RunNotRecorded, emit
 from core.worker.membership import Membership
 
@@ -56,7 +57,7 @@ class Recorder:
         try:
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, failure)))
         except (DBAPIError, ValueError):
-            plain = replace(failure, error=failure.error.encode("ascii", errors="replace").decode())
+            plain = replace(failure, error=in_ascii(failure.error), traceback=None, log=None)
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, plain)))
 
     def postpone(self, lease: Lease, later: Later) -> Postponed | None:
@@ -76,6 +77,11 @@ def refuse_later(lease: Lease, later: Later) -> BadTime | None:
     if later.at > lease.claimed_at + LONGEST_LATER:
         return BadTime(f"Later: at={later.at.isoformat()} is more than {LONGEST_LATER.days} days ahead")
     return None
+
+
+def in_ascii(text: str) -> str:
+    """``text`` with a question mark for each character that is not ASCII."""
+    return text.encode("ascii", errors="replace").decode()
 
 
 def diagnose(job: Job, lease: Lease, error: BaseException, seconds: float = 0) -> Failure:
@@ -117,7 +123,23 @@ def in_words(error: BaseException) -> str:
         message = f"{first}{database.remedy(error)}{newline}{rest}"
     except BaseException:  # noqa: BLE001 — whatever a job raises, a SystemExit from ``__str__`` too, ends in the ledger
         message = f"{name} (its text cannot be read)"
-    return message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    return storable(message)
+
+
+def storable(text: str) -> str:
+    """``text`` without what PostgreSQL cannot store."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+def log_of(execution: Execution) -> str | None:
+    """The end of the attempt's log."""
+    text = execution.tail.text
+    return None if text is None else storable(text)
+
+
+def seen_in(execution: Execution, failure: Failure, traceback: str | None) -> Failure:
+    """``failure`` with a traceback and the end of the attempt's log, for people."""
+    return replace(failure, traceback=traceback and storable(traceback), log=log_of(execution))
 
 
 @contextmanager

@@ -13,6 +13,12 @@ pytestmark = pytest.mark.crash
 SHORT_LEASE = {"ROTA_LEASE_SECONDS": "3", "ROTA_HEARTBEAT_SECONDS": "0.5"}
 
 
+def attempts_of(fleet, run_id):
+    """The kept attempts of a run, and how each ended."""
+    rows = fleet.rows("SELECT attempt, outcome FROM rota_attempts WHERE run_id = :id ORDER BY attempt", id=run_id)
+    return [(row.attempt, row.outcome) for row in rows]
+
+
 def test_a_killed_workers_run_is_taken_up_within_3_s_and_has_one_effect(make_fleet, record_property):
     fleet = make_fleet(jobs="wait")
     fleet.together(fleet.worker, fleet.worker)
@@ -114,6 +120,8 @@ def test_a_run_that_keeps_killing_its_worker_is_dead_after_three_and_others_are_
     assert (dead.reason, dead.attempt, dead.crashes, dead.failures) == ("crashes", 3, 3, 0)
     assert [(run.attempt, run.crashes) for run in fleet.runs("wait")] == [(2, 1)] * 3
     assert sorted(effect.run_id for effect in fleet.effects("wait")) == innocent
+    assert attempts_of(fleet, culprit) == [(1, "crashed"), (2, "crashed"), (3, "crashed")]
+    assert [attempts_of(fleet, run_id) for run_id in innocent] == [[(1, "crashed"), (2, "succeeded")]] * 3
 
 
 def test_a_run_that_keeps_killing_its_worker_takes_no_other_with_it_that_is_always_beside_it(make_fleet):

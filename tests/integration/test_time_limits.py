@@ -153,6 +153,16 @@ def test_a_hard_limit_is_recorded_and_ends_the_process_though_metrics_cannot_be_
     assert emitted(caplog, "run.hard_limit") == [RunHardLimit(row.job, row.id, 2 * LIMIT.total_seconds())]
 
 
+def test_a_hard_limit_keeps_where_the_job_stood(run_job, exit, ledger):
+    row = run_job(exit.awaiting())
+
+    kept = ledger.rows("SELECT * FROM rota_attempts WHERE run_id = :id", id=row.id)
+    heading, first, line, *_ = kept[0].traceback.split("\n")
+    assert heading == "Its thread stood here:"
+    assert f'File "{__file__}"' in first
+    assert line.strip() == "assert self.came.wait(10)" or "in function" in first
+
+
 def test_a_hard_limit_ends_the_process_though_no_thread_can_be_had(run_job, exit, monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")

@@ -19,7 +19,7 @@ from core.ledger.leases import Lease
 from core.middleware.execution import Execution, job_logger
 from core.observability import events, logs
 from core.observability.events import RunSucceeded
-from core.observability.logs import EmitOnce
+from core.observability.logs import EmitOnce, TailHandler
 from core.observability.sink import Sink
 
 SLOT = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
@@ -167,7 +167,7 @@ def test_without_a_handler_one_is_made(log: Log):
 
     logs.configure("json")
 
-    assert [type(handler) for handler in logging.getLogger().handlers] == [Sink]
+    assert [type(handler) for handler in logging.getLogger().handlers] == [Sink, TailHandler]
 
 
 # Events

@@ -36,8 +36,8 @@ LEAVES = re.compile(
 #: Statements that make PostgreSQL forget our prepared statements.
 FORGETS = re.compile(r"\b (?: DEALLOCATE | DISCARD ) \b", re.IGNORECASE | re.VERBOSE)
 READ_COMMITTED = "read committed"
-#: Set as ``blame`` on an error that is not the fault of the statement it comes from: PostgreSQL gave no connection, or
-#: the one that it gave was gone before it had answered anything, or it has forgotten a statement that we had prepared.
+#: Values of ``blame`` on an error that the statement did not cause: PostgreSQL refused a connection, the connection was
+#: lost before its first answer, or PostgreSQL has discarded a prepared statement of ours.
 REFUSED, CUT, FORGOTTEN = "refused", "cut", "forgotten"
 #: Settings whose changes PostgreSQL reports to the client.
 REPORTED = (

@@ -241,7 +241,7 @@ def dispose(engine: Engine) -> None:
 
 
 def blame(error: BaseException) -> str | None:
-    """``refused`` or ``cut``, if the error or one of its causes is a connection that was; None otherwise."""
+    """``refused`` or ``cut``, if a refused or cut connection caused the error; None otherwise."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -257,7 +257,7 @@ def blame(error: BaseException) -> str | None:
 
 def refuses_value(error: BaseException) -> bool:
     """Whether PostgreSQL or its driver refuses a value, and would refuse it at any other time too."""
-    if isinstance(error, ValueError):  # the driver's: a text that the encoding lacks, or with a NUL
+    if isinstance(error, ValueError):  # from the driver: a NUL, or a character that the encoding lacks
         return True
     return _class_of(error) in REFUSING_CLASSES
 

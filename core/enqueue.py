@@ -139,7 +139,7 @@ def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> 
     session = plain_session(session)
     found = loading.current().job(job)
     if found.ledger:
-        raise BadArguments(f"job {job!r} has runs in the ledger; use enqueue")
+        raise BadArguments(f"job {job!r} is not on the fast lane; request a run with enqueue")
     if outbox.carrier() is None:
         raise RotaError(f"job {job!r} is on the fast lane, and this process has no Redis to send its messages")
     values = [json.loads(arguments.encode(found, each)) for each in args]

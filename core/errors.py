@@ -6,10 +6,10 @@ RotaError
 ├── PluginError            a plugin cannot be used
 ├── UnknownJob             no loaded plugin has a job of that name
 ├── BadArguments           arguments that do not fit the job's signature
-│   └── ArgumentsMisfit    those of a message that is here to be worked on
+│   └── ArgumentsMisfit    the arguments of a received message do not fit here
 ├── BadResult              a result that JSON cannot hold
 ├── NaiveTime              a time without a time zone, or a value that is not a time
-├── PauseError             a pause that exists already, or one to end that does not exist
+├── PauseError             the scope to pause is paused already, or the scope to resume is not
 ├── SelectionError         the selection has no run, or a run in the wrong state; nothing was changed
 ├── IncompleteError        an operation changed only some of the selected runs
 ├── BadTime                a text that is not a time, or a time that is not allowed here
@@ -40,7 +40,7 @@ class RotaError(Exception):
 
 
 class SettingsError(RotaError):
-    """The environment is not usable; the message lists every problem, one to a line."""
+    """The environment is not usable; the message lists every problem, one per line."""
 
 
 class DeclarationError(RotaError):

@@ -23,7 +23,7 @@ SIGNALS: dict[signal.Signals, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
 }
-#: What ``fileno()`` raises once the file is closed: of psycopg2, of Python's files, and ``os.dup2`` of -1.
+#: The errors of ``fileno()`` on a closed file (of psycopg2, of Python), and of ``os.dup2`` on -1.
 CLOSED = (InterfaceError, ValueError, OSError)
 
 
@@ -37,7 +37,7 @@ class OpenFile(Protocol):
 class _Here:
     """This process."""
 
-    #: Whether forks are to be children of a worker.
+    #: Whether a forked child must give up this process's connections.
     is_working = False
     is_child = False
 
@@ -81,7 +81,7 @@ def _become_child() -> None:
         return
     _Here.is_child = True
     _lose_files()
-    signal.set_wakeup_fd(-1)  # the pipe behind it is the parent's too
+    signal.set_wakeup_fd(-1)  # the parent uses the same pipe
     for number, handler in SIGNALS.items():
         signal.signal(number, handler)
     for step in _steps:
@@ -93,7 +93,7 @@ def _lose_files() -> None:
     for file in list(_private):
         with suppress(*CLOSED):
             os.dup2(nothing, file.fileno(), inheritable=False)
-    _private.clear()  # its numbers may soon be those of other files
+    _private.clear()  # their numbers may be used for other files
     os.close(nothing)
 
 

@@ -68,7 +68,7 @@ def build(process: WorkerProcess) -> RotaBroker:
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     if may_lose_redis:
         broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis
-    broker.add_middleware(FitServers(fitness))  # asks before anything is begun with them
+    broker.add_middleware(FitServers(fitness))  # checks the servers before they are used
     broker.add_middleware(  # registers before the first message, leaves after the last
         Lifecycle(
             heartbeat,
@@ -78,7 +78,7 @@ def build(process: WorkerProcess) -> RotaBroker:
             watch=watch if may_lose_redis else None,
         )
     )
-    broker.add_middleware(MetricsServer(configured.metrics_port))  # a fork of Dramatiq's, started before the rest
+    broker.add_middleware(MetricsServer(configured.metrics_port))  # Dramatiq forks it before it starts the workers
     broker.add_middleware(Recycling(process.recycling_limits))  # counts messages that have ended
     broker.add_middleware(  # last, so that it is the first to see a failed message
         FastLaneRetries(Misfits(broker.redis_queues, process.fits_elsewhere))

@@ -5,8 +5,8 @@ that dies loses one batch. Batches are read by keyset (``in_batches``), so that 
 before it were refused.
 
 **Refused rows.** If a row of a batch is refused, the batch is rolled back to its savepoint and repeated in halves,
-until that row is alone. The row stays unchanged, is counted, and is named in the log. All other rows are done, however
-many are refused. Memory holds the rows of one batch.
+until that row is alone. The row stays unchanged, is counted, and is named in the log. All other rows are processed,
+even if many are refused. Memory holds the rows of one batch.
 
 **A row's fault** is an error for which ``is_fault_of_row`` is true: PostgreSQL or Python cannot use the values of the
 row. Any other error ends the attempt, which loses that batch and is tried again.

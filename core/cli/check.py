@@ -18,13 +18,13 @@ MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")
     type=click.Choice(["working", "looking"]),
     default="working",
     show_default=True,
-    help="Which needs to check: those of workers, or those of commands that only read.",
+    help="Check the needs of workers (working), or of commands that only read (looking).",
 )
 @click.option("--live", is_flag=True, help="Require a live worker for every queue, a scheduler and a dispatcher.")
 @click.option(
     "--here",
     type=click.Choice(["worker", "scheduler"]),
-    help="Require that one of these is alive on this host: a container's health check.",
+    help="Require a live worker or scheduler on this host, for a container's health check.",
 )
 @click.pass_context
 def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool, here: str | None) -> None:

@@ -18,9 +18,9 @@ from core.plugins import loading
 def diff(ctx: click.Context, as_json: bool) -> None:
     """Show the changes of jobs since the last release that ran against this database.
 
-    Compares the plugins installed here with the release that was alive last: jobs, their options and arguments. Counts
-    the runs that wait, or are dead, for jobs that are not here, and those that wait with arguments that do not fit the
-    job as it is here. Exit status 1 if a job is removed or there are any such runs, else 0: it can gate a deploy.
+    Compares the jobs installed here, with their options and arguments, with those of the last release that ran. Counts
+    waiting and dead runs of jobs that are not installed here, and waiting runs whose arguments do not fit the installed
+    job. Exit status 1 if a job is removed or there are such runs, otherwise 0; so a deploy can depend on it.
 
     \b
       rota diff && systemctl restart rota-worker

@@ -51,13 +51,13 @@ class Queue(click.ParamType[str]):
 def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: float) -> None:
     """Run jobs in worker processes, which are restarted when they die.
 
-    Each process is an independent Dramatiq worker: when one dies, the others go on. A process that has worked on
+    Each process is an independent Dramatiq worker: when one dies, the others continue. A process that has worked on
     ROTA_MAX_MESSAGES_PER_PROCESS messages, or uses more memory than ROTA_MAX_MEMORY_MB, is replaced by a new one and
     ends when its runs are finished. With SCHEDULER_MODE=local there is one process, which needs neither Redis nor a
     scheduler.
 
-    After SIGTERM or Ctrl-C, running jobs have the grace to finish; runs that do not finish are released, and another
-    worker takes them. A second signal does not wait.
+    After SIGTERM or Ctrl-C, running jobs may finish within the grace period; runs that do not finish are released, and
+    another worker takes them. A second signal does not wait.
 
     \b
       rota worker --processes 4 --threads 8
@@ -121,7 +121,7 @@ def workers(
     if configured.mode == "local":
         words = [sys.executable, "-m", "core.worker.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
     else:
-        # Dramatiq's first process never has our logging: its lines would be no JSON, and say only what ours say.
+        # Dramatiq's parent process does not use our logging: its lines would not be JSON, and they repeat ours.
         limits = [f"--worker-shutdown-timeout={round(for_jobs * 1000)}", "--skip-logging"]
         words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", *limits, *only]
     silence = configured.lease_seconds + MARGIN_SECONDS

@@ -52,7 +52,7 @@ class Accountant:
     marks: dict[str, Watermark]
     #: For each job the first slot that is not accounted for, so that a pass computes due slots only.
     next_slots: dict[str, datetime] = field(default_factory=dict)
-    #: The earliest of these; None if no job has a schedule.
+    #: The earliest of ``next_slots``; None if no job has a schedule.
     next_at: datetime | None = field(default=LONG_AGO)
 
     def is_due(self, now: datetime) -> bool:

@@ -1,4 +1,4 @@
-"""The dispatcher's thread: lead if nobody else does, then pass after pass until stopped."""
+"""The dispatcher's thread: becomes the leader if no other process leads, then makes pass after pass until stopped."""
 
 import sys
 import time

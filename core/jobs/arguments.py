@@ -151,7 +151,8 @@ def fits(job: Job, args: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def judging() -> Iterator[None]:
-    """Raise ArgumentsMisfit rather than BadArguments: they came with a message, and a job did not pass them on."""
+    """Raise ArgumentsMisfit instead of BadArguments in the block: the arguments came with a message, not from a job's
+    code."""
     try:
         yield
     except BadArguments as error:
@@ -161,7 +162,7 @@ def judging() -> Iterator[None]:
 def _text(value: Any) -> bytes | str:
     try:
         return to_json(value, inf_nan_mode="constants")
-    except PydanticSerializationError:  # half a surrogate pair; validation then says so
+    except PydanticSerializationError:  # half a surrogate pair; the validation reports it
         return json.dumps(value)
 
 

@@ -123,7 +123,7 @@ def job(
     slot is run later than ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At
     ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
     ``ledger=False`` is the fast lane: delivery by Redis alone, at least once, without slots, leases or history.
-    ``isolation`` is the isolation level of ``run.session``; None is the database's default. If an attempt fails
+    ``isolation`` is the isolation level of ``run.session``; None means READ COMMITTED. If an attempt fails
     because of a conflict with other transactions (SQLSTATE 40001 or 40P01), it is repeated at once, up to three
     times; these repetitions are not counted as attempts.
 

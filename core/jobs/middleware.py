@@ -31,7 +31,7 @@ class RunMiddleware:
     errors that it swallows still fail the run. Many threads call one instance at the same time.
     """
 
-    #: Whether it surrounds the runs of all plugins' jobs; by default, of its own plugin's alone.
+    #: Whether it surrounds the runs of all plugins' jobs; by default, only of its own plugin's jobs.
     every_job: bool = False
 
     def around(self, attempt: Attempt) -> AbstractContextManager[object]:

@@ -46,7 +46,7 @@ class Verdict(StrEnum):
     NONE = "none"
 
 
-#: How long a run rests that did not fit, before it is sent again: as long as a message for an unknown actor.
+#: The wait before a run that did not fit is sent again; the same as for a message for an unknown actor.
 MISFIT_REST = "interval '0.5 seconds'"
 
 #: Parameters: run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the
@@ -146,7 +146,7 @@ UNCLAIM_MANY = Prepared(
 )
 
 
-#: Parameters: run, token, process, form of the job in this process. It undoes the claim, and has the run rest.
+#: Parameters: run, token, process, form of the job in this process. It undoes the claim, and delays the run.
 REFUSE = Prepared(
     "rota_refuse",
     ("bigint", "bigint", "bigint", "text"),
@@ -204,8 +204,8 @@ def claim_many(
 
     ``sent`` has each run with its job and the scopes of the pauses that would pause it; ``forms`` has each job's form.
 
-    A process claims runs this way that its threads start at once. If it dies then, each of these runs counts a crash,
-    but at most once: a run with a crash is claimed alone.
+    A process uses it for runs that its threads start at once. If the process dies then, each of these runs counts a
+    crash, but only once: a run with a crash is claimed separately.
     """
     run_ids, jobs = [run_id for run_id, _, _ in sent], [job for _, job, _ in sent]
     scopes = [pauses.literal(own) for _, _, own in sent]
@@ -220,7 +220,7 @@ def unclaim_many(connection: Connection, claimed: Sequence[Lease]) -> None:
 
 
 def refuse(connection: Connection, lease: Lease, form: str) -> bool:
-    """Release the run, uncounted, for a live worker that may have its job in a form that has not refused it.
+    """Release the run, uncounted, if another live worker may declare its job in a form that has not refused the run.
 
     ``form`` is the job's form in this process. Returns False and changes nothing if there is no such worker, or if the
     lease is lost.

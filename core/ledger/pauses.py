@@ -1,8 +1,8 @@
 """Pauses: periods in which the jobs of a scope are not started.
 
 A slot that comes due in a pause is skipped. Requested runs and retries wait unsent until the pause ends: at its
-``until``, or when a person ends it. Runs that have started go on. A scope is ``everything``, or a plugin, a queue or a
-job by name; ``Registry.scopes`` has the scopes of each job.
+``until``, or when a person ends it. Runs that have started continue. A scope is ``everything``, or a plugin, a queue or
+a job by name; ``Registry.scopes`` has the scopes of each job.
 
 Rows of ended pauses are kept as long as runs, since slots of an outage are judged by the time at which they came due.
 """

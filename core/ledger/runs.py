@@ -117,12 +117,13 @@ FAIL = Prepared(
 
 #: A run is dead if its attempts could get no connection to PostgreSQL for so long, and nothing else happened to it.
 UNCONNECTED_FOR = "1 hour"
-#: Such a run waits half as long as it has had no connection, at least and at most this long.
+#: Such a run waits for half the time that it has had no connection, within these bounds.
 UNCONNECTED_WAITS = ("1 second", "1 minute")
-#: The start of its error. The time in UTC follows, from which the next attempt knows when the connection was lost.
+#: The error begins with this text and the time in UTC, so that the next attempt can tell since when there is no
+#: connection.
 UNCONNECTED = "no connection since "
 #: Run, token, process, error. The run is as it was before the claim. A claim keeps the error, and every other change of
-#: a run writes another error. If a run has waited long for its turn, as in a pause, the hour starts again.
+#: a run writes another error. If a run has waited long for another reason, such as a pause, the hour starts again.
 RELEASE_UNCONNECTED = Prepared(
     "rota_release_unconnected",
     ("bigint", "bigint", "bigint", "text"),
@@ -297,7 +298,7 @@ def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
 def release_unconnected(connection: Connection, lease: Lease, error: str) -> str | None:
     """Release a run for whose attempt PostgreSQL had no connection, uncounted; return its state.
 
-    That is ``retrying``, or ``dead`` after an hour of nothing else; None if the lease is lost.
+    The state is ``retrying``, or ``dead`` if this has lasted for an hour; None if the lease is lost.
     """
     rows = RELEASE_UNCONNECTED.rows(connection, lease.run_id, lease.token, lease.process_id, error)
     return str(rows[0][0]) if rows else None

@@ -92,7 +92,8 @@ class LedgerThread(threading.Thread):
 
 
 def wait_for_notification(connection: Connection, seconds: float, *others: socket.socket) -> bool:
-    """Wait at most ``seconds`` until PostgreSQL notifies or one of ``others`` is readable; whether PostgreSQL notified.
+    """Wait at most ``seconds`` until PostgreSQL notifies or one of ``others`` is readable; return whether PostgreSQL
+    notified.
 
     Raises psycopg2's Error at once if the connection is cut.
     """

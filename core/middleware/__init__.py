@@ -1,6 +1,6 @@
 """The middleware around each run, one concern per file; and our hooks into Dramatiq's own middleware.
 
-``core/worker/executor.py`` writes out once what surrounds a run; ``core/main.py`` the order of the hooks. Of Dramatiq's
-own we keep CurrentMessage: Retries loses a retry when Redis is away, TimeLimit cannot cancel a statement, AgeLimit and
-periodiq's middleware drop work by age.
+``core/worker/executor.py`` lists the layers around a run, and ``core/main.py`` the hooks, both in their order. Of
+Dramatiq's own middleware only CurrentMessage is used: Retries loses a retry when Redis is unavailable, TimeLimit cannot
+cancel a statement, and AgeLimit and periodiq's middleware drop old messages.
 """

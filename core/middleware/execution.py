@@ -64,7 +64,7 @@ class Execution:
     #: The value of ``Run.now``; None for the database's clock.
     now: datetime | None = None
     carried: Carried | None = None
-    #: Of the fast lane: the message's arguments and id, and how to make a dead letter of it.
+    #: For a message of the fast lane: its arguments, its id, and the function that dead-letters it.
     args: Mapping[str, Any] = field(default_factory=dict)
     message_id: str = ""
     dead_letter: Callable[[], None] | None = None
@@ -73,16 +73,16 @@ class Execution:
     #: How long it took, once that is known before its end is recorded.
     seconds: float | None = None
     lease: Lease | None = None
-    #: The arguments as the job's function takes them; or why they do not fit.
+    #: The arguments for the job's function, or the error if they do not fit.
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     misfit: BadArguments | None = None
-    #: Whether its success is recorded with others', a little later.
+    #: Whether its success will be recorded later, in a batch.
     is_recorded_later: bool = False
     work: Interruptible | None = None
     run: Run | None = None
     #: The object that plugins' middleware sees; None without such middleware.
     attempt: Attempt | None = None
-    #: Which plugin's middleware is entered or left just now, for the message of a time limit.
+    #: The middleware that is being entered or left now, for the message of a time limit.
     inside: str = ""
     #: The last lines that it has logged.
     tail: LogTail = field(default_factory=LogTail)
@@ -141,14 +141,14 @@ class Layer:
         return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """The attempt's end is recorded, perhaps by another thread. Must not raise."""
+        """Called when the attempt's end is recorded, perhaps in another thread. Must not raise."""
 
 
 Proceed = Callable[[Execution], Any]
 
 
 def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
-    """``body`` within ``layers``, the first of them outermost."""
+    """A function that calls ``body`` within ``layers``; the first layer is the outermost."""
     for layer in reversed(layers):
         body = partial(layer.around, proceed=body)
     return body

@@ -1,4 +1,4 @@
-"""Failures: records any error of a job as the run's failure, so that the worker goes on. Later is no failure."""
+"""Records any error of a job as the run's failure, so that the worker continues. A `Later` is not a failure."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ from core.worker.outcomes import Recorder, diagnose, in_words, refuse_later, rep
 class Failures(Layer):
     """Records a failed attempt: the run is tried again after the job's delay, or is dead.
 
-    If PostgreSQL had no connection for an attempt, the attempt does not count: the run is released for a while.
+    If PostgreSQL had no connection for an attempt, the attempt does not count: the run is released and is tried again
+    later.
     """
 
     def __init__(self, recorder: Recorder) -> None:

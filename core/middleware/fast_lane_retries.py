@@ -1,7 +1,7 @@
 """Retries for the fast lane: exact delays, and no retry is lost while Redis is away.
 
-Runs of the ledger have theirs in the ledger; an error that reaches this middleware belongs to the fast lane, or is a
-message of a ledger job that could not be turned into a run.
+The ledger stores the retries of its runs. An error that reaches this middleware comes from a message of the fast lane,
+or from a message of a ledger job that could not become a run.
 """
 
 import threading
@@ -25,7 +25,7 @@ class FastLaneRetries(Middleware):
     """Sends a failed message again, with the job's delay, until its retries are used up; then it is a dead letter."""
 
     def __init__(self, misfits: Misfits | None = None) -> None:
-        """``misfits`` are given messages whose arguments do not fit here; without it, they are dead letters."""
+        """``misfits`` gets the messages whose arguments do not fit here; without it, they become dead letters."""
         self._misfits = misfits
         self._stopping = threading.Event()
 
@@ -62,7 +62,7 @@ class FastLaneRetries(Middleware):
         retry = message.copy(options={"retries": retries + 1})
         delay = actor.job.delay_after(retries + 1)
         if not self._send(broker, retry, int(delay.total_seconds() * 1000)):
-            message.end_later()  # by the process that finds it unacknowledged when this one is gone
+            message.end_later()  # another process then finds it unacknowledged, and ends it
 
     def _send(self, broker: Broker, retry: Any, delay_ms: int) -> bool:
         """Send ``retry`` when Redis accepts it; return False if this process must stop before that."""

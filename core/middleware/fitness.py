@@ -14,7 +14,7 @@ class FitServers(Middleware):
         self._fitness = fitness
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Raises SystemExit, which Dramatiq lets through and does not log as it does an exception."""
+        """Check the servers. Raises SystemExit, which Dramatiq, unlike an Exception, neither catches nor logs."""
         self._fitness.refuse_unfit()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:

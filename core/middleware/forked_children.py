@@ -1,4 +1,4 @@
-"""Children that a job forks: one that leaves the job's function ends there. The run is its parent's."""
+"""Ends each child that a job has forked when the child leaves the job's function. The run belongs to the parent."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from core.observability.events import ProcessChildEnded, emit
 
 
 class ForkedChildren(Layer):
-    """Ends a child, which otherwise would record the run's outcome and go on as a worker's thread."""
+    """Ends a child, which would otherwise record the run's outcome and continue as a worker's thread."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
         """Proceed, and end a forked child that returns from the job."""
@@ -37,6 +37,6 @@ def leave(error: BaseException | None = None) -> NoReturn:
     if error is not None and not isinstance(error, SystemExit):
         emit(ProcessChildEnded(os.getpid(), type(error).__name__), error)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError, OSError):  # there is none, or it is closed
+        with suppress(AttributeError, ValueError, OSError):  # there is no such stream, or it is closed
             stream.flush()
     os._exit(status if isinstance(status, int) else int(status is not None))

@@ -20,7 +20,7 @@ class Change:
     """A change of the process's state."""
 
     value: Any
-    #: The runs of which one did it.
+    #: The runs of which one made the change.
     suspects: set[Execution]
 
     @property
@@ -30,7 +30,7 @@ class Change:
 
 
 class Leftovers(Layer):
-    """Looks after each run whether the process is as it was before the first."""
+    """Checks after each run whether the process is still in the state before the first run."""
 
     def __init__(self) -> None:
         self._at_work: set[Execution] = set()
@@ -41,7 +41,7 @@ class Leftovers(Layer):
         self._lock = threading.Lock()
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, then check the process's state; only in a process whose purpose is to run jobs."""
+        """Proceed, then check the process's state; only in a process that exists to run jobs."""
         if not forks.is_working():
             return proceed(execution)
         if not self._before:

@@ -38,8 +38,8 @@ class Lifecycle(Middleware):
         self._watch = watch
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Register before the first message is fetched; without PostgreSQL, go on trying."""
-        interruption.start()  # a process without its thread ends here, rather than its first run
+        """Register before the first message is fetched; without PostgreSQL, keep trying."""
+        interruption.start()  # if the thread cannot start, the process ends now instead of failing its first run
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         if self._watch is not None:
             self._watch.start()

@@ -1,9 +1,10 @@
 """Tells the supervisor that this process is alive, and ends the process if a thread makes no progress.
 
-A thread is stuck when it has a message in hand, is in no job, and has come no further for three leases although
-PostgreSQL answers: a lock that nobody releases, a call that never returns. Jobs have their time limits, and a run that
-is isolated has its own process. A process with a stuck thread is first named in the ledger, where ``rota check`` finds
-it, and after as long again it ends. Its runs are then recovered like those of any process that died.
+A thread is stuck if it has a message, is not in a job, and has made no progress for three leases although PostgreSQL
+answers: for example, because it waits for a lock that is never released. Jobs are not checked, since they have time
+limits, and neither is an isolated run, which has its own process. A process with a stuck thread is first marked in the
+ledger, so that ``rota check`` reports it. After another three leases it ends. Its runs are then recovered like those of
+any process that died.
 """
 
 import os
@@ -28,7 +29,7 @@ from core.worker.heartbeat import Heartbeat
 
 #: How often to look and to show that this process lives, in seconds.
 LOOK_SECONDS = 1.0
-#: After how many leases a stuck thread's process is named, and after how many it ends.
+#: The number of leases after which the process of a stuck thread is reported, and after which it ends.
 NAMED_AFTER_LEASES = 3
 ENDED_AFTER_LEASES = 6
 #: The log's time for its last lines, in seconds. Nobody waits for a process that makes no progress.
@@ -63,11 +64,11 @@ class Liveness(Middleware):
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        """This thread is done with it."""
+        """This thread has ended its message."""
         self._since.pop(threading.get_ident(), None)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        """This thread is done with it."""
+        """This thread has ended its message."""
         self._since.pop(threading.get_ident(), None)
 
     def _run(self) -> None:
@@ -76,7 +77,7 @@ class Liveness(Middleware):
             if supervisor is not None:
                 supervisor.show_life()
             now = time.monotonic()
-            if now - began > 2 * LOOK_SECONDS:  # this process stood still itself, and so did its threads
+            if now - began > 2 * LOOK_SECONDS:  # the whole process was paused, with all its threads
                 self._since = dict.fromkeys(self._since.copy(), now)
             self._look(now)
             began = time.monotonic()

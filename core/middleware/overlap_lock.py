@@ -10,13 +10,13 @@ from core.worker.claiming import Claims
 
 
 class OverlapLock(Layer):
-    """Claims the run. If it may not start now, the inner layers are not called, and the verdict is the outcome."""
+    """Claims the run. If the claim is refused, the inner layers are not called, and the verdict is the outcome."""
 
     def __init__(self, claims: Claims) -> None:
         self._claims = claims
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Claim the run, unless it was claimed ahead, and keep the lease in hand until its end is recorded."""
+        """Claim the run, unless it was claimed ahead, and keep the lease until the run's end is recorded."""
         carried = execution.carried
         claimed = (carried.lease if carried is not None else None) or self._claims.claim(
             execution.job, execution.run_id

@@ -7,7 +7,7 @@ from dramatiq.middleware import Middleware
 
 
 class PeriodiqOptions(Middleware):
-    """Knows ``periodic`` and ``scheduled_at``."""
+    """Declares the options ``periodic`` and ``scheduled_at``."""
 
     @property
     def actor_options(self) -> set[str]:

@@ -96,7 +96,9 @@ class Surrounding:
         except Interrupted:
             raise
         except BaseException as error:  # noqa: BLE001 — a plugin's fault is not the run's
-            emit(MiddlewareFailed(each.plugin, each.name, "it could not be entered; the job goes on without it"), error)
+            emit(
+                MiddlewareFailed(each.plugin, each.name, "it could not be entered; the job continues without it"), error
+            )
         else:
             self._entered.append((each, manager))
         self._execution.inside = ""
@@ -116,7 +118,8 @@ class Surrounding:
 
 
 def leave(manager: AbstractContextManager[object], error: BaseException | None) -> bool | None:
-    """Leave ``manager`` with the error that was raised within, if any was; whether it swallowed that."""
+    """Exit ``manager`` with the error that was raised within it, if there is one; return whether it swallowed the
+    error."""
     if error is None:
         return manager.__exit__(None, None, None)
     return manager.__exit__(type(error), error, error.__traceback__)

@@ -94,7 +94,7 @@ class Recycling(Middleware):
                 try:
                     self._leave(broker, supervisor, reason)
                 except Exception as error:  # noqa: BLE001 — an old process is better than none
-                    emit(ProcessNotRecycled("it goes on as it is"), error)
+                    emit(ProcessNotRecycled("this process is not replaced, and continues"), error)
                 return
 
     def _leave(self, broker: Any, supervisor: WorkerChannel | None, reason: str) -> None:

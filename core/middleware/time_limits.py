@@ -29,7 +29,7 @@ class TimeLimits(Layer):
         assert work is not None, "a session comes first"
         try:
             result = watch.hold(partial(self._begin, execution, proceed))
-            if watch.is_lost:  # and the job has swallowed that
+            if watch.is_lost:  # and the job has swallowed the interruption
                 raise lost(execution.lease)
             return result
         except BaseException as error:

@@ -145,7 +145,7 @@ class RunNotConnected(Event):
         return ERROR if self.state == "dead" else WARNING
 
 
-@event("run.interrupted", WARNING, "{runs} runs at work here are interrupted: their leases are lost")
+@event("run.interrupted", WARNING, "{runs} running runs are interrupted: their leases are lost")
 class RunInterrupted(Event):
     """Their process was silent for too long. Their connections are closed, so that PostgreSQL frees their locks."""
 
@@ -170,11 +170,14 @@ class RunPaused(Event):
 
 
 @event(
-    "run.misfit", INFO, "run {run} is released: its arguments fit the job as another live worker has it, not as here"
+    "run.misfit",
+    INFO,
+    "run {run} is released: its arguments do not fit the job here, but may fit it on another live worker",
 )
 class RunMisfit(Event):
-    """Two live releases declare a job differently, and the run reached the wrong one. It is released,
-    uncounted, for a worker whose declaration it may fit. If it fits none, it is dead, reason `arguments`.
+    """Two live releases declare a job differently, and the arguments of the run do not fit the release that got it. The
+    run is released, uncounted, for a worker of the other release. If its arguments fit no live worker, it is dead,
+    reason `arguments`.
     """
 
     job: str
@@ -192,7 +195,7 @@ class RunProgress(Event):
 @event("run.isolated", WARNING, "run {run} gets its own process, since processes died while working on it")
 class RunIsolated(Event):
     """Two processes died while working on this run, so its last attempt has its own process. If that dies too, the run
-    is dead and the worker goes on. If the worker ends first, the run is released, uncounted.
+    is dead and the worker continues. If the worker ends first, the run is released, uncounted.
     """
 
     job: str
@@ -256,7 +259,7 @@ class RunLostTooOften(Event):
     run: int
 
 
-@event("run.conflict", INFO, "run {run} could not go on, trying again at once: {error}")
+@event("run.conflict", INFO, "run {run} was interrupted by PostgreSQL, trying again at once: {error}")
 class RunConflict(Event):
     """PostgreSQL aborted the job's transaction because of another (serialization failure, deadlock), its connection
     was cut before the first answer, or a function had executed DEALLOCATE. The attempt is repeated at once, uncounted,
@@ -464,9 +467,9 @@ class MessageNotRequeued(Event):
     error: str
 
 
-@event("message.undecided", ERROR, "{messages} messages for other processes could not be decided on; trying again")
+@event("message.undecided", ERROR, "no decision about {messages} messages for other processes; trying again")
 class MessageUndecided(Event):
-    """An error in Rota while it decided on messages for other processes. It tries again; please report the error."""
+    """An error in Rota while it decided about messages for other processes. It tries again; please report the error."""
 
     messages: int
 
@@ -495,13 +498,13 @@ class OutboxNotDelivered(Event):
 
 @event("process.registered", INFO, "{kind} registered as {id}")
 class ProcessRegistered(Event):
-    """A worker or scheduler is known to the ledger."""
+    """A worker or scheduler has registered with the ledger."""
 
     kind: str
     id: int
 
 
-@event("process.resumed", INFO, "{kind} {id} goes on: its connection was cut, and it has a new one")
+@event("process.resumed", INFO, "{kind} {id} continues: its connection was cut, and it has a new one")
 class ProcessResumed(Event):
     """The connection that shows that this process is alive was cut. The process has a new one, and keeps its runs."""
 
@@ -545,14 +548,14 @@ class ProcessLost(Event):
 
 @event("process.unfit", ERROR, "{problems}")
 class ProcessUnfit(Event):
-    """PostgreSQL or Redis answers at last, or Redis is now that of another ledger, and this process can never work with
-    it. The process ends. The event says what is wrong and what to do; so does `rota check`.
+    """PostgreSQL or Redis answers, and this process can never work with it; for example, Redis now belongs to another
+    ledger. The process ends. The event says what is wrong and what to do; so does `rota check`.
     """
 
     problems: str
 
 
-@event("process.child_ended", WARNING, "process {pid}, which the job forked, left the job's function by {error}")
+@event("process.child_ended", WARNING, "process {pid}, which the job forked, left the job's function with {error}")
 class ProcessChildEnded(Event):
     """A child that a job has forked left the job's function with an error, and was ended there. The run continues in
     its parent. The traceback is logged.
@@ -563,22 +566,22 @@ class ProcessChildEnded(Event):
     error: str
 
 
-@event("process.state_put_back", WARNING, "{what} was changed by {jobs}, and is put back")
+@event("process.state_put_back", WARNING, "{what} was changed by {jobs}, and is restored")
 class ProcessStatePutBack(Event):
     """A run changed the state of its process. The former state was restored. Logged once per kind of state and job."""
 
-    #: The job; several, if their runs went on side by side; ``a job``, if that cannot be told.
+    #: The job; several jobs if their runs were running at the same time; ``a job`` if it is unknown.
     jobs: str
     what: str
 
 
-@event("process.state_kept", INFO, "{what} was changed by {jobs}, and stays so")
+@event("process.state_kept", INFO, "{what} was changed by {jobs}, and is not restored")
 class ProcessStateKept(Event):
     """A run changed the state of its process, or left threads. The change stays, since a library may need it. Logged
     once per kind of state and job.
     """
 
-    #: The job; several, if their runs went on side by side.
+    #: The job; several jobs if their runs were running at the same time.
     jobs: str
     what: str
 
@@ -603,7 +606,7 @@ class ProcessNotRecycled(Event):
 @event("process.stuck", ERROR, "a thread has made no progress for {seconds} s at {place}")
 class ProcessStuck(Event):
     """A thread makes no progress, outside of any job or in an attempt whose lease is lost. `rota check` names the
-    process, which ends if this goes on.
+    process. If the thread makes no progress for six leases, the process ends.
     """
 
     seconds: int
@@ -640,43 +643,47 @@ class DispatcherDeposed(Event):
     leader: str
 
 
-@event("dispatcher.stepped_down", WARNING, "steps down: Redis is away from here, and another worker may reach it")
+@event(
+    "dispatcher.stepped_down", WARNING, "steps down: this process cannot reach Redis, and another worker may reach it"
+)
 class DispatcherSteppedDown(Event):
-    """The leader has not reached Redis for 10 seconds, and there are other live workers: one of them leads now. If it
-    cannot reach Redis either, leadership moves on until a leader can.
+    """The leader has not reached Redis for 10 seconds, and there are other live workers: one of them leads now. If that
+    worker cannot reach Redis either, it lets another one lead, and so on.
     """
 
 
-@event("dispatcher.interrupted", ERROR, "interrupted: {error}; goes on when it can")
+@event("dispatcher.interrupted", ERROR, "interrupted: {error}; trying again")
 class DispatcherInterrupted(Event):
-    """The dispatcher's connection broke, or PostgreSQL is away. It goes on when it can; another worker may lead."""
+    """The dispatcher's connection broke, or PostgreSQL is away. It tries again; meanwhile another worker may lead."""
 
     error: str
 
 
 @event("dispatcher.failed", ERROR, "a step failed; going on")
 class DispatcherFailed(Event):
-    """An error in Rota; the dispatcher goes on. Please report it with its traceback."""
+    """An error in Rota; the dispatcher continues. Please report it with its traceback."""
 
 
-@event("dispatcher.step_failed", ERROR, "step {step} failed: {error}; the other steps go on")
+@event("dispatcher.step_failed", ERROR, "step {step} failed: {error}; the other steps continue")
 class DispatcherStepFailed(Event):
-    """A step of the dispatcher fails; logged once. The other steps go on. With a traceback, it is an error in Rota."""
+    """A step of the dispatcher fails; logged once. The other steps continue. With a traceback, it is an error in
+    Rota."""
 
     step: str
     error: str
 
 
-@event("recovery.interrupted", ERROR, "interrupted: {error}; goes on when it can")
+@event("recovery.interrupted", ERROR, "interrupted: {error}; trying again")
 class RecoveryInterrupted(Event):
-    """The connection of the thread that recovers the runs of dead processes broke. It goes on when it can."""
+    """The connection of the thread that recovers the runs of dead processes broke. The thread connects again."""
 
     error: str
 
 
 @event("recovery.failed", ERROR, "failed; going on")
 class RecoveryFailed(Event):
-    """An error in Rota in the thread that recovers the runs of dead processes; it goes on. Please report it."""
+    """An error in Rota in the thread that recovers the runs of dead processes; the thread continues. Please report
+    it."""
 
 
 @event("dispatcher.not_sent", WARNING, "{runs} due runs could not be sent: {error}")
@@ -716,16 +723,17 @@ class DispatcherQueueNotCleared(Event):
     error: str
 
 
-@event("ledger_feed.interrupted", ERROR, "taking runs from the ledger was interrupted: {error}; goes on when it can")
+@event("ledger_feed.interrupted", ERROR, "taking runs from the ledger was interrupted: {error}; trying again")
 class LedgerFeedInterrupted(Event):
-    """PostgreSQL failed while this process took runs directly from the ledger. It goes on when it can."""
+    """PostgreSQL failed while this process took runs directly from the ledger. The process tries again."""
 
     error: str
 
 
-@event("ledger_feed.failed", ERROR, "taking runs from the ledger failed; going on")
+@event("ledger_feed.failed", ERROR, "taking runs from the ledger failed; trying again")
 class LedgerFeedFailed(Event):
-    """An error in Rota while this process took runs directly from the ledger. It goes on; please report it."""
+    """An error in Rota while this process took runs directly from the ledger. The process continues; please report
+    it."""
 
 
 # Redis
@@ -733,8 +741,8 @@ class LedgerFeedFailed(Event):
 
 @event("redis.trouble", ERROR, "{error}; trying again until it can be reached ({failures} failures so far)")
 class RedisTrouble(Event):
-    """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text is its own. It is logged once, and again
-    every minute. Nothing is lost: messages stay in Redis, and acknowledgements are sent when it can be reached.
+    """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text is Redis's own. This is logged once, and
+    again every minute. Nothing is lost: messages stay in Redis, and acknowledgements are sent when it can be reached.
     """
 
     error: str
@@ -822,14 +830,15 @@ class MetricsNotServed(Event):
 
 @event("metrics.given_up", WARNING, "{error}; this process works without metrics")
 class MetricsGivenUp(Event):
-    """The disk of the metrics is full, or the folder is not this user's. Work goes on without metrics."""
+    """The disk of the metrics is full, or the folder is not this user's. Work continues without metrics."""
 
     error: str
 
 
 @event("thread.not_started", WARNING, "thread {thread} could not be started: {error}; callers do its work")
 class ThreadNotStarted(Event):
-    """The machine allows no more threads for this user. The calling threads do the work themselves, which is slower."""
+    """The machine allows no more threads for this user. The threads that called the missing thread do its work, which
+    is slower."""
 
     thread: str
     error: str
@@ -837,12 +846,12 @@ class ThreadNotStarted(Event):
 
 @event("metrics.not_written", ERROR, "a measurement was not written")
 class MetricsNotWritten(Event):
-    """A metric could not be written, for example because the disk is full. The run went on."""
+    """A metric could not be written, for example because the disk is full. The run continued."""
 
 
 @event("log.dropped", WARNING, "{lines} lines were dropped: the reader of this log did not keep up")
 class LogDropped(Event):
-    """The reader of the log was gone or too slow. Lines were dropped so that work could go on."""
+    """The reader of the log was gone or too slow. Lines were dropped so that work could continue."""
 
     lines: int
 
@@ -852,7 +861,8 @@ class LogDropped(Event):
 
 @event("sweep.rows_refused", ERROR, "{rows} rows of {table} were refused ({reason}): {ids}")
 class SweepRowsRefused(Event):
-    """Rows break a rule, so a sweep left them unchanged. All other rows were done. Check the named rows."""
+    """Rows violate a constraint, so a sweep left them unchanged. All other rows were processed. Check the named
+    rows."""
 
     table: str
     rows: int
@@ -888,7 +898,7 @@ class WorkerStopped(Event):
 
 @event("worker.replaced", INFO, "{worker} was replaced by a new process")
 class WorkerReplaced(Event):
-    """A worker process that asked for it was replaced without a gap."""
+    """A worker process had asked to be replaced. Its replacement was working before it ended."""
 
     worker: str
 
@@ -931,9 +941,13 @@ class SupervisorKilling(Event):
     programs: str
 
 
-@event("supervisor.guard_lost", WARNING, "the guard is gone: {error}; if this process is killed, others may stay")
+@event(
+    "supervisor.guard_lost",
+    WARNING,
+    "the guard has ended: {error}; if this process is killed, its programs may keep running",
+)
 class SupervisorGuardLost(Event):
-    """The process that cleans up after a killed `rota up` is gone. Restart `rota up` when convenient."""
+    """The process that cleans up after a killed `rota up` has ended. Restart `rota up` when convenient."""
 
     error: str
 

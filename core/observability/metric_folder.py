@@ -1,4 +1,5 @@
-"""The private folder in which the processes of a worker share their metrics; without it, work goes on.
+"""The private folder in which the processes of a worker share their metrics; without it, work continues without shared
+metrics.
 
 All users can write to the system's temporary folder. Rota's files there are in one folder per user, which no other user
 can enter; this is checked before the folder is used.

@@ -1,4 +1,5 @@
-"""Finds the reasons for which a process can never work with its servers. An unavailable server is no such reason."""
+"""Finds problems that prevent a process from ever working with its servers. An unavailable server is not such a
+problem."""
 
 from collections.abc import Iterable
 from contextlib import suppress

@@ -227,7 +227,7 @@ def absent_jobs(connection: Connection) -> Iterator[Check]:
 
 
 def slots(connection: Connection, registry: Registry, active: list[Pause], *, live: bool) -> Iterator[Check]:
-    """Check that no job with a schedule is overdue. The ledger alone tells; no process is asked."""
+    """Check that no job with a schedule is overdue. This reads only the ledger."""
     scheduled = {job.name: job for job in registry.scheduled()}
     now, wrong = history.now(connection), 0
     held = pauses.held(active, registry.scopes)

@@ -11,7 +11,7 @@ from core.ledger import history, orphans, releases
 from core.ledger.releases import Release
 from core.operations.json_shape import Shape
 
-#: Of each job so many waiting runs are looked at: some seconds' work for a large backlog.
+#: The most waiting runs of each job that are checked, which takes some seconds.
 MOST_JUDGED = 10_000
 
 
@@ -52,7 +52,8 @@ def compare(connection: Connection, registry: Registry) -> Difference:
 def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The fields that differ, each with its old and its new value; a new job has no old values.
 
-    Each argument is a field, ``argument NAME``. Fields that one of the two versions of Rota does not keep are left out.
+    Each argument is a field, ``argument NAME``. Fields that one of the two versions of Rota does not record are left
+    out.
     """
     if before is None:
         return {}
@@ -70,7 +71,7 @@ def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any])
 
 
 def told_apart(before: Mapping[str, str] | None, here: Mapping[str, str] | None) -> list[Any]:
-    """Both declarations of an argument in words. If the words are equal, the types differ inside."""
+    """Both declarations of an argument as texts. If the texts are equal, a nested type differs."""
     was, now = in_words(before), in_words(here)
     return [was, now] if was != now else [was, f"{now}, with other contents"]
 

@@ -99,8 +99,8 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": "another run of the same job and key is running",
         "arguments": "it waits for a worker whose declaration of the job its arguments fit",
-        "adopted": "it was orphaned, and someone has adopted it",
-        "by hand": "it was dead, and someone has retried it",
+        "adopted": "it was orphaned, and a person has adopted it",
+        "by hand": "it was dead, and a person has retried it",
         "later": f"its function has postponed it ({run.error})",
         "no connection": f"PostgreSQL had no connection for its last attempt, which does not count ({run.error})",
     }
@@ -123,7 +123,7 @@ def dead(scene: Scene, run: Run, subject: str) -> list[str]:
         "no connection": f"for an hour PostgreSQL had no connection for it: {run.error}",
         "result": f"its result cannot be stored: {run.error}",
         "later": f"its function has postponed it for longer than is allowed ({run.error})",
-        "dropped": f"someone has dropped it; before that it was {run.former_state}",
+        "dropped": f"a person has dropped it; its state before was {run.former_state}",
     }
     because = reasons.get(run.reason or "", run.error or run.reason or "no reason is recorded")
     said = f"{subject} has been dead since {scene.at(run.finished_at)}: {because}."

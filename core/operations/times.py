@@ -16,7 +16,7 @@ MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The periods of a wall-clock time: one; two, if clocks go back then; or a gap, if they go forward."""
+    """The periods in which clocks show a given time: one; two if clocks go back then; or a gap if they go forward."""
 
     #: The start and the end of each, in UTC; the end is excluded.
     stretches: tuple[tuple[datetime, datetime], ...]

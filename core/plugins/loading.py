@@ -125,7 +125,7 @@ def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:
 
 
 def instantiate(loaded: Any) -> Any:
-    """The plugin object behind an entry point: a class is called, a module or an instance stands for itself."""
+    """The plugin object of an entry point: a class is called; a module or an instance is the plugin object itself."""
     return loaded() if inspect.isclass(loaded) else loaded
 
 
@@ -217,7 +217,7 @@ def around(middleware: Any) -> list[RunMiddleware]:
 
 
 def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
-    """Return ``plugins``, where each plugin that shares a job's name with another, or has it twice, is broken.
+    """Return ``plugins``, with each plugin marked as broken that declares a job name that is declared twice.
 
     Both plugins are refused: we cannot tell which job is meant, and the wrong one must not run. Only the core is never
     refused, since no job runs without its tables.

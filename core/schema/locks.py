@@ -138,7 +138,7 @@ class Watch:
                     self._last = found or self._last
                     self._tell(found)
         except SQLAlchemyError:
-            return  # the change itself fails in the same way, or goes on without this
+            return  # the change itself fails in the same way, or continues without this
 
     def _tell(self, found: tuple[Blocker, ...]) -> None:
         for each in found:

@@ -134,7 +134,7 @@ class Command:
         """Kill the processes that are left of its group, if there are any."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises PermissionError for a group of zombies
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILLED_SECONDS)

@@ -33,7 +33,7 @@ from core.supervisor.replacement import Replacements, Worker
 from core.supervisor.silence import LOOK_SECONDS, Silence
 from core.supervisor.worker_channel import ChannelServer
 
-#: A program that ran for longer than this is restarted after the shortest pause.
+#: A program that ran for longer than this, in seconds, is restarted after the shortest pause.
 HEALTHY_SECONDS = 60.0
 
 

@@ -72,7 +72,7 @@ class Delivery(MessageProxy):
 
 
 class Preparation(Protocol):
-    """Work that is cheaper for many deliveries together, such as claiming their runs."""
+    """Prepares many deliveries together, which is cheaper; for example, claims their runs."""
 
     def prepare(self, deliveries: Sequence[Delivery]) -> None:
         """Prepare deliveries that threads are about to start."""

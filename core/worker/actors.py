@@ -51,7 +51,7 @@ class JobActor(dramatiq.Actor[..., Any]):
         delay: timedelta | int | None = None,
         **options: Any,
     ) -> Message[Any]:
-        """Send, unless this is a job of the ledger: then insert a run, or the slots for which periodiq calls."""
+        """Send a message. For a job of the ledger, insert a run instead, or the due slots if periodiq calls."""
         if "scheduled_at" in options:
             self.firing.fire()
             return run_message(OutgoingRun(0, self.job.name, self.job.queue))
@@ -71,7 +71,7 @@ def request(
 
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Positional and keyword arguments as keyword arguments alone. Raises BadArguments."""
+    """Positional and keyword arguments, all as keyword arguments. Raises BadArguments."""
     if not args:
         return dict(kwargs)
     names = list(inspect.signature(job.function).parameters)[1:]
@@ -81,10 +81,10 @@ def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
 
 
 def work_function(job: Job, engine: Engine, executor: Executor) -> Callable[..., None]:
-    """The function that a worker calls for a message of ``job``: it works on the run, or on a message without one.
+    """The function that a worker calls for a message of ``job``: it executes the message's run, or the message itself.
 
-    The message decides, not the declaration: while releases with the job on different lanes are side by side, runs of
-    the ledger reach the fast lane's workers, and messages without a run reach the ledger's.
+    The message decides which, not the declaration. During a deploy, one release may declare the job for the ledger and
+    the other for the fast lane. Then workers of each release get messages of both kinds.
     """
 
     def work(*args: Any, **kwargs: Any) -> None:

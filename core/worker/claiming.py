@@ -31,7 +31,7 @@ class Claims:
     membership: Membership
     #: The process's name, for people.
     worker: str
-    #: A run under which this many processes died is suspected of killing them, and runs in a process of its own.
+    #: If this many processes died during a run, the run may have killed them: its next attempt gets its own process.
     suspected_after: int = claims.NEVER_SUSPECT
     #: Logs once that runs cannot be claimed.
     once: logs.EmitOnce = field(default_factory=logs.EmitOnce)
@@ -87,7 +87,7 @@ class Claims:
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        with database.autocommit(self.engine) as connection:  # that one was stale, and so is none of the pool now
+        with database.autocommit(self.engine) as connection:  # it was stale; the pool has replaced the others too
             return self._claim_on(connection, job, run_id, process_id)
 
     def _claim_on(self, connection: Connection, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:

@@ -1,9 +1,9 @@
 """Records successful runs that did not use their session in batches, with one thread per process.
 
 A commit waits for the disk, for one run as long as for a hundred. So the thread that worked on such a run adds it to
-the batch and goes on with the next run; the message is acknowledged only after the success is recorded. A run that used
-its session is committed alone, with its work; so is a run that may not overlap, since the next run of its job and key
-may be waiting for it.
+the batch and continues with the next run. The message is acknowledged only after the success is recorded. A run that
+used its session is committed separately, together with its work. A run that may not overlap is also committed
+separately, since the next run of its job and key may be waiting for it.
 """
 
 import time
@@ -29,7 +29,7 @@ from core.worker.outcomes import Recorder, bad_result, refused_result
 MOST_WAITING = 1000
 #: After so many refusals of one success alone, for any reason, it is not tried again.
 MOST_REFUSALS = 30
-#: How often ``flush`` looks, in seconds.
+#: How often ``flush`` checks, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
 

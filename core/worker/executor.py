@@ -47,8 +47,8 @@ class Executor:
     ) -> None:
         """``membership`` is the registration for its claims, and ``worker`` the name of its process, for people.
 
-        A run under which ``suspected_after`` processes died is suspected of killing them, and gets a process of its
-        own. ``completions`` records successes together; without it each run records its own.
+        If ``suspected_after`` processes died during a run, its next attempt gets its own process. ``completions``
+        records successes together; without it each run records its own.
         """
         self.engine = engine
         self.membership = membership
@@ -58,18 +58,18 @@ class Executor:
         leftovers = Leftovers()
         #: The middleware around each run, outermost first.
         self._around_runs = [
-            OwnContext(),  # whatever context variables are set below, the thread's next run has none of them
-            OverlapLock(self.claims),  # claims the run, or it goes no further; the lease is in hand until it has ended
-            ArgumentFit(self.claims, recorder),  # leaves the run to a worker of another release, if it fits there alone
-            Metrics(),  # job, run, slot and attempt on every line of the log from here on; counts and times
-            leftovers,  # puts back what a run has changed for its whole process, or says so
-            Failures(recorder),  # records what is raised below, once that is rolled back
-            Conflicts(recorder),  # repeats what is below, if PostgreSQL has given it up for another transaction
+            OwnContext(),  # the next run of the thread does not see context variables that this run sets
+            OverlapLock(self.claims),  # claims the run, and keeps its lease until it has ended
+            ArgumentFit(self.claims, recorder),  # releases a run whose arguments only fit another release
+            Metrics(),  # adds job, run, slot and attempt to every log line; counts and times the attempt
+            leftovers,  # restores changes of the process's state, or logs them
+            Failures(recorder),  # records errors of the inner layers, after the rollback
+            Conflicts(recorder),  # repeats the inner layers after a conflict of transactions
             DatabaseSession(engine, recorder, completions),  # fenced by the lease; committed with success
-            TimeLimits(last_resort, membership),  # within the session, whose statement is cancelled at the soft limit
-            ForkedChildren(),  # of plugins' middleware
-            PluginMiddleware(last_resort),  # within the limits, which cover one that hangs
-            ForkedChildren(),  # innermost: a child that leaves the job's function ends there
+            TimeLimits(last_resort, membership),  # within the session, so that it can cancel the session's statement
+            ForkedChildren(),  # ends children that plugins' middleware has forked
+            PluginMiddleware(last_resort),  # within the limits, which also apply to middleware that hangs
+            ForkedChildren(),  # innermost: ends children that the job has forked
         ]
         #: The layers around a message of the fast lane, which has neither a lease nor an outcome in the ledger.
         self._around_messages = [
@@ -89,9 +89,9 @@ class Executor:
     def execute(self, job: Job, run_id: int, *, now: datetime | None = None, carried: Carried | None = None) -> str:
         """Make one attempt at the run; return its state afterwards, or the verdict on the claim.
 
-        In tests, ``now`` replaces the database's clock as ``Run.now``. For the message that ``carried`` it here,
-        the run may have been claimed ahead, and its success may be recorded a little later: then this returns
-        ``recording``. Never raises for what the job does.
+        In tests, ``now`` replaces the database's clock as ``Run.now``. ``carried`` is the message of the run. With it,
+        the run may have been claimed ahead, and its success may be recorded later; then this returns ``recording``.
+        Never raises an error of the job.
         """
         execution = Execution(self._around_runs, job, run_id, now, carried)
         status: str = LOST
@@ -136,7 +136,7 @@ class Executor:
 
 
 def call(execution: Execution) -> Any:
-    """Call the job's function with its arguments. Raises BadArguments if they do not fit, here or anywhere."""
+    """Call the job's function with its arguments. Raises BadArguments if they do not fit."""
     run = execution.run
     assert run is not None, "a session comes first"
     if execution.misfit is not None:

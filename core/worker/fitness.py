@@ -1,7 +1,7 @@
-"""Refuses servers with which this process can never work, at the start and as soon as they can be asked.
+"""Ends this process if it can never work with its servers: at the start, or as soon as the servers answer.
 
-A server that is away is waited for, as ever. Redis is asked again every minute: it may have been emptied, and another
-service may have been pointed to it.
+An unavailable server does not end the process, which waits for it. Redis is checked again every minute, since it may
+have been emptied, and another service may use it now.
 """
 
 import os

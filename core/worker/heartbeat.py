@@ -52,9 +52,9 @@ def nothing() -> None:
 class Heartbeat(LedgerThread):
     """Registers the process, renews its leases, and registers it again when they were lost.
 
-    ``process_id`` is None while the process may not claim. Losing it ends nothing here: the runs that were claimed
-    under it can no longer commit. A connection that is cut is noticed at once, and the process goes on as itself on
-    another, unless its leases have expired or PostgreSQL was restarted.
+    ``process_id`` is None while the process may not claim. When the id is lost, runs that were claimed with it can no
+    longer commit. If the connection is cut, the thread notices at once, and the process continues with the same id on a
+    new connection, unless its leases have expired or PostgreSQL was restarted.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Heartbeat(LedgerThread):
         self._looked_at = 0.0
         self._log_once = EmitOnce()
         self._missing_rights = MissingRights(engine)
-        #: Under which id this process was registered last; runs may still be claimed under it.
+        #: The last id of this process; runs may still be claimed with it.
         self._last_id: int | None = None
         #: The earliest time at which its leases may expire, by this process's monotonic clock.
         self._good_until = 0.0
@@ -157,7 +157,7 @@ class Heartbeat(LedgerThread):
         return True
 
     def _register(self, connection: Connection) -> None:
-        if self._release is not None:  # first, so that nobody sees a process of a release that is not there
+        if self._release is not None:  # first, so that the release exists when the process becomes visible
             releases.record(connection, self._release)
         now, former = time.monotonic(), self._last_id
         self._last_id = processes.register(connection, self._identity, self._lease)
@@ -202,7 +202,7 @@ class Heartbeat(LedgerThread):
         self._looked_at = time.monotonic()
         age = max(self._lease, timedelta(seconds=FORGOTTEN_SECONDS))
         tokens = self.in_hand.tokens
-        forgotten = runs.release_forgotten(connection, process_id, tokens, age, "its worker had lost sight of it")
+        forgotten = runs.release_forgotten(connection, process_id, tokens, age, "its worker lost the claim's answer")
         released = [run.run_id for run in forgotten if not run.is_over]
         if released:
             emit(RunForgotten(len(released), ", ".join(map(str, released[:NAMED_RUNS]))))

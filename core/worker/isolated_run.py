@@ -27,7 +27,7 @@ from core.worker.process import gather
 logger = logging.getLogger(__name__)
 
 JOB = text("SELECT job FROM rota_runs WHERE id = :run_id")
-#: How long to wait to be registered; without PostgreSQL the run is left to a later delivery, in seconds.
+#: How long to wait to be registered, in seconds; after that the run is left to be sent again.
 REGISTER_SECONDS = 30.0
 
 
@@ -42,10 +42,10 @@ def main(run_id: int) -> None:
     watchdog = process.watchdog()
     watchdog.start()
     if not heartbeat.registered.wait(REGISTER_SECONDS):
-        sys.exit("rota: not registered with the ledger; the run is left to a later delivery")
+        sys.exit("rota: not registered with the ledger; the run will be sent again")
     with process.engine.connect() as connection:
         name = connection.execute(JOB, {"run_id": run_id}).scalar_one()
-    executor = Executor(process.engine, heartbeat, process_name())  # which suspects nothing: this is where it ends
+    executor = Executor(process.engine, heartbeat, process_name())  # no run is isolated again in this process
     forks.begin()
     executor.execute(process.registry.job(name), run_id)
     forks.end()
@@ -65,13 +65,13 @@ def listen() -> list[int]:
     That happens when the worker tells it to leave, or has closed the pipe.
     """
     pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # the pipe is not for what the job starts
+    os.dup2(nothing, 0)  # programs that the job starts must not inherit the pipe
     os.close(nothing)
     told, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the main thread, which would handle it, may be in a statement
+        signal.signal(number, lambda *_: None)  # the main thread would handle it, and may be waiting for a statement
     return [pipe, told]
 
 

@@ -1,10 +1,10 @@
 """The parent's side of an isolated run; ``core/worker/isolated_run.py`` runs in the child process.
 
-One at a time: a run that is isolated may well be one that takes all the memory there is. Another that comes meanwhile
-is left to a later delivery, here or elsewhere, so that no thread waits for its turn.
+Only one run is isolated at a time, since an isolated run may use all memory. If another run must be isolated meanwhile,
+it is not started, and the dispatcher sends it again later. So no thread waits.
 
-It is in a session of its own, so that nothing that kills the worker with its group takes the run for the culprit. It
-does not outlive the worker all the same: it reads from a pipe whose other end only the worker holds.
+The child has its own session, so a signal that kills the worker's process group does not kill the child and count as
+the run's crash. The child ends when the worker ends: it reads from a pipe whose other end only the worker holds.
 """
 
 import subprocess
@@ -33,7 +33,7 @@ def work(job: str, run_id: int) -> str:
     """
     if not _turn.acquire(blocking=False):
         emit(RunNotIsolatedYet(job, run_id))
-        return "left to a later delivery"
+        return "to be sent again"
     threads.add(threading.get_ident())
     try:
         emit(RunIsolated(job, run_id))
@@ -61,5 +61,5 @@ def end_all() -> None:
     for process in leaving:
         process.terminate()
     for process in leaving:
-        with suppress(subprocess.TimeoutExpired):  # it will notice in time that this process is gone
+        with suppress(subprocess.TimeoutExpired):  # it will notice that this process has ended
             process.wait(max(deadline - time.monotonic(), 0))

@@ -21,7 +21,7 @@ from core.worker.completions import Completions
 from core.worker.membership import Membership
 from core.worker.outcomes import diagnose, seen_in
 
-#: A process that is to end does so after this long, whether or not PostgreSQL has answered, in seconds.
+#: How long the process waits for PostgreSQL before it ends in any case, in seconds.
 GIVE_UP_SECONDS = 5.0
 #: EX_SOFTWARE of sysexits.h: the process ended itself at a hard limit.
 HARD_LIMIT_EXIT = 70

@@ -21,7 +21,7 @@ from core.ledger.sessions import LedgerThread
 from core.observability.events import LedgerFeedFailed, LedgerFeedInterrupted, emit
 from core.observability.logs import EmitOnce
 
-#: A mark that is lost with PostgreSQL costs a second taking, which no claim follows.
+#: If PostgreSQL crashes and loses a mark, the run is taken twice, but only one claim succeeds.
 UNFLUSHED = "SET synchronous_commit = off"
 
 

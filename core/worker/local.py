@@ -38,14 +38,14 @@ def build(process: WorkerProcess) -> LocalBroker:
     outbox.attach(carrier)
 
     lease_seconds = process.configured.lease_seconds
-    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, so that all count for it
-    broker.add_middleware(CurrentMessage())  # next, so that everything below can ask which message it is about
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, to see every message
+    broker.add_middleware(CurrentMessage())  # next, so that those below can read the current message
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
-    broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only way that runs come here
-    broker.add_middleware(FitServers(process.fitness()))  # asks before anything is begun with them
+    broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only source of runs in this mode
+    broker.add_middleware(FitServers(process.fitness()))  # checks the servers before they are used
     broker.add_middleware(Lifecycle(heartbeat, process.dispatcher(carrier), process.watchdog()))  # as in core/main.py
-    broker.add_middleware(Recycling(process.recycling_limits))  # counts what has ended
-    broker.add_middleware(FastLaneRetries())  # last, so that it decides on a failed message before anyone else sees it
+    broker.add_middleware(Recycling(process.recycling_limits))  # counts messages that have ended
+    broker.add_middleware(FastLaneRetries())  # last, so that it is the first to see a failed message
 
     actors.declare(broker, process.registry, process.engine, process.executor(heartbeat), carrier)
     return broker

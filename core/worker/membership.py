@@ -1,4 +1,4 @@
-"""This process as the ledger knows it: its id, its names, and the leases that it has in hand."""
+"""This process's registration in the ledger: its id, its names, and its leases."""
 
 import os
 import secrets

@@ -36,10 +36,10 @@ class Recorder:
     membership: Membership
 
     def record(self, lease: Lease, outcome: Callable[[Connection], T]) -> T | None:
-        """Record an outcome, once PostgreSQL can be asked; None if the lease is gone before.
+        """Record an outcome as soon as PostgreSQL can be reached; None if the lease is lost before that.
 
-        Raises SQLAlchemy's DBAPIError for what PostgreSQL would refuse at any time, and ValueError for what its driver
-        does.
+        Raises SQLAlchemy's DBAPIError for a value that PostgreSQL never accepts, and ValueError for one that its driver
+        never accepts.
         """
         while self.membership.process_id == lease.process_id:
             try:
@@ -53,7 +53,8 @@ class Recorder:
         return None
 
     def record_failure(self, lease: Lease, failure: Failure) -> bool:
-        """Record a failed attempt; False if the lease is gone. A text that the database cannot hold is replaced."""
+        """Record a failed attempt; return False if the lease is lost. An error text that the database cannot store is
+        replaced."""
         try:
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, failure)))
         except (DBAPIError, ValueError):
@@ -154,7 +155,7 @@ def refusing_result() -> Iterator[None]:
 
 
 def bad_result(error: BaseException) -> BadResult:
-    """That PostgreSQL refuses a result."""
+    """The error that PostgreSQL refuses a result."""
     return BadResult(f"PostgreSQL refuses the result: {database.brief(error)}")
 
 

@@ -1,7 +1,7 @@
 """The state of a process that a job can change: each kind, how it is read, and how it is restored.
 
-They are all read after each run, so reading must be cheap. Only the working directory needs a system call each time.
-The umask is read once a second: its system call would change it, so it is read from a file in /proc.
+Every kind is read after each run, so reading must be cheap. Only the working directory needs a system call each time.
+The umask is read once a second from a file in /proc, since the system call that returns it also changes it.
 """
 
 import gc
@@ -38,7 +38,7 @@ class Kind:
     name: str
     read: Callable[[], Any]
     put_back: Callable[[Any], object] | None = None
-    #: Describes the change for the log; empty: there is no change to report. Never a value, which may be secret.
+    #: Describes the change for the log, without values, which may be secret; empty if there is no change to report.
     tell: Callable[[Any, Any], str] | None = None
     #: Whether ``read`` returns the state of this moment, so that the run that changed it is known.
     is_current: bool = True
@@ -172,7 +172,7 @@ def variables(before: dict[Any, Any], now: dict[Any, Any]) -> str:
 def kinds() -> tuple[Kind, ...]:
     """All kinds, for this process."""
     umask, stdout, stderr = Umask(), Stream("stdout"), Stream("stderr")
-    environ: dict[Any, Any] = vars(os.environ)["_data"]  # as a dictionary it would be decoded each time
+    environ: dict[Any, Any] = vars(os.environ)["_data"]  # a copy of os.environ would decode every variable
     return (
         Kind("working directory", folder, os.chdir),
         Kind("umask", umask.read, umask.put_back, is_current=False),

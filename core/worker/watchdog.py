@@ -32,7 +32,7 @@ class Watchdog(threading.Thread):
 
     def start(self) -> None:
         """Start the process that listens, and beat. Raises OSError if there is no room for it."""
-        from core import forks  # here, since the process that listens has the standard library alone
+        from core import forks  # imported here, since the listening process has only the standard library
 
         command = [sys.executable, "-I", "-S", __file__, str(self._beat_seconds)]
         self._listener = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -47,7 +47,7 @@ class Watchdog(threading.Thread):
         pipe = self._listener.stdin.fileno()
         os.set_blocking(pipe, False)
         while not self._stopping.wait(self._beat_seconds):
-            with suppress(OSError):  # it is gone, or was itself stopped
+            with suppress(OSError):  # the process has ended, or is stopped
                 os.write(pipe, b".")
 
     def stop(self) -> None:
@@ -56,7 +56,7 @@ class Watchdog(threading.Thread):
         if self._listener is None:
             return
         if self.is_alive():
-            self.join(LEAVE_SECONDS)  # the number of the pipe is another's once it is closed
+            self.join(LEAVE_SECONDS)  # after the pipe is closed, its number may be reused
         assert self._listener.stdin is not None
         with suppress(OSError):
             self._listener.stdin.close()
@@ -69,7 +69,7 @@ class Watchdog(threading.Thread):
 
 def listen(beat_seconds: float) -> None:
     """Listen to the parent until it closes the pipe, or kill it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's to handle; the pipe says when it ends
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent handles these
         signal.signal(number, signal.SIG_IGN)
     parent, silent_looks = os.getppid(), 0
     while silent_looks < BEATS:
@@ -77,7 +77,7 @@ def listen(beat_seconds: float) -> None:
         if readable and not os.read(0, 4096):
             return
         silent_looks = 0 if readable or is_stopped(parent) else silent_looks + 1
-    if os.getppid() == parent:  # the number could be another's by now
+    if os.getppid() == parent:  # another process could have the number by now
         silence = f"{BEATS * beat_seconds:g} s"
         words = f"rota: process {parent} was silent for {silence}: a job in it does not let others run; killed"
         print(words, file=sys.stderr, flush=True)  # noqa: T201 — the only voice it has

@@ -24,7 +24,7 @@ from plugins.customer_service.models import (
 from plugins.customer_service.sweeps import UNSYNCHRONISED, in_order, name_unfit, sweep
 from plugins.customer_service.timeouts import tell_ended
 
-#: A chat inactive for this long is archived; at exactly this long, too.
+#: A chat is archived when it has been inactive for this long.
 KEPT = timedelta(days=30)
 
 UNFIT_CHAT = ~is_a_date(Chat.last_activity_at)

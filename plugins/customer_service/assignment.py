@@ -1,32 +1,35 @@
 """Assigns waiting users to agents, strictly oldest first, with any number of workers at once.
 
-**Why batches take turns.** The usual recipe is that each worker locks its own ten users with SKIP LOCKED. It never
-assigns a user twice, but it loses the order just when order matters: the worker that skipped past the ten oldest finds
-the last free agents while the worker that holds the ten oldest is still looking, or rolls back; then a user who joined
-later is served, and one who joined earlier is not. So a batch first takes *the turn*, an advisory lock that ends with
-its transaction. The batch that has the turn sees everything earlier batches did (under READ COMMITTED, PostgreSQL's
-default), takes the oldest users there are, and commits within milliseconds; the next in line follows, and PostgreSQL
-keeps that line in order. A worker waits for the turn, so a trigger cannot be lost between a run that is about to end
-and one that just began. Waiting for the oldest user's row instead would nearly do, but a session that waits for a row
-goes on with what it saw before it waited, and would overlook a user whose join was committed meanwhile.
+**Why batches take turns.** The usual solution is that each worker locks its own ten users with SKIP LOCKED. It never
+assigns a user twice, but it loses the order when agents are scarce. One worker has locked the ten oldest users. Another
+worker skips them, locks the next ten, and assigns the last free agents to these. Then a user who joined later is
+served, and one who joined earlier is not. So a batch first takes *the turn*, an advisory lock that ends with its
+transaction. The batch that has the turn sees all changes of earlier batches (under READ COMMITTED, PostgreSQL's
+default). It takes the oldest users and commits within milliseconds. Then the next batch gets the turn; PostgreSQL keeps
+the waiting batches in order. Since a worker waits for the turn, a trigger is not lost between a run that is about to
+end and one that has just begun. It would not be enough to wait for the oldest user's row: after such a wait, a
+statement still uses its old snapshot, and would miss a user who joined meanwhile.
 
-**Why rows are locked as well.** Users leave, chats end and agents go offline without asking for the turn. The rows
-decide those races: the batch locks its users and its agents, and sees each in its latest state.
+**Why rows are locked as well.** Users leave, chats end and agents go offline without taking the turn. So the batch also
+locks the rows of its users and agents, and then sees their latest state.
 
-**Which rows it waits for.** It waits for the oldest user's row and no other: that user may be about to leave and then
-stay, and nobody may overtake them. While it waits it holds nothing but the turn, which no application takes, so it
-cannot be part of a deadlock. It takes the users after the oldest up to the first whose row another transaction holds.
-It passes over an agent whose row another transaction holds, because that may last, and there are other agents.
+**Which rows it waits for.** It waits only for the oldest user's row. A transaction in which this user leaves may still
+roll back, and no other user may overtake this user. While the batch waits, it holds only the turn, which no application
+takes, so it cannot be part of a deadlock. After the oldest user, it takes the next users up to the first one whose row
+is locked by another transaction. It skips an agent whose row is locked, because the lock may last long, and there are
+other agents.
 
-**How long it waits.** An application that keeps a transaction open after ``leave_queue`` would hold up every run, and
-with ``overlap="allow"`` they would pile up. So waiting ends after ``PATIENCE``; the run fails and is tried again.
+**How long it waits.** If an application keeps a transaction open after ``leave_queue``, every run waits for it, and
+with ``overlap="allow"`` the number of waiting runs grows. So waiting ends after ``PATIENCE``; the run fails and is
+tried again.
 
-**Broken entries** are passed over, stay as they are, and are named in the log once per run: an entry whose user has an
-active chat, one that has a chat itself, one whose time is no date, and one that the database refuses to place. The
-others are placed in their order.
+**Broken entries** are skipped and stay unchanged, and the log names them once per run: an entry whose user has an
+active chat, an entry that already has a chat, an entry whose time is not a date, and an entry that the database refuses
+to place. The other entries are placed in their order.
 
-**Why ten agents are enough.** A batch of ten needs the ten best at most: each placing makes one agent's rank worse, so
-until the tenth there is always one of the first ten left untouched, and it ranks before everyone outside.
+**Why ten agents are enough.** A batch of ten users needs only the ten best agents. Each assignment changes the rank of
+one agent. So before each of the ten assignments, at least one of these ten agents has no new chat, and it ranks before
+all agents outside the ten.
 """
 
 from collections.abc import Sequence
@@ -79,7 +82,7 @@ def has_chat(condition: ColumnElement[bool]) -> ColumnElement[bool]:
     return exists(select(Chat.id).where(condition).offset(0).correlate(QueueEntry))
 
 
-#: Conditions that prevent placing an entry, by their text in the log.
+#: The conditions under which an entry cannot be placed, by their text in the log.
 UNFIT = {
     "joined_at is no date": ~is_a_date(QueueEntry.joined_at),
     "the user has an active chat": has_chat((Chat.user_id == QueueEntry.user_id) & ACTIVE),
@@ -177,7 +180,7 @@ def assign_batch_but(session: Session, now: datetime, batch: int, broken: set[in
     def place(users: Sequence[Waiting]) -> dict[str, int]:
         nonlocal first_left
         first = waiting.index(users[0])
-        if first > first_left:  # no user overtakes one for whom there was no agent
+        if first > first_left:  # no user may overtake a user for whom there was no agent
             return {}
         placements = _place(users, _lock_the_best_agents(session, len(users)))
         if placements:
@@ -201,7 +204,7 @@ def _lock_the_oldest(session: Session, batch: int, broken: set[int]) -> list[Wai
         .order_by(*IN_ORDER)
     )
     session.execute(oldest.limit(1).with_for_update()).all()
-    # In statements of their own, which see the users who joined while the oldest was waited for.
+    # Separate statements, which see users who joined during the wait for the oldest user.
     locked = session.execute(oldest.limit(batch).with_for_update(skip_locked=True)).all()
     all_of_them = session.scalars(oldest.with_only_columns(QueueEntry.id).limit(batch)).all()
     in_line = takewhile(lambda pair: pair[0].id == pair[1], zip(locked, all_of_them, strict=False))
@@ -211,7 +214,7 @@ def _lock_the_oldest(session: Session, batch: int, broken: set[int]) -> list[Wai
 def _lock_the_best_agents(session: Session, number: int) -> list[Desk]:
     best = select(Agent.id).where(AVAILABLE).order_by(*BEST_FIRST).limit(number)
     locked = session.scalars(best.with_for_update(key_share=True, skip_locked=True)).all()
-    # In a statement of its own, which sees all chats that were there when the agents were locked.
+    # A separate statement, which sees all chats that existed when the agents were locked.
     taken = func.greatest(Agent.current_chats, active_chats())
     desks = select(Agent.id, taken, Agent.capacity, Agent.rating, func.coalesce(Agent.last_chat_id, 0))
     return [Desk(*row) for row in session.execute(desks.where(Agent.id.in_(locked)))]

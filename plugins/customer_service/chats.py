@@ -1,15 +1,15 @@
 """Active chats, and how each ends exactly once.
 
-The function that locks the row of an active chat ends it, and only that function frees the agent's place; all others
-find the chat ended.
+The function that locks the row of an active chat ends the chat and frees the agent's place. All other functions then
+find that the chat has ended.
 
 **One lock order.** An application may call several functions in one transaction, and holds the locks of each until it
 commits. Two rules keep it from waiting in a circle with others:
 
-* A function that is called for a row waits for that row alone: ``end_chat`` waits for the chat. It waits for the
-  agent's row only while it holds nothing. If the transaction holds something already, and another one keeps the agent's
-  row for longer than a moment, then the chat ends without it, and the time-out sweep counts the agent's chats again.
-* Jobs do not wait while they hold a row; see ``sweeps.py`` and ``assignment.py``.
+* A function that is called for a row waits only for that row: ``end_chat`` waits for the chat. It waits for the agent's
+row only if its transaction holds no other lock. Otherwise, if another transaction keeps the agent's row locked for
+longer than a moment, the chat ends without an update of the agent, and the time-out sweep counts the agent's chats
+again. * Jobs do not wait while they hold a row; see ``sweeps.py`` and ``assignment.py``.
 
 Two transactions can still wait for each other if they call functions for the same rows in opposite orders; so call them
 for agents first, then for chats, then for users, each in the order of their ids. ``end_chat`` needs no order: it does
@@ -57,7 +57,7 @@ def record_message(session: Session, chat_id: int, sender: str, text: str, now: 
     """Store a message of ``sender`` ("user" or "agent"), and restart the time-out; return the message's id.
 
     ``now`` is the database's time if it is left out. Raises UnknownChat, ChatEnded or NaiveTime, and ValueError for
-    another sender. The text goes into no error and no log.
+    another sender. No error and no log line contains the text.
     """
     side, sent_at = Side(sender), at(session, now)
     _touch(session, chat_id, side, sent_at)
@@ -69,9 +69,9 @@ def record_message(session: Session, chat_id: int, sender: str, text: str, now: 
 def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by: str) -> bool:
     """End the chat because ``by`` ("user" or "agent") closed it, free the agent's place, trigger an assignment.
 
-    False if the chat had ended already: then nothing changes. False as well, at once, if this transaction has locked
-    something before and another one is just ending the chat. ``now`` is the database's time if it is left out. Raises
-    UnknownChat or NaiveTime, and ValueError for another ``by``.
+    Returns False, without a change, if the chat had ended already. Also returns False, without waiting, if this
+    transaction holds locks and another transaction is ending the chat. ``now`` is the database's time if it is left
+    out. Raises UnknownChat or NaiveTime, and ValueError for another ``by``.
     """
     reason, ended_at = CLOSED_BY[Side(by)], at(session, now)
     agent_id = _agent_of(session, chat_id)
@@ -79,7 +79,7 @@ def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by:
         if _lock_chat(session, chat_id, agent_id):
             end_locked(session, [chat_id], ended_at, reason)
             return True
-        attempt.rollback()  # and with it the right to end the chat
+        attempt.rollback()  # also releases the right to end the chat
     return False
 
 
@@ -126,7 +126,7 @@ def _agent_of(session: Session, chat_id: int) -> str:
 
 
 def _lock_chat(session: Session, chat_id: int, agent_id: str) -> bool:
-    """Lock the chat if it is active, with its agent if that is possible without waiting for it in a circle."""
+    """Lock the chat if it is active, and also its agent if that cannot cause a deadlock."""
     right = func.hashtextextended(f"{RIGHT_TO_END}.{chat_id}", 0)
     if session.scalars(HOLDS_NOTHING).one():
         session.execute(select(func.pg_advisory_xact_lock(right)))
@@ -160,7 +160,7 @@ def _mark_served(session: Session, entry_ids: Sequence[int]) -> None:
 
 
 def _touch(session: Session, chat_id: int, sender: Side, now: datetime) -> None:
-    # The greatest, because callers may name times, and activity never goes back.
+    # The greatest of the times, since callers may pass older times, and the last activity must not move back.
     touched = session.scalar(
         update(Chat)
         .where(Chat.id == chat_id, ACTIVE)
@@ -175,7 +175,7 @@ def _touch(session: Session, chat_id: int, sender: Side, now: datetime) -> None:
 
 @contextmanager
 def _text_kept_out_of_errors() -> Iterator[None]:
-    # SQLAlchemy prints a failed statement's parameters, unless told not to.
+    # By default, SQLAlchemy prints the parameters of a failed statement.
     try:
         yield
     except StatementError as error:

@@ -21,7 +21,7 @@ class UnknownAgent(CustomerServiceError):
 
 
 class UnknownChat(CustomerServiceError):
-    """No chat has that id; it never had, or it was archived."""
+    """No chat has that id: there never was one, or it was archived."""
 
     def __init__(self, chat_id: int) -> None:
         super().__init__(f"unknown chat {chat_id}; it may have been archived")
@@ -31,4 +31,4 @@ class ChatEnded(CustomerServiceError):
     """The chat has ended and takes no more messages."""
 
     def __init__(self, chat_id: int) -> None:
-        super().__init__(f"chat {chat_id} has ended; the user joins the queue again to go on")
+        super().__init__(f"chat {chat_id} has ended; the user must join the queue again")

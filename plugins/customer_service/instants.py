@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import Instant, require_aware
 
-#: PostgreSQL also has times before and after these, up to ``infinity``; Python has not, and no chat is that old.
+#: PostgreSQL also has times outside of this range, up to ``infinity``. Python cannot represent them.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 

@@ -14,9 +14,9 @@ job = JobDefaults(
 )
 
 
-@job(ASSIGNMENT_JOB, overlap="allow")  # a trigger must not be dropped because another run is at work; see assignment.py
+@job(ASSIGNMENT_JOB, overlap="allow")  # a trigger must not be dropped while another run is running; see assignment.py
 def process_customer_service_queue(run: Run) -> dict[str, int]:
-    """Give waiting users to agents, oldest first, until nobody can be placed."""
+    """Assign waiting users to agents, oldest first, until no user can be placed."""
     return assign_waiting_users(run.session, run.now, checkpoint=run.checkpoint)
 
 

@@ -1,8 +1,7 @@
 """The tables of customer service.
 
-The states a row may be in are checked by the database, and so is what must never be twice: a user's place in the queue
-or chat. ``current_chats`` of an agent is kept in step with the chats by the function that starts or ends one, and is
-counted again by the time-out sweep where it is wrong.
+The database checks the states of a row, and that a user has at most one place in the queue and one active chat. Each
+function that starts or ends a chat updates ``current_chats`` of the agent. The time-out sweep corrects a wrong value.
 """
 
 from datetime import datetime
@@ -153,7 +152,7 @@ class NotificationKind(StrEnum):
 class Notification(Base):
     """A notification of one side of a chat, kept for recipients who were not connected when it was pushed.
 
-    ``ends_at`` is when the chat ends unless somebody writes, or when it ended.
+    ``ends_at`` is the time at which the chat ended, or at which it will end if nobody writes.
     """
 
     __tablename__ = "customer_service_notifications"
@@ -173,7 +172,7 @@ class Notification(Base):
 
 
 class ArchivedChat(Base):
-    """A chat that was inactive for long, under the id it always had."""
+    """A chat that was inactive for long; it keeps its id."""
 
     __tablename__ = "customer_service_archived_chats"
     __table_args__ = (Index("customer_service_archived_chats_of_user", "user_id"),)
@@ -191,7 +190,7 @@ class ArchivedChat(Base):
 
 
 class ArchivedMessage(Base):
-    """A message of an archived chat, under the id it always had."""
+    """A message of an archived chat; it keeps its id."""
 
     __tablename__ = "customer_service_archived_messages"
     __table_args__ = (Index("customer_service_archived_messages_of_chat", "chat_id", "id"),)

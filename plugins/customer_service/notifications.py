@@ -1,7 +1,7 @@
-"""Notifications: a row for everyone told, and a live push to those who are connected.
+"""Notifications: a row for each recipient, and a live push to recipients who are connected.
 
-The push goes to the Redis channel ``customer_service:notifications:{user|agent}:{id}``, from where the application's
-WebSocket passes it on. It is best effort; the row is what counts.
+The push goes to the Redis channel ``customer_service:notifications:{user|agent}:{id}``, from which the application can
+send it to its WebSockets. The push is best effort; the row is reliable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class News(NamedTuple):
     chat_id: int
     user_id: str
     agent_id: str
-    #: When the chat ends unless somebody writes, or when it ended.
+    #: The time at which the chat ended, or at which it will end if nobody writes.
     ends_at: datetime
     #: Further fields of the push.
     details: Mapping[str, str | None] = {}

@@ -1,7 +1,8 @@
 """The number of each agent's active chats, ``current_chats``, and how it is kept correct.
 
-A capacity may be lowered below the chats an agent has: they keep those and get no new one until they are below it
-again. That is why the database does not check ``current_chats <= capacity``; assignment does, holding the agent's row.
+A capacity may be lowered below the number of chats that an agent has. The agent keeps these chats, and gets no new one
+until the number is below the capacity again. So the database cannot check ``current_chats <= capacity``; the assignment
+checks it, with the agent's row locked.
 """
 
 import time
@@ -16,7 +17,7 @@ from core import isolate, report_refused
 from plugins.customer_service.models import Agent, Chat, ChatState
 from plugins.customer_service.sweeps import UNSYNCHRONISED
 
-#: How long the end of a chat asks for its agent's row, and how often: most transactions are over sooner.
+#: For how long, and how often, the end of a chat tries to lock its agent's row; most transactions are shorter.
 PATIENCE, PAUSE = timedelta(seconds=1), timedelta(milliseconds=10)
 
 
@@ -41,15 +42,15 @@ def free_places(session: Session, agent_ids: Iterable[str]) -> None:
 
 
 def lock_free(session: Session, agent_ids: Iterable[str]) -> set[str]:
-    """Lock those of the agents' rows that are not locked; return these agents' ids."""
+    """Lock the rows of the agents that no other transaction has locked; return these agents' ids."""
     free = select(Agent.id).where(Agent.id.in_({*agent_ids}))
     return {*session.scalars(free.with_for_update(key_share=True, skip_locked=True))}
 
 
 def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
-    """Lock those of the agents' rows that become free within ``PATIENCE``; return these agents' ids.
+    """Lock the rows of the agents, as far as they become free within ``PATIENCE``; return these agents' ids.
 
-    It asks again and again and never waits for a lock, so it cannot be part of a deadlock.
+    It tries repeatedly and never waits for a lock, so it cannot be part of a deadlock.
     """
     wanted = {*agent_ids}
     locked = lock_free(session, wanted)
@@ -70,7 +71,7 @@ def count_again(session: Session) -> int:
     agent_ids = session.scalars(select(Agent.id).where(wrong).order_by(Agent.id)).all()
 
     def correct(ids: Sequence[str]) -> dict[str, int]:
-        # In a statement of its own, which sees all that was committed before the lock was had.
+        # A separate statement, which sees everything that was committed before the lock was acquired.
         mended = update(Agent).where(Agent.id.in_(lock_free(session, ids)), wrong).values(current_chats=counted)
         named.extend(session.scalars(mended.returning(Agent.id), execution_options=UNSYNCHRONISED))
         return {}

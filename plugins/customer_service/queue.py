@@ -18,13 +18,13 @@ ONE_PER_USER = text("state IN ('waiting', 'assigned')")
 def join_queue(session: Session, user_id: str, now: datetime | None = None) -> QueueEntry:
     """Put the user at the end of the queue and trigger an assignment.
 
-    A user who waits already, or is in an active chat, keeps that entry, which is returned: the unique index decides,
-    also between two sessions. ``now`` is the database's time if it is left out. Raises NaiveTime.
+    If the user is waiting already, or is in an active chat, the existing entry is returned. A unique index ensures
+    this, also between two sessions. ``now`` is the database's time if it is left out. Raises NaiveTime.
     """
     joined_at = at(session, now)
     while True:
         entry = _add(session, user_id, joined_at) or _existing(session, user_id)
-        if entry is not None:  # none: the one in our way left between the two statements
+        if entry is not None:  # None if the existing entry was removed between the two statements
             return entry
 
 
@@ -55,6 +55,6 @@ def _add(session: Session, user_id: str, now: datetime) -> QueueEntry | None:
 
 
 def _existing(session: Session, user_id: str) -> QueueEntry | None:
-    # No lock: one held by an application's long transaction would hold up the assignment of everyone.
+    # No lock is taken: a long transaction of an application that held it would block the assignment of all users.
     query = select(QueueEntry).where(QueueEntry.user_id == user_id, IN_SERVICE)
     return session.scalar(query.execution_options(populate_existing=True))

@@ -1,8 +1,8 @@
 """The rules for when a quiet chat is warned, and when it ends.
 
 It is warned when it has been quiet for a minute, and ends when it has been quiet for two minutes and was warned at
-least a minute ago. The second condition counts after an outage, during which nobody was warned: no chat ends without a
-warning, and without the minute in which to answer it.
+least a minute ago. The second condition matters after an outage, in which no warnings were sent: no chat ends without a
+warning and a minute to answer it.
 """
 
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from plugins.customer_service.instants import is_a_date
 from plugins.customer_service.models import Chat
 from plugins.customer_service.sweeps import name_unfit
 
-#: A chat with no activity for this long ends; at exactly this long, too.
+#: A chat ends when it has had no activity for this long.
 TIMEOUT = timedelta(minutes=2)
 #: How long before the time-out the warning is due; also the least time between warning and end.
 NOTICE = timedelta(minutes=1)
@@ -24,17 +24,17 @@ UNFIT = ACTIVE & ~(is_a_date(Chat.last_activity_at) & (Chat.warned_at.is_(None) 
 
 
 def has_timed_out(now: datetime) -> ColumnElement[bool]:
-    """Active, quiet for two minutes, and warned a minute ago or longer."""
+    """Chats that are active, quiet for two minutes, and were warned at least a minute ago."""
     return quiet_for(TIMEOUT, now) & is_a_date(Chat.warned_at) & (Chat.warned_at <= now - NOTICE)
 
 
 def is_to_be_warned(now: datetime) -> ColumnElement[bool]:
-    """Active, quiet for a minute, and not warned since the last message."""
+    """Chats that are active, quiet for a minute, and not warned since the last message."""
     return quiet_for(TIMEOUT - NOTICE, now) & Chat.warned_at.is_(None)
 
 
 def quiet_for(span: timedelta, now: datetime) -> ColumnElement[bool]:
-    """Active, and without activity for so long."""
+    """Chats that are active and have had no activity for ``span``."""
     return ACTIVE & is_a_date(Chat.last_activity_at) & (Chat.last_activity_at <= now - span)
 
 

@@ -182,7 +182,7 @@ def _go_on(session: Session, chat: ActiveChat, now: datetime, dice: random.Rando
 def _write(session: Session, chat: ActiveChat, now: datetime) -> Counter[str]:
     try:
         record_message(session, chat.id, chat.next_sender, f"a simulated message from the {chat.next_sender}", now)
-    except ChatEnded:  # it timed out since we looked
+    except ChatEnded:  # it has timed out meanwhile
         return Counter()
     return Counter({"messages": 1})
 

@@ -1,10 +1,10 @@
 """The sweeps of this plugin: batch by batch, skipping locked rows and broken rows.
 
-**A sweep never waits for a row.** It holds many at a time, and the application that holds the row may be waiting for
-one of those: they would wait for each other. So a sweep passes over a row that somebody holds, and tries it again after
-the others, as long as passes get some of them done. A pass that gets none is repeated after short pauses, in which
-nothing is held. Rows that are held even then are counted as left, and the next run finds them again. When several
-sweeps run at once, the last one to finish does the rows that the others held.
+**A sweep never waits for a row.** A sweep holds many rows at a time. If it waited for a row, the transaction that holds
+this row might be waiting for a row of the sweep: a deadlock. So a sweep skips locked rows, and tries them again after
+the others, as long as each pass processes some of them. If a pass processes none, the sweep repeats it after short
+pauses, in which it holds no rows. Rows that are still locked then are counted as left, and the next run finds them. If
+several sweeps run at once, the last one processes the rows that the others held.
 """
 
 import time
@@ -17,9 +17,9 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import Checkpoint, Instant, in_batches, isolate, report_refused
 
-#: Rows that no sweep could judge are read so many at a time.
+#: How many rows with unusable values are read at a time.
 UNFIT_AT_ONCE = 1000
-#: How long to wait after each pass in a row that found all its rows held.
+#: The waits between passes that find all their rows locked: after the first such pass, the second, and so on.
 PAUSES_SECONDS = (0.05, 0.15, 0.3)
 UNSYNCHRONISED = {"synchronize_session": False}
 

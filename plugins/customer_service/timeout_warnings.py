@@ -21,7 +21,7 @@ BATCH = 100
 def warn_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
     """Warn both sides of every chat that has been quiet for a minute, batch by batch; count the chats.
 
-    One that should have timed out by now is warned as well: it ends a minute after its warning. Raises NaiveTime.
+    A chat that should have timed out already is also warned first, and ends a minute later. Raises NaiveTime.
     """
     require_aware(now=now)
     counts = {"warned": 0, "left": 0, "broken": name_unfit_chats(session)}

@@ -53,8 +53,8 @@ def expire(session: Session, table: Code, now: datetime, *, checkpoint: Checkpoi
     ends = Ends(table.__tablename__, table.id, table.ends_at, is_open, is_open & table.ends_at.is_(None))
 
     def expire_batch(ids: Sequence[int]) -> dict[str, int]:
-        # By its place a locked row is found a second time for almost nothing. One that was changed after this statement
-        # had begun is found at a place that the statement cannot see yet, and is left.
+        # Finding a locked row a second time by its place costs almost nothing. A row that another transaction changed
+        # after this statement began has a new place, which this statement cannot see, so it is skipped.
         held = select(CTID.label("place")).select_from(table).where(among(table.id, ids), ends.due(now))
         places = select(held.with_for_update(key_share=True, skip_locked=True).cte("held").c.place).scalar_subquery()
         expired = update(table).where(any_(func.array(places)) == CTID)

@@ -1,6 +1,6 @@
 """Coupons: issued to a user, redeemed before their end or expired by the sweep.
 
-A coupon ends *at* ``ends_at``: at that very instant it can no longer be redeemed, and is due to expire.
+A coupon ends *at* ``ends_at``: from this instant on it cannot be redeemed, and is due to expire.
 """
 
 from datetime import datetime
@@ -18,9 +18,9 @@ def issue_coupon(session: Session, code: str, user_id: str, ends_at: datetime, n
 
 
 def redeem_coupon(session: Session, code: str, user_id: str, now: datetime) -> bool:
-    """Use up the user's coupon.
+    """Redeem the user's coupon.
 
-    False: the user has none of that code, or it was redeemed already, or its end has come.
+    Returns False if the user has no coupon with that code, or if it was already redeemed or has ended.
     """
     return codes.use(session, Coupon, code, now, Coupon.user_id == user_id)
 

@@ -55,18 +55,18 @@ class BadReference(ExpiryError):
 
 
 class ReferenceTaken(ExpiryError):
-    """The user was granted, or has spent, another number of points for that reference."""
+    """The reference was already used for another number of points."""
 
     def __init__(self, user_id: str, reference: str, before: int, points: int) -> None:
         super().__init__(
-            f"user {user_id!r}: reference {reference!r} is for {before} points, and {points} were asked for"
+            f"user {user_id!r}: reference {reference!r} was used for {before} points; expected {before}, not {points}"
         )
 
 
 class InsufficientPoints(ExpiryError):
-    """The user has fewer points to spend; points past their date do not count."""
+    """The user has too few points to spend; expired points do not count."""
 
     def __init__(self, user_id: str, points: int, spendable: int) -> None:
         super().__init__(f"user {user_id!r} has {spendable} points to spend, and {points} were asked for")
-        #: How many there are.
+        #: How many points the user can spend.
         self.spendable = spendable

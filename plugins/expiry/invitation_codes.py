@@ -1,6 +1,6 @@
 """Invitation codes: issued to the user who invites, used by one person before their end or expired by the sweep.
 
-A code ends *at* ``ends_at``: at that very instant it can no longer be used, and is due to expire.
+A code ends *at* ``ends_at``: from this instant on it cannot be used, and is due to expire.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ def issue_invitation_code(session: Session, code: str, user_id: str, ends_at: da
 def use_invitation_code(session: Session, code: str, user_id: str, now: datetime) -> bool:
     """Use the code; the row records that ``user_id`` used it.
 
-    False: there is no such code, or it was used already, or its end has come.
+    Returns False if there is no such code, or if it was already used or has ended.
     """
     return codes.use(session, InvitationCode, code, now, used_by=user_id)
 

@@ -1,8 +1,8 @@
 """The tables of expiry.
 
 The database checks the states of a row. Each sweep has a partial index of open rows, ordered by their ends, so that it
-reads due rows only. A second index has rows that no sweep can judge; an older system may have left some, and the checks
-prevent new ones.
+reads due rows only. A second index has rows with unusable values, such as a missing end. They may come from an older
+system; the checks prevent new ones.
 """
 
 from datetime import datetime
@@ -15,7 +15,7 @@ from core import Tables
 
 
 class TaskState(StrEnum):
-    """A task is open until it is completed or cancelled, and stays so."""
+    """A task is open until it is completed or cancelled; these two states are final."""
 
     OPEN = "open"
     COMPLETED = "completed"
@@ -30,7 +30,7 @@ class CancelReason(StrEnum):
 
 
 class CodeState(StrEnum):
-    """A coupon or an invitation code is active until it is used or expires, and stays so."""
+    """A coupon or an invitation code is active until it is used or expires; these two states are final."""
 
     ACTIVE = "active"
     USED = "used"

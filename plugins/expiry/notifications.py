@@ -1,7 +1,7 @@
-"""Notifications: a row for every owner told, and a live push to those who are connected.
+"""Notifications: a row for each recipient, and a live push to recipients who are connected.
 
-The push goes to the Redis channel ``expiry:notifications:{owner_id}``, from where the application's WebSocket passes it
-on. It is best effort; the row is what counts.
+The push goes to the Redis channel ``expiry:notifications:{owner_id}``, from which the application can send it to its
+WebSockets. The push is best effort; the row is reliable.
 """
 
 from collections.abc import Sequence

@@ -4,14 +4,14 @@
 that remain in the user's lots; the points that remain in a lot are the sum of the lot's entries. So a function that
 changes a lot also writes an entry and changes the balance, in one transaction.
 
-**Locks.** Every function that changes a user's points locks the user's balance before anything else, and reads lots
-in a later statement, which then sees all that was committed before the lock was had (under READ COMMITTED, PostgreSQL's
-default). So the points of one user change one transaction at a time. The sweep never waits: it skips users
+**Locks.** Every function that changes a user's points locks the user's balance before anything else, and reads lots in
+a later statement, which then sees everything that was committed before the lock was acquired (under READ COMMITTED,
+PostgreSQL's default). So the points of one user change one transaction at a time. The sweep never waits: it skips users
 whose balance is locked. An application that changes several users' points in one transaction must do so in the order of
 their ids, so that two such transactions cannot deadlock.
 
-**At its end.** A lot ends *at* ``expires_at``: at that very instant it can no longer be spent, and is due to expire.
-From then until a sweep comes by, its points are still in the balance, and not among those that can be spent.
+**At its end.** A lot ends *at* ``expires_at``: from this instant on it cannot be spent, and is due to expire. Until a
+sweep expires it, its points are still in the balance but cannot be spent.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from plugins.expiry.instants import require_to_come
 from plugins.expiry.models import EntryKind, PointBalance, PointEntry, PointLot
 from plugins.expiry.sweeps import Ends, among, end_due
 
-#: Lots in one batch; it keeps their users waiting who are just spending.
+#: The number of lots in one batch. Users of these lots who are spending points must wait for it.
 BATCH = 1000
 #: The most that can be granted or spent at once: a balance of nine thousand such lots still fits a bigint.
 MOST_POINTS = 10**15
@@ -45,14 +45,14 @@ def grant_points(
 ) -> int:
     """Give the user a lot of points; return the lot's id.
 
-    ``reference`` says what for. With one, it may be called again, as after a lost answer: it grants once, and returns
-    the lot that was granted then. Raises BadPoints; BadInstant unless ``expires_at`` is to come; BadReference, and
-    ReferenceTaken if it was for another number of points.
+    ``reference`` identifies the reason. A repeated call with the same reference, for example after a lost connection,
+    grants nothing and returns the first lot. Raises BadPoints; BadInstant unless ``expires_at`` is in the future;
+    BadReference; ReferenceTaken if the reference was used for another number of points.
     """
     _require_points(points)
     require_aware(now=now)
     if reference is not None:
-        _credit(session, user_id, 0)  # which locks the balance, and makes it if there is none
+        _credit(session, user_id, 0)  # locks the balance, or creates it
         if lot_ids := _done_before(session, user_id, EntryKind.GRANTED, reference, points):
             return lot_ids[0]
     require_to_come("expires_at", expires_at, now)
@@ -66,13 +66,13 @@ def grant_points(
 def spend_points(session: Session, user_id: str, points: int, now: datetime, *, reference: str | None = None) -> int:
     """Spend points of the user's lots, first from those that expire first; return the points that can still be spent.
 
-    ``reference`` says what for. With one, it may be called again, as after a lost answer: it spends once. Raises
-    BadPoints; InsufficientPoints if there are fewer, with nothing spent; BadReference, and ReferenceTaken if it was for
-    another number of points.
+    ``reference`` identifies the reason. A repeated call with the same reference, for example after a lost connection,
+    spends nothing. Raises BadPoints; InsufficientPoints, without spending any; BadReference; ReferenceTaken if the
+    reference was used for another number of points.
     """
     _require_points(points)
     require_aware(now=now)
-    if not _lock_balances(session, [user_id], wait=True):  # a first grant may be committed right now: we came before it
+    if not _lock_balances(session, [user_id], wait=True):  # the user has no balance yet
         raise InsufficientPoints(user_id, points, 0)
     if reference is not None and _done_before(session, user_id, EntryKind.SPENT, reference, points):
         return spendable_points(session, user_id, now)
@@ -111,7 +111,7 @@ def _require_points(points: int) -> None:
 
 
 def _done_before(session: Session, user_id: str, kind: EntryKind, reference: str, points: int) -> Sequence[int]:
-    """The lots from which that was granted or spent already; the user's balance is locked."""
+    """The lots of an earlier call with the same reference; the caller has locked the user's balance."""
     if not isinstance(reference, str) or not 0 < len(reference) <= LONGEST_REFERENCE or "\0" in reference:
         raise BadReference(LONGEST_REFERENCE)
     of_reference = (PointEntry.user_id == user_id, PointEntry.reference == reference, PointEntry.kind == kind)

@@ -1,17 +1,17 @@
 """The sweep of this plugin. It ends all due rows in batches; each batch is one transaction.
 
-**Slices and batches.** A slice is up to a million ids, read from the index of what is due, from where the last slice
-stopped; its batches take those ids in the order of the ids. Rows that end together are mostly scattered over the table
-in no order of their ends: batches in that order would each touch most of the table's pages, and a large sweep would
-take twice as long. Walking on from the last slice, rather than starting again, spares reading the index entries of
-rows that have ended since, and passes over those that could not be ended. What a sweep keeps in memory is one slice of
-ids, as text, for a table of any size: about ten megabytes at most.
+**Slices and batches.** A slice is up to a million ids, read from the index of due rows. Its batches take these ids in
+the order of the ids. Rows that end at the same time are usually spread over the whole table. Batches in the order of
+the ends would each touch most pages of the table, and a large sweep would take twice as long. Each slice begins after
+the end of the last one. So index entries of rows that have ended since are not read again, and rows that could not be
+ended are skipped. A sweep keeps one slice of ids in memory, as text: about ten megabytes at most, for a table of any
+size.
 
 **Locked rows** are skipped, and counted as left: the next run finds them, if they are still due.
 
-**Broken rows** are those that the database refuses to end, and those that no sweep could judge (without an end, say:
-the database refuses them now, but an older system may have left some). They stay as they are, are counted, and are
-named in the log once per run; see ``core.sweep``.
+**Broken rows** are rows that the database refuses to end, and rows with unusable values, for example without an end.
+(The database refuses such values now, but an older system may have left some.) Broken rows stay unchanged and are
+counted, and the log names them once per run; see ``core.sweep``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +25,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import Checkpoint, Instant, in_batches, report_refused, require_aware, sweep
 
-#: Each slice goes over all pages of the table: with a fifth of this, a large sweep takes a fifth longer
-#: (``benchmarks/coupons.py``).
+#: The batches of each slice touch all pages of the table: with slices of a fifth of this size, a large sweep takes a
+#: fifth longer (``benchmarks/coupons.py``).
 SLICE = 1_000_000
-#: Rows that no sweep could judge are read so many at a time.
+#: How many rows with unusable values are read at a time.
 UNFIT_AT_ONCE = 1000
 UNFIT = "no end, or less than nothing left"
 
@@ -42,7 +42,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Which rows of a table end by themselves, and when. The conditions are those of its partial indexes."""
+    """The rows of a table that end at a time, and that time. The conditions are those of the table's partial
+    indexes."""
 
     table: str
     id: InstrumentedAttribute[int]
@@ -67,7 +68,7 @@ def end_due(
 ) -> dict[str, int]:
     """End all due rows of ``ends`` with ``end_rows``, ``batch`` at a time; count ended, skipped and broken rows.
 
-    ``end_rows`` is given ids, locks those rows that are still due and not held by anyone else, and ends them. Raises
+    ``end_rows`` gets ids, locks those of these rows that are still due and not locked by others, and ends them. Raises
     NaiveTime.
     """
     require_aware(now=now)
@@ -80,7 +81,7 @@ def end_due(
 
 
 def unfit(session: Session, ends: Ends, after: int | None) -> Sequence[int]:
-    """The next rows that no sweep could judge."""
+    """The next rows with unusable values."""
     broken = select(ends.id).where(ends.is_broken)
     if after is not None:
         broken = broken.where(ends.id > after)

@@ -1,7 +1,7 @@
 """Tasks: open until they are completed or cancelled, and cancelled by the sweep when their deadline has passed.
 
-A deadline passes *at* ``deadline_at``: at that very instant the task is due to be cancelled. Until a sweep has come by
-it is still open, and may be completed: the row decides which of the two came first.
+A deadline passes *at* ``deadline_at``: from this instant on the task is due to be cancelled. Until a sweep cancels it,
+it is open and may be completed. Each of the two changes the row only if the other has not.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from plugins.expiry.models import CancelReason, Task, TaskState
 from plugins.expiry.notifications import notify_cancelled
 from plugins.expiry.sweeps import Ends, among, end_due
 
-#: Tasks in one batch: each comes with a notification, stored and published.
+#: The number of tasks in one batch. For each, a notification is stored and published.
 BATCH = 500
 
 OPEN = Task.state == TaskState.OPEN
@@ -43,7 +43,8 @@ def cancel_task(session: Session, task_id: int, now: datetime) -> bool:
 
 
 def cancel_expired(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
-    """Cancel every open task whose deadline is not after ``now``, tell its owner once, batch by batch; count them."""
+    """Cancel every open task whose deadline is not after ``now``, and notify its owner once, batch by batch; count
+    them."""
 
     def cancel_batch(ids: Sequence[int]) -> dict[str, int]:
         cancelled = _cancel(session, _lock_due(session, ids, now), now)

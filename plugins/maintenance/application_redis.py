@@ -1,4 +1,4 @@
-"""The Redis in which the application keeps its sessions and its cache, and walking its keys in small steps."""
+"""The Redis that has the application's sessions and cache, and a search of its keys in small steps."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # importing it takes 0.1 s, and `rota jobs` does not need it
 
 Client: TypeAlias = "redis.Redis"
 
-#: Keys that one SCAN looks at; a step takes well under a millisecond of Redis' time.
+#: The number of keys in one step of SCAN, which takes Redis well under a millisecond.
 STEP = 500
 
 
@@ -28,7 +28,7 @@ def client() -> Client:
 
 
 def scan(client: Client, pattern: bytes) -> Iterator[list[bytes]]:
-    """All keys that match, a step's worth at a time: SCAN, never KEYS. A key may come twice, as SCAN has it."""
+    """All matching keys, one step of SCAN at a time. SCAN may return a key twice."""
     cursor = 0
     while True:
         cursor, keys = client.scan(cursor, match=pattern, count=STEP)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from core import Checkpoint, in_batches, require_aware, sweep
 from plugins.maintenance.models import Review, Task, TaskExpert, TaskState
 
-#: A bio names the categories that an expert has completed most tasks in, and no more than these.
+#: How many categories a bio names: those in which the expert has completed most tasks.
 CATEGORIES = 3
 NEWCOMER = "New here"
 UNITS = ((timedelta(days=1), "day"), (timedelta(hours=1), "hour"), (timedelta(minutes=1), "minute"))

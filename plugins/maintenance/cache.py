@@ -1,13 +1,13 @@
 """Deletes entries of the application's cache in Redis that have no TTL and were not used for a week.
 
-An entry is a key ``cache:…`` without TTL that carries a time: a JSON object or a hash with ``last_used_at``, or with
-``timestamp``; the newer one counts if it has both. A time is a number of seconds since the Unix epoch from 1e9 to 1e10
-(2001 to 2286), or as many milliseconds; or it is written as ISO 8601, with or without separators (``20260710``,
-``20260710120000``), without a zone meaning UTC. A date without a time is good until its end. Any other number
-(``2026``, ``12``) is no time. Keys that have a TTL are Redis' own to delete; those without a time, or with one that
-cannot be read, are left alone and counted.
+An entry is a key ``cache:…`` without a TTL that contains a time: a JSON object or a hash with ``last_used_at`` or
+``timestamp``. If it has both, the newer one is used. A time is a number of seconds since the Unix epoch from 1e9 to
+1e10 (2001 to 2286), or that number in milliseconds; or it is written as ISO 8601, with or without separators
+(``20260710``, ``20260710120000``), in UTC if it has no zone. A date without a time means the end of that day. Any other
+number (``2026``, ``12``) is not a time. Redis itself deletes keys that have a TTL. Keys without a valid time are not
+deleted, and are counted.
 
-Redis reads the time, we judge it, and Redis deletes the key only if it still has no TTL and carries the very same time.
+We read the time and decide; then a script in Redis deletes the key only if it still has no TTL and the same time.
 """
 
 import re
@@ -18,16 +18,16 @@ from typing import TypeAlias
 from core import Checkpoint, require_aware
 from plugins.maintenance.application_redis import Client, scan
 
-#: An entry unused for longer than this goes; one unused for exactly this long stays.
+#: An entry is deleted when it has been unused for longer than this.
 KEPT = timedelta(days=7)
 PATTERN = b"cache:*"
-#: Numbers outside are no seconds since 1970, but perhaps dates: from 9 September 2001 to 20 November 2286.
+#: Numbers in this range are seconds since 1970, from 9 September 2001 to 20 November 2286; others may be dates.
 SECONDS = (1e9, 1e10)
 MILLISECONDS = (1e12, 1e13)
 DATE = re.compile(r"\d{8}|\d{4}-\d{2}-\d{2}")
-#: A date and a time of day, in digits alone.
+#: A date and a time of day, as digits without separators.
 DIGITS = re.compile(r"(\d{8})(\d{4}|\d{6})")
-#: Larger values are not decoded: that would hold up Redis.
+#: Larger values are not decoded, since Redis would serve no other command meanwhile.
 LARGEST = 1_000_000
 
 Times: TypeAlias = Sequence[bytes]
@@ -73,7 +73,8 @@ DELETE_UNCHANGED = f"""{READ}
 
 
 def delete_unused(redis: Client, now: datetime, *, checkpoint: Checkpoint | None = None) -> dict[str, int]:
-    """Delete cache entries unused for more than 7 days; count those ``deleted`` and those ``untimed``, left alone."""
+    """Delete cache entries unused for more than 7 days; count the ``deleted`` keys, and the ``untimed`` ones, which are
+    kept."""
     require_aware(now=now)
     read, delete = redis.register_script(READ_ALL), redis.register_script(DELETE_UNCHANGED)
     counts = {"deleted": 0, "untimed": 0}

@@ -1,18 +1,15 @@
 """The errors of this plugin.
 
-MaintenanceError         a RotaError
-├── UploadRootError      the upload root cannot be used; names the setting
-├── WallError            a name that leads, or would lead, out of where it belongs; nothing was touched
-├── TaskFilesGone        the task's files are being deleted, or are; it takes no more
-├── UnknownTask
-└── NoRedis              no setting says where the sessions are
+MaintenanceError a RotaError ├── UploadRootError the upload root cannot be used; names the setting ├── WallError an
+unsafe name or path; nothing was changed ├── TaskFilesGone the task's files are being or have been deleted; it accepts
+no more ├── UnknownTask └── NoRedis no setting names the Redis of the sessions
 """
 
 from core import RotaError
 
 
 class MaintenanceError(RotaError):
-    """The root of every error of this plugin. Never holds the name of a file."""
+    """The root of this plugin's errors. Their messages never contain the name of a file."""
 
 
 class UploadRootError(MaintenanceError):
@@ -27,10 +24,10 @@ class WallError(MaintenanceError):
 
 
 class TaskFilesGone(MaintenanceError):
-    """The files of this task are being deleted, or are."""
+    """The files of this task are being or have been deleted."""
 
     def __init__(self, task_id: int) -> None:
-        super().__init__(f"the files of task {task_id} are deleted, it takes no more")
+        super().__init__(f"the files of task {task_id} are being or have been deleted; it accepts no more files")
 
 
 class UnknownTask(MaintenanceError):
@@ -50,5 +47,5 @@ class NoRedis(MaintenanceError):
 
 
 def reason(error: Exception) -> str:
-    """Why a file was not deleted, without its name, which an OSError repeats."""
+    """The reason why a file was not deleted, without its name, which the text of an OSError contains."""
     return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__

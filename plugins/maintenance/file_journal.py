@@ -1,19 +1,20 @@
-"""Deleting a row's files so that row and files agree after a crash at any point.
+"""Deletes the files of a row so that the row and its files agree, even after a crash.
 
-No transaction spans a table and a file system. So deletion goes in three steps, and the row says which:
+No transaction includes a table and a file system. So a deletion has three steps, and the row records the step:
 
-1. **Announced.** ``…deletion_began_at`` is set, and committed. From here on the row claims nothing about its files, and
-   the application shows none of them. Until here every file is there.
-2. **Deleted.** The row is locked, its own folders are removed with all that is in them, and the folders above are
-   synced, so that a power cut does not bring files back. A missing file is what a crash in this step left: no error.
-3. **Recorded.** In the transaction of that lock the row is marked, or removed. From here on no file is there.
+1. **Announced.** ``…deletion_began_at`` is set and committed. Until then, every file exists. From then on, files may be
+   missing, and the application shows none of them.
+2. **Deleted.** The row is locked, its own folders are removed with their content, and their parent folders are synced,
+   so that files do not reappear after a power cut. A missing file is not an error, since an earlier run may have
+   crashed in this step.
+3. **Recorded.** In the transaction that holds the lock, the row is marked or deleted. From then on, no file exists.
 
-Every announced deletion is completed, by the next run if this one dies, even if the row is no longer due: half of its
-files may be gone. Rows and folders of which something cannot be deleted stay announced, are counted and
-logged, and tried again by the next run; the others go on.
+Every announced deletion is completed, if necessary by a later run, even if the row is no longer due, since some of its
+files may be deleted already. If something of a row cannot be deleted, the row stays announced, is counted and logged,
+and the next run tries again. Other rows are not affected.
 
-A row's *own folder* is named by its id, in one of the folders that its journal lists. Nothing else is touched: a file
-row that names a path outside its owner's own folders is refused, and so left, with its owner, for somebody to look at.
+A row's *own folder* is named by its id, in one of the folders that its journal lists. Nothing else is deleted. If a
+file row has a path outside its owner's own folders, neither the file nor its owner is deleted, and the log reports it.
 """
 
 import logging
@@ -36,7 +37,7 @@ from plugins.maintenance.upload_root import descended, is_plain, remove_tree, sy
 
 log = logging.getLogger(__name__)
 
-#: File rows that are in memory at a time.
+#: The number of file rows that are in memory at a time.
 FILE_ROWS = 1000
 
 Row = TypeVar("Row")
@@ -50,13 +51,13 @@ class Journal:
     noun: str
     owner_id: InstrumentedAttribute[int]
     began_at: InstrumentedAttribute[datetime | None]
-    #: Announced, and not yet recorded.
+    #: Whether a row is announced and not yet recorded.
     is_going: ColumnElement[bool]
     file_owner_id: InstrumentedAttribute[int]
     file_path: InstrumentedAttribute[bytes]
-    #: Where own folders are, below the upload root.
+    #: The folders that contain own folders, below the upload root.
     parents: Sequence[tuple[str, ...]]
-    #: Step 3, for these rows, whose files are gone.
+    #: Does step 3 for these rows, whose files are deleted.
     record: Callable[[Session, Sequence[int], datetime], None]
 
     @property
@@ -75,9 +76,9 @@ class Journal:
 
 @dataclass
 class Deletion:
-    """One run's work on a journal.
+    """The work of one run on a journal.
 
-    ``due`` says which rows are to be announced, and which of them have waited longest: each rule with a column.
+    ``due`` has the rules by which rows are announced, each with the column by which the rows are ordered.
     """
 
     session: Session
@@ -169,7 +170,7 @@ class Deletion:
                 "files.refused %s=%s reason=%s",
                 journal.noun,
                 owner_id,
-                "a file row names a path outside its own folders",
+                "a file row has a path outside the folders of its owner",
             )
         return refused
 

@@ -1,7 +1,7 @@
 """Flea-market items: kept while their sellers refresh them, then deleted with their images.
 
-The images of item 7 are in ``flea_market/7``; that folder is the item's own. How deletion keeps rows and files in
-step: file_journal.py.
+The images of item 7 are in ``flea_market/7``; that folder is the item's own. ``file_journal.py`` keeps rows and files
+consistent.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from core import Checkpoint, Instant
 from plugins.maintenance.file_journal import Deletion, Journal
 from plugins.maintenance.models import FleaMarketImage, FleaMarketItem
 
-#: An item not refreshed for longer than this goes; at exactly this long it stays.
+#: An item is deleted when it has not been refreshed for longer than this.
 KEPT = timedelta(days=10)
 
 UNSYNCHRONISED = {"synchronize_session": False}
@@ -27,7 +27,7 @@ def refresh_item(session: Session, item_id: int, now: datetime) -> bool:
         .where(FleaMarketItem.id == item_id, FleaMarketItem.deletion_began_at.is_(None))
         .values(
             refreshed_at=func.greatest(FleaMarketItem.refreshed_at, literal(now, Instant))
-        )  # two hosts' clocks may differ
+        )  # the clocks of two hosts may differ
         .returning(FleaMarketItem.id)
         .execution_options(synchronize_session=False)
     )

@@ -1,7 +1,7 @@
 """The tables of maintenance.
 
-Paths are bytes below the upload root, since that is what the file system takes: a name need not be UTF-8. Which states
-and times may stand together is checked by the database, so that each sweep's index holds only what may be due.
+Paths are stored as bytes, relative to the upload root, since the names of files need not be UTF-8. The database checks
+that the states and times of a row are consistent, so that the index of each sweep has only rows that may be due.
 """
 
 from datetime import datetime, timedelta
@@ -30,7 +30,8 @@ class Base(Tables, DeclarativeBase):
 
 
 class TimeSlot(Base):
-    """A time that an expert offers. Any number of tasks may use it; if it is deleted, they stay, without a slot."""
+    """A time that an expert offers. Any number of tasks may use it. If it is deleted, its tasks stay, without a
+    slot."""
 
     __tablename__ = "maintenance_time_slots"
     __table_args__ = (Index("maintenance_time_slots_old", "ends_at", "id"),)
@@ -117,7 +118,7 @@ class Review(Base):
 
 
 class UserStatistics(Base):
-    """A user's figures as of the last sweep. Both rates are empty where there is nothing to divide by."""
+    """A user's figures as of the last sweep. A rate is empty if its divisor is 0."""
 
     __tablename__ = "maintenance_user_statistics"
 
@@ -183,7 +184,7 @@ class TaskExpert(Base):
 
 
 class ExpertInquiry(Base):
-    """A question to an expert, and when it was answered, if it was."""
+    """A question to an expert, and the time of the answer, if there is one."""
 
     __tablename__ = "maintenance_expert_inquiries"
     __table_args__ = (

@@ -1,6 +1,7 @@
 """A position in an index of times: a row's time and id. A sweep continues with the rows after it.
 
-The time is text, since PostgreSQL has times that Python has not, and it is only to be given back.
+The time is kept as text, since Python cannot represent every time of PostgreSQL, and it is only passed back to
+PostgreSQL.
 """
 
 from typing import Any, NamedTuple

@@ -1,7 +1,7 @@
-"""How long featured experts take to answer, on average over all inquiries they have answered.
+"""Computes how long featured experts take to answer, on average over all inquiries that they have answered.
 
-An answer before its question, and an instant that is none, count for nothing. An expert who has answered nothing, or no
-longer anything that counts, has no response time. Experts who are not featured keep what they had.
+Inquiries with an answer before the question, or with an infinite time, are ignored. An expert without other answered
+inquiries has no response time. Experts who are not featured keep their old response time.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from core import Checkpoint, in_batches, require_aware, sweep
 from plugins.maintenance.models import ExpertInquiry, TaskExpert
 
-#: A case, because PostgreSQL subtracts before it filters otherwise, and cannot subtract infinite instants.
+#: CASE, since PostgreSQL cannot subtract infinite times, and might otherwise subtract before it filters.
 TAKEN = case(
     (
         func.isfinite(ExpertInquiry.asked_at)

@@ -4,11 +4,11 @@ There are three kinds, JSON under ``session:{id}``, ``service_session:{service}:
 ``admin_session:{admin}:{id}``; and for each user the set ``user_sessions:{user}`` of the ids of the first kind. Two
 kinds of leftovers exist: sessions marked ``"is_active": false`` before their TTL, and members whose session is gone.
 
-**No valid session is removed**, even while users log in. Each decision is made and carried out in one step of Redis, a
-script: a session is deleted only if what is stored at that moment is inactive, and a member only if its session does
-not exist at that moment. A script cannot close one gap: an application may add the member first and store the session
-a moment later. So the job removes a member only if its session was missing, and still is a second later. Log-in and
-log-out cannot wait for a second. So an application that calls them must store the session first, or both in one MULTI.
+**No valid session is removed**, even while users log in. A script in Redis makes and carries out each decision in one
+step. It deletes a session only if the stored session is inactive at that moment, and a member only if its session does
+not exist at that moment. A script cannot close one gap: an application may add the member first and store the session a
+moment later. So the job removes a member only if its session is missing twice, a second apart. Log-in and log-out
+cannot wait for a second. So an application that calls them must store the session first, or both in one MULTI.
 
 A value that is not a JSON object is not changed, and is counted. Memory does not grow with the number of sessions.
 """
@@ -25,14 +25,14 @@ from plugins.maintenance.application_redis import STEP, Client, as_bytes, client
 
 #: An application that adds the member first has this long to store the session.
 SETTLING = timedelta(seconds=1)
-#: Members that wait for their second look; more, and the oldest are waited for first.
+#: The most members that wait for their second check; if there are more, the search waits for the oldest ones.
 SUSPECTS = 10_000
 KINDS = (b"session:", b"service_session:", b"admin_session:")
-#: Matches the keys of all three kinds and, among ours, no other: one walk instead of three.
+#: Matches the keys of all three kinds, and no other keys of the application, so that one pass is enough.
 ANY_KIND = b"*session:*"
 SETS = b"user_sessions:"
 
-#: Larger values are not sessions, and decoding one would hold up Redis.
+#: Larger values are not sessions, and Redis would serve no other command while it decodes one.
 LARGEST = 1_000_000
 DELETE_INACTIVE = f"""
     local deleted, unreadable = 0, 0
@@ -50,7 +50,7 @@ DELETE_INACTIVE = f"""
     end
     return {{deleted, unreadable}}
 """
-#: The set, and for each member in ARGV the key of its session.
+#: KEYS are the set and, for each member in ARGV, the key of its session.
 REMOVE_GONE = """
     local removed = 0
     for number, member in ipairs(ARGV) do
@@ -60,7 +60,7 @@ REMOVE_GONE = """
     end
     return removed
 """
-#: Log out: a session is deleted by the user whose set has it, or whom it names; -1: it names nobody.
+#: Log-out: deletes a session if the user's set contains it or if it names the user. Returns -1 if it names no user.
 LOG_OUT = f"""
     local is_member = redis.call('SREM', KEYS[1], ARGV[1]) == 1
     if is_member or ARGV[3] == 'nobody else' then return redis.call('UNLINK', KEYS[2]) end
@@ -103,7 +103,7 @@ def _is_in_a_set(redis: Client, session_id: str) -> bool:
         with redis.pipeline(transaction=False) as pipeline:
             for of_user in sets:
                 pipeline.sismember(of_user, session_id)
-            if any(answer == 1 for answer in pipeline.execute(raise_on_error=False)):  # an error: it is no set
+            if any(answer == 1 for answer in pipeline.execute(raise_on_error=False)):  # the value is not a set
                 return True
     return False
 
@@ -117,8 +117,8 @@ def clean_sessions(
 ) -> dict[str, int]:
     """Delete inactive sessions of all three kinds, and members of users' sets whose session is gone.
 
-    With ``user_id`` only what is in that user's set is looked at. Counts ``inactive`` sessions deleted, ``gone``
-    members removed, and what was ``unreadable`` and left alone.
+    With ``user_id``, only that user's set and its sessions are checked. Counts deleted sessions (``inactive``), removed
+    members (``gone``), and unreadable values, which are kept (``unreadable``).
     """
     cleaning = Cleaning(redis, settling, checkpoint)
     if user_id is None:
@@ -138,7 +138,7 @@ class Suspect(NamedTuple):
 
 @dataclass
 class Cleaning:
-    """One walk through the sessions."""
+    """One pass through the sessions."""
 
     redis: Client
     settling: timedelta
@@ -201,7 +201,7 @@ class Cleaning:
             self.waiting += len(missing)
 
     def _confirm(self, *, down_to: int) -> None:
-        """Look again at those that are due, and wait for the oldest while there are more than ``down_to``."""
+        """Check again the members that are due; wait for the oldest ones while there are more than ``down_to``."""
         settling = self.settling.total_seconds()
         while self.suspects:
             left = self.suspects[0].since + settling - time.monotonic()
@@ -219,7 +219,7 @@ class Cleaning:
 
     def _pages(self, of_user: bytes, cursor: int) -> Iterator[list[bytes]]:
         """The members of a set from ``cursor`` on."""
-        from redis import ResponseError  # here, so that `rota jobs` need not import it
+        from redis import ResponseError  # imported here, so that `rota jobs` need not import it
 
         while True:
             try:

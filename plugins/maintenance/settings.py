@@ -16,7 +16,7 @@ class MaintenanceSettings(PluginSettings):
     prefix = "ROTA_MAINTENANCE_"
 
     upload_root: Path | None = None
-    """The folder below which the application keeps uploads, an absolute path; jobs that delete files need it."""
+    """The folder of the application's uploads, an absolute path; jobs that delete files need it."""
 
     redis_url: SecretStr | None = None
     """Where the application keeps sessions and its cache, ``redis://host:6379/0``; by default REDIS_URL."""
@@ -25,8 +25,7 @@ class MaintenanceSettings(PluginSettings):
     """The most temporary images that one run deletes."""
 
     temp_entries_per_run: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
-    """The most folder entries that one run looks at for temporary images; it may go on to the end of what the system
-    hands out at once (about 1,000)."""
+    """The most folder entries that one run reads to find temporary images; it may read up to about 1,000 more."""
 
     time_slot_retention_days: Annotated[float, Field(ge=0, le=36_500)] = 90.0
     """How long time slots are kept after their end, in days."""

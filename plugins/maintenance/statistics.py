@@ -101,7 +101,7 @@ def _take_marks(session: Session, newest: int, batch: int) -> Sequence[str]:
         .order_by(ChangedUser.id)
         .limit(batch)
         .with_for_update(skip_locked=True)
-        .cte("oldest")  # which is executed once, however the deletion is planned
+        .cte("oldest")  # executed once, whatever plan the deletion has
     )
     taken = delete(ChangedUser).where(ChangedUser.id.in_(select(oldest_first.c.id))).returning(ChangedUser.user_id)
     return session.scalars(taken, execution_options=UNSYNCHRONISED).all()

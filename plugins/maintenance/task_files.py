@@ -1,7 +1,7 @@
-"""The images and files of tasks: kept while a task is alive, deleted some days after it is over.
+"""Images and files of tasks: they are deleted some days after the task has been completed or cancelled.
 
-An image of task 12 is in ``public/images/public/12``, any other file in ``private/tasks/12``; those folders are the
-task's own and go with all that is in them. How deletion keeps rows and files in step: file_journal.py.
+An image of task 12 is in ``public/images/public/12``, any other file in ``private/tasks/12``; these folders are the
+task's own and are deleted with their content. ``file_journal.py`` keeps rows and files consistent.
 """
 
 import os
@@ -17,7 +17,7 @@ from plugins.maintenance.errors import TaskFilesGone, UnknownTask, WallError
 from plugins.maintenance.file_journal import Deletion, Journal
 from plugins.maintenance.models import Task, TaskFile, TaskState
 
-#: A task over for longer than this loses its files; one over for exactly this long keeps them.
+#: The files of a task are deleted when the task has been over for longer than this.
 KEPT = timedelta(days=3)
 
 UNSYNCHRONISED = {"synchronize_session": False}
@@ -26,17 +26,17 @@ UNSYNCHRONISED = {"synchronize_session": False}
 def record_file(session: Session, task_id: int, path: str | bytes) -> None:
     """Record that the task has a file at ``path``, relative to the upload root and in one of the task's own folders.
 
-    Recording it again is no error. Raises WallError for any other path, UnknownTask, and TaskFilesGone while the task's
-    files are being deleted and as long as the task is over: do not write the file then. A task that has lost its files
-    and is alive again, with a new deadline, say, takes files as before.
+    Recording it again is not an error. Raises WallError for any other path; UnknownTask; TaskFilesGone while the task's
+    files are being deleted, and afterwards as long as the task is over: do not write the file then. If the task becomes
+    active again, for example by a new deadline, it accepts files again.
     """
     try:
         raw = os.fsencode(path)
     except UnicodeEncodeError:
-        raise WallError(f"the path cannot be that of a file of task {task_id}") from None
+        raise WallError(f"the path is not valid for a file of task {task_id}") from None
     if not JOURNAL.is_own(task_id, raw):
         raise WallError(f"the path is not in one of the folders of task {task_id}")
-    # The lock makes a deletion that is about to be announced wait for us, or us for it.
+    # With the lock, either a beginning deletion waits for us, or we wait for it.
     task = select(Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(key_share=True)
     found = session.execute(task).one_or_none()
     if found is None:

@@ -6,19 +6,18 @@ followed nor deleted, and other files, other devices and folders not called ``te
 folder is removed if a run finds it empty and nothing was added to it for 24 hours. Folders above ``temp_*`` are never
 removed.
 
-**Why a run's work is bounded.** A folder may hold a million files, most of them young, and listing it from its
-beginning in each run would be that one long scan. So a run stops after a number of deletions, or after having looked
-at a number of entries, and the next one goes on at the *place* where it stopped. The system hands out a folder's
-entries in pages (getdents64(2), about 1,000 entries), and the position of a page is a number that lseek(2) takes back,
-even on a folder that was opened again and has changed meanwhile: file systems have kept such positions good since NFS
-needs them. A place is therefore the way down to the folder in which the run stopped: for each folder its name, the
-position of the page that was being read, and how many of the page's entries were done. A run never stops to look before
-it has got a page or a folder further, so it always gets on; and it may look at a page more than it was told, for each
-folder on the way.
+**Why a run's work is bounded.** A folder may contain a million files, most of them new, and each run would read all of
+them. So a run stops after a number of deletions or entries, and the next run continues at the *place* where it stopped.
+The system returns a folder's entries in pages of about 1,000 (getdents64(2)). The position of a page is a number that
+lseek(2) accepts later, even if the folder was opened again and has changed meanwhile: file systems keep these positions
+valid, since NFS needs them. So a place is the path to the folder in which the run stopped. For each folder on the path
+it has the name, the position of the page that was being read, and the number of processed entries of that page. A run
+stops only after it has finished at least one page or folder, so it always makes progress. For each folder on the path
+it may read one page more than its limit.
 
-**Why every image is reached.** A place is a hint. If it is not understood, the run begins at the beginning; if the
-folder in which the last run stopped has gone, it goes on with the one after it, and may miss some that are on the same
-page. But after the end of everything comes another round, which stops elsewhere.
+**Why every image is reached.** A place is only a hint. If it is invalid, the run begins at the beginning. If the folder
+in which the last run stopped no longer exists, the run continues with the next one, and may miss some entries of the
+same page. But when all folders are done, another round begins, which stops at other places.
 """
 
 import logging
@@ -40,11 +39,11 @@ from plugins.maintenance.upload_root import DEEPEST, descended, enter, unlink
 
 log = logging.getLogger(__name__)
 
-#: An image modified longer ago than this goes; one of exactly this age stays.
+#: An image is deleted when it was modified longer ago than this.
 KEPT = timedelta(hours=24)
 ABOVE = (("public", "images", "public"), ("flea_market",))
 TEMPORARY = "temp_"
-#: The endings of images' names, in lower or upper case.
+#: The endings of the names of images, in lower or upper case.
 IMAGES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".svg", ".tif", ".tiff", ".webp")
 SWEEP = "temp_images"
 
@@ -53,7 +52,7 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 class Step(NamedTuple):
-    """A folder on the way to where a run stopped, where the page begins that was being read, and how far it was."""
+    """A folder on the path to a place: its name, the position of the page, and the number of processed entries."""
 
     name: str
     position: int = 0
@@ -80,15 +79,15 @@ def delete_old_images(
     entries: int = 20_000,
     batch: int = 10_000,
 ) -> dict[str, int]:
-    """Delete at most ``limit`` images older than 24 h, looking at about ``entries`` entries, from the last place on.
+    """Delete at most ``limit`` images older than 24 h, and read about ``entries`` entries, beginning at the last place.
 
-    Counts what was deleted, the empty folders removed, the entries looked at, and what could not be deleted or read.
+    Counts deleted images, removed empty folders, read entries, and everything that could not be deleted or read.
     """
     require_aware(now=now)
     began = _from_json(bookmarks.find(session, SWEEP))
     sweep = Sweep(session, root, now, checkpoint, limit, entries, batch, began)
     sweep.run()
-    if began != BEGINNING and sweep.place == BEGINNING:  # the end of a round came early
+    if began != BEGINNING and sweep.place == BEGINNING:  # a round ended before the run had done enough work
         sweep.start_again()
     bookmarks.put(session, SWEEP, _to_json(sweep.place))
     checkpoint(sweep.counts)
@@ -117,7 +116,7 @@ class Sweep:
         self.reported: set[str] = set()
 
     def run(self) -> None:
-        """Continue from ``place`` until the end, or until the run has done enough work. The end resets ``place``."""
+        """Continue from ``place`` to the end, or until the run has done enough work; at the end, reset ``place``."""
         start = self.place
         for above in range(start.above, len(ABOVE)):
             resume = start.steps if above == start.above else ()
@@ -158,11 +157,11 @@ class Sweep:
         return self.counts["deleted"] >= self.limit
 
     def stand(self, depth: int, step: Step) -> None:
-        """The run is now in this folder, at this page."""
+        """Note that the run is in this folder, at this page."""
         self.place = Place(self.place.above, (*self.place.steps[:depth], step))
 
     def count_deleted(self) -> None:
-        """Count an image, and commit the place with every batch of them."""
+        """Count a deleted image; after each batch, commit the place."""
         self.counts["deleted"] += 1
         self.unsaved += 1
         if self.unsaved == self.batch:
@@ -173,7 +172,7 @@ class Sweep:
 
 @dataclass
 class Visit:
-    """One folder of a run; ``resume`` is the rest of the way to where the last run stopped, this folder first."""
+    """One folder of a run; ``resume`` is the rest of the path to the last place, beginning with this folder."""
 
     sweep: Sweep
     folder: int
@@ -186,7 +185,7 @@ class Visit:
         here = self.resume[0] if self.resume else Step(self.name)
         sought = self.resume[1].name if len(self.resume) > 1 else None
         listing = Listing(self.folder, here.position)
-        done = here.entry if sought else 0  # of this page; folders that have gone since make it a guess
+        done = here.entry if sought else 0  # processed entries of this page; not exact if folders were deleted since
         self.sweep.stand(self.depth, here)
         for entry in listing:
             if listing.has_turned():
@@ -207,12 +206,12 @@ class Visit:
         return True
 
     def _look_at(self, entry: os.DirEntry[str], listing: "Listing", resume: tuple[Step, ...]) -> bool:
-        if resume:  # what the last run has counted already
+        if resume:  # the last run has counted them already
             self.sweep.stand(self.depth, Step(self.name, listing.page, listing.entry))
             return self._look_into(entry.name, resume)
         if _is_folder(entry) and (self.depth or entry.name.startswith(TEMPORARY)):
             self.sweep.stand(self.depth, Step(self.name, listing.page, listing.entry))
-            if self.sweep.has_looked_enough:  # stop before it, not after: it may be gone then
+            if self.sweep.has_looked_enough:  # stop before the entry, since it may be deleted afterwards
                 self.sweep.stand(self.depth + 1, Step(entry.name))
                 return False
             self.sweep.counts["entries"] += 1
@@ -264,7 +263,7 @@ class Visit:
         return finished
 
     def _remove_empty(self, name: str) -> None:
-        with suppress(OSError):  # something came into it, or it is gone: either way it is not ours to remove
+        with suppress(OSError):  # it is not empty any more, or was deleted
             os.rmdir(name, dir_fd=self.folder)
             self.sweep.counts["folders"] += 1
 
@@ -281,21 +280,21 @@ class Visit:
 
 
 class Listing:
-    """The entries of an open folder from a position on, and the page that the last of them was on."""
+    """The entries of an open folder from a position on, and the page of the last returned entry."""
 
     def __init__(self, folder: int, position: int) -> None:
         self.folder = folder
         self.page = self._seek(position)
-        #: Which entry of the page the last one was, counted from 0.
+        #: The number of the last returned entry on its page, counted from 0.
         self.entry = -1
-        #: Why the listing ended before its end.
+        #: The error that ended the listing early.
         self.problem: OSError | None = None
         self._turned = False
 
     def __iter__(self) -> Iterator[os.DirEntry[str]]:
         end: int | None = None
         try:
-            with os.scandir(self.folder) as entries:  # reads from where the folder stands, and moves it by whole pages
+            with os.scandir(self.folder) as entries:  # reads from the folder's position, and moves it by whole pages
                 for entry in entries:
                     position = os.lseek(self.folder, 0, os.SEEK_CUR)
                     if position != end:
@@ -321,7 +320,7 @@ class Listing:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir(follow_symlinks=False)
-    except OSError:  # looking at it as a file will say why
+    except OSError:  # opening it as a file will report the error
         return False
 
 

@@ -1,10 +1,10 @@
 """Time slots that are long over, deleted unless a task on them is unfinished.
 
-A slot with no tasks goes as well: it holds neither history nor unfinished work. Tasks stay, without their slot.
+A slot without tasks is also deleted. Finished tasks are kept, without their slot.
 
-A slot is locked, then its finished tasks, and then it is deleted only if it has no task that is not among the locked
-ones: nobody can reopen a task, or put one on the slot, in between. A slot that another transaction has locked is left
-to the next run.
+The sweep locks a slot, and then its finished tasks. It deletes the slot only if all tasks of the slot are locked. So no
+task can be reopened, or added to the slot, in between. If another transaction has locked a slot, the next run deletes
+it.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ FINISHED = Task.state.in_([TaskState.COMPLETED, TaskState.CANCELLED])
 def delete_old_slots(
     session: Session, now: datetime, *, retention: timedelta, checkpoint: Checkpoint, batch: int = 1000
 ) -> dict[str, int]:
-    """Delete slots that ended more than ``retention`` ago and have no unfinished task; count, also those kept."""
+    """Delete slots that ended more than ``retention`` ago and have no unfinished task; count deleted and kept slots."""
     before = now - retention
     return sweep(
         session,

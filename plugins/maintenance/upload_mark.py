@@ -1,8 +1,8 @@
-"""The mark of the upload root. It is a file that distinguishes a root without files from one that is not mounted.
+"""The mark of the upload root: a file that shows that the volume is mounted, even if the root has no other files.
 
-A missing file is no error when a row's files are deleted. So of a volume that is not mounted each file would be
-missing, and the rows would forget files that are still there. The first run that deletes files leaves the mark, unless
-the root is empty while rows say that it has files; from then on a root without it is refused.
+When a row's files are deleted, a missing file is not an error. So if the volume were not mounted, all files would seem
+to be deleted, and the rows would be changed although the files still exist. The first run that deletes files creates
+the mark, unless the root is empty although rows list files. Later runs refuse a root without the mark.
 """
 
 import os
@@ -15,7 +15,7 @@ from plugins.maintenance.errors import UploadRootError
 from plugins.maintenance.upload_root import sync
 
 MARK = ".rota-upload-root"
-#: The bookmark that says that the root has been marked.
+#: The bookmark that records that the root has been marked.
 MARKED = "upload_root"
 #: The names that an empty file system may contain.
 NOTHING = {"lost+found"}
@@ -24,7 +24,7 @@ NOTHING = {"lost+found"}
 def require(session: Session, root: int, files: InstrumentedAttribute[bytes]) -> None:
     """Raise UploadRootError unless ``root``, an open folder, is marked, or can be marked now.
 
-    ``files`` are the rows that say that there are files.
+    ``files`` are the rows that list files.
     """
     is_known = bookmarks.find(session, MARKED) is not None
     if not _is_marked(root):
@@ -35,7 +35,7 @@ def require(session: Session, root: int, files: InstrumentedAttribute[bytes]) ->
             )
         os.close(os.open(MARK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=root))
         sync(root)
-    if not is_known:  # a write would have other sweeps wait for this one
+    if not is_known:  # other sweeps would wait for a write
         bookmarks.put(session, MARKED, True)
 
 

@@ -1,16 +1,16 @@
-"""The wall around the upload root: nothing outside is opened, listed or deleted.
+"""Opens, lists and deletes only files and folders inside the upload root.
 
-No path is ever joined and handed to the system, where a symlink anywhere in it could lead elsewhere. The root is opened
-once; from there each step is one plain name, opened relative to the folder before (openat(2)) with O_NOFOLLOW, and
-deleted relative to the open folder it was listed in (unlinkat(2)). So:
+Paths are never passed to the system as a whole, since a symlink in a path could lead outside. The root is opened once.
+From there, each folder is opened by its name, relative to its open parent (openat(2)), with O_NOFOLLOW. A file is
+deleted relative to the open folder that contains it (unlinkat(2)). So:
 
-- a symlink is never followed. In a folder that is being removed the link itself is unlinked; a link in the place of a
-  folder we were told to enter is refused;
-- ``..``, absolute and empty names, and names with ``/`` or NUL in them, are refused before the system sees them;
-- a folder that is replaced after it was opened changes nothing: the open one is what is emptied, and it is removed only
-  if its name still stands for it (same device, same inode). rmdir(2) takes nothing but an empty folder in any case;
+- a symlink is never followed. In a folder that is being removed, the link itself is deleted; a link in place of a
+  folder to be entered is refused;
+- ``..``, absolute and empty names, and names with ``/`` or NUL in them, are refused before any system call;
+- if a folder is replaced after it was opened, only the opened folder is emptied, and it is removed only if its name
+  still leads to it (same device, same inode). rmdir(2) removes only empty folders;
 - other devices, mounted within a folder that is being removed, are refused;
-- a file with several names (hard links) loses the one name that is here.
+- of a file with several names (hard links), only the name inside the folder is deleted.
 
 Names are those of ``os.fsdecode``: bytes that are not UTF-8 survive the round trip.
 """
@@ -29,9 +29,10 @@ NOT_A_FOLDER = {errno.ELOOP, errno.ENOTDIR}
 NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 #: The longest name of the common file systems, in bytes.
 LONGEST_NAME = 255
-#: A tree deeper than this is none of ours; each level costs an open folder.
+#: The application makes no deeper tree than this; each level needs an open folder.
 DEEPEST = 64
-#: A folder may be given a new file, or hide an old one from a listing, while it is being emptied.
+#: While a folder is emptied, another process may add a file, and a listing may miss a file; so it is listed again, this
+#: many times at most.
 PASSES = 3
 
 
@@ -65,7 +66,7 @@ def _what_is_wrong(root: Path, error: OSError) -> str:
 
 
 def is_plain(name: str | bytes) -> bool:
-    """Whether ``name`` is one step down, and no more."""
+    """Whether ``name`` is the name of a single file or folder, not a longer path."""
     raw = os.fsencode(name)
     return raw not in {b"", b".", b".."} and b"/" not in raw and b"\0" not in raw and len(raw) <= LONGEST_NAME
 
@@ -73,7 +74,7 @@ def is_plain(name: str | bytes) -> bool:
 def enter(folder: int, name: str) -> int:
     """Open the folder ``name`` in ``folder``; the caller closes it.
 
-    Raises FileNotFoundError if there is none, WallError if the name is not plain or stands for something else.
+    Raises FileNotFoundError if there is none, and WallError if the name is unsafe or is not that of a folder.
     """
     if not is_plain(name):
         raise WallError("not a plain name")
@@ -110,8 +111,8 @@ def _step(folder: int, name: str, way: Sequence[str]) -> int | None:
 def remove_tree(parent: int, name: str) -> int:
     """Remove the folder ``name`` in ``parent`` and its content; return the number of removed files and links.
 
-    Nothing there is no error. What cannot be removed does not spare the rest: the first such error is raised when the
-    rest has gone, an OSError or a WallError.
+    A missing folder is not an error. If something cannot be removed, the rest is removed anyway; then the first error,
+    an OSError or a WallError, is raised.
     """
     removal = _Removal()
     removal.remove(parent, name, DEEPEST)
@@ -123,7 +124,7 @@ def sync(folder: int) -> None:
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # this file system cannot
+        if error.errno != errno.EINVAL:  # the file system does not support it
             raise
 
 

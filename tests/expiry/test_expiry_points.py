@@ -259,7 +259,7 @@ class TestReferences:
     def test_a_reference_for_another_number_of_points_is_refused(self, session, lots):
         spend_points(session, "ann", 25, BEFORE, reference="order 7")
 
-        with pytest.raises(ReferenceTaken, match="'order 7' is for 25 points, and 26 were asked for"):
+        with pytest.raises(ReferenceTaken, match="'order 7' was used for 25 points; expected 25, not 26"):
             spend_points(session, "ann", 26, BEFORE, reference="order 7")
 
     @pytest.mark.parametrize("reference", ["", "x" * 201, "\0", 7], ids=repr)

@@ -284,7 +284,7 @@ class TestWhy:
 
         told = self.ask(rota, ledger, run_id)
 
-        assert "it was dead, and someone has retried it" in told
+        assert "it was dead, and a person has retried it" in told
         assert "after 4 attempts; `rota audit` shows who did it" in told
 
     def test_its_later_failures_are_told_apart_from_its_earlier_ones(self, rota, dead, ledger):
@@ -299,4 +299,4 @@ class TestWhy:
         rota("drop", str(run_id), "--yes")
 
         assert "has been dead since" in self.ask(rota, ledger, run_id)
-        assert "someone has dropped it; before that it was queued" in self.ask(rota, ledger, run_id)
+        assert "a person has dropped it; its state before was queued" in self.ask(rota, ledger, run_id)

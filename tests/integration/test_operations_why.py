@@ -136,9 +136,12 @@ def test_a_missed_slot_says_by_which_policy(ask, ledger, reason, said):
         ({"state": "orphaned"}, "no live process had its job."),
         ({"state": "orphaned", "reason": "broken"}, "had its job, since its plugin was broken"),
         ({"state": "orphaned", "reason": "absent"}, "It is adopted by itself when a process with the job is back."),
-        ({"state": "retrying", "reason": "adopted"}, "someone has adopted it"),
-        ({"state": "retrying", "reason": "by hand"}, "it was dead, and someone has retried it"),
-        ({"state": "dead", "reason": "dropped", "former_state": "queued"}, "has dropped it; before that it was queued"),
+        ({"state": "retrying", "reason": "adopted"}, "a person has adopted it"),
+        ({"state": "retrying", "reason": "by hand"}, "it was dead, and a person has retried it"),
+        (
+            {"state": "dead", "reason": "dropped", "former_state": "queued"},
+            "has dropped it; its state before was queued",
+        ),
         ({"state": "skipped", "reason": "paused"}, "was skipped: its job was paused"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Decides about messages whose job this process does not have: the same rule for one message and for a queue."""
+"""Decides about messages whose job this process does not have. The same rule applies to one message and to a queue."""
 
 from enum import StrEnum
 from typing import Any

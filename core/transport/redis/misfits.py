@@ -1,9 +1,9 @@
 """Messages of the fast lane whose arguments do not fit their job as this process declares it.
 
 While two releases run at the same time, a job may be declared in two forms. If one form refuses a message, the message
-is sent again after a moment, with the list of the forms that have refused it. It reaches a process that has another
-form in the end. A message that all live forms have refused becomes a dead letter. PostgreSQL knows which forms are
-live; while it is unavailable, no message becomes a dead letter.
+is sent again after a moment, with the list of the forms that have refused it. Eventually it reaches a process that has
+another form. A message that all live forms have refused becomes a dead letter. PostgreSQL knows which forms are live;
+while it is unavailable, no message becomes a dead letter.
 """
 
 import time
@@ -48,12 +48,13 @@ class Misfit:
 
 
 class Misfits(Batcher[Misfit]):
-    """The thread that keeps such messages for a moment, and then sends them again or dead-letters them."""
+    """The thread that keeps messages whose arguments did not fit for a moment, and then sends them again or
+    dead-letters them."""
 
     name = "rota-misfits"
     most_together = 1000
     gather_seconds = REST_SECONDS
-    again_seconds = 0.0  # since it gathers again first
+    again_seconds = 0.0  # since each batch waits before it is handled
     stop_seconds = REST_SECONDS * 10
 
     def __init__(self, queues: Queues, fits_elsewhere: FitsElsewhere) -> None:

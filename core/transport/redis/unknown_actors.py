@@ -33,12 +33,12 @@ Held = tuple[str, Message[Any]]
 
 
 class UnknownActors(Batcher[Held]):
-    """The thread that holds such messages for a moment and then decides about them."""
+    """The thread that keeps messages for unknown actors for a moment, and then decides about them."""
 
     name = "rota-unknown-actors"
     most_together = MOST_HELD
     gather_seconds = PAUSE_SECONDS
-    again_seconds = 0.0  # since it waits for a batch first
+    again_seconds = 0.0  # since each batch waits before it is handled
     stop_seconds = PAUSE_SECONDS * 10
 
     def __init__(self, queues: Queues, ask_fleet: Callable[[], Fleet] = Fleet, grace_seconds: float = 0) -> None:

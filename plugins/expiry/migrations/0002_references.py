@@ -1,6 +1,6 @@
 """Adds the user of an invitation code and the reference of a points entry, and makes tasks deletable.
 
-The previous release may still run: both columns may be empty, and it leaves them empty.
+Both columns may be empty, since the previous release may still run and does not set them.
 """
 
 import sqlalchemy as sa

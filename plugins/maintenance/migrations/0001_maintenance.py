@@ -25,7 +25,7 @@ TABLES = [
     "bookmarks",
 ]
 
-#: Marks all users whom a change of tasks concerns: those who posted or took one, before or after the change.
+#: Marks all users whose figures a change of tasks affects: those who posted or took a task, before or after the change.
 MARK_USERS_OF_TASKS = """
     CREATE FUNCTION maintenance_mark_users_of_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -65,7 +65,7 @@ MARK_USERS_OF_REVIEWS = """
         RETURN NULL;
     END $$
 """
-#: TRUNCATE says of no row that it went: everyone who has figures may be concerned.
+#: TRUNCATE does not report the deleted rows, so all users who have figures are marked.
 MARK_ALL_USERS = """
     CREATE FUNCTION maintenance_mark_all_users() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -226,7 +226,7 @@ def create_experts() -> None:
 
 
 def create_triggers() -> None:
-    """One for each kind of statement: a statement's transition tables are named in its trigger."""
+    """One trigger for each kind of statement, since each has different transition tables."""
     for function in (MARK_USERS_OF_TASKS, MARK_USERS_OF_REVIEWS, MARK_ALL_USERS):
         op.execute(function)
     for table in MARKED:

@@ -15,6 +15,7 @@ from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recovery import PLANS, Outage, Recovery
 from core.dispatcher.steps import Steps
+from core.dispatcher.turns import TurnKeeper
 from core.jobs.registry import Registry
 from core.ledger import agenda, pauses, releases, slots
 from core.ledger import due as due_runs
@@ -82,6 +83,7 @@ class Dispatcher(LedgerThread):
         self._again_seconds = AGAIN_SECONDS
         self._max_crashes = max_crashes
         self._steps = Steps()
+        self._turns = TurnKeeper()
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
@@ -179,6 +181,7 @@ class Dispatcher(LedgerThread):
         self._steps.take("account", accountant.account, connection, self._carrier)
         self._steps.take("misfires", miss_late, connection, self._registry, self._held)
         self._steps.take("lost", sending.find_lost, connection, self._carrier, self._resend_seconds)
+        self._steps.take("turns", self._turns.look, connection)
         self._steps.take("send", self._send_due, connection)
 
     def _look_at_fleet(self, connection: Connection) -> None:

@@ -13,7 +13,7 @@ from core.errors import DeclarationError
 from core.jobs.schedules import Schedule
 
 Backoff = Literal["fixed", "exponential"]
-Overlap = Literal["skip", "allow"]
+Overlap = Literal["skip", "wait", "allow"]
 Misfire = Literal["latest", "all", "skip"]
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
@@ -47,7 +47,7 @@ class Job:
     jitter: bool = False
     retry_on: tuple[type[BaseException], ...] = ()
     dead_on: tuple[type[BaseException], ...] = ()
-    overlap: Overlap = "skip"
+    overlap: Overlap = "allow"
     misfire: Misfire = "latest"
     misfire_grace: timedelta = timedelta(hours=6)
     misfire_cap: int = 1000
@@ -72,7 +72,7 @@ class Job:
     @property
     def exclusive(self) -> bool:
         """Whether two runs of one key may not overlap."""
-        return self.overlap == "skip"
+        return self.overlap != "allow"
 
     def delay_after(self, failures: int) -> timedelta:
         """How long to wait before the next attempt, after this many failed attempts; exact unless ``jitter``."""
@@ -104,7 +104,7 @@ def job(
     jitter: bool = False,
     retry_on: tuple[type[BaseException], ...] = (),
     dead_on: tuple[type[BaseException], ...] = (),
-    overlap: Overlap = "skip",
+    overlap: Overlap | None = None,
     misfire: Misfire = "latest",
     misfire_grace: timedelta = timedelta(hours=6),
     misfire_cap: int = 1000,
@@ -117,8 +117,11 @@ def job(
 
     ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay up to
     ``longest_delay``; ``jitter`` shortens each delay by up to a half, at random. With ``retry_on``, only these
-    exceptions are retried; after one of ``dead_on`` the run is dead at once. ``overlap="skip"`` records a run as
-    skipped while another run of the same job and key is running. ``misfire`` decides about slots that were not
+    exceptions are retried; after one of ``dead_on`` the run is dead at once. ``overlap`` decides about a
+    slot while another run of the same job and key is running: ``skip`` records it as skipped (the default with a
+    schedule), ``wait`` starts it when the other has ended, and ``allow`` starts it at once (the default without a
+    schedule). A request is never skipped: without ``allow``, the runs of one key start one after another. ``misfire``
+    decides about slots that were not
     started in time: run the ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No
     slot is run later than ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At
     ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
@@ -143,7 +146,7 @@ def job(
             jitter=jitter,
             retry_on=retry_on,
             dead_on=dead_on,
-            overlap=overlap,
+            overlap=overlap or ("allow" if schedule is None else "skip"),
             misfire=misfire,
             misfire_grace=misfire_grace,
             misfire_cap=misfire_cap,
@@ -186,6 +189,10 @@ def combination_problems(job: Job) -> list[str]:
     problems = []
     if job.soft_limit > job.hard_limit:
         problems.append(f"soft_limit={job.soft_limit} must not be longer than hard_limit={job.hard_limit}")
+    if job.overlap == "skip" and job.schedule is None and job.ledger:
+        problems.append("overlap='skip' would drop requests, and the job has no schedule; use 'wait' or 'allow'")
+    if job.overlap == "wait" and job.misfire == "all":
+        problems.append("overlap='wait' keeps only the newest waiting slot, and misfire='all' runs all; change one")
     if job.schedule is not None and not job.ledger:
         problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
     return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on")]

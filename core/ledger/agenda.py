@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from core.ledger import due, pauses, slots
+from core.ledger.models import IS_PARKED
 from core.ledger.prepared import Prepared
 
 #: Parameters: how late a slot may be, and how long ago an unclaimed run was sent that counts as overdue.
@@ -16,7 +17,8 @@ ASK = Prepared(
     SELECT clock_timestamp(),
         {due.IS_ANY_DUE}
         OR EXISTS (SELECT 1 FROM rota_runs WHERE {slots.IS_WAITING} AND slot < statement_timestamp() - $1)
-        OR EXISTS (SELECT 1 FROM ({due.SENT_LANES}) AS lane WHERE first_at < statement_timestamp() - $2),
+        OR EXISTS (SELECT 1 FROM ({due.SENT_LANES}) AS lane WHERE first_at < statement_timestamp() - $2)
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {IS_PARKED}),
         EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE})
     """,  # noqa: S608 — constants
 )
@@ -28,7 +30,7 @@ class Agenda:
 
     #: The database's clock.
     now: datetime
-    #: Whether a run must be sent, sent again or recorded as missed.
+    #: Whether a run must be sent, sent again, woken or recorded as missed.
     has_work: bool
     #: Whether a pause is active.
     is_paused: bool

@@ -1,6 +1,7 @@
 """Claims: one statement sets a run to ``running``, draws its fencing token and records the claiming process.
 
-Two runs of one (job, key) cannot both be ``running``: a claim that sees the other run gives way. If two claims race and
+Two runs of one (job, key) that may not overlap cannot both be ``running``: a claim that sees the other run gives way. A
+slot is skipped, if its job says so; a request waits for its turn (``core/ledger/turns.py``). If two claims race and
 neither sees the other, the partial unique index ``rota_runs_lease`` refuses the second claim, which then tries again.
 """
 
@@ -27,9 +28,11 @@ class Verdict(StrEnum):
     """The outcome of a claim."""
 
     RUNNING = "running"
-    #: Another run of the same job and key is running, and this run had not started.
+    #: Another run of the same job and key is running, and this run is a slot that gives way: it is skipped.
     SKIPPED = "skipped"
-    #: The same, but this run is a retry, so it waits for the other run.
+    #: An earlier slot of the same job and key is being retried, and this run is a slot that gives way: it is skipped.
+    BEHIND = "behind"
+    #: Another run of the same job and key is running or comes first; this run is parked until that one has ended.
     WAITING = "waiting"
     #: Its job is paused, and the run has a slot: it is skipped.
     PAUSED = "paused"
@@ -49,19 +52,38 @@ class Verdict(StrEnum):
 #: The wait before a run that did not fit is sent again; the same as for a message for an unknown actor.
 MISFIT_REST = "interval '0.5 seconds'"
 
+#: Whether a run that may not overlap has one of its job and key before it: one at work, or one that is due earlier.
+RIVAL = """
+    SELECT 1 FROM rota_runs AS rival WHERE rival.job = candidate.job AND rival.key = candidate.key
+      AND rival.state = 'running' AND rival.exclusive
+"""
+FORMER = """
+    SELECT 1 FROM rota_runs AS former WHERE former.job = candidate.job AND former.key = candidate.key
+      AND former.state IN ('queued', 'retrying') AND (former.exclusive OR former.key <> '') AND former.exclusive
+      AND (former.due_at, former.id) < (candidate.due_at, candidate.id)
+"""
+#: Whether an earlier slot is being retried, due or not.
+RETRIED = """
+    SELECT 1 FROM rota_runs AS tried WHERE tried.job = candidate.job AND tried.key = candidate.key
+      AND tried.state IN ('queued', 'retrying') AND (tried.exclusive OR tried.key <> '') AND tried.exclusive
+      AND tried.state = 'retrying' AND tried.slot < candidate.slot
+"""
+
 #: Parameters: run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the
-#: job, form of the job in this process. The claim itself is not flushed to disk. If PostgreSQL crashes before the next
-#: flush, the run is queued again, and the lost lease matches no row. The sequence may draw its token again, but for
-#: another process: every process registers again after a crash, and a registration is flushed. The commit of the run's
-#: work flushes its claim as well.
+#: job, form of the job in this process, whether a slot of the job gives way to another run. The claim itself is not
+#: flushed to disk. If PostgreSQL crashes before the next flush, the run is queued again, and the lost lease matches no
+#: row. The sequence may draw its token again, but for another process: every process registers again after a crash, and
+#: a registration is flushed. The commit of the run's work flushes its claim as well. ``rota.claim`` tells the trigger
+#: that this is a claim of this release.
 CLAIM = Prepared(
     "rota_claim",
-    ("bigint", "text", "bigint", "text", "int", "text[]", "text"),
+    ("bigint", "text", "bigint", "text", "int", "text[]", "text", "boolean"),
     f"""
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
     ), candidate AS MATERIALIZED (
-        SELECT id, job, key, slot, state, exclusive, crashes, due_at <= clock_timestamp() AS due, queue, refused_by
+        SELECT id, job, key, slot, state, exclusive, crashes, due_at, due_at <= clock_timestamp() AS due, queue,
+               refused_by
         FROM rota_runs, unflushed
         WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
@@ -73,27 +95,30 @@ CLAIM = Prepared(
                 THEN CASE WHEN state = 'queued' AND slot IS NOT NULL THEN 'paused' ELSE 'held' END
             WHEN $7 = ANY(refused_by) AND {MAY_FIT.format(job="job", queue="queue", refused="refused_by")} THEN 'misfit'
             WHEN crashes >= $5 THEN 'suspect'
-            WHEN NOT exclusive OR NOT EXISTS (
-                SELECT 1 FROM rota_runs AS rival
-                WHERE rival.job = candidate.job AND rival.key = candidate.key
-                  AND rival.state = 'running' AND rival.exclusive) THEN 'running'
-            WHEN state = 'queued' THEN 'skipped'
-            ELSE 'waiting' END AS word
+            WHEN NOT exclusive THEN 'running'
+            WHEN state = 'queued' AND slot IS NOT NULL AND EXISTS ({RETRIED})
+                THEN CASE WHEN $8 THEN 'behind' ELSE 'waiting' END
+            WHEN EXISTS ({RIVAL}) THEN CASE WHEN $8 AND state = 'queued' AND slot IS NOT NULL THEN 'skipped'
+                                            ELSE 'waiting' END
+            WHEN EXISTS ({FORMER}) THEN 'waiting'
+            ELSE 'running' END AS word
         FROM candidate
     )
     UPDATE rota_runs AS run SET
-        state = CASE word WHEN 'running' THEN word WHEN 'skipped' THEN word WHEN 'paused' THEN 'skipped' ELSE state END,
-        reason = CASE WHEN word = 'running' THEN NULL WHEN word IN ('skipped', 'waiting') THEN 'overlap'
-                      WHEN word = 'paused' THEN word WHEN word = 'misfit' THEN 'arguments' ELSE reason END,
+        state = CASE WHEN word = 'running' THEN word WHEN word IN ('skipped', 'behind', 'paused') THEN 'skipped'
+                     ELSE state END,
+        reason = CASE word WHEN 'running' THEN NULL WHEN 'skipped' THEN 'overlap' WHEN 'waiting' THEN 'overlap'
+                           WHEN 'behind' THEN 'retrying' WHEN 'paused' THEN word WHEN 'misfit' THEN 'arguments'
+                           ELSE reason END,
         attempt = attempt + (word = 'running')::int,
         token = CASE word WHEN 'running' THEN nextval('rota_tokens') ELSE token END,
         process_id = CASE word WHEN 'running' THEN $3 END,
         worker = CASE word WHEN 'running' THEN $4 ELSE worker END,
         started_at = CASE word WHEN 'running' THEN clock_timestamp() ELSE started_at END,
-        finished_at = CASE WHEN word IN ('skipped', 'paused') THEN clock_timestamp() END,
-        sent_at = CASE WHEN word NOT IN ('early', 'waiting', 'held', 'misfit') THEN sent_at END,
-        due_at = CASE word WHEN 'waiting' THEN clock_timestamp() + interval '1 second'
-                           WHEN 'misfit' THEN clock_timestamp() + {MISFIT_REST} ELSE due_at END
+        finished_at = CASE WHEN word IN ('skipped', 'behind', 'paused') THEN clock_timestamp() END,
+        sent_at = CASE WHEN word = 'waiting' THEN 'infinity'
+                       WHEN word NOT IN ('early', 'held', 'misfit') THEN sent_at END,
+        due_at = CASE word WHEN 'misfit' THEN clock_timestamp() + {MISFIT_REST} ELSE due_at END
     FROM verdict WHERE run.id = verdict.id
     RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
     """,  # noqa: S608 — a constant
@@ -171,15 +196,17 @@ def claim(
     most_crashes: int = NEVER_SUSPECT,
     scopes: Collection[str] = (),
     form: str = "",
+    gives_way: bool = True,
 ) -> tuple[Verdict, Lease | None]:
     """Claim ``run_id``, if it is a run of ``job``, for this process, in one round trip on an autocommit connection.
 
-    ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process.
+    ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process;
+    ``gives_way`` is whether a slot of the job is skipped instead of waiting for another run of its key.
     Returns the verdict, with a lease if and only if the verdict is RUNNING.
     """
     for look in range(CLAIM_LOOKS):
         try:
-            values = (run_id, job, process_id, worker, most_crashes, pauses.literal(scopes), form)
+            values = (run_id, job, process_id, worker, most_crashes, pauses.literal(scopes), form, gives_way)
             rows = CLAIM.rows(connection, *values)
         except IntegrityError:
             if look == CLAIM_LOOKS - 1:

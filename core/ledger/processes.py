@@ -107,7 +107,7 @@ RECOVER = text(f"""
             state = CASE WHEN crashes + 1 >= :max_crashes THEN 'dead' ELSE 'retrying' END,
             reason = CASE WHEN crashes + 1 >= :max_crashes THEN 'crashes' ELSE 'worker died' END,
             error = format('worker %s died or sent no heartbeat during attempt %s', worker, attempt),
-            crashes = crashes + 1, process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
+            crashes = crashes + 1, process_id = NULL, sent_at = NULL,
             finished_at = CASE WHEN crashes + 1 >= :max_crashes THEN clock_timestamp() END
         WHERE id IN (
             SELECT id FROM rota_runs AS run WHERE {IS_STRANDED} FOR UPDATE SKIP LOCKED)

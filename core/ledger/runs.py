@@ -42,14 +42,18 @@ REQUEST = """
 #: A run is dead after this many attempts whose lease a living process lost, besides failures, crashes and Laters.
 MOST_LOSSES = 20
 
-#: Parameters: run, token, process, result.
+#: Whether a run waits for the end of ``run``.
+HAS_WAITING = """EXISTS (
+    SELECT 1 FROM {}rota_runs AS parked WHERE parked.job = run.job AND parked.key = run.key
+      AND parked.state IN ('queued', 'retrying') AND parked.sent_at = 'infinity')"""
+#: Parameters: run, token, process, result. Returns whether a run waits for its end.
 SUCCEED = Prepared(
     "rota_succeed",
     ("bigint", "bigint", "bigint", "text"),
     f"""
     UPDATE ledger.rota_runs AS run
     SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
-    WHERE {LEASE_IS_GOOD} RETURNING run.id
+    WHERE {LEASE_IS_GOOD} RETURNING CASE WHEN run.exclusive THEN {HAS_WAITING.format("ledger.")} ELSE false END
     """,  # noqa: S608 — constants
 )
 
@@ -61,9 +65,9 @@ SUCCEED_AFTER_ANOTHER = Prepared(
     WITH ended AS MATERIALIZED (
         UPDATE ledger.rota_runs AS run
         SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
-        WHERE {LEASE_IS_GOOD} RETURNING {ENDED}
+        WHERE {LEASE_IS_GOOD} RETURNING {ENDED}, run.job, run.key, run.exclusive
     ), {attempts.keeping("ended", "succeeded", log="$5", ledger="ledger.")}
-    SELECT id FROM ended
+    SELECT CASE WHEN run.exclusive THEN {HAS_WAITING.format("ledger.")} ELSE false END FROM ended AS run
     """,  # noqa: S608 — constants
 )
 
@@ -107,7 +111,8 @@ FAIL = Prepared(
     WITH ended AS MATERIALIZED (
         UPDATE rota_runs AS run
         SET state = $4, reason = $5, error = $6, failures = failures + 1, process_id = NULL, sent_at = NULL,
-            due_at = CASE $4 WHEN 'retrying' THEN least(clock_timestamp() + $7, $8) ELSE due_at END,
+            due_at = CASE WHEN $4 = 'retrying' AND $7 > interval '0' THEN least(clock_timestamp() + $7, $8)
+                          ELSE due_at END,
             finished_at = CASE $4 WHEN 'dead' THEN clock_timestamp() END
         WHERE {LEASE_IS_GOOD} RETURNING {ENDED}
     ), {attempts.keeping("ended", "failed", traceback="$9", log="$10")}
@@ -159,7 +164,7 @@ ANNOUNCE = text("SELECT pg_notify(:channel, '')")
 RELEASE = text(f"""
     WITH ended AS MATERIALIZED (
         UPDATE rota_runs AS run
-        SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL, due_at = clock_timestamp()
+        SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL
         WHERE state = 'running' AND process_id = :process_id
         RETURNING {ENDED}
     ), {attempts.keeping("ended", "released", error="NULL")}
@@ -181,7 +186,7 @@ RELEASE_FORGOTTEN = text(f"""
             reason = CASE WHEN is_over THEN 'lost' ELSE :reason END,
             error = CASE WHEN is_over THEN format('its lease was lost in %s attempts under living processes', attempt)
                          ELSE error END,
-            process_id = NULL, sent_at = NULL, due_at = clock_timestamp(),
+            process_id = NULL, sent_at = NULL,
             finished_at = CASE WHEN is_over THEN clock_timestamp() END
         FROM unseen WHERE run.id = unseen.id
         RETURNING {ENDED}, run.job, is_over
@@ -258,15 +263,15 @@ def announce(connection: Connection) -> None:
     connection.execute(ANNOUNCE, {"channel": DUE_CHANNEL})
 
 
-def succeed(session: Session | Connection, lease: Lease, result: str | None, log: str | None = None) -> bool:
-    """Record success in the caller's transaction; if this returns False, the lease is lost: roll back.
+def succeed(session: Session | Connection, lease: Lease, result: str | None, log: str | None = None) -> bool | None:
+    """Record success in the caller's transaction; return whether a run waits for the end of this one.
 
-    ``log`` is the end of the attempt's log, which is kept only if it is not the run's first attempt.
+    None if the lease is lost: roll back. ``log`` is the end of the attempt's log, which is kept only if it is not the run's first attempt.
     """
     values = (lease.run_id, lease.token, lease.process_id, result)
-    if lease.attempt > 1:
-        return bool(SUCCEED_AFTER_ANOTHER.rows(session, *values, log))
-    return bool(SUCCEED.rows(session, *values))
+    is_first = lease.attempt == 1
+    rows = SUCCEED.rows(session, *values) if is_first else SUCCEED_AFTER_ANOTHER.rows(session, *values, log)
+    return bool(rows[0][0]) if rows else None
 
 
 def succeed_many(

@@ -65,19 +65,22 @@ LATE_JOBS = text(f"""
 """)  # noqa: S608 — a constant
 
 #: Records late queued slots as missed, by each job's policy, and those past their grace. For a paused job, slots that
-#: were within their grace when the pause began are recorded as skipped.
+#: were within their grace when the pause began are recorded as skipped. A slot that a worker has tried to start waits
+#: for another run or for a limit: it is missed only at the end of its grace, for that reason.
 MISS = text("""
     WITH policy AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]),
                              CAST(:caps AS int[]), CAST(:held_since AS timestamptz[]))
             AS policy (job, misfire, grace, cap, held_since)
     ), waiting AS (
-        SELECT id, job, slot, row_number() OVER (PARTITION BY job, key ORDER BY slot DESC) AS place
+        SELECT id, job, slot, row_number() OVER (PARTITION BY job, key ORDER BY slot DESC) AS place,
+               CASE WHEN reason IN ('overlap', 'limit', 'later') THEN reason END AS tried
         FROM rota_runs WHERE state = 'queued' AND slot IS NOT NULL AND slot <= clock_timestamp()
     ), verdict AS (
         SELECT id, CASE
             WHEN held_since < slot + grace THEN 'paused'
-            WHEN slot < clock_timestamp() - grace THEN 'grace'
+            WHEN slot < clock_timestamp() - grace THEN coalesce(tried, 'grace')
+            WHEN tried IS NOT NULL THEN NULL
             WHEN misfire = 'skip' THEN 'policy'
             WHEN misfire = 'latest' AND place > 1 THEN 'superseded'
             WHEN misfire = 'all' AND place > cap THEN 'capped' END AS reason

@@ -25,7 +25,7 @@ from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.middleware.execution import RECORDING, Execution, Layer, Proceed
 from core.worker.completions import Completion, Completions
-from core.worker.outcomes import Recorder, log_of, refused_result, refusing_result, report, require
+from core.worker.outcomes import Recorder, awaited, log_of, refused_result, refusing_result, report
 
 ISOLATION = "rota.isolation"
 FENCED = "rota.fenced"
@@ -190,7 +190,7 @@ class DatabaseSession(Layer):
         is_alone = execution.job.exclusive or work.has_begun  # a run waits for it, or there is work to commit with it
         log = log_of(execution) if lease.attempt > 1 else None
         if completions is None or is_alone or not completions.has_room:
-            return self.succeed(work, lease, body, log)
+            return self.succeed(execution, work, lease, body, log)
         execution.is_recorded_later = True
         execution.seconds = time.perf_counter() - execution.began
         completions.add(Completion(lease, body, partial(self._recorded, execution), log))
@@ -203,18 +203,18 @@ class DatabaseSession(Layer):
             report(execution.lease, refused_result(error), execution.elapsed, error)
         execution.end(status)
 
-    def succeed(self, work: Work, lease: Lease, body: str | None, log: str | None = None) -> str:
+    def succeed(self, execution: Execution, work: Work, lease: Lease, body: str | None, log: str | None = None) -> str:
         """Commit the job's work and the run's success in one transaction. Raises LeaseLost, and BadResult."""
         if not work.has_begun:
             with refusing_result():
-                is_good = self._recorder.record(lease, lambda connection: runs.succeed(connection, lease, body, log))
-            require(bool(is_good), lease)
+                is_awaited = self._recorder.record(lease, lambda connection: runs.succeed(connection, lease, body, log))
+            execution.is_awaited = awaited(is_awaited, lease)
             return State.SUCCEEDED
         session = work.session
         session.flush()
         with refusing_result():
-            is_good = runs.succeed(session, lease, body, log)
-        require(is_good, lease)
+            is_awaited = runs.succeed(session, lease, body, log)
+        execution.is_awaited = awaited(is_awaited, lease)
         session.mark_fenced()
         session.commit()
         return State.SUCCEEDED

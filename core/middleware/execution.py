@@ -78,6 +78,8 @@ class Execution:
     misfit: BadArguments | None = None
     #: Whether its success will be recorded later, in a batch.
     is_recorded_later: bool = False
+    #: Whether its success found a run that waits for its end.
+    is_awaited: bool = False
     work: Interruptible | None = None
     run: Run | None = None
     #: The object that plugins' middleware sees; None without such middleware.

@@ -4,16 +4,21 @@ from typing import Any
 
 from core.ledger.claims import Verdict
 from core.ledger.leases import Lease
+from core.ledger.models import State
+from core.ledger.turns import Turn
 from core.middleware.execution import Execution, Layer, Proceed
 from core.worker import isolation
 from core.worker.claiming import Claims
+from core.worker.wakes import Wakes
 
 
 class OverlapLock(Layer):
     """Claims the run. If the claim is refused, the inner layers are not called, and the verdict is the outcome."""
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: Claims, wakes: Wakes) -> None:
+        """``wakes`` wakes the run that waits for the end of another."""
         self._claims = claims
+        self._wakes = wakes
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
         """Claim the run, unless it was claimed ahead, and keep the lease until the run's end is recorded."""
@@ -24,11 +29,17 @@ class OverlapLock(Layer):
         if claimed == Verdict.SUSPECT:
             return isolation.work(execution.job.name, execution.run_id)
         if not isinstance(claimed, Lease):
+            if claimed == Verdict.WAITING:
+                self._wakes.parked(execution.job, execution.run_id)
             return claimed
         execution.lease = claimed
         return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Forget the lease, which has ended with the run."""
-        if execution.lease is not None:
-            self._claims.membership.in_hand.remove(execution.lease)
+        """Forget the lease, which has ended with the run, and wake the run that waits for this end."""
+        lease = execution.lease
+        if lease is None:
+            return
+        self._claims.membership.in_hand.remove(lease)
+        if execution.job.exclusive and (execution.is_awaited or status != State.SUCCEEDED):
+            self._wakes.add(Turn(lease.job, lease.key))

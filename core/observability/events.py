@@ -225,6 +225,22 @@ class RunNotClaimedAhead(Event):
     error: str
 
 
+@event("run.not_woken", WARNING, "{runs} ended runs could not wake those that wait for them: {error}")
+class RunNotWoken(Event):
+    """PostgreSQL went away when runs had ended that others may wait for. The dispatcher wakes these within seconds."""
+
+    runs: int
+    error: str
+
+
+@event("run.waits", DEBUG, "run {run} waits for another run of its key")
+class RunWaits(Event):
+    """Another run of the same job and key is at work or comes first. This run starts when its turn comes."""
+
+    job: str
+    run: int
+
+
 @event("run.not_released", WARNING, "{runs} runs could not be released: {error}")
 class RunNotReleased(Event):
     """PostgreSQL went away while a worker released runs that it had claimed and not started. They are released within

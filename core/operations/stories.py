@@ -74,11 +74,20 @@ def running(scene: Scene, run: Run, subject: str) -> list[str]:
     return [*sentences, *start(scene, run), *hardships(run), *alarms(scene)]
 
 
+#: What a run waits for that a worker has tried to start.
+WAITS_FOR = {
+    "overlap": "another run of the same job and key is running or comes first",
+}
+
+
 def queued(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason == "arguments":
         return [f"{subject} waits for a worker whose declaration of the job its arguments fit.", *alarms(scene)]
     if run.reason == "later":
         return [f"{subject} {postponed(scene, run)}.", *alarms(scene)]
+    if run.reason in WAITS_FOR:
+        waits = f"{subject} has been due since {scene.at(run.due_at)} and waits: {WAITS_FOR[run.reason]}."
+        return [waits, *rival_sentences(scene, run, scene.now), *alarms(scene)]
     if run.due_at > scene.now:
         return [f"{subject} is due at {scene.at(run.due_at)} ({scene.ago(run.due_at)})."]
     alarm = alarms(scene) or ["Workers are alive: they are busy, or the message was lost and is sent again in seconds."]
@@ -97,7 +106,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "worker died": f"its worker {run.worker} died or sent no heartbeat during attempt {run.attempt}",
         "its worker lost PostgreSQL": f"its worker {run.worker} lost PostgreSQL during attempt {run.attempt}",
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
-        "overlap": "another run of the same job and key is running",
+        "overlap": WAITS_FOR["overlap"],
         "arguments": "it waits for a worker whose declaration of the job its arguments fit",
         "adopted": "it was orphaned, and a person has adopted it",
         "by hand": "it was dead, and a person has retried it",
@@ -133,8 +142,13 @@ def dead(scene: Scene, run: Run, subject: str) -> list[str]:
 def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason == "paused":
         return [f"{subject} was skipped: its job was paused.", *pause_sentences(scene, run)]
+    reasons = {
+        "retrying": "an earlier slot of the same job and key was still being retried (overlap='skip')",
+        "superseded": "a newer slot was waiting for the same run (overlap='wait')",
+    }
     if run.reason != "overlap":
-        return [f"{subject} was skipped at {scene.at(run.finished_at)}: {run.reason}."]
+        because = reasons.get(run.reason or "", run.reason)
+        return [f"{subject} was skipped at {scene.at(run.finished_at)}: {because}."]
     sentences = [
         f"{subject} was skipped at {scene.at(run.finished_at)}: another run was still running (overlap='skip')."
     ]
@@ -169,6 +183,7 @@ def missed(scene: Scene, run: Run, subject: str) -> list[str]:
     reasons = {
         "grace": f"no worker started it within its grace{grace}",
         "later": "its function had postponed it past its grace (Later)",
+        "overlap": f"it waited for another run of the same job and key until the end of its grace{grace}",
         "superseded": "no worker started it in time, and misfire='latest' runs only the newest late slot",
         "policy": "no worker started it in time, and misfire='skip' runs no late slot",
         "capped": f"no worker started it in time, and misfire='all' runs only the newest{cap} late slots",

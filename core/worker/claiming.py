@@ -16,7 +16,15 @@ from core.ledger.claims import Verdict
 from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.observability import logs, metrics
-from core.observability.events import RunNotClaimed, RunNotClaimedAhead, RunNotReleased, RunPaused, RunSkipped, emit
+from core.observability.events import (
+    RunNotClaimed,
+    RunNotClaimedAhead,
+    RunNotReleased,
+    RunPaused,
+    RunSkipped,
+    RunWaits,
+    emit,
+)
 from core.plugins import loading
 from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID, is_run_id
@@ -100,14 +108,21 @@ class Claims:
             most_crashes=self.suspected_after,
             scopes=loading.current().scopes.get(job.name, ()),
             form=arguments.form(job),
+            gives_way=job.overlap == "skip",
         )
 
 
+#: Why a slot was skipped.
+SKIPPED = {Verdict.SKIPPED: "overlap", Verdict.BEHIND: "retrying"}
+
+
 def tell_refusal(job: Job, run_id: int, verdict: Verdict) -> None:
-    """Log and count a run that was skipped or paused."""
-    if verdict == Verdict.SKIPPED:
+    """Log and count a run that was skipped or paused, or that waits."""
+    if verdict in SKIPPED:
         metrics.run_ended(job.name, State.SKIPPED)
-        emit(RunSkipped(job.name, run_id, "overlap"))
+        emit(RunSkipped(job.name, run_id, SKIPPED[verdict]))
+    if verdict == Verdict.WAITING:
+        emit(RunWaits(job.name, run_id))
     if verdict in (Verdict.PAUSED, Verdict.HELD):
         emit(RunPaused(job.name, run_id))
 

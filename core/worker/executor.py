@@ -31,6 +31,7 @@ from core.worker.completions import Completions
 from core.worker.last_resort import LastResort
 from core.worker.membership import Membership
 from core.worker.outcomes import Recorder
+from core.worker.wakes import Wakes
 
 
 class Executor:
@@ -53,13 +54,15 @@ class Executor:
         self.engine = engine
         self.membership = membership
         self.claims = Claims(engine, membership, worker, suspected_after)
+        #: Wakes the runs that wait for a run of this process.
+        self.wakes = Wakes(engine)
         recorder = Recorder(engine, membership)
         last_resort = LastResort(engine, membership, completions)
         leftovers = Leftovers()
         #: The middleware around each run, outermost first.
         self._around_runs = [
             OwnContext(),  # the next run of the thread does not see context variables that this run sets
-            OverlapLock(self.claims),  # claims the run, and keeps its lease until it has ended
+            OverlapLock(self.claims, self.wakes),  # claims the run, and keeps its lease until it has ended
             ArgumentFit(self.claims, recorder),  # releases a run whose arguments only fit another release
             Metrics(),  # adds job, run, slot and attempt to every log line; counts and times the attempt
             leftovers,  # restores changes of the process's state, or logs them

@@ -49,6 +49,7 @@ def main(run_id: int) -> None:
     forks.begin()
     executor.execute(process.registry.job(name), run_id)
     forks.end()
+    executor.wakes.stop()
     heartbeat.stop()
     watchdog.stop()
 

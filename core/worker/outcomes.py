@@ -177,7 +177,8 @@ def lost(lease: Lease | None) -> LeaseLost:
     return LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's")
 
 
-def require(recorded: bool, lease: Lease) -> None:
-    """Raise LeaseLost unless the outcome was recorded under ``lease``."""
-    if not recorded:
+def awaited(is_awaited: bool | None, lease: Lease) -> bool:
+    """Whether a run waits for the end of one whose success was recorded. Raises LeaseLost if it was not recorded."""
+    if is_awaited is None:
         raise lost(lease)
+    return is_awaited

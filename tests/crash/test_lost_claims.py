@@ -86,5 +86,5 @@ def test_a_token_that_postgresql_draws_again_after_a_crash_is_good_for_its_secon
             with pytest.raises(LeaseLost):
                 leases.hold(connection, lost, "{}")
             assert not runs.fail(connection, lost, runs.Failure(State.RETRYING, "error", ""))
-            assert not runs.succeed(connection, lost, None)
-            assert runs.succeed(connection, held, None)
+            assert runs.succeed(connection, lost, None) is None
+            assert runs.succeed(connection, held, None) is not None

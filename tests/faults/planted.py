@@ -21,7 +21,8 @@ from core.ledger import claims, leases, processes, runs, slots
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
 from core.middleware.db_session import DatabaseSession, Work
-from core.worker.outcomes import require
+from core.middleware.execution import Execution
+from core.worker.outcomes import awaited
 
 PLANT = "FAULTS_PLANT"
 #: Longer than two looks of the dispatcher at who is dead.
@@ -92,9 +93,16 @@ def forgotten_lease() -> None:
 def two_commits() -> None:
     """Success is recorded in a transaction of its own, and the job's work committed after it."""
 
-    def succeed(_self: DatabaseSession, work: Work, lease: leases.Lease, _body: str | None) -> str:
+    def succeed(
+        _self: DatabaseSession,
+        _execution: Execution,
+        work: Work,
+        lease: leases.Lease,
+        _body: str | None,
+        _log: str | None = None,
+    ) -> str:
         with database.autocommit(work.engine) as connection:
-            require(runs.succeed(connection, lease, None), lease)
+            awaited(runs.succeed(connection, lease, None), lease)
         if work.has_begun:
             work.session.mark_fenced()
             work.session.commit()

@@ -124,15 +124,15 @@ class TestSuccess:
         assert (row.state, row.reason, row.error, row.attempt, row.failures) == ("succeeded", None, None, 2, 1)
         assert attempts == [1, 2]
 
-    def test_a_run_whose_rival_is_at_work_is_skipped_and_said_to_be(self, run_job, ledger, caplog):
+    def test_a_slot_whose_rival_is_at_work_is_skipped_and_said_to_be(self, run_job, ledger, caplog):
         caplog.set_level("INFO", "rota")
         skipped = []
 
         def function(run):
-            skipped.append(ledger.request())
+            skipped.append(ledger.request(slot=datetime(2026, 1, 1, tzinfo=UTC)))
             assert run_job.executor.execute(rival, skipped[0]) == Verdict.SKIPPED
 
-        rival = once(function)
+        rival = once(function, schedule=every(minutes=1))
 
         assert run_job(rival).state == "succeeded"
         assert ledger.run(skipped[0]).state == "skipped"

@@ -99,6 +99,7 @@ def test_a_skipped_slot_names_the_run_in_its_way(ask, ledger):
     ("reason", "said"),
     [
         ("grace", "no worker started it within its grace of 60 min"),
+        ("overlap", "waited for another run of the same job and key until the end of its grace of 60 min"),
         ("superseded", "misfire='latest' runs only the newest"),
         ("policy", "misfire='skip'"),
         ("capped", "misfire='all' runs only the newest 1000 late slots"),
@@ -131,6 +132,9 @@ def test_a_missed_slot_says_by_which_policy(ask, ledger, reason, said):
         ({"state": "retrying", "reason": "worker died"}, "died or sent no heartbeat during attempt 1"),
         ({"state": "retrying", "reason": "its worker was stopped"}, "was stopped during attempt 1"),
         ({"state": "retrying", "reason": "overlap"}, "another run of the same job and key is running"),
+        ({"state": "queued", "reason": "overlap"}, "another run of the same job and key is running or comes first"),
+        ({"state": "skipped", "reason": "retrying"}, "an earlier slot of the same job and key was still being retried"),
+        ({"state": "skipped", "reason": "superseded"}, "a newer slot was waiting"),
         ({"state": "running", "process_id": 99}, "That worker is no longer alive"),
         ({"state": "queued"}, "has not been started"),
         ({"state": "orphaned"}, "no live process had its job."),

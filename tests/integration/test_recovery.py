@@ -11,6 +11,7 @@ from core import database as databases
 from core import job
 from core.dispatcher.recovery import Outage, Recovery, recover, requeue
 from core.ledger import processes
+from core.ledger.claims import Verdict
 from core.ledger.processes import Identity
 from core.observability.events import ProcessLost, RecoveryFailed, RecoveryInterrupted, RunRecovered
 from core.transport.redis import RotaBroker, connect
@@ -222,14 +223,16 @@ class TestHandOn:
 
         assert processes.recover(reaper, 3) == []
 
-    def test_a_run_handed_on_frees_its_key(self, start_process, reaper, database, ledger):
+    def test_a_run_handed_on_frees_its_key_and_stays_first(self, start_process, reaper, database, ledger):
         dead, living = start_process(), start_process()
-        dead.lease(database, ledger.request())
+        first, second = ledger.request(), ledger.request()
+        dead.lease(database, first)
         dead.expire(database)
         processes.end_dead(reaper)
         processes.recover(reaper, 3)
 
-        assert living.lease(database, ledger.request()).attempt == 1
+        assert living.claim(database, second)[0] == Verdict.WAITING
+        assert living.lease(database, first).attempt == 2
 
 
 @job("work")

@@ -285,7 +285,7 @@ class TestExecutor:
 
     @pytest.mark.parametrize(
         ("overlap", "body"),
-        [("allow", lambda run: leave(run.session, "done")), ("skip", lambda run: None)],
+        [("allow", lambda run: leave(run.session, "done")), ("wait", lambda run: None)],
         ids=["work in its session", "no overlap"],
     )
     def test_others_are_recorded_before_it_returns(self, together, ledger, overlap, body):

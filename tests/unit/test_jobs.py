@@ -43,7 +43,7 @@ def test_the_defaults_are_those_of_the_documentation():
     assert (found.queue, found.schedule, found.max_retries, found.retry_delay) == ("default", None, 3, 60 * SECOND)
     assert (found.backoff, found.overlap, found.misfire, found.misfire_grace) == (
         "fixed",
-        "skip",
+        "allow",
         "latest",
         timedelta(hours=6),
     )
@@ -90,8 +90,10 @@ def test_declaring_a_job_does_not_call_its_function():
     assert declared(explode).name == "close-day"
 
 
-def test_only_overlap_skip_is_exclusive():
-    assert declared(overlap="skip").exclusive
+def test_only_a_job_that_allows_overlap_is_not_exclusive():
+    assert declared(overlap="wait").exclusive
+    assert declared(schedule=every(minutes=1)).overlap == "skip"
+    assert declared(schedule=every(minutes=1)).exclusive
     assert not declared(overlap="allow").exclusive
 
 
@@ -121,7 +123,7 @@ def test_a_limit_at_its_bound_is_accepted(limit):
         *(("jitter", value) for value in [1, 0.5, None, "yes"]),
         *(("retry_on", value) for value in [OSError, [OSError], (OSError, "x"), (OSError(),), (int,), None]),
         *(("dead_on", value) for value in [OSError, [OSError], (None,), (int,), "OSError"]),
-        *(("overlap", value) for value in ["deny", None, True]),
+        *(("overlap", value) for value in ["deny", True]),
         *(("misfire", value) for value in ["run", None, "LATEST"]),
         *(("misfire_grace", value) for value in [timedelta(0), 60, None, timedelta.max]),
         *(("soft_limit", value) for value in [timedelta(0), -SECOND, 60, None, timedelta.max]),

@@ -1,0 +1,23 @@
+"""Wakes parked runs whose process could not: it died, or was without PostgreSQL, when the run before them ended."""
+
+from sqlalchemy import Connection
+
+from core.ledger import turns
+from core.ledger.turns import Turn
+
+#: How many jobs and keys one pass looks at.
+AT_ONCE = 1000
+FIRST = Turn("", "")
+
+
+class TurnKeeper:
+    """Goes round the jobs and keys with parked runs, some in each pass."""
+
+    def __init__(self) -> None:
+        self._reached = FIRST
+
+    def look(self, connection: Connection) -> int:
+        """Wake runs that have no run before them; return how many. The pass then sends them."""
+        found = turns.parked(connection, self._reached, AT_ONCE)
+        self._reached = found[-1] if len(found) == AT_ONCE else FIRST
+        return len(turns.wake(connection, found, carried=False)) if found else 0

@@ -1,0 +1,97 @@
+"""Turns: the runs of one (job, key) that may not overlap start one after another, in the order of their due times.
+
+A run that must wait for another one of its job and key is *parked*: its ``sent_at`` is ``infinity``, so the dispatcher
+neither sends it nor takes it for lost, however many are parked. When the run before it has ended, the process that
+ended it wakes the first of them. If that process cannot, the dispatcher does.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, text
+
+from core.ledger.carrier import OutgoingRun
+from core.ledger.models import IS_PARKED, IS_WAITING
+
+
+class Turn(NamedTuple):
+    """A job and a key."""
+
+    job: str
+    key: str
+
+
+#: The first due run of a job and key, as in the index ``rota_runs_turn``.
+FIRST = f"""
+    SELECT id, sent_at, reason FROM rota_runs
+    WHERE job = asked.job AND key = asked.key AND {IS_WAITING} AND (exclusive OR key <> '') AND exclusive
+      AND due_at <= statement_timestamp()
+    ORDER BY due_at, id LIMIT 1
+"""  # noqa: S608 — constants
+
+#: Wakes the first run of each job and key, unless another run of it is at work. It gets the highest priority of those
+#: that wait behind it.
+WAKE = text(f"""
+    WITH asked AS (
+        SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:keys AS text[])) AS asked (job, key)
+        UNION
+        SELECT job, key FROM rota_runs WHERE id = ANY(CAST(:run_ids AS bigint[]))
+    ), first AS MATERIALIZED (
+        SELECT run.id, (
+            SELECT priority FROM rota_runs WHERE job = asked.job AND key = asked.key AND {IS_PARKED}
+            ORDER BY priority DESC LIMIT 1) AS priority
+        FROM asked CROSS JOIN LATERAL ({FIRST}) AS run
+        WHERE run.sent_at = 'infinity' AND run.reason = 'overlap' AND NOT EXISTS (
+            SELECT 1 FROM rota_runs AS rival WHERE rival.job = asked.job AND rival.key = asked.key
+              AND rival.state = 'running' AND rival.exclusive)
+    )
+    UPDATE rota_runs AS run
+    SET sent_at = CASE WHEN :carried THEN statement_timestamp() END, priority = greatest(run.priority, first.priority)
+    FROM first WHERE run.id = first.id AND run.sent_at = 'infinity' AND run.state IN ('queued', 'retrying')
+    RETURNING run.id, run.job, run.queue
+""")  # noqa: S608 — constants
+
+#: The jobs and keys with parked runs after a given one; reads one index entry for each.
+PARKED_TURNS = text(f"""
+    WITH RECURSIVE turn AS (
+        (SELECT job, key FROM rota_runs WHERE {IS_PARKED} AND (job, key) > (:job, :key) ORDER BY job, key LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM turn CROSS JOIN LATERAL (
+            SELECT job, key FROM rota_runs WHERE {IS_PARKED} AND (job, key) > (turn.job, turn.key)
+            ORDER BY job, key LIMIT 1) AS following
+    )
+    SELECT job, key FROM turn LIMIT :most
+""")  # noqa: S608 — constants
+
+#: Ends the parked slots that are older than a given one of the same job and key.
+SUPERSEDE = text("""
+    UPDATE rota_runs AS run SET state = 'skipped', reason = 'superseded', finished_at = clock_timestamp()
+    FROM rota_runs AS newer
+    WHERE newer.id = ANY(CAST(:run_ids AS bigint[])) AND newer.state = 'queued' AND newer.sent_at = 'infinity'
+      AND run.job = newer.job AND run.key = newer.key AND run.state = 'queued' AND run.sent_at = 'infinity'
+      AND run.slot < newer.slot
+    RETURNING run.id, run.job
+""")
+
+
+def wake(
+    connection: Connection, ended: Collection[Turn], waiting: Collection[int] = (), *, carried: bool
+) -> list[OutgoingRun]:
+    """Wake the first run of each of ``ended``, and of the job and key of each run ``waiting``; return them.
+
+    A run is not woken while another one of its job and key is at work. ``carried`` tells that the caller sends the
+    messages.
+    """
+    asked = {"jobs": [turn.job for turn in ended], "keys": [turn.key for turn in ended], "run_ids": list(waiting)}
+    return [OutgoingRun(*row) for row in connection.execute(WAKE, {**asked, "carried": carried})]
+
+
+def parked(connection: Connection, after: Turn, most: int) -> Sequence[Turn]:
+    """Up to ``most`` jobs and keys with parked runs, in order, that come after ``after``."""
+    rows = connection.execute(PARKED_TURNS, {"job": after.job, "key": after.key, "most": most})
+    return [Turn(*row) for row in rows]
+
+
+def supersede(connection: Connection, newer: Collection[int]) -> list[tuple[int, str]]:
+    """End the parked slots that are older than the parked slots ``newer``; return each run with its job."""
+    return [(row.id, row.job) for row in connection.execute(SUPERSEDE, {"run_ids": list(newer)})]

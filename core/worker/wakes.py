@@ -1,0 +1,104 @@
+"""Wakes the runs that wait for a run of this process, when that run has ended.
+
+A run that parks just when the run before it ends may be overlooked by that one. So the process in which it has parked
+looks twice more: at once, and when a commit that was under way must have ended.
+"""
+
+import threading
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import redis
+from sqlalchemy import Connection, Engine
+
+from core import database
+from core.batching import Batcher
+from core.jobs.job import Job
+from core.ledger import due, outbox, runs, turns
+from core.ledger.models import State
+from core.ledger.turns import Turn
+from core.observability import metrics
+from core.observability.events import DispatcherNotSent, RunNotWoken, RunSkipped, emit
+
+#: When a parked run is looked at again, in seconds; a commit seldom takes longer.
+LOOK_AGAIN_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A run that has parked in this process."""
+
+    run_id: int
+    #: Whether it is a slot that replaces older ones, which need not run any more.
+    replaces_older: bool
+    is_second_look: bool = False
+
+
+class Wakes(Batcher[Turn | Parked]):
+    """The thread that wakes parked runs. The dispatcher wakes what this cannot wake."""
+
+    name = "rota-wakes"
+    most_together = 500
+    gather_seconds = 0.001
+    again_seconds = 1.0
+    stop_seconds = 2.0
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def parked(self, job: Job, run_id: int) -> None:
+        """Look whether the run, which has just parked, was overlooked."""
+        self.add(Parked(run_id, replaces_older=job.overlap == "wait" and job.schedule is not None))
+
+    def deal_with(self, batch: Sequence[Turn | Parked]) -> None:
+        """Wake the next runs of ``batch``, and send their messages."""
+        ended = {each for each in batch if isinstance(each, Turn)}
+        parked = [each for each in batch if isinstance(each, Parked)]
+        try:
+            with database.autocommit(self._engine) as connection:
+                supersede(connection, [each.run_id for each in parked if each.replaces_older])
+                wake(connection, ended, [each.run_id for each in parked])
+        except database.DATABASE_AWAY as error:
+            emit(RunNotWoken(len(batch), database.brief(error)))
+        self._look_again([each.run_id for each in parked if not each.is_second_look])
+
+    def failed(self, error: Exception) -> None:
+        """Log the error."""
+        emit(RunNotWoken(len(self._waiting), database.brief(error)), error)
+
+    def _look_again(self, run_ids: Sequence[int]) -> None:
+        def look() -> None:
+            for run_id in run_ids:
+                self.add(Parked(run_id, replaces_older=False, is_second_look=True))
+
+        if run_ids and not self._stopping.is_set():
+            timer = threading.Timer(LOOK_AGAIN_SECONDS, look)
+            timer.daemon = True
+            with suppress(RuntimeError):  # no thread can be started now
+                timer.start()
+
+
+def wake(connection: Connection, ended: Collection[Turn], waiting: Collection[int]) -> None:
+    """Wake the next runs, and send them; if Redis is away, workers take them from the ledger."""
+    carrier = outbox.carrier()
+    carries = carrier is not None and carrier.carries
+    woken = turns.wake(connection, ended, waiting, carried=carries)
+    if not woken:
+        return
+    if carrier is None or not carries:
+        runs.announce(connection)
+        return
+    try:
+        carrier.send(woken)
+    except redis.RedisError as error:
+        due.release(connection, woken)
+        emit(DispatcherNotSent(len(woken), str(error)))
+
+
+def supersede(connection: Connection, newer: Collection[int]) -> None:
+    """Skip the waiting slots that newer ones replace."""
+    for run_id, job in turns.supersede(connection, newer) if newer else ():
+        metrics.run_ended(job, State.SKIPPED)
+        emit(RunSkipped(job, run_id, "superseded"))

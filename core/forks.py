@@ -4,8 +4,8 @@ A child has a copy of every open file of its parent. While it holds the socket o
 its locks stay, even if the parent ends; and PostgreSQL cannot tell the child's data from the parent's. So the child
 replaces each of these files by the null device, under the same number: nothing is sent, and using it is an error.
 
-This begins once a worker works, so that the service may fork its own processes before. A program that is started
-(``subprocess``) has none of these files, and is no concern of this module.
+This begins once a worker works, so that the service may fork its own processes before. A program that a job starts
+(``subprocess``) does not inherit these files, so this module does nothing for it.
 """
 
 import os

@@ -53,7 +53,7 @@ OTHERS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Whether the asker leads, and how many workers there are."""
+    """Whether this process leads, and how many workers there are."""
 
     is_won: bool
     workers: int

@@ -34,8 +34,8 @@ from core.observability.events import (
 LOOK_SECONDS = 5.0
 #: How long a leader itself must have seen a job missing, at most, in seconds.
 SEEN_MISSING_SECONDS = 60.0
-#: The most batches of one job that one look ends, and the time for all jobs, in seconds; the next look does the rest,
-#: so that other steps of the pass have their turn.
+#: How many batches of one job one search ends at most, and how long it takes at most for all jobs, in seconds. The next
+#: search continues, so that other steps of the pass are not delayed.
 MOST_BATCHES = 20
 LONGEST_SECONDS = 0.5
 
@@ -67,11 +67,11 @@ class OrphanKeeper:
         self._looked_at = float("-inf")
 
     def is_time_to_look(self, now: float | None = None) -> bool:
-        """Whether it is time for the next look."""
+        """Whether it is time for the next search."""
         return (time.monotonic() if now is None else now) - self._looked_at >= LOOK_SECONDS
 
     def look(self, connection: Connection, fleet: Fleet, now: float | None = None) -> None:
-        """End the runs and messages of jobs that are gone, if it is time for the next look."""
+        """End the runs and messages of jobs that are gone, if it is time for the next search."""
         now = time.monotonic() if now is None else now
         if not self.is_time_to_look(now):
             return
@@ -117,7 +117,7 @@ class OrphanKeeper:
 
     def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
         if not move_runs(connection, queue, fleet):
-            return  # its messages remain, and the next look finds it again
+            return  # its messages remain, and the next search finds it again
         try:
             for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
                 emit(MessageCleared(queue, job, count, str(outcome)))

@@ -1,7 +1,7 @@
 """Which ledger this is: the cluster of PostgreSQL, the database in it and the schema in that.
 
 A standby that is promoted is the same ledger. A copy that was restored from a dump, or moved to another cluster, is
-another one.
+another ledger.
 """
 
 from sqlalchemy import Connection, text

@@ -119,7 +119,7 @@ class Count:
 
 
 def with_slots(connection: Connection) -> list[str]:
-    """The jobs whose slots are accounted for."""
+    """The jobs whose slots are recorded."""
     return list(connection.execute(WITH_SLOTS).scalars())
 
 

@@ -39,7 +39,8 @@ REQUEST = """
     SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run ORDER BY id
 """
 
-#: A run is dead after this many attempts whose lease a living process lost, besides failures, crashes and Laters.
+#: A run is dead after a live process has lost the lease of more attempts than this, not counting failures, crashes and
+#: postponed attempts.
 MOST_LOSSES = 20
 
 #: Whether a run waits for the end of ``run``.
@@ -197,7 +198,7 @@ RELEASE_FORGOTTEN = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A run whose claim its own process did not know of, and whether that happened too often."""
+    """A run that its process had claimed without knowing it, and whether this has happened too often."""
 
     run_id: int
     job: str

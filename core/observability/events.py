@@ -96,8 +96,8 @@ class RunFailed(Event):
 
 @event("run.postponed", INFO, "run {run} was postponed until {until} and is {state}: {reason}")
 class RunPostponed(Event):
-    """The function raised `Later`, which is no failure. If it asked for more than 7 days in all, or for a time past the
-    run's `expires`, the run is dead, and the level is error.
+    """The function raised `Later`, which is not a failure. If it asked for more than 7 days in all, or for a time past
+    the run's `expires`, the run is dead, and the level is error.
     """
 
     job: str

@@ -86,7 +86,7 @@ def read_write(source: str) -> str:
 def never_writes(connection: Connection, url: URL) -> Iterator[Check]:
     """Check that the settings of this process do not ask for a connection without writes.
 
-    A standby is no such case: it may be promoted, so the process waits.
+    A standby does not fail this check: it may be promoted, so the process waits.
     """
     wanted = url.query.get("target_session_attrs")
     if wanted in STANDBYS:

@@ -26,7 +26,7 @@ UNFLUSHED = "SET synchronous_commit = off"
 
 
 class Threads(Protocol):
-    """The threads that work."""
+    """The threads of the worker, as the feed sees them."""
 
     @property
     def free(self) -> int:

@@ -52,7 +52,8 @@ def build(process: WorkerProcess) -> LocalBroker:
 
 
 def run(broker: LocalBroker, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
-    """Work until SIGTERM or SIGINT; then finish the running jobs and the messages in memory, within the grace."""
+    """Work until SIGTERM or SIGINT; then finish the running jobs and the messages in memory, within the grace
+    period."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

@@ -62,7 +62,7 @@ class Recorder:
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, plain)))
 
     def postpone(self, lease: Lease, later: Later) -> Postponed | None:
-        """Record that the function has postponed its run; None if the lease is gone before."""
+        """Record that the function has postponed its run; None if the lease is lost before that."""
         return self.record(
             lease,
             lambda connection: laters.postpone(connection, lease, at=later.at, after=later.in_, error=in_words(later)),

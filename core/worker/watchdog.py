@@ -31,7 +31,7 @@ class Watchdog(threading.Thread):
         self._listener: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process that listens, and beat. Raises OSError if there is no room for it."""
+        """Start the process that listens, and begin to send beats. Raises OSError if the process cannot be started."""
         from core import forks  # imported here, since the listening process has only the standard library
 
         command = [sys.executable, "-I", "-S", __file__, str(self._beat_seconds)]

@@ -241,7 +241,7 @@ def _record(session: Session, placements: Sequence[Placement], now: datetime) ->
 
 
 def _start_chats(session: Session, placements: Sequence[Placement], now: datetime) -> Sequence[int]:
-    # Sorted by parameter order, because chat ids grow in the order of assignment: Agent.last_chat_id relies on it.
+    # Chats must get their ids in the order of the assignments, since Agent.last_chat_id depends on that order.
     started = insert(Chat).returning(Chat.id, sort_by_parameter_order=True)
     return session.scalars(started, [_chat(user, desk, now) for user, desk in placements]).all()
 

@@ -4,7 +4,7 @@ The function that locks the row of an active chat ends the chat and frees the ag
 find that the chat has ended.
 
 **One lock order.** An application may call several functions in one transaction, and holds the locks of each until it
-commits. Two rules keep it from waiting in a circle with others:
+commits. Two rules prevent deadlocks:
 
 * A function that is called for a row waits only for that row: ``end_chat`` waits for the chat. It waits for the agent's
 row only if its transaction holds no other lock. Otherwise, if another transaction keeps the agent's row locked for
@@ -33,13 +33,13 @@ from plugins.customer_service.sweeps import UNSYNCHRONISED
 from plugins.customer_service.triggers import trigger_assignment
 
 ACTIVE = Chat.state == ChatState.ACTIVE
-#: The side whose turn it is to write went quiet. Before the first message this is the agent, since the user has asked
-#: for help by joining the queue.
+#: The side that must write next is recorded as the inactive one. Before the first message this is the agent, since the
+#: user asked for help by joining the queue.
 WHO_WENT_QUIET = case((Chat.last_sender == Side.AGENT, EndReason.USER_INACTIVE), else_=EndReason.AGENT_INACTIVE)
 CLOSED_BY = {Side.USER: EndReason.CLOSED_BY_USER, Side.AGENT: EndReason.CLOSED_BY_AGENT}
 #: A transaction has an id as soon as it has locked or written a row.
 HOLDS_NOTHING = text("SELECT txid_current_if_assigned() IS NULL")
-#: The name of the right to end a chat among this database's advisory locks.
+#: The name of the advisory lock that a transaction must hold to end a chat.
 RIGHT_TO_END = "customer_service.end_chat"
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from core import Checkpoint
 from plugins.maintenance.application_redis import STEP, Client, as_bytes, client, scan
 
-#: An application that adds the member first has this long to store the session.
+#: If an application adds the member first, it must store the session within this time.
 SETTLING = timedelta(seconds=1)
 #: The most members that wait for their second check; if there are more, the search waits for the oldest ones.
 SUSPECTS = 10_000

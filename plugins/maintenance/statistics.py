@@ -162,7 +162,8 @@ def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
 
 
 def _write_figures(session: Session, figures: Subquery, now: datetime) -> None:
-    """Write the figures of rows that differ. Other rows are not written, since a write costs a vacuum later."""
+    """Write the figures of rows that differ. Other rows are not written, since each write leaves a dead row for
+    vacuum."""
     names = [figure.key for figure in FIGURES]
     new = {name: figures.c[name] for name in names}
     differ = tuple_(*FIGURES).is_distinct_from(tuple_(*new.values()))

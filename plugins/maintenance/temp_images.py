@@ -325,7 +325,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _to_json(place: Place) -> list[Any]:
-    # Names need not be UTF-8, and JSON must be.
+    # The names of files need not be UTF-8, but JSON text must be.
     return [place.above, [[os.fsencode(step.name).hex(), step.position, step.entry] for step in place.steps]]
 
 

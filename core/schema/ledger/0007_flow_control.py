@@ -41,7 +41,7 @@ INDEXES = {
 #: Limits are looked up by name among running runs, to count them, and among parked runs, to wake them.
 LIMITED = {"rota_runs_limited": "state = 'running'", "rota_runs_limited_waiting": PARKED}
 
-#: A claim of this release says that it is one; the setting ends with its transaction.
+#: A claim of this release sets a variable for its transaction, by which the trigger recognises it.
 GUARD = """
     CREATE FUNCTION rota_guard_run() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN

@@ -188,7 +188,8 @@ MISSPELT = 0.8
 def is_misspelt(name: str, known: Iterable[str]) -> bool:
     """Whether ``name`` is probably a misspelling of one of ``known``.
 
-    A known name with a word before it is another name: ``EXPIRY_RETENTION_DAYS`` does not mean ``RETENTION_DAYS``.
+    A known name with another word in front is not a misspelling: ``EXPIRY_RETENTION_DAYS`` does not mean
+    ``RETENTION_DAYS``.
     """
     others = [other for other in known if not name.endswith(f"_{other}")]
     return bool(difflib.get_close_matches(name, others, n=1, cutoff=MISSPELT))

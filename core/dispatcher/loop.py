@@ -39,7 +39,7 @@ from core.scheduling.misfires import miss_late
 MAINTENANCE_SECONDS = 15.0
 #: A leader that has not reached Redis for this many seconds steps down if another worker can lead.
 REDIS_LOST_SECONDS = 10.0
-#: How much longer than other processes it then waits before it asks again, in seconds.
+#: How much longer than other processes a leader that stepped down waits before it asks again, in seconds.
 GIVE_WAY_SECONDS = 2.0
 
 

@@ -263,7 +263,8 @@ class CancelRow(Base):
 
 
 class LimitRow(Base):
-    """A rate limit's tokens, and until when a limit is closed. A limit that only counts running runs has no row."""
+    """A limit: its tokens, if it limits a rate, and its end, if it is closed for a time. A limit that only counts
+    running runs has no row."""
 
     __tablename__ = "rota_limits"
 

@@ -267,7 +267,8 @@ def announce(connection: Connection) -> None:
 def succeed(session: Session | Connection, lease: Lease, result: str | None, log: str | None = None) -> bool | None:
     """Record success in the caller's transaction; return whether a run waits for the end of this one.
 
-    None if the lease is lost: roll back. ``log`` is the end of the attempt's log, which is kept only if it is not the run's first attempt.
+    Returns None if the lease is lost; the caller then rolls back. ``log`` is the end of the attempt's log, which is
+    not kept for a run's first attempt.
     """
     values = (lease.run_id, lease.token, lease.process_id, result)
     is_first = lease.attempt == 1

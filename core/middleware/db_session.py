@@ -187,7 +187,7 @@ class DatabaseSession(Layer):
 
     def _succeed(self, execution: Execution, work: Work, lease: Lease, body: str | None) -> str:
         completions = self._completions if execution.carried is not None else None
-        is_alone = execution.job.exclusive or work.has_begun  # a run waits for it, or there is work to commit with it
+        is_alone = execution.job.exclusive or work.has_begun  # another run may be waiting, or the session was used
         log = log_of(execution) if lease.attempt > 1 else None
         if completions is None or is_alone or not completions.has_room:
             return self.succeed(execution, work, lease, body, log)

@@ -23,7 +23,7 @@ PROGRAMS = {"dramatiq", "periodiq", "rota"}
 #: The time that handlers which are not ours have, where this process does not wait for them any longer.
 OTHERS_SECONDS = 1.0
 
-#: The fields of each line, and the tail to which it is added.
+#: The fields to put on each line, and the LogTail that keeps the last lines.
 _about: ContextVar[tuple[Mapping[str, Any], LogTail | None]] = ContextVar("rota.about", default=({}, None))
 
 

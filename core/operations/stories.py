@@ -68,7 +68,7 @@ def succeeded(scene: Scene, run: Run, subject: str) -> list[str]:
 
 def running(scene: Scene, run: Run, subject: str) -> list[str]:
     progress = f" Its progress: {brief(run.progress)}." if run.progress else ""
-    sentences = [f"{subject} is running on {run.worker} since {scene.at(run.started_at)}.{progress}"]
+    sentences = [f"{subject} has been running on {run.worker} since {scene.at(run.started_at)}.{progress}"]
     if run.process_id not in {process.id for process in scene.alive}:
         sentences.append("That worker is no longer alive; a dispatcher will recover the run.")
     return [*sentences, *start(scene, run), *hardships(run), *alarms(scene)]

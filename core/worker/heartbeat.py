@@ -71,7 +71,7 @@ class Heartbeat(LedgerThread):
         super().__init__(engine, "rota-heartbeat")
         #: The leases that this process knows it has.
         self.in_hand = LeasesInHand()
-        #: Set while the process has an id, and the connection that shows that it is alive.
+        #: Set while the process has an id and is connected to PostgreSQL.
         self.registered = threading.Event()
         self._on_registered: Callable[[], None] = nothing
         self._release = release

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session
 
-from core.errors import BadArguments, RotaError
+from core.errors import BadArguments, NaiveTime, RotaError
 from core.jobs import arguments
 from core.ledger import leases, outbox, runs
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
@@ -25,20 +25,23 @@ def enqueue(
     key: str = "",
     args: Mapping[str, Any] | None = None,
     delay: timedelta = timedelta(0),
+    expires: timedelta | datetime | None = None,
 ) -> int:
     """Request one run of ``job``, at the earliest after ``delay``; return its id.
 
     The run is a row of the ledger, inserted in the caller's transaction; if that is rolled back, there is no run.
-    ``key`` tells apart runs of one job that may run at the same time. If ``session`` is that of a run, the new run
-    records which run has enqueued it.
+    ``key`` tells apart runs of one job that may run at the same time. A run that has not started by ``expires``, a span
+    after its due time or an aware time, is missed; the default is the job's own ``expires``. If ``session`` is that of
+    a run, the new run records which run has enqueued it.
 
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
 
-    Raises UnknownJob, with the nearest name; BadArguments if an argument does not fit the job's signature, or ``key``
-    or ``delay`` is invalid; RotaError if ``session`` has another type.
+    Raises UnknownJob, with the nearest name; BadArguments if an argument does not fit the job's signature, or ``key``,
+    ``delay`` or ``expires`` is invalid, such as a time that is past; NaiveTime for one without a time zone; RotaError
+    if ``session`` has another type.
     """
-    (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay)
+    (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay, expires=expires)
     return run_id
 
 
@@ -49,6 +52,7 @@ def enqueue_many(
     *,
     keys: Iterable[str] | None = None,
     delay: timedelta = timedelta(0),
+    expires: timedelta | datetime | None = None,
 ) -> list[int]:
     """Enqueue a run of ``job`` for each of ``args``, in far less time than one by one; return their ids, in order.
 
@@ -62,6 +66,7 @@ def enqueue_many(
     if not found.ledger:
         raise BadArguments(f"job {job!r} is on the fast lane (ledger=False), which has no runs; use send")
     check_delay(job, delay)
+    check_expires(session, job, expires, delay)
     bodies = [arguments.encode(found, each) for each in args]
     carrier = outbox.carrier()
     carried = carrier is not None and carrier.carries and not delay
@@ -75,6 +80,7 @@ def enqueue_many(
         delay=delay,
         carried=carried,
         parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
+        expires=found.expires if expires is None else expires,
     )
     if carried:
         outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue) for run_id in run_ids)
@@ -102,6 +108,22 @@ def check_delay(job: str, delay: object) -> None:
         raise BadArguments(f"job {job!r}: delay={delay!r} must be a timedelta, such as {meant}")
     if not timedelta(0) <= delay <= LONGEST_DELAY:
         raise BadArguments(f"job {job!r}: delay={delay} must be between 0 and {LONGEST_DELAY.days} days")
+
+
+def check_expires(session: Session, job: str, expires: object, delay: timedelta) -> None:
+    """Raise BadArguments or NaiveTime unless a run with ``delay`` can start before ``expires``."""
+    if isinstance(expires, datetime):
+        if expires.utcoffset() is None:
+            raise NaiveTime(f"job {job!r}: expires={expires!r} has no time zone; give an aware datetime or a timedelta")
+        if not runs.is_ahead(session, expires, delay):
+            raise BadArguments(f"job {job!r}: expires={expires.isoformat()} is past, or before the run is due")
+    elif isinstance(expires, timedelta):
+        if not timedelta(0) < expires <= LONGEST_DELAY:
+            raise BadArguments(
+                f"job {job!r}: expires={expires} must be more than 0 and at most {LONGEST_DELAY.days} days"
+            )
+    elif expires is not None:
+        raise BadArguments(f"job {job!r}: expires={expires!r} must be a timedelta or a datetime with a time zone")
 
 
 def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 from core import database
 from core.dispatcher import leadership, sending
 from core.dispatcher.accounting import Accountant
+from core.dispatcher.deadlines import expire
 from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recovery import PLANS, Outage, Recovery
@@ -168,6 +169,7 @@ class Dispatcher(LedgerThread):
         if self._orphan_keeper.is_time_to_look():
             self._steps.take("fleet", self._look_at_fleet, connection)
             self._steps.take("orphans", self._orphan_keeper.look, connection, self._fleet)
+        self._steps.take("deadlines", expire, connection)
         self._steps.take("overdue", self._watch.look, connection, self._held)
         self._steps.take("maintain", self._maintain)
 

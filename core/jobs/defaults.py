@@ -21,6 +21,7 @@ class JobOptions(TypedDict, total=False):
     jitter: bool
     retry_on: tuple[type[BaseException], ...]
     dead_on: tuple[type[BaseException], ...]
+    expires: timedelta | None
     overlap: Overlap
     misfire: Misfire
     misfire_grace: timedelta

@@ -47,6 +47,7 @@ class Job:
     jitter: bool = False
     retry_on: tuple[type[BaseException], ...] = ()
     dead_on: tuple[type[BaseException], ...] = ()
+    expires: timedelta | None = None
     overlap: Overlap = "allow"
     misfire: Misfire = "latest"
     misfire_grace: timedelta = timedelta(hours=6)
@@ -104,6 +105,7 @@ def job(
     jitter: bool = False,
     retry_on: tuple[type[BaseException], ...] = (),
     dead_on: tuple[type[BaseException], ...] = (),
+    expires: timedelta | None = None,
     overlap: Overlap | None = None,
     misfire: Misfire = "latest",
     misfire_grace: timedelta = timedelta(hours=6),
@@ -117,18 +119,18 @@ def job(
 
     ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay up to
     ``longest_delay``; ``jitter`` shortens each delay by up to a half, at random. With ``retry_on``, only these
-    exceptions are retried; after one of ``dead_on`` the run is dead at once. ``overlap`` decides about a
-    slot while another run of the same job and key is running: ``skip`` records it as skipped (the default with a
-    schedule), ``wait`` starts it when the other has ended, and ``allow`` starts it at once (the default without a
-    schedule). A request is never skipped: without ``allow``, the runs of one key start one after another. ``misfire``
-    decides about slots that were not
-    started in time: run the ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No
-    slot is run later than ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At
-    ``soft_limit`` the function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends.
-    ``ledger=False`` is the fast lane: delivery by Redis alone, at least once, without slots, leases or history.
-    ``isolation`` is the isolation level of ``run.session``; None means READ COMMITTED. If an attempt fails
-    because of a conflict with other transactions (SQLSTATE 40001 or 40P01), it is repeated at once, up to three
-    times; these repetitions are not counted as attempts.
+    exceptions are retried; after one of ``dead_on`` the run is dead at once. A request that has not started
+    ``expires`` after its due time is missed. ``overlap`` decides about a slot while another run of the same job and
+    key is running: ``skip`` records it as skipped (the default with a schedule), ``wait`` starts it when the other
+    has ended, and ``allow`` starts it at once (the default without a schedule). A request is never skipped: without
+    ``allow``, the runs of one key start one after another. ``misfire`` decides about slots that were not started in
+    time: run the ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No slot is run
+    later than ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At ``soft_limit`` the
+    function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends. ``ledger=False`` is the fast
+    lane: delivery by Redis alone, at least once, without slots, leases or history. ``isolation`` is the isolation
+    level of ``run.session``; None means READ COMMITTED. If an attempt fails because of a conflict with other
+    transactions (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not
+    counted as attempts.
 
     Raises DeclarationError, naming every option that is wrong.
     """
@@ -146,6 +148,7 @@ def job(
             jitter=jitter,
             retry_on=retry_on,
             dead_on=dead_on,
+            expires=expires,
             overlap=overlap or ("allow" if schedule is None else "skip"),
             misfire=misfire,
             misfire_grace=misfire_grace,
@@ -173,6 +176,7 @@ def option_problems(job: Job) -> list[str]:
         _is_flag("jitter", job.jitter),
         _are_exceptions("retry_on", job.retry_on),
         _are_exceptions("dead_on", job.dead_on),
+        _is_span("expires", job.expires, least=timedelta(milliseconds=1)) if job.expires is not None else "",
         _is_one_of("overlap", job.overlap, get_args(Overlap)),
         _is_one_of("misfire", job.misfire, get_args(Misfire)),
         _is_span("misfire_grace", job.misfire_grace, least=timedelta(seconds=1)),
@@ -195,7 +199,7 @@ def combination_problems(job: Job) -> list[str]:
         problems.append("overlap='wait' keeps only the newest waiting slot, and misfire='all' runs all; change one")
     if job.schedule is not None and not job.ledger:
         problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
-    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on")]
+    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on", "expires")]
 
 
 def retry_problems(job: Job) -> list[str]:

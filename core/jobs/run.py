@@ -31,7 +31,15 @@ class Work(Protocol):
     def is_time_to_tell(self) -> bool:
         """Whether the progress must be logged now; the caller then logs it."""
 
-    def enqueue(self, job: str, *, key: str, args: Mapping[str, Any] | None, delay: timedelta) -> int:
+    def enqueue(
+        self,
+        job: str,
+        *,
+        key: str,
+        args: Mapping[str, Any] | None,
+        delay: timedelta,
+        expires: timedelta | datetime | None,
+    ) -> int:
         """Request a run of ``job`` in this transaction; return its id."""
 
 
@@ -71,7 +79,13 @@ class Run:
             self.log.info("run.progress", progress=told)
 
     def enqueue(
-        self, job: str, *, key: str = "", args: Mapping[str, Any] | None = None, delay: timedelta = timedelta(0)
+        self,
+        job: str,
+        *,
+        key: str = "",
+        args: Mapping[str, Any] | None = None,
+        delay: timedelta = timedelta(0),
+        expires: timedelta | datetime | None = None,
     ) -> int:
         """Request a run of ``job`` in this transaction; see ``core.enqueue``."""
-        return self.work.enqueue(job, key=key, args=args, delay=delay)
+        return self.work.enqueue(job, key=key, args=args, delay=delay, expires=expires)

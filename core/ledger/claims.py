@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from core.ledger import pauses
 from core.ledger.leases import LEASE_IS_GOOD, Lease
+from core.ledger.models import MAY_START
 from core.ledger.prepared import Prepared
 from core.ledger.releases import MAY_FIT
 
@@ -45,7 +46,7 @@ class Verdict(StrEnum):
     #: Its arguments do not fit the job as this process declares it, and a live worker may declare it otherwise; the
     #: dispatcher sends it again after a short rest.
     MISFIT = "misfit"
-    #: It is over, another process has it, or this process is not registered.
+    #: It is over, has expired, another process has it, or this process is not registered.
     NONE = "none"
 
 
@@ -85,7 +86,7 @@ CLAIM = Prepared(
         SELECT id, job, key, slot, state, exclusive, crashes, due_at, due_at <= clock_timestamp() AS due, queue,
                refused_by
         FROM rota_runs, unflushed
-        WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND EXISTS (
+        WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND {MAY_START} AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
         FOR UPDATE OF rota_runs
     ), verdict AS MATERIALIZED (
@@ -140,7 +141,7 @@ CLAIM_MANY = Prepared(
         FROM unflushed, unnest($1, $2, $5, $6) AS sent (id, job, scopes, form)
         JOIN rota_runs AS run ON run.id = sent.id AND run.job = sent.job
         WHERE (state = 'queued' OR state = 'retrying' AND attempt > 0)
-          AND NOT exclusive AND crashes = 0 AND due_at <= clock_timestamp()
+          AND NOT exclusive AND crashes = 0 AND due_at <= clock_timestamp() AND {MAY_START}
           AND (refused_by IS NULL OR sent.form <> ALL(refused_by))
           AND NOT EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY(sent.scopes::text[]))
           AND EXISTS (

@@ -30,6 +30,8 @@ FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANE
 WAITING = (State.QUEUED, State.RETRYING)
 #: The same in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
+#: It has not passed its deadline, which binds until its first start only.
+MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
 #: It waits for another run or for a limit, and is not sent before it is woken.
 IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
 

@@ -147,6 +147,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "retry_delay_seconds": job.retry_delay.total_seconds(),
         "backoff": job.backoff,
         **retry_rules(job),
+        **({"expires_seconds": job.expires.total_seconds()} if job.expires is not None else {}),
         "overlap": job.overlap,
         "misfire": job.misfire,
         "misfire_grace_seconds": job.misfire_grace.total_seconds(),

@@ -28,16 +28,18 @@ NO_LOGS: Mapping[int, str | None] = MappingProxyType({})
 
 REQUEST = """
     WITH run AS (
-        INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at, parent_id)
+        INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at, parent_id, expires_at)
         SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
-               clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END,
-               CAST(:parent_id AS bigint)
+               clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END, CAST(:parent_id AS bigint),
+               coalesce(CAST(:expires_at AS timestamptz), clock_timestamp() + :delay + CAST(:expires_in AS interval))
         FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[])) WITH ORDINALITY AS asked (key, args, number)
         ORDER BY number
         RETURNING id
     )
     SELECT id, CASE WHEN NOT :carried THEN pg_notify(:channel, '') END FROM run ORDER BY id
 """
+
+IS_AHEAD = text("SELECT CAST(:instant AS timestamptz) > clock_timestamp() + :delay")
 
 #: A run is dead after a live process has lost the lease of more attempts than this, not counting failures, crashes and
 #: postponed attempts.
@@ -228,22 +230,23 @@ def _request(statement: str) -> TextClause:
 
 def request(
     session: Session | Connection, job: str, *, key: str, queue: str, args: str, exclusive: bool, delay: timedelta,
-    carried: bool,
+    carried: bool, expires: timedelta | datetime | None = None,
 ) -> int:  # fmt: skip
     """Insert a run without a slot, in the caller's transaction, and return its id.
 
     ``args`` is a JSON text. ``carried``: the caller sends the message itself after the commit; otherwise the commit
-    notifies the dispatcher.
+    notifies the dispatcher. A span ``expires`` is counted from the due time.
     """
     (run_id,) = request_many(
-        session, job, keys=[key], queue=queue, args=[args], exclusive=exclusive, delay=delay, carried=carried
-    )
+        session, job, keys=[key], queue=queue, args=[args], exclusive=exclusive, delay=delay, carried=carried,
+        expires=expires,
+    )  # fmt: skip
     return run_id
 
 
 def request_many(
     session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
-    delay: timedelta, carried: bool, parent_id: int | None = None,
+    delay: timedelta, carried: bool, parent_id: int | None = None, expires: timedelta | datetime | None = None,
 ) -> list[int]:  # fmt: skip
     """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order.
 
@@ -251,12 +254,19 @@ def request_many(
     """
     shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay, "parent_id": parent_id}
     shared |= {"carried": carried, "channel": DUE_CHANNEL}
+    is_span = isinstance(expires, timedelta)
+    shared |= {"expires_in": expires if is_span else None, "expires_at": None if is_span else expires}
     statement = _request(qualified(REQUEST, session.connection() if isinstance(session, Session) else session))
     run_ids: list[int] = []
     for start in range(0, len(args), BATCH):
         batch = slice(start, start + BATCH)
         run_ids += session.execute(statement, {**shared, "keys": keys[batch], "args": args[batch]}).scalars()
     return run_ids
+
+
+def is_ahead(session: Session | Connection, instant: datetime, delay: timedelta) -> bool:
+    """Whether ``instant`` comes after a run that is requested now with ``delay`` is due, by the database's clock."""
+    return bool(session.execute(IS_AHEAD, {"instant": instant, "delay": delay}).scalar_one())
 
 
 def announce(connection: Connection) -> None:

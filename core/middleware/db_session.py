@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -145,9 +145,17 @@ class Work:
             self._told_at = time.monotonic()
         return is_time
 
-    def enqueue(self, job: str, *, key: str, args: Mapping[str, Any] | None, delay: timedelta) -> int:
+    def enqueue(
+        self,
+        job: str,
+        *,
+        key: str,
+        args: Mapping[str, Any] | None,
+        delay: timedelta,
+        expires: timedelta | datetime | None,
+    ) -> int:
         """Request a run of ``job`` in this transaction; return its id."""
-        return enqueue(self.session, job, key=key, args=args, delay=delay)
+        return enqueue(self.session, job, key=key, args=args, delay=delay, expires=expires)
 
     def close(self) -> None:
         """Roll back the open transaction. If the connection is lost, PostgreSQL has rolled it back."""

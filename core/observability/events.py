@@ -339,6 +339,14 @@ class RunMoved(Event):
     runs: int
 
 
+@event("run.expired", WARNING, "{count} runs of {job} have expired before they were started")
+class RunExpired(Event):
+    """Their `expires` has passed. They are missed, reason `expired`: no worker was free, or their job was paused."""
+
+    job: str
+    count: int
+
+
 # Slots
 
 

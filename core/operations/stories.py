@@ -88,10 +88,11 @@ def queued(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason in WAITS_FOR:
         waits = f"{subject} has been due since {scene.at(run.due_at)} and waits: {WAITS_FOR[run.reason]}."
         return [waits, *rival_sentences(scene, run, scene.now), *alarms(scene)]
+    expires = [f"It is missed if it has not started by {scene.at(run.expires_at)}."] if run.expires_at else []
     if run.due_at > scene.now:
-        return [f"{subject} is due at {scene.at(run.due_at)} ({scene.ago(run.due_at)})."]
+        return [f"{subject} is due at {scene.at(run.due_at)} ({scene.ago(run.due_at)}).", *expires]
     alarm = alarms(scene) or ["Workers are alive: they are busy, or the message was lost and is sent again in seconds."]
-    return [f"{subject} has been due since {scene.at(run.due_at)} and has not been started.", *alarm]
+    return [f"{subject} has been due since {scene.at(run.due_at)} and has not been started.", *expires, *alarm]
 
 
 def postponed(scene: Scene, run: Run) -> str:
@@ -178,6 +179,8 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
 
 
 def missed(scene: Scene, run: Run, subject: str) -> list[str]:
+    if run.reason == "expired":
+        return [f"{subject} was missed: it had not started by {scene.at(run.expires_at)}, when it expired."]
     grace = f" of {span(scene.job.misfire_grace)}" if scene.job else ""
     cap = f" {scene.job.misfire_cap}" if scene.job else ""
     reasons = {

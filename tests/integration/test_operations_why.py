@@ -262,3 +262,28 @@ def test_a_run_of_a_job_that_no_live_process_has_says_what_becomes_of_it(ask, le
     _, answer = ask("by-hand", at.isoformat())
 
     assert "No live process has its job: its waiting runs are orphaned after ROTA_ORPHAN_SECONDS." in answer
+
+
+def test_a_request_that_has_expired_says_so_and_one_that_waits_says_when(ask, ledger):
+    asked = {"queued_at": THREE, "due_at": THREE, "expires_at": THREE + timedelta(minutes=5)}
+    ledger.request("by-hand", **asked, state="missed", reason="expired", finished_at=THREE + timedelta(minutes=6))
+    ledger.request("by-hand", **asked)
+
+    _, answer = ask("by-hand", "2026-01-15T03:00")
+
+    assert "was missed: it had not started by 2026-01-15 03:05:00 UTC, when it expired." in answer
+    assert "It is missed if it has not started by 2026-01-15 03:05:00 UTC." in answer
+
+
+def test_a_postponed_run_says_until_when_and_why(ask, ledger):
+    later = {"reason": "later", "attempt": 1, "laters": 1, "error": "Later: 429", "queued_at": THREE}
+    ledger.request("close-day", slot=THREE, due_at=datetime(2099, 1, 1, tzinfo=UTC), **later)
+    ledger.request("by-hand", state="retrying", due_at=datetime(2099, 1, 1, tzinfo=UTC), **later)
+    ledger.request("by-hand", state="dead", finished_at=THREE, **later)
+
+    _, slot = ask("close-day", "2026-01-15T03:00")
+    _, requests = ask("by-hand", "2026-01-15T03:00")
+
+    assert "was postponed by its function until 2099-01-01 00:00:00 GMT: Later: 429." in slot
+    assert "will be tried again at 2099-01-01 00:00:00 UTC: its function has postponed it (Later: 429)." in requests
+    assert "its function has postponed it for longer than is allowed (Later: 429)." in requests

@@ -65,6 +65,7 @@ def test_the_decorator_passes_every_option_on():
         "jitter": True,
         "retry_on": (OSError,),
         "dead_on": (PermissionError, KeyboardInterrupt),
+        "expires": SECOND,
         "overlap": "allow",
         "misfire": "all",
         "misfire_grace": 2 * SECOND,
@@ -123,6 +124,7 @@ def test_a_limit_at_its_bound_is_accepted(limit):
         *(("jitter", value) for value in [1, 0.5, None, "yes"]),
         *(("retry_on", value) for value in [OSError, [OSError], (OSError, "x"), (OSError(),), (int,), None]),
         *(("dead_on", value) for value in [OSError, [OSError], (None,), (int,), "OSError"]),
+        *(("expires", value) for value in [timedelta(0), -SECOND, 60, "60", timedelta.max]),
         *(("overlap", value) for value in ["deny", True]),
         *(("misfire", value) for value in ["run", None, "LATEST"]),
         *(("misfire_grace", value) for value in [timedelta(0), 60, None, timedelta.max]),
@@ -326,6 +328,7 @@ def test_the_rules_say_which_errors_are_retried(rules, retried, dead):
         ),
         ({"retry_on": (OSError, KeyError), "dead_on": (KeyError,)}, "KeyError must not be both in retry_on and in"),
         ({"retry_on": (OSError,), "ledger": False}, "retry_on must not be given with ledger=False"),
+        ({"expires": SECOND, "ledger": False}, "expires must not be given with ledger=False"),
         ({"dead_on": (OSError,), "ledger": False}, "dead_on must not be given with ledger=False"),
     ],
 )

@@ -1,0 +1,24 @@
+"""Deadlines: a run that has not started by its ``expires_at`` is missed.
+
+Claims refuse such a run at once, and the dispatcher ends it within a second. A deadline binds until the first start
+only: a retry is never dropped because it is late.
+"""
+
+from sqlalchemy import Connection, text
+
+#: The most runs that one statement ends.
+BATCH = 1000
+
+EXPIRE = text("""
+    UPDATE rota_runs SET state = 'missed', reason = 'expired', finished_at = clock_timestamp()
+    WHERE id IN (
+        SELECT id FROM rota_runs
+        WHERE state = 'queued' AND expires_at <= statement_timestamp() AND attempt = 0
+        ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED)
+    RETURNING job
+""")
+
+
+def expire(connection: Connection, batch: int = BATCH) -> list[str]:
+    """End up to ``batch`` runs that have expired; return the job of each."""
+    return list(connection.execute(EXPIRE, {"batch": batch}).scalars())

@@ -25,6 +25,7 @@ RotaError
 
 Interrupted                a BaseException, so that ``except Exception`` in a job does not swallow it
 ├── TimeLimitExceeded      the soft limit of the job has passed
+├── Cancelled              the run was cancelled
 └── AttemptLost            the lease of the attempt is lost
 """
 
@@ -175,6 +176,10 @@ class Interrupted(BaseException):
 
 class TimeLimitExceeded(Interrupted):
     """The job's soft limit has passed."""
+
+
+class Cancelled(Interrupted):
+    """The run was cancelled; nothing more can be committed for it."""
 
 
 class AttemptLost(Interrupted):

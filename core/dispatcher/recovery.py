@@ -15,6 +15,7 @@ import redis
 from sqlalchemy import Connection, Engine
 
 from core import database
+from core.dispatcher import cancelled
 from core.ledger import processes
 from core.ledger.carrier import DispatchCarrier
 from core.ledger.processes import RETURN_SECONDS
@@ -151,9 +152,9 @@ def recover(
 
 def recover_runs(connection: Connection, max_crashes: int) -> None:
     """Recover the runs of dead processes; called before any command to Redis, which may take long to answer."""
-    for run in processes.recover(connection, max_crashes):
+    for run in cancelled.tell(processes.recover(connection, max_crashes)):
         metrics.run_ended(run.job, run.state)
-        emit(RunRecovered(run.job, run.run_id, run.attempt, str(run.state)))
+        emit(RunRecovered(run.job, run.run_id, run.attempt, run.state))
 
 
 def requeue(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) -> None:

@@ -45,8 +45,8 @@ class RunMiddleware:
     def ended(self, attempt: Attempt, state: str) -> None:
         """Called once the attempt's end is recorded; ``state`` is the run's state in the ledger.
 
-        ``state`` is ``succeeded``, ``retrying`` or ``dead``; or ``lost`` if another process owns the run now. For a
-        message of the fast lane, which has no row in the ledger, it is ``succeeded`` or ``failed``. Called at most once
-        per attempt, perhaps in another thread; not called if the process dies or is ended at a hard limit. It must
-        return within five seconds.
+        ``state`` is ``succeeded``, ``retrying`` or ``dead``; ``cancelled`` if the run was cancelled, and is dead; or
+        ``lost`` if another process owns the run now. For a message of the fast lane, which has no row in the ledger, it
+        is ``succeeded`` or ``failed``. Called at most once per attempt, perhaps in another thread; not called if the
+        process dies or is ended at a hard limit. It must return within five seconds.
         """

@@ -25,14 +25,15 @@ def keeping(
 
     ``ended`` is a part before them, which returns ``ENDED`` of each run that matters as it is now. The others are SQL
     expressions of its columns or of parameters: ``among`` is the condition on the runs whose attempts are kept.
-    ``ledger`` is the prefix of the table. An attempt that was released uncounted gives its number to the next, which
-    replaces it here.
+    ``ledger`` is the prefix of the table. The outcome of an attempt at a cancelled run is always ``cancelled``. An
+    attempt that was released uncounted gives its number to the next, which replaces it here.
     """
     return f"""
     kept AS (
         INSERT INTO {ledger}rota_attempts AS former
             (run_id, attempt, started_at, ended_at, worker, outcome, reason, error, traceback, log)
-        SELECT id, attempt, started_at, clock_timestamp(), worker, '{outcome}', reason, {error}, {traceback}, {log}
+        SELECT id, attempt, started_at, clock_timestamp(), worker,
+               CASE reason WHEN 'cancelled' THEN reason ELSE '{outcome}' END, reason, {error}, {traceback}, {log}
         FROM {ended} WHERE {among}
         ON CONFLICT (run_id, attempt) DO UPDATE SET
             started_at = excluded.started_at, ended_at = excluded.ended_at, worker = excluded.worker,

@@ -113,7 +113,7 @@ RECOVER = text(f"""
             SELECT id FROM rota_runs AS run WHERE {IS_STRANDED} FOR UPDATE SKIP LOCKED)
         RETURNING {ENDED}, run.job, run.state
     ), {attempts.keeping("ended", "crashed")}
-    SELECT id, job, state, attempt FROM ended
+    SELECT id, job, state, reason, error, attempt FROM ended
 """)  # noqa: S608 — constants
 
 
@@ -133,11 +133,13 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A run whose process died."""
+    """A run whose process died, as it is now."""
 
     run_id: int
     job: str
     state: str
+    reason: str
+    error: str
     attempt: int
 
 
@@ -211,6 +213,8 @@ def end_dead(connection: Connection, patience: timedelta | None = None) -> list[
 
 
 def recover(connection: Connection, max_crashes: int) -> list[Recovered]:
-    """Make the runs of dead processes due again, or dead if too many processes died while working on them."""
-    rows = connection.execute(RECOVER, {"max_crashes": max_crashes}).all()
-    return [Recovered(row.id, row.job, row.state, row.attempt) for row in rows]
+    """Make the runs of dead processes due again, or dead if too many processes died while working on them.
+
+    A cancelled run ends.
+    """
+    return [Recovered(*row) for row in connection.execute(RECOVER, {"max_crashes": max_crashes})]

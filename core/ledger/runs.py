@@ -169,12 +169,13 @@ RELEASE = text(f"""
         UPDATE rota_runs AS run
         SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL
         WHERE state = 'running' AND process_id = :process_id
-        RETURNING {ENDED}
+        RETURNING {ENDED}, run.job, run.state
     ), {attempts.keeping("ended", "released", error="NULL")}
-    SELECT id FROM ended
+    SELECT id, job, state, reason, error FROM ended
 """)  # noqa: S608 — constants
 
-#: Releases are not counted; the number of attempts limits how often one run can be released this way.
+#: Releases are not counted; the number of attempts limits how often one run can be released this way. The row of a
+#: cancelled run has another token than its attempt (``core/ledger/cancels.py``).
 RELEASE_FORGOTTEN = text(f"""
     WITH unseen AS MATERIALIZED (
         SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes - coalesce(laters, 0) > {MOST_LOSSES}
@@ -182,6 +183,7 @@ RELEASE_FORGOTTEN = text(f"""
         FROM rota_runs
         WHERE state = 'running' AND process_id = :process_id
           AND started_at < clock_timestamp() - :age AND token <> ALL(:tokens)
+          AND NOT EXISTS (SELECT 1 FROM rota_cancels AS mark WHERE mark.run_id = id AND mark.token = ANY(:tokens))
         FOR UPDATE
     ), ended AS MATERIALIZED (
         UPDATE rota_runs AS run
@@ -192,19 +194,21 @@ RELEASE_FORGOTTEN = text(f"""
             process_id = NULL, sent_at = NULL,
             finished_at = CASE WHEN is_over THEN clock_timestamp() END
         FROM unseen WHERE run.id = unseen.id
-        RETURNING {ENDED}, run.job, is_over
+        RETURNING {ENDED}, run.job, run.state, is_over
     ), {attempts.keeping("ended", "released", error="CASE WHEN is_over THEN error END")}
-    SELECT id, job, is_over FROM ended
+    SELECT id, job, state, reason, error FROM ended
 """)  # noqa: S608 — constants
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """A run that its process had claimed without knowing it, and whether this has happened too often."""
+class HandedBack:
+    """A run that its process has handed back, as it is now: ``retrying``, or dead if it was cancelled or lost."""
 
     run_id: int
     job: str
-    is_over: bool
+    state: str
+    reason: str
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,18 +325,21 @@ def release_unconnected(connection: Connection, lease: Lease, error: str) -> str
     return str(rows[0][0]) if rows else None
 
 
-def release(connection: Connection, process_id: int, reason: str) -> list[int]:
-    """Release every run of a process that is ending, without counting a failure; return their ids."""
-    return list(connection.execute(RELEASE, {"process_id": process_id, "reason": reason}).scalars())
+def release(connection: Connection, process_id: int, reason: str) -> list[HandedBack]:
+    """Release every run of a process that is ending, without counting a failure; return them.
+
+    A cancelled run ends.
+    """
+    return [HandedBack(*row) for row in connection.execute(RELEASE, {"process_id": process_id, "reason": reason})]
 
 
 def release_forgotten(
     connection: Connection, process_id: int, tokens: Collection[int], age: timedelta, reason: str
-) -> list[Forgotten]:
+) -> list[HandedBack]:
     """Release the runs that a process claimed at least ``age`` ago and whose tokens are not in ``tokens``.
 
     Such runs are left by a claim whose answer was lost, or by an outcome that could not be recorded. A run to which
-    this happens more than ``MOST_LOSSES`` times becomes dead.
+    this happens more than ``MOST_LOSSES`` times becomes dead, and so does a cancelled run.
     """
     values = {"process_id": process_id, "tokens": list(tokens), "age": age, "reason": reason}
-    return [Forgotten(*row) for row in connection.execute(RELEASE_FORGOTTEN, values)]
+    return [HandedBack(*row) for row in connection.execute(RELEASE_FORGOTTEN, values)]

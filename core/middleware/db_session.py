@@ -23,6 +23,7 @@ from core.jobs import arguments
 from core.ledger import leases, runs
 from core.ledger.leases import Lease
 from core.ledger.models import State
+from core.middleware.cancellation import settled
 from core.middleware.execution import RECORDING, Execution, Layer, Proceed
 from core.worker.completions import Completion, Completions
 from core.worker.outcomes import Recorder, awaited, log_of, refused_result, refusing_result, report
@@ -209,7 +210,7 @@ class DatabaseSession(Layer):
             assert execution.lease is not None, "only a run has a result"
             execution.failed(error)
             report(execution.lease, refused_result(error), execution.elapsed, error)
-        execution.end(status)
+        execution.end(settled(self._recorder, execution.lease, status))
 
     def succeed(self, execution: Execution, work: Work, lease: Lease, body: str | None, log: str | None = None) -> str:
         """Commit the job's work and the run's success in one transaction. Raises LeaseLost, and BadResult."""

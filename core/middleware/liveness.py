@@ -8,10 +8,8 @@ any process that died.
 """
 
 import os
-import sys
 import threading
 import time
-from types import FrameType
 from typing import Any
 
 from dramatiq.broker import Broker, MessageProxy
@@ -26,6 +24,7 @@ from core.observability.events import ProcessStuck, ProcessStuckEnds
 from core.supervisor import worker_channel
 from core.worker import interruption, isolation
 from core.worker.heartbeat import Heartbeat
+from core.worker.interruption import place_of
 
 #: How often to look and to show that this process lives, in seconds.
 LOOK_SECONDS = 1.0
@@ -113,9 +112,3 @@ class Liveness(Middleware):
                 return processes.name_stuck(connection, process_id, is_stuck=is_stuck)
         except database.DATABASE_AWAY:
             return False
-
-
-def place_of(thread: int) -> str:
-    """Where a thread is in the code, without any values."""
-    frame: FrameType | None = sys._current_frames().get(thread)
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"

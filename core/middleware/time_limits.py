@@ -1,6 +1,6 @@
 """Time limits: a job is interrupted at the soft limit, and its process ends at the hard limit.
 
-A lost attempt is interrupted at once."""
+An attempt that is lost, or whose run was cancelled, is interrupted at once."""
 
 import threading
 from functools import partial
@@ -29,11 +29,11 @@ class TimeLimits(Layer):
         assert work is not None, "a session comes first"
         try:
             result = watch.hold(partial(self._begin, execution, proceed))
-            if watch.is_lost:  # and the job has swallowed the interruption
+            if watch.may_not_commit:  # and the job has swallowed the interruption
                 raise lost(execution.lease)
             return result
         except BaseException as error:
-            if watch.is_lost:
+            if watch.may_not_commit:
                 raise lost(execution.lease) from error
             if watch.cause is TimeLimitExceeded:
                 self._tell_limit(execution, error)
@@ -56,9 +56,12 @@ class TimeLimits(Layer):
         )
 
     def _begin(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, unless the lease was lost before the watch began."""
-        if execution.lease is not None and self._membership.process_id != execution.lease.process_id:
-            raise lost(execution.lease)
+        """Proceed, unless the lease was lost, or the run cancelled, before the watch began."""
+        lease, membership = execution.lease, self._membership
+        if lease is None:
+            return proceed(execution)
+        if membership.process_id != lease.process_id or lease.token in membership.in_hand.cancelled:
+            raise lost(lease)
         return proceed(execution)
 
     def _tell_limit(self, execution: Execution, error: BaseException) -> None:

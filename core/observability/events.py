@@ -152,6 +152,38 @@ class RunInterrupted(Event):
     runs: int
 
 
+@event("run.cancelling", INFO, "cancelled run {run} is interrupted; it cannot commit")
+class RunCancelling(Event):
+    """The process that works on the run has noticed the cancel. The run ends when its function has left."""
+
+    run: int
+
+
+@event("run.cancelled", INFO, "run {run} was cancelled {by}")
+class RunCancelled(Event):
+    """A run that was running when it was cancelled has ended, and nothing was committed after the cancel."""
+
+    job: str
+    run: int
+    #: Who has cancelled it and why: ``by ann@host: wrong customers``.
+    by: str
+
+
+@event(
+    "run.not_leaving",
+    ERROR,
+    "run {run} was cancelled {seconds:g} s ago and its thread is stuck in {place}; its process ends and is replaced",
+)
+class RunNotLeaving(Event):
+    """A cancelled job swallows its interruption, or does not return from a call into C."""
+
+    job: str
+    run: int
+    seconds: float
+    #: The file, line and function in which its thread is.
+    place: str
+
+
 @event("run.skipped", INFO, "run {run} skipped: {reason}")
 class RunSkipped(Event):
     """A slot was not started, for this reason."""

@@ -118,7 +118,8 @@ def run_ended(task: str, status: str, seconds: float | None = None) -> None:
     _labelled("tasks", task, status).inc()
     if seconds is not None:
         _labelled("durations", task).observe(seconds)
-        _tell_status(task, status == "succeeded")
+        if status != "cancelled":  # which says nothing about the job
+            _tell_status(task, status == "succeeded")
 
 
 def _tell_status(task: str, is_good: bool) -> None:

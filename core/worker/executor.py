@@ -15,6 +15,7 @@ from core.jobs.job import Job
 from core.ledger.claims import NEVER_SUSPECT
 from core.ledger.models import State
 from core.middleware.argument_fit import ArgumentFit, MessageFit
+from core.middleware.cancellation import Cancellation
 from core.middleware.conflicts import Conflicts
 from core.middleware.db_session import DatabaseSession
 from core.middleware.execution import LOST, RECORDING, Carried, Execution, surrounded
@@ -63,6 +64,7 @@ class Executor:
         self._around_runs = [
             OwnContext(),  # the next run of the thread does not see context variables that this run sets
             OverlapLock(self.claims, self.wakes),  # claims the run, and keeps its lease until it has ended
+            Cancellation(recorder),  # ends a cancelled run, for which nothing below can commit
             ArgumentFit(self.claims, recorder),  # releases a run whose arguments only fit another release
             Metrics(),  # adds job, run, slot and attempt to every log line; counts and times the attempt
             leftovers,  # restores changes of the process's state, or logs them

@@ -12,9 +12,10 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
 from core import database
+from core.dispatcher import cancelled
 from core.dispatcher.recovery import Outage
-from core.errors import AttemptLost
-from core.ledger import processes, releases, runs
+from core.errors import AttemptLost, Cancelled
+from core.ledger import cancels, processes, releases, runs
 from core.ledger.models import State
 from core.ledger.processes import Identity
 from core.ledger.releases import Release
@@ -26,6 +27,7 @@ from core.observability.events import (
     ProcessRegistered,
     ProcessReleased,
     ProcessResumed,
+    RunCancelling,
     RunForgotten,
     RunInterrupted,
     RunLostTooOften,
@@ -121,6 +123,7 @@ class Heartbeat(LedgerThread):
         self._log_once.reset()
         self._missing_rights.reset()
         assert self._last_id is not None
+        cancels.listen(connection, self._last_id)
         self._beat(connection, self._last_id)
 
     def interrupted(self, error: Exception) -> None:
@@ -167,7 +170,8 @@ class Heartbeat(LedgerThread):
             self._release_runs(connection, former, "its worker lost PostgreSQL")
 
     def _beat(self, connection: Connection, process_id: int) -> None:
-        while not self._is_stopped_within(connection, self._every_seconds):
+        self._interrupt_cancelled(connection, process_id)
+        while not self._is_stopped_within(connection, process_id, self._every_seconds):
             now = time.monotonic()
             with self._outage.timed():
                 is_renewed = processes.renew(connection, process_id, self._lease)
@@ -177,6 +181,7 @@ class Heartbeat(LedgerThread):
                 return
             self._good_until = now + self._lease.total_seconds()
             self._measure_pool()
+            self._interrupt_cancelled(connection, process_id)
             self._release_forgotten(connection, process_id)
         self._good_until = 0.0
         self._release_runs(connection, process_id, "its worker was stopped")
@@ -188,12 +193,24 @@ class Heartbeat(LedgerThread):
         if interrupted:
             emit(RunInterrupted(interrupted))
 
-    def _is_stopped_within(self, connection: Connection, seconds: float) -> bool:
-        """Wait until this is stopped, at most ``seconds``. Raises psycopg2's Error at once if the connection is cut."""
+    def _is_stopped_within(self, connection: Connection, process_id: int, seconds: float) -> bool:
+        """Wait until this is stopped, at most ``seconds``, and deal with cancels meanwhile.
+
+        Raises psycopg2's Error at once if the connection is cut.
+        """
         until = time.monotonic() + seconds
         while not self._stopping.is_set() and (remaining := until - time.monotonic()) > 0:
-            self.wait(connection, remaining)
+            if self.wait(connection, remaining):
+                self._interrupt_cancelled(connection, process_id)
         return self._stopping.is_set()
+
+    def _interrupt_cancelled(self, connection: Connection, process_id: int) -> None:
+        """Interrupt the attempts at cancelled runs, and keep those from starting that have not started yet."""
+        found = cancels.of_process(connection, process_id)
+        self.in_hand.cancelled = frozenset(found)
+        for token, run_id in found.items():
+            if interruption.interrupt([token], Cancelled):
+                emit(RunCancelling(run_id))
 
     def _release_forgotten(self, connection: Connection, process_id: int) -> None:
         """Release runs that this process has claimed but no thread is working on."""
@@ -203,16 +220,17 @@ class Heartbeat(LedgerThread):
         age = max(self._lease, timedelta(seconds=FORGOTTEN_SECONDS))
         tokens = self.in_hand.tokens
         forgotten = runs.release_forgotten(connection, process_id, tokens, age, "its worker lost the claim's answer")
-        released = [run.run_id for run in forgotten if not run.is_over]
+        left = cancelled.tell(forgotten)
+        released = [run.run_id for run in left if run.state == State.RETRYING]
         if released:
             emit(RunForgotten(len(released), ", ".join(map(str, released[:NAMED_RUNS]))))
-        for run in forgotten:
-            if run.is_over:
+        for run in left:
+            if run.state == State.DEAD:
                 metrics.run_ended(run.job, State.DEAD)
                 emit(RunLostTooOften(run.job, run.run_id))
 
     def _release_runs(self, connection: Connection, process_id: int, reason: str) -> None:
-        released = runs.release(connection, process_id, reason)
+        released = cancelled.tell(runs.release(connection, process_id, reason))
         if released:
             emit(ProcessReleased(len(released), reason))
         processes.resign(connection, process_id)

@@ -2,10 +2,11 @@
 
 One watching thread per process interrupts jobs that run too long. At the soft limit the job's statement is cancelled in
 PostgreSQL and TimeLimitExceeded is raised in its thread; at the hard limit the caller's last resort is called, in the
-watching thread. ``interrupt`` stops an attempt whose lease is lost at once with AttemptLost, and closes its connection,
-so that PostgreSQL frees its locks. A watch raises exceptions and ends under the same lock, so an exception cannot reach
-a thread that has left ``Watch.hold``. Cancelling needs a connection to PostgreSQL, which may hang, so it has a thread
-of its own. The end of the job waits a short time for it.
+watching thread. ``interrupt`` stops an attempt at a cancelled run like the soft limit, with Cancelled; from then on its
+hard limit is at most ``LEAVE_SECONDS`` away. ``interrupt`` stops an attempt whose lease is lost at once with
+AttemptLost, and closes its connection, so that PostgreSQL frees its locks. A watch raises exceptions and ends under the
+same lock, so an exception cannot reach a thread that has left ``Watch.hold``. Cancelling a statement needs a connection
+to PostgreSQL, which may hang, so it has a thread of its own. The end of the job waits a short time for it.
 
 Python discards an exception that is raised in the callback of a weak reference or in a finaliser, and reports it to
 ``sys.unraisablehook``. A hook there notices such an interruption, and it is raised again.
@@ -18,9 +19,10 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import FrameType
 from typing import TypeVar
 
-from core.errors import AttemptLost, Interrupted, TimeLimitExceeded
+from core.errors import AttemptLost, Cancelled, Interrupted, TimeLimitExceeded
 from core.observability.events import LimitNotEnforced, emit
 
 FOREVER = float("inf")
@@ -28,6 +30,8 @@ FOREVER = float("inf")
 LOOK_AGAIN_SECONDS = 0.2
 #: The longest wait, at the end of a job, until the cancelling of its statement is done.
 CANCEL_SECONDS = 2.0
+#: How long the function of a cancelled run may take to leave before its process ends, in seconds.
+LEAVE_SECONDS = 30.0
 T = TypeVar("T")
 
 
@@ -60,6 +64,11 @@ class Watch:
     def is_lost(self) -> bool:
         """Whether the lease of the attempt is lost."""
         return self.cause is AttemptLost
+
+    @property
+    def may_not_commit(self) -> bool:
+        """Whether the attempt can commit nothing more: its lease is lost, or its run was cancelled."""
+        return self.cause in (AttemptLost, Cancelled)
 
     @property
     def next_at(self) -> float:
@@ -122,7 +131,10 @@ class Watch:
             if self.is_over or self.is_lost or self.cause is cause:
                 return False
             self._stop(cause)
-            self.look_again_at = time.monotonic() + LOOK_AGAIN_SECONDS
+            now = time.monotonic()
+            self.look_again_at = now + LOOK_AGAIN_SECONDS
+            if cause is Cancelled:
+                self.hard_at = min(self.hard_at, now + LEAVE_SECONDS)
             return True
 
     def _stop(self, cause: type[Interrupted]) -> None:
@@ -294,6 +306,12 @@ def limited(
     now = time.monotonic()
     soft_at, hard_at = now + soft.total_seconds(), now + hard.total_seconds()
     return Watch(threading.get_ident(), soft_at, hard_at, on_soft, on_hard, on_lost, token)
+
+
+def place_of(thread: int) -> str:
+    """Where a thread is in the code, without any values."""
+    frame: FrameType | None = sys._current_frames().get(thread)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"
 
 
 def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:

@@ -1,4 +1,4 @@
-"""The last resort: a job that does not end at its hard limit ends with its process."""
+"""The last resort: a job that does not end at its hard limit, or when it is cancelled, ends with its process."""
 
 import os
 import threading
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine
 
 from core import database
+from core.dispatcher import cancelled
 from core.errors import TimeLimitExceeded
 from core.ledger import runs
 from core.ledger.leases import Lease
@@ -15,9 +16,10 @@ from core.ledger.models import State
 from core.middleware.execution import Execution
 from core.middleware.metrics import observe
 from core.observability import logs, metrics
-from core.observability.events import Event, MessageHardLimit, RunHardLimit
+from core.observability.events import Event, MessageHardLimit, RunHardLimit, RunNotLeaving
 from core.worker import tracebacks
 from core.worker.completions import Completions
+from core.worker.interruption import LEAVE_SECONDS, place_of
 from core.worker.membership import Membership
 from core.worker.outcomes import diagnose, seen_in
 
@@ -36,9 +38,13 @@ class LastResort:
     completions: Completions | None = None
 
     def give_up(self, execution: Execution, thread_id: int) -> None:
-        """Record that an attempt will not end, and where its thread stands, and end its process."""
-        if execution.lease is not None:
-            self._give_up_run(execution, execution.lease, thread_id)
+        """Record that an attempt in the thread will not end, and where its thread stands, and end its process."""
+        lease = execution.lease
+        if lease is not None and lease.token in self.membership.in_hand.cancelled:
+            why = RunNotLeaving(lease.job, lease.run_id, LEAVE_SECONDS, place_of(thread_id))
+            self.end_process(why, self.release_all)
+        elif lease is not None:
+            self._give_up_run(execution, lease, thread_id)
         else:
             self._give_up_message(execution)
 
@@ -58,10 +64,10 @@ class LastResort:
             os._exit(HARD_LIMIT_EXIT)
 
     def release_all(self, connection: Connection) -> None:
-        """Release the runs that this process is still working on."""
+        """Release the runs that this process is still working on; a cancelled run ends."""
         process_id = self.membership.process_id
         if process_id is not None:
-            runs.release(connection, process_id, "its process was ended")
+            cancelled.tell(runs.release(connection, process_id, "its process was ended"))
 
     def _give_up_run(self, execution: Execution, lease: Lease, thread_id: int) -> None:
         job = execution.job

@@ -23,6 +23,8 @@ class LeasesInHand:
 
     def __init__(self) -> None:
         self._tokens: set[int] = set()
+        #: The tokens of the attempts at runs that were cancelled and have not ended, as the heartbeat last saw.
+        self.cancelled: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self._tokens)

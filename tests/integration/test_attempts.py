@@ -212,7 +212,8 @@ class TestUncounted:
     def test_a_released_attempt_is_kept_without_the_error_of_the_one_before(self, process, database, ledger, kept):
         lease = process.lease(database, ledger.request(state="retrying", attempt=1, error="an old one"))
         with databases.autocommit(database) as connection:
-            assert runs.release(connection, process.id, "its worker was stopped") == [lease.run_id]
+            (found,) = runs.release(connection, process.id, "its worker was stopped")
+        assert (found.run_id, found.state) == (lease.run_id, "retrying")
 
         (attempt,) = kept(lease.run_id)
         told = (attempt.attempt, attempt.outcome, attempt.reason, attempt.error)
@@ -225,7 +226,7 @@ class TestUncounted:
         with databases.autocommit(database) as connection:
             (found,) = runs.release_forgotten(connection, process.id, [], age, "lost sight of")
 
-        assert (found.run_id, found.job, found.is_over) == (lease.run_id, "work", False)
+        assert (found.run_id, found.job, found.state) == (lease.run_id, "work", "retrying")
         assert [(each.outcome, each.reason) for each in kept(lease.run_id)] == [("released", "lost sight of")]
 
     def test_of_attempts_without_a_connection_the_last_is_kept_under_the_number_that_they_share(

@@ -6,6 +6,9 @@ Creating them reads the whole table and blocks writes to it: for about a second 
 
 The trigger protects runs from workers of the release before, whose claims know nothing of limits and of requests that
 wait: such a claim changes nothing, and the run stays queued for a worker of this release.
+
+A second trigger ends a cancelled run whenever its process, or a dispatcher for it, hands the run back: released,
+recovered, failed, by a process of this release or the one before. So a cancelled run never starts again.
 """
 
 from typing import Any
@@ -59,6 +62,38 @@ GUARDED = """
     EXECUTE FUNCTION rota_guard_run()
 """
 
+#: The run's row is locked before its mark, as in a cancel. The schema is named, since a job may set any search_path.
+END_CANCELLED = """
+    CREATE FUNCTION rota_end_cancelled_run() RETURNS trigger LANGUAGE plpgsql AS $$
+    DECLARE
+        said text;
+    BEGIN
+        EXECUTE format(
+            'DELETE FROM %I.rota_cancels WHERE run_id = $1 '
+            'RETURNING left(concat_ws('': '', ''by '' || asked_by, reason), 2000)',
+            TG_TABLE_SCHEMA) INTO said USING OLD.id;
+        IF said IS NOT NULL THEN
+            NEW.state := 'dead';
+            NEW.reason := 'cancelled';
+            NEW.error := said;
+            NEW.former_state := OLD.state;
+            NEW.former_reason := OLD.reason;
+            NEW.attempt := OLD.attempt;
+            NEW.crashes := OLD.crashes;
+            NEW.process_id := NULL;
+            NEW.sent_at := NULL;
+            NEW.due_at := OLD.due_at;
+            NEW.finished_at := clock_timestamp();
+        END IF;
+        RETURN NEW;
+    END $$
+"""
+HANDED_BACK = """
+    CREATE TRIGGER rota_end_cancelled_run BEFORE UPDATE OF state ON rota_runs FOR EACH ROW
+    WHEN (OLD.state = 'running' AND NEW.state IN ('queued', 'retrying', 'dead'))
+    EXECUTE FUNCTION rota_end_cancelled_run()
+"""
+
 
 def upgrade() -> None:
     for column in COLUMNS:
@@ -94,6 +129,8 @@ def upgrade() -> None:
         sa.Column("asked_by", sa.Text, nullable=False),
         sa.Column("reason", sa.Text),
     )
+    op.execute(END_CANCELLED)
+    op.execute(HANDED_BACK)
     op.create_table(
         "rota_limits",
         sa.Column("name", sa.Text, primary_key=True),
@@ -120,8 +157,9 @@ def downgrade() -> None:
     for table in ("rota_departures", "rota_limits", "rota_cancels", "rota_attempts"):
         op.drop_table(table)
     op.drop_column("rota_processes", "threads")
-    op.execute("DROP TRIGGER rota_guard_run ON rota_runs")
-    op.execute("DROP FUNCTION rota_guard_run()")
+    for name in ("rota_end_cancelled_run", "rota_guard_run"):
+        op.execute(f"DROP TRIGGER {name} ON rota_runs")
+        op.execute(f"DROP FUNCTION {name}()")
     for name in (*LIMITED, *INDEXES):
         op.drop_index(name, "rota_runs")
     op.drop_constraint("rota_runs_priority", "rota_runs")

@@ -1,0 +1,128 @@
+"""Cancellations: a waiting run ends at once; a running run may not commit from that moment, and ends when it has left.
+
+Only the process that works on a running run ends it, with one exception that this file is about. A cancel draws a new
+fencing token for the run's row and leaves a mark in ``rota_cancels`` with the former token. Every commit of the attempt
+checks its token under the row's lock, in every isolation level, so it is refused from then on, and the runs that are
+not cancelled pay nothing for this. State and process stay as they are. So the run still holds its key and its limits
+while its function may still be at work.
+
+The process is notified, and also looks for marks at every heartbeat (``core/worker/heartbeat.py``). It interrupts the
+attempt, and ends the run when the function has left. If the run is handed back instead (released, recovered, or failed,
+by any release of Rota), a trigger ends it and deletes the mark, so that it never starts again.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from core.ledger import attempts
+from core.ledger.attempts import ENDED
+from core.ledger.leases import Lease
+from core.ledger.models import WAITING, State
+from core.ledger.prepared import Prepared
+
+CANCELLED = "cancelled"
+CANCELLABLE = (*WAITING, State.RUNNING)
+#: The beginning of the name of each process's channel; the process's id follows.
+CHANNEL = "rota_cancel_"
+
+#: Parameters: runs, who asks, the reason. The rows are locked in the order of their ids. A run that is being cancelled
+#: already keeps its mark and its token.
+CANCEL = Prepared(
+    "rota_cancel",
+    ("bigint[]", "text", "text"),
+    f"""
+    WITH chosen AS MATERIALIZED (
+        SELECT id, state, reason, token, process_id FROM ledger.rota_runs
+        WHERE id = ANY($1) AND state IN ('queued', 'retrying', 'running') ORDER BY id FOR UPDATE
+    ), marked AS (
+        INSERT INTO ledger.rota_cancels (run_id, token, process_id, asked_by, reason)
+        SELECT id, token, process_id, $2, $3 FROM chosen WHERE state = 'running'
+        ON CONFLICT (run_id) DO NOTHING RETURNING run_id, pg_notify('{CHANNEL}' || process_id, '')
+    ), fenced AS (
+        UPDATE ledger.rota_runs AS run SET token = nextval('ledger.rota_tokens')
+        FROM marked WHERE run.id = marked.run_id RETURNING run.id
+    ), ended AS (
+        UPDATE ledger.rota_runs AS run SET
+            former_state = chosen.state, former_reason = chosen.reason, state = 'dead', reason = '{CANCELLED}',
+            error = left(concat_ws(': ', 'by ' || $2, $3), 2000), sent_at = NULL, finished_at = clock_timestamp()
+        FROM chosen WHERE run.id = chosen.id AND chosen.state <> 'running' RETURNING run.id
+    )
+    SELECT id, state, id IN (SELECT id FROM fenced UNION ALL SELECT id FROM ended) FROM chosen ORDER BY id
+    """,  # noqa: S608 — constants
+)
+
+#: Parameters: run, the cancelled attempt's token, its process. The trigger writes the rest, and deletes the mark.
+END = Prepared(
+    "rota_end_cancelled",
+    ("bigint", "bigint", "bigint"),
+    f"""
+    WITH ended AS MATERIALIZED (
+        UPDATE rota_runs AS run SET state = 'dead', finished_at = clock_timestamp()
+        WHERE run.id = $1 AND run.process_id = $3 AND run.state = 'running' AND EXISTS (
+            SELECT 1 FROM rota_cancels AS mark WHERE mark.run_id = run.id AND mark.token = $2)
+        RETURNING {ENDED}
+    ), {attempts.keeping("ended", CANCELLED)}
+    SELECT error FROM ended
+    """,  # noqa: S608 — constants
+)
+
+#: Parameter: process.
+OF_PROCESS = Prepared(
+    "rota_cancels_of_process", ("bigint",), "SELECT run_id, token FROM rota_cancels WHERE process_id = $1"
+)
+
+MARKS = text("SELECT run_id, asked_at, asked_by, reason FROM rota_cancels WHERE run_id = ANY(:run_ids)")
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A run that a cancel has found, and the state that it had."""
+
+    run_id: int
+    state: State
+    #: False if it is running and was cancelled before.
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A cancellation of a run whose function has not left yet."""
+
+    run_id: int
+    asked_at: datetime
+    asked_by: str
+    reason: str | None
+
+
+def cancel(
+    on: Session | Connection, run_ids: Collection[int], *, by: str, reason: str | None = None
+) -> list[Cancelled]:
+    """Cancel those of ``run_ids`` that wait or run, in the caller's transaction; return these, in order."""
+    rows = CANCEL.rows(on, list(run_ids), by, reason)
+    return [Cancelled(run_id, State(state), is_new) for run_id, state, is_new in rows]
+
+
+def end(connection: Connection, lease: Lease) -> str | None:
+    """End a cancelled run, whose function has left; return who cancelled it and why, or None if nobody has."""
+    rows = END.rows(connection, lease.run_id, lease.token, lease.process_id)
+    return str(rows[0][0]) if rows else None
+
+
+def listen(connection: Connection, process_id: int) -> None:
+    """Be notified on ``connection``, which is in autocommit, of cancels of the process's runs."""
+    connection.exec_driver_sql(f"LISTEN {CHANNEL}{process_id}")
+
+
+def of_process(connection: Connection, process_id: int) -> dict[int, int]:
+    """The cancelled runs that a process has not ended yet, by the tokens of their attempts."""
+    return {token: run_id for run_id, token in OF_PROCESS.rows(connection, process_id)}
+
+
+def marks(connection: Connection, run_ids: Sequence[int]) -> dict[int, Mark]:
+    """The cancellations of those of ``run_ids`` that have not ended yet."""
+    rows = connection.execute(MARKS, {"run_ids": list(run_ids)}) if run_ids else ()
+    return {row.run_id: Mark(row.run_id, row.asked_at, row.asked_by, row.reason) for row in rows}

@@ -1,0 +1,43 @@
+"""Ends a cancelled run when its function has left; ``core/ledger/cancels.py`` says how a cancel works."""
+
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from core import database
+from core.ledger import cancels
+from core.ledger.cancels import CANCELLED
+from core.ledger.leases import Lease
+from core.middleware.execution import LOST, Execution, Layer, Proceed
+from core.observability.events import RunCancelled, RunNotRecorded, emit
+from core.worker.outcomes import Recorder
+
+
+class Cancellation(Layer):
+    """Looks for a cancel if an attempt could not commit. The run then ends, and its key and limits are free."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Proceed; the outcome of an attempt at a cancelled run is ``cancelled``."""
+        status = proceed(execution)
+        return settled(self._recorder, execution.lease, status) if status == LOST else status
+
+
+def settled(recorder: Recorder, lease: Lease | None, status: str) -> str:
+    """The outcome of an attempt that ended with ``status``: ``cancelled`` if a cancel made it lose its lease.
+
+    Then this ends the run. If PostgreSQL refuses that, the heartbeat does it later.
+    """
+    if lease is None or status != LOST:
+        return status
+    try:
+        by = recorder.record(lease, lambda connection: cancels.end(connection, lease))
+    except (DBAPIError, ValueError) as error:
+        emit(RunNotRecorded(database.brief(error)), error)
+        return LOST
+    if by is None:
+        return LOST
+    emit(RunCancelled(lease.job, lease.run_id, by))
+    return CANCELLED

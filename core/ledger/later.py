@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from core.errors import LONGEST_LATER
+from core.ledger import attempts
+from core.ledger.attempts import ENDED
 from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
@@ -18,10 +20,10 @@ from core.ledger.prepared import Prepared
 LONGEST_REASON = 2000
 
 #: Parameters: run, token, process, the new due time or null, the span until then or null, the error to record, the
-#: longest time between the first Later and the last due time.
+#: longest time between the first Later and the last due time, the end of the attempt's log.
 POSTPONE = Prepared(
     "rota_postpone",
-    ("bigint", "bigint", "bigint", "timestamptz", "interval", "text", "interval"),
+    ("bigint", "bigint", "bigint", "timestamptz", "interval", "text", "interval", "text"),
     f"""
     WITH held AS MATERIALIZED (
         SELECT id, coalesce($4, statement_timestamp() + $5) AS then_at,
@@ -29,16 +31,18 @@ POSTPONE = Prepared(
         FROM rota_runs AS run WHERE {LEASE_IS_GOOD} FOR UPDATE
     ), judged AS MATERIALIZED (
         SELECT id, then_at, since, then_at > least(since + $7, expires_at) AS is_over FROM held
-    )
-    UPDATE rota_runs AS run
-    SET state = CASE WHEN is_over THEN 'dead'
-                     WHEN slot IS NOT NULL AND failures = 0 AND crashes = 0 THEN 'queued' ELSE 'retrying' END,
-        reason = 'later', error = $6, laters = coalesce(laters, 0) + 1, later_since = since,
-        process_id = NULL, sent_at = NULL, due_at = CASE WHEN is_over THEN due_at ELSE then_at END,
-        finished_at = CASE WHEN is_over THEN clock_timestamp() END
-    FROM judged WHERE run.id = judged.id
-    RETURNING state, then_at, laters
-    """,  # noqa: S608 — a constant
+    ), ended AS MATERIALIZED (
+        UPDATE rota_runs AS run
+        SET state = CASE WHEN is_over THEN 'dead'
+                         WHEN slot IS NOT NULL AND failures = 0 AND crashes = 0 THEN 'queued' ELSE 'retrying' END,
+            reason = 'later', error = $6, laters = coalesce(laters, 0) + 1, later_since = since,
+            process_id = NULL, sent_at = NULL, due_at = CASE WHEN is_over THEN due_at ELSE then_at END,
+            finished_at = CASE WHEN is_over THEN clock_timestamp() END
+        FROM judged WHERE run.id = judged.id
+        RETURNING {ENDED}, run.state, then_at, run.laters
+    ), {attempts.keeping("ended", "later", log="$8")}
+    SELECT state, then_at, laters FROM ended
+    """,  # noqa: S608 — constants
 )
 
 
@@ -52,12 +56,15 @@ class Postponed:
 
 
 def postpone(
-    connection: Connection, lease: Lease, *, at: datetime | None, after: timedelta | None, error: str
-) -> Postponed | None:
+    connection: Connection, lease: Lease, *, at: datetime | None, after: timedelta | None, error: str,
+    log: str | None = None,
+) -> Postponed | None:  # fmt: skip
     """Have the run wait until ``at``, or for the span ``after``; None if the lease is lost.
+
+    ``log`` is the end of the attempt's log, which is kept.
 
     If that is over 7 days after it was first postponed, or after its ``expires_at``, the run is dead.
     """
-    values = (at, after, error[:LONGEST_REASON], LONGEST_LATER)
+    values = (at, after, error[:LONGEST_REASON], LONGEST_LATER, log)
     rows = POSTPONE.rows(connection, lease.run_id, lease.token, lease.process_id, *values)
     return Postponed(State(rows[0][0]), rows[0][1], rows[0][2]) if rows else None

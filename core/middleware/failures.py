@@ -10,7 +10,7 @@ from core.ledger.models import State
 from core.middleware.execution import LOST, POSTPONED, RELEASED, Execution, Layer, Proceed
 from core.observability.events import RunNotConnected, RunPostponed, emit
 from core.worker import tracebacks
-from core.worker.outcomes import Recorder, diagnose, in_words, refuse_later, report, seen_in
+from core.worker.outcomes import Recorder, diagnose, in_words, log_of, refuse_later, report, seen_in
 
 
 class Failures(Layer):
@@ -56,7 +56,7 @@ class Failures(Layer):
             execution.failed(refusal)
             return self._record(execution, refusal)
         said = later.reason.partition("\n")[0] or "no reason given"
-        ended = self._recorder.postpone(lease, later)
+        ended = self._recorder.postpone(lease, later, log_of(execution))
         if ended is None:
             return LOST
         execution.was_postponed()

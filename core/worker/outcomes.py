@@ -61,11 +61,13 @@ class Recorder:
             plain = replace(failure, error=in_ascii(failure.error), traceback=None, log=None)
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, plain)))
 
-    def postpone(self, lease: Lease, later: Later) -> Postponed | None:
+    def postpone(self, lease: Lease, later: Later, log: str | None) -> Postponed | None:
         """Record that the function has postponed its run; None if the lease is lost before that."""
         return self.record(
             lease,
-            lambda connection: laters.postpone(connection, lease, at=later.at, after=later.in_, error=in_words(later)),
+            lambda connection: laters.postpone(
+                connection, lease, at=later.at, after=later.in_, error=in_words(later), log=log
+            ),
         )
 
 

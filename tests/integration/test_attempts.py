@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 import structlog
 
+from core import Later, enqueue, job
 from core import database as databases
-from core import enqueue, job
 from core.ledger import attempts, processes, runs
 from core.ledger.models import State
 from core.ledger.runs import Failure
@@ -242,6 +242,18 @@ class TestUncounted:
         (attempt,) = kept(run_id)
         assert (attempt.attempt, attempt.outcome, attempt.reason) == (1, "released", "no connection")
         assert attempt.error.endswith(": second")
+
+    def test_an_attempt_that_postponed_its_run_is_kept_with_the_end_of_its_log(self, run_job, kept, worker_log):
+        @job("work")
+        def not_now(run):
+            run.log.info("asked the server")
+            raise Later(in_=LATER, reason="it is busy")
+
+        row = run_job(not_now)
+
+        (attempt,) = kept(row.id)
+        assert (attempt.attempt, attempt.outcome, attempt.reason, attempt.error) == (1, "later", "later", row.error)
+        assert attempt.log.endswith("asked the server")
 
 
 class TestParents:

@@ -21,6 +21,7 @@ COMMANDS = {
     "jobs": ("core.cli.jobs:jobs", "List the jobs, their schedules and their next slots."),
     "plugins": ("core.cli.plugins:plugins", "List the plugins, and whether they were loaded."),
     "runs": ("core.cli.runs:runs", "List the runs in the ledger, newest first."),
+    "workers": ("core.cli.workers:workers", "List the live processes and their work, and who has left."),
     "retry": ("core.cli.retry:retry", "Retry dead runs, by id or by filter."),
     "drop": ("core.cli.drop:drop", "Drop waiting or dead runs, so that they never run."),
     "pause": ("core.cli.pause:pause", "Stop starting a job, a queue, a plugin or everything for a while."),

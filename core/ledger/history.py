@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, text
@@ -38,12 +38,24 @@ WAITING_ARGS = text("""
 
 #: A process is alive if its lease has not expired and it holds its advisory lock; a dead process's row stays briefly.
 ALIVE = text("""
-    SELECT process.id, kind, name, queues, process.started_at, expires_at FROM rota_processes AS process
+    SELECT process.id, kind, name, queues, process.started_at, expires_at, threads, release
+    FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND EXISTS (
         SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
         WHERE lock.locktype = 'advisory' AND lock.granted AND db.datname = current_database()
           AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(process.id AS oid) AND lock.objsubid = 2)
     ORDER BY process.id
+""")
+
+#: What live processes work on now.
+AT_WORK = text("""
+    SELECT id AS run, process_id, job, key, attempt, started_at, progress FROM rota_runs
+    WHERE state = 'running' AND process_id = ANY(:process_ids) ORDER BY id
+""")
+
+DEPARTURES = text("""
+    SELECT process_id AS id, kind, name, queues, started_at, left_at, reason FROM rota_departures
+    WHERE left_at > statement_timestamp() - CAST(:within AS interval) ORDER BY left_at DESC LIMIT :most
 """)
 
 IS_DISPATCHING = text("""
@@ -74,6 +86,10 @@ class Process:
     queues: tuple[str, ...]
     started_at: datetime
     expires_at: datetime
+    #: How many runs it works on at the same time; None for a scheduler, and for a Rota version that does not tell.
+    threads: int | None
+    #: The fingerprint of its release.
+    release: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +199,17 @@ def worked_around(connection: Connection, instant: datetime) -> Around:
 def alive(connection: Connection) -> list[Process]:
     """The processes that are alive."""
     rows = connection.execute(ALIVE, {"space": LOCK_SPACE}).all()
-    return [Process(row.id, row.kind, row.name, tuple(row.queues), row.started_at, row.expires_at) for row in rows]
+    return [Process(**{**row._mapping, "queues": tuple(row.queues)}) for row in rows]
+
+
+def at_work(connection: Connection, process_ids: Sequence[int]) -> list[Row[Any]]:
+    """The runs that these processes work on now, the oldest first."""
+    return list(connection.execute(AT_WORK, {"process_ids": list(process_ids)}).all())
+
+
+def departures(connection: Connection, within: timedelta, most: int) -> list[Row[Any]]:
+    """The processes that left ``within`` a span until now, the last first, ``most`` at most."""
+    return list(connection.execute(DEPARTURES, {"within": within, "most": most}).all())
 
 
 def is_dispatching(connection: Connection) -> bool:

@@ -289,7 +289,7 @@ class DepartureRow(Base):
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     started_at: Mapped[datetime] = mapped_column(Instant)
     left_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: ``stopped``, ``died`` or ``no heartbeat``.
+    #: ``stopped``, ``lost PostgreSQL``, ``died`` or ``no heartbeat``.
     reason: Mapped[str] = mapped_column(Text)
 
     __table_args__ = (Index("rota_departures_left", "left_at"),)

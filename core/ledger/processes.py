@@ -39,8 +39,8 @@ RETURN_SECONDS = 15
 NEXT_ID = text("SELECT nextval('rota_process_ids')")
 LOCK = text("SELECT pg_advisory_lock(:space, :id)")
 REGISTER = text("""
-    INSERT INTO rota_processes (id, kind, name, broker_id, queues, application, release, expires_at)
-    VALUES (:id, :kind, :name, :broker_id, :queues, :application, :release, clock_timestamp() + :lease)
+    INSERT INTO rota_processes (id, kind, name, broker_id, queues, threads, application, release, expires_at)
+    VALUES (:id, :kind, :name, :broker_id, :queues, :threads, :application, :release, clock_timestamp() + :lease)
 """)
 RENEW = text("""
     UPDATE rota_processes SET expires_at = clock_timestamp() + :lease
@@ -50,7 +50,21 @@ NAME_STUCK = text("""
     UPDATE rota_processes SET kind = CASE WHEN :is_stuck THEN 'stuck' ELSE 'worker' END
     WHERE id = :id AND kind IN ('worker', 'stuck') RETURNING id
 """)
-RESIGN = text("DELETE FROM rota_processes WHERE id = :id")
+#: ``DEPARTED`` keeps which processes have left: those that the part ``gone`` of a statement deletes and returns as
+#: ``LEFT``, with ``why``.
+LEFT = "process.id, kind, name, queues, process.started_at"
+DEPARTED = """
+    departed AS (
+        INSERT INTO rota_departures (process_id, kind, name, queues, started_at, reason)
+        SELECT id, kind, name, queues, started_at, why FROM gone
+    )
+"""
+RESIGN = text(f"""
+    WITH gone AS (
+        DELETE FROM rota_processes AS process WHERE id = :id RETURNING {LEFT}, CAST(:why AS text) AS why
+    ), {DEPARTED}
+    SELECT count(*) FROM gone
+""")  # noqa: S608 — constants
 
 HAS_NO_LOCK = f"""
     NOT EXISTS (
@@ -62,13 +76,17 @@ MISSED = text(f"""
     SELECT count(*) FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND started_at > pg_postmaster_start_time() AND {HAS_NO_LOCK}
 """)  # noqa: S608 — a constant
+#: A process without its lock has died, or has lost its connection for too long; one that has it was silent.
 END_DEAD = text(f"""
-    DELETE FROM rota_processes AS process
-    WHERE CASE WHEN CAST(:patience AS interval) IS NULL THEN expires_at <= clock_timestamp() OR {HAS_NO_LOCK}
-               ELSE expires_at <= clock_timestamp() - CAST(:patience AS interval) END
-        AND (started_at > pg_postmaster_start_time()
-            OR clock_timestamp() > pg_postmaster_start_time() + interval '{RETURN_SECONDS} seconds')
-    RETURNING id, kind, name, broker_id, queues, application
+    WITH gone AS MATERIALIZED (
+        DELETE FROM rota_processes AS process
+        WHERE CASE WHEN CAST(:patience AS interval) IS NULL THEN expires_at <= clock_timestamp() OR {HAS_NO_LOCK}
+                   ELSE expires_at <= clock_timestamp() - CAST(:patience AS interval) END
+            AND (started_at > pg_postmaster_start_time()
+                OR clock_timestamp() > pg_postmaster_start_time() + interval '{RETURN_SECONDS} seconds')
+        RETURNING {LEFT}, broker_id, application, CASE WHEN {HAS_NO_LOCK} THEN 'died' ELSE 'no heartbeat' END AS why
+    ), {DEPARTED}
+    SELECT id, kind, name, broker_id, queues, application FROM gone
 """)  # noqa: S608 — constants
 
 #: Frees the lock: PostgreSQL may not have noticed yet that the process's old connection is lost.
@@ -129,6 +147,8 @@ class Identity:
     queues: tuple[str, ...] = ()
     #: The fingerprint of its release.
     release: str | None = None
+    #: How many runs it works on at the same time; None for a scheduler.
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +205,9 @@ def name_stuck(connection: Connection, process_id: int, *, is_stuck: bool) -> bo
     return connection.execute(NAME_STUCK, {"id": process_id, "is_stuck": is_stuck}).first() is not None
 
 
-def resign(connection: Connection, process_id: int) -> None:
-    """Delete the process's row at an orderly end; its runs must have been released before."""
-    connection.execute(RESIGN, {"id": process_id})
+def resign(connection: Connection, process_id: int, why: str = "stopped") -> None:
+    """Delete the process's row at an orderly end, and keep ``why`` it left; its runs must have been released before."""
+    connection.execute(RESIGN, {"id": process_id, "why": why})
 
 
 def is_any_gone(connection: Connection) -> bool:

@@ -44,9 +44,10 @@ class Lifecycle(Middleware):
         if self._watch is not None:
             self._watch.start()
         if isinstance(broker, RotaBroker):
-            self._heartbeat.start(sorted(queues), broker.broker_id, on_registered=broker.wakeups.wake_all)
+            wake = broker.wakeups.wake_all
+            self._heartbeat.start(sorted(queues), broker.broker_id, threads=worker.worker_threads, on_registered=wake)
         else:
-            self._heartbeat.start(sorted(queues))
+            self._heartbeat.start(sorted(queues), threads=worker.worker_threads)
         self._heartbeat.registered.wait(REGISTER_SECONDS)
         self._dispatcher.start()
         self._watchdog.start()  # last: if the fork fails for lack of memory, everything else is already running

@@ -94,13 +94,14 @@ class Heartbeat(LedgerThread):
         queues: Sequence[str] = (),
         broker_id: str | None = None,
         *,
+        threads: int | None = None,
         on_registered: Callable[[], None] = nothing,
     ) -> None:
-        """Register the process, which serves ``queues`` and whose messages are marked with ``broker_id``.
+        """Register the process, which serves ``queues`` with ``threads``, and marks its messages with ``broker_id``.
 
         ``on_registered`` is called in the heartbeat's thread whenever the process has become known.
         """
-        self._identity = replace(self._identity, queues=tuple(queues), broker_id=broker_id)
+        self._identity = replace(self._identity, queues=tuple(queues), broker_id=broker_id, threads=threads)
         self._on_registered = on_registered
         super().start()
 
@@ -167,7 +168,7 @@ class Heartbeat(LedgerThread):
         self._good_until = now + self._lease.total_seconds()
         emit(ProcessRegistered(self._identity.kind, self._last_id))
         if former is not None:
-            self._release_runs(connection, former, "its worker lost PostgreSQL")
+            self._leave(connection, former, "its worker lost PostgreSQL", "lost PostgreSQL")
 
     def _beat(self, connection: Connection, process_id: int) -> None:
         self._interrupt_cancelled(connection, process_id)
@@ -184,7 +185,7 @@ class Heartbeat(LedgerThread):
             self._interrupt_cancelled(connection, process_id)
             self._release_forgotten(connection, process_id)
         self._good_until = 0.0
-        self._release_runs(connection, process_id, "its worker was stopped")
+        self._leave(connection, process_id, "its worker was stopped", "stopped")
 
     def _lose(self) -> None:
         """Interrupt all running attempts, since their leases are lost, so that they hold no locks."""
@@ -229,11 +230,11 @@ class Heartbeat(LedgerThread):
                 metrics.run_ended(run.job, State.DEAD)
                 emit(RunLostTooOften(run.job, run.run_id))
 
-    def _release_runs(self, connection: Connection, process_id: int, reason: str) -> None:
+    def _leave(self, connection: Connection, process_id: int, reason: str, why: str) -> None:
         released = cancelled.tell(runs.release(connection, process_id, reason))
         if released:
             emit(ProcessReleased(len(released), reason))
-        processes.resign(connection, process_id)
+        processes.resign(connection, process_id, why)
 
     def _measure_pool(self) -> None:
         pool = self._engine.pool

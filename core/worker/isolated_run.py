@@ -37,7 +37,7 @@ def main(run_id: int) -> None:
     process = gather()
     attach_carrier(process.configured)
     heartbeat = process.heartbeat("isolated")
-    heartbeat.start()
+    heartbeat.start(threads=1)
     threading.Thread(target=leave, args=(asked_to_leave, heartbeat), name="rota-leaving", daemon=True).start()
     watchdog = process.watchdog()
     watchdog.start()

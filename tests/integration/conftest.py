@@ -155,6 +155,7 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
             kind: str = "worker",
             plugin: str = "tests",
             queues: Sequence[str] = (),
+            threads: int | None = None,
         ) -> Process:
             connection = stack.enter_context(databases.dedicated(database))
             application = application or application_name()
@@ -162,7 +163,7 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
             if release is not None:
                 releases.record(connection, release)
             fingerprint = release.fingerprint if release else None
-            identity = Identity(kind, "test:1", application, broker_id, tuple(queues), fingerprint)
+            identity = Identity(kind, "test:1", application, broker_id, tuple(queues), fingerprint, threads)
             return Process(processes.register(connection, identity, lease), connection, application)
 
         yield start

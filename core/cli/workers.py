@@ -1,0 +1,89 @@
+"""``rota workers``: lists the live processes and their work, and who has left."""
+
+from datetime import datetime
+
+import click
+
+from core.cli.environment import looking
+from core.cli.output import as_json, print_json, say
+from core.cli.tables import Column, print_table
+from core.ledger import history
+from core.operations import workers as operations
+from core.operations.wording import brief, local, local_zone, span
+from core.operations.workers import AtWork, Left, Live
+
+
+@click.command()
+@as_json
+def workers(as_json: bool) -> None:
+    """List the live processes with what each works on, and the processes that left in the last 24 hours.
+
+    A process leaves because it was stopped, because it died, because its heartbeat was missing for longer than a lease,
+    or because it lost PostgreSQL and came back as another.
+
+    \b
+      rota workers
+      rota workers --json | jq '.live[].runs[].job'
+    """
+    with looking() as engine, engine.connect() as connection:
+        found, now = operations.listed(connection), history.now(connection)
+    if as_json:
+        print_json(found)
+        return
+    print_table(LIVE, [live(process, now) for process in found.live], empty="no process is alive")
+    if any(process.runs for process in found.live):
+        say("", "at work:")
+        print_table(AT_WORK, [at_work(process, run, now) for process in found.live for run in process.runs])
+    if found.left:
+        say("", "left in the last 24 hours:")
+        print_table(left_columns(local_zone(now)), [left(process) for process in found.left])
+
+
+LIVE = [
+    Column("process"),
+    Column("kind", rank=2),
+    Column("name"),
+    Column("busy", rank=1),
+    Column("up for", rank=4),
+    Column("queues", rank=3, least=12),
+]
+AT_WORK = [
+    Column("process"),
+    Column("run"),
+    Column("job"),
+    Column("key", rank=3, least=12),
+    Column("attempt", rank=4),
+    Column("for", rank=1),
+    Column("progress", rank=2, least=12),
+]
+
+
+def left_columns(zone: str) -> list[Column]:
+    """The columns of the processes that have left, with times in ``zone``."""
+    return [
+        Column("process"),
+        Column("kind", rank=3),
+        Column("name"),
+        Column(f"left ({zone})", rank=1),
+        Column("why"),
+        Column("was up for", rank=2),
+    ]
+
+
+def live(process: Live, now: datetime) -> tuple[str, ...]:
+    """A live process as a row; ``busy`` is how many of its threads are."""
+    busy = f"{len(process.runs)} of {process.threads}" if process.threads is not None else ""
+    lived = span(now - process.started_at)
+    return (str(process.id), process.kind, process.name, busy, lived, ", ".join(process.queues))
+
+
+def at_work(process: Live, run: AtWork, now: datetime) -> tuple[str, ...]:
+    """A run at work as a row."""
+    lasted = span(now - run.started_at)
+    return (str(process.id), str(run.run), run.job, run.key, str(run.attempt), lasted, brief(run.progress))
+
+
+def left(process: Left) -> tuple[str, ...]:
+    """A process that has left as a row."""
+    lived = span(process.left_at - process.started_at)
+    return (str(process.id), process.kind, process.name, local(process.left_at), process.reason, lived)

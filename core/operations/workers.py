@@ -1,0 +1,80 @@
+"""The live processes, what each works on, and which processes have left."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from core.ledger import history
+from core.operations.json_shape import Instant, Shape
+
+#: How long ago a process may have left to be listed, and how many are listed at most.
+LEFT_WITHIN = timedelta(hours=24)
+MOST_LEFT = 100
+
+
+class AtWork(Shape):
+    """A run that a process works on now."""
+
+    run: int
+    job: str
+    key: str
+    attempt: int
+    started_at: Instant
+    progress: Any
+
+
+class Live(Shape):
+    """A live process."""
+
+    id: int
+    #: ``worker``, ``scheduler``, ``isolated``, or ``stuck`` for a worker that makes no progress.
+    kind: str
+    name: str
+    queues: list[str]
+    #: How many runs it works on at the same time, if it is a worker.
+    threads: int | None
+    release: str | None
+    started_at: Instant
+    expires_at: Instant
+    runs: list[AtWork]
+
+
+class Left(Shape):
+    """A process that has left."""
+
+    id: int
+    kind: str
+    name: str
+    queues: list[str]
+    started_at: Instant
+    left_at: Instant
+    #: ``stopped``, ``lost PostgreSQL``, ``died`` or ``no heartbeat``.
+    reason: str
+
+
+class Workers(Shape):
+    """The live processes, and the last that have left."""
+
+    live: list[Live]
+    left: list[Left]
+
+
+def listed(connection: Connection) -> Workers:
+    """The live processes in the order of their start, and those that left in the last 24 hours, the last first."""
+    alive = history.alive(connection)
+    at_work = [(row.process_id, shown(row)) for row in history.at_work(connection, [process.id for process in alive])]
+    live = [
+        Live.model_validate(
+            {name: getattr(process, name) for name in Live.model_fields if name != "runs"}
+            | {"runs": [work for owner, work in at_work if owner == process.id]}
+        )
+        for process in alive
+    ]
+    left = [Left.model_validate(row) for row in history.departures(connection, LEFT_WITHIN, MOST_LEFT)]
+    return Workers(live=live, left=left)
+
+
+def shown(row: Any) -> AtWork:
+    """A run at work as people may see it."""
+    return AtWork.model_validate(row)

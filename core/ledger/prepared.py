@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg2
 from psycopg2.errors import InvalidSqlStatementName
+from psycopg2.extensions import cursor as DriverCursor
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -49,15 +50,16 @@ class Prepared:
         connection = on.connection() if isinstance(on, Session) else on
         driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
         try:
-            with driver.cursor() as cursor:
+            with driver.cursor(cursor_factory=DriverCursor) as cursor:  # not watched: it leaves the session clean
                 if self.name not in driver.prepared:
-                    is_touched = driver.is_touched
                     cursor.execute(qualified(self._prepare, connection))
+                    driver.has_answered = True
                     driver.prepared.add(self.name)
-                    driver.is_touched = is_touched  # our own statement leaves the session clean
                 cursor.execute(self._execute, values)
+                driver.has_answered = True
                 return cursor.fetchall()
         except psycopg2.Error as error:
+            driver.judge(error)
             raise self._explained(error, connection, driver) from error
 
     def _explained(self, error: psycopg2.Error, connection: Connection, driver: WatchedConnection) -> BaseException:

@@ -63,8 +63,8 @@ def build(process: WorkerProcess) -> RotaBroker:
     may_lose_redis = configured.mode == "auto"
 
     lease_seconds = configured.lease_seconds
-    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, to see every message
-    broker.add_middleware(CurrentMessage())  # next, so that those below can read the current message
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # shows life from the very beginning
+    broker.add_middleware(CurrentMessage())  # outermost, so that those below can read the current message
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     if may_lose_redis:
         broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis

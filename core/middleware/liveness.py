@@ -10,9 +10,10 @@ any process that died.
 import os
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from dramatiq.broker import Broker, MessageProxy
+from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware
 from dramatiq.worker import Worker
 from sqlalchemy import Engine
@@ -38,51 +39,38 @@ STUCK_EXIT = 70
 
 
 class Liveness(Middleware):
-    """Records since when each thread has its message; it is outermost, so that it covers all other middleware."""
+    """Looks every second since when each thread has its message."""
 
     def __init__(self, engine: Engine, heartbeat: Heartbeat, lease_seconds: float) -> None:
         self._engine = engine
         self._heartbeat = heartbeat
         self._lease_seconds = lease_seconds
-        self._since: dict[int, float] = {}
+        #: When this process was last paused as a whole, in monotonic seconds.
+        self._paused_at = float("-inf")
         self._stopping = threading.Event()
         self._is_named = False
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Start checking the threads."""
-        threading.Thread(target=self._run, name="rota-liveness", daemon=True).start()
+        threading.Thread(target=self._run, args=(worker,), name="rota-liveness", daemon=True).start()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Stop checking, since the process ends."""
         self._stopping.set()
 
-    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Note that this thread has a message."""
-        self._since[threading.get_ident()] = time.monotonic()
-
-    def after_process_message(
-        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
-    ) -> None:
-        """This thread has ended its message."""
-        self._since.pop(threading.get_ident(), None)
-
-    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        """This thread has ended its message."""
-        self._since.pop(threading.get_ident(), None)
-
-    def _run(self) -> None:
+    def _run(self, worker: Any) -> None:
         supervisor, began = worker_channel.to_supervisor(), time.monotonic()
         while not self._stopping.wait(LOOK_SECONDS):
             if supervisor is not None:
                 supervisor.show_life()
             now = time.monotonic()
             if now - began > 2 * LOOK_SECONDS:  # the whole process was paused, with all its threads
-                self._since = dict.fromkeys(self._since.copy(), now)
-            self._look(now)
+                self._paused_at = now
+            self._look(now, worker.work_queue.busy_since)
             began = time.monotonic()
 
-    def _look(self, now: float) -> None:
-        thread, seconds = max(self._standing(now).items(), key=lambda item: item[1], default=(0, 0.0))
+    def _look(self, now: float, busy_since: Mapping[int, float]) -> None:
+        thread, seconds = max(self._standing(now, busy_since).items(), key=lambda item: item[1], default=(0, 0.0))
         is_stuck = seconds > NAMED_AFTER_LEASES * self._lease_seconds
         if is_stuck != self._is_named and self._name(is_stuck=is_stuck):
             self._is_named = is_stuck
@@ -93,11 +81,14 @@ class Liveness(Middleware):
             logs.flush(FLUSH_SECONDS)
             os._exit(STUCK_EXIT)
 
-    def _standing(self, now: float) -> dict[int, float]:
+    def _standing(self, now: float, busy_since: Mapping[int, float]) -> dict[int, float]:
         """For how many seconds each thread with a message has been outside of a job."""
         left_at, excused = interruption.outside_since(), isolation.threads | interruption.threads_in_jobs()
-        since = self._since.copy()
-        return {thread: now - max(at, left_at.get(thread, at)) for thread, at in since.items() if thread not in excused}
+        return {
+            thread: now - max(at, left_at.get(thread, at), self._paused_at)
+            for thread, at in busy_since.items()
+            if thread not in excused
+        }
 
     def _name(self, *, is_stuck: bool) -> bool:
         """Record in the ledger whether this process is stuck.

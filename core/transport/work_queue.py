@@ -102,6 +102,11 @@ class WorkQueue:
         """How many threads are idle and have no message waiting for them."""
         return max(self.threads - self.unfinished_tasks, 0)
 
+    @property
+    def busy_since(self) -> dict[int, float]:
+        """For each busy thread, since when it works on its item, in monotonic seconds."""
+        return {thread: since for thread, (_, since, _) in self._begun.copy().items()}
+
     def when_free(self, tell: Callable[[], None]) -> None:
         """Call ``tell`` in a thread whenever that thread becomes free; it must not raise."""
         self._when_free.append(tell)

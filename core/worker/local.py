@@ -38,7 +38,7 @@ def build(process: WorkerProcess) -> LocalBroker:
     outbox.attach(carrier)
 
     lease_seconds = process.configured.lease_seconds
-    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # outermost, to see every message
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # shows life from the very beginning
     broker.add_middleware(CurrentMessage())  # next, so that those below can read the current message
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
     broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only source of runs in this mode

@@ -5,6 +5,7 @@ it. So the change counts as left behind only if it still exists when all runs th
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ class Leftovers(Layer):
     def __init__(self) -> None:
         self._at_work: set[Execution] = set()
         self._kinds: tuple[Kind, ...] = ()
+        self._reads: tuple[Callable[[], Any], ...] = ()
         self._before: list[Any] = []
         self._changes: dict[str, Change] = {}
         self._said: set[tuple[str, str]] = set()
@@ -58,10 +60,11 @@ class Leftovers(Layer):
         with self._lock:
             if not self._before:
                 self._kinds = process_state.kinds()
+                self._reads = tuple(kind.read for kind in self._kinds)
                 self._before = self._read()
 
     def _read(self) -> list[Any]:
-        return [kind.read() for kind in self._kinds]
+        return [read() for read in self._reads]
 
     def _attend(self, execution: Execution) -> None:
         with self._lock:

@@ -1,9 +1,11 @@
 """The state of a process that a job can change: each kind, how it is read, and how it is restored.
 
-Every kind is read after each run, so reading must be cheap. Only the working directory needs a system call each time.
-The umask is read once a second from a file in /proc, since the system call that returns it also changes it.
+Every kind is read after each run, so reading must be cheap. Only the working directory needs a system call each time. It
+is read without releasing the interpreter's lock, since the thread would then have to wait for the lock. The umask is read
+once a second from a file in /proc, since the system call that returns it also changes it.
 """
 
+import ctypes
 import gc
 import locale
 import logging
@@ -16,12 +18,15 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 STATUS = Path("/proc/self/status")
 UMASK = re.compile(r"^Umask:\s*([0-7]+)$", re.MULTILINE)
 UMASK_SECONDS = 1.0
+#: The longest path that the kernel returns, in bytes (PATH_MAX of limits.h).
+LONGEST_PATH = 4096
 NUMBER = re.compile(r"\d+")
 #: The packages of the service's own threads, which stay.
 OWN_THREADS = ("core.", "dramatiq.")
@@ -44,12 +49,20 @@ class Kind:
     is_current: bool = True
 
 
-def folder() -> str | None:
+class Folder:
     """The working directory; None if it is gone."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return None
+
+    def __init__(self) -> None:
+        getcwd = ctypes.PyDLL(None).getcwd  # unlike ``os.getcwd``, it keeps the interpreter's lock
+        getcwd.restype = ctypes.c_char_p
+        room, size = ctypes.create_string_buffer(LONGEST_PATH), ctypes.c_size_t(LONGEST_PATH)
+        #: Returns its path.
+        self.read: Callable[[], bytes | None] = partial(getcwd, room, size)
+
+    def put_back(self, path: bytes | None) -> None:
+        """Return to it."""
+        if path is not None:
+            os.chdir(path)
 
 
 class Umask:
@@ -171,12 +184,12 @@ def variables(before: dict[Any, Any], now: dict[Any, Any]) -> str:
 
 def kinds() -> tuple[Kind, ...]:
     """All kinds, for this process."""
-    umask, stdout, stderr = Umask(), Stream("stdout"), Stream("stderr")
+    folder, umask, stdout, stderr = Folder(), Umask(), Stream("stdout"), Stream("stderr")
     environ: dict[Any, Any] = vars(os.environ)["_data"]  # a copy of os.environ would decode every variable
     return (
-        Kind("working directory", folder, os.chdir),
+        Kind("working directory", folder.read, folder.put_back),
         Kind("umask", umask.read, umask.put_back, is_current=False),
-        Kind("locale", lambda: locale.setlocale(locale.LC_ALL), lambda value: locale.setlocale(locale.LC_ALL, value)),
+        Kind("locale", partial(locale.setlocale, locale.LC_ALL), partial(locale.setlocale, locale.LC_ALL)),
         Kind("default socket timeout", socket.getdefaulttimeout, socket.setdefaulttimeout),
         Kind("garbage collector", gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()),
         Kind("sys.stdout", stdout.read, stdout.put_back),

@@ -29,6 +29,24 @@ EMPTY = struct.pack("i4x", 8)
 def have_room() -> None:
     """Make prometheus_client allocate its files in this process; call it before the first metric is created."""
     values.MmapedDict = Allocated  # type: ignore[attr-defined]
+    values.ValueClass = values.MultiProcessValue(_Here.process_id)
+
+
+class _Here:
+    """This process. Its id is kept, since each value asks for it at each change, which would be a system call."""
+
+    pid = os.getpid()
+
+    @classmethod
+    def process_id(cls) -> int:
+        return cls.pid
+
+    @classmethod
+    def note(cls) -> None:
+        cls.pid = os.getpid()
+
+
+os.register_at_fork(after_in_child=_Here.note)
 
 
 class StrictlyAllocated(MmapedDict):

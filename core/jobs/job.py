@@ -62,6 +62,9 @@ class Job:
         if problems:
             raise DeclarationError(f"job {self.name!r}: " + "; ".join(problems))
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # it is looked up several times in each run; all its fields would take long
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 

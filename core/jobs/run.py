@@ -58,8 +58,13 @@ class Run:
     now: datetime
     #: The arguments as JSON values, before conversion to the types of the function's annotations.
     args: Mapping[str, Any]
-    log: structlog.stdlib.BoundLogger = field(repr=False)
     work: Work = field(repr=False)
+
+    @property
+    def log(self) -> structlog.stdlib.BoundLogger:
+        """The logger of the job, whose lines have the fields of this attempt."""
+        logger: structlog.stdlib.BoundLogger = structlog.get_logger(f"job.{self.job}")
+        return logger
 
     @property
     def session(self) -> Session:

@@ -8,7 +8,7 @@ lists the forms that have refused it. A run that all live forms have refused end
 from functools import partial
 from typing import Any
 
-from core.errors import BadArguments
+from core.errors import ArgumentsMisfit, BadArguments
 from core.jobs import arguments
 from core.ledger import claims
 from core.middleware.execution import Execution, Layer, Proceed
@@ -52,6 +52,8 @@ class MessageFit(Layer):
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
         """Proceed with the decoded arguments. Raises ArgumentsMisfit."""
-        with arguments.judging():
+        try:
             execution.kwargs = arguments.decode(execution.job, execution.args)
+        except BadArguments as misfit:
+            raise ArgumentsMisfit(str(misfit)) from None
         return proceed(execution)

@@ -7,8 +7,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
-import structlog
-
 from core.errors import BadArguments
 from core.jobs.job import Job
 from core.jobs.middleware import Attempt
@@ -58,7 +56,8 @@ class Interruptible(Work, Protocol):
 class Execution:
     """One attempt at a run, or at a message of the fast lane, which has neither run nor lease."""
 
-    layers: "Sequence[Layer]"
+    #: Called with the recorded status, outermost layer first.
+    endings: "Sequence[Ending]"
     job: Job
     run_id: int = 0
     #: The value of ``Run.now``; None for the database's clock.
@@ -105,13 +104,13 @@ class Execution:
 
     def open(self, work: Interruptible) -> None:
         """Set the transaction that the job's function gets."""
-        self.work, job, lease, log = work, self.job, self.lease, job_logger(self.job)
+        self.work, job, lease = work, self.job, self.lease
         if lease is not None:
             now = self.now or lease.claimed_at
-            self.run = Run(lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, log, work)
+            self.run = Run(lease.run_id, job.name, lease.key, lease.slot, lease.attempt, now, lease.args, work)
         else:
             assert self.now is not None, "the fast lane has no claim to take the time from"
-            self.run = Run(0, job.name, "", None, 1, self.now, self.args, log, work)
+            self.run = Run(0, job.name, "", None, 1, self.now, self.args, work)
 
     def failed(self, error: BaseException) -> None:
         """Set the error of the attempt for plugins' middleware."""
@@ -131,8 +130,8 @@ class Execution:
     def end(self, status: str) -> None:
         """Tell every layer how the attempt has ended."""
         with logs.about(self.fields):
-            for layer in self.layers:
-                layer.ended(self, status)
+            for ended in self.endings:
+                ended(self, status)
 
 
 class Layer:
@@ -147,6 +146,7 @@ class Layer:
 
 
 Proceed = Callable[[Execution], Any]
+Ending = Callable[[Execution, str], None]
 
 
 def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
@@ -156,6 +156,6 @@ def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
     return body
 
 
-def job_logger(job: Job) -> Any:
-    """The logger of ``Run.log`` for a job."""
-    return structlog.get_logger(f"job.{job.name}")
+def endings(layers: Sequence[Layer]) -> list[Ending]:
+    """The ``ended`` of the layers that have one of their own, in their order."""
+    return [layer.ended for layer in layers if type(layer).ended is not Layer.ended]

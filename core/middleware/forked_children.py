@@ -25,11 +25,6 @@ class ForkedChildren(Layer):
             leave()
         return outcome
 
-    def ended(self, execution: Execution, status: str) -> None:
-        """End a child that a plugin's middleware has forked at the end of the run."""
-        if forks.is_child():
-            leave()
-
 
 def leave(error: BaseException | None = None) -> NoReturn:
     """End this process as Python would: with 0, with the status of a SystemExit, or with 1 and a traceback."""

@@ -11,10 +11,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from core import forks
 from core.errors import Interrupted, TimeLimitExceeded
 from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.registry import Registered
 from core.middleware.execution import Execution, Layer, Proceed
+from core.middleware.forked_children import ForkedChildren
+from core.middleware.forked_children import leave as leave_child
 from core.observability.events import MiddlewareFailed, emit
 from core.plugins import loading
 from core.worker.interruption import limited, nothing
@@ -30,6 +33,8 @@ class PluginMiddleware(Layer):
 
     def __init__(self, last_resort: LastResort) -> None:
         self._last_resort = last_resort
+        #: Of the job's function: a child that leaves it must not leave the context managers, too.
+        self._children = ForkedChildren()
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
         """Call the job's function within their context managers; the first registered is the outermost."""
@@ -39,7 +44,7 @@ class PluginMiddleware(Layer):
         assert execution.run is not None, "a session comes first"
         execution.attempt = Attempt(execution.job, execution.run)
         surrounding = Surrounding(execution, execution.attempt)
-        return surrounding.call(registered, proceed)
+        return surrounding.call(registered, partial(self._children.around, proceed=proceed))
 
     def ended(self, execution: Execution, status: str) -> None:
         """Call ``ended`` of each with the recorded state."""
@@ -49,6 +54,8 @@ class PluginMiddleware(Layer):
         for each in loading.current().middleware.get(execution.job.name, ()):
             if type(each.middleware).ended is not RunMiddleware.ended:
                 self._tell(each, attempt, status)
+        if forks.is_child():  # that one of them has forked
+            leave_child()
 
     def _tell(self, each: Registered, attempt: Attempt, status: str) -> None:
         give_up = partial(self._give_up, each)

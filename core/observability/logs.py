@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,22 @@ OTHERS_SECONDS = 1.0
 _about: ContextVar[tuple[Mapping[str, Any], LogTail | None]] = ContextVar("rota.about", default=({}, None))
 
 
-@contextmanager
-def about(fields: Mapping[str, Any], tail: LogTail | None = None) -> Iterator[None]:
+class about:  # called like a function; as a generator it would take twice the time, in each run
     """Put ``fields`` on every line logged within, and add the line to ``tail``.
 
     structlog's own way needs a context variable per field.
     """
-    token = _about.set((fields, tail))
-    try:
-        yield
-    finally:
-        _about.reset(token)
+
+    __slots__ = ("_about", "_token")
+
+    def __init__(self, fields: Mapping[str, Any], tail: LogTail | None = None) -> None:
+        self._about = fields, tail
+
+    def __enter__(self) -> None:
+        self._token = _about.set(self._about)
+
+    def __exit__(self, *_error: object) -> None:
+        _about.reset(self._token)
 
 
 def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

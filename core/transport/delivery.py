@@ -24,6 +24,9 @@ class Delivery(MessageProxy):
 
     def __init__(self, message: Message[Any], consumer: Source) -> None:
         super().__init__(message)
+        # The proxy would look up each of these in the message, many times for each message.
+        self.queue_name, self.actor_name, self.message_id = message.queue_name, message.actor_name, message.message_id
+        self.args, self.kwargs, self.options = message.args, message.kwargs, message.options
         self.consumer = consumer
         self._lease: Lease | None = None
         self._seconds: float | None = None

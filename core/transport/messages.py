@@ -59,7 +59,7 @@ def is_well_formed(message: Message[Any]) -> bool:
         and isinstance(message.options, dict)
         and isinstance(message.options.get("redis_message_id"), str)
         and (RUN_ID not in message.options or is_run_id(message.options[RUN_ID]))
-        and are_forms(message.options.get(REFUSED_BY, []))
+        and (REFUSED_BY not in message.options or are_forms(message.options[REFUSED_BY]))
         and "throws" not in message.options  # exception types, which JSON cannot hold; a worker thread would end
     )
 

@@ -109,8 +109,10 @@ def work_on_message(
     job: Job, executor: Executor, args: tuple[Any, ...], kwargs: Mapping[str, Any], message: Any
 ) -> None:
     """Work on a message of the fast lane. If the actor is called directly, there is no message to acknowledge."""
-    with judging():
-        named = by_name(job, args, kwargs)
+    named = kwargs
+    if args:
+        with judging():
+            named = by_name(job, args, kwargs)
     message_id = message.message_id if message is not None else ""
     dead_letter = message.dead_letter if isinstance(message, Delivery) else None
     executor.execute_fast(job, named, message_id, dead_letter=dead_letter)

@@ -3,7 +3,7 @@
 ``Executor`` lists the layers around each run in their order. Each layer is a file in ``core/middleware/``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from core.middleware.argument_fit import ArgumentFit, MessageFit
 from core.middleware.cancellation import Cancellation
 from core.middleware.conflicts import Conflicts
 from core.middleware.db_session import DatabaseSession
-from core.middleware.execution import LOST, RECORDING, Carried, Execution, surrounded
+from core.middleware.execution import LOST, RECORDING, Carried, Execution, endings, surrounded
 from core.middleware.failures import Failures
 from core.middleware.forked_children import ForkedChildren
 from core.middleware.leftovers import Leftovers
@@ -60,8 +60,8 @@ class Executor:
         recorder = Recorder(engine, membership)
         last_resort = LastResort(engine, membership, completions)
         leftovers = Leftovers()
-        #: The middleware around each run, outermost first.
-        self._around_runs = [
+        # The middleware around each run, outermost first.
+        around_runs = [
             OwnContext(),  # the next run of the thread does not see context variables that this run sets
             OverlapLock(self.claims, self.wakes),  # claims the run, and keeps its lease until it has ended
             Cancellation(recorder),  # ends a cancelled run, for which nothing below can commit
@@ -72,12 +72,11 @@ class Executor:
             Conflicts(recorder),  # repeats the inner layers after a conflict of transactions
             DatabaseSession(engine, recorder, completions),  # fenced by the lease; committed with success
             TimeLimits(last_resort, membership),  # within the session, so that it can cancel the session's statement
-            ForkedChildren(),  # ends children that plugins' middleware has forked
-            PluginMiddleware(last_resort),  # within the limits, which also apply to middleware that hangs
-            ForkedChildren(),  # innermost: ends children that the job has forked
+            ForkedChildren(),  # ends children that the job or plugins' middleware has forked
+            PluginMiddleware(last_resort),  # innermost, within the limits, which also apply to middleware that hangs
         ]
-        #: The layers around a message of the fast lane, which has neither a lease nor an outcome in the ledger.
-        self._around_messages = [
+        # The layers around a message of the fast lane, which has neither a lease nor an outcome in the ledger.
+        around_messages = [
             OwnContext(),
             Metrics(),
             leftovers,
@@ -86,10 +85,9 @@ class Executor:
             TimeLimits(last_resort, membership),
             ForkedChildren(),
             PluginMiddleware(last_resort),
-            ForkedChildren(),
         ]
-        self._run = surrounded(self._around_runs, call)
-        self._work_on_message = surrounded(self._around_messages, call)
+        self._run, self._run_endings = surrounded(around_runs, call), endings(around_runs)
+        self._work_on_message, self._message_endings = surrounded(around_messages, call), endings(around_messages)
 
     def execute(self, job: Job, run_id: int, *, now: datetime | None = None, carried: Carried | None = None) -> str:
         """Make one attempt at the run; return its state afterwards, or the verdict on the claim.
@@ -98,7 +96,7 @@ class Executor:
         the run may have been claimed ahead, and its success may be recorded later; then this returns ``recording``.
         Never raises an error of the job.
         """
-        execution = Execution(self._around_runs, job, run_id, now, carried)
+        execution = Execution(self._run_endings, job, run_id, now, carried)
         status: str = LOST
         try:
             status = self._run(execution)
@@ -110,7 +108,7 @@ class Executor:
     def execute_fast(
         self,
         job: Job,
-        args: dict[str, Any],
+        args: Mapping[str, Any],
         message_id: str,
         clock: Clock = system_clock,
         *,
@@ -121,7 +119,7 @@ class Executor:
         ``dead_letter`` dead-letters the message if the job exceeds its hard limit.
         """
         execution = Execution(
-            self._around_messages, job, now=clock(), args=args, message_id=message_id, dead_letter=dead_letter
+            self._message_endings, job, now=clock(), args=args, message_id=message_id, dead_letter=dead_letter
         )
         status = "failed"
         try:

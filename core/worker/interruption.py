@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from core.errors import AttemptLost, Cancelled, Interrupted, TimeLimitExceeded
 from core.observability.events import LimitNotEnforced, emit
@@ -172,11 +172,16 @@ class Watcher:
     """The watching thread and its watches."""
 
     _watches: set[Watch] = field(default_factory=set)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
+    #: The lock of ``_changed``; to take it by itself needs no Python code.
+    _lock: Any = field(default_factory=threading.RLock)
+    _changed: threading.Condition = field(init=False)
     _wakes_at: float = FOREVER
     _thread: threading.Thread | None = None
     #: When each thread left its last job, in monotonic seconds.
     left_at: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._changed = threading.Condition(self._lock)
 
     @property
     def threads(self) -> set[int]:
@@ -191,7 +196,7 @@ class Watcher:
             return {watch.thread_id: watch.lost_at for watch in self._watches if watch.lost_at is not None}
 
     def add(self, watch: Watch) -> None:
-        with self._changed:
+        with self._lock:
             self._watches.add(watch)
             self._start()
             self._wake(watch)
@@ -225,7 +230,7 @@ class Watcher:
     def remove(self, watch: Watch) -> None:
         watch.end()
         self.left_at[watch.thread_id] = time.monotonic()
-        with self._changed:
+        with self._lock:
             self._watches.discard(watch)
 
     def _run(self) -> None:

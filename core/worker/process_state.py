@@ -1,8 +1,8 @@
 """The state of a process that a job can change: each kind, how it is read, and how it is restored.
 
-Every kind is read after each run, so reading must be cheap. Only the working directory needs a system call each time. It
-is read without releasing the interpreter's lock, since the thread would then have to wait for the lock. The umask is read
-once a second from a file in /proc, since the system call that returns it also changes it.
+Every kind is read after each run, so reading must be cheap. Only the working directory needs a system call each time.
+The thread keeps the interpreter's lock during that call, since it would then have to wait for the lock. The umask is
+read once a second from a file in /proc, since the system call that returns it also changes it.
 """
 
 import ctypes

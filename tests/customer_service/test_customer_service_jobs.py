@@ -5,7 +5,6 @@ from datetime import timedelta
 from importlib.metadata import EntryPoint
 
 import pytest
-import structlog
 from customer_service_world import NOON
 from sqlalchemy import text
 
@@ -37,7 +36,7 @@ def run(engine, registry):
     def run_job(name, now):
         work = Work(engine)
         with closing(work):
-            result = registry.job(name)(Run(1, name, "", None, 1, now, {}, structlog.get_logger(), work))
+            result = registry.job(name)(Run(1, name, "", None, 1, now, {}, work))
             work.session.commit()
             return result
 

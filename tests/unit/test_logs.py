@@ -11,12 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy
 import structlog
 from dramatiq import Message
 
 from core import Run, job
 from core.ledger.leases import Lease
-from core.middleware.execution import Execution, job_logger
+from core.middleware.db_session import Work
+from core.middleware.execution import Execution
 from core.observability import events, logs
 from core.observability.events import RunSucceeded
 from core.observability.logs import EmitOnce, TailHandler
@@ -74,11 +76,19 @@ def test_a_line_of_the_standard_library_is_json_with_time_level_and_logger(json_
 
 
 def test_a_line_of_a_job_is_json_with_its_fields_and_its_jobs_name(json_log: Log):
-    job_logger(close_day).warning("sale.odd", amount=5, at=SLOT)
+    log_of_a_run().warning("sale.odd", amount=5, at=SLOT)
 
     [line] = json_log.lines
     assert (line["event"], line["level"], line["logger"]) == ("sale.odd", "warning", "job.close-day")
     assert (line["amount"], line["at"]) == (5, str(SLOT))
+
+
+def log_of_a_run() -> Any:
+    """``Run.log`` of a run of the job."""
+    execution = Execution([], close_day, lease=LEASE)
+    execution.open(Work(sqlalchemy.create_engine("postgresql+psycopg2://nowhere"), LEASE))
+    assert execution.run is not None
+    return execution.run.log
 
 
 def context(lease: Lease) -> AbstractContextManager[None]:
@@ -87,7 +97,7 @@ def context(lease: Lease) -> AbstractContextManager[None]:
 
 def test_every_line_of_a_run_says_which_run_it_is(json_log: Log):
     with context(LEASE):
-        job_logger(close_day).info("from the job")
+        log_of_a_run().info("from the job")
         logging.getLogger("sqlalchemy").warning("from a library")
 
     expected = {"job": "close-day", "run": 7, "slot": SLOT.isoformat(), "attempt": 2}
@@ -108,7 +118,7 @@ def test_an_exception_stays_within_its_line_in_both_kinds_of_logger(json_log: Lo
         raise ValueError("odd")
     except ValueError:
         logging.getLogger().exception("failed")
-        job_logger(close_day).exception("failed too")
+        log_of_a_run().exception("failed too")
 
     for line in json_log.lines:
         assert "Traceback" in line["exception"]
@@ -119,13 +129,13 @@ def test_an_exception_stays_within_its_line_in_both_kinds_of_logger(json_log: Lo
 @pytest.mark.parametrize("message", ["two\nlines", "100 %", "{braces}", "München", 'say "so"', "\x1b[31mred", "\ud800"])
 def test_any_message_is_one_line_that_parses(json_log: Log, message):
     logging.getLogger().warning(message)
-    job_logger(close_day).warning(message)
+    log_of_a_run().warning(message)
 
     assert [line["event"] for line in json_log.lines] == [message, message]
 
 
 def test_fields_that_json_does_not_know_are_written_as_text(json_log: Log):
-    job_logger(close_day).info("odd", value={1, 2}, error=ValueError("x"))
+    log_of_a_run().info("odd", value={1, 2}, error=ValueError("x"))
 
     assert json_log.lines[0]["value"] == "{1, 2}"
 
@@ -134,9 +144,9 @@ def test_the_level_applies_to_both_kinds_of_logger(log: Log):
     logs.configure("json", "WARNING")
 
     logging.getLogger("core").info("quiet")
-    job_logger(close_day).info("quiet")
+    log_of_a_run().info("quiet")
     logging.getLogger("core").warning("loud")
-    job_logger(close_day).warning("loud")
+    log_of_a_run().warning("loud")
 
     assert [line["event"] for line in log.lines] == ["loud", "loud"]
 
@@ -213,7 +223,7 @@ def test_people_read_the_time_the_job_and_what_happened(log: Log):
     with context(LEASE):
         events.emit(RunSucceeded("close-day", 7, 2, 0.019))
         events.emit(events.RunNotRecorded("away"))
-        job_logger(close_day).info("sale.odd", amount=5)
+        log_of_a_run().info("sale.odd", amount=5)
 
     first, second, third = log.text.splitlines()
     subject = f"{'close-day':<30}"
@@ -274,7 +284,7 @@ def test_every_line_parses_whatever_a_field_holds(json_log: Log, value: Any):
     circle: list[Any] = [value]
     circle.append(circle)
 
-    job_logger(close_day).warning("odd", value=value, nested={"value": [value]}, circle=circle)
+    log_of_a_run().warning("odd", value=value, nested={"value": [value]}, circle=circle)
 
     [line] = json_log.lines
     assert line["event"] == "odd"
@@ -285,7 +295,7 @@ def test_a_huge_exception_and_a_huge_field_are_cut(json_log: Log):
     try:
         raise ValueError("x" * 30_000_000)
     except ValueError:
-        job_logger(close_day).exception("failed", body="y" * 30_000_000, many=["z" * 1000] * 1000)
+        log_of_a_run().exception("failed", body="y" * 30_000_000, many=["z" * 1000] * 1000)
 
     [line] = json_log.lines
     assert len(json_log.text) < 100_000

@@ -106,7 +106,8 @@ class RotaBroker(RedisBroker):
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call the middleware's hooks as Dramatiq does, except empty ones."""
         name = f"before_{signal}"
-        for hook in self._hooks_for(name, self.middleware):
+        hooks = self._hooks.get(name)
+        for hook in hooks if hooks is not None else self._hooks_for(name, self.middleware):
             try:
                 hook(self, *args, **kwargs)
             except MiddlewareError:
@@ -117,18 +118,17 @@ class RotaBroker(RedisBroker):
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call the middleware's hooks in reverse order as Dramatiq does, except empty ones."""
         name = f"after_{signal}"
-        for hook in self._hooks_for(name, reversed(self.middleware)):
+        hooks = self._hooks.get(name)
+        for hook in hooks if hooks is not None else self._hooks_for(name, reversed(self.middleware)):
             try:
                 hook(self, *args, **kwargs)
             except Exception:
                 self.logger.critical("Unexpected failure in %s of %r.", name, hook, exc_info=True)
 
     def _hooks_for(self, name: str, middleware: Iterable[Middleware]) -> list[Callable[..., None]]:
-        hooks = self._hooks.get(name)
-        if hooks is None:
-            nothing = getattr(Middleware, name, None)
-            hooks = [getattr(each, name) for each in middleware if getattr(type(each), name, None) is not nothing]
-            self._hooks[name] = hooks
+        nothing = getattr(Middleware, name, None)
+        hooks = [getattr(each, name) for each in middleware if getattr(type(each), name, None) is not nothing]
+        self._hooks[name] = hooks
         return hooks
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:

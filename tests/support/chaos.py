@@ -82,6 +82,20 @@ def tick(run: Run) -> None:
     effect(run)
 
 
+@job("bill", queue="chaos", overlap="wait", retry_delay=timedelta(seconds=1))
+def bill(run: Run) -> None:
+    """Leave an effect, for one customer after another."""
+    effect(run)
+    run.session.execute(text("SELECT pg_sleep(0.01)"))
+
+
+@job("failing-slot", queue="chaos", schedule=every(seconds=2), max_retries=3, retry_delay=timedelta(seconds=2))
+def failing_slot(run: Run) -> None:
+    """Tell of each attempt, and fail."""
+    tell(run)
+    raise RuntimeError("on purpose")
+
+
 @job("half-minute", queue="chaos", schedule=every(seconds=30))
 def half_minute(run: Run) -> None:
     """Every 30 s."""
@@ -260,6 +274,8 @@ class Chaos:
     def register_jobs(self):
         return [
             tick,
+            bill,
+            failing_slot,
             half_minute,
             touch,
             nothing,

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -201,6 +201,18 @@ class Fleet:
         """
         with self.engine.begin() as connection:
             ids = list(connection.execute(text(insert), {"job": job, "queue": queue, "count": count}).scalars())
+            connection.exec_driver_sql("NOTIFY rota_due")
+        return ids
+
+    def request_in_turn(self, job: str, keys: Sequence[str], *, queue: str = "chaos") -> list[int]:
+        """Have ``job`` run once for each of ``keys``; runs of one key do not overlap."""
+        insert = """
+            INSERT INTO rota_runs (job, key, queue) SELECT :job, key, :queue
+            FROM unnest(CAST(:keys AS text[])) WITH ORDINALITY AS asked (key, number) ORDER BY number RETURNING id
+        """
+        with self.engine.begin() as connection:
+            asked = {"job": job, "queue": queue, "keys": list(keys)}
+            ids = list(connection.execute(text(insert), asked).scalars())
             connection.exec_driver_sql("NOTIFY rota_due")
         return ids
 

@@ -9,6 +9,7 @@ from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.run import Checkpoint, Run
 from core.jobs.schedules import cron, every
+from core.jobs.secrets import Secret
 from core.service_redis import service_redis
 from core.sweeps import in_batches, isolate, report_refused, sweep
 from core.tables import Instant, Tables, require_aware
@@ -25,6 +26,7 @@ __all__ = [
     "RotaError",
     "Run",
     "RunMiddleware",
+    "Secret",
     "Tables",
     "TimeLimitExceeded",
     "cron",

@@ -7,7 +7,7 @@ that may be secret.
 import math
 import os
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,7 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 #: The prefix of all our variables except the two URLs and SCHEDULER_MODE.
 PREFIX = "ROTA_"
 DISABLED_PLUGINS = f"{PREFIX}DISABLED_PLUGINS"
+REDACT = f"{PREFIX}REDACT"
 #: The name of the plugin that comes with the core.
 CORE = "core"
 
@@ -82,6 +83,9 @@ class Settings(BaseModel):
 
     orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 3600.0
     """A job that a release had is gone when no live process has had it for this many seconds: its runs are orphaned."""
+
+    redact: Annotated[str, Field(validation_alias=REDACT)] = ""
+    """Names of arguments whose values are hidden wherever they are shown or logged, separated by commas."""
 
     retention_days: Annotated[float, Field(validation_alias="ROTA_RETENTION_DAYS", gt=0, le=36500)] = 30.0
     """How long finished runs are kept, in days."""
@@ -202,6 +206,17 @@ def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
         return split_names(environ.get(DISABLED_PLUGINS, ""))
     except ValueError as error:
         raise SettingsError(f"{DISABLED_PLUGINS} {error}") from None
+
+
+def redacted() -> frozenset[str]:
+    """The names of arguments that are hidden, in lower case; reads no other setting."""
+    return split_redacted(os.environ.get(REDACT, ""))
+
+
+@lru_cache(maxsize=10)
+def split_redacted(value: str) -> frozenset[str]:
+    """The names in ``value``, in lower case."""
+    return frozenset(name.strip().lower() for name in value.split(",") if name.strip())
 
 
 def redis_url() -> str:

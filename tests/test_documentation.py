@@ -103,7 +103,7 @@ def values(name: str) -> str:
     annotation, metadata = Settings.model_fields[name].annotation, Settings.model_fields[name].metadata
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if name == "disabled_plugins":
+    if name in {"disabled_plugins", "redact"}:
         return "names"
     unit = {"seconds": "seconds", "days": "days", "size": "connections", "crashes": "workers"}.get(name.split("_")[-1])
     if annotation in (int, float):

@@ -15,6 +15,7 @@ from pydantic_core import PydanticSerializationError, core_schema, to_json
 
 from core.errors import ArgumentsMisfit, BadArguments, BadProgress, BadResult, DeclarationError, suggestion
 from core.jobs.job import Job
+from core.jobs.secrets import secret_names
 
 #: The most bytes of JSON that a run's arguments may take; keep larger data in a table.
 LARGEST_ARGUMENTS = 64 * 1024
@@ -56,7 +57,11 @@ def declared(job: Job) -> dict[str, dict[str, str]]:
     """The type of each argument of ``job``, for people, and its schema, since different types may read the same."""
     known = adapters(job)
     parameters = list(inspect.signature(job.function).parameters.values())[1:]
-    return {p.name: _declared(p, known[p.name][0], job.function.__module__) for p in parameters}
+    found = {p.name: _declared(p, known[p.name][0], job.function.__module__) for p in parameters}
+    for name in secret_names(job):
+        if "default" in found[name]:
+            found[name]["default"] = "(hidden)"
+    return found
 
 
 def _declared(parameter: inspect.Parameter, checks: TypeAdapter[Any], module: str) -> dict[str, str]:

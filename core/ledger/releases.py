@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, text
 from core.jobs import arguments
 from core.jobs.job import LONGEST_RETRY_DELAY, Job
 from core.jobs.registry import Registry, scopes
+from core.jobs.secrets import secret_names
 
 #: Whether a live worker that serves the queue {queue} may have {job} in a form that is not among {refused}. A process
 #: without a release may have any job. A release that has the job without a form is of a version that recorded no forms.
@@ -73,6 +74,14 @@ PROCESSES = text("""
         SELECT DISTINCT described ->> 'plugin' FROM jsonb_each(release.jobs) AS known (job, described)) END AS plugins
     FROM rota_processes AS process LEFT JOIN rota_releases AS release ON release.fingerprint = process.release
     WHERE process.expires_at > clock_timestamp() ORDER BY process.id
+""")
+
+
+SECRETS = text("""
+    SELECT DISTINCT known.job, secret.name
+    FROM rota_releases, jsonb_each(jobs) AS known (job, described),
+         jsonb_array_elements_text(described -> 'secrets') AS secret (name)
+    WHERE jobs::text LIKE '%"secrets": ["%'
 """)
 
 
@@ -156,6 +165,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "hard_limit_seconds": job.hard_limit.total_seconds(),
         "ledger": job.ledger,
         "arguments": arguments.declared(job),
+        "secrets": sorted(secret_names(job)),
         "form": arguments.form(job),
     }
 
@@ -247,6 +257,14 @@ def last(connection: Connection) -> Release | None:
 def queues_ever(connection: Connection) -> set[str]:
     """The queues of all jobs of all releases, past and present."""
     return set(connection.execute(QUEUES_EVER).scalars())
+
+
+def secrets(connection: Connection) -> dict[str, frozenset[str]]:
+    """The secret arguments of each job that has any, in all releases, past and present."""
+    found: dict[str, set[str]] = {}
+    for row in connection.execute(SECRETS):
+        found.setdefault(row.job, set()).add(row.name)
+    return {job: frozenset(names) for job, names in found.items()}
 
 
 def last_had(connection: Connection, jobs: Collection[str]) -> dict[str, LastHad]:

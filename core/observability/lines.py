@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
+from core.observability import redaction
 from core.observability.events import Event
 from core.observability.terminal_text import visible
 
@@ -21,6 +22,8 @@ LONGEST_SHORT = 1024
 SUBJECT_WIDTH = 30
 #: The fields of every line of a run, which an event's text already has.
 ABOUT = ("job", "run", "slot", "attempt", "message")
+#: The fields that are ours, and hold no value of an argument.
+KEPT = (*ABOUT, "timestamp", "level", "logger")
 DIM, YELLOW, RED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 MARKS = {"warning": ("!", YELLOW), "error": ("E", RED), "critical": ("E", RED), "debug": ("d", DIM)}
 
@@ -53,10 +56,17 @@ def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType |
 
 def without_middle(text: str) -> str:
     """``text``, or its head and its tail if it is too long."""
+    text = redaction.hide(text)
     if len(text) <= LONGEST_FIELD:
         return text
     half = LONGEST_FIELD // 2
     return f"{text[:half]}\n… {len(text) - LONGEST_FIELD} characters left out …\n{text[-half:]}"
+
+
+def without_secrets(_logger: Any, _method: str, line: EventDict) -> EventDict:
+    """Hide the secrets of the run that this thread works on, and fields with the names of ``ROTA_REDACT``."""
+    shown: EventDict = redaction.hide_within(redaction.named(line, redaction.redacted()))
+    return line if shown is line else {**shown, **{name: line[name] for name in KEPT if name in line}}
 
 
 def bounded(_logger: Any, _method: str, line: EventDict) -> EventDict:

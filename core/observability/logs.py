@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from core.observability import lines, metrics
+from core.observability import lines, metrics, redaction
 from core.observability.events import Event, emit
 from core.observability.log_tail import LogTail
 from core.observability.sink import FLUSH_SECONDS, STDERR, Sink, standard_error
@@ -22,6 +22,9 @@ from core.settings import LogFormat, LogLevel
 PROGRAMS = {"dramatiq", "periodiq", "rota"}
 #: The time that handlers which are not ours have, where this process does not wait for them any longer.
 OTHERS_SECONDS = 1.0
+
+#: The attribute of a record of Dramatiq's with the secrets of its message; they may stand in its traceback.
+SECRETS = "rota_secrets"
 
 #: The fields to put on each line, and the LogTail that keeps the last lines.
 _about: ContextVar[tuple[Mapping[str, Any], LogTail | None]] = ContextVar("rota.about", default=({}, None))
@@ -77,8 +80,8 @@ SHARED: list[Any] = [
 ]
 
 
-#: What bounds the length of a line before it is rendered.
-BOUNDS: list[Any] = [structlog.processors.ExceptionRenderer(lines.in_words), lines.bounded]
+#: What hides secrets and bounds the length of a line before it is rendered.
+BOUNDS: list[Any] = [structlog.processors.ExceptionRenderer(lines.in_words), lines.without_secrets, lines.bounded]
 
 
 def is_ours() -> bool:
@@ -139,6 +142,9 @@ def first_handlers() -> list[logging.Handler]:
 def hide_arguments(record: logging.LogRecord) -> bool:
     """Remove arguments of messages from Dramatiq's lines, since they may be secret or very long."""
     if isinstance(record.args, tuple) and record.name.startswith("dramatiq"):
+        if names := redaction.redacted():
+            kwargs = [getattr(each, "kwargs", {}) for each in record.args]
+            setattr(record, SECRETS, redaction.texts({"messages": kwargs}, names))
         record.args = tuple(without_arguments(each) for each in record.args)
     return True
 
@@ -205,6 +211,13 @@ class Formatter(structlog.stdlib.ProcessorFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without the newline at its end."""
+        secrets = getattr(record, SECRETS, ())
+        if not secrets:
+            return self._line(record)
+        with redaction.hiding(secrets):
+            return self._line(record)
+
+    def _line(self, record: logging.LogRecord) -> str:
         if not isinstance(record.msg, Event):
             return super().format(record)
         line: Any = lines.of_event(record.msg, record, _about.get()[0])

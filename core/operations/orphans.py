@@ -11,6 +11,7 @@ from core.ledger import orphans, releases
 from core.ledger.audit import Actor
 from core.operations.batches import Batches
 from core.operations.json_shape import Instant, Shape
+from core.operations.redaction import redactor
 from core.operations.runs import Run, refuse_unknown
 
 RUNS_SHOWN = 50
@@ -44,9 +45,9 @@ def found(connection: Connection, registry: Registry, *, job: str | None = None,
     if job is not None:
         refuse_unknown(connection, registry, job)
     jobs = selected(connection, job, plugin)
-    return Orphans.model_validate(
-        {"counts": orphans.counts(connection, jobs), "runs": orphans.newest(connection, jobs, limit=RUNS_SHOWN)}
-    )
+    hiding = redactor(connection, registry)
+    runs = [hiding.run(run) for run in orphans.newest(connection, jobs, limit=RUNS_SHOWN)]
+    return Orphans.model_validate({"counts": orphans.counts(connection, jobs), "runs": runs})
 
 
 def selected(connection: Connection, job: str | None, plugin: str | None) -> Collection[str] | None:

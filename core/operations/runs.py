@@ -13,6 +13,7 @@ from core.ledger.pauses import Pause
 from core.operations import scopes
 from core.operations.json_shape import Instant, Shape
 from core.operations.pauses import in_words
+from core.operations.redaction import redactor
 from core.operations.wording import brief
 
 
@@ -41,11 +42,12 @@ def newest(
     """The newest runs, newest first. Raises UnknownJob."""
     if job is not None:
         refuse_unknown(connection, registry, job)
-    return [shape(run) for run in history.newest(connection, job=job, state=state, limit=limit)]
+    hiding = redactor(connection, registry)
+    return [shape(hiding.run(run)) for run in history.newest(connection, job=job, state=state, limit=limit)]
 
 
 def shape(run: history.Run) -> Run:
-    """A row of the ledger as JSON."""
+    """A row of the ledger as JSON; ``Redactor.run`` has hidden its secrets."""
     return Run.model_validate(run)
 
 

@@ -14,6 +14,7 @@ from core.ledger.models import State
 from core.ledger.orphans import ABSENT
 from core.ledger.pauses import Pause
 from core.operations.pauses import in_words
+from core.operations.redaction import Redactor
 from core.operations.wording import brief, span
 
 #: A start that is late by no more than this is not mentioned.
@@ -34,6 +35,8 @@ class Scene:
     zone: ZoneInfo
     now: datetime
     alive: list[Process]
+    #: Hides the secrets of runs.
+    hiding: Redactor
     #: The scopes of the pauses that would pause the job.
     scopes: Collection[str] = ()
 
@@ -53,6 +56,7 @@ class Scene:
 
 def story(scene: Scene, run: Run) -> list[str]:
     """Explain a run."""
+    run = scene.hiding.run(run)
     if run.slot is not None:
         subject = f"Run {run.id} for the slot {scene.at(run.slot)}"
     else:

@@ -19,6 +19,7 @@ from core.ledger.history import Run
 from core.ledger.models import State
 from core.operations import runs, scopes, times
 from core.operations.json_shape import Instant, Shape
+from core.operations.redaction import redactor
 from core.operations.stories import Scene, alarms, story
 from core.operations.times import Moment
 from core.operations.wording import span
@@ -65,6 +66,7 @@ def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: s
     except (ValueError, OverflowError) as error:
         expected = "expected 03:00, 2026-11-23T03:00 or 2026-11-23T03:00:00+00:00"
         raise BadTime(f"{at!r} is not a time ({error}); {expected}", "at") from None
+    hiding = redactor(connection, registry)
     answer = explain(connection, registry, job, key, moment, zone)
     return Explanation(
         job=job,
@@ -73,7 +75,7 @@ def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: s
         succeeded=answer.succeeded,
         slot=answer.slot,
         answer=answer.sentences,
-        runs=[runs.shape(run) for run in answer.runs],
+        runs=[runs.shape(hiding.run(run)) for run in answer.runs],
     )
 
 
@@ -93,6 +95,7 @@ def explain(connection: Connection, registry: Registry, name: str, key: str, mom
         zone,
         history.now(connection),
         history.alive(connection),
+        redactor(connection, registry),
         scopes.of_job(registry, name),
     )
     answer = Answer([moment.note] if moment.note else [])

@@ -19,7 +19,7 @@ import pluggy
 
 from core import settings
 from core.errors import PluginError, suggestion
-from core.jobs import arguments, hookspecs
+from core.jobs import arguments, hookspecs, secrets
 from core.jobs.hookspecs import NAMESPACE
 from core.jobs.job import Job
 from core.jobs.middleware import RunMiddleware
@@ -198,6 +198,7 @@ def checked(jobs: Any) -> list[Job]:
         if not isinstance(job, Job):
             raise PluginError(f"register_jobs returned {job!r}, which is not a job; decorate it with @job(…)")
         arguments.adapters(job)
+        secrets.refuse_on_fast_lane(job)
     return found
 
 

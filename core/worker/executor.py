@@ -26,6 +26,7 @@ from core.middleware.metrics import Metrics
 from core.middleware.overlap_lock import OverlapLock
 from core.middleware.own_context import OwnContext
 from core.middleware.plugin_middleware import PluginMiddleware
+from core.middleware.redaction import Redaction
 from core.middleware.time_limits import TimeLimits
 from core.worker.claiming import Claims
 from core.worker.completions import Completions
@@ -65,6 +66,7 @@ class Executor:
             OwnContext(),  # the next run of the thread does not see context variables that this run sets
             OverlapLock(self.claims, self.wakes),  # claims the run, and keeps its lease until it has ended
             Cancellation(recorder),  # ends a cancelled run, for which nothing below can commit
+            Redaction(),  # hides the run's secret arguments in all texts of the inner layers
             ArgumentFit(self.claims, recorder),  # releases a run whose arguments only fit another release
             Metrics(),  # adds job, run, slot and attempt to every log line; counts and times the attempt
             leftovers,  # restores changes of the process's state, or logs them
@@ -78,6 +80,7 @@ class Executor:
         # The layers around a message of the fast lane, which has neither a lease nor an outcome in the ledger.
         around_messages = [
             OwnContext(),
+            Redaction(),
             Metrics(),
             leftovers,
             MessageFit(),

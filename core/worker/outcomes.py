@@ -20,6 +20,7 @@ from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.ledger.runs import LONGEST_ERROR, Failure
 from core.middleware.execution import Execution
+from core.observability import redaction
 from core.observability.events import RunFailed, RunNotRecorded, emit
 from core.worker.membership import Membership
 
@@ -121,7 +122,7 @@ def in_words(error: BaseException) -> str:
     """The type and the beginning of the text of ``error``, without what PostgreSQL cannot store. Never raises."""
     name = type(error).__name__
     try:
-        text = str(error)[:LONGEST_ERROR]
+        text = redaction.hide(str(error))[:LONGEST_ERROR]
         first, newline, rest = (f"{name}: {text}" if text else name).partition("\n")
         message = f"{first}{database.remedy(error)}{newline}{rest}"
     except BaseException:  # noqa: BLE001 — whatever a job raises, a SystemExit from ``__str__`` too, ends in the ledger

@@ -1,0 +1,42 @@
+"""``Secret``: marks an argument of a job whose values are shown to nobody."""
+
+import inspect
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, get_args, get_type_hints
+
+from core.errors import DeclarationError
+from core.jobs.job import Job
+
+
+class Secret:
+    """Marks a parameter of a job as secret, as in ``token: Annotated[str, Secret]``.
+
+    Its values are hidden in lists, errors, tracebacks, log lines and results. The ledger has them as they are, since
+    the job needs them.
+    """
+
+
+@lru_cache(maxsize=10_000)
+def secret_names(job: Job) -> frozenset[str]:
+    """The parameters of ``job`` that are secret. Its annotations must have been checked."""
+    parameters = list(inspect.signature(job.function).parameters)[1:]
+    hints = get_type_hints(job.function, include_extras=True) if parameters else {}
+    return frozenset(name for name in parameters if Secret in marks(hints[name]))
+
+
+def refuse_on_fast_lane(job: Job) -> None:
+    """Raise DeclarationError if a job of the fast lane has secret parameters."""
+    if not job.ledger and (names := sorted(secret_names(job))):
+        named = ", ".join(names)
+        raise DeclarationError(
+            f"job {job.name!r}: {named} cannot be Secret, since ledger=False keeps arguments in Redis; "
+            "use the ledger, or pass a reference to the secret"
+        )
+
+
+def marks(annotation: Any) -> Iterator[Any]:
+    """The classes within ``annotation`` and the marks beside them, at any depth."""
+    for part in (*get_args(annotation), *getattr(annotation, "__metadata__", ())):
+        yield type(part) if isinstance(part, Secret) else part
+        yield from marks(part)

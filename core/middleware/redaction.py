@@ -1,0 +1,21 @@
+"""Redaction: while a run is worked on, hides the values of its secret arguments in what is logged and recorded."""
+
+from typing import Any
+
+from core.jobs.secrets import secret_names
+from core.middleware.execution import Execution, Layer, Proceed
+from core.observability import redaction
+
+
+class Redaction(Layer):
+    """Hides the values of a run's secret arguments in this thread's log lines, and in the error that is recorded."""
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Proceed, with the secrets hidden until the outer layers; a run without arguments has none."""
+        args = execution.lease.args if execution.lease is not None else execution.args
+        names = {*secret_names(execution.job), *redaction.redacted()} if args else ()
+        secrets = redaction.texts(args, {name.lower() for name in names}) if names else ()
+        if not secrets:
+            return proceed(execution)
+        with redaction.hiding(secrets):
+            return proceed(execution)

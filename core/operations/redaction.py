@@ -1,0 +1,58 @@
+"""Hides secrets in runs that are shown to people: every operation shows a run through ``Redactor.run``.
+
+The secret arguments of a job are those of the job as it is loaded here and those that any recorded release declared.
+Arguments of a job that is not loaded here are hidden whole, since nobody here knows which of them are secret.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from sqlalchemy import Connection
+
+from core.jobs.registry import Registry
+from core.jobs.secrets import secret_names
+from core.ledger import history, releases
+from core.observability import redaction
+
+
+@dataclass(frozen=True, slots=True)
+class Redactor:
+    """Knows the secret names of each job."""
+
+    known: Collection[str]
+    names_of: Mapping[str, Collection[str]]
+    everywhere: frozenset[str]
+
+    def names(self, job: str) -> frozenset[str]:
+        """The names whose values are hidden in runs of ``job``, in lower case."""
+        return self.everywhere | {name.lower() for name in self.names_of.get(job, ())}
+
+    def arguments(self, job: str, args: Mapping[str, Any]) -> Any:
+        """``args`` of a run of ``job``, without secrets."""
+        if job not in self.known:
+            return redaction.HIDDEN if args else args
+        return redaction.named(args, self.names(job))
+
+    def value(self, job: str, args: Mapping[str, Any], value: Any) -> Any:
+        """A result, progress or text of a run of ``job`` with ``args``, without secrets."""
+        names = self.names(job)
+        return redaction.hide_within(redaction.named(value, names), redaction.texts(args, names))
+
+    def run(self, run: history.Run) -> history.Run:
+        """A row of the ledger without secrets."""
+        if run.job in self.known and not self.names(run.job):
+            return run
+        shown = {name: self.value(run.job, run.args, getattr(run, name)) for name in ("result", "progress", "error")}
+        hidden: Any = SimpleNamespace(**{**run._mapping, **shown, "args": self.arguments(run.job, run.args)})
+        return hidden  # type: ignore[no-any-return]  # it has the attributes of the row
+
+
+def redactor(connection: Connection, registry: Registry) -> Redactor:
+    """A redactor for what this process shows."""
+    names_of = releases.secrets(connection)
+    for job in registry:
+        if declared := secret_names(job):
+            names_of[job.name] = names_of.get(job.name, frozenset()) | declared
+    return Redactor(registry.jobs.keys(), names_of, redaction.redacted())

@@ -1,0 +1,142 @@
+"""Secret arguments of a run: what the ledger records, and what people are shown."""
+
+import logging
+from typing import Annotated
+
+import pytest
+
+from core import Secret, job
+from core.jobs.registry import Registry
+from core.ledger import history, releases
+from core.observability import logs
+from core.observability.redaction import HIDDEN
+from core.operations import orphans, runs, why
+from core.operations.redaction import redactor
+from core.plugins import loading
+from core.testing import registry_of
+
+TOKEN = "tok-9f8e7d6c"
+ARGS = f'{{"to": "ann", "token": "{TOKEN}", "form": {{"password": "hunter2-hunter2"}}}}'
+
+
+@job("mail", max_retries=0)
+def mail(run, to: str, token: Annotated[str, Secret], form: dict[str, str]):
+    run.log.warning("mail.odd", sent_with=token)
+    logging.getLogger("library").warning("GET /?token=%s", token)
+    raise ValueError(f"{to} refused {token} and {form['password']}")
+
+
+@job("fetch")
+def fetch(run, token: Annotated[str, Secret]):
+    return {"url": f"https://host/?t={token}", "password": "hunter2-hunter2", "left": 3}
+
+
+@pytest.fixture(autouse=True)
+def installed(use_jobs, database, monkeypatch):
+    monkeypatch.setenv("ROTA_REDACT", "password")
+    use_jobs(mail, fetch)
+
+
+@pytest.fixture
+def lines(caplog):
+    """The lines of the log, formatted by the threads that wrote them, as a worker's are."""
+
+    class Kept(logging.Handler):
+        def emit(self, record):
+            told.append(self.format(record))
+
+    told: list[str] = []
+    handler = Kept()
+    handler.setFormatter(logs.formatter("json"))
+    logging.getLogger().addHandler(handler)
+    yield told
+    logging.getLogger().removeHandler(handler)
+
+
+def test_neither_the_recorded_error_nor_the_log_has_a_secret(run_job, lines):
+    row = run_job(mail, args={"to": "ann", "token": TOKEN, "form": {"password": "hunter2-hunter2"}})
+
+    assert row.error == f"ValueError: ann refused {HIDDEN} and {HIDDEN}"
+    assert row.args["token"] == TOKEN
+    told = "\n".join(lines)
+    assert told.count(HIDDEN) >= 4
+    assert "Traceback" in told
+    assert TOKEN not in told
+    assert "hunter2" not in told
+
+
+def test_a_kept_attempt_has_no_secret_in_its_traceback_and_the_end_of_its_log(run_job, ledger):
+    logging.getLogger().addHandler(tail := logs.TailHandler())
+    try:
+        row = run_job(mail, args={"to": "ann", "token": TOKEN, "form": {"password": "hunter2-hunter2"}})
+    finally:
+        logging.getLogger().removeHandler(tail)
+
+    (attempt,) = ledger.rows("SELECT * FROM rota_attempts WHERE run_id = :id", id=row.id)
+    assert f"ValueError: ann refused {HIDDEN} and {HIDDEN}" in attempt.traceback
+    assert f"token={HIDDEN}" in attempt.log
+    kept = " ".join([attempt.error, attempt.traceback, attempt.log])
+    assert TOKEN not in kept
+    assert "hunter2" not in kept
+
+
+def test_after_the_run_its_thread_hides_nothing(run_job, lines):
+    run_job(mail, args={"to": "ann", "token": TOKEN, "form": {"password": "x"}})
+    logging.getLogger().warning("the next run mentions %s", TOKEN)
+
+    assert TOKEN in lines[-1]
+
+
+def test_results_and_errors_are_shown_without_secrets(run_job, database, ledger):
+    run_id = run_job(fetch, args={"token": TOKEN}).id
+    failed = ledger.request("mail", args=ARGS, state="dead", error=f"ValueError: {TOKEN}", finished_at="now")
+    at = ledger.run(failed).queued_at.isoformat()
+
+    with database.connect() as connection:
+        shown = {run.id: run for run in runs.newest(connection, loading.current())}
+        told = why.ask(connection, loading.current(), "mail", at=at)
+        answer = why.ask(connection, loading.current(), "fetch", at=ledger.run(run_id).queued_at.isoformat())
+
+    assert shown[run_id].result == {"url": f"https://host/?t={HIDDEN}", "password": HIDDEN, "left": 3}
+    assert shown[failed].error == f"ValueError: {HIDDEN}"
+    for found in (told, answer):
+        assert HIDDEN in " ".join(found.answer)
+        assert TOKEN not in found.model_dump_json()
+        assert "hunter2" not in found.model_dump_json()
+
+
+def test_orphans_are_shown_without_secrets(database, ledger):
+    ledger.request("mail", args=ARGS, state="orphaned", error=f"ValueError: {TOKEN}", finished_at="now")
+
+    with database.connect() as connection:
+        found = orphans.found(connection, loading.current())
+
+    assert found.runs[0].error == f"ValueError: {HIDDEN}"
+
+
+def test_arguments_are_hidden_by_name_and_those_of_an_unknown_job_whole(database, ledger):
+    row = ledger.run(ledger.request("mail", args=ARGS))
+
+    with database.connect() as connection:
+        here = redactor(connection, loading.current())
+        elsewhere = redactor(connection, Registry())
+
+    assert here.arguments("mail", row.args) == {"to": "ann", "token": HIDDEN, "form": {"password": HIDDEN}}
+    assert elsewhere.arguments("mail", row.args) == HIDDEN
+    assert elsewhere.arguments("mail", {}) == {}
+
+
+def test_an_argument_that_another_release_declares_secret_is_hidden_too(database, ledger):
+    @job("fetch")
+    def as_it_was(run, token: str, key: Annotated[str, Secret]):
+        pass
+
+    run_id = ledger.request(
+        "fetch", args='{"key": "former-key"}', state="dead", error="no former-key", finished_at="now"
+    )
+    with database.begin() as connection:
+        releases.record(connection, releases.of(registry_of(as_it_was)))
+        hiding = redactor(connection, loading.current())
+        shown = hiding.run(history.run(connection, run_id))
+
+    assert (shown.error, shown.args) == (f"no {HIDDEN}", {"key": HIDDEN})

@@ -53,8 +53,9 @@ SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
 #: The ledger's statements must find rows by an index. They are planned once per connection. A plan that was made while
-#: a table was small could otherwise read the whole table after it has grown.
-BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+#: a table was small could otherwise read the whole table after it has grown. A plan that cannot do without one of these
+#: nodes costs 1e10 more by PostgreSQL's estimate, for which it would compile the plan each time, if it has LLVM.
+BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 #: The default isolation, and the schema of the ledger's tables. The schema is read early, since a job may change its
 #: search_path later.
 SURROUNDINGS = """

@@ -103,3 +103,12 @@ def assert_bounded(scan: dict[str, Any]) -> None:
     """Time is where the reading ends, and not what is asked of each row."""
     assert "timestamp()" in scan["Index Cond"]
     assert "timestamp()" not in scan.get("Filter", "")
+
+
+def test_no_plan_is_compiled_because_a_forbidden_node_makes_it_seem_expensive(database):
+    with databases.autocommit(database) as connection, databases.dedicated(database) as of_the_dispatcher:
+        of_the_dispatcher.exec_driver_sql(PLANS)
+
+        for session in (connection, of_the_dispatcher):
+            assert session.exec_driver_sql("SHOW enable_seqscan").scalar_one() == "off"
+            assert session.exec_driver_sql("SHOW jit").scalar_one() == "off"

@@ -129,8 +129,8 @@ def report_refused(table: str, rows: Sequence[Any], why: str) -> None:
 def is_fault_of_row(error: Exception) -> bool:
     """Whether ``error`` is about the values of a row, not about the statement, the rights, the connection or the run.
 
-    PostgreSQL's error class decides; so does a Python error about a value that it cannot hold or compute, such as a
-    date after the year 9999.
+    An error of PostgreSQL is about a row if its class says so. So is an error of Python about a value that Python
+    cannot hold or compute, such as a date after the year 9999.
     """
     if isinstance(error, DBAPIError):
         return str(getattr(error.orig, "pgcode", None) or "").startswith(FAULTS_OF_ROWS)

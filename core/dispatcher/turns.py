@@ -11,7 +11,7 @@ FIRST = Turn("", "")
 
 
 class TurnKeeper:
-    """Goes round the jobs and keys with parked runs, some in each pass."""
+    """Looks at all jobs and keys with parked runs in turn, at some of them in each pass."""
 
     def __init__(self) -> None:
         self._reached = FIRST

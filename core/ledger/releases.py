@@ -87,7 +87,7 @@ SECRETS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A live process, and the plugins that it has jobs of; None if it names no release."""
+    """A live process and its plugins that have jobs; the plugins are None if the process names no release."""
 
     kind: str
     name: str

@@ -181,7 +181,7 @@ def emit_unblocked(event: Event) -> None:
 
 
 def handlers() -> tuple[list[Sink], list[logging.Handler]]:
-    """Our own handlers that write, which never block, and those of others."""
+    """The handlers of the root logger that write: first ours, which never block, then all others."""
     found = [each for each in logging.getLogger().handlers if not isinstance(each, TailHandler)]
     return [each for each in found if isinstance(each, Sink)], [each for each in found if not isinstance(each, Sink)]
 

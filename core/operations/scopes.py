@@ -21,7 +21,7 @@ def as_option(scope: str) -> str:
 
 
 def refuse_unknown(connection: Connection, registry: Registry, scope: str) -> None:
-    """Raise UnknownJob or PauseError, with the nearest name, for a scope that no live process and not this one has."""
+    """Raise UnknownJob or PauseError, with the nearest name, unless this process or a live process has the scope."""
     known = set().union(*registry.scopes.values(), *releases.scopes_of_jobs(connection).values())
     if scope in {*known, EVERYTHING}:
         return

@@ -141,8 +141,9 @@ def ledger(
                 yield from (check(f"pause of {pause.scope}", "info", in_words(pause)) for pause in active)
                 yield from slots(connection, registry, active, live=live)
     except DBAPIError as error:
-        if hopeless := postgres_fitness.hopeless(error):
-            yield hopeless
+        url = configured.database_url.get_secret_value()
+        if problem := postgres_fitness.hopeless(error) or postgres_fitness.statement_pooling(error, url):
+            yield problem
             return
         advice = "" if database.remedy(error) else around.advice
         rights_needed = database.RIGHTS_TO_LOOK if purpose == "looking" else database.RIGHTS

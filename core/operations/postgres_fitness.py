@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from typing import Any
 
+import psycopg2
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL
 
@@ -137,6 +139,29 @@ def hopeless(error: BaseException) -> Check | None:
         if pattern.search(said):
             return check("PostgreSQL", "wrong", said, advice)
     return None
+
+
+def statement_pooling(error: BaseException, url: str) -> Check | None:
+    """A check with advice, if connections were closed by a pooler in statement mode; None otherwise.
+
+    Such a pooler answers a statement outside of a transaction, and closes the connection at a BEGIN. The driver does
+    not show the pooler's reason.
+    """
+    if "server closed the connection" not in str(error):
+        return None
+    address = database.normalise_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        with closing(psycopg2.connect(address, connect_timeout=database.CONNECT_TIMEOUT_SECONDS)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+                with suppress(psycopg2.OperationalError):
+                    cursor.execute("BEGIN")
+            is_refused = bool(connection.closed)
+    except psycopg2.Error:  # there is another problem
+        return None
+    said = "the connection is closed at each BEGIN, as by a pooler in statement mode"
+    return check("PostgreSQL pooling", "wrong", said, SESSION_MODE) if is_refused else None
 
 
 def never(connection: Connection, engine: Engine) -> Iterator[Check]:

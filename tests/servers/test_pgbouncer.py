@@ -170,6 +170,20 @@ def test_processes_refuse_to_start_behind_a_pooler_that_will_not_do(
         fitness.refuse_unfit(settings.load())
 
 
+def test_a_pooler_in_statement_mode_is_told(pooled: Callable[..., str], postgres_url: str) -> None:
+    url = pooled("statement")
+    engine = connect(url)
+
+    with pytest.raises(sa.exc.OperationalError) as refused:
+        engine.connect()
+
+    told = postgres_fitness.statement_pooling(refused.value, url)
+    assert told is not None
+    assert (told.name, told.outcome, told.advice) == ("PostgreSQL pooling", "wrong", postgres_fitness.SESSION_MODE)
+    assert postgres_fitness.statement_pooling(refused.value, postgres_url) is None
+    dispose(engine)
+
+
 def test_a_worker_behind_transaction_mode_ends_with_the_remedy(
     pooled: Callable[..., str], postgres_url: str, redis_url: str, tmp_path: Path
 ) -> None:

@@ -272,6 +272,6 @@ TRANSITIONS = """
 """
 EFFECTS = """
     SELECT run_id, kind, step, token, attempt, began_at, at, pg_xact_commit_timestamp(xmin),
-           CAST(CAST(xid AS text) AS bigint)
+           CAST(CAST(xid AS text) AS bigint), found
     FROM fault_effects ORDER BY id
 """

@@ -13,7 +13,18 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from core.ledger.processes import RETURN_SECONDS
-from tests.faults.history import Effect, FaultEvent, History, Letter, RunRow, Transition, seconds
+from tests.faults.history import (
+    BACKLOG,
+    BY_A_CHILD,
+    OF_A_CHILD,
+    Effect,
+    FaultEvent,
+    History,
+    Letter,
+    RunRow,
+    Transition,
+    seconds,
+)
 
 FINAL = {"succeeded", "dead", "skipped", "missed", "orphaned"}
 #: Every change of state there is; None is a row that was not there before.
@@ -50,6 +61,10 @@ OUTAGES = (
     "one-way silence",
 )
 PATIENCE = timedelta(seconds=RETURN_SECONDS)
+#: The error of a write in a session that an earlier run has left read only.
+LEFT_READ_ONLY = "in a read-only transaction"
+#: How soon a due run starts while another queue has a great backlog, in seconds.
+SHARED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ def effects_and_success(history: History) -> Iterator[Violation]:
             yield Violation("I2", "doubled", f"run {run.id} of {run.job} has {len(done)} effects", run.id)
         if done and run.state != "succeeded":
             yield Violation("I3", "effect without success", f"run {run.id} of {run.job} is {run.state}", run.id)
-        if run.state == "succeeded" and not done:
+        if run.state == "succeeded" and not done and history.spec(run).has_effect:
             yield Violation("I5", "success without effect", f"run {run.id} of {run.job} left nothing", run.id)
         success = {change.xid for change in history.transitions_of.get(run.id, ()) if change.after == "succeeded"}
         if done and success and success.isdisjoint(effect.xid for effect in done):
@@ -265,7 +280,7 @@ def retries(history: History) -> Iterator[Violation]:
     """I5, I8: a run dies of its failures when its retries are used up, not before, and only where it may."""
     for run in history.runs:
         spec = history.spec(run)
-        if run.state == "dead" and run.reason != "crashes":
+        if run.state == "dead" and run.reason != "crashes" and not spec.is_refused:
             allowed = spec.max_retries + 1
             if run.reason != "retries" or run.failures != allowed:
                 message = f"run {run.id} of {run.job} is dead ({run.reason}) after {run.failures} failures of {allowed}"
@@ -434,7 +449,59 @@ def has_only_stalled(history: History, crash: Transition) -> bool:
     return not died and {fault.kind for fault in faults} == {"PostgreSQL stalled"}
 
 
+def children(history: History) -> Iterator[Violation]:
+    """I3: a child that a job forks writes neither an outcome nor an effect; the run is its parent's."""
+    for change in history.transitions:
+        if OF_A_CHILD in (change.error or ""):
+            yield Violation("I3", "child", f"a forked child has ended run {change.run_id}", change.run_id)
+    for effect in history.effects:
+        if effect.kind == BY_A_CHILD:
+            yield Violation("I3", "child", f"a forked child has left an effect of run {effect.run_id}", effect.run_id)
+
+
+def sessions(history: History) -> Iterator[Violation]:
+    """A clean session: no run finds in its session what another has left there."""
+    for effect in history.effects:
+        if effect.found:
+            message = f"run {effect.run_id} found {effect.found} of another run in its session"
+            yield Violation("session", "unclean", message, effect.run_id)
+    for change in history.transitions:
+        if LEFT_READ_ONLY in (change.error or ""):
+            message = f"run {change.run_id} found its session read only, as another run had left it"
+            yield Violation("session", "unclean", message, change.run_id)
+
+
+def refusals(history: History) -> Iterator[Violation]:
+    """I7: a run whose success PostgreSQL refuses is dead of that, at the first refusal."""
+    for run in history.runs:
+        is_told = (run.state, run.reason, run.failures) == ("dead", "result", 1)
+        by_crashes = run.state == "dead" and run.reason == "crashes"
+        if history.spec(run).is_refused and run.state in FINAL and not (is_told or by_crashes):
+            yield Violation("I7", "refused", f"run {run.id} of {run.job} is {run.state} ({run.reason})", run.id)
+
+
+def shares(history: History) -> Iterator[Violation]:
+    """I7: due runs start in time while another queue has a great backlog, where no other fault is in their way."""
+    for fault in history.faults:
+        if fault.kind != BACKLOG:
+            continue
+        for run_id, since, until in waits(history, fault):
+            waited = seconds(until - since)
+            if waited > SHARED_SECONDS + ALLOWANCE_SECONDS and not is_disturbed(history, fault, until):
+                message = f"run {run_id} waited for {waited:.1f} s beside a backlog of another queue"
+                yield Violation("I7", "crowded out", message, run_id, fault)
+
+
+def waits(history: History, fault: FaultEvent) -> Iterator[tuple[int, datetime, datetime]]:
+    """The runs that came due during a fault, each with that time and the time of its start or end."""
+    for run_id, changes in history.transitions_of.items():
+        for before, after in pairwise(changes):
+            due_at = max(before.at, before.due_at)
+            if before.after in {"queued", "retrying"} and fault.at <= due_at <= fault.healed_at:
+                yield run_id, due_at, after.at
+
+
 CHECKS: list[Check] = [
     lost, stuck, slots, effects_and_success, checkpoints, fences, tokens, overlaps, legal, counts, retries, reasons,
-    poison, letters, bounds, charged,
+    poison, letters, bounds, charged, children, sessions, refusals, shares,
 ]  # fmt: skip

@@ -12,10 +12,13 @@ from random import Random
 from typing import Any, Literal
 
 import psutil
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from tests.faults import switches
+from tests.faults.history import BACKLOG
 from tests.faults.proxy import DIRECTIONS
+from tests.faults.workload import BACKLOG_QUEUE
 from tests.faults.world import Member, World
 
 Pids = frozenset[int]
@@ -29,6 +32,7 @@ On = Literal["worker", "scheduler", "any", "postgres", "redis"]
 DEATH_SECONDS, PASS_SECONDS, RESEND_SECONDS = 3.0, 1.0, 5.0
 CLOCK_ERROR_SECONDS = 60
 FILL_BLOCK = 2**20
+BACKLOG_RUNS = 20_000
 
 
 @dataclass(frozen=True)
@@ -286,6 +290,22 @@ def lock_rows(world: World, _member: None, dice: Random) -> Iterator[Pids]:
             connection.exec_driver_sql(statement)
         yield NOBODY
         connection.exec_driver_sql("ROLLBACK")
+
+
+FILL_BACKLOG = text("""
+    INSERT INTO rota_runs (job, queue, exclusive, due_at)
+    SELECT 'backlog', :queue, false, clock_timestamp() - interval '1 hour' FROM generate_series(1, :runs)
+""")
+CLEAR_BACKLOG = text("DELETE FROM rota_runs WHERE job = 'backlog'")
+
+
+@fault(BACKLOG, "postgres", lasts=(4, 8))
+def pile_up(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """Very many runs of a queue that no worker serves are due, and later are taken away."""
+    with world.connection() as connection:
+        connection.execute(FILL_BACKLOG, {"queue": BACKLOG_QUEUE, "runs": BACKLOG_RUNS})
+        yield NOBODY
+        connection.execute(CLEAR_BACKLOG)
 
 
 def possible(world: World) -> list[Fault]:

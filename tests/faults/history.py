@@ -8,6 +8,10 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound="Transition | Effect")
+#: The name of the fault that fills one queue.
+BACKLOG = "great backlog"
+#: The error that a forked child raises, and the kind of effect that it tries to leave.
+OF_A_CHILD, BY_A_CHILD = "raised in a forked child", "child"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Spec:
     may_die: bool = False
     #: Whether it kills the process that runs it.
     is_poison: bool = False
+    #: Whether its success leaves an effect.
+    has_effect: bool = True
+    #: Whether PostgreSQL refuses its success.
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class Effect:
     #: When its transaction committed, by PostgreSQL's own account.
     committed_at: datetime
     xid: int
+    #: The changes of an earlier run's session that this attempt found in its own.
+    found: str = ""
 
 
 @dataclass(frozen=True)

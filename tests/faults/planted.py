@@ -6,7 +6,7 @@ goes on unnoticed as a bug that is not there.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,21 +14,26 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from core import database
+from core import database, forks
+from core.connections import WatchedConnection
 from core.dispatcher import sending
 from core.dispatcher.recovery import Outage
-from core.ledger import claims, leases, processes, runs, slots
+from core.ledger import claims, due, leases, processes, runs, slots
+from core.ledger.carrier import DispatchCarrier
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
 from core.middleware.db_session import DatabaseSession, Work
-from core.middleware.execution import Execution
+from core.middleware.execution import LOST, Execution
+from core.worker.completions import Completion, Completions
 from core.worker.outcomes import awaited
+from tests.faults.history import BACKLOG
 
 PLANT = "FAULTS_PLANT"
 #: Longer than two looks of the dispatcher at who is dead.
 SLOW_SECONDS = 3.0
 REFUSED = ("PostgreSQL admits nobody", 3.0, None, 3.0)
 STALLED = ("PostgreSQL stalled", 3.0, None, 6.0)
+CROWDED = (BACKLOG, 2.0, None, 16.0)
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,42 @@ def counted_stall() -> None:
     processes.renew = renew_slowly
 
 
+def working_child() -> None:
+    """Forks of a job go on as copies of the worker, with its connections."""
+    forks.begin = lambda: None
+
+
+def kept_session() -> None:
+    """A connection goes back to the pool with what the job has set."""
+    WatchedConnection.is_clean = True  # type: ignore[assignment,method-assign]
+
+
+def undivided_batch() -> None:
+    """A batch of successes is recorded as a whole, or tried again as a whole."""
+
+    def record_whole(self: Completions, batch: Sequence[Completion]) -> list[Exception]:
+        recorded = self._record(batch) if batch else set()
+        for completion in batch:
+            self._tell(completion, State.SUCCEEDED if completion.lease.run_id in recorded else LOST)
+        return []
+
+    Completions._record_apart = record_whole  # type: ignore[method-assign]
+
+
+def unbounded_pass() -> None:
+    """A pass sends all that is due, run by run and queue by queue."""
+
+    def send_all(connection: Connection, jobs: Collection[str], carrier: DispatchCarrier) -> int:
+        sent = 0
+        for queue, names in due.due_lanes(connection, jobs).items():
+            while outgoing := due.take_due(connection, queue, names, batch=1):
+                sending.send(connection, carrier, outgoing)
+                sent += len(outgoing)
+        return sent
+
+    sending.send_due = send_all
+
+
 PLANTS = {
     plant.name: plant
     for plant in [
@@ -151,6 +192,10 @@ PLANTS = {
         Plant("dropped-message", dropped_message, frozenset({"stuck"})),
         Plant("charged-refusal", charged_refusal, frozenset({"charged"}), faults=(REFUSED,)),
         Plant("counted-stall", counted_stall, frozenset({"charged"}), faults=(STALLED,)),
+        Plant("working-child", working_child, frozenset({"child"})),
+        Plant("kept-session", kept_session, frozenset({"unclean"})),
+        Plant("undivided-batch", undivided_batch, frozenset({"stuck"})),
+        Plant("unbounded-pass", unbounded_pass, frozenset({"crowded out"}), faults=(CROWDED,)),
     ]
 }
 

@@ -8,19 +8,20 @@ checker reads is not what somebody says has happened, but what was committed.
 import os
 import signal
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 from sqlalchemy import text
 
 from core import Job, Run, enqueue, every, hookimpl, job
 from tests.faults import planted, switches
-from tests.faults.history import Spec
+from tests.faults.history import BY_A_CHILD, OF_A_CHILD, Spec
 
 TABLES = """
     CREATE TABLE fault_effects (
         id bigserial PRIMARY KEY, run_id bigint NOT NULL, kind text NOT NULL, step int NOT NULL, token bigint NOT NULL,
         attempt int NOT NULL, began_at timestamptz NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp(),
-        xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+        found text NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
     CREATE TABLE fault_requests (run_id bigint PRIMARY KEY);
     CREATE TABLE fault_letters (id bigserial PRIMARY KEY, number int NOT NULL);
     CREATE TABLE fault_transitions (
@@ -41,20 +42,48 @@ TABLES = """
         END IF;
         RETURN NULL;
     END $$;
-    CREATE TRIGGER fault_note AFTER INSERT OR UPDATE ON rota_runs FOR EACH ROW EXECUTE FUNCTION fault_note();
+    CREATE TRIGGER fault_note AFTER INSERT OR UPDATE ON rota_runs FOR EACH ROW WHEN (NEW.job <> 'backlog')
+        EXECUTE FUNCTION fault_note();
+    CREATE FUNCTION fault_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'this result cannot be stored' USING ERRCODE = 'untranslatable_character';
+    END $$;
+    CREATE TRIGGER fault_refuse BEFORE UPDATE ON rota_runs FOR EACH ROW
+        WHEN (NEW.job = 'refused' AND NEW.state = 'succeeded') EXECUTE FUNCTION fault_refuse();
 """
 EFFECT = text("""
-    INSERT INTO fault_effects (run_id, kind, step, token, attempt, began_at)
-    VALUES (:run, :kind, :step, :token, :attempt, :began)
+    INSERT INTO fault_effects (run_id, kind, step, token, attempt, began_at, found)
+    VALUES (:run, :kind, :step, :token, :attempt, :began, concat_ws(', ',
+        CASE WHEN current_setting('search_path') LIKE '%fault_left%' THEN 'search_path' END,
+        CASE WHEN current_setting('TimeZone') = 'Antarctica/Troll' THEN 'time zone' END,
+        CASE WHEN current_setting('statement_timeout') = '54321ms' THEN 'statement_timeout' END,
+        CASE WHEN to_regclass('pg_temp.fault_left') IS NOT NULL THEN 'temporary table' END,
+        CASE WHEN 'fault_left' IN (SELECT pg_listening_channels()) THEN 'LISTEN' END,
+        CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+                          AND classid = 4711) THEN 'advisory lock' END))
 """)
+#: Changes that outlive the transaction, each of which ``EFFECT`` finds or, the last, fails at.
+LEFT = [
+    "SET search_path TO fault_left, public",
+    "SET TIME ZONE 'Antarctica/Troll'",
+    "SET statement_timeout TO 54321",
+    "CREATE TEMPORARY TABLE fault_left (number int)",
+    "LISTEN fault_left",
+    "SELECT pg_advisory_lock_shared(4711, 1)",
+    "SET default_transaction_read_only TO on",
+]
 NEXT_STEP = text("SELECT coalesce(max(step) + 1, 0) FROM fault_effects WHERE run_id = :run AND kind = 'step'")
 
 QUEUE, FAST_QUEUE = "faults", "faults-fast"
+#: The queue that no worker serves, where a fault puts a backlog.
+BACKLOG_QUEUE = "faults-backlog"
 SECOND = timedelta(seconds=1)
 #: Retries enough that no series of faults uses them up.
 PATIENCE = 50
 KEYS = ("a", "b", "c")
 STEPS = 6
+#: For how long a forked child may take to end, in seconds.
+CHILD_SECONDS = 5.0
 
 
 def effect(run: Run, kind: str = "done", step: int = 0) -> None:
@@ -177,6 +206,51 @@ def poison(run: Run) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@job("untidy", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def untidy(run: Run) -> None:
+    """Changes its session in every way there is, and undoes nothing."""
+    effect(run)
+    for statement in LEFT:
+        run.session.execute(text(statement))
+
+
+@job("fork", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def fork(run: Run) -> None:
+    """Forks a child that tries to leave an effect, and then leaves the job's function with an error."""
+    effect(run)
+    child = os.fork()
+    if child == 0:
+        with suppress(Exception):
+            effect(run, BY_A_CHILD)
+            run.session.commit()
+        raise RuntimeError(OF_A_CHILD)
+    wait_for_end(child)
+
+
+def wait_for_end(child: int) -> None:
+    """Wait for the end of a forked child, and kill it if it does not end in time."""
+    deadline = time.monotonic() + CHILD_SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+@job("light", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def light(run: Run) -> None:
+    """Leaves nothing, so that its success is recorded together with those of others."""
+
+
+@job("refused", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
+def refused(run: Run) -> None:
+    """Leaves nothing, and PostgreSQL refuses its success."""
+
+
+@job("backlog", queue=BACKLOG_QUEUE, overlap="allow")
+def backlog(run: Run) -> None:
+    """Waits in great numbers, and is never worked on."""
+
+
 @job("letter", queue=FAST_QUEUE, ledger=False, max_retries=PATIENCE, retry_delay=SECOND)
 def letter(run: Run, number: int) -> None:
     """The fast lane."""
@@ -184,13 +258,15 @@ def letter(run: Run, number: int) -> None:
 
 
 JOBS = [
-    second, five, keyed, free, nap, slow_query, parent, child, flaky, hopeless, sweep, too_long, poison, letter,
+    second, five, keyed, free, nap, slow_query, parent, child, flaky, hopeless, sweep, too_long, poison,
+    untidy, fork, light, refused, backlog, letter,
 ]  # fmt: skip
 PERIODS = {"second": 1, "five": 5}
 #: Those that never succeed, and those that a client asks for by chance, with how often.
-FAILS = {"hopeless", "too-long", "poison"}
+FAILS = {"hopeless", "too-long", "poison", "refused"}
 REQUESTS = {
     "keyed": 8, "free": 6, "nap": 4, "slow-query": 3, "parent": 4, "flaky": 3, "hopeless": 1, "sweep": 3, "too-long": 1,
+    "untidy": 3, "fork": 2, "light": 4, "refused": 1,
 }  # fmt: skip
 
 
@@ -205,10 +281,12 @@ def spec(job: Job) -> Spec:
         may_succeed=job.name not in FAILS,
         may_die=job.name in {"hopeless", "too-long"},
         is_poison=job.name == "poison",
+        has_effect=job.name != "light",
+        is_refused=job.name == "refused",
     )
 
 
-SPECS = {job.name: spec(job) for job in JOBS if job.ledger}
+SPECS = {job.name: spec(job) for job in JOBS if job.ledger and job is not backlog}
 
 
 class Workload:

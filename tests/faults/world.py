@@ -199,8 +199,8 @@ class World:
 
     def populate(self) -> None:
         """Start everything, and wait until all of it is alive."""
-        size = ("--processes", "1", "--threads", str(THREADS))
-        commands = {f"worker-{number}": ("dramatiq", "core.main", *size) for number in range(WORKERS)}
+        options = ("--processes", "1", "--threads", str(THREADS), "--queues", workload.QUEUE, workload.FAST_QUEUE)
+        commands = {f"worker-{number}": ("dramatiq", "core.main", *options) for number in range(WORKERS)}
         commands |= {f"scheduler-{number}": ("periodiq", "core.main") for number in range(SCHEDULERS)}
         for name, command in commands.items():
             behind = (self.servers.socket, self.servers.redis_address)

@@ -8,6 +8,9 @@ import pytest
 from tests.faults import report
 from tests.faults.checker import check, recoveries
 from tests.faults.history import (
+    BACKLOG,
+    BY_A_CHILD,
+    OF_A_CHILD,
     Effect,
     FaultEvent,
     History,
@@ -24,6 +27,8 @@ SPECS = {
     "slot": Spec("slot", every_seconds=5),
     "work": Spec("work"),
     "hopeless": Spec("hopeless", exclusive=False, max_retries=1, may_succeed=False, may_die=True),
+    "light": Spec("light", exclusive=False, has_effect=False),
+    "refused": Spec("refused", exclusive=False, may_succeed=False, is_refused=True),
     "poison": Spec("poison", exclusive=False, may_succeed=False, is_poison=True),
 }
 
@@ -83,7 +88,15 @@ class Story:
         self._change(run_id, second, before, state, reason=reason, error=error)
 
     def effect(
-        self, run_id: int, second: float, *, kind: str = "done", step: int = 0, token: int | None = None, xid: int = 0
+        self,
+        run_id: int,
+        second: float,
+        *,
+        kind: str = "done",
+        step: int = 0,
+        token: int | None = None,
+        xid: int = 0,
+        found: str = "",
     ) -> None:
         """It leaves something, in a transaction of its own by default."""
         token = self._token if token is None else token
@@ -92,7 +105,7 @@ class Story:
             at(0),
         )
         self._xid += not xid
-        effect = Effect(run_id, kind, step, token, 1, began, at(second), at(second), xid or self._xid)
+        effect = Effect(run_id, kind, step, token, 1, began, at(second), at(second), xid or self._xid, found)
         self.history.effects.append(effect)
 
     def fault(self, kind: str, begin: float, end: float, **values) -> FaultEvent:
@@ -533,3 +546,97 @@ class TestCharged:
         story.succeed(run_id, 12)
 
         assert story.kinds() == found
+
+
+class TestForkedChild:
+    def test_an_outcome_of_a_child(self, story):
+        run_id = story.run()
+        story.claim(run_id, 1)
+        story.fail(run_id, 2, error=f"RuntimeError: {OF_A_CHILD}")
+        story.claim(run_id, 3)
+        story.succeed(run_id, 4)
+
+        assert story.kinds() == {"child"}
+
+    def test_an_effect_of_a_child(self, story):
+        run_id = story.run()
+        story.claim(run_id, 1)
+        story.effect(run_id, 1.5, kind=BY_A_CHILD)
+        story.succeed(run_id, 2)
+
+        assert story.kinds() == {"child"}
+
+
+def test_a_session_that_another_run_has_changed(story):
+    run_id = story.run()
+    story.claim(run_id, 1)
+    story.effect(run_id, 1.5, kind="step", found="time zone")
+    story.succeed(run_id, 2)
+
+    assert story.kinds() == {"unclean"}
+
+
+def test_a_session_that_another_run_has_left_read_only(story):
+    run_id = story.run()
+    story.claim(run_id, 1)
+    story.fail(run_id, 2, error="InternalError: cannot execute INSERT in a read-only transaction")
+    story.claim(run_id, 3)
+    story.succeed(run_id, 4)
+
+    assert story.kinds() == {"unclean"}
+
+
+def test_a_success_that_leaves_nothing_where_none_is_expected(story):
+    run_id = story.run("light")
+    story.claim(run_id, 1)
+    story.end(run_id, 2, "succeeded")
+
+    assert story.kinds() == set()
+
+
+class TestRefused:
+    def test_it_is_dead_at_the_first_refusal(self, story):
+        run_id = story.run("refused")
+        story.claim(run_id, 1)
+        story.fail(run_id, 2, state="dead", reason="result")
+
+        assert story.kinds() == set()
+
+    @pytest.mark.parametrize(("reason", "found"), [("retries", {"refused"}), ("result", {"refused"})])
+    def test_it_was_tried_again(self, story, reason, found):
+        run_id = story.run("refused")
+        story.claim(run_id, 1)
+        story.fail(run_id, 2)
+        story.claim(run_id, 3)
+        story.fail(run_id, 4, state="dead", reason=reason)
+
+        assert story.kinds() == found
+
+    def test_another_run_dies_of_its_result(self, story):
+        run_id = story.run()
+        story.claim(run_id, 1)
+        story.fail(run_id, 2, state="dead", reason="result")
+
+        assert story.kinds() == {"retry dropped"}
+
+
+class TestBacklog:
+    @pytest.mark.parametrize(("start", "found"), [(4, set()), (17, {"crowded out"})])
+    def test_a_run_of_another_queue_waits(self, story, start, found):
+        story.fault(BACKLOG, 1, 20)
+        worked(story, queued=2, begin=start, end=start + 1)
+
+        assert story.kinds() == found
+
+    def test_another_fault_is_in_its_way(self, story):
+        story.fault(BACKLOG, 1, 20)
+        story.fault("PostgreSQL crashed", 5, 8)
+        worked(story, queued=2, begin=17, end=18)
+
+        assert story.kinds() == set()
+
+    def test_a_run_that_came_due_after_it(self, story):
+        story.fault(BACKLOG, 1, 4)
+        worked(story, queued=5, begin=20, end=21)
+
+        assert story.kinds() == set()

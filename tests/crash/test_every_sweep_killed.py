@@ -101,7 +101,7 @@ def request_by_rule(scene: Scene, job: str) -> list[int]:
     """Request four runs as an application does; return when all but one of them wait for their turn."""
     with Session(scene.fleet.engine) as session, session.begin():
         run_ids = enqueue_many(session, job, [{}] * WORKERS)
-    eventually(lambda: [run.reason for run in runs_of(scene, run_ids)].count("overlap") == WORKERS - 1, within=20)
+    eventually(lambda: [run.reason for run in runs_of(scene, run_ids)].count("overlap") == WORKERS - 1)
     return run_ids
 
 
@@ -128,7 +128,7 @@ def runs_of(scene: Scene, run_ids: list[int]) -> list[Any]:
 
 def finished(scene: Scene, run_ids: list[int]) -> list[Any]:
     """These runs, once they are over."""
-    eventually(lambda: all(run.finished_at for run in runs_of(scene, run_ids)), within=60)
+    eventually(lambda: all(run.finished_at for run in runs_of(scene, run_ids)))
     return runs_of(scene, run_ids)
 
 

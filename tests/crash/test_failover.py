@@ -27,7 +27,7 @@ def test_work_goes_on_with_a_standby_that_is_promoted(make_fleet, own_postgres, 
     url = either(own_postgres, standby)
     workers = fleet.together(*[lambda: fleet.worker(threads=2, DATABASE_URL=url)] * 2)
     fleet.request("nap", RUNS)
-    eventually(lambda: succeeded(fleet) > 20, within=20, every=0.01)
+    eventually(lambda: succeeded(fleet) > 20, every=0.01)
 
     own_postgres.kill()
     standby.promote()
@@ -36,7 +36,7 @@ def test_work_goes_on_with_a_standby_that_is_promoted(make_fleet, own_postgres, 
     before, promoted_at = succeeded(fleet), fleet.now()
     assert 20 < before < RUNS
 
-    eventually(lambda: succeeded(fleet) > before, within=30, every=0.01)
+    eventually(lambda: succeeded(fleet) > before, every=0.01)
     record_property("seconds_after_promotion", (fleet.now() - promoted_at).total_seconds())
     assert_all_end_once(fleet, RUNS)
     assert [worker.poll() for worker in workers] == [None, None]
@@ -64,7 +64,7 @@ def test_long_runs_are_no_crashes_of_the_workers_that_come_back(make_fleet, own_
     lost = {start.run_id for start in started if fleet.group_of(start.pid) is dead}
     assert 0 < len(lost) < 6
     replayed = database.connect(standby.url)
-    eventually(lambda: running(replayed) == 6, within=20)  # a claim is not flushed by itself, and sent after that
+    eventually(lambda: running(replayed) == 6)  # a claim is not flushed by itself, and sent after that
     database.dispose(replayed)
 
     fleet.pause(late)
@@ -74,14 +74,14 @@ def test_long_runs_are_no_crashes_of_the_workers_that_come_back(make_fleet, own_
     standby.promote()
     database.dispose(fleet.engine)
     fleet.engine = database.connect(standby.url)
-    eventually(lambda: fleet.registered("worker", prompt), within=20)
+    eventually(lambda: fleet.registered("worker", prompt))
     assert is_of_group(fleet.leader(), prompt.pid)
     elapse(3)
     fleet.wake(late)
 
     for run_id in run_ids:
         fleet.go_on(run_id)
-    eventually(lambda: {run.state for run in fleet.runs("wait")} == {"succeeded"}, within=60)
+    eventually(lambda: {run.state for run in fleet.runs("wait")} == {"succeeded"})
     assert {run.id: run.crashes for run in fleet.runs("wait")} == {run_id: run_id in lost for run_id in run_ids}
     assert sorted(effect.run_id for effect in fleet.effects("wait")) == run_ids
     assert [prompt.poll(), late.poll()] == [None, None]

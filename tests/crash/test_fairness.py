@@ -20,7 +20,7 @@ def test_ten_long_jobs_among_ten_thousand_short_ones(make_fleet, record_property
     fleet = make_fleet(jobs="long,nothing")
     fleet.worker(processes=2)
     fleet.request("nothing", 1000)
-    eventually(lambda: len(fleet.rows(STARTS)) == 1000, within=30)  # what a process fetches ahead follows its past
+    eventually(lambda: len(fleet.rows(STARTS)) == 1000)  # what a process fetches ahead follows its past
 
     for _ in range(LONG):
         fleet.request("nothing", SHORT // LONG)

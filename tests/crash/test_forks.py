@@ -63,7 +63,7 @@ class TestEnd:
 
         fleet.send_fast("fast-fork")
         fleet.next_start()
-        eventually(lambda: fleet.fetched("chaos-fast") == 0, within=10)
+        eventually(lambda: fleet.fetched("chaos-fast") == 0)
 
         assert process.children() == before
         assert fleet.redis.llen("chaos:started") == 0, "once"
@@ -118,7 +118,7 @@ class TestFiles:
 
         os.kill(pid_of(row), signal.SIGKILL)
 
-        eventually(lambda: not isolated.is_running(), within=10)
+        eventually(lambda: not isolated.is_running())
         os.kill(left, signal.SIGKILL)
 
     def test_a_child_that_uses_the_runs_session_is_refused_and_its_parent_goes_on(self, worker, asking):
@@ -166,5 +166,5 @@ class TestMultiprocessing:
         results = [asking.end_of(run_id, within=120).result for run_id in pools]
 
         assert results == [[0, 1, 4, 9, 16, 25, 36, 49]] * 20
-        eventually(lambda: {run.state for run in fleet.runs("log-much")} == {"succeeded"}, within=60)
+        eventually(lambda: {run.state for run in fleet.runs("log-much")} == {"succeeded"})
         assert fleet.logs().count("squares 7") == 20, "children's lines are written"

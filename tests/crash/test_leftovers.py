@@ -54,10 +54,10 @@ def test_what_a_run_has_changed_for_its_process_is_put_back_and_said_once(fleet,
     for _ in range(2):
         assert asking.run("change", what=what).state == "succeeded"
         if what == "umask":  # read once a second
-            eventually(lambda: asking.run("look", what=what).result == before, within=10)
+            eventually(lambda: asking.run("look", what=what).result == before)
 
         assert asking.run("look", what=what).result == before
-    eventually(lambda: said(fleet, "process.state_put_back"), within=5)
+    eventually(lambda: said(fleet, "process.state_put_back"))
     assert said(fleet, "process.state_put_back") == [("a job" if what == "umask" else "change", name)]
 
 
@@ -74,7 +74,7 @@ def test_what_may_be_a_librarys_stays_and_is_said(fleet, asking, what, name):
     for _ in range(2):
         assert asking.run("change", what=what).state == "succeeded"
 
-    eventually(lambda: said(fleet, "process.state_kept"), within=5)
+    eventually(lambda: said(fleet, "process.state_kept"))
     asking.run("look", what="gc")
     assert said(fleet, "process.state_kept") == [("change", name)]
     assert "a secret" not in fleet.logs()
@@ -108,7 +108,7 @@ def test_a_change_is_put_back_once_all_that_may_have_made_it_have_ended(fleet):
     asking.end_of(waiting)
 
     assert asking.run("look", what="folder").result == before
-    eventually(lambda: said(fleet, "process.state_put_back"), within=5)
+    eventually(lambda: said(fleet, "process.state_put_back"))
     assert said(fleet, "process.state_put_back") == [("change, wait", "working directory")]
 
 

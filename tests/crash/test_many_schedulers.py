@@ -48,7 +48,7 @@ def test_a_database_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fle
     elapse(AWAY_SECONDS)
     own_postgres.start()
     fleet.engine.dispose()
-    eventually(lambda: fleet.registered("scheduler", scheduler) and fleet.registered("worker", worker), within=30)
+    eventually(lambda: fleet.registered("scheduler", scheduler) and fleet.registered("worker", worker))
     elapse(3)
     until = next_second(fleet)
 
@@ -74,7 +74,7 @@ def test_a_redis_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fleet,
 def accounted_since(fleet, job: str) -> datetime:
     """The first full second since which the ledger answers for the job's slots; before that it knew of no schedule."""
     mark = "SELECT accounted_until FROM rota_schedules WHERE job = :job"
-    eventually(lambda: fleet.rows(mark, job=job), within=10)
+    eventually(lambda: fleet.rows(mark, job=job))
     return next_second(fleet)
 
 
@@ -92,7 +92,7 @@ def assert_served_once(fleet, job: str, every: int, since: datetime, until: date
         return Counter(row.slot for row in fleet.rows(query, job=job, since=since, until=until))
 
     try:
-        eventually(lambda: slots_in("rota_runs", "state = 'succeeded'") == expected, within=20)
+        eventually(lambda: slots_in("rota_runs", "state = 'succeeded'") == expected)
     except AssertionError:
         others = "SELECT slot, state, reason, attempt, error FROM rota_runs WHERE job = :job AND state <> 'succeeded'"
         raise AssertionError(f"{fleet.rows(others, job=job)}; missing: {expected - slots_in('rota_runs')}") from None

@@ -22,7 +22,7 @@ def succeeded(fleet, job: str = "nap") -> int:
 
 
 def assert_each_ended_once(fleet, runs: int, job: str = "nap") -> None:
-    eventually(lambda: succeeded(fleet, job) == runs, within=60)
+    eventually(lambda: succeeded(fleet, job) == runs)
     effects = [effect.run_id for effect in fleet.effects(job)]
     assert len(effects) == len(set(effects)) == runs
 
@@ -35,17 +35,17 @@ class TestAuto:
         fleet = make_fleet(jobs="nap,touch", redis_url=own_redis.url)
         first, _ = fleet.together(*[lambda: fleet.worker(threads=4)] * 2)
         fleet.request("nap", RUNS)
-        eventually(lambda: len(fleet.effects("nap")) > 50, within=20, every=0.01)
+        eventually(lambda: len(fleet.effects("nap")) > 50, every=0.01)
 
         own_redis.kill()
         lost_at = fleet.now()
         requested = fleet.request("touch")
-        (effect,) = eventually(lambda: fleet.effects("touch"), within=20)
+        (effect,) = eventually(lambda: fleet.effects("touch"))
         gap = (effect.at - lost_at).total_seconds()
         assert_each_ended_once(fleet, RUNS)
 
         own_redis.start()
-        eventually(lambda: fleet.logs().count("redis.back") == 2, within=15)
+        eventually(lambda: fleet.logs().count("redis.back") == 2)
         requested += fleet.request("touch", 100)
         assert_each_ended_once(fleet, 101, "touch")
 
@@ -53,18 +53,18 @@ class TestAuto:
         assert gap < 5
         assert first.poll() is None
         assert fleet.logs().count("redis.away") == 2, "each worker says so once"
-        eventually(lambda: fleet.redis.llen("dramatiq:chaos") + fleet.fetched("chaos") == 0, within=15)
+        eventually(lambda: fleet.redis.llen("dramatiq:chaos") + fleet.fetched("chaos") == 0)
 
     def test_a_redis_that_is_full_is_gone_round(self, make_fleet, own_redis):
         fleet = make_fleet(jobs="touch", redis_url=own_redis.url)
         fleet.worker()
         fleet.redis.config_set("maxmemory", "1")
 
-        eventually(lambda: "redis.away" in fleet.logs(), within=10)
+        eventually(lambda: "redis.away" in fleet.logs())
         fleet.request("touch", 10)
         assert_each_ended_once(fleet, 10, "touch")
         fleet.redis.config_set("maxmemory", "0")
-        eventually(lambda: "redis.back" in fleet.logs(), within=10)
+        eventually(lambda: "redis.back" in fleet.logs())
 
     def test_a_worker_that_starts_without_redis_works(self, make_fleet):
         fleet = make_fleet(jobs="touch", redis_url="redis://127.0.0.1:1")
@@ -114,12 +114,12 @@ class TestLocal:
         with supervised(fleet, processes=1) as worker:
             before = worker.pids()
             fleet.request("close-stderr")
-            eventually(lambda: succeeded(fleet, "close-stderr") == 1, within=20)
+            eventually(lambda: succeeded(fleet, "close-stderr") == 1)
             fleet.request("touch", 20)
 
             assert_each_ended_once(fleet, 20, "touch")
             assert worker.pids() == before
-            eventually(lambda: fleet.logs().count("job=touch") + fleet.logs().count('"job": "touch"') >= 20, within=10)
+            eventually(lambda: fleet.logs().count("job=touch") + fleet.logs().count('"job": "touch"') >= 20)
 
     def test_one_process_does_everything_without_redis(self, make_fleet):
         fleet = make_fleet(jobs="tick,nap,half-minute", environ=LOCAL)
@@ -170,8 +170,8 @@ def test_without_a_scheduler_slots_start_within_2_s_in_every_mode(make_fleet, ow
     with supervised(fleet, processes=1):
         if mode == "auto without Redis":
             own_redis.kill()
-            eventually(lambda: "redis.away" in fleet.logs(), within=10)
-        eventually(lambda: fleet.effects("tick"), within=10)
+            eventually(lambda: "redis.away" in fleet.logs())
+        eventually(lambda: fleet.effects("tick"))
         since = fleet.now()
         elapse(10)
         (found,) = fleet.rows(LATENESS, since=since)

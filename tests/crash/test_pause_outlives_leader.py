@@ -19,7 +19,7 @@ def busy(make_fleet):
     """Two workers and a scheduler, with a slot a second."""
     fleet = make_fleet(jobs="tick,touch,wait")
     fleet.together(fleet.worker, fleet.worker, fleet.scheduler)
-    eventually(lambda: fleet.effects("tick"), within=20)
+    eventually(lambda: fleet.effects("tick"))
     return fleet
 
 
@@ -34,12 +34,12 @@ def pause(busy):
 def test_a_pause_outlives_the_leader_and_ends_by_itself_and_what_waited_runs_once(busy, pause):
     waiting = busy.request("touch", RUNS)
     busy.carry("touch", waiting)  # messages that arrive meanwhile
-    eventually(lambda: busy.rows("SELECT 1 FROM rota_runs WHERE reason = 'paused'"), within=5)
+    eventually(lambda: busy.rows("SELECT 1 FROM rota_runs WHERE reason = 'paused'"))
     busy.kill(busy.group_of(busy.leader()))
 
     eventually(lambda: busy.now() >= pause.until, within=PAUSED_SECONDS + 5)
     ended = "SELECT count(*) AS runs FROM rota_runs WHERE job = 'touch' AND state = 'succeeded'"
-    eventually(lambda: busy.rows(ended)[0].runs == RUNS, within=30)
+    eventually(lambda: busy.rows(ended)[0].runs == RUNS)
 
     assert sorted(effect.run_id for effect in busy.effects("touch")) == waiting
     assert all(effect.at >= pause.until for effect in busy.effects("touch"))
@@ -68,7 +68,7 @@ def assert_slots_tell_of_the_pause(fleet, pause) -> None:
         rows = fleet.rows(recorded, due=due)
         return rows if len(rows) == len(due) and all(row.state in ("succeeded", "skipped") for row in rows) else None
 
-    rows = eventually(over, within=20)
+    rows = eventually(over)
     for row in rows:
         was_paused = pause.covers(row.slot)
         assert (row.state, row.reason) == (("skipped", "paused") if was_paused else ("succeeded", None)), row.slot

@@ -41,7 +41,7 @@ def test_while_it_is_read_only_nothing_runs_and_then_all_goes_on(make_fleet, own
     fleet = make_fleet(jobs="nap", postgres_url=own_postgres.url)
     fleet.worker(threads=4)
     fleet.request("nap", RUNS)
-    eventually(lambda: succeeded(fleet) > 20, within=20, every=0.01)
+    eventually(lambda: succeeded(fleet) > 20, every=0.01)
     operator = create_engine(normalise_url(own_postgres.url), isolation_level="AUTOCOMMIT")
     with operator.connect() as connection:
         make_read_only(connection, is_on=True)
@@ -66,12 +66,12 @@ def test_when_it_has_no_connection_to_give_all_goes_on_afterwards(make_fleet, ow
             while True:
                 stack.enter_context(greedy.connect())
         late = fleet.start("dramatiq", "core.main", "--processes", "1", "--threads", "4")
-        eventually(lambda: "process.not_registered" in fleet.logs(), within=30)
+        eventually(lambda: "process.not_registered" in fleet.logs())
         elapse(3)
         assert "too many clients" in fleet.logs()
     greedy.dispose()
 
-    eventually(lambda: fleet.registered("worker", late), within=20)
+    eventually(lambda: fleet.registered("worker", late))
     fleet.request("nap", RUNS)
     assert_all_end_once(fleet)
 

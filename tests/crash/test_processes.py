@@ -46,7 +46,7 @@ class TestThreads:
     def test_lines_of_a_thread_say_which_run_they_are_of_if_it_has_the_jobs_context(self, fleet, asking):
         run = asking.run("log-in-threads")
 
-        (within,) = eventually(lambda: lines(fleet, "within"), within=5)
+        (within,) = eventually(lambda: lines(fleet, "within"))
         (without,) = lines(fleet, "without")
         assert within["run"] == run.id
         assert "run" not in without
@@ -88,7 +88,7 @@ class TestAsyncio:
         run = asking.run("coroutines")
 
         assert run.result == [0, 1, 4, 9]
-        eventually(lambda: [line["run"] for line in lines(fleet, "in a task")] == [run.id] * 4, within=5)
+        eventually(lambda: [line["run"] for line in lines(fleet, "in a task")] == [run.id] * 4)
 
     def test_a_loop_that_goes_round_is_interrupted_at_the_soft_limit(self, asking):
         assert "soft limit" in asking.run("await-in-turns").error

@@ -17,7 +17,7 @@ def busy(make_fleet, own_redis):
     fleet = make_fleet(jobs="nap", redis_url=own_redis.url)
     fleet.together(*[lambda: fleet.worker(threads=4)] * 2)
     fleet.request("nap", RUNS)
-    eventually(lambda: len(fleet.effects("nap")) > 100, within=20, every=0.01)
+    eventually(lambda: len(fleet.effects("nap")) > 100, every=0.01)
     assert fleet.redis.llen(QUEUE) > RUNS // 4
     return fleet
 
@@ -52,13 +52,13 @@ def test_all_of_a_thousand_runs_end_once_each_when_their_messages_come_thrice(bu
     busy.carry("nap", run_ids)
 
     assert_all_end_once(busy)
-    eventually(lambda: busy.redis.llen(QUEUE) + busy.fetched("chaos") == 0, within=60)
+    eventually(lambda: busy.redis.llen(QUEUE) + busy.fetched("chaos") == 0)
     assert len(busy.effects("nap")) == RUNS
 
 
 def assert_all_end_once(fleet) -> None:
     ended = "SELECT count(*) AS runs FROM rota_runs WHERE job = 'nap' AND state = 'succeeded'"
-    eventually(lambda: fleet.rows(ended)[0].runs == RUNS, within=60)
+    eventually(lambda: fleet.rows(ended)[0].runs == RUNS)
     effects = [effect.run_id for effect in fleet.effects("nap")]
     assert len(effects) == len(set(effects)) == RUNS
 
@@ -69,7 +69,7 @@ def test_retries_of_the_fast_lane_go_on_when_redis_was_away_as_several_came_due(
     for _ in range(3):
         fleet.send_fast("fast", fail=True)
     fleet.next_starts(3)
-    eventually(lambda: fleet.fetched("chaos-fast.DQ") == 3, within=5, every=0.01)
+    eventually(lambda: fleet.fetched("chaos-fast.DQ") == 3, every=0.01)
 
     own_redis.kill()
     elapse(3)  # their delay is a second

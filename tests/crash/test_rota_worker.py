@@ -7,6 +7,8 @@ import time
 import psutil
 import pytest
 
+from core.jobs.registry import Registry
+from core.operations import health
 from tests.support.emitted import logged
 from tests.support.eventually import elapse, eventually
 from tests.support.fleet import pid_of
@@ -37,7 +39,7 @@ class TestDeath:
             for run_id in run_ids:
                 fleet.go_on(run_id)
 
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
             assert sorted(start.run_id for start in again) == sorted(own)
             worker.wait_for(2)
             assert bystander in worker.pids()
@@ -51,7 +53,7 @@ class TestDeath:
 
             worker.process.kill()
 
-            eventually(lambda: not worker.processes(), within=20)
+            eventually(lambda: not worker.processes())
 
 
 class TestStopping:
@@ -62,7 +64,7 @@ class TestStopping:
             fleet.next_start()
 
             worker.process.terminate()
-            eventually(lambda: "worker.stopping" in fleet.logs(), within=10)
+            eventually(lambda: "worker.stopping" in fleet.logs())
             fleet.go_on(run_id)
 
             assert worker.process.wait(30) == 0
@@ -105,14 +107,14 @@ class TestStopping:
             for left in (3, 2, 1, 0):
                 alone = fleet.next_start()
                 if left:
-                    eventually(lambda: "run.not_isolated_yet" in fleet.logs(), within=10)
+                    eventually(lambda: "run.not_isolated_yet" in fleet.logs())
                 assert [pid_of(row) for row in fleet.registered("isolated")] == [alone.pid]
                 (free,) = fleet.request("wait")
                 assert fleet.next_start().pid in worker.pids()
                 fleet.go_on(free)
                 fleet.go_on(alone.run_id)
 
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
         assert [run.attempt for run in fleet.runs("wait")] == [1] * 8
 
     def test_an_isolated_run_finishes_within_the_grace(self, make_fleet):
@@ -123,7 +125,7 @@ class TestStopping:
             fleet.next_start()
 
             worker.process.terminate()
-            eventually(lambda: "worker.stopping" in fleet.logs(), within=10)
+            eventually(lambda: "worker.stopping" in fleet.logs())
             fleet.go_on(run_id)
 
             assert worker.process.wait(30) == 0
@@ -135,12 +137,12 @@ class TestStopping:
         fleet = make_fleet(jobs="tick")
         fleet.scheduler()
         old = fleet.start("rota", "worker", "--processes", "2", "--threads", "4")
-        eventually(lambda: len(fleet.registered("worker")) == 2, within=60)
-        eventually(lambda: fleet.effects("tick"), within=10)
+        eventually(lambda: len(fleet.registered("worker")) == 2)
+        eventually(lambda: fleet.effects("tick"))
         since = fleet.now()
         for _ in range(2):
             new = fleet.start("rota", "worker", "--processes", "2", "--threads", "4")
-            eventually(lambda: len(fleet.registered("worker")) == 4, within=60)
+            eventually(lambda: len(fleet.registered("worker")) == 4)
             assert fleet.terminate(old) == 0
             old = new
         until = fleet.now()
@@ -164,15 +166,15 @@ class TestRecycling:
             fleet.next_start()
             fleet.request("touch", 60)
 
-            eventually(lambda: "worker.replaced" in fleet.logs(), within=30)
-            young = eventually(lambda: set(worker.pids()) - {old}, within=5)
+            eventually(lambda: "worker.replaced" in fleet.logs())
+            young = eventually(lambda: set(worker.pids()) - {old})
             fleet.request("touch", 5)
-            eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "touch") == {"succeeded"})
             assert psutil.pid_exists(old), "it still has a job"
             assert {run.worker.rpartition(":")[2] for run in fleet.runs("touch")[-5:]} == {str(*young)}
             fleet.go_on(run_id)
 
-            eventually(lambda: old not in worker.pids(), within=10)
+            eventually(lambda: old not in worker.pids())
             assert worker.terminate() == 0
         (run,) = fleet.runs("wait")
         assert (run.state, run.attempt, run.crashes) == ("succeeded", 1, 0)
@@ -189,7 +191,7 @@ class TestRecycling:
                 fleet.next_start()
                 return not old & set(worker.pids()) and len(worker.pids()) == 2
 
-            eventually(are_replaced, within=60)
+            eventually(are_replaced)
 
             assert fleet.redis.llen("chaos:started") == 0, "none twice"
             assert worker.terminate() == 0
@@ -202,14 +204,14 @@ class TestRecycling:
             (run_id,) = fleet.request("wait")
             fleet.next_start()
             fleet.request("touch", 60)
-            eventually(lambda: "worker.replaced" in fleet.logs(), within=30)
+            eventually(lambda: "worker.replaced" in fleet.logs())
 
             os.kill(old, signal.SIGKILL)
 
             assert fleet.next_start().run_id == run_id
             fleet.go_on(run_id)
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
-            (left,) = eventually(lambda: list(logged(fleet.logs(), "worker.left")), within=10)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
+            (left,) = eventually(lambda: list(logged(fleet.logs(), "worker.left")))
             assert (left["worker"], left["level"]) == ("worker-1", "warning")
             assert left["status"]
 
@@ -218,7 +220,7 @@ class TestRecycling:
         with supervised(fleet, processes=1, ROTA_MAX_MEMORY_MB="20", ROTA_MIN_PROCESS_SECONDS="3") as worker:
             (old,) = worker.pids()
 
-            eventually(lambda: old not in worker.pids() and worker.pids(), within=30)
+            eventually(lambda: old not in worker.pids() and worker.pids())
 
             assert {line["reason"] for line in logged(fleet.logs(), "process.recycling")} == {"memory"}
 
@@ -228,9 +230,9 @@ class TestRecycling:
         (old,) = fleet.registered("worker", command)
         fleet.request("touch", 60)
 
-        eventually(lambda: [row for row in fleet.registered("worker", command) if row.id != old.id], within=30)
+        eventually(lambda: [row for row in fleet.registered("worker", command) if row.id != old.id])
         fleet.request("touch", 5)
-        eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=20)
+        eventually(lambda: states(fleet, "touch") == {"succeeded"})
         assert command.poll() is None
         assert "process.lost" not in fleet.logs()
 
@@ -240,7 +242,7 @@ class TestRecycling:
         before = {row.id for row in fleet.registered("worker", command)}
         fleet.request("touch", 300)
 
-        told = eventually(lambda: list(logged(fleet.logs(), "process.not_recycled")), within=30)
+        told = eventually(lambda: list(logged(fleet.logs(), "process.not_recycled")))
         assert told[0]["reason"].startswith("messages: ")
 
         assert {row.id for row in fleet.registered("worker", command)} == before
@@ -252,7 +254,7 @@ class TestLimits:
         with supervised(fleet, processes=1):
             fleet.request("query")
             fleet.next_start()
-            eventually(lambda: states(fleet, "query") == {"dead"}, within=10)
+            eventually(lambda: states(fleet, "query") == {"dead"})
 
         (run,) = fleet.runs("query")
         seconds = (run.finished_at - run.started_at).total_seconds()
@@ -272,16 +274,16 @@ class TestLimits:
             stubborn = fleet.next_start()
             beside = [start for start in first if start.pid == stubborn.pid]
 
-            again = fleet.next_starts(len(beside), within=15)
+            again = fleet.next_starts(len(beside))
             for start in again:
                 fleet.go_on(start.run_id)
             for run_id in waiting:
                 fleet.go_on(run_id)
             fleet.go_on(0)
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
-            worker.wait_for(2)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
 
-            assert stubborn.pid not in worker.pids()
+            eventually(lambda: not psutil.pid_exists(stubborn.pid))  # perhaps nothing was at work beside it
+            worker.wait_for(2)
         (dead,) = fleet.runs("stubborn")
         assert (dead.state, dead.crashes) == ("dead", 0)
         assert dead.error.startswith("TimeLimitExceeded: hard limit of 0:00:02 passed")
@@ -295,8 +297,8 @@ class TestLimits:
             fleet.request("stubborn-clog")
             stubborn = fleet.next_start()
 
-            eventually(lambda: states(fleet, "stubborn-clog") == {"dead"}, within=60)
-            eventually(lambda: not psutil.pid_exists(stubborn.pid), within=60)
+            eventually(lambda: states(fleet, "stubborn-clog") == {"dead"})
+            eventually(lambda: not psutil.pid_exists(stubborn.pid))
             worker.wait_for(1)
         (told,) = logged(fleet.logs(), "run.hard_limit")
         assert told["job"] == "stubborn-clog"
@@ -312,7 +314,7 @@ class TestLimits:
 
             second = fleet.next_start(within=60)
             fleet.go_on(run_id)
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
 
             assert not psutil.pid_exists(first.pid)
             assert second.pid not in worker.pids(), "it is suspected still"
@@ -332,7 +334,7 @@ class TestLimits:
 
             again = fleet.next_start(within=15)
             fleet.go_on(waiting)
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
             worker.wait_for(1)
 
             assert (again.job, again.run_id) == ("wait", waiting)
@@ -353,13 +355,14 @@ class TestLimits:
             fleet.next_start()
             (culprit,) = fleet.request("hog")
             (old,) = worker.pids()
+            fleet.next_start()
             began = time.monotonic()
 
-            eventually(lambda: not psutil.pid_exists(old), within=20)
-            assert time.monotonic() - began < 10, "within its lease and some seconds"
+            eventually(lambda: not psutil.pid_exists(old))
+            assert time.monotonic() - began < 20, "within its lease of 3 s, with room for a busy machine"
             eventually(lambda: states(fleet, "hog") == {"dead"}, within=150)
             fleet.go_on(waiting)
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=30)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
             worker.wait_for(1)
 
         (dead,) = fleet.runs("hog")
@@ -371,12 +374,12 @@ class TestLimits:
         command = fleet.worker()
         (old,) = fleet.registered("worker", command)
         psutil.Process(pid_of(old)).suspend()
-        eventually(lambda: not fleet.registered("worker"), within=10)
+        eventually(lambda: not fleet.registered("worker"))
         elapse(4)  # longer than the watchdog would wait
 
         psutil.Process(pid_of(old)).resume()
 
-        eventually(lambda: [pid_of(row) for row in fleet.registered("worker")] == [pid_of(old)], within=10)
+        eventually(lambda: [pid_of(row) for row in fleet.registered("worker")] == [pid_of(old)])
 
 
 class TestLife:
@@ -391,7 +394,7 @@ class TestLife:
             os.kill(stopped.pid, signal.SIGSTOP)
             again = fleet.next_start(within=60)
             fleet.go_on(run_id)
-            eventually(lambda: states(fleet, "wait") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "wait") == {"succeeded"})
 
             assert not psutil.pid_exists(stopped.pid)
             assert worker.pids() == [again.pid]
@@ -413,7 +416,7 @@ class TestLife:
 
             worker.wait_for(2)
             fleet.request("touch")
-            eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "touch") == {"succeeded"})
             assert worker.pids() == before
             assert "worker.silent" not in fleet.logs()
 
@@ -425,13 +428,17 @@ class TestLife:
             fleet.next_start()
             fleet.request("touch")
 
-            (stuck,) = eventually(lambda: fleet.registered("stuck"), within=30)
-            assert fleet.start("rota", "check", "--live").wait(30) == 1
-            assert f"stuck process: {stuck.name} makes no progress" in fleet.logs()
-            eventually(lambda: not psutil.pid_exists(old), within=60)
+            (stuck,) = eventually(lambda: fleet.registered("stuck"))
+            with (
+                fleet.engine.connect() as connection
+            ):  # in this process, since `rota check` may start too late to see it
+                found = {check.name: check for check in health.processes(connection, Registry(), live=True, here=None)}
+            assert found["stuck process"].outcome == "wrong"
+            assert found["stuck process"].found.startswith(f"{stuck.name} makes no progress")
+            eventually(lambda: not psutil.pid_exists(old))
             worker.wait_for(1)
             fleet.request("touch")
-            eventually(lambda: len(fleet.runs("touch")) == 2 and states(fleet, "touch") == {"succeeded"}, within=60)
+            eventually(lambda: len(fleet.runs("touch")) == 2 and states(fleet, "touch") == {"succeeded"})
 
         (named,), (ended,) = logged(fleet.logs(), "process.stuck"), logged(fleet.logs(), "process.stuck_ends")
         assert named["place"] == ended["place"]
@@ -459,4 +466,4 @@ class TestUsage:
             (row,) = worker.workers()
             assert row.queues == ["chaos"]
             fleet.request("touch")
-            eventually(lambda: states(fleet, "touch") == {"succeeded"}, within=10)
+            eventually(lambda: states(fleet, "touch") == {"succeeded"})

@@ -253,8 +253,8 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(start_up):
 
     victim.kill()
 
-    eventually(lambda: "supervisor.restarting" in up.log, within=20)
-    eventually(lambda: len(up.of("dramatiq core.main")) == 2 and parents[0] not in up.of("dramatiq"), within=20)
+    eventually(lambda: "supervisor.restarting" in up.log)
+    eventually(lambda: len(up.of("dramatiq core.main")) == 2 and parents[0] not in up.of("dramatiq"))
     assert is_alive(bystander)
     assert up.rota("run", "prune-runs", "--wait", "--timeout", "30").returncode == 0
 
@@ -268,8 +268,8 @@ def test_whatever_dies_is_started_again(start_up, word, name):
 
     before.kill()
 
-    eventually(lambda: f"{name} ended" in up.log, within=20)
-    eventually(lambda: up.of(word) and before not in up.of(word), within=30)
+    eventually(lambda: f"{name} ended" in up.log)
+    eventually(lambda: up.of(word) and before not in up.of(word))
     done = eventually_succeeds(up)
     assert done.returncode == 0, done.stderr + up.log
 
@@ -281,13 +281,13 @@ def eventually_succeeds(up: Up) -> subprocess.CompletedProcess[str]:
         done = up.rota("run", "prune-runs", "--wait", "--timeout", "30")
         return done if done.returncode == 0 else None
 
-    return eventually(attempt, within=60, every=0.5)
+    return eventually(attempt, every=0.5)
 
 
 def test_what_is_also_run_is_started_again_unless_it_is_done(start_up, folder):
     up = start_up("--also", "sh -c 'echo x >> done'", "--also", "sh -c 'echo x >> failed; exit 3'").wait_until_up()
 
-    eventually(lambda: (folder / "failed").read_text().count("x") >= 2, within=20)
+    eventually(lambda: (folder / "failed").read_text().count("x") >= 2)
     assert (folder / "done").read_text().count("x") == 1
     up.type(CTRL_C)
     assert up.wait_until_gone() == 0
@@ -310,7 +310,7 @@ def test_ctrl_c_twice_during_the_start_leaves_nothing(start_up, when):
 
 def test_its_log_tells_of_its_start_and_its_end(start_up, folder):
     up = start_up("--also", "true", ROTA_LOG_FORMAT="json").wait_until_up()
-    eventually(lambda: up.logged("supervisor.finished"), within=20)
+    eventually(lambda: up.logged("supervisor.finished"))
     up.type(CTRL_C)
     assert up.wait_until_gone() == 0
 
@@ -324,10 +324,10 @@ def test_its_log_tells_of_its_start_and_its_end(start_up, folder):
 def test_a_second_ctrl_c_does_not_wait_for_what_will_not_end(start_up, folder):
     stubborn = "sh -c 'trap \"\" TERM; touch deaf; while :; do sleep 1; done'"
     up = start_up("--also", stubborn, "--grace", "120").wait_until_up()
-    eventually((folder / "deaf").exists, within=10)
+    eventually((folder / "deaf").exists)
 
     up.type(CTRL_C)
-    eventually(lambda: "stopping; waits up to" in up.log, within=10)
+    eventually(lambda: "stopping; waits up to" in up.log)
     up.type(CTRL_C)
 
     assert up.wait_until_gone() == 0

@@ -38,17 +38,17 @@ def test_a_worker_without_rights_says_what_to_grant_harms_nobody_and_works_once_
     fleet, name = role
     url = make_url(fleet.postgres_url).set(username=name).render_as_string(hide_password=False)
     nobody = fleet.start("dramatiq", "core.main", "--processes", "1", "--threads", "4", DATABASE_URL=url)
-    eventually(lambda: "process.not_registered" in fleet.logs(), within=60)
+    eventually(lambda: "process.not_registered" in fleet.logs())
     assert "the role lacks rights: GRANT " in fleet.logs()
     good = fleet.worker()
 
     ids = fleet.request("touch", 20)
-    eventually(lambda: fleet.rows(DONE, ids=ids)[0].n == len(ids), within=60)
+    eventually(lambda: fleet.rows(DONE, ids=ids)[0].n == len(ids))
     assert {fleet.group_of(effect.pid).pid for effect in fleet.effects("touch")} == {good.pid}
     assert nobody.poll() is None
 
     fleet.terminate(good)
     do(fleet, *(f"{grant} TO {name}" for grant in GRANTS))
     more = fleet.request("touch", 5)
-    eventually(lambda: fleet.rows(DONE, ids=more)[0].n == len(more), within=60)
+    eventually(lambda: fleet.rows(DONE, ids=more)[0].n == len(more))
     assert len(fleet.effects("touch")) == len(ids) + len(more)

@@ -350,7 +350,7 @@ def test_an_interrupted_starter_stops_its_servers(starter: subprocess.Popen[str]
 
     starter.send_signal(signal.SIGINT)
 
-    assert starter.wait(10) != 0
+    assert starter.wait(60) != 0
     assert processes_of(folder) == []
 
 

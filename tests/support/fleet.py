@@ -22,7 +22,7 @@ from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.transport import redis as redis_broker
 from core.transport.redis import RedisCarrier, RotaBroker
 from tests.support import chaos
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,7 +140,7 @@ class Fleet:
         """SIGCONT the process and all its children."""
         os.killpg(process.pid, signal.SIGCONT)
 
-    def terminate(self, process: subprocess.Popen[bytes], *, within: float = 30) -> int:
+    def terminate(self, process: subprocess.Popen[bytes], *, within: float = PATIENCE_SECONDS) -> int:
         """Stop the process gracefully, and return its exit status."""
         process.terminate()
         return self.wait(process, within=within)
@@ -221,14 +221,14 @@ class Fleet:
         with self.engine.begin() as connection:
             connection.execute(text("UPDATE rota_runs SET crashes = 2 WHERE id = :id"), {"id": run_id})
 
-    def next_start(self, *, within: float = 20) -> Started:
+    def next_start(self, *, within: float = PATIENCE_SECONDS) -> Started:
         """The next start that a chaos job tells of."""
         told = self.redis.blpop([chaos.STARTED], timeout=within)
         assert told is not None, f"no job started within {within} s"
         job, run_id, attempt, pid = told[1].split()
         return Started(job, int(run_id), int(attempt), int(pid))
 
-    def next_starts(self, count: int, *, within: float = 20) -> list[Started]:
+    def next_starts(self, count: int, *, within: float = PATIENCE_SECONDS) -> list[Started]:
         """The next starts that chaos jobs tell of."""
         return [self.next_start(within=within) for _ in range(count)]
 

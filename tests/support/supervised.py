@@ -45,7 +45,7 @@ class Supervised:
         self.processes()
         self.process.terminate()
         status = self.process.wait(within)
-        eventually(lambda: not self.processes(), within=10)
+        eventually(lambda: not self.processes())
         return status
 
     def end(self) -> None:

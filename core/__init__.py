@@ -10,6 +10,7 @@ from core.jobs.plugin_settings import PluginSettings
 from core.jobs.run import Checkpoint, Run
 from core.jobs.schedules import cron, every
 from core.jobs.secrets import Secret
+from core.jobs.subject import Subject
 from core.service_redis import service_redis
 from core.sweeps import in_batches, isolate, report_refused, sweep
 from core.tables import Instant, Tables, require_aware
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "RunMiddleware",
     "Secret",
+    "Subject",
     "Tables",
     "TimeLimitExceeded",
     "cron",

@@ -81,6 +81,7 @@ def enqueue_many(
         carried=carried,
         parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
         expires=found.expires if expires is None else expires,
+        subjects=[found.subject.of(json.loads(body)) for body in bodies] if found.subject is not None else None,
     )
     if carried:
         outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue) for run_id in run_ids)

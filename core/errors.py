@@ -15,6 +15,7 @@ RotaError
 ├── BadTime                a text that is not a time, or a time that is not allowed here
 ├── LeaseLost              this worker no longer owns the run; stop at once
 ├── ForkedChild            a child that a job has forked asked for the run's session
+├── NoSubject              the table of a job's subjects does not exist
 ├── NotMigrated            the database lacks a migration
 ├── LedgerError            PostgreSQL cannot be reached, or refused a query
 ├── HiddenLedger           the ledger exists, but the role cannot see it
@@ -99,6 +100,10 @@ class LeaseLost(RotaError):
 
 class ForkedChild(RotaError):
     """A child that a job has forked cannot use the run's transaction; only its parent can."""
+
+
+class NoSubject(RotaError):
+    """The table of a job's subjects does not exist, so that no subject can be looked up."""
 
 
 class NotMigrated(RotaError):

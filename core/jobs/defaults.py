@@ -7,6 +7,7 @@ from typing import Any, TypedDict, Unpack
 from core.errors import DeclarationError, suggestion
 from core.jobs.job import Backoff, Isolation, Job, Misfire, Overlap, job
 from core.jobs.schedules import Schedule
+from core.jobs.subject import Subject
 
 
 class JobOptions(TypedDict, total=False):
@@ -30,6 +31,7 @@ class JobOptions(TypedDict, total=False):
     hard_limit: timedelta
     ledger: bool
     isolation: Isolation | None
+    subject: Subject | None
 
 
 class JobDefaults:

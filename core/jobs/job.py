@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from core.errors import DeclarationError
 from core.jobs.schedules import Schedule
+from core.jobs.subject import Subject, subject_problems
 
 Backoff = Literal["fixed", "exponential"]
 Overlap = Literal["skip", "wait", "allow"]
@@ -56,6 +57,7 @@ class Job:
     hard_limit: timedelta = timedelta(minutes=30)
     ledger: bool = True
     isolation: Isolation | None = None
+    subject: Subject | None = None
 
     def __post_init__(self) -> None:
         problems = [*option_problems(self), *function_problems(self)]
@@ -117,6 +119,7 @@ def job(
     hard_limit: timedelta = timedelta(minutes=30),
     ledger: bool = True,
     isolation: Isolation | None = None,
+    subject: Subject | None = None,
 ) -> Callable[[Callable[..., Any]], Job]:
     """Declare a job; the plugin's hook ``register_jobs`` returns it to Rota.
 
@@ -134,6 +137,9 @@ def job(
     level of ``run.session``; None means READ COMMITTED. If an attempt fails because of a conflict with other
     transactions (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not
     counted as attempts.
+
+    ``subject=Subject(table, parameter)`` names the row that a run is about. If the row does not exist before the first
+    attempt, the run ends as orphaned.
 
     Raises DeclarationError, naming every option that is wrong.
     """
@@ -160,6 +166,7 @@ def job(
             hard_limit=hard_limit,
             ledger=ledger,
             isolation=isolation,
+            subject=subject,
         )
 
     return declare
@@ -200,9 +207,11 @@ def combination_problems(job: Job) -> list[str]:
         problems.append("overlap='skip' would drop requests, and the job has no schedule; use 'wait' or 'allow'")
     if job.overlap == "wait" and job.misfire == "all":
         problems.append("overlap='wait' keeps only the newest waiting slot, and misfire='all' runs all; change one")
+    if job.schedule is not None and job.subject is not None:
+        problems.append("subject needs arguments, and a schedule passes none; drop one of them")
     if job.schedule is not None and not job.ledger:
         problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
-    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on", "expires")]
+    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on", "expires", "subject")]
 
 
 def retry_problems(job: Job) -> list[str]:
@@ -239,7 +248,8 @@ def function_problems(job: Job) -> list[str]:
     parameters = list(inspect.signature(job.function).parameters.values())
     if not parameters or parameters[0].name != "run" or parameters[0].kind not in POSITIONAL_KINDS:
         return ["the function's first parameter must be run"]
-    return [problem for parameter in parameters[1:] for problem in parameter_problems(job, parameter)]
+    problems = [problem for parameter in parameters[1:] for problem in parameter_problems(job, parameter)]
+    return [*problems, *subject_problems(job.subject, [parameter.name for parameter in parameters[1:]])]
 
 
 def parameter_problems(job: Job, parameter: inspect.Parameter) -> list[str]:

@@ -25,9 +25,12 @@ def secret_names(job: Job) -> frozenset[str]:
     return frozenset(name for name in parameters if Secret in marks(hints[name]))
 
 
-def refuse_on_fast_lane(job: Job) -> None:
-    """Raise DeclarationError if a job of the fast lane has secret parameters."""
-    if not job.ledger and (names := sorted(secret_names(job))):
+def refuse_wrong_secrets(job: Job) -> None:
+    """Raise DeclarationError if a job of the fast lane has secret parameters, or a subject that is secret."""
+    names = sorted(secret_names(job))
+    if job.subject is not None and job.subject.parameter in names:
+        raise DeclarationError(f"job {job.name!r}: {job.subject.parameter} cannot be Secret, since subject shows it")
+    if names and not job.ledger:
         named = ", ".join(names)
         raise DeclarationError(
             f"job {job.name!r}: {named} cannot be Secret, since ledger=False keeps arguments in Redis; "

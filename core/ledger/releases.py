@@ -166,6 +166,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "ledger": job.ledger,
         "arguments": arguments.declared(job),
         "secrets": sorted(secret_names(job)),
+        "subject": f"{job.subject.table} by {job.subject.parameter}" if job.subject else None,
         "form": arguments.form(job),
     }
 

@@ -28,11 +28,14 @@ NO_LOGS: Mapping[int, str | None] = MappingProxyType({})
 
 REQUEST = """
     WITH run AS (
-        INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at, parent_id, expires_at)
+        INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at, parent_id, expires_at,
+                                      subject)
         SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
                clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END, CAST(:parent_id AS bigint),
-               coalesce(CAST(:expires_at AS timestamptz), clock_timestamp() + :delay + CAST(:expires_in AS interval))
-        FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[])) WITH ORDINALITY AS asked (key, args, number)
+               coalesce(CAST(:expires_at AS timestamptz), clock_timestamp() + :delay + CAST(:expires_in AS interval)),
+               subject
+        FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[]), CAST(:subjects AS text[]))
+             WITH ORDINALITY AS asked (key, args, subject, number)
         ORDER BY number
         RETURNING id
     )
@@ -251,10 +254,11 @@ def request(
 def request_many(
     session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
     delay: timedelta, carried: bool, parent_id: int | None = None, expires: timedelta | datetime | None = None,
+    subjects: Sequence[str | None] | None = None,
 ) -> list[int]:  # fmt: skip
     """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order.
 
-    ``parent_id`` is the run that requests them.
+    ``parent_id`` is the run that requests them. ``subjects`` has the row that each run is about, as ``table:id``.
     """
     shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay, "parent_id": parent_id}
     shared |= {"carried": carried, "channel": DUE_CHANNEL}
@@ -264,7 +268,8 @@ def request_many(
     run_ids: list[int] = []
     for start in range(0, len(args), BATCH):
         batch = slice(start, start + BATCH)
-        run_ids += session.execute(statement, {**shared, "keys": keys[batch], "args": args[batch]}).scalars()
+        values = {"keys": keys[batch], "args": args[batch], "subjects": subjects[batch] if subjects else []}
+        run_ids += session.execute(statement, {**shared, **values}).scalars()
     return run_ids
 
 

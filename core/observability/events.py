@@ -355,6 +355,24 @@ class RunOrphaned(Event):
     reason: str
 
 
+@event("run.no_subject", WARNING, "run {run} of {job} is orphaned: its row of {table} does not exist")
+class RunHasNoSubject(Event):
+    """The row that the run is about did not exist before its first attempt. It can be adopted when the row is there."""
+
+    job: str
+    run: int
+    table: str
+
+
+@event("run.subject_unknown", WARNING, "run {run} of {job} waits: its subject could not be looked up: {error}")
+class RunSubjectUnknown(Event):
+    """The run was handed back, uncounted, and is sent again after `ROTA_RESEND_SECONDS`."""
+
+    job: str
+    run: int
+    error: str
+
+
 @event("run.readopted", WARNING, "{job} is back: {runs} runs that were orphaned in its absence are adopted")
 class RunReadopted(Event):
     """A job that no live process had is back. Its runs that were orphaned meanwhile have their former states again."""

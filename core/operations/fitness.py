@@ -8,8 +8,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from core.errors import UnfitServers
+from core.jobs.registry import Registry
 from core.ledger import identity
-from core.operations import connections, postgres_fitness, redis_fitness
+from core.operations import connections, postgres_fitness, redis_fitness, subjects
 from core.operations.checks import Check, wrong
 from core.settings import Settings
 
@@ -36,6 +37,12 @@ def of_postgresql(engine: Engine) -> list[Check]:
         if problem := postgres_fitness.hopeless(error):
             return [problem]
         raise
+
+
+def of_subjects(engine: Engine, registry: Registry) -> list[Check]:
+    """The jobs whose subjects can never be looked up. Raises SQLAlchemy's DBAPIError if PostgreSQL is unavailable."""
+    with engine.connect() as connection:
+        return list(subjects.missing(connection, registry))
 
 
 def ledger_of(engine: Engine) -> str | None:

@@ -15,7 +15,7 @@ from core.jobs.registry import Registry, words_on_grace
 from core.ledger import history, identity, orphans, overdue, pauses, releases
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
-from core.operations import postgres_fitness, redis_fitness, standings
+from core.operations import postgres_fitness, redis_fitness, standings, subjects
 from core.operations.checks import Check, Outcome, check
 from core.operations.json_shape import Shape
 from core.operations.pauses import in_words
@@ -136,6 +136,7 @@ def ledger(
             if all(found.is_current for found in histories if found.plugin == loading.CORE):
                 needs_scheduler = configured.mode != "local"
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
+                yield from needed_for_working(subjects.missing(connection, registry), purpose)
                 yield from absent_jobs(connection)
                 active = pauses.active(connection)
                 yield from (check(f"pause of {pause.scope}", "info", in_words(pause)) for pause in active)
@@ -221,10 +222,10 @@ def absent_jobs(connection: Connection) -> Iterator[Check]:
     for job in sorted(absent):
         if job in had:
             said = f"runs wait; no live process has the job of {had[job].plugin}: they are orphaned after the grace"
-            yield check(f"job {job}", "info", said, "start a worker that has its plugin, or see `rota diff`")
+            yield check(f"runs of {job}", "info", said, "start a worker that has its plugin, or see `rota diff`")
         else:
             said = "runs wait; no release that ran here has had the job yet"
-            yield check(f"job {job}", "info", said, f"deploy its plugin, or give them up: rota drop --job {job}")
+            yield check(f"runs of {job}", "info", said, f"deploy its plugin, or give them up: rota drop --job {job}")
 
 
 def slots(connection: Connection, registry: Registry, active: list[Pause], *, live: bool) -> Iterator[Check]:

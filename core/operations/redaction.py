@@ -16,6 +16,9 @@ from core.jobs.secrets import secret_names
 from core.ledger import history, releases
 from core.observability import redaction
 
+#: The columns in which a value of an argument may stand.
+SHOWN = ("result", "progress", "error", "subject")
+
 
 @dataclass(frozen=True, slots=True)
 class Redactor:
@@ -44,7 +47,7 @@ class Redactor:
         """A row of the ledger without secrets."""
         if run.job in self.known and not self.names(run.job):
             return run
-        shown = {name: self.value(run.job, run.args, getattr(run, name)) for name in ("result", "progress", "error")}
+        shown = {name: self.value(run.job, run.args, getattr(run, name)) for name in SHOWN}
         hidden: Any = SimpleNamespace(**{**run._mapping, **shown, "args": self.arguments(run.job, run.args)})
         return hidden  # type: ignore[no-any-return]  # it has the attributes of the row
 

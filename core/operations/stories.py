@@ -13,6 +13,8 @@ from core.ledger.history import Process, Run
 from core.ledger.models import State
 from core.ledger.orphans import ABSENT
 from core.ledger.pauses import Pause
+from core.ledger.subjects import MISSING as NO_SUBJECT
+from core.ledger.subjects import UNKNOWN as SUBJECT_UNKNOWN
 from core.operations.pauses import in_words
 from core.operations.redaction import Redactor
 from core.operations.wording import brief, span
@@ -89,6 +91,8 @@ def queued(scene: Scene, run: Run, subject: str) -> list[str]:
         return [f"{subject} waits for a worker whose declaration of the job its arguments fit.", *alarms(scene)]
     if run.reason == "later":
         return [f"{subject} {postponed(scene, run)}.", *alarms(scene)]
+    if run.reason == SUBJECT_UNKNOWN:
+        return [f"{subject} waits for another look at its subject: {run.error}.", *alarms(scene)]
     if run.reason in WAITS_FOR:
         waits = f"{subject} has been due since {scene.at(run.due_at)} and waits: {WAITS_FOR[run.reason]}."
         return [waits, *rival_sentences(scene, run, scene.now), *alarms(scene)]
@@ -224,6 +228,9 @@ def orphaned(scene: Scene, run: Run, subject: str) -> list[str]:
         "unknown": "no installed plugin had it",
         "absent": "no process of the release that had it was alive",
     }
+    if run.reason == NO_SUBJECT:
+        end = f"{subject} was orphaned at {scene.at(run.finished_at)}, before its first attempt: {run.error}."
+        return [end, f"If the row is there now, `rota orphans adopt {run.job}` adopts it."]
     why = reasons.get(run.reason or "", run.reason)
     because = f", since {why}" if why else ""
     was = f" Before that it was {run.former_state}." if run.former_state else ""

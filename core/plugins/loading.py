@@ -198,7 +198,7 @@ def checked(jobs: Any) -> list[Job]:
         if not isinstance(job, Job):
             raise PluginError(f"register_jobs returned {job!r}, which is not a job; decorate it with @job(…)")
         arguments.adapters(job)
-        secrets.refuse_on_fast_lane(job)
+        secrets.refuse_wrong_secrets(job)
     return found
 
 

@@ -27,6 +27,7 @@ from core.middleware.overlap_lock import OverlapLock
 from core.middleware.own_context import OwnContext
 from core.middleware.plugin_middleware import PluginMiddleware
 from core.middleware.redaction import Redaction
+from core.middleware.subject_check import SubjectCheck
 from core.middleware.time_limits import TimeLimits
 from core.worker.claiming import Claims
 from core.worker.completions import Completions
@@ -69,6 +70,7 @@ class Executor:
             Redaction(),  # hides the run's secret arguments in all texts of the inner layers
             ArgumentFit(self.claims, recorder),  # releases a run whose arguments only fit another release
             Metrics(),  # adds job, run, slot and attempt to every log line; counts and times the attempt
+            SubjectCheck(engine, recorder),  # ends a run whose row is missing, before its first attempt
             leftovers,  # restores changes of the process's state, or logs them
             Failures(recorder),  # records errors of the inner layers, after the rollback
             Conflicts(recorder),  # repeats the inner layers after a conflict of transactions

@@ -13,6 +13,7 @@ import redis
 from sqlalchemy import Engine
 
 from core.database import DATABASE_AWAY
+from core.jobs.registry import Registry
 from core.observability.events import ProcessUnfit, emit
 from core.operations import fitness, redis_fitness
 from core.operations.checks import Check, wrong
@@ -23,16 +24,22 @@ ANSWER_SECONDS = 2.0
 #: How long to wait before a server without an answer is checked again, and Redis after all have answered, in seconds.
 AGAIN_SECONDS = 5.0
 REDIS_AGAIN_SECONDS = 60.0
+NO_JOBS = Registry()
 
 
 class Fitness(threading.Thread):
     """Checks PostgreSQL once, and Redis every minute; ends the process if one of them is not fit."""
 
-    def __init__(self, engine: Engine, client: redis.Redis | None) -> None:
-        """``client`` must fail within about a second. It is None if this process uses no Redis."""
+    def __init__(self, engine: Engine, client: redis.Redis | None, registry: Registry = NO_JOBS) -> None:
+        """``client`` must fail within about a second. It is None if this process uses no Redis.
+
+        ``registry`` has the jobs whose subjects must have tables when the process starts.
+        """
         super().__init__(name="rota-fitness", daemon=True)
         self._engine = engine
         self._client = client
+        self._registry = registry
+        self._has_subjects = False
         self._ledger: str | None = None
         self._problems: list[Check] | None = None
         self._has_asked = threading.Event()
@@ -68,10 +75,18 @@ class Fitness(threading.Thread):
             if self._problems is None:
                 self._problems = fitness.of_postgresql(self._engine)
             self._ledger = self._ledger or fitness.ledger_of(self._engine)
-            self._problems = self._problems or self._of_redis()
+            self._problems = self._problems or self._of_subjects() or self._of_redis()
         except (*DATABASE_AWAY, redis.RedisError):
             return False
         return self._ledger is not None and not self._problems
+
+    def _of_subjects(self) -> list[Check]:
+        """The tables that are missing when the process starts; one that is dropped later only stops its own jobs."""
+        if self._ledger is None or self._has_subjects:
+            return []
+        problems = fitness.of_subjects(self._engine, self._registry)
+        self._has_subjects = not problems
+        return problems
 
     def _of_redis(self) -> list[Check]:
         if self._client is None or self._ledger is None:

@@ -86,7 +86,7 @@ class WorkerProcess:
 
         ``client`` must fail within about a second.
         """
-        return Fitness(self.engine, client)
+        return Fitness(self.engine, client, self.registry)
 
     def watchdog(self) -> Watchdog:
         """The watchdog, which ends this process if a job blocks it for longer than a lease."""

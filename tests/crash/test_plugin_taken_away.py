@@ -191,7 +191,7 @@ def test_a_request_for_a_job_that_nobody_has_yet_waits_until_a_worker_has_it(mak
     eventually(lambda: [run.state for run in fleet.runs("retired")] == ["orphaned"], within=LONGEST)
     assert [run.state for run in fleet.runs("leaving-own")] == ["queued", "queued"]
     told = {answer["name"]: answer["found"] for answer in service.json("check")["checks"]}
-    assert told["job leaving-own"] == "runs wait; no release that ran here has had the job yet"
+    assert told["runs of leaving-own"] == "runs wait; no release that ran here has had the job yet"
 
     service.bring_back()
     fleet.worker(ROTA_METRICS_PORT="0")

@@ -92,12 +92,12 @@ def test_jobs_that_runs_wait_for_and_no_process_has_are_named(database, registry
     start_process(jobs=[close_day, open_day], plugin="books").expire(database)
     for name in ("close-day", "open-day", "next-year"):
         ledger.request(name)
-    assert not [answer for answer in look(registry, around()) if answer.name.startswith("job ")]
+    assert not [answer for answer in look(registry, around()) if answer.name.startswith("runs of ")]
 
     start_process(jobs=[close_day])
-    found = {answer.name: answer for answer in look(registry, around()) if answer.name.startswith("job ")}
+    found = {answer.name: answer for answer in look(registry, around()) if answer.name.startswith("runs of ")}
 
-    assert set(found) == {"job open-day", "job next-year"}
-    assert "no live process has the job of books" in found["job open-day"].found
-    assert "no release that ran here has had the job yet" in found["job next-year"].found
+    assert set(found) == {"runs of open-day", "runs of next-year"}
+    assert "no live process has the job of books" in found["runs of open-day"].found
+    assert "no release that ran here has had the job yet" in found["runs of next-year"].found
     assert {answer.outcome for answer in found.values()} == {"info"}

@@ -2,16 +2,17 @@
 
 import inspect
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import JobDefaults, Run, cron, every, job
+from core import JobDefaults, Run, Secret, Subject, cron, every, job
 from core.errors import DeclarationError
 from core.jobs.defaults import JobOptions
 from core.jobs.job import LONGEST_RETRY_DELAY, LONGEST_SPAN, Job
+from core.plugins.loading import checked
 
 SECOND = timedelta(seconds=1)
 
@@ -367,3 +368,34 @@ def test_a_wrong_default_is_refused_with_the_job():
 
 def test_there_are_defaults_for_every_option():
     assert set(JobOptions.__annotations__) == set(inspect.signature(job).parameters) - {"name"}
+
+
+class TestSubject:
+    @pytest.mark.parametrize(
+        ("subject", "options", "said"),
+        [
+            ("invites", {}, r"subject='invites' must be Subject\(table, parameter\)"),
+            (Subject("Invites; --", "invite_id"), {}, "subject: table='Invites; --' must be a name in lower case"),
+            (Subject("invites", "id"), {}, "subject: parameter='id' is not a parameter of the function"),
+            (Subject("invites", "invite_id"), {"ledger": False}, "subject must not be given with ledger=False"),
+            (
+                Subject("invites", "invite_id"),
+                {"schedule": every(hours=1)},
+                "subject needs arguments, and a schedule passes none; drop one of them",
+            ),
+        ],
+    )
+    def test_a_subject_that_cannot_be_looked_up_is_refused(self, subject, options, said):
+        with pytest.raises(DeclarationError, match=said):
+
+            @job("invite", subject=subject, **options)
+            def invite(run, invite_id: int = 1):
+                pass
+
+    def test_a_secret_subject_is_refused_since_it_is_shown(self):
+        @job("invite", subject=Subject("invites", "code"))
+        def invite(run, code: Annotated[str, Secret]):
+            pass
+
+        with pytest.raises(DeclarationError, match="code cannot be Secret, since subject shows it"):
+            checked([invite])

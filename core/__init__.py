@@ -1,7 +1,8 @@
 """Rota's front door: the only names a plugin may import. Importing it opens nothing."""
 
+from core.cancel import cancel
 from core.enqueue import enqueue, enqueue_many, publish, send, send_many
-from core.errors import Later, NaiveTime, RotaError, TimeLimitExceeded
+from core.errors import Cancelled, Later, NaiveTime, RotaError, TimeLimitExceeded
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
@@ -17,6 +18,7 @@ from core.tables import Instant, Tables, require_aware
 
 __all__ = [
     "Attempt",
+    "Cancelled",
     "Checkpoint",
     "Instant",
     "Job",
@@ -31,6 +33,7 @@ __all__ = [
     "Subject",
     "Tables",
     "TimeLimitExceeded",
+    "cancel",
     "cron",
     "enqueue",
     "enqueue_many",

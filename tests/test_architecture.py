@@ -16,6 +16,7 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"middleware", "worker"},
     {"cli", "dispatcher"},
     {"operations", "scheduling"},
+    {"cancel"},
     {"enqueue", "schema", "transport"},
     {"ledger"},
     {"batching", "database", "embedded", "plugins", "supervisor", "sweeps"},

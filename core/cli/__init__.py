@@ -24,6 +24,7 @@ COMMANDS = {
     "workers": ("core.cli.workers:workers", "List the live processes and their work, and who has left."),
     "retry": ("core.cli.retry:retry", "Retry dead runs, by id or by filter."),
     "drop": ("core.cli.drop:drop", "Drop waiting or dead runs, so that they never run."),
+    "cancel": ("core.cli.cancel:cancel", "Cancel waiting or running runs, by id or by filter."),
     "pause": ("core.cli.pause:pause", "Stop starting a job, a queue, a plugin or everything for a while."),
     "resume": ("core.cli.resume:resume", "End a pause."),
     "pauses": ("core.cli.pauses:pauses", "List the active pauses, with who paused and why."),

@@ -1,4 +1,4 @@
-"""Retries or drops many runs: shows them, asks, shows a progress bar, and stops at Ctrl-C."""
+"""Retries, drops or cancels many runs: shows them, asks, shows a progress bar, and stops at Ctrl-C."""
 
 import signal
 import sys

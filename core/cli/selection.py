@@ -1,4 +1,4 @@
-"""The options that select the runs of ``rota retry`` and ``rota drop``."""
+"""The options that select the runs of ``rota retry``, ``rota drop`` and ``rota cancel``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,8 @@ import click
 from core.operations.selection import Selection
 
 
-def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the ids and the options that select runs to ``command``."""
+def selecting(command: Callable[..., Any], *, by_reason: str = "--reason") -> Callable[..., Any]:
+    """Add the ids and the options that select runs to ``command``; ``by_reason`` selects by the runs' reason."""
     options = [
         click.argument("ids", nargs=-1, type=click.IntRange(min=1, max=2**63 - 1), metavar="[ID]..."),
         click.option("--job", metavar="JOB", help="Runs of this job."),
@@ -18,7 +18,7 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--since", metavar="TIME", help="Runs that ended (or were queued) since: 2h (ago), 03:00."),
         click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before."),
         click.option("--error", metavar="TEXT", help="Runs whose error contains this text."),
-        click.option("--reason", metavar="REASON", help="Runs with this reason, such as crashes."),
+        click.option(by_reason, "reason", metavar="REASON", help="Runs with this reason, such as crashes."),
         click.option("--limit", type=click.IntRange(min=1), help="At most this many runs, the oldest first."),
     ]
     for option in reversed(options):

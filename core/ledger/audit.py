@@ -16,7 +16,7 @@ from core.ledger.models import AuditRow
 AUDIT = AuditRow.__table__
 
 #: The recorded actions, named like the commands.
-Action = Literal["run", "retry", "drop", "pause", "resume", "orphans adopt", "db upgrade", "db drop-plugin"]
+Action = Literal["run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "db upgrade", "db drop-plugin"]
 
 RECORD = text("""
     INSERT INTO rota_audit (actor, via, action, target, details)

@@ -16,16 +16,21 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, func, or_, select, text
 
 from core.jobs.job import Job
+from core.ledger.cancels import CANCELLED
 from core.ledger.models import WAITING, RunRow, State
 
 RUNS = RunRow.__table__
 RETRIABLE = (State.DEAD,)
 DROPPABLE = (*WAITING, State.DEAD)
 DROPPED = "dropped"
+#: The reasons of dead runs that a person or an application has withdrawn. They are no failures.
+WITHDRAWN = (DROPPED, CANCELLED)
+#: The same in SQL.
+IS_WITHDRAWN = "coalesce(reason, '') IN ('dropped', 'cancelled')"
 COLUMNS: Sequence[ColumnElement[Any]] = (RUNS.c.id, RUNS.c.job, RUNS.c.state, RUNS.c.reason)
 
 #: The rows are locked in the order of their ids, so that two such statements wait for each other without a deadlock.
-RETRY = text("""
+RETRY = text(f"""
     UPDATE rota_runs AS run SET
         state = 'retrying', reason = 'by hand', failures = 0, crashes = 0, laters = NULL,
         later_since = NULL, retried_at = clock_timestamp(),
@@ -35,10 +40,10 @@ RETRY = text("""
         AS present (job, queue, exclusive)
     WHERE run.job = present.job AND run.id IN (
         SELECT id FROM rota_runs
-        WHERE id = ANY(:run_ids) AND state = 'dead' AND (:even_dropped OR reason IS DISTINCT FROM 'dropped')
+        WHERE id = ANY(:run_ids) AND state = 'dead' AND (:even_withdrawn OR NOT {IS_WITHDRAWN})
         ORDER BY id FOR UPDATE)
     RETURNING run.id
-""")
+""")  # noqa: S608 — a constant
 
 DROP = text("""
     UPDATE rota_runs AS run SET
@@ -68,7 +73,7 @@ class Filter:
     limit: int | None = None
 
     def conditions(self) -> Iterable[ColumnElement[bool]]:
-        """The conditions in SQL; dropped runs are selected only by their reason."""
+        """The conditions in SQL; dropped and cancelled runs are selected only by their reason."""
         instant = func.coalesce(RUNS.c.finished_at, RUNS.c.queued_at)
         yield RUNS.c.state.in_([str(state) for state in self.states])
         if self.jobs is not None:
@@ -84,7 +89,7 @@ class Filter:
         if self.reason is not None:
             yield RUNS.c.reason == self.reason
         else:
-            yield or_(RUNS.c.reason.is_(None), RUNS.c.reason != DROPPED)
+            yield or_(RUNS.c.reason.is_(None), RUNS.c.reason.not_in(WITHDRAWN))
 
 
 def chosen(connection: Connection, wanted: Filter) -> Sequence[Row[Any]]:
@@ -99,17 +104,19 @@ def named(connection: Connection, run_ids: Collection[int]) -> Sequence[Row[Any]
     return connection.execute(query).all()
 
 
-def retry(connection: Connection, run_ids: Collection[int], jobs: Collection[Job], *, even_dropped: bool = True) -> int:
+def retry(
+    connection: Connection, run_ids: Collection[int], jobs: Collection[Job], *, even_withdrawn: bool = True
+) -> int:
     """Retry those of ``run_ids`` that are dead and belong to ``jobs``, with the jobs' present options; return how many.
 
-    With ``even_dropped``, dropped runs are retried as well.
+    With ``even_withdrawn``, dropped and cancelled runs are retried as well.
     """
     parameters = {
         "run_ids": list(run_ids),
         "jobs": [job.name for job in jobs],
         "queues": [job.queue for job in jobs],
         "exclusives": [job.exclusive for job in jobs],
-        "even_dropped": even_dropped,
+        "even_withdrawn": even_withdrawn,
     }
     return len(connection.execute(RETRY, parameters).all())
 

@@ -2,7 +2,7 @@
 
 A slot is *overdue* when it should have succeeded by now and neither it nor a later one has:
 
-- at once if it is dead, missed or orphaned;
+- at once if it is dead, missed or orphaned, unless a person or an application has dropped or cancelled it;
 - after ``TOLERANCE`` if no worker has started it;
 - after its job's hard limit if it is running or being retried, or was skipped because another run was running.
 
@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from core.jobs.job import Job
+from core.ledger.operations import IS_WITHDRAWN
 from core.ledger.slots import TOLERANCE
 
 #: The most slots since the last success that are counted.
@@ -40,7 +41,7 @@ LOOK = text(f"""
         WHERE state = 'succeeded' ORDER BY slot DESC LIMIT 1) AS success ON true
     CROSS JOIN LATERAL (
         SELECT max(slot) AS recorded_until,
-               count(*) FILTER (WHERE state = 'dead') AS dead,
+               count(*) FILTER (WHERE state = 'dead' AND NOT {IS_WITHDRAWN}) AS dead,
                count(*) FILTER (WHERE state = 'missed') AS missed,
                count(*) FILTER (WHERE state = 'orphaned') AS orphaned,
                count(*) FILTER (WHERE state = 'queued') AS queued,
@@ -49,6 +50,7 @@ LOOK = text(f"""
                count(*) FILTER (WHERE state = 'skipped' AND reason = 'paused') AS paused,
                count(*) FILTER (WHERE state = 'skipped' AND reason <> 'paused') AS overlapped,
                count(*) FILTER (WHERE CASE
+                   WHEN state = 'dead' AND {IS_WITHDRAWN} THEN false
                    WHEN state IN ('dead', 'missed', 'orphaned') THEN true
                    WHEN state = 'queued' THEN slot < clock_timestamp() - CAST(:tolerance AS interval)
                    WHEN state = 'skipped' AND reason = 'paused' THEN false

@@ -1,4 +1,4 @@
-"""Retries and drops many runs: first a plan, then batch by batch, at a steady rate, until it is stopped."""
+"""Retries, drops and cancels many runs: first a plan, then batch by batch, at a steady rate, until it is stopped."""
 
 import threading
 import time
@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 
 from core import database
-from core.errors import IncompleteError
+from core.errors import IncompleteError, SelectionError
 from core.jobs.registry import Registry
-from core.ledger import audit, history, operations
+from core.ledger import audit, cancels, history, operations
 from core.ledger.audit import Actor
 from core.ledger.models import State
 from core.operations import runs as shown
@@ -46,6 +46,16 @@ class Dropped(Shape):
     runs: list[Run]
 
 
+class Cancelled(Shape):
+    """The outcome of a cancel, and the first of the runs as they are now."""
+
+    matched: int
+    cancelled: int
+    #: Those of the cancelled runs that are still running; they cannot commit.
+    leaving: int
+    runs: list[Run]
+
+
 class Act(Protocol):
     """The change of runs, in the caller's transaction; returns how many it changed."""
 
@@ -66,6 +76,8 @@ class Plan:
     criteria: dict[str, str]
     #: The id, job, state and reason of each selected run.
     runs: Sequence[Row[Any]]
+    #: Why, for the audit.
+    why: str | None = None
 
     @property
     def run_ids(self) -> list[int]:
@@ -80,7 +92,7 @@ def plan_retry(connection: Connection, registry: Registry, selection: Selection,
     refuse_unknown_to_the_fleet(connection, jobs)
 
     def act(connection: Connection, run_ids: Sequence[int]) -> int:
-        return operations.retry(connection, run_ids, jobs, even_dropped=selection.means_dropped)
+        return operations.retry(connection, run_ids, jobs, even_withdrawn=selection.means_withdrawn)
 
     return Plan("retry", "retried", act, actor, ", ".join(job.name for job in jobs), selection.criteria, runs)
 
@@ -91,6 +103,39 @@ def plan_drop(connection: Connection, registry: Registry, selection: Selection, 
     runs = selection.runs(connection, registry, states)
     jobs = sorted({run.job for run in runs})
     return Plan("drop", "dropped", operations.drop, actor, ", ".join(jobs), selection.criteria, runs)
+
+
+def plan_cancel(
+    connection: Connection, registry: Registry, selection: Selection, actor: Actor, *, why: str | None = None
+) -> Plan:
+    """Plan a cancel of waiting or running runs. Raises the errors of ``Selection.runs``."""
+    states = (State(selection.state),) if selection.state is not None else cancels.CANCELLABLE
+    refuse_fast_lane(registry, selection.job)
+    runs = selection.runs(connection, registry, states)
+    refuse_cancelled(connection, selection.ids)
+
+    def act(connection: Connection, run_ids: Sequence[int]) -> int:
+        return sum(found.is_new for found in cancels.cancel(connection, run_ids, by=actor.name, reason=why))
+
+    jobs = sorted({run.job for run in runs})
+    return Plan("cancel", "cancelled", act, actor, ", ".join(jobs), selection.criteria, runs, why)
+
+
+def refuse_fast_lane(registry: Registry, name: str | None) -> None:
+    """Raise SelectionError for a job of the fast lane, which has no runs."""
+    job = registry.jobs.get(name or "")
+    if job is not None and not job.ledger:
+        raise SelectionError(
+            f"job {name!r} is on the fast lane (ledger=False), which has no runs that can be cancelled"
+        )
+
+
+def refuse_cancelled(connection: Connection, run_ids: Sequence[int]) -> None:
+    """Raise SelectionError for a running run that was cancelled already."""
+    marks = cancels.marks(connection, run_ids).values()
+    if marks:
+        said = "; ".join(f"run {mark.run_id} was cancelled already, {shown.cancelled(mark)}" for mark in marks)
+        raise SelectionError(f"{said}; nothing was changed")
 
 
 def carry_out(
@@ -106,7 +151,7 @@ def carry_out(
     ``advance`` is called with the size of each batch. Raises IncompleteError if ``stop`` or PostgreSQL ended it early.
     """
     stop, run_ids = stop or threading.Event(), plan.run_ids
-    details = {"ids": None if plan.criteria else run_ids, **plan.criteria}  # the ids only if a person gave them
+    details = {"ids": None if plan.criteria else run_ids, **plan.criteria, "why": plan.why}  # ids that a person gave
     batches = Batches(engine, plan.actor, plan.verb, plan.target, details)
     try:
         for batch in paced(run_ids, rate, stop):
@@ -134,10 +179,17 @@ def paced(run_ids: Sequence[int], rate: float | None, stop: threading.Event) -> 
 def first(connection: Connection, plan: Plan) -> list[Run]:
     """The first of the runs of ``plan`` as they are now."""
     found = [history.run(connection, run_id) for run_id in plan.run_ids[:SHOWN]]
-    return [shown.shape(run) for run in found if run is not None]
+    return shown.shapes(connection, [run for run in found if run is not None])
 
 
-def outcome(connection: Connection, plan: Plan, done: int) -> Retried | Dropped:
+def leaving(connection: Connection, plan: Plan) -> int:
+    """The number of cancelled runs of ``plan`` whose functions have not left yet."""
+    return len(cancels.marks(connection, plan.run_ids))
+
+
+def outcome(connection: Connection, plan: Plan, done: int) -> Retried | Dropped | Cancelled:
     """The outcome of ``plan``."""
     told = {"matched": len(plan.runs), plan.done: done, "runs": first(connection, plan)}
+    if plan.verb == "cancel":
+        return Cancelled.model_validate({**told, "leaving": leaving(connection, plan)})
     return (Retried if plan.verb == "retry" else Dropped).model_validate(told)

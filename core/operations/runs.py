@@ -1,20 +1,29 @@
 """Runs in the ledger."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from core.errors import UnknownJob, suggestion
 from core.jobs.registry import Registry
-from core.ledger import history, pauses
+from core.ledger import cancels, history, pauses
+from core.ledger.cancels import Mark
 from core.ledger.models import WAITING, State
 from core.ledger.pauses import Pause
 from core.operations import scopes
 from core.operations.json_shape import Instant, Shape
 from core.operations.pauses import in_words
 from core.operations.redaction import redactor
-from core.operations.wording import brief
+from core.operations.wording import brief, local
+
+
+class Cancellation(Shape):
+    """Who has cancelled a running run, when and why."""
+
+    by: str
+    at: Instant
+    reason: str | None
 
 
 class Run(Shape):
@@ -34,6 +43,8 @@ class Run(Shape):
     error: str | None
     worker: str | None
     progress: Any
+    #: The cancellation of a running run whose function has not left yet.
+    cancelled: Cancellation | None = None
 
 
 def newest(
@@ -43,12 +54,28 @@ def newest(
     if job is not None:
         refuse_unknown(connection, registry, job)
     hiding = redactor(connection, registry)
-    return [shape(hiding.run(run)) for run in history.newest(connection, job=job, state=state, limit=limit)]
+    found = history.newest(connection, job=job, state=state, limit=limit)
+    return shapes(connection, [hiding.run(run) for run in found])
 
 
-def shape(run: history.Run) -> Run:
+def shapes(connection: Connection, runs: Sequence[history.Run]) -> list[Run]:
+    """Rows of the ledger as JSON, with the cancellations of those that are running."""
+    marks = cancels.marks(connection, [run.id for run in runs if run.state == State.RUNNING])
+    return [shape(run, marks.get(run.id)) for run in runs]
+
+
+def shape(run: history.Run, mark: Mark | None = None) -> Run:
     """A row of the ledger as JSON; ``Redactor.run`` has hidden its secrets."""
-    return Run.model_validate(run)
+    shaped = Run.model_validate(run)
+    if mark is None:
+        return shaped
+    cancellation = Cancellation(by=mark.asked_by, at=mark.asked_at, reason=mark.reason)
+    return shaped.model_copy(update={"cancelled": cancellation})
+
+
+def cancelled(mark: Mark) -> str:
+    """``by ann since 2026-11-23 03:00:00: wrong list``."""
+    return f"by {mark.asked_by} since {local(mark.asked_at)}{f': {mark.reason}' if mark.reason else ''}"
 
 
 def refuse_unknown(connection: Connection, registry: Registry, job: str) -> None:
@@ -73,6 +100,9 @@ def outcome(run: Run) -> str:
     """The most important fact about a run, in a few words."""
     if run.state == State.SUCCEEDED:
         return brief(run.result)
+    if run.state == State.RUNNING and run.cancelled is not None:
+        why = f": {run.cancelled.reason}" if run.cancelled.reason else ""
+        return f"is being cancelled by {run.cancelled.by}{why}"
     if run.state == State.RUNNING:
         return brief(run.progress)
     return ": ".join(part for part in (run.reason, (run.error or "").partition("\n")[0]) if part)

@@ -10,7 +10,7 @@ from core.errors import PluginError, SelectionError, suggestion
 from core.jobs.registry import Registry
 from core.ledger import history, operations, releases
 from core.ledger.models import State
-from core.ledger.operations import DROPPED, Filter
+from core.ledger.operations import DROPPED, WITHDRAWN, Filter
 from core.operations import times
 from core.operations.runs import refuse_unknown
 
@@ -39,9 +39,9 @@ class Selection:
         return told if self.error is None else {**told, "error": "(a text)"}
 
     @property
-    def means_dropped(self) -> bool:
-        """Whether dropped runs are selected too."""
-        return bool(self.ids) or self.reason == DROPPED
+    def means_withdrawn(self) -> bool:
+        """Whether dropped and cancelled runs are selected too."""
+        return bool(self.ids) or self.reason in WITHDRAWN
 
     @property
     def is_one_way(self) -> bool:
@@ -105,6 +105,7 @@ def advice(run: Row[Any]) -> str:
         State.QUEUED: " (it waits for a worker: see `rota why`)",
         State.RETRYING: " (it is tried again automatically)",
         State.RUNNING: " (a worker is working on it)",
+        State.DEAD: f" ({run.reason})",
     }.get(run.state, "")
 
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from core.jobs.job import Job
-from core.ledger import history, pauses, releases
+from core.ledger import cancels, history, pauses, releases
 from core.ledger.history import Process, Run
 from core.ledger.models import State
 from core.ledger.orphans import ABSENT
@@ -17,6 +17,7 @@ from core.ledger.subjects import MISSING as NO_SUBJECT
 from core.ledger.subjects import UNKNOWN as SUBJECT_UNKNOWN
 from core.operations.pauses import in_words
 from core.operations.redaction import Redactor
+from core.operations.runs import cancelled
 from core.operations.wording import brief, span
 
 #: A start that is late by no more than this is not mentioned.
@@ -75,6 +76,9 @@ def succeeded(scene: Scene, run: Run, subject: str) -> list[str]:
 def running(scene: Scene, run: Run, subject: str) -> list[str]:
     progress = f" Its progress: {brief(run.progress)}." if run.progress else ""
     sentences = [f"{subject} has been running on {run.worker} since {scene.at(run.started_at)}.{progress}"]
+    if mark := cancels.marks(scene.connection, [run.id]).get(run.id):
+        said = f"It was cancelled {cancelled(mark)}."
+        sentences.append(f"{said} It cannot commit any more, and ends when its function has left.")
     if run.process_id not in {process.id for process in scene.alive}:
         sentences.append("That worker is no longer alive; a dispatcher will recover the run.")
     return [*sentences, *start(scene, run), *hardships(run), *alarms(scene)]
@@ -141,6 +145,7 @@ def dead(scene: Scene, run: Run, subject: str) -> list[str]:
         "no connection": f"for an hour PostgreSQL had no connection for it: {run.error}",
         "result": f"its result cannot be stored: {run.error}",
         "later": f"its function has postponed it for longer than is allowed ({run.error})",
+        "cancelled": f"it was cancelled {run.error}; its state before was {run.former_state}",
         "dropped": f"a person has dropped it; its state before was {run.former_state}",
     }
     because = reasons.get(run.reason or "", run.error or run.reason or "no reason is recorded")

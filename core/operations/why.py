@@ -75,7 +75,7 @@ def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: s
         succeeded=answer.succeeded,
         slot=answer.slot,
         answer=answer.sentences,
-        runs=[runs.shape(hiding.run(run)) for run in answer.runs],
+        runs=runs.shapes(connection, [hiding.run(run) for run in answer.runs]),
     )
 
 

@@ -122,9 +122,9 @@ class Process:
         with databases.autocommit(engine) as connection:
             return claims.claim(connection, run_id, job=job, process_id=self.id, worker="test:1")
 
-    def lease(self, engine: Engine, run_id: int) -> Lease:
+    def lease(self, engine: Engine, run_id: int, job: str = "work") -> Lease:
         """Claim, and expect to get it."""
-        verdict, lease = self.claim(engine, run_id)
+        verdict, lease = self.claim(engine, run_id, job)
         assert lease is not None, verdict
         return lease
 

@@ -110,7 +110,7 @@ class TestRetry:
 
     @pytest.mark.parametrize("attempt", [0, 2])
     def test_one_that_meets_a_rival_waits_and_is_not_skipped(self, retry, dead, ledger, process, database, attempt):
-        exclusive = job("work", queue="new")(lambda run: None)
+        exclusive = job("work", queue="new", overlap="wait")(lambda run: None)
         process.lease(database, ledger.request())
         run_id = dead(attempt=attempt)
         retry(run_id, jobs=[exclusive])
@@ -142,7 +142,7 @@ class TestRetry:
             run_ids = [dead() for _ in range(20)]
             backwards = run_ids[::-1]
 
-            mild = {"even_dropped": False}
+            mild = {"even_withdrawn": False}
             done = race(partial(retry, *run_ids, **mild), partial(retry, *backwards, **mild), partial(drop, *backwards))
 
             assert set(done) <= {0, 20}
@@ -195,7 +195,7 @@ class TestDrop:
         run_id = ledger.request()
         drop(run_id)
 
-        assert retry(run_id, even_dropped=False) == 0
+        assert retry(run_id, even_withdrawn=False) == 0
         assert retry(run_id) == 1
         assert ledger.run(run_id).former_state is None
 

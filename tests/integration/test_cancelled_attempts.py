@@ -157,13 +157,13 @@ def test_its_key_is_held_until_its_function_has_left(database, run_job, ledger):
             is_leaving.set()
             may_leave.wait(SOON)
 
-    work = job("work")(function)
+    work = job("work", overlap="wait")(function)
     attempt = Attempt(run_job, work, ledger)
     cancel(database, attempt.run_id)
     assert is_leaving.wait(SOON)
 
     other = run_job.request(work, key="a")
-    assert run_job.executor.execute(work, other) != "running"
+    assert run_job.executor.execute(work, other) == "waiting"
     assert ledger.run(attempt.run_id).state == "running"
     assert ledger.run(other).attempt == 0
 

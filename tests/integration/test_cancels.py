@@ -11,6 +11,7 @@ from core.errors import LeaseLost
 from core.ledger import attempts, cancels, claims, leases, processes, runs
 from core.ledger.models import State
 from core.ledger.runs import Failure
+from core.ledger.sessions import wait_for_notification
 
 
 @pytest.fixture
@@ -133,9 +134,7 @@ class TestRunning:
         with databases.dedicated(database) as listening:
             cancels.listen(listening, process.id)
             cancel(connection, lease.run_id)
-            driver = listening.connection.dbapi_connection
-            driver.poll()
-            assert [notify.channel for notify in driver.notifies] == [f"rota_cancel_{process.id}"]
+            assert wait_for_notification(listening, 10)
 
 
 class TestHandedBack:

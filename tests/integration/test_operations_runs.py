@@ -53,7 +53,7 @@ def test_a_run_is_told_to_the_letter(database, ledger):
         '"reason": null, "attempt": 1, "queued_at": "2026-01-15T00:00:00+00:00", '
         '"started_at": "2026-01-15T00:00:00+00:00", "finished_at": "2026-01-15T00:00:01.500000+00:00", '
         '"result": {"rate": 0.5, "closed": 1180591620717411303424}, "error": null, "worker": "host:7", '
-        '"progress": null}]'
+        '"progress": null, "cancelled": null}]'
     )
 
 

@@ -42,8 +42,8 @@ TARGETS: dict[str, Sequence[int | None]] = {
 CROWDED = 0.6
 CROWD, CALM = (0.3, 3.0), (6.0, 9.0)
 #: Once all is healed, everything must have ended within so many leases and seconds: a hand-on at the end of a lease,
-#: three deaths of a poisoned run, and retries.
-SETTLE_LEASES, SETTLE_SECONDS = 2, 40
+#: three deaths of a poisoned run, retries, and the runs beside poisoned ones, each isolated in its turn.
+SETTLE_LEASES, SETTLE_SECONDS = 2, 90
 #: A worker that died while it was not registered leaves its messages to Dramatiq's own maintenance: a minute of
 #: silence, and a look every 15 s.
 LETTERS_SECONDS = 60 + 15 + 10

@@ -310,8 +310,24 @@ def reasons(history: History) -> Iterator[Violation]:
                 )
             elif run.finished_at - run.slot < TOLERANCE:
                 yield Violation("I8", "missed", f"run {run.id} of {run.job} was missed and was not late", run.id)
-        if run.state == "skipped" and run.finished_at and not has_rival(run, busy[run.job, run.key]):
+        if run.state == "skipped" and run.finished_at and not is_skipped_rightly(history, run, busy[run.job, run.key]):
             yield Violation("I8", "skipped", f"run {run.id} of {run.job} was skipped beside no other", run.id)
+
+
+def is_skipped_rightly(history: History, run: RunRow, busy: Iterable[Span]) -> bool:
+    """Whether another run of its key was at work, or an earlier one was to be tried again."""
+    return has_rival(run, busy) or (run.reason == "retrying" and is_behind(history, run))
+
+
+def is_behind(history: History, run: RunRow) -> bool:
+    """Whether an earlier run of its key waited for its next attempt when it was skipped."""
+    assert run.finished_at is not None
+    return any(
+        before.after == "retrying" and before.at <= run.finished_at and after.at >= run.finished_at - RIVAL_SLACK
+        for other in history.runs
+        if (other.job, other.key) == (run.job, run.key) and other.id < run.id
+        for before, after in pairwise(history.transitions_of.get(other.id, ()))
+    )
 
 
 def has_rival(run: RunRow, spans: Iterable[Span]) -> bool:

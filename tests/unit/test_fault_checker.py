@@ -640,3 +640,16 @@ class TestBacklog:
         worked(story, queued=5, begin=20, end=21)
 
         assert story.kinds() == set()
+
+
+@pytest.mark.parametrize(("second", "found"), [(4, set()), (9, {"skipped"})])
+def test_a_slot_is_skipped_while_an_earlier_one_is_to_be_tried_again(story, second, found):
+    earlier = story.run("slot", slot=0)
+    story.claim(earlier, 1)
+    story.fail(earlier, 2)
+    later = story.run("slot", slot=5, queued=3)
+    story.end(later, second, "skipped", "retrying")
+    story.claim(earlier, 6)
+    story.succeed(earlier, 7)
+
+    assert story.kinds() & {"skipped"} == found

@@ -25,6 +25,7 @@ from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.middleware.cancellation import settled
 from core.middleware.execution import RECORDING, Execution, Layer, Proceed
+from core.worker import idle_transactions
 from core.worker.completions import Completion, Completions
 from core.worker.outcomes import Recorder, awaited, log_of, refused_result, refusing_result, report
 
@@ -60,6 +61,9 @@ def _remember_connection(session: Session, transaction: SessionTransaction, conn
     driver: WatchedConnection = connection.connection.driver_connection  # type: ignore[assignment]
     driver.own(session)
     session.info[DRIVER_CONNECTION] = driver
+    lease = leases.of(session)
+    if lease is not None and not transaction.nested:
+        idle_transactions.begun(session, lease, driver.info.backend_pid)
     level = session.info.get(ISOLATION) or driver.default_isolation
     is_chosen_by_job = driver.isolation_level is not None
     if not (transaction.nested or is_chosen_by_job) and level.lower() != READ_COMMITTED:
@@ -72,6 +76,7 @@ def _forget_connection(session: Session, transaction: SessionTransaction) -> Non
     if transaction.parent is None:
         session.info.pop(DRIVER_CONNECTION, None)
         session.info.pop(FENCED, None)
+        idle_transactions.ended(session)
 
 
 @event.listens_for(JobSession, "before_commit")

@@ -152,6 +152,15 @@ class RunInterrupted(Event):
     runs: int
 
 
+@event("run.idle_in_transaction", WARNING, "run {run} of {job} has not used its transaction for {seconds} s")
+class RunIdleInTransaction(Event):
+    """It holds a connection and its locks meanwhile. The job should call `run.checkpoint()` before it waits."""
+
+    job: str
+    run: int
+    seconds: float
+
+
 @event("run.cancelling", INFO, "cancelled run {run} is interrupted; it cannot commit")
 class RunCancelling(Event):
     """The process that works on the run has noticed the cancel. The run ends when its function has left."""

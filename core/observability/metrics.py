@@ -76,6 +76,9 @@ def _made() -> Any:
         pool=Gauge(
             "rota_db_pool_connections", "Connections to PostgreSQL by state", ["state"], multiprocess_mode="livesum"
         ),
+        idle_transactions=Counter(
+            "rota_idle_transactions", "Transactions of runs that were idle for over 10 s", ["task"]
+        ),
         paused=Gauge("rota_paused", "1 for each active pause", ["scope"], multiprocess_mode="livemax"),
         overdue=Gauge(
             "rota_slots_overdue",
@@ -216,3 +219,8 @@ def log_lines_dropped(lines: int) -> None:
 def plugin(name: str, *, is_up: bool) -> None:
     """Set whether a plugin is loaded."""
     _metrics().plugins.labels(name).set(is_up)
+
+
+def idle_in_transaction(job: str) -> None:
+    """Count a transaction of a run that stays idle."""
+    _metrics().idle_transactions.labels(job).inc()

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from core import database, settings
 from core.errors import SettingsError
 from core.jobs.registry import Registry, words_on_grace
-from core.ledger import history, identity, orphans, overdue, pauses, releases
+from core.ledger import history, identity, orphans, overdue, pauses, releases, transactions
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
 from core.operations import postgres_fitness, redis_fitness, standings, subjects
@@ -138,6 +138,7 @@ def ledger(
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
                 yield from needed_for_working(subjects.missing(connection, registry), purpose)
                 yield from absent_jobs(connection)
+                yield from idle_transactions(connection, live=live)
                 active = pauses.active(connection)
                 yield from (check(f"pause of {pause.scope}", "info", in_words(pause)) for pause in active)
                 yield from slots(connection, registry, active, live=live)
@@ -212,6 +213,15 @@ def processes(
     yield check("dispatcher", "ok" if dispatching else missing, "leads" if dispatching else "none", advice)
     if here:
         yield on_this_host(alive, here)
+
+
+def idle_transactions(connection: Connection, *, live: bool) -> Iterator[Check]:
+    """Name the transactions of runs that wait for their job, and the runs that may have them."""
+    for idle in transactions.of_workers(connection):
+        run = f"run {idle.runs[0]}" if len(idle.runs) == 1 else f"one of the runs {', '.join(idle.runs)}"
+        said = f"{run}, on {idle.process}: idle for {idle.seconds:.0f} s (PostgreSQL's process {idle.pid})"
+        advice = "it holds locks; let the job call run.checkpoint() before it waits"
+        yield check("idle transaction", "wrong" if live else "info", said, advice)
 
 
 def absent_jobs(connection: Connection) -> Iterator[Check]:

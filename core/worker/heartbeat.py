@@ -34,7 +34,7 @@ from core.observability.events import (
     emit,
 )
 from core.observability.logs import EmitOnce
-from core.worker import interruption
+from core.worker import idle_transactions, interruption
 from core.worker.membership import LeasesInHand
 from core.worker.rights import MissingRights
 
@@ -182,6 +182,7 @@ class Heartbeat(LedgerThread):
                 return
             self._good_until = now + self._lease.total_seconds()
             self._measure_pool()
+            idle_transactions.tell(connection)
             self._interrupt_cancelled(connection, process_id)
             self._release_forgotten(connection, process_id)
         self._good_until = 0.0

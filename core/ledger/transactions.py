@@ -1,0 +1,53 @@
+"""Transactions of runs that stay idle: they hold a connection and locks, and keep PostgreSQL from cleaning up."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+#: A transaction that has waited this long for its job's next statement is named, in seconds.
+IDLE_SECONDS = 10.0
+IS_IDLE = """
+    activity.state LIKE 'idle in transaction%'
+    AND activity.state_change < clock_timestamp() - make_interval(secs => :seconds)
+"""
+
+IDLE = text(f"""
+    SELECT activity.pid, extract(epoch FROM clock_timestamp() - activity.state_change) AS seconds
+    FROM pg_stat_activity AS activity WHERE activity.pid = ANY(:pids) AND {IS_IDLE}
+""")  # noqa: S608 — a constant
+
+#: Those of all live workers. Which run of a process it is, PostgreSQL cannot tell: those that began before it may be.
+OF_WORKERS = text(f"""
+    SELECT process.name, activity.pid, extract(epoch FROM clock_timestamp() - activity.state_change) AS seconds,
+           ARRAY(SELECT format('%s of %s', run.id, run.job) FROM rota_runs AS run
+                 WHERE run.process_id = process.id AND run.state = 'running' AND run.started_at <= activity.xact_start
+                 ORDER BY run.id LIMIT 3) AS runs
+    FROM rota_processes AS process
+    JOIN pg_stat_activity AS activity ON activity.application_name = process.application
+    WHERE process.kind = 'worker' AND process.expires_at > clock_timestamp()
+      AND activity.datname = current_database() AND {IS_IDLE}
+    ORDER BY activity.state_change
+""")  # noqa: S608 — a constant
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """An idle transaction of a worker, and the runs that may have it."""
+
+    process: str
+    pid: int
+    seconds: float
+    runs: tuple[str, ...]
+
+
+def idle(connection: Connection, pids: Collection[int]) -> dict[int, float]:
+    """How long those of these server processes that have an idle transaction have been idle, in seconds."""
+    rows = connection.execute(IDLE, {"pids": list(pids), "seconds": IDLE_SECONDS})
+    return {row.pid: float(row.seconds) for row in rows}
+
+
+def of_workers(connection: Connection) -> list[Idle]:
+    """The idle transactions of all live workers, the longest first."""
+    rows = connection.execute(OF_WORKERS, {"seconds": IDLE_SECONDS})
+    return [Idle(row.name, row.pid, float(row.seconds), tuple(row.runs)) for row in rows]

@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -260,6 +260,23 @@ def close_stderr(run: Run) -> None:
     sys.stderr.close()
 
 
+@job("busy", queue="chaos", overlap="wait")
+def busy(run: Run, how: str = "in steps") -> None:
+    """Leave an effect, tell the test, and be busy for two minutes, in one of several ways."""
+    effect(run)
+    tell(run)
+    if how == "in a statement":
+        run.session.execute(text("SELECT pg_sleep(120)"))
+    elif how == "in one call":
+        time.sleep(120)
+    elif how == "never leaving":
+        stubborn.function(run)
+    else:
+        with suppress(BaseException) if how == "swallowing" else nullcontext():
+            for _ in range(12_000):
+                time.sleep(0.01)
+
+
 @job("fast-wait", queue="chaos-fast", ledger=False)
 def fast_wait(run: Run) -> None:
     """Tell the test, and wait on the fast lane until it says so."""
@@ -291,6 +308,7 @@ class Chaos:
             clog,
             stubborn_clog,
             close_stderr,
+            busy,
             fail,
             crash,
             send_fast,

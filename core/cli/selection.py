@@ -1,4 +1,4 @@
-"""The options that select the runs of ``rota retry``, ``rota drop`` and ``rota cancel``."""
+"""The options that select runs: by their ids, or by conditions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,19 @@ import click
 
 from core.operations.selection import Selection
 
+#: The id of a run.
+ID = click.IntRange(min=1, max=2**63 - 1)
+
 
 def selecting(command: Callable[..., Any], *, by_reason: str = "--reason") -> Callable[..., Any]:
     """Add the ids and the options that select runs to ``command``; ``by_reason`` selects by the runs' reason."""
+    most = click.option("--limit", type=click.IntRange(min=1), help="At most this many runs, the oldest first.")
+    return click.argument("ids", nargs=-1, type=ID, metavar="[ID]...")(filtering(most(command), by_reason=by_reason))
+
+
+def filtering(command: Callable[..., Any], *, by_reason: str = "--reason") -> Callable[..., Any]:
+    """Add the options with conditions on runs to ``command``; ``by_reason`` selects by the runs' reason."""
     options = [
-        click.argument("ids", nargs=-1, type=click.IntRange(min=1, max=2**63 - 1), metavar="[ID]..."),
         click.option("--job", metavar="JOB", help="Runs of this job."),
         click.option("--plugin", metavar="PLUGIN", help="Runs of this plugin's jobs."),
         click.option("--queue", metavar="QUEUE", help="Runs on this queue."),
@@ -19,7 +27,6 @@ def selecting(command: Callable[..., Any], *, by_reason: str = "--reason") -> Ca
         click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before."),
         click.option("--error", metavar="TEXT", help="Runs whose error contains this text."),
         click.option(by_reason, "reason", metavar="REASON", help="Runs with this reason, such as crashes."),
-        click.option("--limit", type=click.IntRange(min=1), help="At most this many runs, the oldest first."),
     ]
     for option in reversed(options):
         command = option(command)

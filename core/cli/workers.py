@@ -11,6 +11,7 @@ from core.ledger import history
 from core.operations import workers as operations
 from core.operations.wording import brief, local, local_zone, span
 from core.operations.workers import AtWork, Left, Live
+from core.plugins import loading
 
 
 @click.command()
@@ -26,7 +27,7 @@ def workers(as_json: bool) -> None:
       rota workers --json | jq '.live[].runs[].job'
     """
     with looking() as engine, engine.connect() as connection:
-        found, now = operations.listed(connection), history.now(connection)
+        found, now = operations.listed(connection, loading.current()), history.now(connection)
     if as_json:
         print_json(found)
         return

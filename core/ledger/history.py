@@ -49,7 +49,7 @@ ALIVE = text("""
 
 #: What live processes work on now.
 AT_WORK = text("""
-    SELECT id AS run, process_id, job, key, attempt, started_at, progress FROM rota_runs
+    SELECT id AS run, process_id, job, key, attempt, started_at, progress, args FROM rota_runs
     WHERE state = 'running' AND process_id = ANY(:process_ids) ORDER BY id
 """)
 
@@ -117,16 +117,6 @@ def now(connection: Connection) -> datetime:
 def jobs_seen(connection: Connection) -> list[str]:
     """The names of all jobs that have runs in the ledger, loaded or not."""
     return list(connection.execute(JOBS_SEEN).scalars())
-
-
-def newest(connection: Connection, *, job: str | None = None, state: str | None = None, limit: int = 50) -> list[Run]:
-    """The newest runs, newest first."""
-    query = select(RUNS).order_by(RUNS.c.id.desc()).limit(limit)
-    if job is not None:
-        query = query.where(RUNS.c.job == job)
-    if state is not None:
-        query = query.where(RUNS.c.state == state)
-    return list(connection.execute(query).all())
 
 
 def run(connection: Connection, run_id: int) -> Run | None:

@@ -129,7 +129,7 @@ class RunRow(Base):
             postgresql_where=f"{IS_WAITING} AND sent_at IS NULL AND priority > 0",
         ),
         Index("rota_runs_expiring", "expires_at", postgresql_where="state = 'queued' AND expires_at IS NOT NULL"),
-        Index("rota_runs_children", "parent_id", postgresql_where="parent_id IS NOT NULL"),
+        Index("rota_runs_children", "parent_id", "id", postgresql_where="parent_id IS NOT NULL"),
         Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
         Index(
             "rota_runs_limited",

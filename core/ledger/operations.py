@@ -71,9 +71,11 @@ class Filter:
     error: str | None = None
     reason: str | None = None
     limit: int | None = None
+    #: Whether dropped and cancelled runs are selected too if no reason is given.
+    even_withdrawn: bool = False
 
     def conditions(self) -> Iterable[ColumnElement[bool]]:
-        """The conditions in SQL; dropped and cancelled runs are selected only by their reason."""
+        """The conditions in SQL; by default dropped and cancelled runs are selected only by their reason."""
         instant = func.coalesce(RUNS.c.finished_at, RUNS.c.queued_at)
         yield RUNS.c.state.in_([str(state) for state in self.states])
         if self.jobs is not None:
@@ -88,7 +90,7 @@ class Filter:
             yield func.strpos(func.lower(RUNS.c.error), self.error.lower()) > 0
         if self.reason is not None:
             yield RUNS.c.reason == self.reason
-        else:
+        elif not self.even_withdrawn:
             yield or_(RUNS.c.reason.is_(None), RUNS.c.reason.not_in(WITHDRAWN))
 
 

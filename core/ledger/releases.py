@@ -55,6 +55,11 @@ QUEUES_EVER = text("""
     SELECT DISTINCT known.described ->> 'queue' FROM rota_releases, jsonb_each(jobs) AS known (job, described)
 """)
 
+JOBS_OF_QUEUE = text("""
+    SELECT DISTINCT known.job FROM rota_releases, jsonb_each(jobs) AS known (job, described)
+    WHERE known.described ->> 'queue' = :queue
+""")
+
 #: Of each job, the release that had it last. A newer release without the job took it away, if that release began while
 #: the one with the job ran, or later; a deploy takes less than the hour.
 LAST_HAD = text("""
@@ -266,6 +271,11 @@ def secrets(connection: Connection) -> dict[str, frozenset[str]]:
     for row in connection.execute(SECRETS):
         found.setdefault(row.job, set()).add(row.name)
     return {job: frozenset(names) for job, names in found.items()}
+
+
+def jobs_of_queue(connection: Connection, queue: str) -> set[str]:
+    """The jobs that had this queue in any release."""
+    return set(connection.execute(JOBS_OF_QUEUE, {"queue": queue}).scalars())
 
 
 def last_had(connection: Connection, jobs: Collection[str]) -> dict[str, LastHad]:

@@ -14,7 +14,6 @@ from core.ledger.pauses import Pause
 from core.operations import scopes
 from core.operations.json_shape import Instant, Shape
 from core.operations.pauses import in_words
-from core.operations.redaction import redactor
 from core.operations.wording import brief, local
 
 
@@ -45,17 +44,6 @@ class Run(Shape):
     progress: Any
     #: The cancellation of a running run whose function has not left yet.
     cancelled: Cancellation | None = None
-
-
-def newest(
-    connection: Connection, registry: Registry, *, job: str | None = None, state: str | None = None, limit: int = 50
-) -> list[Run]:
-    """The newest runs, newest first. Raises UnknownJob."""
-    if job is not None:
-        refuse_unknown(connection, registry, job)
-    hiding = redactor(connection, registry)
-    found = history.newest(connection, job=job, state=state, limit=limit)
-    return shapes(connection, [hiding.run(run) for run in found])
 
 
 def shapes(connection: Connection, runs: Sequence[history.Run]) -> list[Run]:

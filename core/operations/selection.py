@@ -60,12 +60,13 @@ class Selection:
             found = operations.named(connection, self.ids)
             refuse_unfit(self.ids, found, states)
             return found
-        found = operations.chosen(connection, self._filter(connection, registry, states))
+        found = operations.chosen(connection, self.filter(connection, registry, states))
         if not found:
             raise SelectionError(f"no run that is {' or '.join(states)} matches")
         return found
 
-    def _filter(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Filter:
+    def filter(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Filter:
+        """The conditions on runs in one of ``states``. Raises UnknownJob, PluginError, SelectionError or BadTime."""
         now = history.now(connection)
         if self.job is not None:
             refuse_unknown(connection, registry, self.job)

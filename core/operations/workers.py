@@ -3,10 +3,12 @@
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
+from core.jobs.registry import Registry
 from core.ledger import history
 from core.operations.json_shape import Instant, Shape
+from core.operations.redaction import Redactor, redactor
 
 #: How long ago a process may have left to be listed, and how many are listed at most.
 LEFT_WITHIN = timedelta(hours=24)
@@ -60,10 +62,12 @@ class Workers(Shape):
     left: list[Left]
 
 
-def listed(connection: Connection) -> Workers:
+def listed(connection: Connection, registry: Registry) -> Workers:
     """The live processes in the order of their start, and those that left in the last 24 hours, the last first."""
-    alive = history.alive(connection)
-    at_work = [(row.process_id, shown(row)) for row in history.at_work(connection, [process.id for process in alive])]
+    alive, hiding = history.alive(connection), redactor(connection, registry)
+    at_work = [
+        (row.process_id, shown(hiding, row)) for row in history.at_work(connection, [process.id for process in alive])
+    ]
     live = [
         Live.model_validate(
             {name: getattr(process, name) for name in Live.model_fields if name != "runs"}
@@ -75,6 +79,6 @@ def listed(connection: Connection) -> Workers:
     return Workers(live=live, left=left)
 
 
-def shown(row: Any) -> AtWork:
-    """A run at work as people may see it."""
-    return AtWork.model_validate(row)
+def shown(hiding: Redactor, row: Row[Any]) -> AtWork:
+    """A run at work without secrets."""
+    return AtWork.model_validate({**row._mapping, "progress": hiding.value(row.job, row.args, row.progress)})

@@ -8,8 +8,9 @@ import pytest
 from core import cron, job
 from core.errors import BadArguments, SelectionError, UnknownJob
 from core.ledger.audit import Actor
-from core.operations import jobs, releases, requests, runs
+from core.operations import jobs, listing, releases, requests
 from core.operations.json_shape import jsonable
+from core.operations.selection import Selection
 from core.plugins import loading
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
@@ -46,7 +47,7 @@ def test_a_run_is_told_to_the_letter(database, ledger):
 
     with database.connect() as connection:
         connection.exec_driver_sql("SET TIME ZONE 'UTC'")
-        found = runs.newest(connection, loading.current(), job="close-day")
+        found = listing.newest(connection, loading.current(), Selection(job="close-day"))
 
     assert json.dumps(jsonable(found), ensure_ascii=False) == (
         f'[{{"id": {run_id}, "job": "close-day", "key": "é\\u001b", "slot": null, "state": "succeeded", '
@@ -59,7 +60,7 @@ def test_a_run_is_told_to_the_letter(database, ledger):
 
 def test_runs_of_an_unknown_job_are_refused(database):
     with database.connect() as connection, pytest.raises(UnknownJob, match="did you mean 'close-day'"):
-        runs.newest(connection, loading.current(), job="close-dya")
+        listing.newest(connection, loading.current(), Selection(job="close-dya"))
 
 
 def test_a_job_is_told_with_its_slots_in_its_own_zone_and_its_pauses_only_if_they_are_known():

@@ -10,7 +10,7 @@ from core.jobs.registry import Registry
 from core.ledger import history, releases
 from core.observability import logs
 from core.observability.redaction import HIDDEN
-from core.operations import orphans, runs, why
+from core.operations import listing, orphans, why, workers
 from core.operations.redaction import redactor
 from core.plugins import loading
 from core.testing import registry_of
@@ -93,7 +93,7 @@ def test_results_and_errors_are_shown_without_secrets(run_job, database, ledger)
     at = ledger.run(failed).queued_at.isoformat()
 
     with database.connect() as connection:
-        shown = {run.id: run for run in runs.newest(connection, loading.current())}
+        shown = {run.id: run for run in listing.newest(connection, loading.current())}
         told = why.ask(connection, loading.current(), "mail", at=at)
         answer = why.ask(connection, loading.current(), "fetch", at=ledger.run(run_id).queued_at.isoformat())
 
@@ -103,6 +103,50 @@ def test_results_and_errors_are_shown_without_secrets(run_job, database, ledger)
         assert HIDDEN in " ".join(found.answer)
         assert TOKEN not in found.model_dump_json()
         assert "hunter2" not in found.model_dump_json()
+
+
+def test_a_run_in_full_and_its_attempts_are_shown_without_secrets(run_job, database, ledger):
+    run_id = ledger.request("mail", args=ARGS, state="dead", error=f"ValueError: {TOKEN}", finished_at="now")
+    ledger.do(
+        "INSERT INTO rota_attempts (run_id, attempt, outcome, error, traceback, log) "
+        "VALUES (:id, 1, 'failed', :text, :text, :text)",
+        id=run_id,
+        text=f"sent {TOKEN}",
+    )
+
+    with database.connect() as connection:
+        found = listing.details(connection, loading.current(), run_id)
+
+    assert found.args == {"to": "ann", "token": HIDDEN, "form": {"password": HIDDEN}}
+    (attempt,) = found.attempts
+    assert {attempt.error, attempt.traceback, attempt.log} == {f"sent {HIDDEN}"}
+    assert TOKEN not in found.model_dump_json()
+
+
+def test_a_failed_attempt_is_kept_without_secrets(run_job, database, ledger):
+    run_id = run_job(mail, args={"to": "ann", "token": TOKEN, "form": {"password": "hunter2-hunter2"}}).id
+
+    (attempt,) = ledger.rows("SELECT error, traceback FROM rota_attempts WHERE run_id = :id", id=run_id)
+    assert f"ann refused {HIDDEN} and {HIDDEN}" in attempt.error
+    assert TOKEN not in attempt.traceback
+    assert "hunter2" not in attempt.traceback
+
+
+def test_the_progress_of_what_is_at_work_is_shown_without_secrets(executor, database, ledger):
+    run_id = ledger.request(
+        "mail", args=ARGS, state="running", progress=f'{{"token": "{TOKEN}"}}', started_at="now", attempt=1
+    )
+    ledger.do(
+        "UPDATE rota_runs SET process_id = :process, token = 1 WHERE id = :id",
+        process=executor.membership.process_id,
+        id=run_id,
+    )
+
+    with database.connect() as connection:
+        found = workers.listed(connection, loading.current())
+
+    (live,) = found.live
+    assert [run.progress for run in live.runs] == [{"token": HIDDEN}]
 
 
 def test_orphans_are_shown_without_secrets(database, ledger):

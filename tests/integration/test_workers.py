@@ -10,6 +10,7 @@ from core import database as databases
 from core.cli import main
 from core.ledger import processes, retention
 from core.operations import workers
+from core.plugins import loading
 from tests.support.eventually import eventually
 
 
@@ -25,7 +26,7 @@ def listed(database):
 
     def listed():
         with database.connect() as connection:
-            return workers.listed(connection)
+            return workers.listed(connection, loading.current())
 
     return listed
 

@@ -38,7 +38,7 @@ INDEXES = {
     "rota_runs_parked": ("job, key, priority", PARKED),
     "rota_runs_urgent": ("queue, priority, job, due_at", f"{WAITING} AND sent_at IS NULL AND priority > 0"),
     "rota_runs_expiring": ("expires_at", "state = 'queued' AND expires_at IS NOT NULL"),
-    "rota_runs_children": ("parent_id", "parent_id IS NOT NULL"),
+    "rota_runs_children": ("parent_id, id", "parent_id IS NOT NULL"),
     "rota_runs_unstarted": ("state, id", "state IN ('skipped', 'missed')"),
 }
 #: Limits are looked up by name among running runs, to count them, and among parked runs, to wake them.

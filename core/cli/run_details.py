@@ -1,0 +1,100 @@
+"""Prints one run in full: what it is, each attempt with its end, and its relatives."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from core.cli.output import say
+from core.ledger.models import FINAL, WAITING, State
+from core.operations.listing import Attempt, Details, Relative
+from core.operations.wording import local, local_zone, span
+
+INDENT = "  "
+LABEL_WIDTH = 13
+
+
+def show(run: Details, waits_for: Sequence[str], now: datetime) -> None:
+    """Print the run; ``waits_for`` are the pauses whose end it waits for."""
+    reason = f" ({run.reason})" if run.reason else ""
+    say(f"run {run.id} of {run.job}: {run.state}{reason}")
+    for label, value in facts(run, waits_for, local_zone(now)):
+        say(f"{INDENT}{label:<{LABEL_WIDTH}}{value}")
+    told: dict[str, int] = {}
+    for attempt in run.attempts:
+        show_attempt(attempt, told)
+    if run.enqueued:
+        more = f", the newest {len(run.enqueued)}" if run.has_enqueued_more else ""
+        say("", f"enqueued{more}:", *(f"{INDENT}{in_words(child)}" for child in run.enqueued))
+
+
+def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[str, str]]:
+    """What there is to say about the run, with labels."""
+    if run.key:
+        yield "key", run.key
+    yield "slot", f"{local(run.slot)} {zone}" if run.slot else "none: it was requested"
+    if run.enqueued_by is not None:
+        yield "enqueued by", in_words(run.enqueued_by)
+    if run.subject:
+        yield "subject", run.subject
+    yield "queue", f"{run.queue}, priority {run.priority}" if run.priority else run.queue
+    yield "arguments", as_text(run.args)
+    if run.limits:
+        yield "limits", ", ".join(run.limits)
+    yield "queued", f"{local(run.queued_at)} {zone}"
+    if run.state in WAITING:
+        yield "due", f"{local(run.due_at)} {zone}"
+        yield from (("waits for", pause) for pause in waits_for)
+    if run.expires_at is not None:
+        yield "expires", f"{local(run.expires_at)} {zone}"
+    if run.started_at is not None:
+        yield "started", f"{local(run.started_at)} {zone}, attempt {run.attempt}, on {run.worker}"
+    if run.state in FINAL:
+        took = f", after {span(run.finished_at - run.started_at)}" if run.started_at and run.finished_at else ""
+        yield "ended", f"{local(run.finished_at)} {zone}{took}"
+    if run.failures or run.crashes:
+        yield "failed", f"{times(run.failures)}; {times(run.crashes)} its process died"
+    if run.progress is not None and run.state != State.SUCCEEDED:
+        yield "progress", as_text(run.progress)
+    if run.state == State.SUCCEEDED:
+        yield "result", as_text(run.result)
+    elif run.error:
+        yield "error", run.error.partition("\n")[0]
+
+
+def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:
+    """Print an attempt. ``told`` has the tracebacks that were printed, and of which attempts."""
+    reason = f" ({attempt.reason})" if attempt.reason else ""
+    took = f" after {span(attempt.ended_at - attempt.started_at)}" if attempt.started_at else ""
+    say("", f"attempt {attempt.attempt} {attempt.outcome}{reason}{took}: {local(attempt.ended_at)} on {attempt.worker}")
+    if attempt.error:
+        paragraph(attempt.error)
+    if attempt.traceback in told:
+        paragraph(f"The traceback is that of attempt {told[attempt.traceback]}.")
+    elif attempt.traceback:
+        told[attempt.traceback] = attempt.attempt
+        paragraph(attempt.traceback)
+    if attempt.log:
+        say(f"{INDENT}the end of its log:")
+        paragraph(attempt.log, INDENT * 2)
+
+
+def paragraph(text: str, indent: str = INDENT) -> None:
+    """Print a text of several lines."""
+    say(*(f"{indent}{line.expandtabs(4)}" for line in text.split("\n")))
+
+
+def in_words(relative: Relative) -> str:
+    """A relative in a few words."""
+    key = f", key {relative.key}" if relative.key else ""
+    return f"run {relative.id} of {relative.job}{key}: {relative.state}"
+
+
+def times(count: int) -> str:
+    """How often something happened."""
+    return "once" if count == 1 else f"{count} times"
+
+
+def as_text(value: Any) -> str:
+    """A JSON value as text; nothing for none."""
+    return "none" if value in (None, {}) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,135 @@
+"""Lists runs by filter, the newest first, and one run with its relatives. Each reads little beside what it returns.
+
+A history may have ten million runs, and hardly any index has all of them. So a list is made of *arms*: queries that
+one index each answers in the right order, a short piece of it at a time. The newest of their runs are the list.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, text, union_all
+
+from core.ledger.models import FINAL, WAITING, RunRow, State
+from core.ledger.operations import Filter
+
+RUNS = RunRow.__table__
+#: States in which a run can have a reason, and those in which it can have an error of its own.
+WITH_REASON = frozenset(State) - {State.SUCCEEDED, State.RUNNING}
+WITH_ERROR = frozenset(State) - {State.SUCCEEDED, State.SKIPPED, State.MISSED}
+#: States whose index is in the order of ids. Of other states all runs are read, which are few beside a history; their
+#: order is that of an expression, since PostgreSQL would otherwise read the whole history in the order of ids.
+INDEXED_BY_ID = frozenset({State.DEAD, State.SKIPPED, State.MISSED})
+#: Of runs that a run has enqueued, the newest are shown.
+MOST_CHILDREN = 50
+
+CHILDREN = text("""
+    SELECT id, job, key, state FROM rota_runs WHERE parent_id = :run_id ORDER BY id DESC LIMIT :most
+""")
+
+
+def newest(connection: Connection, wanted: Filter, limit: int) -> list[Row[Any]]:
+    """The newest runs that meet ``wanted``, newest first: by their ids, or by the time that ``wanted`` is about."""
+    query = statement(wanted, limit)
+    return list(connection.execute(query).all()) if query is not None else []
+
+
+def statement(wanted: Filter, limit: int) -> Select[Any] | None:
+    """The query for the newest runs; None if no run can meet ``wanted``."""
+    is_by_time = wanted.since is not None or wanted.until is not None
+    pieces = [arm.newest(limit) for arm in (by_time(wanted) if is_by_time else by_id(wanted))]
+    if not pieces:
+        return None
+    found = union_all(*[select(piece.subquery()) for piece in pieces]).subquery()
+    first = select(found.c.id).order_by(found.c.rank.desc()).limit(limit)
+    rank = func.coalesce(RUNS.c.finished_at, RUNS.c.queued_at) if is_by_time else RUNS.c.id
+    return select(RUNS).where(RUNS.c.id.in_(first)).order_by(rank.desc(), RUNS.c.id.desc())
+
+
+def children(connection: Connection, run_id: int) -> list[Row[Any]]:
+    """The newest runs that a run has enqueued, and one more than are shown if there are more; newest first."""
+    return list(connection.execute(CHILDREN, {"run_id": run_id, "most": MOST_CHILDREN + 1}).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One piece of a list."""
+
+    conditions: Sequence[ColumnElement[bool]]
+    #: The newest have the greatest.
+    rank: ColumnElement[Any]
+    #: Columns before ``rank`` in the order of its index.
+    prefix: Sequence[ColumnElement[Any]] = ()
+
+    def newest(self, limit: int) -> Select[Any]:
+        """The ids of its newest runs, each with its rank."""
+        query = select(RUNS.c.id, self.rank.label("rank")).where(*self.conditions)
+        return query.order_by(*[column.desc() for column in (*self.prefix, self.rank)]).limit(limit)
+
+
+def by_id(wanted: Filter) -> Iterator[Arm]:
+    """The arms of a list in the order of ids: all states are one arm, or one for each job."""
+    states = states_of(wanted)
+    if len(states) == len(State):
+        yield from of_jobs(wanted)
+        return
+    for state in states:
+        if state == State.SUCCEEDED:
+            yield from of_jobs(wanted)
+        else:
+            rank = RUNS.c.id if state in INDEXED_BY_ID else RUNS.c.id + 0
+            yield from (Arm([*of_state, *wanted.conditions()], rank) for of_state in parts(state))
+
+
+def by_time(wanted: Filter) -> Iterator[Arm]:
+    """The arms of a list in the order of the time: of the end, or of the request for runs that have not ended."""
+    states = states_of(wanted)
+    if any(state in FINAL for state in states):
+        span = within(RUNS.c.finished_at, wanted.since, wanted.until)
+        yield Arm([RUNS.c.finished_at.is_not(None), *span, *wanted.conditions()], RUNS.c.finished_at)
+    for state in states:
+        if state not in FINAL:
+            yield from (Arm([*of_state, *wanted.conditions()], RUNS.c.queued_at) for of_state in parts(state))
+
+
+def of_jobs(wanted: Filter) -> Iterator[Arm]:
+    """An arm for each job that is wanted; one for all runs if any job is.
+
+    A job is given as a range, and its name stands in the order, so that the index by job and id is the only one in that
+    order. PostgreSQL would otherwise read the newest runs of all jobs in search of those of one.
+    """
+    if wanted.jobs is None:
+        yield Arm(list(wanted.conditions()), RUNS.c.id)
+        return
+    others = list(replace(wanted, jobs=None).conditions())
+    for job in sorted(wanted.jobs):
+        yield Arm([RUNS.c.job >= job, RUNS.c.job <= job, *others], RUNS.c.id, [RUNS.c.job])
+
+
+def parts(state: State) -> Iterator[Sequence[ColumnElement[bool]]]:
+    """Conditions on a state other than ``succeeded``, each with an index that has hardly any other runs."""
+    is_state = RUNS.c.state == state
+    if state in WAITING:
+        yield [is_state, RUNS.c.sent_at.is_(None)]
+        yield [is_state, RUNS.c.sent_at.is_not(None)]
+    else:
+        yield [is_state]
+
+
+def states_of(wanted: Filter) -> list[State]:
+    """The states of runs that can meet ``wanted``."""
+    found = [State(state) for state in wanted.states]
+    if wanted.reason is not None:
+        found = [state for state in found if state in WITH_REASON]
+    if wanted.error is not None:
+        found = [state for state in found if state in WITH_ERROR]
+    return found
+
+
+def within(column: ColumnElement[Any], since: datetime | None, until: datetime | None) -> Iterator[ColumnElement[bool]]:
+    """The conditions that ``column`` is in a span, for an index of it."""
+    if since is not None:
+        yield column >= since
+    if until is not None:
+        yield column < until

@@ -1,0 +1,118 @@
+"""Lists runs by the filter of ``rota retry`` and ``rota drop``, and shows one run in full."""
+
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from core.errors import SelectionError
+from core.jobs.registry import Registry
+from core.ledger import attempts, history, listing, releases
+from core.ledger.listing import MOST_CHILDREN
+from core.ledger.models import State
+from core.ledger.operations import Filter
+from core.operations.json_shape import Instant, Shape
+from core.operations.redaction import Redactor, redactor
+from core.operations.runs import Run, shapes
+from core.operations.selection import Selection
+
+
+class Attempt(Shape):
+    """An attempt that did not succeed, or that came after one that did not."""
+
+    attempt: int
+    #: ``failed``, ``crashed``, ``released``, ``later``, ``cancelled`` or ``succeeded``.
+    outcome: str
+    reason: str | None
+    worker: str | None
+    started_at: Instant | None
+    ended_at: Instant
+    error: str | None
+    traceback: str | None
+    #: The last lines that it has logged; their times are in UTC.
+    log: str | None
+
+
+class Relative(Shape):
+    """A run that has enqueued another, or was enqueued by it."""
+
+    id: int
+    job: str
+    key: str
+    state: str
+
+
+class Details(Run):
+    """A run in full."""
+
+    queue: str
+    priority: int
+    args: Any
+    due_at: Instant
+    expires_at: Instant | None
+    subject: str | None
+    limits: list[str] | None
+    #: How many of its attempts failed, and during how many its process died.
+    failures: int
+    crashes: int
+    attempts: list[Attempt]
+    #: The run that enqueued it, unless its records are deleted.
+    enqueued_by: Relative | None
+    #: The runs that it has enqueued, the newest first, and whether there are more than these.
+    enqueued: list[Relative]
+    has_enqueued_more: bool
+
+
+#: What a run in full has of its row beside what it has in a list.
+OF_ROW = ("queue", "priority", "args", "due_at", "expires_at", "subject", "limits", "failures", "crashes")
+
+
+def newest(
+    connection: Connection, registry: Registry, chosen: Selection | None = None, *, limit: int = 50
+) -> list[Run]:
+    """The newest runs that were chosen, newest first. Raises UnknownJob, PluginError, SelectionError or BadTime."""
+    wanted = chosen_filter(connection, registry, chosen or Selection())
+    hiding = redactor(connection, registry)
+    return shapes(connection, [hiding.run(run) for run in listing.newest(connection, wanted, limit)])
+
+
+def chosen_filter(connection: Connection, registry: Registry, chosen: Selection) -> Filter:
+    """The filter of a list, which has dropped and cancelled runs too. Raises the errors of ``newest``."""
+    states = (State(chosen.state),) if chosen.state is not None else tuple(State)
+    wanted = replace(chosen.filter(connection, registry, states), even_withdrawn=True)
+    if wanted.queue is not None and wanted.jobs is None:
+        return replace(wanted, jobs=jobs_of_queue(connection, registry, wanted.queue))
+    return wanted
+
+
+def jobs_of_queue(connection: Connection, registry: Registry, queue: str) -> set[str]:
+    """The jobs that have this queue here, or had it in any release; the history has an index by job, not by queue."""
+    return {job.name for job in registry if job.queue == queue} | releases.jobs_of_queue(connection, queue)
+
+
+def details(connection: Connection, registry: Registry, run_id: int) -> Details:
+    """The run in full. Raises SelectionError if there is no such run."""
+    row = history.run(connection, run_id)
+    if row is None:
+        raise SelectionError(f"run {run_id} does not exist; runs are deleted after ROTA_RETENTION_DAYS")
+    hiding = redactor(connection, registry)
+    run = hiding.run(row)
+    (listed,) = shapes(connection, [run])
+    children = listing.children(connection, run_id)
+    parent = history.run(connection, row.parent_id) if row.parent_id is not None else None
+    return Details.model_validate(
+        {
+            **{name: getattr(run, name) for name in OF_ROW},
+            **listed.model_dump(),
+            "attempts": [shown_attempt(hiding, row, each) for each in attempts.of_run(connection, run_id)],
+            "enqueued_by": Relative.model_validate(parent) if parent is not None else None,
+            "enqueued": [Relative.model_validate(child) for child in children[:MOST_CHILDREN]],
+            "has_enqueued_more": len(children) > MOST_CHILDREN,
+        }
+    )
+
+
+def shown_attempt(hiding: Redactor, run: history.Run, attempt: Row[Any]) -> Attempt:
+    """An attempt at ``run`` without secrets."""
+    texts = {name: hiding.value(run.job, run.args, getattr(attempt, name)) for name in ("error", "traceback", "log")}
+    return Attempt.model_validate({**attempt._mapping, **texts})

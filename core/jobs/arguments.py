@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, core_schema, to_json
 
+from core import settings
 from core.errors import ArgumentsMisfit, BadArguments, BadProgress, BadResult, DeclarationError, suggestion
 from core.jobs.job import Job
 from core.jobs.secrets import secret_names
@@ -139,7 +140,7 @@ def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
             try:
                 decoded[name] = known[name][0].validate_json(_text(value))
             except ValidationError as error:
-                problems += [_explain(name, problem) for problem in error.errors(include_input=False)]
+                problems += _problems(job, name, error)
     if problems:
         raise BadArguments(f"job {job.name!r}: " + "; ".join(problems))
     return decoded
@@ -169,6 +170,13 @@ def _text(value: Any) -> bytes | str:
         return to_json(value, inf_nan_mode="constants")
     except PydanticSerializationError:  # half a surrogate pair; the validation reports it
         return json.dumps(value)
+
+
+def _problems(job: Job, name: str, error: ValidationError) -> list[str]:
+    """The problems with one argument. Those of a secret one have no details, which may be a part of its value."""
+    if name in secret_names(job) or name.lower() in settings.redacted():
+        return [f"{name}: input is not valid"]
+    return [_explain(name, problem) for problem in error.errors(include_input=False)]
 
 
 def _explain(name: str, problem: Any) -> str:

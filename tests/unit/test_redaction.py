@@ -9,7 +9,8 @@ from dramatiq.message import Message
 from pydantic import BaseModel
 
 from core import Secret, job
-from core.errors import DeclarationError
+from core.errors import BadArguments, DeclarationError
+from core.jobs import arguments
 from core.jobs.secrets import secret_names
 from core.ledger import releases
 from core.observability import lines, logs, redaction
@@ -74,6 +75,27 @@ class TestDeclaration:
     def test_the_fast_lane_is_refused_since_redis_keeps_its_arguments(self):
         with pytest.raises(DeclarationError, match="job 'fast': token cannot be Secret, since ledger=False"):
             checked([fast])
+
+
+class TestArguments:
+    """A refusal names the place within an argument, and a key of a dict may be the secret."""
+
+    @job("keys")
+    def keys(run, codes: Annotated[dict[str, int], Secret], open_codes: dict[str, int] = {}):  # noqa: B006 — not changed
+        pass
+
+    def test_a_refused_secret_is_named_without_details(self):
+        with pytest.raises(BadArguments) as refused:
+            arguments.encode(self.keys, {"codes": {"hunter2-hunter2": "x"}, "open_codes": {"seen": "x"}})
+
+        assert "codes: input is not valid" in str(refused.value)
+        assert "open_codes['seen']: input should be a valid integer" in str(refused.value)
+        assert "hunter2" not in str(refused.value)
+
+    def test_so_is_one_that_the_setting_names(self, monkeypatch):
+        monkeypatch.setenv("ROTA_REDACT", "open_codes")
+        with pytest.raises(BadArguments, match="open_codes: input is not valid"):
+            arguments.encode(self.keys, {"codes": {}, "open_codes": {"hunter2-hunter2": "x"}})
 
 
 class TestByName:

@@ -1,14 +1,18 @@
 """Subjects: the row that a run is about is looked up before the first attempt."""
 
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 from sqlalchemy.orm import Session
 
 from core import Subject, enqueue, job
+from core import database as databases
+from core.dispatcher import sending
 from core.operations import fitness, why
 from core.plugins import loading
 from core.testing import registry_of
+from core.transport.redis import Queues, RedisCarrier, connect
 from tests.support.effects import leave
 from tests.support.emitted import emitted
 
@@ -116,6 +120,25 @@ def test_a_run_that_is_orphaned_gives_way_to_the_next_of_its_key(run_job, execut
     second = run_job.request(wait_in_line, key="a", args={"invite_id": 7})
 
     assert executor.execute(wait_in_line, first) == "orphaned"
+    assert executor.execute(wait_in_line, second) == "succeeded"
+
+
+def test_a_run_that_is_handed_back_stays_first_of_its_key_and_is_sent_again(
+    run_job, executor, ledger, redis_url, database
+):
+    first, second = (run_job.request(wait_in_line, key="a", args={"invite_id": 7}) for _ in range(2))
+    ledger.do("ALTER TABLE invites RENAME TO invites_away")
+    assert executor.execute(wait_in_line, first) == "released"
+    ledger.do("ALTER TABLE invites_away RENAME TO invites")
+
+    assert executor.execute(wait_in_line, second) == "waiting"
+    with databases.autocommit(database) as connection, closing(connect(redis_url)) as client:
+        carrier = RedisCarrier(Queues(client))
+        sending.find_lost(connection, carrier, 3600)
+        assert ledger.run(first).sent_at is not None
+        sending.find_lost(connection, carrier, 0)
+    assert ledger.run(first).sent_at is None
+    assert executor.execute(wait_in_line, first) == "succeeded"
     assert executor.execute(wait_in_line, second) == "succeeded"
 
 

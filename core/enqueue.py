@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.orm import Session, scoped_session
 
 from core.errors import BadArguments, NaiveTime, RotaError
 from core.jobs import arguments
-from core.ledger import leases, outbox, runs
+from core.jobs.job import Job
+from core.ledger import leases, outbox, runs, waiting
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
+from core.ledger.waiting import Asked
 from core.plugins import loading
 
 LONGEST_DELAY = timedelta(days=3660)
@@ -26,6 +28,7 @@ def enqueue(
     args: Mapping[str, Any] | None = None,
     delay: timedelta = timedelta(0),
     expires: timedelta | datetime | None = None,
+    unless: Literal["waiting"] | None = None,
 ) -> int:
     """Request one run of ``job``, at the earliest after ``delay``; return its id.
 
@@ -34,15 +37,52 @@ def enqueue(
     after its due time or an aware time, is missed; the default is the job's own ``expires``. If ``session`` is that of
     a run, the new run records which run has enqueued it.
 
+    With ``unless="waiting"``, no run is inserted if a request of the same job and key waits that is not due later: the
+    id is that of the waiting run, which keeps its own arguments, and starts after the caller's transaction has ended.
+
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
 
     Raises UnknownJob, with the nearest name; BadArguments if an argument does not fit the job's signature, or ``key``,
-    ``delay`` or ``expires`` is invalid, such as a time that is past; NaiveTime for one without a time zone; RotaError
-    if ``session`` has another type.
+    ``delay``, ``expires`` or ``unless`` is invalid, such as a time that is past; NaiveTime for one without a time zone;
+    RotaError if ``session`` has another type.
     """
+    if unless is not None:
+        waiting_id = waiting_run(session, job, key=key, args=args, delay=delay, expires=expires, unless=unless)
+        if waiting_id is not None:
+            return waiting_id
     (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay, expires=expires)
     return run_id
+
+
+def waiting_run(
+    session: object,
+    job: str,
+    *,
+    key: str,
+    args: Mapping[str, Any] | None,
+    delay: timedelta,
+    expires: timedelta | datetime | None,
+    unless: str,
+) -> int | None:
+    """The id of a waiting run that serves this request too, and is locked until the transaction ends; None if none."""
+    if unless != "waiting":
+        raise BadArguments(f"job {job!r}: unless={unless!r} must be 'waiting'")
+    session, found = plain_session(session), job_of_ledger(job)
+    check_delay(job, delay)
+    check_expires(session, job, expires, delay)
+    (key,) = checked_keys(job, [key], 1)
+    arguments.encode(found, args or {})
+    lasting = found.expires if expires is None else expires
+    return waiting.lock(session, Asked(job, key, found.queue, found.exclusive, delay, lasting))
+
+
+def job_of_ledger(name: str) -> Job:
+    """The job of that name. Raises UnknownJob; BadArguments if it has no runs."""
+    found = loading.current().job(name)
+    if not found.ledger:
+        raise BadArguments(f"job {name!r} is on the fast lane (ledger=False), which has no runs; use send")
+    return found
 
 
 def enqueue_many(
@@ -62,9 +102,7 @@ def enqueue_many(
     Raises the errors of ``enqueue``, before any run is inserted; also BadArguments if the number of keys differs.
     """
     session = plain_session(session)
-    found = loading.current().job(job)
-    if not found.ledger:
-        raise BadArguments(f"job {job!r} is on the fast lane (ledger=False), which has no runs; use send")
+    found = job_of_ledger(job)
     check_delay(job, delay)
     check_expires(session, job, expires, delay)
     bodies = [arguments.encode(found, each) for each in args]

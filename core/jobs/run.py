@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 from sqlalchemy.orm import Session
@@ -39,6 +39,7 @@ class Work(Protocol):
         args: Mapping[str, Any] | None,
         delay: timedelta,
         expires: timedelta | datetime | None,
+        unless: Literal["waiting"] | None,
     ) -> int:
         """Request a run of ``job`` in this transaction; return its id."""
 
@@ -91,6 +92,7 @@ class Run:
         args: Mapping[str, Any] | None = None,
         delay: timedelta = timedelta(0),
         expires: timedelta | datetime | None = None,
+        unless: Literal["waiting"] | None = None,
     ) -> int:
         """Request a run of ``job`` in this transaction; see ``core.enqueue``."""
-        return self.work.enqueue(job, key=key, args=args, delay=delay, expires=expires)
+        return self.work.enqueue(job, key=key, args=args, delay=delay, expires=expires, unless=unless)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from core.ledger import pauses
 from core.ledger.leases import LEASE_IS_GOOD, Lease
-from core.ledger.models import MAY_START
+from core.ledger.models import IS_WAITING, MAY_START
 from core.ledger.prepared import Prepared
 from core.ledger.releases import MAY_FIT
 
@@ -46,6 +46,9 @@ class Verdict(StrEnum):
     #: Its arguments do not fit the job as this process declares it, and a live worker may declare it otherwise; the
     #: dispatcher sends it again after a short rest.
     MISFIT = "misfit"
+    #: Another transaction has locked it, such as one that counts on its start (``core/ledger/waiting.py``); it is sent
+    #: again soon.
+    LOCKED = "locked"
     #: It is over, has expired, another process has it, or this process is not registered.
     NONE = "none"
 
@@ -88,7 +91,7 @@ CLAIM = Prepared(
         FROM rota_runs, unflushed
         WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND {MAY_START} AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
-        FOR UPDATE OF rota_runs
+        FOR UPDATE OF rota_runs SKIP LOCKED
     ), verdict AS MATERIALIZED (
         SELECT id, CASE
             WHEN NOT due THEN 'early'
@@ -123,6 +126,17 @@ CLAIM = Prepared(
     FROM verdict WHERE run.id = verdict.id
     RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
     """,  # noqa: S608 — a constant
+)
+
+#: Parameters: run, job, process. Whether the run waits, so that a claim which has not found it has found it locked.
+IS_CLAIMABLE = Prepared(
+    "rota_is_claimable",
+    ("bigint", "text", "bigint"),
+    f"""
+    SELECT 1 FROM rota_runs
+    WHERE id = $1 AND job = $2 AND {IS_WAITING} AND {MAY_START} AND EXISTS (
+        SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
+    """,  # noqa: S608 — constants
 )
 
 #: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array, the form
@@ -203,7 +217,7 @@ def claim(
 
     ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process;
     ``gives_way`` is whether a slot of the job is skipped instead of waiting for another run of its key.
-    Returns the verdict, with a lease if and only if the verdict is RUNNING.
+    Returns the verdict, with a lease if and only if the verdict is RUNNING. Does not wait for a lock on the run.
     """
     for look in range(CLAIM_LOOKS):
         try:
@@ -213,11 +227,13 @@ def claim(
             if look == CLAIM_LOOKS - 1:
                 raise
             continue
+        if not rows and IS_CLAIMABLE.rows(connection, run_id, job, process_id):
+            continue
         if not rows:
             return Verdict.NONE, None
         word, *columns = rows[0]
         return Verdict(word), Lease(*columns) if word == Verdict.RUNNING else None
-    raise AssertionError("unreachable")
+    return Verdict.LOCKED, None
 
 
 def claim_many(

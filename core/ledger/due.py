@@ -88,8 +88,21 @@ TAKE_DIRECT = text(f"""
 """)  # noqa: S608 — constants
 
 RELEASE = text("""
-    UPDATE rota_runs SET sent_at = NULL WHERE id = ANY(:run_ids) AND state IN ('queued', 'retrying')
+    UPDATE rota_runs SET sent_at = NULL WHERE id IN (
+        SELECT id FROM rota_runs WHERE id = ANY(:run_ids) AND state IN ('queued', 'retrying') FOR UPDATE SKIP LOCKED)
 """)
+
+#: Marks sent runs as unsent that no other transaction has locked; returns those that are locked.
+RELEASE_UNLOCKED = text(f"""
+    WITH unlocked AS MATERIALIZED (
+        SELECT id FROM rota_runs WHERE id = ANY(:run_ids) AND {IS_SENT} AND sent_at < 'infinity'
+        FOR UPDATE SKIP LOCKED
+    ), released AS (
+        UPDATE rota_runs AS run SET sent_at = NULL FROM unlocked WHERE run.id = unlocked.id
+    )
+    SELECT id FROM rota_runs
+    WHERE id = ANY(:run_ids) AND {IS_SENT} AND sent_at < 'infinity' AND id NOT IN (SELECT id FROM unlocked)
+""")  # noqa: S608 — constants
 
 #: Lanes with runs that were sent a while ago and have not been claimed.
 OVERDUE_LANES = text(f"""
@@ -129,7 +142,9 @@ MOVE = text(f"""
         LIMIT :batch
     )
     UPDATE rota_runs AS run SET queue = batch.queue, sent_at = NULL FROM batch
-    WHERE run.id = batch.id AND run.queue = :queue AND run.state IN ('queued', 'retrying')
+    WHERE run.id = batch.id AND run.id IN (
+        SELECT id FROM rota_runs WHERE id IN (SELECT id FROM batch) AND queue = :queue
+          AND state IN ('queued', 'retrying') FOR UPDATE SKIP LOCKED)
 """)  # noqa: S608 — constants
 
 
@@ -174,8 +189,13 @@ def take_direct(
 
 
 def release(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:
-    """Mark runs that could not be sent as unsent."""
+    """Mark runs that could not be sent as unsent. A locked one stays marked as sent, and is later found to be lost."""
     connection.execute(RELEASE, {"run_ids": [each.run_id for each in outgoing]})
+
+
+def release_unlocked(connection: Connection, run_ids: Collection[int]) -> list[int]:
+    """Mark sent runs as unsent, except those that another transaction has locked; return these."""
+    return list(connection.execute(RELEASE_UNLOCKED, {"run_ids": list(run_ids)}).scalars())
 
 
 def overdue_lanes(connection: Connection, age_seconds: float) -> dict[str, list[str]]:

@@ -230,9 +230,13 @@ class Failure:
 
 
 @lru_cache(maxsize=16)
-def _request(statement: str) -> TextClause:
-    """The statement with its schema; a colon in the schema's name is escaped."""
+def _escaped(statement: str) -> TextClause:
     return text(re.sub(r'"[^"]*"', lambda name: name[0].replace(":", r"\:"), statement))
+
+
+def in_schema(statement: str, on: Session | Connection) -> TextClause:
+    """The statement with the ledger's schema; a colon in the schema's name is escaped."""
+    return _escaped(qualified(statement, on.connection() if isinstance(on, Session) else on))
 
 
 def request(
@@ -264,7 +268,7 @@ def request_many(
     shared |= {"carried": carried, "channel": DUE_CHANNEL}
     is_span = isinstance(expires, timedelta)
     shared |= {"expires_in": expires if is_span else None, "expires_at": None if is_span else expires}
-    statement = _request(qualified(REQUEST, session.connection() if isinstance(session, Session) else session))
+    statement = in_schema(REQUEST, session)
     run_ids: list[int] = []
     for start in range(0, len(args), BATCH):
         batch = slice(start, start + BATCH)

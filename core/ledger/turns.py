@@ -30,7 +30,7 @@ FIRST = f"""
 """  # noqa: S608 — constants
 
 #: Wakes the first run of each job and key, unless another run of it is at work. It gets the highest priority of those
-#: that wait behind it.
+#: that wait behind it. A run that another transaction has locked is left to the next pass of the dispatcher.
 WAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:keys AS text[])) AS asked (job, key)
@@ -44,10 +44,12 @@ WAKE = text(f"""
         WHERE run.sent_at = 'infinity' AND run.reason = 'overlap' AND NOT EXISTS (
             SELECT 1 FROM rota_runs AS rival WHERE rival.job = asked.job AND rival.key = asked.key
               AND rival.state = 'running' AND rival.exclusive)
+    ), unlocked AS MATERIALIZED (
+        SELECT id FROM rota_runs WHERE id IN (SELECT id FROM first) AND {IS_PARKED} FOR UPDATE SKIP LOCKED
     )
     UPDATE rota_runs AS run
     SET sent_at = CASE WHEN :carried THEN statement_timestamp() END, priority = greatest(run.priority, first.priority)
-    FROM first WHERE run.id = first.id AND run.sent_at = 'infinity' AND run.state IN ('queued', 'retrying')
+    FROM first JOIN unlocked USING (id) WHERE run.id = first.id
     RETURNING run.id, run.job, run.queue
 """)  # noqa: S608 — constants
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from psycopg2.extensions import connection as DriverConnection
 from sqlalchemy import Connection, Engine, event
@@ -159,9 +159,10 @@ class Work:
         args: Mapping[str, Any] | None,
         delay: timedelta,
         expires: timedelta | datetime | None,
+        unless: Literal["waiting"] | None,
     ) -> int:
         """Request a run of ``job`` in this transaction; return its id."""
-        return enqueue(self.session, job, key=key, args=args, delay=delay, expires=expires)
+        return enqueue(self.session, job, key=key, args=args, delay=delay, expires=expires, unless=unless)
 
     def close(self) -> None:
         """Roll back the open transaction. If the connection is lost, PostgreSQL has rolled it back."""

@@ -31,6 +31,8 @@ class OverlapLock(Layer):
         if not isinstance(claimed, Lease):
             if claimed == Verdict.WAITING:
                 self._wakes.parked(execution.job, execution.run_id)
+            if claimed == Verdict.LOCKED:
+                self._wakes.locked(execution.run_id)
             return claimed
         execution.lease = claimed
         return proceed(execution)

@@ -202,6 +202,16 @@ class RunSkipped(Event):
     reason: str
 
 
+@event("run.locked", DEBUG, "run {run} is locked by another transaction, and is sent again soon")
+class RunLocked(Event):
+    """A transaction that has called `enqueue(…, unless="waiting")` has found this run. The run starts when that has
+    ended.
+    """
+
+    job: str
+    run: int
+
+
 @event("run.paused", INFO, "run {run} waits: its job is paused")
 class RunPaused(Event):
     """A message arrived for a run whose job is paused. The run waits in the ledger."""

@@ -17,6 +17,7 @@ from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.observability import logs, metrics
 from core.observability.events import (
+    RunLocked,
     RunNotClaimed,
     RunNotClaimedAhead,
     RunNotReleased,
@@ -123,6 +124,8 @@ def tell_refusal(job: Job, run_id: int, verdict: Verdict) -> None:
         emit(RunSkipped(job.name, run_id, SKIPPED[verdict]))
     if verdict == Verdict.WAITING:
         emit(RunWaits(job.name, run_id))
+    if verdict == Verdict.LOCKED:
+        emit(RunLocked(job.name, run_id))
     if verdict in (Verdict.PAUSED, Verdict.HELD):
         emit(RunPaused(job.name, run_id))
 

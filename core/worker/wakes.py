@@ -2,12 +2,15 @@
 
 A run that parks just when the run before it ends may be overlooked by that one. So the process in which it has parked
 looks twice more: at once, and when a commit that was under way must have ended.
+
+A run that a claim has found locked is sent again when that lock has ended. The lock is held by a transaction that has
+called ``enqueue(…, unless="waiting")``.
 """
 
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import redis
 from sqlalchemy import Connection, Engine
@@ -23,6 +26,8 @@ from core.observability.events import DispatcherNotSent, RunNotWoken, RunSkipped
 
 #: When a parked run is looked at again, in seconds; a commit seldom takes longer.
 LOOK_AGAIN_SECONDS = 0.05
+#: When a locked run is looked at again, in seconds.
+LOCKED_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,14 @@ class Parked:
     is_second_look: bool = False
 
 
-class Wakes(Batcher[Turn | Parked]):
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A run that a claim has found locked."""
+
+    run_id: int
+
+
+class Wakes(Batcher[Turn | Parked | Locked]):
     """The thread that wakes parked runs. The dispatcher wakes what this cannot wake."""
 
     name = "rota-wakes"
@@ -52,29 +64,39 @@ class Wakes(Batcher[Turn | Parked]):
         """Look whether the run, which has just parked, was overlooked."""
         self.add(Parked(run_id, replaces_older=job.overlap == "wait" and job.schedule is not None))
 
-    def deal_with(self, batch: Sequence[Turn | Parked]) -> None:
+    def locked(self, run_id: int) -> None:
+        """Have the run, which a claim has found locked, sent again when its lock has ended."""
+        self._add_after(LOCKED_AGAIN_SECONDS, [Locked(run_id)])
+
+    def deal_with(self, batch: Sequence[Turn | Parked | Locked]) -> None:
         """Wake the next runs of ``batch``, and send their messages."""
         ended = {each for each in batch if isinstance(each, Turn)}
         parked = [each for each in batch if isinstance(each, Parked)]
+        left: Collection[int] = {each.run_id for each in batch if isinstance(each, Locked)}
         try:
             with database.autocommit(self._engine) as connection:
                 supersede(connection, [each.run_id for each in parked if each.replaces_older])
                 wake(connection, ended, [each.run_id for each in parked])
+                left = release(connection, left)
         except database.DATABASE_AWAY as error:
             emit(RunNotWoken(len(batch), database.brief(error)))
-        self._look_again([each.run_id for each in parked if not each.is_second_look])
+        second = [
+            replace(each, replaces_older=False, is_second_look=True) for each in parked if not each.is_second_look
+        ]
+        self._add_after(LOOK_AGAIN_SECONDS, second)
+        self._add_after(LOCKED_AGAIN_SECONDS, [Locked(run_id) for run_id in left])
 
     def failed(self, error: Exception) -> None:
         """Log the error."""
         emit(RunNotWoken(len(self._waiting), database.brief(error)), error)
 
-    def _look_again(self, run_ids: Sequence[int]) -> None:
-        def look() -> None:
-            for run_id in run_ids:
-                self.add(Parked(run_id, replaces_older=False, is_second_look=True))
+    def _add_after(self, seconds: float, items: Sequence[Parked | Locked]) -> None:
+        def add() -> None:
+            for item in items:
+                self.add(item)
 
-        if run_ids and not self._stopping.is_set():
-            timer = threading.Timer(LOOK_AGAIN_SECONDS, look)
+        if items and not self._stopping.is_set():
+            timer = threading.Timer(seconds, add)
             timer.daemon = True
             with suppress(RuntimeError):  # no thread can be started now
                 timer.start()
@@ -102,3 +124,13 @@ def supersede(connection: Connection, newer: Collection[int]) -> None:
     for run_id, job in turns.supersede(connection, newer) if newer else ():
         metrics.run_ended(job, State.SKIPPED)
         emit(RunSkipped(job, run_id, "superseded"))
+
+
+def release(connection: Connection, run_ids: Collection[int]) -> list[int]:
+    """Have the dispatcher send runs again that are no longer locked; return those that are."""
+    if not run_ids:
+        return []
+    left = due.release_unlocked(connection, run_ids)
+    if len(left) < len(run_ids):
+        runs.announce(connection)
+    return left

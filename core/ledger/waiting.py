@@ -1,0 +1,72 @@
+"""Once waiting: a request that finds another one of its job and key waiting needs no run of its own.
+
+The run that is found is locked until the asker's transaction ends, and claims pass over a locked run. So it starts
+after that commit, and sees what the transaction has changed. The newest run that is not locked is taken, so that older
+ones can start meanwhile; if all are locked, the asker inserts another. So nobody waits for anybody.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from core.ledger.runs import in_schema
+
+#: Above READ COMMITTED, a lock on a row that has changed since the snapshot would fail the transaction.
+FITS = """
+    job = :job AND key = :key AND state IN ('queued', 'retrying') AND state = 'queued' AND slot IS NULL
+    AND due_at <= statement_timestamp() + :delay AND current_setting('transaction_isolation') = 'read committed'
+"""
+FIND = f"SELECT id, expires_at FROM ledger.rota_runs WHERE {FITS} AND "  # noqa: S608 — constants
+LOCK = "LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
+#: By the index ``rota_runs_turn``.
+OF_KEY = f"{FIND} (exclusive OR key <> '') ORDER BY due_at DESC, id DESC {LOCK}"
+#: Runs without a key that may overlap are not in that index. These are found by the dispatcher's: ``rota_runs_sent``
+#: and ``rota_runs_unsent``.
+SENT = f"{FIND} queue = :queue AND sent_at IS NOT NULL ORDER BY sent_at DESC {LOCK}"
+UNSENT = f"{FIND} queue = :queue AND sent_at IS NULL ORDER BY due_at DESC {LOCK}"
+
+#: Its deadline becomes that of the asker, if that is later or none.
+EXTEND = """
+    UPDATE ledger.rota_runs SET expires_at = CASE WHEN asked.expires_at IS NOT NULL
+        THEN greatest(rota_runs.expires_at, asked.expires_at) END
+    FROM (SELECT coalesce(
+        CAST(:expires_at AS timestamptz),
+        statement_timestamp() + :delay + CAST(:expires_in AS interval)) AS expires_at) AS asked
+    WHERE id = :run_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that needs no run of its own if another one of its job and key waits."""
+
+    job: str
+    key: str
+    queue: str
+    #: Whether two runs of its key may not run at the same time.
+    exclusive: bool
+    delay: timedelta
+    expires: timedelta | datetime | None
+
+
+def lock(session: Session, asked: Asked) -> int | None:
+    """Lock a waiting run of the same job and key that is due when ``asked`` would be, or earlier; return its id.
+
+    None if there is none, or if other transactions have locked all of them.
+    """
+    values = {"job": asked.job, "key": asked.key, "queue": asked.queue, "delay": asked.delay}
+    for query in (OF_KEY,) if asked.exclusive or asked.key else (SENT, UNSENT):
+        found = session.execute(in_schema(query, session), values).one_or_none()
+        if found is not None:
+            if found.expires_at is not None:
+                _extend(session, found.id, asked)
+            return int(found.id)
+    return None
+
+
+def _extend(session: Session, run_id: int, asked: Asked) -> None:
+    is_span = isinstance(asked.expires, timedelta)
+    at, after = (None, asked.expires) if is_span else (asked.expires, None)
+    values = {"run_id": run_id, "delay": asked.delay, "expires_at": at, "expires_in": after}
+    session.execute(in_schema(EXTEND, session), values)

@@ -88,7 +88,7 @@ class TestPostponing:
                 connection, executor.membership.process_id, [], timedelta(0), "forgotten"
             )
 
-        assert not forgotten.is_over
+        assert forgotten.state == "retrying"
 
     def test_success_after_later_is_a_success(self, executor, run_job, ledger):
         def function(run):

@@ -284,7 +284,7 @@ class TestFastLane:
             send(session, "fast", args={"pth": "a.png"})
 
     def test_a_job_of_the_ledger_is_not_sent(self, session, carrier):
-        with pytest.raises(BadArguments, match="use enqueue"):
+        with pytest.raises(BadArguments, match="request a run with enqueue"):
             send(session, "send-statement")
 
 

@@ -70,7 +70,7 @@ def test_one_bad_key_among_many_is_refused():
 def test_many_for_a_job_of_the_other_lane_are_refused_with_what_to_do():
     with pytest.raises(BadArguments, match="use send"):
         enqueue_many(NOWHERE, "fast", [{}])
-    with pytest.raises(BadArguments, match="use enqueue"):
+    with pytest.raises(BadArguments, match="request a run with enqueue"):
         send_many(NOWHERE, "close-day", [{}])
 
 

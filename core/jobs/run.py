@@ -1,5 +1,6 @@
 """``Run``, the first argument of a job's function: session, time, arguments, checkpoint and enqueue."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -82,7 +83,7 @@ class Run:
         told = arguments.encode_progress(self.job, progress) if progress is not None else None
         self.work.checkpoint(told)
         if told is not None and self.work.is_time_to_tell():
-            self.log.info("run.progress", progress=told)
+            self.log.info("run.progress", progress=json.loads(told))
 
     def enqueue(
         self,

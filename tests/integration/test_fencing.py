@@ -151,7 +151,7 @@ class TestAGoodLease:
 
         told = [line for line in capsys.readouterr().out.splitlines() if "run.progress" in line]
         assert len(told) == 1
-        assert '{"done": 2}' in told[0]
+        assert "{'done': 2}" in told[0]
 
     @pytest.mark.parametrize(
         ("progress", "said"),

@@ -1,9 +1,12 @@
 """Secret arguments of a run: what the ledger records, and what people are shown."""
 
+import io
+import json
 import logging
 from typing import Annotated
 
 import pytest
+import structlog
 
 from core import Secret, job
 from core.jobs.registry import Registry
@@ -38,19 +41,20 @@ def installed(use_jobs, database, monkeypatch):
 
 
 @pytest.fixture
-def lines(caplog):
-    """The lines of the log, formatted by the threads that wrote them, as a worker's are."""
+def lines():
+    """Returns the lines of the log, as a worker's log has them."""
+    root, stream = logging.getLogger(), io.StringIO()
+    handlers, level = list(root.handlers), root.level
+    root.handlers = [logging.StreamHandler(stream)]
+    logs.configure("json")
 
-    class Kept(logging.Handler):
-        def emit(self, record):
-            told.append(self.format(record))
+    def lines():
+        logs.flush()
+        return stream.getvalue().splitlines()
 
-    told: list[str] = []
-    handler = Kept()
-    handler.setFormatter(logs.formatter("json"))
-    logging.getLogger().addHandler(handler)
-    yield told
-    logging.getLogger().removeHandler(handler)
+    yield lines
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
 
 
 def test_neither_the_recorded_error_nor_the_log_has_a_secret(run_job, lines):
@@ -58,8 +62,9 @@ def test_neither_the_recorded_error_nor_the_log_has_a_secret(run_job, lines):
 
     assert row.error == f"ValueError: ann refused {HIDDEN} and {HIDDEN}"
     assert row.args["token"] == TOKEN
-    told = "\n".join(lines)
-    assert told.count(HIDDEN) >= 4
+    told = "\n".join(lines())
+    assert told.count(HIDDEN) >= 5
+    assert f'"sent_with": "{HIDDEN}"' in told
     assert "Traceback" in told
     assert TOKEN not in told
     assert "hunter2" not in told
@@ -80,11 +85,23 @@ def test_a_kept_attempt_has_no_secret_in_its_traceback_and_the_end_of_its_log(ru
     assert "hunter2" not in kept
 
 
+def test_progress_in_the_log_has_no_value_of_a_redacted_name(run_job, lines, monkeypatch):
+    monkeypatch.setattr("core.middleware.db_session.PROGRESS_SECONDS", 0)
+
+    @job("steps")
+    def steps(run):
+        run.checkpoint({"done": 1, "password": "hunter2-hunter2"})
+
+    assert run_job(steps).state == "succeeded"
+    (told,) = [json.loads(line) for line in lines() if "run.progress" in line]
+    assert told["progress"] == {"done": 1, "password": HIDDEN}
+
+
 def test_after_the_run_its_thread_hides_nothing(run_job, lines):
     run_job(mail, args={"to": "ann", "token": TOKEN, "form": {"password": "x"}})
     logging.getLogger().warning("the next run mentions %s", TOKEN)
 
-    assert TOKEN in lines[-1]
+    assert TOKEN in lines()[-1]
 
 
 def test_results_and_errors_are_shown_without_secrets(run_job, database, ledger):

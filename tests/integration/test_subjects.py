@@ -13,6 +13,7 @@ from core.operations import fitness, why
 from core.plugins import loading
 from core.testing import registry_of
 from core.transport.redis import Queues, RedisCarrier, connect
+from core.worker.fitness import Fitness
 from tests.support.effects import leave
 from tests.support.emitted import emitted
 
@@ -167,3 +168,25 @@ def test_a_table_that_is_missing_when_a_worker_starts_is_refused(database, ledge
 
 def test_a_table_that_is_there_is_no_problem(database):
     assert fitness.of_subjects(database, registry_of(invite)) == []
+
+
+def test_a_worker_refuses_to_start_without_the_table(database, ledger):
+    ledger.do("DROP TABLE invites")
+    refusing = Fitness(database, None, registry_of(invite))
+
+    with pytest.raises(SystemExit, match=r"subject of invite: table 'invites' does not exist.*: run `rota db upgrade`"):
+        refusing.refuse_unfit()
+
+    refusing.stop()
+    refusing.join(10)
+
+
+def test_a_table_that_goes_while_a_worker_runs_does_not_end_it(database, ledger):
+    working = Fitness(database, None, registry_of(invite))
+    working.refuse_unfit()
+    ledger.do("DROP TABLE invites")
+
+    assert working._ask()
+
+    working.stop()
+    working.join(10)

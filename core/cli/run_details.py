@@ -38,7 +38,7 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
     if run.subject:
         yield "subject", run.subject
     yield "queue", f"{run.queue}, priority {run.priority}" if run.priority else run.queue
-    yield "arguments", as_text(run.args)
+    yield "arguments", run.args if isinstance(run.args, str) else as_text(run.args)
     if run.limits:
         yield "limits", ", ".join(run.limits)
     yield "queued", f"{local(run.queued_at)} {zone}"
@@ -52,8 +52,13 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
     if run.state in FINAL:
         took = f", after {span(run.finished_at - run.started_at)}" if run.started_at and run.finished_at else ""
         yield "ended", f"{local(run.finished_at)} {zone}{took}"
-    if run.failures or run.crashes:
-        yield "failed", f"{times(run.failures)}; {times(run.crashes)} its process died"
+    if run.failures:
+        yield "failed", times(run.failures)
+    if run.crashes:
+        yield "crashed", times(run.crashes)
+    if run.cancelled is not None:
+        why = f": {run.cancelled.reason}" if run.cancelled.reason else ""
+        yield "cancelled", f"by {run.cancelled.by}, {local(run.cancelled.at)} {zone}{why}"
     if run.progress is not None and run.state != State.SUCCEEDED:
         yield "progress", as_text(run.progress)
     if run.state == State.SUCCEEDED:
@@ -67,16 +72,22 @@ def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:
     reason = f" ({attempt.reason})" if attempt.reason else ""
     took = f" after {span(attempt.ended_at - attempt.started_at)}" if attempt.started_at else ""
     say("", f"attempt {attempt.attempt} {attempt.outcome}{reason}{took}: {local(attempt.ended_at)} on {attempt.worker}")
-    if attempt.error:
+    traceback = traceback_of(attempt, told)
+    if attempt.error and not traceback.endswith(attempt.error):
         paragraph(attempt.error)
-    if attempt.traceback in told:
-        paragraph(f"The traceback is that of attempt {told[attempt.traceback]}.")
-    elif attempt.traceback:
-        told[attempt.traceback] = attempt.attempt
-        paragraph(attempt.traceback)
+    if traceback:
+        paragraph(traceback)
     if attempt.log:
         say(f"{INDENT}the end of its log:")
         paragraph(attempt.log, INDENT * 2)
+
+
+def traceback_of(attempt: Attempt, told: dict[str, int]) -> str:
+    """The traceback of an attempt, or which attempt had the same; empty if it has none."""
+    if not attempt.traceback:
+        return ""
+    first = told.setdefault(attempt.traceback, attempt.attempt)
+    return attempt.traceback if first == attempt.attempt else f"The traceback is that of attempt {first}."
 
 
 def paragraph(text: str, indent: str = INDENT) -> None:

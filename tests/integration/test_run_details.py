@@ -96,7 +96,8 @@ class TestOne:
         assert lines[0] == f"run {finished.id} of close-day: succeeded"
         told = [line.strip() for line in lines]
         assert 'arguments    {"region": "fr"}' in told
-        assert "RuntimeError: failed on purpose" in told
+        assert told.count("RuntimeError: failed on purpose") == 1
+        assert "failed       once" in told
         assert 'raise RuntimeError("failed on purpose")' in told
         assert any(line.startswith("attempt 1 failed (error) after") for line in lines)
         assert any(line.startswith("attempt 2 succeeded after") for line in lines)
@@ -114,6 +115,17 @@ class TestOne:
 
         assert told.count("Traceback (most recent call last):") == 1
         assert told.count("The traceback is that of attempt 1.") == 2
+
+    def test_a_cancellation_of_a_running_run_is_shown(self, rota, ledger):
+        run_id = ledger.request("close-day", state="running", attempt=1, token=7, started_at="now")
+        ledger.do(
+            "INSERT INTO rota_cancels (run_id, token, asked_by, reason) VALUES (:id, 7, 'ann', 'wrong')", id=run_id
+        )
+
+        told = rota("runs", str(run_id)).stdout
+
+        assert "cancelled    by ann, " in told
+        assert ": wrong\n" in told
 
     def test_control_characters_are_escaped(self, rota, ledger):
         run_id = ledger.request("close-day", key="\x1b[2J", error="a\x1bb\nc", state="retrying", attempt=1)

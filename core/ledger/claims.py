@@ -73,12 +73,16 @@ RETRIED = """
       AND tried.state = 'retrying' AND tried.slot < candidate.slot
 """
 
+#: The columns that a claim returns.
+CLAIMED = """
+    word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp() AS claimed_at, due_at
+"""
+
 #: Parameters: run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the
 #: job, form of the job in this process, whether a slot of the job gives way to another run. The claim itself is not
 #: flushed to disk. If PostgreSQL crashes before the next flush, the run is queued again, and the lost lease matches no
 #: row. The sequence may draw its token again, but for another process: every process registers again after a crash, and
-#: a registration is flushed. The commit of the run's work flushes its claim as well. ``rota.claim`` tells the trigger
-#: that this is a claim of this release.
+#: a registration is flushed. The commit of the run's work flushes its claim as well.
 CLAIM = Prepared(
     "rota_claim",
     ("bigint", "text", "bigint", "text", "int", "text[]", "text", "boolean"),
@@ -107,24 +111,26 @@ CLAIM = Prepared(
             WHEN EXISTS ({FORMER}) THEN 'waiting'
             ELSE 'running' END AS word
         FROM candidate
+    ), started AS (
+        UPDATE rota_runs AS run SET
+            state = 'running', reason = NULL, attempt = attempt + 1, token = nextval('rota_tokens'), process_id = $3,
+            worker = $4, started_at = clock_timestamp(), finished_at = NULL
+        FROM verdict WHERE run.id = verdict.id AND word = 'running'
+        RETURNING {CLAIMED}
+    ), refused AS (
+        UPDATE rota_runs AS run SET
+            state = CASE WHEN word IN ('skipped', 'behind', 'paused') THEN 'skipped' ELSE state END,
+            reason = CASE word WHEN 'skipped' THEN 'overlap' WHEN 'waiting' THEN 'overlap' WHEN 'behind' THEN 'retrying'
+                               WHEN 'paused' THEN word WHEN 'misfit' THEN 'arguments' ELSE reason END,
+            process_id = NULL,
+            finished_at = CASE WHEN word IN ('skipped', 'behind', 'paused') THEN clock_timestamp() END,
+            sent_at = CASE WHEN word = 'waiting' THEN 'infinity'
+                           WHEN word NOT IN ('early', 'held', 'misfit') THEN sent_at END,
+            due_at = CASE word WHEN 'misfit' THEN clock_timestamp() + {MISFIT_REST} ELSE due_at END
+        FROM verdict WHERE run.id = verdict.id AND word <> 'running'
+        RETURNING {CLAIMED}
     )
-    UPDATE rota_runs AS run SET
-        state = CASE WHEN word = 'running' THEN word WHEN word IN ('skipped', 'behind', 'paused') THEN 'skipped'
-                     ELSE state END,
-        reason = CASE word WHEN 'running' THEN NULL WHEN 'skipped' THEN 'overlap' WHEN 'waiting' THEN 'overlap'
-                           WHEN 'behind' THEN 'retrying' WHEN 'paused' THEN word WHEN 'misfit' THEN 'arguments'
-                           ELSE reason END,
-        attempt = attempt + (word = 'running')::int,
-        token = CASE word WHEN 'running' THEN nextval('rota_tokens') ELSE token END,
-        process_id = CASE word WHEN 'running' THEN $3 END,
-        worker = CASE word WHEN 'running' THEN $4 ELSE worker END,
-        started_at = CASE word WHEN 'running' THEN clock_timestamp() ELSE started_at END,
-        finished_at = CASE WHEN word IN ('skipped', 'behind', 'paused') THEN clock_timestamp() END,
-        sent_at = CASE WHEN word = 'waiting' THEN 'infinity'
-                       WHEN word NOT IN ('early', 'held', 'misfit') THEN sent_at END,
-        due_at = CASE word WHEN 'misfit' THEN clock_timestamp() + {MISFIT_REST} ELSE due_at END
-    FROM verdict WHERE run.id = verdict.id
-    RETURNING word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
+    SELECT * FROM started UNION ALL SELECT * FROM refused
     """,  # noqa: S608 — a constant
 )
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core import database as databases
@@ -258,23 +259,19 @@ def zip_keys(asked):
 
 
 class TestTheReleaseBefore:
-    """Claims of the release before, which skip a request that meets a rival, are kept from it by the trigger."""
+    """Claims of the release before, which skip a request that meets a rival."""
 
     OLD_SKIP = """
         UPDATE rota_runs SET state = 'skipped', reason = 'overlap', finished_at = clock_timestamp() WHERE id = :id
     """
-    OLD_CLAIM = "UPDATE rota_runs SET state = 'running', attempt = attempt + 1 WHERE id = :id"
 
-    def test_a_request_is_not_skipped(self, ledger):
+    def test_cannot_skip_a_request(self, ledger):
         run_id = ledger.request()
 
-        assert ledger.do(self.OLD_SKIP, id=run_id) == 0
+        with pytest.raises(IntegrityError, match="rota_runs_requests_wait"):
+            ledger.do(self.OLD_SKIP, id=run_id)
 
         assert ledger.run(run_id).state == "queued"
 
-    def test_a_slot_is(self, ledger):
+    def test_may_skip_a_slot(self, ledger):
         assert ledger.do(self.OLD_SKIP, id=ledger.request(slot=START)) == 1
-
-    def test_a_run_with_limits_is_not_claimed(self, ledger):
-        assert ledger.do(self.OLD_CLAIM, id=ledger.request(limits=["imap"])) == 0
-        assert ledger.do(self.OLD_CLAIM, id=ledger.request(job="other")) == 1

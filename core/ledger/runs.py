@@ -171,7 +171,8 @@ RELEASE = text(f"""
     WITH ended AS MATERIALIZED (
         UPDATE rota_runs AS run
         SET state = 'retrying', reason = :reason, process_id = NULL, sent_at = NULL
-        WHERE state = 'running' AND process_id = :process_id
+        WHERE id IN (
+            SELECT id FROM rota_runs WHERE state = 'running' AND process_id = :process_id ORDER BY id FOR UPDATE)
         RETURNING {ENDED}, run.job, run.state
     ), {attempts.keeping("ended", "released", error="NULL")}
     SELECT id, job, state, reason, error FROM ended
@@ -187,7 +188,7 @@ RELEASE_FORGOTTEN = text(f"""
         WHERE state = 'running' AND process_id = :process_id
           AND started_at < clock_timestamp() - :age AND token <> ALL(:tokens)
           AND NOT EXISTS (SELECT 1 FROM rota_cancels AS mark WHERE mark.run_id = id AND mark.token = ANY(:tokens))
-        FOR UPDATE
+        ORDER BY id FOR UPDATE
     ), ended AS MATERIALIZED (
         UPDATE rota_runs AS run
         SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END,

@@ -4,14 +4,21 @@ Each batch is its own transaction with its part of the audit. So an interruption
 changed runs is known.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from psycopg2.errors import DeadlockDetected
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from core.ledger import audit
 from core.ledger.audit import Actor
+
+#: How often a batch is tried again after a deadlock, and after how long, so that the other transaction goes first.
+MOST_DEADLOCKS = 5
+AGAIN_SECONDS = 0.1
 
 
 @dataclass(slots=True)
@@ -28,7 +35,21 @@ class Batches:
     _entry: int | None = None
 
     def do(self, act: Callable[[Connection], int]) -> int:
-        """Run ``act`` as one batch; return how many runs it changed."""
+        """Run ``act`` as one batch; return how many runs it changed.
+
+        A cancel locks running runs, which their process may be recording together in another order. If PostgreSQL ends
+        the batch because of such a deadlock, the batch is tried again.
+        """
+        for _ in range(MOST_DEADLOCKS):
+            try:
+                return self._try(act)
+            except DBAPIError as error:
+                if not isinstance(error.orig, DeadlockDetected):
+                    raise
+            time.sleep(AGAIN_SECONDS)
+        return self._try(act)
+
+    def _try(self, act: Callable[[Connection], int]) -> int:
         with self.engine.begin() as connection:
             count = act(connection)
             entry = self._account(connection, count)

@@ -9,8 +9,10 @@ from core import job
 from core.errors import IncompleteError, SelectionError
 from core.ledger.audit import Actor
 from core.operations import bulk
+from core.operations.batches import Batches
 from core.operations.selection import Selection
 from core.plugins import loading
+from tests.support.racing import race
 
 ANN = Actor("ann", via="http")
 
@@ -125,3 +127,25 @@ def test_a_database_that_goes_away_leaves_whole_batches_and_says_how_many(many, 
     assert re.match(r"retried 500 of 1000, then: \w", str(stopped.value))
     assert ledger.value("SELECT count(*) FROM rota_runs WHERE state = 'retrying'") == 500
     assert ledger.value("SELECT details ->> 'runs' FROM rota_audit") == "500"
+
+
+def test_a_batch_that_postgresql_ends_because_of_a_deadlock_is_tried_again(many, database, ledger):
+    """Two batches lock the same two rows, each in its own order."""
+    many(2)
+    first, second = (row.id for row in ledger.rows("SELECT id FROM rota_runs ORDER BY id"))
+    both_have_one, tries = threading.Barrier(2), []
+
+    def lock(order):
+        def act(connection):
+            tries.append(order)
+            for place, run_id in enumerate(order):
+                connection.exec_driver_sql(f"SELECT 1 FROM rota_runs WHERE id = {run_id} FOR UPDATE")
+                if place == 0 and len(tries) <= 2:
+                    both_have_one.wait(10)
+            return len(order)
+
+        return Batches(database, ANN, "cancel", "send-bill").do(act)
+
+    assert race(lambda: lock([first, second]), lambda: lock([second, first])) == [2, 2]
+    assert len(tries) > 2
+    assert len(ledger.rows("SELECT 1 FROM rota_audit")) == 2

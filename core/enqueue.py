@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from core.errors import BadArguments, NaiveTime, RotaError
 from core.jobs import arguments
-from core.jobs.job import Job
+from core.jobs.job import HIGHEST_PRIORITY, Job, is_priority
 from core.ledger import leases, outbox, runs, waiting
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.ledger.waiting import Asked
@@ -28,14 +28,16 @@ def enqueue(
     args: Mapping[str, Any] | None = None,
     delay: timedelta = timedelta(0),
     expires: timedelta | datetime | None = None,
+    priority: int | None = None,
     unless: Literal["waiting"] | None = None,
 ) -> int:
     """Request one run of ``job``, at the earliest after ``delay``; return its id.
 
     The run is a row of the ledger, inserted in the caller's transaction; if that is rolled back, there is no run.
-    ``key`` tells apart runs of one job that may run at the same time. A run that has not started by ``expires``, a span
-    after its due time or an aware time, is missed; the default is the job's own ``expires``. If ``session`` is that of
-    a run, the new run records which run has enqueued it.
+    ``key`` tells apart runs of one job that may run at the same time. A run that has not started by ``expires``, a
+    span after its due time or an aware time, is missed; the default is the job's own ``expires``. ``priority`` is 0
+    to 9; the default is the job's own. If ``session`` is that of a run, the new run records which run has enqueued
+    it.
 
     With ``unless="waiting"``, no run is inserted if a request of the same job and key waits that is not due later: the
     id is that of the waiting run, which keeps its own arguments, and starts after the caller's transaction has ended.
@@ -43,15 +45,17 @@ def enqueue(
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
 
-    Raises UnknownJob, with the nearest name; BadArguments if an argument does not fit the job's signature, or ``key``,
-    ``delay``, ``expires`` or ``unless`` is invalid, such as a time that is past; NaiveTime for one without a time zone;
-    RotaError if ``session`` has another type.
+    Raises UnknownJob, with the nearest name; BadArguments if an argument does not fit the job's signature, or
+    ``key``, ``delay``, ``expires``, ``priority`` or ``unless`` is invalid, such as a time that is past; NaiveTime for
+    one without a time zone; RotaError if ``session`` has another type.
     """
     if unless is not None:
-        waiting_id = waiting_run(session, job, key=key, args=args, delay=delay, expires=expires, unless=unless)
+        waiting_id = waiting_run(
+            session, job, key=key, args=args, delay=delay, expires=expires, priority=priority, unless=unless
+        )
         if waiting_id is not None:
             return waiting_id
-    (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay, expires=expires)
+    (run_id,) = enqueue_many(session, job, [args or {}], keys=[key], delay=delay, expires=expires, priority=priority)
     return run_id
 
 
@@ -63,6 +67,7 @@ def waiting_run(
     args: Mapping[str, Any] | None,
     delay: timedelta,
     expires: timedelta | datetime | None,
+    priority: int | None,
     unless: str,
 ) -> int | None:
     """The id of a waiting run that serves this request too, and is locked until the transaction ends; None if none."""
@@ -71,10 +76,12 @@ def waiting_run(
     session, found = plain_session(session), job_of_ledger(job)
     check_delay(job, delay)
     check_expires(session, job, expires, delay)
+    check_priority(job, priority)
     (key,) = checked_keys(job, [key], 1)
     arguments.encode(found, args or {})
     lasting = found.expires if expires is None else expires
-    return waiting.lock(session, Asked(job, key, found.queue, found.exclusive, delay, lasting))
+    urgency = found.priority if priority is None else priority
+    return waiting.lock(session, Asked(job, key, found.queue, found.exclusive, delay, lasting, urgency))
 
 
 def job_of_ledger(name: str) -> Job:
@@ -93,6 +100,7 @@ def enqueue_many(
     keys: Iterable[str] | None = None,
     delay: timedelta = timedelta(0),
     expires: timedelta | datetime | None = None,
+    priority: int | None = None,
 ) -> list[int]:
     """Enqueue a run of ``job`` for each of ``args``, in far less time than one by one; return their ids, in order.
 
@@ -105,6 +113,7 @@ def enqueue_many(
     found = job_of_ledger(job)
     check_delay(job, delay)
     check_expires(session, job, expires, delay)
+    check_priority(job, priority)
     bodies = [arguments.encode(found, each) for each in args]
     carrier = outbox.carrier()
     carried = carrier is not None and carrier.carries and not delay
@@ -119,6 +128,7 @@ def enqueue_many(
         carried=carried,
         parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
         expires=found.expires if expires is None else expires,
+        priority=found.priority if priority is None else priority,
         subjects=[found.subject.of(json.loads(body)) for body in bodies] if found.subject is not None else None,
     )
     if carried:
@@ -163,6 +173,12 @@ def check_expires(session: Session, job: str, expires: object, delay: timedelta)
             )
     elif expires is not None:
         raise BadArguments(f"job {job!r}: expires={expires!r} must be a timedelta or a datetime with a time zone")
+
+
+def check_priority(job: str, priority: object) -> None:
+    """Raise BadArguments unless ``priority`` is None or one that a run may have."""
+    if priority is not None and not is_priority(priority):
+        raise BadArguments(f"job {job!r}: priority={priority!r} must be a whole number, 0 to {HIGHEST_PRIORITY}")
 
 
 def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:

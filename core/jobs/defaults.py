@@ -23,6 +23,7 @@ class JobOptions(TypedDict, total=False):
     retry_on: tuple[type[BaseException], ...]
     dead_on: tuple[type[BaseException], ...]
     expires: timedelta | None
+    priority: int
     overlap: Overlap
     misfire: Misfire
     misfire_grace: timedelta

@@ -25,6 +25,8 @@ QUEUE_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,99}")
 LONGEST_RETRY_DELAY = timedelta(days=1)
 #: The longest allowed timedelta; adding ``timedelta.max`` to any time overflows.
 LONGEST_SPAN = timedelta(days=366)
+#: Runs with a larger priority start first.
+HIGHEST_PRIORITY = 9
 #: The largest misfire cap; a job that needs to run more late slots needs another schedule.
 LARGEST_CAP = 1_000_000
 #: The smallest part of a delay that jitter leaves.
@@ -49,6 +51,7 @@ class Job:
     retry_on: tuple[type[BaseException], ...] = ()
     dead_on: tuple[type[BaseException], ...] = ()
     expires: timedelta | None = None
+    priority: int = 0
     overlap: Overlap = "allow"
     misfire: Misfire = "latest"
     misfire_grace: timedelta = timedelta(hours=6)
@@ -111,6 +114,7 @@ def job(
     retry_on: tuple[type[BaseException], ...] = (),
     dead_on: tuple[type[BaseException], ...] = (),
     expires: timedelta | None = None,
+    priority: int = 0,
     overlap: Overlap | None = None,
     misfire: Misfire = "latest",
     misfire_grace: timedelta = timedelta(hours=6),
@@ -158,6 +162,7 @@ def job(
             retry_on=retry_on,
             dead_on=dead_on,
             expires=expires,
+            priority=priority,
             overlap=overlap or ("allow" if schedule is None else "skip"),
             misfire=misfire,
             misfire_grace=misfire_grace,
@@ -187,6 +192,7 @@ def option_problems(job: Job) -> list[str]:
         _are_exceptions("retry_on", job.retry_on),
         _are_exceptions("dead_on", job.dead_on),
         _is_span("expires", job.expires, least=timedelta(milliseconds=1)) if job.expires is not None else "",
+        _is_count("priority", job.priority, most=HIGHEST_PRIORITY),
         _is_one_of("overlap", job.overlap, get_args(Overlap)),
         _is_one_of("misfire", job.misfire, get_args(Misfire)),
         _is_span("misfire_grace", job.misfire_grace, least=timedelta(seconds=1)),
@@ -211,7 +217,7 @@ def combination_problems(job: Job) -> list[str]:
         problems.append("subject needs arguments, and a schedule passes none; drop one of them")
     if job.schedule is not None and not job.ledger:
         problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
-    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on", "expires", "subject")]
+    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on", "expires", "priority", "subject")]
 
 
 def retry_problems(job: Job) -> list[str]:
@@ -299,6 +305,11 @@ def _are_exceptions(name: str, value: object) -> str:
     if all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
         return ""
     return f"{name}={value!r} must be a tuple of exception types, such as (ConnectionError,)"
+
+
+def is_priority(value: object) -> bool:
+    """Whether a run may have this priority."""
+    return not _is_count("priority", value, most=HIGHEST_PRIORITY)
 
 
 def _is_flag(name: str, value: object) -> str:

@@ -40,6 +40,7 @@ class Work(Protocol):
         args: Mapping[str, Any] | None,
         delay: timedelta,
         expires: timedelta | datetime | None,
+        priority: int | None,
         unless: Literal["waiting"] | None,
     ) -> int:
         """Request a run of ``job`` in this transaction; return its id."""
@@ -93,7 +94,10 @@ class Run:
         args: Mapping[str, Any] | None = None,
         delay: timedelta = timedelta(0),
         expires: timedelta | datetime | None = None,
+        priority: int | None = None,
         unless: Literal["waiting"] | None = None,
     ) -> int:
         """Request a run of ``job`` in this transaction; see ``core.enqueue``."""
-        return self.work.enqueue(job, key=key, args=args, delay=delay, expires=expires, unless=unless)
+        return self.work.enqueue(
+            job, key=key, args=args, delay=delay, expires=expires, priority=priority, unless=unless
+        )

@@ -162,6 +162,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "backoff": job.backoff,
         **retry_rules(job),
         **({"expires_seconds": job.expires.total_seconds()} if job.expires is not None else {}),
+        **({"priority": job.priority} if job.priority else {}),
         "overlap": job.overlap,
         "misfire": job.misfire,
         "misfire_grace_seconds": job.misfire_grace.total_seconds(),

@@ -29,11 +29,11 @@ NO_LOGS: Mapping[int, str | None] = MappingProxyType({})
 REQUEST = """
     WITH run AS (
         INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at, parent_id, expires_at,
-                                      subject)
+                                      subject, priority)
         SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
                clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END, CAST(:parent_id AS bigint),
                coalesce(CAST(:expires_at AS timestamptz), clock_timestamp() + :delay + CAST(:expires_in AS interval)),
-               subject
+               subject, :priority
         FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[]), CAST(:subjects AS text[]))
              WITH ORDINALITY AS asked (key, args, subject, number)
         ORDER BY number
@@ -259,14 +259,14 @@ def request(
 def request_many(
     session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
     delay: timedelta, carried: bool, parent_id: int | None = None, expires: timedelta | datetime | None = None,
-    subjects: Sequence[str | None] | None = None,
+    subjects: Sequence[str | None] | None = None, priority: int = 0,
 ) -> list[int]:  # fmt: skip
     """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order.
 
     ``parent_id`` is the run that requests them. ``subjects`` has the row that each run is about, as ``table:id``.
     """
     shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay, "parent_id": parent_id}
-    shared |= {"carried": carried, "channel": DUE_CHANNEL}
+    shared |= {"carried": carried, "channel": DUE_CHANNEL, "priority": priority}
     is_span = isinstance(expires, timedelta)
     shared |= {"expires_in": expires if is_span else None, "expires_at": None if is_span else expires}
     statement = in_schema(REQUEST, session)

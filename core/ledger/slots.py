@@ -32,15 +32,15 @@ class SlotRow:
 BATCH = 1000
 
 INSERT = text("""
-    INSERT INTO rota_runs (job, queue, exclusive, slot, due_at, state, reason, sent_at, finished_at)
-    SELECT job, queue, exclusive, slot, slot, CASE WHEN paused THEN 'skipped' ELSE state END,
+    INSERT INTO rota_runs (job, queue, exclusive, priority, slot, due_at, state, reason, sent_at, finished_at)
+    SELECT job, queue, exclusive, priority, slot, slot, CASE WHEN paused THEN 'skipped' ELSE state END,
            CASE WHEN paused THEN 'paused' ELSE reason END,
            CASE WHEN state = 'queued' AND NOT paused AND :carried THEN clock_timestamp() END,
            CASE WHEN state = 'missed' OR paused THEN clock_timestamp() END
     FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:exclusives AS boolean[]),
                 CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]),
-                CAST(:scopes AS text[]))
-             AS due (job, queue, exclusive, slot, state, reason, scopes),
+                CAST(:scopes AS text[]), CAST(:priorities AS smallint[]))
+             AS due (job, queue, exclusive, slot, state, reason, scopes, priority),
          LATERAL (SELECT EXISTS (
              SELECT 1 FROM rota_pauses AS pause
              WHERE pause.until > due.slot AND pause.paused_at <= due.slot
@@ -138,6 +138,7 @@ def _insert_batch(
         "jobs": [job.name for job, _ in due],
         "queues": [job.queue for job, _ in due],
         "exclusives": [job.exclusive for job, _ in due],
+        "priorities": [job.priority for job, _ in due],
         "slots": [row.slot for _, row in due],
         "states": [str(row.state) for _, row in due],
         "reasons": [row.reason for _, row in due],

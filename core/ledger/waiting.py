@@ -17,7 +17,7 @@ FITS = """
     job = :job AND key = :key AND state IN ('queued', 'retrying') AND state = 'queued' AND slot IS NULL
     AND due_at <= statement_timestamp() + :delay AND current_setting('transaction_isolation') = 'read committed'
 """
-FIND = f"SELECT id, expires_at FROM ledger.rota_runs WHERE {FITS} AND "  # noqa: S608 — constants
+FIND = f"SELECT id, expires_at, priority FROM ledger.rota_runs WHERE {FITS} AND "  # noqa: S608 — constants
 LOCK = "LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
 #: By the index ``rota_runs_turn``.
 OF_KEY = f"{FIND} (exclusive OR key <> '') ORDER BY due_at DESC, id DESC {LOCK}"
@@ -26,10 +26,11 @@ OF_KEY = f"{FIND} (exclusive OR key <> '') ORDER BY due_at DESC, id DESC {LOCK}"
 SENT = f"{FIND} queue = :queue AND sent_at IS NOT NULL ORDER BY sent_at DESC {LOCK}"
 UNSENT = f"{FIND} queue = :queue AND sent_at IS NULL ORDER BY due_at DESC {LOCK}"
 
-#: Its deadline becomes that of the asker, if that is later or none.
+#: Its deadline becomes that of the asker, if that is later or none, and so does its priority, if that is larger.
 EXTEND = """
-    UPDATE ledger.rota_runs SET expires_at = CASE WHEN asked.expires_at IS NOT NULL
-        THEN greatest(rota_runs.expires_at, asked.expires_at) END
+    UPDATE ledger.rota_runs SET priority = greatest(priority, :priority),
+        expires_at = CASE WHEN rota_runs.expires_at IS NOT NULL AND asked.expires_at IS NOT NULL
+            THEN greatest(rota_runs.expires_at, asked.expires_at) END
     FROM (SELECT coalesce(
         CAST(:expires_at AS timestamptz),
         statement_timestamp() + :delay + CAST(:expires_in AS interval)) AS expires_at) AS asked
@@ -48,6 +49,7 @@ class Asked:
     exclusive: bool
     delay: timedelta
     expires: timedelta | datetime | None
+    priority: int = 0
 
 
 def lock(session: Session, asked: Asked) -> int | None:
@@ -59,7 +61,7 @@ def lock(session: Session, asked: Asked) -> int | None:
     for query in (OF_KEY,) if asked.exclusive or asked.key else (SENT, UNSENT):
         found = session.execute(in_schema(query, session), values).one_or_none()
         if found is not None:
-            if found.expires_at is not None:
+            if found.expires_at is not None or found.priority < asked.priority:
                 _extend(session, found.id, asked)
             return int(found.id)
     return None
@@ -69,4 +71,5 @@ def _extend(session: Session, run_id: int, asked: Asked) -> None:
     is_span = isinstance(asked.expires, timedelta)
     at, after = (None, asked.expires) if is_span else (asked.expires, None)
     values = {"run_id": run_id, "delay": asked.delay, "expires_at": at, "expires_in": after}
+    values["priority"] = asked.priority
     session.execute(in_schema(EXTEND, session), values)

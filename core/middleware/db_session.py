@@ -159,10 +159,13 @@ class Work:
         args: Mapping[str, Any] | None,
         delay: timedelta,
         expires: timedelta | datetime | None,
+        priority: int | None,
         unless: Literal["waiting"] | None,
     ) -> int:
         """Request a run of ``job`` in this transaction; return its id."""
-        return enqueue(self.session, job, key=key, args=args, delay=delay, expires=expires, unless=unless)
+        return enqueue(
+            self.session, job, key=key, args=args, delay=delay, expires=expires, priority=priority, unless=unless
+        )
 
     def close(self) -> None:
         """Roll back the open transaction. If the connection is lost, PostgreSQL has rolled it back."""

@@ -28,6 +28,7 @@ class Job(Shape):
     soft_limit_seconds: float
     hard_limit_seconds: float
     overlap: str
+    priority: int
     misfire: str
     misfire_cap: int
     ledger: bool
@@ -55,6 +56,7 @@ def shape(registry: Registry, job: declared.Job, active: Sequence[rows.Pause] | 
         soft_limit_seconds=job.soft_limit.total_seconds(),
         hard_limit_seconds=job.hard_limit.total_seconds(),
         overlap=job.overlap,
+        priority=job.priority,
         misfire=job.misfire,
         misfire_cap=job.misfire_cap,
         ledger=job.ledger,

@@ -32,6 +32,7 @@ JOB_FIELDS = {
     "soft_limit_seconds",
     "hard_limit_seconds",
     "overlap",
+    "priority",
     "misfire",
     "misfire_cap",
     "ledger",

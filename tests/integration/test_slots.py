@@ -88,6 +88,13 @@ class TestInsert:
         assert len(run_ids) == 3
         assert [row.slot for row in ledger.runs("work")] == [row.slot for row in rows]
 
+    def test_a_slot_has_the_priority_of_its_job(self, database, ledger):
+        urgent = job("urgent", schedule=every(hours=1), priority=7)(lambda run: None)
+        with databases.autocommit(database) as connection:
+            slots.insert(connection, urgent, [SlotRow(SLOT)], carried=False)
+
+        assert [row.priority for row in ledger.runs("urgent")] == [7]
+
     def test_a_missed_slot_is_over_and_sent_nowhere(self, database, ledger):
         with databases.autocommit(database) as connection:
             rows = [SlotRow(SLOT, State.MISSED, "grace")]

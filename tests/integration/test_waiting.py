@@ -152,6 +152,14 @@ class TestFinding:
         assert ask(key="a") == first
         assert ledger.run(first).expires_at is None
 
+    def test_the_priority_becomes_the_larger_one_and_the_deadline_stays(self, ask, ledger):
+        first = ask(key="a", priority=3)
+
+        assert ask(key="a", priority=1) == first
+        assert ledger.run(first).priority == 3
+        assert ask(key="a", priority=9, expires=HOUR) == first
+        assert (ledger.run(first).priority, ledger.run(first).expires_at) == (9, None)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -162,6 +170,7 @@ class TestRefusals:
             ({"name": "fast"}, "on the fast lane"),
             ({"key": 5}, "key must be a string"),
             ({"delay": -HOUR}, "delay="),
+            ({"priority": 11}, "priority=11 must be a whole number, 0 to 9"),
             ({"args": {"region": "uk"}}, "region"),
         ],
     )

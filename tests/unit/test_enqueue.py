@@ -149,6 +149,15 @@ def test_arguments_that_do_not_fit_are_refused():
         enqueue(NOWHERE, "close-day", args={"limit": "ten"})
 
 
+@pytest.mark.parametrize("priority", [-1, 10, 11, 1.5, "5", True])
+def test_a_priority_that_no_run_may_have_is_refused(priority):
+    expected = f"priority={priority!r} must be a whole number, 0 to 9"
+    with pytest.raises(BadArguments, match=expected):
+        enqueue(NOWHERE, "close-day", priority=priority)
+    with pytest.raises(BadArguments, match=expected):
+        enqueue_many(NOWHERE, "close-day", [{}], priority=priority)
+
+
 # Positional arguments of a message
 
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
-from sqlalchemy import Text, column, func, select, update, values
+from sqlalchemy import Double, Text, cast, column, extract, func, select, update, values
 from sqlalchemy.orm import Session
 
 from core import Checkpoint, in_batches, require_aware, sweep
@@ -31,10 +31,10 @@ def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batc
     """Rebuild every expert's bio, batch by batch, writing those that differ; count experts, changes and failures."""
     require_aware(now=now)
 
-    def rebuild(expert_ids: Sequence[str]) -> dict[str, int]:
-        changed = _changed(session, _read_experts(session, expert_ids))
+    def rebuild(experts: Sequence[Expert]) -> dict[str, int]:
+        changed = _changed(session, experts)
         _write(session, changed)
-        return {"experts": len(expert_ids), "changed": len(changed)}
+        return {"experts": len(experts), "changed": len(changed)}
 
     return sweep(
         session,
@@ -79,33 +79,36 @@ def _plural(number: int, one: str, many: str = "") -> str:
 
 
 class Expert(NamedTuple):
-    """The columns of an expert's row that the bio needs."""
+    """The columns of an expert's row that the bio needs. PostgreSQL's intervals may be longer than Python's."""
 
+    id: str
     bio: str
-    response_time: timedelta | None
+    response_seconds: float | None
+
+    @property
+    def response_time(self) -> timedelta | None:
+        """The average response time. Raises OverflowError if Python has no such span."""
+        return None if self.response_seconds is None else timedelta(seconds=self.response_seconds)
 
 
-def _lock_experts(session: Session, after: str | None, batch: int) -> Sequence[str]:
-    experts = select(TaskExpert.id).order_by(TaskExpert.id).limit(batch).with_for_update(skip_locked=True)
-    return session.scalars(experts if after is None else experts.where(TaskExpert.id > after)).all()
+def _lock_experts(session: Session, last: Expert | None, batch: int) -> Sequence[Expert]:
+    seconds = cast(extract("epoch", TaskExpert.average_response_time), Double)
+    experts = select(TaskExpert.id, TaskExpert.bio, seconds).order_by(TaskExpert.id).limit(batch)
+    onwards = experts if last is None else experts.where(TaskExpert.id > last.id)
+    return [Expert(*row) for row in session.execute(onwards.with_for_update(skip_locked=True))]
 
 
-def _read_experts(session: Session, expert_ids: Sequence[str]) -> dict[str, Expert]:
-    experts = select(TaskExpert.id, TaskExpert.bio, TaskExpert.average_response_time)
-    rows = session.execute(experts.where(TaskExpert.id.in_(expert_ids)))
-    return {expert_id: Expert(bio, response_time) for expert_id, bio, response_time in rows}
-
-
-def _changed(session: Session, experts: dict[str, Expert]) -> list[tuple[str, str]]:
-    categories = _completed_by_category(session, list(experts))
-    ratings = _ratings(session, list(experts))
+def _changed(session: Session, experts: Sequence[Expert]) -> list[tuple[str, str]]:
+    expert_ids = [expert.id for expert in experts]
+    categories = _completed_by_category(session, expert_ids)
+    ratings = _ratings(session, expert_ids)
     changed = []
-    for expert_id, expert in experts.items():
-        completed, names = categories.get(expert_id, (0, []))
-        reviews, rating = ratings.get(expert_id, (0, None))
+    for expert in experts:
+        completed, names = categories.get(expert.id, (0, []))
+        reviews, rating = ratings.get(expert.id, (0, None))
         bio = summary(Record(completed, names, reviews, rating, expert.response_time))
         if bio != expert.bio:
-            changed.append((expert_id, bio))
+            changed.append((expert.id, bio))
     return changed
 
 

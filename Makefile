@@ -16,7 +16,11 @@ SECONDS ?= 180
 JOBS ?= 3
 # The environment of `make lowest`.
 LOWEST := .venv-lowest
-# The servers of `make servers`: `debian` starts those of the system's packages; `given` are those that DATABASE_URL and REDIS_URL name.
+# The integration tests of `make lowest`: those of what the dependencies do for us. The others are about time, crashes and races.
+DEPENDENT := $(addprefix tests/integration/test_,$(addsuffix .py,actors cli cli_by_hand cli_terminal examples execution exposition migrate \
+	new_plugin outbox redis_broker run_middleware running service_redis slots sweeps typing wheels))
+# The servers of `make servers`: `debian` starts those of the system's packages; `given` are those that DATABASE_URL and REDIS_URL name,
+# which take one test at a time.
 SERVERS ?= debian
 # The tests that any servers can take: those that neither stop one nor look into its files.
 SERVED := $(addprefix tests/integration/test_,$(addsuffix .py,leases slots outbox recovery relay running redis_broker migrate))
@@ -53,15 +57,15 @@ crash: $(READY)  ## Kill, stop and cut off real processes
 faults: $(READY)  ## Inject faults by a seed for SECONDS=180, and check every run
 	$(BIN)/python -m tests.faults --seconds $(SECONDS)
 
-lowest: $(READY)  ## Run the unit and integration tests with the lowest versions that pyproject.toml allows
+lowest: $(READY)  ## Run unit tests and chosen integration tests with the lowest versions that pyproject.toml allows
 	@mkdir -p $(LOWEST)
 	@$(BIN)/python .ci/lowest.py > $(LOWEST)/constraints.txt
 	@$(MAKE) --no-print-directory VENV=$(LOWEST) CONSTRAINTS=$(LOWEST)/constraints.txt $(LOWEST)/.ready
-	$(LOWEST)/bin/python -m pytest -q -n $(JOBS) tests/unit tests/integration
+	$(LOWEST)/bin/python -m pytest -q -n $(JOBS) tests/unit $(DEPENDENT)
 
 servers: $(READY)  ## Run the tests that need PostgreSQL, Redis and PgBouncer of the system's packages
 	@$(BIN)/python -m tests.servers $(SERVERS)
-	$(BIN)/python -m pytest -q --servers=$(SERVERS) tests/servers $(SERVED)
+	$(BIN)/python -m pytest -q -n $(if $(filter given,$(SERVERS)),0,$(JOBS)) --servers=$(SERVERS) tests/servers $(SERVED)
 
 bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks

@@ -61,7 +61,7 @@ END = Prepared(
     ("bigint", "bigint", "bigint"),
     f"""
     WITH ended AS MATERIALIZED (
-        UPDATE rota_runs AS run SET state = 'dead', finished_at = clock_timestamp()
+        UPDATE rota_runs AS run SET state = 'dead', sent_at = NULL, finished_at = clock_timestamp()
         WHERE run.id = $1 AND run.process_id = $3 AND run.state = 'running' AND EXISTS (
             SELECT 1 FROM rota_cancels AS mark WHERE mark.run_id = run.id AND mark.token = $2)
         RETURNING {ENDED}

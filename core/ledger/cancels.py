@@ -55,17 +55,18 @@ CANCEL = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: run, the cancelled attempt's token, its process. The trigger writes the rest, and deletes the mark.
+#: Parameters: run, the cancelled attempt's token, its process, the end of its log. The trigger writes the rest, and
+#: deletes the mark.
 END = Prepared(
     "rota_end_cancelled",
-    ("bigint", "bigint", "bigint"),
+    ("bigint", "bigint", "bigint", "text"),
     f"""
     WITH ended AS MATERIALIZED (
         UPDATE rota_runs AS run SET state = 'dead', sent_at = NULL, finished_at = clock_timestamp()
         WHERE run.id = $1 AND run.process_id = $3 AND run.state = 'running' AND EXISTS (
             SELECT 1 FROM rota_cancels AS mark WHERE mark.run_id = run.id AND mark.token = $2)
         RETURNING {ENDED}
-    ), {attempts.keeping("ended", CANCELLED)}
+    ), {attempts.keeping("ended", CANCELLED, log="$4")}
     SELECT error FROM ended
     """,  # noqa: S608 — constants
 )
@@ -106,9 +107,12 @@ def cancel(
     return [Cancelled(run_id, State(state), is_new) for run_id, state, is_new in rows]
 
 
-def end(connection: Connection, lease: Lease) -> str | None:
-    """End a cancelled run, whose function has left; return who cancelled it and why, or None if nobody has."""
-    rows = END.rows(connection, lease.run_id, lease.token, lease.process_id)
+def end(connection: Connection, lease: Lease, log: str | None = None) -> str | None:
+    """End a cancelled run, whose function has left; return who cancelled it and why, or None if nobody has.
+
+    ``log`` is the end of the attempt's log, which is kept.
+    """
+    rows = END.rows(connection, lease.run_id, lease.token, lease.process_id, log)
     return str(rows[0][0]) if rows else None
 
 

@@ -7,10 +7,9 @@ from sqlalchemy.exc import DBAPIError
 from core import database
 from core.ledger import cancels
 from core.ledger.cancels import CANCELLED
-from core.ledger.leases import Lease
 from core.middleware.execution import LOST, Execution, Layer, Proceed
 from core.observability.events import RunCancelled, RunNotRecorded, emit
-from core.worker.outcomes import Recorder
+from core.worker.outcomes import Recorder, log_of
 
 
 class Cancellation(Layer):
@@ -22,18 +21,19 @@ class Cancellation(Layer):
     def around(self, execution: Execution, proceed: Proceed) -> Any:
         """Proceed; the outcome of an attempt at a cancelled run is ``cancelled``."""
         status = proceed(execution)
-        return settled(self._recorder, execution.lease, status) if status == LOST else status
+        return settled(self._recorder, execution, status) if status == LOST else status
 
 
-def settled(recorder: Recorder, lease: Lease | None, status: str) -> str:
+def settled(recorder: Recorder, execution: Execution, status: str) -> str:
     """The outcome of an attempt that ended with ``status``: ``cancelled`` if a cancel made it lose its lease.
 
     Then this ends the run. If PostgreSQL refuses that, the heartbeat does it later.
     """
+    lease = execution.lease
     if lease is None or status != LOST:
         return status
     try:
-        by = recorder.record(lease, lambda connection: cancels.end(connection, lease))
+        by = recorder.record(lease, lambda connection: cancels.end(connection, lease, log_of(execution)))
     except (DBAPIError, ValueError) as error:
         emit(RunNotRecorded(database.brief(error)), error)
         return LOST

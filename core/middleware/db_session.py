@@ -219,7 +219,7 @@ class DatabaseSession(Layer):
             assert execution.lease is not None, "only a run has a result"
             execution.failed(error)
             report(execution.lease, refused_result(error), execution.elapsed, error)
-        execution.end(settled(self._recorder, execution.lease, status))
+        execution.end(settled(self._recorder, execution, status))
 
     def succeed(self, execution: Execution, work: Work, lease: Lease, body: str | None, log: str | None = None) -> str:
         """Commit the job's work and the run's success in one transaction. Raises LeaseLost, and BadResult."""

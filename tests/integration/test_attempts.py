@@ -9,7 +9,7 @@ import structlog
 
 from core import Later, enqueue, job
 from core import database as databases
-from core.ledger import attempts, processes, runs
+from core.ledger import attempts, cancels, processes, runs
 from core.ledger.models import State
 from core.ledger.runs import Failure
 from core.observability import log_tail, logs
@@ -242,6 +242,19 @@ class TestUncounted:
         (attempt,) = kept(run_id)
         assert (attempt.attempt, attempt.outcome, attempt.reason) == (1, "released", "no connection")
         assert attempt.error.endswith(": second")
+
+    def test_a_cancelled_attempt_is_kept_with_the_end_of_its_log(self, run_job, database, kept, worker_log):
+        @job("work")
+        def cancelled(run):
+            run.log.info("begun")
+            with databases.autocommit(database) as connection:
+                cancels.cancel(connection, [run.id], by="ann", reason="wrong list")
+
+        row = run_job(cancelled)
+
+        (attempt,) = kept(row.id)
+        assert (attempt.outcome, attempt.reason, attempt.error) == ("cancelled", "cancelled", "by ann: wrong list")
+        assert attempt.log.endswith("begun")
 
     def test_an_attempt_that_postponed_its_run_is_kept_with_the_end_of_its_log(self, run_job, kept, worker_log):
         @job("work")

@@ -147,7 +147,7 @@ class TestRuns:
         found = json.loads(rota("runs", "--json").stdout)
 
         assert [run["id"] for run in found] == [second, first]
-        assert all(set(run) == RUN_FIELDS | {"progress"} for run in found)
+        assert all(set(run) == RUN_FIELDS | {"progress", "cancelled"} for run in found)
         assert datetime.fromisoformat(found[0]["queued_at"]).utcoffset() is not None
 
     def test_filters_by_job_and_state_and_limits(self, rota, ledger):

@@ -21,10 +21,15 @@ FIND = f"SELECT id, expires_at, priority FROM ledger.rota_runs WHERE {FITS} AND 
 LOCK = "LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
 #: By the index ``rota_runs_turn``.
 OF_KEY = f"{FIND} (exclusive OR key <> '') ORDER BY due_at DESC, id DESC {LOCK}"
-#: Runs without a key that may overlap are not in that index. These are found by the dispatcher's: ``rota_runs_sent``
-#: and ``rota_runs_unsent``.
-SENT = f"{FIND} queue = :queue AND sent_at IS NOT NULL ORDER BY sent_at DESC {LOCK}"
-UNSENT = f"{FIND} queue = :queue AND sent_at IS NULL ORDER BY due_at DESC {LOCK}"
+#: Runs without a key that may overlap are not in that index. They are looked for among the newest of the job, by the
+#: dispatcher's indexes ``rota_runs_sent`` and ``rota_runs_unsent``.
+NEWEST = """id = ANY(ARRAY(
+    SELECT id FROM ledger.rota_runs WHERE queue = :queue AND job = :job AND state IN ('queued', 'retrying') AND {}
+    LIMIT 100))"""
+BY_SENT = NEWEST.format("sent_at IS NOT NULL ORDER BY sent_at DESC")
+BY_DUE = NEWEST.format("sent_at IS NULL AND due_at <= statement_timestamp() + :delay ORDER BY due_at DESC")
+SENT = f"{FIND} {BY_SENT} ORDER BY sent_at DESC {LOCK}"
+UNSENT = f"{FIND} {BY_DUE} ORDER BY due_at DESC {LOCK}"
 
 #: Its deadline becomes that of the asker, if that is later or none, and so does its priority, if that is larger.
 EXTEND = """

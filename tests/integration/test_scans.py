@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from core import database as databases
 from core.dispatcher.loop import PLANS
-from core.ledger import agenda, due, retention, slots
+from core.ledger import agenda, deadlines, due, retention, slots, waiting
 
 #: Thousands that wait for tomorrow, that are on their way, that are slots in time, and that have just ended.
 FILL = [
@@ -38,12 +38,19 @@ DISPATCHING = {
     ),
     "take due": (due.TAKE_DUE.text, {**LANE, "share": 500}, {"rota_runs_unsent"}),
     "lost": (due.FORGET_SENT.text, {**LANE, **AGE, "waiting": [], "batch": 500}, {"rota_runs_sent"}),
+    "expired": (deadlines.EXPIRE.text, {"batch": 1000}, {"rota_runs_expiring"}),
     "late": (slots.LATE_JOBS.text, {"tolerance": "30 seconds"}, {"rota_runs_late"}),
 }
 PRUNING = {
     "runs": (retention.DELETE.text, "rota_runs_finished"),
     "pauses": (retention.DELETE_PAUSES.text, "rota_pauses_until"),
     "audit": (retention.DELETE_AUDIT.text, "rota_audit_at"),
+}
+#: What looks for a waiting run of a job and key, and the index that it reads.
+WAITING = {
+    "of a key": (waiting.OF_KEY, "rota_runs_turn", 1),
+    "sent": (waiting.SENT, "rota_runs_sent", 100),
+    "unsent": (waiting.UNSENT, "rota_runs_unsent", 100),
 }
 
 
@@ -79,6 +86,20 @@ def test_a_lane_costs_one_entry_of_an_index_however_many_runs_wait_in_it(connect
     scans = [node for node in nodes(plan["Plan"]) if node.get("Index Name") in ("rota_runs_unsent", "rota_runs_sent")]
     assert scans
     assert all(node["Actual Rows"] <= 1 and not node.get("Rows Removed by Filter") for node in scans)
+
+
+@pytest.mark.parametrize(("statement", "index", "most"), WAITING.values(), ids=WAITING)
+def test_a_request_reads_few_of_the_runs_that_wait(connection, ledger, statement, index, most):
+    """Also where others of the job, with keys of their own, were requested after the only one that fits."""
+    ledger.do("UPDATE rota_runs SET due_at = now() - interval '1 hour', sent_at = NULL WHERE due_at > now()")
+    values = {"job": "work", "key": "", "queue": "default", "delay": timedelta(0)}
+    asked = statement.replace("ledger.", "")
+
+    plan = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {asked}"), values).scalar_one()[0]["Plan"]
+
+    read = [node for node in nodes(plan) if node.get("Index Name") == index]
+    assert read
+    assert all(node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= most for node in read)
 
 
 @pytest.mark.parametrize(("statement", "index"), PRUNING.values(), ids=PRUNING)

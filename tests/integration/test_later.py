@@ -7,11 +7,14 @@ import pytest
 from sqlalchemy.orm import Session
 
 from core import Later, RotaError, RunMiddleware, every, job
+from core import database as databases
 from core.clock import system_clock
 from core.errors import BadTime, NaiveTime
 from core.ledger import operations, runs
 from core.observability import metrics
 from core.operations.stories import hardships
+from core.scheduling.misfires import miss_late
+from core.testing import registry_of
 from tests.support.effects import leave
 from tests.support.emitted import emitted
 
@@ -149,6 +152,24 @@ class TestSlots:
         executor.execute(once(postponing(in_=HOUR), schedule=every(hours=1)), run_id)
 
         assert (ledger.run(run_id).state, ledger.run(run_id).reason) == ("queued", "later")
+
+    @pytest.mark.parametrize(
+        ("age", "outcome"), [(HOUR, ("queued", "later")), (timedelta(hours=7), ("missed", "later"))]
+    )
+    @pytest.mark.parametrize("misfire", ["latest", "skip"])
+    def test_no_policy_judges_a_postponed_slot_before_its_grace_ends(
+        self, executor, database, ledger, misfire, age, outcome
+    ):
+        work = once(postponing(in_=HOUR), schedule=every(minutes=15), misfire=misfire)
+        now = ledger.value("SELECT clock_timestamp()")
+        run_id = ledger.request(slot=now - age)
+        executor.execute(work, run_id)
+        ledger.request(slot=now - age + timedelta(minutes=15))
+
+        with databases.autocommit(database) as connection:
+            miss_late(connection, registry_of(work))
+
+        assert (ledger.run(run_id).state, ledger.run(run_id).reason) == outcome
 
     def test_a_slot_that_had_failed_stays_a_retry(self, executor, ledger):
         """Its grace does not end it: a retry is never dropped because its slot is old."""

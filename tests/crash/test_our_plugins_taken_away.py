@@ -1,5 +1,6 @@
 """I1 with the plugins of this repository: each uninstalled, disabled and broken, by real wheels and real pip."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -24,6 +25,11 @@ REQUEST = text("""
     RETURNING id
 """)
 #: Jobs that the business retired, but that the old system's second scheduler still ran.
+#: A release that had the retired jobs, of a plugin that was uninstalled.
+FORMER_RELEASE = text("""
+    INSERT INTO rota_releases (fingerprint, jobs, first_seen_at, last_seen_at)
+    VALUES ('former', CAST(:jobs AS jsonb), now() - interval '1 day', now())
+""")
 RETIRED = ["auto-complete-expired-time-slot-tasks", "check-and-end-activities", "auto-generate-future-time-slots"]
 CHECKED = {"uninstalled": None, "disabled": "info", "broken": "wrong", "loaded": "ok"}
 
@@ -205,6 +211,10 @@ def test_the_retired_jobs_are_on_no_path_with_every_plugin_of_this_repository(ma
     retired = [(job, queue) for _, queue in present for job in RETIRED]
     queues = ["chaos-fast", *(queue for _, queue in present)]
     carried = {job: service.fleet.request(job)[0] for job in RETIRED}
+    with service.fleet.engine.begin() as connection:
+        connection.execute(
+            FORMER_RELEASE, {"jobs": json.dumps({job: {"plugin": "gone", "queue": "x"} for job in RETIRED})}
+        )
     service.start()
 
     for job in RETIRED:
@@ -213,7 +223,7 @@ def test_the_retired_jobs_are_on_no_path_with_every_plugin_of_this_repository(ma
             service.send(job, queue)
     service.assert_passed_over(retired, beside=present)
     ended = "SELECT DISTINCT state, reason, attempt FROM rota_runs WHERE id = ANY(:ids)"
-    assert service.fleet.rows(ended, ids=list(carried.values())) == [("orphaned", "unknown", 0)]
+    assert service.fleet.rows(ended, ids=list(carried.values())) == [("orphaned", "uninstalled", 0)]
     eventually(lambda: {service.dead_letters(queue) for queue in queues} == {len(RETIRED)}, within=LONGEST)
     eventually(lambda: owners(service.slots()) == set(FOLDERS), within=LONGEST)
 

@@ -181,14 +181,13 @@ class RunCancelled(Event):
 @event(
     "run.not_leaving",
     ERROR,
-    "run {run} was cancelled {seconds:g} s ago and its thread is stuck in {place}; its process ends and is replaced",
+    "run {run} was cancelled, and its thread is stuck in {place}; its process ends and is replaced",
 )
 class RunNotLeaving(Event):
-    """A cancelled job swallows its interruption, or does not return from a call into C."""
+    """A cancelled job has not left within 30 seconds: it ignores its interruption, or does not return from C code."""
 
     job: str
     run: int
-    seconds: float
     #: The file, line and function in which its thread is.
     place: str
 

@@ -19,7 +19,7 @@ from core.observability import logs, metrics
 from core.observability.events import Event, MessageHardLimit, RunHardLimit, RunNotLeaving
 from core.worker import tracebacks
 from core.worker.completions import Completions
-from core.worker.interruption import LEAVE_SECONDS, place_of
+from core.worker.interruption import place_of
 from core.worker.membership import Membership
 from core.worker.outcomes import diagnose, seen_in
 
@@ -41,7 +41,7 @@ class LastResort:
         """Record that an attempt in the thread will not end, and where its thread stands, and end its process."""
         lease = execution.lease
         if lease is not None and lease.token in self.membership.in_hand.cancelled:
-            why = RunNotLeaving(lease.job, lease.run_id, LEAVE_SECONDS, place_of(thread_id))
+            why = RunNotLeaving(lease.job, lease.run_id, place_of(thread_id))
             self.end_process(why, self.release_all)
         elif lease is not None:
             self._give_up_run(execution, lease, thread_id)

@@ -5,9 +5,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from core import database as databases
 from core import every, job
 from core.cli import main
-from core.ledger import overdue
+from core.ledger import cancels, overdue
 
 
 @job("close-day", queue="billing", schedule=every(hours=1))
@@ -77,7 +78,8 @@ def test_why_says_who_has_cancelled_it_while_it_runs_and_afterwards(rota, databa
     assert "It was cancelled by ann since " in at_work
     assert "It cannot commit any more, and ends when its function has left." in at_work
 
-    ledger.do("UPDATE rota_runs SET state = 'retrying' WHERE id = :id", id=lease.run_id)
+    with databases.autocommit(database) as connection:
+        cancels.end(connection, lease)
     ended = " ".join(rota("why", "close-day", "--at", "2026-11-23T03:00").stdout.split())
     assert "it was cancelled by ann: wrong day; its state before was running" in ended
 

@@ -38,6 +38,7 @@ FORBIDDEN = re.compile(r"/(?:home|root|work|Users)/|py[p]i\.|python[h]osted|arti
 #: What a user types that is not ours to check.
 OTHERS = {
     ".",
+    "git",
     "pip",
     "python",
     "docker",

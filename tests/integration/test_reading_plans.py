@@ -4,6 +4,7 @@ The history has 200,000 runs that succeeded, of 20 jobs, and few of every other 
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -31,8 +32,8 @@ FILL = [
     """INSERT INTO rota_runs (job, queue, state, reason, error, attempt, queued_at, finished_at)
        SELECT 'job-1', 'q1', 'dead', 'retries', 'ValueError: boom', 4, t.at, t.at
        FROM generate_series(1, 300) AS n, LATERAL (SELECT now() - n * interval '1 hour' AS at) AS t""",
-    """INSERT INTO rota_runs (job, queue, state, reason, queued_at, finished_at)
-       SELECT 'job-2', 'q2', state, 'overlap', now(), now()
+    """INSERT INTO rota_runs (job, queue, key, slot, state, reason, queued_at, finished_at)
+       SELECT 'job-2', 'q2', state, now() - n * interval '1 hour', state, 'overlap', now(), now()
        FROM generate_series(1, 300) AS n, unnest(ARRAY['skipped', 'missed', 'orphaned']) AS state""",
     "INSERT INTO rota_runs (job, queue, sent_at) SELECT 'job-3', 'q3', now() FROM generate_series(1, 300) AS n",
     """INSERT INTO rota_runs (job, queue, state, attempt, parent_id, due_at)
@@ -78,13 +79,15 @@ def full(shared_database: Any) -> Iterator[Any]:
     engine = databases.connect(shared_database.open())
     jobs = [job(f"job-{n}", queue=f"q{n}")(lambda run: None) for n in range(20)]
     jobs.append(job("nobodys", queue="q-of-nobody")(lambda run: None))
-    with loading.using(registry_of(*jobs)), databases.dedicated(engine) as connection:
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        stack.callback(shared_database.clean)
+        stack.enter_context(loading.using(registry_of(*jobs)))
+        connection = stack.enter_context(databases.dedicated(engine))
         for statement in FILL:
             connection.execute(text(statement), {"many": MANY} if ":many" in statement else {})
         connection.exec_driver_sql("VACUUM ANALYZE rota_runs, rota_attempts, rota_departures")
         yield connection
-    shared_database.clean()
-    engine.dispose()
 
 
 def rows_read(connection: Any, query: Any, parameters: Mapping[str, Any] | None = None) -> int:

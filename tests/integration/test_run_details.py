@@ -162,7 +162,9 @@ class TestList:
             "retrying": ledger.request("close-day", queue="billing", state="retrying", reason="error", **failed),
             "dead": ledger.request("close-day", queue="billing", state="dead", reason="retries", **failed, **over),
             "dropped": ledger.request("send-bill", queue="mail", state="dead", reason="dropped", **over),
-            "skipped": ledger.request("close-day", queue="billing", state="skipped", reason="overlap", **over),
+            "skipped": ledger.request(
+                "close-day", queue="billing", state="skipped", reason="overlap", slot="now", **over
+            ),
             "missed": ledger.request("close-day", queue="billing", state="missed", reason="grace", **over),
             "old": ledger.request("send-bill", queue="mail", state="succeeded", finished_at="2020-01-01T00:00:00Z"),
             "new": ledger.request("send-bill", queue="mail", state="succeeded", **over),

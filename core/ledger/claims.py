@@ -66,11 +66,11 @@ FORMER = """
       AND former.state IN ('queued', 'retrying') AND (former.exclusive OR former.key <> '') AND former.exclusive
       AND (former.due_at, former.id) < (candidate.due_at, candidate.id)
 """
-#: Whether an earlier slot is being retried, due or not.
+#: Whether an earlier slot is being retried, due or not. The sum keeps PostgreSQL from reading all slots of the history.
 RETRIED = """
     SELECT 1 FROM rota_runs AS tried WHERE tried.job = candidate.job AND tried.key = candidate.key
       AND tried.state IN ('queued', 'retrying') AND (tried.exclusive OR tried.key <> '') AND tried.exclusive
-      AND tried.state = 'retrying' AND tried.slot < candidate.slot
+      AND tried.state = 'retrying' AND tried.slot + interval '0' < candidate.slot
 """
 
 #: The columns that a claim returns.

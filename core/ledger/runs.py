@@ -86,7 +86,8 @@ SUCCEED_MANY = Prepared(
     SET state = 'succeeded', result = done.result::jsonb, error = NULL, process_id = NULL,
         finished_at = clock_timestamp()
     FROM unnest($2, $3, $4) AS done (id, token, result)
-    WHERE run.id = done.id AND run.token = done.token AND run.state = 'running' AND run.process_id = $1
+    WHERE run.id = done.id AND run.token = done.token AND coalesce(run.state, '') = 'running'
+          AND run.process_id = $1
     RETURNING run.id
     """,
 )
@@ -101,7 +102,8 @@ SUCCEED_MANY_AFTER_OTHERS = Prepared(
         SET state = 'succeeded', result = done.result::jsonb, error = NULL, process_id = NULL,
             finished_at = clock_timestamp()
         FROM unnest($2, $3, $4, $5) AS done (id, token, result, log)
-        WHERE run.id = done.id AND run.token = done.token AND run.state = 'running' AND run.process_id = $1
+        WHERE run.id = done.id AND run.token = done.token AND coalesce(run.state, '') = 'running'
+          AND run.process_id = $1
         RETURNING {ENDED}, done.log
     ), {attempts.keeping("ended", "succeeded", log="log", among="ended.attempt > 1")}
     SELECT id FROM ended

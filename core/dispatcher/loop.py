@@ -169,7 +169,6 @@ class Dispatcher(LedgerThread):
         if self._orphan_keeper.is_time_to_look():
             self._steps.take("fleet", self._look_at_fleet, connection)
             self._steps.take("orphans", self._orphan_keeper.look, connection, self._fleet)
-        self._steps.take("deadlines", expire, connection)
         self._steps.take("overdue", self._watch.look, connection, self._held)
         self._steps.take("maintain", self._maintain)
 
@@ -181,6 +180,7 @@ class Dispatcher(LedgerThread):
         self._steps.take("fleet", self._look_at_fleet, connection)
         self._steps.take("pauses", self._look_for_pauses, connection)
         self._steps.take("account", accountant.account, connection, self._carrier)
+        self._steps.take("deadlines", expire, connection)
         self._steps.take("misfires", miss_late, connection, self._registry, self._held)
         self._steps.take("lost", sending.find_lost, connection, self._carrier, self._resend_seconds)
         self._steps.take("turns", self._turns.look, connection)

@@ -78,7 +78,7 @@ def swallowed_failure() -> None:
 
 def claim_without_lock() -> None:
     """A claim does not look for a rival, and does not take part in the index that would stop it."""
-    unlocked = rewritten(claims.CLAIM, "WHEN NOT exclusive OR NOT EXISTS (", "WHEN true OR NOT EXISTS (")
+    unlocked = rewritten(claims.CLAIM, "WHEN NOT exclusive THEN 'running'", "WHEN true THEN 'running'")
     claims.CLAIM = rewritten(unlocked, "attempt = attempt +", "exclusive = false, attempt = attempt +")
 
 

@@ -163,7 +163,7 @@ def job(
             dead_on=dead_on,
             expires=expires,
             priority=priority,
-            overlap=overlap or ("allow" if schedule is None else "skip"),
+            overlap=("allow" if schedule is None else "skip") if overlap is None else overlap,
             misfire=misfire,
             misfire_grace=misfire_grace,
             misfire_cap=misfire_cap,

@@ -120,29 +120,9 @@ class RunRow(Base):
             postgresql_where=f"{IS_WAITING} AND (exclusive OR key <> '')",
         ),
         Index("rota_runs_parked", "job", "key", "priority", postgresql_where=IS_PARKED),
-        Index(
-            "rota_runs_urgent",
-            "queue",
-            "priority",
-            "job",
-            "due_at",
-            postgresql_where=f"{IS_WAITING} AND sent_at IS NULL AND priority > 0",
-        ),
         Index("rota_runs_expiring", "expires_at", postgresql_where="state = 'queued' AND expires_at IS NOT NULL"),
         Index("rota_runs_children", "parent_id", "id", postgresql_where="parent_id IS NOT NULL"),
         Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
-        Index(
-            "rota_runs_limited",
-            "limits",
-            postgresql_using="gin",
-            postgresql_where="state = 'running' AND limits IS NOT NULL",
-        ),
-        Index(
-            "rota_runs_limited_waiting",
-            "limits",
-            postgresql_using="gin",
-            postgresql_where=f"{IS_PARKED} AND limits IS NOT NULL",
-        ),
         CheckConstraint("priority BETWEEN 0 AND 9", name="rota_runs_priority"),
     )
 
@@ -246,8 +226,6 @@ class AttemptRow(Base):
     traceback: Mapped[str | None] = mapped_column(Text)
     #: The last lines that the attempt has logged.
     log: Mapped[str | None] = mapped_column(Text)
-
-    __table_args__ = (Index("rota_attempts_ended", "ended_at"),)
 
 
 class CancelRow(Base):

@@ -13,6 +13,7 @@ from core.ledger.models import State
 from core.ledger.operations import DROPPED, WITHDRAWN, Filter
 from core.operations import times
 from core.operations.runs import refuse_unknown
+from core.operations.wording import either
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequen
     by_id = {run.id: run for run in found}
     wrong = [f"run {run_id} does not exist" for run_id in ids if run_id not in by_id]
     wrong += [
-        f"run {run.id} is {run.state}, not {' or '.join(states)}{advice(run)}"
+        f"run {run.id} has the state {run.state}, not {either(states)}{advice(run)}"
         for run in found
         if run.state not in states
     ]

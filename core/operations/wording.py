@@ -1,5 +1,6 @@
 """Instants, spans and results as text for people."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -31,6 +32,11 @@ def span(duration: timedelta) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} days {hours} h" if hours else f"{days} days"
+
+
+def either(names: Sequence[str]) -> str:
+    """The names as alternatives: ``queued, retrying or running``."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def brief(value: Any, *, longest: int = 120) -> str:

@@ -79,8 +79,10 @@ class TestIds:
 
         assert done.exit_code == 1
         assert done.stderr == (
-            f"rota: run {gone} does not exist; run {alive} is running, not dead (a worker is working on it); "
-            f"run {orphan} is orphaned, not dead (`rota orphans adopt close-day` adopts it); nothing was changed\n"
+            f"rota: run {gone} does not exist; "
+            f"run {alive} has the state running, not dead (a worker is working on it); "
+            f"run {orphan} has the state orphaned, not dead (`rota orphans adopt close-day` adopts it); "
+            "nothing was changed\n"
         )
         assert ledger.run(fit).state == "dead"
 

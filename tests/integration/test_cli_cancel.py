@@ -126,8 +126,8 @@ def test_without_a_terminal_it_must_be_confirmed(rota, ledger):
 @pytest.mark.parametrize(
     ("state", "reason", "said"),
     [
-        ("succeeded", None, "is succeeded, not queued or retrying or running"),
-        ("dead", "cancelled", "is dead, not queued or retrying or running (cancelled)"),
+        ("succeeded", None, "has the state succeeded, not queued, retrying or running"),
+        ("dead", "cancelled", "has the state dead, not queued, retrying or running (cancelled)"),
     ],
 )
 def test_what_is_over_is_refused_with_its_state(rota, ledger, state, reason, said):

@@ -38,14 +38,10 @@ COLUMNS: list[sa.Column[Any]] = [
 INDEXES = {
     "rota_runs_turn": ("job, key, due_at, id", f"{WAITING} AND (exclusive OR key <> '')"),
     "rota_runs_parked": ("job, key, priority", PARKED),
-    "rota_runs_urgent": ("queue, priority, job, due_at", f"{WAITING} AND sent_at IS NULL AND priority > 0"),
     "rota_runs_expiring": ("expires_at", "state = 'queued' AND expires_at IS NOT NULL"),
     "rota_runs_children": ("parent_id, id", "parent_id IS NOT NULL"),
     "rota_runs_unstarted": ("state, id", "state IN ('skipped', 'missed')"),
 }
-#: Limits are looked up by name among running runs, to count them, and among parked runs, to wake them.
-LIMITED = {"rota_runs_limited": "state = 'running'", "rota_runs_limited_waiting": PARKED}
-
 #: The history has requests that were skipped, up to the time of this migration.
 REQUESTS_WAIT = """
     DO $$ BEGIN
@@ -95,8 +91,6 @@ def upgrade() -> None:
     op.create_check_constraint("rota_runs_priority", "rota_runs", "priority BETWEEN 0 AND 9")
     for name, (columns, condition) in INDEXES.items():
         op.execute(f"CREATE INDEX {name} ON rota_runs ({columns}) WHERE {condition}")
-    for name, condition in LIMITED.items():
-        op.execute(f"CREATE INDEX {name} ON rota_runs USING gin (limits) WHERE {condition} AND limits IS NOT NULL")
     op.execute(REQUESTS_WAIT)
     op.add_column("rota_processes", sa.Column("threads", sa.Integer))
     op.create_table(
@@ -112,7 +106,6 @@ def upgrade() -> None:
         sa.Column("traceback", sa.Text),
         sa.Column("log", sa.Text),
     )
-    op.create_index("rota_attempts_ended", "rota_attempts", ["ended_at"])
     op.create_table(
         "rota_cancels",
         sa.Column("run_id", sa.BigInteger, primary_key=True, autoincrement=False),
@@ -153,7 +146,7 @@ def downgrade() -> None:
     op.execute("DROP TRIGGER rota_end_cancelled_run ON rota_runs")
     op.execute("DROP FUNCTION rota_end_cancelled_run()")
     op.drop_constraint("rota_runs_requests_wait", "rota_runs")
-    for name in (*LIMITED, *INDEXES):
+    for name in INDEXES:
         op.drop_index(name, "rota_runs")
     op.drop_constraint("rota_runs_priority", "rota_runs")
     for column in reversed(COLUMNS):

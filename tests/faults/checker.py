@@ -461,8 +461,15 @@ def has_only_stalled(history: History, crash: Transition) -> bool:
     pid = int((crash.worker or ":0").rpartition(":")[2])
     since = crash.at - PATIENCE - 2 * lease(history) - AFTERMATH
     faults = [fault for fault in history.faults_between(since, crash.at) if not fault.pids or pid in fault.pids]
-    died = any(event.pid == pid and since <= event.at <= crash.at for event in history.processes)
-    return not died and {fault.kind for fault in faults} == {"PostgreSQL stalled"}
+    ended = {event.pid for event in history.processes if event.what != "started" and since <= event.at <= crash.at}
+    has_died = bool(ended & {pid, command_of(history, pid)})
+    return not has_died and {fault.kind for fault in faults} == {"PostgreSQL stalled"}
+
+
+def command_of(history: History, pid: int) -> int:
+    """The pid of the command that started a worker process: the latest worker before it. They end together."""
+    workers = [event.pid for event in history.processes if event.name.startswith("worker") and event.what == "started"]
+    return max((worker for worker in workers if worker <= pid), default=pid)
 
 
 def children(history: History) -> Iterator[Violation]:

@@ -547,6 +547,19 @@ class TestCharged:
 
         assert story.kinds() == found
 
+    def test_a_crash_of_a_process_that_ended_with_its_command_beside_a_stall(self, story):
+        run_id = story.run()
+        for name, pid in (("worker-0", 5), ("scheduler-0", 6), ("worker-1", 9)):
+            story.history.processes.append(ProcessEvent(at(0), name, pid, "started"))
+        story.claim(run_id, 1, pid=7)
+        story.fault("PostgreSQL stalled", 2, 9)
+        story.history.processes.append(ProcessEvent(at(9.5), "worker-0", 5, "ended with status 1"))
+        story.crash(run_id, 10)
+        story.claim(run_id, 11)
+        story.succeed(run_id, 12)
+
+        assert story.kinds() == set()
+
 
 class TestForkedChild:
     def test_an_outcome_of_a_child(self, story):

@@ -37,8 +37,6 @@ from plugins.maintenance.upload_root import descended, is_plain, remove_tree, sy
 
 log = logging.getLogger(__name__)
 
-#: Batches that are announced in one transaction. It is short, since no files are deleted in it.
-ANNOUNCED_AT_ONCE = 10
 #: The number of file rows that are in memory at a time.
 FILE_ROWS = 1000
 
@@ -129,7 +127,7 @@ class Deletion:
             select(*places.columns(journal.owner_id, oldest_first))
             .where(rule, journal.began_at.is_(None), places.after(last, journal.owner_id, oldest_first))
             .order_by(oldest_first, journal.owner_id)
-            .limit(ANNOUNCED_AT_ONCE * self.batch)
+            .limit(self.batch)
             .with_for_update(skip_locked=True)
         )
         return [Place(*row) for row in self.session.execute(due)]

@@ -36,7 +36,7 @@ def violations_of(
     running: Servers, plant: str | None, faults: Sequence[tuple[str, float, int | None, float]] = FAULTS
 ) -> Counter[str]:
     """The kinds of violation that are found in a round with that plant; their history is printed."""
-    settle = 60 if plant is None else 12  # with a plant, something may never end
+    settle = 60 if plant is None else 30  # with a plant, something may never end
     asked = Round(
         seed=1,
         seconds=12,

@@ -1,5 +1,6 @@
 """Consumers are woken by tokens, and by a look around every second that one thread of the process takes."""
 
+import threading
 from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
@@ -37,6 +38,11 @@ def listening(queues):
     made = Wakeups(queues, ErrorLog(queues.client))
     yield made
     made.stop()
+    eventually(lambda: not are_any_listening())  # or it could take a token of the next test
+
+
+def are_any_listening():
+    return any(thread.name == "rota-wakeups" for thread in threading.enumerate())
 
 
 @pytest.fixture
@@ -73,6 +79,32 @@ def test_a_token_for_a_consumer_that_has_no_room_is_left_for_another_process(que
 
     assert free.woken.wait(10)
     assert queues.client.llen(queues.wake_key("full")) == 1
+
+
+def test_a_token_that_comes_at_the_end_of_a_process_is_left_for_another(queues, listening):
+    sleeper = Sleeper("one")
+    listening.add(sleeper)
+    eventually(lambda: queues.client.info("clients")["blocked_clients"] == 1)
+
+    listening.stop()
+    queues.wake("one", 1)
+
+    eventually(lambda: not are_any_listening())
+    assert queues.client.llen(queues.wake_key("one")) == 1
+    assert not sleeper.woken.is_set()
+
+
+def test_a_token_for_a_consumer_that_has_gone_is_left_for_another_process(queues, listening):
+    sleeper = Sleeper("one")
+    listening.add(sleeper)
+    eventually(lambda: queues.client.info("clients")["blocked_clients"] == 1)
+
+    listening.remove(sleeper)
+    queues.wake("one", 1)
+
+    eventually(lambda: queues.client.info("clients")["blocked_clients"] == 0)
+    eventually(lambda: queues.client.llen(queues.wake_key("one")) == 1)
+    assert not sleeper.woken.is_set()
 
 
 def test_messages_without_a_token_are_found_by_a_look(queues, listening):

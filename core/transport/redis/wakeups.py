@@ -134,7 +134,8 @@ class Wakeups:
             self._wake(consumers[name])
 
     def _wake(self, consumer: Wakeable) -> None:
-        if consumer.has_room:
+        is_ours = self._present().get(consumer.queue_name) is consumer and not self._stopping.is_set()
+        if is_ours and consumer.has_room:
             consumer.wake()
-        else:  # it had room when the wait began: leave the token to another process
+        else:  # it could fetch when the wait began: leave the token to another process
             self._queues.wake(consumer.queue_name, 1)

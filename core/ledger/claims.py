@@ -104,8 +104,7 @@ CLAIM = Prepared(
             WHEN $7 = ANY(refused_by) AND {MAY_FIT.format(job="job", queue="queue", refused="refused_by")} THEN 'misfit'
             WHEN crashes >= $5 THEN 'suspect'
             WHEN NOT exclusive THEN 'running'
-            WHEN state = 'queued' AND slot IS NOT NULL AND EXISTS ({RETRIED})
-                THEN CASE WHEN $8 THEN 'behind' ELSE 'waiting' END
+            WHEN $8 AND state = 'queued' AND slot IS NOT NULL AND EXISTS ({RETRIED}) THEN 'behind'
             WHEN EXISTS ({RIVAL}) THEN CASE WHEN $8 AND state = 'queued' AND slot IS NOT NULL THEN 'skipped'
                                             ELSE 'waiting' END
             WHEN EXISTS ({FORMER}) THEN 'waiting'

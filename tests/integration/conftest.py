@@ -117,10 +117,10 @@ class Process:
     connection: Connection
     application: str
 
-    def claim(self, engine: Engine, run_id: int, job: str = "work") -> tuple[Verdict, Lease | None]:
+    def claim(self, engine: Engine, run_id: int, job: str = "work", **options: Any) -> tuple[Verdict, Lease | None]:
         """Claim for this process."""
         with databases.autocommit(engine) as connection:
-            return claims.claim(connection, run_id, job=job, process_id=self.id, worker="test:1")
+            return claims.claim(connection, run_id, job=job, process_id=self.id, worker="test:1", **options)
 
     def lease(self, engine: Engine, run_id: int, job: str = "work") -> Lease:
         """Claim, and expect to get it."""

@@ -145,6 +145,15 @@ class TestSlots:
 
         assert claim(first)[0] == Verdict.RUNNING
 
+    def test_a_waiting_slot_does_not_wait_for_the_retry_of_an_earlier_one(self, claim, ledger, autocommit):
+        retried = ledger.request(slot=START, due_at=START)
+        _, lease = claim(retried)
+        runs.fail(autocommit, lease, Failure(State.RETRYING, "error", "boom", timedelta(milliseconds=1)))
+        waiting = ledger.request(slot=START + MINUTE, due_at=START + MINUTE)
+
+        assert claim(waiting, gives_way=False)[0] == Verdict.RUNNING
+        assert claim(retried, gives_way=False)[0] == Verdict.WAITING
+
     def test_a_waiting_slot_replaces_an_older_one(self, run_job, ledger, claim, autocommit, caplog):
         caplog.set_level("DEBUG", "rota")
         waiting = job("work", schedule=every(minutes=1), overlap="wait")(lambda run: None)

@@ -9,7 +9,7 @@ from core.ledger.models import State
 
 
 def cancel(session: Session, run_id: int, *, reason: str | None = None, by: str | None = None) -> State:
-    """Cancel a run when the caller's transaction commits; return the state in which this found it.
+    """Cancel a run when the caller's transaction commits; return the run's state before that.
 
     A waiting run (``queued`` or ``retrying``) ends at once: it is dead with the reason ``cancelled``. A ``running`` run
     cannot commit from that moment on. ``Cancelled`` is raised in its thread, its SQL statement is cancelled, and the

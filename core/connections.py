@@ -91,7 +91,7 @@ class WatchedCursor(DriverCursor):
 
 
 class OwnConnection(DriverConnection):
-    """A connection of this process, which no child that a job forks shares."""
+    """A connection of this process; a child that a job forks does not share it."""
 
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)

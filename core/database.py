@@ -53,8 +53,8 @@ SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
 #: The ledger's statements must find rows by an index. They are planned once per connection. A plan that was made while
-#: a table was small could otherwise read the whole table after it has grown. A plan that cannot do without one of these
-#: nodes costs 1e10 more by PostgreSQL's estimate, for which it would compile the plan each time, if it has LLVM.
+#: a table was small could otherwise read the whole table after it has grown. If a plan must still use one of these
+#: nodes, PostgreSQL estimates its cost 1e10 higher, and with LLVM would compile it each time; so JIT is off.
 BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 #: The default isolation, and the schema of the ledger's tables. The schema is read early, since a job may change its
 #: search_path later.
@@ -144,7 +144,7 @@ class Pool(QueuePool):
             raise
 
 
-#: SQLAlchemy's own pools are quiet by the level of its package, which this one is not part of.
+#: This class is outside of SQLAlchemy's package, so the log level of that package does not silence it.
 logging.getLogger(f"{Pool.__module__}.{Pool.__qualname__}").setLevel(logging.WARNING)
 
 

@@ -39,8 +39,9 @@ def enqueue(
     to 9; the default is the job's own. If ``session`` is that of a run, the new run records which run has enqueued
     it.
 
-    With ``unless="waiting"``, no run is inserted if a request of the same job and key waits that is not due later: the
-    id is that of the waiting run, which keeps its own arguments, and starts after the caller's transaction has ended.
+    With ``unless="waiting"``, no run is inserted if a request of the same job and key is already waiting and is due no
+    later. The returned id is then that of the waiting run, which keeps its own arguments, and starts after the caller's
+    transaction has ended.
 
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
@@ -70,7 +71,8 @@ def waiting_run(
     priority: int | None,
     unless: str,
 ) -> int | None:
-    """The id of a waiting run that serves this request too, and is locked until the transaction ends; None if none."""
+    """The id of a waiting run that serves this request too, and is locked until the transaction ends; None if there is
+    none."""
     if unless != "waiting":
         raise BadArguments(f"job {job!r}: unless={unless!r} must be 'waiting'")
     session, found = plain_session(session), job_of_ledger(job)
@@ -145,7 +147,7 @@ def plain_session(session: object) -> Session:
     if kind.__module__.startswith("sqlalchemy.ext.asyncio"):
         raise RotaError(
             f"session must be a SQLAlchemy Session, and {kind.__name__} is asynchronous; "
-            "with an AsyncSession, call `await session.run_sync(enqueue, ...)`, and so with send and publish"
+            "with an AsyncSession, call `await session.run_sync(enqueue, ...)`; the same for send and publish"
         )
     raise RotaError(f"session must be a SQLAlchemy Session, not {kind.__name__}; `Session(bind=connection)` makes one")
 

@@ -21,7 +21,7 @@ RotaError
 ├── HiddenLedger           the ledger exists, but the role cannot see it
 ├── UnfitServers           PostgreSQL or Redis exists, and can never serve this process
 ├── BadProgress            progress that PostgreSQL cannot store
-├── Later                  not now, and no failure: a job raises it to postpone its run
+├── Later                  a job raises it to postpone its run; this is not a failure
 └── EmbeddedServerError    an embedded PostgreSQL or Redis did not start
 
 Interrupted                a BaseException, so that ``except Exception`` in a job does not swallow it
@@ -131,7 +131,7 @@ LONGEST_LATER = timedelta(days=7)
 
 
 class Later(RotaError):
-    """Not now, and no failure: a job raises it, and its run is tried again at that time.
+    """A job raises it to postpone its run to a later time. This is not a failure.
 
     Give one of ``in_``, a span counted from now, and ``at``, an aware time after the start of the attempt. ``reason``
     is for people. The work since the last checkpoint is rolled back. A run may be postponed for 7 days in all, and not
@@ -191,7 +191,7 @@ class AttemptLost(Interrupted):
     """The lease is lost: the session's connection is closed, and nothing more can be committed for the run."""
 
 
-#: From this ratio of difflib on, a name is taken for a misspelling of a known one.
+#: The least ratio of difflib at which a name is considered a misspelling of a known one.
 MISSPELT = 0.8
 
 

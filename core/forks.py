@@ -4,8 +4,8 @@ A child has a copy of every open file of its parent. While it holds the socket o
 its locks stay, even if the parent ends; and PostgreSQL cannot tell the child's data from the parent's. So the child
 replaces each of these files by the null device, under the same number: nothing is sent, and using it is an error.
 
-This begins once a worker works, so that the service may fork its own processes before. A program that a job starts
-(``subprocess``) does not inherit these files, so this module does nothing for it.
+This begins when a worker starts to work on jobs, since the service forks its own processes before that. A program that
+a job starts (``subprocess``) does not inherit these files, so this module does nothing for it.
 """
 
 import os
@@ -28,7 +28,7 @@ CLOSED = (InterfaceError, ValueError, OSError)
 
 
 class OpenFile(Protocol):
-    """A socket, a pipe, a connection of psycopg2's."""
+    """An open file, such as a socket, a pipe or a connection of psycopg2."""
 
     def fileno(self) -> int:
         """The file descriptor; -1 or an error once it is closed."""

@@ -45,7 +45,7 @@ def lines(found: Difference) -> Iterator[str]:
         yield from (f"    {name}: {told(before)} → {told(here)}" for name, (before, here) in fields.items())
     for job, count in found.misfits.items():
         runs = "1 run waits" if count == 1 else f"{count} runs wait"
-        yield f"! {job}: {runs} in a form that does not fit it here; let workers of the old release finish them"
+        yield f"! {job}: {runs} with arguments that do not fit here; let workers of the old release finish them"
     for job, states in found.left_behind.items():
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         yield f"! {job}: {counts}, but the job is not installed here"

@@ -29,7 +29,7 @@ def show(run: Details, waits_for: Sequence[str], now: datetime) -> None:
 
 
 def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[str, str]]:
-    """What there is to say about the run, with labels."""
+    """The facts about the run, with labels."""
     if run.key:
         yield "key", run.key
     yield "slot", f"{local(run.slot)} {zone}" if run.slot else "none: it was requested"
@@ -68,7 +68,7 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
 
 
 def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:
-    """Print an attempt. ``told`` has the tracebacks that were printed, and of which attempts."""
+    """Print an attempt. ``told`` has the printed tracebacks, each with the number of its attempt."""
     reason = f" ({attempt.reason})" if attempt.reason else ""
     took = f" after {span(attempt.ended_at - attempt.started_at)}" if attempt.started_at else ""
     say("", f"attempt {attempt.attempt} {attempt.outcome}{reason}{took}: {local(attempt.ended_at)} on {attempt.worker}")
@@ -83,7 +83,7 @@ def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:
 
 
 def traceback_of(attempt: Attempt, told: dict[str, int]) -> str:
-    """The traceback of an attempt, or which attempt had the same; empty if it has none."""
+    """The traceback of an attempt, or a reference to an earlier attempt with the same one; empty if it has none."""
     if not attempt.traceback:
         return ""
     first = told.setdefault(attempt.traceback, attempt.attempt)

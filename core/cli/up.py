@@ -33,7 +33,7 @@ YET_TO_COME = {"DATABASE_URL": "postgresql:///rota", "REDIS_URL": "redis://local
 
 
 class CommandLine(click.ParamType[list[str]]):
-    """A command with its arguments, parsed like a shell."""
+    """A command with its arguments, parsed as a shell parses them."""
 
     name = "command"
 

@@ -1,4 +1,4 @@
-"""``rota workers``: lists the live processes and their work, and who has left."""
+"""``rota workers``: lists the live processes with their runs, and those that have left."""
 
 from datetime import datetime
 
@@ -72,14 +72,14 @@ def left_columns(zone: str) -> list[Column]:
 
 
 def live(process: Live, now: datetime) -> tuple[str, ...]:
-    """A live process as a row; ``busy`` is how many of its threads are."""
+    """A live process as a row; ``busy`` is the number of its threads that work on a run."""
     busy = f"{len(process.runs)} of {process.threads}" if process.threads is not None else ""
     lived = span(now - process.started_at)
     return (str(process.id), process.kind, process.name, busy, lived, ", ".join(process.queues))
 
 
 def at_work(process: Live, run: AtWork, now: datetime) -> tuple[str, ...]:
-    """A run at work as a row."""
+    """A run of a live process as a row."""
     lasted = span(now - run.started_at)
     return (str(process.id), str(run.run), run.job, run.key, str(run.attempt), lasted, brief(run.progress))
 

@@ -1,4 +1,4 @@
-"""Logs and counts the cancelled runs among those that were handed back, which ended instead."""
+"""Logs and counts runs that ended when they were handed back, because they had been cancelled."""
 
 from collections.abc import Sequence
 from typing import TypeVar

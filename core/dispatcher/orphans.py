@@ -1,7 +1,7 @@
 """Ends the waiting runs and messages of jobs that are gone, and adopts the runs of jobs that were merely absent.
 
-A job is gone when no process with it has been alive for ``ROTA_ORPHAN_SECONDS``. The releases tell since when, so a
-change of leader does not start that time again. A leader waits for up to a minute beside that: after an outage of the
+A job is gone when no process with it has been alive for ``ROTA_ORPHAN_SECONDS``. The releases record that time, so a
+change of leader does not start it again. In addition, a new leader waits for up to a minute: after an outage of the
 whole service, hosts start one after another. A job that no release ever had is not gone: its runs wait for it.
 """
 
@@ -32,10 +32,10 @@ from core.observability.events import (
 
 #: How often to look for jobs and queues that are gone, in seconds.
 LOOK_SECONDS = 5.0
-#: How long a leader itself must have seen a job missing, at most, in seconds.
+#: The longest time for which a leader must itself have seen a job missing, in seconds.
 SEEN_MISSING_SECONDS = 60.0
-#: How many batches of one job one search ends at most, and how long it takes at most for all jobs, in seconds. The next
-#: search continues, so that other steps of the pass are not delayed.
+#: The most batches of one job that one search ends, and the longest time that it takes for all jobs, in seconds. The
+#: next search continues, so that other steps of the pass are not delayed.
 MOST_BATCHES = 20
 LONGEST_SECONDS = 0.5
 
@@ -62,7 +62,7 @@ class OrphanKeeper:
         self._grace_seconds = grace_seconds
         self._jobs = Absence(min(grace_seconds, SEEN_MISSING_SECONDS))
         self._queues = Absence(grace_seconds)
-        #: The jobs of the fleet whose orphans have been looked for since they were last missing.
+        #: Jobs of the fleet that need no search for orphans to adopt, since there was one after they came back.
         self._present: set[str] = set()
         self._looked_at = float("-inf")
 
@@ -169,7 +169,7 @@ def adopt_runs(connection: Connection, job: str, fleet: Fleet) -> bool:
 
 
 def reason(registry: Registry, had: LastHad) -> str:
-    """Why a job is gone: as far as this host's installed plugins tell, if a newer release took it away."""
+    """The reason why a job is gone. If a newer release removed it, the plugins installed on this host tell more."""
     if not had.is_taken_away:
         return orphans.ABSENT
     states = {found.name: found.state for found in registry.plugins}

@@ -44,10 +44,11 @@ class Outage:
     """The last time this process was without PostgreSQL, and for how long; times are monotonic seconds.
 
     No process could renew its lease during the outage, so a process that comes back has an expired lease. A stall, in
-    which PostgreSQL answers late and nothing fails, is an outage too. The threads that would notice share one object.
+    which PostgreSQL answers late and nothing fails, is an outage too. All threads that can notice an outage share one
+    object.
     """
 
-    #: A statement of ours that takes longer has met a stall that may have cost leases, in seconds.
+    #: If one of our short statements takes longer, PostgreSQL has stalled, and leases may have expired; in seconds.
     stall_seconds: float = float("inf")
     _began_at: float | None = None
     _seconds: float = 0.0
@@ -69,7 +70,7 @@ class Outage:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count it as a stall if a short statement within takes long, even if it fails."""
+        """Count a stall if the short statement in the block takes long, even if it fails."""
         began = time.monotonic()
         try:
             yield

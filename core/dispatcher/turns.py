@@ -1,17 +1,17 @@
-"""Wakes parked runs whose process could not: it died, or was without PostgreSQL, when the run before them ended."""
+"""Wakes parked runs if the process of the run before them could not: it died, or was without PostgreSQL."""
 
 from sqlalchemy import Connection
 
 from core.ledger import turns
 from core.ledger.turns import Turn
 
-#: How many jobs and keys one pass looks at.
+#: How many jobs and keys one pass checks.
 AT_ONCE = 1000
 FIRST = Turn("", "")
 
 
 class TurnKeeper:
-    """Looks at all jobs and keys with parked runs in turn, at some of them in each pass."""
+    """Checks the jobs and keys with parked runs in turn, some of them in each pass."""
 
     def __init__(self) -> None:
         self._reached = FIRST

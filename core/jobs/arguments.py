@@ -32,7 +32,7 @@ NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 QUOTING_PROBLEMS = {"value_error", "assertion_error", "union_tag_invalid", "zoneinfo_str"}
 SILENT_PROBLEMS = set(get_args(core_schema.ErrorType)) - QUOTING_PROBLEMS
 
-#: A default is cut here where it is shown.
+#: The most characters of a default that are shown.
 LONGEST_DEFAULT = 200
 #: Where an object lies in memory, which is not the same in two processes.
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -173,7 +173,7 @@ def _text(value: Any) -> bytes | str:
 
 
 def _problems(job: Job, name: str, error: ValidationError) -> list[str]:
-    """The problems with one argument. Those of a secret one have no details, which may be a part of its value."""
+    """The problems with one argument; without details if it is secret, since they may contain a part of its value."""
     if name in secret_names(job) or name.lower() in settings.redacted():
         return [f"{name}: input is not valid"]
     return [_explain(name, problem) for problem in error.errors(include_input=False)]

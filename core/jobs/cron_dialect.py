@@ -20,7 +20,7 @@ NAMED_EXPRESSIONS = {
     "@annually": "0 0 1 1 *",
 }
 EXPECTED_FIELDS = (
-    "five fields that some date meets: minute 0-59, hour 0-23, day of month 1-31, month 1-12, "
+    "five fields that match some date: minute 0-59, hour 0-23, day of month 1-31, month 1-12, "
     f"day of week 0-7 (0 and 7 are Sunday); or one of {', '.join(NAMED_EXPRESSIONS)}"
 )
 SUNDAY, SUNDAY_AT_THE_END = 0, 7
@@ -57,7 +57,7 @@ class Field:
         if high == SUNDAY < low and self is DAY_OF_WEEK:
             high = SUNDAY_AT_THE_END
         if high < low:
-            raise ValueError(f"{self.title} {span!r}: a range begins with its lower end; write two with a comma")
+            raise ValueError(f"{self.title} {span!r}: a range begins with its lower end; write it as two")
         return high
 
     def _value(self, text: str) -> int:

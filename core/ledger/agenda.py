@@ -10,7 +10,8 @@ from core.ledger.deadlines import HAS_EXPIRED
 from core.ledger.models import IS_PARKED
 from core.ledger.prepared import Prepared
 
-#: Parameters: how late a slot may be, and how long ago an unclaimed run was sent that counts as overdue.
+#: Parameters: the delay after which a slot is late, and the time after which a run that was sent and not claimed is
+#: overdue.
 ASK = Prepared(
     "rota_agenda",
     ("interval", "interval"),

@@ -1,7 +1,7 @@
-"""The attempts of runs that are kept: those that did not succeed, and a success that comes after them.
+"""Keeps the attempts of runs that did not succeed, and a success that follows such an attempt.
 
-The statement that ends an attempt also keeps it, so none is missing, whichever process dies. A run that succeeds in its
-first attempt has no row here: its own row has its times, and nothing is added to its path.
+The statement that ends an attempt also keeps it, so no attempt is missing, even if a process dies. A run that succeeds
+in its first attempt has no row here: its own row has its times, and it needs no further statement.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-#: The newest attempts of a run are kept, at most this many.
+#: How many attempts of a run are kept at most: the newest.
 MOST_KEPT = 100
 #: Columns that an ending statement returns for ``keeping``.
 ENDED = "run.id, run.attempt, run.started_at, run.worker, run.reason, run.error"
@@ -23,10 +23,10 @@ def keeping(
 ) -> str:  # fmt: skip
     """The parts ``kept`` and ``forgotten`` of a WITH clause: they keep the attempts of the runs that ``ended`` returns.
 
-    ``ended`` is a part before them, which returns ``ENDED`` of each run that matters as it is now. The others are SQL
-    expressions of its columns or of parameters: ``among`` is the condition on the runs whose attempts are kept.
-    ``ledger`` is the prefix of the table. The outcome of an attempt at a cancelled run is always ``cancelled``. An
-    attempt that was released uncounted gives its number to the next, which replaces it here.
+    ``ended`` is the name of an earlier part of that clause, which returns the columns ``ENDED`` of each run as they are
+    now. The other parameters are SQL expressions. ``among`` is the condition for a run's attempt to be kept. ``ledger``
+    is the prefix of the table. The outcome of an attempt at a cancelled run is always ``cancelled``. After an attempt
+    was released uncounted, the next attempt has the same number and replaces it here.
     """
     return f"""
     kept AS (

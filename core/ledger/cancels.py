@@ -1,10 +1,10 @@
-"""Cancellations: a waiting run ends at once; a running run may not commit from that moment, and ends when it has left.
+"""Cancellations: a waiting run ends at once. A running run cannot commit any more, and ends when its function has left.
 
-Only the process that works on a running run ends it, with one exception that this file is about. A cancel draws a new
-fencing token for the run's row and leaves a mark in ``rota_cancels`` with the former token. Every commit of the attempt
-checks its token under the row's lock, in every isolation level, so it is refused from then on, and the runs that are
-not cancelled pay nothing for this. State and process stay as they are. So the run still holds its key and its limits
-while its function may still be at work.
+A cancel does not end a running run, since only the run's process knows when the function has left. It draws a new
+fencing token for the run's row, and writes the former token to ``rota_cancels`` as a mark. Every commit of the attempt
+checks its token under the row's lock, in every isolation level, so each later commit is refused. Runs that are not
+cancelled need no further statement. The row keeps its state and its process, so the run holds its key and its limits as
+long as its function may be running.
 
 The process is notified, and also looks for marks at every heartbeat (``core/worker/heartbeat.py``). It interrupts the
 attempt, and ends the run when the function has left. If the run is handed back instead (released, recovered, or failed,
@@ -81,7 +81,7 @@ MARKS = text("SELECT run_id, asked_at, asked_by, reason FROM rota_cancels WHERE 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A run that a cancel has found, and the state that it had."""
+    """A run that a cancel has found, with its state before the cancel."""
 
     run_id: int
     state: State
@@ -102,13 +102,14 @@ class Mark:
 def cancel(
     on: Session | Connection, run_ids: Collection[int], *, by: str, reason: str | None = None
 ) -> list[Cancelled]:
-    """Cancel those of ``run_ids`` that wait or run, in the caller's transaction; return these, in order."""
+    """Cancel the waiting and running runs among ``run_ids``, in the caller's transaction; return them in the order of
+    their ids."""
     rows = CANCEL.rows(on, list(run_ids), by, reason)
     return [Cancelled(run_id, State(state), is_new) for run_id, state, is_new in rows]
 
 
 def end(connection: Connection, lease: Lease, log: str | None = None) -> str | None:
-    """End a cancelled run, whose function has left; return who cancelled it and why, or None if nobody has.
+    """End a cancelled run, whose function has left; return the cancellation, or None if the run was not cancelled.
 
     ``log`` is the end of the attempt's log, which is kept.
     """

@@ -43,11 +43,11 @@ class Verdict(StrEnum):
     SUSPECT = "suspect"
     #: It is not due yet; the dispatcher sends it when it is.
     EARLY = "early"
-    #: Its arguments do not fit the job as this process declares it, and a live worker may declare it otherwise; the
-    #: dispatcher sends it again after a short rest.
+    #: Its arguments do not fit the job as this process declares it, and a live worker may declare the job differently;
+    #: the dispatcher sends the run again after a short wait.
     MISFIT = "misfit"
-    #: Another transaction has locked it, such as one that counts on its start (``core/ledger/waiting.py``); it is sent
-    #: again soon.
+    #: Another transaction has locked it, such as a request that needs it to start later (``core/ledger/waiting.py``);
+    #: it is sent again soon.
     LOCKED = "locked"
     #: It is over, has expired, another process has it, or this process is not registered.
     NONE = "none"
@@ -56,7 +56,7 @@ class Verdict(StrEnum):
 #: The wait before a run that did not fit is sent again; the same as for a message for an unknown actor.
 MISFIT_REST = "interval '0.5 seconds'"
 
-#: Whether a run that may not overlap has one of its job and key before it: one at work, or one that is due earlier.
+#: For a run that may not overlap: whether another run of its job and key is running, or (``FORMER``) is due earlier.
 RIVAL = """
     SELECT 1 FROM rota_runs AS rival WHERE rival.job = candidate.job AND rival.key = candidate.key
       AND rival.state = 'running' AND rival.exclusive
@@ -66,7 +66,7 @@ FORMER = """
       AND former.state IN ('queued', 'retrying') AND (former.exclusive OR former.key <> '') AND former.exclusive
       AND (former.due_at, former.id) < (candidate.due_at, candidate.id)
 """
-#: Whether an earlier slot is being retried, due or not. The sum keeps PostgreSQL from reading all slots of the history.
+#: Whether an earlier slot is being retried, due or not. ``+ interval '0'`` keeps PostgreSQL from an index of all slots.
 RETRIED = """
     SELECT 1 FROM rota_runs AS tried WHERE tried.job = candidate.job AND tried.key = candidate.key
       AND tried.state IN ('queued', 'retrying') AND (tried.exclusive OR tried.key <> '') AND tried.exclusive
@@ -133,7 +133,7 @@ CLAIM = Prepared(
     """,  # noqa: S608 — a constant
 )
 
-#: Parameters: run, job, process. Whether the run waits, so that a claim which has not found it has found it locked.
+#: Parameters: run, job, process. Whether the run is waiting: if it is, a claim that did not find it found it locked.
 IS_CLAIMABLE = Prepared(
     "rota_is_claimable",
     ("bigint", "text", "bigint"),
@@ -220,9 +220,10 @@ def claim(
 ) -> tuple[Verdict, Lease | None]:
     """Claim ``run_id``, if it is a run of ``job``, for this process, in one round trip on an autocommit connection.
 
-    ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process;
-    ``gives_way`` is whether a slot of the job is skipped instead of waiting for another run of its key.
-    Returns the verdict, with a lease if and only if the verdict is RUNNING. Does not wait for a lock on the run.
+    ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process
+    (``core/jobs/arguments.py``); ``gives_way`` is whether a slot of the job is skipped instead of waiting for another
+    run of its key. Returns the verdict, with a lease if and only if the verdict is RUNNING. Does not wait for a lock on
+    the run.
     """
     for look in range(CLAIM_LOOKS):
         try:

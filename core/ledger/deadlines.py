@@ -1,7 +1,7 @@
 """Deadlines: a run that has not started by its ``expires_at`` is missed.
 
-Claims refuse such a run at once, and the dispatcher ends it within a second. A deadline binds until the first start
-only: a retry is never dropped because it is late.
+Claims refuse such a run at once, and the dispatcher ends it within a second. A deadline applies only until the first
+start: a retry is never dropped because it is late.
 """
 
 from sqlalchemy import Connection, text

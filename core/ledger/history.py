@@ -1,4 +1,4 @@
-"""Reads runs, their surroundings and the live processes from the ledger, for people."""
+"""Reads runs, slots and the live processes from the ledger, for people."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ Run = Row[Any]
 
 
 def waiting_args(connection: Connection, job: str, most: int) -> Iterator[dict[str, Any]]:
-    """The arguments of the runs of ``job`` that wait, of ``most`` at most."""
+    """The arguments of at most ``most`` waiting runs of ``job``."""
     yield from connection.execute(WAITING_ARGS, {"job": job, "most": most}).scalars()
 
 
@@ -193,12 +193,12 @@ def alive(connection: Connection) -> list[Process]:
 
 
 def at_work(connection: Connection, process_ids: Sequence[int]) -> list[Row[Any]]:
-    """The runs that these processes work on now, the oldest first."""
+    """The runs that these processes work on now, oldest first."""
     return list(connection.execute(AT_WORK, {"process_ids": list(process_ids)}).all())
 
 
 def departures(connection: Connection, within: timedelta, most: int) -> list[Row[Any]]:
-    """The processes that left ``within`` a span until now, the last first, ``most`` at most."""
+    """At most ``most`` processes that left in the last ``within``, newest first."""
     return list(connection.execute(DEPARTURES, {"within": within, "most": most}).all())
 
 

@@ -1,4 +1,4 @@
-"""Later: a function has postponed its run. This is no failure: it is counted apart, and bounded in time.
+"""Later: a function postpones its run. This is not a failure: it is counted separately, and limited in time.
 
 The run waits until its new due time. A slot that has neither failed nor crashed is ``queued`` again, so that its grace
 ends it; the reason ``later`` tells the misfire policies that it was tried. Every other run is ``retrying``.
@@ -63,7 +63,8 @@ def postpone(
 
     ``log`` is the end of the attempt's log, which is kept.
 
-    If that is over 7 days after it was first postponed, or after its ``expires_at``, the run is dead.
+    If the new due time is more than 7 days after the run was first postponed, or after its ``expires_at``, the run is
+    dead.
     """
     values = (at, after, error[:LONGEST_REASON], LONGEST_LATER, log)
     rows = POSTPONE.rows(connection, lease.run_id, lease.token, lease.process_id, *values)

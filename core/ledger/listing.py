@@ -1,7 +1,8 @@
-"""Lists runs by filter, the newest first, and one run with its relatives. Each reads little beside what it returns.
+"""Lists runs by filter, newest first, and the runs that one run has enqueued. The queries read few rows beyond their
+answer.
 
-A history may have ten million runs, and hardly any index has all of them. So a list is made of *arms*: queries that
-one index each answers in the right order, a short piece of it at a time. The newest of their runs are the list.
+A history may have ten million runs, and hardly any index has all of them. So a list is made of *arms*. An arm is a
+query that reads one index in the right order and stops early. The list is the newest of the runs that the arms return.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,11 @@ RUNS = RunRow.__table__
 #: States in which a run can have a reason, and those in which it can have an error of its own.
 WITH_REASON = frozenset(State) - {State.SUCCEEDED, State.RUNNING}
 WITH_ERROR = frozenset(State) - {State.SUCCEEDED, State.SKIPPED, State.MISSED}
-#: States whose index is in the order of ids. Of other states all runs are read, which are few beside a history; their
-#: order is that of an expression, since PostgreSQL would otherwise read the whole history in the order of ids.
+#: States whose index is in the order of ids. For any other state, all its runs are read and sorted, which are few
+#: beside the history. They are sorted by an expression, since PostgreSQL would otherwise read the whole history in the
+#: order of ids.
 INDEXED_BY_ID = frozenset({State.DEAD, State.SKIPPED, State.MISSED})
-#: Of runs that a run has enqueued, the newest are shown.
+#: How many of the runs that a run has enqueued are shown: the newest.
 MOST_CHILDREN = 50
 
 CHILDREN = text("""
@@ -30,7 +32,7 @@ CHILDREN = text("""
 
 
 def newest(connection: Connection, wanted: Filter, limit: int) -> list[Row[Any]]:
-    """The newest runs that meet ``wanted``, newest first: by their ids, or by the time that ``wanted`` is about."""
+    """The newest runs that meet ``wanted``, newest first: by their ids, or by their times if ``wanted`` has a time."""
     query = statement(wanted, limit)
     return list(connection.execute(query).all()) if query is not None else []
 
@@ -48,7 +50,7 @@ def statement(wanted: Filter, limit: int) -> Select[Any] | None:
 
 
 def children(connection: Connection, run_id: int) -> list[Row[Any]]:
-    """The newest runs that a run has enqueued, and one more than are shown if there are more; newest first."""
+    """The newest runs that a run has enqueued, newest first; one more than is shown, if there are more."""
     return list(connection.execute(CHILDREN, {"run_id": run_id, "most": MOST_CHILDREN + 1}).all())
 
 
@@ -57,9 +59,9 @@ class Arm:
     """One piece of a list."""
 
     conditions: Sequence[ColumnElement[bool]]
-    #: The newest have the greatest.
+    #: The value by which runs are sorted; the newest run has the greatest.
     rank: ColumnElement[Any]
-    #: Columns before ``rank`` in the order of its index.
+    #: Columns that come before ``rank`` in the arm's index.
     prefix: Sequence[ColumnElement[Any]] = ()
 
     def newest(self, limit: int) -> Select[Any]:
@@ -83,7 +85,7 @@ def by_id(wanted: Filter) -> Iterator[Arm]:
 
 
 def by_time(wanted: Filter) -> Iterator[Arm]:
-    """The arms of a list in the order of the time: of the end, or of the request for runs that have not ended."""
+    """The arms of a list in the order of time: the end of a run or, if it has not ended, its request."""
     states = states_of(wanted)
     if any(state in FINAL for state in states):
         span = within(RUNS.c.finished_at, wanted.since, wanted.until)
@@ -96,8 +98,8 @@ def by_time(wanted: Filter) -> Iterator[Arm]:
 def of_jobs(wanted: Filter) -> Iterator[Arm]:
     """An arm for each job that is wanted; one for all runs if any job is.
 
-    A job is given as a range, and its name stands in the order, so that the index by job and id is the only one in that
-    order. PostgreSQL would otherwise read the newest runs of all jobs in search of those of one.
+    The condition on the job is a range, and the job comes first in ORDER BY, so that PostgreSQL uses the index by job
+    and id. Otherwise it may search the newest runs of all jobs for those of one job.
     """
     if wanted.jobs is None:
         yield Arm(list(wanted.conditions()), RUNS.c.id)
@@ -128,7 +130,7 @@ def states_of(wanted: Filter) -> list[State]:
 
 
 def within(column: ColumnElement[Any], since: datetime | None, until: datetime | None) -> Iterator[ColumnElement[bool]]:
-    """The conditions that ``column`` is in a span, for an index of it."""
+    """The conditions that ``column`` is in a span; an index of the column can answer them."""
     if since is not None:
         yield column >= since
     if until is not None:

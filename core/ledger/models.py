@@ -30,7 +30,7 @@ FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANE
 WAITING = (State.QUEUED, State.RETRYING)
 #: The same in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
-#: It has not passed its deadline, which binds until its first start only.
+#: It has not passed its deadline, which applies only until its first start.
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
 #: It waits for another run or for a limit, and is not sent before it is woken.
 IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
@@ -84,7 +84,7 @@ class RunRow(Base):
     #: When a person last retried it after it was dead, and how many attempts it had at that time.
     retried_at: Mapped[datetime | None] = mapped_column(Instant)
     retried_after: Mapped[int | None]
-    #: The forms in which its job is declared somewhere and which its arguments do not fit.
+    #: The forms of its job (``core/jobs/arguments.py``) that its arguments do not fit, as processes have found.
     refused_by: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: 0 to 9; runs with a larger priority start first.
     priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))

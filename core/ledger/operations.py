@@ -23,7 +23,7 @@ RUNS = RunRow.__table__
 RETRIABLE = (State.DEAD,)
 DROPPABLE = (*WAITING, State.DEAD)
 DROPPED = "dropped"
-#: The reasons of dead runs that a person or an application has withdrawn. They are no failures.
+#: The reasons of dead runs that a person or an application has withdrawn. They are not failures.
 WITHDRAWN = (DROPPED, CANCELLED)
 #: The same in SQL.
 IS_WITHDRAWN = "coalesce(reason, '') IN ('dropped', 'cancelled')"

@@ -124,7 +124,7 @@ def with_slots(connection: Connection) -> list[str]:
 
 
 def with_remains(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """The members of ``jobs`` that have waiting or dead runs, or a recorded position in their slots."""
+    """The members of ``jobs`` that have waiting or dead runs, or whose slots are accounted for."""
     return set(connection.execute(WITH_REMAINS, {"jobs": list(jobs)}).scalars())
 
 
@@ -179,6 +179,6 @@ def with_absent(connection: Connection, jobs: Collection[str]) -> set[str]:
 def readopt(connection: Connection, job: str, queues: Collection[str], *, batch: int = BATCH) -> int:
     """Restore up to ``batch`` runs that were orphaned while ``job`` was absent; return how many.
 
-    A run whose queue is not among ``queues``, those of the job now, moves to one of them.
+    ``queues`` are the present queues of the job; a run on any other queue moves to one of them.
     """
     return connection.execute(READOPT, {"job": job, "queues": sorted(queues), "batch": batch}).rowcount

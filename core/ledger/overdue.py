@@ -24,7 +24,7 @@ from core.ledger.slots import TOLERANCE
 
 #: The most slots since the last success that are counted.
 MOST_COUNTED = 1000
-#: From this many slots in a row without a success on, a job is reported.
+#: A job is reported after this many slots in a row without a success.
 WRONG_FROM = 2
 
 LOOK = text(f"""
@@ -84,7 +84,7 @@ class Standing:
     #: The newest slot that succeeded, and when it finished; None if no slot ever succeeded.
     succeeded_slot: datetime | None
     succeeded_at: datetime | None
-    #: The newest slot on record since.
+    #: The newest slot on record after that success.
     recorded_until: datetime | None
     dead: int
     missed: int

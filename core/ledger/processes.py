@@ -50,8 +50,8 @@ NAME_STUCK = text("""
     UPDATE rota_processes SET kind = CASE WHEN :is_stuck THEN 'stuck' ELSE 'worker' END
     WHERE id = :id AND kind IN ('worker', 'stuck') RETURNING id
 """)
-#: ``DEPARTED`` keeps which processes have left: those that the part ``gone`` of a statement deletes and returns as
-#: ``LEFT``, with ``why``.
+#: ``DEPARTED`` records processes that have left. An earlier part of the statement, ``gone``, deletes their rows and
+#: returns the columns ``LEFT`` and the reason, ``why``.
 LEFT = "process.id, kind, name, queues, process.started_at"
 DEPARTED = """
     departed AS (

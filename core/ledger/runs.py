@@ -281,7 +281,7 @@ def request_many(
 
 
 def is_ahead(session: Session | Connection, instant: datetime, delay: timedelta) -> bool:
-    """Whether ``instant`` comes after a run that is requested now with ``delay`` is due, by the database's clock."""
+    """Whether ``instant`` is later than the due time of a run requested now with ``delay``, by the database's clock."""
     return bool(session.execute(IS_AHEAD, {"instant": instant, "delay": delay}).scalar_one())
 
 

@@ -54,7 +54,7 @@ HAND_BACK = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class SubjectTable:
-    """A table as statements name it, and the column and type of its primary key, if that is one column."""
+    """A table's name for statements, and the column and type of its primary key, if that is one column."""
 
     relation: str
     columns: tuple[str, ...]

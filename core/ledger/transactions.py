@@ -17,7 +17,8 @@ IDLE = text(f"""
     FROM pg_stat_activity AS activity WHERE activity.pid = ANY(:pids) AND {IS_IDLE}
 """)  # noqa: S608 — a constant
 
-#: Those of all live workers. Which run of a process it is, PostgreSQL cannot tell: those that began before it may be.
+#: Those of all live workers. PostgreSQL cannot tell which run of a process has the transaction; it is one that began
+#: earlier.
 OF_WORKERS = text(f"""
     SELECT process.name, activity.pid, extract(epoch FROM clock_timestamp() - activity.state_change) AS seconds,
            ARRAY(SELECT format('%s of %s', run.id, run.job) FROM rota_runs AS run

@@ -1,8 +1,8 @@
-"""Once waiting: a request that finds another one of its job and key waiting needs no run of its own.
+"""Requests with ``unless="waiting"``: they insert no run if one of the same job and key is already waiting.
 
-The run that is found is locked until the asker's transaction ends, and claims pass over a locked run. So it starts
-after that commit, and sees what the transaction has changed. The newest run that is not locked is taken, so that older
-ones can start meanwhile; if all are locked, the asker inserts another. So nobody waits for anybody.
+The waiting run is locked until the requesting transaction ends, and claims skip a locked run. So the run starts after
+that commit, and sees the changes of the transaction. The newest run that is not locked is chosen, so that older ones
+can start meanwhile. If all are locked, the request inserts another. So no transaction waits for another.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ FITS = """
 """
 FIND = f"SELECT id, expires_at, priority FROM ledger.rota_runs WHERE {FITS} AND "  # noqa: S608 — constants
 LOCK = "LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
-#: By the index ``rota_runs_turn``.
+#: Uses the index ``rota_runs_turn``.
 OF_KEY = f"{FIND} (exclusive OR key <> '') ORDER BY due_at DESC, id DESC {LOCK}"
 #: Runs without a key that may overlap are not in that index. They are looked for among the newest of the job, by the
 #: dispatcher's indexes ``rota_runs_sent`` and ``rota_runs_unsent``.
@@ -31,7 +31,7 @@ BY_DUE = NEWEST.format("sent_at IS NULL AND due_at <= statement_timestamp() + :d
 SENT = f"{FIND} {BY_SENT} ORDER BY sent_at DESC {LOCK}"
 UNSENT = f"{FIND} {BY_DUE} ORDER BY due_at DESC {LOCK}"
 
-#: Its deadline becomes that of the asker, if that is later or none, and so does its priority, if that is larger.
+#: The waiting run gets the later deadline, or none if one of the two has none, and the larger priority.
 EXTEND = """
     UPDATE ledger.rota_runs SET priority = greatest(priority, :priority),
         expires_at = CASE WHEN rota_runs.expires_at IS NOT NULL AND asked.expires_at IS NOT NULL
@@ -45,7 +45,7 @@ EXTEND = """
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that needs no run of its own if another one of its job and key waits."""
+    """A request that inserts no run if one of the same job and key is waiting."""
 
     job: str
     key: str

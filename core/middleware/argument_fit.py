@@ -1,8 +1,9 @@
 """Checks that the arguments of a run or message fit the job as this process declares it.
 
-While two releases run at the same time, a job may be declared in two forms, and arguments for one form may not fit the
-other. A run that does not fit is released, uncounted, for a live worker that may have its job in another form. Its row
-lists the forms that have refused it. A run that all live forms have refused ends as ``dead``.
+While two releases run at the same time, they may declare a job with different parameters, in two *forms*, and arguments
+for one form may not fit the other. A run that does not fit is released, uncounted, for a live worker that may have its
+job in another form. Its row lists the forms that have refused it. A run that all live forms have refused ends as
+``dead``.
 """
 
 from functools import partial

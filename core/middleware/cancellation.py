@@ -13,7 +13,7 @@ from core.worker.outcomes import Recorder, log_of
 
 
 class Cancellation(Layer):
-    """Looks for a cancel if an attempt could not commit. The run then ends, and its key and limits are free."""
+    """If an attempt could not commit because its run was cancelled, ends the run; its key and limits are then free."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

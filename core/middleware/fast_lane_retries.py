@@ -46,7 +46,7 @@ class FastLaneRetries(Middleware):
     def after_process_message(
         self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        """Decide about a message whose actor raised: retry or dead-letter it."""
+        """Retry or dead-letter a message whose actor raised an error."""
         if exception is None or RUN_ID in message.options:
             return
         actor: Any = broker.get_actor(message.actor_name)

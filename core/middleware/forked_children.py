@@ -27,7 +27,7 @@ class ForkedChildren(Layer):
 
 
 def leave(error: BaseException | None = None) -> NoReturn:
-    """End this process as Python would: with 0, with the status of a SystemExit, or with 1 and a traceback."""
+    """End this process as Python would: with status 0, with that of a SystemExit, or with status 1 and a traceback."""
     status = error.code if isinstance(error, SystemExit) else error
     if error is not None and not isinstance(error, SystemExit):
         emit(ProcessChildEnded(os.getpid(), type(error).__name__), error)

@@ -21,7 +21,7 @@ class Change:
     """A change of the process's state."""
 
     value: Any
-    #: The runs of which one made the change.
+    #: The runs that may have made the change; one of them did.
     suspects: set[Execution]
 
     @property

@@ -27,19 +27,20 @@ from core.worker import interruption, isolation
 from core.worker.heartbeat import Heartbeat
 from core.worker.interruption import place_of
 
-#: How often to look and to show that this process lives, in seconds.
+#: How often to check the threads, and to show that this process lives, in seconds.
 LOOK_SECONDS = 1.0
 #: The number of leases after which the process of a stuck thread is reported, and after which it ends.
 NAMED_AFTER_LEASES = 3
 ENDED_AFTER_LEASES = 6
-#: The log's time for its last lines, in seconds. Nobody waits for a process that makes no progress.
+#: How long the process waits, at its end, for its last log lines to be written, in seconds. No one waits for this
+#: process.
 FLUSH_SECONDS = 10.0
 #: EX_SOFTWARE of sysexits.h, as at a hard limit.
 STUCK_EXIT = 70
 
 
 class Liveness(Middleware):
-    """Looks every second since when each thread has its message."""
+    """Checks every second how long each thread has had its message."""
 
     def __init__(self, engine: Engine, heartbeat: Heartbeat, lease_seconds: float) -> None:
         self._engine = engine

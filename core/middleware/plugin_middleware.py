@@ -23,7 +23,7 @@ from core.plugins import loading
 from core.worker.interruption import limited, nothing
 from core.worker.last_resort import LastResort
 
-#: How long one middleware may take over the end of an attempt before it is interrupted, and before its process ends.
+#: How long ``ended`` of one middleware may take before it is interrupted, and before its process ends.
 ENDED_SOFT = timedelta(seconds=5)
 ENDED_HARD = timedelta(seconds=60)
 
@@ -33,7 +33,7 @@ class PluginMiddleware(Layer):
 
     def __init__(self, last_resort: LastResort) -> None:
         self._last_resort = last_resort
-        #: Of the job's function: a child that leaves it must not leave the context managers, too.
+        #: Ends a child that the job's function has forked, before the child exits the context managers.
         self._children = ForkedChildren()
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
@@ -54,7 +54,7 @@ class PluginMiddleware(Layer):
         for each in loading.current().middleware.get(execution.job.name, ()):
             if type(each.middleware).ended is not RunMiddleware.ended:
                 self._tell(each, attempt, status)
-        if forks.is_child():  # that one of them has forked
+        if forks.is_child():  # one of them has forked
             leave_child()
 
     def _tell(self, each: Registered, attempt: Attempt, status: str) -> None:
@@ -117,7 +117,7 @@ class Surrounding:
             is_swallowed = leave(manager, error)
         except BaseException as raised:  # noqa: BLE001 — the outcome stays
             if raised is not error:
-                emit(MiddlewareFailed(each.plugin, each.name, "it could not be left; the outcome stays"), raised)
+                emit(MiddlewareFailed(each.plugin, each.name, "it could not be exited; the outcome stays"), raised)
         else:
             if error is not None and is_swallowed:
                 emit(MiddlewareFailed(each.plugin, each.name, f"it swallowed {type(error).__name__}; the run fails"))

@@ -203,8 +203,8 @@ class RunSkipped(Event):
 
 @event("run.locked", DEBUG, "run {run} is locked by another transaction, and is sent again soon")
 class RunLocked(Event):
-    """A transaction that has called `enqueue(…, unless="waiting")` has found this run. The run starts when that has
-    ended.
+    """A transaction that has called `enqueue(…, unless="waiting")` has found this run. The run starts when that
+    transaction has ended.
     """
 
     job: str
@@ -285,7 +285,7 @@ class RunNotWoken(Event):
 
 @event("run.waits", DEBUG, "run {run} waits for another run of its key")
 class RunWaits(Event):
-    """Another run of the same job and key is at work or comes first. This run starts when its turn comes."""
+    """Another run of the same job and key is running or comes first. This run starts when its turn comes."""
 
     job: str
     run: int

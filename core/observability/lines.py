@@ -154,7 +154,7 @@ def said_by(line: EventDict) -> str:
 
 
 def extra(line: EventDict) -> list[tuple[str, Any]]:
-    """The fields of a line that is not an event of ours, without those of every line."""
+    """The fields of a line that is not an event of ours, without the fields that every line has."""
     known = {"event", "level", "logger", "timestamp", "exception", *ABOUT}
     return [(name, value) for name, value in line.items() if name not in known]
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-#: At most so many lines are kept, of at most so many characters each, and so many together.
+#: The most lines that are kept, the most characters of one line, and the most characters of all.
 MOST_LINES = 50
 LONGEST_LINE = 1000
 LONGEST_TAIL = 10_000

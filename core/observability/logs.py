@@ -20,7 +20,7 @@ from core.settings import LogFormat, LogLevel
 
 #: The programs that import ``core.main`` to run it.
 PROGRAMS = {"dramatiq", "periodiq", "rota"}
-#: The time that handlers which are not ours have, where this process does not wait for them any longer.
+#: How long handlers that are not ours may block this process when it ends or is stuck, in seconds.
 OTHERS_SECONDS = 1.0
 
 #: The attribute of a record of Dramatiq's with the secrets of its message; they may stand in its traceback.
@@ -31,7 +31,7 @@ _about: ContextVar[tuple[Mapping[str, Any], LogTail | None]] = ContextVar("rota.
 
 
 class about:  # called like a function; as a generator it would take twice the time, in each run
-    """Put ``fields`` on every line logged within, and add the line to ``tail``.
+    """Put ``fields`` on every line that is logged in the block, and add the line to ``tail``.
 
     structlog's own way needs a context variable per field.
     """
@@ -80,7 +80,7 @@ SHARED: list[Any] = [
 ]
 
 
-#: What hides secrets and bounds the length of a line before it is rendered.
+#: The processors that hide secrets and bound the length of a line before it is rendered.
 BOUNDS: list[Any] = [structlog.processors.ExceptionRenderer(lines.in_words), lines.without_secrets, lines.bounded]
 
 

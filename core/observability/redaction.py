@@ -33,7 +33,8 @@ def named(value: Any, names: Collection[str]) -> Any:
 
 
 def texts(args: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
-    """The texts by which the values of ``names`` in ``args`` can stand in an error or a log line; the longest first."""
+    """The texts as which the values of ``names`` in ``args`` can appear in an error or a log line; the longest
+    first."""
     found = {form for value in _values(args, names) for form in _forms(value)}
     return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
@@ -50,7 +51,7 @@ def _values(value: Any, names: Collection[str], *, is_secret: bool = False) -> I
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The text as it is, as Python and JSON write it, and as it stands in a URL."""
+    """The text as it is, as Python and JSON write it, and as a URL has it."""
     if len(text) >= SHORTEST:
         yield text
         yield repr(text)[1:-1]
@@ -60,7 +61,7 @@ def _forms(text: str) -> Iterator[str]:
 
 @contextmanager
 def hiding(secrets: tuple[str, ...]) -> Iterator[None]:
-    """Hide ``secrets`` in every text that this thread logs or records within."""
+    """Hide ``secrets`` in every text that this thread logs or records in the block."""
     token = _secrets.set(secrets)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The audit: actions of people, and who did them."""
+"""The audit: actions, and the people who did them."""
 
 from datetime import datetime
 from typing import Any

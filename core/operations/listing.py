@@ -63,7 +63,7 @@ class Details(Run):
     has_enqueued_more: bool
 
 
-#: What a run in full has of its row beside what it has in a list.
+#: The columns that are shown only for a run in full, and not in a list.
 OF_ROW = ("queue", "priority", "args", "due_at", "expires_at", "subject", "limits", "failures", "crashes")
 
 

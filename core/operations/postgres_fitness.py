@@ -111,8 +111,8 @@ def pooling(connection: Connection, engine: Engine) -> Check:
 
     A pooler in transaction mode gives each transaction any idle server process. So two connections may use the same
     process, and one connection may use several. Poolers choose in two ways. Some choose the process that was used last:
-    then a transaction of another connection, kept open, takes it away. Others choose the process that has been idle for
-    longest: then two transactions in a row use different processes.
+    an open transaction of a second connection then occupies that process. Others choose the process that has been idle
+    for longest: two transactions in a row then use different processes.
     """
     name = "PostgreSQL pooling"
     before = [backend(connection), backend(connection)]

@@ -1,7 +1,7 @@
 """Hides secrets in runs that are shown to people: every operation shows a run through ``Redactor.run``.
 
-The secret arguments of a job are those of the job as it is loaded here and those that any recorded release declared.
-Arguments of a job that is not loaded here are hidden whole, since nobody here knows which of them are secret.
+The secret arguments of a job are those of the job as it is loaded here and those that any recorded release declared. If
+a job is not loaded here, all its arguments are hidden, since it is unknown which of them are secret.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ from core.jobs.secrets import secret_names
 from core.ledger import history, releases
 from core.observability import redaction
 
-#: The columns in which a value of an argument may stand.
+#: The columns that may contain a value of an argument.
 SHOWN = ("result", "progress", "error", "subject")
 
 

@@ -22,7 +22,8 @@ class Difference(Shape):
     removed: list[str]
     #: Each changed job with its changed fields: the old and the new value.
     changed: dict[str, dict[str, list[Any]]]
-    #: Each job with how many of its waiting runs have arguments that do not fit it as it is here; see ``MOST_JUDGED``.
+    #: For each job, how many of its waiting runs have arguments that do not fit its declaration here; see
+    #: ``MOST_JUDGED``.
     misfits: dict[str, int]
     #: Each job that is missing here, with the number of its waiting or dead runs, by state.
     left_behind: dict[str, dict[str, int]]
@@ -84,7 +85,7 @@ def in_words(declared: Mapping[str, str] | None) -> str | None:
 
 
 def misfits(connection: Connection, registry: Registry) -> dict[str, int]:
-    """How many waiting runs of each job have arguments that do not fit it as it is declared in ``registry``."""
+    """For each job, how many waiting runs have arguments that do not fit its declaration in ``registry``."""
     counted = {
         job.name: sum(not arguments.fits(job, args) for args in history.waiting_args(connection, job.name, MOST_JUDGED))
         for job in registry

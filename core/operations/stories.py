@@ -84,7 +84,7 @@ def running(scene: Scene, run: Run, subject: str) -> list[str]:
     return [*sentences, *start(scene, run), *hardships(run), *alarms(scene)]
 
 
-#: What a run waits for that a worker has tried to start.
+#: What a run waits for after a worker has tried to start it.
 WAITS_FOR = {
     "overlap": "another run of the same job and key is running or comes first",
 }
@@ -92,11 +92,14 @@ WAITS_FOR = {
 
 def queued(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason == "arguments":
-        return [f"{subject} waits for a worker whose declaration of the job its arguments fit.", *alarms(scene)]
+        return [
+            f"{subject} waits for a worker of another release: its arguments do not fit the job in this one.",
+            *alarms(scene),
+        ]
     if run.reason == "later":
         return [f"{subject} {postponed(scene, run)}.", *alarms(scene)]
     if run.reason == SUBJECT_UNKNOWN:
-        return [f"{subject} waits for another look at its subject: {run.error}.", *alarms(scene)]
+        return [f"{subject} waits until its subject can be looked up: {run.error}.", *alarms(scene)]
     if run.reason in WAITS_FOR:
         waits = f"{subject} has been due since {scene.at(run.due_at)} and waits: {WAITS_FOR[run.reason]}."
         return [waits, *rival_sentences(scene, run, scene.now), *alarms(scene)]
@@ -120,7 +123,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "its worker lost PostgreSQL": f"its worker {run.worker} lost PostgreSQL during attempt {run.attempt}",
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": WAITS_FOR["overlap"],
-        "arguments": "it waits for a worker whose declaration of the job its arguments fit",
+        "arguments": "its arguments do not fit the job in one release, so it waits for a worker of another",
         "adopted": "it was orphaned, and a person has adopted it",
         "by hand": "it was dead, and a person has retried it",
         "later": f"its function has postponed it ({run.error})",

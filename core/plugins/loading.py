@@ -161,7 +161,7 @@ def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSetti
 
 
 def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
-    """What ``hook`` of ``plugin`` returns; empty if the plugin does not implement it. Raises PluginError for None."""
+    """The result of ``hook`` of ``plugin``; empty if the plugin does not implement it. Raises PluginError for None."""
     caller = manager.subset_hook_caller(hook, [other for other in manager.get_plugins() if other is not plugin])
     answered: list[Any] = caller()
     if len(answered) < len(caller.get_hookimpls()):

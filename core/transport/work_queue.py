@@ -37,7 +37,7 @@ SHORTEST_JOB = 1e-5
 #: How long a thread waits for work before it checks whether it must pause, in seconds (one second in Dramatiq).
 #: ``close`` wakes a thread that must end.
 IDLE_SECONDS = 10.0
-#: How often ``join``, and a thread of a closed queue, check, in seconds.
+#: How often ``join`` checks, and also a thread of a closed queue, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
 
@@ -63,7 +63,7 @@ class Lane:
         self.was_refused_room = False
         #: How long one of its messages occupies a thread on average, in seconds.
         self.pace: float | None = None
-        #: The part of that time in the jobs of runs, without claim and commit.
+        #: The part of that time that the job itself takes, without claim and commit.
         self.job_pace: float | None = None
 
     def attach(self, wake: Callable[[], None]) -> None:

@@ -128,8 +128,8 @@ def declare(
 ) -> None:
     """Make an actor of every job in ``registry``.
 
-    ``carrier`` sends the slots that periodiq reports. ``on_scheduling`` is called whenever periodiq begins to ask for
-    one.
+    ``carrier`` sends the slots that periodiq reports. ``on_scheduling`` is called whenever periodiq begins to ask for a
+    slot.
     """
     firing = Firing(engine, carrier, on_scheduling)
     for job in registry:

@@ -1,4 +1,4 @@
-"""Claims one run in the thread that works on it, or runs for many threads ahead in one statement."""
+"""Claims one run in the thread that works on it, or many runs in one statement before threads start them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """Records successful runs that did not use their session in batches, with one thread per process.
 
-A commit waits for the disk, for one run as long as for a hundred. So the thread that worked on such a run adds it to
-the batch and continues with the next run. The message is acknowledged only after the success is recorded. A run that
-used its session is committed separately, together with its work. A run that may not overlap is also committed
+A commit waits for the disk, and waits as long for one run as for a hundred. So the thread that worked on such a run
+adds it to the batch and continues with the next run. The message is acknowledged only after the success is recorded. A
+run that used its session is committed separately, together with its work. A run that may not overlap is also committed
 separately, since the next run of its job and key may be waiting for it.
 """
 

@@ -103,7 +103,7 @@ def diagnose(job: Job, lease: Lease, error: BaseException, seconds: float = 0) -
 
 
 def may_retry(job: Job, error: BaseException) -> bool:
-    """Whether the job's rules allow another attempt; ``retry_on`` does not judge PostgreSQL's own troubles."""
+    """Whether the job's rules allow another attempt; ``retry_on`` does not apply to PostgreSQL's own errors."""
     return job.may_retry(error) or (database.is_of_server(error) and not isinstance(error, job.dead_on))
 
 

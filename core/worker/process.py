@@ -57,7 +57,7 @@ class WorkerProcess:
         return Outage(stall_seconds=self.configured.lease_seconds / 3)
 
     def heartbeat(self, kind: str) -> Heartbeat:
-        """The heartbeat, which registers this process as one of that kind."""
+        """The heartbeat, which registers this process with this kind."""
         return Heartbeat(
             self.engine,
             Identity(kind, process_name(), self.application),

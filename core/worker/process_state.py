@@ -1,8 +1,8 @@
 """The state of a process that a job can change: each kind, how it is read, and how it is restored.
 
 Every kind is read after each run, so reading must be cheap. Only the working directory needs a system call each time.
-The thread keeps the interpreter's lock during that call, since it would then have to wait for the lock. The umask is
-read once a second from a file in /proc, since the system call that returns it also changes it.
+The thread keeps the interpreter's lock during that call: if it released the lock, it would have to wait for it again.
+The umask is read once a second from a file in /proc, since the system call that returns it also changes it.
 """
 
 import ctypes

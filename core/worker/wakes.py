@@ -1,7 +1,7 @@
 """Wakes the runs that wait for a run of this process, when that run has ended.
 
-A run that parks just when the run before it ends may be overlooked by that one. So the process in which it has parked
-looks twice more: at once, and when a commit that was under way must have ended.
+If a run parks just when the run before it ends, that end may not wake it. So the process in which it has parked checks
+twice: at once, and when a commit that was under way must have ended.
 
 A run that a claim has found locked is sent again when that lock has ended. The lock is held by a transaction that has
 called ``enqueue(…, unless="waiting")``.
@@ -24,9 +24,9 @@ from core.ledger.turns import Turn
 from core.observability import metrics
 from core.observability.events import DispatcherNotSent, RunNotWoken, RunSkipped, emit
 
-#: When a parked run is looked at again, in seconds; a commit seldom takes longer.
+#: How long after parking a run is checked, in seconds; a commit seldom takes longer.
 LOOK_AGAIN_SECONDS = 0.05
-#: When a locked run is looked at again, in seconds.
+#: How long after a claim found it locked a run is checked, in seconds.
 LOCKED_AGAIN_SECONDS = 0.5
 
 
@@ -61,7 +61,7 @@ class Wakes(Batcher[Turn | Parked | Locked]):
         self._engine = engine
 
     def parked(self, job: Job, run_id: int) -> None:
-        """Look whether the run, which has just parked, was overlooked."""
+        """Check whether the run, which has just parked, must be woken."""
         self.add(Parked(run_id, replaces_older=job.overlap == "wait" and job.schedule is not None))
 
     def locked(self, run_id: int) -> None:

@@ -284,6 +284,6 @@ class TestDiff:
 
         assert (status, found["misfits"]) == (1, {"moved": 2})
         assert (
-            "! moved: 2 runs wait in a form that does not fit it here; let workers of the old release finish them"
+            "! moved: 2 runs wait with arguments that do not fit here; let workers of the old release finish them"
             in rota("diff").stdout.splitlines()
         )

@@ -293,7 +293,7 @@ class TestBadMiddleware:
         row = run_job(around(succeed, Hanging(), soft_limit=timedelta(seconds=0.2), hard_limit=timedelta(seconds=60)))
 
         assert (row.state, ledger.effects()) == ("succeeded", ["done"])
-        assert failures_of(caplog, "Hanging") == ["it could not be left; the outcome stays"]
+        assert failures_of(caplog, "Hanging") == ["it could not be exited; the outcome stays"]
 
     def test_one_whose_end_hangs_is_interrupted(self, run_job, around, monkeypatch, caplog):
         monkeypatch.setattr(plugin_middleware, "ENDED_SOFT", timedelta(seconds=0.2))

@@ -93,7 +93,7 @@ def test_a_look_up_that_fails_hands_the_run_back(run_job, executor, ledger, capl
     assert (row.state, row.reason, row.attempt, row.failures) == ("queued", "subject unknown", 0, 0)
     assert row.due_at == asked.due_at <= row.sent_at
     assert "invites:7 could not be looked up: NoSubject: table 'invites' does not exist" in row.error
-    assert "waits for another look at its subject" in ask(database, "invite", row)
+    assert "waits until its subject can be looked up" in ask(database, "invite", row)
     assert len(emitted(caplog, "run.subject_unknown")) == 1
     assert executor.execute(invite, row.id) == "succeeded"
 

@@ -1,4 +1,4 @@
-"""Which declarations of its job a run does not fit."""
+"""The forms of its job that the arguments of a run do not fit."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -4,13 +4,13 @@ A run that waits for another run or for a limit is *parked*: its ``sent_at`` is 
 or takes it for lost, and the run before it wakes it. The indexes that this needs have only the runs that use it.
 Creating them reads the whole table and blocks writes to it: for about a second with a million runs of history.
 
-A constraint protects requests from workers of the release before, whose claims skip a request that must wait: such a
-claim fails and changes nothing, and the run stays queued for a worker of this release.
+A constraint protects requests during the deploy. A worker of the previous release skips a request that must wait; its
+claim now fails and changes nothing, and the run stays queued for a worker of this release.
 
-A trigger ends a cancelled run whenever its process, or a dispatcher for it, hands the run back: released, recovered,
-failed, by a process of this release or the one before. So a cancelled run never starts again. Such statements, unlike
-those of runs that start or succeed, set ``sent_at``: PostgreSQL locks each row once more before a trigger, which would
-cost every run about a tenth of PostgreSQL's time.
+A trigger ends a cancelled run when a process of this or the previous release releases, recovers or fails it. So a
+cancelled run never starts again. The trigger fires only for statements that set ``sent_at``. Statements that start a
+run or record its success do not set it, since PostgreSQL locks each row once more before a trigger, which would cost
+every run about a tenth of PostgreSQL's time.
 """
 
 from typing import Any

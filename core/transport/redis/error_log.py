@@ -8,8 +8,8 @@ from redis.exceptions import ReadOnlyError
 
 from core.observability.events import RedisRecovered, RedisTrouble, emit
 
-#: A failure is over when no error has occurred for the first span; until then it is logged again after each second
-#: span, so that a connection that drops every second is one failure. In seconds.
+#: A failure is over when no error has occurred for ``QUIET_SECONDS``, so that a connection that drops again and again
+#: is one failure. As long as it lasts, it is logged every ``LOG_AGAIN_SECONDS``.
 QUIET_SECONDS = 5.0
 LOG_AGAIN_SECONDS = 60.0
 

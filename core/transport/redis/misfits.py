@@ -1,9 +1,9 @@
 """Messages of the fast lane whose arguments do not fit their job as this process declares it.
 
-While two releases run at the same time, a job may be declared in two forms. If one form refuses a message, the message
-is sent again after a moment, with the list of the forms that have refused it. Eventually it reaches a process that has
-another form. A message that all live forms have refused becomes a dead letter. PostgreSQL knows which forms are live;
-while it is unavailable, no message becomes a dead letter.
+While two releases run at the same time, they may declare a job with different parameters, in two *forms*. If one form
+refuses a message, the message is sent again after a moment, with the list of the forms that have refused it. Eventually
+it reaches a process that has another form. A message that all live forms have refused becomes a dead letter. PostgreSQL
+knows which forms are live; while it is unavailable, no message becomes a dead letter.
 """
 
 import time

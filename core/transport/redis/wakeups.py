@@ -20,7 +20,7 @@ BLOCK_SECONDS = 1
 LONG_BLOCK_SECONDS = 4
 #: How often to search for messages without a token, in seconds.
 LOOK_SECONDS = 1.0
-#: If another thread began a search less than this ago, this thread does not search, in seconds: the other one searches
+#: This thread does not search if another thread began a search less than this many seconds ago. That thread searches
 #: every second, and waits up to a second for the answer.
 OTHERS_LOOK_SECONDS = 3.0
 #: How long to wait after a lost connection, and while no consumer has room, in seconds.

@@ -6,6 +6,7 @@ neither sees the other, the partial unique index ``rota_runs_lease`` refuses the
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -146,33 +147,36 @@ IS_CLAIMABLE = Prepared(
 
 #: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array, the form
 #: of each job in this process.
-#: The same as CLAIM for many runs. It leaves these to CLAIM: a run that may not overlap, is early or paused, was
-#: refused by this form, or has a crash; a retry that was never started (an unclaim could not tell its former state);
-#: and a row that is locked.
+#: The same as CLAIM for many runs. It leaves these to CLAIM: a run that must wait for another or give way to it, is
+#: early or paused, was refused by this form, or has a crash; a retry that was never started (an unclaim could not tell
+#: its former state); and a row that is locked. The runs are locked in the order of their keys, so that two claims which
+#: start different runs of the same keys do not wait for each other.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
     ("bigint[]", "text[]", "bigint", "text", "text[]", "text[]"),
     f"""
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
-    ), candidate AS MATERIALIZED (
-        SELECT run.id
+    ), fit AS MATERIALIZED (
+        SELECT candidate.id
         FROM unflushed, unnest($1, $2, $5, $6) AS sent (id, job, scopes, form)
-        JOIN rota_runs AS run ON run.id = sent.id AND run.job = sent.job
+        JOIN rota_runs AS candidate ON candidate.id = sent.id AND candidate.job = sent.job
         WHERE (state = 'queued' OR state = 'retrying' AND attempt > 0)
-          AND NOT exclusive AND crashes = 0 AND due_at <= clock_timestamp() AND {MAY_START}
+          AND crashes = 0 AND due_at <= clock_timestamp() AND {MAY_START}
           AND (refused_by IS NULL OR sent.form <> ALL(refused_by))
           AND NOT EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY(sent.scopes::text[]))
           AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
-        FOR UPDATE OF run SKIP LOCKED
+          AND (NOT exclusive OR NOT (EXISTS ({RIVAL}) OR EXISTS ({FORMER}) OR EXISTS ({RETRIED})))
+        ORDER BY candidate.key, candidate.id
+        FOR UPDATE OF candidate SKIP LOCKED
     )
     UPDATE rota_runs AS run SET
         state = 'running', reason = NULL, attempt = attempt + 1, token = nextval('rota_tokens'),
         process_id = $3, worker = $4, started_at = clock_timestamp()
-    FROM candidate WHERE run.id = candidate.id
+    FROM fit WHERE run.id = fit.id
     RETURNING run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp(), due_at
-    """,  # noqa: S608 — a constant
+    """,  # noqa: S608 — constants
 )
 
 #: Parameters: runs, their tokens, their processes. Undoes the claims of runs that were not started.
@@ -256,7 +260,28 @@ def claim_many(
 
     A process uses it for runs that its threads start at once. If the process dies then, each of these runs counts a
     crash, but only once: a run with a crash is claimed separately.
+
+    If another process claims a run of the same job and key at this moment, the index refuses the whole statement. Then
+    each half is claimed, and the runs of a half that is refused again are left.
     """
+    try:
+        return _claim_together(connection, sent, process_id, worker, forms)
+    except IntegrityError:
+        half = len(sent) // 2
+    claimed = []
+    for part in (sent[:half], sent[half:]):
+        with suppress(IntegrityError):
+            claimed += _claim_together(connection, part, process_id, worker, forms)
+    return claimed
+
+
+def _claim_together(
+    connection: Connection,
+    sent: Sequence[tuple[int, str, Collection[str]]],
+    process_id: int,
+    worker: str,
+    forms: Mapping[str, str],
+) -> list[Lease]:
     run_ids, jobs = [run_id for run_id, _, _ in sent], [job for _, job, _ in sent]
     scopes = [pauses.literal(own) for _, _, own in sent]
     here = [forms.get(job, "") for job in jobs]

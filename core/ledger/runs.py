@@ -77,19 +77,19 @@ SUCCEED_AFTER_ANOTHER = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: process, runs, their tokens, their results.
+#: Parameters: process, runs, their tokens, their results. Returns each run, and whether another waits for its end.
 SUCCEED_MANY = Prepared(
     "rota_succeed_many",
     ("bigint", "bigint[]", "bigint[]", "text[]"),
-    """
+    f"""
     UPDATE rota_runs AS run
     SET state = 'succeeded', result = done.result::jsonb, error = NULL, process_id = NULL,
         finished_at = clock_timestamp()
     FROM unnest($2, $3, $4) AS done (id, token, result)
     WHERE run.id = done.id AND run.token = done.token AND coalesce(run.state, '') = 'running'
           AND run.process_id = $1
-    RETURNING run.id
-    """,
+    RETURNING run.id, CASE WHEN run.exclusive THEN {HAS_WAITING.format("")} ELSE false END
+    """,  # noqa: S608 — constants
 )
 
 #: The same, if one of the runs had an attempt before; the last parameter is the end of each attempt's log.
@@ -104,9 +104,9 @@ SUCCEED_MANY_AFTER_OTHERS = Prepared(
         FROM unnest($2, $3, $4, $5) AS done (id, token, result, log)
         WHERE run.id = done.id AND run.token = done.token AND coalesce(run.state, '') = 'running'
           AND run.process_id = $1
-        RETURNING {ENDED}, done.log
+        RETURNING {ENDED}, run.job, run.key, run.exclusive, done.log
     ), {attempts.keeping("ended", "succeeded", log="log", among="ended.attempt > 1")}
-    SELECT id FROM ended
+    SELECT id, CASE WHEN run.exclusive THEN {HAS_WAITING.format("")} ELSE false END FROM ended AS run
     """,  # noqa: S608 — constants
 )
 
@@ -307,9 +307,10 @@ def succeed_many(
     process_id: int,
     outcomes: Sequence[tuple[Lease, str | None]],
     logs: Mapping[int, str | None] = NO_LOGS,
-) -> set[int]:
+) -> dict[int, bool]:
     """Record the success of runs that one process has leases on; return those whose leases were good.
 
+    Each is returned with whether another run waits for its end.
     ``logs`` has the end of the log of each attempt that was not its run's first, by the run's id.
     """
     run_ids = [lease.run_id for lease, _ in outcomes]
@@ -318,7 +319,7 @@ def succeed_many(
         rows = SUCCEED_MANY_AFTER_OTHERS.rows(connection, *values, [logs.get(run_id) for run_id in run_ids])
     else:
         rows = SUCCEED_MANY.rows(connection, *values)
-    return {run_id for (run_id,) in rows}
+    return dict(rows)
 
 
 def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:

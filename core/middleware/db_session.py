@@ -205,16 +205,16 @@ class DatabaseSession(Layer):
 
     def _succeed(self, execution: Execution, work: Work, lease: Lease, body: str | None) -> str:
         completions = self._completions if execution.carried is not None else None
-        is_alone = execution.job.exclusive or work.has_begun  # another run may be waiting, or the session was used
         log = log_of(execution) if lease.attempt > 1 else None
-        if completions is None or is_alone or not completions.has_room:
+        if completions is None or work.has_begun or not completions.has_room:
             return self.succeed(execution, work, lease, body, log)
         execution.is_recorded_later = True
         execution.seconds = time.perf_counter() - execution.began
         completions.add(Completion(lease, body, partial(self._recorded, execution), log))
         return RECORDING
 
-    def _recorded(self, execution: Execution, status: str, error: BadResult | None) -> None:
+    def _recorded(self, execution: Execution, status: str, error: BadResult | None, is_awaited: bool) -> None:
+        execution.is_awaited = is_awaited
         if error is not None:
             assert execution.lease is not None, "only a run has a result"
             execution.failed(error)

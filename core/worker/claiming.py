@@ -153,5 +153,5 @@ class ClaimingAhead:
     def _run_of(self, delivery: Delivery) -> int | None:
         run_id = delivery.options.get(RUN_ID)
         job = self.registry.jobs.get(delivery.actor_name)
-        is_simple = job is not None and job.ledger and not job.exclusive
-        return run_id if is_simple and is_run_id(run_id) else None
+        is_of_ledger = job is not None and job.ledger
+        return run_id if is_of_ledger and is_run_id(run_id) else None

@@ -2,8 +2,7 @@
 
 A commit waits for the disk, and waits as long for one run as for a hundred. So the thread that worked on such a run
 adds it to the batch and continues with the next run. The message is acknowledged only after the success is recorded. A
-run that used its session is committed separately, together with its work. A run that may not overlap is also committed
-separately, since the next run of its job and key may be waiting for it.
+run that used its session is committed separately, together with its work.
 """
 
 import time
@@ -41,8 +40,9 @@ class Completion:
     #: Its result as a JSON text.
     result: str | None
     #: Called with the recorded outcome: ``succeeded``; ``dead`` and the error, if PostgreSQL refuses the success; or
-    #: ``lost``, if the lease is lost. Must not raise.
-    on_recorded: Callable[[str, BadResult | None], None]
+    #: ``lost``, if the lease is lost. The last argument is whether another run waits for the end of this one. Must not
+    #: raise.
+    on_recorded: Callable[[str, BadResult | None, bool], None]
     #: The end of its log, if it was not its run's first attempt.
     log: str | None = None
 
@@ -112,16 +112,20 @@ class Completions(Batcher[Completion]):
             half = len(batch) // 2
             return self._record_apart(batch[:half]) + self._record_apart(batch[half:])
         for completion in batch:
-            self._tell(completion, State.SUCCEEDED if completion.lease.run_id in recorded else LOST)
+            is_awaited = recorded.get(completion.lease.run_id)
+            self._tell(completion, LOST if is_awaited is None else State.SUCCEEDED, is_awaited=bool(is_awaited))
         return []
 
-    def _record(self, batch: Sequence[Completion]) -> set[int]:
-        """Record ``batch``; return those of its runs whose leases were valid. Raises DBAPIError and ValueError."""
+    def _record(self, batch: Sequence[Completion]) -> dict[int, bool]:
+        """Record ``batch``; return its runs whose leases were valid, each with whether another run waits for it.
+
+        Raises DBAPIError and ValueError.
+        """
         process_id = self._membership.process_id
         own = [each for each in batch if each.lease.process_id == process_id]
         outcomes = [(each.lease, each.result) for each in own]
         if process_id is None or not outcomes:  # the leases ended with their registration
-            return set()
+            return {}
         with database.autocommit(self._engine) as connection:
             logs = {each.lease.run_id: each.log for each in own if each.log}
             return runs.succeed_many(connection, process_id, outcomes, logs)
@@ -137,6 +141,8 @@ class Completions(Batcher[Completion]):
         self._tell(completion, *((State.DEAD, refused) if is_recorded else (LOST, None)))
         return []
 
-    def _tell(self, completion: Completion, status: str, error: BadResult | None = None) -> None:
+    def _tell(
+        self, completion: Completion, status: str, error: BadResult | None = None, *, is_awaited: bool = False
+    ) -> None:
         self._told.add(completion.lease.token)
-        completion.on_recorded(status, error)
+        completion.on_recorded(status, error, is_awaited)

@@ -95,7 +95,7 @@ class TestRunning:
 
     def test_nothing_of_its_attempt_is_recorded(self, connection, ledger, lease):
         assert not runs.succeed(connection, lease, None)
-        assert runs.succeed_many(connection, lease.process_id, [(lease, None)]) == set()
+        assert runs.succeed_many(connection, lease.process_id, [(lease, None)]) == {}
         assert not runs.fail(connection, lease, Failure(State.RETRYING, "error", "no"))
         assert runs.release_unconnected(connection, lease, "no") is None
         claims.unclaim_many(connection, [lease])

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -45,6 +46,13 @@ def succeed_many(database, process):
     return succeed
 
 
+def is_any_blocked(database):
+    """Whether a session of this database waits for another one's transaction."""
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with database.connect() as connection:
+        return connection.exec_driver_sql(blocked).first() is not None
+
+
 class TestClaims:
     """One statement claims what nothing speaks against."""
 
@@ -63,7 +71,6 @@ class TestClaims:
     @pytest.mark.parametrize(
         "columns",
         [
-            {"exclusive": True},
             {"due_at": "2999-01-01"},
             {"crashes": 1, "state": "retrying"},
             {"job": "other"},
@@ -79,6 +86,33 @@ class TestClaims:
 
         assert [lease.run_id for lease in claim_many(fine, odd)] == [fine]
         assert ledger.run(odd) == before
+
+    def test_runs_that_may_not_overlap_are_claimed_if_they_have_none_before_them(self, claim_many, ledger):
+        at_work = ledger.request(key="a", state="running")
+        behind = ledger.request(key="a")
+        first, second = ledger.request(key="b"), ledger.request(key="b")
+        tried = ledger.request(key="c", state="retrying", slot="2026-01-01", attempt=1, due_at="2999-01-01")
+        slot = ledger.request(key="c", slot="2026-01-02")
+        alone = ledger.request(key="d")
+
+        claimed = claim_many(at_work, behind, second, first, tried, slot, alone)
+
+        assert {lease.run_id for lease in claimed} == {first, alone}
+        assert {ledger.run(run_id).state for run_id in (behind, second, slot)} == {"queued"}
+
+    def test_a_rival_that_a_claim_could_not_see_holds_up_no_other(self, claim_many, ledger, database):
+        loser, others = ledger.request(key="a"), [ledger.request(key=str(number)) for number in range(5)]
+        with database.connect() as rival, ThreadPoolExecutor() as pool:
+            rival.exec_driver_sql(
+                "INSERT INTO rota_runs (job, key, queue, state, started_at, due_at)"
+                " VALUES ('work', 'a', 'default', 'running', now(), now() + interval '1 hour')"
+            )
+            claiming = pool.submit(claim_many, loser, *others)
+            eventually(lambda: is_any_blocked(database))
+            rival.commit()
+
+            assert {lease.run_id for lease in claiming.result()} == set(others)
+        assert ledger.run(loser).state == "queued"
 
     def test_a_row_that_is_locked_holds_up_no_other(self, claim_many, ledger, database):
         locked, fine = (ledger.request(exclusive=False) for _ in range(2))
@@ -122,7 +156,7 @@ class TestSuccesses:
     def test_all_are_recorded(self, claim_many, succeed_many, ledger):
         claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(10)])
 
-        assert succeed_many(*claimed) == {lease.run_id for lease in claimed}
+        assert succeed_many(*claimed) == dict.fromkeys((lease.run_id for lease in claimed), False)
         assert {(row.state, row.result, row.process_id) for row in ledger.runs("work")} == {("succeeded", 1, None)}
 
     def test_a_lost_lease_among_them_is_not(self, claim_many, succeed_many, ledger, start_process):
@@ -130,7 +164,7 @@ class TestSuccesses:
         ledger.do("UPDATE rota_runs SET state = 'retrying', process_id = NULL WHERE id = :id", id=lost.run_id)
         claim_many(lost.run_id, process_id=start_process().id)
 
-        assert succeed_many(good, lost) == {good.run_id}
+        assert succeed_many(good, lost) == {good.run_id: False}
         assert ledger.run(lost.run_id).state == "running"
 
     def test_all_are_though_the_lease_is_late_while_nobody_else_has_them(
@@ -139,7 +173,7 @@ class TestSuccesses:
         claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(2)])
         process.expire(database)
 
-        assert succeed_many(*claimed) == {lease.run_id for lease in claimed}
+        assert succeed_many(*claimed) == dict.fromkeys((lease.run_id for lease in claimed), False)
         assert {row.state for row in ledger.runs("work")} == {"succeeded"}
 
 
@@ -150,7 +184,9 @@ class Told:
         self.outcomes = {}
 
     def of(self, lease, result=None):
-        return Completion(lease, result, lambda status, _error: self.outcomes.update({lease.run_id: status}))
+        return Completion(
+            lease, result, lambda status, _error, _is_awaited: self.outcomes.update({lease.run_id: status})
+        )
 
 
 class TestCompletions:
@@ -283,19 +319,24 @@ class TestExecutor:
         assert ended.is_set()
         assert {(run.state, run.attempt, run.failures) for run in ledger.runs("work")} == {("succeeded", 1, 0)}
 
-    @pytest.mark.parametrize(
-        ("overlap", "body"),
-        [("allow", lambda run: leave(run.session, "done")), ("wait", lambda run: None)],
-        ids=["work in its session", "no overlap"],
-    )
-    def test_others_are_recorded_before_it_returns(self, together, ledger, overlap, body):
-        work = job("work", overlap=overlap)(body)
+    def test_one_that_worked_in_its_session_is_recorded_before_it_returns(self, together, ledger):
+        work = job("work", overlap="allow")(lambda run: leave(run.session, "done"))
 
-        assert (
-            together.execute(work, ledger.request(exclusive=overlap == "skip"), carried=Message(pytest.fail))
-            == "succeeded"
-        )
+        state = together.execute(work, ledger.request(exclusive=False), carried=Message(pytest.fail))
+
+        assert state == "succeeded"
         assert ledger.states("work") == ["succeeded"]
+
+    def test_the_run_that_waits_for_one_of_a_batch_is_woken(self, together, ledger, monkeypatch):
+        monkeypatch.setattr(together.wakes, "parked", lambda *_: None)  # so that only the end of the first wakes it
+        work = job("work", overlap="wait")(lambda run: None)
+        first, second = ledger.request(key="a"), ledger.request(key="a")
+        (lease,) = together.claims.claim_ahead([(first, "work")])
+        assert together.execute(work, second) == "waiting"
+
+        assert together.execute(work, first, carried=Message(lambda: None, lease)) == RECORDING
+
+        eventually(lambda: ledger.run(second).sent_at is None or ledger.run(second).sent_at.year < 9999)
 
     def test_a_failure_is_recorded_before_it_returns(self, together, ledger):
         @job("work", overlap="allow", max_retries=1)

@@ -57,7 +57,7 @@ def orphans(ctx: click.Context, as_json: bool, job: str | None, plugin: str | No
 def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
     """Adopt the orphans of JOB, or of all jobs of a plugin: restore their former states.
 
-    This process and a live process must have the jobs. A run that was waiting waits again, and runs even if its slot is
+    The jobs must be loaded here and in a live process. A run that was waiting waits again, and runs even if its slot is
     old; a run that was dead is dead again.
 
     \b

@@ -24,7 +24,8 @@ def retry(dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool
     """Retry dead runs: runs with these IDs, or all that the options select.
 
     Each run has all its retries again, keeps its id and history, and runs even if it is late. Dropped runs are left
-    out, unless they are selected by id or by --reason dropped. This process and a live process must have their jobs.
+    out, unless they are selected by id or by --reason dropped. The jobs of these runs must be loaded here and in a live
+    process.
 
     \b
       rota retry 4711

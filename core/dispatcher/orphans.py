@@ -62,7 +62,7 @@ class OrphanKeeper:
         self._grace_seconds = grace_seconds
         self._jobs = Absence(min(grace_seconds, SEEN_MISSING_SECONDS))
         self._queues = Absence(grace_seconds)
-        #: Jobs of the fleet that need no search for orphans to adopt, since there was one after they came back.
+        #: The jobs of live processes whose orphans have all been adopted.
         self._present: set[str] = set()
         self._looked_at = float("-inf")
 

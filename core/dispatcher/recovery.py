@@ -60,7 +60,7 @@ class Outage:
         with self._lock:
             if self._began_at is None:
                 self._began_at = now
-            recent = self._seconds if self._is_recent(now) else 0.0  # a relapse does not shorten it
+            recent = self._seconds if self._is_recent(now) else 0.0  # kept if it was longer
             self._seconds, self._last_at = max(now - self._began_at, recent), now
 
     def end(self) -> None:

@@ -180,8 +180,13 @@ def job(
 def option_problems(job: Job) -> list[str]:
     """The problems with the options of ``job``; each text names the option and its value."""
     checks = [
-        _matches("name", job.name, JOB_NAME, "lower-case letters, digits, - and _, a letter first, 100 at most"),
-        _matches("queue", job.queue, QUEUE_NAME, "lower-case letters, digits, - and _, no digit first, 100 at most"),
+        _matches("name", job.name, JOB_NAME, "a letter, then letters, digits, - and _, all lower-case, at most 100"),
+        _matches(
+            "queue",
+            job.queue,
+            QUEUE_NAME,
+            "lower-case letters, digits, - and _, at most 100, not beginning with a digit",
+        ),
         _is_schedule(job.schedule),
         _is_count("max_retries", job.max_retries),
         _is_count("misfire_cap", job.misfire_cap, least=1, most=LARGEST_CAP),

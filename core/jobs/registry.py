@@ -20,7 +20,7 @@ def scopes(job: str, queue: str, plugin: str) -> tuple[str, ...]:
 
 
 def words_on_grace(job: Job, retention_days: float) -> str:
-    """The sentence that a job's grace is longer than the retention of runs."""
+    """The warning for a job whose grace is longer than the retention of runs."""
     return f"misfire_grace={job.misfire_grace} is longer than ROTA_RETENTION_DAYS ({retention_days:g})"
 
 

@@ -29,8 +29,8 @@ CANCELLABLE = (*WAITING, State.RUNNING)
 #: The beginning of the name of each process's channel; the process's id follows.
 CHANNEL = "rota_cancel_"
 
-#: Parameters: runs, who asks, the reason. The rows are locked in the order of their ids. If a run is cancelled again
-#: before it has ended, its first mark and token stay.
+#: Parameters: runs, the person or job that cancels, the reason. The rows are locked in the order of their ids. If a run
+#: is cancelled again before it has ended, its first mark and token stay.
 CANCEL = Prepared(
     "rota_cancel",
     ("bigint[]", "text", "text"),

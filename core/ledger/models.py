@@ -92,7 +92,7 @@ class RunRow(Base):
     limits: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: It is missed if it has not started by this time.
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
-    #: How often its function has put it off, and since when.
+    #: How often its function has postponed it, and when it did so first.
     laters: Mapped[int | None]
     later_since: Mapped[datetime | None] = mapped_column(Instant)
     #: The row that it is about, as ``table:id``.

@@ -50,7 +50,7 @@ class Prepared:
         connection = on.connection() if isinstance(on, Session) else on
         driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
         try:
-            with driver.cursor(cursor_factory=DriverCursor) as cursor:  # not watched: it leaves the session clean
+            with driver.cursor(cursor_factory=DriverCursor) as cursor:  # its statements need no reset of the session
                 if self.name not in driver.prepared:
                     cursor.execute(qualified(self._prepare, connection))
                     driver.has_answered = True

@@ -76,7 +76,8 @@ MISSED = text(f"""
     SELECT count(*) FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND started_at > pg_postmaster_start_time() AND {HAS_NO_LOCK}
 """)  # noqa: S608 — a constant
-#: A process without its lock has died, or has lost its connection for too long; one that has it was silent.
+#: A process that does not hold its lock has died, or has lost its connection for too long. A process that holds it was
+#: silent.
 END_DEAD = text(f"""
     WITH gone AS MATERIALIZED (
         DELETE FROM rota_processes AS process

@@ -60,8 +60,8 @@ JOBS_OF_QUEUE = text("""
     WHERE known.described ->> 'queue' = :queue
 """)
 
-#: Of each job, the release that had it last. A newer release without the job took it away, if that release began while
-#: the one with the job ran, or later; a deploy takes less than the hour.
+#: The last release that had each job. A newer release without the job takes the job away, unless that release began
+#: more than an hour before the one with the job was last seen: no deploy takes that long, so both are in use.
 LAST_HAD = text("""
     SELECT wanted.job, owner.plugin, extract(epoch FROM clock_timestamp() - owner.last_seen_at) AS seconds,
            EXISTS (SELECT 1 FROM rota_releases AS newer

@@ -135,8 +135,9 @@ UNCONNECTED_WAITS = ("1 second", "1 minute")
 #: The error begins with this text and the time in UTC, so that the next attempt can tell since when there is no
 #: connection.
 UNCONNECTED = "no connection since "
-#: Run, token, process, error. The run is as it was before the claim. A claim keeps the error, and every other change of
-#: a run writes another error. If a run has waited long for another reason, such as a pause, the hour starts again.
+#: Parameters: run, token, process, error. Restores the run as it was before the claim. A claim keeps the error, and
+#: every other change of a run writes another error. If a run has waited long for another reason, such as a pause, the
+#: time without a connection is counted from the start again.
 RELEASE_UNCONNECTED = Prepared(
     "rota_release_unconnected",
     ("bigint", "bigint", "bigint", "text"),

@@ -21,8 +21,8 @@ FIND = f"SELECT id, expires_at, priority FROM ledger.rota_runs WHERE {FITS} AND 
 LOCK = "LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
 #: Uses the index ``rota_runs_turn``.
 OF_KEY = f"{FIND} (exclusive OR key <> '') ORDER BY due_at DESC, id DESC {LOCK}"
-#: Runs without a key that may overlap are not in that index. They are looked for among the newest of the job, by the
-#: dispatcher's indexes ``rota_runs_sent`` and ``rota_runs_unsent``.
+#: Runs without a key that may overlap are not in that index. They are searched among the newest runs of the job, with
+#: the dispatcher's indexes ``rota_runs_sent`` and ``rota_runs_unsent``.
 NEWEST = """id = ANY(ARRAY(
     SELECT id FROM ledger.rota_runs WHERE queue = :queue AND job = :job AND state IN ('queued', 'retrying') AND {}
     LIMIT 100))"""

@@ -66,7 +66,7 @@ class Failures(Layer):
     def _record(self, execution: Execution, error: BaseException) -> str:
         lease = execution.lease
         assert lease is not None, "only a run of the ledger has a failure recorded"
-        if lease.token in self._recorder.membership.in_hand.cancelled:  # the cause of its error
+        if lease.token in self._recorder.membership.in_hand.cancelled:  # the cancel caused the error
             return LOST
         failure = diagnose(execution.job, lease, error, execution.elapsed)
         failure = seen_in(execution, failure, tracebacks.of_error(error))

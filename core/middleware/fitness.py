@@ -14,7 +14,7 @@ class FitServers(Middleware):
         self._fitness = fitness
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Check the servers. Raises SystemExit, which Dramatiq, unlike an Exception, neither catches nor logs."""
+        """Check the servers. Raises SystemExit, since Dramatiq would only log an Exception and continue."""
         self._fitness.refuse_unfit()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:

@@ -121,7 +121,7 @@ def run_ended(task: str, status: str, seconds: float | None = None) -> None:
     _labelled("tasks", task, status).inc()
     if seconds is not None:
         _labelled("durations", task).observe(seconds)
-        if status != "cancelled":  # which says nothing about the job
+        if status != "cancelled":  # a cancel says nothing about the job
             _tell_status(task, status == "succeeded")
 
 

@@ -107,7 +107,7 @@ def end(connection: Connection, registry: Registry, scope: str, actor: Actor) ->
 
 
 def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str:
-    """The message that ``scope`` is not paused, with the scopes that are."""
+    """The message for a ``scope`` that is not paused; it names the scopes that are."""
     for wider in holding(registry, scope, found):
         how = scopes.as_option(wider.scope)
         return f"{scope} is not paused itself, but by the pause of {wider.scope}: `rota resume {how}` ends it"

@@ -64,7 +64,7 @@ def carried(configured: Settings, ledger: str) -> Iterator[Check]:
     try:
         yield belongs(ownership.owner(client), ledger)
     except redis.RedisError:
-        return  # ``carrier`` says why
+        return  # the check of ``carrier`` reports the reason
     finally:
         client.close()
 

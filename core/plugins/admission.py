@@ -16,7 +16,7 @@ OURS = "rota"
 PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: The prefix of the ledger's tables.
 RESERVED = {OURS}
-EXPECTED_NAME = "lower-case letters, digits and _, a letter first, 40 at most"
+EXPECTED_NAME = "a letter, then letters, digits and _, all lower-case, at most 40"
 
 
 def require(point: EntryPoint, points: Iterable[EntryPoint]) -> None:

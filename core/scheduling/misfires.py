@@ -19,7 +19,7 @@ from core.observability.events import SlotMissed, SlotSkipped, emit
 #: How long the dispatcher waits for periodiq to insert a slot. With one pass a second, a slot that periodiq did not
 #: insert starts within 2 s of its time: 0.5 s head start, 1 s to the next pass, 0.5 s for the pass and the message.
 HEAD_START = timedelta(milliseconds=500)
-#: Why a late slot that is within its grace is not run, by its job's policy.
+#: For each policy, the reason why a late slot that is within its grace is not run.
 REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
 
 

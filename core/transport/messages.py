@@ -60,7 +60,7 @@ def is_well_formed(message: Message[Any]) -> bool:
         and isinstance(message.options.get("redis_message_id"), str)
         and (RUN_ID not in message.options or is_run_id(message.options[RUN_ID]))
         and (REFUSED_BY not in message.options or are_forms(message.options[REFUSED_BY]))
-        and "throws" not in message.options  # exception types, which JSON cannot hold; a worker thread would end
+        and "throws" not in message.options  # it has exception types, which are not JSON; a thread would end
     )
 
 

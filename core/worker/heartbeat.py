@@ -42,8 +42,8 @@ from core.worker.rights import MissingRights
 NAMED_RUNS = 20
 #: How long to wait before registering is tried again, in seconds.
 REGISTER_AGAIN_SECONDS = 0.5
-#: A claim older than this that no thread holds is released, in seconds; also how often to check. It is longer than a
-#: connection waits for an answer.
+#: How old a claim without a thread must be to be released, and how often to check for such claims, in seconds. This is
+#: longer than a connection waits for an answer.
 FORGOTTEN_SECONDS = 15.0
 
 

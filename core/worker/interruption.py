@@ -99,7 +99,7 @@ class Watch:
         finally:
             try:
                 _watcher.remove(self)
-            except Interrupted:  # it arrived during the removal; it comes only once
+            except Interrupted:  # the exception came during the removal; it comes only once
                 _watcher.remove(self)
                 raise
             finally:

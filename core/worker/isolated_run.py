@@ -1,8 +1,8 @@
 """One run, in a process that runs nothing else: ``python -m core.worker.isolated_run RUN``.
 
-A worker starts it for a run under which processes have died before. If this process dies too, the run is the cause, and
-it is dead. If the run was only in the same process as the cause, it works normally here. If the worker dies or stops,
-this process releases the run uncounted, and exits.
+A worker starts it for a run during which processes have died before. If this process dies too, the run is the cause,
+and ends as dead. If another run was the cause, this one works normally here. If the worker dies or stops, this process
+releases the run uncounted, and exits.
 """
 
 import logging

@@ -73,7 +73,7 @@ class Recorder:
 
 
 def refuse_later(lease: Lease, later: Later) -> BadTime | None:
-    """The error of an attempt that has postponed its run until a time that is not allowed; None if it is allowed."""
+    """The error for a time to which a run must not be postponed; None if the time is allowed."""
     if later.at is None:
         return None
     if later.at <= lease.claimed_at:
@@ -110,7 +110,7 @@ def may_retry(job: Job, error: BaseException) -> bool:
 def latest_retry(job: Job, lease: Lease, delay: timedelta, seconds: float) -> datetime | None:
     """The time by which the retry of a slot must be due: its schedule's next slot, or ``retry_delay`` if that is later.
 
-    So a failing job is tried once per slot, instead of once per slot and retry. None if there is no such time.
+    So the retries of a failing job do not add up from slot to slot. None if there is no such time.
     """
     if lease.slot is None or job.schedule is None or delay <= job.retry_delay:
         return None
@@ -158,7 +158,7 @@ def refusing_result() -> Iterator[None]:
 
 
 def bad_result(error: BaseException) -> BadResult:
-    """The error that PostgreSQL refuses a result."""
+    """The error for a result that PostgreSQL refuses."""
     return BadResult(f"PostgreSQL refuses the result: {database.brief(error)}")
 
 
@@ -175,7 +175,7 @@ def report(lease: Lease, failure: Failure, seconds: float, error: BaseException)
 
 
 def lost(lease: Lease | None) -> LeaseLost:
-    """The error that another process owns the run now."""
+    """The error for a run that another process owns now."""
     assert lease is not None
     return LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's")
 

@@ -69,7 +69,7 @@ def test_a_name_that_is_none_is_broken_and_says_what_one_is(package, name):
     [error] = errors(package("billing-jobs", name))
 
     assert error is not None
-    assert f"plugin name {name!r} must be lower-case letters, digits and _" in error
+    assert f"plugin name {name!r} must be a letter, then letters, digits and _" in error
 
 
 @pytest.mark.parametrize("name", ["b", "billing", "billing_2", "b" * 40])

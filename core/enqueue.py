@@ -119,6 +119,7 @@ def enqueue_many(
     bodies = [arguments.encode(found, each) for each in args]
     carrier = outbox.carrier()
     carried = carrier is not None and carrier.carries and not delay
+    urgency = found.priority if priority is None else priority
     run_ids = runs.request_many(
         session,
         job,
@@ -130,11 +131,11 @@ def enqueue_many(
         carried=carried,
         parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
         expires=found.expires if expires is None else expires,
-        priority=found.priority if priority is None else priority,
+        priority=urgency,
         subjects=[found.subject.of(json.loads(body)) for body in bodies] if found.subject is not None else None,
     )
     if carried:
-        outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue) for run_id in run_ids)
+        outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue, urgency) for run_id in run_ids)
     return run_ids
 
 

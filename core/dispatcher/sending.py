@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 import redis
 from sqlalchemy import Connection
@@ -66,8 +67,11 @@ def find_lost(
 
     It ends after about ``seconds``; the next call continues there.
     """
-    lost, ends_at = 0, time.monotonic() + seconds
-    overdue = due.overdue_lanes(connection, age_seconds) if carrier.carries else {}
+    if not carrier.carries:
+        return 0
+    ends_at = time.monotonic() + seconds
+    lost = find_lost_urgent(connection, carrier, age_seconds)
+    overdue = due.overdue_lanes(connection, age_seconds)
     while overdue:
         found = {queue: forget_lost(connection, carrier, queue, jobs, age_seconds) for queue, jobs in overdue.items()}
         lost += sum(found.values())
@@ -79,14 +83,47 @@ def find_lost(
     return lost
 
 
+def find_lost_urgent(connection: Connection, carrier: DispatchCarrier, age_seconds: float) -> int:
+    """Mark a batch of lost runs of each queue and priority for sending again; return how many.
+
+    If all workers of a queue are of the release before, its urgent messages wait with the others from now on.
+    """
+    overdue = due.overdue_urgent_lanes(connection, age_seconds)
+    former = {queue for queue, _ in overdue if due.is_served_by_former(connection, queue)}
+    for queue in former:
+        demote(carrier, queue)
+    return sum(
+        forget_lost(
+            connection, carrier, queue, jobs, age_seconds, priority=priority, is_in_list=queue in former
+        )
+        for (queue, priority), jobs in overdue.items()
+    )  # fmt: skip
+
+
+def demote(carrier: DispatchCarrier, queue: str) -> None:
+    """Let the urgent messages of ``queue`` wait with the others; does nothing without Redis."""
+    with suppress(redis.RedisError):
+        carrier.demote(queue)
+
+
 def forget_lost(
-    connection: Connection, carrier: DispatchCarrier, queue: str, jobs: Sequence[str], age_seconds: float
+    connection: Connection,
+    carrier: DispatchCarrier,
+    queue: str,
+    jobs: Sequence[str],
+    age_seconds: float,
+    *,
+    priority: int = 0,
+    is_in_list: bool = True,
 ) -> int:
-    """Mark a batch of one queue's lost runs for sending again; return how many, or None while Redis is away."""
+    """Mark a batch of lost runs of one queue and priority for sending again; return how many, 0 without Redis.
+
+    ``is_in_list`` tells that their messages wait in the list of the queue, not in its sorted set.
+    """
     try:
-        is_waiting, run_ids = carrier.oldest_runs(queue)
+        is_waiting, run_ids = carrier.oldest_runs(queue) if is_in_list else carrier.oldest_urgent_runs(queue, priority)
     except redis.RedisError:
         return 0
     if is_waiting and not run_ids:
         return 0
-    return due.forget_sent(connection, queue, jobs, waiting=run_ids, age_seconds=age_seconds)
+    return due.forget_sent(connection, queue, jobs, waiting=run_ids, age_seconds=age_seconds, priority=priority)

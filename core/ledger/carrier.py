@@ -14,6 +14,7 @@ class OutgoingRun(NamedTuple):
     run_id: int
     job: str
     queue: str
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,12 @@ class DispatchCarrier(Carrier, Protocol):
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
         """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
+
+    def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
+        """The same for the messages of runs with ``priority``, 1 to 9. Raises redis.RedisError."""
+
+    def demote(self, queue: str) -> None:
+        """Let a batch of urgent messages of ``queue`` wait with the others. Raises redis.RedisError."""
 
     def queues_with_messages(self) -> set[str]:
         """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""

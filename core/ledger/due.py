@@ -11,36 +11,37 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from core.ledger.carrier import OutgoingRun
+from core.ledger.models import IS_SENT, IS_UNSENT, IS_URGENT_SENT
 
-IS_UNSENT = "state IN ('queued', 'retrying') AND sent_at IS NULL"
 #: ``statement_timestamp()`` is stable, so the index can be used to find due runs without reading the others.
 IS_DUE = f"{IS_UNSENT} AND due_at <= statement_timestamp()"
-IS_SENT = "state IN ('queued', 'retrying') AND sent_at IS NOT NULL"
 
 #: The most rows that one statement updates.
 BATCH = 1000
 
 
-def lanes(condition: str, instant: str) -> str:
+def lanes(condition: str, instant: str, *columns: str) -> str:
     """A recursive query that returns each lane of the runs that meet ``condition``, with its first ``instant``.
 
-    It reads one index entry per lane, whose ``instant`` it returns as ``first_at``.
+    It reads one index entry per lane, whose ``instant`` it returns as ``first_at``. ``columns`` tell lanes apart too.
     """
+    lane = ", ".join(["queue", "job", *columns])
+    former = ", ".join(f"lane.{column}" for column in ["queue", "job", *columns])
     return f"""
         WITH RECURSIVE lane AS (
-            (SELECT queue, job, {instant} AS first_at FROM rota_runs WHERE {condition}
-             ORDER BY queue, job, {instant} LIMIT 1)
+            (SELECT {lane}, {instant} AS first_at FROM rota_runs WHERE {condition} ORDER BY {lane}, {instant} LIMIT 1)
             UNION ALL
             SELECT following.* FROM lane CROSS JOIN LATERAL (
-                SELECT queue, job, {instant} FROM rota_runs WHERE {condition} AND (queue, job) > (lane.queue, lane.job)
-                ORDER BY queue, job, {instant} LIMIT 1) AS following
+                SELECT {lane}, {instant} FROM rota_runs WHERE {condition} AND ({lane}) > ({former})
+                ORDER BY {lane}, {instant} LIMIT 1) AS following
         )
-        SELECT queue, job, first_at FROM lane
+        SELECT {lane}, first_at FROM lane
     """  # noqa: S608 — constants
 
 
 UNSENT_LANES = lanes(IS_UNSENT, "due_at")
 SENT_LANES = lanes(IS_SENT, "sent_at")
+URGENT_SENT_LANES = lanes(IS_URGENT_SENT, "sent_at", "priority")
 
 IS_ANY_DUE = f"EXISTS (SELECT 1 FROM ({UNSENT_LANES}) AS lane WHERE first_at <= statement_timestamp())"  # noqa: S608
 
@@ -61,7 +62,7 @@ TAKE_DUE = text(f"""
             ORDER BY due_at LIMIT :share FOR UPDATE SKIP LOCKED) AS run
     )
     UPDATE rota_runs SET sent_at = statement_timestamp() WHERE id IN (SELECT id FROM batch)
-    RETURNING id, job, queue, due_at
+    RETURNING id, job, queue, priority, due_at
 """)  # noqa: S608 — a constant
 
 #: Takes due runs for the threads of one process, from its queues only. Runs that were sent before ``began``, or that no
@@ -84,7 +85,7 @@ TAKE_DIRECT = text(f"""
         SELECT id FROM (SELECT * FROM unsent UNION ALL SELECT * FROM lost) AS either ORDER BY due_at, id LIMIT :most
     )
     UPDATE rota_runs AS run SET sent_at = statement_timestamp() FROM due WHERE run.id = due.id
-    RETURNING run.id, run.job, run.queue, run.due_at
+    RETURNING run.id, run.job, run.queue, run.priority, run.due_at
 """)  # noqa: S608 — constants
 
 RELEASE = text("""
@@ -111,25 +112,40 @@ OVERDUE_LANES = text(f"""
     GROUP BY queue
 """)  # noqa: S608 — constants
 
-#: Marks as unsent the overdue runs that were sent before the oldest message on the queue, or all overdue runs if the
-#: queue is empty. If the messages at the head of the queue belong to runs that are over or deleted, ``queued_at`` or
-#: ``-infinity`` is used, so that no later run is taken for lost.
-FORGET_SENT = text(f"""
+#: The same for runs with a priority.
+OVERDUE_URGENT_LANES = text(f"""
+    SELECT queue, priority, array_agg(job) AS jobs FROM ({URGENT_SENT_LANES}) AS lane
+    WHERE first_at < statement_timestamp() - CAST(:age AS interval)
+    GROUP BY queue, priority
+""")  # noqa: S608 — constants
+
+#: Whether workers serve a queue, and all of them are of the release before, which knows no urgent messages.
+IS_SERVED_BY_FORMER = text("""
+    SELECT coalesce(bool_and(threads IS NULL), false) FROM rota_processes
+    WHERE kind = 'worker' AND expires_at > clock_timestamp() AND :queue = ANY(queues)
+""")
+
+#: Marks as unsent the overdue runs of a priority that were sent before the oldest message of this priority on the
+#: queue, or all overdue runs of it if there is no such message. If the messages at the head of the queue belong to runs
+#: that are over or deleted, ``queued_at`` or ``-infinity`` is used, so that no later run is taken for lost.
+FORGET_SENT = """
     WITH oldest AS MATERIALIZED (
         SELECT min(coalesce(sent_at, queued_at)) AS sent_at FROM rota_runs
         WHERE id = ANY(CAST(:waiting AS bigint[])) AND queue = :queue
     ), lost AS MATERIALIZED (
         SELECT run.id FROM oldest, unnest(CAST(:jobs AS text[])) AS lane (job) CROSS JOIN LATERAL (
             SELECT id FROM rota_runs
-            WHERE {IS_SENT} AND queue = :queue AND job = lane.job AND sent_at < least(
+            WHERE {condition} AND queue = :queue AND job = lane.job AND priority = :priority AND sent_at < least(
                 statement_timestamp() - CAST(:age AS interval),
                 CASE WHEN cardinality(CAST(:waiting AS bigint[])) = 0 THEN 'infinity'
                      ELSE coalesce(oldest.sent_at, '-infinity') END)
             ORDER BY sent_at LIMIT :batch FOR UPDATE SKIP LOCKED) AS run
     )
-    UPDATE rota_runs SET sent_at = NULL WHERE id IN (SELECT id FROM lost) AND {IS_SENT}
+    UPDATE rota_runs SET sent_at = NULL WHERE id IN (SELECT id FROM lost) AND {condition}
     RETURNING id
-""")  # noqa: S608 — a constant
+"""
+FORGET_ORDINARY_SENT = text(FORGET_SENT.format(condition=IS_SENT))
+FORGET_URGENT_SENT = text(FORGET_SENT.format(condition=IS_URGENT_SENT))
 
 #: Moves waiting runs from a queue that no job uses any more.
 MOVE = text(f"""
@@ -166,7 +182,7 @@ def take_due(connection: Connection, queue: str, jobs: Sequence[str], *, batch: 
     share = -(-batch // len(jobs))
     rows = connection.execute(TAKE_DUE, {"queue": queue, "jobs": list(jobs), "share": share}).all()
     in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
-    return [OutgoingRun(row.id, row.job, row.queue) for row in in_order]
+    return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in in_order]
 
 
 def take_direct(
@@ -185,7 +201,7 @@ def take_direct(
     parameters = {"jobs": list(jobs), "queues": list(queues), "most": most, "began": began}
     rows = connection.execute(TAKE_DIRECT, {**parameters, "age": f"{resend_seconds} seconds"}).all()
     in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
-    return [OutgoingRun(row.id, row.job, row.queue) for row in in_order]
+    return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in in_order]
 
 
 def release(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:
@@ -203,6 +219,17 @@ def overdue_lanes(connection: Connection, age_seconds: float) -> dict[str, list[
     return {row.queue: row.jobs for row in connection.execute(OVERDUE_LANES, {"age": f"{age_seconds} seconds"})}
 
 
+def overdue_urgent_lanes(connection: Connection, age_seconds: float) -> dict[tuple[str, int], list[str]]:
+    """The same for each queue and each priority above 0."""
+    rows = connection.execute(OVERDUE_URGENT_LANES, {"age": f"{age_seconds} seconds"})
+    return {(row.queue, row.priority): row.jobs for row in rows}
+
+
+def is_served_by_former(connection: Connection, queue: str) -> bool:
+    """Whether ``queue`` has workers, all of the release before, which do not fetch urgent messages."""
+    return bool(connection.execute(IS_SERVED_BY_FORMER, {"queue": queue}).scalar_one())
+
+
 def forget_sent(
     connection: Connection,
     queue: str,
@@ -210,15 +237,20 @@ def forget_sent(
     *,
     waiting: Collection[int],
     age_seconds: float,
+    priority: int = 0,
     batch: int | None = None,
 ) -> int:
     """Mark up to ``batch`` runs of each of ``jobs`` that are no longer on ``queue`` as unsent; return how many.
 
-    ``waiting`` are the runs of the next messages on the queue: runs that were sent before them have left the queue, and
-    were lost or are in a busy worker's memory. Sending a run twice does no harm: only one claim succeeds.
+    Only runs of ``priority`` are marked: messages of different priorities do not leave the queue in the order in which
+    they were sent. ``waiting`` are the runs of the next messages of this priority on the queue: runs that were sent
+    before them have left the queue, and were lost or are in a busy worker's memory. Sending a run twice does no harm:
+    only one claim succeeds.
     """
     parameters = {"queue": queue, "jobs": list(jobs), "waiting": list(waiting), "batch": batch or BATCH}
-    return len(connection.execute(FORGET_SENT, {**parameters, "age": f"{age_seconds} seconds"}).all())
+    parameters |= {"priority": priority}
+    forget = FORGET_URGENT_SENT if priority else FORGET_ORDINARY_SENT
+    return len(connection.execute(forget, {**parameters, "age": f"{age_seconds} seconds"}).all())
 
 
 def move(connection: Connection, queue: str, present: Mapping[str, str], *, batch: int = BATCH) -> int:

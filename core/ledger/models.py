@@ -30,6 +30,13 @@ FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANE
 WAITING = (State.QUEUED, State.RETRYING)
 #: The same in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
+#: The dispatcher must send it when it is due.
+IS_UNSENT = f"{IS_WAITING} AND sent_at IS NULL"
+#: It is on its way to a worker, or parked.
+IS_SENT = f"{IS_WAITING} AND sent_at IS NOT NULL"
+#: The same for runs with a priority.
+IS_URGENT = f"{IS_UNSENT} AND priority > 0"
+IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
 #: It has not passed its deadline, which applies only until its first start.
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
 #: It waits for another run or for a limit, and is not sent before it is woken.
@@ -103,8 +110,8 @@ class RunRow(Base):
     __table_args__ = (
         Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
         Index("rota_runs_history", "job", "id"),
-        Index("rota_runs_unsent", "queue", "job", "due_at", postgresql_where=f"{IS_WAITING} AND sent_at IS NULL"),
-        Index("rota_runs_sent", "queue", "job", "sent_at", postgresql_where=f"{IS_WAITING} AND sent_at IS NOT NULL"),
+        Index("rota_runs_unsent", "queue", "job", "due_at", postgresql_where=IS_UNSENT),
+        Index("rota_runs_sent", "queue", "job", "sent_at", postgresql_where=IS_SENT),
         Index("rota_runs_late", "slot", postgresql_where="state = 'queued' AND slot IS NOT NULL"),
         Index("rota_runs_lease", "job", "key", unique=True, postgresql_where="state = 'running' AND exclusive"),
         Index("rota_runs_running", "process_id", postgresql_where="state = 'running'"),
@@ -120,6 +127,9 @@ class RunRow(Base):
             postgresql_where=f"{IS_WAITING} AND (exclusive OR key <> '')",
         ),
         Index("rota_runs_parked", "job", "key", "priority", postgresql_where=IS_PARKED),
+        Index("rota_runs_urgent", "queue", "job", "priority", "due_at", postgresql_where=IS_URGENT),
+        Index("rota_runs_urgent_sent", "queue", "job", "priority", "sent_at", postgresql_where=IS_URGENT_SENT),
+        Index("rota_runs_keys", "queue", "job", "key", "due_at", postgresql_where=f"{IS_UNSENT} AND key <> ''"),
         Index("rota_runs_expiring", "expires_at", postgresql_where="state = 'queued' AND expires_at IS NOT NULL"),
         Index("rota_runs_children", "parent_id", "id", postgresql_where="parent_id IS NOT NULL"),
         Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),

@@ -46,7 +46,7 @@ INSERT = text("""
              WHERE pause.until > due.slot AND pause.paused_at <= due.slot
                AND pause.scope = ANY(CAST(due.scopes AS text[]))) AS paused) AS judged
     ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING
-    RETURNING id, job, queue, state
+    RETURNING id, job, queue, state, priority
 """)
 
 WATERMARKS = text("SELECT job, spec, accounted_until, clock_timestamp() AS now FROM rota_schedules")
@@ -144,7 +144,7 @@ def _insert_batch(
         "reasons": [row.reason for _, row in due],
     }
     inserted = connection.execute(INSERT, parameters).all()
-    return [OutgoingRun(row.id, row.job, row.queue) for row in inserted if row.state == State.QUEUED]
+    return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in inserted if row.state == State.QUEUED]
 
 
 def watermarks(connection: Connection) -> dict[str, Watermark]:

@@ -120,6 +120,13 @@ class LocalCarrier:
         """Answer that messages are waiting, so that none counts as lost: this process keeps them in memory."""
         return True, []
 
+    def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
+        """Answer as ``oldest_runs`` does."""
+        return True, []
+
+    def demote(self, queue: str) -> None:
+        """Do nothing, since there are no messages in Redis."""
+
     def queues_with_messages(self) -> set[str]:
         """Return no queues, since there are none outside this process."""
         return set()

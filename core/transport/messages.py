@@ -9,6 +9,8 @@ from core.ledger.carrier import OutgoingMessage, OutgoingRun
 
 #: The option of a message that carries a run of the ledger.
 RUN_ID = "run_id"
+#: The option of a run's message with its priority, if that is not 0.
+PRIORITY = "priority"
 #: The option of a message of the fast lane with the forms of its job that its arguments do not fit.
 REFUSED_BY = "refused_by"
 #: The largest id that a row can have, PostgreSQL's ``bigint``.
@@ -27,8 +29,9 @@ def new_id() -> str:
 
 
 def run_message(run: OutgoingRun) -> Message[Any]:
-    """The message of a run, which has the run's id and nothing else."""
-    return Message(run.queue, run.job, args=(), kwargs={}, options={RUN_ID: run.run_id}, message_id=new_id())
+    """The message of a run, which has the run's id, its priority if it has one, and nothing else."""
+    options = {RUN_ID: run.run_id, PRIORITY: run.priority} if run.priority else {RUN_ID: run.run_id}
+    return Message(run.queue, run.job, args=(), kwargs={}, options=options, message_id=new_id())
 
 
 def fast_message(outgoing: OutgoingMessage) -> Message[Any]:

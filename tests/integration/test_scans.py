@@ -16,19 +16,23 @@ FILL = [
     "INSERT INTO rota_runs (job, queue, due_at) SELECT 'work', 'default', now() + interval '1 day' FROM {many}",
     "INSERT INTO rota_runs (job, queue, sent_at) SELECT 'work', 'default', now() FROM {many}",
     "INSERT INTO rota_runs (job, queue, key, slot, sent_at) SELECT 'work', 'default', n, now(), now() FROM {many}",
+    "INSERT INTO rota_runs (job, queue, sent_at, priority) SELECT 'work', 'default', now(), n % 10 FROM {many}",
     "INSERT INTO rota_runs (job, queue, state, finished_at) SELECT 'work', 'default', 'succeeded', now() FROM {many}",
     "INSERT INTO rota_audit (actor, via, action, target) SELECT 'ann', 'cli', 'retry', n FROM {many}",
     "INSERT INTO rota_pauses (scope, paused_by) SELECT 'job:' || n, 'ann' FROM {many}",
 ]
 AGE = {"age": "5 seconds"}
 LANE = {"queue": "default", "jobs": ["work"]}
+LOST = {"waiting": [], "batch": 500}
 #: What asks for the lanes that have work, and what they may read of the index of waiting runs.
 LANES = {
     "any due": (due.ANY_DUE.text, {}),
     "due": (due.DUE_LANES.text, {"jobs": ["work"]}),
     "overdue": (due.OVERDUE_LANES.text, AGE),
+    "overdue urgent": (due.OVERDUE_URGENT_LANES.text, AGE),
     "agenda": ("EXECUTE rota_agenda ('30 seconds', '5 seconds')", {}),
 }
+OF_LANES = {"rota_runs_unsent", "rota_runs_sent", "rota_runs_urgent_sent"}
 OLD = {"kept": timedelta(days=30), "batch": 5000}
 DISPATCHING = {
     "agenda": (
@@ -37,7 +41,8 @@ DISPATCHING = {
         {"rota_runs_late"},
     ),
     "take due": (due.TAKE_DUE.text, {**LANE, "share": 500}, {"rota_runs_unsent"}),
-    "lost": (due.FORGET_SENT.text, {**LANE, **AGE, "waiting": [], "batch": 500}, {"rota_runs_sent"}),
+    "lost": (due.FORGET_ORDINARY_SENT.text, {**LANE, **AGE, **LOST, "priority": 0}, {"rota_runs_sent"}),
+    "lost urgent": (due.FORGET_URGENT_SENT.text, {**LANE, **AGE, **LOST, "priority": 7}, {"rota_runs_urgent_sent"}),
     "expired": (deadlines.EXPIRE.text, {"batch": 1000}, {"rota_runs_expiring"}),
     "late": (slots.LATE_JOBS.text, {"tolerance": "30 seconds"}, {"rota_runs_late"}),
 }
@@ -83,7 +88,7 @@ def test_a_lane_costs_one_entry_of_an_index_however_many_runs_wait_in_it(connect
 
     plan = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), parameters).scalar_one()[0]
 
-    scans = [node for node in nodes(plan["Plan"]) if node.get("Index Name") in ("rota_runs_unsent", "rota_runs_sent")]
+    scans = [node for node in nodes(plan["Plan"]) if node.get("Index Name") in OF_LANES]
     assert scans
     assert all(node["Actual Rows"] <= 1 and not node.get("Rows Removed by Filter") for node in scans)
 

@@ -26,6 +26,8 @@ INSTANT = TIMESTAMP(timezone=True)
 NOW = sa.text("clock_timestamp()")
 WAITING = "state IN ('queued', 'retrying')"
 PARKED = f"{WAITING} AND sent_at = 'infinity'"
+UNSENT = f"{WAITING} AND sent_at IS NULL"
+URGENT_SENT = f"{WAITING} AND sent_at IS NOT NULL AND priority > 0"
 COLUMNS: list[sa.Column[Any]] = [
     sa.Column("priority", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("limits", ARRAY(sa.Text)),
@@ -38,6 +40,9 @@ COLUMNS: list[sa.Column[Any]] = [
 INDEXES = {
     "rota_runs_turn": ("job, key, due_at, id", f"{WAITING} AND (exclusive OR key <> '')"),
     "rota_runs_parked": ("job, key, priority", PARKED),
+    "rota_runs_urgent": ("queue, job, priority, due_at", f"{UNSENT} AND priority > 0"),
+    "rota_runs_urgent_sent": ("queue, job, priority, sent_at", URGENT_SENT),
+    "rota_runs_keys": ("queue, job, key, due_at", f"{UNSENT} AND key <> ''"),
     "rota_runs_expiring": ("expires_at", "state = 'queued' AND expires_at IS NOT NULL"),
     "rota_runs_children": ("parent_id, id", "parent_id IS NOT NULL"),
     "rota_runs_unstarted": ("state, id", "state IN ('skipped', 'missed')"),

@@ -72,6 +72,7 @@ class AbandonedQueues:
         for name in (queue, f"{queue}.DQ"):
             self._queues.maintain_queue(name)  # requeues messages that dead processes had fetched
             for _ in range(MOST_BATCHES):
+                self._queues.demote(name)
                 if not self._clear_batch(name, fleet, outcome):
                     break
         return outcome

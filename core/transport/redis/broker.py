@@ -11,7 +11,6 @@ from dramatiq.middleware import Middleware, MiddlewareError
 
 from core.ledger.releases import Fleet
 from core.transport.delivery import Preparation
-from core.transport.messages import new_id
 from core.transport.redis.acks import Acks
 from core.transport.redis.consumer import Consumer, Shared
 from core.transport.redis.delay_consumer import DelayConsumer
@@ -19,6 +18,7 @@ from core.transport.redis.error_log import ErrorLog
 from core.transport.redis.intake import Intake, always
 from core.transport.redis.queues import Queues
 from core.transport.redis.unknown_actors import UnknownActors
+from core.transport.redis.urgent import redis_id_of
 from core.transport.redis.wakeups import Wakeups
 from core.transport.redis.window_consumer import WindowConsumer
 from core.transport.work_queue import UseWorkQueue, WorkQueue
@@ -133,13 +133,18 @@ class RotaBroker(RedisBroker):
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Enqueue one message, after ``delay`` milliseconds if given. Raises redis.RedisError."""
-        message = message.copy(options={"redis_message_id": new_id()})
+        message = message.copy(options={"redis_message_id": redis_id_of(message)})
         if delay is not None:
             message = message.copy(queue_name=dq_name(message.queue_name), options={"eta": current_millis() + delay})
         self.emit_before("enqueue", message, delay)
         self.redis_queues.push({message.queue_name: {message.options["redis_message_id"]: message.encode()}})
         self.emit_after("enqueue", message, delay)
         return message
+
+    def flush(self, queue_name: str) -> None:
+        """Drop all messages of a queue, as Dramatiq's broker does. Raises redis.RedisError."""
+        super().flush(queue_name)
+        self.redis_queues.drop_urgent(queue_name)
 
     def close(self) -> None:
         """Send the waiting acknowledgements, stop waiting for tokens, and close the connections."""

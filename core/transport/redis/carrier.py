@@ -47,6 +47,14 @@ class RedisCarrier:
         """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
         return self._queues.oldest_runs(queue)
 
+    def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
+        """The same for the messages of runs with ``priority``, 1 to 9. Raises redis.RedisError."""
+        return self._queues.oldest_urgent_runs(queue, priority)
+
+    def demote(self, queue: str) -> None:
+        """Let a batch of urgent messages of ``queue`` wait with the others. Raises redis.RedisError."""
+        self._queues.demote(queue)
+
     def queues_with_messages(self) -> set[str]:
         """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
         return self._abandoned.with_messages()

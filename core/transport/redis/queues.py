@@ -3,9 +3,9 @@
 All methods raise redis.RedisError if Redis cannot be reached or refuses.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, cast
 
 import redis
@@ -13,8 +13,11 @@ from dramatiq.brokers.redis import DEFAULT_DEAD_MESSAGE_TTL, DEFAULT_HEARTBEAT_T
 from dramatiq.common import current_millis, dq_name, q_name, xq_name
 from dramatiq.message import Message, get_encoder
 
+from core.jobs.job import HIGHEST_PRIORITY
 from core.transport.messages import new_id, run_id
+from core.transport.redis import urgent
 from core.transport.redis.connection import evaluate_once
+from core.transport.redis.urgent import Arrivals, bounds, is_urgent, redis_id_for
 
 #: How many messages of a queue to read to find the oldest run.
 LOOK_AHEAD = 100
@@ -27,13 +30,30 @@ MOST_TOKENS = 64
 #: After this time tokens are useless, since every process has searched its queues.
 TOKENS_LAST_MS = 5_000
 
-#: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It returns all bodies as one string, which
-#: redis-py parses much faster: KEYS heartbeats, list, acks, bodies; ARGV time, broker, how many.
+#: One fetch in this many begins with the oldest message of the list, so that urgent messages leave some room.
+OLDEST_FIRST_EVERY = 10
+
+#: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It takes urgent messages first, or last if ARGV
+#: says so. It returns all bodies as one string, which redis-py parses much faster: KEYS heartbeats, list, acks, bodies,
+#: urgent; ARGV time, broker, how many, whether urgent messages come last.
 FETCH = """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
-local ids = redis.call('lrange', KEYS[2], 0, ARGV[3] - 1)
+local most, ids = tonumber(ARGV[3]), {}
+local function take_urgent()
+    local popped = redis.call('zpopmin', KEYS[5], most - #ids)
+    for index = 1, #popped, 2 do ids[#ids + 1] = popped[index] end
+end
+if ARGV[4] == '0' then take_urgent() end
+if #ids == 0 then
+    ids = redis.call('lrange', KEYS[2], 0, most - 1)
+    redis.call('ltrim', KEYS[2], #ids, -1)
+elseif #ids < most then
+    local oldest = redis.call('lrange', KEYS[2], 0, most - #ids - 1)
+    redis.call('ltrim', KEYS[2], #oldest, -1)
+    for _, id in ipairs(oldest) do ids[#ids + 1] = id end
+end
+if ARGV[4] == '1' and #ids < most then take_urgent() end
 if #ids == 0 then return {} end
-redis.call('ltrim', KEYS[2], #ids, -1)
 redis.call('sadd', KEYS[3], unpack(ids))
 local bodies, lengths = redis.call('hmget', KEYS[4], unpack(ids)), {}
 for index = 1, #ids do
@@ -61,12 +81,13 @@ for index = 2, #ARGV do
     end
 end
 """
-#: Sends this broker's heartbeat, and returns the queues that have messages: KEYS heartbeats, queues; ARGV time, broker.
+#: Sends this broker's heartbeat, and returns the queues that have messages: KEYS heartbeats, the list and the sorted
+#: set of each queue; ARGV time, broker.
 LOOK = """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
 local found = {}
-for index = 2, #KEYS do
-    if redis.call('exists', KEYS[index]) == 1 then found[#found + 1] = index - 2 end
+for index = 2, #KEYS, 2 do
+    if redis.call('exists', KEYS[index], KEYS[index + 1]) > 0 then found[#found + 1] = (index - 2) / 2 end
 end
 return found
 """
@@ -96,6 +117,11 @@ class Queues:
         self._acknowledge = client.register_script(ACKNOWLEDGE)
         self._dead_letter = client.register_script(DEAD_LETTER)
         self._look = client.register_script(LOOK)
+        self._requeue_urgent = client.register_script(urgent.REQUEUE)
+        self._recover_urgent = client.register_script(urgent.RECOVER)
+        self._demote = client.register_script(urgent.DEMOTE)
+        self._arrivals = Arrivals()
+        self._fetches = itertools.count(1)
 
     def key(self, name: str) -> str:
         """The key of a queue, or another key of the namespace."""
@@ -104,6 +130,10 @@ class Queues:
     def wake_key(self, queue_name: str) -> str:
         """The list on which consumers of ``queue_name`` wait."""
         return self.key(f"__wake__.{queue_name}")
+
+    def urgent_key(self, queue_name: str) -> str:
+        """The sorted set of the urgent messages of ``queue_name``."""
+        return self.key(f"__urgent__.{queue_name}")
 
     def _acks_key(self, queue_name: str) -> str:
         return self.key(f"__acks__.{self.broker_id}.{queue_name}")
@@ -121,11 +151,16 @@ class Queues:
         ids = cast("set[bytes]", self.client.smembers(self._acks_key(queue_name)))
         return {redis_id.decode(errors="replace") for redis_id in ids}
 
-    def fetch(self, queue_name: str, count: int) -> list[bytes | None]:
-        """Fetch up to ``count`` messages; return their bodies. It never retries, which could lose messages."""
+    def fetch(self, queue_name: str, most: int) -> list[bytes | None]:
+        """Fetch up to ``most`` messages, urgent ones first; return their bodies.
+
+        One fetch in ten begins with the oldest of the others. It never retries, which could lose messages.
+        """
         prefix = f"{self.namespace}:"
         keys = ["__heartbeats__", queue_name, f"__acks__.{self.broker_id}.{queue_name}", f"{queue_name}.msgs"]
-        arguments = [current_millis(), self.broker_id, min(count, MOST_UNPACKED)]
+        keys.append(f"__urgent__.{queue_name}")
+        are_urgent_last = next(self._fetches) % OLDEST_FIRST_EVERY == 0
+        arguments = [current_millis(), self.broker_id, min(most, MOST_UNPACKED), int(are_urgent_last)]
         fetched = evaluate_once(self.client, self._fetch, [prefix + key for key in keys], arguments)
         return slices(*fetched) if fetched else []
 
@@ -150,17 +185,26 @@ class Queues:
             self.dead_letter(queue_name, cast("list[Any]", same))
 
     def requeue(self, queue_name: str, redis_ids: Collection[str]) -> None:
-        """Put fetched messages back at the end of their queue, without waking a consumer."""
-        if redis_ids:
-            self._do("requeue", queue_name, *redis_ids)
+        """Put fetched messages back at the end of their queue, without waking a consumer.
+
+        Urgent ones stand behind those of the same priority.
+        """
+        urgent_ids = [redis_id for redis_id in redis_ids if is_urgent(redis_id)]
+        if urgent_ids:
+            keys = [self._acks_key(queue_name), self.key(f"{queue_name}.msgs"), self.urgent_key(queue_name)]
+            places = self._arrivals.scores(urgent_ids).items()
+            self._requeue_urgent(keys=keys, args=[value for place in places for value in place])
+        others = [redis_id for redis_id in redis_ids if not is_urgent(redis_id)]
+        if others:
+            self._do("requeue", queue_name, *others)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> None:
         """Enqueue ``messages``, a thousand per round trip, without the middleware's enqueue hooks."""
         remaining, encode = iter(messages), get_encoder().encode
-        while batch := list(islice(remaining, BATCH)):
+        while batch := list(itertools.islice(remaining, BATCH)):
             bodies: dict[str, dict[str, bytes]] = defaultdict(dict)
             for message in batch:
-                redis_id = new_id()
+                redis_id = redis_id_for(message.options)
                 options = {**message.options, "redis_message_id": redis_id}
                 bodies[message.queue_name][redis_id] = encode({**vars(message), "options": options})
             self.push(bodies)
@@ -170,9 +214,17 @@ class Queues:
         pipe = self.client.pipeline(transaction=True)
         for queue_name, bodies in queues.items():
             pipe.hset(self.key(f"{queue_name}.msgs"), mapping=bodies)
-            pipe.rpush(self.key(queue_name), *bodies)
+            self._queue_up(pipe, queue_name, list(bodies))
             self._wake(pipe, queue_name, len(bodies))
         pipe.execute()
+
+    def _queue_up(self, pipe: Any, queue_name: str, redis_ids: list[Any]) -> None:
+        urgent_ids = [redis_id for redis_id in redis_ids if is_urgent(redis_id)]
+        if urgent_ids:
+            pipe.zadd(self.urgent_key(queue_name), self._arrivals.scores(urgent_ids))
+            redis_ids = [redis_id for redis_id in redis_ids if not is_urgent(redis_id)]
+        if redis_ids:
+            pipe.rpush(self.key(queue_name), *redis_ids)
 
     def wake(self, queue_name: str, count: int) -> None:
         """Wake consumers of the queue for ``count`` messages."""
@@ -194,7 +246,9 @@ class Queues:
 
     def look(self, queue_names: Sequence[str], client: redis.Redis | None = None) -> list[str]:
         """Send this broker's heartbeat; return the queues that have messages."""
-        keys = [self.key("__heartbeats__"), *map(self.key, queue_names)]
+        keys = [self.key("__heartbeats__")]
+        for name in queue_names:
+            keys += [self.key(name), self.urgent_key(name)]
         found = evaluate_once(client or self.client, self._look, keys, [current_millis(), self.broker_id])
         return [queue_names[index] for index in found]
 
@@ -213,12 +267,18 @@ class Queues:
         pipe = self.client.pipeline(transaction=False)
         for queue_name in queue_names:
             self.maintain_queue(queue_name, pipe)
-        for queue_name, size in zip(queue_names, pipe.execute(), strict=True):
+        sizes = pipe.execute()[1::2]
+        for queue_name, size in zip(queue_names, sizes, strict=True):
             if size:
                 self.wake(queue_name, 1)
 
     def maintain_queue(self, queue_name: str, client: redis.Redis | None = None) -> None:
         """Maintain one queue; it may belong to another process."""
+        now = current_millis()
+        acks = self.key("__acks__."), f".{queue_name}"
+        keys = [self.key("__heartbeats__"), self.key(f"{queue_name}.msgs"), self.urgent_key(queue_name)]
+        arguments: list[str | int] = [now - self._limits[0], now, urgent.LEVEL, HIGHEST_PRIORITY, *acks]
+        self._recover_urgent(keys=keys, args=arguments, client=client)
         self._do("qsize", queue_name, client=client, maintenance=1)
 
     def _do(
@@ -230,11 +290,31 @@ class Queues:
 
     def oldest_runs(self, queue_name: str) -> tuple[bool, list[int]]:
         """Whether messages are waiting on the queue, and the runs of the oldest messages that have one."""
-        ids = cast("list[bytes]", self.client.lrange(self.key(queue_name), 0, LOOK_AHEAD - 1))
+        return self._runs(queue_name, self.client.lrange(self.key(queue_name), 0, LOOK_AHEAD - 1))
+
+    def oldest_urgent_runs(self, queue_name: str, priority: int) -> tuple[bool, list[int]]:
+        """The same for the messages of ``priority``."""
+        lowest, highest = bounds(priority)
+        return self._runs(
+            queue_name,
+            self.client.zrangebyscore(self.urgent_key(queue_name), lowest, highest, start=0, num=LOOK_AHEAD),
+        )
+
+    def demote(self, queue_name: str) -> int:
+        """Move up to a thousand urgent messages to the end of the list; return how many."""
+        keys = [self.urgent_key(queue_name), self.key(queue_name)]
+        return int(cast("int", self._demote(keys=keys, args=[BATCH])))
+
+    def drop_urgent(self, queue_name: str) -> None:
+        """Drop the urgent messages of a queue whose bodies are gone."""
+        self.client.delete(self.urgent_key(queue_name), self.urgent_key(dq_name(queue_name)))
+
+    def _runs(self, queue_name: str, found: Any) -> tuple[bool, list[int]]:
+        ids = cast("list[bytes]", found)
         if not ids:
             return False, []
         bodies = cast("list[bytes | None]", self.client.hmget(self.key(f"{queue_name}.msgs"), ids))
-        return True, [found for body in bodies if (found := run_id(body, queue_name)) is not None]
+        return True, [each for body in bodies if (each := run_id(body, queue_name)) is not None]
 
 
 def slices(lengths: bytes, bodies: bytes) -> list[bytes | None]:

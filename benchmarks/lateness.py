@@ -1,4 +1,4 @@
-"""Lateness of slots, from the slot to the job's start: periodiq with Rota's ledger, one job by itself and ten at once.
+"""Lateness of slots, from the slot to the job's start: periodiq with Rota's ledger, one job alone and ten at once.
 
 Beside it, in the same minutes, periodiq and Dramatiq alone with a job per minute, the finest they have.
 
@@ -34,10 +34,10 @@ def main() -> None:
                 time.time() // 60 * 60 + 60
             )  # periodiq also fires when it starts within a minute that matches
             time.sleep(options.minutes * 60 + 5)
-        found: dict[str, list[float]] = {"one job by itself": [], "ten jobs at once": []}
+        found: dict[str, list[float]] = {"one job alone": [], "ten jobs at once": []}
         for at, slot in meter.ticks(ours):
             if slot >= first_minute:  # those before are late by the start of the processes
-                found["ten jobs at once" if slot % TOGETHER_SECONDS == 0 else "one job by itself"].append(at - slot)
+                found["ten jobs at once" if slot % TOGETHER_SECONDS == 0 else "one job alone"].append(at - slot)
         yardstick = [(at - at // 60 * 60) * 1000 for at, _ in meter.ticks(bare) if at >= first_minute]
     bare_p50 = meter.percentile(yardstick, 0.5)
     for what, seconds in found.items():

@@ -33,9 +33,9 @@ DEFAULT_LIMIT = 50
 def runs(run_id: int | None, as_json: bool, limit: int | None, **conditions: Any) -> None:
     """List the runs in the ledger, newest first; or show the run with this ID in full.
 
-    With --since or --until, runs are sorted by the time of their end, and runs that have not ended by the time of their
-    request. With an ID, the command shows the arguments, the times, the attempts with their errors, tracebacks and last
-    log lines, the run that enqueued it, and the runs that it has enqueued.
+    With --since or --until, runs are sorted by the time of their end. If a run has not ended, the time of its request
+    counts instead. With an ID, the command shows the arguments, the times, the attempts with their errors, tracebacks
+    and last log lines, the run that enqueued it, and the runs that it has enqueued.
 
     \b
       rota runs

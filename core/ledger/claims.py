@@ -67,7 +67,8 @@ FORMER = """
       AND former.state IN ('queued', 'retrying') AND (former.exclusive OR former.key <> '') AND former.exclusive
       AND (former.due_at, former.id) < (candidate.due_at, candidate.id)
 """
-#: Whether an earlier slot is being retried, due or not. ``+ interval '0'`` keeps PostgreSQL from an index of all slots.
+#: Whether an earlier slot is being retried, due or not. ``+ interval '0'`` rules out an index that has all slots of the
+#: history.
 RETRIED = """
     SELECT 1 FROM rota_runs AS tried WHERE tried.job = candidate.job AND tried.key = candidate.key
       AND tried.state IN ('queued', 'retrying') AND (tried.exclusive OR tried.key <> '') AND tried.exclusive

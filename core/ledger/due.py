@@ -93,7 +93,7 @@ RELEASE = text("""
         SELECT id FROM rota_runs WHERE id = ANY(:run_ids) AND state IN ('queued', 'retrying') FOR UPDATE SKIP LOCKED)
 """)
 
-#: Marks sent runs as unsent that no other transaction has locked; returns those that are locked.
+#: Marks sent runs as unsent, except those that another transaction has locked, which it returns.
 RELEASE_UNLOCKED = text(f"""
     WITH unlocked AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE id = ANY(:run_ids) AND {IS_SENT} AND sent_at < 'infinity'

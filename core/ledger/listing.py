@@ -85,7 +85,7 @@ def by_id(wanted: Filter) -> Iterator[Arm]:
 
 
 def by_time(wanted: Filter) -> Iterator[Arm]:
-    """The arms of a list in the order of time: the end of a run or, if it has not ended, its request."""
+    """The arms of a list in the order of time, which is the end of a run or, if it has not ended, its request."""
     states = states_of(wanted)
     if any(state in FINAL for state in states):
         span = within(RUNS.c.finished_at, wanted.since, wanted.until)

@@ -81,7 +81,7 @@ ADOPT = text("""
     RETURNING state
 """)
 
-#: The reason of orphans whose job was merely absent; they are adopted by themselves.
+#: The reason of orphans whose job was merely absent; they are adopted automatically.
 ABSENT = "absent"
 
 WITH_ABSENT = text("""

@@ -29,7 +29,7 @@ PRIMARY = "DATABASE_URL must name the primary; with several hosts, add target_se
 #: Identifies a server process, even among several servers.
 BACKEND = text("SELECT pg_backend_pid(), pg_postmaster_start_time()")
 SESSION_MODE = "set pool_mode = session for this database in the pooler, or connect directly"
-#: Patterns of connection errors that never pass by themselves (from libpq, PostgreSQL, PgBouncer), with advice.
+#: Patterns of connection errors that waiting does not solve (from libpq, PostgreSQL, PgBouncer), with advice.
 HOPELESS = (
     (
         re.compile(r"unsupported startup parameter"),
@@ -133,7 +133,7 @@ def backend(connection: Connection) -> object:
 
 
 def hopeless(error: BaseException) -> Check | None:
-    """A check with advice, if the error of connecting never passes by itself; None for other errors."""
+    """A check with advice, if waiting does not solve the connection error; None for other errors."""
     said = database.brief(error)
     for pattern, advice in HOPELESS:
         if pattern.search(said):

@@ -250,7 +250,7 @@ def orphaned(scene: Scene, run: Run, subject: str) -> list[str]:
 
 def if_it_is_back(run: Run) -> str:
     if run.reason == ABSENT:
-        return "It is adopted by itself when a process with the job is back."
+        return "It is adopted automatically when a process with the job is back."
     return f"If the job is back, `rota orphans adopt {run.job}` adopts it."
 
 

@@ -45,7 +45,7 @@ def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause
 
 
 def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator[datetime]:
-    """The slots of a job not after ``until``, newest first, without those that came due in a pause."""
+    """The slots of a job up to ``until``, newest first, without those that came due in a pause."""
     assert job.schedule is not None
     slot = job.schedule.latest_at(until)
     while True:

@@ -24,7 +24,7 @@ from core.observability import redaction
 from core.observability.events import RunFailed, RunNotRecorded, emit
 from core.worker.membership import Membership
 
-#: How long to wait before an outcome that could not be recorded is tried again, in seconds.
+#: How long to wait before the next try to record an outcome, in seconds.
 RECORD_AGAIN_SECONDS = 1.0
 T = TypeVar("T")
 
@@ -119,7 +119,8 @@ def latest_retry(job: Job, lease: Lease, delay: timedelta, seconds: float) -> da
 
 
 def in_words(error: BaseException) -> str:
-    """The type and the beginning of the text of ``error``, without what PostgreSQL cannot store. Never raises."""
+    """The type and the beginning of the text of ``error``, without characters that PostgreSQL cannot store. Never
+    raises."""
     name = type(error).__name__
     try:
         text = redaction.hide(str(error))[:LONGEST_ERROR]
@@ -131,7 +132,7 @@ def in_words(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """``text`` without what PostgreSQL cannot store."""
+    """``text`` without characters that PostgreSQL cannot store."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 

@@ -24,9 +24,9 @@ from core.ledger.turns import Turn
 from core.observability import metrics
 from core.observability.events import DispatcherNotSent, RunNotWoken, RunSkipped, emit
 
-#: How long after parking a run is checked, in seconds; a commit seldom takes longer.
+#: A parked run is checked after this many seconds; a commit seldom takes longer.
 LOOK_AGAIN_SECONDS = 0.05
-#: How long after a claim found it locked a run is checked, in seconds.
+#: A run that a claim has found locked is checked after this many seconds.
 LOCKED_AGAIN_SECONDS = 0.5
 
 

@@ -56,8 +56,8 @@ class Ended(NamedTuple):
 def record_message(session: Session, chat_id: int, sender: str, text: str, now: datetime | None = None) -> int:
     """Store a message of ``sender`` ("user" or "agent"), and restart the time-out; return the message's id.
 
-    ``now`` is the database's time if it is left out. Raises UnknownChat, ChatEnded or NaiveTime, and ValueError for
-    another sender. No error and no log line contains the text.
+    ``now`` is the database's time if it is left out. Raises UnknownChat, ChatEnded or NaiveTime, and ValueError for any
+    other sender. No error and no log line contains the text.
     """
     side, sent_at = Side(sender), at(session, now)
     _touch(session, chat_id, side, sent_at)
@@ -71,7 +71,7 @@ def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by:
 
     Returns False, without a change, if the chat had ended already. Also returns False, without waiting, if this
     transaction holds locks and another transaction is ending the chat. ``now`` is the database's time if it is left
-    out. Raises UnknownChat or NaiveTime, and ValueError for another ``by``.
+    out. Raises UnknownChat or NaiveTime, and ValueError for any other ``by``.
     """
     reason, ended_at = CLOSED_BY[Side(by)], at(session, now)
     agent_id = _agent_of(session, chat_id)

@@ -1,4 +1,4 @@
-"""Time slots that are long over, deleted unless a task on them is unfinished.
+"""Deletes time slots that are long over, unless a task on them is unfinished.
 
 A slot without tasks is also deleted. Finished tasks are kept, without their slot.
 

@@ -30,8 +30,8 @@ def require(session: Session, root: int, files: InstrumentedAttribute[bytes]) ->
     if not _is_marked(root):
         if is_known or (_is_empty(root) and session.scalar(select(exists(files)))):
             raise UploadRootError(
-                f"names a folder without the mark {MARK!r}, so that it may be one that is not mounted;"
-                " if it is the right one, create an empty file of that name in it"
+                f"names a folder without the mark {MARK!r}: its volume may not be mounted;"
+                " if this is the right folder, create an empty file of that name in it"
             )
         os.close(os.open(MARK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=root))
         sync(root)

@@ -139,7 +139,7 @@ def test_a_missed_slot_says_by_which_policy(ask, ledger, reason, said):
         ({"state": "queued"}, "has not been started"),
         ({"state": "orphaned"}, "no live process had its job."),
         ({"state": "orphaned", "reason": "broken"}, "had its job, since its plugin was broken"),
-        ({"state": "orphaned", "reason": "absent"}, "It is adopted by itself when a process with the job is back."),
+        ({"state": "orphaned", "reason": "absent"}, "It is adopted automatically when a process with the job is back."),
         ({"state": "retrying", "reason": "adopted"}, "a person has adopted it"),
         ({"state": "retrying", "reason": "by hand"}, "it was dead, and a person has retried it"),
         (

@@ -87,7 +87,7 @@ def test_an_empty_root_is_refused_while_rows_say_that_there_are_images(world):
     item_id = world.item(NOON)
     world.add(FleaMarketImage, item_id=item_id, path=b"flea_market/%d/a.jpg" % item_id)
 
-    with pytest.raises(UploadRootError, match="so that it may be one that is not mounted"):
+    with pytest.raises(UploadRootError, match="its volume may not be mounted"):
         sweep(world)
 
     assert world.count(FleaMarketImage) == 1

@@ -387,7 +387,7 @@ class TestTheMarkOfTheRoot:
         for folder in ("public/images/public/%d", "public/images/public", "public/images", "public"):
             (world.root / (folder % task_id if "%" in folder else folder)).rmdir()
 
-        with pytest.raises(UploadRootError, match="so that it may be one that is not mounted"):
+        with pytest.raises(UploadRootError, match="its volume may not be mounted"):
             sweep(world)
 
         assert world.count(TaskFile) == 1

@@ -86,7 +86,7 @@ def find_lost(
 def find_lost_urgent(connection: Connection, carrier: DispatchCarrier, age_seconds: float) -> int:
     """Mark a batch of lost runs of each queue and priority for sending again; return how many.
 
-    If all workers of a queue are of the release before, its urgent messages wait with the others from now on.
+    If all workers of a queue are of the previous release, its urgent messages are moved to the list of the others.
     """
     overdue = due.overdue_urgent_lanes(connection, age_seconds)
     former = {queue for queue, _ in overdue if due.is_served_by_former(connection, queue)}
@@ -101,7 +101,7 @@ def find_lost_urgent(connection: Connection, carrier: DispatchCarrier, age_secon
 
 
 def demote(carrier: DispatchCarrier, queue: str) -> None:
-    """Let the urgent messages of ``queue`` wait with the others; does nothing without Redis."""
+    """Move the urgent messages of ``queue`` to the list of the others; does nothing without Redis."""
     with suppress(redis.RedisError):
         carrier.demote(queue)
 
@@ -118,7 +118,7 @@ def forget_lost(
 ) -> int:
     """Mark a batch of lost runs of one queue and priority for sending again; return how many, 0 without Redis.
 
-    ``is_in_list`` tells that their messages wait in the list of the queue, not in its sorted set.
+    ``is_in_list`` tells whether their messages are in the list of the queue, or in its sorted set.
     """
     try:
         is_waiting, run_ids = carrier.oldest_runs(queue) if is_in_list else carrier.oldest_urgent_runs(queue, priority)

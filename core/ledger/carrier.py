@@ -53,7 +53,7 @@ class DispatchCarrier(Carrier, Protocol):
         """The same for the messages of runs with ``priority``, 1 to 9. Raises redis.RedisError."""
 
     def demote(self, queue: str) -> None:
-        """Let a batch of urgent messages of ``queue`` wait with the others. Raises redis.RedisError."""
+        """Move a batch of urgent messages of ``queue`` to the list of the others. Raises redis.RedisError."""
 
     def queues_with_messages(self) -> set[str]:
         """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""

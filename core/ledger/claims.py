@@ -147,11 +147,11 @@ IS_CLAIMABLE = Prepared(
 )
 
 #: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array, the form
-#: of each job in this process.
-#: The same as CLAIM for many runs. It leaves these to CLAIM: a run that must wait for another or give way to it, is
-#: early or paused, was refused by this form, or has a crash; a retry that was never started (an unclaim could not tell
-#: its former state); and a row that is locked. The runs are locked in the order of their keys, so that two claims which
-#: start different runs of the same keys do not wait for each other.
+#: of each job in this process. The same as CLAIM for many runs. It does not claim these, which are left to CLAIM: a run
+#: that must wait for another or give way to it; a run that is early or paused, was refused by this form, or has a
+#: crash; a retry that was never started (an unclaim could not restore its former state); and a locked row. The runs are
+#: locked in the order of their keys, so that two claims which start different runs of the same keys do not wait for
+#: each other.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
     ("bigint[]", "text[]", "bigint", "text", "text[]", "text[]"),
@@ -263,7 +263,7 @@ def claim_many(
     crash, but only once: a run with a crash is claimed separately.
 
     If another process claims a run of the same job and key at this moment, the index refuses the whole statement. Then
-    each half is claimed, and the runs of a half that is refused again are left.
+    each half is tried alone, and if a half is refused again, its runs are not claimed.
     """
     try:
         return _claim_together(connection, sent, process_id, worker, forms)

@@ -23,7 +23,8 @@ BATCH = 1000
 def lanes(condition: str, instant: str, *columns: str) -> str:
     """A recursive query that returns each lane of the runs that meet ``condition``, with its first ``instant``.
 
-    It reads one index entry per lane, whose ``instant`` it returns as ``first_at``. ``columns`` tell lanes apart too.
+    It reads one index entry per lane, whose ``instant`` it returns as ``first_at``. With ``columns``, runs that differ
+    in these columns are in different lanes.
     """
     lane = ", ".join(["queue", "job", *columns])
     former = ", ".join(f"lane.{column}" for column in ["queue", "job", *columns])
@@ -119,7 +120,7 @@ OVERDUE_URGENT_LANES = text(f"""
     GROUP BY queue, priority
 """)  # noqa: S608 — constants
 
-#: Whether workers serve a queue, and all of them are of the release before, which knows no urgent messages.
+#: Whether a queue has workers, and all of them are of the previous release, which does not fetch urgent messages.
 IS_SERVED_BY_FORMER = text("""
     SELECT coalesce(bool_and(threads IS NULL), false) FROM rota_processes
     WHERE kind = 'worker' AND expires_at > clock_timestamp() AND :queue = ANY(queues)
@@ -226,7 +227,8 @@ def overdue_urgent_lanes(connection: Connection, age_seconds: float) -> dict[tup
 
 
 def is_served_by_former(connection: Connection, queue: str) -> bool:
-    """Whether ``queue`` has workers, all of the release before, which do not fetch urgent messages."""
+    """Whether ``queue`` has workers, and all of them are of the previous release, which does not fetch urgent
+    messages."""
     return bool(connection.execute(IS_SERVED_BY_FORMER, {"queue": queue}).scalar_one())
 
 

@@ -47,7 +47,7 @@ ALIVE = text("""
     ORDER BY process.id
 """)
 
-#: What live processes work on now.
+#: The runs that live processes work on now.
 AT_WORK = text("""
     SELECT id AS run, process_id, job, key, attempt, started_at, progress, args FROM rota_runs
     WHERE state = 'running' AND process_id = ANY(:process_ids) ORDER BY id

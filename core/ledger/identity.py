@@ -1,4 +1,4 @@
-"""Which ledger this is: the cluster of PostgreSQL, the database in it and the schema in that.
+"""The identity of a ledger: the cluster of PostgreSQL, the database in it, and the schema in that database.
 
 A standby that is promoted is the same ledger. A copy that was restored from a dump, or moved to another cluster, is
 another ledger.

@@ -77,7 +77,7 @@ SUCCEED_AFTER_ANOTHER = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: process, runs, their tokens, their results. Returns each run, and whether another waits for its end.
+#: Parameters: process, runs, their tokens, their results. Returns each run, and whether another run waits for its end.
 SUCCEED_MANY = Prepared(
     "rota_succeed_many",
     ("bigint", "bigint[]", "bigint[]", "text[]"),
@@ -311,8 +311,8 @@ def succeed_many(
 ) -> dict[int, bool]:
     """Record the success of runs that one process has leases on; return those whose leases were good.
 
-    Each is returned with whether another run waits for its end.
-    ``logs`` has the end of the log of each attempt that was not its run's first, by the run's id.
+    For each of these, the value tells whether another run waits for its end. ``logs`` has the end of the log of each
+    attempt that was not its run's first, by the run's id.
     """
     run_ids = [lease.run_id for lease, _ in outcomes]
     values = (process_id, run_ids, [lease.token for lease, _ in outcomes], [result for _, result in outcomes])

@@ -1,4 +1,4 @@
-"""Redaction: while a run is worked on, hides the values of its secret arguments in what is logged and recorded."""
+"""Redaction: while a run is worked on, hides the values of its secret arguments in log lines and recorded errors."""
 
 from typing import Any
 

@@ -174,7 +174,7 @@ class RunCancelled(Event):
 
     job: str
     run: int
-    #: Who has cancelled it and why: ``by ann@host: wrong customers``.
+    #: The person who has cancelled it, and the reason: ``by ann@host: wrong customers``.
     by: str
 
 

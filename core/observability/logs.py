@@ -23,7 +23,7 @@ PROGRAMS = {"dramatiq", "periodiq", "rota"}
 #: How long handlers that are not ours may block this process when it ends or is stuck, in seconds.
 OTHERS_SECONDS = 1.0
 
-#: The attribute of a record of Dramatiq's with the secrets of its message; they may stand in its traceback.
+#: The attribute of Dramatiq's log records that has the secrets of the message, which the traceback may contain.
 SECRETS = "rota_secrets"
 
 #: The fields to put on each line, and the LogTail that keeps the last lines.

@@ -18,7 +18,7 @@ from core.operations.wording import brief, local
 
 
 class Cancellation(Shape):
-    """Who has cancelled a running run, when and why."""
+    """The cancellation of a running run: the person, the time and the reason."""
 
     by: str
     at: Instant

@@ -84,7 +84,7 @@ def running(scene: Scene, run: Run, subject: str) -> list[str]:
     return [*sentences, *start(scene, run), *hardships(run), *alarms(scene)]
 
 
-#: What a run waits for after a worker has tried to start it.
+#: The reasons for which a run waits after a worker has tried to start it.
 WAITS_FOR = {
     "overlap": "another run of the same job and key is running or comes first",
 }
@@ -93,7 +93,7 @@ WAITS_FOR = {
 def queued(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason == "arguments":
         return [
-            f"{subject} waits for a worker of another release: its arguments do not fit the job in this one.",
+            f"{subject} waits for another release: its arguments did not fit the job on the worker that took it.",
             *alarms(scene),
         ]
     if run.reason == "later":
@@ -123,7 +123,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "its worker lost PostgreSQL": f"its worker {run.worker} lost PostgreSQL during attempt {run.attempt}",
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": WAITS_FOR["overlap"],
-        "arguments": "its arguments do not fit the job in one release, so it waits for a worker of another",
+        "arguments": "its arguments did not fit the job on the worker that took it, so it waits for another release",
         "adopted": "it was orphaned, and a person has adopted it",
         "by hand": "it was dead, and a person has retried it",
         "later": f"its function has postponed it ({run.error})",

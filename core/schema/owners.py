@@ -1,4 +1,4 @@
-"""Which plugin a table belongs to."""
+"""Finds the plugin that a table belongs to."""
 
 from collections.abc import Collection
 

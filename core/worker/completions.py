@@ -40,8 +40,8 @@ class Completion:
     #: Its result as a JSON text.
     result: str | None
     #: Called with the recorded outcome: ``succeeded``; ``dead`` and the error, if PostgreSQL refuses the success; or
-    #: ``lost``, if the lease is lost. The last argument is whether another run waits for the end of this one. Must not
-    #: raise.
+    #: ``lost``, if the lease is lost. The last argument tells whether another run waits for the end of this one. Must
+    #: not raise.
     on_recorded: Callable[[str, BadResult | None, bool], None]
     #: The end of its log, if it was not its run's first attempt.
     log: str | None = None
@@ -117,7 +117,8 @@ class Completions(Batcher[Completion]):
         return []
 
     def _record(self, batch: Sequence[Completion]) -> dict[int, bool]:
-        """Record ``batch``; return its runs whose leases were valid, each with whether another run waits for it.
+        """Record ``batch``; return its runs whose leases were valid, and for each whether another run waits for its
+        end.
 
         Raises DBAPIError and ValueError.
         """

@@ -52,7 +52,7 @@ class RedisCarrier:
         return self._queues.oldest_urgent_runs(queue, priority)
 
     def demote(self, queue: str) -> None:
-        """Let a batch of urgent messages of ``queue`` wait with the others. Raises redis.RedisError."""
+        """Move a batch of urgent messages of ``queue`` to the list of the others. Raises redis.RedisError."""
         self._queues.demote(queue)
 
     def queues_with_messages(self) -> set[str]:

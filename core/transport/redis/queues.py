@@ -30,7 +30,8 @@ MOST_TOKENS = 64
 #: After this time tokens are useless, since every process has searched its queues.
 TOKENS_LAST_MS = 5_000
 
-#: One fetch in this many begins with the oldest message of the list, so that urgent messages leave some room.
+#: One fetch in this many begins with the oldest message of the list, so that urgent messages do not delay the others
+#: for ever.
 OLDEST_FIRST_EVERY = 10
 
 #: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It takes urgent messages first, or last if ARGV
@@ -187,7 +188,7 @@ class Queues:
     def requeue(self, queue_name: str, redis_ids: Collection[str]) -> None:
         """Put fetched messages back at the end of their queue, without waking a consumer.
 
-        Urgent ones stand behind those of the same priority.
+        Urgent messages are put behind those of the same priority.
         """
         urgent_ids = [redis_id for redis_id in redis_ids if is_urgent(redis_id)]
         if urgent_ids:
@@ -306,7 +307,7 @@ class Queues:
         return int(cast("int", self._demote(keys=keys, args=[BATCH])))
 
     def drop_urgent(self, queue_name: str) -> None:
-        """Drop the urgent messages of a queue whose bodies are gone."""
+        """Drop the urgent messages of a queue; their bodies are gone already."""
         self.client.delete(self.urgent_key(queue_name), self.urgent_key(dq_name(queue_name)))
 
     def _runs(self, queue_name: str, found: Any) -> tuple[bool, list[int]]:

@@ -1,7 +1,6 @@
-"""Urgent messages: those of runs with a priority. They wait in a sorted set beside their queue's list.
+"""Urgent messages are those of runs with a priority. They wait in a sorted set beside the list of their queue.
 
-The id of an urgent message begins with its priority, so a message that is put back keeps its place before the list,
-whichever process has fetched it.
+The id of an urgent message begins with its priority. So any process that puts it back knows its priority.
 """
 
 import re
@@ -17,7 +16,7 @@ from core.transport.messages import PRIORITY, new_id
 
 #: The distance between two priorities in the sorted set: more than the milliseconds since 1970.
 LEVEL = 10**13
-#: How messages of one batch are told apart, in milliseconds: the smallest part that a score of this size can have.
+#: The distance between two messages of one batch, in milliseconds: the smallest one that scores of this size can have.
 STEP = 1 / 64
 IS_URGENT = re.compile(r"[1-9]:")
 
@@ -76,7 +75,7 @@ def is_urgent(redis_id: str) -> bool:
 
 
 class Arrivals:
-    """Gives the messages of this process their places in the sorted sets."""
+    """Computes the scores by which the messages of this process are sorted."""
 
     def __init__(self) -> None:
         self._next = 0.0

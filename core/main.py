@@ -55,6 +55,7 @@ def build(process: WorkerProcess) -> RotaBroker:
         preparation=ClaimingAhead(process.registry, executor.claims),
         ask_fleet=process.fleet,
         orphan_seconds=configured.orphan_seconds,
+        reserved=process.reserved,
     )
     watch = RedisWatch(redis.probe(url), broker.wakeups.look_around)
     carrier = RedisCarrier(broker.redis_queues, watch.is_away.is_set)

@@ -105,6 +105,9 @@ class Settings(BaseModel):
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
     """The most PostgreSQL connections that a process opens for its jobs; at least its threads plus two."""
 
+    reserved_threads: Annotated[str, Field(validation_alias="ROTA_RESERVED_THREADS")] = ""
+    """Threads of each worker process that other queues may not take, such as ``billing=2,mail=1``."""
+
     metrics_host: Annotated[str, Field(validation_alias="ROTA_METRICS_HOST")] = "127.0.0.1"
     """The address on which a worker serves ``/metrics``; by default only this machine can reach it."""
 
@@ -118,6 +121,12 @@ class Settings(BaseModel):
     @classmethod
     def _disabled_plugins(cls, value: str) -> str:
         split_names(value)
+        return value
+
+    @field_validator("reserved_threads")
+    @classmethod
+    def _reserved_threads(cls, value: str) -> str:
+        split_reservations(value)
         return value
 
     @field_validator("database_url")
@@ -196,6 +205,19 @@ def split_names(value: str) -> frozenset[str]:
     found = frozenset(name.strip() for name in value.split(",") if name.strip())
     if CORE in found:
         raise ValueError(f"names {CORE!r}, which has the ledger's tables and cannot be disabled")
+    return found
+
+
+def split_reservations(value: str) -> dict[str, int]:
+    """How many threads ``value`` reserves for which queue. Raises ValueError."""
+    found: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        queue, equals, threads = (word.strip() for word in part.partition("="))
+        if not queue or not equals or not threads.isdecimal() or not int(threads):
+            raise ValueError(f"has {part!r}; expected QUEUE=THREADS with at least one thread, such as billing=2,mail=1")
+        if queue in found:
+            raise ValueError(f"names the queue {queue!r} twice")
+        found[queue] = int(threads)
     return found
 
 

@@ -15,7 +15,7 @@ from core import settings
 from core.cli import environment
 from core.cli.output import say
 from core.cli.programs import guarded, pool_size, script
-from core.cli.worker import metrics_server, number_of, workers
+from core.cli.worker import metrics_server, number_of, refuse_reservations, workers
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 from core.errors import EmbeddedServerError, RotaError
 from core.observability import logs
@@ -84,6 +84,7 @@ def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], .
     """
     configured = checked_settings()
     logs.configure(configured.log_format, configured.log_level)
+    refuse_reservations(configured, threads)
     with Signals() as signals, guarded() as guard:
         try:
             run_everything(signals, guard, configured, number_of(processes, configured), threads, data, also, grace)

@@ -70,6 +70,7 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
     logs.configure(configured.log_format, configured.log_level)
     processes = number_of(processes, configured)
     fitness.refuse_unfit(configured)
+    refuse_reservations(configured, threads, queues)
     with (
         Signals() as signals,
         guarded() as guard,
@@ -104,6 +105,18 @@ def number_of(processes: int | None, configured: Settings) -> int:
     if processes is not None and processes > 1:
         raise click.UsageError("SCHEDULER_MODE=local is one process: --processes must be 1; give it more --threads")
     return 1
+
+
+def refuse_reservations(configured: Settings, threads: int, queues: Sequence[str] = ()) -> None:
+    """Raise click.UsageError if ROTA_RESERVED_THREADS leaves too few threads of a process for other queues."""
+    from core.transport import reservations
+
+    registry = loading.current()
+    reserved = reservations.reservations(settings.split_reservations(configured.reserved_threads), registry)
+    served = set(queues) or reserved.keys()
+    problem = reservations.too_few(threads, [each for queue, each in reserved.items() if queue in served])
+    if problem:
+        raise click.UsageError(problem)
 
 
 def workers(

@@ -1,5 +1,6 @@
 """Gives this worker's threads runs directly from the ledger while no broker delivers them."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dramatiq.broker import Broker
@@ -9,7 +10,7 @@ from dramatiq.worker import Worker
 from core.ledger.carrier import OutgoingRun
 from core.transport.delivery import Delivery
 from core.transport.messages import run_message
-from core.transport.work_queue import WorkQueue
+from core.transport.work_queue import Opening, WorkQueue
 from core.worker.ledger_feed import LedgerFeed
 
 
@@ -38,11 +39,10 @@ class WorkerThreads:
         self._worker = worker
         self._work_queue = work_queue
 
-    @property
-    def free(self) -> int:
-        """The number of threads that are free; 0 until there is a consumer, which is notified when they end."""
+    def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
+        """The runs that threads could start; none until there is a consumer, which is notified when they end."""
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
-        return self._work_queue.spare if is_ready else 0
+        return self._work_queue.openings(queues) if is_ready else ()
 
     @property
     def are_draining(self) -> bool:

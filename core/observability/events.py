@@ -894,6 +894,16 @@ class SettingUnknown(Event):
     reason: str
 
 
+@event(
+    "reservation.unused", WARNING, "no loaded job uses the queue {queue}, for which no threads are reserved{suggestion}"
+)
+class ReservationUnused(Event):
+    """`ROTA_RESERVED_THREADS` names this queue. Correct the name, or install the plugin that has jobs on it."""
+
+    queue: str
+    suggestion: str
+
+
 @event("job.outlives_its_runs", WARNING, "{reason}")
 class JobOutlivesItsRuns(Event):
     """The job's `misfire_grace` is longer than `ROTA_RETENTION_DAYS`."""

@@ -5,7 +5,7 @@ jobs of this process, which are in memory and are lost when the process ends.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from queue import Queue
 from typing import Any
 
@@ -18,14 +18,19 @@ from core.ledger.releases import Fleet
 from core.observability.events import MessageLost, emit
 from core.transport.delivery import Delivery
 from core.transport.messages import RUN_ID, fast_message
-from core.transport.work_queue import UseWorkQueue, WorkQueue
+from core.transport.reservations import NONE_RESERVED, Reservation
+from core.transport.use_work_queue import UseWorkQueue
+from core.transport.work_queue import WorkQueue
 
 
 class LocalBroker(StubBroker):
     """Dramatiq's queues in memory."""
 
-    def __init__(self, middleware: Sequence[Middleware] = ()) -> None:
-        super().__init__([*middleware, UseWorkQueue()])
+    def __init__(
+        self, middleware: Sequence[Middleware] = (), *, reserved: Mapping[str, Reservation] = NONE_RESERVED
+    ) -> None:
+        """``reserved`` has the reserved threads by queue."""
+        super().__init__([*middleware, UseWorkQueue(reserved)])
         self._work_queue: WorkQueue | None = None
         self._is_draining = False
 

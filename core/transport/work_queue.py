@@ -13,12 +13,10 @@ queue keeps one item, None, which every thread that takes it puts back.
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
-
-from dramatiq.middleware import Middleware
-from dramatiq.worker import Worker
 
 #: How much work is fetched ahead so that threads never wait for Redis, in seconds.
 AHEAD_SECONDS = 0.05
@@ -49,10 +47,34 @@ class Item(Protocol):
         """Dramatiq's message."""
 
 
+class Items(Protocol):
+    """The waiting items; None tells a thread that the queue is closed."""
+
+    def put(self, item: Item | None, /) -> None:
+        """Add an item."""
+
+    def get(self, block: bool = True, timeout: float | None = None, /) -> Item | None:
+        """Wait for an item. Raises queue.Empty."""
+
+    def get_nowait(self) -> Item | None:
+        """Return an item without waiting. Raises queue.Empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How many runs of which queues threads could start now."""
+
+    most: int
+    queues: Sequence[str]
+    #: Only runs of these jobs; of all jobs if None.
+    jobs: Set[str] | None = None
+
+
 class Lane:
     """The waiting messages of one queue, and how long its jobs take."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue_name: str) -> None:
+        self.queue_name = queue_name
         #: Wakes the queue's consumer, if one is attached.
         self.wake: Callable[[], None] = lambda: None
         #: The number of messages that are fetched and not started.
@@ -61,6 +83,8 @@ class Lane:
         self.wake_at = 0
         #: Whether the consumer was refused room, and must be woken when there is room.
         self.was_refused_room = False
+        #: Only messages with at least this priority may be fetched now.
+        self.least_priority = 0
         #: How long one of its messages occupies a thread on average, in seconds.
         self.pace: float | None = None
         #: The part of that time that the job itself takes, without claim and commit.
@@ -74,10 +98,9 @@ class Lane:
 class WorkQueue:
     """A first-in, first-out queue that counts waiting messages and busy threads."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, items: Items | None = None) -> None:
         self.threads = threads
-        #: The items; None tells a thread that the queue is closed.
-        self._items: SimpleQueue[Item | None] = SimpleQueue()
+        self._items: Items = SimpleQueue() if items is None else items
         self._lanes: dict[str, Lane] = {}
         #: The item of each busy thread, and since when it works on it.
         self._begun: dict[int, tuple[Lane, float, Item]] = {}
@@ -90,7 +113,7 @@ class WorkQueue:
 
     def lane(self, queue_name: str) -> Lane:
         """The lane of a queue."""
-        return self._lanes.setdefault(queue_name, Lane())
+        return self._lanes.setdefault(queue_name, Lane(queue_name))
 
     @property
     def free(self) -> int:
@@ -116,14 +139,12 @@ class WorkQueue:
         """Whether a thread has recently started or ended a message."""
         return time.monotonic() - self._moved_at <= STALLED_SECONDS
 
-    @property
-    def is_stalled(self) -> bool:
-        """Whether every thread is busy and none has recently started or ended a message."""
+    def is_stalled(self, lane: Lane) -> bool:
+        """Whether the messages of ``lane`` wait although no thread has recently started or ended a message."""
         return self.free <= 0 and not self.is_moving
 
-    @property
-    def has_room(self) -> bool:
-        """Whether more messages may be fetched."""
+    def has_room(self, queue_name: str) -> bool:
+        """Whether more messages of the queue may be fetched."""
         return self.is_moving or self.free > self._waiting
 
     def reserve(self, lane: Lane) -> int:
@@ -228,6 +249,14 @@ class WorkQueue:
         except Empty:
             return items
 
+    def take_stalled(self, lane: Lane) -> list[Item]:
+        """Remove and return the waiting items that no thread would start soon, if ``lane`` is stalled."""
+        return self.take_waiting()
+
+    def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
+        """The runs of ``queues`` that threads could start, each time after those given before have been put."""
+        yield Opening(self.spare, queues)
+
     def task_done(self) -> None:
         """Note that the calling thread has ended its item."""
         now = time.monotonic()
@@ -237,12 +266,13 @@ class WorkQueue:
         self._pace = averaged(self._pace, now - began_at)
         if item.message.seconds is not None:
             lane.job_pace = averaged(lane.job_pace, item.message.seconds)
-        if self._waiting < self.free:
-            self._wake_refused()
+        self._wake_refused()
         for tell in self._when_free:
             tell()
 
     def _wake_refused(self) -> None:
+        if self._waiting >= self.free:
+            return
         for lane in list(self._lanes.values()):
             if lane.was_refused_room:
                 lane.wake()
@@ -256,24 +286,6 @@ class WorkQueue:
         """Wait until no item is waiting or being worked on; for tests."""
         while self.unfinished_tasks:
             time.sleep(LOOK_AGAIN_SECONDS)
-
-
-class UseWorkQueue(Middleware):
-    """Gives a worker's threads our work queue, and wakes idle threads and consumers when the worker stops.
-
-    Our brokers add it themselves.
-    """
-
-    def before_worker_boot(self, broker: Any, worker: Worker) -> None:
-        """Replace the work queue before threads and consumers are created."""
-        work_queue = WorkQueue(worker.worker_threads)
-        worker.work_queue = work_queue  # type: ignore[assignment]
-        broker.begin_work(work_queue)
-
-    def before_worker_shutdown(self, broker: Any, worker: Worker) -> None:
-        """Stop taking messages, and wake idle threads so that they end at once."""
-        broker.drain()
-        worker.work_queue.close()  # type: ignore[attr-defined]
 
 
 def averaged(average: float | None, latest: float) -> float:

@@ -7,7 +7,7 @@ and not claimed within ``ROTA_RESEND_SECONDS``.
 """
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from core.ledger.runs import DUE_CHANNEL
 from core.ledger.sessions import LedgerThread
 from core.observability.events import LedgerFeedFailed, LedgerFeedInterrupted, emit
 from core.observability.logs import EmitOnce
+from core.transport.work_queue import Opening
 
 #: If PostgreSQL crashes and loses a mark, the run is taken twice, but only one claim succeeds.
 UNFLUSHED = "SET synchronous_commit = off"
@@ -28,9 +29,8 @@ UNFLUSHED = "SET synchronous_commit = off"
 class Threads(Protocol):
     """The threads of the worker, as the feed sees them."""
 
-    @property
-    def free(self) -> int:
-        """How many threads are idle."""
+    def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
+        """The runs of ``queues`` that threads could start, each time after those given before have been put."""
 
     @property
     def are_draining(self) -> bool:
@@ -104,13 +104,21 @@ class LedgerFeed(LedgerThread):
 
     def _take(self, connection: Connection, threads: Threads, began: datetime) -> None:
         """Give runs to free threads, until there is no free thread or no due run."""
-        while (free := threads.free) and not self._stopping.is_set():
-            held = pauses.held(pauses.active(connection), self._scopes)
-            jobs = self._scopes.keys() - held.keys()
-            taken = due.take_direct(
-                connection, jobs, self._queues, most=free, began=began, resend_seconds=self._resend_seconds
-            )
-            for run in taken:
-                threads.work_on(run)
-            if len(taken) < free:
-                return
+        may_be_more = True
+        while may_be_more and not self._stopping.is_set():
+            may_be_more = False
+            for opening in threads.openings(self._queues):
+                may_be_more |= self._fill(connection, threads, opening, began)
+
+    def _fill(self, connection: Connection, threads: Threads, opening: Opening, began: datetime) -> bool:
+        """Give runs to the threads of ``opening``; return whether each of these has one now."""
+        if not opening.most:
+            return False
+        held = pauses.held(pauses.active(connection), self._scopes)
+        jobs = (self._scopes.keys() if opening.jobs is None else opening.jobs) - held.keys()
+        taken = due.take_direct(
+            connection, jobs, opening.queues, most=opening.most, began=began, resend_seconds=self._resend_seconds
+        )
+        for run in taken:
+            threads.work_on(run)
+        return len(taken) == opening.most

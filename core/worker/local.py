@@ -33,7 +33,7 @@ DRAINED_EVERY_SECONDS = 0.05
 def build(process: WorkerProcess) -> LocalBroker:
     """The broker with its middleware and actors; see ``core/main.py``."""
     heartbeat = process.heartbeat("worker")
-    broker = LocalBroker()
+    broker = LocalBroker(reserved=process.reserved)
     carrier = LocalCarrier(broker)
     outbox.attach(carrier)
 

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from core import database, settings
 from core.dispatcher.loop import REDIS_LOST_SECONDS, Dispatcher
 from core.dispatcher.recovery import Outage
-from core.errors import RotaError
+from core.errors import RotaError, suggestion
 from core.jobs.registry import Registry, words_on_grace
 from core.ledger import releases
 from core.ledger.carrier import Carrier, DispatchCarrier
@@ -22,9 +22,10 @@ from core.ledger.processes import Identity
 from core.ledger.releases import Fleet
 from core.middleware.recycling import RecyclingLimits
 from core.observability import logs, metrics
-from core.observability.events import JobOutlivesItsRuns, SettingUnknown, emit
+from core.observability.events import JobOutlivesItsRuns, ReservationUnused, SettingUnknown, emit
 from core.plugins import loading, unread_settings
 from core.settings import Settings
+from core.transport.reservations import Reservation, reservations
 from core.worker.completions import Completions
 from core.worker.executor import Executor
 from core.worker.fitness import Fitness
@@ -103,6 +104,11 @@ class WorkerProcess:
         )
 
     @property
+    def reserved(self) -> dict[str, Reservation]:
+        """The reserved threads by queue, of queues that a loaded job uses."""
+        return reservations(settings.split_reservations(self.configured.reserved_threads), self.registry)
+
+    @property
     def recycling_limits(self) -> RecyclingLimits:
         """The limits after which this process is replaced."""
         return RecyclingLimits(
@@ -152,6 +158,9 @@ def warn(configured: Settings, registry: Registry) -> None:
     """Log problems that do not stop the process."""
     for left in unread_settings.variables(os.environ, registry):
         emit(SettingUnknown(left.variable, left.why))
+    queues = {job.queue for job in registry}
+    for queue in settings.split_reservations(configured.reserved_threads).keys() - queues:
+        emit(ReservationUnused(queue, suggestion(queue, queues)))
     for job in registry.outliving(timedelta(days=configured.retention_days)):
         emit(JobOutlivesItsRuns(job.name, words_on_grace(job, configured.retention_days)))
 

@@ -10,7 +10,11 @@ from plugins.customer_service.timeouts import end_quiet_chats
 from plugins.customer_service.triggers import ASSIGNMENT_JOB
 
 job = JobDefaults(
-    queue="customer_service", schedule=every(seconds=30), max_retries=3, retry_delay=timedelta(seconds=30)
+    queue="customer_service",
+    priority=5,  # people wait for these jobs
+    schedule=every(seconds=30),
+    max_retries=3,
+    retry_delay=timedelta(seconds=30),
 )
 
 
@@ -34,6 +38,7 @@ def send_timeout_warnings(run: Run) -> dict[str, int]:
 
 @job(
     "cleanup-long-inactive-chats",
+    priority=0,
     schedule=cron("0 3 * * *", tz="Europe/London"),
     max_retries=2,
     retry_delay=timedelta(seconds=300),

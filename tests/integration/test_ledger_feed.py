@@ -7,6 +7,7 @@ import pytest
 
 from core import database as databases
 from core.observability.events import LedgerFeedFailed, LedgerFeedInterrupted
+from core.transport.work_queue import Opening
 from core.worker.ledger_feed import LedgerFeed
 from tests.support.emitted import emitted
 from tests.support.eventually import eventually
@@ -18,10 +19,12 @@ class Threads:
     """One thread that is always free."""
 
     are_draining = False
-    free = 1
 
     def __init__(self) -> None:
         self.runs: SimpleQueue[int] = SimpleQueue()
+
+    def openings(self, queues):
+        return [Opening(1, queues)]
 
     def work_on(self, run):
         self.runs.put(run.run_id)
@@ -32,12 +35,11 @@ class Faulty(Threads):
 
     faults = 1
 
-    @property
-    def free(self):
+    def openings(self, queues):
         if self.faults:
             self.faults -= 1
             raise ValueError("broken on purpose")
-        return 1
+        return super().openings(queues)
 
 
 @pytest.fixture

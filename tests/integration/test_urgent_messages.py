@@ -48,7 +48,9 @@ def send(service):
 @pytest.fixture
 def fetch(queues):
     """Fetches messages; returns their runs."""
-    return lambda most: [run_id(body, "default") for body in queues.fetch("default", most)]
+    return lambda most, least_priority=0: [
+        run_id(body, "default") for body in queues.fetch("default", most, least_priority)
+    ]
 
 
 def urgent_waiting(queues, queue="default"):
@@ -75,6 +77,16 @@ class TestOrder:
 
         assert fetch(3) == [4, 1, 2]
         assert fetch(3) == [3]
+
+    def test_a_fetch_for_the_last_reserved_thread_takes_only_messages_of_at_least_its_priority(self, send, fetch):
+        send({1: 0, 2: 4, 3: 5, 4: 9, 5: 5})
+
+        assert fetch(2, least_priority=5) == [4, 3]
+        assert [fetch(2, least_priority=5) for _ in range(OLDEST_FIRST_EVERY)] == [
+            [5],
+            *[[]] * (OLDEST_FIRST_EVERY - 1),
+        ]
+        assert fetch(3) == [2, 1]
 
     def test_a_large_batch_keeps_its_order(self, send, fetch):
         send(dict.fromkeys(range(1, 901), 5))

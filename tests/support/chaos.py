@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pendulum
 import redis
 from sqlalchemy import text
 
-from core import Run, every, hookimpl, job, send
+from core import Attempt, Run, RunMiddleware, every, hookimpl, job, send
 
 EFFECTS = """
     CREATE TABLE effects (
@@ -286,8 +286,28 @@ def fast_wait(run: Run) -> None:
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
 
 
+#: The jobs of all plugins that take half a minute, separated by commas.
+SLOW = frozenset(filter(None, os.environ.get("CHAOS_SLOW", "").split(",")))
+
+
+class Slowness(RunMiddleware):
+    """Makes the slow jobs slow."""
+
+    every_job = True
+
+    def around(self, attempt: Attempt) -> AbstractContextManager[object]:
+        """Wait before the job does its work."""
+        if attempt.job.name in SLOW:
+            time.sleep(30)
+        return nullcontext()
+
+
 class Chaos:
     """The plugin."""
+
+    @hookimpl
+    def register_middleware(self):
+        return [Slowness()] if SLOW else []
 
     @hookimpl
     def register_jobs(self):
@@ -347,6 +367,9 @@ class Wanted:
     def register_jobs(self):
         offered = chaos.Chaos().register_jobs()
         return [job for job in offered if WANTED is None or job.name in WANTED.split(",")]
+
+
+    register_middleware = chaos.Chaos.register_middleware
 
 
 plugin = Wanted()

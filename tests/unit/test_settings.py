@@ -234,6 +234,10 @@ def test_each_way_of_writing_a_redis_url_is_accepted(url):
         *(("ROTA_RESEND_SECONDS", value) for value in ["0", "3601", "nan"]),
         *(("ROTA_RETENTION_DAYS", value) for value in ["0", "-1", "36501", "nan", "month"]),
         *(("ROTA_DB_POOL_SIZE", value) for value in ["1", "1001", "1e3", "many"]),
+        *(
+            ("ROTA_RESERVED_THREADS", value)
+            for value in ["billing", "billing=", "billing=0", "billing=-1", "=2", "a=1,a=2"]
+        ),
         *(("ROTA_METRICS_PORT", value) for value in ["-1", "65536", "http"]),
     ],
 )
@@ -276,6 +280,14 @@ def test_what_a_plugin_that_is_gone_left_behind_stops_nothing(name, monkeypatch)
     monkeypatch.setattr(settings, "entry_points", lambda group: [])
 
     assert settings.load({**GOOD, name: SECRET})
+
+
+@pytest.mark.parametrize(
+    ("value", "reserved"),
+    [("", {}), ("billing=2", {"billing": 2}), (" billing = 2 , mail=1,", {"billing": 2, "mail": 1})],
+)
+def test_reserved_threads_are_given_by_queue(value, reserved):
+    assert settings.split_reservations(value) == reserved
 
 
 def test_a_misspelt_setting_that_is_empty_counts_as_unset():

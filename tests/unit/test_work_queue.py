@@ -127,12 +127,12 @@ def test_a_queue_of_long_jobs_does_not_starve_beside_one_of_short_ones(threads):
 def test_it_is_stalled_when_all_are_busy_and_nothing_has_moved_for_a_while(threads):
     threads.fetch()
     threads.begin(8)
-    assert not threads.queue.is_stalled
+    assert not threads.queue.is_stalled(threads.queue.lane("default"))
 
     threads.now += STALLED_SECONDS + 0.01
 
-    assert threads.queue.is_stalled
-    assert not threads.queue.has_room
+    assert threads.queue.is_stalled(threads.queue.lane("default"))
+    assert not threads.queue.has_room("default")
 
 
 def test_a_free_thread_is_no_stall_however_long_nothing_comes(threads):
@@ -140,7 +140,7 @@ def test_a_free_thread_is_no_stall_however_long_nothing_comes(threads):
     threads.begin(7)
     threads.now += 100
 
-    assert not threads.queue.is_stalled
+    assert not threads.queue.is_stalled(threads.queue.lane("default"))
 
 
 def test_who_was_refused_is_woken_when_a_thread_is_free(threads):

@@ -1,6 +1,6 @@
 """The broker of every Rota process."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -21,7 +21,9 @@ from core.transport.redis.unknown_actors import UnknownActors
 from core.transport.redis.urgent import redis_id_of
 from core.transport.redis.wakeups import Wakeups
 from core.transport.redis.window_consumer import WindowConsumer
-from core.transport.work_queue import UseWorkQueue, WorkQueue
+from core.transport.reservations import NONE_RESERVED, Reservation
+from core.transport.use_work_queue import UseWorkQueue
+from core.transport.work_queue import WorkQueue
 
 
 class RotaBroker(RedisBroker):
@@ -37,15 +39,17 @@ class RotaBroker(RedisBroker):
         preparation: Preparation | None = None,
         ask_fleet: Callable[[], Fleet] = Fleet,
         orphan_seconds: float = 0,
+        reserved: Mapping[str, Reservation] = NONE_RESERVED,
     ) -> None:
         """``ledger_queues``: the queues of jobs whose runs are in the ledger; ``may_claim``: whether this process may
         claim such runs now; ``preparation``: claims runs ahead that threads are about to start.
 
         ``ask_fleet`` returns the jobs of all live processes; by default there are none. It may raise DBAPIError.
+        ``reserved`` has the reserved threads by queue.
         """
         #: The middleware's hooks by signal, without empty ones.
         self._hooks: dict[str, list[Callable[..., None]]] = {}
-        super().__init__(client=client, middleware=[*middleware, UseWorkQueue()], maintenance_chance=0)
+        super().__init__(client=client, middleware=[*middleware, UseWorkQueue(reserved)], maintenance_chance=0)
         self.redis_queues = Queues(client, broker_id=self.broker_id, namespace=self.namespace)
         self.error_log = ErrorLog(client)
         self.wakeups = Wakeups(self.redis_queues, self.error_log)

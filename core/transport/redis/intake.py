@@ -56,15 +56,15 @@ class Intake:
         """Stop fetching."""
         self._is_draining = True
 
-    @property
-    def has_room(self) -> bool:
-        """Whether this process may fetch more."""
+    def has_room(self, queue_name: str) -> bool:
+        """Whether this process has room for more messages of the queue."""
         is_open = not self._is_draining and self._unknown_actors.has_room
-        return is_open and (self._work_queue is None or self._work_queue.has_room)
+        return is_open and (self._work_queue is None or self._work_queue.has_room(queue_name))
 
     def may_fetch(self, queue_name: str) -> bool:
         """Whether to fetch from this queue. Runs that this process cannot claim are left for processes that can."""
-        return self.has_room and (self._may_claim() or q_name(queue_name) not in self._ledger_queues)
+        name = q_name(queue_name)
+        return self.has_room(name) and (self._may_claim() or name not in self._ledger_queues)
 
     def longest_rest(self, timeout_ms: int) -> float:
         """How long a consumer may wait before it checks whether it must stop, in seconds."""

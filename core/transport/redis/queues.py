@@ -34,10 +34,21 @@ TOKENS_LAST_MS = 5_000
 #: for ever.
 OLDEST_FIRST_EVERY = 10
 
+#: The end of a fetch of ``ids``: it returns all bodies as one string, which redis-py parses much faster.
+BODIES = """
+if #ids == 0 then return {} end
+redis.call('sadd', KEYS[3], unpack(ids))
+local bodies, lengths = redis.call('hmget', KEYS[4], unpack(ids)), {}
+for index = 1, #ids do
+    lengths[index] = bodies[index] and #bodies[index] or -1
+    bodies[index] = bodies[index] or ''
+end
+return {table.concat(lengths, ','), table.concat(bodies)}
+"""
 #: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It takes urgent messages first, or last if ARGV
-#: says so. It returns all bodies as one string, which redis-py parses much faster: KEYS heartbeats, list, acks, bodies,
-#: urgent; ARGV time, broker, how many, whether urgent messages come last.
-FETCH = """
+#: says so: KEYS heartbeats, list, acks, bodies, urgent; ARGV time, broker, how many, whether urgent messages come last.
+FETCH = (
+    """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
 local most, ids = tonumber(ARGV[3]), {}
 local function take_urgent()
@@ -54,15 +65,18 @@ elseif #ids < most then
     for _, id in ipairs(oldest) do ids[#ids + 1] = id end
 end
 if ARGV[4] == '1' and #ids < most then take_urgent() end
-if #ids == 0 then return {} end
-redis.call('sadd', KEYS[3], unpack(ids))
-local bodies, lengths = redis.call('hmget', KEYS[4], unpack(ids)), {}
-for index = 1, #ids do
-    lengths[index] = bodies[index] and #bodies[index] or -1
-    bodies[index] = bodies[index] or ''
-end
-return {table.concat(lengths, ','), table.concat(bodies)}
 """
+    + BODIES
+)
+#: Fetches urgent messages alone: KEYS as ``FETCH``; ARGV time, broker, how many, the highest score.
+FETCH_URGENT = (
+    """
+redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
+local ids = redis.call('zrangebyscore', KEYS[5], '-inf', ARGV[4], 'LIMIT', 0, ARGV[3])
+if #ids > 0 then redis.call('zrem', KEYS[5], unpack(ids)) end
+"""
+    + BODIES
+)
 #: Dramatiq's "ack" for many messages; ignores those that were requeued meanwhile.
 ACKNOWLEDGE = """
 for _, id in ipairs(ARGV) do
@@ -115,6 +129,7 @@ class Queues:
         self._held: dict[str, set[str]] = defaultdict(set)
         self._dispatch = client.register_script(_scripts["dispatch"])
         self._fetch = client.register_script(FETCH)
+        self._fetch_urgent = client.register_script(FETCH_URGENT)
         self._acknowledge = client.register_script(ACKNOWLEDGE)
         self._dead_letter = client.register_script(DEAD_LETTER)
         self._look = client.register_script(LOOK)
@@ -152,17 +167,21 @@ class Queues:
         ids = cast("set[bytes]", self.client.smembers(self._acks_key(queue_name)))
         return {redis_id.decode(errors="replace") for redis_id in ids}
 
-    def fetch(self, queue_name: str, most: int) -> list[bytes | None]:
+    def fetch(self, queue_name: str, most: int, least_priority: int = 0) -> list[bytes | None]:
         """Fetch up to ``most`` messages, urgent ones first; return their bodies.
 
-        One fetch in ten begins with the oldest of the others. It never retries, which could lose messages.
+        One fetch in ten begins with the oldest of the others. If ``least_priority`` is not 0, only messages of at least
+        this priority are fetched. It never retries, which could lose messages.
         """
         prefix = f"{self.namespace}:"
         keys = ["__heartbeats__", queue_name, f"__acks__.{self.broker_id}.{queue_name}", f"{queue_name}.msgs"]
         keys.append(f"__urgent__.{queue_name}")
-        are_urgent_last = next(self._fetches) % OLDEST_FIRST_EVERY == 0
-        arguments = [current_millis(), self.broker_id, min(most, MOST_UNPACKED), int(are_urgent_last)]
-        fetched = evaluate_once(self.client, self._fetch, [prefix + key for key in keys], arguments)
+        if least_priority:
+            script, last = self._fetch_urgent, bounds(least_priority)[1]
+        else:
+            script, last = self._fetch, int(next(self._fetches) % OLDEST_FIRST_EVERY == 0)
+        arguments = [current_millis(), self.broker_id, min(most, MOST_UNPACKED), last]
+        fetched = evaluate_once(self.client, script, [prefix + key for key in keys], arguments)
         return slices(*fetched) if fetched else []
 
     def acknowledge(self, queue_name: str, redis_ids: Collection[str]) -> None:

@@ -38,7 +38,7 @@ class WindowConsumer(Consumer):
 
     def step(self) -> MessageProxy | None:
         """Fetch messages and give them to the threads, or wait. Returns a message only if Dramatiq must delay it."""
-        if self.shared.intake.is_draining or self._work_queue.is_stalled:
+        if self.shared.intake.is_draining or self._work_queue.is_stalled(self._lane):
             self.requeue_waiting()
         if self.may_find and self._lane.waiting <= self._fetch_at:
             self.fetch()
@@ -59,7 +59,7 @@ class WindowConsumer(Consumer):
             return
         self.may_find = False
         try:
-            bodies = self.queues.fetch(self.queue_name, room)
+            bodies = self.queues.fetch(self.queue_name, room, self._lane.least_priority)
         finally:
             self._work_queue.unreserve(self._lane, room - len(bodies))
         self.message_cache += bodies
@@ -113,20 +113,21 @@ class WindowConsumer(Consumer):
         return None
 
     def requeue_waiting(self) -> None:
-        """Requeue the waiting messages of all queues in this process, since no thread would start them soon.
+        """Requeue the waiting messages of this process that no thread would start soon: all, if the worker stops.
 
         Raises redis.RedisError if this consumer cannot requeue its own messages.
         """
         self._work_queue.unreserve(self._lane, len(self.message_cache))
         self.requeue_cache()
         by_consumer: dict[Consumer, list[Delivery]] = defaultdict(list)
-        for item in self._work_queue.take_waiting():
+        is_draining = self.shared.intake.is_draining
+        for item in self._work_queue.take_waiting() if is_draining else self._work_queue.take_stalled(self._lane):
             by_consumer[item.message.consumer].append(item.message)
         for consumer, deliveries in by_consumer.items():
             try:
                 consumer.requeue(deliveries)
             except ConnectionClosed as error:  # their consumer requeues them as strays
-                if self.shared.intake.is_draining:
+                if is_draining:
                     emit(WorkerNotDrained(consumer.queue_name, len(deliveries), str(error)))
 
     def close(self) -> None:

@@ -1,0 +1,130 @@
+"""Threads of a worker process that are reserved for queues, by ``ROTA_RESERVED_THREADS``.
+
+Other queues may not take the reserved threads of a queue. A *minor* message of the queue, whose job has a lower
+priority than the queue's most urgent jobs, may not take the last of them. All threads are alike: only how many
+messages of each queue occupy a thread decides whether another one may start.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from core.jobs.job import Job
+from core.transport.messages import PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The reserved threads of one queue in each worker process, and the jobs that may take all of them."""
+
+    threads: int
+    #: The highest priority of the queue's jobs.
+    priority: int = 0
+    #: The jobs with that priority.
+    urgent_jobs: frozenset[str] = frozenset()
+
+    def is_urgent(self, job: str, priority: int) -> bool:
+        """Whether a message of that job and priority may take the last reserved thread."""
+        return job in self.urgent_jobs or priority >= self.priority
+
+
+#: No queue has reserved threads.
+NONE_RESERVED: Mapping[str, Reservation] = MappingProxyType({})
+
+
+def reservations(threads: Mapping[str, int], jobs: Iterable[Job]) -> dict[str, Reservation]:
+    """The reservation of each queue that one of the ``jobs`` uses; ``threads`` has how many threads of which queue."""
+    by_queue: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.queue in threads:
+            by_queue.setdefault(job.queue, []).append(job)
+    return {queue: reservation(threads[queue], found) for queue, found in by_queue.items()}
+
+
+def reservation(threads: int, jobs: Collection[Job]) -> Reservation:
+    """The reservation of so many threads for a queue with these jobs."""
+    highest = max(job.priority for job in jobs)
+    return Reservation(threads, highest, frozenset(job.name for job in jobs if job.priority == highest))
+
+
+def too_few(threads: int, reserved: Iterable[Reservation]) -> str:
+    """Why a worker process with so many threads cannot keep the reservations; ``""`` if it can."""
+    least = sum(each.threads for each in reserved) + 1
+    if threads >= least:
+        return ""
+    return (
+        f"ROTA_RESERVED_THREADS reserves {least - 1} threads of each worker process, which has {threads} in all; "
+        f"give it at least {least} threads, or reserve fewer"
+    )
+
+
+@dataclass(slots=True)
+class Occupied:
+    """How many urgent and minor messages of a queue occupy a thread, and how many threads the queue has reserved."""
+
+    reserved: int = 0
+    urgent: int = 0
+    minor: int = 0
+
+    def add(self, count: int, *, is_urgent: bool) -> None:
+        """Count more messages, or fewer."""
+        if is_urgent:
+            self.urgent += count
+        else:
+            self.minor += count
+
+    def reserved_left(self, *, is_urgent: bool) -> int:
+        """How many of the reserved threads such messages may still take."""
+        for_minor = max(self.reserved - 1, 0)
+        minor = min(self.minor, for_minor)
+        left = max(self.reserved - minor - self.urgent, 0)
+        return left if is_urgent else min(left, for_minor - minor)
+
+    @property
+    def beyond(self) -> int:
+        """How many of the messages occupy threads that are not reserved."""
+        minor = max(self.minor - max(self.reserved - 1, 0), 0)
+        return minor + max(self.urgent - (self.reserved - (self.minor - minor)), 0)
+
+
+@dataclass(slots=True)
+class Occupancy:
+    """Which threads of one process are occupied, by queue."""
+
+    #: How many threads are not reserved.
+    shared: int
+    queues: dict[str, Occupied] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, threads: int, reserved: Mapping[str, Reservation]) -> "Occupancy":
+        """Of ``threads`` free threads."""
+        queues = {queue: Occupied(each.threads) for queue, each in reserved.items()}
+        return cls(threads - sum(each.reserved for each in queues.values()), queues)
+
+    def add(self, queue: str, count: int, *, is_urgent: bool) -> None:
+        """Count messages of ``queue`` that begin to occupy a thread, or end if ``count`` is negative."""
+        self.queues.setdefault(queue, Occupied()).add(count, is_urgent=is_urgent)
+
+    def with_more(self, waiting: Mapping[str, int]) -> "Occupancy":
+        """The occupancy when as many urgent messages of each queue have started too."""
+        more = Occupancy(self.shared, {queue: replace(each) for queue, each in self.queues.items()})
+        for queue, count in waiting.items():
+            more.add(queue, count, is_urgent=True)
+        return more
+
+    @property
+    def shared_left(self) -> int:
+        """How many threads are left for the messages of any queue."""
+        return max(self.shared - sum(each.beyond for each in self.queues.values()), 0)
+
+    def left(self, queue: str, *, is_urgent: bool) -> int:
+        """How many more messages of ``queue`` may start."""
+        occupied = self.queues.get(queue)
+        return self.shared_left + (occupied.reserved_left(is_urgent=is_urgent) if occupied else 0)
+
+
+def urgency(message: Any) -> int:
+    """The priority of a message, 0 if it has none."""
+    priority = message.options.get(PRIORITY, 0)
+    return priority if isinstance(priority, int) else 0

@@ -13,7 +13,7 @@ def cancel(session: Session, run_id: int, *, reason: str | None = None, by: str 
 
     A waiting run (``queued`` or ``retrying``) ends at once: it is dead with the reason ``cancelled``. A ``running`` run
     cannot commit from that moment on. ``Cancelled`` is raised in its thread, its SQL statement is cancelled, and the
-    run ends when its function has left; its key stays held until then. To cancel such a run again changes nothing.
+    run ends when its function has left; its key stays held until then. Cancelling such a run again changes nothing.
 
     ``reason`` and ``by`` are for people; ``by`` is by default the job whose run this is called in, or ``an
     application``. This locks the run's row until the transaction ends, so commit soon.

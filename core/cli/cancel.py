@@ -38,7 +38,7 @@ def cancel(
 
     A cancelled run is dead with the reason "cancelled", and a bulk retry leaves it out. A waiting run ends at once. A
     running run cannot commit from this moment on: its job is interrupted, and the run ends when the job's function has
-    left. A process in which it does not leave within 30 seconds is replaced.
+    left. If the function does not leave within 30 seconds, its process is replaced.
 
     \b
       rota cancel 4711 --reason "wrong list of customers"

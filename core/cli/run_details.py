@@ -102,7 +102,7 @@ def in_words(relative: Relative) -> str:
 
 
 def times(count: int) -> str:
-    """How often something happened."""
+    """How many times something happened."""
     return "once" if count == 1 else f"{count} times"
 
 

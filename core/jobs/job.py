@@ -129,18 +129,17 @@ def job(
 
     ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay up to
     ``longest_delay``; ``jitter`` shortens each delay by up to a half, at random. With ``retry_on``, only these
-    exceptions are retried; after one of ``dead_on`` the run is dead at once. A request that has not started
-    ``expires`` after its due time is missed. ``overlap`` decides about a slot while another run of the same job and
-    key is running: ``skip`` records it as skipped (the default with a schedule), ``wait`` starts it when the other
-    has ended, and ``allow`` starts it at once (the default without a schedule). A request is never skipped: without
-    ``allow``, the runs of one key start one after another. ``misfire`` decides about slots that were not started in
-    time: run the ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No slot is run
-    later than ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At ``soft_limit`` the
-    function is interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends. ``ledger=False`` is the fast
-    lane: delivery by Redis alone, at least once, without slots, leases or history. ``isolation`` is the isolation
-    level of ``run.session``; None means READ COMMITTED. If an attempt fails because of a conflict with other
-    transactions (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not
-    counted as attempts.
+    exceptions are retried; after one of ``dead_on`` the run is dead at once. A request is missed if it has not started
+    within ``expires`` after its due time. ``overlap`` decides about a slot while another run of the same job and key is
+    running: ``skip`` records it as skipped (the default with a schedule), ``wait`` starts it when the other has ended,
+    and ``allow`` starts it at once (the default without a schedule). A request is never skipped: without ``allow``, the
+    runs of one key start one after another. ``misfire`` decides about slots that were not started in time: run the
+    ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No slot is run later than
+    ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At ``soft_limit`` the function is
+    interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends. ``ledger=False`` is the fast lane: delivery
+    by Redis alone, at least once, without slots, leases or history. ``isolation`` is the isolation level of
+    ``run.session``; None means READ COMMITTED. If an attempt fails because of a conflict with other transactions
+    (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not counted as attempts.
 
     ``subject=Subject(table, parameter)`` names the row that a run is about. If the row does not exist before the first
     attempt, the run ends as orphaned.

@@ -12,8 +12,8 @@ TABLE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
 class Subject:
     """The row of ``table`` whose primary key is the argument ``parameter``.
 
-    The primary key must be one column. A job must not name a subject that it deletes itself: a run that is tried again
-    after its row is gone has done its work, and a new run would be orphaned.
+    The primary key must be one column. A job must not name a subject that it deletes itself, since runs that are
+    requested after the deletion would be orphaned.
     """
 
     table: str

@@ -19,7 +19,7 @@ from core.ledger.models import IS_WAITING, MAY_START
 from core.ledger.prepared import Prepared
 from core.ledger.releases import MAY_FIT
 
-#: How often a claim is tried: after losing to a rival that it could not see, it sees the rival at the next try.
+#: How many times a claim is tried: if it loses to a rival that it could not see, the next try sees the rival.
 CLAIM_LOOKS = 3
 #: More crashes than any run can have; used by a process that runs nothing else.
 NEVER_SUSPECT = 2**31 - 1
@@ -135,7 +135,7 @@ CLAIM = Prepared(
     """,  # noqa: S608 — a constant
 )
 
-#: Parameters: run, job, process. Whether the run is waiting: if it is, a claim that did not find it found it locked.
+#: Parameters: run, job, process. Whether the run is waiting: if a claim did not find a waiting run, the run was locked.
 IS_CLAIMABLE = Prepared(
     "rota_is_claimable",
     ("bigint", "text", "bigint"),
@@ -259,7 +259,7 @@ def claim_many(
 
     ``sent`` has each run with its job and the scopes of the pauses that would pause it; ``forms`` has each job's form.
 
-    A process uses it for runs that its threads start at once. If the process dies then, each of these runs counts a
+    It is for runs that the threads of a process start at once. If the process dies then, each of these runs counts a
     crash, but only once: a run with a crash is claimed separately.
 
     If another process claims a run of the same job and key at this moment, the index refuses the whole statement. Then

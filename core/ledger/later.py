@@ -1,7 +1,7 @@
 """Later: a function postpones its run. This is not a failure: it is counted separately, and limited in time.
 
-The run waits until its new due time. A slot that has neither failed nor crashed is ``queued`` again, so that its grace
-ends it; the reason ``later`` tells the misfire policies that it was tried. Every other run is ``retrying``.
+The run waits until its new due time. A slot that has neither failed nor crashed is ``queued`` again, so it is missed
+when its grace ends; the reason ``later`` tells the misfire policies that it was tried. Every other run is ``retrying``.
 """
 
 from dataclasses import dataclass

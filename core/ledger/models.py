@@ -63,7 +63,7 @@ class RunRow(Base):
     args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     #: Whether no other run of its job and key may run at the same time.
     exclusive: Mapped[bool] = mapped_column(server_default=text("true"))
-    #: How often it was claimed.
+    #: How many times it was claimed.
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     #: How many attempts ended in an error.
     failures: Mapped[int] = mapped_column(server_default=text("0"))
@@ -99,7 +99,7 @@ class RunRow(Base):
     limits: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: It is missed if it has not started by this time.
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
-    #: How often its function has postponed it, and when it did so first.
+    #: How many times its function has postponed it, and the time of the first.
     laters: Mapped[int | None]
     later_since: Mapped[datetime | None] = mapped_column(Instant)
     #: The row that it is about, as ``table:id``.

@@ -68,7 +68,7 @@ class SubjectTable:
 
 
 def tables(connection: Connection, names: Collection[str]) -> dict[str, SubjectTable]:
-    """Those of the tables that exist, by the names that were asked for."""
+    """The existing tables among those that were asked for, by the names that were asked for."""
     rows = connection.execute(PRIMARY_KEYS, {"tables": list(names)})
     return {row.table: SubjectTable(row.relation, tuple(row.columns or ()), row.type) for row in rows}
 

@@ -1,8 +1,8 @@
 """Turns: the runs of one (job, key) that may not overlap start one after another, in the order of their due times.
 
 A run that must wait for another one of its job and key is *parked*: its ``sent_at`` is ``infinity``, so the dispatcher
-neither sends it nor takes it for lost, however many are parked. When the run before it has ended, the process that
-ended it wakes the first of them. If that process cannot, the dispatcher does.
+does not send it and does not treat it as lost. Any number of runs can be parked. When the run before them has ended,
+the process of that run wakes the first parked run. If that process cannot, the dispatcher does.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,8 +29,9 @@ FIRST = f"""
     ORDER BY due_at, id LIMIT 1
 """  # noqa: S608 — constants
 
-#: Wakes the first run of each job and key, unless another run of it is at work. It gets the highest priority of those
-#: that wait behind it. A run that another transaction has locked is left to the next pass of the dispatcher.
+#: Wakes the first run of each job and key, unless another run of it is running. The woken run gets the highest priority
+#: of the runs that wait behind it. A run that another transaction has locked is left to the next pass of the
+#: dispatcher.
 WAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:keys AS text[])) AS asked (job, key)
@@ -81,7 +82,7 @@ def wake(
 ) -> list[OutgoingRun]:
     """Wake the first run of each of ``ended``, and of the job and key of each run ``waiting``; return them.
 
-    A run is not woken while another one of its job and key is at work. ``carried`` tells that the caller sends the
+    A run is not woken while another one of its job and key is running. ``carried`` tells that the caller sends the
     messages.
     """
     asked = {"jobs": [turn.job for turn in ended], "keys": [turn.key for turn in ended], "run_ids": list(waiting)}

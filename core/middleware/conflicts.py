@@ -14,7 +14,7 @@ from core.middleware.execution import Execution, Layer, Proceed
 from core.observability.events import RunConflict, emit
 from core.worker.outcomes import Recorder
 
-#: How often an attempt that conflicts with other transactions is repeated at once.
+#: How many times an attempt that conflicts with other transactions is repeated at once.
 MOST_CONFLICTS = 3
 
 

@@ -69,7 +69,7 @@ class Execution:
     dead_letter: Callable[[], None] | None = None
     #: When it began, by the monotonic clock.
     began: float = field(default_factory=time.perf_counter)
-    #: How long it took, once that is known before its end is recorded.
+    #: Its duration, if it is known before the attempt's end is recorded.
     seconds: float | None = None
     lease: Lease | None = None
     #: The arguments for the job's function, or the error if they do not fit.
@@ -157,5 +157,5 @@ def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
 
 
 def endings(layers: Sequence[Layer]) -> list[Ending]:
-    """The ``ended`` of the layers that have one of their own, in their order."""
+    """The methods ``ended`` of the layers that define one, in the order of the layers."""
     return [layer.ended for layer in layers if type(layer).ended is not Layer.ended]

@@ -60,7 +60,7 @@ class RecyclingLimits:
 
 
 class Recycling(Middleware):
-    """Counts messages, looks at the memory every second, and asks to be replaced."""
+    """Counts messages, checks the memory every second, and asks to be replaced."""
 
     def __init__(self, limits: RecyclingLimits) -> None:
         self._limits = limits

@@ -106,7 +106,7 @@ class RunPostponed(Event):
     state: str
     #: The time that the function asked for.
     until: str
-    #: How often the run was postponed.
+    #: How many times the run was postponed.
     laters: int
     #: The reason that the function gave.
     reason: str

@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from core.ledger import audit
 from core.ledger.audit import Actor
 
-#: How often a batch is tried again after a deadlock, and after how long, so that the other transaction goes first.
+#: How many times a batch is tried again after a deadlock, and how long it waits first, so that the other transaction
+#: can end.
 MOST_DEADLOCKS = 5
 AGAIN_SECONDS = 0.1
 

@@ -59,7 +59,7 @@ def selected(connection: Connection, job: str | None, plugin: str | None) -> Col
 
 
 def jobs_of(connection: Connection, plugin: str) -> set[str]:
-    """The jobs with orphans that belong to ``plugin`` here, or did in the last release that had them."""
+    """The jobs with orphans that belong to ``plugin`` here, or belonged to it in the last release that had them."""
     jobs = [count.job for count in orphans.counts(connection)]
     return {job for job, owner in releases.last_owners(connection, jobs).items() if owner == plugin}
 

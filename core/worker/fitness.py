@@ -21,7 +21,8 @@ from core.transport.redis import ownership
 
 #: How long the start of a process waits for the servers' answers, in seconds.
 ANSWER_SECONDS = 2.0
-#: How long to wait before a server without an answer is checked again, and Redis after all have answered, in seconds.
+#: How often a server that does not answer is checked, and how often Redis is checked when all servers have answered, in
+#: seconds.
 AGAIN_SECONDS = 5.0
 REDIS_AGAIN_SECONDS = 60.0
 NO_JOBS = Registry()

@@ -84,7 +84,7 @@ def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by:
 
 
 def lock_to_end(session: Session, chat_ids: Sequence[int], due: ColumnElement[bool]) -> Sequence[int]:
-    """Lock the chats that are ``due``, with their agents and entries; skip chats of which any row is locked."""
+    """Lock the chats that are ``due``, with their agents and entries; skip a chat if any of these rows is locked."""
     chats = select(Chat.id, Chat.queue_entry_id, Chat.agent_id, ACTIVE.label("active")).where(
         Chat.id.in_(chat_ids), due
     )

@@ -1,8 +1,9 @@
 """Columns and tables for flow control, cancellation and the history of attempts.
 
 A run that waits for another run or for a limit is *parked*: its ``sent_at`` is ``infinity``, so no dispatcher sends it
-or takes it for lost, and the run before it wakes it. The indexes that this needs have only the runs that use it.
-Creating them reads the whole table and blocks writes to it: for about a second with a million runs of history.
+or treats it as lost. When the run before it has ended, the process of that run wakes it. The new indexes contain only
+runs that use these features. Creating them reads the whole table and blocks writes to it: for about a second with a
+million runs of history.
 
 A constraint protects requests during the deploy. A worker of the previous release skips a request that must wait; its
 claim now fails and changes nothing, and the run stays queued for a worker of this release.

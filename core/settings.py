@@ -209,7 +209,7 @@ def split_names(value: str) -> frozenset[str]:
 
 
 def split_reservations(value: str) -> dict[str, int]:
-    """How many threads ``value`` reserves for which queue. Raises ValueError."""
+    """The number of threads that ``value`` reserves for each queue. Raises ValueError."""
     found: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in value.split(","))):
         queue, equals, threads = (word.strip() for word in part.partition("="))

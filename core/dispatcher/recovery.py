@@ -93,7 +93,7 @@ class Outage:
 
 
 class Recovery(LedgerThread):
-    """The thread that recovers as long as this process leads."""
+    """The thread that recovers runs of dead processes as long as this process leads."""
 
     def __init__(
         self, engine: Engine, carrier: DispatchCarrier, outage: Outage, *, every_seconds: float, max_crashes: int

@@ -242,7 +242,8 @@ def forget_sent(
     priority: int = 0,
     batch: int | None = None,
 ) -> int:
-    """Mark up to ``batch`` runs of each of ``jobs`` that are no longer on ``queue`` as unsent; return how many.
+    """Mark sent runs of ``jobs`` as unsent, up to ``batch`` of each, if they are no longer on ``queue``; return how
+    many.
 
     Only runs of ``priority`` are marked: messages of different priorities do not leave the queue in the order in which
     they were sent. ``waiting`` are the runs of the next messages of this priority on the queue: runs that were sent

@@ -1,8 +1,8 @@
 """Threads of a worker process that are reserved for queues, by ``ROTA_RESERVED_THREADS``.
 
-Other queues may not take the reserved threads of a queue. A *minor* message of the queue, whose job has a lower
-priority than the queue's most urgent jobs, may not take the last of them. All threads are alike: only how many
-messages of each queue occupy a thread decides whether another one may start.
+Messages of other queues may not take the reserved threads of a queue. A *minor* message is one whose job has a lower
+priority than the most urgent jobs of the queue; it may not take the last reserved thread. No particular thread is
+reserved: the process only counts how many messages of each queue occupy a thread.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -34,7 +34,8 @@ NONE_RESERVED: Mapping[str, Reservation] = MappingProxyType({})
 
 
 def reservations(threads: Mapping[str, int], jobs: Iterable[Job]) -> dict[str, Reservation]:
-    """The reservation of each queue that one of the ``jobs`` uses; ``threads`` has how many threads of which queue."""
+    """The reservation of each queue that one of the ``jobs`` uses; ``threads`` has the number of threads for each
+    queue."""
     by_queue: dict[str, list[Job]] = {}
     for job in jobs:
         if job.queue in threads:
@@ -43,13 +44,13 @@ def reservations(threads: Mapping[str, int], jobs: Iterable[Job]) -> dict[str, R
 
 
 def reservation(threads: int, jobs: Collection[Job]) -> Reservation:
-    """The reservation of so many threads for a queue with these jobs."""
+    """The reservation of this number of threads for a queue with these jobs."""
     highest = max(job.priority for job in jobs)
     return Reservation(threads, highest, frozenset(job.name for job in jobs if job.priority == highest))
 
 
 def too_few(threads: int, reserved: Iterable[Reservation]) -> str:
-    """Why a worker process with so many threads cannot keep the reservations; ``""`` if it can."""
+    """The problem if a worker process has too few ``threads`` for the reservations; ``""`` if it has enough."""
     least = sum(each.threads for each in reserved) + 1
     if threads >= least:
         return ""
@@ -98,16 +99,16 @@ class Occupancy:
 
     @classmethod
     def of(cls, threads: int, reserved: Mapping[str, Reservation]) -> "Occupancy":
-        """Of ``threads`` free threads."""
+        """The occupancy of a process in which all ``threads`` are free."""
         queues = {queue: Occupied(each.threads) for queue, each in reserved.items()}
         return cls(threads - sum(each.reserved for each in queues.values()), queues)
 
     def add(self, queue: str, count: int, *, is_urgent: bool) -> None:
-        """Count messages of ``queue`` that begin to occupy a thread, or end if ``count`` is negative."""
+        """Count messages of ``queue`` that begin to occupy a thread or, if ``count`` is negative, no longer do so."""
         self.queues.setdefault(queue, Occupied()).add(count, is_urgent=is_urgent)
 
     def with_more(self, waiting: Mapping[str, int]) -> "Occupancy":
-        """The occupancy when as many urgent messages of each queue have started too."""
+        """The occupancy after these numbers of urgent messages of each queue have also started."""
         more = Occupancy(self.shared, {queue: replace(each) for queue, each in self.queues.items()})
         for queue, count in waiting.items():
             more.add(queue, count, is_urgent=True)

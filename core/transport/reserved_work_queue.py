@@ -1,4 +1,4 @@
-"""The work queue of a process with reserved threads: each item waits until a thread is free that its queue may take.
+"""The work queue of a process with reserved threads: an item starts only when a thread is free that its queue may take.
 
 Only such processes use it. A thread takes the oldest item that may start. The process fetches from a queue as many
 messages as may start; if only the last reserved thread of a queue is left, it fetches the queue's urgent messages.
@@ -31,7 +31,7 @@ class ReservedItems:
     def __init__(self, threads: int, reserved: Mapping[str, Reservation]) -> None:
         self._reserved = reserved
         self._occupancy = Occupancy.of(threads, reserved)
-        #: The waiting items of each queue, the urgent ones and the others apart, in the order in which they came.
+        #: For each queue, the waiting urgent items and the waiting minor ones, in the order in which they came.
         self._waiting: dict[tuple[str, bool], deque[Entry]] = {}
         self._is_closed = False
         self._changed = threading.Condition()
@@ -86,7 +86,7 @@ class ReservedItems:
             return [entry.item for entries in found for entry in entries]
 
     def oldest(self, queue_name: str) -> float:
-        """Since when the oldest item of a queue has waited; infinity if none waits."""
+        """The time at which the oldest waiting item of a queue came; infinity if none waits."""
         with self._changed:
             found = [self._waiting.get((queue_name, is_urgent)) for is_urgent in (True, False)]
             return min((entries[0].since for entries in found if entries), default=float("inf"))
@@ -110,13 +110,14 @@ class ReservedItems:
 
 
 class ReservedWorkQueue(WorkQueue):
-    """A work queue of which some threads are reserved."""
+    """The work queue of a process with reserved threads."""
 
     def __init__(self, threads: int, reserved: Mapping[str, Reservation]) -> None:
         self._places = ReservedItems(threads, reserved)
         super().__init__(threads, self._places)
         self._reserved = reserved
-        #: When a thread last started or ended a message, of each queue with a reservation, and of all others.
+        #: For each queue with a reservation, and for all others together: when a thread last started or ended a
+        #: message.
         self._moved: dict[str, float] = {}
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
@@ -150,7 +151,7 @@ class ReservedWorkQueue(WorkQueue):
         return self._moves(queue_name) or self._occupancy().left(queue_name, is_urgent=True) > 0
 
     def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
-        """The runs of ``queues`` that threads could start, each time after those given before have been put."""
+        """Yield how many runs of which queues could start; put those of one answer before asking for the next."""
         for queue in [queue for queue in queues if queue in self._reserved]:
             urgent = self._reserved[queue].urgent_jobs
             yield Opening(self._occupancy().queues[queue].reserved_left(is_urgent=True), [queue], urgent)

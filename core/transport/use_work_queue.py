@@ -19,13 +19,13 @@ class UseWorkQueue(Middleware):
     """
 
     def __init__(self, reserved: Mapping[str, Reservation]) -> None:
-        """``reserved`` has the reserved threads by queue; those of queues that it does not serve do not count."""
+        """``reserved`` has the reserved threads by queue; queues that the worker does not serve are ignored."""
         self._reserved = reserved
 
     def before_worker_boot(self, broker: Any, worker: Worker) -> None:
         """Replace the work queue before threads and consumers are created.
 
-        Raises SystemExit if there are too few threads; unlike an Exception, Dramatiq neither catches nor logs it.
+        Raises SystemExit if there are too few threads, since Dramatiq would only log an Exception and continue.
         """
         served = worker.consumer_whitelist or broker.get_declared_queues()
         reserved = {queue: each for queue, each in self._reserved.items() if queue in served}

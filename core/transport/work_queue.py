@@ -250,11 +250,11 @@ class WorkQueue:
             return items
 
     def take_stalled(self, lane: Lane) -> list[Item]:
-        """Remove and return the waiting items that no thread would start soon, if ``lane`` is stalled."""
+        """If ``lane`` is stalled, remove and return the waiting items that no thread would start soon."""
         return self.take_waiting()
 
     def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
-        """The runs of ``queues`` that threads could start, each time after those given before have been put."""
+        """Yield how many runs of which queues could start; put those of one answer before asking for the next."""
         yield Opening(self.spare, queues)
 
     def task_done(self) -> None:

@@ -30,7 +30,7 @@ class Threads(Protocol):
     """The threads of the worker, as the feed sees them."""
 
     def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
-        """The runs of ``queues`` that threads could start, each time after those given before have been put."""
+        """Yield how many runs of which queues could start; put those of one answer before asking for the next."""
 
     @property
     def are_draining(self) -> bool:
@@ -111,7 +111,7 @@ class LedgerFeed(LedgerThread):
                 may_be_more |= self._fill(connection, threads, opening, began)
 
     def _fill(self, connection: Connection, threads: Threads, opening: Opening, began: datetime) -> bool:
-        """Give runs to the threads of ``opening``; return whether each of these has one now."""
+        """Give runs to the threads of ``opening``; return whether each of these threads has a run now."""
         if not opening.most:
             return False
         held = pauses.held(pauses.active(connection), self._scopes)

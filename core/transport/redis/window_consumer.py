@@ -113,7 +113,8 @@ class WindowConsumer(Consumer):
         return None
 
     def requeue_waiting(self) -> None:
-        """Requeue the waiting messages of this process that no thread would start soon: all, if the worker stops.
+        """Requeue the waiting messages that no thread of this process would start soon; if the worker stops, requeue
+        all.
 
         Raises redis.RedisError if this consumer cannot requeue its own messages.
         """

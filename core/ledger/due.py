@@ -126,9 +126,9 @@ IS_SERVED_BY_FORMER = text("""
     WHERE kind = 'worker' AND expires_at > clock_timestamp() AND :queue = ANY(queues)
 """)
 
-#: Marks as unsent the overdue runs of a priority that were sent before the oldest message of this priority on the
-#: queue, or all overdue runs of it if there is no such message. If the messages at the head of the queue belong to runs
-#: that are over or deleted, ``queued_at`` or ``-infinity`` is used, so that no later run is taken for lost.
+#: Marks overdue runs of a priority as unsent: those that were sent before the oldest message of this priority on the
+#: queue, or all if the queue has no such message. If the first messages belong to runs that are over or deleted,
+#: ``queued_at`` or ``-infinity`` is compared instead, so that no run that was sent later is treated as lost.
 FORGET_SENT = """
     WITH oldest AS MATERIALIZED (
         SELECT min(coalesce(sent_at, queued_at)) AS sent_at FROM rota_runs

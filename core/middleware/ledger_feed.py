@@ -40,8 +40,7 @@ class WorkerThreads:
         self._work_queue = work_queue
 
     def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
-        """How many runs of which queues threads could start; none until there is a consumer, which is notified when
-        they end."""
+        """How many runs of which queues could start; none before there is a consumer, which their ends notify."""
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
         return self._work_queue.openings(queues) if is_ready else ()
 

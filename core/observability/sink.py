@@ -201,7 +201,7 @@ class Sink(logging.Handler):
     def _drop(self, lines: int) -> None:
         with self._counting:
             self._dropped += lines
-        with suppress(Exception):  # metrics on a full disk
+        with suppress(Exception):  # a metric cannot be written to a full disk
             self._on_dropped(lines)
 
 

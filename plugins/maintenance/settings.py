@@ -11,7 +11,7 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class MaintenanceSettings(PluginSettings):
-    """Every field is the variable ROTA_MAINTENANCE_ and its name in capitals."""
+    """The variable of a field is ROTA_MAINTENANCE_ and the field's name in capitals."""
 
     prefix = "ROTA_MAINTENANCE_"
 

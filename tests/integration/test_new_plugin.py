@@ -57,8 +57,8 @@ def test_whatever_the_name_every_file_is_sound(rota, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("Billing", "must be lower-case letters"),
-        ("../billing", "must be lower-case letters"),
+        ("Billing", "must be a letter, then letters"),
+        ("../billing", "must be a letter, then letters"),
         ("rota", "tables of that name are Rota's own"),
         ("core", "is installed already"),
         ("customer_service", "is installed already"),

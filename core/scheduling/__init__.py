@@ -1,1 +1,1 @@
-"""Answers periodiq's question when jobs are due, and applies misfire policies."""
+"""Tells periodiq when jobs are due, and applies misfire policies."""

@@ -47,7 +47,7 @@ class Settings(BaseModel):
     """The ledger's PostgreSQL database, ``postgresql://user:password@host:5432/name``. Required."""
 
     mode: Annotated[Mode, Field(validation_alias="SCHEDULER_MODE")] = "auto"
-    """``distributed``: runs go over Redis; ``auto``: without Redis while it is away; ``local``: always without Redis."""
+    """Whether runs go over Redis: ``distributed`` always, ``auto`` unless Redis is away, ``local`` never."""
 
     redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL", validate_default=True)] = None
     """The Redis that carries messages, ``redis://host:6379/0``. Required, unless ``SCHEDULER_MODE`` is ``local``."""

@@ -24,9 +24,9 @@ LARGEST_ARGUMENTS = 64 * 1024
 LARGEST_RESULT = 64 * 1024
 #: The most levels of lists and dicts in a result. Python's own limit differs: 3.11 cannot read all that 3.12 writes.
 DEEPEST_RESULT = 200
-#: The escape of a character that PostgreSQL's jsonb cannot hold; a text with an escaped backslash before u0000 is fine.
-#: The escape of a surrogate begins with this; only a pair of surrogates is a character.
+#: The beginning of the escape of a surrogate; only a pair of surrogates is a character.
 HALF_A_PAIR = "\\ud"
+#: The escape of NUL, which PostgreSQL's jsonb cannot hold. A text with an escaped backslash before u0000 is allowed.
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 #: The kinds of pydantic errors whose message may repeat the value.
 QUOTING_PROBLEMS = {"value_error", "assertion_error", "union_tag_invalid", "zoneinfo_str"}

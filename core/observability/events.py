@@ -375,7 +375,8 @@ class RunOrphaned(Event):
 
 @event("run.no_subject", WARNING, "run {run} of {job} is orphaned: its row of {table} does not exist")
 class RunHasNoSubject(Event):
-    """The row that the run is about did not exist before its first attempt. It can be adopted when the row is there."""
+    """The row that the run is about did not exist before its first attempt. The run can be adopted when the row is
+    there."""
 
     job: str
     run: int

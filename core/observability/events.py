@@ -896,7 +896,7 @@ class SettingUnknown(Event):
 
 
 @event(
-    "reservation.unused", WARNING, "no loaded job uses the queue {queue}, for which no threads are reserved{suggestion}"
+    "reservation.unused", WARNING, "no threads are reserved for queue {queue}, since no loaded job uses it{suggestion}"
 )
 class ReservationUnused(Event):
     """`ROTA_RESERVED_THREADS` names this queue. Correct the name, or install the plugin that has jobs on it."""

@@ -6,12 +6,24 @@ from core.errors import Cancelled, Later, NaiveTime, RotaError, TimeLimitExceede
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
+from core.jobs.keyed import Keyed
 from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.run import Checkpoint, Run
 from core.jobs.schedules import cron, every
 from core.jobs.secrets import Secret
 from core.jobs.subject import Subject
+from core.key_schedules import (
+    KeySchedule,
+    ScheduledKey,
+    Synced,
+    pause_schedule,
+    resume_schedule,
+    schedule,
+    schedules,
+    sync_schedules,
+    unschedule,
+)
 from core.service_redis import service_redis
 from core.sweeps import in_batches, isolate, report_refused, sweep
 from core.tables import Instant, Tables, require_aware
@@ -23,14 +35,18 @@ __all__ = [
     "Instant",
     "Job",
     "JobDefaults",
+    "KeySchedule",
+    "Keyed",
     "Later",
     "NaiveTime",
     "PluginSettings",
     "RotaError",
     "Run",
     "RunMiddleware",
+    "ScheduledKey",
     "Secret",
     "Subject",
+    "Synced",
     "Tables",
     "TimeLimitExceeded",
     "cancel",
@@ -42,11 +58,17 @@ __all__ = [
     "in_batches",
     "isolate",
     "job",
+    "pause_schedule",
     "publish",
     "report_refused",
     "require_aware",
+    "resume_schedule",
+    "schedule",
+    "schedules",
     "send",
     "send_many",
     "service_redis",
     "sweep",
+    "sync_schedules",
+    "unschedule",
 ]

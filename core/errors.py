@@ -10,6 +10,7 @@ RotaError
 ├── BadResult              a result that JSON cannot hold
 ├── NaiveTime              a time without a time zone, or a value that is not a time
 ├── PauseError             the scope to pause is paused already, or the scope to resume is not
+├── ScheduleError          a schedule made at run time is refused; nothing was changed
 ├── SelectionError         the selection has no run, or a run in the wrong state; nothing was changed
 ├── IncompleteError        an operation changed only some of the selected runs
 ├── BadTime                a text that is not a time, or a time that is not allowed here
@@ -75,6 +76,10 @@ class NaiveTime(RotaError, DontWrapMixin):
 
 class PauseError(RotaError):
     """The scope to pause is paused already, or the scope to resume is not paused."""
+
+
+class ScheduleError(RotaError):
+    """A schedule made at run time is refused, or does not exist; nothing was changed."""
 
 
 class SelectionError(RotaError):

@@ -31,6 +31,7 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 PREFIX = "ROTA_"
 DISABLED_PLUGINS = f"{PREFIX}DISABLED_PLUGINS"
 REDACT = f"{PREFIX}REDACT"
+MOST_SCHEDULES = f"{PREFIX}MOST_SCHEDULES"
 #: The name of the plugin that comes with the core.
 CORE = "core"
 
@@ -92,6 +93,9 @@ class Settings(BaseModel):
 
     audit_days: Annotated[float, Field(validation_alias="ROTA_AUDIT_DAYS", gt=0, le=36500)] = 365.0
     """How long entries of the audit are kept, in days."""
+
+    most_schedules: Annotated[int, Field(validation_alias=MOST_SCHEDULES, ge=1, le=100_000_000)] = 1_000_000
+    """The most schedules made at run time that there may be, of all jobs."""
 
     max_messages: Annotated[int, Field(validation_alias="ROTA_MAX_MESSAGES_PER_PROCESS", ge=0)] = 1000
     """A worker process that has worked on this many messages is replaced; 0: never."""
@@ -233,6 +237,15 @@ def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
 def redacted() -> frozenset[str]:
     """The names of arguments that are hidden, in lower case; reads no other setting."""
     return split_redacted(os.environ.get(REDACT, ""))
+
+
+def most_schedules() -> int:
+    """The most schedules made at run time; reads no other setting. Raises SettingsError."""
+    value = os.environ.get(MOST_SCHEDULES, "") or Settings.model_fields["most_schedules"].default
+    try:
+        return int(value)
+    except ValueError:
+        raise SettingsError(f"{MOST_SCHEDULES} must be a whole number") from None
 
 
 @lru_cache(maxsize=10)

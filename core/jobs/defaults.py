@@ -6,6 +6,7 @@ from typing import Any, TypedDict, Unpack
 
 from core.errors import DeclarationError, suggestion
 from core.jobs.job import Backoff, Isolation, Job, Misfire, Overlap, job
+from core.jobs.keyed import Keyed
 from core.jobs.schedules import Schedule
 from core.jobs.subject import Subject
 
@@ -33,6 +34,7 @@ class JobOptions(TypedDict, total=False):
     ledger: bool
     isolation: Isolation | None
     subject: Subject | None
+    keyed: Keyed | None
 
 
 class JobDefaults:

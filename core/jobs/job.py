@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from core.errors import DeclarationError
+from core.jobs.keyed import Keyed, keyed_problems
 from core.jobs.schedules import Schedule
 from core.jobs.subject import Subject, subject_problems
 
@@ -61,6 +62,7 @@ class Job:
     ledger: bool = True
     isolation: Isolation | None = None
     subject: Subject | None = None
+    keyed: Keyed | None = None
 
     def __post_init__(self) -> None:
         problems = [*option_problems(self), *function_problems(self)]
@@ -116,7 +118,7 @@ def job(
     expires: timedelta | None = None,
     priority: int = 0,
     overlap: Overlap | None = None,
-    misfire: Misfire = "latest",
+    misfire: Misfire | None = None,
     misfire_grace: timedelta = timedelta(hours=6),
     misfire_cap: int = 1000,
     soft_limit: timedelta = timedelta(minutes=25),
@@ -124,6 +126,7 @@ def job(
     ledger: bool = True,
     isolation: Isolation | None = None,
     subject: Subject | None = None,
+    keyed: Keyed | None = None,
 ) -> Callable[[Callable[..., Any]], Job]:
     """Declare a job; the plugin's hook ``register_jobs`` returns it to Rota.
 
@@ -144,6 +147,10 @@ def job(
     ``subject=Subject(table, parameter)`` names the row that a run is about. If the row does not exist before the first
     attempt, the run ends as orphaned.
 
+    ``keyed=Keyed(least, most, default)`` lets keys of the job have schedules made at run time, instead of ``schedule``;
+    see ``core.schedule``. If their usual interval is under 15 minutes, ``misfire`` is ``skip`` by default, and
+    otherwise ``latest``.
+
     Raises DeclarationError, naming every option that is wrong.
     """
 
@@ -162,8 +169,8 @@ def job(
             dead_on=dead_on,
             expires=expires,
             priority=priority,
-            overlap=("allow" if schedule is None else "skip") if overlap is None else overlap,
-            misfire=misfire,
+            overlap=("allow" if schedule is None and keyed is None else "skip") if overlap is None else overlap,
+            misfire=default_misfire(keyed) if misfire is None else misfire,
             misfire_grace=misfire_grace,
             misfire_cap=misfire_cap,
             soft_limit=soft_limit,
@@ -171,9 +178,15 @@ def job(
             ledger=ledger,
             isolation=isolation,
             subject=subject,
+            keyed=keyed,
         )
 
     return declare
+
+
+def default_misfire(keyed: object) -> Misfire:
+    """The policy of a job that names none."""
+    return "skip" if isinstance(keyed, Keyed) and not keyed_problems(keyed) and keyed.is_frequent else "latest"
 
 
 def option_problems(job: Job) -> list[str]:
@@ -204,6 +217,7 @@ def option_problems(job: Job) -> list[str]:
         _is_span("hard_limit", job.hard_limit, least=timedelta(milliseconds=1)),
         _is_flag("ledger", job.ledger),
         _is_one_of("isolation", job.isolation or "READ COMMITTED", get_args(Isolation)),
+        *keyed_problems(job.keyed),
     ]
     return [problem for problem in checks if problem] or combination_problems(job)
 
@@ -213,7 +227,9 @@ def combination_problems(job: Job) -> list[str]:
     problems = []
     if job.soft_limit > job.hard_limit:
         problems.append(f"soft_limit={job.soft_limit} must not be longer than hard_limit={job.hard_limit}")
-    if job.overlap == "skip" and job.schedule is None and job.ledger:
+    if job.schedule is not None and job.keyed is not None:
+        problems.append(f"schedule={str(job.schedule)!r} and keyed contradict each other; drop one of them")
+    if job.overlap == "skip" and job.schedule is None and job.keyed is None and job.ledger:
         problems.append("overlap='skip' would drop requests, and the job has no schedule; use 'wait' or 'allow'")
     if job.overlap == "wait" and job.misfire == "all":
         problems.append("overlap='wait' keeps only the newest waiting slot, and misfire='all' runs all; change one")
@@ -221,7 +237,11 @@ def combination_problems(job: Job) -> list[str]:
         problems.append("subject needs arguments, and a schedule passes none; drop one of them")
     if job.schedule is not None and not job.ledger:
         problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
-    return [*problems, *retry_problems(job), *ledger_only(job, "retry_on", "dead_on", "expires", "priority", "subject")]
+    return [
+        *problems,
+        *retry_problems(job),
+        *ledger_only(job, "retry_on", "dead_on", "expires", "priority", "subject", "keyed"),
+    ]
 
 
 def retry_problems(job: Job) -> list[str]:

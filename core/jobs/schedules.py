@@ -15,6 +15,7 @@ the zone, since CronSim 2.8 returns past slots when it starts inside a repeated 
 half an hour, and runs wildcards at a skipped midnight.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -42,8 +43,10 @@ LONGEST_INTERVAL = timedelta(days=366)
 #: 29 February, comes at most 40 years after the one before; CronSim itself gives up after 50.
 CHECKED_FROM = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 CHECKED_UNTIL = CHECKED_FROM.replace(year=2076)
+CHECKED_FROM_UTC = CHECKED_FROM.replace(tzinfo=UTC)
 
 _SECONDS_PER = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+EVERY_TEXT = re.compile(r"every (\d+)([dhms])")
 _UNITS = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1)), ("s", SECOND))
 
 
@@ -210,6 +213,45 @@ class Cron(Schedule):
     @property
     def _folds(self) -> tuple[int, ...]:
         return (0, 1) if self._has_wildcard else (0,)
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted(Schedule):
+    """The slots of another schedule, each later by ``shift``."""
+
+    base: Schedule
+    shift: timedelta
+
+    def __str__(self) -> str:
+        return f"{self.base} + {int(self.shift.total_seconds())}s"
+
+    @property
+    def timezone(self) -> str | None:
+        """The time zone of the other schedule."""
+        return self.base.timezone
+
+    def latest_at(self, instant: datetime) -> datetime:
+        """The newest slot not after ``instant``."""
+        return self.base.latest_at(_utc(instant) - self.shift) + self.shift
+
+    def _slots_after(self, instant: datetime) -> Iterator[datetime]:
+        return (slot + self.shift for slot in self.base._slots_after(instant - self.shift))
+
+
+@lru_cache(maxsize=10_000)
+def parse(spec: str) -> Every | Cron:
+    """The schedule whose text is ``spec``. Raises DeclarationError or ValueError."""
+    if found := EVERY_TEXT.fullmatch(spec):
+        return Every(int(found[1]) * dict(_UNITS)[found[2]])
+    expression, _, tz = spec.rpartition(" ")
+    return Cron(expression, tz)
+
+
+def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:
+    """The slots of a schedule made at run time: later by ``phase`` seconds, and every 2^stretch-th of an interval."""
+    base = parse(spec)
+    stretched = Every(base.interval * (1 << stretch)) if stretch and isinstance(base, Every) else base
+    return Shifted(stretched, timedelta(seconds=phase))
 
 
 @lru_cache(maxsize=10_000)

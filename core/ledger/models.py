@@ -106,6 +106,8 @@ class RunRow(Base):
     subject: Mapped[str | None] = mapped_column(Text)
     #: The run that enqueued it.
     parent_id: Mapped[int | None] = mapped_column(BigInteger)
+    #: The schedule made at run time that its slot is of.
+    schedule_id: Mapped[int | None] = mapped_column(BigInteger)
 
     __table_args__ = (
         Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
@@ -183,6 +185,123 @@ class ScheduleRow(Base):
     #: The newest slot that succeeded, and when its run finished, as the dispatcher last saw it.
     succeeded_slot: Mapped[datetime | None] = mapped_column(Instant)
     succeeded_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class KeyScheduleRow(Base):
+    """A schedule made at run time: of one key of a job. Coming due does not change it."""
+
+    __tablename__ = "rota_key_schedules"
+
+    job: Mapped[str] = mapped_column(Text, primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    #: Another one after the schedule was removed and made again.
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
+    #: Grows with each change but that of the dispatcher, which sees the change.
+    version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+    #: The plugin of the job.
+    plugin: Mapped[str] = mapped_column(Text)
+    #: The schedule as text; its interval, null for cron; and the phase that is added to its slots, in seconds.
+    spec: Mapped[str] = mapped_column(Text)
+    every_seconds: Mapped[int | None]
+    #: The phase of cron is less than this.
+    spread_seconds: Mapped[int] = mapped_column(server_default=text("0"))
+    phase: Mapped[int]
+    #: The schedule that it becomes when the dispatcher sees the change.
+    next_spec: Mapped[str | None] = mapped_column(Text)
+    next_every_seconds: Mapped[int | None]
+    next_spread_seconds: Mapped[int | None]
+    next_phase: Mapped[int | None]
+    args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    #: Null for the job's own.
+    priority: Mapped[int | None] = mapped_column(SmallInteger)
+    subject: Mapped[str | None] = mapped_column(Text)
+    #: Whether the dispatcher has seen the last change of schedule, pause or stretch.
+    is_seen: Mapped[bool] = mapped_column(server_default=text("false"))
+    #: Its slots after this time count; null until the dispatcher has seen the row.
+    since: Mapped[datetime | None] = mapped_column(Instant)
+    #: One more slot: the next one of the schedule before, if that comes before the next one of this schedule.
+    extra_at: Mapped[datetime | None] = mapped_column(Instant)
+    #: Back-off: only every 2^stretch-th slot comes due. Runs that died in a row.
+    stretch: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    #: The stretch that the dispatcher has seen, and the slots since when it applies to.
+    stretched: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    stretched_since: Mapped[datetime | None] = mapped_column(Instant)
+    #: The last pause; it lasts until ``paused_until``, which may be ``infinity``.
+    paused_at: Mapped[datetime | None] = mapped_column(Instant)
+    paused_until: Mapped[datetime | None] = mapped_column(Instant)
+    paused_by: Mapped[str | None] = mapped_column(Text)
+    pause_reason: Mapped[str | None] = mapped_column(Text)
+    #: The pause that the dispatcher has seen applies to slots after this time; null if it has seen none.
+    held_since: Mapped[datetime | None] = mapped_column(Instant)
+    created_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    changed_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    changed_by: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("rota_key_schedules_grid", "job", "every_seconds", "phase"),
+        Index(
+            "rota_key_schedules_next",
+            "job",
+            "next_every_seconds",
+            "next_phase",
+            postgresql_where="next_spec IS NOT NULL",
+        ),
+        Index("rota_key_schedules_unseen", "job", "key", postgresql_where="NOT is_seen"),
+        Index("rota_key_schedules_paused", "job", "paused_until", postgresql_where="paused_at IS NOT NULL"),
+        Index("rota_key_schedules_extra", "job", "extra_at", postgresql_where="extra_at IS NOT NULL"),
+    )
+
+
+class KeyScheduleLogRow(Base):
+    """A change of a schedule made at run time, as `rota why` reads it."""
+
+    __tablename__ = "rota_key_schedule_log"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    #: It applies to slots after this time; null until the dispatcher has seen it.
+    since: Mapped[datetime | None] = mapped_column(Instant)
+    #: ``added``, ``changed``, ``stretched``, ``paused``, ``resumed`` or ``removed``.
+    action: Mapped[str] = mapped_column(Text)
+    #: The schedule after it; before it, if it was removed.
+    spec: Mapped[str] = mapped_column(Text)
+    phase: Mapped[int]
+    stretched: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    extra_at: Mapped[datetime | None] = mapped_column(Instant)
+    by: Mapped[str | None] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("rota_key_schedule_log_key", "job", "key", "id"),
+        Index("rota_key_schedule_log_at", "at"),
+        Index("rota_key_schedule_log_unseen", "job", postgresql_where="since IS NULL"),
+    )
+
+
+class GapRow(Base):
+    """A time in which slots of schedules made at run time came due and got no run of their own."""
+
+    __tablename__ = "rota_gaps"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job: Mapped[str] = mapped_column(Text)
+    #: Null: of all keys.
+    key: Mapped[str | None] = mapped_column(Text)
+    #: The slots after the one and up to the other.
+    began_at: Mapped[datetime] = mapped_column(Instant)
+    ended_at: Mapped[datetime] = mapped_column(Instant)
+    #: ``outage``, ``paused``, ``backoff`` or ``absent``.
+    reason: Mapped[str] = mapped_column(Text)
+    #: How many slots.
+    slots: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        Index("rota_gaps_key", "job", "key", "ended_at"),
+        Index("rota_gaps_ended", "ended_at"),
+    )
 
 
 class PauseRow(Base):

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, text
 
 from core.jobs import arguments
 from core.jobs.job import LONGEST_RETRY_DELAY, Job
+from core.jobs.keyed import Keyed
 from core.jobs.registry import Registry, scopes
 from core.jobs.secrets import secret_names
 
@@ -135,6 +136,8 @@ class Fleet:
     queues_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: Whether every live process has named its release.
     is_complete: bool = True
+    #: The options of each job whose keys have schedules.
+    keyed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def knows(self, job: str) -> bool:
         """Whether a live process has ``job``, or may have it."""
@@ -163,6 +166,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         **retry_rules(job),
         **({"expires_seconds": job.expires.total_seconds()} if job.expires is not None else {}),
         **({"priority": job.priority} if job.priority else {}),
+        **({"keyed": bounds(job.keyed)} if job.keyed is not None else {}),
         "overlap": job.overlap,
         "misfire": job.misfire,
         "misfire_grace_seconds": job.misfire_grace.total_seconds(),
@@ -174,6 +178,17 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "secrets": sorted(secret_names(job)),
         "subject": f"{job.subject.table} by {job.subject.parameter}" if job.subject else None,
         "form": arguments.form(job),
+    }
+
+
+def bounds(keyed: Keyed) -> dict[str, Any]:
+    """The parts of the option ``keyed``."""
+    backoff = {"backoff_after": keyed.backoff_after, "backoff_longest_seconds": keyed.backoff_longest.total_seconds()}
+    return {
+        "least_seconds": keyed.least.total_seconds(),
+        "most_seconds": keyed.most.total_seconds(),
+        "default": str(keyed.default) if keyed.default is not None else None,
+        **(backoff if keyed.backoff_after is not None else {}),
     }
 
 
@@ -217,8 +232,7 @@ def see(connection: Connection) -> None:
 
 def fleet(connection: Connection) -> Fleet:
     """The jobs of all live processes."""
-    rows = connection.execute(ALIVE).all()
-    return Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
+    return fleet_of(connection.execute(ALIVE).all())
 
 
 class FleetCache:
@@ -233,8 +247,18 @@ class FleetCache:
         if frozenset(connection.execute(ALIVE_FINGERPRINTS).scalars()) != self._releases:
             rows = connection.execute(ALIVE).all()
             self._releases = frozenset(row.release for row in rows)
-            self._fleet = Fleet(queues_of(rows), is_complete=all(row.jobs is not None for row in rows))
+            self._fleet = fleet_of(rows)
         return self._fleet
+
+
+def fleet_of(releases: Collection[Row[Any]]) -> Fleet:
+    """The fleet whose live processes are of these releases."""
+    jobs = [(job, options) for release in releases for job, options in (release.jobs or {}).items()]
+    return Fleet(
+        queues_of(releases),
+        is_complete=all(release.jobs is not None for release in releases),
+        keyed={job: options for job, options in jobs if options.get("keyed")},
+    )
 
 
 def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:

@@ -129,7 +129,7 @@ def test_a_limit_at_its_bound_is_accepted(limit):
         *(("expires", value) for value in [timedelta(0), -SECOND, 60, "60", timedelta.max]),
         *(("priority", value) for value in [-1, 10, 11, 1.5, "5", None, True]),
         *(("overlap", value) for value in ["", "deny", True]),
-        *(("misfire", value) for value in ["run", None, "LATEST"]),
+        *(("misfire", value) for value in ["run", 1, "LATEST"]),
         *(("misfire_grace", value) for value in [timedelta(0), 60, None, timedelta.max]),
         *(("soft_limit", value) for value in [timedelta(0), -SECOND, 60, None, timedelta.max]),
         *(("hard_limit", value) for value in [timedelta(0), 60.0, None, timedelta.max]),

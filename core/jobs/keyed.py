@@ -1,0 +1,88 @@
+"""``Keyed``: the option of a job that has schedules made at run time, one for each key."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice, pairwise
+
+from core.jobs.schedules import CHECKED_FROM_UTC, LONGEST_INTERVAL, SECOND, SHORTEST_INTERVAL, Cron, Every, Schedule
+
+#: Slots of shorter intervals are not run late by default: the next slot is near.
+SHORT_INTERVAL = timedelta(minutes=15)
+#: How many slots of a cron expression are looked at for the shortest time between two of them.
+SLOTS_CHECKED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """Schedules made at run time: one for each key of the job, by ``schedule`` and ``sync_schedules``.
+
+    An interval is ``least`` to ``most``, in whole seconds; the slots of a cron expression are at least ``least`` apart.
+    ``default`` is the schedule of a key that is given none. After ``backoff_after`` runs in a row of one key that died,
+    its interval is doubled with each further one that dies, up to ``backoff_longest``; a run that succeeds ends that.
+    Cron schedules do not back off.
+    """
+
+    least: timedelta = timedelta(seconds=10)
+    most: timedelta = timedelta(days=1)
+    default: Schedule | None = None
+    backoff_after: int | None = None
+    backoff_longest: timedelta = timedelta(hours=1)
+
+    @property
+    def is_frequent(self) -> bool:
+        """Whether its usual interval is so short that slots are not run late by default."""
+        if isinstance(self.default, Cron):
+            return False
+        return (self.default.interval if isinstance(self.default, Every) else self.least) < SHORT_INTERVAL
+
+    def refusal(self, schedule: Schedule) -> str:
+        """Why a key may not have this schedule; empty if it may."""
+        if isinstance(schedule, Every):
+            is_allowed = self.least <= schedule.interval <= self.most
+            return "" if is_allowed else f"the interval {schedule.interval} must be {self.least} to {self.most}"
+        if shortest(schedule) < self.least:
+            return f"the slots of {str(schedule)!r} must be at least {self.least} apart"
+        return ""
+
+    def longest_stretch(self, every_seconds: int) -> int:
+        """How often an interval may be doubled."""
+        return max((int(self.backoff_longest.total_seconds()) // every_seconds).bit_length() - 1, 0)
+
+
+def shortest(schedule: Schedule) -> timedelta:
+    """The shortest time between two of the first slots."""
+    slots = islice(schedule.between(CHECKED_FROM_UTC, CHECKED_FROM_UTC + LONGEST_INTERVAL), SLOTS_CHECKED)
+    return min((after - before for before, after in pairwise(slots)), default=timedelta.max)
+
+
+def keyed_problems(keyed: object) -> list[str]:
+    """The problems with the option ``keyed``."""
+    if keyed is None:
+        return []
+    if not isinstance(keyed, Keyed):
+        return [f"keyed={keyed!r} must be Keyed(least, most, default)"]
+    problems = [
+        f"keyed: {name}={span!r} must be whole seconds, {SHORTEST_INTERVAL} to {LONGEST_INTERVAL.days} days"
+        for name, span in (("least", keyed.least), ("most", keyed.most), ("backoff_longest", keyed.backoff_longest))
+        if not is_interval(span)
+    ]
+    after: object = keyed.backoff_after
+    if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 1):
+        problems.append(f"keyed: backoff_after={after!r} must be a whole number, 1 or more, or None")
+    default: object = keyed.default
+    if default is not None and not isinstance(default, Schedule):
+        problems.append(f"keyed: default={default!r} must be every(…) or cron(…)")
+    return problems or contradictions(keyed)
+
+
+def contradictions(keyed: Keyed) -> list[str]:
+    """The contradictions between the parts of the option ``keyed``."""
+    if keyed.least > keyed.most:
+        return [f"keyed: least={keyed.least} must not be longer than most={keyed.most}"]
+    refusal = keyed.refusal(keyed.default) if keyed.default is not None else ""
+    return [f"keyed: default={str(keyed.default)!r}: {refusal}"] if refusal else []
+
+
+def is_interval(span: object) -> bool:
+    """Whether a schedule may have this interval."""
+    return isinstance(span, timedelta) and not span % SECOND and SHORTEST_INTERVAL <= span <= LONGEST_INTERVAL

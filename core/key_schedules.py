@@ -1,0 +1,353 @@
+"""``schedule``, ``unschedule``, ``sync_schedules`` and their kin: schedules made at run time.
+
+They belong to keys of a job declared with ``keyed=Keyed(…)``, and take effect when the caller's transaction commits.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Row
+from sqlalchemy.orm import Session
+
+from core import settings
+from core.enqueue import LONGEST_KEY, check_priority, enqueue, is_key, plain_session
+from core.errors import BadArguments, NaiveTime, ScheduleError
+from core.jobs import arguments
+from core.jobs.job import Job
+from core.jobs.keyed import Keyed, is_interval
+from core.jobs.schedules import LONGEST_INTERVAL, SECOND, Cron, Every, grid
+from core.ledger import key_schedules as rows
+from core.ledger import leases
+from core.ledger.key_schedules import Wanted
+from core.plugins import loading
+
+First = Literal["spread", "now"]
+#: The arguments of a key that is given none.
+NO_ARGS: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class KeySchedule:
+    """The schedule that a key is to have, for ``sync_schedules``; see ``schedule``."""
+
+    key: str
+    every: timedelta | None = None
+    cron: Cron | None = None
+    spread: timedelta = timedelta(0)
+    args: Mapping[str, Any] | None = None
+    priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """How many schedules ``sync_schedules`` has added, changed, removed, and left as they were."""
+
+    added: int
+    changed: int
+    removed: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledKey:
+    """The schedule that a key has."""
+
+    job: str
+    key: str
+    #: The schedule as text, and the seconds that are added to each of its slots. A change counts at once here; the
+    #: dispatcher brings it into force within a second.
+    spec: str
+    phase: int
+    #: Its next slot; None while it is paused.
+    next_at: datetime | None
+    args: Mapping[str, Any] = field(repr=False)
+    priority: int | None
+    #: Grows with each change.
+    version: int
+    #: Its slots after this time count; None until the dispatcher has seen it.
+    since: datetime | None
+    #: 0: every slot comes due; n: only every 2^n-th one, since so many runs died in a row.
+    stretch: int
+    failures: int
+    #: The pause that is active: since when, until when if it has an end, by whom, and why.
+    paused_at: datetime | None
+    paused_until: datetime | None
+    paused_by: str | None
+    pause_reason: str | None
+    created_at: datetime
+    changed_at: datetime
+    changed_by: str
+
+
+def schedule(
+    session: Session,
+    job: str,
+    *,
+    key: str,
+    every: timedelta | None = None,
+    cron: Cron | None = None,
+    spread: timedelta = timedelta(0),
+    first: First = "spread",
+    args: Mapping[str, Any] | None = None,
+    priority: int | None = None,
+) -> bool:
+    """Give a key of ``job`` a schedule, or change it, when the caller's transaction commits; return whether it changed.
+
+    ``every`` is an interval; ``cron=cron(…)`` a cron expression, whose slots are later by up to ``spread``; without
+    both, it is the default of the job's ``Keyed``. The keys are spread evenly over an interval; the first slot comes
+    within one interval of the commit, or, if the interval changes, at the next slot of the one before, if that is
+    earlier. ``first="now"`` also requests a run in the same transaction, if the schedule is new or its slots change.
+    To give a key the same schedule again changes nothing, and no call ends a pause or a back-off. ``args`` and
+    ``priority`` are copied to each slot's run when the slot comes due.
+
+    Raises UnknownJob; ScheduleError if the job takes no schedules made at run time, or there are too many; BadArguments
+    if another value is invalid; RotaError if ``session`` has another type.
+    """
+    if first not in ("spread", "now"):
+        raise BadArguments(f"job {job!r}: first={first!r} must be 'spread' or 'now'")
+    session, found = plain_session(session), keyed_job(job)
+    wanted = encoded(found, KeySchedule(key, every, cron, spread, args, priority))
+    written = rows.put(session, job, owner(job), [wanted], by=caller(session))
+    if written.added:
+        refuse_too_many(session, job, 0)
+    if first == "now" and (written.added or written.retimed):
+        enqueue(session, job, key=key, args=args, priority=priority)
+    return bool(written.added or written.changed)
+
+
+def unschedule(session: Session, job: str, *, key: str) -> bool:
+    """Remove the schedule of a key when the caller's transaction commits; return False if it has none.
+
+    Its slots that nobody has started end as skipped, reason ``unscheduled``. Runs that have been started go on, and
+    so do requests.
+
+    Raises UnknownJob, or RotaError if ``session`` has another type.
+    """
+    session = plain_session(session)
+    loading.current().job(job)
+    return bool(rows.remove(session, job, [key], by=caller(session)))
+
+
+def sync_schedules(session: Session, job: str, wanted: Iterable[KeySchedule], *, most_removed: float = 0.5) -> Synced:
+    """Make the schedules of ``job`` those that are ``wanted``: add, change and remove what differs.
+
+    Refuses to remove more than the part ``most_removed`` of the job's schedules, so that a query that wrongly returns
+    nothing does not remove all. A second sync of the same job waits until the caller's transaction ends.
+
+    Raises the errors of ``schedule``; also ScheduleError if too many would be removed, and BadArguments if a key is
+    wanted twice. Then nothing is changed.
+    """
+    session, found = plain_session(session), keyed_job(job)
+    rows.one_sync(session, job)
+    there = rows.every_row(session, job)
+    encoder = Encoder(found, there)
+    listed = {each.key: each for each in map(encoder.encoded, wanted)}
+    if encoder.count != len(listed):
+        raise BadArguments(f"job {job!r}: {encoder.count - len(listed)} keys are wanted twice; give each key once")
+    removed = there.keys() - listed.keys()
+    refuse_removal(job, len(removed), len(there), len(listed), most_removed)
+    plugin, by = owner(job), caller(session)
+    different = [each for key, each in listed.items() if key not in there or not rows.is_same(there[key], each, plugin)]
+    refuse_too_many(session, job, len(listed.keys() - there.keys()) - len(removed))
+    written = rows.put(session, job, plugin, different, by=by)
+    gone = len(rows.remove(session, job, removed, by=by)) if removed else 0
+    return Synced(len(written.added), len(written.changed), gone, len(listed) - len(different))
+
+
+def pause_schedule(
+    session: Session, job: str, *, key: str, reason: str | None = None, until: datetime | None = None,
+    by: str | None = None,
+) -> None:  # fmt: skip
+    """Pause the schedule of a key when the caller's transaction commits: no slot comes due ``until`` an aware time.
+
+    Without it, the pause lasts until ``resume_schedule``. ``reason`` and ``by`` are for people; ``by`` is by default
+    the job whose run this is called in, or ``an application``. Slots that wait already are skipped; requests run.
+
+    Raises ScheduleError if the key has no schedule; NaiveTime or BadArguments for ``until``; and the errors of
+    ``unschedule``.
+    """
+    session = plain_session(session)
+    loading.current().job(job)
+    if until is not None:
+        check_until(session, job, until)
+    if not rows.pause(session, job, key, by=by or caller(session), reason=reason, until=until):
+        raise ScheduleError(f"job {job!r} has no schedule for the key {key!r}")
+
+
+def resume_schedule(session: Session, job: str, *, key: str, by: str | None = None) -> bool:
+    """End the pause of a key, and its back-off, when the caller's transaction commits; return False if not paused.
+
+    Raises the errors of ``unschedule``.
+    """
+    session = plain_session(session)
+    loading.current().job(job)
+    return rows.resume(session, job, key, by=by or caller(session))
+
+
+def schedules(session: Session, job: str, *, after: str = "", limit: int = 1000) -> list[ScheduledKey]:
+    """The schedules of ``job``, in the order of their keys: up to ``limit``, of those that come after ``after``.
+
+    Raises UnknownJob, or RotaError if ``session`` has another type.
+    """
+    session = plain_session(session)
+    loading.current().job(job)
+    return [scheduled(row) for row in rows.listed(session, job, after=after, limit=limit)]
+
+
+def keyed_job(name: str) -> Job:
+    """The job of that name. Raises UnknownJob; ScheduleError if its keys may have no schedules."""
+    found = loading.current().job(name)
+    if found.keyed is None:
+        raise ScheduleError(f"job {name!r} takes no schedules made at run time; declare it with keyed=Keyed(…)")
+    return found
+
+
+def owner(job: str) -> str:
+    """The name of the plugin of ``job``."""
+    return loading.current().owners[job].name
+
+
+def caller(session: Session) -> str:
+    """Who makes a change, if nothing else is said."""
+    lease = leases.of(session)
+    return f"run {lease.run_id} of job {lease.job}" if lease is not None else "an application"
+
+
+def encoded(job: Job, wanted: KeySchedule, args: str | None = None) -> Wanted:
+    """``wanted`` as it is stored; ``args`` are its arguments as JSON, if they have been checked.
+
+    Raises BadArguments.
+    """
+    if not wanted.key or not is_key(wanted.key):
+        raise BadArguments(f"job {job.name!r}: key must be a string of 1 to {LONGEST_KEY} characters, none of them NUL")
+    check_priority(job.name, wanted.priority)
+    timing = timing_of(job, wanted)
+    body = arguments.encode(job, wanted.args) if args is None else args
+    values = json.loads(body)
+    return Wanted(
+        wanted.key,
+        str(timing),
+        int(timing.interval.total_seconds()) if isinstance(timing, Every) else None,
+        int(wanted.spread.total_seconds()),
+        body,
+        values,
+        wanted.priority,
+        job.subject.of(values) if job.subject is not None else None,
+    )
+
+
+def timing_of(job: Job, wanted: KeySchedule) -> Every | Cron:
+    """The schedule that is wanted. Raises BadArguments."""
+    assert job.keyed is not None, "checked by keyed_job"
+    said = f"job {job.name!r}, key {wanted.key!r}"
+    timing = given(said, job.keyed, wanted)
+    if refusal := job.keyed.refusal(timing):
+        raise BadArguments(f"{said}: {refusal}")
+    spread = wanted.spread
+    if not isinstance(spread, timedelta) or spread % SECOND or not timedelta(0) <= spread <= LONGEST_INTERVAL:
+        raise BadArguments(f"{said}: spread={spread!r} must be a timedelta of whole seconds, 0 or more")
+    if spread and isinstance(timing, Every):
+        raise BadArguments(f"{said}: spread={spread} is for cron; the keys of an interval are spread over all of it")
+    return timing
+
+
+def given(said: str, keyed: Keyed, wanted: KeySchedule) -> Every | Cron:
+    """The schedule that is given by ``every``, ``cron`` or the default. Raises BadArguments."""
+    if wanted.every is not None and wanted.cron is not None:
+        raise BadArguments(f"{said}: every and cron contradict each other; give one")
+    if wanted.cron is not None:
+        if not isinstance(wanted.cron, Cron):
+            raise BadArguments(f"{said}: cron={wanted.cron!r} must be made by cron(…)")
+        return wanted.cron
+    if wanted.every is not None:
+        if not is_interval(wanted.every):
+            raise BadArguments(f"{said}: every={wanted.every!r} must be a timedelta of whole seconds, 1 s or more")
+        return Every(wanted.every)
+    if not isinstance(keyed.default, Every | Cron):
+        raise BadArguments(f"{said}: give every or cron, since the job's Keyed has no default")
+    return keyed.default
+
+
+@dataclass(slots=True)
+class Encoder:
+    """Encodes many schedules of one job; arguments that are stored already are not checked again."""
+
+    job: Job
+    there: Mapping[str, Row[Any]]
+    #: How many it has encoded.
+    count: int = 0
+
+    def encoded(self, wanted: object) -> Wanted:
+        """See ``encoded``."""
+        self.count += 1
+        if not isinstance(wanted, KeySchedule):
+            raise BadArguments(f"job {self.job.name!r}: {wanted!r} must be a KeySchedule")
+        row = self.there.get(wanted.key)
+        is_stored = row is not None and row.args == (wanted.args or NO_ARGS)
+        return encoded(self.job, wanted, json.dumps(row.args) if row is not None and is_stored else None)
+
+
+def refuse_removal(job: str, removed: int, there: int, wanted: int, most_removed: float) -> None:
+    """Raise ScheduleError if more than the part ``most_removed`` of the schedules would be removed."""
+    if removed > there * most_removed:
+        raise ScheduleError(
+            f"job {job!r}: this sync wants {wanted} schedules and would remove {removed} of {there}, more than "
+            f"most_removed={most_removed}; nothing was changed. If that is meant, give most_removed=1.0"
+        )
+
+
+def refuse_too_many(session: Session, job: str, more: int) -> None:
+    """Raise ScheduleError if there would be more schedules than ``ROTA_MOST_SCHEDULES``."""
+    most = settings.most_schedules()
+    if more >= 0 and not rows.has_room(session, more, most):
+        raise ScheduleError(f"job {job!r}: there would be more than {most} schedules ({settings.MOST_SCHEDULES})")
+
+
+def check_until(session: Session, job: str, until: object) -> None:
+    """Raise BadArguments or NaiveTime unless ``until`` is an aware time in the future."""
+    if not isinstance(until, datetime):
+        raise BadArguments(f"job {job!r}: until={until!r} must be a datetime with a time zone")
+    if until.utcoffset() is None:
+        raise NaiveTime(f"job {job!r}: until={until!r} has no time zone; give an aware datetime")
+    if rows.is_past(session, until):
+        raise BadArguments(f"job {job!r}: until={until.isoformat()} is past")
+
+
+def scheduled(row: Row[Any]) -> ScheduledKey:
+    """A row of the ledger, as applications see it."""
+    is_paused = bool(row.is_paused)
+    spec, phase = (row.spec, row.phase) if row.next_spec is None else (row.next_spec, row.next_phase)
+    return ScheduledKey(
+        job=row.job,
+        key=row.key,
+        spec=spec,
+        phase=phase,
+        next_at=None if is_paused else next_slot(row),
+        args=row.args,
+        priority=row.priority,
+        version=row.version,
+        since=row.since,
+        stretch=row.stretch,
+        failures=row.failures,
+        paused_at=row.paused_at if is_paused else None,
+        paused_until=row.ends_at if is_paused else None,
+        paused_by=row.paused_by if is_paused else None,
+        pause_reason=row.pause_reason if is_paused else None,
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        changed_by=row.changed_by,
+    )
+
+
+def next_slot(row: Row[Any]) -> datetime:
+    """The next slot of a row after now; of a change that is not in force, the next one of the earlier schedule."""
+    now: datetime = row.now
+    due = [grid(row.spec, row.phase, row.stretch).next_after(now)]
+    if row.next_spec is not None:
+        due.append(grid(row.next_spec, row.next_phase, row.stretch).next_after(now))
+    if row.extra_at is not None and row.extra_at > now:
+        due.append(row.extra_at)
+    return min(due)

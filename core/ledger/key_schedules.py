@@ -1,0 +1,305 @@
+"""The rows of schedules made at run time: added, changed, removed, paused and resumed in the caller's transaction.
+
+A row is a pure function of time: its slots are those of its interval or cron expression, each later by its *phase*,
+which spreads the keys of a job over the interval. Only the dispatcher brings a change into force
+(``core/ledger/key_standings.py``): it knows up to which time it has accounted for the job's slots, and a statement
+does not know when its transaction will commit. So a change is written beside what is in force, as ``next_spec``,
+``stretch`` or a pause, with ``is_seen`` false.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.orm import Session
+
+from core.ledger.runs import in_schema
+
+#: The reason of slots that were queued when their schedule was removed.
+UNSCHEDULED = "unscheduled"
+#: How many phases are looked at for a key; the one with the fewest keys is taken.
+CANDIDATES = 8
+#: The candidates are this part of the interval apart, the golden section, so that they are spread over all of it.
+STEP = 0.618
+#: The most rows that one statement writes.
+BATCH = 10_000
+
+COLUMNS = """
+    key, id, version, spec, every_seconds, spread_seconds, phase, next_spec, next_every_seconds, next_spread_seconds,
+    next_phase, args, priority, subject, plugin, since
+"""
+LOCK = f"""
+    SELECT {COLUMNS} FROM ledger.rota_key_schedules WHERE job = :job AND key = ANY(CAST(:keys AS text[]))
+    ORDER BY key FOR NO KEY UPDATE
+"""  # noqa: S608 — constants
+ALL = f"SELECT {COLUMNS} FROM ledger.rota_key_schedules WHERE job = :job"  # noqa: S608 — constants
+
+#: How many keys have each phase of an interval.
+PHASES = """
+    SELECT phase, count(*) AS keys FROM (
+        SELECT phase FROM ledger.rota_key_schedules
+        WHERE job = :job AND every_seconds = :every AND (:every_phase OR phase = ANY(CAST(:phases AS int[])))
+        UNION ALL
+        SELECT next_phase FROM ledger.rota_key_schedules
+        WHERE job = :job AND next_spec IS NOT NULL AND next_every_seconds = :every
+          AND (:every_phase OR next_phase = ANY(CAST(:phases AS int[])))) AS taken
+    GROUP BY phase
+"""
+
+ADD = """
+    INSERT INTO ledger.rota_key_schedules (job, key, plugin, spec, every_seconds, spread_seconds, phase, args, priority,
+                                           subject, changed_by)
+    SELECT :job, key, :plugin, spec, every_seconds, spread_seconds, phase, CAST(args AS jsonb), priority, subject, :by
+    FROM unnest(CAST(:keys AS text[]), CAST(:specs AS text[]), CAST(:intervals AS int[]), CAST(:spreads AS int[]),
+                CAST(:phases AS int[]), CAST(:args AS text[]), CAST(:priorities AS smallint[]),
+                CAST(:subjects AS text[]))
+         AS wanted (key, spec, every_seconds, spread_seconds, phase, args, priority, subject)
+    ON CONFLICT (job, key) DO NOTHING RETURNING key
+"""
+
+IS_NEXT = "row.since IS NOT NULL AND (wanted.spec, wanted.spread_seconds) <> (row.spec, row.spread_seconds)"
+#: A schedule that has never been in force is replaced; otherwise the new one waits until the dispatcher sees it. One
+#: that is the same as that in force takes a waiting one back.
+CHANGE = f"""
+    UPDATE ledger.rota_key_schedules AS row SET
+        version = version + 1, plugin = :plugin, args = CAST(wanted.args AS jsonb), priority = wanted.priority,
+        subject = wanted.subject, changed_by = :by, changed_at = clock_timestamp(),
+        spec = CASE WHEN since IS NULL THEN wanted.spec ELSE row.spec END,
+        every_seconds = CASE WHEN since IS NULL THEN wanted.every_seconds ELSE row.every_seconds END,
+        spread_seconds = CASE WHEN since IS NULL THEN wanted.spread_seconds ELSE row.spread_seconds END,
+        phase = CASE WHEN since IS NULL THEN wanted.phase ELSE row.phase END,
+        next_spec = CASE WHEN {IS_NEXT} THEN wanted.spec END,
+        next_every_seconds = CASE WHEN {IS_NEXT} THEN wanted.every_seconds END,
+        next_spread_seconds = CASE WHEN {IS_NEXT} THEN wanted.spread_seconds END,
+        next_phase = CASE WHEN {IS_NEXT} THEN wanted.phase END,
+        is_seen = is_seen AND NOT ({IS_NEXT})
+    FROM unnest(CAST(:keys AS text[]), CAST(:specs AS text[]), CAST(:intervals AS int[]), CAST(:spreads AS int[]),
+                CAST(:phases AS int[]), CAST(:args AS text[]), CAST(:priorities AS smallint[]),
+                CAST(:subjects AS text[]))
+         AS wanted (key, spec, every_seconds, spread_seconds, phase, args, priority, subject)
+    WHERE row.job = :job AND row.key = wanted.key
+"""  # noqa: S608 — a constant
+
+#: Ends the slots that nobody has started. A slot that another transaction has locked is about to be claimed, and is
+#: left to the check after the claim.
+REMOVE = f"""
+    WITH gone AS (
+        DELETE FROM ledger.rota_key_schedules WHERE job = :job AND key = ANY(CAST(:keys AS text[]))
+        RETURNING key, spec, phase, stretched, extra_at, since
+    ), noted AS (
+        INSERT INTO ledger.rota_key_schedule_log (job, key, action, spec, phase, stretched, extra_at, by)
+        SELECT :job, key, 'removed', spec, phase, stretched, extra_at, :by FROM gone WHERE since IS NOT NULL
+    ), waiting AS MATERIALIZED (
+        SELECT run.id FROM gone JOIN ledger.rota_runs AS run ON run.job = :job AND run.key = gone.key
+        WHERE run.state IN ('queued', 'retrying') AND (run.exclusive OR run.key <> '')
+          AND run.state = 'queued' AND run.slot IS NOT NULL AND run.attempt = 0
+        FOR UPDATE OF run SKIP LOCKED
+    ), ended AS (
+        UPDATE ledger.rota_runs SET state = 'skipped', reason = '{UNSCHEDULED}', finished_at = clock_timestamp()
+        WHERE id IN (SELECT id FROM waiting)
+    )
+    SELECT key FROM gone
+"""  # noqa: S608 — constants
+
+PAUSE = """
+    UPDATE ledger.rota_key_schedules SET
+        paused_at = clock_timestamp(), paused_until = coalesce(CAST(:until AS timestamptz), 'infinity'),
+        paused_by = :by, pause_reason = :reason, is_seen = false, version = version + 1
+    WHERE job = :job AND key = :key RETURNING paused_at
+"""
+RESUME = """
+    UPDATE ledger.rota_key_schedules SET
+        paused_until = clock_timestamp(), paused_by = :by, is_seen = false, version = version + 1,
+        stretch = 0, failures = 0
+    WHERE job = :job AND key = :key AND paused_until > clock_timestamp() RETURNING paused_at
+"""
+IS_PAST = "SELECT CAST(:instant AS timestamptz) <= clock_timestamp()"
+
+LIST = """
+    SELECT *, nullif(paused_until, 'infinity') AS ends_at, paused_until > clock_timestamp() AS is_paused,
+           clock_timestamp() AS now
+    FROM ledger.rota_key_schedules
+    WHERE job = :job AND key > :after AND (CAST(:keys AS text[]) IS NULL OR key = ANY(:keys))
+    ORDER BY key LIMIT :limit
+"""
+
+ABOUT = "SELECT reltuples FROM pg_class WHERE oid = CAST('ledger.rota_key_schedules' AS regclass)"
+COUNT = "SELECT count(*) FROM (SELECT 1 FROM ledger.rota_key_schedules LIMIT :most) AS counted"
+ONE_SYNC = "SELECT pg_advisory_xact_lock(hashtextextended('ledger.rota_key_schedules ' || :job, 0))"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The schedule that a key is to have, as it is stored."""
+
+    key: str
+    spec: str
+    #: None for cron.
+    every_seconds: int | None
+    spread_seconds: int
+    #: A JSON text, and the same as a value.
+    args: str
+    values: dict[str, Any]
+    priority: int | None
+    subject: str | None
+
+    @property
+    def timing(self) -> tuple[str, int]:
+        """What its slots depend on, but for the phase."""
+        return self.spec, self.spread_seconds
+
+
+def timing(row: Row[Any]) -> tuple[str, int]:
+    """The same of a row, with the change that the dispatcher has not seen."""
+    return (row.spec, row.spread_seconds) if row.next_spec is None else (row.next_spec, row.next_spread_seconds)
+
+
+def is_same(row: Row[Any], wanted: Wanted, plugin: str) -> bool:
+    """Whether ``wanted`` changes nothing."""
+    rest = (row.args, row.priority, row.subject, row.plugin)
+    return timing(row) == wanted.timing and rest == (wanted.values, wanted.priority, wanted.subject, plugin)
+
+
+@dataclass(slots=True)
+class Phases:
+    """Chooses phases, so that the keys of a job spread evenly over their interval."""
+
+    session: Session
+    job: str
+    #: How many keys have each phase of an interval; it is read once for each interval if many keys are written.
+    counts: dict[int, Counter[int]] = field(default_factory=dict)
+
+    def choose(self, wanted: Wanted, *, is_one_of_many: bool) -> int:
+        """The phase for a key. That of cron is chosen by the key alone."""
+        start = zlib.crc32(f"{self.job}\0{wanted.key}".encode())
+        every = wanted.every_seconds
+        if every is None:
+            return start % wanted.spread_seconds if wanted.spread_seconds else 0
+        candidates = [(start + int(number * every * STEP)) % every for number in range(CANDIDATES)]
+        counts = self._of_all(every) if is_one_of_many else self._read(every, candidates)
+        phase = min(candidates, key=lambda candidate: counts[candidate])
+        counts[phase] += 1
+        return phase
+
+    def _of_all(self, every: int) -> Counter[int]:
+        if every not in self.counts:
+            self.counts[every] = self._read(every, None)
+        return self.counts[every]
+
+    def _read(self, every: int, phases: list[int] | None) -> Counter[int]:
+        values = {"job": self.job, "every": every, "phases": phases, "every_phase": phases is None}
+        return Counter({row.phase: row.keys for row in self.session.execute(in_schema(PHASES, self.session), values)})
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of the wanted schedules: how many were added, and whose timing or other parts changed."""
+
+    added: Sequence[str]
+    retimed: Sequence[str]
+    changed: Sequence[str]
+
+
+def put(session: Session, job: str, plugin: str, wanted: Sequence[Wanted], *, by: str) -> Written:
+    """Add or change the schedules of these keys, which are different ones, in the caller's transaction."""
+    added: list[str] = []
+    retimed: list[str] = []
+    changed: list[str] = []
+    phases = Phases(session, job)
+    for start in range(0, len(wanted), BATCH):
+        batch = wanted[start : start + BATCH]
+        rows = locked(session, job, [each.key for each in batch])
+        new = [each for each in batch if each.key not in rows]
+        added += _write(session, ADD, job, plugin, new, [_phase(phases, each, None, batch) for each in new], by)
+        raced = {each.key for each in new}.difference(added)
+        rows |= locked(session, job, raced) if raced else {}
+        other = [each for each in batch if each.key in rows and not is_same(rows[each.key], each, plugin)]
+        _write(session, CHANGE, job, plugin, other, [_phase(phases, each, rows[each.key], batch) for each in other], by)
+        retimed += [each.key for each in other if timing(rows[each.key]) != each.timing]
+        changed += [each.key for each in other]
+    return Written(added, retimed, changed)
+
+
+def locked(session: Session, job: str, keys: Collection[str]) -> dict[str, Row[Any]]:
+    """The rows of these keys, locked until the transaction ends."""
+    rows = session.execute(in_schema(LOCK, session), {"job": job, "keys": list(keys)})
+    return {row.key: row for row in rows}
+
+
+def every_row(session: Session, job: str) -> dict[str, Row[Any]]:
+    """The rows of a job."""
+    return {row.key: row for row in session.execute(in_schema(ALL, session), {"job": job})}
+
+
+def _phase(phases: Phases, wanted: Wanted, row: Row[Any] | None, batch: Sequence[Wanted]) -> int:
+    """The phase that the row has, if its timing stays; otherwise a new one."""
+    if row is not None and wanted.timing == timing(row):
+        return int(row.phase if row.next_spec is None else row.next_phase)
+    return phases.choose(wanted, is_one_of_many=len(batch) > 1)
+
+
+def _write(
+    session: Session, statement: str, job: str, plugin: str, wanted: Sequence[Wanted], phases: Sequence[int], by: str
+) -> list[str]:
+    """Execute ADD or CHANGE; return the keys that ADD has added."""
+    if not wanted:
+        return []
+    columns = {
+        "keys": [each.key for each in wanted],
+        "specs": [each.spec for each in wanted],
+        "intervals": [each.every_seconds for each in wanted],
+        "spreads": [each.spread_seconds for each in wanted],
+        "phases": list(phases),
+        "args": [each.args for each in wanted],
+        "priorities": [each.priority for each in wanted],
+        "subjects": [each.subject for each in wanted],
+    }
+    found = session.execute(in_schema(statement, session), {"job": job, "plugin": plugin, "by": by, **columns})
+    return list(found.scalars()) if found.returns_rows else []  # type: ignore[attr-defined]
+
+
+def remove(session: Session, job: str, keys: Collection[str], *, by: str) -> list[str]:
+    """Remove the schedules of these keys, and end their slots that nobody has started; return those that had one."""
+    values = {"job": job, "keys": list(keys), "by": by}
+    return list(session.execute(in_schema(REMOVE, session), values).scalars())
+
+
+def pause(session: Session, job: str, key: str, *, by: str, reason: str | None, until: datetime | None) -> bool:
+    """Pause the schedule of a key until a time, or until it is resumed; return False if it has none."""
+    values = {"job": job, "key": key, "by": by, "reason": reason, "until": until}
+    return session.execute(in_schema(PAUSE, session), values).first() is not None
+
+
+def resume(session: Session, job: str, key: str, *, by: str) -> bool:
+    """End the pause of a key, and its back-off; return False if it is not paused."""
+    return session.execute(in_schema(RESUME, session), {"job": job, "key": key, "by": by}).first() is not None
+
+
+def is_past(session: Session, instant: datetime) -> bool:
+    """Whether ``instant`` is past, by the database's clock."""
+    return bool(session.execute(in_schema(IS_PAST, session), {"instant": instant}).scalar_one())
+
+
+def listed(
+    session: Session, job: str, *, keys: Iterable[str] | None = None, after: str = "", limit: int = 1000
+) -> list[Row[Any]]:
+    """The rows of a job whose keys come after ``after``, or of these keys, in their order."""
+    values = {"job": job, "keys": list(keys) if keys is not None else None, "after": after, "limit": limit}
+    return list(session.execute(in_schema(LIST, session), values).all())
+
+
+def has_room(session: Session, count: int, most: int) -> bool:
+    """Whether there may be ``count`` more schedules, of all jobs; it counts them only if there are many."""
+    about = float(session.execute(in_schema(ABOUT, session)).scalar_one())
+    if about >= 0 and 2 * about + count + BATCH < most:
+        return True
+    return int(session.execute(in_schema(COUNT, session), {"most": most + 1}).scalar_one()) + count <= most
+
+
+def one_sync(session: Session, job: str) -> None:
+    """Let no other transaction sync the schedules of a job until this one ends."""
+    session.execute(in_schema(ONE_SYNC, session), {"job": job})

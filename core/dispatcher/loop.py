@@ -12,6 +12,7 @@ from core import database
 from core.dispatcher import leadership, sending
 from core.dispatcher.accounting import Accountant
 from core.dispatcher.deadlines import expire
+from core.dispatcher.key_slots import KeyAccountant
 from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recovery import PLANS, Outage, Recovery
@@ -83,6 +84,7 @@ class Dispatcher(LedgerThread):
         #: How long to wait before asking for leadership again; longer after stepping down.
         self._again_seconds = AGAIN_SECONDS
         self._max_crashes = max_crashes
+        self._key_accountant = KeyAccountant(registry)
         self._steps = Steps()
         self._turns = TurnKeeper()
         self._log_once = EmitOnce()
@@ -114,6 +116,7 @@ class Dispatcher(LedgerThread):
                 return
         connection.exec_driver_sql(PLANS)
         accountant = Accountant(self._registry, slots.watermarks(connection))
+        self._key_accountant = KeyAccountant(self._registry)
         emit(DispatcherLeading())
         metrics.leading(True)
         self._orphan_keeper = OrphanKeeper(self._registry, self._carrier, self._orphan_seconds)
@@ -169,6 +172,7 @@ class Dispatcher(LedgerThread):
         if self._orphan_keeper.is_time_to_look():
             self._steps.take("fleet", self._look_at_fleet, connection)
             self._steps.take("orphans", self._orphan_keeper.look, connection, self._fleet)
+        self._steps.take("key slots", self._key_accountant.account, connection, self._fleet)
         self._steps.take("overdue", self._watch.look, connection, self._held)
         self._steps.take("maintain", self._maintain)
 

@@ -121,6 +121,10 @@ class Registry:
         """The jobs that have a schedule."""
         return (job for job in self if job.schedule is not None)
 
+    def keyed(self) -> Iterable[Job]:
+        """The jobs whose keys may have schedules made at run time."""
+        return (job for job in self if job.keyed is not None)
+
     def outliving(self, retention: timedelta) -> list[Job]:
         """The jobs whose grace is longer than ``retention``: a slot could run after its row was deleted."""
         return [job for job in self.scheduled() if job.misfire_grace > retention]

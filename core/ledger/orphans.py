@@ -11,6 +11,8 @@ from sqlalchemy import Connection, Row, text
 
 from core.jobs.job import Job
 from core.ledger.due import SENT_LANES, UNSENT_LANES
+from core.ledger.key_slots import ABSENT as ABSENT_GAP
+from core.ledger.key_slots import BY_KEY
 
 WITH_SLOTS = text("SELECT job FROM rota_schedules")
 
@@ -46,7 +48,16 @@ END = text(f"""
     RETURNING id
 """)  # noqa: S608 — constants
 
-FORGET_SLOTS = text(f"DELETE FROM rota_schedules WHERE job = :job AND {IS_KNOWN_BY_NOBODY}")  # noqa: S608 — constants
+#: If the job's keys have schedules, a gap row without an end tells since when their slots have no outcome.
+FORGET_SLOTS = text(f"""
+    WITH forgotten AS (
+        DELETE FROM rota_schedules WHERE job = :job AND {IS_KNOWN_BY_NOBODY} RETURNING job, spec, accounted_until
+    ), gap AS (
+        INSERT INTO rota_gaps (job, began_at, ended_at, reason, slots)
+        SELECT job, accounted_until, 'infinity', '{ABSENT_GAP}', 0 FROM forgotten WHERE spec = '{BY_KEY}'
+    )
+    SELECT job FROM forgotten
+""")  # noqa: S608 — constants
 
 WAITING = text("""
     SELECT state, count(*) AS runs FROM rota_runs
@@ -145,7 +156,7 @@ def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch:
 
 def forget_slots(connection: Connection, job: str) -> bool:
     """Stop accounting for the slots of ``job``; return whether they were accounted for."""
-    return connection.execute(FORGET_SLOTS, {"job": job}).rowcount > 0
+    return connection.execute(FORGET_SLOTS, {"job": job}).first() is not None
 
 
 def waiting(connection: Connection, job: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ from core.ledger.pauses import Pause
 from core.ledger.slots import TOLERANCE, SlotRow
 from core.observability import metrics
 from core.observability.events import SlotMissed, SlotSkipped, emit
+from core.scheduling import plan
 
 #: How long the dispatcher waits for periodiq to insert a slot. With one pass a second, a slot that periodiq did not
 #: insert starts within 2 s of its time: 0.5 s head start, 1 s to the next pass, 0.5 s for the pass and the message.
@@ -25,7 +26,7 @@ REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
 
 def is_late(due: list[datetime], now: datetime) -> bool:
     """Whether the misfire policy must decide about any of the slots ``due``, which are in order."""
-    return bool(due) and now - due[0] > TOLERANCE
+    return bool(due) and plan.is_late(due[0], now)
 
 
 def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Pause] = ()) -> list[SlotRow]:
@@ -33,14 +34,14 @@ def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Paus
     if not is_late(due, now):
         return [SlotRow(slot) for slot in due]
     oldest = oldest_kept(job, due[0], now, paused)
-    return [verdict(job, slot, now - slot, paused, is_kept=slot >= oldest) for slot in due]
+    return [verdict(job, slot, now, paused, is_kept=slot >= oldest) for slot in due]
 
 
 def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause]) -> datetime:
     """The oldest slot, not before ``first``, that may still run by the job's policy and cap."""
     most = job.misfire_cap if job.misfire == "all" else 1
     served = takewhile(lambda slot: slot >= first, newest_first(job, now - HEAD_START, paused))
-    kept = list(islice(takewhile(lambda slot: now - slot <= job.misfire_grace, served), most))
+    kept = list(islice(takewhile(lambda slot: plan.is_in_grace(job, slot, now), served), most))
     return kept[-1] if kept else now
 
 
@@ -60,13 +61,13 @@ def pause_at(slot: datetime, paused: Iterable[Pause]) -> Pause | None:
     return next((pause for pause in paused if pause.covers(slot)), None)
 
 
-def verdict(job: Job, slot: datetime, lateness: timedelta, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
+def verdict(job: Job, slot: datetime, now: datetime, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
     """The row of a slot: skipped if it was paused, queued if it is in time or ``is_kept``, otherwise missed."""
     if pause_at(slot, paused):
         return SlotRow(slot, State.SKIPPED, "paused")
-    if lateness <= TOLERANCE:
+    if not plan.is_late(slot, now):
         return SlotRow(slot)
-    if lateness > job.misfire_grace:
+    if not plan.is_in_grace(job, slot, now):
         return SlotRow(slot, State.MISSED, "grace")
     if job.misfire != "skip" and is_kept:
         return SlotRow(slot)
@@ -87,7 +88,8 @@ def miss_late(connection: Connection, registry: Registry, held: Mapping[str, dat
     ``held`` has the start of the pause for each paused job, whose slots are skipped.
     """
     ended: dict[str, Counter[str]] = {}
-    for job, reason in slots.miss(connection, registry.scheduled(), TOLERANCE.total_seconds(), held):
+    jobs = [*registry.scheduled(), *registry.keyed()]
+    for job, reason in slots.miss(connection, jobs, TOLERANCE.total_seconds(), held):
         ended.setdefault(job, Counter())[reason] += 1
     for job, reasons in ended.items():
         skipped = reasons.pop("paused", 0)

@@ -1,0 +1,163 @@
+"""Accounts for the slots of schedules made at run time: brings changes into force, and inserts what is due.
+
+Only the leading dispatcher does this, in each pass, so it works with Redis away and in local mode alike. The runs are
+inserted unsent; the dispatcher sends them right after, as it sends all others.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from core.jobs.registry import Registry
+from core.ledger import history, key_slots, key_standings, pauses, slots
+from core.ledger.key_slots import ABSENT, BY_KEY, NO_CRONS, Asked, Crons, KeyedJob
+from core.ledger.releases import Fleet
+from core.ledger.slots import Watermark
+from core.observability.events import SlotSkipped, emit
+from core.scheduling import plan
+from core.scheduling.misfires import report_missed
+from core.scheduling.plan import Window
+
+#: A watermark that no slot moves is stored this often, so that a new leader does not look at a long time again.
+STORED_EVERY = timedelta(seconds=10)
+
+
+def keyed_jobs(registry: Registry, fleet: Fleet) -> Iterable[KeyedJob]:
+    """The jobs whose keys have schedules: those of this process, and of other live processes."""
+    declared = {job.name: KeyedJob.declared(job, registry.scopes[job.name]) for job in registry.keyed()}
+    theirs = {
+        name: KeyedJob.recorded(name, options) for name, options in fleet.keyed.items() if name not in registry.jobs
+    }
+    return {**theirs, **declared}.values()
+
+
+@dataclass(slots=True)
+class KeyAccountant:
+    """The leader's watermarks between passes; the ledger has those that a slot has moved."""
+
+    registry: Registry
+    #: The time up to which the slots of each job are accounted for.
+    reached: dict[str, datetime] = field(default_factory=dict)
+    stored: dict[str, datetime] = field(default_factory=dict)
+
+    def account(self, connection: Connection, fleet: Fleet) -> int:
+        """Account for all slots that are due; return how many runs were inserted."""
+        jobs = {job.name: job for job in keyed_jobs(self.registry, fleet)}
+        for gone in self.reached.keys() - jobs.keys():
+            del self.reached[gone], self.stored[gone]
+        if not jobs:
+            return 0
+        now = history.now(connection)
+        return sum(self._account_for(connection, job, now) for job in jobs.values())
+
+    def _account_for(self, connection: Connection, job: KeyedJob, now: datetime) -> int:
+        after = self._after(connection, job, now)
+        asked = key_slots.ask(connection, job.name, now)
+        has_changed = asked.has_changes
+        if has_changed:
+            tell(job, key_standings.see(connection, job.name, after, now))
+            asked = key_slots.ask(connection, job.name, now)
+        found = key_slots.crons(connection, job.name) if asked.has_cron else NO_CRONS
+        paused = pauses.of_scopes(pauses.not_over_at(connection, after), job.scopes)
+        turn = Turn(connection, job, asked, found, now, plan.windows(after, now, paused), after)
+        inserted = 0
+        for place, window in enumerate(turn.windows):
+            inserted += turn.account(place)
+            self.reached[job.name] = turn.reached
+            if turn.reached < window.until:
+                break
+        self._remember(connection, job, turn, must=has_changed)
+        return inserted
+
+    def _after(self, connection: Connection, job: KeyedJob, now: datetime) -> datetime:
+        """The job's watermark. It begins now if the job is new, or if no process had it for long."""
+        if job.name not in self.reached:
+            mark = history.watermark(connection, job.name)
+            if mark is not None and mark.spec == BY_KEY:
+                self.reached[job.name] = self.stored[job.name] = mark.accounted_until
+            else:
+                tell(job, {ABSENT: key_slots.end_absence(connection, job, now)})
+                self._store(connection, job, now)
+        return min(self.reached[job.name], now)
+
+    def _remember(self, connection: Connection, job: KeyedJob, turn: "Turn", *, must: bool) -> None:
+        if turn.is_stored:
+            self.stored[job.name] = turn.reached
+        elif must or turn.reached >= self.stored[job.name] + STORED_EVERY:
+            self._store(connection, job, turn.reached)
+
+    def _store(self, connection: Connection, job: KeyedJob, reached: datetime) -> None:
+        slots.account(connection, {job.name: Watermark(BY_KEY, reached)})
+        self.reached[job.name] = self.stored[job.name] = reached
+
+
+@dataclass(slots=True)
+class Turn:
+    """One job in one pass."""
+
+    connection: Connection
+    job: KeyedJob
+    asked: Asked
+    crons: Crons
+    now: datetime
+    windows: Sequence[Window]
+    #: The time that is accounted for, and whether the ledger has it.
+    reached: datetime
+    is_stored: bool = False
+
+    def account(self, place: int) -> int:
+        """Account for a window; return how many runs were inserted."""
+        window = self.windows[place]
+        if window.is_paused:
+            return self._leave_out(window.until, "paused")
+        late, inserted = min(plan.late_until(self.now), window.until), 0
+        if window.after < late:
+            inserted = self._by_policy(late, place)
+            if self.reached < late:
+                return inserted
+        return inserted + (self._insert(window.until) if self.reached < window.until else 0)
+
+    def _insert(self, until: datetime) -> int:
+        inserted, self.is_stored = key_slots.insert(
+            self.connection, self.job, self.asked, self.crons, self.reached, until, mark=False
+        )
+        self.reached = until
+        return inserted
+
+    def _leave_out(self, until: datetime, reason: str) -> int:
+        left_out = key_slots.leave_out(self.connection, self.job, self.crons, self.reached, until, reason)
+        tell(self.job, {reason: left_out})
+        self.reached, self.is_stored = until, True
+        return 0
+
+    def _by_policy(self, late: datetime, place: int) -> int:
+        """Account for late slots by the job's misfire policy."""
+        if self.job.misfire == "skip":
+            return self._leave_out(late, "outage")
+        if self.job.misfire == "latest":
+            after_it = [(late, self.windows[place].until)]
+            later = [*after_it, *((each.after, each.until) for each in self.windows[place + 1 :] if not each.is_paused)]
+            inserted, left_out = key_slots.keep_newest(
+                self.connection, self.job, self.crons, self.reached, late, oldest=self.now - self.job.grace, later=later
+            )
+            self.reached, self.is_stored = late, True
+        else:
+            until = key_slots.part(self.connection, self.job, self.reached, late)
+            inserted, left_out = key_slots.keep_all(
+                self.connection, self.job, self.crons, self.reached, until, now=self.now
+            )
+            self.reached, self.is_stored = until, True
+        tell(self.job, {"outage": left_out})
+        return inserted
+
+
+def tell(job: KeyedJob, left_out: Mapping[str, int]) -> None:
+    """Log and count the slots that got no run of their own."""
+    for reason, count in left_out.items():
+        if count and reason == "outage":
+            report_missed(job.name, Counter({reason: count}), f"misfire={job.misfire}; one gap row tells of them")
+        elif count:
+            emit(SlotSkipped(job.name, count, reason))

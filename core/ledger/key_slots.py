@@ -1,0 +1,365 @@
+"""Slots of schedules made at run time: found and inserted in one statement, for all keys of a job.
+
+An interval has the slots ``t ≡ phase (mod interval)``. In a pass of a second, each interval has one or two phases that
+are due, and the index ``rota_key_schedules_grid`` has their keys; so a pass reads what it inserts, whatever the number
+of schedules. With many different intervals or a long window, it reads all rows of the job instead.
+
+The watermark of the job moves in the same statement. Slots that get no run of their own, since an outage or a pause
+swallowed them, are counted in one *gap row* of the job, by arithmetic.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, text
+
+from core.jobs.job import Job, Misfire
+from core.jobs.registry import scopes
+from core.jobs.schedules import parse
+
+#: The schedule in the watermark of a job whose keys have schedules.
+BY_KEY = "by key"
+#: With more probes of the index than this, reading all rows is faster.
+MOST_PROBES = 2000
+#: About the most rows that one statement inserts for slots that are all run late, and the shortest time that it covers.
+MOST_LATE = 10_000
+SHORTEST_PART = timedelta(seconds=60)
+
+
+def seconds_of(instant: datetime) -> int:
+    """The whole seconds of an instant since the Unix epoch."""
+    return int(instant.timestamp() // 1)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedJob:
+    """The options of a job that its slots need, from this process's declaration or from a release's record."""
+
+    name: str
+    queue: str
+    exclusive: bool
+    priority: int
+    misfire: Misfire
+    grace: timedelta
+    cap: int
+    #: The scopes of the pauses that would pause it.
+    scopes: Collection[str]
+
+    @classmethod
+    def declared(cls, job: Job, held_by: Collection[str]) -> "KeyedJob":
+        """A job of this process."""
+        return cls(
+            job.name, job.queue, job.exclusive, job.priority, job.misfire, job.misfire_grace, job.misfire_cap, held_by
+        )  # fmt: skip
+
+    @classmethod
+    def recorded(cls, name: str, options: Mapping[str, Any]) -> "KeyedJob":
+        """A job of another process, from its release."""
+        return cls(
+            name,
+            options["queue"],
+            options["overlap"] != "allow",
+            options.get("priority", 0),
+            options["misfire"],
+            timedelta(seconds=options["misfire_grace_seconds"]),
+            options["misfire_cap"],
+            scopes(name, options["queue"], options["plugin"]),
+        )
+
+
+#: The different intervals, read by one index entry each, and whether there are other schedules or changes.
+ASK = text("""
+    WITH RECURSIVE seen AS (
+        (SELECT every_seconds FROM rota_key_schedules WHERE job = :job AND every_seconds IS NOT NULL
+         ORDER BY every_seconds LIMIT 1)
+        UNION ALL
+        SELECT (SELECT row.every_seconds FROM rota_key_schedules AS row
+                WHERE row.job = :job AND row.every_seconds > seen.every_seconds ORDER BY row.every_seconds LIMIT 1)
+        FROM seen WHERE every_seconds IS NOT NULL
+    )
+    SELECT ARRAY(SELECT every_seconds FROM seen WHERE every_seconds IS NOT NULL LIMIT :most) AS intervals,
+           EXISTS (SELECT 1 FROM rota_key_schedules WHERE job = :job AND every_seconds IS NULL) AS has_cron,
+           EXISTS (SELECT 1 FROM rota_key_schedules WHERE job = :job AND NOT is_seen)
+           OR EXISTS (SELECT 1 FROM rota_key_schedules
+                      WHERE job = :job AND paused_at IS NOT NULL AND paused_until <= :now AND held_since IS NOT NULL)
+           OR EXISTS (SELECT 1 FROM rota_key_schedule_log WHERE job = :job AND since IS NULL) AS has_changes
+""")
+
+CRONS = text("""
+    SELECT spec, max(spread_seconds) AS spread_seconds FROM rota_key_schedules
+    WHERE job = :job AND every_seconds IS NULL GROUP BY spec ORDER BY spec
+""")
+
+RATE = text("""
+    SELECT coalesce(sum(1.0 / (CAST(every_seconds AS bigint) << stretched)), 0) FROM rota_key_schedules
+    WHERE job = :job AND every_seconds IS NOT NULL AND since IS NOT NULL AND held_since IS NULL
+""")
+
+#: The reason of a gap in which no process had the job; it has no end until the job is back.
+ABSENT = "absent"
+END_ABSENCE = text(f"""
+    DELETE FROM rota_gaps WHERE job = :job AND key IS NULL AND reason = '{ABSENT}' AND ended_at = 'infinity'
+    RETURNING began_at
+""")  # noqa: S608 — a constant
+
+COLUMNS = "row.key, row.id, row.args, row.subject, row.priority"
+#: The time between two slots of a row, in seconds.
+STEP = "(CAST(row.every_seconds AS bigint) << row.stretched)"
+IS_GOING = "row.job = :job AND row.since IS NOT NULL AND row.held_since IS NULL"
+#: The first second of the window that counts for a row.
+FIRST = "greatest(CAST(:first AS bigint), CAST(floor(extract(epoch FROM row.since)) AS bigint) + 1)"
+
+
+def between(first: str, last: str) -> str:
+    """How many slots of a row are in these seconds."""
+    return f"greatest(({last} - row.phase) / {STEP} - ({first} - 1 - row.phase) / {STEP}, 0)"
+
+
+PROBED = f"""
+    SELECT {COLUMNS}, to_timestamp(due.second) AS slot
+    FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS due (second)
+    CROSS JOIN unnest(CAST(:intervals AS int[])) AS possible (every_seconds)
+    JOIN rota_key_schedules AS row ON row.job = :job AND row.every_seconds = possible.every_seconds
+        AND row.phase = due.second % possible.every_seconds
+    WHERE row.since < to_timestamp(due.second) AND row.held_since IS NULL
+      AND (row.stretched = 0 OR (due.second - row.phase) % {STEP} = 0)
+"""  # noqa: S608 — constants
+SCANNED = f"""
+    SELECT {COLUMNS}, to_timestamp(due.second) AS slot
+    FROM rota_key_schedules AS row CROSS JOIN LATERAL generate_series(
+        {FIRST} + ((row.phase - {FIRST}) % {STEP} + {STEP}) % {STEP}, CAST(:last AS bigint), {STEP}) AS due (second)
+    WHERE {IS_GOING} AND row.every_seconds IS NOT NULL
+"""  # noqa: S608 — constants
+#: The newest slot of each row in the window, unless it has a slot in a later window.
+NEWEST = f"""
+    SELECT {COLUMNS}, to_timestamp(:last - (:last - row.phase) % {STEP}) AS slot
+    FROM rota_key_schedules AS row
+    WHERE {IS_GOING} AND row.every_seconds IS NOT NULL AND {between(FIRST, ":last")} > 0
+      AND NOT EXISTS (
+        SELECT 1 FROM unnest(CAST(:later_firsts AS bigint[]), CAST(:later_lasts AS bigint[])) AS later (first, last)
+        WHERE {between("later.first", "later.last")} > 0)
+"""  # noqa: S608 — constants
+CRON = f"""
+    SELECT {COLUMNS}, base.slot + row.phase * interval '1 second' AS slot
+    FROM unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[])) AS base (spec, slot)
+    JOIN rota_key_schedules AS row ON row.job = :job AND row.every_seconds IS NULL AND row.spec = base.spec
+    WHERE {IS_GOING} AND row.since < base.slot + row.phase * interval '1 second'
+      AND base.slot + row.phase * interval '1 second' > :after
+      AND base.slot + row.phase * interval '1 second' <= :until
+"""  # noqa: S608 — constants
+EXTRA = f"""
+    SELECT {COLUMNS}, row.extra_at AS slot FROM rota_key_schedules AS row
+    WHERE {IS_GOING} AND row.extra_at > :after AND row.extra_at <= :until
+"""  # noqa: S608 — constants
+NOTHING = f"SELECT {COLUMNS}, row.extra_at AS slot FROM rota_key_schedules AS row WHERE false"  # noqa: S608 — constants
+
+#: How many slots the window has.
+TOTAL = f"""
+    (SELECT coalesce(sum({between(FIRST, ":last")}), 0) FROM rota_key_schedules AS row
+     WHERE {IS_GOING} AND row.every_seconds IS NOT NULL)
+    + (SELECT count(*) FROM ({CRON}) AS cron) + (SELECT count(*) FROM ({EXTRA}) AS extra)
+"""  # noqa: S608 — constants
+
+INSERT = """
+    INSERT INTO rota_runs (job, key, queue, exclusive, priority, args, subject, schedule_id, slot, due_at)
+    SELECT :job, key, :queue, :exclusive, coalesce(priority, :priority), args, subject, id, slot, slot
+    FROM kept ORDER BY slot, key
+    ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING
+    RETURNING 1
+"""
+MARK = f"""
+    INSERT INTO rota_schedules (job, spec, accounted_until) SELECT :job, '{BY_KEY}', :until
+    WHERE :is_due OR EXISTS (SELECT 1 FROM kept)
+    ON CONFLICT (job) DO UPDATE SET spec = excluded.spec, accounted_until = excluded.accounted_until
+    RETURNING 1
+"""  # noqa: S608 — constants
+
+
+def in_time(*sources: str) -> TextClause:
+    """The statement that inserts all slots of the window; returns how many, and whether it has moved the watermark."""
+    return text(f"""
+        WITH kept AS MATERIALIZED ({" UNION ALL ".join(sources)}), run AS ({INSERT}), mark AS ({MARK})
+        SELECT (SELECT count(*) FROM run) AS inserted, EXISTS (SELECT 1 FROM mark) AS is_marked
+    """)  # noqa: S608 — constants
+
+
+def late(kept: str) -> TextClause:
+    """The statement that inserts the slots ``kept`` of the window and counts the others in a gap row.
+
+    A gap that goes on is one row.
+    """
+    return text(f"""
+        WITH kept AS MATERIALIZED ({kept}), run AS ({INSERT}), mark AS ({MARK}), left_out AS MATERIALIZED (
+            SELECT {TOTAL} - (SELECT count(*) FROM kept) AS slots
+        ), grown AS (
+            UPDATE rota_gaps AS gap SET ended_at = :until, slots = gap.slots + left_out.slots FROM left_out
+            WHERE gap.job = :job AND gap.key IS NULL AND gap.reason = :reason AND gap.ended_at = :after
+              AND left_out.slots > 0
+            RETURNING 1
+        ), begun AS (
+            INSERT INTO rota_gaps (job, began_at, ended_at, reason, slots)
+            SELECT :job, :after, :until, :reason, slots FROM left_out
+            WHERE slots > 0 AND NOT EXISTS (SELECT 1 FROM grown)
+        )
+        SELECT (SELECT count(*) FROM run) AS inserted, (SELECT slots FROM left_out) AS left_out
+    """)  # noqa: S608 — constants
+
+
+PROBING = in_time(PROBED, EXTRA)
+PROBING_WITH_CRON = in_time(PROBED, EXTRA, CRON)
+SCANNING_WITH_CRON = in_time(SCANNED, EXTRA, CRON)
+LEAVING_OUT = late(NOTHING)
+#: By the policy ``latest``: the newest slot of each key.
+KEEPING_NEWEST = late(f"""
+    SELECT DISTINCT ON (key) * FROM ({NEWEST} UNION ALL {EXTRA} UNION ALL {CRON}) AS due
+    WHERE slot >= :oldest ORDER BY key, slot DESC
+""")  # noqa: S608 — constants
+#: By the policy ``all``: within the grace, and the newest ones up to the cap.
+KEEPING_ALL = late(f"""
+    SELECT * FROM ({SCANNED} AND to_timestamp(due.second) > to_timestamp(:now_second - :cap * {STEP})
+                   UNION ALL {EXTRA} UNION ALL {CRON}) AS due
+    WHERE slot >= :oldest
+""")  # noqa: S608 — constants
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the schedules of a job need in this pass."""
+
+    #: Up to one more than ``MOST_PROBES`` different intervals.
+    intervals: Sequence[int]
+    has_cron: bool
+    #: Whether a change has not been seen yet.
+    has_changes: bool
+
+
+def ask(connection: Connection, job: str, now: datetime) -> Asked:
+    """Look at the schedules of a job."""
+    row = connection.execute(ASK, {"job": job, "most": MOST_PROBES + 1, "now": now}).one()
+    return Asked(row.intervals, row.has_cron, row.has_changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Crons:
+    """The different cron expressions of a job, each with its longest spread."""
+
+    spreads: Mapping[str, timedelta]
+
+    def bases(self, after: datetime, until: datetime) -> dict[str, list[Any]]:
+        """The slots, without phases, that keys may have in the window, as parameters."""
+        found = [
+            (spec, slot) for spec, spread in self.spreads.items() for slot in parse(spec).between(after - spread, until)
+        ]
+        return {"specs": [spec for spec, _ in found], "bases": [slot for _, slot in found]}
+
+
+NO_CRONS = Crons({})
+
+
+def crons(connection: Connection, job: str) -> Crons:
+    """The cron expressions of a job's keys."""
+    rows = connection.execute(CRONS, {"job": job})
+    return Crons({row.spec: timedelta(seconds=row.spread_seconds) for row in rows})
+
+
+def _values(job: KeyedJob, after: datetime, until: datetime) -> dict[str, Any]:
+    return {
+        "job": job.name,
+        "queue": job.queue,
+        "exclusive": job.exclusive,
+        "priority": job.priority,
+        "after": after,
+        "until": until,
+        "first": seconds_of(after) + 1,
+        "last": seconds_of(until),
+    }
+
+
+def insert(
+    connection: Connection, job: KeyedJob, asked: Asked, found: Crons, after: datetime, until: datetime, *, mark: bool
+) -> tuple[int, bool]:
+    """Insert every slot of the window; return how many, and whether the watermark has moved to its end.
+
+    It moves if there was a slot, or ``mark`` says so.
+    """
+    values = {**_values(job, after, until), "is_due": mark, "intervals": asked.intervals}
+    probes = len(asked.intervals) * (values["last"] - values["first"] + 1)
+    statement = PROBING
+    if asked.has_cron:
+        statement, values = PROBING_WITH_CRON, {**values, **found.bases(after, until)}
+    if probes > MOST_PROBES:
+        statement, values = SCANNING_WITH_CRON, {**values, **found.bases(after, until)}
+    row = connection.execute(statement, values).one()
+    return int(row.inserted), bool(row.is_marked)
+
+
+def leave_out(
+    connection: Connection, job: KeyedJob, found: Crons, after: datetime, until: datetime, reason: str
+) -> int:
+    """Count every slot of the window in a gap row; return how many. The watermark moves to its end."""
+    values = {**_values(job, after, until), **found.bases(after, until), "is_due": True, "reason": reason}
+    return int(connection.execute(LEAVING_OUT, values).one().left_out)
+
+
+def keep_newest(
+    connection: Connection,
+    job: KeyedJob,
+    found: Crons,
+    after: datetime,
+    until: datetime,
+    *,
+    oldest: datetime,
+    later: Iterable[tuple[datetime, datetime]],
+) -> tuple[int, int]:
+    """Insert the newest slot of each key in the window, if it is not before ``oldest``; count the others in a gap row.
+
+    ``later`` are the windows in which a newer slot may come. Returns both numbers. The watermark moves to its end.
+    """
+    spans = [(seconds_of(begins) + 1, seconds_of(ends)) for begins, ends in later]
+    values = {
+        **_values(job, after, until),
+        **found.bases(after, until),
+        "is_due": True,
+        "reason": "outage",
+        "oldest": oldest,
+        "later_firsts": [first for first, _ in spans],
+        "later_lasts": [last for _, last in spans],
+    }
+    row = connection.execute(KEEPING_NEWEST, values).one()
+    return int(row.inserted), int(row.left_out)
+
+
+def keep_all(
+    connection: Connection, job: KeyedJob, found: Crons, after: datetime, until: datetime, *, now: datetime
+) -> tuple[int, int]:
+    """Insert the slots of the window that are in their grace, and of each key the newest up to the cap.
+
+    Counts the others in a gap row, and returns both numbers. The watermark moves to its end.
+    """
+    values = {
+        **_values(job, after, until),
+        **found.bases(after, until),
+        "is_due": True,
+        "reason": "outage",
+        "oldest": now - job.grace,
+        "now_second": seconds_of(now),
+        "cap": job.cap,
+    }
+    row = connection.execute(KEEPING_ALL, values).one()
+    return int(row.inserted), int(row.left_out)
+
+
+def end_absence(connection: Connection, job: KeyedJob, now: datetime) -> int:
+    """Count the slots that came due while no process had the job, in a gap row; return how many."""
+    began: datetime | None = connection.execute(END_ABSENCE, {"job": job.name}).scalar_one_or_none()
+    if began is None or began >= now:
+        return 0
+    return leave_out(connection, job, crons(connection, job.name), began, now, ABSENT)
+
+
+def part(connection: Connection, job: KeyedJob, after: datetime, until: datetime) -> datetime:
+    """The end of a part of the window that has about ``MOST_LATE`` slots."""
+    rate = float(connection.execute(RATE, {"job": job.name}).scalar_one())
+    return min(until, after + max(timedelta(seconds=MOST_LATE / rate), SHORTEST_PART)) if rate else until

@@ -1,0 +1,69 @@
+"""The plan of slots: which times of a job are to be accounted for, and what its policy says about late slots.
+
+It is the same for declared schedules, whose slots are computed one by one, and for schedules made at run time, whose
+slots PostgreSQL computes for all keys at once. Either way a job has one watermark, up to which every slot has its
+outcome. It only moves forward, so no slot is inserted twice, or after its row was deleted.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from core.jobs.job import Job
+from core.ledger.pauses import Pause
+from core.ledger.slots import TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The slots with ``after`` < slot <= ``until``; in a pause, or in none."""
+
+    after: datetime
+    until: datetime
+    is_paused: bool = False
+
+
+def late_until(now: datetime) -> datetime:
+    """The newest time at which a slot that is not started at ``now`` is late."""
+    return now - TOLERANCE
+
+
+def is_late(slot: datetime, now: datetime) -> bool:
+    """Whether the misfire policy must decide about a slot."""
+    return now - slot > TOLERANCE
+
+
+def is_in_grace(job: Job, slot: datetime, now: datetime) -> bool:
+    """Whether a slot may still run by the grace of its job."""
+    return now - slot <= job.misfire_grace
+
+
+def windows(after: datetime, until: datetime, paused: Iterable[Pause]) -> list[Window]:
+    """The parts of a stretch of time: within pauses, and between them.
+
+    A pause that has not ended by ``until`` is left out with all that comes after its start: it is accounted for at its
+    end, at once.
+    """
+    found: list[Window] = []
+    for start, end in merged(pause for pause in paused if pause.paused_at <= until):
+        begins = max(after, start - datetime.resolution)
+        if begins > after:
+            found.append(Window(after, begins))
+        if end is None or end > until:
+            return found
+        after = max(begins, end - datetime.resolution)
+        if after > begins:
+            found.append(Window(begins, after, is_paused=True))
+    return [*found, Window(after, until)] if after < until else found
+
+
+def merged(paused: Iterable[Pause]) -> Sequence[tuple[datetime, datetime | None]]:
+    """The times that pauses cover, in order, without overlaps; the last may have no end."""
+    found: list[tuple[datetime, datetime | None]] = []
+    for pause in sorted(paused, key=lambda pause: pause.paused_at):
+        if found and (found[-1][1] is None or pause.paused_at <= found[-1][1]):
+            start, end = found[-1]
+            found[-1] = (start, None if end is None or pause.until is None else max(end, pause.until))
+        else:
+            found.append((pause.paused_at, pause.until))
+    return found

@@ -11,6 +11,7 @@ from core.errors import BadArguments
 from core.jobs.job import Job
 from core.jobs.middleware import Attempt
 from core.jobs.run import Run, Work
+from core.ledger.key_checks import Standing
 from core.ledger.leases import Lease
 from core.observability import logs
 from core.observability.log_tail import LogTail
@@ -75,6 +76,8 @@ class Execution:
     #: The arguments for the job's function, or the error if they do not fit.
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     misfit: BadArguments | None = None
+    #: The schedule of a slot that was made at run time.
+    standing: Standing | None = None
     #: Whether its success will be recorded later, in a batch.
     is_recorded_later: bool = False
     #: Whether its success found a run that waits for its end.

@@ -68,7 +68,8 @@ class Failures(Layer):
         assert lease is not None, "only a run of the ledger has a failure recorded"
         if lease.token in self._recorder.membership.in_hand.cancelled:  # the cancel caused the error
             return LOST
-        failure = diagnose(execution.job, lease, error, execution.elapsed)
+        schedule = execution.standing.schedule if execution.standing is not None else None
+        failure = diagnose(execution.job, lease, error, execution.elapsed, schedule)
         failure = seen_in(execution, failure, tracebacks.of_error(error))
         report(lease, failure, execution.elapsed, error)
         return failure.state if self._recorder.record_failure(lease, failure) else LOST

@@ -436,6 +436,24 @@ class SlotSkipped(Event):
     reason: str
 
 
+@event("schedule.backs_off", WARNING, "run {run} of {job} is dead: the interval of its key is {every_seconds} s now")
+class KeyBacksOff(Event):
+    """So many runs of a key in a row are dead that only some of its slots come due, until one succeeds."""
+
+    job: str
+    run: int
+    every_seconds: int
+
+
+@event("schedule.backoff_not_recorded", WARNING, "back-off after run {run} of {job} not recorded: {error}")
+class KeyBackoffNotRecorded(Event):
+    """PostgreSQL was away. The next run of the key that ends is counted again."""
+
+    job: str
+    run: int
+    error: str
+
+
 @event("slot.missed", WARNING, "{slots} slots missed ({reasons}): {note}")
 class SlotMissed(Event):
     """Slots were recorded as missed, by their job's policy; `reasons` counts them by reason. `rota why` says more."""

@@ -21,6 +21,7 @@ from core.middleware.db_session import DatabaseSession
 from core.middleware.execution import LOST, RECORDING, Carried, Execution, endings, surrounded
 from core.middleware.failures import Failures
 from core.middleware.forked_children import ForkedChildren
+from core.middleware.key_schedule import KeySchedule
 from core.middleware.leftovers import Leftovers
 from core.middleware.metrics import Metrics
 from core.middleware.overlap_lock import OverlapLock
@@ -67,6 +68,7 @@ class Executor:
             OwnContext(),  # the next run of the thread does not see context variables that this run sets
             OverlapLock(self.claims, self.wakes),  # claims the run, and keeps its lease until it has ended
             Cancellation(recorder),  # ends a cancelled run, for which nothing below can commit
+            KeySchedule(engine, recorder),  # skips a slot whose schedule was removed or paused meanwhile
             Redaction(),  # hides the run's secret arguments in all texts of the inner layers
             ArgumentFit(self.claims, recorder),  # releases a run whose arguments only fit another release
             Metrics(),  # adds job, run, slot and attempt to every log line; counts and times the attempt

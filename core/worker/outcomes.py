@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from core import database
 from core.errors import LONGEST_LATER, BadArguments, BadResult, BadTime, Later, LeaseLost
 from core.jobs.job import Job
+from core.jobs.schedules import Schedule
 from core.ledger import later as laters
 from core.ledger import runs
 from core.ledger.later import Postponed
@@ -88,8 +89,13 @@ def in_ascii(text: str) -> str:
     return text.encode("ascii", errors="replace").decode()
 
 
-def diagnose(job: Job, lease: Lease, error: BaseException, seconds: float = 0) -> Failure:
-    """The outcome of a failure ``seconds`` after the claim: another attempt, or the end of the run."""
+def diagnose(
+    job: Job, lease: Lease, error: BaseException, seconds: float = 0, schedule: Schedule | None = None
+) -> Failure:
+    """The outcome of a failure ``seconds`` after the claim: another attempt, or the end of the run.
+
+    ``schedule`` is that of the run's key, if its slot was made at run time.
+    """
     message = in_words(error)
     if isinstance(error, BadArguments | BadResult):
         return Failure(State.DEAD, "arguments" if isinstance(error, BadArguments) else "result", message)
@@ -99,7 +105,7 @@ def diagnose(job: Job, lease: Lease, error: BaseException, seconds: float = 0) -
     if failures > job.max_retries:
         return Failure(State.DEAD, "retries", message)
     delay = job.delay_after(failures)
-    return Failure(State.RETRYING, "error", message, delay, latest_retry(job, lease, delay, seconds))
+    return Failure(State.RETRYING, "error", message, delay, latest_retry(job, lease, delay, seconds, schedule))
 
 
 def may_retry(job: Job, error: BaseException) -> bool:
@@ -107,15 +113,18 @@ def may_retry(job: Job, error: BaseException) -> bool:
     return job.may_retry(error) or (database.is_of_server(error) and not isinstance(error, job.dead_on))
 
 
-def latest_retry(job: Job, lease: Lease, delay: timedelta, seconds: float) -> datetime | None:
+def latest_retry(
+    job: Job, lease: Lease, delay: timedelta, seconds: float, of_key: Schedule | None = None
+) -> datetime | None:
     """The time by which the retry of a slot must be due: its schedule's next slot, or ``retry_delay`` if that is later.
 
     So the retries of a failing job do not add up from slot to slot. None if there is no such time.
     """
-    if lease.slot is None or job.schedule is None or delay <= job.retry_delay:
+    schedule = job.schedule or of_key
+    if lease.slot is None or schedule is None or delay <= job.retry_delay:
         return None
     now = lease.claimed_at + timedelta(seconds=seconds)
-    return max(job.schedule.next_after(now), now + job.retry_delay)
+    return max(schedule.next_after(now), now + job.retry_delay)
 
 
 def in_words(error: BaseException) -> str:

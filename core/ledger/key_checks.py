@@ -1,0 +1,99 @@
+"""Checks, after the claim of a slot, that its schedule is still there, and counts deaths for its back-off.
+
+The dispatcher inserts the slots of the schedules that it sees, and a schedule may be removed or paused at that moment,
+in a transaction that does not see the slot. So a slot whose schedule is gone, or is another one made after it, ends
+as skipped, as it does when the removal finds it waiting. Only slots of schedules made at run time are checked.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from core.jobs.schedules import Every, Shifted, grid, parse
+from core.ledger.key_schedules import UNSCHEDULED
+from core.ledger.leases import LEASE_IS_GOOD, Lease
+from core.ledger.prepared import Prepared
+
+PAUSED = "paused"
+
+#: Parameters: run, token, process. A slot that was started before goes on. The number of the attempt is taken back.
+CHECK = Prepared(
+    "rota_check_schedule",
+    ("bigint", "bigint", "bigint"),
+    f"""
+    WITH found AS MATERIALIZED (
+        SELECT run.id, run.attempt, row.id AS schedule_id, row.spec, row.phase, row.stretch, row.failures,
+               row.paused_until > clock_timestamp() AS is_paused
+        FROM rota_runs AS run LEFT JOIN rota_key_schedules AS row
+            ON row.job = run.job AND row.key = run.key AND row.id = run.schedule_id
+        WHERE {LEASE_IS_GOOD}
+    ), ended AS (
+        UPDATE rota_runs AS run SET
+            state = 'skipped', reason = CASE WHEN found.schedule_id IS NULL THEN '{UNSCHEDULED}' ELSE '{PAUSED}' END,
+            attempt = run.attempt - 1, token = NULL, process_id = NULL, worker = NULL, started_at = NULL,
+            finished_at = clock_timestamp()
+        FROM found
+        WHERE {LEASE_IS_GOOD} AND found.attempt = 1 AND (found.schedule_id IS NULL OR found.is_paused)
+        RETURNING run.id, run.reason
+    )
+    SELECT ended.reason, found.spec, found.phase, found.stretch, found.failures
+    FROM found LEFT JOIN ended ON ended.id = found.id
+    """,  # noqa: S608 — constants
+)
+
+#: The stretch grows from the ``after``-th death in a row, up to ``most``.
+DIED = text("""
+    WITH died AS MATERIALIZED (
+        SELECT job, key, failures + 1 AS failures, least(greatest(failures + 2 - :after, 0), :most) AS stretch
+        FROM rota_key_schedules WHERE job = :job AND key = :key FOR NO KEY UPDATE
+    )
+    UPDATE rota_key_schedules AS row SET
+        failures = died.failures, stretch = died.stretch, is_seen = is_seen AND row.stretch = died.stretch,
+        version = version + CASE WHEN row.stretch = died.stretch THEN 0 ELSE 1 END
+    FROM died WHERE row.job = died.job AND row.key = died.key
+    RETURNING row.stretch
+""")
+SUCCEEDED = text("""
+    UPDATE rota_key_schedules SET
+        failures = 0, stretch = 0, is_seen = is_seen AND stretch = 0,
+        version = version + CASE WHEN stretch = 0 THEN 0 ELSE 1 END
+    WHERE job = :job AND key = :key AND (failures > 0 OR stretch > 0)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The schedule of a slot that is being started, or why the slot was skipped."""
+
+    #: ``unscheduled`` or ``paused``; None if the slot may start.
+    skipped: str | None
+    #: None if the schedule is gone, and the slot was started before.
+    schedule: Shifted | None
+    every_seconds: int | None
+    #: Whether runs of its key have died, so that a success must be recorded.
+    is_failing: bool
+
+
+def check(connection: Connection, lease: Lease) -> Standing | None:
+    """Skip the slot if its schedule is gone or paused; None if the lease is lost."""
+    rows = CHECK.rows(connection, lease.run_id, lease.token, lease.process_id)
+    return _standing(*rows[0]) if rows else None
+
+
+def _standing(skipped: str | None, spec: str | None, phase: int, stretch: int, failures: int) -> Standing:
+    base: Any = parse(spec) if spec is not None else None
+    every = int(base.interval.total_seconds()) if isinstance(base, Every) else None
+    schedule = grid(spec, phase, stretch) if spec is not None else None
+    return Standing(skipped, schedule, every, is_failing=bool(failures or stretch))
+
+
+def died(connection: Connection, job: str, key: str, *, after: int, most: int) -> int:
+    """Count that a run of a key is dead; return how often its interval is doubled now, ``most`` times at most."""
+    stretch = connection.execute(DIED, {"job": job, "key": key, "after": after, "most": most}).scalar_one_or_none()
+    return int(stretch or 0)
+
+
+def succeeded(connection: Connection, job: str, key: str) -> None:
+    """End the back-off of a key."""
+    connection.execute(SUCCEEDED, {"job": job, "key": key})

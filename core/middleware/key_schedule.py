@@ -1,0 +1,66 @@
+"""Checks the schedule of a slot that was made at run time, before its first attempt; backs off when runs die."""
+
+from typing import Any
+
+from sqlalchemy import Engine
+
+from core import database
+from core.jobs.keyed import Keyed
+from core.ledger import key_checks
+from core.ledger.models import State
+from core.middleware.execution import LOST, Execution, Layer, Proceed
+from core.observability import metrics
+from core.observability.events import KeyBackoffNotRecorded, KeyBacksOff, RunSkipped, emit
+from core.worker.outcomes import Recorder
+
+
+class KeySchedule(Layer):
+    """Skips a slot whose schedule was removed or paused after the dispatcher inserted it."""
+
+    def __init__(self, engine: Engine, recorder: Recorder) -> None:
+        self._engine = engine
+        self._recorder = recorder
+
+    def around(self, execution: Execution, proceed: Proceed) -> Any:
+        """Proceed, if the run is no such slot, or its schedule is there."""
+        lease = execution.lease
+        if execution.job.keyed is None or lease is None or lease.slot is None:
+            return proceed(execution)
+        standing = self._recorder.record(lease, lambda connection: key_checks.check(connection, lease))
+        if standing is None:
+            return LOST
+        execution.standing = standing
+        if standing.skipped is None:
+            return proceed(execution)
+        metrics.run_ended(lease.job, State.SKIPPED)
+        emit(RunSkipped(lease.job, lease.run_id, standing.skipped))
+        return State.SKIPPED
+
+    def ended(self, execution: Execution, status: str) -> None:
+        """Count deaths in a row; a success ends the back-off."""
+        keyed, lease = execution.job.keyed, execution.lease
+        if keyed is None or keyed.backoff_after is None or lease is None or not lease.key:
+            return
+        try:
+            if status == State.DEAD:
+                self._died(execution, keyed)
+            elif status == State.SUCCEEDED and (execution.standing is None or execution.standing.is_failing):
+                with database.autocommit(self._engine) as connection:
+                    key_checks.succeeded(connection, lease.job, lease.key)
+        except database.DATABASE_AWAY as error:
+            emit(KeyBackoffNotRecorded(lease.job, lease.run_id, database.brief(error)))
+
+    def _died(self, execution: Execution, keyed: Keyed) -> None:
+        standing, lease = execution.standing, execution.lease
+        if standing is None or standing.every_seconds is None or lease is None or keyed.backoff_after is None:
+            return
+        with database.autocommit(self._engine) as connection:
+            stretch = key_checks.died(
+                connection,
+                lease.job,
+                lease.key,
+                after=keyed.backoff_after,
+                most=keyed.longest_stretch(standing.every_seconds),
+            )
+        if stretch:
+            emit(KeyBacksOff(lease.job, lease.run_id, standing.every_seconds << stretch))

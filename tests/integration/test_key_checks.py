@@ -1,0 +1,193 @@
+"""The claim of a slot made at run time checks its schedule; runs that die stretch the interval of their key."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy.orm import Session
+
+from core import Keyed, every, job, pause_schedule, schedule, schedules, unschedule
+from tests.support.emitted import emitted
+
+MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
+SLOT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def heard():
+    return []
+
+
+@pytest.fixture
+def poll(heard):
+    @job("poll", keyed=Keyed(default=every(seconds=60), backoff_after=2, backoff_longest=5 * MINUTE), max_retries=0)
+    def poll(run):
+        heard.append(run.key)
+        if "fail" in heard:
+            raise ConnectionError("the server is away")
+
+    return poll
+
+
+@pytest.fixture
+def session(database, use_jobs, poll):
+    use_jobs(poll)
+    with Session(database) as session:
+        schedule(session, "poll", key="42")
+        session.commit()
+        yield session
+
+
+@pytest.fixture
+def slot(ledger):
+    """Inserts a slot as the dispatcher does; returns its run."""
+    number = 0
+
+    def slot(key="42", **columns):
+        nonlocal number
+        number += 1
+        schedule_id = ledger.value("SELECT id FROM rota_key_schedules WHERE key = :key", key=key)
+        return ledger.request("poll", key=key, slot=SLOT + number * MINUTE, schedule_id=schedule_id, **columns)
+
+    return slot
+
+
+def test_a_slot_whose_schedule_is_there_runs(session, slot, executor, poll, heard, ledger):
+    run_id = slot()
+
+    assert executor.execute(poll, run_id) == "succeeded"
+    assert heard == ["42"]
+
+
+def test_a_slot_that_the_removal_did_not_see_is_skipped_when_it_is_claimed(
+    session, slot, executor, poll, heard, ledger
+):
+    run_id = slot()
+    ledger.do("DELETE FROM rota_key_schedules")  # as if the slot had been inserted at that moment
+
+    assert executor.execute(poll, run_id) == "skipped"
+
+    run = ledger.run(run_id)
+    assert (run.state, run.reason, run.attempt, run.started_at) == ("skipped", "unscheduled", 0, None)
+    assert heard == []
+
+
+def test_a_slot_of_a_schedule_that_was_removed_and_made_again_is_skipped(session, slot, executor, poll, ledger):
+    run_id = slot(state="retrying")  # so that the removal leaves it
+    unschedule(session, "poll", key="42")
+    schedule(session, "poll", key="42")
+    session.commit()
+
+    executor.execute(poll, run_id)
+
+    assert (ledger.run(run_id).state, ledger.run(run_id).reason) == ("skipped", "unscheduled")
+
+
+def test_a_slot_that_was_started_before_goes_on(session, slot, executor, poll, ledger, heard):
+    run_id = slot(state="retrying", attempt=1)
+    unschedule(session, "poll", key="42")
+    session.commit()
+
+    assert executor.execute(poll, run_id) == "succeeded"
+
+
+def test_a_slot_of_a_paused_key_is_skipped_and_a_request_runs(session, slot, executor, poll, ledger, heard):
+    run_id, request = slot(), ledger.request("poll", key="42")
+    pause_schedule(session, "poll", key="42")
+    session.commit()
+
+    assert executor.execute(poll, run_id) == "skipped"
+    assert executor.execute(poll, request) == "succeeded"
+    assert (ledger.run(run_id).reason, heard) == ("paused", ["42"])
+
+
+def test_a_skipped_slot_lets_the_next_run_of_its_key_start(session, slot, executor, poll, ledger):
+    run_id = slot()
+    ledger.do("DELETE FROM rota_key_schedules")
+    executor.execute(poll, run_id)
+
+    assert executor.execute(poll, ledger.request("poll", key="42")) == "succeeded"
+
+
+def test_runs_that_die_in_a_row_double_the_interval_and_a_success_ends_that(
+    session, slot, executor, poll, heard, caplog
+):
+    heard.append("fail")
+    stretches = []
+    for _ in range(5):
+        executor.execute(poll, slot())
+        session.rollback()
+        stretches.append(schedules(session, "poll")[0].stretch)
+
+    assert stretches == [0, 1, 2, 2, 2]  # up to 5 minutes: 1, 2, 4
+    assert [event.every_seconds for event in emitted(caplog, "schedule.backs_off")] == [120, 240, 240, 240]
+
+    heard.remove("fail")
+    executor.execute(poll, slot())
+    session.rollback()
+    (found,) = schedules(session, "poll")
+    assert (found.stretch, found.failures) == (0, 0)
+
+
+def test_a_request_that_succeeds_ends_the_back_off_too(session, slot, executor, poll, heard, ledger):
+    heard.append("fail")
+    for _ in range(3):
+        executor.execute(poll, slot())
+    heard.remove("fail")
+
+    executor.execute(poll, ledger.request("poll", key="42"))
+
+    assert schedules(session, "poll")[0].failures == 0
+
+
+def test_a_death_that_cannot_be_counted_is_logged(session, slot, executor, use_jobs, database, ledger, caplog):
+    def work(run):
+        ledger.do("ALTER TABLE rota_key_schedules RENAME TO rota_key_schedules_away")
+        raise ConnectionError
+
+    failing = job("poll", keyed=Keyed(default=every(seconds=60), backoff_after=1), max_retries=0)(work)
+    use_jobs(failing)
+
+    assert executor.execute(failing, slot()) == "dead"
+
+    ledger.do("ALTER TABLE rota_key_schedules_away RENAME TO rota_key_schedules")
+    assert len(emitted(caplog, "schedule.backoff_not_recorded")) == 1
+    assert schedules(session, "poll")[0].failures == 0
+
+
+def test_a_job_without_back_off_counts_nothing(session, slot, executor, heard, use_jobs):
+    def work(run):
+        raise ValueError
+
+    plain = job("poll", keyed=Keyed(default=every(seconds=60)), max_retries=0)(work)
+    use_jobs(plain)
+
+    executor.execute(plain, slot())
+
+    assert schedules(session, "poll")[0].failures == 0
+
+
+def test_while_a_run_of_the_key_is_retried_its_slots_are_skipped(session, slot, executor, poll, ledger):
+    slot(state="retrying", attempt=1, due_at=datetime.now(UTC) + MINUTE)
+    run_id = slot()
+
+    executor.execute(poll, run_id)
+
+    assert (ledger.run(run_id).state, ledger.run(run_id).reason) == ("skipped", "retrying")
+
+
+def test_a_retry_is_due_by_the_next_slot_of_its_key(session, slot, executor, ledger, use_jobs):
+    def work(run):
+        raise ConnectionError
+
+    doubling = job(
+        "poll", keyed=Keyed(default=every(seconds=60)), retry_delay=SECOND, backoff="exponential", max_retries=20
+    )(work)
+    use_jobs(doubling)
+    run_id = slot(failures=12, state="retrying", attempt=12)
+
+    assert executor.execute(doubling, run_id) == "retrying"
+
+    run = ledger.run(run_id)
+    assert run.due_at <= run.started_at + MINUTE + SECOND
+    phase = ledger.value("SELECT phase FROM rota_key_schedules")
+    assert int(run.due_at.timestamp()) % 60 == phase

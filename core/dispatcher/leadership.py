@@ -4,7 +4,8 @@ A leader whose process stopped (paused, cut off) still holds the lock. As soon a
 waiting process closes that connection, which frees the lock. A leader that loses Redis while other workers can lead
 steps down.
 
-Two processes that both believe they lead do no harm: every step is a conditional statement that only one can win.
+Two processes that both lead do no harm: every step is a conditional statement that only one can win. During a deploy
+there are two, one of each release, if the dispatcher of the new release has steps that the other does not know.
 """
 
 import random
@@ -34,7 +35,7 @@ ASK = Prepared(
         JOIN pg_database AS db ON db.oid = lock.database AND db.datname = current_database()
         JOIN pg_stat_activity AS activity ON activity.pid = lock.pid
         WHERE NOT asked.won AND lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 2
-          AND lock.classid = {LOCK_SPACE}::oid AND lock.objid = {LEADER_LOCK}::oid
+          AND lock.classid = {LOCK_SPACE}::oid AND lock.objid = ({LEADER_LOCK})::oid
           AND NOT EXISTS (
             SELECT 1 FROM rota_processes AS process
             WHERE process.application = activity.application_name AND process.expires_at > clock_timestamp())

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, text
 
 from core.ledger.models import RunRow, State
-from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
+from core.ledger.processes import FORMER_LEADER_LOCK, LEADER_LOCK, LOCK_SPACE
 from core.ledger.slots import Watermark
 
 RUNS = RunRow.__table__
@@ -62,7 +62,8 @@ IS_DISPATCHING = text("""
     SELECT EXISTS (
         SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
         WHERE lock.locktype = 'advisory' AND lock.granted AND db.datname = current_database()
-          AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:lock AS oid) AND lock.objsubid = 2)
+          AND lock.classid = CAST(:space AS oid) AND lock.objsubid = 2
+          AND lock.objid IN (CAST(:lock AS oid), CAST(:former AS oid)))
 """)
 
 WATERMARK = text("SELECT spec, accounted_until FROM rota_schedules WHERE job = :job")
@@ -203,8 +204,9 @@ def departures(connection: Connection, within: timedelta, most: int) -> list[Row
 
 
 def is_dispatching(connection: Connection) -> bool:
-    """Whether a dispatcher leads."""
-    return bool(connection.execute(IS_DISPATCHING, {"space": LOCK_SPACE, "lock": LEADER_LOCK}).scalar_one())
+    """Whether a dispatcher leads, of this release or of the one before."""
+    locks = {"space": LOCK_SPACE, "lock": LEADER_LOCK, "former": FORMER_LEADER_LOCK}
+    return bool(connection.execute(IS_DISPATCHING, locks).scalar_one())
 
 
 def serves(processes: Sequence[Process], queue: str) -> bool:

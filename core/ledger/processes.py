@@ -29,7 +29,11 @@ from core.ledger.prepared import Prepared
 #: 'ROTA' as four bytes: the first key of all our advisory locks.
 LOCK_SPACE = 0x524F5441
 #: Second keys of locks that are not process ids.
-LEADER_LOCK = 0
+#: A release whose dispatcher has steps that the one before does not know, such as waking runs that wait for their turn,
+#: has another number: during a deploy both releases have a leader, and no step depends on the release that leads.
+LEADER_LOCK = -2
+#: The number in the release before this one.
+FORMER_LEADER_LOCK = 0
 MIGRATION_LOCK = -1
 
 #: After PostgreSQL was restarted or away, every lock is gone, and no process could renew its lease: the processes have

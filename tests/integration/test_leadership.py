@@ -11,6 +11,7 @@ from core import database as databases
 from core import every, job
 from core.dispatcher import leadership
 from core.dispatcher.loop import GIVE_WAY_SECONDS, REDIS_LOST_SECONDS, Dispatcher
+from core.ledger.processes import LEADER_LOCK
 from core.observability.events import DispatcherFailed, DispatcherInterrupted, DispatcherStepFailed
 from core.testing import registry_of
 from tests.support.emitted import emitted
@@ -149,10 +150,10 @@ class TestDispatcher:
     def leaders(self, ledger):
         statement = """
             SELECT application_name FROM pg_stat_activity WHERE pid IN (
-                SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 0 AND granted
+                SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = CAST(:lock AS oid) AND granted
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
         """
-        return [row.application_name for row in ledger.rows(statement)]
+        return [row.application_name for row in ledger.rows(statement, lock=LEADER_LOCK)]
 
     def test_it_sends_what_is_due(self, start, ledger, carrier):
         run_id = ledger.request()

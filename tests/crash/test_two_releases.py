@@ -1,0 +1,179 @@
+"""Both releases at work on one database, as during a deploy: real processes of the release before, and of this one."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from dramatiq.message import Message
+from sqlalchemy import text
+
+from core import database
+from core.ledger import cancels
+from core.transport import redis as redis_broker
+from core.transport.redis import RotaBroker
+from tests.support import two_releases
+from tests.support.eventually import eventually
+from tests.support.fleet import Fleet, pid_of
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
+
+REQUEST = text("""
+    INSERT INTO rota_runs (job, key, queue, exclusive, priority, expires_at)
+    SELECT :job, key, 'mixed', :exclusive, :priority, clock_timestamp() + make_interval(secs => :expires)
+    FROM unnest(CAST(:keys AS text[])) WITH ORDINALITY AS asked (key, number) ORDER BY number RETURNING id
+""")
+LIVE = "SELECT * FROM rota_runs WHERE state IN ('queued', 'retrying', 'running') AND slot IS NULL"
+OVERLAPS = """
+    SELECT one.id, other.id FROM rota_runs AS one JOIN rota_runs AS other
+      ON other.job = one.job AND other.key = one.key AND other.id <> one.id
+    WHERE one.job = :job AND one.started_at < other.started_at AND other.started_at < one.finished_at
+      AND 'succeeded' = ALL (ARRAY[one.state, other.state])
+"""
+CUSTOMERS = ("ann", "bob", "cyd")
+
+
+class Mixed(Fleet):
+    """The processes of this release."""
+
+    tables = two_releases.EFFECTS
+
+    def install(self) -> None:
+        """Write the plugin."""
+        two_releases.install(self.folder / "site")
+
+    def ask(
+        self, job: str, *keys: str, exclusive: bool = False, priority: int = 0, expires: float | None = None
+    ) -> set[int]:
+        """Request a run for each of ``keys``; return them."""
+        asked = {"job": job, "keys": list(keys), "exclusive": exclusive, "priority": priority, "expires": expires}
+        with self.engine.begin() as connection:
+            run_ids = set(connection.execute(REQUEST, asked).scalars())
+            connection.exec_driver_sql("NOTIFY rota_due")
+        return run_ids
+
+    def send(self, numbers: range) -> None:
+        """Send messages of the fast lane."""
+        broker = RotaBroker(redis_broker.connect(self.redis_url))
+        for number in numbers:
+            broker.enqueue(Message("mixed-fast", "fast", (), {"number": number}, {}))
+        broker.close()
+
+    def heard(self) -> set[int]:
+        """The messages of the fast lane that were worked on."""
+        return {int(number) for number in self.redis.lrange(two_releases.FAST, 0, -1)}
+
+    def cancel(self, *run_ids: int) -> None:
+        """Cancel runs, as ``rota cancel`` does."""
+        with database.autocommit(self.engine) as connection:
+            cancels.cancel(connection, run_ids, by="ann")
+
+    def states(self, run_ids: set[int]) -> set[tuple[str, str | None]]:
+        """The states and reasons of these runs."""
+        rows = self.rows("SELECT state, reason FROM rota_runs WHERE id = ANY(:ids)", ids=list(run_ids))
+        return {(row.state, row.reason) for row in rows}
+
+    def wait_for_requests(self) -> None:
+        """Until no request is waiting or running."""
+        eventually(lambda: not self.rows(LIVE), every=0.2)
+
+
+class Former(Mixed):
+    """The processes of the release before."""
+
+    tables = "SELECT 1"
+
+    def install(self) -> None:
+        """Unpack the release, and write the plugin."""
+        two_releases.unpack(self.cwd)
+        super().install()
+
+
+@pytest.fixture
+def releases(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[tuple[Former, Mixed]]:
+    """The release before and this one."""
+    servers = {"postgres_url": postgres_url, "redis_url": redis_url}
+    environ = {"ROTA_DISABLED_PLUGINS": two_releases.OTHERS}
+    with ExitStack() as stack:
+        stack.callback(lambda: print((former.logs() + now.logs())[-8000:]))  # noqa: T201 — pytest shows it on a failure
+        now = Mixed(tmp_path / "now", **servers, environ=environ)
+        stack.callback(now.stop)
+        former = Former(tmp_path / "former", **servers, environ=environ, cwd=tmp_path / "former" / "release")
+        stack.callback(former.stop)
+        yield former, now
+
+
+def asked_of_each_kind(fleet: Mixed) -> dict[str, set[int]]:
+    """Requests of each kind."""
+    return {
+        "of one key": fleet.ask("invoice", *[""] * 50, exclusive=True),
+        "of customers": fleet.ask("invoice", *CUSTOMERS * 10, exclusive=True),
+        "retried": fleet.ask("flaky", *[""] * 10),
+        "postponed": fleet.ask("postponed", *[""] * 10),
+        "side by side": fleet.ask("nap", *[""] * 100),
+        "together": fleet.ask("nothing", *[""] * 300),
+        "urgent": fleet.ask("nap", *[""] * 20, priority=9),
+    }
+
+
+def assert_each_ran_once(fleet: Mixed, asked: dict[str, set[int]]) -> None:
+    """Nothing was lost, doubled or skipped."""
+    assert {kind: fleet.states(run_ids) for kind, run_ids in asked.items()} == {
+        kind: {("succeeded", None)} for kind in asked
+    }
+    effects = fleet.rows("SELECT run_id FROM effects WHERE slot IS NULL ORDER BY run_id")
+    told = set().union(*(run_ids for kind, run_ids in asked.items() if kind != "together"))
+    assert [row.run_id for row in effects] == sorted(told)
+    assert fleet.rows(OVERLAPS, job="invoice") == []
+
+
+def assert_slots(fleet: Mixed) -> None:
+    """Each slot has one row, and each that succeeded has one effect."""
+    for job in ("tick", "sweep"):
+        runs = [run for run in fleet.runs(job) if run.state not in ("queued", "running", "retrying")]
+        slots = sorted(run.slot for run in runs)
+        assert {(later - earlier).total_seconds() for earlier, later in pairwise(slots)} == {1.0}, job
+        effects = [row.slot for row in fleet.rows("SELECT slot FROM effects WHERE job = :job ORDER BY slot", job=job)]
+        assert effects == sorted(run.slot for run in runs if run.state == "succeeded")
+        reasons = {run.reason for run in runs if run.state != "succeeded"}
+        assert reasons <= ({"overlap", "retrying"} if job == "sweep" else set()), job
+    assert fleet.rows(OVERLAPS, job="sweep") == []
+
+
+def test_both_work_and_die_beside_each_other_and_nothing_is_lost(releases):
+    former, now = releases
+    old, old_scheduler = former.together(former.worker, former.scheduler)
+    (held,) = former.ask("hold", "")
+    eventually(lambda: former.effects("hold") or former.states({held}) == {("running", None)})
+    new = now.worker()
+
+    now.cancel(held)
+    asked = asked_of_each_kind(now)
+    now.send(range(50))
+    eventually(lambda: len(now.effects("nap")) > 20)
+    now.kill(new)
+    new = now.worker()
+    now.wait_for_requests()
+    assert now.heard() == set(range(50))
+    assert_each_ran_once(now, asked)
+    assert now.states({held}) == {("dead", "cancelled")}
+
+    for kind, run_ids in asked_of_each_kind(now).items():
+        asked[kind] |= run_ids
+    now.send(range(50, 100))
+    eventually(lambda: len(now.effects("nap")) > 140)
+    former.kill(old)
+    former.kill(old_scheduler)
+    former.together(former.worker, former.scheduler)
+    now.wait_for_requests()
+
+    assert_each_ran_once(now, asked)
+    eventually(lambda: now.heard() == set(range(100)))
+    assert now.effects("hold") == []
+    assert now.rows("SELECT * FROM rota_cancels") == []
+    assert_slots(now)
+    workers = {run.worker for run in now.runs("nap")}
+    pids = {pid_of(row) for row in now.registered("worker")}
+    assert len(workers) >= 3, "both releases have worked"
+    assert len(pids) == 2

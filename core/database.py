@@ -236,7 +236,8 @@ def alone(engine: Engine) -> Iterator[Connection]:
 
 def dispose(engine: Engine) -> None:
     """Close every connection of ``engine`` that is not in use."""
-    for connection in _idle.pop(engine, ()):
+    idle = _idle.pop(engine, deque())
+    while connection := _pop(idle):  # other threads may put some back meanwhile
         connection.close()
     engine.dispose()
 

@@ -176,7 +176,7 @@ class TestSuccess:
             outcomes = [(first, "1"), (later, "2")]
             recorded = runs.succeed_many(connection, process.id, outcomes, {later.run_id: "its log"})
 
-        assert recorded == {first.run_id, later.run_id}
+        assert recorded == {first.run_id: False, later.run_id: False}
         assert [ledger.run(run_id).result for run_id in (first.run_id, later.run_id)] == [1, 2]
         assert kept(first.run_id) == []
         assert [(each.attempt, each.outcome, each.log) for each in kept(later.run_id)] == [(2, "succeeded", "its log")]

@@ -232,7 +232,7 @@ def test_it_is_refused_while_a_live_process_does_not_say_what_it_has(rota, billi
     [
         ("core", "is loaded here"),
         ("rota", "tables of that name are Rota's own"),
-        ("bil%", "must be lower-case letters"),
+        ("bil%", "must be a letter, then letters"),
         ("biling", "has no tables here; did you mean 'billing'?"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import timedelta
 
 import pytest
@@ -232,3 +232,17 @@ def test_a_restart_of_postgresql_is_no_crash_of_the_processes_that_come_back(own
     assert heartbeat.process_id != before
     heartbeat.stop()
     databases.dispose(engine)
+
+
+def test_a_connection_that_comes_back_while_others_are_closed_is_closed_too(postgres_url, monkeypatch):
+    engine = databases.connect(postgres_url)
+    with ExitStack() as borrowed:
+        late = borrowed.enter_context(databases.autocommit(engine))
+        with databases.autocommit(engine) as one, databases.autocommit(engine) as other:
+            pass
+        for idle in (one, other):
+            monkeypatch.setattr(idle, "close", lambda close=idle.close: (borrowed.close(), close()))
+
+        databases.dispose(engine)
+
+    assert [one.closed, other.closed, late.closed] == [True, True, True]

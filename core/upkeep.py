@@ -14,6 +14,7 @@ def prune_runs(run: Run) -> dict[str, int]:
     """Delete finished runs older than ROTA_RETENTION_DAYS and entries of the audit older than ROTA_AUDIT_DAYS."""
     deleted = retention.prune(run.session, checkpoint=run.checkpoint)
     retention.prune_pauses(run.session)
+    retention.prune_schedules(run.session, checkpoint=run.checkpoint)
     retention.prune_departures(run.session)
     return {"deleted": deleted, "audit_deleted": retention.prune_audit(run.session, checkpoint=run.checkpoint)}
 

@@ -39,6 +39,8 @@ class KeyAccountant:
     """The leader's watermarks between passes; the ledger has those that a slot has moved."""
 
     registry: Registry
+    #: Whether no other leader does the same; then none can until this one's connection ends.
+    is_alone: bool = False
     #: The time up to which the slots of each job are accounted for.
     reached: dict[str, datetime] = field(default_factory=dict)
     stored: dict[str, datetime] = field(default_factory=dict)
@@ -48,7 +50,8 @@ class KeyAccountant:
         jobs = {job.name: job for job in keyed_jobs(self.registry, fleet)}
         for gone in self.reached.keys() - jobs.keys():
             del self.reached[gone], self.stored[gone]
-        if not jobs:
+        self.is_alone = bool(jobs) and (self.is_alone or key_slots.is_alone(connection))
+        if not self.is_alone:
             return 0
         now = history.now(connection)
         return sum(self._account_for(connection, job, now) for job in jobs.values())

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, TextClause, text
 from core.jobs.job import Job, Misfire
 from core.jobs.registry import scopes
 from core.jobs.schedules import parse
+from core.ledger.processes import KEY_SLOTS_LOCK, LOCK_SPACE
 
 #: The schedule in the watermark of a job whose keys have schedules.
 BY_KEY = "by key"
@@ -68,6 +69,8 @@ class KeyedJob:
             scopes(name, options["queue"], options["plugin"]),
         )
 
+
+ALONE = text("SELECT pg_try_advisory_lock(:space, :lock)")
 
 #: The different intervals, read by one index entry each, and whether there are other schedules or changes.
 ASK = text("""
@@ -233,6 +236,11 @@ class Asked:
     has_cron: bool
     #: Whether a change has not been seen yet.
     has_changes: bool
+
+
+def is_alone(connection: Connection) -> bool:
+    """Whether this connection is the only one that accounts for such slots, from now on until it is closed."""
+    return bool(connection.execute(ALONE, {"space": LOCK_SPACE, "lock": KEY_SLOTS_LOCK}).scalar_one())
 
 
 def ask(connection: Connection, job: str, now: datetime) -> Asked:

@@ -35,6 +35,8 @@ LEADER_LOCK = -2
 #: The number in the release before this one.
 FORMER_LEADER_LOCK = 0
 MIGRATION_LOCK = -1
+#: Of the leader that accounts for schedules made at run time. Of two leaders, of two releases, only one does.
+KEY_SLOTS_LOCK = -3
 
 #: After PostgreSQL was restarted or away, every lock is gone, and no process could renew its lease: the processes have
 #: this long to come back, and to release their runs themselves, before they count as dead. In seconds.

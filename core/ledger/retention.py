@@ -25,6 +25,23 @@ DELETE_DEPARTURES = text("""
 
 DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < statement_timestamp() - CAST(:kept AS interval)")
 
+#: A schedule that is there has its present part in its own row, so its old entries may go.
+DELETE_SCHEDULE_LOG = text("""
+    WITH batch AS MATERIALIZED (
+        SELECT id FROM rota_key_schedule_log WHERE at < statement_timestamp() - CAST(:kept AS interval)
+        ORDER BY at LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM rota_key_schedule_log WHERE id IN (SELECT id FROM batch)
+""")
+
+DELETE_GAPS = text("""
+    WITH batch AS MATERIALIZED (
+        SELECT id FROM rota_gaps WHERE ended_at < statement_timestamp() - CAST(:kept AS interval)
+        ORDER BY ended_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM rota_gaps WHERE id IN (SELECT id FROM batch)
+""")
+
 DELETE_AUDIT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_audit WHERE at < statement_timestamp() - CAST(:kept AS interval)
@@ -44,6 +61,13 @@ def prune_audit(session: Session, *, checkpoint: Callable[[dict[str, int]], None
     """Delete entries of the audit older than ``ROTA_AUDIT_DAYS``; return how many."""
     kept = timedelta(days=settings.current().audit_days)
     return _delete(session, DELETE_AUDIT, kept, batch, lambda deleted: checkpoint({"audit_deleted": deleted}))
+
+
+def prune_schedules(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> None:
+    """Delete old changes of schedules made at run time, and old gap rows, after ``ROTA_RETENTION_DAYS``."""
+    kept = timedelta(days=settings.current().retention_days)
+    for statement in (DELETE_SCHEDULE_LOG, DELETE_GAPS):
+        _delete(session, statement, kept, batch, lambda deleted: checkpoint({"schedules_deleted": deleted}))
 
 
 def prune_pauses(session: Session) -> None:

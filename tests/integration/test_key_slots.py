@@ -20,15 +20,19 @@ from core import (
     pause_schedule,
     resume_schedule,
     schedule,
+    settings,
     sync_schedules,
     unschedule,
 )
 from core import database as databases
+from core.dispatcher.accounting import Accountant
 from core.dispatcher.key_slots import KeyAccountant
+from core.dispatcher.loop import Dispatcher
 from core.jobs.schedules import grid
-from core.ledger import history, key_slots, orphans, pauses, releases
+from core.ledger import history, key_slots, orphans, pauses, releases, retention
 from core.ledger.releases import Fleet
 from core.testing import registry_of
+from tests.support.eventually import eventually
 
 MINUTE, HOUR, SECOND = timedelta(minutes=1), timedelta(hours=1), timedelta(seconds=1)
 KEYED = Keyed(default=every(seconds=60))
@@ -48,8 +52,8 @@ def session(database):
 class Leader:
     """A dispatcher's accounting for jobs, at a time that the test sets."""
 
-    def __init__(self, engine, monkeypatch, use_jobs, *jobs):
-        self.engine, self.monkeypatch = engine, monkeypatch
+    def __init__(self, connection, monkeypatch, use_jobs, *jobs):
+        self.connection, self.monkeypatch = connection, monkeypatch
         self.registry = use_jobs(*jobs)
         self.now = datetime.now(UTC).replace(microsecond=0)
         self.accountant = KeyAccountant(self.registry)
@@ -58,8 +62,7 @@ class Leader:
     def pass_at(self, now):
         self.now = now
         self.monkeypatch.setattr(history, "NOW", text(f"SELECT timestamptz '{now.isoformat()}'"))
-        with databases.autocommit(self.engine) as connection:
-            return self.accountant.account(connection, self.fleet)
+        return self.accountant.account(self.connection, self.fleet)
 
     def passes(self, span, step=SECOND):
         """Passes until ``span`` from now; return how many runs they have inserted."""
@@ -75,7 +78,8 @@ class Leader:
 
 @pytest.fixture
 def lead(database, monkeypatch, use_jobs):
-    return lambda *jobs: Leader(database, monkeypatch, use_jobs, *jobs)
+    with databases.dedicated(database) as connection:
+        yield lambda *jobs: Leader(connection, monkeypatch, use_jobs, *jobs)
 
 
 @pytest.fixture
@@ -171,6 +175,21 @@ class TestComingDue:
 
         found = slots()
         assert len(found) == len(set(found)) == len(before) + 6
+
+    def test_of_two_leaders_at_once_only_one_accounts(self, lead, poll, session, slots, database):
+        leader = lead(poll)
+        put(session, every=timedelta(seconds=10))
+        leader.passes(SECOND)
+        first = leader.connection
+
+        leader.is_replaced()
+        with databases.dedicated(database) as leader.connection:
+            leader.passes(MINUTE)
+            assert slots() == []
+            first.close()
+            leader.passes(MINUTE)
+
+        assert len(slots()) > 3
 
     def test_a_new_leader_goes_on_where_the_last_one_ended(self, lead, poll, session, slots, row):
         leader = lead(poll)
@@ -368,12 +387,13 @@ class TestPausing:
         leader.passes(MINUTE)
         resume_schedule(session, "poll", key="42")
         session.commit()
+        resumed_at = leader.now
 
         leader.passes(SECOND)
 
         extra = row().extra_at is not None  # the next slot of the interval before, which came due in the pause too
         assert gaps() == [("42", "paused", 6), ("42", "paused", 3 + extra)]
-        assert slots() == []
+        assert all(slot > resumed_at for slot in slots())
 
     def test_the_pause_of_a_job_is_one_gap_row_for_all_keys(self, lead, poll, session, slots, gaps, database, ledger):
         leader = lead(poll)
@@ -549,3 +569,47 @@ class TestJobsThatAreGone:
         ((key, reason, count),) = gaps()
         assert (key, reason) == (None, "absent")
         assert count == len(due_of(row(), row().since, back_at)) - len(before)
+
+
+class TestInTheDispatcher:
+    @pytest.mark.parametrize("carries", [True, False], ids=["with Redis", "without Redis"])
+    def test_a_pass_inserts_what_is_due_and_sends_it_if_redis_is_there(
+        self, database, carrier, session, use_jobs, ledger, carries
+    ):
+        registry = use_jobs(job("poll", keyed=Keyed(least=SECOND), max_retries=0)(lambda run: None))
+        carrier.carries = carries
+        put(session, every=SECOND)
+        dispatcher = Dispatcher(
+            database, registry, carrier, every_seconds=1, resend_seconds=60, max_crashes=3, orphan_seconds=60
+        )
+
+        with databases.dedicated(database) as connection:
+            accountant = Accountant(registry, {})
+            passed = lambda: dispatcher.pass_once(connection, accountant)  # noqa: E731
+            eventually(lambda: passed() or len(ledger.runs("poll")) > 1, within=10)
+            passed()
+        dispatcher.stop()
+
+        assert {run.key for run in ledger.runs("poll")} == {"42"}
+        assert bool(carrier.runs) == carries
+
+
+def test_old_changes_and_gaps_are_deleted_and_young_ones_kept(session, ledger, monkeypatch):
+    monkeypatch.setenv("ROTA_RETENTION_DAYS", "10")
+    settings.current.cache_clear()
+    for days in (11, 9):
+        ledger.do(
+            "INSERT INTO rota_gaps (job, began_at, ended_at, reason, slots) "
+            "VALUES ('poll', now(), now() - make_interval(days => :days), 'outage', 1)",
+            days=days,
+        )
+        ledger.do(
+            "INSERT INTO rota_key_schedule_log (job, key, at, action, spec, phase) "
+            "VALUES ('poll', '42', now() - make_interval(days => :days), 'added', 'every 1m', 0)",
+            days=days,
+        )
+
+    retention.prune_schedules(session, checkpoint=lambda progress: session.commit(), batch=1)
+
+    assert ledger.value("SELECT count(*) FROM rota_gaps") == 1
+    assert ledger.value("SELECT count(*) FROM rota_key_schedule_log") == 1

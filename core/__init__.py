@@ -1,12 +1,14 @@
 """Rota's front door: the only names a plugin may import. Importing it opens nothing."""
 
 from core.cancel import cancel
+from core.close_limit import close_limit
 from core.enqueue import enqueue, enqueue_many, publish, send, send_many
 from core.errors import Cancelled, Later, NaiveTime, RotaError, TimeLimitExceeded
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
 from core.jobs.keyed import Keyed
+from core.jobs.limit import Limit
 from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.run import Checkpoint, Run
@@ -38,6 +40,7 @@ __all__ = [
     "KeySchedule",
     "Keyed",
     "Later",
+    "Limit",
     "NaiveTime",
     "PluginSettings",
     "RotaError",
@@ -50,6 +53,7 @@ __all__ = [
     "Tables",
     "TimeLimitExceeded",
     "cancel",
+    "close_limit",
     "cron",
     "enqueue",
     "enqueue_many",

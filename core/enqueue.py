@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, scoped_session
 from core.errors import BadArguments, NaiveTime, RotaError
 from core.jobs import arguments
 from core.jobs.job import HIGHEST_PRIORITY, Job, is_priority
-from core.ledger import leases, outbox, runs, waiting
+from core.ledger import leases, limit_names, outbox, runs, waiting
 from core.ledger.carrier import OutgoingMessage, OutgoingRun
 from core.ledger.waiting import Asked
 from core.plugins import loading
@@ -132,6 +132,7 @@ def enqueue_many(
         parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
         expires=found.expires if expires is None else expires,
         priority=urgency,
+        limits=limit_names.of(found, map(json.loads, bodies)),
         subjects=[found.subject.of(json.loads(body)) for body in bodies] if found.subject is not None else None,
     )
     if carried:

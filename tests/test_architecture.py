@@ -16,7 +16,7 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"middleware", "worker"},
     {"cli", "dispatcher"},
     {"operations", "scheduling"},
-    {"cancel", "key_schedules"},
+    {"cancel", "close_limit", "key_schedules"},
     {"enqueue", "schema", "transport"},
     {"ledger"},
     {"batching", "database", "embedded", "plugins", "supervisor", "sweeps"},

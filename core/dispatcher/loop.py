@@ -17,7 +17,7 @@ from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recovery import PLANS, Outage, Recovery
 from core.dispatcher.steps import Steps
-from core.dispatcher.turns import TurnKeeper
+from core.dispatcher.turns import RoomKeeper, TurnKeeper
 from core.jobs.registry import Registry
 from core.ledger import agenda, pauses, releases, slots
 from core.ledger import due as due_runs
@@ -87,6 +87,7 @@ class Dispatcher(LedgerThread):
         self._key_accountant = KeyAccountant(registry)
         self._steps = Steps()
         self._turns = TurnKeeper()
+        self._rooms = RoomKeeper()
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
@@ -148,10 +149,16 @@ class Dispatcher(LedgerThread):
             self._send_until(connection, began + self._every_seconds)
 
     def _send_until(self, connection: Connection, next_pass: float) -> None:
-        """Send due runs until the next pass, slice by slice, and new runs as soon as they are requested."""
+        """Send due runs until the next pass, slice by slice, and new runs as soon as they are requested.
+
+        Also wake runs as soon as time makes room under their limits.
+        """
         has_more = True
-        while (remaining := next_pass - time.monotonic()) > 0 and not self._stopping.is_set():
-            if has_more or leadership.wait_for_runs(connection, remaining):
+        while (now := time.monotonic()) < next_pass and not self._stopping.is_set():
+            if now >= self._rooms.due_at:
+                has_more = bool(self._steps.take("rooms", self._look_for_room, connection)) or has_more
+            remaining = min(next_pass, self._rooms.due_at) - now
+            if has_more or leadership.wait_for_runs(connection, max(remaining, 0)):
                 has_more = self._steps.take("send", self._send_due, connection) or False
 
     def _has_lost_redis(self) -> bool:
@@ -188,6 +195,7 @@ class Dispatcher(LedgerThread):
         self._steps.take("misfires", miss_late, connection, self._registry, self._held)
         self._steps.take("lost", sending.find_lost, connection, self._carrier, self._resend_seconds)
         self._steps.take("turns", self._turns.look, connection)
+        self._steps.take("rooms", self._look_for_room, connection)
         self._steps.take("send", self._send_due, connection)
 
     def _look_at_fleet(self, connection: Connection) -> None:
@@ -204,6 +212,9 @@ class Dispatcher(LedgerThread):
         metrics.paused([pause.scope for pause in active])
         theirs = releases.scopes_of_jobs(connection) if active else {}
         self._held = pauses.held(active, {**theirs, **self._registry.scopes})
+
+    def _look_for_room(self, connection: Connection) -> int:
+        return self._rooms.look(connection, self._sent())
 
     def _sent(self) -> set[str]:
         """The jobs whose runs are sent: those of any live process, without paused jobs."""

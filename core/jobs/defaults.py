@@ -1,12 +1,13 @@
 """Defaults that the jobs of one plugin share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypedDict, Unpack
 
 from core.errors import DeclarationError, suggestion
 from core.jobs.job import Backoff, Isolation, Job, Misfire, Overlap, job
 from core.jobs.keyed import Keyed
+from core.jobs.limit import Limit
 from core.jobs.schedules import Schedule
 from core.jobs.subject import Subject
 
@@ -35,6 +36,7 @@ class JobOptions(TypedDict, total=False):
     isolation: Isolation | None
     subject: Subject | None
     keyed: Keyed | None
+    limits: Sequence[Limit]
 
 
 class JobDefaults:

@@ -4,13 +4,14 @@ import inspect
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from core.errors import DeclarationError
 from core.jobs.keyed import Keyed, keyed_problems
+from core.jobs.limit import Limit, defaults, limit_problems
 from core.jobs.schedules import Schedule
 from core.jobs.subject import Subject, subject_problems
 
@@ -63,6 +64,7 @@ class Job:
     isolation: Isolation | None = None
     subject: Subject | None = None
     keyed: Keyed | None = None
+    limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
         problems = [*option_problems(self), *function_problems(self)]
@@ -84,6 +86,16 @@ class Job:
     def exclusive(self) -> bool:
         """Whether two runs of one key may not overlap."""
         return self.overlap != "allow"
+
+    def limit_names(self, args: Mapping[str, Any]) -> list[str]:
+        """The names of its limits for a run with these arguments, JSON values, in the order of ``limits``.
+
+        A name whose argument is missing, so that the run cannot start, stays as it is declared.
+        """
+        if not self.limits:
+            return []
+        values = {**defaults(self.function), **args}
+        return [each.filled(values) if values.keys() >= {*each.arguments} else each.name for each in self.limits]
 
     def delay_after(self, failures: int) -> timedelta:
         """How long to wait before the next attempt, after this many failed attempts; exact unless ``jitter``."""
@@ -127,6 +139,7 @@ def job(
     isolation: Isolation | None = None,
     subject: Subject | None = None,
     keyed: Keyed | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Callable[[Callable[..., Any]], Job]:
     """Declare a job; the plugin's hook ``register_jobs`` returns it to Rota.
 
@@ -145,7 +158,8 @@ def job(
     (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not counted as attempts.
 
     ``subject=Subject(table, parameter)`` names the row that a run is about. If the row does not exist before the first
-    attempt, the run ends as orphaned.
+    attempt, the run ends as orphaned. Each of ``limits`` limits the runs at work at the same time, or those that start
+    within a time, over all processes. A run that finds one of its limits full waits until there is room.
 
     ``keyed=Keyed(least, most, default)`` lets keys of the job have schedules made at run time, instead of ``schedule``;
     see ``core.schedule``. If their usual interval is under 15 minutes, ``misfire`` is ``skip`` by default, and
@@ -179,6 +193,7 @@ def job(
             isolation=isolation,
             subject=subject,
             keyed=keyed,
+            limits=tuple(limits) if isinstance(limits, list) else limits,  # type: ignore[arg-type]
         )
 
     return declare
@@ -240,7 +255,7 @@ def combination_problems(job: Job) -> list[str]:
     return [
         *problems,
         *retry_problems(job),
-        *ledger_only(job, "retry_on", "dead_on", "expires", "priority", "subject", "keyed"),
+        *ledger_only(job, "retry_on", "dead_on", "expires", "priority", "subject", "limits", "keyed"),
     ]
 
 
@@ -279,7 +294,8 @@ def function_problems(job: Job) -> list[str]:
     if not parameters or parameters[0].name != "run" or parameters[0].kind not in POSITIONAL_KINDS:
         return ["the function's first parameter must be run"]
     problems = [problem for parameter in parameters[1:] for problem in parameter_problems(job, parameter)]
-    return [*problems, *subject_problems(job.subject, [parameter.name for parameter in parameters[1:]])]
+    names = [parameter.name for parameter in parameters[1:]]
+    return [*problems, *subject_problems(job.subject, names), *limit_problems(job.limits, names)]
 
 
 def parameter_problems(job: Job, parameter: inspect.Parameter) -> list[str]:

@@ -26,8 +26,13 @@ def secret_names(job: Job) -> frozenset[str]:
 
 
 def refuse_wrong_secrets(job: Job) -> None:
-    """Raise DeclarationError if a job of the fast lane has secret parameters, or a subject that is secret."""
+    """Raise DeclarationError if a job of the fast lane has secret parameters, or a subject or limit that is secret."""
     names = sorted(secret_names(job))
+    for limit in job.limits:
+        if shown := [name for name in limit.arguments if name in names]:
+            raise DeclarationError(
+                f"job {job.name!r}: {shown[0]} cannot be Secret, since limit {limit.name!r} shows it"
+            )
     if job.subject is not None and job.subject.parameter in names:
         raise DeclarationError(f"job {job.name!r}: {job.subject.parameter} cannot be Secret, since subject shows it")
     if names and not job.ledger:

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from core.ledger import due, pauses, slots
 from core.ledger.deadlines import HAS_EXPIRED
-from core.ledger.models import IS_PARKED
+from core.ledger.models import IS_BEHIND, IS_LIMITED
 from core.ledger.prepared import Prepared
 
 #: Parameters: the delay after which a slot is late, and the time after which a run that was sent and not claimed is
@@ -20,7 +20,8 @@ ASK = Prepared(
         {due.IS_ANY_DUE}
         OR EXISTS (SELECT 1 FROM rota_runs WHERE {slots.IS_WAITING} AND slot < statement_timestamp() - $1)
         OR EXISTS (SELECT 1 FROM ({due.SENT_LANES}) AS lane WHERE first_at < statement_timestamp() - $2)
-        OR EXISTS (SELECT 1 FROM rota_runs WHERE {IS_PARKED})
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {IS_BEHIND})
+        OR EXISTS (SELECT 1 FROM rota_runs WHERE {IS_LIMITED})
         OR EXISTS (SELECT 1 FROM rota_runs WHERE {HAS_EXPIRED}),
         EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE})
     """,  # noqa: S608 — constants

@@ -42,9 +42,12 @@ CANCEL = Prepared(
         INSERT INTO ledger.rota_cancels (run_id, token, process_id, asked_by, reason)
         SELECT id, token, process_id, $2, $3 FROM chosen WHERE state = 'running'
         ON CONFLICT (run_id) DO NOTHING RETURNING run_id, pg_notify('{CHANNEL}' || process_id, '')
+    ), drawn AS MATERIALIZED (
+        SELECT run_id, nextval('ledger.rota_tokens') AS token FROM marked
     ), fenced AS (
-        UPDATE ledger.rota_runs AS run SET token = nextval('ledger.rota_tokens')
-        FROM marked WHERE run.id = marked.run_id RETURNING run.id
+        UPDATE ledger.rota_runs AS run
+        SET token = drawn.token, limits_token = CASE WHEN limits IS NOT NULL THEN drawn.token END
+        FROM drawn WHERE run.id = drawn.run_id RETURNING run.id
     ), ended AS (
         UPDATE ledger.rota_runs AS run SET
             former_state = chosen.state, former_reason = chosen.reason, state = 'dead', reason = '{CANCELLED}',

@@ -5,16 +5,18 @@ slot is skipped, if its job says so; a request waits for its turn (``core/ledger
 neither sees the other, the partial unique index ``rota_runs_lease`` refuses the second claim, which then tries again.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from core.ledger import pauses
 from core.ledger.leases import LEASE_IS_GOOD, Lease
+from core.ledger.limits import CALLED, FILL, LOCK, ROOM, STANDING
 from core.ledger.models import IS_WAITING, MAY_START
 from core.ledger.prepared import Prepared
 from core.ledger.releases import MAY_FIT
@@ -23,6 +25,8 @@ from core.ledger.releases import MAY_FIT
 CLAIM_LOOKS = 3
 #: More crashes than any run can have; used by a process that runs nothing else.
 NEVER_SUSPECT = 2**31 - 1
+#: The names of the limits of a run with some arguments, JSON values, and the same as declared.
+LimitsOf = Callable[[Mapping[str, Any]], tuple[list[str], list[str]]]
 NO_FORMS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -36,6 +40,8 @@ class Verdict(StrEnum):
     BEHIND = "behind"
     #: Another run of the same job and key is running or comes first; this run is parked until that one has ended.
     WAITING = "waiting"
+    #: One of its limits is full; this run is parked until there is room.
+    LIMITED = "limited"
     #: Its job is paused, and the run has a slot: it is skipped.
     PAUSED = "paused"
     #: Its job is paused; the dispatcher sends it when the pause ends.
@@ -80,67 +86,107 @@ CLAIMED = """
     word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp() AS claimed_at, due_at
 """
 
-#: Parameters: run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the
-#: job, form of the job in this process, whether a slot of the job gives way to another run. The claim itself is not
-#: flushed to disk. If PostgreSQL crashes before the next flush, the run is queued again, and the lost lease matches no
-#: row. The sequence may draw its token again, but for another process: every process registers again after a crash, and
-#: a registration is flushed. The commit of the run's work flushes its claim as well.
-CLAIM = Prepared(
-    "rota_claim",
-    ("bigint", "text", "bigint", "text", "int", "text[]", "text", "boolean"),
-    f"""
+#: What the claim of a run with limits adds. ``crowded`` is the first of its limits that has no room. A run that was
+#: woken for a limit finds the room that was kept for it; any other run does not take that room.
+LIMITS = f"""
+    asked AS MATERIALIZED (
+        SELECT name, array_agg(declared) AS declared, min(place) AS place
+        FROM candidate, unnest(limits, limits_declared) WITH ORDINALITY AS own (name, declared, place) GROUP BY name
+    ), {STANDING}, crowded AS MATERIALIZED (
+        SELECT standing.name FROM standing, candidate
+        WHERE {ROOM} - CASE WHEN waits_for = standing.name AND sent_at < 'infinity' THEN 0 ELSE {CALLED} END < 1
+        ORDER BY standing.place LIMIT 1
+    ),
+"""  # noqa: S608 — constants
+HELD = """
+    held AS (
+        INSERT INTO rota_limits (name, declared, holders, tokens, used_at, full_at)
+        SELECT name, declared[1], holders || id, tokens - 1, now,
+               now + make_interval(secs => (most - tokens + 1) / per_second)
+        FROM standing, verdict WHERE word = 'running'
+        ON CONFLICT (name) DO UPDATE SET
+            declared = excluded.declared, holders = excluded.holders, tokens = excluded.tokens,
+            used_at = excluded.used_at, full_at = excluded.full_at
+    ),
+"""
+
+
+def claiming(*, limited: bool) -> str:
+    """The claim of a run that has limits, or of one that has none."""
+    parts = LIMITS if limited else ""
+    free = "CASE WHEN EXISTS (SELECT 1 FROM crowded) THEN 'limited' ELSE 'running' END" if limited else "'running'"
+    token = "drawn, limits_token = drawn, waits_for = NULL" if limited else "nextval('rota_tokens')"
+    waits_for = "waits_for = CASE word WHEN 'limited' THEN (SELECT name FROM crowded) END," if limited else ""
+    claimed = f"{CLAIMED}, limits" if limited else CLAIMED
+    return f"""
     WITH unflushed AS MATERIALIZED (
         SELECT set_config('synchronous_commit', 'off', true)
     ), candidate AS MATERIALIZED (
         SELECT id, job, key, slot, state, exclusive, crashes, due_at, due_at <= clock_timestamp() AS due, queue,
-               refused_by
+               refused_by{", limits, limits_declared, waits_for, sent_at" if limited else ""}
         FROM rota_runs, unflushed
-        WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND {MAY_START} AND EXISTS (
+        WHERE id = $1 AND job = $2 AND state IN ('queued', 'retrying') AND limits IS {"NOT " if limited else ""}NULL
+          AND {MAY_START} AND EXISTS (
             SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
         FOR UPDATE OF rota_runs SKIP LOCKED
-    ), verdict AS MATERIALIZED (
-        SELECT id, CASE
+    ), {parts} verdict AS MATERIALIZED (
+        SELECT id, {"nextval('rota_tokens') AS drawn," if limited else ""} CASE
             WHEN NOT due THEN 'early'
             WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY($6))
                 THEN CASE WHEN state = 'queued' AND slot IS NOT NULL THEN 'paused' ELSE 'held' END
             WHEN $7 = ANY(refused_by) AND {MAY_FIT.format(job="job", queue="queue", refused="refused_by")} THEN 'misfit'
             WHEN crashes >= $5 THEN 'suspect'
-            WHEN NOT exclusive THEN 'running'
+            WHEN NOT exclusive THEN {free}
             WHEN $8 AND state = 'queued' AND slot IS NOT NULL AND EXISTS ({RETRIED}) THEN 'behind'
             WHEN EXISTS ({RIVAL}) THEN CASE WHEN $8 AND state = 'queued' AND slot IS NOT NULL THEN 'skipped'
                                             ELSE 'waiting' END
             WHEN EXISTS ({FORMER}) THEN 'waiting'
-            ELSE 'running' END AS word
+            ELSE {free} END AS word
         FROM candidate
-    ), started AS (
+    ), {HELD if limited else ""} started AS (
         UPDATE rota_runs AS run SET
-            state = 'running', reason = NULL, attempt = attempt + 1, token = nextval('rota_tokens'), process_id = $3,
+            state = 'running', reason = NULL, attempt = attempt + 1, token = {token}, process_id = $3,
             worker = $4, started_at = clock_timestamp(), finished_at = NULL
         FROM verdict WHERE run.id = verdict.id AND word = 'running'
-        RETURNING {CLAIMED}
+        RETURNING {claimed}
     ), refused AS (
         UPDATE rota_runs AS run SET
             state = CASE WHEN word IN ('skipped', 'behind', 'paused') THEN 'skipped' ELSE state END,
             reason = CASE word WHEN 'skipped' THEN 'overlap' WHEN 'waiting' THEN 'overlap' WHEN 'behind' THEN 'retrying'
+                               WHEN 'limited' THEN 'limit'
                                WHEN 'paused' THEN word WHEN 'misfit' THEN 'arguments' ELSE reason END,
-            process_id = NULL,
+            process_id = NULL, {waits_for}
             finished_at = CASE WHEN word IN ('skipped', 'behind', 'paused') THEN clock_timestamp() END,
-            sent_at = CASE WHEN word = 'waiting' THEN 'infinity'
+            sent_at = CASE WHEN word IN ('waiting', 'limited') THEN 'infinity'
                            WHEN word NOT IN ('early', 'held', 'misfit') THEN sent_at END,
             due_at = CASE word WHEN 'misfit' THEN clock_timestamp() + {MISFIT_REST} ELSE due_at END
         FROM verdict WHERE run.id = verdict.id AND word <> 'running'
-        RETURNING {CLAIMED}
+        RETURNING {claimed}
     )
     SELECT * FROM started UNION ALL SELECT * FROM refused
-    """,  # noqa: S608 — a constant
-)
+    """  # noqa: S608 — constants
 
-#: Parameters: run, job, process. Whether the run is waiting: if a claim did not find a waiting run, the run was locked.
+
+#: Run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the job, form of
+#: the job in this process, whether a slot of the job gives way to another run.
+PARAMETERS = ("bigint", "text", "bigint", "text", "int", "text[]", "text", "boolean")
+
+#: Claims a run without limits. The claim itself is not flushed to disk. If PostgreSQL crashes before the next flush,
+#: the run is queued again, and the lost lease matches no row. The sequence may draw its token again, but for another
+#: process: every process registers again after a crash, and a registration is flushed. The commit of the run's work
+#: flushes its claim as well.
+CLAIM = Prepared("rota_claim", PARAMETERS, claiming(limited=False))
+
+#: Claims a run with limits, whose locks were taken by ``limits.LOCK`` in the same transaction.
+CLAIM_LIMITED = Prepared("rota_claim_limited", PARAMETERS, claiming(limited=True))
+
+#: Parameters: run, job, process. If the run is waiting, a claim that did not find it found it locked, or found limits
+#: where it expected none, or the contrary. Returns whether the run has limits, and its arguments.
 IS_CLAIMABLE = Prepared(
     "rota_is_claimable",
     ("bigint", "text", "bigint"),
     f"""
-    SELECT 1 FROM rota_runs
+    SELECT limits IS NOT NULL, args FROM rota_runs
     WHERE id = $1 AND job = $2 AND {IS_WAITING} AND {MAY_START} AND EXISTS (
         SELECT 1 FROM rota_processes AS process WHERE process.id = $3 AND process.expires_at > clock_timestamp())
     """,  # noqa: S608 — constants
@@ -148,10 +194,10 @@ IS_CLAIMABLE = Prepared(
 
 #: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array, the form
 #: of each job in this process. The same as CLAIM for many runs. It does not claim these, which are left to CLAIM: a run
-#: that must wait for another or give way to it; a run that is early or paused, was refused by this form, or has a
-#: crash; a retry that was never started (an unclaim could not restore its former state); and a locked row. The runs are
-#: locked in the order of their keys, so that two claims which start different runs of the same keys do not wait for
-#: each other.
+#: that must wait for another or give way to it; a run that has limits, is early or paused, was refused by this form, or
+#: has a crash; a retry that was never started (an unclaim could not restore its former state); and a locked row. The
+#: runs are locked in the order of their keys, so that two claims which start different runs of the same keys do not
+#: wait for each other.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
     ("bigint[]", "text[]", "bigint", "text", "text[]", "text[]"),
@@ -163,7 +209,7 @@ CLAIM_MANY = Prepared(
         FROM unflushed, unnest($1, $2, $5, $6) AS sent (id, job, scopes, form)
         JOIN rota_runs AS candidate ON candidate.id = sent.id AND candidate.job = sent.job
         WHERE (state = 'queued' OR state = 'retrying' AND attempt > 0)
-          AND crashes = 0 AND due_at <= clock_timestamp() AND {MAY_START}
+          AND limits IS NULL AND crashes = 0 AND due_at <= clock_timestamp() AND {MAY_START}
           AND (refused_by IS NULL OR sent.form <> ALL(refused_by))
           AND NOT EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY(sent.scopes::text[]))
           AND EXISTS (
@@ -222,28 +268,37 @@ def claim(
     scopes: Collection[str] = (),
     form: str = "",
     gives_way: bool = True,
+    limits: LimitsOf | None = None,
 ) -> tuple[Verdict, Lease | None]:
     """Claim ``run_id``, if it is a run of ``job``, for this process, in one round trip on an autocommit connection.
 
     ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process
     (``core/jobs/arguments.py``); ``gives_way`` is whether a slot of the job is skipped instead of waiting for another
-    run of its key. Returns the verdict, with a lease if and only if the verdict is RUNNING. Does not wait for a lock on
-    the run.
+    run of its key; ``limits`` has the limits of a run of the job, by its arguments, if the job has limits. Returns the
+    verdict, with a lease if and only if the verdict is RUNNING. Does not wait for a lock on the run.
     """
+    values = (run_id, job, process_id, worker, most_crashes, pauses.literal(scopes), form, gives_way)
+    is_limited = limits is not None
     for look in range(CLAIM_LOOKS):
         try:
-            values = (run_id, job, process_id, worker, most_crashes, pauses.literal(scopes), form, gives_way)
-            rows = CLAIM.rows(connection, *values)
+            if is_limited:
+                rows = CLAIM_LIMITED.rows_after(LOCK, connection, (run_id,), *values)
+            else:
+                rows = CLAIM.rows(connection, *values)
         except IntegrityError:
             if look == CLAIM_LOOKS - 1:
                 raise
             continue
-        if not rows and IS_CLAIMABLE.rows(connection, run_id, job, process_id):
-            continue
-        if not rows:
+        if rows:
+            word, *columns = rows[0]
+            return Verdict(word), Lease(*columns) if word == Verdict.RUNNING else None
+        found = IS_CLAIMABLE.rows(connection, run_id, job, process_id)
+        if not found:
             return Verdict.NONE, None
-        word, *columns = rows[0]
-        return Verdict(word), Lease(*columns) if word == Verdict.RUNNING else None
+        ((has_limits, args),) = found
+        if limits is not None and not has_limits:
+            FILL.rows(connection, run_id, *limits(args))
+        is_limited = limits is not None or has_limits
     return Verdict.LOCKED, None
 
 

@@ -41,6 +41,8 @@ class Lease:
     #: The database's clock at the claim.
     claimed_at: datetime
     due_at: datetime
+    #: The names of the run's limits, which it holds with its lease; None without limits.
+    limits: list[str] | None = None
 
 
 #: The key of ``Session.info`` under which the session of a run has its lease.

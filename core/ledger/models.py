@@ -41,6 +41,11 @@ IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
 #: It waits for another run or for a limit, and is not sent before it is woken.
 IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
+#: The same for a run that waits for another run of its job and key, and for one that waits for a limit.
+IS_BEHIND = f"{IS_PARKED} AND waits_for IS NULL"
+IS_LIMITED = f"{IS_PARKED} AND waits_for IS NOT NULL"
+#: It was woken for a limit, and its message is on the way.
+IS_CALLED = f"{IS_WAITING} AND sent_at < 'infinity' AND waits_for IS NOT NULL"
 
 
 class Base(DeclarativeBase):
@@ -97,6 +102,12 @@ class RunRow(Base):
     priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     #: The names of its limits, filled from its arguments; null without limits.
     limits: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    #: The same names as the job declares them, in the same order.
+    limits_declared: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    #: The token of the last claim that has looked at its limits. A claim that has not cannot set it to ``running``.
+    limits_token: Mapped[int | None] = mapped_column(BigInteger)
+    #: The one of its limits that it waits for, or was woken for; kept until its next claim.
+    waits_for: Mapped[str | None] = mapped_column(Text)
     #: It is missed if it has not started by this time.
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
     #: How many times its function has postponed it, and the time of the first.
@@ -128,7 +139,9 @@ class RunRow(Base):
             "id",
             postgresql_where=f"{IS_WAITING} AND (exclusive OR key <> '')",
         ),
-        Index("rota_runs_parked", "job", "key", "priority", postgresql_where=IS_PARKED),
+        Index("rota_runs_parked", "job", "key", "priority", postgresql_where=IS_BEHIND),
+        Index("rota_runs_limited", "waits_for", text("priority DESC"), "due_at", "id", postgresql_where=IS_LIMITED),
+        Index("rota_runs_called", "waits_for", "sent_at", postgresql_where=IS_CALLED),
         Index("rota_runs_urgent", "queue", "job", "priority", "due_at", postgresql_where=IS_URGENT),
         Index("rota_runs_urgent_sent", "queue", "job", "priority", "sent_at", postgresql_where=IS_URGENT_SENT),
         Index("rota_runs_keys", "queue", "job", "key", "due_at", postgresql_where=f"{IS_UNSENT} AND key <> ''"),
@@ -136,6 +149,9 @@ class RunRow(Base):
         Index("rota_runs_children", "parent_id", "id", postgresql_where="parent_id IS NOT NULL"),
         Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
         CheckConstraint("priority BETWEEN 0 AND 9", name="rota_runs_priority"),
+        CheckConstraint(
+            "state <> 'running' OR limits IS NULL OR limits_token IS NOT DISTINCT FROM token", name="rota_runs_limits"
+        ),
     )
 
 
@@ -169,6 +185,8 @@ class ReleaseRow(Base):
     fingerprint: Mapped[str] = mapped_column(Text, primary_key=True)
     #: Each job with its plugin, queue, schedule and options.
     jobs: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    #: The numbers of each limit that the jobs declare, by its declared name; apart, since every limited claim reads it.
+    limits: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     first_seen_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     last_seen_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
 
@@ -372,16 +390,35 @@ class CancelRow(Base):
 
 
 class LimitRow(Base):
-    """A limit: its tokens, if it limits a rate, and its end, if it is closed for a time. A limit that only counts
-    running runs has no row."""
+    """The use of one limit, as its last claim left it. Only claims write it, under the limit's lock."""
 
     __tablename__ = "rota_limits"
 
     name: Mapped[str] = mapped_column(Text, primary_key=True)
+    #: The same name as it was declared.
+    declared: Mapped[str] = mapped_column(Text)
+    #: The runs that were running at the last claim, and that claim's. The limit is held by those that still are.
+    holders: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    #: How many runs could still start after the last claim, if the limit has a rate.
     tokens: Mapped[float | None]
-    refilled_at: Mapped[datetime | None] = mapped_column(Instant)
-    closed_until: Mapped[datetime | None] = mapped_column(Instant)
-    closed_reason: Mapped[str | None] = mapped_column(Text)
+    #: When the last claim was.
+    used_at: Mapped[datetime] = mapped_column(Instant)
+    #: When all tokens will be back, if no other run starts.
+    full_at: Mapped[datetime | None] = mapped_column(Instant)
+
+
+class ClosingRow(Base):
+    """A time in which a limit is closed. Rows are only inserted, so a claim never waits for the transaction."""
+
+    __tablename__ = "rota_closings"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    until: Mapped[datetime] = mapped_column(Instant)
+    reason: Mapped[str | None] = mapped_column(Text)
+    closed_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+
+    __table_args__ = (Index("rota_closings_name", "name", "until"),)
 
 
 class DepartureRow(Base):

@@ -7,6 +7,7 @@ Statements that run in a job's own session have ``ledger.`` before each table, w
 a job may have set any ``search_path``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,28 +48,48 @@ class Prepared:
 
     def rows(self, on: Connection | Session, *values: Any) -> list[tuple[Any, ...]]:
         """Execute in the current transaction of ``on``, and return all rows. Raises SQLAlchemy's DBAPIError."""
-        connection = on.connection() if isinstance(on, Session) else on
-        driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
-        try:
-            with driver.cursor(cursor_factory=DriverCursor) as cursor:  # its statements need no reset of the session
-                if self.name not in driver.prepared:
-                    cursor.execute(qualified(self._prepare, connection))
-                    driver.has_answered = True
-                    driver.prepared.add(self.name)
-                cursor.execute(self._execute, values)
-                driver.has_answered = True
-                return cursor.fetchall()
-        except psycopg2.Error as error:
-            driver.judge(error)
-            raise self._explained(error, connection, driver) from error
+        return execute(on, (self,), self._execute, values)
 
-    def _explained(self, error: psycopg2.Error, connection: Connection, driver: WatchedConnection) -> BaseException:
-        is_gone = bool(driver.closed)
-        if is_gone:
-            connection.invalidate(error)
-        elif isinstance(error, InvalidSqlStatementName):  # a function has executed DEALLOCATE: all are prepared again
-            driver.is_touched = True
-            error.blame = FORGOTTEN  # type: ignore[attr-defined]
-        return DBAPIError.instance(
-            self.name, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_gone
-        )  # fmt: skip
+    def rows_after(
+        self, former: "Prepared", on: Connection | Session, former_values: tuple[Any, ...], *values: Any
+    ) -> list[tuple[Any, ...]]:
+        """The same after another statement, in one round trip.
+
+        In autocommit both are one transaction, in which this statement's snapshot is taken after the end of the other.
+        """
+        return execute(on, (former, self), f"{former._execute}; {self._execute}", (*former_values, *values))
+
+    def make(self, cursor: DriverCursor, connection: Connection, driver: WatchedConnection) -> None:
+        """Prepare it on a connection that has not prepared it yet."""
+        cursor.execute(qualified(self._prepare, connection))
+        driver.has_answered = True
+        driver.prepared.add(self.name)
+
+
+def execute(
+    on: Connection | Session, statements: Sequence[Prepared], command: str, values: tuple[Any, ...]
+) -> list[tuple[Any, ...]]:
+    """Execute a command with prepared statements, and return the rows of the last one. Raises DBAPIError."""
+    connection = on.connection() if isinstance(on, Session) else on
+    driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
+    try:
+        with driver.cursor(cursor_factory=DriverCursor) as cursor:  # not watched: it leaves the session clean
+            for statement in statements:
+                if statement.name not in driver.prepared:
+                    statement.make(cursor, connection, driver)
+            cursor.execute(command, values)
+            driver.has_answered = True
+            return cursor.fetchall()
+    except psycopg2.Error as error:
+        driver.judge(error)
+        raise _explained(statements[-1].name, error, connection, driver) from error
+
+
+def _explained(name: str, error: psycopg2.Error, connection: Connection, driver: WatchedConnection) -> BaseException:
+    is_gone = bool(driver.closed)
+    if is_gone:
+        connection.invalidate(error)
+    elif isinstance(error, InvalidSqlStatementName):  # a function has executed DEALLOCATE: all are prepared again
+        driver.is_touched = True
+        error.blame = FORGOTTEN  # type: ignore[attr-defined]
+    return DBAPIError.instance(name, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_gone)

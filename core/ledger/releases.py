@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, text
 from core.jobs import arguments
 from core.jobs.job import LONGEST_RETRY_DELAY, Job
 from core.jobs.keyed import Keyed
+from core.jobs.limit import smallest
 from core.jobs.registry import Registry, scopes
 from core.jobs.secrets import secret_names
 
@@ -30,7 +31,8 @@ MAY_FIT = """EXISTS (
 FITS_ELSEWHERE = text(f"SELECT {MAY_FIT.format(job=':job', queue=':queue', refused='CAST(:refused AS text[])')}")
 
 RECORD = text("""
-    INSERT INTO rota_releases (fingerprint, jobs) VALUES (:fingerprint, CAST(:jobs AS jsonb))
+    INSERT INTO rota_releases (fingerprint, jobs, limits)
+    VALUES (:fingerprint, CAST(:jobs AS jsonb), CAST(:limits AS jsonb))
     ON CONFLICT (fingerprint) DO UPDATE SET last_seen_at = clock_timestamp()
 """)
 
@@ -112,6 +114,11 @@ class Release:
         return json.dumps(self.jobs, sort_keys=True)
 
     @property
+    def limits(self) -> dict[str, dict[str, float]]:
+        """The numbers of each limit, by its declared name; the smaller ones, if two jobs declare different ones."""
+        return smallest(limit for job in self.jobs.values() for limit in job.get("limits", {}).items())
+
+    @property
     def fingerprint(self) -> str:
         """The fingerprint, which differs for releases with different jobs."""
         return hashlib.sha256(self.body.encode()).hexdigest()
@@ -178,6 +185,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
         "secrets": sorted(secret_names(job)),
         "subject": f"{job.subject.table} by {job.subject.parameter}" if job.subject else None,
         "form": arguments.form(job),
+        **({"limits": {limit.name: limit.numbers for limit in job.limits}} if job.limits else {}),
     }
 
 
@@ -222,7 +230,8 @@ def processes(connection: Connection) -> list[Process]:
 
 def record(connection: Connection, release: Release) -> None:
     """Record ``release`` as seen now."""
-    connection.execute(RECORD, {"fingerprint": release.fingerprint, "jobs": release.body})
+    limits = json.dumps(release.limits) if release.limits else None
+    connection.execute(RECORD, {"fingerprint": release.fingerprint, "jobs": release.body, "limits": limits})
 
 
 def see(connection: Connection) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from core.ledger import attempts
 from core.ledger.attempts import ENDED
 from core.ledger.leases import LEASE_IS_GOOD, Lease
+from core.ledger.limit_names import NO_NAMES, Names
 from core.ledger.models import State
 from core.ledger.prepared import Prepared, qualified
 
@@ -29,13 +30,13 @@ NO_LOGS: Mapping[int, str | None] = MappingProxyType({})
 REQUEST = """
     WITH run AS (
         INSERT INTO ledger.rota_runs (job, key, queue, args, exclusive, due_at, sent_at, parent_id, expires_at,
-                                      subject, priority)
+                                      subject, priority, limits, limits_declared)
         SELECT :job, key, :queue, CAST(args AS jsonb), :exclusive,
                clock_timestamp() + :delay, CASE WHEN :carried THEN clock_timestamp() END, CAST(:parent_id AS bigint),
                coalesce(CAST(:expires_at AS timestamptz), clock_timestamp() + :delay + CAST(:expires_in AS interval)),
-               subject, :priority
-        FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[]), CAST(:subjects AS text[]))
-             WITH ORDINALITY AS asked (key, args, subject, number)
+               subject, :priority, CAST(limits AS text[]), CAST(:limits_declared AS text[])
+        FROM unnest(CAST(:keys AS text[]), CAST(:args AS text[]), CAST(:subjects AS text[]), CAST(:limits AS text[]))
+             WITH ORDINALITY AS asked (key, args, subject, limits, number)
         ORDER BY number
         RETURNING id
     )
@@ -51,7 +52,8 @@ MOST_LOSSES = 20
 #: Whether a run waits for the end of ``run``.
 HAS_WAITING = """EXISTS (
     SELECT 1 FROM {}rota_runs AS parked WHERE parked.job = run.job AND parked.key = run.key
-      AND parked.state IN ('queued', 'retrying') AND parked.sent_at = 'infinity')"""
+      AND parked.state IN ('queued', 'retrying') AND parked.sent_at = 'infinity'
+      AND parked.waits_for IS NULL)"""
 #: Parameters: run, token, process, result. Returns whether a run waits for its end.
 SUCCEED = Prepared(
     "rota_succeed",
@@ -262,14 +264,15 @@ def request(
 def request_many(
     session: Session | Connection, job: str, *, keys: Sequence[str], queue: str, args: Sequence[str], exclusive: bool,
     delay: timedelta, carried: bool, parent_id: int | None = None, expires: timedelta | datetime | None = None,
-    subjects: Sequence[str | None] | None = None, priority: int = 0,
+    subjects: Sequence[str | None] | None = None, priority: int = 0, limits: Names = NO_NAMES,
 ) -> list[int]:  # fmt: skip
     """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order.
 
     ``parent_id`` is the run that requests them. ``subjects`` has the row that each run is about, as ``table:id``.
+    ``limits`` has the names of each run's limits.
     """
     shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay, "parent_id": parent_id}
-    shared |= {"carried": carried, "channel": DUE_CHANNEL, "priority": priority}
+    shared |= {"carried": carried, "channel": DUE_CHANNEL, "priority": priority, "limits_declared": limits.declared}
     is_span = isinstance(expires, timedelta)
     shared |= {"expires_in": expires if is_span else None, "expires_at": None if is_span else expires}
     statement = in_schema(REQUEST, session)
@@ -277,6 +280,7 @@ def request_many(
     for start in range(0, len(args), BATCH):
         batch = slice(start, start + BATCH)
         values = {"keys": keys[batch], "args": args[batch], "subjects": subjects[batch] if subjects else []}
+        values["limits"] = list(limits.filled[batch])
         run_ids += session.execute(statement, {**shared, **values}).scalars()
     return run_ids
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, text
 
 from core.jobs.job import Job
-from core.ledger import pauses
+from core.ledger import limit_names, pauses
 from core.ledger.carrier import OutgoingRun
 from core.ledger.models import State
 
@@ -32,15 +32,18 @@ class SlotRow:
 BATCH = 1000
 
 INSERT = text("""
-    INSERT INTO rota_runs (job, queue, exclusive, priority, slot, due_at, state, reason, sent_at, finished_at)
+    INSERT INTO rota_runs (job, queue, exclusive, priority, slot, due_at, state, reason, sent_at, finished_at, limits,
+                           limits_declared)
     SELECT job, queue, exclusive, priority, slot, slot, CASE WHEN paused THEN 'skipped' ELSE state END,
            CASE WHEN paused THEN 'paused' ELSE reason END,
            CASE WHEN state = 'queued' AND NOT paused AND :carried THEN clock_timestamp() END,
-           CASE WHEN state = 'missed' OR paused THEN clock_timestamp() END
+           CASE WHEN state = 'missed' OR paused THEN clock_timestamp() END,
+           CAST(limits AS text[]), CAST(limits_declared AS text[])
     FROM unnest(CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:exclusives AS boolean[]),
                 CAST(:slots AS timestamptz[]), CAST(:states AS text[]), CAST(:reasons AS text[]),
-                CAST(:scopes AS text[]), CAST(:priorities AS smallint[]))
-             AS due (job, queue, exclusive, slot, state, reason, scopes, priority),
+                CAST(:scopes AS text[]), CAST(:priorities AS smallint[]), CAST(:limits AS text[]),
+                CAST(:limits_declared AS text[]))
+             AS due (job, queue, exclusive, slot, state, reason, scopes, priority, limits, limits_declared),
          LATERAL (SELECT EXISTS (
              SELECT 1 FROM rota_pauses AS pause
              WHERE pause.until > due.slot AND pause.paused_at <= due.slot
@@ -132,6 +135,7 @@ def insert_many(
 def _insert_batch(
     connection: Connection, due: Sequence[tuple[Job, SlotRow]], carried: bool, scopes: Mapping[str, Collection[str]]
 ) -> list[OutgoingRun]:
+    limited = [limit_names.of_slot(job) for job, _ in due]
     parameters = {
         "carried": carried,
         "scopes": [pauses.literal(scopes.get(job.name, ())) for job, _ in due],
@@ -142,6 +146,8 @@ def _insert_batch(
         "slots": [row.slot for _, row in due],
         "states": [str(row.state) for _, row in due],
         "reasons": [row.reason for _, row in due],
+        "limits": [filled for filled, _ in limited],
+        "limits_declared": [declared for _, declared in limited],
     }
     inserted = connection.execute(INSERT, parameters).all()
     return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in inserted if row.state == State.QUEUED]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from core.ledger.carrier import OutgoingRun
-from core.ledger.models import IS_PARKED, IS_WAITING
+from core.ledger.models import IS_BEHIND, IS_WAITING
 
 
 class Turn(NamedTuple):
@@ -23,7 +23,7 @@ class Turn(NamedTuple):
 
 #: The first due run of a job and key, as in the index ``rota_runs_turn``.
 FIRST = f"""
-    SELECT id, sent_at, reason FROM rota_runs
+    SELECT id, sent_at, waits_for FROM rota_runs
     WHERE job = asked.job AND key = asked.key AND {IS_WAITING} AND (exclusive OR key <> '') AND exclusive
       AND due_at <= statement_timestamp()
     ORDER BY due_at, id LIMIT 1
@@ -39,14 +39,14 @@ WAKE = text(f"""
         SELECT job, key FROM rota_runs WHERE id = ANY(CAST(:run_ids AS bigint[]))
     ), first AS MATERIALIZED (
         SELECT run.id, (
-            SELECT priority FROM rota_runs WHERE job = asked.job AND key = asked.key AND {IS_PARKED}
+            SELECT priority FROM rota_runs WHERE job = asked.job AND key = asked.key AND {IS_BEHIND}
             ORDER BY priority DESC LIMIT 1) AS priority
         FROM asked CROSS JOIN LATERAL ({FIRST}) AS run
-        WHERE run.sent_at = 'infinity' AND run.reason = 'overlap' AND NOT EXISTS (
+        WHERE run.sent_at = 'infinity' AND run.waits_for IS NULL AND NOT EXISTS (
             SELECT 1 FROM rota_runs AS rival WHERE rival.job = asked.job AND rival.key = asked.key
               AND rival.state = 'running' AND rival.exclusive)
     ), unlocked AS MATERIALIZED (
-        SELECT id FROM rota_runs WHERE id IN (SELECT id FROM first) AND {IS_PARKED} FOR UPDATE SKIP LOCKED
+        SELECT id FROM rota_runs WHERE id IN (SELECT id FROM first) AND {IS_BEHIND} FOR UPDATE SKIP LOCKED
     )
     UPDATE rota_runs AS run
     SET sent_at = CASE WHEN :carried THEN statement_timestamp() END, priority = greatest(run.priority, first.priority)
@@ -57,10 +57,10 @@ WAKE = text(f"""
 #: The jobs and keys with parked runs after a given one; reads one index entry for each.
 PARKED_TURNS = text(f"""
     WITH RECURSIVE turn AS (
-        (SELECT job, key FROM rota_runs WHERE {IS_PARKED} AND (job, key) > (:job, :key) ORDER BY job, key LIMIT 1)
+        (SELECT job, key FROM rota_runs WHERE {IS_BEHIND} AND (job, key) > (:job, :key) ORDER BY job, key LIMIT 1)
         UNION ALL
         SELECT following.* FROM turn CROSS JOIN LATERAL (
-            SELECT job, key FROM rota_runs WHERE {IS_PARKED} AND (job, key) > (turn.job, turn.key)
+            SELECT job, key FROM rota_runs WHERE {IS_BEHIND} AND (job, key) > (turn.job, turn.key)
             ORDER BY job, key LIMIT 1) AS following
     )
     SELECT job, key FROM turn LIMIT :most

@@ -9,7 +9,7 @@ from core.ledger.turns import Turn
 from core.middleware.execution import Execution, Layer, Proceed
 from core.worker import isolation
 from core.worker.claiming import Claims
-from core.worker.wakes import Wakes
+from core.worker.wakes import Room, Wakes
 
 
 class OverlapLock(Layer):
@@ -31,6 +31,8 @@ class OverlapLock(Layer):
         if not isinstance(claimed, Lease):
             if claimed == Verdict.WAITING:
                 self._wakes.parked(execution.job, execution.run_id)
+            if claimed in (Verdict.LIMITED, Verdict.WAITING) and execution.job.limits:
+                self._wakes.limited(execution.run_id)
             if claimed == Verdict.LOCKED:
                 self._wakes.locked(execution.run_id)
             return claimed
@@ -38,10 +40,12 @@ class OverlapLock(Layer):
         return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Forget the lease, which has ended with the run, and wake the run that waits for this end."""
+        """Forget the lease, which has ended with the run, and wake the runs that wait for this end."""
         lease = execution.lease
         if lease is None:
             return
         self._claims.membership.in_hand.remove(lease)
+        for name in lease.limits or ():
+            self._wakes.add(Room(name))
         if execution.job.exclusive and (execution.is_awaited or status != State.SUCCEEDED):
             self._wakes.add(Turn(lease.job, lease.key))

@@ -291,6 +291,14 @@ class RunWaits(Event):
     run: int
 
 
+@event("run.limited", DEBUG, "run {run} waits for one of its limits, which is full or closed")
+class RunLimited(Event):
+    """One of the run's limits is full or closed. This run starts when there is room; ``rota why`` names the limit."""
+
+    job: str
+    run: int
+
+
 @event("run.not_released", WARNING, "{runs} runs could not be released: {error}")
 class RunNotReleased(Event):
     """PostgreSQL went away while a worker released runs that it had claimed and not started. They are released within

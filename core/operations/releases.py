@@ -53,14 +53,30 @@ def compare(connection: Connection, registry: Registry) -> Difference:
 def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The fields that differ, each with its old and its new value; a new job has no old values.
 
-    Each argument is a field, ``argument NAME``. Fields that one of the two versions of Rota does not record are left
-    out.
+    Each argument is a field, ``argument NAME``, and each limit is one, ``limit NAME``. Fields that one of the two
+    versions of Rota does not record are left out.
     """
     if before is None:
         return {}
-    fields = sorted((before.keys() & here.keys()) - {"arguments", "form"})
+    fields = sorted((before.keys() & here.keys()) - {"arguments", "form", "limits"})
     options = {name: [before[name], here[name]] for name in fields if before[name] != here[name]}
-    return {**options, **changed_arguments(before.get("arguments"), here["arguments"])}
+    limits = changed_limits(before.get("limits", {}), here.get("limits", {}))
+    return {**options, **limits, **changed_arguments(before.get("arguments"), here["arguments"])}
+
+
+def changed_limits(before: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The limits that differ, in words; None where a release has no limit of that name."""
+    names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
+    return {f"limit {name}": [size_in_words(before.get(name)), size_in_words(here.get(name))] for name in names}
+
+
+def size_in_words(numbers: Mapping[str, float] | None) -> str | None:
+    """The numbers of a limit, such as ``10 at once`` or ``100 per 60 s``."""
+    if numbers is None:
+        return None
+    if "at_once" in numbers:
+        return f"{numbers['at_once']:g} at once"
+    return f"{numbers['most']:g} per {numbers['per_seconds']:g} s"
 
 
 def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:

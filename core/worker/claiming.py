@@ -1,7 +1,9 @@
 """Claims one run in the thread that works on it, or many runs in one statement before threads start them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -17,6 +19,7 @@ from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.observability import logs, metrics
 from core.observability.events import (
+    RunLimited,
     RunLocked,
     RunNotClaimed,
     RunNotClaimedAhead,
@@ -110,7 +113,13 @@ class Claims:
             scopes=loading.current().scopes.get(job.name, ()),
             form=arguments.form(job),
             gives_way=job.overlap == "skip",
+            limits=partial(limits_of, job) if job.limits else None,
         )
+
+
+def limits_of(job: Job, args: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The names of the limits of a run with these arguments, JSON values, and the same as declared."""
+    return job.limit_names(args), [limit.name for limit in job.limits]
 
 
 #: Why a slot was skipped.
@@ -124,6 +133,8 @@ def tell_refusal(job: Job, run_id: int, verdict: Verdict) -> None:
         emit(RunSkipped(job.name, run_id, SKIPPED[verdict]))
     if verdict == Verdict.WAITING:
         emit(RunWaits(job.name, run_id))
+    if verdict == Verdict.LIMITED:
+        emit(RunLimited(job.name, run_id))
     if verdict == Verdict.LOCKED:
         emit(RunLocked(job.name, run_id))
     if verdict in (Verdict.PAUSED, Verdict.HELD):
@@ -153,5 +164,5 @@ class ClaimingAhead:
     def _run_of(self, delivery: Delivery) -> int | None:
         run_id = delivery.options.get(RUN_ID)
         job = self.registry.jobs.get(delivery.actor_name)
-        is_of_ledger = job is not None and job.ledger
+        is_of_ledger = job is not None and job.ledger and not job.limits
         return run_id if is_of_ledger and is_run_id(run_id) else None

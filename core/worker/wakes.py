@@ -1,4 +1,4 @@
-"""Wakes the runs that wait for a run of this process, when that run has ended.
+"""Wakes the runs that wait for a run of this process, or for one of its limits, when that run has ended.
 
 If a run parks just when the run before it ends, that end may not wake it. So the process in which it has parked checks
 twice: at once, and when a commit that was under way must have ended.
@@ -8,7 +8,8 @@ called ``enqueue(…, unless="waiting")``.
 """
 
 import threading
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,8 @@ from sqlalchemy import Connection, Engine
 from core import database
 from core.batching import Batcher
 from core.jobs.job import Job
-from core.ledger import due, outbox, runs, turns
+from core.ledger import due, outbox, room, runs, turns
+from core.ledger.carrier import Carrier, OutgoingRun
 from core.ledger.models import State
 from core.ledger.turns import Turn
 from core.observability import metrics
@@ -41,13 +43,31 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """A limit of which a run of this process has ended."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """A run with limits that has parked in this process, for one of them or for another run."""
+
+    run_id: int
+    is_second_look: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Locked:
     """A run that a claim has found locked."""
 
     run_id: int
 
 
-class Wakes(Batcher[Turn | Parked | Locked]):
+Item = Turn | Parked | Room | Limited | Locked
+
+
+class Wakes(Batcher[Item]):
     """The thread that wakes parked runs. The dispatcher wakes what this cannot wake."""
 
     name = "rota-wakes"
@@ -64,33 +84,41 @@ class Wakes(Batcher[Turn | Parked | Locked]):
         """Check whether the run, which has just parked, must be woken."""
         self.add(Parked(run_id, replaces_older=job.overlap == "wait" and job.schedule is not None))
 
+    def limited(self, run_id: int) -> None:
+        """Look whether the run, which has just parked, was overlooked, and who takes the room that it has left."""
+        self.add(Limited(run_id))
+
     def locked(self, run_id: int) -> None:
         """Have the run, which a claim has found locked, sent again when its lock has ended."""
         self._add_after(LOCKED_AGAIN_SECONDS, [Locked(run_id)])
 
-    def deal_with(self, batch: Sequence[Turn | Parked | Locked]) -> None:
+    def deal_with(self, batch: Sequence[Item]) -> None:
         """Wake the next runs of ``batch``, and send their messages."""
         ended = {each for each in batch if isinstance(each, Turn)}
         parked = [each for each in batch if isinstance(each, Parked)]
+        rooms = Counter(each.name for each in batch if isinstance(each, Room))
+        limited = [each for each in batch if isinstance(each, Limited)]
         left: Collection[int] = {each.run_id for each in batch if isinstance(each, Locked)}
         try:
             with database.autocommit(self._engine) as connection:
                 supersede(connection, [each.run_id for each in parked if each.replaces_older])
                 wake(connection, ended, [each.run_id for each in parked])
+                fill(connection, rooms, [each.run_id for each in limited])
                 left = release(connection, left)
         except database.DATABASE_AWAY as error:
             emit(RunNotWoken(len(batch), database.brief(error)))
         second = [
             replace(each, replaces_older=False, is_second_look=True) for each in parked if not each.is_second_look
         ]
-        self._add_after(LOOK_AGAIN_SECONDS, second)
+        again = [replace(each, is_second_look=True) for each in limited if not each.is_second_look]
+        self._add_after(LOOK_AGAIN_SECONDS, [*second, *again])
         self._add_after(LOCKED_AGAIN_SECONDS, [Locked(run_id) for run_id in left])
 
     def failed(self, error: Exception) -> None:
         """Log the error."""
         emit(RunNotWoken(len(self._waiting), database.brief(error)), error)
 
-    def _add_after(self, seconds: float, items: Sequence[Parked | Locked]) -> None:
+    def _add_after(self, seconds: float, items: Sequence[Item]) -> None:
         def add() -> None:
             for item in items:
                 self.add(item)
@@ -103,13 +131,30 @@ class Wakes(Batcher[Turn | Parked | Locked]):
 
 
 def wake(connection: Connection, ended: Collection[Turn], waiting: Collection[int]) -> None:
-    """Wake the next runs, and send them; if Redis is away, workers take them from the ledger."""
+    """Wake the next runs of keys, and send them."""
+    if ended or waiting:
+        carrier = present_carrier()
+        send(connection, carrier, turns.wake(connection, ended, waiting, carried=carrier is not None))
+
+
+def fill(connection: Connection, rooms: Mapping[str, int], waiting: Collection[int]) -> None:
+    """Wake the next runs of limits, and send them."""
+    if rooms or waiting:
+        carrier = present_carrier()
+        send(connection, carrier, room.wake(connection, rooms, waiting, carried=carrier is not None))
+
+
+def present_carrier() -> Carrier | None:
+    """What carries messages now; None without Redis, when workers take runs from the ledger."""
     carrier = outbox.carrier()
-    carries = carrier is not None and carrier.carries
-    woken = turns.wake(connection, ended, waiting, carried=carries)
+    return carrier if carrier is not None and carrier.carries else None
+
+
+def send(connection: Connection, carrier: Carrier | None, woken: Sequence[OutgoingRun]) -> None:
+    """Send runs that were woken; without a carrier, announce them to the workers that take them from the ledger."""
     if not woken:
         return
-    if carrier is None or not carries:
+    if carrier is None:
         runs.announce(connection)
         return
     try:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import JobDefaults, Run, Secret, Subject, cron, every, job
+from core import JobDefaults, Limit, Run, Secret, Subject, cron, every, job
 from core.errors import DeclarationError
 from core.jobs.defaults import JobOptions
 from core.jobs.job import LONGEST_RETRY_DELAY, LONGEST_SPAN, Job
+from core.jobs.secrets import refuse_wrong_secrets
 from core.plugins.loading import checked
 
 SECOND = timedelta(seconds=1)
@@ -402,3 +403,60 @@ class TestSubject:
 
         with pytest.raises(DeclarationError, match="code cannot be Secret, since subject shows it"):
             checked([invite])
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("limits", "options", "said"),
+        [
+            ("smtp", {}, r"limits='smtp' must be a list of Limit\("),
+            (["smtp"], {}, "limits=.* must be a list of Limit"),
+            ([Limit("imap:{port}", at_once=1)], {}, "'imap:{port}' names port, which is not a parameter"),
+            ([Limit("imap:{host", at_once=1)], {}, "name='imap:{host' must be 1 to 200 characters"),
+            ([Limit("", at_once=1)], {}, "name='' must be 1 to 200 characters"),
+            ([Limit("smtp", at_once=0)], {}, "'smtp': at_once=0 must be a whole number, 1 to"),
+            ([Limit("smtp", at_once=True)], {}, "at_once=True must be a whole number"),
+            ([Limit("smtp", most=0, per=timedelta(seconds=1))], {}, "most=0 must be a whole number"),
+            ([Limit("smtp", most=1, per=timedelta(0))], {}, "per=.* must be a timedelta of up to 31 days"),
+            ([Limit("smtp", most=1, per=60)], {}, "per=60 must be a timedelta"),
+            ([Limit("smtp")], {}, "'smtp' must have either at_once, or most and per; it has neither"),
+            ([Limit("smtp", most=1)], {}, "must have either at_once, or most and per; it has most"),
+            (
+                [Limit("smtp", at_once=1, most=1, per=timedelta(seconds=1))],
+                {},
+                "must have either at_once, or most and per; it has at_once, most, per",
+            ),
+            ([Limit("smtp", at_once=1), Limit("smtp", at_once=2)], {}, "limits: 'smtp' must be given once only"),
+            ([Limit("smtp", at_once=1)], {"ledger": False}, "limits must not be given with ledger=False"),
+        ],
+    )
+    def test_a_limit_that_contradicts_itself_is_refused(self, limits, options, said):
+        with pytest.raises(DeclarationError, match=said):
+
+            @job("fetch", limits=limits, **options)
+            def fetch(run, host: str = "a"):
+                pass
+
+    def test_a_limit_must_not_show_a_secret(self):
+        @job("fetch", limits=[Limit("imap:{password}", at_once=1)])
+        def fetch(run, password: Annotated[str, Secret]):
+            pass
+
+        with pytest.raises(DeclarationError, match="password cannot be Secret, since limit"):
+            refuse_wrong_secrets(fetch)
+
+    def test_a_name_is_filled_from_arguments_and_defaults(self):
+        @job("fetch", limits=[Limit("{host}:{port}/{tls}", at_once=1), Limit("smtp", at_once=1)])
+        def fetch(run, host: str, port: int = 993, tls: bool = True):
+            pass
+
+        assert fetch.limit_names({"host": "é", "tls": False}) == ["é:993/false", "smtp"]
+        assert fetch.limit_names({}) == ["{host}:{port}/{tls}", "smtp"], "it cannot start, whatever its limits are"
+
+    def test_long_values_stay_different(self):
+        limit = Limit("imap:{host}", at_once=1)
+
+        filled = {limit.filled({"host": "x" * 10_000 + end}) for end in "abc"}
+
+        assert len(filled) == 3
+        assert {len(name) for name in filled} == {300}

@@ -6,7 +6,9 @@ runs that use these features. Creating them reads the whole table and blocks wri
 million runs of history.
 
 A constraint protects requests during the deploy. A worker of the previous release skips a request that must wait; its
-claim now fails and changes nothing, and the run stays queued for a worker of this release.
+claim now fails and changes nothing, and the run stays queued for a worker of this release. Another constraint protects
+runs with limits, which such a claim would not check: only a claim that has checked them leaves its token in
+``limits_token``.
 
 A trigger ends a cancelled run when a process of this or the previous release releases, recovers or fails it. So a
 cancelled run never starts again. The trigger fires only for statements that set ``sent_at``. Statements that start a
@@ -18,7 +20,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
 revision = "0007"
 down_revision = "0006"
@@ -29,9 +31,13 @@ WAITING = "state IN ('queued', 'retrying')"
 PARKED = f"{WAITING} AND sent_at = 'infinity'"
 UNSENT = f"{WAITING} AND sent_at IS NULL"
 URGENT_SENT = f"{WAITING} AND sent_at IS NOT NULL AND priority > 0"
+CALLED = f"{WAITING} AND sent_at < 'infinity'"
 COLUMNS: list[sa.Column[Any]] = [
     sa.Column("priority", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("limits", ARRAY(sa.Text)),
+    sa.Column("limits_declared", ARRAY(sa.Text)),
+    sa.Column("limits_token", sa.BigInteger),
+    sa.Column("waits_for", sa.Text),
     sa.Column("expires_at", INSTANT),
     sa.Column("laters", sa.Integer),
     sa.Column("later_since", INSTANT),
@@ -40,7 +46,9 @@ COLUMNS: list[sa.Column[Any]] = [
 ]
 INDEXES = {
     "rota_runs_turn": ("job, key, due_at, id", f"{WAITING} AND (exclusive OR key <> '')"),
-    "rota_runs_parked": ("job, key, priority", PARKED),
+    "rota_runs_parked": ("job, key, priority", f"{PARKED} AND waits_for IS NULL"),
+    "rota_runs_limited": ("waits_for, priority DESC, due_at, id", f"{PARKED} AND waits_for IS NOT NULL"),
+    "rota_runs_called": ("waits_for, sent_at", f"{CALLED} AND waits_for IS NOT NULL"),
     "rota_runs_urgent": ("queue, job, priority, due_at", f"{UNSENT} AND priority > 0"),
     "rota_runs_urgent_sent": ("queue, job, priority, sent_at", URGENT_SENT),
     "rota_runs_keys": ("queue, job, key, due_at", f"{UNSENT} AND key <> ''"),
@@ -48,6 +56,7 @@ INDEXES = {
     "rota_runs_children": ("parent_id, id", "parent_id IS NOT NULL"),
     "rota_runs_unstarted": ("state, id", "state IN ('skipped', 'missed')"),
 }
+LIMITS_ARE_KEPT = "state <> 'running' OR limits IS NULL OR limits_token IS NOT DISTINCT FROM token"
 #: The history has requests that were skipped, up to the time of this migration.
 REQUESTS_WAIT = """
     DO $$ BEGIN
@@ -95,6 +104,7 @@ def upgrade() -> None:
     for column in COLUMNS:
         op.add_column("rota_runs", column)
     op.create_check_constraint("rota_runs_priority", "rota_runs", "priority BETWEEN 0 AND 9")
+    op.create_check_constraint("rota_runs_limits", "rota_runs", LIMITS_ARE_KEPT)
     for name, (columns, condition) in INDEXES.items():
         op.execute(f"CREATE INDEX {name} ON rota_runs ({columns}) WHERE {condition}")
     op.execute(REQUESTS_WAIT)
@@ -123,14 +133,25 @@ def upgrade() -> None:
     )
     op.execute(END_CANCELLED)
     op.execute(HANDED_BACK)
+    op.add_column("rota_releases", sa.Column("limits", JSONB))
     op.create_table(
         "rota_limits",
         sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("declared", sa.Text, nullable=False),
+        sa.Column("holders", ARRAY(sa.BigInteger), nullable=False),
         sa.Column("tokens", sa.Float),
-        sa.Column("refilled_at", INSTANT),
-        sa.Column("closed_until", INSTANT),
-        sa.Column("closed_reason", sa.Text),
+        sa.Column("used_at", INSTANT, nullable=False),
+        sa.Column("full_at", INSTANT),
     )
+    op.create_table(
+        "rota_closings",
+        sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("until", INSTANT, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("closed_at", INSTANT, nullable=False, server_default=NOW),
+    )
+    op.create_index("rota_closings_name", "rota_closings", ["name", "until"])
     op.create_table(
         "rota_departures",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
@@ -146,14 +167,16 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("rota_departures", "rota_limits", "rota_cancels", "rota_attempts"):
+    for table in ("rota_departures", "rota_closings", "rota_limits", "rota_cancels", "rota_attempts"):
         op.drop_table(table)
+    op.drop_column("rota_releases", "limits")
     op.drop_column("rota_processes", "threads")
     op.execute("DROP TRIGGER rota_end_cancelled_run ON rota_runs")
     op.execute("DROP FUNCTION rota_end_cancelled_run()")
     op.drop_constraint("rota_runs_requests_wait", "rota_runs")
     for name in INDEXES:
         op.drop_index(name, "rota_runs")
+    op.drop_constraint("rota_runs_limits", "rota_runs")
     op.drop_constraint("rota_runs_priority", "rota_runs")
     for column in reversed(COLUMNS):
         op.drop_column("rota_runs", column.name)

@@ -1,0 +1,130 @@
+"""Limits: how many runs may be at work under one name, and how many may start within a time.
+
+A run that has limits is claimed by a statement of its own (``core/ledger/claims.py``). One round trip sends two
+statements, which PostgreSQL executes as one transaction. The first takes an advisory lock for each of the run's names,
+in a fixed order, so two claims cannot deadlock. The second begins after that, so its snapshot shows all former claims
+of these names. The server ends the transaction by itself: a process that stops or dies meanwhile holds no lock.
+
+``rota_limits`` has a row for each name in use: its ``holders`` at the last claim and that claim's run. How many of them
+are still at work is read from their runs. So nothing is counted up and down, and nothing can leak: a run holds its
+limits exactly as long as it is ``running``, a cancelled one until its function has left. For a rate the row has the
+tokens that the last claim left, and each claim adds what has been refilled since.
+
+The numbers are the smallest that a live process declares (``rota_releases.limits``). A name that no live process
+declares any more limits nothing.
+
+A run that finds one of its limits full is parked and waits for that name (``core/ledger/room.py``).
+"""
+
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from core.ledger.prepared import Prepared
+from core.ledger.runs import in_schema
+
+#: A run that was woken keeps its room for so long, in seconds: no run that comes later takes it.
+CALLED_SECONDS = 5
+#: Tokens are floating-point numbers.
+NEARLY_ONE = "0.999999"
+#: A row that has not been used for so long is deleted, in seconds.
+UNUSED_SECONDS = 3600
+BATCH = 1000
+
+#: Parameter: run. The seed keeps ledgers in other schemas of the database apart.
+LOCK = Prepared(
+    "rota_lock_limits",
+    ("bigint",),
+    """
+    SELECT pg_advisory_xact_lock(place) FROM (
+        SELECT DISTINCT hashtextextended(name, 'rota_runs'::regclass::oid::bigint) AS place
+        FROM rota_runs, unnest(limits) AS own (name)
+        WHERE id = $1 AND state IN ('queued', 'retrying') ORDER BY place OFFSET 0) AS in_order
+    """,
+)
+
+#: Parameters: run, the names of its limits, the same as declared. For a run that was inserted when its job had none.
+FILL = Prepared(
+    "rota_fill_limits",
+    ("bigint", "text[]", "text[]"),
+    """
+    UPDATE rota_runs AS run SET limits = $2, limits_declared = $3
+    FROM (SELECT id FROM rota_runs WHERE id = $1 AND state IN ('queued', 'retrying') AND limits IS NULL
+          FOR UPDATE SKIP LOCKED) AS unlocked
+    WHERE run.id = unlocked.id
+    RETURNING run.id
+    """,
+)
+
+#: Parts of a WITH clause: ``standing`` has the numbers and the use of each limit that the part ``asked`` names.
+#: ``asked`` has a name, and an array of the declarations that it was filled from.
+STANDING = """
+    clock AS MATERIALIZED (
+        SELECT clock_timestamp() AS now
+    ), live AS MATERIALIZED (
+        SELECT DISTINCT release FROM rota_processes, clock WHERE expires_at > now
+    ), standing AS MATERIALIZED (
+        SELECT asked.*, size.*, now,
+            ARRAY(SELECT run.id FROM unnest(kept.holders) AS holder (id) JOIN rota_runs AS run ON run.id = holder.id
+                  WHERE coalesce(run.state, '') = 'running') AS holders,
+            least(size.most, coalesce(
+                kept.tokens + size.per_second * greatest(CAST(extract(epoch FROM now - used_at) AS float), 0),
+                size.most)) AS tokens,
+            (SELECT max(until) FROM rota_closings AS closing
+             WHERE closing.name = asked.name AND until > now) AS closed_until
+        FROM clock CROSS JOIN asked CROSS JOIN LATERAL (
+            SELECT min(CAST(limits -> own ->> 'at_once' AS int)) AS at_once,
+                   min(CAST(limits -> own ->> 'most' AS float)) AS most,
+                   min(CAST(limits -> own ->> 'per_second' AS float)) AS per_second
+            FROM live JOIN rota_releases AS release ON release.fingerprint = live.release,
+                 unnest(asked.declared) AS own) AS size
+        LEFT JOIN rota_limits AS kept ON kept.name = asked.name
+    )
+"""
+
+#: How many runs were woken for ``standing.name`` and have not been claimed yet.
+CALLED = f"""(
+    SELECT count(*) FROM rota_runs WHERE state IN ('queued', 'retrying') AND sent_at < 'infinity'
+      AND waits_for IS NOT NULL AND waits_for = standing.name
+      AND sent_at > now - interval '{CALLED_SECONDS} seconds')
+"""  # noqa: S608 — a constant
+
+#: How many more runs may start at this moment under ``standing.name``; null if any number.
+ROOM = f"""
+    CASE WHEN closed_until IS NOT NULL THEN 0
+         ELSE least(at_once - cardinality(holders), floor(tokens + 1 - {NEARLY_ONE})) END
+"""
+
+CLOSE = """
+    INSERT INTO ledger.rota_closings (name, until, reason)
+    VALUES (:name, coalesce(CAST(:until AS timestamptz), clock_timestamp() + CAST(:after AS interval)), :reason)
+    RETURNING until
+"""
+
+#: The rows that nothing needs: all tokens are back, and no holder is at work. The condition on ``used_at`` is checked
+#: again under the row's lock, so a claim that comes meanwhile keeps its row.
+DELETE_UNUSED = text(f"""
+    WITH batch AS MATERIALIZED (
+        SELECT name FROM rota_limits AS kept
+        WHERE used_at < statement_timestamp() - interval '{UNUSED_SECONDS} seconds'
+          AND (full_at IS NULL OR full_at < statement_timestamp()) AND NOT EXISTS (
+            SELECT 1 FROM unnest(kept.holders) AS holder (id) JOIN rota_runs AS run ON run.id = holder.id
+            WHERE coalesce(run.state, '') = 'running')
+        LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM rota_limits WHERE name IN (SELECT name FROM batch)
+""")  # noqa: S608 — a constant
+DELETE_CLOSINGS = text("DELETE FROM rota_closings WHERE until < statement_timestamp() - CAST(:kept AS interval)")
+
+
+def close(session: Session, name: str, *, until: datetime | None, after: object, reason: str | None) -> datetime:
+    """Close a limit in the caller's transaction, until a time or for a span; return until when."""
+    values = {"name": name, "until": until, "after": after, "reason": reason}
+    closed: datetime = session.execute(in_schema(CLOSE, session), values).scalar_one()
+    return closed
+
+
+def delete_unused(connection: Connection) -> int:
+    """Delete up to ``BATCH`` rows of limits that have not been used for an hour; return how many."""
+    return connection.execute(DELETE_UNUSED, {"batch": BATCH}).rowcount

@@ -1,0 +1,112 @@
+"""Room: wakes the runs that wait for a limit, by priority and due time, as many as there is room for.
+
+A run that finds a limit full is parked with that limit's name in ``waits_for``, so the dispatcher does not look at it,
+however many wait. It is woken when there may be room: by the process in which a holder has ended, or by the dispatcher,
+which looks at all names with parked runs once per pass, and when a limit is refilled or opens again.
+
+A woken run has no attempt yet; its claim looks at all its limits again. Until then it keeps its room for some seconds
+(``CALLED_SECONDS``), so that runs that come later do not overtake it. If it does not come, others take the room.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from sqlalchemy import Connection, text
+
+from core.ledger.carrier import OutgoingRun
+from core.ledger.limits import CALLED, NEARLY_ONE, ROOM, STANDING
+from core.ledger.models import IS_LIMITED
+
+#: The most runs that one look wakes for one name.
+MOST_WOKEN = 500
+
+#: The run that waits first for a name.
+IN_ORDER = "ORDER BY priority DESC, due_at, id"
+
+#: Parts of a WITH clause: the limits that ``wanted`` names and that runs wait for, as the first of these declares them.
+AWAITED = f"""
+    asked AS MATERIALIZED (
+        SELECT wanted.name, most AS most_woken, ARRAY[first.declared] AS declared
+        FROM wanted CROSS JOIN LATERAL (
+            SELECT limits_declared[array_position(limits, waits_for)] AS declared FROM rota_runs
+            WHERE {IS_LIMITED} AND waits_for = wanted.name {IN_ORDER} LIMIT 1) AS first
+    ), {STANDING}
+"""  # noqa: S608 — constants
+
+#: Wakes runs that wait for the names, of ``jobs`` only if given. A run that another transaction has locked is left to
+#: the next pass of the dispatcher.
+WAKE = text(f"""
+    WITH wanted AS MATERIALIZED (
+        SELECT name, max(most) AS most FROM (
+            SELECT * FROM unnest(CAST(:names AS text[]), CAST(:most AS int[])) AS given (name, most)
+            UNION ALL
+            SELECT name, {MOST_WOKEN} FROM rota_runs, unnest(limits) AS name
+            WHERE id = ANY(CAST(:run_ids AS bigint[]))) AS either
+        GROUP BY name
+    ), {AWAITED}, room AS MATERIALIZED (
+        SELECT name, least(most_woken, {ROOM} - {CALLED}) AS room FROM standing
+    ), first AS MATERIALIZED (
+        SELECT run.id FROM room CROSS JOIN LATERAL (
+            SELECT id FROM rota_runs
+            WHERE {IS_LIMITED} AND waits_for = room.name
+              AND (CAST(:jobs AS text[]) IS NULL OR job = ANY(CAST(:jobs AS text[])))
+            {IN_ORDER} LIMIT greatest(room.room, 0)) AS run
+    ), unlocked AS MATERIALIZED (
+        SELECT id FROM rota_runs WHERE id IN (SELECT id FROM first) AND {IS_LIMITED} FOR UPDATE SKIP LOCKED
+    )
+    UPDATE rota_runs AS run SET sent_at = CASE WHEN :carried THEN statement_timestamp() END
+    FROM unlocked WHERE run.id = unlocked.id
+    RETURNING run.id, run.job, run.queue, run.priority, run.due_at
+""")  # noqa: S608 — constants
+
+#: The names with parked runs after a given one; reads one index entry for each.
+NAMES = text(f"""
+    WITH RECURSIVE named AS (
+        (SELECT waits_for FROM rota_runs WHERE {IS_LIMITED} AND waits_for > :after ORDER BY waits_for LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM named CROSS JOIN LATERAL (
+            SELECT waits_for FROM rota_runs WHERE {IS_LIMITED} AND waits_for > named.waits_for
+            ORDER BY waits_for LIMIT 1) AS following
+    )
+    SELECT waits_for FROM named LIMIT :most
+""")  # noqa: S608 — constants
+
+#: In how many seconds time alone makes room under one of the names; null if none of them waits for time.
+NEXT = text(f"""
+    WITH wanted AS MATERIALIZED (
+        SELECT name, 0 AS most FROM unnest(CAST(:names AS text[])) AS given (name)
+    ), {AWAITED}
+    SELECT extract(epoch FROM min(greatest(
+        closed_until, now + make_interval(secs => ({NEARLY_ONE} - tokens) / per_second))) - min(now))
+    FROM standing
+    WHERE closed_until IS NOT NULL OR tokens < {NEARLY_ONE}
+""")  # noqa: S608 — constants
+
+
+def wake(
+    connection: Connection,
+    ended: Mapping[str, int],
+    waiting: Collection[int] = (),
+    *,
+    jobs: Collection[str] | None = None,
+    carried: bool,
+) -> list[OutgoingRun]:
+    """Wake the first runs that wait for the limits ``ended``, and for any limit of the runs ``waiting``; return them.
+
+    ``ended`` has how many runs to wake at most for each name. ``jobs`` are the jobs whose runs are woken; None for all.
+    ``carried`` tells that the caller sends the messages.
+    """
+    names = {"names": list(ended), "most": list(ended.values()), "run_ids": list(waiting)}
+    rows = connection.execute(WAKE, {**names, "jobs": None if jobs is None else list(jobs), "carried": carried}).all()
+    in_order = sorted(rows, key=lambda row: (-row.priority, row.due_at, row.id))
+    return [OutgoingRun(row.id, row.job, row.queue) for row in in_order]
+
+
+def awaited(connection: Connection, after: str, most: int) -> Sequence[str]:
+    """Up to ``most`` names that parked runs wait for, in order, that come after ``after``."""
+    return list(connection.execute(NAMES, {"after": after, "most": most}).scalars())
+
+
+def seconds_until_room(connection: Connection, names: Collection[str]) -> float | None:
+    """In how many seconds a refill, or the end of a closing, may make room; None if no run waits for one."""
+    seconds = connection.execute(NEXT, {"names": list(names)}).scalar_one()
+    return None if seconds is None else max(float(seconds), 0.0)

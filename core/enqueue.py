@@ -107,7 +107,8 @@ def enqueue_many(
     """Enqueue a run of ``job`` for each of ``args``, much faster than with ``enqueue``; return their ids, in order.
 
     ``keys`` has a key for each run, in the same order; without it every key is empty. All runs are inserted in the
-    caller's transaction, and their messages are sent together after it commits.
+    caller's transaction, and their messages are sent together after it commits. What Redis has no room for, the
+    dispatcher sends later.
 
     Raises the errors of ``enqueue``, before any run is inserted; also BadArguments if the number of keys differs.
     """
@@ -117,26 +118,29 @@ def enqueue_many(
     check_expires(session, job, expires, delay)
     check_priority(job, priority)
     bodies = [arguments.encode(found, each) for each in args]
-    carrier = outbox.carrier()
-    carried = carrier is not None and carrier.carries and not delay
     urgency = found.priority if priority is None else priority
-    run_ids = runs.request_many(
-        session,
-        job,
-        keys=checked_keys(job, keys, len(bodies)),
-        queue=found.queue,
-        args=bodies,
-        exclusive=found.exclusive,
-        delay=delay,
-        carried=carried,
-        parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
-        expires=found.expires if expires is None else expires,
-        priority=urgency,
-        limits=limit_names.of(found, map(json.loads, bodies)),
-        subjects=[found.subject.of(json.loads(body)) for body in bodies] if found.subject is not None else None,
-    )
-    if carried:
-        outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue, urgency) for run_id in run_ids)
+    keys = checked_keys(job, keys, len(bodies))
+    subjects = [found.subject.of(json.loads(body)) for body in bodies] if found.subject is not None else None
+    sent = 0 if delay else outbox.room(session, found.queue, len(bodies), urgency)
+    run_ids: list[int] = []
+    for part, carried in ((slice(sent), True), (slice(sent, None), False)):
+        run_ids += runs.request_many(
+            session,
+            job,
+            keys=keys[part],
+            queue=found.queue,
+            args=bodies[part],
+            exclusive=found.exclusive,
+            delay=delay,
+            carried=carried,
+            parent_id=lease.run_id if (lease := leases.of(session)) is not None else None,
+            expires=found.expires if expires is None else expires,
+            priority=urgency,
+            limits=limit_names.of(found, map(json.loads, bodies[part])),
+            subjects=subjects[part] if subjects is not None else None,
+        )
+    if sent:
+        outbox.of(session).runs.extend(OutgoingRun(run_id, job, found.queue, urgency) for run_id in run_ids[:sent])
     return run_ids
 
 

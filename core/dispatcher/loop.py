@@ -16,8 +16,10 @@ from core.dispatcher.key_slots import KeyAccountant
 from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recovery import PLANS, Outage, Recovery
+from core.dispatcher.sending import Sharing
 from core.dispatcher.steps import Steps
 from core.dispatcher.turns import RoomKeeper, TurnKeeper
+from core.dispatcher.windows import Windows
 from core.jobs.registry import Registry
 from core.ledger import agenda, pauses, releases, slots
 from core.ledger import due as due_runs
@@ -41,6 +43,8 @@ from core.scheduling.misfires import miss_late
 MAINTENANCE_SECONDS = 15.0
 #: A leader that has not reached Redis for this many seconds steps down if another worker can lead.
 REDIS_LOST_SECONDS = 10.0
+#: How often to look whether a queue has room again, in seconds.
+LOOK_FOR_ROOM_SECONDS = 0.1
 #: How much longer than other processes a leader that stepped down waits before it asks again, in seconds.
 GIVE_WAY_SECONDS = 2.0
 
@@ -88,6 +92,8 @@ class Dispatcher(LedgerThread):
         self._steps = Steps()
         self._turns = TurnKeeper()
         self._rooms = RoomKeeper()
+        self._windows = Windows()
+        self._sharing = Sharing(windows=self._windows)
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
@@ -158,8 +164,14 @@ class Dispatcher(LedgerThread):
             if now >= self._rooms.due_at:
                 has_more = bool(self._steps.take("rooms", self._look_for_room, connection)) or has_more
             remaining = min(next_pass, self._rooms.due_at) - now
-            if has_more or leadership.wait_for_runs(connection, max(remaining, 0)):
+            if has_more or self._wait_for_runs(connection, max(remaining, 0)):
                 has_more = self._steps.take("send", self._send_due, connection) or False
+
+    def _wait_for_runs(self, connection: Connection, seconds: float) -> bool:
+        """Wait until runs are requested, or a queue may have room for those that are due; return whether that is so."""
+        if self._windows.was_full:
+            return not self._stopping.wait(min(seconds, LOOK_FOR_ROOM_SECONDS))
+        return leadership.wait_for_runs(connection, seconds)
 
     def _has_lost_redis(self) -> bool:
         """Whether Redis has been away for a while; then another leader could still send retries and recovered runs."""
@@ -205,7 +217,7 @@ class Dispatcher(LedgerThread):
         """Send for a while; return whether there may be more."""
         if not due_runs.is_any_due(connection):  # a cheaper query, without the jobs
             return False
-        return sending.send_due(connection, self._sent(), self._carrier) > 0
+        return sending.send_due(connection, self._sent(), self._carrier, self._sharing) > 0
 
     def _look_for_pauses(self, connection: Connection) -> None:
         active = pauses.active(connection)

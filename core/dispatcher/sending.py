@@ -1,14 +1,17 @@
 """Sends due runs, queue by queue in turn, and sends lost ones again."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import redis
 from sqlalchemy import Connection
 
-from core.ledger import due
+from core.dispatcher.windows import Windows
+from core.ledger import due, shares
 from core.ledger.carrier import DispatchCarrier, OutgoingRun
+from core.ledger.shares import Due, Turns
 from core.observability.events import DispatcherNotSent, DispatcherSentAgain, emit
 
 #: How many runs one turn of all queues takes from the ledger and sends to Redis.
@@ -19,32 +22,80 @@ LEAST_SHARE = 20
 SLICE_SECONDS = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a dispatcher shares what it sends: whose turn it is, and how much may wait in Redis."""
+
+    turns: Turns = field(default_factory=Turns)
+    #: None if any number of messages may wait.
+    windows: Windows | None = None
+
+
 def send_due(
-    connection: Connection, jobs: Collection[str], carrier: DispatchCarrier, *, seconds: float = SLICE_SECONDS
+    connection: Connection,
+    jobs: Collection[str],
+    carrier: DispatchCarrier,
+    sharing: Sharing | None = None,
+    *,
+    seconds: float = SLICE_SECONDS,
 ) -> int:
     """Send due runs of ``jobs`` for about ``seconds``, the queues in turn; return how many.
 
-    It ends earlier if no more runs are due, or Redis is away. It sends nothing while workers take runs directly from
-    the ledger.
+    It ends earlier if no more runs are due, if the windows of their queues are full, or if Redis is away. It sends
+    nothing while workers take runs directly from the ledger.
     """
+    sharing = sharing or Sharing()
+    if sharing.windows is not None:
+        sharing.windows.begin()
     sent, ends_at = 0, time.monotonic() + seconds
     while carrier.carries and (lanes := due.due_lanes(connection, jobs)):
-        turn, is_sent = send_turn(connection, lanes, carrier)
+        turn, is_sent = send_turn(connection, lanes, carrier, sharing)
         sent += turn
         if not turn or not is_sent or time.monotonic() >= ends_at:
             break
     return sent
 
 
-def send_turn(connection: Connection, lanes: Mapping[str, Sequence[str]], carrier: DispatchCarrier) -> tuple[int, bool]:
+def send_turn(
+    connection: Connection, lanes: Mapping[str, Sequence[str]], carrier: DispatchCarrier, sharing: Sharing
+) -> tuple[int, bool]:
     """Send the share of each queue; return the number of runs, and False if Redis is unavailable."""
     share, sent = max(BATCH // len(lanes), LEAST_SHARE), 0
-    for queue, jobs in lanes.items():
-        outgoing = due.take_due(connection, queue, jobs, batch=share)
-        if not send(connection, carrier, outgoing):
-            return sent, False
-        sent += len(outgoing)
+    urgent = shares.due_urgent(connection, {job for jobs in lanes.values() for job in jobs})
+    try:
+        for queue, jobs in lanes.items():
+            for outgoing in taken(connection, queue, jobs, urgent.get(queue, ()), carrier, sharing, share):
+                if not send(connection, carrier, outgoing):
+                    return sent, False
+                sent += len(outgoing)
+    except redis.RedisError:  # it does not tell how much room there is
+        return sent, False
     return sent, True
+
+
+def taken(
+    connection: Connection,
+    queue: str,
+    jobs: Sequence[str],
+    urgent: Sequence[Due],
+    carrier: DispatchCarrier,
+    sharing: Sharing,
+    share: int,
+) -> Iterator[list[OutgoingRun]]:
+    """Take the share of a queue, as far as there is room for it: first runs with a priority, then the others."""
+    windows = sharing.windows
+    for each in urgent:
+        room = share if windows is None else windows.urgent_room(carrier, queue, each.priority)
+        if not room:
+            break
+        yield shares.take_urgent(connection, queue, each, batch=min(share, room))
+    room = share if windows is None else windows.room(carrier, queue)
+    if room:
+        batch = min(share, room)
+        outgoing = shares.take(connection, queue, jobs, sharing.turns, batch=batch)
+        yield outgoing
+        if windows is not None:
+            windows.sent(carrier, queue, len(outgoing), has_more=len(outgoing) >= batch)
 
 
 def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[OutgoingRun]) -> bool:

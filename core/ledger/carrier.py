@@ -33,6 +33,12 @@ class Carrier(Protocol):
     def carries(self) -> bool:
         """Whether it can send runs now; if not, workers take them directly from the ledger."""
 
+    def room(self, queue: str, wanted: int, priority: int = 0, *, pending: int = 0) -> int:
+        """How many of ``wanted`` runs of ``priority`` may be sent to ``queue`` now; the dispatcher sends the others.
+
+        ``pending`` runs were granted before and have not been sent yet.
+        """
+
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
         """Put a message for each run on its queue. If this raises, the dispatcher sends them later."""
 
@@ -48,6 +54,15 @@ class DispatchCarrier(Carrier, Protocol):
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
         """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
+
+    def waiting(self, queue: str, priority: int = 0) -> int:
+        """How many messages of ``queue`` wait that have this priority, or a higher one, if it is not 0.
+
+        Raises redis.RedisError.
+        """
+
+    def tell_window(self, queue: str, most: int) -> None:
+        """Tell other processes how many messages may wait on ``queue``. Raises redis.RedisError."""
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
         """The same for the messages of runs with ``priority``, 1 to 9. Raises redis.RedisError."""

@@ -1,4 +1,4 @@
-"""Finds runs that are due and have not been sent to a worker.
+"""Finds runs that are due and have not been sent to a worker, and runs whose messages are lost.
 
 The waiting runs of one queue and one job are a *lane*. A partial index begins with queue and job, so one index lookup
 per lane finds its first due run, however many runs are waiting. So a backlog, a pause or a job that is not loaded does
@@ -6,7 +6,6 @@ not slow down or hide other lanes.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -53,40 +52,6 @@ DUE_LANES = text(f"""
     SELECT queue, array_agg(job) AS jobs FROM ({UNSENT_LANES}) AS lane
     WHERE first_at <= statement_timestamp() AND job = ANY(:jobs)
     GROUP BY queue ORDER BY min(first_at), queue
-""")  # noqa: S608 — constants
-
-#: Takes due runs of one queue, an equal share of each job.
-TAKE_DUE = text(f"""
-    WITH batch AS MATERIALIZED (
-        SELECT run.id FROM unnest(CAST(:jobs AS text[])) AS wanted (job) CROSS JOIN LATERAL (
-            SELECT id FROM rota_runs WHERE {IS_DUE} AND queue = :queue AND job = wanted.job
-            ORDER BY due_at LIMIT :share FOR UPDATE SKIP LOCKED) AS run
-    )
-    UPDATE rota_runs SET sent_at = statement_timestamp() WHERE id IN (SELECT id FROM batch)
-    RETURNING id, job, queue, priority, due_at
-""")  # noqa: S608 — a constant
-
-#: Takes due runs for the threads of one process, from its queues only. Runs that were sent before ``began``, or that no
-#: process has claimed for a while, count as lost and are taken too.
-TAKE_DIRECT = text(f"""
-    WITH unsent AS MATERIALIZED (
-        SELECT run.* FROM ({UNSENT_LANES}) AS lane CROSS JOIN LATERAL (
-            SELECT id, due_at FROM rota_runs
-            WHERE {IS_UNSENT} AND due_at <= statement_timestamp() AND queue = lane.queue AND job = lane.job
-            ORDER BY due_at LIMIT :most FOR UPDATE SKIP LOCKED) AS run
-        WHERE lane.job = ANY(:jobs) AND lane.queue = ANY(:queues) AND lane.first_at <= statement_timestamp()
-    ), lost AS MATERIALIZED (
-        SELECT run.* FROM ({SENT_LANES}) AS lane CROSS JOIN LATERAL (
-            SELECT id, due_at FROM rota_runs
-            WHERE {IS_SENT} AND due_at <= statement_timestamp() AND queue = lane.queue AND job = lane.job
-              AND sent_at < greatest(:began, statement_timestamp() - CAST(:age AS interval))
-            ORDER BY sent_at LIMIT :most FOR UPDATE SKIP LOCKED) AS run
-        WHERE lane.job = ANY(:jobs) AND lane.queue = ANY(:queues)
-    ), due AS (
-        SELECT id FROM (SELECT * FROM unsent UNION ALL SELECT * FROM lost) AS either ORDER BY due_at, id LIMIT :most
-    )
-    UPDATE rota_runs AS run SET sent_at = statement_timestamp() FROM due WHERE run.id = due.id
-    RETURNING run.id, run.job, run.queue, run.priority, run.due_at
 """)  # noqa: S608 — constants
 
 RELEASE = text("""
@@ -173,36 +138,6 @@ def is_any_due(connection: Connection) -> bool:
 def due_lanes(connection: Connection, jobs: Iterable[str]) -> dict[str, list[str]]:
     """Each queue on which runs of ``jobs`` are due and not sent, with those jobs."""
     return {row.queue: row.jobs for row in connection.execute(DUE_LANES, {"jobs": list(jobs)})}
-
-
-def take_due(connection: Connection, queue: str, jobs: Sequence[str], *, batch: int) -> list[OutgoingRun]:
-    """Mark about ``batch`` due runs of ``jobs`` on ``queue`` as sent, an equal share of each job; return them.
-
-    Each job's runs are taken in the order in which they came due.
-    """
-    share = -(-batch // len(jobs))
-    rows = connection.execute(TAKE_DUE, {"queue": queue, "jobs": list(jobs), "share": share}).all()
-    in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
-    return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in in_order]
-
-
-def take_direct(
-    connection: Connection,
-    jobs: Iterable[str],
-    queues: Iterable[str],
-    *,
-    most: int,
-    began: datetime,
-    resend_seconds: float,
-) -> list[OutgoingRun]:
-    """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as taken, in the order of their due times; return them.
-
-    ``began`` is the time since which runs are no longer sent, by the database's clock.
-    """
-    parameters = {"jobs": list(jobs), "queues": list(queues), "most": most, "began": began}
-    rows = connection.execute(TAKE_DIRECT, {**parameters, "age": f"{resend_seconds} seconds"}).all()
-    in_order = sorted(rows, key=lambda row: (row.due_at, row.id))
-    return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in in_order]
 
 
 def release(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:

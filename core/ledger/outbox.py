@@ -56,6 +56,14 @@ def of(session: Session) -> Outbox:
     return _outboxes(session).setdefault(transaction, Outbox())
 
 
+def room(session: Session, queue: str, wanted: int, priority: int) -> int:
+    """How many of ``wanted`` runs that ``session`` requests this process sends itself once the transaction commits."""
+    attached = carrier()
+    if attached is None or not attached.carries:
+        return 0
+    return attached.room(queue, wanted, priority, pending=len(of(session).runs))
+
+
 def _outboxes(session: Session) -> dict[SessionTransaction | None, Outbox]:
     outboxes: dict[SessionTransaction | None, Outbox] = session.info.setdefault(INFO_KEY, {})
     return outboxes

@@ -110,6 +110,10 @@ class LocalCarrier:
     def __init__(self, broker: LocalBroker) -> None:
         self._broker = broker
 
+    def room(self, queue: str, wanted: int, priority: int = 0, *, pending: int = 0) -> int:
+        """Answer that no run may be sent: threads take runs from the ledger."""
+        return 0
+
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
         """Do nothing: threads take runs from the ledger."""
 
@@ -124,6 +128,13 @@ class LocalCarrier:
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
         """Answer that messages are waiting, so that none counts as lost: this process keeps them in memory."""
         return True, []
+
+    def waiting(self, queue: str, priority: int = 0) -> int:
+        """Answer that no message is waiting."""
+        return 0
+
+    def tell_window(self, queue: str, most: int) -> None:
+        """Do nothing, since no other process sends messages."""
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
         """Answer as ``oldest_runs`` does."""

@@ -14,7 +14,7 @@ from typing import Protocol
 from sqlalchemy import Connection, Engine
 
 from core import database
-from core.ledger import due, history, pauses
+from core.ledger import direct, history, pauses
 from core.ledger.carrier import Carrier, OutgoingRun
 from core.ledger.runs import DUE_CHANNEL
 from core.ledger.sessions import LedgerThread
@@ -60,6 +60,7 @@ class LedgerFeed(LedgerThread):
         self._threads: Threads | None = None
         self._queues: list[str] = []
         self._is_taking = False
+        self._turns = direct.Turns()
         self._log_once = EmitOnce()
 
     def feed(self, threads: Threads, queues: Sequence[str]) -> None:
@@ -116,8 +117,14 @@ class LedgerFeed(LedgerThread):
             return False
         held = pauses.held(pauses.active(connection), self._scopes)
         jobs = (self._scopes.keys() if opening.jobs is None else opening.jobs) - held.keys()
-        taken = due.take_direct(
-            connection, jobs, opening.queues, most=opening.most, began=began, resend_seconds=self._resend_seconds
+        taken = direct.take(
+            connection,
+            jobs,
+            opening.queues,
+            self._turns,
+            most=opening.most,
+            began=began,
+            resend_seconds=self._resend_seconds,
         )
         for run in taken:
             threads.work_on(run)

@@ -18,8 +18,8 @@ from core import database, forks
 from core.connections import WatchedConnection
 from core.dispatcher import sending
 from core.dispatcher.recovery import Outage
-from core.ledger import claims, due, leases, processes, runs, slots
-from core.ledger.carrier import DispatchCarrier
+from core.ledger import claims, due, leases, processes, runs, shares, slots
+from core.ledger.carrier import DispatchCarrier, OutgoingRun
 from core.ledger.models import State
 from core.ledger.prepared import Prepared
 from core.middleware.db_session import DatabaseSession, Work
@@ -168,10 +168,16 @@ def undivided_batch() -> None:
 def unbounded_pass() -> None:
     """A pass sends all that is due, run by run and queue by queue."""
 
-    def send_all(connection: Connection, jobs: Collection[str], carrier: DispatchCarrier) -> int:
+    def take_one(connection: Connection, queue: str, names: Sequence[str]) -> Sequence[OutgoingRun]:
+        for urgent in shares.due_urgent(connection, names).get(queue, ()):
+            if first := shares.take_urgent(connection, queue, urgent, batch=1):
+                return first
+        return shares.take(connection, queue, names, shares.Turns(), batch=1)
+
+    def send_all(connection: Connection, jobs: Collection[str], carrier: DispatchCarrier, *_: object) -> int:
         sent = 0
         for queue, names in due.due_lanes(connection, jobs).items():
-            while outgoing := due.take_due(connection, queue, names, batch=1):
+            while outgoing := take_one(connection, queue, names):
                 sending.send(connection, carrier, outgoing)
                 sent += len(outgoing)
         return sent

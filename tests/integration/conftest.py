@@ -263,6 +263,10 @@ class NoCarrier:
         self.is_away = False
         self.carries = True
 
+    def room(self, _queue: str, wanted: int, _priority: int = 0, *, pending: int = 0) -> int:
+        """Room for all."""
+        return wanted
+
     def send(self, outgoing: Any) -> None:
         """Keep runs."""
         self._answer()
@@ -277,6 +281,13 @@ class NoCarrier:
         """Keep a publication."""
         self._answer()
         self.publications.append((channel, message))
+
+    def waiting(self, _queue: str, _priority: int = 0) -> int:
+        """Nothing waits."""
+        return 0
+
+    def tell_window(self, _queue: str, _most: int) -> None:
+        """Tell nobody."""
 
     def _answer(self) -> None:
         if self.is_away:

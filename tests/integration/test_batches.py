@@ -10,7 +10,7 @@ import pytest
 
 from core import database as databases
 from core import job
-from core.ledger import due, orphans, retention
+from core.ledger import orphans, retention, shares
 
 HOSTILE = "; ".join(
     f"SET enable_{method} = off"
@@ -32,7 +32,7 @@ def connection(database):
 
 
 def taken(connection) -> int:
-    return len(due.take_due(connection, "default", ["batched"], batch=2))
+    return len(shares.take(connection, "default", ["batched"], shares.Turns(), batch=2))
 
 
 def ended(connection) -> int:

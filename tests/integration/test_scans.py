@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from core import database as databases
 from core.dispatcher.loop import PLANS
-from core.ledger import agenda, deadlines, due, retention, slots, waiting
+from core.ledger import agenda, deadlines, due, retention, shares, slots, waiting
 
 #: Thousands that wait for tomorrow, that are on their way, that are slots in time, and that have just ended.
 FILL = [
@@ -23,16 +23,18 @@ FILL = [
 ]
 AGE = {"age": "5 seconds"}
 LANE = {"queue": "default", "jobs": ["work"]}
+TURN = {"afters": [""]}
 LOST = {"waiting": [], "batch": 500}
 #: What asks for the lanes that have work, and what they may read of the index of waiting runs.
 LANES = {
     "any due": (due.ANY_DUE.text, {}),
     "due": (due.DUE_LANES.text, {"jobs": ["work"]}),
+    "due urgent": (shares.DUE_URGENT.text, {"jobs": ["work"]}),
     "overdue": (due.OVERDUE_LANES.text, AGE),
     "overdue urgent": (due.OVERDUE_URGENT_LANES.text, AGE),
     "agenda": ("EXECUTE rota_agenda ('30 seconds', '5 seconds')", {}),
 }
-OF_LANES = {"rota_runs_unsent", "rota_runs_sent", "rota_runs_urgent_sent"}
+OF_LANES = {"rota_runs_unsent", "rota_runs_sent", "rota_runs_urgent", "rota_runs_urgent_sent"}
 OLD = {"kept": timedelta(days=30), "batch": 5000}
 DISPATCHING = {
     "agenda": (
@@ -40,7 +42,8 @@ DISPATCHING = {
         {},
         {"rota_runs_late"},
     ),
-    "take due": (due.TAKE_DUE.text, {**LANE, "share": 500}, {"rota_runs_unsent"}),
+    "take": (shares.TAKE.text, {**LANE, **TURN, "share": 500, "searched": 1000}, {"rota_runs_unsent"}),
+    "take urgent": (shares.TAKE_URGENT.text, {**LANE, "batch": 500, "priority": 7}, {"rota_runs_urgent"}),
     "lost": (due.FORGET_ORDINARY_SENT.text, {**LANE, **AGE, **LOST, "priority": 0}, {"rota_runs_sent"}),
     "lost urgent": (due.FORGET_URGENT_SENT.text, {**LANE, **AGE, **LOST, "priority": 7}, {"rota_runs_urgent_sent"}),
     "expired": (deadlines.EXPIRE.text, {"batch": 1000}, {"rota_runs_expiring"}),

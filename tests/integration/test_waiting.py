@@ -12,7 +12,7 @@ from core import database as databases
 from core import enqueue, every, job
 from core.clock import system_clock
 from core.errors import BadArguments
-from core.ledger import due, turns
+from core.ledger import direct, due, shares, turns
 from core.ledger.carrier import OutgoingRun
 from core.ledger.claims import Verdict
 from core.ledger.turns import Turn
@@ -243,12 +243,14 @@ class TestLocking:
     def test_nothing_of_the_dispatcher_waits_for_it(self, found, autocommit, ledger):
         run_id, session = found("alone")
 
-        assert due.take_due(autocommit, "default", ["alone"], batch=10) == []
+        assert shares.take(autocommit, "default", ["alone"], shares.Turns(), batch=10) == []
         assert due.move(autocommit, "default", {"alone": "other"}) == 0
         due.release(autocommit, [OutgoingRun(run_id, "alone", "default")])
         assert due.release_unlocked(autocommit, [run_id]) == []  # it was not sent
         session.commit()
-        assert [run.run_id for run in due.take_due(autocommit, "default", ["alone"], batch=10)] == [run_id]
+        assert [run.run_id for run in shares.take(autocommit, "default", ["alone"], shares.Turns(), batch=10)] == [
+            run_id
+        ]
         assert due.move(autocommit, "default", {"alone": "other"}) == 1
 
     def test_a_parked_run_is_woken_after_that_transaction(self, found, autocommit):
@@ -291,7 +293,9 @@ class TestRace:
             while not is_over.is_set():
                 with databases.autocommit(database) as connection:
                     began = connection.exec_driver_sql("SELECT clock_timestamp() - interval '1 hour'").scalar_one()
-                    taken = due.take_direct(connection, [name], ["default"], most=2, began=began, resend_seconds=60)
+                    taken = direct.take(
+                        connection, [name], ["default"], direct.Turns(), most=2, began=began, resend_seconds=60
+                    )
                     turns.wake(connection, [Turn(name, key)], carried=False)
                 for run in taken:
                     executor.execute(work, run.run_id)

@@ -10,6 +10,7 @@ from core.ledger.releases import Fleet
 from core.transport.messages import fast_message, run_message
 from core.transport.redis.abandoned_queues import AbandonedQueues
 from core.transport.redis.queues import Queues
+from core.transport.redis.rooms import Rooms
 
 
 def never() -> bool:
@@ -23,6 +24,7 @@ class RedisCarrier:
     def __init__(self, queues: Queues, is_away: Callable[[], bool] = never) -> None:
         """``is_away`` tells whether Redis is unusable, so that workers take runs from the ledger."""
         self._queues = queues
+        self._rooms = Rooms(queues)
         self._abandoned = AbandonedQueues(queues)
         self._is_away = is_away
 
@@ -30,6 +32,13 @@ class RedisCarrier:
     def carries(self) -> bool:
         """Whether to send runs over Redis; False only while workers take them from the ledger."""
         return not self._is_away()
+
+    def room(self, queue: str, wanted: int, priority: int = 0, *, pending: int = 0) -> int:
+        """How many of ``wanted`` runs of ``priority`` may be sent to ``queue`` now; the dispatcher sends the others.
+
+        ``pending`` runs were granted before and have not been sent yet.
+        """
+        return self._rooms.take(queue, wanted, are_urgent=priority > 0, pending=pending)
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
         """Put a message for each run on its queue, in one round trip. Raises redis.RedisError."""
@@ -46,6 +55,17 @@ class RedisCarrier:
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
         """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
         return self._queues.oldest_runs(queue)
+
+    def waiting(self, queue: str, priority: int = 0) -> int:
+        """How many messages of ``queue`` wait that have this priority, or a higher one, if it is not 0.
+
+        Raises redis.RedisError.
+        """
+        return self._queues.waiting(queue, priority)
+
+    def tell_window(self, queue: str, most: int) -> None:
+        """Tell other processes how many messages may wait on ``queue``. Raises redis.RedisError."""
+        self._queues.tell_window(queue, most)
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
         """The same for the messages of runs with ``priority``, 1 to 9. Raises redis.RedisError."""

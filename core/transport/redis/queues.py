@@ -27,6 +27,9 @@ BATCH = 1000
 MOST_UNPACKED = 1000
 #: The most tokens of a queue: one woken consumer fetches many messages.
 MOST_TOKENS = 64
+#: How long a window is used that the dispatcher has told, in milliseconds; the second one if there is no room.
+WINDOWS_LAST_MS = 60_000
+FULL_LASTS_MS = 2_000
 #: After this time tokens are useless, since every process has searched its queues.
 TOKENS_LAST_MS = 5_000
 
@@ -137,6 +140,7 @@ class Queues:
         self._recover_urgent = client.register_script(urgent.RECOVER)
         self._demote = client.register_script(urgent.DEMOTE)
         self._arrivals = Arrivals()
+        self._lengths: dict[tuple[str, bool], int] = {}
         self._fetches = itertools.count(1)
 
     def key(self, name: str) -> str:
@@ -150,6 +154,10 @@ class Queues:
     def urgent_key(self, queue_name: str) -> str:
         """The sorted set of the urgent messages of ``queue_name``."""
         return self.key(f"__urgent__.{queue_name}")
+
+    def window_key(self, queue_name: str) -> str:
+        """Holds how many messages may wait on ``queue_name``."""
+        return self.key(f"__window__.{queue_name}")
 
     def _acks_key(self, queue_name: str) -> str:
         return self.key(f"__acks__.{self.broker_id}.{queue_name}")
@@ -232,19 +240,46 @@ class Queues:
     def push(self, queues: Mapping[str, Mapping[Any, bytes]]) -> None:
         """Put bodies, given by id, on their queues, and wake consumers."""
         pipe = self.client.pipeline(transaction=True)
+        lengths: dict[tuple[str, bool], int] = {}
         for queue_name, bodies in queues.items():
             pipe.hset(self.key(f"{queue_name}.msgs"), mapping=bodies)
-            self._queue_up(pipe, queue_name, list(bodies))
+            urgent_ids = [redis_id for redis_id in bodies if is_urgent(redis_id)]
+            if urgent_ids:
+                pipe.zadd(self.urgent_key(queue_name), self._arrivals.scores(urgent_ids))
+                lengths[queue_name, True] = len(pipe)
+                pipe.zcard(self.urgent_key(queue_name))
+            if len(urgent_ids) < len(bodies):
+                lengths[queue_name, False] = len(pipe)
+                pipe.rpush(self.key(queue_name), *(each for each in bodies if not is_urgent(each)))
             self._wake(pipe, queue_name, len(bodies))
-        pipe.execute()
+        answers = pipe.execute()
+        self._lengths.update({name: answers[place] for name, place in lengths.items()})
 
-    def _queue_up(self, pipe: Any, queue_name: str, redis_ids: list[Any]) -> None:
-        urgent_ids = [redis_id for redis_id in redis_ids if is_urgent(redis_id)]
-        if urgent_ids:
-            pipe.zadd(self.urgent_key(queue_name), self._arrivals.scores(urgent_ids))
-            redis_ids = [redis_id for redis_id in redis_ids if not is_urgent(redis_id)]
-        if redis_ids:
-            pipe.rpush(self.key(queue_name), *redis_ids)
+    def length_seen(self, queue_name: str, *, are_urgent: bool) -> int:
+        """How many messages were waiting when this process last sent one, or asked."""
+        return self._lengths.get((queue_name, are_urgent), 0)
+
+    def window(self, queue_name: str, *, are_urgent: bool) -> tuple[int | None, int]:
+        """How many messages may wait, None if no dispatcher has told that, and how many wait."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.get(self.window_key(queue_name))
+        if are_urgent:
+            pipe.zcard(self.urgent_key(queue_name))
+        else:
+            pipe.llen(self.key(queue_name))
+        most, length = pipe.execute()
+        self._lengths[queue_name, are_urgent] = length
+        return (None if most is None or are_urgent else int(most)), length
+
+    def tell_window(self, queue_name: str, most: int) -> None:
+        """Store how many messages may wait on the queue."""
+        self.client.set(self.window_key(queue_name), most, px=WINDOWS_LAST_MS if most else FULL_LASTS_MS)
+
+    def waiting(self, queue_name: str, priority: int = 0) -> int:
+        """How many messages wait on the queue that have this priority, or a higher one, if it is not 0."""
+        if priority:
+            return self.client.zcount(self.urgent_key(queue_name), "-inf", bounds(priority)[1])
+        return self.client.llen(self.key(queue_name))
 
     def wake(self, queue_name: str, count: int) -> None:
         """Wake consumers of the queue for ``count`` messages."""

@@ -1,0 +1,58 @@
+"""Room: how many messages this process may send to a queue, before what it requests is left to the dispatcher.
+
+The dispatcher tells each queue's window (``core/dispatcher/windows.py``). A process that requests few runs does not
+ask for it: Redis answers each sending with the length of the queue, and only if that is long does the process ask.
+"""
+
+import time
+from dataclasses import dataclass
+
+import redis
+
+from core.transport.redis.queues import Queues
+
+#: The window of a queue of which the dispatcher has told none, and of urgent messages.
+UNTOLD = 1000
+#: Fewer messages than this are sent without asking, if the queue was not longer when this process last sent some.
+FEW = 16
+#: How long an answer is used, in seconds, and how long the process does not ask again after an error.
+USED_SECONDS = 0.25
+ERROR_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Room:
+    """How many more messages may be sent, and until when that is good."""
+
+    left: int
+    until: float
+
+
+class Rooms:
+    """The room on each queue for messages of this process. Threads that ask at once may get a little too much."""
+
+    def __init__(self, queues: Queues) -> None:
+        self._queues = queues
+        self._rooms: dict[tuple[str, bool], Room] = {}
+
+    def take(self, queue: str, wanted: int, *, are_urgent: bool, pending: int = 0) -> int:
+        """How many of ``wanted`` messages may be sent to ``queue`` now; 0 if Redis does not answer.
+
+        ``pending`` messages were granted before and have not been sent yet.
+        """
+        key, now = (queue, are_urgent), time.monotonic()
+        room = self._rooms.get(key)
+        if room is None or now >= room.until:
+            if wanted + pending <= FEW and self._queues.length_seen(queue, are_urgent=are_urgent) <= FEW:
+                return wanted
+            room = self._rooms[key] = self._ask(queue, now, pending, are_urgent=are_urgent)
+        granted = min(wanted, room.left)
+        room.left -= granted
+        return granted
+
+    def _ask(self, queue: str, now: float, pending: int, *, are_urgent: bool) -> Room:
+        try:
+            most, length = self._queues.window(queue, are_urgent=are_urgent)
+        except redis.RedisError:
+            return Room(0, now + ERROR_SECONDS)
+        return Room(max((UNTOLD if most is None else most) - length - pending, 0), now + USED_SECONDS)

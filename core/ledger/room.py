@@ -98,7 +98,7 @@ def wake(
     names = {"names": list(ended), "most": list(ended.values()), "run_ids": list(waiting)}
     rows = connection.execute(WAKE, {**names, "jobs": None if jobs is None else list(jobs), "carried": carried}).all()
     in_order = sorted(rows, key=lambda row: (-row.priority, row.due_at, row.id))
-    return [OutgoingRun(row.id, row.job, row.queue) for row in in_order]
+    return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in in_order]
 
 
 def awaited(connection: Connection, after: str, most: int) -> Sequence[str]:

@@ -51,7 +51,7 @@ WAKE = text(f"""
     UPDATE rota_runs AS run
     SET sent_at = CASE WHEN :carried THEN statement_timestamp() END, priority = greatest(run.priority, first.priority)
     FROM first JOIN unlocked USING (id) WHERE run.id = first.id
-    RETURNING run.id, run.job, run.queue
+    RETURNING run.id, run.job, run.queue, run.priority
 """)  # noqa: S608 — constants
 
 #: The jobs and keys with parked runs after a given one; reads one index entry for each.

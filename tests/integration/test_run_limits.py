@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from core import Limit, Run, close_limit, enqueue, every, job
 from core import database as databases
 from core.dispatcher.turns import RoomKeeper
-from core.ledger import cancels, due, limits, processes, releases, room, runs, slots
+from core.ledger import cancels, direct, limits, processes, releases, room, runs, shares, slots
 from core.ledger.claims import CLAIM, Verdict
 from core.ledger.models import State
 from core.ledger.runs import Failure
@@ -290,7 +290,9 @@ class TestPer:
         assert keeper.due_at - time.monotonic() <= 0.2
 
         assert eventually(lambda: keeper.look(autocommit, JOBS), within=2)
-        assert [each.run_id for each in due.take_due(autocommit, "default", ["work"], batch=10)] == [second]
+        assert [each.run_id for each in shares.take(autocommit, "default", ["work"], shares.Turns(), batch=10)] == [
+            second
+        ]
 
 
 class TestClosing:
@@ -424,8 +426,14 @@ class TestRaces:
         def work():
             while len(done) < len(asked):
                 with databases.autocommit(database) as connection:
-                    taken = due.take_direct(
-                        connection, ["work"], ["default"], most=2, began=ledger.value("SELECT now()"), resend_seconds=60
+                    taken = direct.take(
+                        connection,
+                        ["work"],
+                        ["default"],
+                        direct.Turns(),
+                        most=2,
+                        began=ledger.value("SELECT now()"),
+                        resend_seconds=60,
                     )
                     for each in taken:
                         _, lease = claim(each.run_id)
@@ -555,7 +563,9 @@ class TestWakes:
         runs.succeed(autocommit, lease, None)
 
         assert RoomKeeper().look(autocommit, ["other"]) == 1
-        assert [each.run_id for each in due.take_due(autocommit, "default", ["other"], batch=5)] == [free]
+        assert [each.run_id for each in shares.take(autocommit, "default", ["other"], shares.Turns(), batch=5)] == [
+            free
+        ]
 
     def test_rows_of_limits_go_when_nothing_needs_them(self, start, ask, autocommit, ledger):
         claim = start(limited(Limit("imap:{host}", at_once=1), Limit("rate", most=1000, per=timedelta(days=30))))

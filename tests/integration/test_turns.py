@@ -115,8 +115,9 @@ class TestRequests:
         claim(third)
         runs.succeed(autocommit, lease, None)
 
-        turns.wake(autocommit, [Turn("work", "a")], carried=True)
+        (woken,) = turns.wake(autocommit, [Turn("work", "a")], carried=True)
 
+        assert (woken.run_id, woken.priority) == (second, 7)
         assert ledger.run(second).priority == 7
 
 

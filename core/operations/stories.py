@@ -158,8 +158,10 @@ def dead(scene: Scene, run: Run, subject: str) -> list[str]:
 
 def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason == "paused":
-        return [f"{subject} was skipped: its job was paused.", *pause_sentences(scene, run)]
+        found = pause_sentences(scene, run)
+        return [f"{subject} was skipped: its {'job' if found or not run.key else 'key'} was paused.", *found]
     reasons = {
+        "unscheduled": "the schedule of its key was removed before a worker started it",
         "retrying": "an earlier slot of the same job and key was still being retried (overlap='skip')",
         "superseded": "a newer slot was waiting for the same run (overlap='wait')",
     }
@@ -169,8 +171,8 @@ def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
     sentences = [
         f"{subject} was skipped at {scene.at(run.finished_at)}: another run was still running (overlap='skip')."
     ]
-    found = rival_sentences(scene, run, run.finished_at)
-    return sentences + (found or ["The ledger no longer shows which one, since that run has been tried again."])
+    rivals = rival_sentences(scene, run, run.finished_at)
+    return sentences + (rivals or ["The ledger no longer shows which one, since that run has been tried again."])
 
 
 def pause_sentences(scene: Scene, run: Run) -> list[str]:

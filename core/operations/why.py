@@ -17,7 +17,7 @@ from core.jobs.registry import Registry
 from core.ledger import history
 from core.ledger.history import Run
 from core.ledger.models import State
-from core.operations import runs, scopes, times
+from core.operations import key_why, runs, scopes, times
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import redactor
 from core.operations.stories import Scene, alarms, story
@@ -118,13 +118,14 @@ def tell_slots(scene: Scene, moment: Moment, answer: Answer) -> None:
         for start, end in moment.stretches
         for run in history.of_slots(scene.connection, scene.name, scene.key, start, end)
     }
-    slots = sorted({*recorded, *(scheduled(scene, moment) if not scene.key else ())})
+    due = key_why.slots(scene, moment) if scene.key else scheduled(scene, moment)
+    slots = sorted({*recorded, *due})
     if not slots:
         return
     answer.slot, *others = slots
     run = recorded.get(answer.slot)
     if run is None:
-        answer.sentences += unrecorded(scene, answer.slot)
+        answer.sentences += (key_why.unrecorded if scene.key else unrecorded)(scene, answer.slot)
     else:
         answer.runs.append(run)
         answer.sentences += story(scene, run)
@@ -169,7 +170,7 @@ def nothing_due(scene: Scene, moment: Moment) -> list[str]:
     asked = scene.at(moment.start)
     schedule = scene.job.schedule if scene.job else None
     if scene.key:
-        return [f"The ledger has no run of {scene.name} with the key {scene.key!r} for {asked}."]
+        return key_why.nothing_due(scene, moment.start)
     if schedule is None:
         sentences = [f"{scene.name} has no schedule; it runs by request, and the ledger has no request for {asked}."]
         last = history.last_requested(scene.connection, scene.name, moment.start)

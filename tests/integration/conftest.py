@@ -31,6 +31,7 @@ from core.worker.claiming import ClaimingAhead
 from core.worker.executor import Executor
 from core.worker.membership import application_name
 from tests.support import effects
+from tests.support.leader import Leader
 from tests.support.ledger import Ledger
 
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
@@ -318,3 +319,12 @@ def hear(heard: Counter[Any]) -> Job:
         heard[word] += 1
 
     return hear
+
+
+@pytest.fixture
+def lead(
+    database: Engine, monkeypatch: pytest.MonkeyPatch, use_jobs: Callable[..., Registry]
+) -> Iterator[Callable[..., Leader]]:
+    """Makes a leader that accounts for the keys of these jobs."""
+    with databases.dedicated(database) as connection:
+        yield lambda *jobs: Leader(connection, monkeypatch, use_jobs, *jobs)

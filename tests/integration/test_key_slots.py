@@ -8,7 +8,6 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from core import (
@@ -29,7 +28,7 @@ from core.dispatcher.accounting import Accountant
 from core.dispatcher.key_slots import KeyAccountant
 from core.dispatcher.loop import Dispatcher
 from core.jobs.schedules import grid
-from core.ledger import history, key_slots, orphans, pauses, releases, retention
+from core.ledger import key_slots, orphans, pauses, releases, retention
 from core.ledger.releases import Fleet
 from core.testing import registry_of
 from tests.support.eventually import eventually
@@ -47,39 +46,6 @@ def poll():
 def session(database):
     with Session(database) as session:
         yield session
-
-
-class Leader:
-    """A dispatcher's accounting for jobs, at a time that the test sets."""
-
-    def __init__(self, connection, monkeypatch, use_jobs, *jobs):
-        self.connection, self.monkeypatch = connection, monkeypatch
-        self.registry = use_jobs(*jobs)
-        self.now = datetime.now(UTC).replace(microsecond=0)
-        self.accountant = KeyAccountant(self.registry)
-        self.fleet = Fleet()
-
-    def pass_at(self, now):
-        self.now = now
-        self.monkeypatch.setattr(history, "NOW", text(f"SELECT timestamptz '{now.isoformat()}'"))
-        return self.accountant.account(self.connection, self.fleet)
-
-    def passes(self, span, step=SECOND):
-        """Passes until ``span`` from now; return how many runs they have inserted."""
-        end, inserted = self.now + span, 0
-        while self.now < end:
-            inserted += self.pass_at(min(self.now + step, end))
-        return inserted
-
-    def is_replaced(self):
-        """Another process leads from now on."""
-        self.accountant = KeyAccountant(self.registry)
-
-
-@pytest.fixture
-def lead(database, monkeypatch, use_jobs):
-    with databases.dedicated(database) as connection:
-        yield lambda *jobs: Leader(connection, monkeypatch, use_jobs, *jobs)
 
 
 @pytest.fixture

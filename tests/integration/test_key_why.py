@@ -1,0 +1,147 @@
+"""I8: `rota why JOB --key K --at T` answers for any slot of any key, also after changes, in outages and pauses."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy.orm import Session
+
+from core import Keyed, every, job, pause_schedule, resume_schedule, schedule, unschedule
+from core.jobs.schedules import grid
+from core.operations import why
+from core.plugins import loading
+
+MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
+
+
+@pytest.fixture
+def poll():
+    return job("poll", queue="mail", keyed=Keyed(default=every(seconds=60)))(lambda run: None)
+
+
+@pytest.fixture
+def session(database):
+    with Session(database) as session:
+        yield session
+
+
+@pytest.fixture
+def leader(lead, poll, session):
+    """A leader that has seen the schedule of the key 42, of a minute, for five minutes."""
+    leader = lead(poll)
+    schedule(session, "poll", key="42")
+    session.commit()
+    leader.passes(SECOND)
+    leader.began_at = leader.now
+    leader.passes(5 * MINUTE)
+    return leader
+
+
+@pytest.fixture
+def ask(database):
+    """Asks about one second; answers in sentences."""
+
+    def ask(at, key="42"):
+        with database.connect() as connection:
+            return why.ask(connection, loading.current(), "poll", at=at.isoformat(), key=key)
+
+    return ask
+
+
+@pytest.fixture
+def slot_after(ledger):
+    """The next slot of the schedule as it is now."""
+
+    def slot_after(instant):
+        (row,) = ledger.rows("SELECT * FROM rota_key_schedules WHERE key = '42'")
+        return grid(row.spec, row.phase).next_after(instant)
+
+    return slot_after
+
+
+def text_of(found):
+    return "\n".join(found.answer)
+
+
+def test_a_slot_with_a_run_has_the_story_of_its_run(leader, ask, slot_after):
+    found = ask(slot_after(leader.began_at))
+
+    assert found.slot == slot_after(leader.began_at)
+    assert found.runs[0].key == "42"
+
+
+def test_a_time_between_slots_names_the_nearest_ones(leader, ask, slot_after):
+    slot = slot_after(leader.began_at)
+
+    found = text_of(ask(slot + 5 * SECOND))
+
+    assert "was not due for the key '42'" in found
+    assert f"{slot:%H:%M:%S} UTC and" in found
+
+
+def test_a_slot_of_the_schedule_before_a_change_is_known(leader, ask, slot_after, session, ledger):
+    slot = slot_after(leader.began_at)
+    schedule(session, "poll", key="42", every=10 * MINUTE)
+    session.commit()
+    leader.passes(MINUTE)
+    ledger.do("DELETE FROM rota_runs")
+
+    assert "is not on record" in text_of(ask(slot))
+    assert ask(slot).slot == slot
+
+
+def test_a_time_before_the_first_schedule_and_after_its_removal_has_no_schedule(leader, ask, session):
+    assert "Its first schedule has slots after" in text_of(ask(leader.began_at - MINUTE))
+
+    unschedule(session, "poll", key="42")
+    session.commit()
+    leader.passes(SECOND)
+
+    assert "had no schedule for the key '42'" in text_of(ask(leader.now + 5 * MINUTE))
+    assert "removed by an application" in text_of(ask(leader.now + 5 * MINUTE))
+
+
+def test_a_slot_in_a_pause_is_explained_while_it_lasts_and_after_it(leader, ask, session, slot_after):
+    pause_schedule(session, "poll", key="42", reason="wrong password", by="ann")
+    session.commit()
+    paused_at = leader.now
+    leader.passes(5 * MINUTE)
+    slot = slot_after(paused_at + MINUTE)
+
+    assert "its key is paused by ann" in text_of(ask(slot))
+    assert "wrong password" in text_of(ask(slot))
+
+    resume_schedule(session, "poll", key="42")
+    session.commit()
+    leader.passes(SECOND)
+    leader.passes(2 * MINUTE)
+    assert "its key was paused then" in text_of(ask(slot))
+
+
+def test_a_slot_in_an_outage_is_explained(leader, ask, slot_after):
+    stopped_at = leader.now
+    leader.is_replaced()
+    leader.pass_at(leader.now + timedelta(hours=1))
+
+    found = text_of(ask(slot_after(stopped_at + 10 * MINUTE)))
+
+    assert "no dispatcher was alive or led then" in found
+    assert "of all keys of the job have no runs" in found
+
+
+def test_a_slot_that_a_backoff_left_out_is_explained(leader, ask, slot_after, ledger):
+    ledger.do("UPDATE rota_key_schedules SET stretch = 3, is_seen = false, version = version + 1")
+    began_at = leader.now
+    leader.passes(10 * MINUTE)
+    (row,) = ledger.rows("SELECT * FROM rota_key_schedules")
+    due = set(grid(row.spec, row.phase, 3).between(began_at, leader.now))
+    left_out = next(slot for slot in grid(row.spec, row.phase).between(began_at, leader.now) if slot not in due)
+
+    assert "only every 8th slot comes due" in text_of(ask(left_out))
+
+
+def test_a_slot_to_come_is_told_of(leader, ask, slot_after):
+    assert "has yet to come" in text_of(ask(slot_after(leader.now + timedelta(days=2))))
+
+
+def test_a_key_that_never_had_a_schedule_is_told_of(leader, ask):
+    assert "The ledger has no run of poll with the key '7'" in text_of(ask(leader.now, key="7"))

@@ -39,6 +39,12 @@ IS_URGENT = f"{IS_UNSENT} AND priority > 0"
 IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
 #: It has not passed its deadline, which applies only until its first start.
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
+#: The same for a run that has started, as a constraint: claims of the release before know no deadlines. A run that was
+#: started or retried before has an error or the time of the retry.
+STARTS_IN_TIME = (
+    "expires_at IS NULL OR state <> 'running' OR started_at < expires_at OR attempt > 1 OR error IS NOT NULL "
+    "OR retried_at IS NOT NULL"
+)
 #: It waits for another run or for a limit, and is not sent before it is woken.
 IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
 #: The same for a run that waits for another run of its job and key, and for one that waits for a limit.
@@ -152,6 +158,7 @@ class RunRow(Base):
         CheckConstraint(
             "state <> 'running' OR limits IS NULL OR limits_token IS NOT DISTINCT FROM token", name="rota_runs_limits"
         ),
+        CheckConstraint(STARTS_IN_TIME, name="rota_runs_starts_in_time"),
     )
 
 

@@ -25,6 +25,10 @@ REQUEST = text("""
     FROM unnest(CAST(:keys AS text[])) WITH ORDINALITY AS asked (key, number) ORDER BY number RETURNING id
 """)
 LIVE = "SELECT * FROM rota_runs WHERE state IN ('queued', 'retrying', 'running') AND slot IS NULL"
+UNFINISHED = """
+    SELECT id, job, key, slot, state, reason, attempt, worker, sent_at, due_at FROM rota_runs
+    WHERE state NOT IN ('succeeded', 'skipped')
+"""
 OVERLAPS = """
     SELECT one.id, other.id FROM rota_runs AS one JOIN rota_runs AS other
       ON other.job = one.job AND other.key = one.key AND other.id <> one.id
@@ -102,6 +106,7 @@ def releases(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[tupl
         former = Former(tmp_path / "former", **servers, environ=environ, cwd=tmp_path / "former" / "release")
         stack.callback(former.stop)
         yield former, now
+        print(*now.rows(UNFINISHED), sep="\n")  # noqa: T201 — the same
 
 
 def asked_of_each_kind(fleet: Mixed) -> dict[str, set[int]]:
@@ -177,3 +182,40 @@ def test_both_work_and_die_beside_each_other_and_nothing_is_lost(releases):
     pids = {pid_of(row) for row in now.registered("worker")}
     assert len(workers) >= 3, "both releases have worked"
     assert len(pids) == 2
+
+
+@pytest.mark.parametrize("scheduler", ["former", "now"])
+def test_the_scheduler_of_one_release_serves_the_workers_of_the_other(releases, scheduler):
+    former, now = releases
+    scheduling, working = (former, now) if scheduler == "former" else (now, former)
+    schedules, worker = now.together(scheduling.scheduler, working.worker)
+    eventually(lambda: len(now.effects("tick")) >= 3)
+
+    scheduling.kill(schedules)
+    asked = {"flaky": now.ask("flaky", "", ""), "nap": now.ask("nap", *[""] * 50, priority=5)}
+    asked["invoice"] = now.ask("invoice", *CUSTOMERS * 2, exclusive=True)
+    now.send(range(10))
+    working.kill(worker)
+    now.together(scheduling.scheduler, working.worker)
+    now.wait_for_requests()
+    eventually(lambda: now.heard() == set(range(10)))
+
+    assert_each_ran_once(now, asked)
+    assert_slots(now)
+
+
+def test_a_worker_of_the_release_before_heeds_pauses_and_starts_nothing_after_its_deadline(releases):
+    former, now = releases
+    former.worker()
+    assert now.start("rota", "pause", "nap").wait(30) == 0
+    late = now.ask("nap", "", expires=1)
+    waiting = now.ask("nap", "", "")
+    eventually(lambda: now.rows("SELECT 1 FROM rota_runs WHERE expires_at < clock_timestamp()"))
+    assert now.effects("nap") == []
+
+    assert now.start("rota", "resume", "nap").wait(30) == 0
+    eventually(lambda: now.states(waiting) == {("succeeded", None)})
+    now.worker()
+    eventually(lambda: now.states(late) == {("missed", "expired")})
+
+    assert {effect.run_id for effect in now.effects("nap")} == waiting

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core import database as databases
@@ -179,3 +180,39 @@ class TestExpiring:
         end_expired(database)
 
         assert ledger.run(row.id).state == "missed"
+
+
+class TestTheReleaseBefore:
+    """Claims of the release before, which know no deadlines."""
+
+    OLD_CLAIM = """
+        UPDATE rota_runs SET state = 'running', reason = NULL, attempt = attempt + 1, process_id = 1,
+            started_at = clock_timestamp()
+        WHERE id = :id
+    """
+
+    def test_cannot_start_a_run_whose_deadline_has_passed(self, ask, ledger):
+        row = ask(expires=HOUR)
+        pass_deadline(ledger, row.id)
+
+        with pytest.raises(IntegrityError, match="rota_runs_starts_in_time"):
+            ledger.do(self.OLD_CLAIM, id=row.id)
+
+        assert ledger.run(row.id).state == "queued"
+
+    @pytest.mark.parametrize(
+        "before",
+        [
+            "expires_at = clock_timestamp() + interval '1 minute'",
+            "state = 'retrying', attempt = 1",
+            "state = 'retrying', error = 'no connection'",
+            "state = 'retrying', retried_at = clock_timestamp()",
+        ],
+        ids=["in time", "started before", "started without a connection", "retried by hand"],
+    )
+    def test_may_start_every_other_run(self, ask, ledger, before):
+        row = ask(expires=HOUR)
+        pass_deadline(ledger, row.id)
+        ledger.do(f"UPDATE rota_runs SET {before} WHERE id = :id", id=row.id)
+
+        assert ledger.do(self.OLD_CLAIM, id=row.id) == 1

@@ -8,7 +8,7 @@ million runs of history.
 A constraint protects requests during the deploy. A worker of the previous release skips a request that must wait; its
 claim now fails and changes nothing, and the run stays queued for a worker of this release. Another constraint protects
 runs with limits, which such a claim would not check: only a claim that has checked them leaves its token in
-``limits_token``.
+``limits_token``. A third one keeps such a claim from starting a run whose deadline has passed.
 
 A trigger ends a cancelled run when a process of this or the previous release releases, recovers or fails it. So a
 cancelled run never starts again. The trigger fires only for statements that set ``sent_at``. Statements that start a
@@ -57,6 +57,11 @@ INDEXES = {
     "rota_runs_unstarted": ("state, id", "state IN ('skipped', 'missed')"),
 }
 LIMITS_ARE_KEPT = "state <> 'running' OR limits IS NULL OR limits_token IS NOT DISTINCT FROM token"
+#: Only the first start has a deadline. A run that was started or retried before has an error or the time of the retry.
+STARTS_IN_TIME = (
+    "expires_at IS NULL OR state <> 'running' OR started_at < expires_at OR attempt > 1 OR error IS NOT NULL "
+    "OR retried_at IS NOT NULL"
+)
 #: The history has requests that were skipped, up to the time of this migration.
 REQUESTS_WAIT = """
     DO $$ BEGIN
@@ -105,6 +110,7 @@ def upgrade() -> None:
         op.add_column("rota_runs", column)
     op.create_check_constraint("rota_runs_priority", "rota_runs", "priority BETWEEN 0 AND 9")
     op.create_check_constraint("rota_runs_limits", "rota_runs", LIMITS_ARE_KEPT)
+    op.create_check_constraint("rota_runs_starts_in_time", "rota_runs", STARTS_IN_TIME)
     for name, (columns, condition) in INDEXES.items():
         op.execute(f"CREATE INDEX {name} ON rota_runs ({columns}) WHERE {condition}")
     op.execute(REQUESTS_WAIT)
@@ -177,6 +183,7 @@ def downgrade() -> None:
     for name in INDEXES:
         op.drop_index(name, "rota_runs")
     op.drop_constraint("rota_runs_limits", "rota_runs")
+    op.drop_constraint("rota_runs_starts_in_time", "rota_runs")
     op.drop_constraint("rota_runs_priority", "rota_runs")
     for column in reversed(COLUMNS):
         op.drop_column("rota_runs", column.name)

@@ -5,7 +5,7 @@ They belong to keys of a job declared with ``keyed=Keyed(…)``, and take effect
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -106,15 +106,23 @@ def schedule(
     Raises UnknownJob; ScheduleError if the job takes no schedules made at run time, or there are too many; BadArguments
     if another value is invalid; RotaError if ``session`` has another type.
     """
+    session = plain_session(session)
+    wanted = KeySchedule(key, every, cron, spread, args or NO_ARGS, priority)
+    return give(session, job, wanted, first=first, by=caller(session))
+
+
+def give(session: Session, job: str, wanted: KeySchedule, *, first: First, by: str) -> bool:
+    """Do what ``schedule`` does, for a person or an application. Without ``args``, a key keeps its own."""
     if first not in ("spread", "now"):
         raise BadArguments(f"job {job!r}: first={first!r} must be 'spread' or 'now'")
-    session, found = plain_session(session), keyed_job(job)
-    wanted = encoded(found, KeySchedule(key, every, cron, spread, args, priority))
-    written = rows.put(session, job, owner(job), [wanted], by=caller(session))
+    found = keyed_job(job)
+    if wanted.args is None and (present := rows.listed(session, job, keys=[wanted.key])):
+        wanted = replace(wanted, args=present[0].args)
+    written = rows.put(session, job, owner(job), [encoded(found, wanted)], by=by)
     if written.added:
         refuse_too_many(session, job, 0)
     if first == "now" and (written.added or written.retimed):
-        enqueue(session, job, key=key, args=args, priority=priority)
+        enqueue(session, job, key=wanted.key, args=wanted.args, priority=wanted.priority)
     return bool(written.added or written.changed)
 
 

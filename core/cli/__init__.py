@@ -28,6 +28,7 @@ COMMANDS = {
     "pause": ("core.cli.pause:pause", "Stop starting a job, a queue, a plugin or everything for a while."),
     "resume": ("core.cli.resume:resume", "End a pause."),
     "pauses": ("core.cli.pauses:pauses", "List the active pauses, with their authors and reasons."),
+    "schedules": ("core.cli.schedules:schedules", "List and change the schedules that keys of jobs have."),
     "audit": ("core.cli.audit:audit", "List the actions of people, newest first."),
     "orphans": ("core.cli.orphans:orphans", "List runs that ended because no process had their job, and adopt them."),
     "diff": ("core.cli.diff:diff", "Show the changes of jobs since the last release that ran."),

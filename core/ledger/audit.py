@@ -16,7 +16,10 @@ from core.ledger.models import AuditRow
 AUDIT = AuditRow.__table__
 
 #: The recorded actions, named like the commands.
-Action = Literal["run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "db upgrade", "db drop-plugin"]
+Action = Literal[
+    "run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "schedules add", "schedules remove",
+    "schedules pause", "schedules resume", "schedules clean", "db upgrade", "db drop-plugin",
+]  # fmt: skip
 
 RECORD = text("""
     INSERT INTO rota_audit (actor, via, action, target, details)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dramatiq.message import Message
@@ -25,6 +26,10 @@ REQUEST = text("""
     FROM unnest(CAST(:keys AS text[])) WITH ORDINALITY AS asked (key, number) ORDER BY number RETURNING id
 """)
 LIVE = "SELECT * FROM rota_runs WHERE state IN ('queued', 'retrying', 'running') AND slot IS NULL"
+SLOTS = """
+    SELECT slot, state, reason, (SELECT count(*) FROM effects WHERE run_id = run.id) AS effects
+    FROM rota_runs AS run WHERE job = :job ORDER BY slot
+"""
 UNFINISHED = """
     SELECT id, job, key, slot, state, reason, attempt, worker, sent_at, due_at FROM rota_runs
     WHERE state NOT IN ('succeeded', 'skipped')
@@ -98,7 +103,7 @@ class Former(Mixed):
 def releases(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[tuple[Former, Mixed]]:
     """The release before and this one."""
     servers = {"postgres_url": postgres_url, "redis_url": redis_url}
-    environ = {"ROTA_DISABLED_PLUGINS": two_releases.OTHERS}
+    environ = {"ROTA_DISABLED_PLUGINS": two_releases.OTHERS, "ROTA_RESEND_SECONDS": "2"}
     with ExitStack() as stack:
         stack.callback(lambda: print((former.logs() + now.logs())[-8000:]))  # noqa: T201 — pytest shows it on a failure
         now = Mixed(tmp_path / "now", **servers, environ=environ)
@@ -134,16 +139,21 @@ def assert_each_ran_once(fleet: Mixed, asked: dict[str, set[int]]) -> None:
 
 
 def assert_slots(fleet: Mixed) -> None:
-    """Each slot has one row, and each that succeeded has one effect."""
+    """Each slot has one row; each that succeeded has one effect, and the others have none."""
     for job in ("tick", "sweep"):
-        runs = [run for run in fleet.runs(job) if run.state not in ("queued", "running", "retrying")]
-        slots = sorted(run.slot for run in runs)
-        assert {(later - earlier).total_seconds() for earlier, later in pairwise(slots)} == {1.0}, job
-        effects = [row.slot for row in fleet.rows("SELECT slot FROM effects WHERE job = :job ORDER BY slot", job=job)]
-        assert effects == sorted(run.slot for run in runs if run.state == "succeeded")
-        reasons = {run.reason for run in runs if run.state != "succeeded"}
-        assert reasons <= ({"overlap", "retrying"} if job == "sweep" else set()), job
+        eventually(
+            lambda job=job: steps(fleet.rows(SLOTS, job=job)) == {1.0}
+        )  # the dispatcher inserts what is left out
+        slots = fleet.rows(SLOTS, job=job)
+        assert [row.effects for row in slots] == [int(row.state == "succeeded") for row in slots]
+        reasons = {row.reason for row in slots if row.state in ("skipped", "missed", "dead")}
+        assert reasons <= ({"overlap", "retrying", "superseded"} if job == "sweep" else set()), job
     assert fleet.rows(OVERLAPS, job="sweep") == []
+
+
+def steps(slots: list[Any]) -> set[float]:
+    """The seconds between one slot and the next."""
+    return {(later.slot - earlier.slot).total_seconds() for earlier, later in pairwise(slots)}
 
 
 def test_both_work_and_die_beside_each_other_and_nothing_is_lost(releases):
@@ -180,7 +190,7 @@ def test_both_work_and_die_beside_each_other_and_nothing_is_lost(releases):
     assert_slots(now)
     workers = {run.worker for run in now.runs("nap")}
     pids = {pid_of(row) for row in now.registered("worker")}
-    assert len(workers) >= 3, "both releases have worked"
+    assert len(workers) >= 2, "both releases have worked"
     assert len(pids) == 2
 
 

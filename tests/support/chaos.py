@@ -19,7 +19,7 @@ import pendulum
 import redis
 from sqlalchemy import text
 
-from core import Attempt, Run, RunMiddleware, every, hookimpl, job, send
+from core import Attempt, Limit, Run, RunMiddleware, every, hookimpl, job, send
 
 EFFECTS = """
     CREATE TABLE effects (
@@ -89,6 +89,27 @@ def bill(run: Run) -> None:
     run.session.execute(text("SELECT pg_sleep(0.01)"))
 
 
+#: How many runs of the job below may be at work at the same time.
+NARROW = 2
+#: A lock that each of them holds while it works. It ends with its connection, and so with its process.
+AT_WORK = text("SELECT pg_advisory_lock(7777, :run)")
+COUNT_AT_WORK = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7777 AND granted")
+LEFT = text("SELECT pg_advisory_unlock(7777, :run)")
+
+
+@job("narrow", queue="chaos", limits=[Limit("narrow", at_once=NARROW)], max_retries=0)
+def narrow(run: Run) -> None:
+    """Fail if more runs than allowed are at work."""
+    run.session.execute(AT_WORK, {"run": run.id})
+    tell(run)
+    time.sleep(0.1)
+    count = run.session.execute(COUNT_AT_WORK).scalar_one()
+    run.session.execute(LEFT, {"run": run.id})
+    if count > NARROW:
+        raise RuntimeError(f"{count} runs were at work")
+    effect(run)
+
+
 @job("failing-slot", queue="chaos", schedule=every(seconds=2), max_retries=3, retry_delay=timedelta(seconds=2))
 def failing_slot(run: Run) -> None:
     """Tell of each attempt, and fail."""
@@ -123,6 +144,13 @@ def long(run: Run) -> None:
 def wait(run: Run) -> None:
     """Leave an effect, tell the test, and end when it says so; the effect is committed at the end alone."""
     effect(run)
+    tell(run)
+    _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
+
+
+@job("wait-narrow", queue="chaos", limits=[Limit("narrow", at_once=NARROW)])
+def wait_narrow(run: Run) -> None:
+    """Tell the test, and hold the limit until it says so."""
     tell(run)
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
 
@@ -314,6 +342,8 @@ class Chaos:
         return [
             tick,
             bill,
+            narrow,
+            wait_narrow,
             failing_slot,
             half_minute,
             touch,

@@ -25,6 +25,7 @@ COMMANDS = {
     "retry": ("core.cli.retry:retry", "Retry dead runs, by id or by filter."),
     "drop": ("core.cli.drop:drop", "Drop waiting or dead runs, so that they never run."),
     "cancel": ("core.cli.cancel:cancel", "Cancel waiting or running runs, by id or by filter."),
+    "limits": ("core.cli.limits:limits", "List the limits of jobs, with their use and the runs that wait."),
     "pause": ("core.cli.pause:pause", "Stop starting a job, a queue, a plugin or everything for a while."),
     "resume": ("core.cli.resume:resume", "End a pause."),
     "pauses": ("core.cli.pauses:pauses", "List the active pauses, with their authors and reasons."),

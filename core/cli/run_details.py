@@ -45,6 +45,8 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
     if run.state in WAITING:
         yield "due", f"{local(run.due_at)} {zone}"
         yield from (("waits for", pause) for pause in waits_for)
+        if run.waits_for is not None and run.reason == "limit":
+            yield "waits for", f"the limit {run.waits_for}"
     if run.expires_at is not None:
         yield "expires", f"{local(run.expires_at)} {zone}"
     if run.started_at is not None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from sqlalchemy import Connection
 
 from core.jobs.registry import Registry
-from core.ledger import overdue
+from core.ledger import limit_use, overdue
 from core.ledger.overdue import WRONG_FROM, Standing
 from core.observability import metrics
 from core.observability.events import SlotCaughtUp, SlotOverdue, emit
@@ -32,6 +32,7 @@ class Watch:
         standings = overdue.look(connection, self._registry.scheduled())
         overdue.remember(connection, standings)
         measure(standings, held)
+        metrics.limited(limit_use.waiting(connection))
         self._complain([standing for standing in standings if standing.job not in held])
 
     def _complain(self, standings: Collection[Standing]) -> None:

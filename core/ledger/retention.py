@@ -7,6 +7,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from core import settings
+from core.ledger import limits
 
 #: ``statement_timestamp()`` is stable, so an index finds the old rows without reading the others.
 DELETE = text("""
@@ -78,6 +79,15 @@ def prune_pauses(session: Session) -> None:
 def prune_departures(session: Session) -> None:
     """Delete records of processes that left longer ago than ``ROTA_RETENTION_DAYS``."""
     session.execute(DELETE_DEPARTURES, {"kept": timedelta(days=settings.current().retention_days)})
+
+
+def prune_limits(session: Session, *, checkpoint: Callable[[dict[str, int]], None]) -> None:
+    """Delete rows of limits that have not been used for an hour, and closings older than ``ROTA_RETENTION_DAYS``."""
+    session.execute(limits.DELETE_CLOSINGS, {"kept": timedelta(days=settings.current().retention_days)})
+    deleted = 0
+    while count := limits.delete_unused(session.connection()):
+        deleted += count
+        checkpoint({"limits_deleted": deleted})
 
 
 def _delete(

@@ -86,6 +86,7 @@ def _made() -> Any:
             ["task"],
             multiprocess_mode="livemax",
         ),
+        limited=Gauge("rota_runs_limited", "Runs that wait for a limit", ["limit"], multiprocess_mode="livemax"),
         succeeded=Gauge(
             "rota_last_success_timestamp_seconds",
             "When the last successful slot finished",
@@ -161,6 +162,7 @@ def leading(is_leader: bool) -> None:
     if not is_leader:
         paused([])
         overdue({})
+        limited({})
 
 
 def paused(scopes: Collection[str]) -> None:
@@ -171,6 +173,11 @@ def paused(scopes: Collection[str]) -> None:
 def overdue(slots: Mapping[str, int]) -> None:
     """Set how many slots of each task are overdue; reset all other tasks."""
     _set_all("overdue", slots)
+
+
+def limited(runs: Mapping[str, int]) -> None:
+    """Set how many runs wait for the limits of each declared name; reset all other names."""
+    _set_all("limited", runs)
 
 
 def succeeded_at(task: str, timestamp: float) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from core import database, settings
 from core.errors import SettingsError
+from core.jobs.limit import contradictions as contradictions_of
 from core.jobs.registry import Registry, words_on_grace
 from core.ledger import history, identity, orphans, overdue, pauses, releases, transactions
 from core.ledger.history import Process
@@ -68,6 +69,7 @@ def everything(
         yield check("settings", "wrong", str(error))
         return
     yield from needed_for_working(contradictions(registry, configured), purpose)
+    yield from contradicting_limits(registry)
     yield check("settings", "ok", around.source)
     yield from unread_settings(registry, around.environment)
     yield from ledger(registry, configured, around, purpose=purpose, live=live, here=here)
@@ -109,6 +111,14 @@ def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
     for job in registry.outliving(timedelta(days=configured.retention_days)):
         advice = "shorten the one or lengthen the other: the record of such a slot may be deleted before it is run"
         yield check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
+
+
+def contradicting_limits(registry: Registry) -> Iterator[Check]:
+    """Name the limits that two jobs declare with different numbers."""
+    declared = ((job.name, limit.name, limit.numbers) for job in registry for limit in job.limits)
+    for name, jobs in contradictions_of(declared).items():
+        said = f"the jobs {', '.join(jobs)} declare different numbers; the smaller ones hold"
+        yield check(f"limit {name}", "info", said, "declare the same numbers")
 
 
 def ledger(

@@ -52,6 +52,8 @@ class Details(Run):
     expires_at: Instant | None
     subject: str | None
     limits: list[str] | None
+    #: The one of its limits that it has found full, until its next claim.
+    waits_for: str | None
     #: How many of its attempts failed, and during how many its process died.
     failures: int
     crashes: int
@@ -64,7 +66,7 @@ class Details(Run):
 
 
 #: The columns that are shown only for a run in full, and not in a list.
-OF_ROW = ("queue", "priority", "args", "due_at", "expires_at", "subject", "limits", "failures", "crashes")
+OF_ROW = ("queue", "priority", "args", "due_at", "expires_at", "subject", "limits", "waits_for", "failures", "crashes")
 
 
 def newest(

@@ -17,7 +17,7 @@ from core.ledger import history, releases
 from core.observability import redaction
 
 #: The columns that may contain a value of an argument.
-SHOWN = ("result", "progress", "error", "subject")
+SHOWN = ("result", "progress", "error", "subject", "limits", "waits_for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Redactor:
         if run.job in self.known and not self.names(run.job):
             return run
         shown = {name: self.value(run.job, run.args, getattr(run, name)) for name in SHOWN}
+        if run.job not in self.known and run.limits:
+            shown |= {"limits": run.limits_declared, "waits_for": redaction.HIDDEN if run.waits_for else None}
         hidden: Any = SimpleNamespace(**{**run._mapping, **shown, "args": self.arguments(run.job, run.args)})
         return hidden  # type: ignore[no-any-return]  # it has the attributes of the row
 

@@ -15,6 +15,7 @@ from core.ledger.orphans import ABSENT
 from core.ledger.pauses import Pause
 from core.ledger.subjects import MISSING as NO_SUBJECT
 from core.ledger.subjects import UNKNOWN as SUBJECT_UNKNOWN
+from core.operations import limits
 from core.operations.pauses import in_words
 from core.operations.redaction import Redactor
 from core.operations.runs import cancelled
@@ -87,6 +88,7 @@ def running(scene: Scene, run: Run, subject: str) -> list[str]:
 #: The reasons for which a run waits after a worker has tried to start it.
 WAITS_FOR = {
     "overlap": "another run of the same job and key is running or comes first",
+    "limit": "one of its limits has no room",
 }
 
 
@@ -102,7 +104,7 @@ def queued(scene: Scene, run: Run, subject: str) -> list[str]:
         return [f"{subject} waits until its subject can be looked up: {run.error}.", *alarms(scene)]
     if run.reason in WAITS_FOR:
         waits = f"{subject} has been due since {scene.at(run.due_at)} and waits: {WAITS_FOR[run.reason]}."
-        return [waits, *rival_sentences(scene, run, scene.now), *alarms(scene)]
+        return [waits, *rival_sentences(scene, run, scene.now), *limit_sentences(scene, run), *alarms(scene)]
     expires = [f"It is missed if it has not started by {scene.at(run.expires_at)}."] if run.expires_at else []
     if run.due_at > scene.now:
         return [f"{subject} is due at {scene.at(run.due_at)} ({scene.ago(run.due_at)}).", *expires]
@@ -123,6 +125,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "its worker lost PostgreSQL": f"its worker {run.worker} lost PostgreSQL during attempt {run.attempt}",
         "its worker was stopped": f"its worker {run.worker} was stopped during attempt {run.attempt}",
         "overlap": WAITS_FOR["overlap"],
+        "limit": WAITS_FOR["limit"],
         "arguments": "its arguments did not fit the job on the worker that took it, so it waits for another release",
         "adopted": "it was orphaned, and a person has adopted it",
         "by hand": "it was dead, and a person has retried it",
@@ -134,6 +137,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
     return [
         f"{subject} will be tried again {when}: {because}.",
         *rival_sentences(scene, run, scene.now),
+        *limit_sentences(scene, run),
         *retried(scene, run),
         *alarms(scene),
     ]
@@ -196,6 +200,18 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
     return sentences
 
 
+def limit_sentences(scene: Scene, run: Run) -> list[str]:
+    """Name the limit that a run waits for, and its use."""
+    use = limits.of_run(scene.connection, run.id) if run.reason == "limit" else None
+    if use is None:
+        return []
+    sentences = [f"It waits for the limit {use.name} ({limits.size(use)}), with {use.running} runs at work."]
+    if use.closed_until is not None:
+        why = f": {use.closed_reason}" if use.closed_reason else ""
+        sentences.append(f"The limit is closed until {scene.at(use.closed_until)}{why}.")
+    return sentences
+
+
 def missed(scene: Scene, run: Run, subject: str) -> list[str]:
     if run.reason == "expired":
         return [f"{subject} was missed: it had not started by {scene.at(run.expires_at)}, when it expired."]
@@ -205,6 +221,7 @@ def missed(scene: Scene, run: Run, subject: str) -> list[str]:
         "grace": f"no worker started it within its grace{grace}",
         "later": "its function had postponed it past its grace (Later)",
         "overlap": f"it waited for another run of the same job and key until the end of its grace{grace}",
+        "limit": f"one of its limits had no room until the end of its grace{grace}",
         "superseded": "no worker started it in time, and misfire='latest' runs only the newest late slot",
         "policy": "no worker started it in time, and misfire='skip' runs no late slot",
         "capped": f"no worker started it in time, and misfire='all' runs only the newest{cap} late slots",

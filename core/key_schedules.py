@@ -224,27 +224,9 @@ def caller(session: Session) -> str:
     return f"run {lease.run_id} of job {lease.job}" if lease is not None else "an application"
 
 
-def encoded(job: Job, wanted: KeySchedule, args: str | None = None) -> Wanted:
-    """``wanted`` as it is stored; ``args`` are its arguments as JSON, if they have been checked.
-
-    Raises BadArguments.
-    """
-    if not wanted.key or not is_key(wanted.key):
-        raise BadArguments(f"job {job.name!r}: key must be a string of 1 to {LONGEST_KEY} characters, none of them NUL")
-    check_priority(job.name, wanted.priority)
-    timing = timing_of(job, wanted)
-    body = arguments.encode(job, wanted.args) if args is None else args
-    values = json.loads(body)
-    return Wanted(
-        wanted.key,
-        str(timing),
-        int(timing.interval.total_seconds()) if isinstance(timing, Every) else None,
-        int(wanted.spread.total_seconds()),
-        body,
-        values,
-        wanted.priority,
-        job.subject.of(values) if job.subject is not None else None,
-    )
+def encoded(job: Job, wanted: KeySchedule) -> Wanted:
+    """``wanted`` as it is stored. Raises BadArguments."""
+    return Encoder(job).encoded(wanted)
 
 
 def timing_of(job: Job, wanted: KeySchedule) -> Every | Cron:
@@ -281,21 +263,44 @@ def given(said: str, keyed: Keyed, wanted: KeySchedule) -> Every | Cron:
 
 @dataclass(slots=True)
 class Encoder:
-    """Encodes many schedules of one job; arguments that are stored already are not checked again."""
+    """Encodes schedules of one job; what many have in common, or what is stored already, is not checked again."""
 
     job: Job
-    there: Mapping[str, Row[Any]]
+    there: Mapping[str, Row[Any]] = field(default_factory=dict)
     #: How many it has encoded.
     count: int = 0
+    #: The text and the seconds of each interval or cron expression that it has met.
+    timings: dict[tuple[Any, ...], tuple[str, int | None]] = field(default_factory=dict)
 
     def encoded(self, wanted: object) -> Wanted:
         """See ``encoded``."""
         self.count += 1
+        name = self.job.name
         if not isinstance(wanted, KeySchedule):
-            raise BadArguments(f"job {self.job.name!r}: {wanted!r} must be a KeySchedule")
+            raise BadArguments(f"job {name!r}: {wanted!r} must be a KeySchedule")
+        if not wanted.key or not is_key(wanted.key):
+            raise BadArguments(f"job {name!r}: key must be a string of 1 to {LONGEST_KEY} characters, none of them NUL")
+        check_priority(name, wanted.priority)
+        spec, seconds = self._timing(wanted)
+        values, subject = self._values(wanted), self.job.subject
+        spread = int(wanted.spread.total_seconds())
+        about = subject.of(values) if subject is not None else None
+        return Wanted(wanted.key, spec, seconds, spread, values, wanted.priority, about)
+
+    def _timing(self, wanted: KeySchedule) -> tuple[str, int | None]:
+        known = (type(wanted.every), wanted.every, wanted.cron, wanted.spread)
+        if known not in self.timings:
+            timing = timing_of(self.job, wanted)
+            seconds = int(timing.interval.total_seconds()) if isinstance(timing, Every) else None
+            self.timings[known] = (str(timing), seconds)
+        return self.timings[known]
+
+    def _values(self, wanted: KeySchedule) -> dict[str, Any]:
         row = self.there.get(wanted.key)
-        is_stored = row is not None and row.args == (wanted.args or NO_ARGS)
-        return encoded(self.job, wanted, json.dumps(row.args) if row is not None and is_stored else None)
+        if row is not None and row.args == (wanted.args or NO_ARGS):
+            return dict(row.args)
+        body = arguments.encode(self.job, wanted.args)
+        return dict(json.loads(body))
 
 
 def refuse_removal(job: str, removed: int, there: int, wanted: int, most_removed: float) -> None:

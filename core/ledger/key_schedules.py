@@ -7,6 +7,7 @@ does not know when its transaction will commit. So a change is written beside wh
 ``stretch`` or a pause, with ``is_seen`` false.
 """
 
+import json
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -141,8 +142,7 @@ class Wanted:
     #: None for cron.
     every_seconds: int | None
     spread_seconds: int
-    #: A JSON text, and the same as a value.
-    args: str
+    #: The arguments, as JSON values.
     values: dict[str, Any]
     priority: int | None
     subject: str | None
@@ -254,7 +254,7 @@ def _write(
         "intervals": [each.every_seconds for each in wanted],
         "spreads": [each.spread_seconds for each in wanted],
         "phases": list(phases),
-        "args": [each.args for each in wanted],
+        "args": [json.dumps(each.values) for each in wanted],
         "priorities": [each.priority for each in wanted],
         "subjects": [each.subject for each in wanted],
     }

@@ -5,6 +5,7 @@ They belong to keys of a job declared with ``keyed=Keyed(…)``, and take effect
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from core.ledger.key_schedules import Wanted
 from core.plugins import loading
 
 First = Literal["spread", "now"]
+#: JSON as PostgreSQL writes it.
+as_json = json.JSONEncoder(ensure_ascii=False).encode
 #: The arguments of a key that is given none.
 NO_ARGS: dict[str, Any] = {}
 
@@ -282,10 +285,11 @@ class Encoder:
             raise BadArguments(f"job {name!r}: key must be a string of 1 to {LONGEST_KEY} characters, none of them NUL")
         check_priority(name, wanted.priority)
         spec, seconds = self._timing(wanted)
-        values, subject = self._values(wanted), self.job.subject
+        args, values = self._args(wanted)
+        subject = self.job.subject
         spread = int(wanted.spread.total_seconds())
         about = subject.of(values) if subject is not None else None
-        return Wanted(wanted.key, spec, seconds, spread, values, wanted.priority, about)
+        return Wanted(wanted.key, spec, seconds, spread, args, values, wanted.priority, about)
 
     def _timing(self, wanted: KeySchedule) -> tuple[str, int | None]:
         known = (type(wanted.every), wanted.every, wanted.cron, wanted.spread)
@@ -295,12 +299,15 @@ class Encoder:
             self.timings[known] = (str(timing), seconds)
         return self.timings[known]
 
-    def _values(self, wanted: KeySchedule) -> dict[str, Any]:
-        row = self.there.get(wanted.key)
-        if row is not None and row.args == (wanted.args or NO_ARGS):
-            return dict(row.args)
-        body = arguments.encode(self.job, wanted.args)
-        return dict(json.loads(body))
+    def _args(self, wanted: KeySchedule) -> tuple[str, dict[str, Any]]:
+        """The arguments as JSON, as text and as values; decoding those that are stored would take most of the time."""
+        row, given = self.there.get(wanted.key), wanted.args or NO_ARGS
+        if row is not None and isinstance(given, dict):
+            with suppress(TypeError, ValueError):
+                if row.args == as_json(given):
+                    return row.args, given
+        body = arguments.encode(self.job, given)
+        return body, json.loads(body)
 
 
 def refuse_removal(job: str, removed: int, there: int, wanted: int, most_removed: float) -> None:

@@ -31,7 +31,7 @@ BATCH = 10_000
 
 COLUMNS = """
     key, id, version, spec, every_seconds, spread_seconds, phase, next_spec, next_every_seconds, next_spread_seconds,
-    next_phase, args, priority, subject, plugin, since
+    next_phase, CAST(args AS text) AS args, priority, subject, plugin, since
 """
 LOCK = f"""
     SELECT {COLUMNS} FROM ledger.rota_key_schedules WHERE job = :job AND key = ANY(CAST(:keys AS text[]))
@@ -142,7 +142,8 @@ class Wanted:
     #: None for cron.
     every_seconds: int | None
     spread_seconds: int
-    #: The arguments, as JSON values.
+    #: The arguments, as a JSON text and as values.
+    args: str
     values: dict[str, Any]
     priority: int | None
     subject: str | None
@@ -160,8 +161,12 @@ def timing(row: Row[Any]) -> tuple[str, int]:
 
 def is_same(row: Row[Any], wanted: Wanted, plugin: str) -> bool:
     """Whether ``wanted`` changes nothing."""
-    rest = (row.args, row.priority, row.subject, row.plugin)
-    return timing(row) == wanted.timing and rest == (wanted.values, wanted.priority, wanted.subject, plugin)
+    rest = (row.priority, row.subject, row.plugin)
+    return (
+        timing(row) == wanted.timing
+        and rest == (wanted.priority, wanted.subject, plugin)
+        and (row.args == wanted.args or json.loads(row.args) == wanted.values)
+    )
 
 
 @dataclass(slots=True)
@@ -254,7 +259,7 @@ def _write(
         "intervals": [each.every_seconds for each in wanted],
         "spreads": [each.spread_seconds for each in wanted],
         "phases": list(phases),
-        "args": [json.dumps(each.values) for each in wanted],
+        "args": [each.args for each in wanted],
         "priorities": [each.priority for each in wanted],
         "subjects": [each.subject for each in wanted],
     }

@@ -192,6 +192,22 @@ def test_a_sync_adds_changes_and_removes(session, rows):
     assert sync_schedules(session, "poll", wanted) == Synced(0, 0, 0, 10)
 
 
+@pytest.mark.parametrize("args", [{}, {"account": 7}, {"note": 'Grüße "☃"', "account": 1, "ratio": 1.5}], ids=str)
+def test_a_sync_knows_the_arguments_that_are_stored(session, rows, use_jobs, args):
+    def work(run, account: int = 0, note: str = "", ratio: float = 0):
+        pass
+
+    use_jobs(job("poll", keyed=KEYED)(work))
+    sync_schedules(session, "poll", [KeySchedule("1", MINUTE, args=args)])
+    session.commit()
+    before = rows()
+
+    assert sync_schedules(session, "poll", [KeySchedule("1", MINUTE, args=args)]) == Synced(0, 0, 0, 1)
+    assert rows() == before
+    assert before[0].args == args
+    assert sync_schedules(session, "poll", [KeySchedule("1", MINUTE, args={"account": 8})]).changed == 1
+
+
 def test_a_sync_that_would_remove_more_than_half_is_refused(session, rows):
     sync_schedules(session, "poll", [KeySchedule(str(number), MINUTE) for number in range(4)])
     session.commit()

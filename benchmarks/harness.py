@@ -26,6 +26,7 @@ PROCESSES, THREADS = 2, 8
 
 PLUGIN = '''\
 import os
+import time
 
 from benchmarks import meter
 from core import cron, every, hookimpl, job
@@ -75,6 +76,16 @@ def queue_job(number):
     return queued
 
 
+def one_job(number):
+    @job(f"bench-job-{number}", queue="bench-jobs", overlap="allow")
+    def work(run):
+        """One of many jobs of a queue, which keeps its thread for a moment."""
+        time.sleep(0.005)
+
+    return work
+
+
+ONE_QUEUE_JOBS = [one_job(number) for number in range(int(os.environ.get("BENCH_JOBS", "0")))]
 #: For those who measure many queues, without any schedule.
 QUEUE_JOBS = [queue_job(number) for number in range(int(os.environ.get("BENCH_QUEUES", "0")))]
 MINUTE_JOBS = [minute_job(number) for number in range(int(os.environ.get("BENCH_SCHEDULES", "0")))]
@@ -82,7 +93,9 @@ MINUTE_JOBS = [minute_job(number) for number in range(int(os.environ.get("BENCH_
 
 @hookimpl
 def register_jobs():
-    return [fast, ledger, *QUEUE_JOBS] if QUEUE_JOBS else [fast, ledger, alone, *SLOT_JOBS, *MINUTE_JOBS]
+    if QUEUE_JOBS or ONE_QUEUE_JOBS:
+        return [fast, ledger, *QUEUE_JOBS, *ONE_QUEUE_JOBS]
+    return [fast, ledger, alone, *SLOT_JOBS, *MINUTE_JOBS]
 '''
 
 

@@ -75,8 +75,9 @@ TAKE = text(f"""
                     SELECT id, key FROM rota_runs
                     WHERE {IS_UNSENT} AND due_at <= statement_timestamp() AND queue = lane.queue AND job = lane.job
                     ORDER BY due_at LIMIT :searched) AS near
-                WHERE key = '' LIMIT 1) AS first JOIN rota_runs AS run USING (id)
-            WHERE {IS_UNSENT} FOR UPDATE OF run SKIP LOCKED) AS run
+                WHERE key = '' LIMIT 1) AS first CROSS JOIN LATERAL (
+                SELECT * FROM rota_runs WHERE id = first.id LIMIT 1 FOR UPDATE SKIP LOCKED) AS run
+            WHERE {IS_UNSENT}) AS run
     ), candidate AS (
         SELECT queue, job, id, due_at, priority, min(place) AS place, max(key) AS key FROM (
             SELECT *, CAST(NULL AS text) AS key FROM urgent

@@ -81,7 +81,9 @@ def keys_in_turn(queue: str, most: str) -> str:
 #: A due run of one job and queue without a priority.
 IS_OF_JOB = f"{IS_UNSENT} AND due_at <= statement_timestamp() AND queue = :queue AND job = asked.job"
 
-#: Takes due runs without a priority. It also returns, for each job with a backlog, the last key that had its turn.
+#: Takes due runs without a priority. Rows are locked by their id alone, so that no plan searches all unsent runs for
+#: them, as one may for a table without statistics. It also returns, for each job with a backlog, the last key that had
+#: its turn.
 TAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:afters AS text[])) AS asked (job, after)
@@ -124,7 +126,8 @@ TAKE = text(f"""
         WHERE place <= :share
     ), unlocked AS MATERIALIZED (
         SELECT run.id FROM chosen CROSS JOIN LATERAL (
-            SELECT id FROM rota_runs WHERE id = chosen.id AND {IS_UNSENT} FOR UPDATE SKIP LOCKED) AS run
+            SELECT id, state, sent_at FROM rota_runs WHERE id = chosen.id LIMIT 1 FOR UPDATE SKIP LOCKED) AS run
+        WHERE {IS_UNSENT}
     ), taken AS (
         UPDATE rota_runs SET sent_at = statement_timestamp() WHERE id IN (SELECT id FROM unlocked)
         RETURNING id, job, queue, due_at

@@ -510,8 +510,9 @@ class TestWakes:
         wakes.stop()
 
     def test_a_run_that_parks_just_when_a_holder_ends_is_not_overlooked(
-        self, start, ask, database, autocommit, carrier
+        self, start, ask, database, autocommit, carrier, monkeypatch
     ):
+        monkeypatch.setattr("core.worker.wakes.LOOK_AGAIN_SECONDS", 1.0)  # longer than all that comes before
         claim = start(limited(Limit("smtp", at_once=1)))
         holder, waiting = ask(2)
         carrier.runs.clear()

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from core import database as databases
 from core.dispatcher.loop import PLANS
-from core.ledger import agenda, deadlines, due, retention, shares, slots, waiting
+from core.ledger import agenda, deadlines, direct, due, retention, shares, slots, waiting
 
 #: Thousands that wait for tomorrow, that are on their way, that are slots in time, and that have just ended.
 FILL = [
@@ -48,6 +48,36 @@ DISPATCHING = {
     "lost urgent": (due.FORGET_URGENT_SENT.text, {**LANE, **AGE, **LOST, "priority": 7}, {"rota_runs_urgent_sent"}),
     "expired": (deadlines.EXPIRE.text, {"batch": 1000}, {"rota_runs_expiring"}),
     "late": (slots.LATE_JOBS.text, {"tolerance": "30 seconds"}, {"rota_runs_late"}),
+}
+BACKLOGS = [
+    (
+        "INSERT INTO rota_runs (job, queue, key, exclusive) SELECT 'work', 'default', mod(n, 500), false"
+        " FROM generate_series(1, 20000) AS n"
+    ),
+    (
+        "INSERT INTO rota_runs (job, queue, exclusive, priority) SELECT 'work', 'default', false, 1 + mod(n, 9)"
+        " FROM generate_series(1, 5000) AS n"
+    ),
+]
+DIRECT = {
+    "jobs": ["work"],
+    "queues": ["default"],
+    "most": 8,
+    "began": "2020-01-01",
+    "age": "5 seconds",
+    "by_age": False,
+    "searched": direct.SEARCHED,
+    "turn_queues": ["default"],
+    "turn_jobs": ["work"],
+    "afters": ["7"],
+    "last_queue": "",
+    "last_job": "",
+}
+#: What takes runs of a backlog.
+TAKING = {
+    "take": (shares.TAKE.text, {**LANE, "afters": ["7"], "share": 100, "searched": 1000}),
+    "take urgent": (shares.TAKE_URGENT.text, {**LANE, "batch": 100, "priority": 7}),
+    "take directly": (direct.TAKE.text, DIRECT),
 }
 PRUNING = {
     "runs": (retention.DELETE.text, "rota_runs_finished"),
@@ -94,6 +124,29 @@ def test_a_lane_costs_one_entry_of_an_index_however_many_runs_wait_in_it(connect
     scans = [node for node in nodes(plan["Plan"]) if node.get("Index Name") in OF_LANES]
     assert scans
     assert all(node["Actual Rows"] <= 1 and not node.get("Rows Removed by Filter") for node in scans)
+
+
+@pytest.mark.parametrize(("statement", "parameters"), TAKING.values(), ids=TAKING)
+@pytest.mark.parametrize("is_analyzed", [False, True])
+def test_what_is_taken_of_a_backlog_costs_little_of_it(database, ledger, statement, parameters, is_analyzed):
+    """Also for a table without statistics, as it is when a backlog has just come."""
+    for backlog in BACKLOGS:
+        ledger.do(backlog)
+    if is_analyzed:
+        ledger.do("ANALYZE rota_runs")
+    with databases.dedicated(database) as connection:
+        connection.exec_driver_sql(PLANS)
+        plan = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), parameters).scalar_one()[0]
+
+    assert sum(map(rows_read, nodes(plan["Plan"]))) < 4000
+
+
+def rows_read(node: dict[str, Any]) -> int:
+    """How many runs a node of a plan has read."""
+    if node.get("Relation Name") != "rota_runs" and node.get("Node Type") != "Bitmap Index Scan":
+        return 0
+    left_out = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+    return int((node["Actual Rows"] + left_out) * node["Actual Loops"])
 
 
 @pytest.mark.parametrize(("statement", "index", "most"), WAITING.values(), ids=WAITING)

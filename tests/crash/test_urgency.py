@@ -1,0 +1,58 @@
+"""A backlog of a queue, worked off by real workers: an urgent run starts soon, and so does one of another key."""
+
+import statistics
+
+import pytest
+from sqlalchemy import text
+
+from tests.support.eventually import eventually
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
+
+#: More than the workers do in half a minute.
+BACKLOG, KEYS = 20_000, 500
+#: The promise is a second; a busy machine gets some more for single runs.
+PROMISED_SECONDS, LONGEST_SECONDS = 1, 5
+REQUEST = text("""
+    INSERT INTO rota_runs (job, queue, key, exclusive, priority) VALUES ('nap', 'chaos', :key, false, :priority)
+    RETURNING id
+""")
+STARTED = "SELECT extract(epoch FROM started_at - queued_at) AS seconds FROM rota_runs WHERE id = :id AND attempt > 0"
+
+
+@pytest.fixture
+def busy(make_fleet):
+    """A fleet with a backlog that it works off."""
+    fleet = make_fleet(jobs="nap")
+    with fleet.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO rota_runs (job, queue, key, exclusive) SELECT 'nap', 'chaos', 'key ' || mod(n, %s), false"
+            " FROM generate_series(1, %s) AS n",
+            (KEYS, BACKLOG),
+        )
+    fleet.worker(processes=2)
+    eventually(lambda: fleet.rows("SELECT 1 FROM rota_runs WHERE state = 'succeeded' LIMIT 1"), within=30)
+    return fleet
+
+
+def seconds_to_start(fleet, key, priority=0):
+    """How long a run takes to start that is requested now."""
+    with fleet.engine.begin() as connection:
+        run = connection.execute(REQUEST, {"key": key, "priority": priority}).scalar_one()
+        connection.exec_driver_sql("NOTIFY rota_due")
+    (row,) = eventually(lambda: fleet.rows(STARTED, id=run), within=60)
+    return float(row.seconds)
+
+
+def test_an_urgent_run_starts_within_a_second_beside_a_backlog(busy, record_property):
+    took = sorted(seconds_to_start(busy, "key 0", priority=9) for _ in range(11))
+
+    record_property("seconds", took)
+    assert statistics.median(took) < PROMISED_SECONDS
+    assert took[-1] < LONGEST_SECONDS
+    assert busy.rows("SELECT 1 FROM rota_runs WHERE state = 'queued' AND sent_at IS NULL LIMIT 1"), "it is a backlog"
+
+
+def test_a_run_of_another_key_does_not_wait_for_a_backlog(busy):
+    assert seconds_to_start(busy, "own") < LONGEST_SECONDS * 2
+    assert busy.rows("SELECT 1 FROM rota_runs WHERE state = 'queued' AND sent_at IS NULL LIMIT 1"), "it is a backlog"

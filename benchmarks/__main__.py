@@ -5,7 +5,7 @@ import sys
 
 from benchmarks import goals
 
-CORE = ("throughput", "latency", "lateness", "schedules", "key_schedules", "bulk", "idle", "startup", "memory")
+CORE = ("throughput", "latency", "turns", "lateness", "schedules", "key_schedules", "bulk", "idle", "startup", "memory")
 #: Take many minutes each, and are run by name.
 LONG = ("recovery", "against_peers", "history", "scaling", "recycling", "coupons", "temp_files", "statistics_sweep")
 

@@ -1,5 +1,8 @@
 """Limits: never more runs at work, or started, than a limit allows, and no run waits while there is room."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -25,9 +28,27 @@ from core.worker.wakes import Room, Wakes
 from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 from tests.support.racing import race
+from tests.support.two_releases import unpack
 
 MINUTE = timedelta(minutes=1)
 JOBS = ("work", "other")
+
+
+#: Claims a run in both ways of the release before; says by which error each is refused, and whether ours refuses it.
+FORMER_CLAIMS = """
+import sys
+from core import database
+from core.ledger import leases
+
+engine, run_id, process_id = database.connect(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+for way, runs in ((leases.claim, run_id), (leases.claim_many, [(run_id, "work", ())])):
+    try:
+        with database.autocommit(engine) as connection:
+            options = {"job": "work"} if way is leases.claim else {}
+            print(way(connection, runs, process_id=process_id, worker="former", **options))
+    except Exception as error:
+        print(type(error).__name__, "rota_runs_limits" in str(error))
+"""
 
 
 def limited(*declared, name="work", **options):
@@ -357,6 +378,21 @@ class TestReleases:
             ) and autocommit.exec_driver_sql("EXECUTE unlooking (%s, %s, %s, %s, %s, %s, %s, %s)", tuple(values))
 
         assert ledger.run(run_id).state == "queued"
+        assert claim(run_id)[0] == Verdict.RUNNING
+
+    def test_the_release_before_claims_no_run_with_limits(self, start, ask, ledger, postgres_url, tmp_path):
+        claim = start(limited(Limit("smtp", at_once=1)))
+        (run_id,) = ask()
+        unpack(tmp_path)
+
+        said = subprocess.run(
+            [sys.executable, "-c", FORMER_CLAIMS, postgres_url, str(run_id), str(claim.process.id)],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
+            timeout=60,
+        )  # fmt: skip
+
+        assert said.stdout.split() == ["IntegrityError", "True"] * 2, said
+        assert (ledger.run(run_id).state, ledger.run(run_id).attempt) == ("queued", 0)
         assert claim(run_id)[0] == Verdict.RUNNING
 
     def test_a_cancelled_run_keeps_its_mark(self, start, ask, autocommit, ledger):

@@ -51,7 +51,7 @@ def jobs(as_json: bool) -> None:
             job.name,
             registry.owners[job.name].name,
             job.queue,
-            str(job.schedule or ("by hand or by event" if job.ledger else "by event")),
+            rhythm(job),
             upcoming(job, now, is_paused=bool(operations.holding(registry, job, active or []))),
             str(job.max_retries),
             span(job.soft_limit),
@@ -62,6 +62,13 @@ def jobs(as_json: bool) -> None:
         for job in registry
     ]
     print_table(columns, rows, empty="no plugin has a job")
+
+
+def rhythm(job: Job) -> str:
+    """When a job runs, as a short text."""
+    if job.keyed is not None:
+        return "one for each key"  # ``rota schedules`` lists them
+    return str(job.schedule or ("by hand or by event" if job.ledger else "by event"))
 
 
 def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:

@@ -161,3 +161,9 @@ def test_a_wrong_value_is_refused_with_a_sentence(rota, words, status, said):
     done = rota("schedules", *words)
 
     assert (done.exit_code, said in done.stderr) == (status, True), done.stderr
+
+
+def test_the_list_of_jobs_tells_that_keys_have_schedules(rota):
+    (line,) = [line for line in rota("jobs").stdout.splitlines() if line.startswith("poll")]
+
+    assert "one for each key" in line

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from core import Keyed, every, job, pause_schedule, schedule, schedules, unschedule
+from core import Keyed, Limit, every, job, pause_schedule, schedule, schedules, unschedule
 from tests.support.emitted import emitted
 
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
@@ -191,3 +191,58 @@ def test_a_retry_is_due_by_the_next_slot_of_its_key(session, slot, executor, led
     assert run.due_at <= run.started_at + MINUTE + SECOND
     phase = ledger.value("SELECT phase FROM rota_key_schedules")
     assert int(run.due_at.timestamp()) % 60 == phase
+
+
+class TestWithLimits:
+    @pytest.fixture
+    def reader(self, session, heard, use_jobs, start_process):
+        """A job whose keys share a limit by their host."""
+
+        def work(run, host: str = ""):
+            heard.append(run.key)
+            if then:
+                heard.append(then.pop()())
+
+        then = []
+        reader = job(
+            "poll", keyed=Keyed(default=every(seconds=60)), limits=[Limit("imap:{host}", at_once=1)], max_retries=0
+        )(work)
+        use_jobs(reader)
+        start_process(jobs=[reader])  # the numbers of limits are those of live releases
+        return reader, then
+
+    @pytest.fixture
+    def of_host(self, session, ledger, reader):
+        """Inserts the slot of a key for a host; returns its run."""
+
+        def of_host(key, host):
+            schedule(session, "poll", key=key, args={"host": host})
+            session.commit()
+            (row,) = ledger.rows("SELECT * FROM rota_key_schedules WHERE key = :key", key=key)
+            ledger.do(
+                "INSERT INTO rota_runs (job, key, queue, slot, args, schedule_id) "
+                "VALUES ('poll', :key, 'default', :slot, CAST(:args AS jsonb), :id)",
+                key=key, slot=SLOT, args=f'{{"host": "{host}"}}', id=row.id,
+            )  # fmt: skip
+            return ledger.value("SELECT max(id) FROM rota_runs")
+
+        return of_host
+
+    def test_slots_of_different_keys_share_the_limit_of_their_host(self, reader, of_host, executor, heard, ledger):
+        work, then = reader
+        first, second, other = of_host("1", "a"), of_host("2", "a"), of_host("3", "b")
+        then.append(lambda: (executor.execute(work, second), executor.execute(work, other)))
+
+        assert executor.execute(work, first) == "succeeded"
+
+        assert ledger.run(second).state == "queued"
+        assert ledger.run(second).reason == "limit"
+        assert ledger.run(other).state == "succeeded"
+
+    def test_a_slot_that_is_skipped_leaves_its_limit_free(self, reader, of_host, executor, ledger):
+        work, _ = reader
+        first, second = of_host("1", "a"), of_host("2", "a")
+        ledger.do("DELETE FROM rota_key_schedules WHERE key = '1'")
+
+        assert executor.execute(work, first) == "skipped"
+        assert executor.execute(work, second) == "succeeded"

@@ -1,13 +1,15 @@
 """The checker of ``tests/faults`` finds each planted bug in a short round of real processes, and none without one."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
 from tests.faults import campaign, report
 from tests.faults.campaign import SHORT, Round
 from tests.faults.checker import check
+from tests.faults.flow_plants import FLOW_PLANTS, SUBJECTS_AWAY, TOGETHER
+from tests.faults.plant import Timed
 from tests.faults.planted import CROWDED, PLANTS, REFUSED, STALLED
 from tests.faults.world import Servers, servers
 
@@ -25,6 +27,19 @@ FAULTS = [
 REQUESTS = {"nap": 10, "keyed": 5, "flaky": 4, "sweep": 3, "free": 2, "untidy": 4, "fork": 2, "light": 6, "refused": 1}
 
 
+#: Those of flow control, so that runs of one key wait for one another, and some are cancelled.
+FLOW = {"turn": 5, "held": 5, "later": 3, "brief": 3, "picky": 3, "about": 4, "asker": 6, "canceller": 5, "keyed": 2}
+#: The usual faults where some are needed; else few or none, so that enough runs meet what is planted for them.
+FLOW_FAULTS: dict[str, list[Timed]] = {
+    "turns": FAULTS,
+    "requests": [FAULTS[0], SUBJECTS_AWAY],
+    "races": [],
+    "wakes": [],
+}
+#: Those that meet one another most.
+RACES = {"held": 6, "asker": 8, "canceller": 5}
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[Servers]:
     """Servers for all rounds of this file."""
@@ -33,18 +48,22 @@ def running() -> Iterator[Servers]:
 
 
 def violations_of(
-    running: Servers, plant: str | None, faults: Sequence[tuple[str, float, int | None, float]] = FAULTS
+    running: Servers,
+    plant: str | None,
+    faults: Sequence[Timed] = FAULTS,
+    requests: Mapping[str, int] = REQUESTS,
+    mode: str = "auto",
 ) -> Counter[str]:
     """The kinds of violation that are found in a round with that plant; their history is printed."""
     settle = 60 if plant is None else 30  # with a plant, something may never end
     asked = Round(
         seed=1,
         seconds=12,
-        settings=SHORT,
+        settings={**SHORT, "SCHEDULER_MODE": mode},
         plant=plant,
-        faults=(plant and PLANTS[plant].faults) or faults,
+        faults=faults,
         per_second=12,
-        requests=REQUESTS,
+        requests=requests,
         settle_seconds=settle,
     )
     with campaign.staged(running, asked) as (_, history):
@@ -62,8 +81,26 @@ def test_a_fault_that_only_delays_leads_to_no_violation(running, fault):
     assert violations_of(running, None, [fault]) == {}
 
 
-@pytest.mark.parametrize("name", PLANTS)
+def test_without_a_planted_bug_flow_control_has_no_violation_in_local_mode(running):
+    faults = [SUBJECTS_AWAY, *(fault for fault in FAULTS if fault[0] != "Redis wiped")]
+
+    assert violations_of(running, None, faults, FLOW, mode="local") == {}
+
+
+@pytest.mark.parametrize("name", sorted(PLANTS.keys() - {plant.name for plant in FLOW_PLANTS}))
 def test_a_planted_bug_is_found(running, name):
-    found = violations_of(running, name)
+    found = violations_of(running, name, PLANTS[name].faults or FAULTS)
 
     assert found.keys() & PLANTS[name].found_as, found
+
+
+@pytest.mark.parametrize("group", TOGETHER)
+def test_each_planted_bug_of_flow_control_is_found(running, group):
+    """Several in one round, since a round takes long; they are in different parts."""
+    found = violations_of(running, ",".join(TOGETHER[group]), FLOW_FAULTS[group], RACES if group == "races" else FLOW)
+
+    assert [name for name in TOGETHER[group] if not found.keys() & PLANTS[name].found_as] == [], found
+
+
+def test_each_rule_of_flow_control_has_a_planted_bug():
+    assert sorted(name for group in TOGETHER.values() for name in group) == sorted(plant.name for plant in FLOW_PLANTS)

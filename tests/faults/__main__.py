@@ -31,9 +31,12 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--form", choices=campaign.FORMS, help="rounds of 45 s with short leases, or of 3 min with real ones"
     )
-    parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug to plant")
+    parser.add_argument("--plant", metavar="NAME,…", help=f"bugs to plant: {', '.join(sorted(PLANTS))}")
     parser.add_argument("--keep", type=Path, help="a folder for the history and logs of every round")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if unknown := set((asked.plant or "").split(",")) - PLANTS.keys() - {""}:
+        parser.error(f"--plant: there is no {', '.join(sorted(unknown))}")
+    return asked
 
 
 def main() -> int:

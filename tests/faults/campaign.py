@@ -19,7 +19,17 @@ from tests.faults import workload
 from tests.faults.checker import missing
 from tests.faults.client import Client
 from tests.faults.faults import FAULTS, Fault, possible
-from tests.faults.history import Effect, FaultEvent, History, RunRow, Transition
+from tests.faults.history import (
+    Cancel,
+    Change,
+    Effect,
+    FaultEvent,
+    History,
+    KeptAttempt,
+    Presence,
+    RunRow,
+    Transition,
+)
 from tests.faults.world import SCHEDULERS, WORKERS, Member, Servers, World, now, world
 from tests.support.eventually import eventually
 
@@ -37,6 +47,10 @@ TARGETS: dict[str, Sequence[int | None]] = {
     "postgres": [None],
     "redis": [None],
 }
+#: The same in local mode, which has neither schedulers nor Redis.
+LOCAL_TARGETS = {**TARGETS, "any": range(WORKERS)}
+#: One round in so many is in local mode.
+LOCAL_ONCE_IN = 3
 #: This share of the faults comes in a crowd, the next beginning before one is healed; before each other one is a calm,
 #: so that its recovery can be told from that of others. In seconds.
 CROWDED = 0.6
@@ -90,6 +104,11 @@ class Round:
     settle_seconds: float | None = None
 
     @property
+    def targets(self) -> Mapping[str, Sequence[int | None]]:
+        """The members that a fault may hit."""
+        return LOCAL_TARGETS if self.settings.get("SCHEDULER_MODE") == "local" else TARGETS
+
+    @property
     def lease_seconds(self) -> float:
         return float(self.settings["ROTA_LEASE_SECONDS"])
 
@@ -97,7 +116,7 @@ class Round:
         """The faults in the order of their times."""
         if self.faults is not None:
             return [Planned(at, FAULTS[name], member, lasts) for name, at, member, lasts in self.faults]
-        return draw(offered, dice, self.seconds, self.lease_seconds)
+        return draw(offered, dice, self.seconds, self.lease_seconds, self.targets)
 
     def settle(self) -> float:
         """How long to wait for the end of everything."""
@@ -105,12 +124,19 @@ class Round:
 
 
 def of_form(form: str, seed: int, plant: str | None = None) -> Round:
-    """A round of one of the forms."""
+    """A round of one of the forms; some seeds are of local mode."""
     seconds, settings = FORMS[form]
-    return Round(seed, seconds, settings, plant)
+    mode = "auto" if seed % LOCAL_ONCE_IN else "local"
+    return Round(seed, seconds, {**settings, "SCHEDULER_MODE": mode}, plant)
 
 
-def draw(offered: Sequence[Fault], dice: Random, seconds: float, lease_seconds: float) -> list[Planned]:
+def draw(
+    offered: Sequence[Fault],
+    dice: Random,
+    seconds: float,
+    lease_seconds: float,
+    targets: Mapping[str, Sequence[int | None]] = TARGETS,
+) -> list[Planned]:
     """Draw faults for so many seconds; no two at once of one server or one member."""
     plan: list[Planned] = []
     free_at: dict[str, float] = {}
@@ -119,7 +145,7 @@ def draw(offered: Sequence[Fault], dice: Random, seconds: float, lease_seconds: 
     while at < seconds:
         shuffled = shuffled or dice.sample(list(offered), len(offered))  # each kind once before any comes again
         chosen = shuffled.pop()
-        lasts, member = chosen.seconds(dice, lease_seconds), dice.choice(TARGETS[chosen.on])
+        lasts, member = chosen.seconds(dice, lease_seconds), dice.choice(targets[chosen.on])
         where = chosen.on if member is None else str(member)
         begins = max(at, free_at.get(where, 0))
         if begins + lasts < seconds:
@@ -138,7 +164,10 @@ def staged(servers: Servers, asked: Round) -> Iterator[tuple[World, History]]:
         since = accounted_since(place)
         client = Client(place, Random(asked.seed + 1), asked.per_second, asked.requests)
         client.start()
-        events = torment(place, asked.plan(possible(place), dice), dice)
+        planned = asked.plan(possible(place), dice)
+        if not planned:
+            wait_until(place, now() + timedelta(seconds=asked.seconds))
+        events = torment(place, planned, dice)
         client.stop()
         place.heal()
         until = database_now(place)
@@ -257,17 +286,24 @@ def gather(
             letters=list(client.letters),
             received=[row.number for row in rows(RECEIVED)],
             plant=asked.plant,
+            cancels=[Cancel(*row) for row in rows(CANCELS)],
+            presences=[Presence(*row) for row in rows(PRESENCES)],
+            changes=[Change(*row) for row in rows(CHANGES)],
+            kept=[KeptAttempt(*row) for row in rows(KEPT, jobs=jobs)],
+            removed={row.id: row.at for row in rows(REMOVED)},
+            mode=asked.settings.get("SCHEDULER_MODE", "auto"),
         )
 
 
 RECEIVED = "SELECT number FROM fault_letters"
 RUNS = """
-    SELECT id, job, key, slot, state, reason, attempt, failures, crashes, queued_at, finished_at, error
+    SELECT id, job, key, slot, state, reason, attempt, failures, crashes, queued_at, finished_at, error, args,
+           expires_at, coalesce(laters, 0)
     FROM rota_runs WHERE job = ANY(:jobs) ORDER BY id
 """
 TRANSITIONS = """
     SELECT run_id, before, after, reason, attempt, failures, crashes, token, process_id, worker, due_at, at,
-           CAST(CAST(xid AS text) AS bigint), error
+           CAST(CAST(xid AS text) AS bigint), error, pg_xact_commit_timestamp(xmin)
     FROM fault_transitions WHERE run_id IN (SELECT id FROM rota_runs WHERE job = ANY(:jobs)) ORDER BY id
 """
 EFFECTS = """
@@ -275,3 +311,11 @@ EFFECTS = """
            CAST(CAST(xid AS text) AS bigint), found
     FROM fault_effects ORDER BY id
 """
+CANCELS = "SELECT run_id, found, pg_xact_commit_timestamp(xmin) FROM fault_cancels ORDER BY id"
+PRESENCES = "SELECT run_id, token, entered_at, left_at FROM fault_presences ORDER BY id"
+CHANGES = "SELECT run_id, id, seen_by IS NOT NULL FROM fault_changes ORDER BY id"
+KEPT = """
+    SELECT run_id, attempt, outcome FROM rota_attempts
+    WHERE run_id IN (SELECT id FROM rota_runs WHERE job = ANY(:jobs)) ORDER BY run_id, attempt
+"""
+REMOVED = "SELECT id, pg_xact_commit_timestamp(xmin) AS at FROM fault_removed"

@@ -7,12 +7,31 @@ transitions of one run, which is that of the locks on its row.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from core.ledger.processes import RETURN_SECONDS
+from tests.faults.attempts import (
+    AFTERMATH,
+    CLOCK_GRAIN,
+    CRASHED,
+    FAILED,
+    FINAL,
+    OUTAGES,
+    PATIENCE,
+    Attempt,
+    Span,
+    attempts,
+    collisions,
+    exclusive_keys,
+    is_claim,
+    lease,
+    pid_of,
+    spans_of,
+    was_hit,
+)
+from tests.faults.flow_rules import RULES, waits_for_turn
 from tests.faults.history import (
     BACKLOG,
     BY_A_CHILD,
@@ -25,63 +44,33 @@ from tests.faults.history import (
     Transition,
     seconds,
 )
+from tests.faults.switches import TOLERANCE
+from tests.faults.violation import Check, Violation
 
-FINAL = {"succeeded", "dead", "skipped", "missed", "orphaned"}
 #: Every change of state there is; None is a row that was not there before.
 LEGAL = {
     (None, "queued"), (None, "missed"),
     ("queued", "running"), ("queued", "skipped"), ("queued", "missed"), ("queued", "orphaned"),
     ("retrying", "running"), ("retrying", "orphaned"),
     ("running", "succeeded"), ("running", "retrying"), ("running", "dead"),
-    ("running", "queued"),  # claimed ahead and given up, not begun
+    ("running", "queued"),  # claimed ahead and given up, not begun; or a slot that was postponed
+    ("running", "orphaned"),  # its subject is away
+    ("queued", "dead"), ("retrying", "dead"), ("running", "running"),  # cancelled
 }  # fmt: skip
-#: Why a run left ``running`` without success, and what is counted for it.
-FAILED, CRASHED = {"error", "retries", "arguments", "result"}, {"worker died", "crashes"}
 #: Errors of an attempt that are not of its job: a connection was refused, or PostgreSQL forgot a statement of ours.
 NOT_THE_JOBS = re.compile(r"connection to server .* failed|QueuePool limit|prepared statement .rota_")
-#: Commit times are taken a moment before others see the commit.
-CLOCK_GRAIN = timedelta(milliseconds=20)
-#: A slot that is not later than this is not missed.
-TOLERANCE = timedelta(seconds=30)
+#: Why a run is dead or waits by flow control, which has its own rules.
+OF_FLOW = {"cancelled", "later", "no retry"}
 #: A rival that a claim saw may have ended before the skip was written down.
 RIVAL_SLACK = timedelta(seconds=1)
 #: Redis syncs its file every second: a message may be gone that was taken shortly before it was killed.
 UNSYNCED = timedelta(seconds=2)
 #: What a bound is exceeded by on a machine of two busy cores, before it counts as broken, in seconds.
 ALLOWANCE_SECONDS = 10.0
-#: A fault's effect on others may go on for a lease after it, and for this long.
-AFTERMATH = timedelta(seconds=5)
-#: A dispatcher that lost PostgreSQL by one of these has patience with processes that seem dead, for so long.
-OUTAGES = (
-    "PostgreSQL restarted",
-    "PostgreSQL crashed",
-    "PostgreSQL's sessions ended",
-    "connections cut",
-    "PostgreSQL stalled",
-    "one-way silence",
-)
-PATIENCE = timedelta(seconds=RETURN_SECONDS)
 #: The error of a write in a session that an earlier run has left read only.
 LEFT_READ_ONLY = "in a read-only transaction"
 #: How soon a due run starts while another queue has a great backlog, in seconds.
 SHARED_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Violation:
-    """Something that must not be."""
-
-    invariant: str
-    kind: str
-    message: str
-    run_id: int | None = None
-    fault: FaultEvent | None = None
-
-    def __str__(self) -> str:
-        return f"{self.invariant} {self.kind}: {self.message}"
-
-
-Check = Callable[[History], Iterator[Violation]]
 
 
 def check(history: History) -> list[Violation]:
@@ -154,28 +143,6 @@ def checkpoints(history: History) -> Iterator[Violation]:
                 yield Violation("I3", "doubled", f"run {run_id} committed its batch {step} {count} times", run_id)
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One stay in ``running``, by the ledger."""
-
-    claim: Transition
-    end: Transition | None
-
-    @property
-    def token(self) -> int | None:
-        return self.claim.token
-
-
-def attempts(history: History, run_id: int) -> list[Attempt]:
-    """The attempts of a run, in order."""
-    found: list[Attempt] = []
-    changes = history.transitions_of.get(run_id, [])
-    for number, change in enumerate(changes):
-        if change.after == "running":
-            found.append(Attempt(change, changes[number + 1] if number + 1 < len(changes) else None))
-    return found
-
-
 def fences(history: History) -> Iterator[Violation]:
     """I3: what an attempt left was committed while it held the lease."""
     for run_id, effects in history.effects_of.items():
@@ -188,8 +155,8 @@ def fence(effect: Effect, attempt: Attempt | None) -> Iterator[Violation]:
     """The same for one effect."""
     if attempt is None:
         yield Violation("I3", "unfenced", f"run {effect.run_id} has an effect of a token never drawn", effect.run_id)
-    elif attempt.end is not None and effect.xid != attempt.end.xid:
-        late = effect.committed_at - attempt.end.at
+    elif (ended := attempt.may_commit_until) is not None and effect.xid != ended.xid:
+        late = effect.committed_at - ended.at
         if late > CLOCK_GRAIN:
             what = f"{effect.kind} {effect.step} of run {effect.run_id}"
             message = f"{what} was committed {seconds(late):.3f} s after its lease (token {effect.token}) had ended"
@@ -210,44 +177,12 @@ def tokens(history: History) -> Iterator[Violation]:
 
 def overlaps(history: History) -> Iterator[Violation]:
     """I6: no two runs of one exclusive job and key are at work at once, by the ledger and by what they left."""
-    of_key: dict[tuple[str, str], list[Span]] = defaultdict(list)
-    for run in history.runs:
-        if history.spec(run).exclusive:
-            of_key[run.job, run.key] += spans_of(history, run)
-    for (job, key), spans in of_key.items():
-        for earlier, later in collisions(spans):
-            message = f"runs {earlier.run_id} and {later.run_id} of {job}, key {key!r}, were at work at once"
+    for runs in exclusive_keys(history):
+        for earlier, later in collisions(span for run in runs for span in spans_of(history, run)):
+            message = (
+                f"runs {earlier.run_id} and {later.run_id} of {runs[0].job}, key {runs[0].key!r}, were at work at once"
+            )
             yield Violation("I6", "overlap", message, later.run_id)
-
-
-def collisions(spans: Iterable["Span"]) -> Iterator[tuple["Span", "Span"]]:
-    """Each span that begins before one of another run has ended, with that one."""
-    longest: Span | None = None
-    for span in sorted(spans, key=lambda span: (span.begin, span.end)):
-        if longest and span.run_id != longest.run_id and longest.end - span.begin > CLOCK_GRAIN:
-            yield longest, span
-        longest = max(longest or span, span, key=lambda span: span.end)
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run at work."""
-
-    run_id: int
-    begin: datetime
-    end: datetime
-
-
-def spans_of(history: History, run: RunRow) -> Iterator[Span]:
-    """When a run was at work: each attempt by the ledger, and its last by its own effect."""
-    for attempt in attempts(history, run.id):
-        yield Span(
-            run.id,
-            attempt.claim.at,
-            attempt.end.at if attempt.end else datetime.max.replace(tzinfo=run.queued_at.tzinfo),
-        )
-    for effect in history.effects_of.get(run.id, ()):
-        yield Span(run.id, effect.began_at, effect.at)
 
 
 def legal(history: History) -> Iterator[Violation]:
@@ -267,7 +202,7 @@ def counts(history: History) -> Iterator[Violation]:
         left = [change for change in changes if change.before == "running" and change.after in {"retrying", "dead"}]
         given_up = sum(change.before == "running" and change.token is None for change in changes)
         expected = (
-            sum(change.after == "running" for change in changes) - given_up,
+            sum(map(is_claim, changes)) - given_up,
             sum(change.reason in FAILED for change in left),
             sum(change.reason in CRASHED for change in left),
         )
@@ -280,7 +215,7 @@ def retries(history: History) -> Iterator[Violation]:
     """I5, I8: a run dies of its failures when its retries are used up, not before, and only where it may."""
     for run in history.runs:
         spec = history.spec(run)
-        if run.state == "dead" and run.reason != "crashes" and not spec.is_refused:
+        if run.state == "dead" and run.reason not in {"crashes", *OF_FLOW} and not spec.is_refused:
             allowed = spec.max_retries + 1
             if run.reason != "retries" or run.failures != allowed:
                 message = f"run {run.id} of {run.job} is dead ({run.reason}) after {run.failures} failures of {allowed}"
@@ -292,7 +227,7 @@ def retries(history: History) -> Iterator[Violation]:
             yield Violation("I8", "retry dropped", message, run.id)
         if run.state == "succeeded" and not spec.may_succeed:
             yield Violation("I5", "success without effect", f"run {run.id} of {run.job} cannot succeed", run.id)
-        if run.state == "orphaned":
+        if run.state == "orphaned" and "subject" not in run.args:
             yield Violation("I1", "orphaned", f"run {run.id} of {run.job}, which every process has", run.id)
 
 
@@ -315,8 +250,18 @@ def reasons(history: History) -> Iterator[Violation]:
 
 
 def is_skipped_rightly(history: History, run: RunRow, busy: Iterable[Span]) -> bool:
-    """Whether another run of its key was at work, or an earlier one was to be tried again."""
+    """Whether another run of its key was at work, an earlier one was to be tried again, or a newer one waited too."""
+    if run.reason == "superseded":
+        return history.spec(run).keeps_newest and is_replaced(history, run)
     return has_rival(run, busy) or (run.reason == "retrying" and is_behind(history, run))
+
+
+def is_replaced(history: History, run: RunRow) -> bool:
+    """Whether a newer slot of its key was there when it was skipped."""
+    assert run.finished_at is not None
+    assert run.slot is not None
+    rivals = [other for other in history.runs if (other.job, other.key) == (run.job, run.key) and other.slot]
+    return any(other.slot > run.slot and other.queued_at <= run.finished_at for other in rivals if other.slot)
 
 
 def is_behind(history: History, run: RunRow) -> bool:
@@ -351,18 +296,6 @@ def poison(history: History) -> Iterator[Violation]:
         if by_crashes and not history.spec(run).is_poison and not was_hit(history, attempts(history, run.id)[-1]):
             message = f"run {run.id} of {run.job} died beside a run that kills its processes"
             yield Violation("I7", "poison", message, run.id)
-
-
-def was_hit(history: History, attempt: Attempt) -> bool:
-    """Whether a fault hit the process of an attempt while it was at work."""
-    assert attempt.end is not None
-    pid = int((attempt.claim.worker or ":0").rpartition(":")[2])
-    during = history.faults_between(attempt.claim.at - AFTERMATH - lease(history), attempt.end.at)
-    return any(not fault.pids or pid in fault.pids for fault in during)
-
-
-def lease(history: History) -> timedelta:
-    return timedelta(seconds=history.lease_seconds)
 
 
 def letters(history: History) -> Iterator[Violation]:
@@ -409,7 +342,9 @@ def interrupted(history: History, fault: FaultEvent, since: datetime) -> Iterato
     for run_id, changes in history.transitions_of.items():
         for before, after in pairwise(changes):
             if before.at <= since < after.at and is_of(before, after, fault, since):
-                yield run_id, next_claim(changes, after)
+                going_on = next_claim(changes, after)
+                if not waits_for_turn(history, run_id, since, going_on):
+                    yield run_id, going_on
 
 
 def is_of(before: Transition, after: Transition, fault: FaultEvent, since: datetime) -> bool:
@@ -417,7 +352,7 @@ def is_of(before: Transition, after: Transition, fault: FaultEvent, since: datet
     if after.reason == "overlap" or after.after in {"missed", "skipped"}:
         return False
     if before.after == "running":
-        pid = int((before.worker or ":0").rpartition(":")[2])
+        pid = pid_of(before)
         return after.reason in CRASHED and (not fault.pids or pid in fault.pids)
     return before.due_at <= since and not fault.pids
 
@@ -458,7 +393,7 @@ def charged(history: History) -> Iterator[Violation]:
 
 def has_only_stalled(history: History, crash: Transition) -> bool:
     """Whether PostgreSQL stalled before a crash was counted, and nothing else can have cost its process the lease."""
-    pid = int((crash.worker or ":0").rpartition(":")[2])
+    pid = pid_of(crash)
     since = crash.at - PATIENCE - 2 * lease(history) - AFTERMATH
     faults = [fault for fault in history.faults_between(since, crash.at) if not fault.pids or pid in fault.pids]
     ended = {event.pid for event in history.processes if event.what != "started" and since <= event.at <= crash.at}
@@ -520,11 +455,12 @@ def waits(history: History, fault: FaultEvent) -> Iterator[tuple[int, datetime, 
     for run_id, changes in history.transitions_of.items():
         for before, after in pairwise(changes):
             due_at = max(before.at, before.due_at)
-            if before.after in {"queued", "retrying"} and fault.at <= due_at <= fault.healed_at:
+            is_waiting = before.after in {"queued", "retrying"} and fault.at <= due_at <= fault.healed_at
+            if is_waiting and not waits_for_turn(history, run_id, due_at, after.at):
                 yield run_id, due_at, after.at
 
 
 CHECKS: list[Check] = [
     lost, stuck, slots, effects_and_success, checkpoints, fences, tokens, overlaps, legal, counts, retries, reasons,
-    poison, letters, bounds, charged, children, sessions, refusals, shares,
+    poison, letters, bounds, charged, children, sessions, refusals, shares, *RULES,
 ]  # fmt: skip

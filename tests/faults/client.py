@@ -11,13 +11,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from core import database, enqueue
+from core import database
 from core.plugins import loading
 from core.testing import registry_of
 from core.transport import redis as redis_broker
 from core.transport.redis import RotaBroker
-from tests.faults import workload
+from tests.faults import flow_jobs, workload
 from tests.faults.history import Letter
+from tests.faults.traces import KEYS
 from tests.faults.world import World, now
 
 NOTE = text("INSERT INTO fault_requests VALUES (:run)")
@@ -59,24 +60,25 @@ class Client:
                         self.request(session)
                 except DBAPIError:
                     engine.dispose()
-                self.send(broker)
+                if not self.world.is_local:
+                    self.send(broker)
         broker.close()
         database.dispose(engine)
 
     def request(self, session: Session) -> None:
-        """Ask for one run; only once the commit has returned is it known to be there."""
+        """Ask for a run or some; only once the commit has returned are they known to be there."""
         job, key = self.draw()
-        run_id = enqueue(session, job, key=key)
-        session.execute(NOTE, {"run": run_id})
+        asked = flow_jobs.ask(session, job, key, self.dice)
+        session.execute(NOTE, [{"run": run_id} for run_id in asked])
         session.commit()
-        self.acknowledged.append(run_id)
+        self.acknowledged += asked
 
     def draw(self) -> tuple[str, str]:
         """A job and a key."""
         if self.dice.randrange(POISON_ONCE_IN) == 0:
             return "poison", ""
         (job,) = self.dice.choices(list(self.weights), list(self.weights.values()))
-        return job, self.dice.choice(workload.KEYS) if job in {"keyed", "sweep"} else ""
+        return job, self.dice.choice(KEYS) if job in flow_jobs.KEYED else ""
 
     def send(self, broker: RotaBroker) -> None:
         """Send a message of the fast lane; it counts if Redis has taken it."""

@@ -51,6 +51,11 @@ class Fault:
     counts_from_heal: bool
     wipes_redis: bool
 
+    @property
+    def needs_redis(self) -> bool:
+        """Whether it is about what local mode does without."""
+        return self.on in {"redis", "scheduler"}
+
     def seconds(self, dice: Random, lease_seconds: float) -> float:
         """A length drawn for it."""
         return dice.uniform(*self.lasts) * (lease_seconds if self.in_leases else 1)
@@ -97,9 +102,9 @@ def kill(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
 
 @fault("worker process killed", "worker", bound=(DEATH_SECONDS, 0))
 def kill_process(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
-    """SIGKILL to the process that works, and not to Dramatiq's parent of it."""
+    """SIGKILL to the process that works, and not to Dramatiq's parent of it, where it has one."""
     pids = member.pids()
-    for pid in pids - {member.process.pid if member.process else 0}:
+    for pid in pids - {member.process.pid if member.process else 0} or pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     yield pids
@@ -183,6 +188,14 @@ def wipe_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 @fault("Redis restarted", "redis", lasts=(1, 6), bound=(RESEND_SECONDS + 3, 0), counts_from_heal=True, wipes_redis=True)
 def restart_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
     """SIGKILL, and a start some seconds later; it may lose the last second."""
+    world.servers.redis.kill()
+    yield NOBODY
+    world.servers.redis.start()
+
+
+@fault("Redis away", "redis", lasts=(7, 12), bound=(RESEND_SECONDS + 3, 0), counts_from_heal=True, wipes_redis=True)
+def stop_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """Away for so long that workers take runs from the ledger."""
     world.servers.redis.kill()
     yield NOBODY
     world.servers.redis.start()
@@ -292,6 +305,15 @@ def lock_rows(world: World, _member: None, dice: Random) -> Iterator[Pids]:
         connection.exec_driver_sql("ROLLBACK")
 
 
+@fault("subjects away", "postgres", lasts=(0.5, 2))
+def take_subjects_away(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
+    """The table of the subjects has another name, as in a deployment."""
+    with world.connection() as connection:
+        connection.exec_driver_sql("ALTER TABLE fault_subjects RENAME TO fault_subjects_away")
+        yield NOBODY
+        connection.exec_driver_sql("ALTER TABLE fault_subjects_away RENAME TO fault_subjects")
+
+
 FILL_BACKLOG = text("""
     INSERT INTO rota_runs (job, queue, exclusive, due_at)
     SELECT 'backlog', :queue, false, clock_timestamp() - interval '1 hour' FROM generate_series(1, :runs)
@@ -310,4 +332,5 @@ def pile_up(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 
 def possible(world: World) -> list[Fault]:
     """The faults that can be injected here: a disk can only be filled if it is ours alone."""
-    return [found for found in FAULTS.values() if found.name != "disk full" or world.servers.is_small]
+    offered = [found for found in FAULTS.values() if not (world.is_local and found.needs_redis)]
+    return [found for found in offered if found.name != "disk full" or world.servers.is_small]

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
-T = TypeVar("T", bound="Transition | Effect")
+T = TypeVar("T", bound="Transition | Effect | Presence")
 #: The name of the fault that fills one queue.
 BACKLOG = "great backlog"
 #: The error that a forked child raises, and the kind of effect that it tries to leave.
@@ -34,6 +34,10 @@ class Spec:
     has_effect: bool = True
     #: Whether PostgreSQL refuses its success.
     is_refused: bool = False
+    #: Whether a failed attempt is tried again after a delay, and so gives up its place.
+    has_delay: bool = True
+    #: Whether a waiting slot replaces older ones.
+    keeps_newest: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,23 @@ class RunRow:
     queued_at: datetime
     finished_at: datetime | None
     error: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    expires_at: datetime | None = None
+    #: How often it was postponed.
+    laters: int = 0
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether a cancel has ended it."""
+        return (self.state, self.reason) == ("dead", "cancelled")
 
 
 @dataclass(frozen=True)
 class Transition:
-    """A change of a run's state, written by a trigger in the very transaction that made it."""
+    """A change of a run's state, written by a trigger in the very transaction that made it.
+
+    A change of a waiting run's reason, as when it has found that it must wait for another, is noted too.
+    """
 
     run_id: int
     before: str | None
@@ -73,6 +89,13 @@ class Transition:
     at: datetime
     xid: int
     error: str | None = None
+    #: When its transaction committed.
+    committed_at: datetime | None = None
+
+    @property
+    def is_note(self) -> bool:
+        """Whether the run waits as before, for another reason."""
+        return self.before == self.after != "running"
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,46 @@ class Letter:
     sent_at: datetime
 
 
+@dataclass(frozen=True)
+class Cancel:
+    """A job has cancelled a run, and its transaction has committed."""
+
+    run_id: int
+    #: The state in which the cancel found it.
+    found: str
+    committed_at: datetime
+
+
+@dataclass(frozen=True)
+class Presence:
+    """An attempt was in its job's function, by its own account, written past its session."""
+
+    run_id: int
+    token: int
+    entered_at: datetime
+    #: None if it could not say so any more.
+    left_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that a job has committed, and of which a run that waited is to take notice."""
+
+    run_id: int
+    number: int
+    #: Whether the run has seen it.
+    is_seen: bool
+
+
+@dataclass(frozen=True)
+class KeptAttempt:
+    """An attempt that the ledger has kept."""
+
+    run_id: int
+    attempt: int
+    outcome: str
+
+
 @dataclass
 class History:
     """A round."""
@@ -153,6 +216,13 @@ class History:
     letters: list[Letter] = field(default_factory=list)
     received: list[int] = field(default_factory=list)
     plant: str | None = None
+    cancels: list[Cancel] = field(default_factory=list)
+    presences: list[Presence] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    kept: list[KeptAttempt] = field(default_factory=list)
+    #: When the row of a subject was taken away, by its id. One with a negative id never had any.
+    removed: dict[int, datetime] = field(default_factory=dict)
+    mode: str = "auto"
 
     @cached_property
     def run(self) -> dict[int, RunRow]:
@@ -161,8 +231,18 @@ class History:
 
     @cached_property
     def transitions_of(self) -> dict[int, list[Transition]]:
-        """The transitions of each run, in order."""
-        return by_run(self.transitions)
+        """The changes of each run's state, in order."""
+        return by_run(change for change in self.transitions if not change.is_note)
+
+    @cached_property
+    def notes_of(self) -> dict[int, list[Transition]]:
+        """The changes of each waiting run's reason, in order."""
+        return by_run(change for change in self.transitions if change.is_note)
+
+    @cached_property
+    def presences_of(self) -> dict[int, list[Presence]]:
+        """The presences of each run, in order."""
+        return by_run(self.presences)
 
     @cached_property
     def effects_of(self) -> dict[int, list[Effect]]:

@@ -6,9 +6,8 @@ goes on unnoticed as a bug that is not there.
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,38 +20,19 @@ from core.dispatcher.recovery import Outage
 from core.ledger import claims, due, leases, processes, runs, shares, slots
 from core.ledger.carrier import DispatchCarrier, OutgoingRun
 from core.ledger.models import State
-from core.ledger.prepared import Prepared
 from core.middleware.db_session import DatabaseSession, Work
 from core.middleware.execution import LOST, Execution
 from core.worker.completions import Completion, Completions
 from core.worker.outcomes import awaited
+from tests.faults.flow_plants import FLOW_PLANTS
 from tests.faults.history import BACKLOG
+from tests.faults.plant import PLANT, Plant, rewritten
 
-PLANT = "FAULTS_PLANT"
 #: Longer than two looks of the dispatcher at who is dead.
 SLOW_SECONDS = 3.0
 REFUSED = ("PostgreSQL admits nobody", 3.0, None, 3.0)
 STALLED = ("PostgreSQL stalled", 3.0, None, 6.0)
 CROWDED = (BACKLOG, 2.0, None, 16.0)
-
-
-@dataclass(frozen=True)
-class Plant:
-    """A bug: what it does to a process, what it does to the schema, and what the checker must say of it."""
-
-    name: str
-    plant: Callable[[], None]
-    #: Kinds of violation of which at least one must be found.
-    found_as: frozenset[str]
-    schema: str = "SELECT 1"
-    #: The faults that bring it out, if the usual ones do not: which, when, whom, for how long.
-    faults: tuple[tuple[str, float, int | None, float], ...] = ()
-
-
-def rewritten(statement: Prepared, old: str, new: str) -> Prepared:
-    """``statement`` with ``old``, which must be there, replaced."""
-    assert old in statement.body, f"{statement.name} has changed: {old!r} is not in it"
-    return Prepared(statement.name, statement.types, statement.body.replace(old, new))
 
 
 def unfenced_commit() -> None:
@@ -202,12 +182,17 @@ PLANTS = {
         Plant("kept-session", kept_session, frozenset({"unclean"})),
         Plant("undivided-batch", undivided_batch, frozenset({"stuck"})),
         Plant("unbounded-pass", unbounded_pass, frozenset({"crowded out"}), faults=(CROWDED,)),
+        *FLOW_PLANTS,
     ]
 }
 
 
+def planted(names: str) -> list[Plant]:
+    """The plants of these names, which are separated by commas."""
+    return [PLANTS[name] for name in names.split(",") if name]
+
+
 def install() -> None:
     """Plant what the environment names, if anything."""
-    name = os.environ.get(PLANT)
-    if name:
-        PLANTS[name].plant()
+    for plant in planted(os.environ.get(PLANT, "")):
+        plant.plant()

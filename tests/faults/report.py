@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from tests.faults.checker import Recovery, Violation, recoveries
+from tests.faults.attempts import is_claim
+from tests.faults.checker import Recovery, recoveries
 from tests.faults.history import Effect, History, Transition
+from tests.faults.violation import Violation
 
 #: How many violations of one kind are told in full.
 MOST_TOLD = 3
@@ -34,7 +36,7 @@ class Tally:
         self.seeds.append(history.seed)
         self.slots += sum(run.slot is not None for run in history.runs)
         self.runs += len(history.runs)
-        self.attempts += sum(change.after == "running" for change in history.transitions)
+        self.attempts += sum(map(is_claim, history.transitions))
         self.effects += len(history.effects)
         self.letters += len(history.letters)
         self.faults.update(fault.kind for fault in history.faults)
@@ -82,7 +84,8 @@ def round_line(history: History, violations: list[Violation]) -> str:
     ended = Counter(run.state for run in history.runs)
     states = ", ".join(f"{count} {state}" for state, count in ended.most_common())
     verdict = f"{len(violations)} VIOLATIONS" if violations else "no violation"
-    return f"seed {history.seed}: {len(history.faults)} faults, {len(history.runs)} runs ({states}): {verdict}"
+    what = f"seed {history.seed} ({history.mode}): {len(history.faults)} faults, {len(history.runs)} runs"
+    return f"{what} ({states}): {verdict}"
 
 
 def story(history: History, violations: list[Violation]) -> Iterator[str]:

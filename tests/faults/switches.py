@@ -1,6 +1,6 @@
 """Switches inside the tormented processes, turned by files from outside: a wrong clock, and a leader without the lock.
 
-The test plugin installs them; nothing of the core knows of them.
+The test plugin installs them, and makes slots late sooner; nothing of the core knows of them.
 """
 
 import os
@@ -16,8 +16,12 @@ import psycopg2
 from sqlalchemy import Connection
 
 from core.dispatcher import leadership
+from core.ledger import slots
 from core.ledger.runs import DUE_CHANNEL
+from core.scheduling import misfires
 
+#: A slot is late after this time, so that rounds of less than a minute have late slots.
+TOLERANCE = timedelta(seconds=5)
 FOLDER, NAME = "FAULTS_SWITCHES", "FAULTS_NAME"
 
 
@@ -32,11 +36,12 @@ def usurper_file(folder: Path, name: str) -> Path:
 
 
 def install() -> None:
-    """Install both, in a process that was started with switches."""
+    """Install them, in a process that was started with switches."""
     if FOLDER in os.environ:
         folder, name = Path(os.environ[FOLDER]), os.environ[NAME]
         install_clock(clock_file(folder, name))
         install_usurper(usurper_file(folder, name))
+        slots.TOLERANCE = misfires.TOLERANCE = TOLERANCE
 
 
 def install_clock(path: Path) -> None:

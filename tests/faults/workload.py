@@ -9,15 +9,16 @@ import os
 import signal
 import time
 from contextlib import suppress
-from datetime import timedelta
 
 from sqlalchemy import text
 
 from core import Job, Run, enqueue, every, hookimpl, job
-from tests.faults import planted, switches
+from tests.faults import flow_jobs, planted, switches
 from tests.faults.history import BY_A_CHILD, OF_A_CHILD, Spec
+from tests.faults.traces import PATIENCE, QUEUE, SECOND, effect, query
 
-TABLES = """
+TABLES = f"""
+    {flow_jobs.TABLES}
     CREATE TABLE fault_effects (
         id bigserial PRIMARY KEY, run_id bigint NOT NULL, kind text NOT NULL, step int NOT NULL, token bigint NOT NULL,
         attempt int NOT NULL, began_at timestamptz NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -32,7 +33,7 @@ TABLES = """
     CREATE FUNCTION fault_note() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF TG_OP = 'INSERT' OR OLD.state IS DISTINCT FROM NEW.state OR OLD.attempt IS DISTINCT FROM NEW.attempt
-                OR OLD.token IS DISTINCT FROM NEW.token THEN
+                OR OLD.token IS DISTINCT FROM NEW.token OR OLD.reason IS DISTINCT FROM NEW.reason THEN
             INSERT INTO fault_transitions
                 (run_id, before, after, reason, attempt, failures, crashes, token, process_id, worker, due_at, error)
             VALUES (NEW.id, CASE TG_OP WHEN 'UPDATE' THEN OLD.state END, NEW.state, NEW.reason, NEW.attempt,
@@ -51,17 +52,6 @@ TABLES = """
     CREATE TRIGGER fault_refuse BEFORE UPDATE ON rota_runs FOR EACH ROW
         WHEN (NEW.job = 'refused' AND NEW.state = 'succeeded') EXECUTE FUNCTION fault_refuse();
 """
-EFFECT = text("""
-    INSERT INTO fault_effects (run_id, kind, step, token, attempt, began_at, found)
-    VALUES (:run, :kind, :step, :token, :attempt, :began, concat_ws(', ',
-        CASE WHEN current_setting('search_path') LIKE '%fault_left%' THEN 'search_path' END,
-        CASE WHEN current_setting('TimeZone') = 'Antarctica/Troll' THEN 'time zone' END,
-        CASE WHEN current_setting('statement_timeout') = '54321ms' THEN 'statement_timeout' END,
-        CASE WHEN to_regclass('pg_temp.fault_left') IS NOT NULL THEN 'temporary table' END,
-        CASE WHEN 'fault_left' IN (SELECT pg_listening_channels()) THEN 'LISTEN' END,
-        CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
-                          AND classid = 4711) THEN 'advisory lock' END))
-""")
 #: Changes that outlive the transaction, each of which ``EFFECT`` finds or, the last, fails at.
 LEFT = [
     "SET search_path TO fault_left, public",
@@ -74,29 +64,12 @@ LEFT = [
 ]
 NEXT_STEP = text("SELECT coalesce(max(step) + 1, 0) FROM fault_effects WHERE run_id = :run AND kind = 'step'")
 
-QUEUE, FAST_QUEUE = "faults", "faults-fast"
+FAST_QUEUE = "faults-fast"
 #: The queue that no worker serves, where a fault puts a backlog.
 BACKLOG_QUEUE = "faults-backlog"
-SECOND = timedelta(seconds=1)
-#: Retries enough that no series of faults uses them up.
-PATIENCE = 50
-KEYS = ("a", "b", "c")
 STEPS = 6
 #: For how long a forked child may take to end, in seconds.
 CHILD_SECONDS = 5.0
-
-
-def effect(run: Run, kind: str = "done", step: int = 0) -> None:
-    """Leave a trace in this attempt's transaction."""
-    lease = run.work.lease
-    assert lease is not None
-    values = {"run": run.id, "kind": kind, "step": step, "token": lease.token}
-    run.session.execute(EFFECT, {**values, "attempt": run.attempt, "began": run.now})
-
-
-def query(run: Run, seconds: float) -> None:
-    """Have a statement take a while."""
-    run.session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
 
 
 @job(
@@ -120,7 +93,7 @@ def five(run: Run) -> None:
     query(run, 0.3)
 
 
-@job("keyed", queue=QUEUE, retry_delay=SECOND, max_retries=PATIENCE)
+@job("keyed", queue=QUEUE, overlap="wait", retry_delay=SECOND, max_retries=PATIENCE)
 def keyed(run: Run) -> None:
     """Never two of one key at once; half of its time passes outside of a transaction."""
     time.sleep(0.4)
@@ -179,7 +152,7 @@ def hopeless(run: Run) -> None:
     raise RuntimeError("failed on purpose")
 
 
-@job("sweep", queue=QUEUE, retry_delay=SECOND, max_retries=PATIENCE)
+@job("sweep", queue=QUEUE, overlap="wait", retry_delay=SECOND, max_retries=PATIENCE)
 def sweep(run: Run) -> None:
     """Batch after batch, each committed; goes on where an earlier attempt stopped."""
     first = run.session.execute(NEXT_STEP, {"run": run.id}).scalar_one()
@@ -259,14 +232,14 @@ def letter(run: Run, number: int) -> None:
 
 JOBS = [
     second, five, keyed, free, nap, slow_query, parent, child, flaky, hopeless, sweep, too_long, poison,
-    untidy, fork, light, refused, backlog, letter,
+    untidy, fork, light, refused, backlog, letter, *flow_jobs.JOBS,
 ]  # fmt: skip
-PERIODS = {"second": 1, "five": 5}
+PERIODS = {"second": 1, "five": 5, **flow_jobs.PERIODS}
 #: Those that never succeed, and those that a client asks for by chance, with how often.
 FAILS = {"hopeless", "too-long", "poison", "refused"}
 REQUESTS = {
     "keyed": 8, "free": 6, "nap": 4, "slow-query": 3, "parent": 4, "flaky": 3, "hopeless": 1, "sweep": 3, "too-long": 1,
-    "untidy": 3, "fork": 2, "light": 4, "refused": 1,
+    "untidy": 3, "fork": 2, "light": 4, "refused": 1, **flow_jobs.REQUESTS,
 }  # fmt: skip
 
 
@@ -283,6 +256,8 @@ def spec(job: Job) -> Spec:
         is_poison=job.name == "poison",
         has_effect=job.name != "light",
         is_refused=job.name == "refused",
+        has_delay=bool(job.retry_delay),
+        keeps_newest=job.schedule is not None and job.overlap == "wait",
     )
 
 

@@ -24,8 +24,10 @@ from core.schema import upgrade
 from core.testing import create_database, drop_database
 from tests.faults import switches, workload
 from tests.faults.history import ProcessEvent
-from tests.faults.planted import PLANT, PLANTS
+from tests.faults.plant import PLANT
+from tests.faults.planted import planted
 from tests.faults.proxy import Address, Loop, Proxy
+from tests.faults.traces import QUEUE
 from tests.support.eventually import eventually
 from tests.support.fleet import BOOT_SECONDS, Fleet, is_of_group, pid_of
 
@@ -187,7 +189,8 @@ class World:
         self.fleet.redis.flushall()
         if self.plant:
             with self.fleet.engine.begin() as connection:
-                connection.exec_driver_sql(PLANTS[self.plant].schema)
+                for plant in planted(self.plant):
+                    connection.exec_driver_sql(plant.schema)
 
     @property
     def workers(self) -> list[Member]:
@@ -197,12 +200,23 @@ class World:
     def schedulers(self) -> list[Member]:
         return [member for member in self.members if not member.is_worker]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether there is no Redis, and no scheduler either."""
+        return self.settings.get("SCHEDULER_MODE") == "local"
+
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """The command of each member."""
+        size = ("--threads", str(THREADS), "--queues", QUEUE)
+        if self.is_local:
+            return {f"worker-{number}": ("python", "-m", "core.worker.local", *size) for number in range(WORKERS)}
+        worker = ("dramatiq", "core.main", "--processes", "1", *size, workload.FAST_QUEUE)
+        schedulers = {f"scheduler-{number}": ("periodiq", "core.main") for number in range(SCHEDULERS)}
+        return {f"worker-{number}": worker for number in range(WORKERS)} | schedulers
+
     def populate(self) -> None:
         """Start everything, and wait until all of it is alive."""
-        options = ("--processes", "1", "--threads", str(THREADS), "--queues", workload.QUEUE, workload.FAST_QUEUE)
-        commands = {f"worker-{number}": ("dramatiq", "core.main", *options) for number in range(WORKERS)}
-        commands |= {f"scheduler-{number}": ("periodiq", "core.main") for number in range(SCHEDULERS)}
-        for name, command in commands.items():
+        for name, command in self.commands().items():
             behind = (self.servers.socket, self.servers.redis_address)
             proxies = [Proxy(self.loop, address).start() for address in behind]
             self.members.append(Member(name, command, *proxies))
@@ -221,10 +235,11 @@ class World:
         """Start its next process."""
         url = make_url(self.url)
         through = url.set(host="127.0.0.1", port=member.postgres.port, query={})
+        redis = f"redis://:{make_url(self.servers.redis.url).password}@127.0.0.1:{member.redis.port}/0"
         environ = {
             **self.settings,
             "DATABASE_URL": through.render_as_string(hide_password=False),
-            "REDIS_URL": f"redis://:{make_url(self.servers.redis.url).password}@127.0.0.1:{member.redis.port}/0",
+            "REDIS_URL": "" if self.is_local else redis,
             switches.FOLDER: str(self.switches),
             switches.NAME: member.name,
             **({PLANT: self.plant} if self.plant else {}),

@@ -1,154 +1,16 @@
 """The checker of ``tests/faults`` on histories made by hand: it finds each kind of violation, and none without one."""
 
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from tests.faults import report
 from tests.faults.checker import check, recoveries
-from tests.faults.history import (
-    BACKLOG,
-    BY_A_CHILD,
-    OF_A_CHILD,
-    Effect,
-    FaultEvent,
-    History,
-    Letter,
-    ProcessEvent,
-    RunRow,
-    Spec,
-    Transition,
-)
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-SPECS = {
-    "tick": Spec("tick", every_seconds=5, exclusive=False, misfire="all"),
-    "slot": Spec("slot", every_seconds=5),
-    "work": Spec("work"),
-    "hopeless": Spec("hopeless", exclusive=False, max_retries=1, may_succeed=False, may_die=True),
-    "light": Spec("light", exclusive=False, has_effect=False),
-    "refused": Spec("refused", exclusive=False, may_succeed=False, is_refused=True),
-    "poison": Spec("poison", exclusive=False, may_succeed=False, is_poison=True),
-}
-
-
-def at(second: float) -> datetime:
-    return START + timedelta(seconds=second)
-
-
-class Story:
-    """Writes a history step by step; each step of a run is a transaction of its own."""
-
-    def __init__(self, **changes) -> None:
-        empty = History(
-            seed=1, specs={}, since=at(0), until=at(0), lease_seconds=4, max_crashes=3, runs=[], **changes
-        )  # fmt: skip
-        self.history = replace(empty, specs=SPECS)
-        self._xid = 0
-        self._token = 0
-
-    def run(self, job: str = "work", *, key: str = "", slot: float | None = None, queued: float = 0) -> int:
-        """A run is queued."""
-        run_id = len(self.history.runs) + 1
-        slot_at = None if slot is None else at(slot)
-        self.history.runs.append(RunRow(run_id, job, key, slot_at, "queued", None, 0, 0, 0, at(queued), None))
-        self._change(run_id, queued, None, "queued")
-        return run_id
-
-    def claim(self, run_id: int, second: float, *, pid: int = 1, token: int | None = None) -> None:
-        """It is claimed."""
-        self._token = token or self._token + 1
-        row = self._row(run_id)
-        self._update(run_id, attempt=row.attempt + 1)
-        self._change(run_id, second, row.state, "running", token=self._token, worker=f"host:{pid}")
-
-    def succeed(self, run_id: int, second: float) -> None:
-        """It succeeds, and leaves its effect in the same transaction."""
-        self.end(run_id, second, "succeeded")
-        self.effect(run_id, second, xid=self._xid)
-
-    def fail(
-        self, run_id: int, second: float, *, state: str = "retrying", reason: str = "error", error: str = "ValueError"
-    ) -> None:
-        """It fails."""
-        self._update(run_id, failures=self._row(run_id).failures + 1)
-        self.end(run_id, second, state, reason, error)
-
-    def crash(self, run_id: int, second: float, *, state: str = "retrying", reason: str = "worker died") -> None:
-        """Its process dies."""
-        self._update(run_id, crashes=self._row(run_id).crashes + 1)
-        self.end(run_id, second, state, reason)
-
-    def end(self, run_id: int, second: float, state: str, reason: str | None = None, error: str | None = None) -> None:
-        """It comes into a state."""
-        before = self._row(run_id).state
-        finished = None if state == "retrying" else at(second)
-        self._update(run_id, finished_at=finished)
-        self._change(run_id, second, before, state, reason=reason, error=error)
-
-    def effect(
-        self,
-        run_id: int,
-        second: float,
-        *,
-        kind: str = "done",
-        step: int = 0,
-        token: int | None = None,
-        xid: int = 0,
-        found: str = "",
-    ) -> None:
-        """It leaves something, in a transaction of its own by default."""
-        token = self._token if token is None else token
-        began = next(
-            (change.at for change in self.history.transitions if change.run_id == run_id and change.token == token),
-            at(0),
-        )
-        self._xid += not xid
-        effect = Effect(run_id, kind, step, token, 1, began, at(second), at(second), xid or self._xid, found)
-        self.history.effects.append(effect)
-
-    def fault(self, kind: str, begin: float, end: float, **values) -> FaultEvent:
-        """A fault is in force."""
-        fault = FaultEvent(kind, at(begin), at(end), **values)
-        self.history.faults.append(fault)
-        return fault
-
-    def kinds(self) -> set[str]:
-        """What the checker finds."""
-        return {violation.kind for violation in check(self.history)}
-
-    def _row(self, run_id: int) -> RunRow:
-        return self.history.runs[run_id - 1]
-
-    def _update(self, run_id: int, **changes) -> None:
-        self.history.runs[run_id - 1] = replace(self._row(run_id), **changes)
-
-    def _change(self, run_id: int, second: float, before: str | None, after: str, **values) -> None:
-        self._xid += 1
-        last = next((change for change in reversed(self.history.transitions) if change.run_id == run_id), None)
-        kept = {"token": last.token if last else None, "worker": last.worker if last else None}
-        values = {"reason": None, **kept, **values}
-        self._update(run_id, state=after, reason=values["reason"])
-        row = self._row(run_id)
-        counted = {"attempt": row.attempt, "failures": row.failures, "crashes": row.crashes}
-        change = Transition(
-            run_id, before, after, process_id=1, due_at=at(0), at=at(second), xid=self._xid, **counted, **values
-        )
-        self.history.transitions.append(change)
+from tests.faults.history import BACKLOG, BY_A_CHILD, OF_A_CHILD, Letter, ProcessEvent
+from tests.support.fault_story import Story, at, worked
 
 
 @pytest.fixture
 def story() -> Story:
     return Story()
-
-
-def worked(story: Story, job: str = "work", *, begin: float = 1, end: float = 2, **options) -> int:
-    """A run that is claimed once, and succeeds."""
-    run_id = story.run(job, **options)
-    story.claim(run_id, begin)
-    story.succeed(run_id, end)
-    return run_id
 
 
 def test_in_a_clean_history_with_everything_in_it_nothing_is_found(story):
@@ -165,7 +27,7 @@ def test_in_a_clean_history_with_everything_in_it_nothing_is_found(story):
     story.claim(retried, 5)
     story.effect(retried, 5.1, kind="step", step=1)
     story.succeed(retried, 6)
-    skipped = story.run(queued=5.5)
+    skipped = story.run(slot=5, queued=5.5)
     story.end(skipped, 5.6, "skipped", "overlap")
     hopeless = story.run("hopeless")
     story.claim(hopeless, 1)
@@ -244,7 +106,7 @@ class TestSlots:
 
     def test_one_that_was_missed_and_was_not_late(self, story):
         run_id = story.run("slot", slot=0)
-        story.end(run_id, 10, "missed", "superseded")
+        story.end(run_id, 4, "missed", "superseded")
 
         assert story.kinds() == {"missed"}
 
@@ -373,7 +235,7 @@ class TestOverlap:
 
     def test_one_that_was_skipped_beside_no_other(self, story):
         worked(story, begin=1, end=2)
-        story.end(story.run(queued=5), 5, "skipped", "overlap")
+        story.end(story.run(slot=5, queued=5), 5, "skipped", "overlap")
 
         assert story.kinds() == {"skipped"}
 
@@ -392,7 +254,7 @@ class TestAttempts:
         story.fail(run_id, 2)
         story.end(run_id, 40, "missed", "superseded")
 
-        assert story.kinds() == {"retry dropped"}
+        assert story.kinds() == {"retry dropped", "tried and missed"}
 
     def test_a_run_that_died_with_retries_left(self, story):
         run_id = story.run("hopeless")
@@ -447,12 +309,12 @@ class TestPoison:
         assert story.kinds() == {"poison"}
 
     def test_another_run_that_died_beside_it(self, story):
-        self.crashed(story, "work")
+        self.crashed(story, "free")
 
         assert story.kinds() == {"poison"}
 
     def test_not_one_whose_last_process_was_hit_by_a_fault(self, story):
-        self.crashed(story, "work")
+        self.crashed(story, "free")
         story.fault("worker killed", 60.5, 60.5, pids=frozenset({3}))
 
         assert story.kinds() == set()

@@ -387,8 +387,14 @@ def charged(history: History) -> Iterator[Violation]:
         for change in changes:
             if change.reason in FAILED and change.before == "running" and NOT_THE_JOBS.search(change.error or ""):
                 yield Violation("I4", "charged", f"run {run_id} counts a failure: {change.error}", run_id)
-            if change.reason in CRASHED and change.before == "running" and has_only_stalled(history, change):
+            is_crash = change.reason in CRASHED and change.before == "running" and not kills_itself(history, run_id)
+            if is_crash and has_only_stalled(history, change):
                 yield Violation("I7", "charged", f"run {run_id} counts a crash of a stall of PostgreSQL", run_id)
+
+
+def kills_itself(history: History, run_id: int) -> bool:
+    """Whether a run kills its process, which may be one of its own, of which no event tells."""
+    return run_id in history.run and history.spec(history.run[run_id]).is_poison
 
 
 def has_only_stalled(history: History, crash: Transition) -> bool:

@@ -409,6 +409,15 @@ class TestCharged:
 
         assert story.kinds() == found
 
+    def test_not_a_crash_of_a_run_that_kills_its_process(self, story):
+        run_id = story.run("poison")
+        for second in (1, 11, 21):
+            story.claim(run_id, second, pid=second)
+            story.crash(run_id, second + 1, **({"state": "dead", "reason": "crashes"} if second == 21 else {}))
+        story.fault("PostgreSQL stalled", 2, 9)
+
+        assert story.kinds() == set()
+
     def test_a_crash_of_a_process_that_ended_with_its_command_beside_a_stall(self, story):
         run_id = story.run()
         for name, pid in (("worker-0", 5), ("scheduler-0", 6), ("worker-1", 9)):

@@ -28,7 +28,18 @@ REQUESTS = {"nap": 10, "keyed": 5, "flaky": 4, "sweep": 3, "free": 2, "untidy": 
 
 
 #: Those of flow control, so that runs of one key wait for one another, and some are cancelled.
-FLOW = {"turn": 5, "held": 5, "later": 3, "brief": 3, "picky": 3, "about": 4, "asker": 6, "canceller": 5, "keyed": 2}
+FLOW = {
+    "turn": 5,
+    "held": 5,
+    "later": 3,
+    "brief": 3,
+    "picky": 3,
+    "about": 4,
+    "asker": 6,
+    "canceller": 5,
+    "keyed": 2,
+    "paced": 4,
+}
 #: The usual faults where some are needed; else few or none, so that enough runs meet what is planted for them.
 FLOW_FAULTS: dict[str, list[Timed]] = {
     "turns": FAULTS,
@@ -37,7 +48,7 @@ FLOW_FAULTS: dict[str, list[Timed]] = {
     "wakes": [],
 }
 #: Those that meet one another most.
-RACES = {"held": 6, "asker": 8, "canceller": 5}
+RACES = {"held": 6, "asker": 8, "canceller": 5, "limited": 4}
 
 
 @pytest.fixture(scope="module")

@@ -290,6 +290,7 @@ def gather(
             presences=[Presence(*row) for row in rows(PRESENCES)],
             changes=[Change(*row) for row in rows(CHANGES)],
             kept=[KeptAttempt(*row) for row in rows(KEPT, jobs=jobs)],
+            uses=[(row.run_id, row.at_work) for row in rows("SELECT run_id, at_work FROM fault_uses ORDER BY id")],
             removed={row.id: row.at for row in rows(REMOVED)},
             mode=asked.settings.get("SCHEDULER_MODE", "auto"),
         )
@@ -298,7 +299,7 @@ def gather(
 RECEIVED = "SELECT number FROM fault_letters"
 RUNS = """
     SELECT id, job, key, slot, state, reason, attempt, failures, crashes, queued_at, finished_at, error, args,
-           expires_at, coalesce(laters, 0)
+           expires_at, coalesce(laters, 0), limits
     FROM rota_runs WHERE job = ANY(:jobs) ORDER BY id
 """
 TRANSITIONS = """

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from core import Later, RotaError, Run, Subject, cancel, database, enqueue, enqueue_many, every, job
+from core import Later, Limit, RotaError, Run, Subject, cancel, database, enqueue, enqueue_many, every, job
 from tests.faults.traces import KEYS, PATIENCE, QUEUE, SECOND, effect, query
 
 TABLES = """
@@ -22,6 +22,7 @@ TABLES = """
         entered_at timestamptz NOT NULL DEFAULT clock_timestamp(), left_at timestamptz);
     CREATE TABLE fault_changes (id bigserial PRIMARY KEY, run_id bigint NOT NULL, seen_by bigint);
     CREATE TABLE fault_subjects (id bigint PRIMARY KEY);
+    CREATE TABLE fault_uses (id bigserial PRIMARY KEY, run_id bigint NOT NULL, at_work int NOT NULL);
     CREATE TABLE fault_removed (id bigint PRIMARY KEY);
     CREATE FUNCTION fault_subject(subject bigint) RETURNS void LANGUAGE plpgsql AS $$
     BEGIN
@@ -33,7 +34,7 @@ TABLES = """
     END $$;
 """
 #: The jobs whose runs are cancelled.
-CANCELLED = ["keyed", "turn", "held", "nap", "sweep", "slow-query", "later", "brief"]
+CANCELLED = ["keyed", "turn", "held", "nap", "sweep", "slow-query", "later", "brief", "limited"]
 PRIORITIES = [0, 0, 0, 0, 1, 5, 9]
 #: How long a run of ``brief`` may wait; three of one key are asked for at once, and each takes a second.
 BRIEF = timedelta(seconds=1.5)
@@ -42,6 +43,13 @@ PUTTING_OFF = timedelta(seconds=3)
 #: A slot that postpones itself waits for longer than a slot may be late in this suite.
 SLOT_LATER = timedelta(seconds=7)
 LINGER_SECONDS = 0.3
+#: How many runs of ``limited`` may be at work for each host, and how many of ``paced`` may start within which time.
+AT_ONCE, HOSTS = 2, ("alpha", "beta")
+PACE = (3, timedelta(seconds=2))
+USE = text("""
+    INSERT INTO fault_uses (run_id, at_work)
+    SELECT :run, count(*) FROM rota_runs WHERE state = 'running' AND job = 'limited' AND args ->> 'host' = :host
+""")
 
 
 class Busy(Exception):
@@ -170,6 +178,24 @@ def leave(run: Run, presence: int) -> None:
         connection.execute(leaving, {"id": presence})
 
 
+@job("limited", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE,
+     limits=[Limit("fault:{host}", at_once=AT_ONCE)])  # fmt: skip
+def limited(run: Run, host: str) -> None:
+    """So many at once of each host; writes down past its session how many it sees at work."""
+    for _ in range(2):
+        with database.autocommit(run.work.engine) as connection:
+            connection.execute(USE, {"run": run.id, "host": host})
+        time.sleep(0.3)
+    effect(run)
+
+
+@job("paced", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE,
+     limits=[Limit("fault-pace", most=PACE[0], per=PACE[1])])  # fmt: skip
+def paced(run: Run) -> None:
+    """So many starts within a time."""
+    effect(run)
+
+
 VICTIM = text("""
     SELECT id FROM rota_runs WHERE job = ANY(:jobs) AND state IN ('queued', 'retrying', 'running') AND slot IS NULL
     ORDER BY job = 'held' AND state = 'running' AND :prefers DESC, random() LIMIT 1
@@ -190,9 +216,20 @@ def canceller(run: Run) -> None:
         run.session.execute(note, {"run": victim, "found": found})
 
 
-JOBS = [turn, steady, postponed, later, brief, picky, about, asker, once, held, canceller]
+JOBS = [turn, steady, postponed, later, brief, picky, about, asker, once, held, canceller, limited, paced]
 PERIODS = {"steady": 2, "postponed": 5}
-REQUESTS = {"turn": 8, "later": 2, "brief": 1, "picky": 2, "about": 3, "asker": 3, "held": 4, "canceller": 3}
+REQUESTS = {
+    "turn": 8,
+    "later": 2,
+    "brief": 1,
+    "picky": 2,
+    "about": 3,
+    "asker": 3,
+    "held": 4,
+    "canceller": 3,
+    "limited": 4,
+    "paced": 3,
+}
 
 Ask = Callable[[Session, str, Random], list[int]]
 
@@ -236,6 +273,17 @@ def ask_picky(session: Session, _key: str, dice: Random) -> list[int]:
     return [enqueue(session, "picky", args={"raises": dice.choice(["", "busy", "hopeless", "other"])})]
 
 
+def ask_limited(session: Session, _key: str, dice: Random) -> list[int]:
+    """Some at once of one host."""
+    args = {"host": dice.choice(HOSTS)}
+    return enqueue_many(session, "limited", [args] * dice.randint(1, 4), priority=dice.choice(PRIORITIES))
+
+
+def ask_paced(session: Session, _key: str, dice: Random) -> list[int]:
+    """Some at once."""
+    return enqueue_many(session, "paced", [{}] * dice.randint(1, 4))
+
+
 def ask_about(session: Session, _key: str, dice: Random) -> list[int]:
     """About a row that is there, that is taken away at once, or that never was."""
     subject = dice.randrange(1, 2**40)
@@ -254,6 +302,7 @@ def ask_about(session: Session, _key: str, dice: Random) -> list[int]:
 
 ASKS: dict[str, Ask] = {
     "turn": ask_turn, "later": ask_later, "brief": ask_brief, "picky": ask_picky, "about": ask_about,
+    "limited": ask_limited, "paced": ask_paced,
 }  # fmt: skip
 #: The jobs whose runs have a key.
 KEYED = {"keyed", "sweep", "turn", "brief", "held"}

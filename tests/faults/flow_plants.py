@@ -122,6 +122,17 @@ def unlocked_find() -> None:
     waiting.OF_KEY = replaced(waiting.OF_KEY, "FOR NO KEY UPDATE SKIP LOCKED", "")
 
 
+def ignored_limit() -> None:
+    """A claim does not look whether its limits have room."""
+    crowded = "ORDER BY standing.place LIMIT 1"
+    claims.CLAIM_LIMITED = rewritten(claims.CLAIM_LIMITED, crowded, f"AND false {crowded}")
+
+
+def endless_tokens() -> None:
+    """A start takes no token."""
+    claims.CLAIM_LIMITED = rewritten(claims.CLAIM_LIMITED, "tokens - 1, now,", "tokens, now,")
+
+
 def forgotten_attempt() -> None:
     """A failed attempt is not kept."""
     runs.FAIL = rewritten(runs.FAIL, "FROM ended WHERE true", "FROM ended WHERE false")
@@ -152,12 +163,15 @@ FLOW_PLANTS = [
     of(unasked_subject, "subject ignored"),
     of(unlocked_find, "change missed"),
     of(forgotten_attempt, "attempt not kept"),
+    of(ignored_limit, "limit exceeded"),
+    of(endless_tokens, "pace exceeded"),
 ]
 #: Those that do not hide one another, so that one round finds them all.
 TOGETHER = {
     "turns": ("jumped-queue", "lost-place", "late-start", "tried-and-missed", "counted-later", "stubborn-retry",
               "forgotten-attempt", "unasked-subject"),
-    "requests": ("skipped-request", "unfenced-cancel", "expired-retry", "hasty-orphan", "uncounted-later"),
-    "races": ("freed-key", "unlocked-find"),
+    "requests": ("skipped-request", "unfenced-cancel", "expired-retry", "hasty-orphan", "uncounted-later",
+                 "endless-tokens"),
+    "races": ("freed-key", "unlocked-find", "ignored-limit"),
     "wakes": ("slow-wakes", "endless-later"),
 }  # fmt: skip

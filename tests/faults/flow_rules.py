@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from tests.faults.attempts import (
     AFTERMATH,
+    CLOCK_GRAIN,
     CRASHED,
     FAILED,
     FINAL,
@@ -302,7 +303,59 @@ def outcome_of(attempt: Attempt, end: Transition) -> str | None:
     return "failed" if end.reason in FAILED else "crashed" if end.reason in CRASHED else "released"
 
 
+def limits(history: History) -> Iterator[Violation]:
+    """A limit is never exceeded, by the ledger and by what the runs under it have seen."""
+    for runs in limited_together(history):
+        most = history.spec(runs[0]).at_once
+        spans = [span for run in runs for span in held_spans(history, run)]
+        for span in spans if most is not None else ():
+            beside = [other for other in spans if other.begin <= span.begin and other.end - span.begin > CLOCK_GRAIN]
+            if most is not None and len(beside) > most:
+                message = f"runs {[other.run_id for other in beside]} were at work at once, and {most} may be"
+                yield Violation("limit", "limit exceeded", message, span.run_id)
+    for run_id, at_work in history.uses:
+        most = history.spec(history.run[run_id]).at_once if run_id in history.run else None
+        if most is not None and at_work > most:
+            yield Violation("limit", "limit exceeded", f"run {run_id} has seen {at_work}, and {most} may be", run_id)
+
+
+def limited_together(history: History) -> Iterator[list[RunRow]]:
+    """The runs under each name of a limit."""
+    under: dict[str, list[RunRow]] = defaultdict(list)
+    for run in history.runs:
+        for name in run.limits or ():
+            under[name].append(run)
+    yield from under.values()
+
+
+def held_spans(history: History, run: RunRow) -> Iterator[Span]:
+    """When a run held its limits, by the ledger."""
+    for attempt in attempts(history, run.id):
+        yield Span(run.id, attempt.claim.at, attempt.end.at if attempt.end else history.until)
+
+
+def paces(history: History) -> Iterator[Violation]:
+    """Within any time no more runs start than a bucket of tokens allows, which is refilled evenly."""
+    for runs in limited_together(history):
+        pace = history.spec(runs[0]).pace
+        if pace is not None:
+            starts = sorted(attempt.claim.at for run in runs for attempt in attempts(history, run.id))
+            yield from too_many(runs[0].job, starts, *pace)
+
+
+def too_many(job: str, starts: list[datetime], most: int, per_seconds: float) -> Iterator[Violation]:
+    """The same for the starts of one limit; the trigger may write one down later than it took place."""
+    for first, begin in enumerate(starts):
+        for number, end in enumerate(starts[first:], 1):
+            if number > most + 1 + most * seconds(end - begin) / per_seconds:
+                message = (
+                    f"{number} runs of {job} started within {seconds(end - begin):.2f} s, {most} in {per_seconds} s may"
+                )
+                yield Violation("limit", "pace exceeded", message)
+                return
+
+
 RULES: list[Check] = [
     order, places, turns, requests, tried, presences, cancels, deadlines, laters, retry_rules, subjects, changes,
-    kept_attempts,
+    kept_attempts, limits, paces,
 ]  # fmt: skip

@@ -38,6 +38,10 @@ class Spec:
     has_delay: bool = True
     #: Whether a waiting slot replaces older ones.
     keeps_newest: bool = False
+    #: How many of its runs may be at work at once under each name of a limit.
+    at_once: int | None = None
+    #: How many of its runs may start within how many seconds.
+    pace: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class RunRow:
     expires_at: datetime | None = None
     #: How often it was postponed.
     laters: int = 0
+    #: The names of its limits.
+    limits: list[str] | None = None
 
     @property
     def was_cancelled(self) -> bool:
@@ -220,6 +226,8 @@ class History:
     presences: list[Presence] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     kept: list[KeptAttempt] = field(default_factory=list)
+    #: How many runs under its limit a run has seen at work.
+    uses: list[tuple[int, int]] = field(default_factory=list)
     #: When the row of a subject was taken away, by its id. One with a negative id never had any.
     removed: dict[int, datetime] = field(default_factory=dict)
     mode: str = "auto"

@@ -257,6 +257,8 @@ def spec(job: Job) -> Spec:
         has_effect=job.name != "light",
         is_refused=job.name == "refused",
         has_delay=bool(job.retry_delay),
+        at_once=flow_jobs.AT_ONCE if job is flow_jobs.limited else None,
+        pace=(flow_jobs.PACE[0], flow_jobs.PACE[1].total_seconds()) if job is flow_jobs.paced else None,
         keeps_newest=job.schedule is not None and job.overlap == "wait",
     )
 

@@ -18,6 +18,8 @@ SPECS = {
     "turn": Spec("turn", has_delay=False),
     "steady": Spec("steady", keeps_newest=True),
     "free": Spec("free", exclusive=False),
+    "limited": Spec("limited", exclusive=False, at_once=2),
+    "paced": Spec("paced", exclusive=False, pace=(2, 10.0)),
 }
 #: Why an attempt ended, and as what it is kept.
 KEPT = {

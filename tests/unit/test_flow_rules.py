@@ -345,6 +345,32 @@ class TestKeptAttempts:
         assert story.kinds() == {"attempt not kept"}
 
 
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("host", "begin", "found"), [("a", 3, {"limit exceeded"}), ("b", 3, set()), ("a", 5, set())]
+    )
+    def test_so_many_at_once_of_one_name(self, story, host, begin, found):
+        for limit in ("a", "a", host):
+            third = len(story.history.runs) == 2
+            worked(story, "limited", limits=[limit], begin=begin if third else 1, end=6 if third else 4)
+
+        assert story.kinds() == found
+
+    def test_as_a_run_has_seen(self, story):
+        story.history.uses.append((worked(story, "limited", limits=["a"]), 3))
+
+        assert story.kinds() == {"limit exceeded"}
+
+    @pytest.mark.parametrize(
+        ("starts", "found"), [((1, 1, 1), set()), ((1, 1, 1, 2), {"pace exceeded"}), ((1, 1, 1, 6), set())]
+    )
+    def test_so_many_starts_within_a_time(self, story, starts, found):
+        for begin in starts:
+            worked(story, "paced", limits=["pace"], begin=begin, end=9)
+
+        assert story.kinds() == found
+
+
 def test_the_turn_of_a_run_comes_with_the_end_of_the_one_before(story):
     worked(story, begin=1, end=9)
     run_id = worked(story, due=1, begin=10, end=11)

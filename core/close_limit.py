@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from core.enqueue import plain_session
 from core.errors import BadTime, NaiveTime
-from core.jobs.limit import LONGEST_PER
+from core.jobs.limit import LONGEST_PER, shortened
 from core.ledger import limits
 
 LONGEST_REASON = 2000
@@ -33,7 +33,7 @@ def close_limit(
         raise BadTime(f"limit {name!r}: until={until} must be more than 0 and at most {LONGEST_PER.days} days")
     return limits.close(
         session,
-        name,
+        shortened(name),
         until=until if isinstance(until, datetime) else None,
         after=until if isinstance(until, timedelta) else None,
         reason=reason and reason[:LONGEST_REASON],

@@ -7,6 +7,8 @@ from typing import Any
 
 from core.cli.output import say
 from core.ledger.models import FINAL, WAITING, State
+from core.operations.limits import LimitUse
+from core.operations.limits import in_words as in_words_of_limit
 from core.operations.listing import Attempt, Details, Relative
 from core.operations.wording import local, local_zone, span
 
@@ -45,8 +47,8 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
     if run.state in WAITING:
         yield "due", f"{local(run.due_at)} {zone}"
         yield from (("waits for", pause) for pause in waits_for)
-        if run.waits_for is not None and run.reason == "limit":
-            yield "waits for", f"the limit {run.waits_for}"
+        if run.limit is not None:
+            yield from limit_facts(run.limit, zone)
     if run.expires_at is not None:
         yield "expires", f"{local(run.expires_at)} {zone}"
     if run.started_at is not None:
@@ -67,6 +69,14 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
         yield "result", as_text(run.result)
     elif run.error:
         yield "error", run.error.partition("\n")[0]
+
+
+def limit_facts(limit: LimitUse, zone: str) -> Iterator[tuple[str, str]]:
+    """The limit that the run waits for, and until when it is closed."""
+    yield "waits for", f"the limit {in_words_of_limit(limit)}"
+    if limit.closed_until is not None:
+        why = f": {limit.closed_reason}" if limit.closed_reason else ""
+        yield "closed until", f"{local(limit.closed_until)} {zone}{why}"
 
 
 def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 #: A name with arguments in braces, such as ``imap:{host}``.
 NAME = re.compile(r"(?:[^{}\0]|\{[^\W\d]\w*\}){1,200}")
 ARGUMENT = re.compile(r"\{(\w+)\}")
+NOT_ARGUMENTS = re.compile(r"\{\w+\}")
 #: A filled name is stored up to this length; the rest is replaced by a hash.
 LONGEST_NAME = 300
 #: Each claim reads the running runs of the name.
@@ -61,10 +62,21 @@ class Limit:
 
     def filled(self, args: Mapping[str, Any]) -> str:
         """The name for a run with these arguments, JSON values. Raises KeyError if one is missing."""
-        name = ARGUMENT.sub(lambda found: in_name(args[found[1]]), self.name)
-        if len(name) <= LONGEST_NAME:
-            return name
-        return f"{name[: LONGEST_NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        return shortened(ARGUMENT.sub(lambda found: in_name(args[found[1]]), self.name))
+
+
+def shortened(name: str) -> str:
+    """A filled name as it is stored."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def may_fill(declared: str, name: str) -> bool:
+    """Whether ``name``, as it is stored, may be ``declared`` with values of arguments."""
+    literals = [re.escape(part) for part in NOT_ARGUMENTS.split(declared)]
+    pattern = ".*".join(literals) if len(name) < LONGEST_NAME else f"{literals[0]}.*"
+    return re.fullmatch(pattern, name, re.DOTALL) is not None
 
 
 def in_name(value: Any) -> str:

@@ -55,6 +55,19 @@ WAITING = text(f"""
     FROM rota_runs WHERE {IS_LIMITED} GROUP BY 1
 """)  # noqa: S608 — constants
 
+DECLARED_EVER = text("""
+    SELECT DISTINCT name FROM rota_releases, jsonb_object_keys(limits) AS known (name) ORDER BY name
+""")
+
+#: The limits with different numbers in live releases, each with these numbers.
+CONTRADICTORY = text("""
+    SELECT name, array_agg(numbers ORDER BY numbers) AS numbers FROM (
+        SELECT DISTINCT known.name, numbers FROM rota_processes AS process
+        JOIN rota_releases ON fingerprint = process.release, jsonb_each(limits) AS known (name, numbers)
+        WHERE expires_at > statement_timestamp()) AS declared
+    GROUP BY name HAVING count(*) > 1 ORDER BY name
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -86,6 +99,16 @@ def of_run(connection: Connection, run_id: int) -> Use | None:
     """The limit that a run waits for."""
     row = connection.execute(OF_RUN, {"run_id": run_id}).one_or_none()
     return _use(row) if row is not None else None
+
+
+def declared_ever(connection: Connection) -> list[str]:
+    """The limits that any recorded release has declared."""
+    return list(connection.execute(DECLARED_EVER).scalars())
+
+
+def contradictory(connection: Connection) -> dict[str, list[dict[str, float]]]:
+    """The limits for which live releases have different numbers, each with these numbers."""
+    return {row.name: row.numbers for row in connection.execute(CONTRADICTORY)}
 
 
 def waiting(connection: Connection) -> dict[str, int]:

@@ -13,12 +13,13 @@ from core import database, settings
 from core.errors import SettingsError
 from core.jobs.limit import contradictions as contradictions_of
 from core.jobs.registry import Registry, words_on_grace
-from core.ledger import history, identity, orphans, overdue, pauses, releases, transactions
+from core.ledger import history, identity, limit_use, orphans, overdue, pauses, releases, transactions
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
 from core.operations import postgres_fitness, redis_fitness, standings, subjects
 from core.operations.checks import Check, Outcome, check
 from core.operations.json_shape import Shape
+from core.operations.limits import numbers_in_words
 from core.operations.pauses import in_words
 from core.plugins import loading
 from core.plugins import unread_settings as unread
@@ -121,6 +122,14 @@ def contradicting_limits(registry: Registry) -> Iterator[Check]:
         yield check(f"limit {name}", "info", said, "declare the same numbers")
 
 
+def limits_of_releases(connection: Connection) -> Iterator[Check]:
+    """Name the limits for which live releases have different numbers."""
+    for name, numbers in limit_use.contradictory(connection).items():
+        sizes = " and ".join(map(numbers_in_words, numbers))
+        said = f"live releases have different numbers, {sizes}; the smaller ones hold"
+        yield check(f"limit {name}", "info", said, "this ends when the processes of the release before have ended")
+
+
 def ledger(
     registry: Registry,
     configured: Settings,
@@ -148,6 +157,7 @@ def ledger(
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
                 yield from needed_for_working(subjects.missing(connection, registry), purpose)
                 yield from absent_jobs(connection)
+                yield from limits_of_releases(connection)
                 yield from idle_transactions(connection, live=live)
                 active = pauses.active(connection)
                 yield from (check(f"pause of {pause.scope}", "info", in_words(pause)) for pause in active)

@@ -1,20 +1,24 @@
 """Limits: their numbers, their use, and the runs that wait for them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
-from core.jobs.limit import ARGUMENT
-from core.ledger import limit_use
+from core.jobs.limit import may_fill
+from core.ledger import history, limit_use, releases
 from core.ledger.limit_use import Use
+from core.ledger.models import WAITING
 from core.observability import redaction
 from core.operations.json_shape import Instant, Shape
+from core.operations.redaction import limit_name
 
 
 class LimitUse(Shape):
     """A limit and its use now."""
 
-    #: The name, filled from arguments; as it is declared, if one of these arguments is hidden (``ROTA_REDACT``).
+    #: The name, filled from arguments; as it is declared, if one of these arguments is secret.
     name: str
     #: The most runs at work at the same time, and how many are; the smallest number of the live releases.
     at_once: int | None
@@ -28,32 +32,51 @@ class LimitUse(Shape):
     closed_reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Shows the names of limits without the values of secret arguments."""
+
+    #: The names of ``ROTA_REDACT`` and of the secret arguments of all jobs, in lower case.
+    hidden: frozenset[str]
+    #: The limits that any release has declared.
+    declared: Collection[str]
+
+    def shape(self, use: Use) -> LimitUse:
+        """A limit and its use."""
+        declared = use.declared or [each for each in self.declared if may_fill(each, use.name)]
+        fields = {field: getattr(use, field) for field in LimitUse.model_fields}
+        return LimitUse.model_validate(fields | {"name": limit_name(use.name, declared, self.hidden)})
+
+
 def listed(connection: Connection, most: int) -> list[LimitUse]:
     """Up to ``most`` limits; those with the most waiting runs come first."""
-    hidden = redaction.redacted()
-    return [shape(use, hidden) for use in limit_use.everything(connection, most)]
+    secrets = {name.lower() for names in releases.secrets(connection).values() for name in names}
+    naming = Naming(redaction.redacted() | secrets, limit_use.declared_ever(connection))
+    return [naming.shape(use) for use in limit_use.everything(connection, most)]
 
 
-def shape(use: Use, hidden: Collection[str]) -> LimitUse:
-    """A limit without the values of ``hidden`` arguments."""
-    return LimitUse.model_validate({name: getattr(use, name) for name in LimitUse.model_fields} | shown(use, hidden))
-
-
-def shown(use: Use, hidden: Collection[str]) -> dict[str, str]:
-    """Its name, without the values of ``hidden`` arguments."""
-    shows = {name.lower() for declared in use.declared for name in ARGUMENT.findall(declared)}
-    return {"name": use.declared[0] if shows & {*hidden} else use.name}
+def of_run(connection: Connection, run: history.Run) -> LimitUse | None:
+    """The limit that ``run``, whose secrets are hidden, waits for."""
+    use = limit_use.of_run(connection, run.id) if run.state in WAITING and run.reason == "limit" else None
+    return (
+        LimitUse.model_validate(use, from_attributes=True).model_copy(update={"name": run.waits_for}) if use else None
+    )
 
 
 def size(use: LimitUse) -> str:
-    """Its numbers in a few words."""
-    sizes = [f"{use.at_once} at once"] if use.at_once is not None else []
-    if use.most is not None and use.per_second is not None:
-        sizes.append(f"{use.most:g} per {use.most / use.per_second:g} s")
-    return ", ".join(sizes) or "no live process declares it"
+    """The numbers of a limit in a few words."""
+    return numbers_in_words(use.model_dump()) or "no live process declares it"
 
 
-def of_run(connection: Connection, run_id: int) -> LimitUse | None:
-    """The limit that a run waits for."""
-    use = limit_use.of_run(connection, run_id)
-    return shape(use, redaction.redacted()) if use is not None else None
+def numbers_in_words(numbers: Mapping[str, Any]) -> str:
+    """The numbers ``at_once``, ``most`` and ``per_second`` in a few words; empty without any."""
+    at_once, most, per_second = (numbers.get(name) for name in ("at_once", "most", "per_second"))
+    sizes = [f"{at_once} at once"] if at_once is not None else []
+    if most is not None and per_second is not None:
+        sizes.append(f"{most:g} per {most / per_second:g} s")
+    return ", ".join(sizes)
+
+
+def in_words(use: LimitUse) -> str:
+    """A limit with its numbers and its use."""
+    return f"{use.name} ({size(use)}; {use.running} at work)"

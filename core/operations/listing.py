@@ -11,7 +11,9 @@ from core.ledger import attempts, history, listing, releases
 from core.ledger.listing import MOST_CHILDREN
 from core.ledger.models import State
 from core.ledger.operations import Filter
+from core.operations import limits
 from core.operations.json_shape import Instant, Shape
+from core.operations.limits import LimitUse
 from core.operations.redaction import Redactor, redactor
 from core.operations.runs import Run, shapes
 from core.operations.selection import Selection
@@ -54,6 +56,8 @@ class Details(Run):
     limits: list[str] | None
     #: The one of its limits that it has found full, until its next claim.
     waits_for: str | None
+    #: That limit with its use now.
+    limit: LimitUse | None
     #: How many of its attempts failed, and during how many its process died.
     failures: int
     crashes: int
@@ -106,6 +110,7 @@ def details(connection: Connection, registry: Registry, run_id: int) -> Details:
         {
             **{name: getattr(run, name) for name in OF_ROW},
             **listed.model_dump(),
+            "limit": limits.of_run(connection, run),
             "attempts": [shown_attempt(hiding, row, each) for each in attempts.of_run(connection, run_id)],
             "enqueued_by": Relative.model_validate(parent) if parent is not None else None,
             "enqueued": [Relative.model_validate(child) for child in children[:MOST_CHILDREN]],

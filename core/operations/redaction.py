@@ -4,20 +4,21 @@ The secret arguments of a job are those of the job as it is loaded here and thos
 a job is not loaded here, all its arguments are hidden, since it is unknown which of them are secret.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Connection
 
+from core.jobs.limit import ARGUMENT
 from core.jobs.registry import Registry
 from core.jobs.secrets import secret_names
 from core.ledger import history, releases
 from core.observability import redaction
 
 #: The columns that may contain a value of an argument.
-SHOWN = ("result", "progress", "error", "subject", "limits", "waits_for")
+SHOWN = ("result", "progress", "error", "subject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,30 @@ class Redactor:
         if run.job in self.known and not self.names(run.job):
             return run
         shown = {name: self.value(run.job, run.args, getattr(run, name)) for name in SHOWN}
-        if run.job not in self.known and run.limits:
-            shown |= {"limits": run.limits_declared, "waits_for": redaction.HIDDEN if run.waits_for else None}
+        if run.limits:
+            shown |= self.limits(run)
         hidden: Any = SimpleNamespace(**{**run._mapping, **shown, "args": self.arguments(run.job, run.args)})
         return hidden  # type: ignore[no-any-return]  # it has the attributes of the row
+
+    def limits(self, run: history.Run) -> dict[str, Any]:
+        """The names of a run's limits without secrets; as they are declared, if the job is unknown here."""
+        each = zip(run.limits, run.limits_declared, strict=True)
+        known, hidden = run.job in self.known, self.names(run.job)
+        shown = {name: limit_name(name, [declared], hidden) if known else declared for name, declared in each}
+        return {"limits": [shown[name] for name in run.limits], "waits_for": shown.get(run.waits_for)}
+
+
+def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> str:
+    """The name of a limit that was filled from one of ``declared``; as declared, if it shows values of ``hidden``.
+
+    ``hidden`` has names of arguments, and of fields in JSON, in lower case.
+    """
+    for each in declared:
+        if hidden & {argument.lower() for argument in ARGUMENT.findall(each)}:
+            return each
+    if any(f'"{field}":' in name.lower() for field in hidden):
+        return declared[0] if declared else redaction.HIDDEN
+    return name
 
 
 def redactor(connection: Connection, registry: Registry) -> Redactor:

@@ -202,10 +202,10 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
 
 def limit_sentences(scene: Scene, run: Run) -> list[str]:
     """Name the limit that a run waits for, and its use."""
-    use = limits.of_run(scene.connection, run.id) if run.reason == "limit" else None
+    use = limits.of_run(scene.connection, run)
     if use is None:
         return []
-    sentences = [f"It waits for the limit {use.name} ({limits.size(use)}), with {use.running} runs at work."]
+    sentences = [f"It waits for the limit {limits.in_words(use)}."]
     if use.closed_until is not None:
         why = f": {use.closed_reason}" if use.closed_reason else ""
         sentences.append(f"The limit is closed until {scene.at(use.closed_until)}{why}.")

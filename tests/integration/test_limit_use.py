@@ -1,7 +1,8 @@
 """``rota limits``, and what else tells operators of limits: ``rota why``, ``rota check``, one run, the metric."""
 
 import json
-from datetime import timedelta
+import re
+from datetime import datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from core.dispatcher.overdue_alarm import Watch
 from core.ledger import limit_use, retention
 from core.ledger.claims import Verdict
 from core.observability import metrics
-from core.operations import health, limits, why
+from core.operations import health, why
 from core.testing import registry_of
 from core.worker.claiming import limits_of
 
@@ -63,10 +64,44 @@ class TestLimits:
         assert first.startswith("limit\tsize\tat work\tmay start\twaiting\tclosed until")
         assert busy.split("\t")[:5] == ["imap:a", "1 at once", "1", "", "1"]
 
-    def test_a_hidden_argument_is_not_shown(self, rota, monkeypatch):
-        monkeypatch.setattr("core.observability.redaction.redacted", lambda: frozenset({"host"}))
+    @pytest.mark.parametrize("how", ["ROTA_REDACT", "Secret in another release"])
+    def test_a_secret_argument_is_not_shown(self, rota, database, ledger, full, monkeypatch, how):
+        with Session(database) as session, session.begin():
+            close_limit(session, "imap:b", until=timedelta(minutes=1))
+            close_limit(session, "imap:" + "c" * 400, until=timedelta(minutes=1))
+        at = ledger.value("SELECT max(queued_at) FROM rota_runs").isoformat()
+        run = str(full)
+        commands = [("limits", "--json"), ("runs", run), ("runs", run, "--json"), ("why", "poll", "--at", at)]
+        if how == "ROTA_REDACT":
+            monkeypatch.setattr("core.observability.redaction.redacted", lambda: frozenset({"host"}))
+        else:
+            body = json.dumps({"poll": {"secrets": ["host"]}})
+            ledger.do(
+                "INSERT INTO rota_releases (fingerprint, jobs) VALUES ('before', CAST(:jobs AS jsonb))", jobs=body
+            )
 
-        assert "imap:a" not in rota("limits", "--json").output
+        for command in commands:
+            output = rota(*command).output
+            assert "imap:{host}" in output, command
+            assert not re.search("imap:[abc]", output), output
+
+    def test_a_secret_field_of_an_argument_is_not_shown(self, rota, database, monkeypatch):
+        monkeypatch.setattr("core.observability.redaction.redacted", lambda: frozenset({"password"}))
+        with Session(database) as session, session.begin():
+            close_limit(session, 'imap:{"host": "b", "password": "pw"}', until=timedelta(minutes=1))
+
+        output = rota("limits", "--json").output
+
+        assert "pw" not in output
+        assert "imap:a" in output
+
+    def test_a_long_name_is_closed_as_it_is_stored(self, rota, database):
+        with Session(database) as session, session.begin():
+            close_limit(session, "imap:" + "c" * 400, until=timedelta(minutes=1))
+
+        closed = {each["name"] for each in json.loads(rota("limits", "--json").output) if each["closed_until"]}
+
+        assert closed == {Limit("imap:{host}", at_once=1).filled({"host": "c" * 400})}
 
     def test_the_metric_has_declared_names(self, database):
         seen = {}
@@ -85,19 +120,29 @@ def test_one_run_names_the_limit_that_it_waits_for(rota, full):
     output = rota("runs", str(full)).output
 
     assert "queued (limit)" in output
-    assert "the limit imap:a" in output
+    assert "the limit imap:a (1 at once; 1 at work)" in output
+    assert "closed until" not in output
+
+
+def test_one_run_says_until_when_its_limit_is_closed(rota, full, database):
+    with Session(database) as session, session.begin():
+        until = close_limit(session, "imap:a", until=timedelta(minutes=1), reason="429")
+
+    found = json.loads(rota("runs", str(full), "--json").output)
+
+    assert (found["limit"]["name"], found["limit"]["closed_reason"]) == ("imap:a", "429")
+    assert datetime.fromisoformat(found["limit"]["closed_until"]) == until
+    assert ": 429" in rota("runs", str(full)).output
 
 
 def test_why_names_the_limit_and_until_when_it_is_closed(database, full):
     with Session(database) as session, session.begin():
         close_limit(session, "imap:a", until=timedelta(minutes=1), reason="429")
     with database.connect() as connection:
-        use = limits.of_run(connection, full)
         asked_at = connection.exec_driver_sql("SELECT max(queued_at) FROM rota_runs").scalar_one()
         said = str(why.ask(connection, registry_of(poll), "poll", at=asked_at.isoformat()))
 
-    assert use.name == "imap:a"
-    assert "It waits for the limit imap:a (1 at once), with 1 runs at work." in said
+    assert "It waits for the limit imap:a (1 at once; 1 at work)." in said
     assert "The limit is closed until" in said
     assert ": 429." in said
 
@@ -112,6 +157,22 @@ def test_check_names_a_limit_with_different_numbers():
     assert (found.name, found.outcome) == ("limit polls", "info")
     assert "the jobs poll, push declare different numbers" in found.found
     assert list(health.contradicting_limits(registry_of(poll))) == []
+
+
+@pytest.mark.usefixtures("full")
+def test_check_names_a_limit_with_different_numbers_in_live_releases(database, start_process):
+    @job("poll", limits=[Limit("imap:{host}", at_once=2), Limit("polls", most=5, per=timedelta(minutes=1))])
+    def later(run: Run, host: str = "a") -> None:
+        """Do nothing."""
+
+    with database.connect() as connection:
+        assert list(health.limits_of_releases(connection)) == []
+
+        start_process(jobs=[later])
+
+        (found,) = health.limits_of_releases(connection)
+    assert (found.name, found.outcome) == ("limit imap:{host}", "info")
+    assert "live releases have different numbers, 1 at once and 2 at once" in found.found
 
 
 def test_old_rows_of_limits_are_deleted(database, ledger, full):

@@ -93,7 +93,10 @@ def bill(run: Run) -> None:
 NARROW = 2
 #: A lock that each of them holds while it works. It ends with its connection, and so with its process.
 AT_WORK = text("SELECT pg_advisory_lock(7777, :run)")
-COUNT_AT_WORK = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7777 AND granted")
+COUNT_AT_WORK = text("""
+    SELECT count(*) FROM pg_locks JOIN pg_database AS own ON own.oid = database
+    WHERE datname = current_database() AND locktype = 'advisory' AND classid = 7777 AND granted
+""")
 LEFT = text("SELECT pg_advisory_unlock(7777, :run)")
 
 

@@ -73,7 +73,8 @@ def test_a_failing_job_is_tried_once_per_slot(make_fleet):
     gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(starts)]
     assert statistics.median(gaps) >= 1.5
     slots = fleet.rows("SELECT state, reason FROM rota_runs WHERE job = 'failing-slot' AND finished_at IS NOT NULL")
-    assert {(slot.state, slot.reason) for slot in slots} <= {("skipped", "retrying"), ("dead", "retries")}
+    gave_way = {("skipped", "retrying"), ("skipped", "overlap")}  # the latter if a busy machine was late
+    assert {(slot.state, slot.reason) for slot in slots} <= {*gave_way, ("dead", "retries")}
     most = max(sum(0 <= (other - start).total_seconds() < 10 for other in starts) for start in starts)
     assert most <= 6  # five slots come due in ten seconds, and a busy machine may be late with the one before
 

@@ -1,13 +1,14 @@
 """``rota orphans`` and ``rota diff`` against a real ledger."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel
 
+from core import Limit, every, job
 from core import database as databases
-from core import every, job
 from core.cli import confirmation, main
 from core.ledger import releases
 from core.testing import registry_of
@@ -264,6 +265,24 @@ class TestDiff:
             },
         )
         assert "    argument place: none → str = 'uk'" in rota("diff").stdout.splitlines()
+
+    def test_a_changed_limit_is_told_as_it_was_and_as_it_is(self, rota, ran, use_jobs):
+        def poll(*limits):
+            return job("poll", limits=[*limits])(lambda run: None)
+
+        minute = timedelta(minutes=1)
+        ran(poll(Limit("smtp", at_once=2), Limit("same", at_once=1), Limit("gone", at_once=3)))
+        use_jobs(poll(Limit("smtp", at_once=4), Limit("same", at_once=1), Limit("polls", most=5, per=minute)))
+
+        status, found = self.diff(rota)
+
+        assert status == 0
+        assert found["changed"]["poll"] == {
+            "limit gone": ["3 at once", None],
+            "limit polls": [None, "5 per 60 s"],
+            "limit smtp": ["2 at once", "4 at once"],
+        }
+        assert "    limit polls: none → 5 per 60 s" in rota("diff").stdout.splitlines()
 
     def test_what_an_older_version_did_not_keep_has_not_changed(self, rota, ran, ledger):
         ran(close_day, open_day)

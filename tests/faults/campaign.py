@@ -98,7 +98,7 @@ class Round:
     plant: str | None = None
     #: Instead of what the seed draws: fault, when, which member, for how long.
     faults: Sequence[tuple[str, float, int | None, float]] | None = None
-    per_second: float = 6
+    per_second: float = 8
     requests: Mapping[str, int] = field(default_factory=lambda: workload.REQUESTS)
     #: How long after the end everything must have ended; None: by the lease.
     settle_seconds: float | None = None

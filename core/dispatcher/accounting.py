@@ -61,6 +61,13 @@ class Accountant:
 
     def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
         """Insert the due slots that no process has inserted."""
+        try:
+            self._account(connection, carrier)
+        except BaseException:
+            self.next_slots.clear()  # some may not be recorded; the next pass begins at the watermarks again
+            raise
+
+    def _account(self, connection: Connection, carrier: DispatchCarrier) -> None:
         now = history.now(connection)
         changed: dict[str, Watermark] = {}
         due: list[tuple[Job, SlotRow]] = []

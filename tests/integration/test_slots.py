@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from core import cron, every, job
 from core import database as databases
@@ -188,6 +189,23 @@ class TestWatermarks:
         found = [row.slot for row in ledger.runs("work")]
         assert found == list(work.schedule.between(since, found[-1]))
         assert len(carrier.runs) == len(found)
+
+    def test_a_slot_that_postgresql_refuses_is_recorded_in_a_later_pass(self, database, ledger, carrier, outage):
+        work = scheduled(every(seconds=1))
+        since = outage(work, seconds=5)
+        with databases.autocommit(database) as connection:
+            accountant = Accountant(registry_of(work), slots.watermarks(connection))
+            ledger.do("ALTER TABLE rota_runs ADD CONSTRAINT disk_is_full CHECK (false) NOT VALID")
+            try:
+                with pytest.raises(IntegrityError, match="disk_is_full"):
+                    accountant.account(connection, carrier)
+            finally:
+                ledger.do("ALTER TABLE rota_runs DROP CONSTRAINT disk_is_full")
+            accountant.account(connection, carrier)
+
+        found = [row.slot for row in ledger.runs("work")]
+        assert found
+        assert found == list(work.schedule.between(since, found[-1]))
 
 
 class TestMisfires:

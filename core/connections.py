@@ -137,7 +137,7 @@ class WatchedConnection(OwnConnection):
             error.blame = REFUSED  # type: ignore[attr-defined]
 
     def taken(self) -> bool:
-        """Note that the connection was taken from the pool; return False if its peer has closed it."""
+        """Remember that the connection was taken from the pool; return False if its peer has closed it."""
         self.has_answered = False
         return not self._has_been_told() or self._answers()
 

@@ -57,12 +57,12 @@ def in_children(step: Callable[[], None]) -> None:
 
 
 def begin() -> None:
-    """Note that this process works on jobs from now on."""
+    """Remember that this process works on jobs from now on."""
     _Here.is_working = True
 
 
 def end() -> None:
-    """Note that this process no longer works on jobs."""
+    """Remember that this process no longer works on jobs."""
     _Here.is_working = False
 
 

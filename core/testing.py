@@ -151,7 +151,10 @@ def database_engine(environment: None, postgres_url: str) -> Iterator[Engine]:
 
 @dataclass(slots=True)
 class Member:
-    """The process that a test claims as: an id in the ledger, or None, without a heartbeat."""
+    """The process in whose name a test claims runs. It has no heartbeat.
+
+    ``process_id`` is its id in the ledger, or None if it is not registered there.
+    """
 
     process_id: int | None
     in_hand: LeasesInHand = field(default_factory=LeasesInHand)

@@ -1,4 +1,4 @@
-"""The person who acts, for the audit: ``--by``, by default the user who is logged in."""
+"""Names the person who acts, for the audit: the value of ``--by``, or the user who is logged in."""
 
 import getpass
 import os

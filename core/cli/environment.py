@@ -77,7 +77,7 @@ def configured() -> Settings:
 def ledger(
     rights: Mapping[str, str] = database.RIGHTS, *, statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS
 ) -> Iterator[Engine]:
-    """An engine for one command, closed afterwards; 0 means no time-out.
+    """Make an engine for one command, and close it afterwards. A time-out of 0 means none.
 
     ``rights`` are those that the command needs. Raises the errors of ``connections.explained``.
     """

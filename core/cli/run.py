@@ -96,7 +96,7 @@ def in_short(row: history.Run) -> str:
 
 
 def status_line() -> AbstractContextManager[Callable[[str], None]]:
-    """A line that changes in place on a terminal; elsewhere, nothing."""
+    """Show a status line that changes in place. Shows nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return nullcontext(lambda _line: None)
     from core.cli.spinner import spinning

@@ -34,7 +34,7 @@ def filtering(command: Callable[..., Any], *, by_reason: str = "--reason") -> Ca
 
 
 def selection(**chosen: Any) -> Selection:
-    """The selection of the options. Raises click.UsageError for neither or both of ids and conditions."""
+    """Make a Selection from a command's options. Raises click.UsageError unless they have either ids or conditions."""
     found = Selection(**chosen)
     if not found.is_one_way:
         raise click.UsageError("give the runs' ids, or select runs by --job, --queue, --reason or another option")

@@ -39,7 +39,7 @@ class KeyAccountant:
     """The leader's watermarks between passes; the ledger has those that a slot has moved."""
 
     registry: Registry
-    #: Whether no other leader does the same; then none can until this one's connection ends.
+    #: Whether this is the only leader that inserts such slots. It then stays the only one until its connection ends.
     is_alone: bool = False
     #: The time up to which the slots of each job are accounted for.
     reached: dict[str, datetime] = field(default_factory=dict)

@@ -45,7 +45,7 @@ MAINTENANCE_SECONDS = 15.0
 REDIS_LOST_SECONDS = 10.0
 #: How often to look whether a queue has room again, in seconds.
 LOOK_FOR_ROOM_SECONDS = 0.1
-#: How much longer than other processes a leader that stepped down waits before it asks again, in seconds.
+#: A leader that stepped down waits this much longer than other processes before it asks for leadership, in seconds.
 GIVE_WAY_SECONDS = 2.0
 
 

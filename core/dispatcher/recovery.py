@@ -56,7 +56,7 @@ class Outage:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def goes_on(self, now: float) -> None:
-        """Note that PostgreSQL could not be reached."""
+        """Remember that PostgreSQL could not be reached."""
         with self._lock:
             if self._began_at is None:
                 self._began_at = now
@@ -64,7 +64,7 @@ class Outage:
             self._seconds, self._last_at = max(now - self._began_at, recent), now
 
     def end(self) -> None:
-        """Note that PostgreSQL can be reached again."""
+        """Remember that PostgreSQL can be reached again."""
         with self._lock:
             self._began_at = None
 

@@ -14,7 +14,7 @@ from core.ledger.turns import Turn
 #: How many jobs and keys one pass checks.
 AT_ONCE = 1000
 FIRST = Turn("", "")
-#: A rate of many runs per second is woken in steps of this, in seconds.
+#: The shortest time between two checks of limits that have a rate, in seconds.
 SHORTEST_SECONDS = 0.02
 
 

@@ -22,13 +22,13 @@ MOST = 20_000
 URGENT = 1000
 #: The time in which a queue's workers should fetch what is in its window, in seconds.
 SPAN_SECONDS = 1.0
-#: The shortest time in which fetched messages are counted, in seconds, and the longest: after that, other processes
-#: may have sent messages too.
+#: The shortest time in which fetched messages are counted, in seconds.
 SAMPLE_SECONDS = 0.1
+#: The longest such time, in seconds. In a longer time other processes may have sent messages too.
 LONGEST_SAMPLE_SECONDS = 2.0
 #: The factor by which the window of a queue grows that was empty.
 GROWTH = 4
-#: How often other processes are told that a queue has no room for their messages, and what its window is, in seconds.
+#: How often the dispatcher tells other processes the window of a queue, or that it has no room, in seconds.
 TELL_FULL_SECONDS = 0.5
 TELL_SECONDS = 30.0
 
@@ -37,7 +37,7 @@ class Waiting(Protocol):
     """The part of a carrier that windows need."""
 
     def waiting(self, queue: str, priority: int = 0) -> int:
-        """How many messages of ``queue`` wait that have this priority, or a higher one, if it is not 0."""
+        """The number of waiting messages of ``queue`` with at least this priority; for 0, of those without one."""
 
     def tell_window(self, queue: str, most: int) -> None:
         """Tell other processes how many messages may wait on ``queue``."""
@@ -99,7 +99,7 @@ class Windows:
         return room
 
     def sent(self, carrier: Waiting, queue: str, count: int, *, has_more: bool) -> None:
-        """Note that ``count`` messages without a priority were sent to ``queue``, and whether more runs are due.
+        """Remember that ``count`` messages without a priority were sent to ``queue``, and whether more runs are due.
 
         Raises redis.RedisError.
         """

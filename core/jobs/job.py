@@ -88,7 +88,7 @@ class Job:
         return self.overlap != "allow"
 
     def limit_names(self, args: Mapping[str, Any]) -> list[str]:
-        """The names of its limits for a run with these arguments, JSON values, in the order of ``limits``.
+        """The names of its limits, filled from a run's arguments (JSON values), in the order of ``limits``.
 
         A name whose argument is missing, so that the run cannot start, stays as it is declared.
         """

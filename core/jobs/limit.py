@@ -141,7 +141,7 @@ def smallest(limits: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dic
 
 
 def sizes(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The numbers of one limit, with its rate instead of its time."""
+    """The numbers of one limit for people: ``per_seconds`` is replaced by the rate ``per_second``."""
     if "at_once" in numbers:
         return {"at_once": numbers["at_once"]}
     return {"most": numbers["most"], "per_second": numbers["most"] / numbers["per_seconds"]}

@@ -25,7 +25,7 @@ from core.ledger.releases import MAY_FIT
 CLAIM_LOOKS = 3
 #: More crashes than any run can have; used by a process that runs nothing else.
 NEVER_SUSPECT = 2**31 - 1
-#: The names of the limits of a run with some arguments, JSON values, and the same as declared.
+#: Takes a run's arguments as JSON values; returns the names of its limits, first filled, then as declared.
 LimitsOf = Callable[[Mapping[str, Any]], tuple[list[str], list[str]]]
 NO_FORMS: Mapping[str, str] = MappingProxyType({})
 
@@ -167,8 +167,8 @@ def claiming(*, limited: bool) -> str:
     """  # noqa: S608 — constants
 
 
-#: Run, job, process, name of the process, number of crashes from which a run is a suspect, scopes of the job, form of
-#: the job in this process, whether a slot of the job gives way to another run.
+#: The run; its job; the process and its name; the number of crashes that makes a run a suspect; the job's scopes; the
+#: job's form in this process; and whether a slot of the job is skipped while another run is active.
 PARAMETERS = ("bigint", "text", "bigint", "text", "int", "text[]", "text", "boolean")
 
 #: Claims a run without limits. The claim itself is not flushed to disk. If PostgreSQL crashes before the next flush,

@@ -1,4 +1,4 @@
-"""Checks, after the claim of a slot, that its schedule is still there, and counts deaths for its back-off.
+"""Checks that the schedule of a claimed slot still exists, and counts dead runs of a key for the back-off.
 
 The dispatcher inserts the slots of the schedules that it sees, and a schedule may be removed or paused at that moment,
 in a transaction that does not see the slot. So a slot whose schedule is gone, or is another one made after it, ends
@@ -42,7 +42,7 @@ CHECK = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: The stretch grows from the ``after``-th death in a row, up to ``most``.
+#: The stretch grows from the ``after``-th dead run in a row, up to ``most``.
 DIED = text("""
     WITH died AS MATERIALIZED (
         SELECT job, key, failures + 1 AS failures, least(greatest(failures + 2 - :after, 0), :most) AS stretch

@@ -99,7 +99,7 @@ def gaps(connection: Connection, job: str, key: str, slot: datetime) -> Sequence
 
 
 def around(found: Sequence[Period], instant: datetime) -> tuple[datetime | None, datetime | None]:
-    """The last slot not after ``instant``, and the first one after it, of what was in force then."""
+    """The last slot at or before ``instant``, and the first one after it, of the schedule that was in force then."""
     period = at(found, instant)
     if period is None or period.is_removed:
         return None, None

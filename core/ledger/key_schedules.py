@@ -24,7 +24,7 @@ from core.ledger.runs import in_schema
 UNSCHEDULED = "unscheduled"
 #: How many phases are looked at for a key; the one with the fewest keys is taken.
 CANDIDATES = 8
-#: The candidates are this part of the interval apart, the golden section, so that they are spread over all of it.
+#: The distance between two candidates, as a part of the interval. The golden section spreads them over all of it.
 STEP = 0.618
 #: The most rows that one statement writes.
 BATCH = 10_000
@@ -155,7 +155,7 @@ class Wanted:
 
 
 def timing(row: Row[Any]) -> tuple[str, int]:
-    """The same of a row, with the change that the dispatcher has not seen."""
+    """The schedule and spread of a row, after the change that the dispatcher has not seen yet, if there is one."""
     return (row.spec, row.spread_seconds) if row.next_spec is None else (row.next_spec, row.next_spread_seconds)
 
 

@@ -24,8 +24,9 @@ from core.ledger.processes import KEY_SLOTS_LOCK, LOCK_SPACE
 BY_KEY = "by key"
 #: With more probes of the index than this, reading all rows is faster.
 MOST_PROBES = 2000
-#: About the most rows that one statement inserts for slots that are all run late, and the shortest time that it covers.
+#: The approximate largest number of rows that one statement inserts for slots that are all run late.
 MOST_LATE = 10_000
+#: The shortest time that such a statement covers.
 SHORTEST_PART = timedelta(seconds=60)
 
 

@@ -9,7 +9,7 @@ from core.jobs.job import Job
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The limits of some runs of one job: the names as declared, and filled, as PostgreSQL's literals of arrays."""
+    """The names of the limits of some runs of one job. The filled ones are literals of PostgreSQL arrays."""
 
     #: None if the job has no limits.
     declared: list[str] | None
@@ -28,7 +28,7 @@ def of(job: Job, args: Iterable[Mapping[str, Any]]) -> Names:
 
 
 def of_slot(job: Job) -> tuple[str | None, str | None]:
-    """The names of the limits of a slot, which has no arguments, filled and as declared; literals of arrays."""
+    """The names of a slot's limits, first filled, then as declared, as literals of PostgreSQL arrays."""
     if not job.limits:
         return None, None
     return literal(job.limit_names({})), literal(each.name for each in job.limits)

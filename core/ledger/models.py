@@ -112,11 +112,11 @@ class RunRow(Base):
     limits_declared: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: The token of the last claim that has looked at its limits. A claim that has not cannot set it to ``running``.
     limits_token: Mapped[int | None] = mapped_column(BigInteger)
-    #: The one of its limits that it waits for, or was woken for; kept until its next claim.
+    #: The limit that it waits for, or that had room when it was woken; kept until its next claim.
     waits_for: Mapped[str | None] = mapped_column(Text)
     #: It is missed if it has not started by this time.
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
-    #: How many times its function has postponed it, and the time of the first.
+    #: How many times its function has postponed it, and when it did so first.
     laters: Mapped[int | None]
     later_since: Mapped[datetime | None] = mapped_column(Instant)
     #: The row that it is about, as ``table:id``.
@@ -225,7 +225,7 @@ class KeyScheduleRow(Base):
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
     #: The plugin of the job.
     plugin: Mapped[str] = mapped_column(Text)
-    #: The schedule as text; its interval, null for cron; and the phase that is added to its slots, in seconds.
+    #: The schedule as text; its interval in seconds, null for cron; its spread; and the phase that is added to its slots.
     spec: Mapped[str] = mapped_column(Text)
     every_seconds: Mapped[int | None]
     #: The phase of cron is less than this.
@@ -291,7 +291,7 @@ class KeyScheduleLogRow(Base):
     since: Mapped[datetime | None] = mapped_column(Instant)
     #: ``added``, ``changed``, ``stretched``, ``paused``, ``resumed`` or ``removed``.
     action: Mapped[str] = mapped_column(Text)
-    #: The schedule after it; before it, if it was removed.
+    #: The schedule after the change; for a removal, the removed schedule.
     spec: Mapped[str] = mapped_column(Text)
     phase: Mapped[int]
     stretched: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))

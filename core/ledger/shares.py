@@ -149,13 +149,13 @@ class Due(NamedTuple):
 class Turns:
     """Remembers whose turn it is, for one taker; another taker has its own turns."""
 
-    #: The key of each queue and job that had its turn last.
+    #: For each queue and job, the key that had the last turn.
     keys: dict[tuple[str, str], str] = field(default_factory=dict)
-    #: The job of each queue that had its turn last, if not all jobs had one.
+    #: For each queue, the last job of the last pass, if the pass had no room for all jobs.
     _last: dict[str, str] = field(default_factory=dict)
 
     def next_jobs(self, queue: str, jobs: Sequence[str], most: int) -> Sequence[str]:
-        """Up to ``most`` of ``jobs``, beginning after the job that had its turn last."""
+        """Up to ``most`` of ``jobs``, beginning after the job that had the last turn."""
         if len(jobs) <= most:
             return jobs
         last = self._last.get(queue, "")

@@ -17,7 +17,7 @@ IDLE = text(f"""
     FROM pg_stat_activity AS activity WHERE activity.pid = ANY(:pids) AND {IS_IDLE}
 """)  # noqa: S608 — a constant
 
-#: Those of all live workers. PostgreSQL cannot tell which run of a process has the transaction; it is one that began
+#: The idle transactions of all live workers. PostgreSQL cannot tell which run of a process has the transaction; it is one that began
 #: earlier.
 OF_WORKERS = text(f"""
     SELECT process.name, activity.pid, extract(epoch FROM clock_timestamp() - activity.state_change) AS seconds,
@@ -43,7 +43,7 @@ class Idle:
 
 
 def idle(connection: Connection, pids: Collection[int]) -> dict[int, float]:
-    """How long those of these server processes that have an idle transaction have been idle, in seconds."""
+    """For each of the server processes ``pids`` with an idle transaction, how long it has been idle, in seconds."""
     rows = connection.execute(IDLE, {"pids": list(pids), "seconds": IDLE_SECONDS})
     return {row.pid: float(row.seconds) for row in rows}
 

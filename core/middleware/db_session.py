@@ -52,7 +52,7 @@ class JobSession(Session):
             connection.disconnect(self)
 
     def mark_fenced(self) -> None:
-        """Note that this transaction has checked its lease, so that its commit does not check again."""
+        """Remember that this transaction has checked its lease, so that its commit does not check again."""
         self.info[FENCED] = True
 
 

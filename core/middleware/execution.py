@@ -34,7 +34,7 @@ class Carried(Protocol):
         """The lease on the run, if it was claimed ahead."""
 
     def worked(self, seconds: float) -> None:
-        """Note how long the job itself took."""
+        """Remember how long the job itself took."""
 
     def end(self) -> None:
         """Acknowledge the message of a run that returned ``recording``, when the run is over."""

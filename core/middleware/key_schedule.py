@@ -1,4 +1,4 @@
-"""Checks the schedule of a slot that was made at run time, before its first attempt; backs off when runs die."""
+"""Checks, before the first attempt of a slot, a schedule made at run time; slows it down while runs of its key die."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ class KeySchedule(Layer):
         return State.SKIPPED
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Count deaths in a row; a success ends the back-off."""
+        """Count the dead runs in a row; a success ends the back-off."""
         keyed, lease = execution.job.keyed, execution.lease
         if keyed is None or keyed.backoff_after is None or lease is None or not lease.key:
             return

@@ -66,7 +66,7 @@ class EmitOnce:
         self._last = event
 
     def reset(self) -> None:
-        """Note that the step has worked, so that the next event is logged."""
+        """Remember that the step has worked, so that the next event is logged."""
         self._last = None
 
 

@@ -16,7 +16,7 @@ from core.settings import Settings
 
 @contextmanager
 def ledger(configured: Settings, application: str, statement_timeout_seconds: float) -> Iterator[Engine]:
-    """An engine on the ledger, closed afterwards; 0 means no time-out.
+    """Make an engine on the ledger, and close it afterwards. A time-out of 0 means none.
 
     ``application`` is the name under which PostgreSQL lists its connections.
     """

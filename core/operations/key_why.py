@@ -14,7 +14,7 @@ from core.operations.wording import span
 
 
 def slots(scene: Scene, moment: Moment) -> Iterator[datetime]:
-    """The slots of the key within the given time, by what was in force then."""
+    """The slots of the key within the given time, by the schedule that was in force then."""
     found = key_history.periods(scene.connection, scene.name, scene.key)
     for start, end in moment.stretches:
         # a period excludes its start and includes its end; we need the opposite

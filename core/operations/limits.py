@@ -18,7 +18,7 @@ from core.operations.redaction import limit_name
 class LimitUse(Shape):
     """A limit and its use now."""
 
-    #: The name, filled from arguments; as it is declared, if one of these arguments is secret.
+    #: The name, filled from arguments. It is the declared name if one of these arguments is secret.
     name: str
     #: The most runs at work at the same time, and how many are; the smallest number of the live releases.
     at_once: int | None

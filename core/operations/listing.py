@@ -83,7 +83,7 @@ def newest(
 
 
 def chosen_filter(connection: Connection, registry: Registry, chosen: Selection) -> Filter:
-    """The filter of a list, which has dropped and cancelled runs too. Raises the errors of ``newest``."""
+    """The filter for a list, which also shows dropped and cancelled runs. Raises the errors of ``newest``."""
     states = (State(chosen.state),) if chosen.state is not None else tuple(State)
     wanted = replace(chosen.filter(connection, registry, states), even_withdrawn=True)
     if wanted.queue is not None and wanted.jobs is None:

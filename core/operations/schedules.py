@@ -142,7 +142,7 @@ def resume(engine: Engine, job: str, key: str, actor: Actor) -> None:
 
 
 def cleanable(connection: Connection, registry: Registry, job: str | None) -> Mapping[str, int]:
-    """How many schedules each job has that nobody has any more; only ``job`` if given.
+    """The number of schedules of each job that no process has any more; only of ``job`` if given.
 
     Raises ScheduleError if a process has the job, or may have it.
     """

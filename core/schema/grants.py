@@ -1,4 +1,4 @@
-"""Finds rights on our tables and sequences that the current role lacks, before a job fails.
+"""Finds out which rights on our tables and sequences the current role lacks, before a job fails because of it.
 
 Looking needs SELECT on the ledger's tables. Working also needs rights to write, and rights on the plugins' tables. Only
 migrations write to the version tables.

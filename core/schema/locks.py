@@ -23,7 +23,7 @@ from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
 
 T = TypeVar("T")
 
-#: How long one try may block others, in seconds; how often to try; and how long to wait between tries, in seconds.
+#: How long one try may block others (seconds), the number of tries, and the wait between two tries (seconds).
 LOCK_TIMEOUT_SECONDS = 2.0
 TRIES = 10
 PAUSE_SECONDS = 3.0

@@ -51,7 +51,7 @@ AFTER_TABLES = ("ROUTINE", "SEQUENCE", "TYPE")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table, and about how many rows it has, if PostgreSQL has ever counted."""
+    """A table and its approximate number of rows, which is None if PostgreSQL has never counted them."""
 
     name: str
     rows: int | None

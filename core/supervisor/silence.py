@@ -30,7 +30,7 @@ class Silence:
     _has_spoken: set[str] = field(default_factory=set)
 
     def heard(self, alias: str) -> None:
-        """Note that this worker has said ``alive``."""
+        """Remember that this worker has said ``alive``."""
         self._seconds[alias] = 0.0
         self._has_spoken.add(alias)
 

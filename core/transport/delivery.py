@@ -53,11 +53,11 @@ class Delivery(MessageProxy):
         return self._is_ended_later
 
     def claimed(self, lease: Lease) -> None:
-        """Note that the message's run was claimed ahead."""
+        """Remember that the message's run was claimed ahead."""
         self._lease = lease
 
     def worked(self, seconds: float) -> None:
-        """Note how long the job took."""
+        """Remember how long the job took."""
         self._seconds = seconds
 
     def end_later(self) -> None:

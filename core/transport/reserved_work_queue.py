@@ -73,7 +73,7 @@ class ReservedItems:
             return entries.popleft().item
 
     def done(self, item: Item) -> None:
-        """Note that the thread of ``item`` is free."""
+        """Remember that the thread of ``item`` is free."""
         entry = self._entry(item)
         with self._changed:
             self._occupancy.add(entry.queue_name, -1, is_urgent=entry.is_urgent)
@@ -127,7 +127,7 @@ class ReservedWorkQueue(WorkQueue):
         return item
 
     def task_done(self) -> None:
-        """Note that the calling thread has ended its item."""
+        """Remember that the calling thread has ended its item."""
         _, _, item = self._begun[threading.get_ident()]
         self._note_move(item)
         self._places.done(item)

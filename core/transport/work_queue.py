@@ -23,8 +23,9 @@ AHEAD_SECONDS = 0.05
 #: If no thread is free and none has started or ended a message for this long, waiting messages are requeued, in
 #: seconds.
 STALLED_SECONDS = 0.1
-#: Runs that threads start within this time are claimed together, in seconds; and how many at most.
+#: Runs that threads start within this time are claimed together, in seconds.
 AT_ONCE_SECONDS = 0.01
+#: The most runs that are claimed together.
 MOST_AT_ONCE = 32
 #: The most messages of one queue that wait in a process, which keeps each fetch short.
 MOST_AHEAD = 512
@@ -35,7 +36,7 @@ SHORTEST_JOB = 1e-5
 #: How long a thread waits for work before it checks whether it must pause, in seconds (one second in Dramatiq).
 #: ``close`` wakes a thread that must end.
 IDLE_SECONDS = 10.0
-#: How often ``join`` checks, and also a thread of a closed queue, in seconds.
+#: How often ``join`` and the threads of a closed queue check whether work is left, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
 
@@ -258,7 +259,7 @@ class WorkQueue:
         yield Opening(self.spare, queues)
 
     def task_done(self) -> None:
-        """Note that the calling thread has ended its item."""
+        """Remember that the calling thread has ended its item."""
         now = time.monotonic()
         lane, began_at, item = self._begun.pop(threading.get_ident())
         self._moved_at = now

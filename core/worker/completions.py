@@ -1,4 +1,4 @@
-"""Records successful runs that did not use their session in batches, with one thread per process.
+"""Records, in batches, the successes of runs that did not use their session. Each process has one thread for this.
 
 A commit waits for the disk, and waits as long for one run as for a hundred. So the thread that worked on such a run
 adds it to the batch and continues with the next run. The message is acknowledged only after the success is recorded. A
@@ -26,7 +26,7 @@ from core.worker.outcomes import Recorder, bad_result, refused_result
 
 #: The most waiting runs; further runs are committed alone.
 MOST_WAITING = 1000
-#: After so many refusals of one success alone, for any reason, it is not tried again.
+#: A success that PostgreSQL has refused so many times, when it was recorded alone, is not tried again.
 MOST_REFUSALS = 30
 #: How often ``flush`` checks, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
@@ -43,7 +43,7 @@ class Completion:
     #: ``lost``, if the lease is lost. The last argument tells whether another run waits for the end of this one. Must
     #: not raise.
     on_recorded: Callable[[str, BadResult | None, bool], None]
-    #: The end of its log, if it was not its run's first attempt.
+    #: The end of the attempt's log; None for the first attempt of a run.
     log: str | None = None
 
 

@@ -32,12 +32,12 @@ _open: dict[int, OpenTransaction] = {}
 
 
 def begun(session: object, lease: Lease, pid: int) -> None:
-    """Note that the session of a run has begun a transaction."""
+    """Remember that the session of a run has begun a transaction."""
     _open[id(session)] = OpenTransaction(lease, pid)
 
 
 def ended(session: object) -> None:
-    """Note that the session's transaction has ended."""
+    """Remember that the session's transaction has ended."""
     _open.pop(id(session), None)
 
 

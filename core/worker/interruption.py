@@ -84,7 +84,7 @@ class Watch:
 
     @property
     def is_cancelling(self) -> bool:
-        """Whether its statement is still being cancelled; the cancelling could hit a later statement of another job."""
+        """Whether a thread is still cancelling its statement. It could hit a later statement of another job."""
         return self._cancelling is not None and self._cancelling.is_alive()
 
     def hold(self, body: Callable[[], T]) -> T:
@@ -172,7 +172,7 @@ class Watcher:
     """The watching thread and its watches."""
 
     _watches: set[Watch] = field(default_factory=set)
-    #: The lock of ``_changed``; to take it by itself needs no Python code.
+    #: The lock of ``_changed``. It is also taken directly, which runs no Python code.
     _lock: Any = field(default_factory=threading.RLock)
     _changed: threading.Condition = field(init=False)
     _wakes_at: float = FOREVER

@@ -74,7 +74,7 @@ class LedgerFeed(LedgerThread):
         return self._threads is not None and not (self._carrier.carries or self._threads.are_draining)
 
     def thread_is_free(self) -> None:
-        """Note that a thread has become free."""
+        """Remember that a thread has become free."""
         if self._is_taking:
             self.wake()
 

@@ -23,7 +23,7 @@ class LeasesInHand:
 
     def __init__(self) -> None:
         self._tokens: set[int] = set()
-        #: The tokens of the attempts at runs that were cancelled and have not ended, as the heartbeat last saw.
+        #: The tokens of attempts that have not ended although their runs were cancelled, from the last heartbeat.
         self.cancelled: frozenset[int] = frozenset()
 
     def __len__(self) -> int:

@@ -28,5 +28,5 @@ class MissingRights:
         return "; ".join(lack.remedy for lack in found) if is_news else ""
 
     def reset(self) -> None:
-        """Note that the role has all rights, so that any later loss is reported."""
+        """Remember that the role has all rights, so that any later loss is reported."""
         self._told.clear()

@@ -51,7 +51,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Limited:
-    """A run with limits that has parked in this process, for one of them or for another run."""
+    """A run with limits that this process has parked, since a limit is full or another run comes first."""
 
     run_id: int
     is_second_look: bool = False

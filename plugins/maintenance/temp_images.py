@@ -157,7 +157,7 @@ class Sweep:
         return self.counts["deleted"] >= self.limit
 
     def stand(self, depth: int, step: Step) -> None:
-        """Note that the run is in this folder, at this page."""
+        """Remember that the run is in this folder, at this page."""
         self.place = Place(self.place.above, (*self.place.steps[:depth], step))
 
     def count_deleted(self) -> None:

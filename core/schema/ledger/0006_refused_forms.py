@@ -1,4 +1,4 @@
-"""The forms of its job that the arguments of a run do not fit."""
+"""Adds ``refused_by``, which lists the forms of a job that the arguments of a run do not fit."""
 
 import sqlalchemy as sa
 from alembic import op

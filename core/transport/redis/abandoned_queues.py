@@ -1,4 +1,4 @@
-"""Finds queues that no job uses any more, with SCAN in small steps, and removes their messages."""
+"""Removes the messages of queues that no job uses any more. It finds the queues with SCAN, in small steps."""
 
 from collections import Counter
 from typing import cast
@@ -38,7 +38,7 @@ Outcome = Counter[tuple[str, str]]
 
 
 class AbandonedQueues:
-    """Finds queues with messages, a bounded part of Redis at a time, and clears those that no process serves."""
+    """Finds queues with messages, and clears those that no process serves. Each step scans a bounded part of Redis."""
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues

@@ -48,7 +48,7 @@ class RedisWatch(threading.Thread):
         self._stopping.set()
 
     def look(self, error: Exception | None, now: float) -> None:
-        """Note the result of a check: None for an answer, or the error."""
+        """Remember the result of a check: None for an answer, or the error."""
         if error is not None:
             self._answering_since = None
             self._silences += 1

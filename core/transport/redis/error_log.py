@@ -40,7 +40,7 @@ class ErrorLog:
             emit(RedisTrouble(str(error), self._times))
 
     def succeeded(self) -> None:
-        """Note that a command succeeded; log the recovery if nothing has failed for a while."""
+        """Remember that a command succeeded; log the recovery if nothing has failed for a while."""
         if self._is_over or time.monotonic() - self._failed_at < QUIET_SECONDS:
             return
         with self._lock:

@@ -27,8 +27,9 @@ BATCH = 1000
 MOST_UNPACKED = 1000
 #: The most tokens of a queue: one woken consumer fetches many messages.
 MOST_TOKENS = 64
-#: How long a window is used that the dispatcher has told, in milliseconds; the second one if there is no room.
+#: How long a window from the dispatcher is valid, in milliseconds.
 WINDOWS_LAST_MS = 60_000
+#: How long a window without room is valid, in milliseconds.
 FULL_LASTS_MS = 2_000
 #: After this time tokens are useless, since every process has searched its queues.
 TOKENS_LAST_MS = 5_000
@@ -260,7 +261,7 @@ class Queues:
         return self._lengths.get((queue_name, are_urgent), 0)
 
     def window(self, queue_name: str, *, are_urgent: bool) -> tuple[int | None, int]:
-        """How many messages may wait, None if no dispatcher has told that, and how many wait."""
+        """How many messages may wait, and how many do. The first is None if no dispatcher has told it."""
         pipe = self.client.pipeline(transaction=False)
         pipe.get(self.window_key(queue_name))
         if are_urgent:
@@ -276,7 +277,7 @@ class Queues:
         self.client.set(self.window_key(queue_name), most, px=WINDOWS_LAST_MS if most else FULL_LASTS_MS)
 
     def waiting(self, queue_name: str, priority: int = 0) -> int:
-        """How many messages wait on the queue that have this priority, or a higher one, if it is not 0."""
+        """The number of waiting messages on the queue with at least this priority; for 0, of those without one."""
         if priority:
             return self.client.zcount(self.urgent_key(queue_name), "-inf", bounds(priority)[1])
         return self.client.llen(self.key(queue_name))

@@ -57,7 +57,7 @@ def listed(
     after: str,
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """The schedules of the jobs that are both in ``jobs`` and in ``among``, by job and key. None stands for all jobs."""
+    """The schedules of the jobs that are both in ``jobs`` and in ``among``, by job and key. None means all jobs."""
     values = {
         "jobs": None if jobs is None else list(jobs),
         "among": None if among is None else list(among),

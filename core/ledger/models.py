@@ -225,7 +225,7 @@ class KeyScheduleRow(Base):
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
     #: The plugin of the job.
     plugin: Mapped[str] = mapped_column(Text)
-    #: The schedule as text; its interval in seconds, null for cron; its spread; and the phase that is added to its slots.
+    #: The schedule as text; its interval, null for cron; and the phase that is added to each slot. Both are in seconds.
     spec: Mapped[str] = mapped_column(Text)
     every_seconds: Mapped[int | None]
     #: The phase of cron is less than this.

@@ -165,7 +165,7 @@ def waiting(connection: Connection, job: str) -> dict[str, int]:
 
 
 def counts(connection: Connection, jobs: Collection[str] | None = None) -> list[Count]:
-    """The numbers of orphans, only of ``jobs`` if given."""
+    """The numbers of orphans of ``jobs``; of all jobs if that is None."""
     rows = connection.execute(COUNTS, {"jobs": None if jobs is None else list(jobs)}).all()
     return [Count(row.job, row.reason, row.was, row.runs, row.last_at) for row in rows]
 

@@ -17,8 +17,8 @@ IDLE = text(f"""
     FROM pg_stat_activity AS activity WHERE activity.pid = ANY(:pids) AND {IS_IDLE}
 """)  # noqa: S608 — a constant
 
-#: The idle transactions of all live workers. PostgreSQL cannot tell which run of a process has the transaction; it is one that began
-#: earlier.
+#: The idle transactions of all live workers. PostgreSQL cannot tell which run of a process has the transaction; so all
+#: runs that began before it are possible.
 OF_WORKERS = text(f"""
     SELECT process.name, activity.pid, extract(epoch FROM clock_timestamp() - activity.state_change) AS seconds,
            ARRAY(SELECT format('%s of %s', run.id, run.job) FROM rota_runs AS run

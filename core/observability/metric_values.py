@@ -33,7 +33,7 @@ def have_room() -> None:
 
 
 class _Here:
-    """This process. Its id is kept, since each value asks for it at each change, which would be a system call."""
+    """The id of this process. It is kept, since every change of a value needs it, and ``os.getpid`` is a system call."""
 
     pid = os.getpid()
 

@@ -46,7 +46,7 @@ class PastPauses:
 
 @dataclass(slots=True)
 class Accountant:
-    """The leader's state between passes; the ledger has it too."""
+    """Keeps the leader's state between passes. The ledger has a copy."""
 
     registry: Registry
     marks: dict[str, Watermark]

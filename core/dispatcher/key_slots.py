@@ -36,7 +36,7 @@ def keyed_jobs(registry: Registry, fleet: Fleet) -> Iterable[KeyedJob]:
 
 @dataclass(slots=True)
 class KeyAccountant:
-    """The leader's watermarks between passes; the ledger has those that a slot has moved."""
+    """Keeps the leader's watermarks between passes. If a slot moves one, the ledger stores it at once."""
 
     registry: Registry
     #: Whether this is the only leader that inserts such slots. It then stays the only one until its connection ends.

@@ -455,7 +455,7 @@ class KeyBacksOff(Event):
 
 @event("schedule.backoff_not_recorded", WARNING, "back-off after run {run} of {job} not recorded: {error}")
 class KeyBackoffNotRecorded(Event):
-    """PostgreSQL was away, so the back-off of the key's schedule ignores the end of this run. It counts the next one."""
+    """PostgreSQL was away, so the end of this run does not count for the key's back-off. The next one counts."""
 
     job: str
     run: int

@@ -33,7 +33,7 @@ def have_room() -> None:
 
 
 class _Here:
-    """The id of this process. It is kept, since every change of a value needs it, and ``os.getpid`` is a system call."""
+    """This process's id. It is kept, since every change of a value needs it, and ``os.getpid`` is a system call."""
 
     pid = os.getpid()
 

@@ -98,7 +98,7 @@ class Command:
     name: str
     words: Sequence[str]
     environ: Mapping[str, str]
-    #: Whether it is not started again after ending with status 0.
+    #: True if an exit with status 0 is final, so that the program is not started again.
     may_finish: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 

@@ -10,10 +10,13 @@ from sqlalchemy import Connection, text
 BATCH = 1000
 
 HAS_EXPIRED = "state = 'queued' AND expires_at <= statement_timestamp() AND attempt = 0"
+#: The batch is chosen once: PostgreSQL may execute a subquery of the condition again for each row, and then lock more.
 EXPIRE = text(f"""
+    WITH batch AS MATERIALIZED (
+        SELECT id FROM rota_runs WHERE {HAS_EXPIRED} ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
     UPDATE rota_runs SET state = 'missed', reason = 'expired', finished_at = clock_timestamp()
-    WHERE id IN (
-        SELECT id FROM rota_runs WHERE {HAS_EXPIRED} ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED)
+    WHERE id IN (SELECT id FROM batch)
     RETURNING job
 """)  # noqa: S608 — a constant
 

@@ -359,16 +359,16 @@ class TestExecutor:
 class TestWorker:
     """From messages to acknowledgements."""
 
-    def test_thousands_of_short_runs_each_run_once(self, serve, ledger, database):
+    def test_hundreds_of_short_runs_each_run_once(self, serve, ledger, database):
         heard = Counter()
         service = serve(job("work", overlap="allow")(lambda run: heard.update([run.id])))
         with Session(database) as session, session.begin():
-            run_ids = enqueue_many(session, "work", [{}] * 2000)
+            run_ids = enqueue_many(session, "work", [{}] * 900)  # as many as may wait in Redis
         service.work(threads=4)
 
         eventually(lambda: service.waiting() == 0 and service.fetched() == 0, within=60)
         assert heard == Counter(run_ids)
-        assert Counter(ledger.states("work")) == {"succeeded": 2000}
+        assert Counter(ledger.states("work")) == {"succeeded": 900}
         assert {row.attempt for row in ledger.runs("work")} == {1}
 
     def test_a_worker_that_stops_leaves_no_claim_that_it_has_not_begun(self, serve, ledger, database):

@@ -230,7 +230,7 @@ def use_jobs() -> Iterator[Callable[..., Registry]]:
 
 
 def create_database(server_url: str, name: str, *, template: bool = False) -> str:
-    """Create a database beside that of ``server_url``, by default empty, or a copy of it; return its URL."""
+    """Create a database on the server of ``server_url``; return its URL. ``template``: copy the URL's database."""
     url = make_url(server_url)
     clause = f'TEMPLATE "{url.database}"' if template else ""
     _on_server(server_url, f'CREATE DATABASE "{name}" {clause}')

@@ -37,7 +37,7 @@ class Waiting(Protocol):
     """The part of a carrier that windows need."""
 
     def waiting(self, queue: str, priority: int = 0) -> int:
-        """The number of waiting messages of ``queue`` with at least this priority; for 0, of those without one."""
+        """The number of waiting messages with this priority or a higher one; 0 counts those without a priority."""
 
     def tell_window(self, queue: str, most: int) -> None:
         """Tell other processes how many messages may wait on ``queue``."""

@@ -86,8 +86,8 @@ CLAIMED = """
     word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp() AS claimed_at, due_at
 """
 
-#: What the claim of a run with limits adds. ``crowded`` is the first of its limits that has no room. A run that was
-#: woken for a limit finds the room that was kept for it; any other run does not take that room.
+#: The part of a claim that only runs with limits need. ``crowded`` is the run's first limit that has no room. A run
+#: that was woken for a limit finds the room that was kept for it; any other run does not take that room.
 LIMITS = f"""
     asked AS MATERIALIZED (
         SELECT name, array_agg(declared) AS declared, min(place) AS place

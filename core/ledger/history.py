@@ -204,7 +204,7 @@ def departures(connection: Connection, within: timedelta, most: int) -> list[Row
 
 
 def is_dispatching(connection: Connection) -> bool:
-    """Whether a dispatcher leads, of this release or of the one before."""
+    """Whether a dispatcher of this release or of the previous one leads."""
     locks = {"space": LOCK_SPACE, "lock": LEADER_LOCK, "former": FORMER_LEADER_LOCK}
     return bool(connection.execute(IS_DISPATCHING, locks).scalar_one())
 

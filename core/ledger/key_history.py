@@ -65,7 +65,7 @@ def row(connection: Connection, job: str, key: str) -> Row[Any] | None:
 
 
 def periods(connection: Connection, job: str, key: str) -> Sequence[Period]:
-    """What has been in force, in order, as far as the log tells."""
+    """The periods of the key's schedule, in order, as far back as the log goes."""
     entries = list(connection.execute(LOG, {"job": job, "key": key}))
     present = row(connection, job, key)
     if not entries and present is not None and present.since is not None:  # its entries were deleted with old runs
@@ -75,7 +75,7 @@ def periods(connection: Connection, job: str, key: str) -> Sequence[Period]:
 
 
 def period(entry: Row[Any], until: datetime | None) -> Period:
-    """What an entry of the log has brought into force."""
+    """The period that an entry of the log began."""
     return Period(
         entry.since,
         until,

@@ -150,7 +150,7 @@ class Wanted:
 
     @property
     def timing(self) -> tuple[str, int]:
-        """What its slots depend on, but for the phase."""
+        """The facts, other than the phase, that determine its slots."""
         return self.spec, self.spread_seconds
 
 
@@ -202,7 +202,7 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of the wanted schedules: how many were added, and whose timing or other parts changed."""
+    """The effect on the schedules: how many were added, and for which keys the timing or other parts changed."""
 
     added: Sequence[str]
     retimed: Sequence[str]

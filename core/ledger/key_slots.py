@@ -230,7 +230,7 @@ KEEPING_ALL = late(f"""
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the schedules of a job need in this pass."""
+    """The work that the schedules of a job need in this pass."""
 
     #: Up to one more than ``MOST_PROBES`` different intervals.
     intervals: Sequence[int]

@@ -128,7 +128,7 @@ def json_of(values: Sequence[dict[str, Any]]) -> str:
 
 
 def change_of(row: Row[Any], after: datetime, until: datetime) -> Change:
-    """What becomes of a row whose change the dispatcher sees, with the watermark ``after``."""
+    """The new state of a row when the dispatcher sees its change, with the watermark ``after``."""
     is_retimed = row.next_spec is not None
     is_held = row.paused_at is not None and row.paused_until > until
     is_stretched = row.stretch != row.stretched

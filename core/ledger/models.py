@@ -219,9 +219,9 @@ class KeyScheduleRow(Base):
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
     key: Mapped[str] = mapped_column(Text, primary_key=True)
-    #: Another one after the schedule was removed and made again.
+    #: The schedule gets a new id if it is removed and made again.
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
-    #: Grows with each change but that of the dispatcher, which sees the change.
+    #: Grows with each change, but not when the dispatcher sees the change.
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
     #: The plugin of the job.
     plugin: Mapped[str] = mapped_column(Text)

@@ -51,7 +51,7 @@ class Cancelled(Shape):
 
     matched: int
     cancelled: int
-    #: Those of the cancelled runs that are still running; they cannot commit.
+    #: The cancelled runs that are still running; they cannot commit.
     leaving: int
     runs: list[Run]
 

@@ -76,7 +76,7 @@ class Occupied:
             self.minor += count
 
     def reserved_left(self, *, is_urgent: bool) -> int:
-        """How many of the reserved threads such messages may still take."""
+        """How many more of the reserved threads urgent messages, or minor ones, may take."""
         for_minor = max(self.reserved - 1, 0)
         minor = min(self.minor, for_minor)
         left = max(self.reserved - minor - self.urgent, 0)

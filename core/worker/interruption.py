@@ -84,7 +84,7 @@ class Watch:
 
     @property
     def is_cancelling(self) -> bool:
-        """Whether a thread is still cancelling its statement. It could hit a later statement of another job."""
+        """Whether its statement is still being cancelled. A late cancel could hit a statement of another job."""
         return self._cancelling is not None and self._cancelling.is_alive()
 
     def hold(self, body: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""Wakes the runs that wait for a run of this process, or for one of its limits, when that run has ended.
+"""When a run of this process ends, wakes the runs that wait for it, or for a limit that it held.
 
 If a run parks just when the run before it ends, that end may not wake it. So the process in which it has parked checks
 twice: at once, and when a commit that was under way must have ended.
@@ -145,7 +145,7 @@ def fill(connection: Connection, rooms: Mapping[str, int], waiting: Collection[i
 
 
 def present_carrier() -> Carrier | None:
-    """What carries messages now; None without Redis, when workers take runs from the ledger."""
+    """The present carrier of messages. None without Redis, when workers take runs from the ledger."""
     carrier = outbox.carrier()
     return carrier if carrier is not None and carrier.carries else None
 

@@ -7,7 +7,10 @@ from plugins.expiry.errors import BadInstant
 
 
 def require_to_come(name: str, instant: datetime, now: datetime) -> None:
-    """Raise BadInstant unless ``instant``, called ``name``, has a time zone and is after ``now``, which needs one."""
+    """Raise BadInstant, with ``name``, unless ``instant`` has a time zone and is after ``now``.
+
+    Raises NaiveTime if ``now`` has no time zone.
+    """
     require_aware(now=now)
     is_aware = isinstance(instant, datetime) and instant.utcoffset() is not None
     if not is_aware or instant <= now:

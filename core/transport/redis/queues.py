@@ -277,7 +277,7 @@ class Queues:
         self.client.set(self.window_key(queue_name), most, px=WINDOWS_LAST_MS if most else FULL_LASTS_MS)
 
     def waiting(self, queue_name: str, priority: int = 0) -> int:
-        """The number of waiting messages on the queue with at least this priority; for 0, of those without one."""
+        """The number of waiting messages with this priority or a higher one; 0 counts those without a priority."""
         if priority:
             return self.client.zcount(self.urgent_key(queue_name), "-inf", bounds(priority)[1])
         return self.client.llen(self.key(queue_name))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -143,3 +144,9 @@ def test_only_the_clock_reads_the_time(path):
     found = [call for call in reads if call in (ROOT / path).read_text()]
 
     assert path == Path("core/clock.py") or not found
+
+
+def test_no_two_test_files_have_one_name():
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+
+    assert [name for name, count in names.items() if count > 1] == []  # pytest can collect only one of them

@@ -65,14 +65,14 @@ class KeyAccountant:
             asked = key_slots.ask(connection, job.name, now)
         found = key_slots.crons(connection, job.name) if asked.has_cron else NO_CRONS
         paused = pauses.of_scopes(pauses.not_over_at(connection, after), job.scopes)
-        turn = Turn(connection, job, asked, found, now, plan.windows(after, now, paused), after)
+        accounting = JobAccount(connection, job, asked, found, now, plan.windows(after, now, paused), after)
         inserted = 0
-        for place, window in enumerate(turn.windows):
-            inserted += turn.account(place)
-            self.reached[job.name] = turn.reached
-            if turn.reached < window.until:
+        for place, window in enumerate(accounting.windows):
+            inserted += accounting.account(place)
+            self.reached[job.name] = accounting.reached
+            if accounting.reached < window.until:
                 break
-        self._remember(connection, job, turn, must=has_changed)
+        self._remember(connection, job, accounting, must=has_changed)
         return inserted
 
     def _after(self, connection: Connection, job: KeyedJob, now: datetime) -> datetime:
@@ -86,11 +86,11 @@ class KeyAccountant:
                 self._store(connection, job, now)
         return min(self.reached[job.name], now)
 
-    def _remember(self, connection: Connection, job: KeyedJob, turn: "Turn", *, must: bool) -> None:
-        if turn.is_stored:
-            self.stored[job.name] = turn.reached
-        elif must or turn.reached >= self.stored[job.name] + STORED_EVERY:
-            self._store(connection, job, turn.reached)
+    def _remember(self, connection: Connection, job: KeyedJob, accounting: "JobAccount", *, must: bool) -> None:
+        if accounting.is_stored:
+            self.stored[job.name] = accounting.reached
+        elif must or accounting.reached >= self.stored[job.name] + STORED_EVERY:
+            self._store(connection, job, accounting.reached)
 
     def _store(self, connection: Connection, job: KeyedJob, reached: datetime) -> None:
         slots.account(connection, {job.name: Watermark(BY_KEY, reached)})
@@ -98,7 +98,7 @@ class KeyAccountant:
 
 
 @dataclass(slots=True)
-class Turn:
+class JobAccount:
     """One job in one pass."""
 
     connection: Connection

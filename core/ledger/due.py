@@ -12,9 +12,6 @@ from sqlalchemy import Connection, text
 from core.ledger.carrier import OutgoingRun
 from core.ledger.models import IS_SENT, IS_UNSENT, IS_URGENT_SENT
 
-#: ``statement_timestamp()`` is stable, so the index can be used to find due runs without reading the others.
-IS_DUE = f"{IS_UNSENT} AND due_at <= statement_timestamp()"
-
 #: The most rows that one statement updates.
 BATCH = 1000
 

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 
 from core.ledger.limits import STANDING
 from core.ledger.models import IS_LIMITED
+from core.ledger.room import NAMED
 
 #: The columns of ``Use``, of the part ``standing``.
 USE = f"""
@@ -20,13 +21,7 @@ USE = f"""
 
 #: Every limit that is declared, used, waited for or closed. Reads one entry of the index for each name with waiters.
 ALL = text(f"""
-    WITH RECURSIVE named AS (
-        (SELECT waits_for FROM rota_runs WHERE {IS_LIMITED} ORDER BY waits_for LIMIT 1)
-        UNION ALL
-        SELECT following.* FROM named CROSS JOIN LATERAL (
-            SELECT waits_for FROM rota_runs WHERE {IS_LIMITED} AND waits_for > named.waits_for
-            ORDER BY waits_for LIMIT 1) AS following
-    ), asked AS MATERIALIZED (
+    WITH RECURSIVE {NAMED}, asked AS MATERIALIZED (
         SELECT name, coalesce(array_agg(declared) FILTER (WHERE declared IS NOT NULL), '{{}}') AS declared FROM (
             SELECT name, declared FROM rota_limits
             UNION SELECT named.waits_for, first.declared FROM named CROSS JOIN LATERAL (
@@ -92,7 +87,7 @@ def _use(row: Any) -> Use:
 
 def everything(connection: Connection, most: int) -> list[Use]:
     """Up to ``most`` limits; those with the most waiting runs come first."""
-    return [_use(row) for row in connection.execute(ALL, {"most": most})]
+    return [_use(row) for row in connection.execute(ALL, {"most": most, "after": ""})]
 
 
 def of_run(connection: Connection, run_id: int) -> Use | None:

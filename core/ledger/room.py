@@ -58,17 +58,17 @@ WAKE = text(f"""
     RETURNING run.id, run.job, run.queue, run.priority, run.due_at
 """)  # noqa: S608 — constants
 
-#: The names with parked runs after a given one; reads one index entry for each.
-NAMES = text(f"""
-    WITH RECURSIVE named AS (
+#: A part of WITH RECURSIVE: the names with parked runs that come after :after; it reads one index entry for each.
+NAMED = f"""
+    named AS (
         (SELECT waits_for FROM rota_runs WHERE {IS_LIMITED} AND waits_for > :after ORDER BY waits_for LIMIT 1)
         UNION ALL
         SELECT following.* FROM named CROSS JOIN LATERAL (
             SELECT waits_for FROM rota_runs WHERE {IS_LIMITED} AND waits_for > named.waits_for
             ORDER BY waits_for LIMIT 1) AS following
     )
-    SELECT waits_for FROM named LIMIT :most
-""")  # noqa: S608 — constants
+"""  # noqa: S608 — constants
+NAMES = text(f"WITH RECURSIVE {NAMED} SELECT waits_for FROM named LIMIT :most")  # noqa: S608 — constants
 
 #: In how many seconds time alone makes room under one of the names; null if none of them waits for time.
 NEXT = text(f"""

@@ -141,9 +141,7 @@ def assert_each_ran_once(fleet: Mixed, asked: dict[str, set[int]]) -> None:
 def assert_slots(fleet: Mixed) -> None:
     """Each slot has one row; each that succeeded has one effect, and the others have none."""
     for job in ("tick", "sweep"):
-        eventually(
-            lambda job=job: steps(fleet.rows(SLOTS, job=job)) == {1.0}
-        )  # the dispatcher inserts what is left out
+        eventually(lambda job=job: steps(fleet.rows(SLOTS, job=job)) == {1.0})  # the dispatcher inserts this slot later
         slots = fleet.rows(SLOTS, job=job)
         assert [row.effects for row in slots] == [int(row.state == "succeeded") for row in slots]
         reasons = {row.reason for row in slots if row.state in ("skipped", "missed", "dead")}

@@ -6,7 +6,10 @@ from core.dispatcher.windows import FIRST, GROWTH, LEAST, MOST, URGENT, Window, 
 
 
 def looked(window, *looks):
-    """The window after the looks: seconds since the last one, sent since then, and what waits now."""
+    """The window after several looks at the queue.
+
+    Each look has the seconds since the one before, the messages sent since then, and those that wait now.
+    """
     now = 0.0
     window.look(0, now)
     for seconds, sent, length in looks:

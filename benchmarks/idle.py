@@ -30,7 +30,7 @@ WORKERS = {
     "22 queues": ("dramatiq", "core.main", *SIZE),
 }
 #: Twenty more queues, and none of the jobs that this repository's plugins would start meanwhile.
-ENVIRON = {"BENCH_QUEUES": "20", "ROTA_DISABLED_PLUGINS": "customer_service,expiry,maintenance"}
+ENVIRON = {"BENCH_QUEUES": "20", "ROTA_DISABLED_PLUGINS": "customer_service,expiry,mail,maintenance"}
 
 
 def own_database(made: Bench, name: str) -> str:

@@ -142,7 +142,7 @@ def test_one_whose_tables_went_by_name_can_return(rota, billing, database):
     billing(is_kept=False)
 
 
-@pytest.mark.parametrize("name", ["customer_service", "expiry", "maintenance"])
+@pytest.mark.parametrize("name", ["customer_service", "expiry", "mail", "maintenance"])
 def test_nothing_of_ours_is_left_by_name(rota, registry, database, monkeypatch, name):
     """Not even functions, which would stand in the way of its return."""
     plugin = Plugin(name, "", "", migrations=ROOT / "plugins" / name / "migrations")

@@ -25,7 +25,7 @@ HAS_FLOW_CONTROL = "expires" in inspect.signature(job).parameters
 #: Starts of the fast lane are pushed here.
 FAST = "two-releases:fast"
 #: The other plugins of this repository need this release.
-OTHERS = "customer_service,expiry,maintenance"
+OTHERS = "customer_service,expiry,mail,maintenance"
 
 EFFECTS = """
     CREATE TABLE effects (

@@ -24,6 +24,14 @@ def required(folder: Path) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in read(folder)["project"]["dependencies"]}
 
 
+def extra(name: str) -> set[str]:
+    """What Rota's extra of this name requires; nothing if there is no such extra."""
+    return {
+        canonicalize_name(Requirement(line).name)
+        for line in read(CORE)["project"]["optional-dependencies"].get(name, [])
+    }
+
+
 def test_rota_ships_the_core_alone():
     project = read(CORE)
 
@@ -35,7 +43,7 @@ def test_every_plugin_is_a_distribution_and_none_owns_the_namespace():
     folders = {path.parent for path in (ROOT / "plugins").glob("*/__init__.py")}
 
     assert set(PLUGINS) == folders
-    assert len(PLUGINS) == 3
+    assert len(PLUGINS) == 4
     assert not (ROOT / "plugins" / "__init__.py").exists()
 
 
@@ -64,9 +72,17 @@ class TestPlugin:
 
         assert required(folder) == {DISTRIBUTIONS.get(module, module) for module in modules}
 
+    def test_its_lower_bounds_are_those_of_rota(self, folder):
+        """Those are tested, by ``make lowest``."""
+        project = read(CORE)["project"]
+        extras = project["optional-dependencies"].get(folder.name, [])
+        lines = {*project["dependencies"], *extras, f"rota>={project['version']}"}
+
+        assert set(read(folder)["project"]["dependencies"]) <= lines
+
     def test_it_requires_nothing_that_rota_does_not(self, folder):
-        """The image installs what Rota requires, and the plugins with ``--no-deps``."""
-        assert required(folder) - {"rota"} <= required(CORE)
+        """The image installs what Rota and its extra ``mail`` require, and the plugins with ``--no-deps``."""
+        assert required(folder) - {"rota"} <= required(CORE) | extra(folder.name)
 
 
 def imported(path: Path) -> set[str]:

@@ -7,7 +7,7 @@ from core.errors import Cancelled, Later, NaiveTime, RotaError, TimeLimitExceede
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
-from core.jobs.keyed import Keyed
+from core.jobs.keyed import Keyed, KeySchedule
 from core.jobs.limit import Limit
 from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
@@ -16,7 +16,6 @@ from core.jobs.schedules import cron, every
 from core.jobs.secrets import Secret
 from core.jobs.subject import Subject
 from core.key_schedules import (
-    KeySchedule,
     ScheduledKey,
     Synced,
     pause_schedule,

@@ -4,7 +4,7 @@ They belong to keys of a job declared with ``keyed=Keyed(…)``, and take effect
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ from core.enqueue import LONGEST_KEY, check_priority, enqueue, is_key, plain_ses
 from core.errors import BadArguments, NaiveTime, ScheduleError
 from core.jobs import arguments
 from core.jobs.job import Job
-from core.jobs.keyed import Keyed, is_interval
+from core.jobs.keyed import Keyed, KeySchedule, is_interval
 from core.jobs.schedules import LONGEST_INTERVAL, SECOND, Cron, Every, grid
 from core.ledger import key_schedules as rows
 from core.ledger import leases
@@ -33,18 +33,6 @@ NO_ARGS: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class KeySchedule:
-    """The schedule that a key is to have, for ``sync_schedules``; see ``schedule``."""
-
-    key: str
-    every: timedelta | None = None
-    cron: Cron | None = None
-    spread: timedelta = timedelta(0)
-    args: Mapping[str, Any] | None = None
-    priority: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Synced:
     """How many schedules ``sync_schedules`` has added, changed, removed, and left as they were."""
 
@@ -52,6 +40,33 @@ class Synced:
     changed: int
     removed: int
     kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How the schedules that a job has differ from those that are wanted."""
+
+    #: The schedules to add, those to change, and the keys that are to have none.
+    added: Sequence[Wanted]
+    changed: Sequence[Wanted]
+    removed: Sequence[str]
+    #: How many are as they are wanted.
+    kept: int
+
+    @property
+    def there(self) -> int:
+        """How many schedules the job has."""
+        return len(self.changed) + len(self.removed) + self.kept
+
+    @property
+    def wanted(self) -> int:
+        """How many schedules are wanted."""
+        return len(self.added) + len(self.changed) + self.kept
+
+    @property
+    def synced(self) -> Synced:
+        """What a sync would do."""
+        return Synced(len(self.added), len(self.changed), len(self.removed), self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,21 +166,43 @@ def sync_schedules(session: Session, job: str, wanted: Iterable[KeySchedule], *,
     Raises the errors of ``schedule``; also ScheduleError if too many would be removed, and BadArguments if a key is
     wanted twice. Then nothing is changed.
     """
-    session, found = plain_session(session), keyed_job(job)
+    session = plain_session(session)
+    return give_all(session, job, wanted, most_removed=most_removed, by=caller(session))
+
+
+def give_all(
+    session: Session, job: str, wanted: Iterable[KeySchedule], *, most_removed: float, by: str
+) -> Synced:  # fmt: skip
+    """Do what ``sync_schedules`` does, for a person or an application.
+
+    ``wanted`` is read after the schedules that there are: a key that another transaction adds meanwhile is not removed.
+    """
+    found = keyed_job(job)
     rows.one_sync(session, job)
-    there = rows.every_row(session, job)
-    encoder = Encoder(found, there)
+    differs = difference(session, found, wanted)
+    refuse_removal(job, len(differs.removed), differs.there, differs.wanted, most_removed)
+    refuse_too_many(session, job, len(differs.added) - len(differs.removed))
+    written = rows.put(session, job, owner(job), [*differs.added, *differs.changed], by=by)
+    gone = len(rows.remove(session, job, differs.removed, by=by)) if differs.removed else 0
+    return Synced(len(written.added), len(written.changed), gone, differs.kept)
+
+
+def difference(session: Session, job: Job, wanted: Iterable[KeySchedule]) -> Difference:
+    """How the schedules of ``job`` differ from those that are ``wanted``. Raises BadArguments."""
+    there = rows.every_row(session, job.name)
+    encoder = Encoder(job, there)
     listed = {each.key: each for each in map(encoder.encoded, wanted)}
     if encoder.count != len(listed):
-        raise BadArguments(f"job {job!r}: {encoder.count - len(listed)} keys are wanted twice; give each key once")
-    removed = there.keys() - listed.keys()
-    refuse_removal(job, len(removed), len(there), len(listed), most_removed)
-    plugin, by = owner(job), caller(session)
-    different = [each for key, each in listed.items() if key not in there or not rows.is_same(there[key], each, plugin)]
-    refuse_too_many(session, job, len(listed.keys() - there.keys()) - len(removed))
-    written = rows.put(session, job, plugin, different, by=by)
-    gone = len(rows.remove(session, job, removed, by=by)) if removed else 0
-    return Synced(len(written.added), len(written.changed), gone, len(listed) - len(different))
+        raise BadArguments(f"job {job.name!r}: {encoder.count - len(listed)} keys are wanted twice; give each key once")
+    plugin = owner(job.name)
+    common = [each for key, each in listed.items() if key in there]
+    changed = [each for each in common if not rows.is_same(there[each.key], each, plugin)]
+    return Difference(
+        added=[each for key, each in listed.items() if key not in there],
+        changed=changed,
+        removed=[key for key in there if key not in listed],
+        kept=len(common) - len(changed),
+    )
 
 
 def pause_schedule(

@@ -30,6 +30,7 @@ from core import database, settings
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, embedded_servers, temporary_folder
 from core.jobs import arguments
 from core.jobs.job import Job
+from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
 from core.jobs.registry import Plugin, Registry
 from core.ledger import processes, runs
@@ -217,9 +218,14 @@ def run_job(executor: Executor) -> RunJob:
     return RunJob(executor)
 
 
-def registry_of(*jobs: Job, plugin: str = "tests", middleware: Sequence[RunMiddleware] = ()) -> Registry:
-    """A registry of these jobs alone, surrounded by ``middleware``."""
-    return Registry((Plugin(plugin, "", "", tuple(jobs), middleware=tuple(middleware)),))
+def registry_of(
+    *jobs: Job,
+    plugin: str = "tests",
+    middleware: Sequence[RunMiddleware] = (),
+    schedules: Mapping[str, WantedSchedules] | None = None,
+) -> Registry:
+    """A registry of these jobs alone, surrounded by ``middleware``, with the wanted ``schedules`` of their keys."""
+    return Registry((Plugin(plugin, "", "", tuple(jobs), middleware=tuple(middleware), schedules=schedules or {}),))
 
 
 @pytest.fixture

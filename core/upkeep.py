@@ -1,12 +1,18 @@
-"""The core's own plugin: the ledger's tables, and the job that deletes old rows."""
+"""The core's own plugin: the ledger's tables, the job that deletes old rows, and the one that compares schedules."""
 
 from pathlib import Path
 
+from core.errors import PluginError, RotaError
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
 from core.jobs.run import Run
 from core.jobs.schedules import cron
+from core.key_schedules import Difference
 from core.ledger import retention
+from core.observability import metrics
+from core.observability.events import SchedulesDiffer, SchedulesNotCompared, emit
+from core.operations import wanted_schedules
+from core.plugins import loading
 
 
 @job("prune-runs", queue="rota", schedule=cron("17 * * * *"))
@@ -20,10 +26,32 @@ def prune_runs(run: Run) -> dict[str, int]:
     return {"deleted": deleted, "audit_deleted": retention.prune_audit(run.session, checkpoint=run.checkpoint)}
 
 
+@job("check-schedules", queue="rota", schedule=cron("37 4 * * *"), max_retries=0, isolation="REPEATABLE READ")
+def check_schedules(run: Run) -> dict[str, dict[str, int]]:
+    """Compare schedules made at run time with those that plugins want; report differences, and change nothing."""
+    found = wanted_schedules.differences(run.session, loading.current())
+    compared = {name: report(name, each) for name, each in found.items() if isinstance(each, Difference)}
+    failed = {name: each for name, each in found.items() if isinstance(each, RotaError)}
+    for name, error in failed.items():
+        emit(SchedulesNotCompared(name, str(error)), error)
+    if failed:
+        raise PluginError(f"schedules not compared: {'; '.join(map(str, failed.values()))}")
+    return compared
+
+
+def report(name: str, found: Difference) -> dict[str, int]:
+    """Log and count the schedules of a job that differ from the wanted ones; return the numbers."""
+    missing, different, unwanted = len(found.added), len(found.changed), len(found.removed)
+    if missing or different or unwanted:
+        emit(SchedulesDiffer(name, missing, different, unwanted))
+        metrics.schedules_differ(name, missing + different + unwanted)
+    return {"missing": missing, "different": different, "unwanted": unwanted, "same": found.kept}
+
+
 @hookimpl
 def register_jobs() -> list[Job]:
     """The jobs of the core."""
-    return [prune_runs]
+    return [prune_runs, check_schedules]
 
 
 @hookimpl

@@ -1,5 +1,6 @@
 """``rota schedules``: lists schedules made at run time, and changes them by hand."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,14 +12,19 @@ from core.cli.confirmation import confirm
 from core.cli.environment import ledger, looking
 from core.cli.output import as_json, print_json, say
 from core.cli.tables import Column, print_table
+from core.jobs.keyed import KeySchedule
 from core.jobs.schedules import cron
-from core.key_schedules import KeySchedule
+from core.key_schedules import Difference
 from core.ledger import history
 from core.ledger.audit import Actor
 from core.operations import schedules as operations
+from core.operations import wanted_schedules
 from core.operations.schedules import Schedule, Wanted
 from core.operations.wording import local, local_zone
 from core.plugins import loading
+
+#: How many keys a dry run shows of each kind.
+MOST_KEYS_SHOWN = 10
 
 
 @click.group(cls=Group, invoke_without_command=True)
@@ -157,6 +163,51 @@ def resume(job: str, key: str, by: Actor) -> None:
     with ledger() as engine:
         operations.resume(engine, job, key, by)
     say(f"resumed {job} for the key {key}")
+
+
+@schedules.command()
+@click.argument("job")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@click.option(
+    "--most-removed",
+    metavar="PART",
+    default=0.5,
+    type=click.FloatRange(0, 1),
+    show_default=True,
+    help="Refuse to remove more than this part of the schedules; 1 allows to remove all.",
+)
+@by_option
+def sync(job: str, dry_run: bool, most_removed: float, by: Actor) -> None:
+    """Give the keys of JOB the schedules that its plugin wants: add, change and remove what differs.
+
+    The plugin reads the wanted schedules in its hook register_schedules.
+
+    \b
+      rota schedules sync poll-mailbox --dry-run
+    """
+    with ledger(statement_timeout_seconds=0) as engine:
+        if dry_run:
+            say(*differences(wanted_schedules.compare(engine, loading.current(), job, most_removed=most_removed)))
+            return
+        done = wanted_schedules.sync(engine, loading.current(), job, by, most_removed=most_removed)
+    say(f"{job}: {done.added} added, {done.changed} changed, {done.removed} removed, {done.kept} kept")
+
+
+def differences(found: Difference) -> list[str]:
+    """What a sync would change, with the first keys, in words."""
+    keys = {
+        "added": [each.key for each in found.added],
+        "changed": [each.key for each in found.changed],
+        "removed": found.removed,
+    }
+    shown = [f"would be {verb}: {len(each)}{shortened(each)}" for verb, each in keys.items() if each]
+    return [*shown, f"would be kept: {found.kept}"]
+
+
+def shortened(keys: Sequence[str]) -> str:
+    """Some of the keys, in order."""
+    first = sorted(keys)[:MOST_KEYS_SHOWN]
+    return f" ({', '.join(first)}{', …' if len(keys) > len(first) else ''})"
 
 
 @schedules.command()

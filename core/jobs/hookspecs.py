@@ -5,12 +5,13 @@ A plugin is a class, a module or an object named by an entry point in the group 
 report it, and none of its jobs is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pluggy
 
 from core.jobs.job import Job
+from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 
@@ -46,4 +47,14 @@ def register_middleware() -> Sequence[RunMiddleware]:  # type: ignore[empty-body
     """Return the middleware around runs, outermost first: around runs of the plugin's own jobs, or of every job.
 
     Called once, when the plugin is loaded. Returning one object twice breaks the plugin.
+    """
+
+
+@hookspec
+def register_schedules() -> Mapping[str, WantedSchedules]:  # type: ignore[empty-body]
+    """Return, by the names of the plugin's jobs with ``keyed``, the functions that read their wanted schedules.
+
+    Called once, when the plugin is loaded. A name of another job breaks the plugin. Each function gets a session and
+    returns an iterable of KeySchedule, for example a generator over a query. `rota schedules sync` calls it, and so
+    does the daily job ``check-schedules``, which reports differences. If a function raises, nothing is changed.
     """

@@ -1,8 +1,12 @@
 """``Keyed``: the option of a job that has schedules made at run time, one for each key."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice, pairwise
+from typing import Any
+
+from sqlalchemy.orm import Session
 
 from core.jobs.schedules import CHECKED_FROM_UTC, LONGEST_INTERVAL, SECOND, SHORTEST_INTERVAL, Cron, Every, Schedule
 
@@ -10,6 +14,22 @@ from core.jobs.schedules import CHECKED_FROM_UTC, LONGEST_INTERVAL, SECOND, SHOR
 SHORT_INTERVAL = timedelta(minutes=15)
 #: How many slots of a cron expression are looked at for the shortest time between two of them.
 SLOTS_CHECKED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class KeySchedule:
+    """The schedule that a key is to have, for ``sync_schedules`` and ``register_schedules``; see ``schedule``."""
+
+    key: str
+    every: timedelta | None = None
+    cron: Cron | None = None
+    spread: timedelta = timedelta(0)
+    args: Mapping[str, Any] | None = None
+    priority: int | None = None
+
+
+#: Reads the schedules that the keys of a job are to have, in a transaction that it must not end.
+WantedSchedules = Callable[[Session], Iterable[KeySchedule]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.errors import UnknownJob, suggestion
 from core.jobs.job import Job
+from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 
@@ -55,6 +56,8 @@ class Plugin:
     settings: type[PluginSettings] | None = None
     #: Its middleware around runs, outermost first.
     middleware: tuple[RunMiddleware, ...] = ()
+    #: The functions that read the wanted schedules of its jobs, by the jobs' names.
+    schedules: Mapping[str, WantedSchedules] = field(default_factory=dict)
     #: Why it is broken; None if it is not.
     error: str | None = None
     #: Whether it is installed but disabled; then none of its modules is imported.
@@ -124,6 +127,12 @@ class Registry:
     def keyed(self) -> Iterable[Job]:
         """The jobs whose keys may have schedules made at run time."""
         return (job for job in self if job.keyed is not None)
+
+    @property
+    def wanted_schedules(self) -> Mapping[str, WantedSchedules]:
+        """For each job whose plugin reads its wanted schedules, the function that does so."""
+        loaded = (plugin for plugin in self.plugins if not plugin.error)
+        return {job: read for plugin in loaded for job, read in sorted(plugin.schedules.items())}
 
     def outliving(self, retention: timedelta) -> list[Job]:
         """The jobs whose grace is longer than ``retention``: a slot could run after its row was deleted."""

@@ -18,7 +18,7 @@ AUDIT = AuditRow.__table__
 #: The recorded actions, named like the commands.
 Action = Literal[
     "run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "schedules add", "schedules remove",
-    "schedules pause", "schedules resume", "schedules clean", "db upgrade", "db drop-plugin",
+    "schedules pause", "schedules resume", "schedules sync", "schedules clean", "db upgrade", "db drop-plugin",
 ]  # fmt: skip
 
 RECORD = text("""

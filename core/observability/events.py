@@ -453,6 +453,28 @@ class KeyBacksOff(Event):
     every_seconds: int
 
 
+@event(
+    "schedule.differs",
+    WARNING,
+    "schedules of {job} differ from the wanted ones: {missing} missing, {different} different, {unwanted} not wanted",
+)
+class SchedulesDiffer(Event):
+    """Found by the daily check, which changes nothing. `rota schedules sync JOB --dry-run` shows the keys."""
+
+    job: str
+    missing: int
+    different: int
+    unwanted: int
+
+
+@event("schedule.not_compared", ERROR, "schedules of {job} not compared with those that its plugin wants: {error}")
+class SchedulesNotCompared(Event):
+    """The plugin's function that reads the wanted schedules raised, or returned an invalid schedule."""
+
+    job: str
+    error: str
+
+
 @event("schedule.backoff_not_recorded", WARNING, "back-off after run {run} of {job} not recorded: {error}")
 class KeyBackoffNotRecorded(Event):
     """PostgreSQL was away, so the end of this run does not count for the key's back-off. The next one counts."""

@@ -86,6 +86,9 @@ def _made() -> Any:
             ["task"],
             multiprocess_mode="livemax",
         ),
+        differing=Counter(
+            "rota_schedules_differing", "Schedules that the daily check found to differ from the wanted ones", ["task"]
+        ),
         limited=Gauge("rota_runs_limited", "Runs that wait for a limit", ["limit"], multiprocess_mode="livemax"),
         succeeded=Gauge(
             "rota_last_success_timestamp_seconds",
@@ -178,6 +181,11 @@ def overdue(slots: Mapping[str, int]) -> None:
 def limited(runs: Mapping[str, int]) -> None:
     """Set how many runs wait for the limits of each declared name; reset all other names."""
     _set_all("limited", runs)
+
+
+def schedules_differ(task: str, schedules: int) -> None:
+    """Count schedules of a task's keys that are not those that its plugin wants."""
+    _labelled("differing", task).inc(schedules)
 
 
 def succeeded_at(task: str, timestamp: float) -> None:

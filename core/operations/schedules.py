@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from core import key_schedules
 from core.errors import ScheduleError
+from core.jobs.keyed import KeySchedule
 from core.jobs.registry import Registry
-from core.key_schedules import First, KeySchedule
+from core.key_schedules import First
 from core.ledger import audit, history, key_listing, releases
 from core.ledger import key_schedules as rows
 from core.ledger.audit import Actor

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -22,6 +22,7 @@ from core.errors import PluginError, suggestion
 from core.jobs import arguments, hookspecs, secrets
 from core.jobs.hookspecs import NAMESPACE
 from core.jobs.job import Job
+from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.registry import Plugin, Registry
@@ -130,7 +131,7 @@ def instantiate(loaded: Any) -> Any:
 
 
 def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
-    """The jobs, migrations, settings and middleware that ``plugin``'s hooks return. Raises if one is invalid."""
+    """The jobs, migrations, settings and others that ``plugin``'s hooks return. Raises if one is invalid."""
     refuse_misspelt_hooks(plugin)
     manager.register(plugin, name=name)
     jobs = [job for jobs in answers(manager, "register_jobs", plugin) for job in checked(jobs)]
@@ -147,6 +148,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
         migrations=Path(folders[0]) if folders else None,
         settings=offered[0] if offered else None,
         middleware=tuple(each for found in answers(manager, "register_middleware", plugin) for each in around(found)),
+        schedules=wanted_schedules(jobs, answers(manager, "register_schedules", plugin)),
     )
 
 
@@ -214,6 +216,23 @@ def around(middleware: Any) -> list[RunMiddleware]:
         if each in found:
             raise PluginError(f"register_middleware returned {each!r} twice; each run would be surrounded by it twice")
         found.append(each)
+    return found
+
+
+def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[str, WantedSchedules]:
+    """Check that the answer names some of ``jobs`` that are keyed, each with a function; return it."""
+    keyed = {job.name for job in jobs if job.keyed is not None}
+    found: dict[str, WantedSchedules] = {}
+    for answer in answered:
+        if not isinstance(answer, Mapping):
+            raise PluginError(f"register_schedules returned {answer!r}, which is not a dict of functions by job name")
+        for name, read in answer.items():
+            if name not in keyed:
+                hint = suggestion(str(name), keyed)
+                raise PluginError(f"register_schedules names {name!r}, which is no job of the plugin with keyed{hint}")
+            if not callable(read):
+                raise PluginError(f"register_schedules returned {read!r} for {name!r}, which is not a function")
+        found.update(answer)
     return found
 
 

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
 from core import Run, job, upkeep
 from core.errors import UnknownJob
@@ -34,6 +36,9 @@ def work(run: Run) -> None: ...
 def register_jobs():
     return [work]
 """
+
+#: The names of the core's own jobs, in order.
+UPKEEP = sorted(each.name for each in upkeep.register_jobs())
 
 Write = Callable[..., EntryPoint]
 
@@ -122,7 +127,7 @@ def test_the_core_is_a_plugin_like_any_other():
     registry = loading.load([])
 
     [core] = registry.plugins
-    assert (core.name, core.state, core.jobs) == ("core", "loaded", (upkeep.prune_runs,))
+    assert (core.name, core.state, core.jobs) == ("core", "loaded", tuple(upkeep.register_jobs()))
     assert core.migrations is not None
     assert list(core.migrations.glob("0001_*.py"))
 
@@ -131,7 +136,7 @@ def test_jobs_are_listed_by_name_whatever_the_order_of_the_plugins(write: Write)
     first, second = write("alpha", SOUND, job="zebra"), write("beta", SOUND, job="ant")
 
     assert list(loading.load([second, first]).jobs) == list(loading.load([first, second]).jobs)
-    assert [found.name for found in loading.load([first, second])] == ["ant", "prune-runs", "zebra"]
+    assert [found.name for found in loading.load([first, second])] == sorted(["ant", *UPKEEP, "zebra"])
 
 
 def test_the_installed_plugins_are_all_sound():
@@ -201,10 +206,61 @@ def test_hook_register_middleware(write: Write):
     assert set(registry.middleware) == {"billing-job"}
 
 
+WANTS = """
+from datetime import timedelta
+from core import Keyed, KeySchedule
+
+@job("{job}-poll", keyed=Keyed())
+def poll(run: Run) -> None: ...
+
+def wanted(session):
+    yield KeySchedule("42", timedelta(seconds=60))
+
+@hookimpl
+def register_jobs():
+    return [work, poll]
+
+@hookimpl
+def register_schedules():
+    return {returned}
+"""
+
+
+def wants(write: Write, returned: str) -> EntryPoint:
+    return write("billing", SOUND + WANTS.replace("{returned}", returned))
+
+
+def test_hook_register_schedules(write: Write):
+    registry = loading.load([wants(write, '{"billing-job-poll": wanted}'), write("other", SOUND)])
+
+    assert not list(registry.broken())
+    (each,) = registry.wanted_schedules["billing-job-poll"](Session())
+    assert (each.key, each.every) == ("42", timedelta(seconds=60))
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        ("None", "register_schedules returned None"),
+        ("[wanted]", "which is not a dict of functions by job name"),
+        ('{"billing-job": wanted}', "names 'billing-job', which is no job of the plugin with keyed"),
+        ('{"billing-job-pol": wanted}', "did you mean 'billing-job-poll'?"),
+        ('{"billing-job-poll": wanted(None)}', "which is not a function"),
+        ('{"billing-job-poll": wanted, "other-job": wanted}', "names 'other-job'"),
+    ],
+)
+def test_a_plugin_that_wants_schedules_of_no_job_of_its_own_is_broken(write: Write, returned: str, problem: str):
+    registry = loading.load([wants(write, returned), write("other", SOUND)])
+
+    (broken,) = registry.broken()
+    assert (broken.name, problem in str(broken.error)) == ("billing", True)
+    assert not registry.wanted_schedules
+
+
 def test_middleware_may_surround_every_job(write: Write):
     registry = loading.load([around_runs(write, every_job="True"), write("other", SOUND)])
 
-    assert set(registry.middleware) == {"billing-job", "other-job", "prune-runs"}
+    assert set(registry.middleware) == {"billing-job", "other-job", *UPKEEP}
 
 
 @pytest.mark.parametrize(
@@ -368,7 +424,7 @@ def test_a_broken_plugin_does_not_keep_the_others_from_loading(write: Write):
 
     registry = loading.load(points)
 
-    assert list(registry.jobs) == ["beta-job", "omega-job", "prune-runs"]
+    assert list(registry.jobs) == sorted(["beta-job", *UPKEEP, "omega-job"])
     assert {plugin.name for plugin in registry.broken()} == {"alpha", "gamma", "delta"}
 
 
@@ -396,7 +452,7 @@ def test_a_disabled_plugin_is_not_imported_and_has_no_jobs(write: Write):
 
     states = {plugin.name: plugin.state for plugin in registry.plugins}
     assert states == {"core": "loaded", "billing": "disabled", "other": "loaded"}
-    assert list(registry.jobs) == ["other-job", "prune-runs"]
+    assert set(registry.jobs) == {"other-job", *UPKEEP}
     assert list(registry.broken()) == []
 
 
@@ -440,7 +496,7 @@ def test_two_plugins_with_one_job_name_are_both_refused_and_both_named(write: Wr
     errors = {plugin.name: plugin.error for plugin in registry.broken()}
     expected = "job name 'same' is declared by 'alpha' and 'beta'; rename one, or uninstall one of them"
     assert errors == {"alpha": expected, "beta": expected}
-    assert list(registry.jobs) == ["other-job", "prune-runs"]
+    assert set(registry.jobs) == {"other-job", *UPKEEP}
 
 
 def test_three_plugins_with_one_job_name_are_all_refused(write: Write):
@@ -492,7 +548,7 @@ def test_a_plugin_cannot_take_the_cores_jobs_away(write: Write):
 def test_a_plugin_called_core_is_refused(write: Write):
     registry = loading.load([write("core", SOUND, job="impostor")])
 
-    assert list(registry.jobs) == ["prune-runs"]
+    assert list(registry.jobs) == UPKEEP
     assert [plugin.state for plugin in registry.plugins] == ["loaded", "broken"]
 
 

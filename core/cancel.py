@@ -33,7 +33,7 @@ def cancel(session: Session, run_id: int, *, reason: str | None = None, by: str 
 
 
 def refusal(session: Session, run_id: int) -> str:
-    """Why a run cannot be cancelled."""
+    """Return why a run cannot be cancelled."""
     run = history.run(session.connection(), run_id)
     if run is None:
         return f"run {run_id} does not exist"

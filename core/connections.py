@@ -55,7 +55,7 @@ REPORTED = (
 
 @lru_cache(maxsize=4096)
 def marks(statement: str) -> tuple[bool, bool]:
-    """Whether ``statement`` may change the session, and whether it discards prepared statements."""
+    """Return whether ``statement`` may change the session, and whether it discards prepared statements."""
     return bool(LEAVES.search(statement)), bool(FORGETS.search(statement))
 
 
@@ -142,7 +142,7 @@ class WatchedConnection(OwnConnection):
         return not self._has_been_told() or self._answers()
 
     def _has_been_told(self) -> bool:
-        """Whether data has arrived on the idle connection; usually that means its end. Needs no network."""
+        """Return whether data has arrived on the idle connection; usually that means its end. Needs no network."""
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(0))

@@ -78,7 +78,7 @@ def normalise_url(url: str) -> URL:
 
 
 def connect(url: str, *, pool_size: int = 20, application: str = "rota") -> Engine:
-    """An engine for ``url`` that opens at most ``pool_size`` connections, each when it is needed.
+    """Return an engine for ``url`` that opens at most ``pool_size`` connections, each when it is needed.
 
     ``application`` is the name of the connections in PostgreSQL's pg_stat_activity.
     """
@@ -164,7 +164,7 @@ def _clean(connection: WatchedConnection, _record: object, state: PoolResetState
 
 @cache
 def engine() -> Engine:
-    """The engine of this process; it is made from the settings at the first call."""
+    """Return the engine of this process; it is made from the settings at the first call."""
     configured = settings.current()
     return connect(configured.database_url.get_secret_value(), pool_size=configured.db_pool_size)
 
@@ -258,7 +258,7 @@ def blame(error: BaseException) -> str | None:
 
 
 def refuses_value(error: BaseException) -> bool:
-    """Whether PostgreSQL or its driver refuses a value, and would refuse it at any other time too."""
+    """Return whether PostgreSQL or its driver refuses a value, and would refuse it at any other time too."""
     if isinstance(error, ValueError):  # from the driver: a NUL, or a character that the encoding lacks
         return True
     return _class_of(error) in REFUSING_CLASSES
@@ -279,7 +279,7 @@ def is_of_server(error: BaseException) -> bool:
 
 
 def _class_of(error: BaseException) -> str:
-    """The class of the error's SQLSTATE; empty if PostgreSQL has not answered."""
+    """Return the class of the error's SQLSTATE; empty if PostgreSQL has not answered."""
     return (getattr(getattr(error, "orig", None), "pgcode", None) or "")[:2]
 
 
@@ -300,5 +300,5 @@ def remedy(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
 
 
 def session(engine: Engine) -> Session:
-    """A session on ``engine``; it takes a connection when it is first used."""
+    """Return a session on ``engine``; it takes a connection when it is first used."""
     return Session(engine)

@@ -87,7 +87,7 @@ def waiting_run(
 
 
 def job_of_ledger(name: str) -> Job:
-    """The job of that name. Raises UnknownJob; BadArguments if it has no runs."""
+    """Return the job of that name. Raises UnknownJob; BadArguments if it has no runs."""
     found = loading.current().job(name)
     if not found.ledger:
         raise BadArguments(f"job {name!r} is on the fast lane (ledger=False), which has no runs; use send")
@@ -202,7 +202,7 @@ def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:
 
 
 def is_key(key: object) -> bool:
-    """Whether PostgreSQL can store and index ``key``."""
+    """Return whether PostgreSQL can store and index ``key``."""
     if not isinstance(key, str) or len(key) > LONGEST_KEY or "\0" in key:
         return False
     return key.encode(errors="ignore").decode() == key

@@ -201,7 +201,7 @@ MISSPELT = 0.8
 
 
 def is_misspelt(name: str, known: Iterable[str]) -> bool:
-    """Whether ``name`` is probably a misspelling of one of ``known``.
+    """Return whether ``name`` is probably a misspelling of one of ``known``.
 
     A known name with another word in front is not a misspelling: ``EXPIRY_RETENTION_DAYS`` does not mean
     ``RETENTION_DAYS``.

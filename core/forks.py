@@ -31,7 +31,7 @@ class OpenFile(Protocol):
     """An open file, such as a socket, a pipe or a connection of psycopg2."""
 
     def fileno(self) -> int:
-        """The file descriptor; -1 or an error once it is closed."""
+        """Return the file descriptor; -1 or an error once it is closed."""
 
 
 class _Here:
@@ -67,12 +67,12 @@ def end() -> None:
 
 
 def is_working() -> bool:
-    """Whether this process works on jobs."""
+    """Return whether this process works on jobs."""
     return _Here.is_working
 
 
 def is_child() -> bool:
-    """Whether this is a child that a job has forked, or a child of that."""
+    """Return whether this is a child that a job has forked, or a child of that."""
     return _Here.is_child
 
 

@@ -41,7 +41,7 @@ NOT_IN_LOCAL_MODE = (
 
 
 def build(process: WorkerProcess) -> RotaBroker:
-    """The broker with all its parts; each object is made before the objects that need it."""
+    """Return the broker with all its parts; each object is made before the objects that need it."""
     configured = process.configured
     assert configured.redis_url is not None, "only local mode works without Redis"
     url = configured.redis_url.get_secret_value()

@@ -205,7 +205,7 @@ def check_redis_url(url: str) -> None:
 
 
 def split_names(value: str) -> frozenset[str]:
-    """The plugins that ``value`` names. Raises ValueError if the core is one of them."""
+    """Return the plugins that ``value`` names. Raises ValueError if the core is one of them."""
     found = frozenset(name.strip() for name in value.split(",") if name.strip())
     if CORE in found:
         raise ValueError(f"names {CORE!r}, which has the ledger's tables and cannot be disabled")
@@ -213,7 +213,7 @@ def split_names(value: str) -> frozenset[str]:
 
 
 def split_reservations(value: str) -> dict[str, int]:
-    """The number of threads that ``value`` reserves for each queue. Raises ValueError."""
+    """Return the number of threads that ``value`` reserves for each queue. Raises ValueError."""
     found: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in value.split(","))):
         queue, equals, threads = (word.strip() for word in part.partition("="))
@@ -226,7 +226,7 @@ def split_reservations(value: str) -> dict[str, int]:
 
 
 def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
-    """The plugins that must not be loaded; reads no other setting. Raises SettingsError."""
+    """Return the plugins that must not be loaded; reads no other setting. Raises SettingsError."""
     environ = os.environ if environ is None else environ
     try:
         return split_names(environ.get(DISABLED_PLUGINS, ""))
@@ -235,12 +235,12 @@ def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
 
 
 def redacted() -> frozenset[str]:
-    """The names of arguments that are hidden, in lower case; reads no other setting."""
+    """Return the names of arguments that are hidden, in lower case; reads no other setting."""
     return split_redacted(os.environ.get(REDACT, ""))
 
 
 def most_schedules() -> int:
-    """The most schedules made at run time; reads no other setting. Raises SettingsError."""
+    """Return the most schedules made at run time; reads no other setting. Raises SettingsError."""
     value = os.environ.get(MOST_SCHEDULES, "") or Settings.model_fields["most_schedules"].default
     try:
         return int(value)
@@ -250,7 +250,7 @@ def most_schedules() -> int:
 
 @lru_cache(maxsize=10)
 def split_redacted(value: str) -> frozenset[str]:
-    """The names in ``value``, in lower case."""
+    """Return the names in ``value``, in lower case."""
     return frozenset(name.strip().lower() for name in value.split(",") if name.strip())
 
 
@@ -263,7 +263,7 @@ def redis_url() -> str:
 
 
 def names() -> dict[str, str]:
-    """Every setting's environment variable, with the sentence that describes it."""
+    """Return every setting's environment variable, with the sentence that describes it."""
     fields = Settings.model_fields
     return {str(field.validation_alias): field.description or "" for field in fields.values()}
 
@@ -286,7 +286,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """A line for each variable that is probably a misspelt setting of the core.
+    """Return a line for each variable that is probably a misspelt setting of the core.
 
     Plugins check their own variables. A variable that resembles no setting probably belongs to a removed plugin.
     """
@@ -298,17 +298,17 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """The ``ROTA_…`` variables that are set and are not settings of the core."""
+    """Return the ``ROTA_…`` variables that are set and are not settings of the core."""
     return sorted(name for name in environ.keys() - names().keys() if name.startswith(PREFIX) and environ[name] != "")
 
 
 def plugin_prefix(plugin: str) -> str:
-    """The prefix of the environment variables of a plugin's settings."""
+    """Return the prefix of the environment variables of a plugin's settings."""
     return f"{PREFIX}{plugin.upper().replace('-', '_')}_"
 
 
 def explain(problem: Any) -> str:
-    """The message for one of pydantic's errors, without the value."""
+    """Return the message for one of pydantic's errors, without the value."""
     name = str(problem["loc"][0])
     if name in Settings.model_fields:  # for an invalid default pydantic gives the field's name
         name = str(Settings.model_fields[name].validation_alias)

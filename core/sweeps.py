@@ -138,7 +138,7 @@ def is_fault_of_row(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The problem with a row, without the row's values, which may be personal data."""
+    """Return the problem with a row, without the row's values, which may be personal data."""
     if not isinstance(error, DBAPIError):
         *_, last = traceback.extract_tb(error.__traceback__)
         return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"

@@ -30,17 +30,17 @@ class Instant(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """The value as it is sent."""
+        """Return the value as it is sent."""
         if value is not None:
             require_aware(time=value)
         return value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """The value as it is read."""
+        """Return the value as it is read."""
         return value if value is None else value.astimezone(UTC)
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
-        """The type of the other operand: an interval for a timedelta, otherwise a time."""
+        """Return the type of the other operand: an interval for a timedelta, otherwise a time."""
         return Interval() if isinstance(value, timedelta) else self
 
 

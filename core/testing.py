@@ -207,7 +207,7 @@ class RunJob:
             )
 
     def row(self, run_id: int) -> RunRow:
-        """The run as the ledger has it now."""
+        """Return the run as the ledger has it now."""
         with Session(self.executor.engine, expire_on_commit=False) as session:
             return session.scalars(select(RunRow).where(RunRow.id == run_id)).one()
 
@@ -264,7 +264,7 @@ DEFINITIONS = text("""
 
 
 def schema_differences(engine: Engine, metadata: MetaData, *, plugin: str) -> list[Any]:
-    """How the migrated tables differ from ``metadata``: columns, types, keys, checks and indexes.
+    """Return how the migrated tables differ from ``metadata``: columns, types, keys, checks and indexes.
 
     Also the tables and indexes whose names do not begin with the name of ``plugin``.
     """

@@ -50,11 +50,11 @@ def report(name: str, found: Difference) -> dict[str, int]:
 
 @hookimpl
 def register_jobs() -> list[Job]:
-    """The jobs of the core."""
+    """Return the jobs of the core."""
     return [prune_runs, check_schedules]
 
 
 @hookimpl
 def register_migrations() -> Path:
-    """The ledger's schema history."""
+    """Return the ledger's schema history."""
     return Path(__file__).parent / "schema" / "ledger"

@@ -12,7 +12,7 @@ LONGEST = 200
 
 
 def login() -> str:
-    """The name and the host of the logged-in user; in a container there may be no name."""
+    """Return the name and the host of the logged-in user; in a container there may be no name."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -21,7 +21,7 @@ def login() -> str:
 
 
 def checked(_ctx: click.Context, _param: click.Parameter, name: str) -> Actor:
-    """The actor with this name, whose length is checked."""
+    """Return the actor with this name, whose length is checked."""
     if not name.strip() or len(name) > LONGEST or not name.isprintable():
         raise click.BadParameter(f"expected a name of at most {LONGEST} characters")
     return Actor(name.strip(), via="cli")

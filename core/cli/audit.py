@@ -54,12 +54,12 @@ def audit(as_json: bool, actor: str | None, action: Action | None, since: str | 
 
 
 def in_words(details: dict[str, Any]) -> str:
-    """An entry's details in one line."""
+    """Return an entry's details in one line."""
     return ", ".join(f"{name}: {told(value)}" for name, value in details.items())
 
 
 def told(value: Any) -> str:
-    """A detail's value."""
+    """Return a detail's value."""
     if isinstance(value, dict):
         return " ".join(f"{name} {part}" for name, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -27,5 +27,5 @@ def confirm(question: str, *, is_given: bool, word: str = "") -> None:
 
 
 def is_answerable() -> bool:
-    """Whether a person can answer on a terminal."""
+    """Return whether a person can answer on a terminal."""
     return sys.stdin.isatty()

@@ -37,7 +37,7 @@ def diff(ctx: click.Context, as_json: bool) -> None:
 
 
 def lines(found: Difference) -> Iterator[str]:
-    """The difference for people."""
+    """Yield the difference for people."""
     yield from (f"+ {job}" for job in found.added)
     yield from (f"- {job}" for job in found.removed)
     for job, fields in found.changed.items():
@@ -52,7 +52,7 @@ def lines(found: Difference) -> Iterator[str]:
 
 
 def told(value: Any) -> str:
-    """A field's value; whole seconds without their fraction."""
+    """Return a field's value; whole seconds without their fraction."""
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -58,18 +58,18 @@ def environment() -> dict[str, str]:
 
 
 def is_from_up() -> bool:
-    """Whether the URLs are those that ``rota up`` wrote in this folder."""
+    """Return whether the URLs are those that ``rota up`` wrote in this folder."""
     left = read_env(DATA_FOLDER)
     return bool(left) and all(environment().get(name) == url for name, url in left.items())
 
 
 def source() -> str:
-    """The source of the settings, in words."""
+    """Return the source of the settings, in words."""
     return f"those of {DATA_FOLDER / ENV_FILE}" if is_from_up() else "valid"
 
 
 def configured() -> Settings:
-    """The settings of this command. Raises SettingsError."""
+    """Return the settings of this command. Raises SettingsError."""
     return settings.load(environment())
 
 
@@ -89,17 +89,17 @@ def ledger(
 
 
 def looking() -> AbstractContextManager[Engine]:
-    """An engine for a command that only reads."""
+    """Return an engine for a command that only reads."""
     return ledger(database.RIGHTS_TO_LOOK)
 
 
 def checked_ledger(configured: Settings) -> AbstractContextManager[Engine]:
-    """An engine for ``rota check``."""
+    """Return an engine for ``rota check``."""
     return connections.ledger(configured, "rota-cli", CHECK_TIMEOUT_SECONDS)
 
 
 def advice() -> str:
-    """The advice if a server cannot be reached."""
+    """Return the advice if a server cannot be reached."""
     if is_from_up():
         return f"{DATA_FOLDER / ENV_FILE} names it, but it is not running: start it with `rota up`"
     return "check that the server is running, and that DATABASE_URL and REDIS_URL are right"

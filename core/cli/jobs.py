@@ -65,14 +65,14 @@ def jobs(as_json: bool) -> None:
 
 
 def rhythm(job: Job) -> str:
-    """When a job runs, as a short text."""
+    """Return when a job runs, as a short text."""
     if job.keyed is not None:
         return "one for each key"  # ``rota schedules`` lists them
     return str(job.schedule or ("by hand or by event" if job.ledger else "by event"))
 
 
 def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
-    """The time of a job's next run, as a short text, or the reason why there is none."""
+    """Return the time of a job's next run, as a short text, or the reason why there is none."""
     if is_paused:
         return "paused"
     if job.schedule is None:
@@ -83,7 +83,7 @@ def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
 
 
 def pauses_if_told() -> list[Pause] | None:
-    """The active pauses; None without a ledger. If it cannot be read, a warning goes to stderr."""
+    """Return the active pauses; None without a ledger. If it cannot be read, a warning goes to stderr."""
     try:
         with environment.looking() as engine, engine.connect() as connection:
             return pauses.active(connection)

@@ -32,7 +32,7 @@ def limits(most: int, as_json: bool) -> None:
 
 
 def columns(zone: str) -> list[Column]:
-    """The columns, with times in ``zone``."""
+    """Return the columns, with times in ``zone``."""
     return [
         Column("limit"),
         Column("size", rank=2),
@@ -45,7 +45,7 @@ def columns(zone: str) -> list[Column]:
 
 
 def row(use: LimitUse) -> tuple[str, ...]:
-    """A limit as a row."""
+    """Return a limit as a row."""
     tokens = f"{max(use.tokens, 0):.0f}" if use.tokens is not None else ""
     until = local(use.closed_until) if use.closed_until else ""
     return (use.name, size(use), str(use.running), tokens, str(use.waiting), until, use.closed_reason or "")

@@ -62,7 +62,7 @@ def write(folder: Path, name: str) -> Iterator[Path]:
 
 
 def values_for(name: str) -> dict[str, str]:
-    """The values for the templates."""
+    """Return the values for the templates."""
     dashed = name.replace("_", "-").strip("-")
     return {
         "name": name,

@@ -33,7 +33,7 @@ def plugins(as_json: bool) -> None:
 
 
 def in_a_row(plugin: Plugin) -> tuple[str, ...]:
-    """A plugin as a row of the table."""
+    """Return a plugin as a row of the table."""
     named = (plugin.name, plugin.distribution, plugin.version, plugin.state)
     newest = plugin.migrations[-1] if plugin.migrations else ""
     return (*named, str(len(plugin.jobs)), newest, plugin.error or "")

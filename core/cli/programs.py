@@ -26,13 +26,13 @@ def guarded() -> Iterator[Guard]:
 
 
 def pool_size(threads: int) -> str:
-    """The pool size that is enough for every thread."""
+    """Return the pool size that is enough for every thread."""
     default = Settings.model_fields["db_pool_size"].default
     return str(max(default, threads + SPARE_CONNECTIONS))
 
 
 def script(name: str) -> str:
-    """The path of a command that was installed with Rota."""
+    """Return the path of a command that was installed with Rota."""
     ours = Path(sysconfig.get_path("scripts")) / name
     found = str(ours) if ours.exists() else shutil.which(name)
     if found is None:

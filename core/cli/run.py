@@ -89,7 +89,7 @@ def follow(engine: Engine, run_id: int, timeout_seconds: float | None) -> None:
 
 
 def in_short(row: history.Run) -> str:
-    """A run's state in one line."""
+    """Return a run's state in one line."""
     attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
     doing = brief(row.progress) if row.state == State.RUNNING else row.reason or ""
     return visible(f"run {row.id}: {row.state}{attempt}{f' ({doing})' if doing else ''}")

@@ -31,7 +31,7 @@ def show(run: Details, waits_for: Sequence[str], now: datetime) -> None:
 
 
 def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[str, str]]:
-    """The facts about the run, with labels."""
+    """Yield the facts about the run, with labels."""
     if run.key:
         yield "key", run.key
     yield "slot", f"{local(run.slot)} {zone}" if run.slot else "none: it was requested"
@@ -72,7 +72,7 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
 
 
 def limit_facts(limit: LimitUse, zone: str) -> Iterator[tuple[str, str]]:
-    """The limit that the run waits for, and until when it is closed."""
+    """Yield the limit that the run waits for, and until when it is closed."""
     yield "waits for", f"the limit {in_words_of_limit(limit)}"
     if limit.closed_until is not None:
         why = f": {limit.closed_reason}" if limit.closed_reason else ""
@@ -108,16 +108,16 @@ def paragraph(text: str, indent: str = INDENT) -> None:
 
 
 def in_words(relative: Relative) -> str:
-    """A relative in a few words."""
+    """Return a relative in a few words."""
     key = f", key {relative.key}" if relative.key else ""
     return f"run {relative.id} of {relative.job}{key}: {relative.state}"
 
 
 def times(count: int) -> str:
-    """How many times something happened."""
+    """Return how many times something happened."""
     return "once" if count == 1 else f"{count} times"
 
 
 def as_text(value: Any) -> str:
-    """A JSON value as text; nothing for none."""
+    """Return a JSON value as text; nothing for none."""
     return "none" if value in (None, {}) else json.dumps(value, ensure_ascii=False)

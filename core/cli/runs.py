@@ -75,7 +75,7 @@ def show_one(run_id: int, *, as_json: bool) -> None:
 
 
 def columns(zone: str) -> list[Column]:
-    """The columns of a table of runs, with times in ``zone``."""
+    """Return the columns of a table of runs, with times in ``zone``."""
     return [
         Column("id"),
         Column("job"),
@@ -90,7 +90,7 @@ def columns(zone: str) -> list[Column]:
 
 
 def row(run: Run, paused: Collection[Pause] = ()) -> tuple[str, ...]:
-    """A run as a row of the table; ``paused`` are the active pauses."""
+    """Return a run as a row of the table; ``paused`` are the active pauses."""
     took = span(run.finished_at - run.started_at) if run.started_at and run.finished_at else ""
     return (
         str(run.id),

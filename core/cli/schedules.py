@@ -66,7 +66,7 @@ def schedules(ctx: click.Context, /, as_json: bool, **chosen: Any) -> None:
 
 
 def state(found: Schedule) -> str:
-    """Why not every slot comes due, in words."""
+    """Return why not every slot comes due, in words."""
     if found.is_orphaned:
         return "orphaned: no live process has its job"
     if found.paused_by is not None:

@@ -39,7 +39,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, emp
 
 
 def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[str]:
-    """The lines of the table for a terminal of ``room`` columns, with a note about columns that are left out."""
+    """Return the lines of the table for a terminal of ``room`` columns, with a note about columns that are left out."""
     widths = fitted(columns, rows, room)
     heading = line([column.heading for column in columns], widths)
     left_out = [columns[at].heading for at, width in enumerate(widths) if not width and is_filled(rows, at)]
@@ -49,7 +49,7 @@ def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """The width of each column; 0 if it is left out."""
+    """Return the width of each column; 0 if it is left out."""
     full = [max(map(width_of, [column.heading, *(row[at] for row in rows)])) for at, column in enumerate(columns)]
     least = [min(wide, column.least or wide) for wide, column in zip(full, columns, strict=True)]
     kept = list(range(len(columns)))
@@ -65,12 +65,12 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) 
 
 
 def is_filled(rows: Sequence[Sequence[str]], at: int) -> bool:
-    """Whether a column has a cell that is not empty."""
+    """Return whether a column has a cell that is not empty."""
     return any(row[at] for row in rows)
 
 
 def line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One row."""
+    """Return one row."""
     return GAP.join(sized(cell, width) for cell, width in zip(cells, widths, strict=True) if width).rstrip()
 
 
@@ -84,7 +84,7 @@ def sized(cell: str, width: int) -> str:
 
 
 def width_of(cell: str) -> int:
-    """How many columns of a terminal ``cell`` takes."""
+    """Return how many columns of a terminal ``cell`` takes."""
     from rich.cells import cell_len
 
     return cell_len(cell)

@@ -93,7 +93,7 @@ def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], .
 
 
 def checked_settings() -> Settings:
-    """The settings, with placeholders for missing URLs. Raises SettingsError."""
+    """Return the settings, with placeholders for missing URLs. Raises SettingsError."""
     given = {name: value for name, value in os.environ.items() if value}
     return settings.load({**YET_TO_COME, **given})
 
@@ -167,7 +167,7 @@ def start_servers(
 
 
 def is_own(server: EmbeddedPostgres | EmbeddedRedis, url: str) -> bool:
-    """Whether ``url`` is that of ``server``, judged by its folder before it is started."""
+    """Return whether ``url`` is that of ``server``, judged by its folder before it is started."""
     with suppress(EmbeddedServerError):
         return server.url == url
     return False
@@ -180,7 +180,7 @@ def end_server(server: EmbeddedServer, guard: Guard) -> None:
 
 
 def given_settings() -> dict[str, str]:
-    """The settings in the environment."""
+    """Return the settings in the environment."""
     return {name: os.environ[name] for name in settings.names() if os.environ.get(name)}
 
 
@@ -200,7 +200,7 @@ def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
 
 
 def hint(data: Path) -> str:
-    """The command to use in a second terminal."""
+    """Return the command to use in a second terminal."""
     rota = "rota" if shutil.which("rota") else os.path.relpath(script("rota"))
     if data == environment.DATA_FOLDER:
         return f"{rota} runs (in another terminal, in {Path.cwd()})"
@@ -214,5 +214,5 @@ def without_password(url: str) -> str:
 
 
 def reachable(host: str) -> str:
-    """An address that a browser on this machine can use."""
+    """Return an address that a browser on this machine can use."""
     return "localhost" if host in {"0.0.0.0", "::", ""} else host

@@ -99,7 +99,7 @@ def work(supervisor: Supervisor, commands: Sequence[Command], signals: Signals, 
 
 
 def number_of(processes: int | None, configured: Settings) -> int:
-    """How many processes to start. Raises click.UsageError for several in local mode."""
+    """Return how many processes to start. Raises click.UsageError for several in local mode."""
     if configured.mode != "local":
         return processes or DEFAULT_PROCESSES
     if processes is not None and processes > 1:
@@ -128,7 +128,7 @@ def workers(
     queues: Sequence[str] = (),
     grace: float = 60,
 ) -> Iterator[Worker]:
-    """The worker processes. They do not serve metrics; ``metrics_server`` does this for all of them."""
+    """Yield the worker processes. They do not serve metrics; ``metrics_server`` does this for all of them."""
     only = ["--queues", *queues] if queues else []
     for_jobs = max(grace - 5, grace / 2)  # workers that stop waiting in time can still release their runs
     if configured.mode == "local":
@@ -144,6 +144,6 @@ def workers(
 
 
 def metrics_server(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:
-    """The command that serves the metrics of all processes, unless metrics are turned off."""
+    """Yield the command that serves the metrics of all processes, unless metrics are turned off."""
     if configured.metrics_port:
         yield Command("metrics", [sys.executable, "-m", "core.observability.metrics_server"], environ)

@@ -60,7 +60,7 @@ AT_WORK = [
 
 
 def left_columns(zone: str) -> list[Column]:
-    """The columns of the processes that have left, with times in ``zone``."""
+    """Return the columns of the processes that have left, with times in ``zone``."""
     return [
         Column("process"),
         Column("kind", rank=3),
@@ -72,19 +72,19 @@ def left_columns(zone: str) -> list[Column]:
 
 
 def live(process: Live, now: datetime) -> tuple[str, ...]:
-    """A live process as a row; ``busy`` is the number of its threads that work on a run."""
+    """Return a live process as a row; ``busy`` is the number of its threads that work on a run."""
     busy = f"{len(process.runs)} of {process.threads}" if process.threads is not None else ""
     lived = span(now - process.started_at)
     return (str(process.id), process.kind, process.name, busy, lived, ", ".join(process.queues))
 
 
 def at_work(process: Live, run: AtWork, now: datetime) -> tuple[str, ...]:
-    """A run of a live process as a row."""
+    """Return a run of a live process as a row."""
     lasted = span(now - run.started_at)
     return (str(process.id), str(run.run), run.job, run.key, str(run.attempt), lasted, brief(run.progress))
 
 
 def left(process: Left) -> tuple[str, ...]:
-    """A process that has left as a row."""
+    """Return a process that has left as a row."""
     lived = span(process.left_at - process.started_at)
     return (str(process.id), process.kind, process.name, local(process.left_at), process.reason, lived)

@@ -1,1 +1,1 @@
-"""The dispatcher sends due runs from the ledger to Redis, in small passes; one dispatcher leads in the fleet."""
+"""The dispatcher sends due runs from the ledger to Redis, in small passes. One dispatcher of the fleet leads."""

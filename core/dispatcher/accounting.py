@@ -1,4 +1,4 @@
-"""Accounts for every slot of every schedule: queued, or missed with a reason.
+"""Accounts for every slot of every schedule: records it as queued, or as missed with a reason.
 
 periodiq inserts slots at their time. Half a second later this pass inserts the slots that periodiq did not insert.
 After an outage it applies each job's misfire policy to all slots that came due during the outage.
@@ -20,7 +20,7 @@ from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.scheduling.misfires import HEAD_START, count_missed, is_late, verdicts
 
-#: The most slots that one pass accounts for, and the least share of one job.
+#: The most slots that one pass accounts for, and the smallest share of one job in that number.
 MOST_AT_ONCE = 10_000
 LEAST_OF_ONE_JOB = 100
 
@@ -29,14 +29,14 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(slots=True)
 class PastPauses:
-    """The pauses in one pass; read when a slot is late, and read again only for an even later slot."""
+    """The pauses in one pass. They are read when a slot is late, and read again only for a slot that is even later."""
 
     connection: Connection
     since: datetime | None = None
     found: list[Pause] = field(default_factory=list)
 
     def of(self, scopes: Sequence[str], due: list[datetime], now: datetime) -> list[Pause]:
-        """The pauses of ``scopes`` since the first of the slots ``due``; empty if all slots are in time."""
+        """Return the pauses of ``scopes`` since the first of the slots ``due``, or nothing if all slots are in time."""
         if not is_late(due, now):
             return []
         if self.since is None or due[0] < self.since:
@@ -46,17 +46,17 @@ class PastPauses:
 
 @dataclass(slots=True)
 class Accountant:
-    """Keeps the leader's state between passes. The ledger has a copy."""
+    """Accounts for slots. Keeps the leader's state between passes; the ledger has a copy of the state."""
 
     registry: Registry
     marks: dict[str, Watermark]
-    #: For each job the first slot that is not accounted for, so that a pass computes due slots only.
+    #: The first slot of each job that is not accounted for. With it, a pass computes only slots that are due.
     next_slots: dict[str, datetime] = field(default_factory=dict)
     #: The earliest of ``next_slots``; None if no job has a schedule.
     next_at: datetime | None = field(default=LONG_AGO)
 
     def is_due(self, now: datetime) -> bool:
-        """Whether there are slots to account for at ``now``."""
+        """Return whether there are slots to account for at ``now``."""
         return self.next_at is not None and self.next_at <= now - HEAD_START
 
     def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
@@ -64,7 +64,7 @@ class Accountant:
         try:
             self._account(connection, carrier)
         except BaseException:
-            self.next_slots.clear()  # some may not be recorded; the next pass begins at the watermarks again
+            self.next_slots.clear()  # some may not be recorded: begin at the watermarks again
             raise
 
     def _account(self, connection: Connection, carrier: DispatchCarrier) -> None:
@@ -90,7 +90,7 @@ class Accountant:
     def _account_for(
         self, job: Job, now: datetime, paused: PastPauses, found: list[tuple[Job, SlotRow]], most: int
     ) -> Watermark | None:
-        """Add the due slots of ``job`` to ``found``; return its new watermark, if it changes."""
+        """Add the due slots of ``job`` to ``found``. Return the job's new watermark, if it changes."""
         assert job.schedule is not None
         spec, until = str(job.schedule), now - HEAD_START
         mark = self.marks.get(job.name)

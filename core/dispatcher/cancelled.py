@@ -1,4 +1,4 @@
-"""Logs and counts runs that ended when they were handed back, because they had been cancelled."""
+"""Logs and counts runs that had been cancelled and ended when their process handed them back."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -13,7 +13,7 @@ AnyRun = TypeVar("AnyRun", HandedBack, Recovered)
 
 
 def tell(handed_back: Sequence[AnyRun]) -> list[AnyRun]:
-    """Log and count the cancelled runs; return the others."""
+    """Log and count the cancelled runs. Return the other runs."""
     for run in handed_back:
         if run.reason == CANCELLED:
             metrics.run_ended(run.job, CANCELLED)

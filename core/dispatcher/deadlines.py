@@ -1,4 +1,4 @@
-"""Ends the runs that have expired, and says so."""
+"""Ends the runs that have expired, and logs each of them."""
 
 from collections import Counter
 

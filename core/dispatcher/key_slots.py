@@ -1,7 +1,7 @@
-"""Accounts for the slots of schedules made at run time: brings changes into force, and inserts what is due.
+"""Accounts for the slots of schedules made at run time: brings changes into force, and inserts due runs.
 
-Only the leading dispatcher does this, in each pass, so it works with Redis away and in local mode alike. The runs are
-inserted unsent; the dispatcher sends them right after, as it sends all others.
+Only the leading dispatcher does this, in each pass, so it works when Redis is away, and also in local mode. The runs
+are inserted unsent; the dispatcher sends them directly afterwards, as it sends all other runs.
 """
 
 from collections import Counter
@@ -21,12 +21,12 @@ from core.scheduling import plan
 from core.scheduling.misfires import report_missed
 from core.scheduling.plan import Window
 
-#: A watermark that no slot moves is stored this often, so that a new leader does not look at a long time again.
+#: A watermark that no slot moves is stored this often, so that a new leader does not examine a long time again.
 STORED_EVERY = timedelta(seconds=10)
 
 
 def keyed_jobs(registry: Registry, fleet: Fleet) -> Iterable[KeyedJob]:
-    """The jobs whose keys have schedules: those of this process, and of other live processes."""
+    """Return the jobs whose keys have schedules: the jobs of this process, and those of other live processes."""
     declared = {job.name: KeyedJob.declared(job, registry.scopes[job.name]) for job in registry.keyed()}
     theirs = {
         name: KeyedJob.recorded(name, options) for name, options in fleet.keyed.items() if name not in registry.jobs
@@ -36,17 +36,20 @@ def keyed_jobs(registry: Registry, fleet: Fleet) -> Iterable[KeyedJob]:
 
 @dataclass(slots=True)
 class KeyAccountant:
-    """Keeps the leader's watermarks between passes. If a slot moves one, the ledger stores it at once."""
+    """Accounts for the slots of all jobs whose keys have schedules. If a slot moves a job's watermark, the ledger
+    stores it at once.
+    """
 
     registry: Registry
-    #: Whether this is the only leader that inserts such slots. It then stays the only one until its connection ends.
+    #: Whether this leader is the only one that inserts such slots. It then stays the only one until its connection
+    #: ends.
     is_alone: bool = False
     #: The time up to which the slots of each job are accounted for.
     reached: dict[str, datetime] = field(default_factory=dict)
     stored: dict[str, datetime] = field(default_factory=dict)
 
     def account(self, connection: Connection, fleet: Fleet) -> int:
-        """Account for all slots that are due; return how many runs were inserted."""
+        """Account for all slots that are due. Return how many runs were inserted."""
         jobs = {job.name: job for job in keyed_jobs(self.registry, fleet)}
         for gone in self.reached.keys() - jobs.keys():
             del self.reached[gone], self.stored[gone]
@@ -76,7 +79,7 @@ class KeyAccountant:
         return inserted
 
     def _after(self, connection: Connection, job: KeyedJob, now: datetime) -> datetime:
-        """The job's watermark. It begins now if the job is new, or if no process had it for long."""
+        """Return the job's watermark. It begins now if the job is new, or if no process had the job for long."""
         if job.name not in self.reached:
             mark = history.watermark(connection, job.name)
             if mark is not None and mark.spec == BY_KEY:
@@ -99,7 +102,7 @@ class KeyAccountant:
 
 @dataclass(slots=True)
 class JobAccount:
-    """One job in one pass."""
+    """Accounts for the slots of one job in one pass."""
 
     connection: Connection
     job: KeyedJob
@@ -107,12 +110,12 @@ class JobAccount:
     crons: Crons
     now: datetime
     windows: Sequence[Window]
-    #: The time that is accounted for, and whether the ledger has it.
+    #: The time up to which slots are accounted for, and whether the ledger has stored it.
     reached: datetime
     is_stored: bool = False
 
     def account(self, place: int) -> int:
-        """Account for a window; return how many runs were inserted."""
+        """Account for a window. Return how many runs were inserted."""
         window = self.windows[place]
         if window.is_paused:
             return self._leave_out(window.until, "paused")
@@ -158,7 +161,7 @@ class JobAccount:
 
 
 def tell(job: KeyedJob, left_out: Mapping[str, int]) -> None:
-    """Log and count the slots that got no run of their own."""
+    """Log and count the slots that got no run."""
     for reason, count in left_out.items():
         if count and reason == "outage":
             report_missed(job.name, Counter({reason: count}), f"misfire={job.misfire}; one gap row tells of them")

@@ -1,11 +1,12 @@
-"""Leadership: the process that holds one PostgreSQL advisory lock dispatches, as long as its connection lives.
+"""Leadership: the process that holds a certain PostgreSQL advisory lock dispatches, as long as its connection lives.
 
 A leader whose process stopped (paused, cut off) still holds the lock. As soon as the leader's lease has expired, a
-waiting process closes that connection, which frees the lock. A leader that loses Redis while other workers can lead
-steps down.
+waiting process closes the leader's connection, which frees the lock. A leader that loses Redis while other workers can
+lead steps down.
 
-Two processes that both lead do no harm: every step is a conditional statement that only one can win. During a deploy
-there are two, one of each release, if the dispatcher of the new release has steps that the other does not know.
+Two processes that both lead do no harm: every step is a conditional statement that only one process can win. During a
+deploy there are two leaders, one of each release, if the dispatcher of the new release has steps that the former
+release does not have.
 """
 
 import random
@@ -19,10 +20,10 @@ from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
 from core.observability.events import DispatcherDeposed, emit
 
-#: How many processes ask for leadership in one interval, however many are waiting.
+#: At most this many processes ask for leadership in one interval, however many processes are waiting.
 MOST_ASKING = 10
 
-#: Asks for the lock, and closes the connection of a leader that holds it and whose lease has expired.
+#: Asks for the lock, and closes the connection of a leader that holds the lock and whose lease has expired.
 ASK = Prepared(
     "rota_lead",
     (),
@@ -54,19 +55,22 @@ OTHERS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Whether this process leads, and how many workers there are."""
+    """The answer to a request for leadership: whether this process leads, and how many workers there are."""
 
     is_won: bool
     workers: int
 
     def pause_seconds(self, every_seconds: float) -> float:
-        """The wait before asking again. It grows with the number of workers, so that all together ask equally often."""
+        """Return the wait before this process asks again.
+
+        It grows with the number of workers, so that together they ask equally often.
+        """
         crowd = self.workers / MOST_ASKING
         return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
 
 
 def ask(connection: Connection) -> Answer:
-    """Ask for leadership; if it is won, also listen for runs that are due at once."""
+    """Ask for leadership. If this process gets it, also listen for runs that are due at once."""
     ((is_won, workers, silent_leader, _),) = ASK.rows(connection)
     if is_won:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
@@ -76,10 +80,10 @@ def ask(connection: Connection) -> Answer:
 
 
 def has_others(connection: Connection) -> bool:
-    """Whether there are other live workers, which wait to lead."""
+    """Return whether there are other live workers that wait to lead."""
     return bool(connection.execute(OTHERS).scalar_one())
 
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:
-    """Wait until runs are requested, at most for the time-out; return whether they were."""
+    """Wait until runs are requested, at most for the time-out. Return whether runs were requested."""
     return sessions.wait_for_notification(connection, timeout_seconds)

@@ -1,4 +1,6 @@
-"""The dispatcher's thread: becomes the leader if no other process leads, then makes pass after pass until stopped."""
+"""The dispatcher's thread: becomes the leader if no other process leads, and then does one pass after another until
+stopped.
+"""
 
 import sys
 import time
@@ -50,7 +52,7 @@ GIVE_WAY_SECONDS = 2.0
 
 
 class Dispatcher(LedgerThread):
-    """The dispatcher of one worker process; one of them leads in the fleet."""
+    """The dispatcher of one worker process. One dispatcher of the fleet leads."""
 
     def __init__(
         self,
@@ -73,19 +75,19 @@ class Dispatcher(LedgerThread):
         self._resend_seconds = resend_seconds
         self._orphan_seconds = orphan_seconds
         self._redis_lost_seconds = redis_lost_seconds
-        #: When Redis last answered, or this process became the leader.
+        #: The time when Redis last answered, or when this process became the leader.
         self._heard_at = 0.0
         self._orphan_keeper = OrphanKeeper(registry, carrier, orphan_seconds)
         self._watch = Watch(registry)
         self._fleet_cache = FleetCache()
         self._fleet = Fleet()
-        #: For each paused job, when its pause began.
+        #: The time when the pause of each paused job began.
         self._held: Mapping[str, datetime] = {}
-        #: Whether there was a pause at the last pass, so that this pass notices its end.
+        #: Whether there was a pause at the last pass. It tells the next pass that the pause has ended.
         self._was_paused = True
         self._maintained_at = 0.0
         self._outage = outage or Outage()
-        #: How long to wait before asking for leadership again; longer after stepping down.
+        #: The wait before asking for leadership again. It is longer after stepping down.
         self._again_seconds = AGAIN_SECONDS
         self._max_crashes = max_crashes
         self._key_accountant = KeyAccountant(registry)
@@ -97,13 +99,13 @@ class Dispatcher(LedgerThread):
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
-        """Lead whenever no other process does."""
+        """Lead whenever no other process leads."""
         self._outage.end()
         self._stand(connection)
         self._again_seconds = self._every_seconds + GIVE_WAY_SECONDS
 
     def interrupted(self, error: Exception) -> None:
-        """Record the outage; after it, processes get time to register again."""
+        """Record the outage. After the outage, processes get time to register again."""
         self._outage.goes_on(time.monotonic())
         self._log_once.emit(DispatcherInterrupted(database.brief(error)))
 
@@ -143,7 +145,7 @@ class Dispatcher(LedgerThread):
             return leadership.ask(connection)
 
     def _lead(self, connection: Connection, accountant: Accountant) -> None:
-        """Do pass after pass, until stopped or until another worker should lead."""
+        """Do one pass after another, until stopped or until another worker should lead."""
         while not self._stopping.is_set():
             began = time.monotonic()
             self.pass_once(connection, accountant)
@@ -157,7 +159,7 @@ class Dispatcher(LedgerThread):
     def _send_until(self, connection: Connection, next_pass: float) -> None:
         """Send due runs until the next pass, slice by slice, and new runs as soon as they are requested.
 
-        Also wake runs as soon as time makes room under their limits.
+        Also wake runs as soon as a refill or the end of a closing makes room under their limits.
         """
         has_more = True
         while (now := time.monotonic()) < next_pass and not self._stopping.is_set():
@@ -168,21 +170,24 @@ class Dispatcher(LedgerThread):
                 has_more = self._steps.take("send", self._send_due, connection) or False
 
     def _wait_for_runs(self, connection: Connection, seconds: float) -> bool:
-        """Wait until runs are requested, or a queue may have room for those that are due; return whether that is so."""
+        """Wait until runs are requested, or until a queue may have room for due runs.
+
+        Return whether there may be runs to send.
+        """
         if self._windows.was_full:
             return not self._stopping.wait(min(seconds, LOOK_FOR_ROOM_SECONDS))
         return leadership.wait_for_runs(connection, seconds)
 
     def _has_lost_redis(self) -> bool:
-        """Whether Redis has been away for a while; then another leader could still send retries and recovered runs."""
+        """Return whether Redis has been away for a while, so that another leader might still be able to send runs."""
         if self._carrier.carries:
             self._heard_at = time.monotonic()
         return time.monotonic() >= self._heard_at + self._redis_lost_seconds
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
-        """Do one pass: everything the dispatcher does except recovery, with the steps that are due now.
+        """Do one pass: the steps of the dispatcher that are due now, without recovery.
 
-        Each step takes a bounded time, and an error in one does not prevent the others.
+        Each step takes a bounded time, and an error in one step does not prevent the others.
         """
         found = self._steps.take("ask", self._ask, connection)
         if found is None or found.has_work or found.is_paused or self._was_paused or accountant.is_due(found.now):
@@ -214,8 +219,8 @@ class Dispatcher(LedgerThread):
         self._fleet = self._fleet_cache.fleet(connection)
 
     def _send_due(self, connection: Connection) -> bool:
-        """Send for a while; return whether there may be more."""
-        if not due_runs.is_any_due(connection):  # a cheaper query, without the jobs
+        """Send due runs for a while. Return whether there may be more due runs."""
+        if not due_runs.is_any_due(connection):  # a cheaper query, which does not read the jobs
             return False
         return sending.send_due(connection, self._sent(), self._carrier, self._sharing) > 0
 
@@ -229,7 +234,7 @@ class Dispatcher(LedgerThread):
         return self._rooms.look(connection, self._sent())
 
     def _sent(self) -> set[str]:
-        """The jobs whose runs are sent: those of any live process, without paused jobs."""
+        """Return the jobs whose runs are sent: the jobs of all live processes, without paused jobs."""
         return {*self._registry.jobs, *self._fleet.queues_of} - self._held.keys()
 
     def _maintain(self) -> None:

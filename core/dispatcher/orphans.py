@@ -1,8 +1,9 @@
-"""Ends the waiting runs and messages of jobs that are gone, and adopts the runs of jobs that were merely absent.
+"""Ends the waiting runs and messages of jobs that are gone, and adopts the runs of jobs that have come back.
 
-A job is gone when no process with it has been alive for ``ROTA_ORPHAN_SECONDS``. The releases record that time, so a
-change of leader does not start it again. In addition, a new leader waits for up to a minute: after an outage of the
-whole service, hosts start one after another. A job that no release ever had is not gone: its runs wait for it.
+A job is gone when no process with the job has been alive for ``ROTA_ORPHAN_SECONDS``. The releases record that time, so
+a change of leader does not start it again. In addition, a new leader waits for up to a minute: after an outage of the
+whole service, hosts start one after another. A job that no release ever had is not gone: its runs wait for a release
+that has it.
 """
 
 import time
@@ -34,8 +35,8 @@ from core.observability.events import (
 LOOK_SECONDS = 5.0
 #: The longest time for which a leader must itself have seen a job missing, in seconds.
 SEEN_MISSING_SECONDS = 60.0
-#: The most batches of one job that one search ends, and the longest time that it takes for all jobs, in seconds. The
-#: next search continues, so that other steps of the pass are not delayed.
+#: One search ends at most this many batches of one job, and takes at most this many seconds for all jobs. The next
+#: search continues, so that other steps of the pass are not delayed.
 MOST_BATCHES = 20
 LONGEST_SECONDS = 0.5
 
@@ -48,7 +49,7 @@ class Absence:
     since: dict[str, float] = field(default_factory=dict)
 
     def over(self, missing: Iterable[str], now: float) -> list[str]:
-        """The members of ``missing`` that have been missing for longer than the grace. Forgets all that are back."""
+        """Return those of ``missing`` that have been missing for longer than the grace. Forget all that are back."""
         self.since = {name: self.since.get(name, now) for name in missing}
         return [name for name, since in self.since.items() if now - since >= self.grace_seconds]
 
@@ -67,7 +68,7 @@ class OrphanKeeper:
         self._looked_at = float("-inf")
 
     def is_time_to_look(self, now: float | None = None) -> bool:
-        """Whether it is time for the next search."""
+        """Return whether it is time for the next search."""
         return (time.monotonic() if now is None else now) - self._looked_at >= LOOK_SECONDS
 
     def look(self, connection: Connection, fleet: Fleet, now: float | None = None) -> None:
@@ -97,7 +98,7 @@ class OrphanKeeper:
             end_runs(connection, job, reason(self._registry, had[job]))
 
     def _adopt(self, connection: Connection, fleet: Fleet) -> None:
-        """Adopt the runs of jobs that are back, if they were orphaned because no process had their job."""
+        """Adopt the runs of jobs that are back, if the runs were orphaned because no process had their job."""
         back = fleet.queues_of.keys() - self._present
         found = sorted(orphans.with_absent(connection, back)) if back else []
         ends_at = time.monotonic() + LONGEST_SECONDS
@@ -106,7 +107,7 @@ class OrphanKeeper:
 
     def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:
         used = {*fleet.queues, *(job.queue for job in self._registry)}
-        abandoned = releases.queues_ever(connection) - used  # leaves out another service's queues
+        abandoned = releases.queues_ever(connection) - used  # leaves out queues of another service
         try:
             found = self._carrier.queues_with_messages() & abandoned
         except redis.RedisError as error:
@@ -117,7 +118,7 @@ class OrphanKeeper:
 
     def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
         if not move_runs(connection, queue, fleet):
-            return  # its messages remain, and the next search finds it again
+            return  # its messages remain; the next search finds them again
         try:
             for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
                 emit(MessageCleared(queue, job, count, str(outcome)))
@@ -126,7 +127,7 @@ class OrphanKeeper:
 
 
 def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
-    """Move the waiting runs of ``queue`` to the present queues of their jobs; return whether none is left."""
+    """Move the waiting runs of ``queue`` to the present queues of their jobs. Return whether no such runs are left."""
     present, moved = {job: min(queues) for job, queues in fleet.queues_of.items()}, 0
     for _ in range(MOST_BATCHES):
         batch = due.move(connection, queue, present)
@@ -139,7 +140,10 @@ def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
 
 
 def end_runs(connection: Connection, job: str, why: str) -> int:
-    """Orphan the waiting and dead runs of ``job``, and stop accounting for its slots; return how many runs."""
+    """Orphan the waiting and dead runs of ``job``, and stop accounting for its slots.
+
+    Return the number of these runs.
+    """
     ended, last = 0, 0
     for _ in range(MOST_BATCHES):
         batch = orphans.end(connection, job, why, after=last)
@@ -156,7 +160,7 @@ def end_runs(connection: Connection, job: str, why: str) -> int:
 
 
 def adopt_runs(connection: Connection, job: str, fleet: Fleet) -> bool:
-    """Adopt the runs of ``job`` that were orphaned while it was absent; return whether none is left."""
+    """Adopt the runs of ``job`` that were orphaned while no process had it. Return whether no such runs are left."""
     adopted, batch = 0, orphans.BATCH
     for _ in range(MOST_BATCHES):
         batch = orphans.readopt(connection, job, fleet.queues_of[job], batch=orphans.BATCH)
@@ -169,7 +173,7 @@ def adopt_runs(connection: Connection, job: str, fleet: Fleet) -> bool:
 
 
 def reason(registry: Registry, had: LastHad) -> str:
-    """The reason why a job is gone. If a newer release removed it, the plugins installed on this host tell more."""
+    """Return the reason why a job is gone. If a newer release removed the job, the plugins on this host tell more."""
     if not had.is_taken_away:
         return orphans.ABSENT
     states = {found.name: found.state for found in registry.plugins}

@@ -1,4 +1,4 @@
-"""The dead man's switch: reports jobs without a success although slots came due, as metrics and in the log."""
+"""The dead man's switch: reports jobs that had no success although slots came due, as metrics and in the log."""
 
 import time
 from collections.abc import Collection
@@ -24,7 +24,7 @@ class Watch:
         self._looked_at = float("-inf")
 
     def look(self, connection: Connection, held: Collection[str], now: float | None = None) -> None:
-        """Compare expected with actual slots, if it is time for the next check; leave out jobs ``held`` by a pause."""
+        """Compare expected with actual slots, if the next check is due. Leave out the jobs ``held`` by a pause."""
         now = time.monotonic() if now is None else now
         if now - self._looked_at < LOOK_SECONDS:
             return

@@ -1,6 +1,6 @@
 """Detects dead processes, and recovers their runs and messages.
 
-It has its own thread and connection, so that the dispatcher's other steps do not delay it.
+Recovery has its own thread and connection, so that the dispatcher's other steps do not delay it.
 """
 
 import sys
@@ -31,24 +31,27 @@ from core.observability.events import (
 )
 from core.observability.logs import EmitOnce
 
-#: How long a process whose connection was cut may take to return on another one. Deaths are detected that much later.
+#: A process whose connection was cut may take this long to return on another connection. The death of a process is
+#: detected that much later.
 COME_BACK_SECONDS = 0.5
 
-#: Plans every statement again, since plans made for a small ledger are slow on a large one, and never scans a table:
-#: PostgreSQL overestimates how many of the waiting runs are due. JIT is off because these estimates would trigger it.
+#: Makes PostgreSQL plan every statement again, since plans made for a small ledger are slow on a large one, and never
+#: scan a table: PostgreSQL overestimates how many of the waiting runs are due. JIT is off because these estimates would
+#: start it.
 PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET jit = off"
 
 
 @dataclass(slots=True)
 class Outage:
-    """The last time this process was without PostgreSQL, and for how long; times are monotonic seconds.
+    """The last time that this process was without PostgreSQL, and the length of that time, in monotonic seconds.
 
     No process could renew its lease during the outage, so a process that comes back has an expired lease. A stall, in
     which PostgreSQL answers late and nothing fails, is an outage too. All threads that can notice an outage share one
     object.
     """
 
-    #: If one of our short statements takes longer, PostgreSQL has stalled, and leases may have expired; in seconds.
+    #: If one of Rota's short statements takes longer than this many seconds, PostgreSQL has stalled, and leases may
+    #: have expired.
     stall_seconds: float = float("inf")
     _began_at: float | None = None
     _seconds: float = 0.0
@@ -56,11 +59,11 @@ class Outage:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def goes_on(self, now: float) -> None:
-        """Remember that PostgreSQL could not be reached."""
+        """Remember that PostgreSQL cannot be reached."""
         with self._lock:
             if self._began_at is None:
                 self._began_at = now
-            recent = self._seconds if self._is_recent(now) else 0.0  # kept if it was longer
+            recent = self._seconds if self._is_recent(now) else 0.0  # a longer outage is kept
             self._seconds, self._last_at = max(now - self._began_at, recent), now
 
     def end(self) -> None:
@@ -84,7 +87,7 @@ class Outage:
             self._seconds, self._last_at = max(seconds, self._seconds if self._is_recent(now) else 0.0), now
 
     def patience(self, now: float) -> timedelta | None:
-        """How long ago the lease of a dead process must have expired; None if there was no recent outage."""
+        """Return how long ago the lease of a dead process must have expired, or None if there was no recent outage."""
         with self._lock:
             return timedelta(seconds=self._seconds + RETURN_SECONDS) if self._is_recent(now) else None
 
@@ -115,7 +118,7 @@ class Recovery(LedgerThread):
             self.wait(connection, self._every_seconds)
 
     def interrupted(self, error: Exception) -> None:
-        """Processes are given time to come back."""
+        """Give processes time to come back."""
         self._outage.goes_on(time.monotonic())
         self._log_once.emit(RecoveryInterrupted(database.brief(error)))
 
@@ -136,8 +139,8 @@ def recover(
 ) -> None:
     """End the leases of dead processes, recover their runs, and requeue the messages that they had fetched.
 
-    A process that has just lost its lock has a moment to come back; after an outage of PostgreSQL every process has
-    ``patience``, see ``Outage``.
+    A process that has just lost its lock has a moment to come back. After an outage of PostgreSQL, every process has
+    ``patience``; see ``Outage``.
     """
     if patience is None and processes.misses_any(connection):
         time.sleep(COME_BACK_SECONDS)
@@ -152,14 +155,14 @@ def recover(
 
 
 def recover_runs(connection: Connection, max_crashes: int) -> None:
-    """Recover the runs of dead processes; called before any command to Redis, which may take long to answer."""
+    """Recover the runs of dead processes. Called before any command to Redis, since Redis may take long to answer."""
     for run in cancelled.tell(processes.recover(connection, max_crashes)):
         metrics.run_ended(run.job, run.state)
         emit(RunRecovered(run.job, run.run_id, run.attempt, run.state))
 
 
 def requeue(carrier: DispatchCarrier, broker_id: str, queues: Iterable[str]) -> None:
-    """Requeue a dead process's messages; does nothing without Redis."""
+    """Requeue a dead process's messages. Do nothing without Redis."""
     try:
         carrier.recover(broker_id, queues)
     except redis.RedisError as error:

@@ -1,4 +1,4 @@
-"""Sends due runs, queue by queue in turn, and sends lost ones again."""
+"""Sends due runs, with the queues taking turns, and sends lost runs again."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,20 +14,20 @@ from core.ledger.carrier import DispatchCarrier, OutgoingRun
 from core.ledger.shares import Due, Turns
 from core.observability.events import DispatcherNotSent, DispatcherSentAgain, emit
 
-#: How many runs one turn of all queues takes from the ledger and sends to Redis.
+#: In one turn, the queues together take this many runs from the ledger and send them to Redis.
 BATCH = 500
-#: The least share of one queue in a turn, however many queues have due runs.
+#: The smallest share of one queue in a turn, however many queues have due runs.
 LEAST_SHARE = 20
-#: How long sending, and looking for lost runs, may take before other steps have their turn, in seconds.
+#: Sending, and the search for lost runs, each take this many seconds before other steps have their turn.
 SLICE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How a dispatcher shares what it sends: whose turn it is, and how much may wait in Redis."""
+    """The queue whose turn it is, and the number of messages that may wait in Redis."""
 
     turns: Turns = field(default_factory=Turns)
-    #: None if any number of messages may wait.
+    #: The number of messages that may wait on each queue; None for no limit.
     windows: Windows | None = None
 
 
@@ -39,10 +39,10 @@ def send_due(
     *,
     seconds: float = SLICE_SECONDS,
 ) -> int:
-    """Send due runs of ``jobs`` for about ``seconds``, the queues in turn; return how many.
+    """Send due runs of ``jobs`` for about ``seconds``; the queues take turns. Return how many runs were sent.
 
-    It ends earlier if no more runs are due, if the windows of their queues are full, or if Redis is away. It sends
-    nothing while workers take runs directly from the ledger.
+    Sending ends earlier if no more runs are due, if the windows of their queues are full, or if Redis is away. Nothing
+    is sent while workers take runs directly from the ledger.
     """
     sharing = sharing or Sharing()
     if sharing.windows is not None:
@@ -59,7 +59,7 @@ def send_due(
 def send_turn(
     connection: Connection, lanes: Mapping[str, Sequence[str]], carrier: DispatchCarrier, sharing: Sharing
 ) -> tuple[int, bool]:
-    """Send the share of each queue; return the number of runs, and False if Redis is unavailable."""
+    """Send the share of each queue. Return the number of runs, and False if Redis is unavailable."""
     share, sent = max(BATCH // len(lanes), LEAST_SHARE), 0
     urgent = shares.due_urgent(connection, {job for jobs in lanes.values() for job in jobs})
     try:
@@ -68,7 +68,7 @@ def send_turn(
                 if not send(connection, carrier, outgoing):
                     return sent, False
                 sent += len(outgoing)
-    except redis.RedisError:  # it does not tell how much room there is
+    except redis.RedisError:  # Redis does not tell how much room there is
         return sent, False
     return sent, True
 
@@ -82,7 +82,7 @@ def taken(
     sharing: Sharing,
     share: int,
 ) -> Iterator[list[OutgoingRun]]:
-    """Take the share of a queue, as far as there is room for it: first runs with a priority, then the others."""
+    """Take the share of a queue, as far as the queue has room: first runs with a priority, then the other runs."""
     windows = sharing.windows
     for each in urgent:
         room = share if windows is None else windows.urgent_room(carrier, queue, each.priority)
@@ -99,7 +99,7 @@ def taken(
 
 
 def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[OutgoingRun]) -> bool:
-    """Send ``outgoing``; if Redis is away, leave them to a later pass and return False."""
+    """Send ``outgoing``. If Redis is away, leave the runs to a later pass and return False."""
     if not outgoing:
         return True
     try:
@@ -114,9 +114,9 @@ def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[Ou
 def find_lost(
     connection: Connection, carrier: DispatchCarrier, age_seconds: float, *, seconds: float = SLICE_SECONDS
 ) -> int:
-    """Mark runs for sending again whose messages have left their queue without a claim; return how many.
+    """Mark runs whose messages have left their queue without a claim, so that they are sent again. Return how many.
 
-    It ends after about ``seconds``; the next call continues there.
+    The search ends after about ``seconds``. The next call continues at the same place.
     """
     if not carrier.carries:
         return 0
@@ -135,9 +135,10 @@ def find_lost(
 
 
 def find_lost_urgent(connection: Connection, carrier: DispatchCarrier, age_seconds: float) -> int:
-    """Mark a batch of lost runs of each queue and priority for sending again; return how many.
+    """Mark a batch of lost runs of each queue and priority, so that they are sent again. Return how many.
 
-    If all workers of a queue are of the previous release, its urgent messages are moved to the list of the others.
+    If all workers of a queue are of the previous release, move the queue's urgent messages to the list of messages
+    without a priority.
     """
     overdue = due.overdue_urgent_lanes(connection, age_seconds)
     former = {queue for queue, _ in overdue if due.is_served_by_former(connection, queue)}
@@ -152,7 +153,7 @@ def find_lost_urgent(connection: Connection, carrier: DispatchCarrier, age_secon
 
 
 def demote(carrier: DispatchCarrier, queue: str) -> None:
-    """Move the urgent messages of ``queue`` to the list of the others; does nothing without Redis."""
+    """Move the urgent messages of ``queue`` to the list of messages without a priority. Do nothing without Redis."""
     with suppress(redis.RedisError):
         carrier.demote(queue)
 
@@ -167,9 +168,11 @@ def forget_lost(
     priority: int = 0,
     is_in_list: bool = True,
 ) -> int:
-    """Mark a batch of lost runs of one queue and priority for sending again; return how many, 0 without Redis.
+    """Mark a batch of lost runs of one queue and priority, so that they are sent again.
 
-    ``is_in_list`` tells whether their messages are in the list of the queue, or in its sorted set.
+    Return how many; 0 without Redis.
+
+    ``is_in_list`` tells whether the messages are in the list of the queue, or in its sorted set.
     """
     try:
         is_waiting, run_ids = carrier.oldest_runs(queue) if is_in_list else carrier.oldest_urgent_runs(queue, priority)

@@ -1,4 +1,4 @@
-"""Runs the steps of a pass; a step that fails does not stop the others."""
+"""Runs the steps of a pass. A step that fails does not stop the others."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 
 class Steps:
-    """Runs steps, and logs once that a step fails until it succeeds again."""
+    """Runs steps. If a step fails, logs this once, until the step succeeds again."""
 
     def __init__(self) -> None:
         self._failing: dict[str, str] = {}
 
     def take(self, name: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Run a step and return its result; None if it fails, so that the next steps still run.
+        """Run a step and return its result, or None if it fails, so that the next steps still run.
 
         Raises errors that end the connection, since the other steps need it.
         """
@@ -44,7 +44,7 @@ class Steps:
 
 
 def is_connection_lost(error: Exception) -> bool:
-    """Whether the connection to PostgreSQL is lost, or a new one cannot be opened."""
+    """Return whether the connection to PostgreSQL is lost, or a new one cannot be opened."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated
     return isinstance(error, PoolTimeout | psycopg2.Error)

@@ -1,6 +1,6 @@
-"""Wakes parked runs if the process of the run before them could not: it died, or was without PostgreSQL.
+"""Wakes parked runs that the process of the run before them could not wake: it died, or was without PostgreSQL.
 
-Runs that wait for a limit are also woken here when time makes room: a refill, or the end of a closing.
+Also wakes runs that wait for a limit, when a refill or the end of a closing makes room.
 """
 
 import time
@@ -19,28 +19,28 @@ SHORTEST_SECONDS = 0.02
 
 
 class TurnKeeper:
-    """Checks the jobs and keys with parked runs in turn, some of them in each pass."""
+    """Checks jobs and keys with parked runs, some of them in each pass, so that all of them have their turn."""
 
     def __init__(self) -> None:
         self._reached = FIRST
 
     def look(self, connection: Connection) -> int:
-        """Wake runs that have no run before them; return how many. The pass then sends them."""
+        """Wake runs that no longer have a run before them. Return how many; the pass then sends them."""
         found = turns.parked(connection, self._reached, AT_ONCE)
         self._reached = found[-1] if len(found) == AT_ONCE else FIRST
         return len(turns.wake(connection, found, carried=False)) if found else 0
 
 
 class RoomKeeper:
-    """Looks at all limits with parked runs in turn, at some of them in each pass, and when time makes room."""
+    """Checks some limits with parked runs in each pass, and when a refill or the end of a closing makes room."""
 
     def __init__(self) -> None:
         self._reached = ""
-        #: When time makes room under a limit of the last look, by the monotonic clock.
+        #: The time, by the monotonic clock, when a limit of the last check is refilled or opens.
         self.due_at = float("inf")
 
     def look(self, connection: Connection, jobs: Collection[str]) -> int:
-        """Wake runs of ``jobs`` for which there is room; return how many. The caller then sends them."""
+        """Wake runs of ``jobs`` for which there is room. Return how many; the caller then sends them."""
         self.due_at = float("inf")
         names = room.awaited(connection, self._reached, AT_ONCE)
         self._reached = names[-1] if len(names) == AT_ONCE else ""

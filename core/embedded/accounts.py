@@ -50,13 +50,13 @@ def _create_account(name: str) -> str:
 
 
 def may_reach(path: Path, account: Account) -> bool:
-    """Whether ``account`` can pass through all existing folders above ``path``."""
+    """Return whether ``account`` can pass through all existing folders above ``path``."""
     above = {*path.parents, *path.resolve().parents}
     return all(may_pass(folder.stat(), account) for folder in above if folder.exists())
 
 
 def may_pass(found: os.stat_result, account: Account) -> bool:
-    """Whether ``account`` can pass through a folder."""
+    """Return whether ``account`` can pass through a folder."""
     if found.st_uid == account.uid:
         return bool(found.st_mode & stat.S_IXUSR)
     if found.st_gid == account.gid:

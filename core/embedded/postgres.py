@@ -146,12 +146,12 @@ def _create_database(connection: "psycopg2.extensions.connection") -> None:
 
 
 def _suits_a_socket(folder: Path) -> bool:
-    """Whether a socket in ``folder`` fits its size limit, and libpq and SQLAlchemy read its path as one host."""
+    """Return whether a socket in ``folder`` fits its size limit, and libpq and SQLAlchemy read its path as one host."""
     path = os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}")
     return len(path) <= SOCKET_PATH_BYTES and not set(b",:") & set(path)
 
 
 def _is_strange_postgres(pid_file: Path) -> bool:
-    """Whether the process in ``pid_file`` is a PostgreSQL that our code did not start."""
+    """Return whether the process in ``pid_file`` is a PostgreSQL that our code did not start."""
     named = pid_file.read_text().partition("\n")[0].strip()
     return any(str(seen.pid) == named and "rota-" not in seen.command for seen in processes_of("postgres"))

@@ -22,7 +22,7 @@ class Process:
 
 
 def processes_of(program: str) -> Iterator[Process]:
-    """The processes of ``program``, without zombies; read from /proc, since slim containers have no ``ps``."""
+    """Yield the processes of ``program``, without zombies; read from /proc, since slim containers have no ``ps``."""
     if not Path("/proc/self/stat").exists():
         yield from listed_by_ps(program)
         return
@@ -44,7 +44,7 @@ def listed_by_ps(program: str) -> Iterator[Process]:
 
 
 def marked_processes(program: str, mark: str) -> dict[int, int]:
-    """The living processes of ``program`` with ``mark`` in their command line, each with its parent's id."""
+    """Return the living processes of ``program`` with ``mark`` in their command line, each with its parent's id."""
     return {seen.pid: seen.parent for seen in processes_of(program) if mark in seen.command}
 
 
@@ -54,7 +54,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether ``condition`` became true in time. It polls, since other processes give no event to wait for."""
+    """Return whether ``condition`` became true in time. It polls, since other processes give no event to wait for."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

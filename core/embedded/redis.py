@@ -72,7 +72,7 @@ class EmbeddedRedis(EmbeddedServer):
         return port if port in REDIS_PORTS else None
 
     def _kept_password(self) -> str:
-        """The stored password, if no other user could have read or written it."""
+        """Return the stored password, if no other user could have read or written it."""
         try:
             found = self._password_file.lstat()
             is_private = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
@@ -87,7 +87,7 @@ class EmbeddedRedis(EmbeddedServer):
             file.write(f"{secrets.token_hex(16)}\n")
 
     def _input(self) -> bytes:
-        """The password, on standard input, since every user can see the command line."""
+        """Return the password, on standard input, since every user can see the command line."""
         return f"requirepass {self._kept_password()}\n".encode()
 
     def _command(self, binary: Path) -> list[str]:

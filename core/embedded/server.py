@@ -76,7 +76,7 @@ class EmbeddedServer:
         return self._child.pid if self._child else None
 
     def is_running(self) -> bool:
-        """Whether the server that this object started is alive."""
+        """Return whether the server that this object started is alive."""
         return self._child is not None and self._child.poll() is None
 
     def _start_locked(self) -> None:
@@ -105,7 +105,7 @@ class EmbeddedServer:
         raise NotImplementedError
 
     def _input(self) -> bytes:
-        """The bytes for the server's standard input."""
+        """Return the bytes for the server's standard input."""
         return b""
 
     def _is_ready(self) -> bool:
@@ -128,11 +128,11 @@ class EmbeddedServer:
             raise EmbeddedServerError(f"cannot copy {binary}: {error}{advice(account)}") from error
 
     def _needed_by(self, binary: Path) -> tuple[Path, Sequence[str]]:
-        """A folder, and the parts of it that the program needs."""
+        """Return a folder, and the parts of it that the program needs."""
         return binary.parent, [binary.name]
 
     def _choose_account(self) -> Account | None:
-        """The account to run as; None for our own."""
+        """Return the account to run as; None for our own."""
         owner = self.data.stat() if self.data.exists() else None
         if os.geteuid() == 0:
             return Account(owner.st_uid, owner.st_gid) if owner and owner.st_uid else pgserver_account()
@@ -215,7 +215,7 @@ class EmbeddedServer:
         return marked_processes(self.program, self._mark) if self.data.exists() else {}
 
     def _leaders(self) -> list[int]:
-        """The server's main process; if that is gone, the processes whose parent is not one of the server's."""
+        """Return the server's main process; if that is gone, the processes whose parent is not one of the server's."""
         if self._child is not None and self._child.poll() is None:
             return [self._child.pid]
         found = self._processes()

@@ -87,7 +87,7 @@ class _Schema(GenerateJsonSchema):
     """Describes the types that JSON schema can describe. A type with its own validation is described by its name."""
 
     def default_schema(self, schema: Any) -> dict[str, Any]:
-        """The schema without the value of the default, which may look different in another process."""
+        """Return the schema without the value of the default, which may look different in another process."""
         return self.generate_inner(schema["schema"])
 
     def emit_warning(self, kind: Any, detail: str) -> None:
@@ -107,7 +107,7 @@ def _schema(checks: TypeAdapter[Any]) -> Any:
 
 @lru_cache(maxsize=10_000)
 def form(job: Job) -> str:
-    """A hash of the job's parameters. Declarations with the same form accept the same arguments."""
+    """Return a hash of the job's parameters. Declarations with the same form accept the same arguments."""
     checked = {name: [each["type"], each["schema"], "default" in each] for name, each in declared(job).items()}
     return _hash(checked)
 
@@ -117,7 +117,7 @@ def _hash(value: Any) -> str:
 
 
 def adapter(annotation: Any) -> TypeAdapter[Any]:
-    """The adapter that checks JSON against ``annotation``: strict, so that ``"5"`` is not a number."""
+    """Return the adapter that checks JSON against ``annotation``: strict, so that ``"5"`` is not a number."""
     try:
         return TypeAdapter(annotation, config=ConfigDict(strict=True, hide_input_in_errors=True))
     except Exception:  # noqa: BLE001 — a model has its own configuration, and pydantic refuses a second one
@@ -125,7 +125,7 @@ def adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments for ``job``'s function, from JSON values.
+    """Return the keyword arguments for ``job``'s function, from JSON values.
 
     Raises BadArguments, naming each argument that is missing, unknown or of the wrong type.
     """
@@ -147,7 +147,7 @@ def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fits(job: Job, args: Mapping[str, Any]) -> bool:
-    """Whether ``args``, JSON values, fit ``job`` as it is declared here."""
+    """Return whether ``args``, JSON values, fit ``job`` as it is declared here."""
     try:
         decode(job, args)
     except BadArguments:
@@ -244,7 +244,7 @@ _strict = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and dicts in ``value`` are nested more than ``levels`` deep."""
+    """Return whether lists and dicts in ``value`` are nested more than ``levels`` deep."""
     if not isinstance(value, list | tuple | dict):
         return False
     inner = value.values() if isinstance(value, dict) else value

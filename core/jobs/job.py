@@ -88,7 +88,7 @@ class Job:
         return self.overlap != "allow"
 
     def limit_names(self, args: Mapping[str, Any]) -> list[str]:
-        """The names of its limits, filled from a run's arguments (JSON values), in the order of ``limits``.
+        """Return the names of its limits, filled from a run's arguments (JSON values), in the order of ``limits``.
 
         A name whose argument is missing, so that the run cannot start, stays as it is declared.
         """
@@ -98,7 +98,7 @@ class Job:
         return [each.filled(values) if values.keys() >= {*each.arguments} else each.name for each in self.limits]
 
     def delay_after(self, failures: int) -> timedelta:
-        """How long to wait before the next attempt, after this many failed attempts; exact unless ``jitter``."""
+        """Return how long to wait before the next attempt, after this many failed attempts; exact unless ``jitter``."""
         delay = self._full_delay_after(failures)
         return delay * random.uniform(LEAST_OF_DELAY, 1) if self.jitter else delay
 
@@ -111,7 +111,7 @@ class Job:
         return self.retry_delay * factor
 
     def may_retry(self, error: BaseException) -> bool:
-        """Whether ``retry_on`` and ``dead_on`` allow another attempt after ``error``."""
+        """Return whether ``retry_on`` and ``dead_on`` allow another attempt after ``error``."""
         return not isinstance(error, self.dead_on) and (not self.retry_on or isinstance(error, self.retry_on))
 
 
@@ -200,12 +200,12 @@ def job(
 
 
 def default_misfire(keyed: object) -> Misfire:
-    """The policy of a job that names none."""
+    """Return the policy of a job that names none."""
     return "skip" if isinstance(keyed, Keyed) and not keyed_problems(keyed) and keyed.is_frequent else "latest"
 
 
 def option_problems(job: Job) -> list[str]:
-    """The problems with the options of ``job``; each text names the option and its value."""
+    """Return the problems with the options of ``job``; each text names the option and its value."""
     checks = [
         _matches("name", job.name, JOB_NAME, "a letter, then letters, digits, - and _, all lower-case, at most 100"),
         _matches(
@@ -238,7 +238,7 @@ def option_problems(job: Job) -> list[str]:
 
 
 def combination_problems(job: Job) -> list[str]:
-    """The contradictions between options."""
+    """Return the contradictions between options."""
     problems = []
     if job.soft_limit > job.hard_limit:
         problems.append(f"soft_limit={job.soft_limit} must not be longer than hard_limit={job.hard_limit}")
@@ -260,7 +260,7 @@ def combination_problems(job: Job) -> list[str]:
 
 
 def retry_problems(job: Job) -> list[str]:
-    """The contradictions between the options of retries."""
+    """Return the contradictions between the options of retries."""
     problems = []
     if job.longest_delay != LONGEST_RETRY_DELAY:
         if job.backoff == "fixed":
@@ -274,7 +274,7 @@ def retry_problems(job: Job) -> list[str]:
 
 
 def ledger_only(job: Job, *names: str) -> list[str]:
-    """The problem with options that a job of the fast lane has and that need the ledger."""
+    """Return the problem with options that a job of the fast lane has and that need the ledger."""
     defaults = {each.name: each.default for each in fields(job)}
     given = [name for name in names if getattr(job, name) != defaults[name]]
     if job.ledger or not given:
@@ -283,7 +283,7 @@ def ledger_only(job: Job, *names: str) -> list[str]:
 
 
 def function_problems(job: Job) -> list[str]:
-    """The problems with the function and its signature."""
+    """Return the problems with the function and its signature."""
     if not inspect.isroutine(job.function):
         return [f"function={job.function!r} must be a function"]
     if inspect.iscoroutinefunction(job.function) or inspect.isasyncgenfunction(job.function):
@@ -299,7 +299,7 @@ def function_problems(job: Job) -> list[str]:
 
 
 def parameter_problems(job: Job, parameter: inspect.Parameter) -> list[str]:
-    """The problems with one parameter after ``run``."""
+    """Return the problems with one parameter after ``run``."""
     name = parameter.name
     if parameter.kind not in KEYWORD_KINDS:
         return [f"parameter {name} cannot be passed by name"]
@@ -348,7 +348,7 @@ def _are_exceptions(name: str, value: object) -> str:
 
 
 def is_priority(value: object) -> bool:
-    """Whether a run may have this priority."""
+    """Return whether a run may have this priority."""
     return not _is_count("priority", value, most=HIGHEST_PRIORITY)
 
 

@@ -56,7 +56,7 @@ class Keyed:
         return (self.default.interval if isinstance(self.default, Every) else self.least) < SHORT_INTERVAL
 
     def refusal(self, schedule: Schedule) -> str:
-        """Why a key may not have this schedule; empty if it may."""
+        """Return why a key may not have this schedule; empty if it may."""
         if isinstance(schedule, Every):
             is_allowed = self.least <= schedule.interval <= self.most
             return "" if is_allowed else f"the interval {schedule.interval} must be {self.least} to {self.most}"
@@ -65,18 +65,18 @@ class Keyed:
         return ""
 
     def longest_stretch(self, every_seconds: int) -> int:
-        """How often an interval may be doubled."""
+        """Return how often an interval may be doubled."""
         return max((int(self.backoff_longest.total_seconds()) // every_seconds).bit_length() - 1, 0)
 
 
 def shortest(schedule: Schedule) -> timedelta:
-    """The shortest time between two of the first slots."""
+    """Return the shortest time between two of the first slots."""
     slots = islice(schedule.between(CHECKED_FROM_UTC, CHECKED_FROM_UTC + LONGEST_INTERVAL), SLOTS_CHECKED)
     return min((after - before for before, after in pairwise(slots)), default=timedelta.max)
 
 
 def keyed_problems(keyed: object) -> list[str]:
-    """The problems with the option ``keyed``."""
+    """Return the problems with the option ``keyed``."""
     if keyed is None:
         return []
     if not isinstance(keyed, Keyed):
@@ -96,7 +96,7 @@ def keyed_problems(keyed: object) -> list[str]:
 
 
 def contradictions(keyed: Keyed) -> list[str]:
-    """The contradictions between the parts of the option ``keyed``."""
+    """Return the contradictions between the parts of the option ``keyed``."""
     if keyed.least > keyed.most:
         return [f"keyed: least={keyed.least} must not be longer than most={keyed.most}"]
     refusal = keyed.refusal(keyed.default) if keyed.default is not None else ""
@@ -104,5 +104,5 @@ def contradictions(keyed: Keyed) -> list[str]:
 
 
 def is_interval(span: object) -> bool:
-    """Whether a schedule may have this interval."""
+    """Return whether a schedule may have this interval."""
     return isinstance(span, timedelta) and not span % SECOND and SHORTEST_INTERVAL <= span <= LONGEST_INTERVAL

@@ -61,39 +61,39 @@ class Limit:
         return f"{self.name}: {size}"
 
     def filled(self, args: Mapping[str, Any]) -> str:
-        """The name for a run with these arguments, JSON values. Raises KeyError if one is missing."""
+        """Return the name for a run with these arguments, JSON values. Raises KeyError if one is missing."""
         return shortened(ARGUMENT.sub(lambda found: in_name(args[found[1]]), self.name))
 
 
 def shortened(name: str) -> str:
-    """A filled name as it is stored."""
+    """Return a filled name as it is stored."""
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def may_fill(declared: str, name: str) -> bool:
-    """Whether ``name``, as it is stored, may be ``declared`` with values of arguments."""
+    """Return whether ``name``, as it is stored, may be ``declared`` with values of arguments."""
     literals = [re.escape(part) for part in NOT_ARGUMENTS.split(declared)]
     pattern = ".*".join(literals) if len(name) < LONGEST_NAME else f"{literals[0]}.*"
     return re.fullmatch(pattern, name, re.DOTALL) is not None
 
 
 def in_name(value: Any) -> str:
-    """A JSON value as a part of a name."""
+    """Return a JSON value as a part of a name."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 @lru_cache(maxsize=10_000)
 def defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The defaults of a function's parameters as JSON values, as far as there are any."""
+    """Return the defaults of a function's parameters as JSON values, as far as there are any."""
     parameters = inspect.signature(function).parameters.items()
     found = {name: each.default for name, each in parameters if each.default is not inspect.Parameter.empty}
     return {name: json.loads(to_json(value, fallback=str)) for name, value in found.items()}
 
 
 def limit_problems(limits: object, parameters: Sequence[str]) -> list[str]:
-    """The problems with the option ``limits`` of a job with these parameters."""
+    """Return the problems with the option ``limits`` of a job with these parameters."""
     if not isinstance(limits, tuple) or not all(isinstance(each, Limit) for each in limits):
         return [f"limits={limits!r} must be a list of Limit(name, at_once=…) or Limit(name, most=…, per=…)"]
     names = [each.name for each in limits]
@@ -141,14 +141,14 @@ def smallest(limits: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dic
 
 
 def sizes(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The numbers of one limit for people: ``per_seconds`` is replaced by the rate ``per_second``."""
+    """Return the numbers of one limit for people: ``per_seconds`` is replaced by the rate ``per_second``."""
     if "at_once" in numbers:
         return {"at_once": numbers["at_once"]}
     return {"most": numbers["most"], "per_second": numbers["most"] / numbers["per_seconds"]}
 
 
 def contradictions(limits: Iterable[tuple[str, str, Mapping[str, float]]]) -> dict[str, list[str]]:
-    """Each name that is declared with different numbers: the jobs that declare it.
+    """Return each name that is declared with different numbers: the jobs that declare it.
 
     ``limits`` has a job, a name and its numbers.
     """

@@ -29,12 +29,12 @@ class PluginSettings(BaseModel):
 
     @classmethod
     def variables(cls) -> dict[str, str]:
-        """Every setting's environment variable, with the sentence that describes it."""
+        """Return every setting's environment variable, with the sentence that describes it."""
         return {cls.prefix + name.upper(): field.description or "" for name, field in cls.model_fields.items()}
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
-        """The settings in ``environ``. Raises SettingsError, naming every variable that is wrong or misspelt.
+        """Return the settings in ``environ``. Raises SettingsError, naming every variable that is wrong or misspelt.
 
         A variable that resembles no field is ignored: it may belong to a plugin whose name begins with this plugin's.
         """

@@ -16,12 +16,12 @@ EVERYTHING = "everything"
 
 
 def scopes(job: str, queue: str, plugin: str) -> tuple[str, ...]:
-    """The scopes of the pauses that would pause ``job``."""
+    """Return the scopes of the pauses that would pause ``job``."""
     return EVERYTHING, f"plugin:{plugin}", f"queue:{queue}", f"job:{job}"
 
 
 def words_on_grace(job: Job, retention_days: float) -> str:
-    """The warning for a job whose grace is longer than the retention of runs."""
+    """Return the warning for a job whose grace is longer than the retention of runs."""
     return f"misfire_grace={job.misfire_grace} is longer than ROTA_RETENTION_DAYS ({retention_days:g})"
 
 
@@ -109,7 +109,7 @@ class Registry:
         return name in self.jobs
 
     def job(self, name: str) -> Job:
-        """The job called ``name``. Raises UnknownJob, with the nearest name if one is near."""
+        """Return the job called ``name``. Raises UnknownJob, with the nearest name if one is near."""
         try:
             return self.jobs[name]
         except KeyError:
@@ -121,11 +121,11 @@ class Registry:
         return frozenset(job.queue for job in self if job.ledger)
 
     def scheduled(self) -> Iterable[Job]:
-        """The jobs that have a schedule."""
+        """Return the jobs that have a schedule."""
         return (job for job in self if job.schedule is not None)
 
     def keyed(self) -> Iterable[Job]:
-        """The jobs whose keys may have schedules made at run time."""
+        """Return the jobs whose keys may have schedules made at run time."""
         return (job for job in self if job.keyed is not None)
 
     @property
@@ -135,9 +135,9 @@ class Registry:
         return {job: read for plugin in loaded for job, read in sorted(plugin.schedules.items())}
 
     def outliving(self, retention: timedelta) -> list[Job]:
-        """The jobs whose grace is longer than ``retention``: a slot could run after its row was deleted."""
+        """Return the jobs whose grace is longer than ``retention``: a slot could run after its row was deleted."""
         return [job for job in self.scheduled() if job.misfire_grace > retention]
 
     def broken(self) -> Iterable[Plugin]:
-        """The plugins that could not be loaded."""
+        """Return the plugins that could not be loaded."""
         return (plugin for plugin in self.plugins if plugin.error)

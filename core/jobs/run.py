@@ -30,7 +30,7 @@ class Work(Protocol):
         """Commit the transaction with ``progress``, a JSON text. Raises LeaseLost."""
 
     def is_time_to_tell(self) -> bool:
-        """Whether the progress must be logged now; the caller then logs it."""
+        """Return whether the progress must be logged now; the caller then logs it."""
 
     def enqueue(
         self,

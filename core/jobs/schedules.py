@@ -51,7 +51,7 @@ _UNITS = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(m
 
 
 def every(*, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0) -> "Every":
-    """A slot at each multiple of the interval since the Unix epoch; ``every(hours=1)`` is due on the hour, UTC.
+    """Return a slot at each multiple of the interval since the Unix epoch; ``every(hours=1)`` is due on the hour, UTC.
 
     The parts add up to a whole number of seconds from 1 s to 366 days. Raises DeclarationError otherwise.
     """
@@ -88,14 +88,14 @@ class Schedule(ABC):
 
     @abstractmethod
     def latest_at(self, instant: datetime) -> datetime:
-        """The newest slot not after ``instant``, even if it is years old."""
+        """Return the newest slot not after ``instant``, even if it is years old."""
 
     @abstractmethod
     def _slots_after(self, instant: datetime) -> Iterator[datetime]:
-        """All slots strictly after ``instant``, which is in UTC, ascending and without end."""
+        """Yield all slots strictly after ``instant``, which is in UTC, ascending and without end."""
 
     def next_after(self, instant: datetime) -> datetime:
-        """The first slot strictly after ``instant``."""
+        """Return the first slot strictly after ``instant``."""
         return next(self._slots_after(_utc(instant)))
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
@@ -124,7 +124,7 @@ class Every(Schedule):
         return "UTC"
 
     def latest_at(self, instant: datetime) -> datetime:
-        """The newest slot not after ``instant``."""
+        """Return the newest slot not after ``instant``."""
         return EPOCH + (_utc(instant) - EPOCH) // self.interval * self.interval
 
     def _slots_after(self, instant: datetime) -> Iterator[datetime]:
@@ -160,7 +160,7 @@ class Cron(Schedule):
         return self.tz
 
     def latest_at(self, instant: datetime) -> datetime:
-        """The newest slot not after ``instant``, even if it is years old."""
+        """Return the newest slot not after ``instant``, even if it is years old."""
         at = _utc(instant)
         wall, repeated = self._wall_at(at)
         return max(
@@ -191,7 +191,7 @@ class Cron(Schedule):
         return CronSim(self._fields, wall.replace(microsecond=0) + SECOND, reverse=True)
 
     def _slots_of(self, walls: Iterable[datetime], fold: int) -> Iterator[datetime]:
-        """The instants of ``walls``, in order; ``fold`` chooses the occurrence of a time that occurs twice."""
+        """Yield the instants of ``walls``, in order; ``fold`` chooses the occurrence of a time that occurs twice."""
         slots = (self._slot_of(wall, fold) for wall in walls)
         return (slot for slot in slots if slot is not None)
 
@@ -231,7 +231,7 @@ class Shifted(Schedule):
         return self.base.timezone
 
     def latest_at(self, instant: datetime) -> datetime:
-        """The newest slot not after ``instant``."""
+        """Return the newest slot not after ``instant``."""
         return self.base.latest_at(_utc(instant) - self.shift) + self.shift
 
     def _slots_after(self, instant: datetime) -> Iterator[datetime]:
@@ -240,7 +240,7 @@ class Shifted(Schedule):
 
 @lru_cache(maxsize=10_000)
 def parse(spec: str) -> Every | Cron:
-    """The schedule whose text is ``spec``. Raises DeclarationError or ValueError."""
+    """Return the schedule whose text is ``spec``. Raises DeclarationError or ValueError."""
     if found := EVERY_TEXT.fullmatch(spec):
         return Every(int(found[1]) * dict(_UNITS)[found[2]])
     expression, _, tz = spec.rpartition(" ")
@@ -263,7 +263,7 @@ def first_after(schedule: Schedule, instant: datetime) -> datetime:
 def slots_between(
     schedule: Schedule, after: datetime, until: datetime, *, first: datetime | None, most: int | None = None
 ) -> list[datetime]:
-    """The slots with ``after`` < slot <= ``until``, at most ``most`` of them.
+    """Return the slots with ``after`` < slot <= ``until``, at most ``most`` of them.
 
     Fast path: slots are whole seconds, so if ``first`` is less than a second ago, it is the only slot.
     """
@@ -279,7 +279,7 @@ def _utc(instant: datetime) -> datetime:
 
 
 def _seconds_in(name: str, value: float) -> Fraction:
-    """The exact number of seconds as written: 1.1 minutes are 66 s, which binary floating point would miss."""
+    """Return the exact number of seconds as written: 1.1 minutes are 66 s, which binary floating point would miss."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DeclarationError(f"bad {name}={value!r} in every(); expected an int or a float")
     try:
@@ -296,7 +296,7 @@ def _is_in_bounds(total: Fraction) -> bool:
 
 
 def _fields(expression: str) -> str:
-    """The five fields of ``expression``, checked, as CronSim reads them."""
+    """Return the five fields of ``expression``, checked, as CronSim reads them."""
     fields = cron_dialect.listed(expression)
     try:
         CronSim(fields, CHECKED_FROM)
@@ -321,7 +321,7 @@ def _zone_names() -> frozenset[str]:
 
 
 def _end_of_gap(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The instant at which the clocks of ``zone`` skip ``wall``; to the second, found by halving."""
+    """Return the instant at which the clocks of ``zone`` skip ``wall``; to the second, found by halving."""
     before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (1, 0))
     offset = before.astimezone(zone).utcoffset()
     while after - before > SECOND:

@@ -19,7 +19,7 @@ class Secret:
 
 @lru_cache(maxsize=10_000)
 def secret_names(job: Job) -> frozenset[str]:
-    """The parameters of ``job`` that are secret. Its annotations must have been checked."""
+    """Return the parameters of ``job`` that are secret. Its annotations must have been checked."""
     parameters = list(inspect.signature(job.function).parameters)[1:]
     hints = get_type_hints(job.function, include_extras=True) if parameters else {}
     return frozenset(name for name in parameters if Secret in marks(hints[name]))
@@ -44,7 +44,7 @@ def refuse_wrong_secrets(job: Job) -> None:
 
 
 def marks(annotation: Any) -> Iterator[Any]:
-    """The classes within ``annotation`` and the marks beside them, at any depth."""
+    """Yield the classes within ``annotation`` and the marks beside them, at any depth."""
     for part in (*get_args(annotation), *getattr(annotation, "__metadata__", ())):
         yield type(part) if isinstance(part, Secret) else part
         yield from marks(part)

@@ -20,13 +20,13 @@ class Subject:
     parameter: str
 
     def of(self, args: Mapping[str, object]) -> str | None:
-        """The subject of a run with these arguments, as ``table:id``; None if it has none."""
+        """Return the subject of a run with these arguments, as ``table:id``; None if it has none."""
         value = args.get(self.parameter)
         return None if value is None else f"{self.table}:{value}"
 
 
 def subject_problems(subject: object, parameters: Sequence[str]) -> list[str]:
-    """The problems with the option ``subject`` of a job with these parameters."""
+    """Return the problems with the option ``subject`` of a job with these parameters."""
     if subject is None:
         return []
     if not isinstance(subject, Subject):

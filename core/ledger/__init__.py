@@ -1,1 +1,1 @@
-"""The run ledger in PostgreSQL: waiting, running and finished runs, and the tables around them; a file per noun."""
+"""The run ledger in PostgreSQL: the runs and the tables that belong to them, with one file for each noun."""

@@ -1,4 +1,4 @@
-"""Asks in one statement whether the dispatcher has work; an idle pass executes only this statement."""
+"""Asks in one statement whether the dispatcher has work. An idle pass executes only this statement."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,16 +32,18 @@ ASK = Prepared(
 class Agenda:
     """The answer that a dispatcher gets at the beginning of a pass."""
 
-    #: The database's clock.
+    #: The time of the database's clock.
     now: datetime
     #: Whether a run must be sent, sent again, woken or recorded as missed.
     has_work: bool
-    #: Whether a pause is active.
+    #: Whether a pause is active now.
     is_paused: bool
 
 
 def ask(connection: Connection, tolerance_seconds: float, overdue_seconds: float) -> Agenda:
-    """Whether there is work: due runs, slots later than ``tolerance_seconds``, runs sent ``overdue_seconds`` ago."""
+    """Return whether there is work: runs that are due, slots that are later than ``tolerance_seconds``, or runs that
+    were sent ``overdue_seconds`` ago.
+    """
     ((now, has_work, is_paused),) = ASK.rows(
         connection, f"{tolerance_seconds} seconds", f"{overdue_seconds} seconds"
     )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Keeps the attempts of runs that did not succeed, and a success that follows such an attempt.
+"""Keeps each attempt that did not succeed, and each success that follows such an attempt.
 
-The statement that ends an attempt also keeps it, so no attempt is missing, even if a process dies. A run that succeeds
-in its first attempt has no row here: its own row has its times, and it needs no further statement.
+The statement that ends an attempt also keeps the attempt, so no attempt is missing, even if a process dies. A run that
+succeeds in its first attempt has no row in this table: the run's own row has the times of the attempt, and the success
+needs no further statement.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-#: How many attempts of a run are kept at most: the newest.
+#: At most this many attempts of a run are kept: the newest ones.
 MOST_KEPT = 100
-#: Columns that an ending statement returns for ``keeping``.
+#: The columns that an ending statement returns for ``keeping``.
 ENDED = "run.id, run.attempt, run.started_at, run.worker, run.reason, run.error"
 
 OF_RUN = text("SELECT * FROM rota_attempts WHERE run_id = :run_id ORDER BY attempt")
@@ -21,12 +22,12 @@ def keeping(
     ended: str, outcome: str, *, error: str = "error", traceback: str = "NULL", log: str = "NULL", among: str = "true",
     ledger: str = "",
 ) -> str:  # fmt: skip
-    """The parts ``kept`` and ``forgotten`` of a WITH clause: they keep the attempts of the runs that ``ended`` returns.
+    """Return the parts ``kept`` and ``forgotten`` of a WITH clause, which keep the attempts of the runs in ``ended``.
 
-    ``ended`` is the name of an earlier part of that clause, which returns the columns ``ENDED`` of each run as they are
-    now. The other parameters are SQL expressions. ``among`` is the condition for a run's attempt to be kept. ``ledger``
-    is the prefix of the table. The outcome of an attempt at a cancelled run is always ``cancelled``. After an attempt
-    was released uncounted, the next attempt has the same number and replaces it here.
+    ``ended`` is the name of an earlier part of that clause, which returns the new values of the columns ``ENDED`` for
+    each run. The other parameters are SQL expressions. ``among`` is the condition for a run's attempt to be kept.
+    ``ledger`` is the prefix of the table. The outcome of an attempt of a cancelled run is always ``cancelled``. After
+    an attempt was released uncounted, the next attempt has the same number and replaces the released one in this table.
     """
     return f"""
     kept AS (
@@ -47,5 +48,5 @@ def keeping(
 
 
 def of_run(connection: Connection, run_id: int) -> Sequence[Row[Any]]:
-    """The kept attempts of a run, oldest first."""
+    """Return the kept attempts of a run, the oldest first."""
     return connection.execute(OF_RUN, {"run_id": run_id}).all()

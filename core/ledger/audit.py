@@ -1,6 +1,6 @@
 """The audit: a row for each action of a person, written in the same transaction as the action itself.
 
-It has names and counts only: values of arguments, keys and errors may be personal data.
+A row has only names and counts: the values of arguments, keys and errors may be personal data.
 """
 
 import json
@@ -15,7 +15,7 @@ from core.ledger.models import AuditRow
 
 AUDIT = AuditRow.__table__
 
-#: The recorded actions, named like the commands.
+#: The actions that are recorded. They have the names of the commands.
 Action = Literal[
     "run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "schedules add", "schedules remove",
     "schedules pause", "schedules resume", "schedules sync", "schedules clean", "db upgrade", "db drop-plugin",
@@ -30,7 +30,7 @@ AMEND = text("UPDATE rota_audit SET details = details || CAST(:details AS jsonb)
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The person who acts, and the interface that they use, such as ``cli``."""
+    """The person who acts, and the interface that this person uses, such as ``cli``."""
 
     name: str
     via: str
@@ -43,19 +43,19 @@ def record(on: Session | Connection, actor: Actor, action: Action, target: str, 
 
 
 def amend(connection: Connection, entry: int, **details: Any) -> None:
-    """Update the details of an entry, for an action that takes several transactions."""
+    """Update the details of an entry. Needed for an action that takes several transactions."""
     connection.execute(AMEND, {"id": entry, "details": as_json(details)})
 
 
 def as_json(details: dict[str, Any]) -> str:
-    """``details`` as JSON, without those that are None."""
+    """Return ``details`` as JSON, without the details that are None."""
     return json.dumps({name: value for name, value in details.items() if value is not None}, default=str)
 
 
 def newest(
     connection: Connection, *, actor: str | None, action: str | None, since: datetime | None, limit: int
 ) -> list[Row[Any]]:
-    """The newest entries, newest first."""
+    """Return the newest entries, the newest first."""
     query = select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
     if actor is not None:
         query = query.where(AUDIT.c.actor == actor)

@@ -1,14 +1,15 @@
-"""Cancellations: a waiting run ends at once. A running run cannot commit any more, and ends when its function has left.
+"""Cancellations: a waiting run ends at once. A running run can no longer commit, and ends when its function has
+returned.
 
-A cancel does not end a running run, since only the run's process knows when the function has left. It draws a new
-fencing token for the run's row, and writes the former token to ``rota_cancels`` as a mark. Every commit of the attempt
-checks its token under the row's lock, in every isolation level, so each later commit is refused. Runs that are not
-cancelled need no further statement. The row keeps its state and its process, so the run holds its key and its limits as
-long as its function may be running.
+A cancel does not end a running run, since only the run's process knows when the function has returned. The cancel draws
+a new fencing token for the run's row, and writes the former token to ``rota_cancels`` as a mark. Every commit of the
+attempt checks its token under the row's lock, in every isolation level, so each later commit is refused. Runs that are
+not cancelled need no further statement. The row keeps its state and its process, so the run holds its key and its
+limits as long as its function may be running.
 
 The process is notified, and also looks for marks at every heartbeat (``core/worker/heartbeat.py``). It interrupts the
-attempt, and ends the run when the function has left. If the run is handed back instead (released, recovered, or failed,
-by any release of Rota), a trigger ends it and deletes the mark, so that it never starts again.
+attempt, and ends the run when the function has returned. If the run is released or recovered or fails instead, in any
+release of Rota, a trigger ends the run and deletes the mark, so that the run never starts again.
 """
 
 from collections.abc import Collection, Sequence
@@ -26,11 +27,11 @@ from core.ledger.prepared import Prepared
 
 CANCELLED = "cancelled"
 CANCELLABLE = (*WAITING, State.RUNNING)
-#: The beginning of the name of each process's channel; the process's id follows.
+#: The channel of a process has this name, followed by the process's id.
 CHANNEL = "rota_cancel_"
 
-#: Parameters: runs, the person or job that cancels, the reason. The rows are locked in the order of their ids. If a run
-#: is cancelled again before it has ended, its first mark and token stay.
+#: Parameters: the runs, the person or job that cancels, the reason. The rows are locked in the order of their ids. If a
+#: run is cancelled again before it has ended, its first mark and token stay.
 CANCEL = Prepared(
     "rota_cancel",
     ("bigint[]", "text", "text"),
@@ -58,8 +59,8 @@ CANCEL = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: run, the cancelled attempt's token, its process, the end of its log. The trigger writes the rest, and
-#: deletes the mark.
+#: Parameters: the run, the cancelled attempt's token, its process, the end of its log. The trigger writes the other
+#: columns, and deletes the mark.
 END = Prepared(
     "rota_end_cancelled",
     ("bigint", "bigint", "bigint", "text"),
@@ -74,7 +75,7 @@ END = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameter: process.
+#: Parameter: the process.
 OF_PROCESS = Prepared(
     "rota_cancels_of_process", ("bigint",), "SELECT run_id, token FROM rota_cancels WHERE process_id = $1"
 )
@@ -88,13 +89,13 @@ class Cancelled:
 
     run_id: int
     state: State
-    #: False if it is running and was cancelled before.
+    #: False if the run is running and was cancelled before.
     is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A cancellation of a run whose function has not left yet."""
+    """A cancellation of a run whose function has not returned yet."""
 
     run_id: int
     asked_at: datetime
@@ -105,14 +106,16 @@ class Mark:
 def cancel(
     on: Session | Connection, run_ids: Collection[int], *, by: str, reason: str | None = None
 ) -> list[Cancelled]:
-    """Cancel the waiting and running runs among ``run_ids``, in the caller's transaction; return them in the order of
-    their ids."""
+    """Cancel the waiting and running runs among ``run_ids`` in the caller's transaction.
+
+    Return them in the order of their ids.
+    """
     rows = CANCEL.rows(on, list(run_ids), by, reason)
     return [Cancelled(run_id, State(state), is_new) for run_id, state, is_new in rows]
 
 
 def end(connection: Connection, lease: Lease, log: str | None = None) -> str | None:
-    """End a cancelled run, whose function has left; return the cancellation, or None if the run was not cancelled.
+    """End a cancelled run whose function has returned. Return the cancellation, or None if the run was not cancelled.
 
     ``log`` is the end of the attempt's log, which is kept.
     """
@@ -121,16 +124,16 @@ def end(connection: Connection, lease: Lease, log: str | None = None) -> str | N
 
 
 def listen(connection: Connection, process_id: int) -> None:
-    """Be notified on ``connection``, which is in autocommit, of cancels of the process's runs."""
+    """Notify ``connection``, which is in autocommit, when a run of this process is cancelled."""
     connection.exec_driver_sql(f"LISTEN {CHANNEL}{process_id}")
 
 
 def of_process(connection: Connection, process_id: int) -> dict[int, int]:
-    """The cancelled runs that a process has not ended yet, by the tokens of their attempts."""
+    """Return the cancelled runs that a process has not ended yet, by the tokens of their attempts."""
     return {token: run_id for run_id, token in OF_PROCESS.rows(connection, process_id)}
 
 
 def marks(connection: Connection, run_ids: Sequence[int]) -> dict[int, Mark]:
-    """The cancellations of those of ``run_ids`` that have not ended yet."""
+    """Return the cancellations, among those of ``run_ids``, that have not ended yet."""
     rows = connection.execute(MARKS, {"run_ids": list(run_ids)}) if run_ids else ()
     return {row.run_id: Mark(row.run_id, row.asked_at, row.asked_by, row.reason) for row in rows}

@@ -1,4 +1,4 @@
-"""The messages that the ledger sends, and the protocol of a carrier, which takes them to workers."""
+"""The messages that the ledger sends, and the protocol of a carrier, which takes messages to workers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -31,19 +31,21 @@ class Carrier(Protocol):
 
     @property
     def carries(self) -> bool:
-        """Whether it can send runs now; if not, workers take them directly from the ledger."""
+        """Return whether the carrier can send runs now. If it cannot, workers take runs directly from the ledger."""
 
     def room(self, queue: str, wanted: int, priority: int = 0, *, pending: int = 0) -> int:
-        """How many of ``wanted`` runs of ``priority`` may be sent to ``queue`` now; the dispatcher sends the others.
+        """Return how many of ``wanted`` runs of ``priority`` may be sent to ``queue`` now.
 
-        ``pending`` runs were granted before and have not been sent yet.
+        The dispatcher sends the others later.
+
+        ``pending`` is the number of runs that were granted before and have not been sent yet.
         """
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
-        """Put a message for each run on its queue. If this raises, the dispatcher sends them later."""
+        """Put a message for each run on the run's queue. If this raises, the dispatcher sends the messages later."""
 
     def post(self, outgoing: Sequence[OutgoingMessage]) -> None:
-        """Put messages of the fast lane on their queues. If this raises, they are lost."""
+        """Put messages of the fast lane on their queues. If this raises, the messages are lost."""
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
         """Publish ``message`` to the present subscribers of ``channel``."""
@@ -53,10 +55,14 @@ class DispatchCarrier(Carrier, Protocol):
     """A carrier that can also look up, requeue and clear messages, for the dispatcher."""
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
+        """Return whether messages are waiting on ``queue``, and the runs of the oldest messages.
+
+        Raises redis.RedisError.
+        """
 
     def waiting(self, queue: str, priority: int = 0) -> int:
-        """How many messages of ``queue`` wait that have this priority, or a higher one, if it is not 0.
+        """Return how many messages of ``queue`` are waiting: those without a priority, or those with at least
+        ``priority``.
 
         Raises redis.RedisError.
         """
@@ -65,16 +71,25 @@ class DispatchCarrier(Carrier, Protocol):
         """Tell other processes how many messages may wait on ``queue``. Raises redis.RedisError."""
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
-        """The same for the messages of runs with ``priority``, 1 to 9. Raises redis.RedisError."""
+        """Return the same as ``oldest_runs``, for messages of runs with ``priority``, 1 to 9.
+
+        Raises redis.RedisError.
+        """
 
     def demote(self, queue: str) -> None:
-        """Move a batch of urgent messages of ``queue`` to the list of the others. Raises redis.RedisError."""
+        """Move a batch of urgent messages of ``queue`` to the list of messages without a priority.
+
+        Raises redis.RedisError.
+        """
 
     def queues_with_messages(self) -> set[str]:
-        """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
+        """Return the queues that have messages. The search is bounded, and may miss queues. Raises redis.RedisError."""
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that no process serves; return the fate of each job's messages. Raises redis.RedisError."""
+        """Empty a queue that no process serves. Return for each job what happened to its messages.
+
+        Raises redis.RedisError.
+        """
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
         """Requeue the messages that a dead process had fetched. Raises redis.RedisError."""

@@ -1,8 +1,9 @@
 """Claims: one statement sets a run to ``running``, draws its fencing token and records the claiming process.
 
-Two runs of one (job, key) that may not overlap cannot both be ``running``: a claim that sees the other run gives way. A
-slot is skipped, if its job says so; a request waits for its turn (``core/ledger/turns.py``). If two claims race and
-neither sees the other, the partial unique index ``rota_runs_lease`` refuses the second claim, which then tries again.
+Two runs of one (job, key) that may not overlap cannot both be ``running``: a claim that sees the other run gives way.
+If the run has a slot and its job says so, the slot is skipped; a requested run waits for its turn
+(``core/ledger/turns.py``). If two claims race and neither sees the other, the partial unique index ``rota_runs_lease``
+refuses the second claim, which then tries again.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,11 +22,12 @@ from core.ledger.models import IS_WAITING, MAY_START
 from core.ledger.prepared import Prepared
 from core.ledger.releases import MAY_FIT
 
-#: How many times a claim is tried: if it loses to a rival that it could not see, the next try sees the rival.
+#: A claim is tried at most this many times. If it loses to another claim that it could not see, the next try sees that
+#: claim.
 CLAIM_LOOKS = 3
-#: More crashes than any run can have; used by a process that runs nothing else.
+#: More crashes than any run can have. A process that runs nothing else uses this number.
 NEVER_SUSPECT = 2**31 - 1
-#: Takes a run's arguments as JSON values; returns the names of its limits, first filled, then as declared.
+#: Takes a run's arguments as JSON values. Returns the names of its limits twice: filled, and as the job declares them.
 LimitsOf = Callable[[Mapping[str, Any]], tuple[list[str], list[str]]]
 NO_FORMS: Mapping[str, str] = MappingProxyType({})
 
@@ -34,36 +36,38 @@ class Verdict(StrEnum):
     """The outcome of a claim."""
 
     RUNNING = "running"
-    #: Another run of the same job and key is running, and this run is a slot that gives way: it is skipped.
+    #: The run is a slot that gives way, and another run of the same job and key is running: the slot is skipped.
     SKIPPED = "skipped"
-    #: An earlier slot of the same job and key is being retried, and this run is a slot that gives way: it is skipped.
+    #: The run is a slot that gives way, and an earlier slot of the same job and key is being retried: the slot is
+    #: skipped.
     BEHIND = "behind"
-    #: Another run of the same job and key is running or comes first; this run is parked until that one has ended.
+    #: Another run of the same job and key is running or comes first. This run is parked until the other run has ended.
     WAITING = "waiting"
-    #: One of its limits is full; this run is parked until there is room.
+    #: One of the run's limits is full. The run is parked until the limit has room.
     LIMITED = "limited"
-    #: Its job is paused, and the run has a slot: it is skipped.
+    #: The run's job is paused, and the run has a slot: the slot is skipped.
     PAUSED = "paused"
-    #: Its job is paused; the dispatcher sends it when the pause ends.
+    #: The run's job is paused. The dispatcher sends the run when the pause ends.
     HELD = "held"
-    #: Too many processes died while working on it; only a process that runs nothing else may claim it.
+    #: Too many processes died while working on the run. Only a process that runs nothing else may claim it.
     SUSPECT = "suspect"
-    #: It is not due yet; the dispatcher sends it when it is.
+    #: The run is not due yet. The dispatcher sends it when it is due.
     EARLY = "early"
-    #: Its arguments do not fit the job as this process declares it, and a live worker may declare the job differently;
-    #: the dispatcher sends the run again after a short wait.
+    #: The run's arguments do not fit the job as this process declares it, and a live worker may declare the job
+    #: differently. The dispatcher sends the run again after a short wait.
     MISFIT = "misfit"
-    #: Another transaction has locked it, such as a request that needs it to start later (``core/ledger/waiting.py``);
-    #: it is sent again soon.
+    #: Another transaction has locked the run, such as a request that needs the run to start later
+    #: (``core/ledger/waiting.py``). The run is sent again soon.
     LOCKED = "locked"
-    #: It is over, has expired, another process has it, or this process is not registered.
+    #: The run is over or has expired, or another process has it, or this process is not registered.
     NONE = "none"
 
 
-#: The wait before a run that did not fit is sent again; the same as for a message for an unknown actor.
+#: A run that did not fit is sent again after this wait, like a message for an unknown actor.
 MISFIT_REST = "interval '0.5 seconds'"
 
-#: For a run that may not overlap: whether another run of its job and key is running, or (``FORMER``) is due earlier.
+#: Both queries are for a run that may not overlap. They find another run of its job and key: one that is running, or
+#: (``FORMER``) one that is due earlier.
 RIVAL = """
     SELECT 1 FROM rota_runs AS rival WHERE rival.job = candidate.job AND rival.key = candidate.key
       AND rival.state = 'running' AND rival.exclusive
@@ -73,8 +77,8 @@ FORMER = """
       AND former.state IN ('queued', 'retrying') AND (former.exclusive OR former.key <> '') AND former.exclusive
       AND (former.due_at, former.id) < (candidate.due_at, candidate.id)
 """
-#: Whether an earlier slot is being retried, due or not. ``+ interval '0'`` rules out an index that has all slots of the
-#: history.
+#: Finds an earlier slot that is being retried, due or not. ``+ interval '0'`` keeps PostgreSQL from using an index that
+#: has all slots of the history.
 RETRIED = """
     SELECT 1 FROM rota_runs AS tried WHERE tried.job = candidate.job AND tried.key = candidate.key
       AND tried.state IN ('queued', 'retrying') AND (tried.exclusive OR tried.key <> '') AND tried.exclusive
@@ -112,7 +116,7 @@ HELD = """
 
 
 def claiming(*, limited: bool) -> str:
-    """The claim of a run that has limits, or of one that has none."""
+    """Return the statement that claims a run: a run that has limits, or a run that has none."""
     parts = LIMITS if limited else ""
     free = "CASE WHEN EXISTS (SELECT 1 FROM crowded) THEN 'limited' ELSE 'running' END" if limited else "'running'"
     token = "drawn, limits_token = drawn, waits_for = NULL" if limited else "nextval('rota_tokens')"
@@ -167,21 +171,23 @@ def claiming(*, limited: bool) -> str:
     """  # noqa: S608 — constants
 
 
-#: The run; its job; the process and its name; the number of crashes that makes a run a suspect; the job's scopes; the
-#: job's form in this process; and whether a slot of the job is skipped while another run is active.
+#: Parameters: the run, its job, the process, the name of the process, the number of crashes that makes a run a suspect,
+#: the job's scopes, the job's form in this process, and whether a slot of the job is skipped while another run is
+#: active.
 PARAMETERS = ("bigint", "text", "bigint", "text", "int", "text[]", "text", "boolean")
 
 #: Claims a run without limits. The claim itself is not flushed to disk. If PostgreSQL crashes before the next flush,
-#: the run is queued again, and the lost lease matches no row. The sequence may draw its token again, but for another
-#: process: every process registers again after a crash, and a registration is flushed. The commit of the run's work
-#: flushes its claim as well.
+#: the run is queued again, and the lost lease matches no row. The sequence may draw the same token again, but for
+#: another process: every process registers again after a crash, and a registration is flushed. The commit of the run's
+#: work flushes the run's claim as well.
 CLAIM = Prepared("rota_claim", PARAMETERS, claiming(limited=False))
 
 #: Claims a run with limits, whose locks were taken by ``limits.LOCK`` in the same transaction.
 CLAIM_LIMITED = Prepared("rota_claim_limited", PARAMETERS, claiming(limited=True))
 
-#: Parameters: run, job, process. If the run is waiting, a claim that did not find it found it locked, or found limits
-#: where it expected none, or the contrary. Returns whether the run has limits, and its arguments.
+#: Parameters: the run, its job, the process. Explains a claim that returned no row. If this query finds the run
+#: waiting, the claim found the run locked, or the claim was for a run with limits and the run has none, or the
+#: contrary. Returns whether the run has limits, and its arguments.
 IS_CLAIMABLE = Prepared(
     "rota_is_claimable",
     ("bigint", "text", "bigint"),
@@ -192,12 +198,12 @@ IS_CLAIMABLE = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: runs, their jobs, process, name of the process, the scopes of each job as the text of an array, the form
-#: of each job in this process. The same as CLAIM for many runs. It does not claim these, which are left to CLAIM: a run
-#: that must wait for another or give way to it; a run that has limits, is early or paused, was refused by this form, or
-#: has a crash; a retry that was never started (an unclaim could not restore its former state); and a locked row. The
-#: runs are locked in the order of their keys, so that two claims which start different runs of the same keys do not
-#: wait for each other.
+#: Parameters: the runs, their jobs, the process, the name of the process, the scopes of each job as the text of an
+#: array, and the form of each job in this process. The statement does the same as CLAIM for many runs. It leaves these
+#: runs to CLAIM: a run that must wait for another run or give way to it; a run that has limits, is early or paused, was
+#: refused by this form, or has a crash; a retry that was never started (an unclaim could not restore its former state);
+#: and a locked row. The runs are locked in the order of their keys, so that two claims which start different runs of
+#: the same keys do not wait for each other.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
     ("bigint[]", "text[]", "bigint", "text", "text[]", "text[]"),
@@ -226,7 +232,7 @@ CLAIM_MANY = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: runs, their tokens, their processes. Undoes the claims of runs that were not started.
+#: Parameters: the runs, their tokens, their processes. The statement undoes the claims of runs that were not started.
 UNCLAIM_MANY = Prepared(
     "rota_unclaim_many",
     ("bigint[]", "bigint[]", "bigint[]"),
@@ -242,7 +248,8 @@ UNCLAIM_MANY = Prepared(
 )
 
 
-#: Parameters: run, token, process, form of the job in this process. It undoes the claim, and delays the run.
+#: Parameters: the run, its token, the process, the form of the job in this process. The statement undoes the claim, and
+#: delays the run.
 REFUSE = Prepared(
     "rota_refuse",
     ("bigint", "bigint", "bigint", "text"),
@@ -270,12 +277,13 @@ def claim(
     gives_way: bool = True,
     limits: LimitsOf | None = None,
 ) -> tuple[Verdict, Lease | None]:
-    """Claim ``run_id``, if it is a run of ``job``, for this process, in one round trip on an autocommit connection.
+    """Claim ``run_id`` for this process, if it is a run of ``job``, in one round trip on an autocommit connection.
 
-    ``scopes`` are the scopes of the pauses that would pause the job; ``form`` is the job's form in this process
-    (``core/jobs/arguments.py``); ``gives_way`` is whether a slot of the job is skipped instead of waiting for another
-    run of its key; ``limits`` has the limits of a run of the job, by its arguments, if the job has limits. Returns the
-    verdict, with a lease if and only if the verdict is RUNNING. Does not wait for a lock on the run.
+    ``scopes`` are the scopes of the pauses that would pause the job. ``form`` is the job's form in this process
+    (``core/jobs/arguments.py``). ``gives_way`` is whether a slot of the job is skipped instead of waiting for another
+    run of its key. ``limits`` returns the limits of a run of the job for the run's arguments; None for a job without
+    limits. The result is the verdict, with a lease if and only if the verdict is RUNNING. The claim does not wait for a
+    lock on the run.
     """
     values = (run_id, job, process_id, worker, most_crashes, pauses.literal(scopes), form, gives_way)
     is_limited = limits is not None
@@ -310,12 +318,13 @@ def claim_many(
     worker: str,
     forms: Mapping[str, str] = NO_FORMS,
 ) -> list[Lease]:
-    """Claim the ``sent`` runs that need no further check; do not change the others.
+    """Claim those of the ``sent`` runs that need no further check. Do not change the other runs.
 
-    ``sent`` has each run with its job and the scopes of the pauses that would pause it; ``forms`` has each job's form.
+    ``sent`` has each run with its job and the scopes of the pauses that would pause the job. ``forms`` has each job's
+    form.
 
-    It is for runs that the threads of a process start at once. If the process dies then, each of these runs counts a
-    crash, but only once: a run with a crash is claimed separately.
+    The function is for runs that the threads of a process start at once. If the process dies then, each of these runs
+    counts a crash, but only once: a run with a crash is claimed separately.
 
     If another process claims a run of the same job and key at this moment, the index refuses the whole statement. Then
     each half is tried alone, and if a half is refused again, its runs are not claimed.
@@ -351,7 +360,7 @@ def unclaim_many(connection: Connection, claimed: Sequence[Lease]) -> None:
 
 
 def refuse(connection: Connection, lease: Lease, form: str) -> bool:
-    """Release the run, uncounted, if another live worker may declare its job in a form that has not refused the run.
+    """Release a run, uncounted, if another live worker may declare the job in a form that has not refused the run.
 
     ``form`` is the job's form in this process. Returns False and changes nothing if there is no such worker, or if the
     lease is lost.

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, text
 BATCH = 1000
 
 HAS_EXPIRED = "state = 'queued' AND expires_at <= statement_timestamp() AND attempt = 0"
-#: The batch is chosen once: PostgreSQL may execute a subquery of the condition again for each row, and then lock more.
+#: The batch is chosen once. Otherwise PostgreSQL may execute a subquery of the condition again for each row, and then
+#: lock more rows.
 EXPIRE = text(f"""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE {HAS_EXPIRED} ORDER BY expires_at LIMIT :batch FOR UPDATE SKIP LOCKED
@@ -22,5 +23,5 @@ EXPIRE = text(f"""
 
 
 def expire(connection: Connection, batch: int = BATCH) -> list[str]:
-    """End up to ``batch`` runs that have expired; return the job of each."""
+    """End up to ``batch`` runs that have expired. Return the job of each ended run."""
     return list(connection.execute(EXPIRE, {"batch": batch}).scalars())

@@ -1,7 +1,7 @@
 """Takes due runs for the threads of one process: in local mode, and while Redis is away.
 
-Nine of ten times the runs with the highest priority are taken, and of these each lane has its turn, and each key within
-its lane; see ``core/ledger/shares.py``. One of ten times the oldest runs are taken.
+In nine of ten cases, the runs with the highest priority are taken. Among these, the lanes take turns, and so do the
+keys of each lane (``core/ledger/shares.py``). In one of ten cases, the oldest runs are taken.
 """
 
 from collections.abc import Collection
@@ -16,12 +16,12 @@ from core.ledger.due import SENT_LANES, UNSENT_LANES, lanes
 from core.ledger.models import IS_SENT, IS_UNSENT, IS_URGENT
 from core.ledger.shares import OLDEST_EVERY, keys_in_turn
 
-#: How many of the oldest runs of a lane are searched for one without a key.
+#: In each lane, at most this many of the oldest runs are searched for a run without a key.
 SEARCHED = 100
 
 #: Takes due runs of some queues. Runs that were sent before ``began``, or that no process has claimed for a while,
-#: count as lost and are taken too. It also returns the last of the keys whose turn it is, for each lane in which none
-#: of them has a due run.
+#: count as lost and are taken too. For each lane in which none of the keys whose turn it is has a due run, the
+#: statement also returns the last of these keys.
 TAKE = text(f"""
     WITH asked AS (
         SELECT lane.queue, lane.job, coalesce(turn.after, '') AS after
@@ -109,13 +109,13 @@ TAKE = text(f"""
 
 @dataclass(slots=True)
 class Turns:
-    """Whose turn it is; one taker's memory."""
+    """The lane and the keys that had their turns last. Each thread that takes runs has its own record."""
 
-    #: How often runs were taken.
+    #: The number of times that runs were taken.
     takes: int = 0
     #: The lane that had its turn last.
     last: tuple[str, str] = ("", "")
-    #: The last key of each lane that had its turn.
+    #: The last key of each lane that had a turn.
     keys: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def note(self, rows: Collection[Row[Any]]) -> None:
@@ -139,8 +139,8 @@ def take(
 ) -> list[OutgoingRun]:
     """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as taken, and return them, the most urgent first.
 
-    ``turns`` remembers whose turn it is. ``began`` is the time since which runs are no longer sent, by the database's
-    clock.
+    ``turns`` is the caller's record of turns. Runs that were sent before ``began``, by the database's clock, count as
+    lost.
     """
     turns.takes += 1
     values = {

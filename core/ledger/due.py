@@ -1,8 +1,8 @@
 """Finds runs that are due and have not been sent to a worker, and runs whose messages are lost.
 
 The waiting runs of one queue and one job are a *lane*. A partial index begins with queue and job, so one index lookup
-per lane finds its first due run, however many runs are waiting. So a backlog, a pause or a job that is not loaded does
-not slow down or hide other lanes.
+per lane finds the lane's first due run, however many runs are waiting. So a backlog, a pause or a job that is not
+loaded does not slow down or hide other lanes.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,10 +17,10 @@ BATCH = 1000
 
 
 def lanes(condition: str, instant: str, *columns: str) -> str:
-    """A recursive query that returns each lane of the runs that meet ``condition``, with its first ``instant``.
+    """Return a recursive query for the lanes of the runs that meet ``condition``, each with its first ``instant``.
 
-    It reads one index entry per lane, whose ``instant`` it returns as ``first_at``. With ``columns``, runs that differ
-    in these columns are in different lanes.
+    The query reads one index entry per lane, and returns the entry's ``instant`` as ``first_at``. With ``columns``,
+    runs that differ in these columns are in different lanes.
     """
     lane = ", ".join(["queue", "job", *columns])
     former = ", ".join(f"lane.{column}" for column in ["queue", "job", *columns])
@@ -56,7 +56,7 @@ RELEASE = text("""
         SELECT id FROM rota_runs WHERE id = ANY(:run_ids) AND state IN ('queued', 'retrying') FOR UPDATE SKIP LOCKED)
 """)
 
-#: Marks sent runs as unsent, except those that another transaction has locked, which it returns.
+#: Marks sent runs as unsent, except the runs that another transaction has locked. Returns these locked runs.
 RELEASE_UNLOCKED = text(f"""
     WITH unlocked AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE id = ANY(:run_ids) AND {IS_SENT} AND sent_at < 'infinity'
@@ -68,14 +68,14 @@ RELEASE_UNLOCKED = text(f"""
     WHERE id = ANY(:run_ids) AND {IS_SENT} AND sent_at < 'infinity' AND id NOT IN (SELECT id FROM unlocked)
 """)  # noqa: S608 — constants
 
-#: Lanes with runs that were sent a while ago and have not been claimed.
+#: The lanes with runs that were sent a while ago and have not been claimed.
 OVERDUE_LANES = text(f"""
     SELECT queue, array_agg(job) AS jobs FROM ({SENT_LANES}) AS lane
     WHERE first_at < statement_timestamp() - CAST(:age AS interval)
     GROUP BY queue
 """)  # noqa: S608 — constants
 
-#: The same for runs with a priority.
+#: The same lanes, of runs with a priority.
 OVERDUE_URGENT_LANES = text(f"""
     SELECT queue, priority, array_agg(job) AS jobs FROM ({URGENT_SENT_LANES}) AS lane
     WHERE first_at < statement_timestamp() - CAST(:age AS interval)
@@ -88,9 +88,9 @@ IS_SERVED_BY_FORMER = text("""
     WHERE kind = 'worker' AND expires_at > clock_timestamp() AND :queue = ANY(queues)
 """)
 
-#: Marks overdue runs of a priority as unsent: those that were sent before the oldest message of this priority on the
-#: queue, or all if the queue has no such message. If the first messages belong to runs that are over or deleted,
-#: ``queued_at`` or ``-infinity`` is compared instead, so that no run that was sent later is treated as lost.
+#: Marks overdue runs of a priority as unsent: the runs that were sent before the oldest message of this priority on the
+#: queue, or all runs if the queue has no such message. If the first messages belong to runs that are over or deleted,
+#: ``queued_at`` or ``-infinity`` is compared instead, so that no run that was sent later counts as lost.
 FORGET_SENT = """
     WITH oldest AS MATERIALIZED (
         SELECT min(coalesce(sent_at, queued_at)) AS sent_at FROM rota_runs
@@ -128,39 +128,41 @@ MOVE = text(f"""
 
 
 def is_any_due(connection: Connection) -> bool:
-    """Whether a run of any job is due and not sent."""
+    """Return whether any job has a run that is due and not sent."""
     return bool(connection.execute(ANY_DUE).scalar_one())
 
 
 def due_lanes(connection: Connection, jobs: Iterable[str]) -> dict[str, list[str]]:
-    """Each queue on which runs of ``jobs`` are due and not sent, with those jobs."""
+    """Return each queue on which runs of ``jobs`` are due and not sent, with the jobs of these runs."""
     return {row.queue: row.jobs for row in connection.execute(DUE_LANES, {"jobs": list(jobs)})}
 
 
 def release(connection: Connection, outgoing: Iterable[OutgoingRun]) -> None:
-    """Mark runs that could not be sent as unsent. A locked one stays marked as sent, and is later found to be lost."""
+    """Mark runs that could not be sent as unsent. A locked run stays marked as sent, and later counts as lost."""
     connection.execute(RELEASE, {"run_ids": [each.run_id for each in outgoing]})
 
 
 def release_unlocked(connection: Connection, run_ids: Collection[int]) -> list[int]:
-    """Mark sent runs as unsent, except those that another transaction has locked; return these."""
+    """Mark sent runs as unsent, except the runs that another transaction has locked. Return these locked runs."""
     return list(connection.execute(RELEASE_UNLOCKED, {"run_ids": list(run_ids)}).scalars())
 
 
 def overdue_lanes(connection: Connection, age_seconds: float) -> dict[str, list[str]]:
-    """Each queue with runs that were sent ``age_seconds`` ago or earlier and are not claimed, with their jobs."""
+    """Return each queue with runs that were sent ``age_seconds`` ago or before and not claimed, with their jobs."""
     return {row.queue: row.jobs for row in connection.execute(OVERDUE_LANES, {"age": f"{age_seconds} seconds"})}
 
 
 def overdue_urgent_lanes(connection: Connection, age_seconds: float) -> dict[tuple[str, int], list[str]]:
-    """The same for each queue and each priority above 0."""
+    """Return the same as ``overdue_lanes``, for each queue and each priority above 0."""
     rows = connection.execute(OVERDUE_URGENT_LANES, {"age": f"{age_seconds} seconds"})
     return {(row.queue, row.priority): row.jobs for row in rows}
 
 
 def is_served_by_former(connection: Connection, queue: str) -> bool:
-    """Whether ``queue`` has workers, and all of them are of the previous release, which does not fetch urgent
-    messages."""
+    """Return whether all workers of ``queue`` are of the previous release, which does not fetch urgent messages.
+
+    Return False if the queue has no workers.
+    """
     return bool(connection.execute(IS_SERVED_BY_FORMER, {"queue": queue}).scalar_one())
 
 
@@ -174,13 +176,14 @@ def forget_sent(
     priority: int = 0,
     batch: int | None = None,
 ) -> int:
-    """Mark sent runs of ``jobs`` as unsent, up to ``batch`` of each, if they are no longer on ``queue``; return how
-    many.
+    """Mark sent runs of ``jobs`` as unsent if they are no longer on ``queue``, up to ``batch`` runs of each job.
 
-    Only runs of ``priority`` are marked: messages of different priorities do not leave the queue in the order in which
-    they were sent. ``waiting`` are the runs of the next messages of this priority on the queue: runs that were sent
-    before them have left the queue, and were lost or are in a busy worker's memory. Sending a run twice does no harm:
-    only one claim succeeds.
+    Return how many.
+
+    Only runs of ``priority`` are marked, since messages of different priorities do not leave the queue in the order in
+    which they were sent. ``waiting`` are the runs of the next messages of this priority on the queue. Runs that were
+    sent before these have left the queue: their messages were lost, or are in a busy worker's memory. Sending a run
+    twice does no harm, since only one claim succeeds.
     """
     parameters = {"queue": queue, "jobs": list(jobs), "waiting": list(waiting), "batch": batch or BATCH}
     parameters |= {"priority": priority}
@@ -189,9 +192,9 @@ def forget_sent(
 
 
 def move(connection: Connection, queue: str, present: Mapping[str, str], *, batch: int = BATCH) -> int:
-    """Move up to ``batch`` waiting runs from ``queue`` to the queues that their jobs have now, ``present``.
+    """Move up to ``batch`` waiting runs from ``queue`` to ``present``, the queues that their jobs have now.
 
-    Returns how many.
+    Return how many runs were moved.
     """
     parameters = {"queue": queue, "jobs": list(present), "queues": list(present.values()), "batch": batch}
     return connection.execute(MOVE, parameters).rowcount

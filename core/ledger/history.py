@@ -12,12 +12,12 @@ from core.ledger.processes import FORMER_LEADER_LOCK, LEADER_LOCK, LOCK_SPACE
 from core.ledger.slots import Watermark
 
 RUNS = RunRow.__table__
-#: States of runs that never ran, and so never blocked another run.
+#: The states of runs that never started, and so never blocked another run.
 NEVER_AT_WORK = (State.SKIPPED, State.MISSED, State.ORPHANED)
 
 NOW = text("SELECT clock_timestamp()")
 
-#: Reads one index entry per job, however many runs it has.
+#: The query reads one index entry per job, however many runs the job has.
 JOBS_SEEN = text("""
     WITH RECURSIVE seen AS (
         (SELECT job FROM rota_runs ORDER BY job LIMIT 1)
@@ -28,7 +28,7 @@ JOBS_SEEN = text("""
     SELECT job FROM seen WHERE job IS NOT NULL
 """)
 
-#: It uses the two partial indexes of waiting runs, so that a long history costs nothing.
+#: The query uses the two partial indexes of waiting runs, so that a long history does not slow it down.
 WAITING_ARGS = text("""
     SELECT args FROM rota_runs WHERE job = :job AND state IN ('queued', 'retrying') AND sent_at IS NULL
     UNION ALL
@@ -36,7 +36,8 @@ WAITING_ARGS = text("""
     LIMIT :most
 """)
 
-#: A process is alive if its lease has not expired and it holds its advisory lock; a dead process's row stays briefly.
+#: A process is alive if its lease has not expired and it holds its advisory lock. The row of a dead process stays
+#: briefly.
 ALIVE = text("""
     SELECT process.id, kind, name, queues, process.started_at, expires_at, threads, release
     FROM rota_processes AS process
@@ -68,7 +69,8 @@ IS_DISPATCHING = text("""
 
 WATERMARK = text("SELECT spec, accounted_until FROM rota_schedules WHERE job = :job")
 
-#: The last time a worker finished a run before an instant, and the first time after it; an outage is such a gap.
+#: The last time at which a worker finished a run before an instant, and the first time after it. An outage is such a
+#: gap.
 WORKED_AROUND = text("""
     SELECT (SELECT finished_at FROM rota_runs
             WHERE finished_at <= :instant AND attempt > 0 ORDER BY finished_at DESC LIMIT 1) AS before,
@@ -87,15 +89,16 @@ class Process:
     queues: tuple[str, ...]
     started_at: datetime
     expires_at: datetime
-    #: How many runs it works on at the same time; None for a scheduler, and for a Rota version that does not tell.
+    #: The number of runs that the process works on at the same time. None for a scheduler, and for a Rota version that
+    #: does not record it.
     threads: int | None
-    #: The fingerprint of its release.
+    #: The fingerprint of the process's release.
     release: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """The last time a worker finished a run before an instant, and the first time after it."""
+    """The last time at which a worker finished a run before an instant, and the first time after it."""
 
     before: datetime | None
     after: datetime | None
@@ -105,34 +108,34 @@ Run = Row[Any]
 
 
 def waiting_args(connection: Connection, job: str, most: int) -> Iterator[dict[str, Any]]:
-    """The arguments of at most ``most`` waiting runs of ``job``."""
+    """Return the arguments of at most ``most`` waiting runs of ``job``."""
     yield from connection.execute(WAITING_ARGS, {"job": job, "most": most}).scalars()
 
 
 def now(connection: Connection) -> datetime:
-    """The database's clock."""
+    """Return the current time of the database's clock."""
     instant: datetime = connection.execute(NOW).scalar_one()
     return instant
 
 
 def jobs_seen(connection: Connection) -> list[str]:
-    """The names of all jobs that have runs in the ledger, loaded or not."""
+    """Return the names of all jobs that have runs in the ledger, including jobs that are not loaded."""
     return list(connection.execute(JOBS_SEEN).scalars())
 
 
 def run(connection: Connection, run_id: int) -> Run | None:
-    """One run."""
+    """Return the run with this id."""
     return connection.execute(select(RUNS).where(RUNS.c.id == run_id)).one_or_none()
 
 
 def of_slots(connection: Connection, job: str, key: str, after: datetime, before: datetime) -> list[Run]:
-    """The runs of slots with ``after`` <= slot < ``before``, in order."""
+    """Return the runs of slots with ``after`` <= slot < ``before``, in the order of their slots."""
     slots = select(RUNS).where(RUNS.c.job == job, RUNS.c.key == key, RUNS.c.slot >= after, RUNS.c.slot < before)
     return list(connection.execute(slots.order_by(RUNS.c.slot)).all())
 
 
 def requested(connection: Connection, job: str, key: str | None, after: datetime, before: datetime) -> list[Run]:
-    """The runs without a slot that were requested with ``after`` <= queued_at < ``before``, in order."""
+    """Return the runs without a slot that were requested with ``after`` <= queued_at < ``before``, in that order."""
     requests = select(RUNS).where(
         RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at >= after, RUNS.c.queued_at < before
     )
@@ -142,13 +145,13 @@ def requested(connection: Connection, job: str, key: str | None, after: datetime
 
 
 def last_requested(connection: Connection, job: str, before: datetime) -> Run | None:
-    """The newest run without a slot that was requested before an instant."""
+    """Return the newest run of a job that has no slot and was requested before an instant."""
     requests = select(RUNS).where(RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at < before)
     return connection.execute(requests.order_by(RUNS.c.id.desc()).limit(1)).one_or_none()
 
 
 def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
-    """The runs of the same job and key whose last attempt was running at ``instant``."""
+    """Return the runs of the same job and key whose last attempt was running at ``instant``."""
     at_work = select(RUNS).where(
         RUNS.c.job == run.job,
         RUNS.c.key == run.key,
@@ -162,7 +165,7 @@ def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
 
 
 def next_served(connection: Connection, run: Run) -> Run | None:
-    """The first run of a later slot of the same job and key that was not missed."""
+    """Return the first run of a later slot of the same job and key that was not missed."""
     later = select(RUNS).where(
         RUNS.c.job == run.job, RUNS.c.key == run.key, RUNS.c.slot > run.slot, RUNS.c.state != State.MISSED
     )
@@ -170,45 +173,45 @@ def next_served(connection: Connection, run: Run) -> Run | None:
 
 
 def first_slot(connection: Connection, job: str, key: str) -> datetime | None:
-    """The oldest slot of a job on record."""
+    """Return the oldest recorded slot of a job."""
     slots = select(RUNS.c.slot).where(RUNS.c.job == job, RUNS.c.key == key, RUNS.c.slot.is_not(None))
     return connection.execute(slots.order_by(RUNS.c.slot).limit(1)).scalar_one_or_none()
 
 
 def watermark(connection: Connection, job: str) -> Watermark | None:
-    """The time up to which a job's slots are accounted for; None if no dispatcher has ever seen the job."""
+    """Return the time up to which a job's slots are accounted for, or None if no dispatcher has ever seen the job."""
     row = connection.execute(WATERMARK, {"job": job}).one_or_none()
     return Watermark(row.spec, row.accounted_until) if row else None
 
 
 def worked_around(connection: Connection, instant: datetime) -> Around:
-    """The last time any worker finished a run before ``instant``, and the first time after it."""
+    """Return the last time at which any worker finished a run before ``instant``, and the first time after it."""
     row = connection.execute(WORKED_AROUND, {"instant": instant}).one()
     return Around(row.before, row.after)
 
 
 def alive(connection: Connection) -> list[Process]:
-    """The processes that are alive."""
+    """Return the processes that are alive."""
     rows = connection.execute(ALIVE, {"space": LOCK_SPACE}).all()
     return [Process(**{**row._mapping, "queues": tuple(row.queues)}) for row in rows]
 
 
 def at_work(connection: Connection, process_ids: Sequence[int]) -> list[Row[Any]]:
-    """The runs that these processes work on now, oldest first."""
+    """Return the runs that these processes work on now, the oldest first."""
     return list(connection.execute(AT_WORK, {"process_ids": list(process_ids)}).all())
 
 
 def departures(connection: Connection, within: timedelta, most: int) -> list[Row[Any]]:
-    """At most ``most`` processes that left in the last ``within``, newest first."""
+    """Return at most ``most`` processes that left in the last ``within``, the newest first."""
     return list(connection.execute(DEPARTURES, {"within": within, "most": most}).all())
 
 
 def is_dispatching(connection: Connection) -> bool:
-    """Whether a dispatcher of this release or of the previous one leads."""
+    """Return whether a dispatcher of this release or of the previous release leads."""
     locks = {"space": LOCK_SPACE, "lock": LEADER_LOCK, "former": FORMER_LEADER_LOCK}
     return bool(connection.execute(IS_DISPATCHING, locks).scalar_one())
 
 
 def serves(processes: Sequence[Process], queue: str) -> bool:
-    """Whether one of ``processes`` is a worker that takes runs from ``queue``."""
+    """Return whether one of ``processes`` is a worker that takes runs from ``queue``."""
     return any(process.kind == "worker" and queue in process.queues for process in processes)

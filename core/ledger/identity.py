@@ -1,4 +1,4 @@
-"""The identity of a ledger: the cluster of PostgreSQL, the database in it, and the schema in that database.
+"""The identity of a ledger: the PostgreSQL cluster, the database in the cluster, and the schema in the database.
 
 A standby that is promoted is the same ledger. A copy that was restored from a dump, or moved to another cluster, is
 another ledger.
@@ -6,7 +6,8 @@ another ledger.
 
 from sqlalchemy import Connection, text
 
-#: https://www.postgresql.org/docs/16/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM: every role may ask, by default.
+#: https://www.postgresql.org/docs/16/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM: by default, every role may call
+#: these functions.
 MAY_ASK = text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
 IDENTITY = text("""
     SELECT concat_ws('/', system_identifier, pg_database.oid, nspname)
@@ -16,7 +17,10 @@ IDENTITY = text("""
 
 
 def of(connection: Connection) -> str | None:
-    """The identity of the ledger; None if it is not migrated, or the role may not ask for it."""
+    """Return the identity of the ledger.
+
+    Return None if the ledger is not migrated, or if the role may not ask for the identity.
+    """
     if not connection.execute(MAY_ASK).scalar_one():
         return None
     return connection.execute(IDENTITY).scalar_one_or_none()

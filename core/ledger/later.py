@@ -1,7 +1,8 @@
-"""Later: a function postpones its run. This is not a failure: it is counted separately, and limited in time.
+"""A function can raise Later to postpone its run. This is not a failure: it is counted separately, and limited in time.
 
 The run waits until its new due time. A slot that has neither failed nor crashed is ``queued`` again, so it is missed
-when its grace ends; the reason ``later`` tells the misfire policies that it was tried. Every other run is ``retrying``.
+when its grace ends; the reason ``later`` tells the misfire policies that the slot was tried. Every other run is
+``retrying``.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from core.ledger.prepared import Prepared
 #: The ledger stores at most this many characters of a reason.
 LONGEST_REASON = 2000
 
-#: Parameters: run, token, process, the new due time or null, the span until then or null, the error to record, the
-#: longest time between the first Later and the last due time, the end of the attempt's log.
+#: Parameters: the run, its token, the process, the new due time or null, the span until the due time or null, the error
+#: to record, the longest time between the first postponement and the last due time, the end of the attempt's log.
 POSTPONE = Prepared(
     "rota_postpone",
     ("bigint", "bigint", "bigint", "timestamptz", "interval", "text", "interval", "text"),
@@ -48,7 +49,9 @@ POSTPONE = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """A run that its function has postponed: its state, the time that was asked for, and how often it was postponed."""
+    """A run that its function has postponed: the run's state, the time that the function asked for, and the number of
+    postponements.
+    """
 
     state: State
     until: datetime
@@ -59,7 +62,7 @@ def postpone(
     connection: Connection, lease: Lease, *, at: datetime | None, after: timedelta | None, error: str,
     log: str | None = None,
 ) -> Postponed | None:  # fmt: skip
-    """Have the run wait until ``at``, or for the span ``after``; None if the lease is lost.
+    """Postpone a run until ``at``, or by the span ``after``. Return None if the lease is lost.
 
     ``log`` is the end of the attempt's log, which is kept.
 

@@ -1,17 +1,17 @@
 """Leases: the right of one process to work on a run, and to commit for it.
 
 A claim (``core/ledger/claims.py``) sets a run to ``running``, draws the next fencing token and records the claiming
-process. The lease is that row: it is good as long as the run is ``running`` with the same token and process. A process
-that dies or sends no heartbeat loses its row in ``rota_processes``, and then its runs (``core/ledger/processes.py``);
-so one heartbeat per process renews all its leases.
+process. The lease is the row of the run: the lease is good as long as the run is ``running`` with the same token and
+process. A process that dies or sends no heartbeat loses its row in ``rota_processes``, and then its runs
+(``core/ledger/processes.py``). So one heartbeat per process renews all its leases.
 
 Every commit is fenced: ``hold`` or the finishing update (``core/ledger/runs.py``) checks the lease in the transaction
 that commits, and locks the run's row until the commit. A worker whose run was given to another process finds another
-token or state, changes nothing, and must roll back. The check reads only that row. As long as no other process has been
-given the run, the lease is the only one, even if it has expired. An old snapshot cannot show an outdated row, since
-PostgreSQL does not let a transaction lock a row that has changed since its snapshot.
+token or state, changes nothing, and must roll back. The check reads only the run's row. As long as no other process has
+been given the run, the lease is the only lease of the run, even if it has expired. An old snapshot cannot show an
+outdated row, since PostgreSQL does not let a transaction lock a row that has changed since its snapshot.
 
-Times are the database's, never the host's.
+All times are those of the database's clock, never of the host's clock.
 """
 
 from dataclasses import dataclass
@@ -38,27 +38,28 @@ class Lease:
     attempt: int
     failures: int
     args: dict[str, Any]
-    #: The database's clock at the claim.
+    #: The time of the claim, by the database's clock.
     claimed_at: datetime
     due_at: datetime
-    #: The names of the run's limits, which it holds with its lease; None without limits.
+    #: The names of the limits that the run holds with its lease; None for a run without limits.
     limits: list[str] | None = None
 
 
-#: The key of ``Session.info`` under which the session of a run has its lease.
+#: The session of a run has its lease in ``Session.info`` under this key.
 OF_SESSION = "rota.lease"
-#: Parameters: run, token, process. The token alone is not enough: see CLAIM in ``core/ledger/claims.py``. With
-#: ``coalesce``, PostgreSQL looks the run up by its id. Otherwise it chooses the small index of running runs, which has
-#: an entry for every run that has ended since the last vacuum: a success then takes twice PostgreSQL's time.
+#: Parameters: the run, its token, the process. The token alone is not enough: see CLAIM in ``core/ledger/claims.py``.
+#: With ``coalesce``, PostgreSQL looks the run up by its id. Without it, PostgreSQL chooses the small index of running
+#: runs, which has an entry for every run that has ended since the last vacuum: a success then takes twice as much of
+#: PostgreSQL's time.
 LEASE_IS_GOOD = "run.id = $1 AND run.token = $2 AND run.process_id = $3 AND coalesce(run.state, '') = 'running'"
 
-#: Parameters: run, token, process, progress.
+#: Parameters: the run, its token, the process, the progress.
 HOLD = Prepared(
     "rota_hold",
     ("bigint", "bigint", "bigint", "text"),
     f"UPDATE ledger.rota_runs AS run SET progress = $4::jsonb WHERE {LEASE_IS_GOOD} RETURNING run.id",  # noqa: S608 — constants
 )
-#: Parameters: run, token, process.
+#: Parameters: the run, its token, the process.
 HOLD_UNCHANGED = Prepared(
     "rota_hold_unchanged",
     ("bigint", "bigint", "bigint"),
@@ -67,15 +68,15 @@ HOLD_UNCHANGED = Prepared(
 
 
 def of(session: Session) -> Lease | None:
-    """The lease of the run whose session this is; None for any other session."""
+    """Return the lease of the run that works in this session, or None if the session belongs to no run."""
     lease: Lease | None = session.info.get(OF_SESSION)
     return lease
 
 
 def hold(session: Session | Connection, lease: Lease, progress: str | None = None) -> None:
-    """Check, in the caller's transaction, that ``lease`` is still good, and keep it so until that transaction ends.
+    """Check, in the caller's transaction, that ``lease`` is good, and keep it good until that transaction ends.
 
-    ``progress``, a JSON text, is recorded with it. Raises LeaseLost; the caller then rolls back.
+    ``progress``, a JSON text, is recorded with the check. Raises LeaseLost; the caller then rolls back.
     """
     if progress is None:
         held = HOLD_UNCHANGED.rows(session, lease.run_id, lease.token, lease.process_id)
@@ -86,5 +87,5 @@ def hold(session: Session | Connection, lease: Lease, progress: str | None = Non
 
 
 def is_held(connection: Connection, lease: Lease) -> bool:
-    """Whether ``lease`` is good at this moment."""
+    """Return whether ``lease`` is good now."""
     return bool(HOLD_UNCHANGED.rows(connection, lease.run_id, lease.token, lease.process_id))

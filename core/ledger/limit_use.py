@@ -1,4 +1,4 @@
-"""The use of limits, for people: what is at work, what waits, and what is closed."""
+"""The use of limits, for people: how many runs are at work and are waiting, and which limits are closed."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,7 @@ from core.ledger.limits import STANDING
 from core.ledger.models import IS_LIMITED
 from core.ledger.room import NAMED
 
-#: The columns of ``Use``, of the part ``standing``.
+#: The columns of ``Use`` that the part ``standing`` returns.
 USE = f"""
     SELECT name, declared, at_once, most, per_second, cardinality(holders) AS running, tokens, closed_until, (
             SELECT reason FROM rota_closings AS closing
@@ -19,7 +19,8 @@ USE = f"""
     FROM standing
 """  # noqa: S608 — constants
 
-#: Every limit that is declared, used, waited for or closed. Reads one entry of the index for each name with waiters.
+#: Every limit that is declared, used or closed, or that a run waits for. The query reads one index entry for each name
+#: that has waiting runs.
 ALL = text(f"""
     WITH RECURSIVE {NAMED}, asked AS MATERIALIZED (
         SELECT name, coalesce(array_agg(declared) FILTER (WHERE declared IS NOT NULL), '{{}}') AS declared FROM (
@@ -54,7 +55,7 @@ DECLARED_EVER = text("""
     SELECT DISTINCT name FROM rota_releases, jsonb_object_keys(limits) AS known (name) ORDER BY name
 """)
 
-#: The limits with different numbers in live releases, each with these numbers.
+#: The limits that have different numbers in live releases, each with these numbers.
 CONTRADICTORY = text("""
     SELECT name, array_agg(numbers ORDER BY numbers) AS numbers FROM (
         SELECT DISTINCT known.name, numbers FROM rota_processes AS process
@@ -69,7 +70,7 @@ class Use:
     """The use of one limit now."""
 
     name: str
-    #: The declarations that its name was filled from.
+    #: The declarations that the limit's name was filled from.
     declared: list[str]
     at_once: int | None
     most: float | None
@@ -86,26 +87,29 @@ def _use(row: Any) -> Use:
 
 
 def everything(connection: Connection, most: int) -> list[Use]:
-    """Up to ``most`` limits; those with the most waiting runs come first."""
+    """Return up to ``most`` limits; the limits with the most waiting runs come first."""
     return [_use(row) for row in connection.execute(ALL, {"most": most, "after": ""})]
 
 
 def of_run(connection: Connection, run_id: int) -> Use | None:
-    """The limit that a run waits for."""
+    """Return the limit that a run waits for."""
     row = connection.execute(OF_RUN, {"run_id": run_id}).one_or_none()
     return _use(row) if row is not None else None
 
 
 def declared_ever(connection: Connection) -> list[str]:
-    """The limits that any recorded release has declared."""
+    """Return the limits that any recorded release declares."""
     return list(connection.execute(DECLARED_EVER).scalars())
 
 
 def contradictory(connection: Connection) -> dict[str, list[dict[str, float]]]:
-    """The limits for which live releases have different numbers, each with these numbers."""
+    """Return the limits for which live releases have different numbers, each with these numbers."""
     return {row.name: row.numbers for row in connection.execute(CONTRADICTORY)}
 
 
 def waiting(connection: Connection) -> dict[str, int]:
-    """How many runs wait for the limits of each declaration; filled names may be personal data."""
+    """Return how many runs wait for the limits of each declaration.
+
+    Filled names are left out, since they may be personal data.
+    """
     return {row.declared: row.runs for row in connection.execute(WAITING) if row.declared is not None}

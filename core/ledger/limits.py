@@ -1,19 +1,21 @@
-"""Limits: how many runs may be at work under one name, and how many may start within a time.
+"""Limits: how many runs may be at work under one name at the same time, and how many may start within a time.
 
 A run that has limits is claimed by a statement of its own (``core/ledger/claims.py``). One round trip sends two
-statements, which PostgreSQL executes as one transaction. The first takes an advisory lock for each of the run's names,
-in a fixed order, so two claims cannot deadlock. The second begins after that, so its snapshot shows all former claims
-of these names. The server ends the transaction by itself: a process that stops or dies meanwhile holds no lock.
+statements, which PostgreSQL executes as one transaction. The first statement takes an advisory lock for each of the
+run's names, in a fixed order, so two claims cannot deadlock. The second statement begins after that, so its snapshot
+shows all former claims of these names. The server ends the transaction by itself: a process that stops or dies
+meanwhile holds no lock.
 
-``rota_limits`` has a row for each name in use: its ``holders`` at the last claim and that claim's run. How many of them
-are still at work is read from their runs. So nothing is counted up and down, and nothing can leak: a run holds its
-limits exactly as long as it is ``running``, a cancelled one until its function has left. For a rate the row has the
-tokens that the last claim left, and each claim adds what has been refilled since.
+``rota_limits`` has a row for each name in use: its ``holders`` at the last claim, including the run of that claim. The
+rows of these runs tell how many of them are still at work. So no counter goes up and down, and no place can be lost: a
+run holds its limits exactly as long as it is ``running``; a cancelled run holds them until its function has returned.
+For a rate, the row has the tokens that were left after the last claim, and each claim adds the tokens that have been
+refilled since.
 
-The numbers are the smallest that a live process declares (``rota_releases.limits``). A name that no live process
-declares any more limits nothing.
+The numbers of a limit are the smallest that a live process declares (``rota_releases.limits``). A name that no live
+process declares any more limits nothing.
 
-A run that finds one of its limits full is parked and waits for that name (``core/ledger/room.py``).
+A run that finds one of its limits full is parked and waits for that limit's name (``core/ledger/room.py``).
 """
 
 from datetime import datetime
@@ -24,15 +26,15 @@ from sqlalchemy.orm import Session
 from core.ledger.prepared import Prepared
 from core.ledger.runs import in_schema
 
-#: A run that was woken keeps its room for so long, in seconds: no run that comes later takes it.
+#: A run that was woken keeps its room for this many seconds: no run that comes later takes the room.
 CALLED_SECONDS = 5
-#: Tokens are floating-point numbers.
+#: Tokens are floating-point numbers, so a token that is nearly one counts as one.
 NEARLY_ONE = "0.999999"
-#: A row that has not been used for so long is deleted, in seconds.
+#: A row that has not been used for this many seconds is deleted.
 UNUSED_SECONDS = 3600
 BATCH = 1000
 
-#: Parameter: run. The seed keeps ledgers in other schemas of the database apart.
+#: Parameter: the run. The seed of the lock keeps ledgers in other schemas of the database apart.
 LOCK = Prepared(
     "rota_lock_limits",
     ("bigint",),
@@ -44,7 +46,8 @@ LOCK = Prepared(
     """,
 )
 
-#: Parameters: run, the names of its limits, the same as declared. For a run that was inserted when its job had none.
+#: Parameters: the run, the names of its limits, the same names as declared. For a run that was inserted when its job
+#: had no limits.
 FILL = Prepared(
     "rota_fill_limits",
     ("bigint", "text[]", "text[]"),
@@ -57,8 +60,8 @@ FILL = Prepared(
     """,
 )
 
-#: Parts of a WITH clause: ``standing`` has the numbers and the use of each limit that the part ``asked`` names.
-#: ``asked`` has a name, and an array of the declarations that it was filled from.
+#: Parts of a WITH clause. ``standing`` has the numbers and the use of each limit that the part ``asked`` names.
+#: ``asked`` has a name, and an array of the declarations that the name was filled from.
 STANDING = """
     clock AS MATERIALIZED (
         SELECT clock_timestamp() AS now
@@ -83,14 +86,14 @@ STANDING = """
     )
 """
 
-#: How many runs were woken for ``standing.name`` and have not been claimed yet.
+#: The number of runs that were woken for ``standing.name`` and have not been claimed yet.
 CALLED = f"""(
     SELECT count(*) FROM rota_runs WHERE state IN ('queued', 'retrying') AND sent_at < 'infinity'
       AND waits_for IS NOT NULL AND waits_for = standing.name
       AND sent_at > now - interval '{CALLED_SECONDS} seconds')
 """  # noqa: S608 — a constant
 
-#: How many more runs may start at this moment under ``standing.name``; null if any number.
+#: The number of further runs that may start now under ``standing.name``; null if any number may start.
 ROOM = f"""
     CASE WHEN closed_until IS NOT NULL THEN 0
          ELSE least(at_once - cardinality(holders), floor(tokens + 1 - {NEARLY_ONE})) END
@@ -102,8 +105,8 @@ CLOSE = """
     RETURNING until
 """
 
-#: The rows that nothing needs: all tokens are back, and no holder is at work. The condition on ``used_at`` is checked
-#: again under the row's lock, so a claim that comes meanwhile keeps its row.
+#: The rows that are no longer needed: all tokens are back, and no holder is at work. The condition on ``used_at`` is
+#: checked again under the row's lock, so a row that a claim uses meanwhile is kept.
 DELETE_UNUSED = text(f"""
     WITH batch AS MATERIALIZED (
         SELECT name FROM rota_limits AS kept
@@ -119,12 +122,12 @@ DELETE_CLOSINGS = text("DELETE FROM rota_closings WHERE until < statement_timest
 
 
 def close(session: Session, name: str, *, until: datetime | None, after: object, reason: str | None) -> datetime:
-    """Close a limit in the caller's transaction, until a time or for a span; return until when."""
+    """Close a limit in the caller's transaction, until a time or for a span. Return the time at which it opens."""
     values = {"name": name, "until": until, "after": after, "reason": reason}
     closed: datetime = session.execute(in_schema(CLOSE, session), values).scalar_one()
     return closed
 
 
 def delete_unused(connection: Connection) -> int:
-    """Delete up to ``BATCH`` rows of limits that have not been used for an hour; return how many."""
+    """Delete up to ``BATCH`` rows of limits that have not been used for an hour. Return how many."""
     return connection.execute(DELETE_UNUSED, {"batch": BATCH}).rowcount

@@ -1,8 +1,8 @@
-"""Lists runs by filter, newest first, and the runs that one run has enqueued. The queries read few rows beyond their
-answer.
+"""Lists runs by filter, the newest first, and the runs that one run has enqueued. The queries read few rows beyond the
+rows that they return.
 
 A history may have ten million runs, and hardly any index has all of them. So a list is made of *arms*. An arm is a
-query that reads one index in the right order and stops early. The list is the newest of the runs that the arms return.
+query that reads one index in the right order and stops early. The list has the newest of the runs that the arms return.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from core.ledger.models import FINAL, WAITING, RunRow, State
 from core.ledger.operations import Filter
 
 RUNS = RunRow.__table__
-#: States in which a run can have a reason, and those in which it can have an error of its own.
+#: The states in which a run can have a reason, and the states in which it can have an error of its own.
 WITH_REASON = frozenset(State) - {State.SUCCEEDED, State.RUNNING}
 WITH_ERROR = frozenset(State) - {State.SUCCEEDED, State.SKIPPED, State.MISSED}
-#: States whose index is in the order of ids. For any other state, all its runs are read and sorted, which are few
-#: beside the history. They are sorted by an expression, since PostgreSQL would otherwise read the whole history in the
-#: order of ids.
+#: The states whose index is in the order of ids. For any other state, all its runs are read and sorted; they are few
+#: compared to the history. They are sorted by an expression, since PostgreSQL would otherwise read the whole history in
+#: the order of ids.
 INDEXED_BY_ID = frozenset({State.DEAD, State.SKIPPED, State.MISSED})
-#: How many of the runs that a run has enqueued are shown: the newest.
+#: At most this many of the runs that a run has enqueued are shown: the newest ones.
 MOST_CHILDREN = 50
 
 CHILDREN = text("""
@@ -32,13 +32,13 @@ CHILDREN = text("""
 
 
 def newest(connection: Connection, wanted: Filter, limit: int) -> list[Row[Any]]:
-    """The newest runs that meet ``wanted``, newest first: by their ids, or by their times if ``wanted`` has a time."""
+    """Return the newest runs that meet ``wanted``, ordered by their ids, or by their times if ``wanted`` has a time."""
     query = statement(wanted, limit)
     return list(connection.execute(query).all()) if query is not None else []
 
 
 def statement(wanted: Filter, limit: int) -> Select[Any] | None:
-    """The query for the newest runs; None if no run can meet ``wanted``."""
+    """Return the query for the newest runs, or None if no run can meet ``wanted``."""
     is_by_time = wanted.since is not None or wanted.until is not None
     pieces = [arm.newest(limit) for arm in (by_time(wanted) if is_by_time else by_id(wanted))]
     if not pieces:
@@ -50,28 +50,28 @@ def statement(wanted: Filter, limit: int) -> Select[Any] | None:
 
 
 def children(connection: Connection, run_id: int) -> list[Row[Any]]:
-    """The newest runs that a run has enqueued, newest first; one more than is shown, if there are more."""
+    """Return the newest runs that a run has enqueued: one more than is shown, if there are more."""
     return list(connection.execute(CHILDREN, {"run_id": run_id, "most": MOST_CHILDREN + 1}).all())
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One piece of a list."""
+    """One of the queries whose results make up a list."""
 
     conditions: Sequence[ColumnElement[bool]]
-    #: The value by which runs are sorted; the newest run has the greatest.
+    #: The value by which runs are sorted. The newest run has the greatest value.
     rank: ColumnElement[Any]
-    #: Columns that come before ``rank`` in the arm's index.
+    #: The columns that come before ``rank`` in the arm's index.
     prefix: Sequence[ColumnElement[Any]] = ()
 
     def newest(self, limit: int) -> Select[Any]:
-        """The ids of its newest runs, each with its rank."""
+        """Return the ids of the arm's newest runs, each with its rank."""
         query = select(RUNS.c.id, self.rank.label("rank")).where(*self.conditions)
         return query.order_by(*[column.desc() for column in (*self.prefix, self.rank)]).limit(limit)
 
 
 def by_id(wanted: Filter) -> Iterator[Arm]:
-    """The arms of a list in the order of ids: all states are one arm, or one for each job."""
+    """Return the arms of a list that is ordered by id: one arm for all states, or one arm for each job."""
     states = states_of(wanted)
     if len(states) == len(State):
         yield from of_jobs(wanted)
@@ -85,7 +85,7 @@ def by_id(wanted: Filter) -> Iterator[Arm]:
 
 
 def by_time(wanted: Filter) -> Iterator[Arm]:
-    """The arms of a list in the order of time, which is the end of a run or, if it has not ended, its request."""
+    """Return the arms of a list that is ordered by time: by the end of a run, or by its request if it has not ended."""
     states = states_of(wanted)
     if any(state in FINAL for state in states):
         span = within(RUNS.c.finished_at, wanted.since, wanted.until)
@@ -96,7 +96,7 @@ def by_time(wanted: Filter) -> Iterator[Arm]:
 
 
 def of_jobs(wanted: Filter) -> Iterator[Arm]:
-    """An arm for each job that is wanted; one for all runs if any job is.
+    """Return an arm for each job in ``wanted``, or one arm for all runs if ``wanted`` names no job.
 
     The condition on the job is a range, and the job comes first in ORDER BY, so that PostgreSQL uses the index by job
     and id. Otherwise it may search the newest runs of all jobs for those of one job.
@@ -110,7 +110,7 @@ def of_jobs(wanted: Filter) -> Iterator[Arm]:
 
 
 def parts(state: State) -> Iterator[Sequence[ColumnElement[bool]]]:
-    """Conditions on a state other than ``succeeded``, each with an index that has hardly any other runs."""
+    """Return conditions on a state other than ``succeeded``, each with an index that has hardly any other runs."""
     is_state = RUNS.c.state == state
     if state in WAITING:
         yield [is_state, RUNS.c.sent_at.is_(None)]
@@ -120,7 +120,7 @@ def parts(state: State) -> Iterator[Sequence[ColumnElement[bool]]]:
 
 
 def states_of(wanted: Filter) -> list[State]:
-    """The states of runs that can meet ``wanted``."""
+    """Return the states of runs that can meet ``wanted``."""
     found = [State(state) for state in wanted.states]
     if wanted.reason is not None:
         found = [state for state in found if state in WITH_REASON]
@@ -130,7 +130,7 @@ def states_of(wanted: Filter) -> list[State]:
 
 
 def within(column: ColumnElement[Any], since: datetime | None, until: datetime | None) -> Iterator[ColumnElement[bool]]:
-    """The conditions that ``column`` is in a span; an index of the column can answer them."""
+    """Return the conditions for ``column`` to be in a span. An index of the column can check them."""
     if since is not None:
         yield column >= since
     if until is not None:

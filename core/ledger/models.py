@@ -24,42 +24,42 @@ class State(StrEnum):
     ORPHANED = "orphaned"
 
 
-#: A run in one of these is over.
+#: A run in one of these states is over.
 FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANED)
-#: A run in one of these may be claimed.
+#: A run in one of these states may be claimed.
 WAITING = (State.QUEUED, State.RETRYING)
-#: The same in SQL, written as in the conditions of the indexes.
+#: The same states in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
-#: The dispatcher must send it when it is due.
+#: The dispatcher must send the run when it is due.
 IS_UNSENT = f"{IS_WAITING} AND sent_at IS NULL"
-#: It is on its way to a worker, or parked.
+#: The run is on its way to a worker, or parked.
 IS_SENT = f"{IS_WAITING} AND sent_at IS NOT NULL"
-#: The same for runs with a priority.
+#: The same conditions, for runs with a priority.
 IS_URGENT = f"{IS_UNSENT} AND priority > 0"
 IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
-#: It has not passed its deadline, which applies only until its first start.
+#: The run has not passed its deadline, which applies only until the run's first start.
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
-#: The same for a run that has started, as a constraint: claims of the release before know no deadlines. A run that was
-#: started or retried before has an error or the time of the retry.
+#: The same condition as a constraint, for a run that has started: claims of the previous release know no deadlines. A
+#: run that was started or retried before has an error or the time of the retry.
 STARTS_IN_TIME = (
     "expires_at IS NULL OR state <> 'running' OR started_at < expires_at OR attempt > 1 OR error IS NOT NULL "
     "OR retried_at IS NOT NULL"
 )
-#: It waits for another run or for a limit, and is not sent before it is woken.
+#: The run waits for another run or for a limit, and is not sent before it is woken.
 IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
-#: The same for a run that waits for another run of its job and key, and for one that waits for a limit.
+#: The same condition for a run that waits for another run of its job and key, and for a run that waits for a limit.
 IS_BEHIND = f"{IS_PARKED} AND waits_for IS NULL"
 IS_LIMITED = f"{IS_PARKED} AND waits_for IS NOT NULL"
-#: It was woken for a limit, and its message is on the way.
+#: The run was woken for a limit, and its message is on the way.
 IS_CALLED = f"{IS_WAITING} AND sent_at < 'infinity' AND waits_for IS NOT NULL"
 
 
 class Base(DeclarativeBase):
-    """The base of the ledger's tables, with its own metadata."""
+    """The base class of the ledger's tables, with its own metadata."""
 
 
 class RunRow(Base):
-    """One run, of one (job, key, slot) or of a request, which has no slot."""
+    """A run, which belongs to one (job, key, slot), or to a request and then has no slot."""
 
     __tablename__ = "rota_runs"
 
@@ -69,61 +69,62 @@ class RunRow(Base):
     slot: Mapped[datetime | None] = mapped_column(Instant)
     queue: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default=State.QUEUED)
-    #: Why it was skipped, missed or orphaned, or why it is waiting; for operators.
+    #: Why the run was skipped, missed or orphaned, or why it is waiting; for operators.
     reason: Mapped[str | None] = mapped_column(Text)
     args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
-    #: Whether no other run of its job and key may run at the same time.
+    #: Whether no other run of the same job and key may run at the same time.
     exclusive: Mapped[bool] = mapped_column(server_default=text("true"))
-    #: How many times it was claimed.
+    #: The number of times that the run was claimed.
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
-    #: How many attempts ended in an error.
+    #: The number of attempts that ended in an error.
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    #: How many attempts ended because their process died.
+    #: The number of attempts that ended because their process died.
     crashes: Mapped[int] = mapped_column(server_default=text("0"))
-    #: The fencing token: every claim draws one from a sequence, so that later claims have greater tokens.
+    #: The fencing token. Every claim draws a token from a sequence, so that later claims have greater tokens.
     token: Mapped[int | None] = mapped_column(BigInteger)
-    #: The process that holds the lease, as long as that has a row in rota_processes.
+    #: The process that holds the lease. The lease ends when this process loses its row in rota_processes.
     process_id: Mapped[int | None] = mapped_column(BigInteger)
-    #: The name of the process that claimed it last.
+    #: The name of the last process that claimed the run.
     worker: Mapped[str | None] = mapped_column(Text)
     queued_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: It cannot be claimed before this time.
+    #: The run cannot be claimed before this time.
     due_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: When its message was last sent to Redis; null if the dispatcher must send it.
+    #: The time when the run's message was last sent to Redis; null if the dispatcher must send the message.
     sent_at: Mapped[datetime | None] = mapped_column(Instant)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     result: Mapped[Any | None] = mapped_column(JSONB)
     error: Mapped[str | None] = mapped_column(Text)
-    #: The state and reason before it was orphaned or dropped; adopting an orphan restores them.
+    #: The state and the reason before the run was orphaned or dropped. Adopting an orphan restores them.
     former_state: Mapped[str | None] = mapped_column(Text)
     former_reason: Mapped[str | None] = mapped_column(Text)
-    #: When a person last retried it after it was dead, and how many attempts it had at that time.
+    #: The time when a person last retried the dead run, and the number of its attempts at that time.
     retried_at: Mapped[datetime | None] = mapped_column(Instant)
     retried_after: Mapped[int | None]
-    #: The forms of its job (``core/jobs/arguments.py``) that its arguments do not fit, as processes have found.
+    #: The forms of the run's job (``core/jobs/arguments.py``) that the run's arguments do not fit, as processes have
+    #: found.
     refused_by: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    #: 0 to 9; runs with a larger priority start first.
+    #: 0 to 9. Runs with a larger priority start first.
     priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
-    #: The names of its limits, filled from its arguments; null without limits.
+    #: The names of the run's limits, filled from its arguments; null for a run without limits.
     limits: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: The same names as the job declares them, in the same order.
     limits_declared: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    #: The token of the last claim that has looked at its limits. A claim that has not cannot set it to ``running``.
+    #: The token of the last claim that has checked the run's limits. No other claim can set the run to ``running``.
     limits_token: Mapped[int | None] = mapped_column(BigInteger)
-    #: The limit that it waits for, or that had room when it was woken; kept until its next claim.
+    #: The limit that the run waits for, or that had room when the run was woken. Kept until the next claim of the run.
     waits_for: Mapped[str | None] = mapped_column(Text)
-    #: It is missed if it has not started by this time.
+    #: The run is missed if it has not started by this time.
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
-    #: How many times its function has postponed it, and when it did so first.
+    #: The number of times that the run's function has postponed it, and the time of the first postponement.
     laters: Mapped[int | None]
     later_since: Mapped[datetime | None] = mapped_column(Instant)
-    #: The row that it is about, as ``table:id``.
+    #: The row that the run is about, as ``table:id``.
     subject: Mapped[str | None] = mapped_column(Text)
-    #: The run that enqueued it.
+    #: The run that enqueued this run.
     parent_id: Mapped[int | None] = mapped_column(BigInteger)
-    #: The schedule made at run time that its slot is of.
+    #: The schedule made at run time that the run's slot belongs to.
     schedule_id: Mapped[int | None] = mapped_column(BigInteger)
 
     __table_args__ = (
@@ -171,93 +172,97 @@ class ProcessRow(Base):
     kind: Mapped[str] = mapped_column(Text)
     #: host:pid, for people.
     name: Mapped[str] = mapped_column(Text)
-    #: Dramatiq's id of its broker, under which Redis lists the messages that it has fetched.
+    #: The id that Dramatiq gave to the process's broker. Redis lists the messages that the process has fetched under
+    #: this id.
     broker_id: Mapped[str | None] = mapped_column(Text)
-    #: The application_name of its connections to PostgreSQL.
+    #: The application_name of the process's connections to PostgreSQL.
     application: Mapped[str] = mapped_column(Text)
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
-    #: How many runs it works on at the same time; null for a scheduler.
+    #: The number of runs that the process works on at the same time; null for a scheduler.
     threads: Mapped[int | None]
-    #: The fingerprint of its release; null for a Rota version without releases.
+    #: The fingerprint of the process's release; null for a Rota version without releases.
     release: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     expires_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class ReleaseRow(Base):
-    """The jobs of every process that ever registered, by the release's fingerprint."""
+    """A release: the jobs of the processes that registered with its fingerprint."""
 
     __tablename__ = "rota_releases"
 
     fingerprint: Mapped[str] = mapped_column(Text, primary_key=True)
     #: Each job with its plugin, queue, schedule and options.
     jobs: Mapped[dict[str, Any]] = mapped_column(JSONB)
-    #: The numbers of each limit that the jobs declare, by its declared name; apart, since every limited claim reads it.
+    #: The numbers of each limit that the jobs declare, by the limit's declared name. They are a column of their own,
+    #: since every claim under a limit reads them.
     limits: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     first_seen_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     last_seen_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
 
 
 class ScheduleRow(Base):
-    """The instant up to which a job's slots are accounted for, and its last slot that succeeded."""
+    """The time up to which a job's slots are accounted for, and the last slot of the job that succeeded."""
 
     __tablename__ = "rota_schedules"
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
-    #: The schedule as text; when it changes, accounting starts again from now.
+    #: The schedule as text. When the schedule changes, accounting starts again from that time.
     spec: Mapped[str] = mapped_column(Text)
     accounted_until: Mapped[datetime] = mapped_column(Instant)
-    #: The newest slot that succeeded, and when its run finished, as the dispatcher last saw it.
+    #: The newest slot that succeeded, and the time when its run finished, as the dispatcher last read them.
     succeeded_slot: Mapped[datetime | None] = mapped_column(Instant)
     succeeded_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
 class KeyScheduleRow(Base):
-    """A schedule made at run time: of one key of a job. Coming due does not change it."""
+    """A schedule made at run time, of one key of a job. The row does not change when a slot comes due."""
 
     __tablename__ = "rota_key_schedules"
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
     key: Mapped[str] = mapped_column(Text, primary_key=True)
-    #: The schedule gets a new id if it is removed and made again.
+    #: A schedule that is removed and made again gets a new id.
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
-    #: Grows with each change, but not when the dispatcher sees the change.
+    #: Grows with each change of the schedule. It does not grow when the dispatcher sees the change.
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
     #: The plugin of the job.
     plugin: Mapped[str] = mapped_column(Text)
-    #: The schedule as text; its interval, null for cron; and the phase that is added to each slot. Both are in seconds.
+    #: The schedule as text; its interval in seconds, null for cron; and the phase in seconds, which is added to each
+    #: slot.
     spec: Mapped[str] = mapped_column(Text)
     every_seconds: Mapped[int | None]
-    #: The phase of cron is less than this.
+    #: The phase of a cron schedule is less than this.
     spread_seconds: Mapped[int] = mapped_column(server_default=text("0"))
     phase: Mapped[int]
-    #: The schedule that it becomes when the dispatcher sees the change.
+    #: The new schedule, from the time when the dispatcher sees the change.
     next_spec: Mapped[str | None] = mapped_column(Text)
     next_every_seconds: Mapped[int | None]
     next_spread_seconds: Mapped[int | None]
     next_phase: Mapped[int | None]
     args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
-    #: Null for the job's own.
+    #: The priority of the schedule's runs; null for the priority of the job.
     priority: Mapped[int | None] = mapped_column(SmallInteger)
     subject: Mapped[str | None] = mapped_column(Text)
-    #: Whether the dispatcher has seen the last change of schedule, pause or stretch.
+    #: Whether the dispatcher has seen the last change of the schedule, the pause or the stretch.
     is_seen: Mapped[bool] = mapped_column(server_default=text("false"))
-    #: Its slots after this time count; null until the dispatcher has seen the row.
+    #: Slots of the schedule after this time count; null until the dispatcher has seen the row.
     since: Mapped[datetime | None] = mapped_column(Instant)
-    #: One more slot: the next one of the schedule before, if that comes before the next one of this schedule.
+    #: An additional slot: the next slot of the former schedule, if it comes before the next slot of this schedule.
     extra_at: Mapped[datetime | None] = mapped_column(Instant)
-    #: Back-off: only every 2^stretch-th slot comes due. Runs that died in a row.
+    #: Back-off: only every 2^stretch-th slot comes due. ``dead_in_a_row`` is the number of runs that died in a row.
     stretch: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    #: The stretch that the dispatcher has seen, and the slots since when it applies to.
+    #: The stretch that the dispatcher has seen. It applies to slots after the time in the next column.
     stretched: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     stretched_since: Mapped[datetime | None] = mapped_column(Instant)
-    #: The last pause; it lasts until ``paused_until``, which may be ``infinity``.
+    #: The last pause. It lasts until ``paused_until``, which may be ``infinity``.
     paused_at: Mapped[datetime | None] = mapped_column(Instant)
     paused_until: Mapped[datetime | None] = mapped_column(Instant)
     paused_by: Mapped[str | None] = mapped_column(Text)
     pause_reason: Mapped[str | None] = mapped_column(Text)
-    #: The pause that the dispatcher has seen applies to slots after this time; null if it has seen none.
+    #: The pause that the dispatcher has seen applies to slots after this time; null if the dispatcher has seen no
+    #: pause.
     held_since: Mapped[datetime | None] = mapped_column(Instant)
     created_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     changed_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
@@ -287,11 +292,11 @@ class KeyScheduleLogRow(Base):
     job: Mapped[str] = mapped_column(Text)
     key: Mapped[str] = mapped_column(Text)
     at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: It applies to slots after this time; null until the dispatcher has seen it.
+    #: The change applies to slots after this time; null until the dispatcher has seen the change.
     since: Mapped[datetime | None] = mapped_column(Instant)
     #: ``added``, ``changed``, ``stretched``, ``paused``, ``resumed`` or ``removed``.
     action: Mapped[str] = mapped_column(Text)
-    #: The schedule after the change; for a removal, the removed schedule.
+    #: The schedule after the change. For a removal, this is the removed schedule.
     spec: Mapped[str] = mapped_column(Text)
     phase: Mapped[int]
     stretched: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
@@ -307,20 +312,20 @@ class KeyScheduleLogRow(Base):
 
 
 class GapRow(Base):
-    """A time in which slots of schedules made at run time came due and got no run of their own."""
+    """A time in which slots of schedules made at run time came due and got no run."""
 
     __tablename__ = "rota_gaps"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     job: Mapped[str] = mapped_column(Text)
-    #: Null: of all keys.
+    #: The key whose slots these are; null for all keys.
     key: Mapped[str | None] = mapped_column(Text)
-    #: The slots after the one and up to the other.
+    #: The gap has the slots after the first time and not after the second time.
     began_at: Mapped[datetime] = mapped_column(Instant)
     ended_at: Mapped[datetime] = mapped_column(Instant)
-    #: ``outage``, ``paused``, ``backoff`` or ``absent``.
+    #: Why the slots got no run: ``outage``, ``paused``, ``backoff`` or ``absent``.
     reason: Mapped[str] = mapped_column(Text)
-    #: How many slots.
+    #: The number of slots in the gap.
     slots: Mapped[int] = mapped_column(BigInteger)
 
     __table_args__ = (
@@ -340,21 +345,21 @@ class PauseRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     paused_by: Mapped[str] = mapped_column(Text)
     paused_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: When it ends or has ended; ``infinity`` until a person ends it.
+    #: The time when the pause ends or has ended; ``infinity`` until a person ends it.
     until: Mapped[datetime] = mapped_column(Instant, server_default="infinity")
 
     __table_args__ = (Index("rota_pauses_until", "until"),)
 
 
 class AuditRow(Base):
-    """An action of a person. Names and counts only: values of arguments may be personal data."""
+    """An action of a person. The row has only names and counts, since values of arguments may be personal data."""
 
     __tablename__ = "rota_audit"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     actor: Mapped[str] = mapped_column(Text)
-    #: The interface that was used, such as ``cli``.
+    #: The interface that the person used, such as ``cli``.
     via: Mapped[str] = mapped_column(Text)
     action: Mapped[str] = mapped_column(Text)
     target: Mapped[str] = mapped_column(Text)
@@ -364,7 +369,7 @@ class AuditRow(Base):
 
 
 class AttemptRow(Base):
-    """An attempt that did not succeed, or that came after one that did not."""
+    """An attempt that did not succeed, or that came after such an attempt."""
 
     __tablename__ = "rota_attempts"
 
@@ -373,7 +378,7 @@ class AttemptRow(Base):
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     ended_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     worker: Mapped[str | None] = mapped_column(Text)
-    #: ``succeeded``, ``failed``, ``crashed``, ``later``, ``released`` or ``cancelled``.
+    #: The outcome: ``succeeded``, ``failed``, ``crashed``, ``later``, ``released`` or ``cancelled``.
     outcome: Mapped[str] = mapped_column(Text)
     reason: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
@@ -397,25 +402,28 @@ class CancelRow(Base):
 
 
 class LimitRow(Base):
-    """The use of one limit, as its last claim left it. Only claims write it, under the limit's lock."""
+    """The use of one limit, as the last claim under the limit recorded it. Only claims write the row, under the limit's
+    lock.
+    """
 
     __tablename__ = "rota_limits"
 
     name: Mapped[str] = mapped_column(Text, primary_key=True)
-    #: The same name as it was declared.
+    #: The same name as the job declares it.
     declared: Mapped[str] = mapped_column(Text)
-    #: The runs that were running at the last claim, and that claim's. The limit is held by those that still are.
+    #: The runs that held the limit at the last claim, and the run of that claim. The runs that are still running hold
+    #: the limit.
     holders: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    #: How many runs could still start after the last claim, if the limit has a rate.
+    #: The number of runs that could still start after the last claim, if the limit has a rate.
     tokens: Mapped[float | None]
-    #: When the last claim was.
+    #: The time of the last claim.
     used_at: Mapped[datetime] = mapped_column(Instant)
-    #: When all tokens will be back, if no other run starts.
+    #: The time when all tokens will be back, if no other run starts.
     full_at: Mapped[datetime | None] = mapped_column(Instant)
 
 
 class ClosingRow(Base):
-    """A time in which a limit is closed. Rows are only inserted, so a claim never waits for the transaction."""
+    """A time in which a limit is closed. Rows are only inserted, so a claim never waits for the closing transaction."""
 
     __tablename__ = "rota_closings"
 
@@ -429,7 +437,7 @@ class ClosingRow(Base):
 
 
 class DepartureRow(Base):
-    """A process that has ended, and why."""
+    """A process that has ended, and the reason."""
 
     __tablename__ = "rota_departures"
 
@@ -440,7 +448,7 @@ class DepartureRow(Base):
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     started_at: Mapped[datetime] = mapped_column(Instant)
     left_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: ``stopped``, ``lost PostgreSQL``, ``died`` or ``no heartbeat``.
+    #: Why the process ended: ``stopped``, ``lost PostgreSQL``, ``died`` or ``no heartbeat``.
     reason: Mapped[str] = mapped_column(Text)
 
     __table_args__ = (Index("rota_departures_left", "left_at"),)

@@ -1,7 +1,7 @@
 """Operations of people on runs: retry dead runs, and drop runs that must not run any more.
 
-A retried run keeps its id, its attempts and its last error, and has all its retries again. It waits as ``retrying``, to
-which no misfire policy applies, and is claimed like any other run. A dropped run is ``dead`` with the reason
+A retried run keeps its id, its attempts and its last error, and gets all its retries again. It waits as ``retrying``,
+to which no misfire policy applies, and is claimed like any other run. A dropped run is ``dead`` with the reason
 ``dropped``, since it will not be tried again; its former state and reason are kept. No row is deleted, since every slot
 must have an outcome.
 
@@ -25,11 +25,11 @@ DROPPABLE = (*WAITING, State.DEAD)
 DROPPED = "dropped"
 #: The reasons of dead runs that a person or an application has withdrawn. They are not failures.
 WITHDRAWN = (DROPPED, CANCELLED)
-#: The same in SQL.
+#: The same condition in SQL.
 IS_WITHDRAWN = "coalesce(reason, '') IN ('dropped', 'cancelled')"
 COLUMNS: Sequence[ColumnElement[Any]] = (RUNS.c.id, RUNS.c.job, RUNS.c.state, RUNS.c.reason)
 
-#: The rows are locked in the order of their ids, so that two such statements wait for each other without a deadlock.
+#: The rows are locked in the order of their ids, so that two such statements cannot deadlock.
 RETRY = text(f"""
     UPDATE rota_runs AS run SET
         state = 'retrying', reason = 'by hand', failures = 0, crashes = 0, laters = NULL,
@@ -59,23 +59,23 @@ DROP = text("""
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """The conditions on the runs to select; a condition that is None is not checked."""
+    """The conditions for runs to be selected. A condition that is None is not checked."""
 
     states: Sequence[State]
     jobs: Collection[str] | None = None
     queue: str | None = None
-    #: The time when a run ended or, if it has not ended, was queued.
+    #: The time when a run ended or, if the run has not ended, the time when it was queued.
     since: datetime | None = None
     until: datetime | None = None
     #: A part of the error's text; case does not matter.
     error: str | None = None
     reason: str | None = None
     limit: int | None = None
-    #: Whether dropped and cancelled runs are selected too if no reason is given.
+    #: Whether dropped and cancelled runs are selected too when no reason is given.
     even_withdrawn: bool = False
 
     def conditions(self) -> Iterable[ColumnElement[bool]]:
-        """The conditions in SQL; by default dropped and cancelled runs are selected only by their reason."""
+        """Return the conditions in SQL. By default, dropped and cancelled runs are selected only by their reason."""
         instant = func.coalesce(RUNS.c.finished_at, RUNS.c.queued_at)
         yield RUNS.c.state.in_([str(state) for state in self.states])
         if self.jobs is not None:
@@ -95,13 +95,13 @@ class Filter:
 
 
 def chosen(connection: Connection, wanted: Filter) -> Sequence[Row[Any]]:
-    """The id, job, state and reason of each run that meets ``wanted``, oldest first."""
+    """Return the id, job, state and reason of each run that meets ``wanted``, the oldest first."""
     query = select(*COLUMNS).where(*wanted.conditions()).order_by(RUNS.c.id).limit(wanted.limit)
     return connection.execute(query).all()
 
 
 def named(connection: Connection, run_ids: Collection[int]) -> Sequence[Row[Any]]:
-    """The id, job, state and reason of each of these runs that exists, oldest first."""
+    """Return the id, job, state and reason of each of these runs that exists, the oldest first."""
     query = select(*COLUMNS).where(RUNS.c.id.in_(run_ids)).order_by(RUNS.c.id)
     return connection.execute(query).all()
 
@@ -109,9 +109,9 @@ def named(connection: Connection, run_ids: Collection[int]) -> Sequence[Row[Any]
 def retry(
     connection: Connection, run_ids: Collection[int], jobs: Collection[Job], *, even_withdrawn: bool = True
 ) -> int:
-    """Retry those of ``run_ids`` that are dead and belong to ``jobs``, with the jobs' present options; return how many.
+    """Retry the dead runs among ``run_ids`` that belong to ``jobs``, with the jobs' present options. Return how many.
 
-    With ``even_withdrawn``, dropped and cancelled runs are retried as well.
+    With ``even_withdrawn``, dropped and cancelled runs are retried too.
     """
     parameters = {
         "run_ids": list(run_ids),
@@ -124,5 +124,5 @@ def retry(
 
 
 def drop(connection: Connection, run_ids: Collection[int]) -> int:
-    """Drop those of ``run_ids`` that are waiting or dead; return how many."""
+    """Drop the waiting and dead runs among ``run_ids``. Return how many."""
     return len(connection.execute(DROP, {"run_ids": list(run_ids)}).all())

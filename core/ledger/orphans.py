@@ -1,6 +1,6 @@
-"""Orphans: runs whose job no live process has any more. They end without an attempt, and can be adopted.
+"""Orphans: runs of jobs that no live process has any more. They end without an attempt, and can be adopted later.
 
-Their former state and reason are kept, so that a run that was dead is dead again after adoption.
+The former state and reason of an orphan are kept, so that a run that was dead is dead again after its adoption.
 """
 
 from collections.abc import Collection
@@ -16,8 +16,8 @@ from core.ledger.key_slots import BY_KEY
 
 WITH_SLOTS = text("SELECT job FROM rota_schedules")
 
-#: Uses the indexes of waiting and of dead runs, since a job may have millions of finished runs, and other jobs millions
-#: of waiting runs.
+#: The query uses the indexes of waiting and of dead runs, since a job may have millions of finished runs, and other
+#: jobs may have millions of waiting runs.
 WITH_REMAINS = text(f"""
     SELECT job FROM rota_schedules WHERE job = ANY(:jobs)
     UNION SELECT job FROM ({UNSENT_LANES}) AS unsent WHERE job = ANY(:jobs)
@@ -27,7 +27,7 @@ WITH_REMAINS = text(f"""
 
 AWAITED = text(f"SELECT job FROM ({UNSENT_LANES}) AS unsent UNION SELECT job FROM ({SENT_LANES}) AS sent")  # noqa: S608
 
-#: Checked in each statement itself, since a process with the job may have started after an earlier check.
+#: Each statement checks this itself, since a process with the job may have started after an earlier check.
 IS_KNOWN_BY_NOBODY = """
     NOT EXISTS (
         SELECT 1 FROM rota_processes AS process
@@ -48,7 +48,7 @@ END = text(f"""
     RETURNING id
 """)  # noqa: S608 — constants
 
-#: If the job's keys have schedules, a gap row without an end tells since when their slots have no outcome.
+#: If the job has schedules of keys, a gap row without an end records the time from which their slots have no outcome.
 FORGET_SLOTS = text(f"""
     WITH forgotten AS (
         DELETE FROM rota_schedules WHERE job = :job AND {IS_KNOWN_BY_NOBODY} RETURNING job, spec, accounted_until
@@ -76,7 +76,8 @@ NEWEST = text("""
     ORDER BY id DESC LIMIT :limit
 """)
 
-#: A queued slot becomes ``retrying``, since a misfire policy would record it as missed although a person asked for it.
+#: A queued slot becomes ``retrying``. Otherwise a misfire policy would record it as missed, although a person asked for
+#: the run.
 ADOPT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job
@@ -92,7 +93,7 @@ ADOPT = text("""
     RETURNING state
 """)
 
-#: The reason of orphans whose job was merely absent; they are adopted automatically.
+#: The reason of orphans whose job no process had for a while. They are adopted automatically.
 ABSENT = "absent"
 
 WITH_ABSENT = text("""
@@ -100,7 +101,8 @@ WITH_ABSENT = text("""
         SELECT 1 FROM rota_runs AS run WHERE run.job = known.job AND state = 'orphaned' AND reason = 'absent')
 """)
 
-#: A slot is queued again, and the misfire policy decides whether it is too late, since no person asked for it.
+#: A slot is queued again, and the misfire policy decides whether the slot is too late, since no person asked for the
+#: run.
 READOPT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job AND reason = 'absent'
@@ -120,7 +122,7 @@ BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many runs of a job were orphaned for one reason from one state."""
+    """The number of runs of a job that were orphaned for one reason, from one state."""
 
     job: str
     reason: str | None
@@ -130,24 +132,24 @@ class Count:
 
 
 def with_slots(connection: Connection) -> list[str]:
-    """The jobs whose slots are recorded."""
+    """Return the jobs that have recorded slots."""
     return list(connection.execute(WITH_SLOTS).scalars())
 
 
 def with_remains(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """The members of ``jobs`` that have waiting or dead runs, or whose slots are accounted for."""
+    """Return those of ``jobs`` that have waiting or dead runs, or whose slots are accounted for."""
     return set(connection.execute(WITH_REMAINS, {"jobs": list(jobs)}).scalars())
 
 
 def awaited(connection: Connection) -> set[str]:
-    """The jobs that have waiting runs, whether a process has them or not."""
+    """Return the jobs that have waiting runs, with or without a live process that has the job."""
     return set(connection.execute(AWAITED).scalars())
 
 
 def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch: int = BATCH) -> list[int]:
-    """Orphan up to ``batch`` waiting or dead runs of ``job`` with ids greater than ``after``; return their ids.
+    """Orphan up to ``batch`` waiting or dead runs of ``job`` with ids greater than ``after``. Return the ids.
 
-    Orphans no run if a live process has the job or may have it.
+    No run is orphaned if a live process has the job or may have it.
     """
     return sorted(
         connection.execute(END, {"job": job, "reason": reason, "after": after, "batch": batch}).scalars()
@@ -155,41 +157,41 @@ def end(connection: Connection, job: str, reason: str, *, after: int = 0, batch:
 
 
 def forget_slots(connection: Connection, job: str) -> bool:
-    """Stop accounting for the slots of ``job``; return whether they were accounted for."""
+    """Stop accounting for the slots of ``job``. Return whether they were accounted for."""
     return connection.execute(FORGET_SLOTS, {"job": job}).first() is not None
 
 
 def waiting(connection: Connection, job: str) -> dict[str, int]:
-    """How many runs of ``job`` are waiting, running or dead, by state."""
+    """Return how many runs of ``job`` are waiting, running or dead, by state."""
     return {row.state: row.runs for row in connection.execute(WAITING, {"job": job})}
 
 
 def counts(connection: Connection, jobs: Collection[str] | None = None) -> list[Count]:
-    """The numbers of orphans of ``jobs``; of all jobs if that is None."""
+    """Return the numbers of orphans of ``jobs``, or of all jobs if ``jobs`` is None."""
     rows = connection.execute(COUNTS, {"jobs": None if jobs is None else list(jobs)}).all()
     return [Count(row.job, row.reason, row.was, row.runs, row.last_at) for row in rows]
 
 
 def newest(connection: Connection, jobs: Collection[str] | None = None, *, limit: int = 50) -> list[Row[Any]]:
-    """The newest orphans."""
+    """Return the newest orphans."""
     parameters = {"jobs": None if jobs is None else list(jobs), "limit": limit}
     return list(connection.execute(NEWEST, parameters).all())
 
 
 def adopt(connection: Connection, job: Job, *, batch: int = BATCH) -> list[str]:
-    """Restore the former state of up to ``batch`` orphans of ``job``; return their new states."""
+    """Restore the former state of up to ``batch`` orphans of ``job``. Return the new state of each run."""
     parameters = {"job": job.name, "queue": job.queue, "exclusive": job.exclusive, "batch": batch}
     return list(connection.execute(ADOPT, parameters).scalars())
 
 
 def with_absent(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """The members of ``jobs`` that have orphans from a time when they were merely absent."""
+    """Return those of ``jobs`` that have orphans from a time when no process had the job."""
     return set(connection.execute(WITH_ABSENT, {"jobs": list(jobs)}).scalars())
 
 
 def readopt(connection: Connection, job: str, queues: Collection[str], *, batch: int = BATCH) -> int:
-    """Restore up to ``batch`` runs that were orphaned while ``job`` was absent; return how many.
+    """Restore up to ``batch`` runs that were orphaned while no process had ``job``. Return how many.
 
-    ``queues`` are the present queues of the job; a run on any other queue moves to one of them.
+    ``queues`` are the present queues of the job. A run on any other queue moves to one of these.
     """
     return connection.execute(READOPT, {"job": job, "queues": sorted(queues), "batch": batch}).rowcount

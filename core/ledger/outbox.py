@@ -1,8 +1,8 @@
-"""Sends a transaction's messages and publications after its commit.
+"""Sends a transaction's messages and publications after the commit of the transaction.
 
-The rows are the outbox: a run that a transaction inserted exists if and only if the transaction committed. Sending its
-message directly after the commit only lets it start sooner. If this process has no carrier (an application without
-Redis), the commit sends a notification, and the dispatcher then sends the message.
+The rows of the runs are the outbox: a run that a transaction inserted exists if and only if the transaction committed.
+A message sent directly after the commit only lets the run start sooner. If this process has no carrier (an application
+without Redis), the commit sends a notification, and the dispatcher then sends the message.
 """
 
 from dataclasses import dataclass, field
@@ -28,10 +28,10 @@ class Outbox:
 
 @dataclass(slots=True)
 class ProcessCarrier:
-    """The carrier of this process: a worker attaches one, and an application that only enqueues has none.
+    """The carrier of this process. A worker attaches a carrier; an application that only enqueues has none.
 
-    There is one per process, not one per session: ``enqueue`` accepts any session, including one that a plugin or an
-    application created without knowing about a worker.
+    There is one carrier per process, not one per session: ``enqueue`` accepts any session, including a session that a
+    plugin or an application created without knowing about a worker.
     """
 
     attached: Carrier | None = None
@@ -41,23 +41,23 @@ _of_process = ProcessCarrier()
 
 
 def attach(carrier: Carrier | None) -> None:
-    """Make ``carrier`` this process's carrier; None for no carrier."""
+    """Make ``carrier`` this process's carrier. With None, the process has no carrier."""
     _of_process.attached = carrier
 
 
 def carrier() -> Carrier | None:
-    """This process's carrier; None if it has none."""
+    """Return this process's carrier, or None if it has none."""
     return _of_process.attached
 
 
 def of(session: Session) -> Outbox:
-    """The outbox of ``session``'s current transaction or savepoint."""
+    """Return the outbox of ``session``'s current transaction or savepoint."""
     transaction = session.get_nested_transaction() or session.get_transaction() or session.begin()
     return _outboxes(session).setdefault(transaction, Outbox())
 
 
 def room(session: Session, queue: str, wanted: int, priority: int) -> int:
-    """How many of ``wanted`` runs that ``session`` requests this process sends itself once the transaction commits."""
+    """Return how many of the ``wanted`` runs that ``session`` requests are sent by this process after the commit."""
     attached = carrier()
     if attached is None or not attached.carries:
         return 0
@@ -92,11 +92,11 @@ def _leave_to(session: Session, parent: SessionTransaction | None, outbox: Outbo
 
 @event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
-    _outboxes(session).pop(transaction, None)  # it is still there if the savepoint was rolled back
+    _outboxes(session).pop(transaction, None)  # the outbox is still there if the savepoint was rolled back
 
 
 def deliver(carrier: Carrier, outbox: Outbox) -> None:
-    """Send the content of ``outbox``, best effort: the dispatcher sends runs that this cannot send."""
+    """Send the content of ``outbox``. The dispatcher later sends the runs that could not be sent."""
     try:
         if outbox.runs:
             carrier.send(outbox.runs)

@@ -1,14 +1,14 @@
-"""Compares expected with actual slots: the slots that came due since each job's last success.
+"""Compares expected with actual slots: looks at the slots that came due since each job's last success.
 
-A slot is *overdue* when it should have succeeded by now and neither it nor a later one has:
+A slot is *overdue* when it should have succeeded by now, and neither this slot nor a later slot has succeeded:
 
 - at once if it is dead, missed or orphaned, unless a person or an application has dropped or cancelled it;
 - after ``TOLERANCE`` if no worker has started it;
 - after its job's hard limit if it is running or being retried, or was skipped because another run was running.
 
 A slot that came due in a pause is never overdue. ``rota_schedules`` has the last success of each job, which the
-dispatcher updates every few seconds. A check costs a short index scan per job, and claims and commits of runs pay
-nothing.
+dispatcher updates every few seconds. A check costs a short index scan per job, and does not slow down claims and
+commits of runs.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from core.jobs.job import Job
 from core.ledger.operations import IS_WITHDRAWN
 from core.ledger.slots import TOLERANCE
 
-#: The most slots since the last success that are counted.
+#: At most this many slots since the last success are counted.
 MOST_COUNTED = 1000
 #: A job is reported after this many slots in a row without a success.
 WRONG_FROM = 2
@@ -76,15 +76,15 @@ class Standing:
     """A job's last success, and the number of its later slots in each state."""
 
     job: str
-    #: The schedule by which its slots are accounted for, and the time up to which they are.
+    #: The schedule by which the job's slots are accounted for, and the time up to which they are.
     spec: str
     accounted_until: datetime
-    #: Whether the success is newer than the stored one.
+    #: Whether this success is newer than the stored success.
     is_news: bool
-    #: The newest slot that succeeded, and when it finished; None if no slot ever succeeded.
+    #: The newest slot that succeeded, and the time when its run finished; None if no slot ever succeeded.
     succeeded_slot: datetime | None
     succeeded_at: datetime | None
-    #: The newest slot on record after that success.
+    #: The newest recorded slot after that success.
     recorded_until: datetime | None
     dead: int
     missed: int
@@ -92,15 +92,15 @@ class Standing:
     queued: int
     running: int
     retrying: int
-    #: Slots that were skipped because of a pause.
+    #: The number of slots that were skipped because of a pause.
     paused: int
-    #: Slots that were skipped because another run was running.
+    #: The number of slots that were skipped because another run was running.
     overlapped: int
     overdue: int
 
 
 def look(connection: Connection, jobs: Iterable[Job]) -> list[Standing]:
-    """The standing of each of ``jobs`` whose slots are accounted for."""
+    """Return the standing of each of ``jobs`` whose slots are accounted for."""
     looked_for = list(jobs)
     parameters: dict[str, Any] = {
         "jobs": [job.name for job in looked_for],
@@ -111,7 +111,7 @@ def look(connection: Connection, jobs: Iterable[Job]) -> list[Standing]:
 
 
 def remember(connection: Connection, standings: Iterable[Standing]) -> None:
-    """Store the new successes, where the next check begins."""
+    """Store the new successes. The next check begins at them."""
     news = [standing for standing in standings if standing.is_news]
     if not news:
         return

@@ -1,7 +1,8 @@
-"""Prepared statements for those that every run needs: planned once per connection, and executed by psycopg2 directly.
+"""Prepared statements for the statements that every run needs. They are planned once per connection, and psycopg2
+executes them directly.
 
-Parsing and planning the claim takes longer than executing it, and psycopg2 has no prepared statements of its own. So
-each connection gets a PREPARE on first use and EXECUTE from then on.
+Parsing and planning the claim takes longer than executing it, and psycopg2 has no prepared statements of its own. So a
+connection gets a PREPARE when a statement is first used, and an EXECUTE for each use.
 
 Statements that run in a job's own session have ``ledger.`` before each table, which is replaced by the ledger's schema:
 a job may have set any ``search_path``.
@@ -23,7 +24,7 @@ from core.connections import FORGOTTEN, WatchedConnection
 
 
 def qualified(statement: str, connection: Connection) -> str:
-    """``statement`` with the name of the ledger's schema instead of ``ledger``, if ``connection`` knows that name."""
+    """Return ``statement`` with the ledger's schema instead of ``ledger``, if ``connection`` knows the schema."""
     schema = getattr(connection.connection.dbapi_connection, "ledger_schema", "")
     return statement.replace("ledger.", f"{schema}." if schema else "")
 
@@ -47,20 +48,24 @@ class Prepared:
         return f"EXECUTE {self.name}{values}"
 
     def rows(self, on: Connection | Session, *values: Any) -> list[tuple[Any, ...]]:
-        """Execute in the current transaction of ``on``, and return all rows. Raises SQLAlchemy's DBAPIError."""
+        """Execute the statement in the current transaction of ``on``. Return all rows.
+
+        Raises SQLAlchemy's DBAPIError.
+        """
         return execute(on, (self,), self._execute, values)
 
     def rows_after(
         self, former: "Prepared", on: Connection | Session, former_values: tuple[Any, ...], *values: Any
     ) -> list[tuple[Any, ...]]:
-        """The same after another statement, in one round trip.
+        """Execute ``former`` and then this statement, in one round trip. Return the rows of this statement.
 
-        In autocommit both are one transaction, in which this statement's snapshot is taken after the end of the other.
+        In autocommit, both are one transaction, and the snapshot of this statement is taken after the end of
+        ``former``.
         """
         return execute(on, (former, self), f"{former._execute}; {self._execute}", (*former_values, *values))
 
     def make(self, cursor: DriverCursor, connection: Connection, driver: WatchedConnection) -> None:
-        """Prepare it on a connection that has not prepared it yet."""
+        """Prepare the statement on a connection that has not prepared it yet."""
         cursor.execute(qualified(self._prepare, connection))
         driver.has_answered = True
         driver.prepared.add(self.name)
@@ -69,11 +74,11 @@ class Prepared:
 def execute(
     on: Connection | Session, statements: Sequence[Prepared], command: str, values: tuple[Any, ...]
 ) -> list[tuple[Any, ...]]:
-    """Execute a command with prepared statements, and return the rows of the last one. Raises DBAPIError."""
+    """Execute a command with prepared statements. Return the rows of the last statement. Raises DBAPIError."""
     connection = on.connection() if isinstance(on, Session) else on
     driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
     try:
-        with driver.cursor(cursor_factory=DriverCursor) as cursor:  # not watched: it leaves the session clean
+        with driver.cursor(cursor_factory=DriverCursor) as cursor:  # not watched: the cursor leaves the session clean
             for statement in statements:
                 if statement.name not in driver.prepared:
                     statement.make(cursor, connection, driver)
@@ -89,7 +94,7 @@ def _explained(name: str, error: psycopg2.Error, connection: Connection, driver:
     is_gone = bool(driver.closed)
     if is_gone:
         connection.invalidate(error)
-    elif isinstance(error, InvalidSqlStatementName):  # a function has executed DEALLOCATE: all are prepared again
+    elif isinstance(error, InvalidSqlStatementName):  # a function executed DEALLOCATE: prepare again
         driver.is_touched = True
         error.blame = FORGOTTEN  # type: ignore[attr-defined]
     return DBAPIError.instance(name, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_gone)

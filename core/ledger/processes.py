@@ -1,20 +1,21 @@
-"""The live processes, and how a dead process is detected.
+"""Records the live processes, and detects dead ones.
 
-A process registers on its own connection: it draws an id, takes the advisory lock (``LOCK_SPACE``, id) as long as that
-connection lives, and only then makes its row visible. PostgreSQL frees the lock as soon as the process's socket closes,
+A process registers on its own connection. It draws an id, takes the advisory lock (``LOCK_SPACE``, id) for the life of
+that connection, and only then makes its row visible. PostgreSQL frees the lock as soon as the process's socket closes,
 so a row without its lock means that the process died. A process that sends no heartbeat for ``ROTA_LEASE_SECONDS`` also
 counts as dead, which covers a cut cable, a paused virtual machine and SIGSTOP.
 
 A connection can also be cut while its process lives: by a firewall, a pooler or ``pg_terminate_backend``. Such a
 process notices this at once, and takes its lock again on another connection. So a process counts as dead only if its
-lock is missing twice, a moment apart.
+lock is missing at two checks, a moment apart.
 
-While PostgreSQL is away, no process can renew its lease, and when it is back, perhaps as a promoted standby, no process
-has its lock. A dispatcher that was cut off too gives the processes time to come back.
+While PostgreSQL is away, no process can renew its lease. When PostgreSQL is back, perhaps as a promoted standby, no
+process has its lock. A dispatcher that was cut off too gives the processes time to come back.
 
-``end_dead`` deletes the row, which ends all leases of the process at once, and closes the connections that it still
-has, so that a paused process's row locks end with its lease; ``recover`` then makes its runs due again. A process that
-has registered again by then is not paused and keeps its connections: it cannot commit work for its old leases.
+``end_dead`` deletes the row of a dead process, which ends all leases of the process at once. It also closes the
+connections that the process still has, so that a paused process's row locks end with its lease. ``recover`` then makes
+the process's runs due again. A process that has registered again by then is not paused and keeps its connections: it
+cannot commit work for its old leases.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,20 +27,21 @@ from core.ledger import attempts
 from core.ledger.attempts import ENDED
 from core.ledger.prepared import Prepared
 
-#: 'ROTA' as four bytes: the first key of all our advisory locks.
+#: 'ROTA' as four bytes: the first key of all advisory locks that Rota takes.
 LOCK_SPACE = 0x524F5441
-#: Second keys of locks that are not process ids.
-#: A release whose dispatcher has steps that the one before does not know, such as waking runs that wait for their turn,
-#: has another number: during a deploy both releases have a leader, and no step depends on the release that leads.
+#: The second keys of locks that are not process ids. A release whose dispatcher has steps that the previous release
+#: does not have, such as waking runs that wait for their turn, uses another number. During a deploy both releases then
+#: have a leader, so every step is done.
 LEADER_LOCK = -2
-#: The number in the release before this one.
+#: The number that the previous release uses.
 FORMER_LEADER_LOCK = 0
 MIGRATION_LOCK = -1
-#: Of the leader that accounts for schedules made at run time. Of two leaders, of two releases, only one does.
+#: The lock of the leader that accounts for schedules made at run time. If two releases have a leader, only one of them
+#: has this lock.
 KEY_SLOTS_LOCK = -3
 
-#: After PostgreSQL was restarted or away, every lock is gone, and no process could renew its lease: the processes have
-#: this long to come back, and to release their runs themselves, before they count as dead. In seconds.
+#: After PostgreSQL was restarted or away, every lock is gone, and no process could renew its lease. The processes have
+#: this many seconds to come back and release their runs themselves, before they count as dead.
 RETURN_SECONDS = 15
 
 NEXT_ID = text("SELECT nextval('rota_process_ids')")
@@ -56,8 +58,8 @@ NAME_STUCK = text("""
     UPDATE rota_processes SET kind = CASE WHEN :is_stuck THEN 'stuck' ELSE 'worker' END
     WHERE id = :id AND kind IN ('worker', 'stuck') RETURNING id
 """)
-#: ``DEPARTED`` records processes that have left. An earlier part of the statement, ``gone``, deletes their rows and
-#: returns the columns ``LEFT`` and the reason, ``why``.
+#: ``DEPARTED`` records processes that have left. An earlier part of the statement, ``gone``, deletes the rows of these
+#: processes and returns the columns ``LEFT`` and the reason, ``why``.
 LEFT = "process.id, kind, name, queues, process.started_at"
 DEPARTED = """
     departed AS (
@@ -82,8 +84,8 @@ MISSED = text(f"""
     SELECT count(*) FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND started_at > pg_postmaster_start_time() AND {HAS_NO_LOCK}
 """)  # noqa: S608 — a constant
-#: A process that does not hold its lock has died, or has lost its connection for too long. A process that holds it was
-#: silent.
+#: A process that does not hold its lock has died, or has been without a connection for too long. A process that holds
+#: its lock sent no heartbeat.
 END_DEAD = text(f"""
     WITH gone AS MATERIALIZED (
         DELETE FROM rota_processes AS process
@@ -113,11 +115,11 @@ DISCONNECT = text("""
       AND NOT EXISTS (SELECT 1 FROM rota_processes WHERE application = application_name)
 """)
 
-#: Running runs whose process is gone.
+#: The running runs whose process has no row.
 IS_STRANDED = """
     state = 'running' AND NOT EXISTS (SELECT 1 FROM rota_processes AS process WHERE process.id = run.process_id)
 """
-#: Whether a process is dead, or a running run has no process; an idle recovery executes only this.
+#: Whether a process is dead, or a running run has no process. A recovery without work executes only this query.
 ANY_GONE = Prepared(
     "rota_any_gone",
     (),
@@ -148,19 +150,19 @@ class Identity:
 
     kind: str
     name: str
-    #: The application_name of its connections, by which they can be closed.
+    #: The application_name of the process's connections. Another process uses it to close them.
     application: str
     broker_id: str | None = None
     queues: tuple[str, ...] = ()
-    #: The fingerprint of its release.
+    #: The fingerprint of the process's release.
     release: str | None = None
-    #: How many runs it works on at the same time; None for a scheduler.
+    #: The number of runs that the process works on at the same time; None for a scheduler.
     threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A run whose process died, as it is now."""
+    """A run whose process died, with the values of the run after its recovery."""
 
     run_id: int
     job: str
@@ -172,18 +174,18 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A process that counted as dead."""
+    """A process that counted as dead and was removed."""
 
     id: int
     kind: str
     name: str
     broker_id: str | None
-    #: The queues that it had consumed.
+    #: The queues that the process consumed.
     queues: tuple[str, ...]
 
 
 def register(connection: Connection, identity: Identity, lease: timedelta) -> int:
-    """Register this process as long as ``connection``, which is in autocommit, lives; return its id."""
+    """Register this process for the life of ``connection``, which is in autocommit. Return the process's id."""
     process_id = int(connection.execute(NEXT_ID).scalar_one())
     connection.execute(LOCK, {"space": LOCK_SPACE, "id": process_id})
     described = {**asdict(identity), "queues": list(identity.queues)}
@@ -192,9 +194,9 @@ def register(connection: Connection, identity: Identity, lease: timedelta) -> in
 
 
 def resume(connection: Connection, process_id: int, lease: timedelta) -> bool:
-    """Continue as the process that was registered on a lost connection, with all its leases.
+    """Continue as the process that was registered on a lost connection, and keep all leases of that process.
 
-    Returns False if the leases have expired, or if PostgreSQL was restarted, which aborted the process's transactions.
+    Return False if the leases have expired, or if PostgreSQL was restarted, which aborted the process's transactions.
     """
     parameters = {"space": LOCK_SPACE, "id": process_id}
     connection.execute(RELEASE, parameters)
@@ -203,35 +205,40 @@ def resume(connection: Connection, process_id: int, lease: timedelta) -> bool:
 
 
 def renew(connection: Connection, process_id: int, lease: timedelta) -> bool:
-    """Extend all leases of the process to ``lease`` from now; return False if they have already expired."""
+    """Extend all leases of the process to ``lease`` from now. Return False if they have already expired."""
     return connection.execute(RENEW, {"id": process_id, "lease": lease}).first() is not None
 
 
 def name_stuck(connection: Connection, process_id: int, *, is_stuck: bool) -> bool:
-    """Record whether a worker is stuck; return False if the process has no row."""
+    """Record whether a worker is stuck. Return False if the process has no row."""
     return connection.execute(NAME_STUCK, {"id": process_id, "is_stuck": is_stuck}).first() is not None
 
 
 def resign(connection: Connection, process_id: int, why: str = "stopped") -> None:
-    """Delete the process's row at an orderly end, and keep ``why`` it left; its runs must have been released before."""
+    """Delete the process's row at an orderly end, and keep the reason ``why`` it left.
+
+    Its runs must have been released before.
+    """
     connection.execute(RESIGN, {"id": process_id, "why": why})
 
 
 def is_any_gone(connection: Connection) -> bool:
-    """Whether a process is dead or has an expired lease, or a running run has no process."""
+    """Return whether a process is dead or has an expired lease, or a running run has no process."""
     ((found,),) = ANY_GONE.rows(connection)
     return bool(found)
 
 
 def misses_any(connection: Connection) -> bool:
-    """Whether a process has lost its lock, because it died or its connection was cut."""
+    """Return whether a process has lost its lock, because the process died or its connection was cut."""
     return bool(connection.execute(MISSED).scalar_one())
 
 
 def end_dead(connection: Connection, patience: timedelta | None = None) -> list[Dead]:
-    """End the leases of every process that died or whose lease has expired, and close its connections.
+    """End the leases of every process that died or whose lease has expired, and close the connections of these
+    processes.
 
-    With ``patience``, only of processes whose lease expired longer ago than that, even if others have lost their locks.
+    With ``patience``, do this only to processes whose lease expired longer ago than that, even if others have lost
+    their locks.
     """
     rows = connection.execute(END_DEAD, {"patience": patience}).all()
     if rows:
@@ -240,7 +247,7 @@ def end_dead(connection: Connection, patience: timedelta | None = None) -> list[
 
 
 def recover(connection: Connection, max_crashes: int) -> list[Recovered]:
-    """Make the runs of dead processes due again, or dead if too many processes died while working on them.
+    """Make the runs of dead processes due again. A run becomes dead if too many processes died while working on it.
 
     A cancelled run ends.
     """

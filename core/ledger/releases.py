@@ -1,8 +1,9 @@
-"""Releases: the jobs that each process has. From them, a process knows which runs belong to other processes.
+"""Releases: the jobs that each process has. They tell a process which runs belong to other processes.
 
 During a deploy, processes of two releases are alive; and hosts may have different plugins. So each process names its
-release when it registers, and the fleet's jobs are the jobs of all live processes together. A process that names no
-release is of a version without releases. Its jobs are unknown, so no run is orphaned while it is alive.
+release when it registers, and the jobs of the fleet are the jobs of all live processes together. A process that names
+no release is of a version without releases. The jobs of such a process are unknown, so no run is orphaned while it is
+alive.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ RECORD = text("""
     ON CONFLICT (fingerprint) DO UPDATE SET last_seen_at = clock_timestamp()
 """)
 
-#: The time may be 15 seconds old, since it only tells which release was alive last.
+#: The recorded time may be 15 seconds old, since it is only used to find the release that was alive last.
 SEE = text("""
     UPDATE rota_releases SET last_seen_at = clock_timestamp()
     WHERE last_seen_at < clock_timestamp() - interval '15 seconds'
@@ -51,7 +52,7 @@ ALIVE = text("""
 
 ALIVE_FINGERPRINTS = text("SELECT DISTINCT release FROM rota_processes WHERE expires_at > clock_timestamp()")
 
-#: If two releases are alive at the same time, the newer one counts as the last.
+#: If two releases are alive at the same time, the newer release counts as the last.
 LAST = text("SELECT * FROM rota_releases ORDER BY date_trunc('minute', last_seen_at) DESC, first_seen_at DESC LIMIT 1")
 
 QUEUES_EVER = text("""
@@ -63,8 +64,9 @@ JOBS_OF_QUEUE = text("""
     WHERE known.described ->> 'queue' = :queue
 """)
 
-#: The last release that had each job. A newer release without the job takes the job away, unless that release began
-#: more than an hour before the one with the job was last seen: no deploy takes that long, so both are in use.
+#: The last release that had each job. A newer release without the job counts as the removal of the job, unless the
+#: newer release began more than an hour before the release with the job was last seen: no deploy takes that long, so
+#: both releases are in use.
 LAST_HAD = text("""
     SELECT wanted.job, owner.plugin, extract(epoch FROM clock_timestamp() - owner.last_seen_at) AS seconds,
            EXISTS (SELECT 1 FROM rota_releases AS newer
@@ -95,7 +97,7 @@ SECRETS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A live process and its plugins that have jobs; the plugins are None if the process names no release."""
+    """A live process and its plugins that have jobs. The plugins are None if the process names no release."""
 
     kind: str
     name: str
@@ -104,32 +106,35 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The jobs of a process with their options."""
+    """The jobs of a process, with their options."""
 
     jobs: Mapping[str, Mapping[str, Any]]
 
     @property
     def body(self) -> str:
-        """The jobs as a JSON text, the same for the same jobs."""
+        """Return the jobs as a JSON text. Equal jobs give the same text."""
         return json.dumps(self.jobs, sort_keys=True)
 
     @property
     def limits(self) -> dict[str, dict[str, float]]:
-        """The numbers of each limit, by its declared name; the smaller ones, if two jobs declare different ones."""
+        """Return the numbers of each limit, by its declared name.
+
+        If two jobs declare different numbers, return the smaller ones.
+        """
         return smallest(limit for job in self.jobs.values() for limit in job.get("limits", {}).items())
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint, which differs for releases with different jobs."""
+        """Return the fingerprint. Releases with different jobs have different fingerprints."""
         return hashlib.sha256(self.body.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class LastHad:
-    """The last release that had a job."""
+    """The last release that had a certain job."""
 
     plugin: str
-    #: How long ago a process of that release was last alive; up to 20 seconds too much.
+    #: The time since a process of that release was last alive, with an error of up to 20 seconds.
     seconds: float
     #: Whether a newer release does not have the job any more.
     is_taken_away: bool
@@ -139,7 +144,7 @@ class LastHad:
 class Fleet:
     """The jobs of all live processes."""
 
-    #: The queues of each job; it may have two during a deploy.
+    #: The queues of each job. A job may have two queues during a deploy.
     queues_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: Whether every live process has named its release.
     is_complete: bool = True
@@ -147,22 +152,22 @@ class Fleet:
     keyed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def knows(self, job: str) -> bool:
-        """Whether a live process has ``job``, or may have it."""
+        """Return whether a live process has ``job``, or may have it."""
         return job in self.queues_of or not self.is_complete
 
     @property
     def queues(self) -> frozenset[str]:
-        """The queues that a job uses."""
+        """Return the queues that a job uses."""
         return frozenset().union(*self.queues_of.values())
 
 
 def of(registry: Registry) -> Release:
-    """The release of a process with this registry."""
+    """Return the release of a process with this registry."""
     return Release({job.name: described(job, registry.owners[job.name].name) for job in registry})
 
 
 def described(job: Job, plugin: str) -> dict[str, Any]:
-    """The options of a job that its release records; ``rota diff`` compares them one by one."""
+    """Return the options of a job as the release records them. ``rota diff`` compares them one by one."""
     return {
         "plugin": plugin,
         "queue": job.queue,
@@ -190,7 +195,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
 
 
 def bounds(keyed: Keyed) -> dict[str, Any]:
-    """The parts of the option ``keyed``."""
+    """Return the parts of the option ``keyed``."""
     backoff = {"backoff_after": keyed.backoff_after, "backoff_longest_seconds": keyed.backoff_longest.total_seconds()}
     return {
         "least_seconds": keyed.least.total_seconds(),
@@ -201,7 +206,7 @@ def bounds(keyed: Keyed) -> dict[str, Any]:
 
 
 def retry_rules(job: Job) -> dict[str, Any]:
-    """Those options of retries that a job has; a release without them has the defaults."""
+    """Return the retry options that a job declares. For options that a release does not record, the defaults apply."""
     longest = job.longest_delay if job.longest_delay != LONGEST_RETRY_DELAY else None
     rules = {
         "longest_delay_seconds": longest.total_seconds() if longest is not None else None,
@@ -213,23 +218,23 @@ def retry_rules(job: Job) -> dict[str, Any]:
 
 
 def qualified(error: type[BaseException]) -> str:
-    """The name of an exception's type with its module."""
+    """Return the name of an exception's type with its module."""
     return error.__qualname__ if error.__module__ == "builtins" else f"{error.__module__}.{error.__qualname__}"
 
 
 def fits_elsewhere(connection: Connection, job: str, queue: str, refused: Collection[str]) -> bool:
-    """Whether a live worker of ``queue`` may have ``job`` in a form other than the ``refused`` ones."""
+    """Return whether a live worker of ``queue`` may have ``job`` in a form other than the ``refused`` ones."""
     values = {"job": job, "queue": queue, "refused": list(refused)}
     return bool(connection.execute(FITS_ELSEWHERE, values).scalar_one())
 
 
 def processes(connection: Connection) -> list[Process]:
-    """All live processes, with their plugins that have jobs."""
+    """Return all live processes, each with its plugins that have jobs."""
     return [Process(row.kind, row.name, row.plugins) for row in connection.execute(PROCESSES)]
 
 
 def record(connection: Connection, release: Release) -> None:
-    """Record ``release`` as seen now."""
+    """Record that ``release`` is in use now."""
     limits = json.dumps(release.limits) if release.limits else None
     connection.execute(RECORD, {"fingerprint": release.fingerprint, "jobs": release.body, "limits": limits})
 
@@ -240,19 +245,19 @@ def see(connection: Connection) -> None:
 
 
 def fleet(connection: Connection) -> Fleet:
-    """The jobs of all live processes."""
+    """Return the jobs of all live processes."""
     return fleet_of(connection.execute(ALIVE).all())
 
 
 class FleetCache:
-    """The fleet for repeated queries. The jobs of a release are read once, since they never change."""
+    """A cache of the fleet for repeated queries. The jobs of a release are read once, since they never change."""
 
     def __init__(self) -> None:
         self._releases: frozenset[str | None] = frozenset()
         self._fleet = Fleet()
 
     def fleet(self, connection: Connection) -> Fleet:
-        """The jobs of all live processes."""
+        """Return the jobs of all live processes."""
         if frozenset(connection.execute(ALIVE_FINGERPRINTS).scalars()) != self._releases:
             rows = connection.execute(ALIVE).all()
             self._releases = frozenset(row.release for row in rows)
@@ -261,7 +266,7 @@ class FleetCache:
 
 
 def fleet_of(releases: Collection[Row[Any]]) -> Fleet:
-    """The fleet whose live processes are of these releases."""
+    """Return the fleet whose live processes are of these releases."""
     jobs = [(job, options) for release in releases for job, options in (release.jobs or {}).items()]
     return Fleet(
         queues_of(releases),
@@ -271,7 +276,7 @@ def fleet_of(releases: Collection[Row[Any]]) -> Fleet:
 
 
 def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
-    """Each job of ``releases`` with its queues."""
+    """Return each job of ``releases`` with its queues."""
     found: dict[str, set[str]] = {}
     for release in releases:
         for job, options in (release.jobs or {}).items():
@@ -280,7 +285,7 @@ def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
 
 
 def scopes_of_jobs(connection: Connection) -> dict[str, set[str]]:
-    """Each job that a live process has, with the scopes of the pauses that hold it."""
+    """Return each job that a live process has, with the scopes of the pauses that hold the job."""
     found: dict[str, set[str]] = {}
     for release in connection.execute(ALIVE).all():
         for job, options in (release.jobs or {}).items():
@@ -289,18 +294,18 @@ def scopes_of_jobs(connection: Connection) -> dict[str, set[str]]:
 
 
 def last(connection: Connection) -> Release | None:
-    """The release that was alive last, if there ever was one."""
+    """Return the release that was alive last, or None if there never was a release."""
     row = connection.execute(LAST).one_or_none()
     return Release(row.jobs) if row else None
 
 
 def queues_ever(connection: Connection) -> set[str]:
-    """The queues of all jobs of all releases, past and present."""
+    """Return the queues of all jobs of all releases, past and present."""
     return set(connection.execute(QUEUES_EVER).scalars())
 
 
 def secrets(connection: Connection) -> dict[str, frozenset[str]]:
-    """The secret arguments of each job that has any, in all releases, past and present."""
+    """Return the secret arguments of each job that has secret arguments, in all releases, past and present."""
     found: dict[str, set[str]] = {}
     for row in connection.execute(SECRETS):
         found.setdefault(row.job, set()).add(row.name)
@@ -308,16 +313,16 @@ def secrets(connection: Connection) -> dict[str, frozenset[str]]:
 
 
 def jobs_of_queue(connection: Connection, queue: str) -> set[str]:
-    """The jobs that had this queue in any release."""
+    """Return the jobs that had this queue in any release."""
     return set(connection.execute(JOBS_OF_QUEUE, {"queue": queue}).scalars())
 
 
 def last_had(connection: Connection, jobs: Collection[str]) -> dict[str, LastHad]:
-    """The last release that had each of ``jobs``; a job that no release ever had is left out."""
+    """Return the last release that had each of ``jobs``. A job that no release ever had is left out."""
     rows = connection.execute(LAST_HAD, {"jobs": list(jobs)})
     return {row.job: LastHad(row.plugin, float(row.seconds), row.is_taken_away) for row in rows}
 
 
 def last_owners(connection: Connection, jobs: Collection[str]) -> dict[str, str]:
-    """The plugin of each of ``jobs`` in the last release that had it."""
+    """Return the plugin of each of ``jobs`` in the last release that had the job."""
     return {job: had.plugin for job, had in last_had(connection, jobs).items()}

@@ -1,4 +1,4 @@
-"""Deletes old rows in bounded batches: finished runs with their attempts, ended pauses, departures, the audit."""
+"""Deletes old rows in bounded batches: finished runs with their attempts, ended pauses, departures, audit entries."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from core import settings
 from core.ledger import limits
 
-#: ``statement_timestamp()`` is stable, so an index finds the old rows without reading the others.
+#: ``statement_timestamp()`` is stable, so PostgreSQL can use an index to find the old rows without reading the others.
 DELETE = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE finished_at < statement_timestamp() - CAST(:kept AS interval)
@@ -26,7 +26,7 @@ DELETE_DEPARTURES = text("""
 
 DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < statement_timestamp() - CAST(:kept AS interval)")
 
-#: A schedule that is there has its present part in its own row, so its old entries may go.
+#: The row of an existing schedule has the schedule's present state, so its old entries may be deleted.
 DELETE_SCHEDULE_LOG = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_key_schedule_log WHERE at < statement_timestamp() - CAST(:kept AS interval)
@@ -53,26 +53,29 @@ DELETE_AUDIT = text("""
 
 
 def prune(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> int:
-    """Delete runs that finished longer ago than ``ROTA_RETENTION_DAYS``, and their attempts; return how many runs."""
+    """Delete runs that finished longer ago than ``ROTA_RETENTION_DAYS``, and their attempts. Return how many runs."""
     kept = timedelta(days=settings.current().retention_days)
     return _delete(session, DELETE, kept, batch, lambda deleted: checkpoint({"deleted": deleted}))
 
 
 def prune_audit(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> int:
-    """Delete entries of the audit older than ``ROTA_AUDIT_DAYS``; return how many."""
+    """Delete entries of the audit that are older than ``ROTA_AUDIT_DAYS``. Return how many."""
     kept = timedelta(days=settings.current().audit_days)
     return _delete(session, DELETE_AUDIT, kept, batch, lambda deleted: checkpoint({"audit_deleted": deleted}))
 
 
 def prune_schedules(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> None:
-    """Delete old changes of schedules made at run time, and old gap rows, after ``ROTA_RETENTION_DAYS``."""
+    """Delete changes and gap rows of schedules made at run time that are older than ``ROTA_RETENTION_DAYS``."""
     kept = timedelta(days=settings.current().retention_days)
     for statement in (DELETE_SCHEDULE_LOG, DELETE_GAPS):
         _delete(session, statement, kept, batch, lambda deleted: checkpoint({"schedules_deleted": deleted}))
 
 
 def prune_pauses(session: Session) -> None:
-    """Delete pauses that ended longer ago than ``ROTA_RETENTION_DAYS``; there are never many."""
+    """Delete pauses that ended longer ago than ``ROTA_RETENTION_DAYS``.
+
+    No batches are needed, since there are never many pauses.
+    """
     session.execute(DELETE_PAUSES, {"kept": timedelta(days=settings.current().retention_days)})
 
 

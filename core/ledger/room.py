@@ -1,11 +1,13 @@
-"""Room: wakes the runs that wait for a limit, by priority and due time, as many as there is room for.
+"""Wakes the runs that wait for a limit, by priority and due time, as many as there is room for.
 
-A run that finds a limit full is parked with that limit's name in ``waits_for``, so the dispatcher does not look at it,
-however many wait. It is woken when there may be room: by the process in which a holder has ended, or by the dispatcher,
-which looks at all names with parked runs once per pass, and when a limit is refilled or opens again.
+A run that finds a limit full is parked with that limit's name in ``waits_for``, so the dispatcher does not look at the
+run, however many runs wait. A run is woken when there may be room: by the process in which a holder of the limit has
+ended, or by the dispatcher. The dispatcher looks at all names with parked runs once per pass, and when a limit is
+refilled or opens again.
 
-A woken run has no attempt yet; its claim looks at all its limits again. Until then it keeps its room for some seconds
-(``CALLED_SECONDS``), so that runs that come later do not overtake it. If it does not come, others take the room.
+A run that is woken has not started yet, and its claim checks all its limits again. Until then the run keeps its room
+for some seconds (``CALLED_SECONDS``), so that runs that come later do not overtake it. If the run is not claimed in
+this time, other runs take the room.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,13 +18,14 @@ from core.ledger.carrier import OutgoingRun
 from core.ledger.limits import CALLED, NEARLY_ONE, ROOM, STANDING
 from core.ledger.models import IS_LIMITED
 
-#: The most runs that one look wakes for one name.
+#: The most runs that one statement wakes for one name.
 MOST_WOKEN = 500
 
-#: The run that waits first for a name.
+#: The first run that waits for a name.
 IN_ORDER = "ORDER BY priority DESC, due_at, id"
 
-#: Parts of a WITH clause: the limits that ``wanted`` names and that runs wait for, as the first of these declares them.
+#: Parts of a WITH clause: the limits in ``wanted`` that runs wait for, with the declarations of the first of these
+#: runs.
 AWAITED = f"""
     asked AS MATERIALIZED (
         SELECT wanted.name, most AS most_woken, ARRAY[first.declared] AS declared
@@ -32,8 +35,8 @@ AWAITED = f"""
     ), {STANDING}
 """  # noqa: S608 — constants
 
-#: Wakes runs that wait for the names, of ``jobs`` only if given. A run that another transaction has locked is left to
-#: the next pass of the dispatcher.
+#: Wakes runs that wait for the names; only runs of ``jobs``, if given. A run that another transaction has locked is
+#: left to the next pass of the dispatcher.
 WAKE = text(f"""
     WITH wanted AS MATERIALIZED (
         SELECT name, max(most) AS most FROM (
@@ -58,7 +61,8 @@ WAKE = text(f"""
     RETURNING run.id, run.job, run.queue, run.priority, run.due_at
 """)  # noqa: S608 — constants
 
-#: A part of WITH RECURSIVE: the names with parked runs that come after :after; it reads one index entry for each.
+#: A part of WITH RECURSIVE: the names with parked runs that come after :after. The query reads one index entry for each
+#: name.
 NAMED = f"""
     named AS (
         (SELECT waits_for FROM rota_runs WHERE {IS_LIMITED} AND waits_for > :after ORDER BY waits_for LIMIT 1)
@@ -70,7 +74,8 @@ NAMED = f"""
 """  # noqa: S608 — constants
 NAMES = text(f"WITH RECURSIVE {NAMED} SELECT waits_for FROM named LIMIT :most")  # noqa: S608 — constants
 
-#: In how many seconds time alone makes room under one of the names; null if none of them waits for time.
+#: In how many seconds there is room under one of the names without an end of a run; null if no name has a refill or a
+#: closing.
 NEXT = text(f"""
     WITH wanted AS MATERIALIZED (
         SELECT name, 0 AS most FROM unnest(CAST(:names AS text[])) AS given (name)
@@ -90,10 +95,12 @@ def wake(
     jobs: Collection[str] | None = None,
     carried: bool,
 ) -> list[OutgoingRun]:
-    """Wake the first runs that wait for the limits ``ended``, and for any limit of the runs ``waiting``; return them.
+    """Wake the first runs that wait for the limits ``ended``, and for any limit of the runs ``waiting``.
 
-    ``ended`` has how many runs to wake at most for each name. ``jobs`` are the jobs whose runs are woken; None for all.
-    ``carried`` tells that the caller sends the messages.
+    Return the woken runs.
+
+    ``ended`` has, for each name, at most how many runs to wake. ``jobs`` are the jobs whose runs are woken; None for
+    all jobs. ``carried`` tells that the caller sends the messages.
     """
     names = {"names": list(ended), "most": list(ended.values()), "run_ids": list(waiting)}
     rows = connection.execute(WAKE, {**names, "jobs": None if jobs is None else list(jobs), "carried": carried}).all()
@@ -102,11 +109,14 @@ def wake(
 
 
 def awaited(connection: Connection, after: str, most: int) -> Sequence[str]:
-    """Up to ``most`` names that parked runs wait for, in order, that come after ``after``."""
+    """Return up to ``most`` sorted names that parked runs wait for and that come after ``after``."""
     return list(connection.execute(NAMES, {"after": after, "most": most}).scalars())
 
 
 def seconds_until_room(connection: Connection, names: Collection[str]) -> float | None:
-    """In how many seconds a refill, or the end of a closing, may make room; None if no run waits for one."""
+    """Return in how many seconds a refill, or the end of a closing, may make room.
+
+    Return None if no run waits for either.
+    """
     seconds = connection.execute(NEXT, {"names": list(names)}).scalar_one()
     return None if seconds is None else max(float(seconds), 0.0)

@@ -45,8 +45,8 @@ REQUEST = """
 
 IS_AHEAD = text("SELECT CAST(:instant AS timestamptz) > clock_timestamp() + :delay")
 
-#: A run is dead after a live process has lost the lease of more attempts than this, not counting failures, crashes and
-#: postponed attempts.
+#: A run is dead after a live process has lost the lease of more attempts than this. Failures, crashes and postponements
+#: do not count.
 MOST_LOSSES = 20
 
 #: Whether a run waits for the end of ``run``.
@@ -54,7 +54,7 @@ HAS_WAITING = """EXISTS (
     SELECT 1 FROM {}rota_runs AS parked WHERE parked.job = run.job AND parked.key = run.key
       AND parked.state IN ('queued', 'retrying') AND parked.sent_at = 'infinity'
       AND parked.waits_for IS NULL)"""
-#: Parameters: run, token, process, result. Returns whether a run waits for its end.
+#: Parameters: the run, its token, the process, the result. Returns whether a run waits for the end of this run.
 SUCCEED = Prepared(
     "rota_succeed",
     ("bigint", "bigint", "bigint", "text"),
@@ -65,7 +65,8 @@ SUCCEED = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: The same for a run that had an attempt before, with the end of this attempt's log. Only such a success is kept.
+#: The same statement for a run that had an attempt before, with the end of this attempt's log. Only such a success is
+#: kept as an attempt.
 SUCCEED_AFTER_ANOTHER = Prepared(
     "rota_succeed_after_another",
     ("bigint", "bigint", "bigint", "text", "text"),
@@ -79,7 +80,8 @@ SUCCEED_AFTER_ANOTHER = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: process, runs, their tokens, their results. Returns each run, and whether another run waits for its end.
+#: Parameters: the process, the runs, their tokens, their results. Returns each run, and whether another run waits for
+#: its end.
 SUCCEED_MANY = Prepared(
     "rota_succeed_many",
     ("bigint", "bigint[]", "bigint[]", "text[]"),
@@ -94,7 +96,8 @@ SUCCEED_MANY = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: The same, if one of the runs had an attempt before; the last parameter is the end of each attempt's log.
+#: The same statement for a batch in which a run had an attempt before. The last parameter is the end of each attempt's
+#: log.
 SUCCEED_MANY_AFTER_OTHERS = Prepared(
     "rota_succeed_many_after_others",
     ("bigint", "bigint[]", "bigint[]", "text[]", "text[]"),
@@ -112,8 +115,8 @@ SUCCEED_MANY_AFTER_OTHERS = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: Parameters: run, token, process, state, reason, error, delay, the latest due time or null, traceback,
-#: end of the log.
+#: Parameters: the run, its token, the process, the state, the reason, the error, the delay, the latest due time or
+#: null, the traceback, the end of the log.
 FAIL = Prepared(
     "rota_fail",
     ("bigint", "bigint", "bigint", "text", "text", "text", "interval", "timestamptz", "text", "text"),
@@ -130,16 +133,16 @@ FAIL = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: A run is dead if its attempts could get no connection to PostgreSQL for so long, and nothing else happened to it.
+#: A run is dead if its attempts could get no connection to PostgreSQL for this long, and nothing else happened to it.
 UNCONNECTED_FOR = "1 hour"
-#: Such a run waits for half the time that it has had no connection, within these bounds.
+#: Such a run waits for half the time for which it has had no connection, within these bounds.
 UNCONNECTED_WAITS = ("1 second", "1 minute")
-#: The error begins with this text and the time in UTC, so that the next attempt can tell since when there is no
+#: The error begins with this text and the time in UTC. The next attempt reads from it since when there is no
 #: connection.
 UNCONNECTED = "no connection since "
-#: Parameters: run, token, process, error. Restores the run as it was before the claim. A claim keeps the error, and
-#: every other change of a run writes another error. If a run has waited long for another reason, such as a pause, the
-#: time without a connection is counted from the start again.
+#: Parameters: the run, its token, the process, the error. Restores the run as it was before the claim. A claim keeps
+#: the error, and every other change of a run writes another error. If a run has waited long for another reason, such as
+#: a pause, the time without a connection is counted from the start again.
 RELEASE_UNCONNECTED = Prepared(
     "rota_release_unconnected",
     ("bigint", "bigint", "bigint", "text"),
@@ -183,8 +186,8 @@ RELEASE = text(f"""
     SELECT id, job, state, reason, error FROM ended
 """)  # noqa: S608 — constants
 
-#: Releases are not counted; the number of attempts limits how often one run can be released this way. The row of a
-#: cancelled run has another token than its attempt (``core/ledger/cancels.py``).
+#: Releases are not counted. The number of attempts limits how often a run can be released this way. The row of a
+#: cancelled run has another token than the run's attempt (``core/ledger/cancels.py``).
 RELEASE_FORGOTTEN = text(f"""
     WITH unseen AS MATERIALIZED (
         SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes - coalesce(laters, 0) > {MOST_LOSSES}
@@ -211,7 +214,9 @@ RELEASE_FORGOTTEN = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class HandedBack:
-    """A run that its process has handed back, as it is now: ``retrying``, or dead if it was cancelled or lost."""
+    """A run that its process has handed back, with its new state: ``retrying``, or ``dead`` if it was cancelled or
+    lost.
+    """
 
     run_id: int
     job: str
@@ -222,7 +227,7 @@ class HandedBack:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The outcome of a failed attempt for the ledger."""
+    """The outcome of a failed attempt, for the ledger."""
 
     state: State
     reason: str
@@ -230,7 +235,7 @@ class Failure:
     delay: timedelta = timedelta(0)
     #: The next attempt is due by this time, even if ``delay`` is longer.
     latest: datetime | None = None
-    #: Where the error was raised, and the last lines that the attempt has logged; for people.
+    #: The place where the error was raised, and the last lines that the attempt has logged; for people.
     traceback: str | None = None
     log: str | None = None
 
@@ -241,7 +246,7 @@ def _escaped(statement: str) -> TextClause:
 
 
 def in_schema(statement: str, on: Session | Connection) -> TextClause:
-    """The statement with the ledger's schema; a colon in the schema's name is escaped."""
+    """Return the statement with the ledger's schema. A colon in the schema's name is escaped."""
     return _escaped(qualified(statement, on.connection() if isinstance(on, Session) else on))
 
 
@@ -249,10 +254,10 @@ def request(
     session: Session | Connection, job: str, *, key: str, queue: str, args: str, exclusive: bool, delay: timedelta,
     carried: bool, expires: timedelta | datetime | None = None,
 ) -> int:  # fmt: skip
-    """Insert a run without a slot, in the caller's transaction, and return its id.
+    """Insert a run without a slot in the caller's transaction, and return its id.
 
-    ``args`` is a JSON text. ``carried``: the caller sends the message itself after the commit; otherwise the commit
-    notifies the dispatcher. A span ``expires`` is counted from the due time.
+    ``args`` is a JSON text. ``carried`` tells that the caller sends the message itself after the commit; otherwise the
+    commit notifies the dispatcher. A span ``expires`` is counted from the due time.
     """
     (run_id,) = request_many(
         session, job, keys=[key], queue=queue, args=[args], exclusive=exclusive, delay=delay, carried=carried,
@@ -268,7 +273,7 @@ def request_many(
 ) -> list[int]:  # fmt: skip
     """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order.
 
-    ``parent_id`` is the run that requests them. ``subjects`` has the row that each run is about, as ``table:id``.
+    ``parent_id`` is the run that requests these runs. ``subjects`` has the row that each run is about, as ``table:id``.
     ``limits`` has the names of each run's limits.
     """
     shared = {"job": job, "queue": queue, "exclusive": exclusive, "delay": delay, "parent_id": parent_id}
@@ -286,7 +291,7 @@ def request_many(
 
 
 def is_ahead(session: Session | Connection, instant: datetime, delay: timedelta) -> bool:
-    """Whether ``instant`` is later than the due time of a run requested now with ``delay``, by the database's clock."""
+    """Return whether ``instant`` is later than the due time of a run that is requested now with ``delay``."""
     return bool(session.execute(IS_AHEAD, {"instant": instant, "delay": delay}).scalar_one())
 
 
@@ -296,7 +301,7 @@ def announce(connection: Connection) -> None:
 
 
 def succeed(session: Session | Connection, lease: Lease, result: str | None, log: str | None = None) -> bool | None:
-    """Record success in the caller's transaction; return whether a run waits for the end of this one.
+    """Record success in the caller's transaction. Return whether another run waits for the end of this run.
 
     Returns None if the lease is lost; the caller then rolls back. ``log`` is the end of the attempt's log, which is
     not kept for a run's first attempt.
@@ -313,10 +318,10 @@ def succeed_many(
     outcomes: Sequence[tuple[Lease, str | None]],
     logs: Mapping[int, str | None] = NO_LOGS,
 ) -> dict[int, bool]:
-    """Record the success of runs that one process has leases on; return those whose leases were good.
+    """Record the success of runs that one process has leases on. Return the runs whose leases were good.
 
-    For each of these, the value tells whether another run waits for its end. ``logs`` has the end of the log of each
-    attempt that was not its run's first, by the run's id.
+    The value of each returned run tells whether another run waits for its end. ``logs`` has the end of the log of each
+    attempt that was not its run's first attempt, by the run's id.
     """
     run_ids = [lease.run_id for lease, _ in outcomes]
     values = (process_id, run_ids, [lease.token for lease, _ in outcomes], [result for _, result in outcomes])
@@ -335,16 +340,16 @@ def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
 
 
 def release_unconnected(connection: Connection, lease: Lease, error: str) -> str | None:
-    """Release a run for whose attempt PostgreSQL had no connection, uncounted; return its state.
+    """Release a run, uncounted, if PostgreSQL had no connection for its attempt. Return the run's new state.
 
-    The state is ``retrying``, or ``dead`` if this has lasted for an hour; None if the lease is lost.
+    The state is ``retrying``, or ``dead`` if there was no connection for an hour. Return None if the lease is lost.
     """
     rows = RELEASE_UNCONNECTED.rows(connection, lease.run_id, lease.token, lease.process_id, error)
     return str(rows[0][0]) if rows else None
 
 
 def release(connection: Connection, process_id: int, reason: str) -> list[HandedBack]:
-    """Release every run of a process that is ending, without counting a failure; return them.
+    """Release every run of a process that is ending, without counting a failure. Return these runs.
 
     A cancelled run ends.
     """
@@ -356,8 +361,8 @@ def release_forgotten(
 ) -> list[HandedBack]:
     """Release the runs that a process claimed at least ``age`` ago and whose tokens are not in ``tokens``.
 
-    Such runs are left by a claim whose answer was lost, or by an outcome that could not be recorded. A run to which
-    this happens more than ``MOST_LOSSES`` times becomes dead, and so does a cancelled run.
+    A claim whose answer was lost leaves such a run, and so does an outcome that could not be recorded. A run that is
+    lost more than ``MOST_LOSSES`` times becomes dead, and so does a cancelled run.
     """
     values = {"process_id": process_id, "tokens": list(tokens), "age": age, "reason": reason}
     return [HandedBack(*row) for row in connection.execute(RELEASE_FORGOTTEN, values)]

@@ -1,4 +1,4 @@
-"""Threads with their own PostgreSQL session, for locks and notifications, which end with the session."""
+"""Threads that have their own PostgreSQL session, for locks and notifications, which end with the session."""
 
 import select
 import socket
@@ -11,12 +11,12 @@ from sqlalchemy import Connection, Engine
 
 from core import database, forks
 
-#: How long to wait before the next session, if the thread does not say otherwise, in seconds.
+#: The wait before the next session, in seconds, if the thread does not say otherwise.
 AGAIN_SECONDS = 1.0
 
 
 class LedgerThread(threading.Thread):
-    """Works on a PostgreSQL session, and opens a new one when it ends, until the thread is stopped.
+    """A thread that works on a PostgreSQL session, and opens a new session when one ends, until the thread is stopped.
 
     A subclass defines ``work``, and logs errors.
     """
@@ -36,15 +36,15 @@ class LedgerThread(threading.Thread):
         raise NotImplementedError
 
     def interrupted(self, error: Exception) -> None:
-        """Called with the error when PostgreSQL cannot be reached."""
+        """Handle an error that means that PostgreSQL cannot be reached."""
         raise NotImplementedError
 
     def failed(self) -> None:
-        """Called in the ``except`` block of any other error, for ``logger.exception``."""
+        """Handle any other error. Called in the ``except`` block, for ``logger.exception``."""
         raise NotImplementedError
 
     def ended(self) -> float:
-        """Called when the session has ended; returns how long to wait before the next, in seconds."""
+        """Handle the end of the session. Return how many seconds to wait before the next session."""
         return AGAIN_SECONDS
 
     @property
@@ -53,7 +53,7 @@ class LedgerThread(threading.Thread):
         return True
 
     def run(self) -> None:
-        """Work until stopped; errors are logged and do not end the thread."""
+        """Work until stopped. Errors are logged and do not end the thread."""
         while not self._stopping.is_set():
             try:
                 if self.is_needed:
@@ -71,7 +71,7 @@ class LedgerThread(threading.Thread):
             self._writer.send(b".")
 
     def stop(self, *, timeout_seconds: float = 10) -> None:
-        """End the thread; may also be called if it was never started."""
+        """Stop the thread. May also be called if the thread was never started."""
         self._stopping.set()
         self.wake()
         if self.is_alive():
@@ -81,7 +81,7 @@ class LedgerThread(threading.Thread):
             self._writer.close()
 
     def wait(self, connection: Connection, seconds: float) -> bool:
-        """Wait at most ``seconds`` for a notification, ``wake`` or ``stop``; return whether PostgreSQL notified.
+        """Wait at most ``seconds`` for a notification, ``wake`` or ``stop``. Return whether PostgreSQL notified.
 
         Raises psycopg2's Error at once if the connection is cut.
         """
@@ -92,8 +92,9 @@ class LedgerThread(threading.Thread):
 
 
 def wait_for_notification(connection: Connection, seconds: float, *others: socket.socket) -> bool:
-    """Wait at most ``seconds`` until PostgreSQL notifies or one of ``others`` is readable; return whether PostgreSQL
-    notified.
+    """Wait at most ``seconds`` until PostgreSQL notifies or one of ``others`` is readable.
+
+    Return whether PostgreSQL notified.
 
     Raises psycopg2's Error at once if the connection is cut.
     """

@@ -11,17 +11,17 @@ from core.ledger import limit_names, pauses
 from core.ledger.carrier import OutgoingRun
 from core.ledger.models import State
 
-#: A slot that has not started this long after its time is late, and the job's misfire policy decides about it.
+#: A slot that has not started this long after its time is late. The job's misfire policy then decides about it.
 TOLERANCE = timedelta(seconds=30)
-#: No job is paused.
+#: The default of ``held``: no job is paused.
 NONE_HELD: Mapping[str, datetime] = {}
-#: No job has scopes.
+#: The default of ``scopes``: no job has scopes.
 NO_SCOPES: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class SlotRow:
-    """A slot to record: queued, or missed with a reason; if it came due in a pause, it is recorded as skipped."""
+    """A slot to record: queued, or missed with a reason. A slot that came due in a pause is recorded as skipped."""
 
     slot: datetime
     state: State = State.QUEUED
@@ -67,9 +67,9 @@ LATE_JOBS = text(f"""
     WHERE {IS_WAITING} AND slot < statement_timestamp() - CAST(:tolerance AS interval)
 """)  # noqa: S608 — a constant
 
-#: Records late queued slots as missed, by each job's policy, and those past their grace. For a paused job, slots that
-#: were within their grace when the pause began are recorded as skipped. A slot that a worker has tried to start waits
-#: for another run or for a limit: it is missed only at the end of its grace, for that reason.
+#: Records late queued slots as missed: by each job's policy, and at the end of their grace. For a paused job, slots
+#: that were within their grace when the pause began are recorded as skipped. A slot that a worker has tried to start
+#: waits for another run or for a limit: it is missed only at the end of its grace, for that reason.
 MISS = text("""
     WITH policy AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]),
@@ -109,7 +109,7 @@ class Watermark:
 def insert(
     connection: Connection, job: Job, rows: Sequence[SlotRow], *, carried: bool, scopes: Collection[str] = ()
 ) -> list[int]:
-    """Record ``rows`` of one job; return the ids of newly queued runs. See ``insert_many``."""
+    """Record ``rows`` of one job. Return the ids of newly queued runs. See ``insert_many``."""
     batches = insert_many(connection, [(job, row) for row in rows], carried=carried, scopes={job.name: scopes})
     return [each.run_id for outgoing in batches for each in outgoing]
 
@@ -121,11 +121,11 @@ def insert_many(
     carried: bool,
     scopes: Mapping[str, Collection[str]] = NO_SCOPES,
 ) -> Iterator[list[OutgoingRun]]:
-    """Record slots of any jobs that no other process has recorded; yield the newly queued runs.
+    """Record slots of any jobs that no other process has recorded. Yield the newly queued runs.
 
-    ``carried`` tells that the caller sends their messages. ``scopes`` has the scopes of the pauses that would pause
-    each job. It inserts in batches, so that the first runs are sent while later ones are recorded, and in a fixed
-    order, so that two processes that insert the same slots cannot deadlock.
+    ``carried`` tells that the caller sends the messages of the runs. ``scopes`` has the scopes of the pauses that would
+    pause each job. The slots are inserted in batches, so that the first runs are sent while later slots are recorded,
+    and in a fixed order, so that two processes that insert the same slots cannot deadlock.
     """
     in_order = sorted(due, key=lambda pair: (pair[1].slot, pair[0].name))
     for start in range(0, len(in_order), BATCH):
@@ -154,13 +154,13 @@ def _insert_batch(
 
 
 def watermarks(connection: Connection) -> dict[str, Watermark]:
-    """The watermark of each job that has one."""
+    """Return the watermark of each job that has a watermark."""
     rows = connection.execute(WATERMARKS).all()
     return {row.job: Watermark(row.spec, row.accounted_until) for row in rows}
 
 
 def account(connection: Connection, marks: dict[str, Watermark]) -> None:
-    """Store the time up to which these jobs' slots are accounted for."""
+    """Store the time up to which the slots of these jobs are accounted for."""
     if not marks:
         return
     parameters = {
@@ -176,7 +176,8 @@ def miss(
 ) -> list[tuple[str, str]]:
     """Apply the misfire policies to queued slots that are later than the tolerance.
 
-    ``held`` has the time since which each paused job is paused. Returns the job and reason of each slot that this ends.
+    ``held`` has the time since which each paused job is paused. Returns the job and reason of each slot that this
+    function ends.
     """
     tolerance = f"{tolerance_seconds} seconds"
     late = set(connection.execute(LATE_JOBS, {"tolerance": tolerance}).scalars())

@@ -1,4 +1,4 @@
-"""Subjects: the rows that runs are about. A run whose row is missing before its first attempt ends as orphaned."""
+"""Subjects: the rows that runs are about. A run whose subject is missing before the first attempt ends as orphaned."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.prepared import Prepared
 from core.ledger.runs import LONGEST_ERROR
 
-#: The reason of a run whose subject is missing, and of one whose subject could not be looked up.
+#: The reason of a run whose subject is missing, and the reason of a run whose subject could not be looked up.
 MISSING = "no subject"
 UNKNOWN = "subject unknown"
 
-#: The primary key of each table that this role finds in its search path.
+#: The primary key of each table that the connection's role finds in its search path.
 PRIMARY_KEYS = text("""
     SELECT wanted.name AS "table", format('%I.%I', space.nspname, class.relname) AS relation,
            array_agg(CAST(quote_ident(part.attname) AS text)) FILTER (WHERE part.attname IS NOT NULL) AS columns,
@@ -26,7 +26,7 @@ PRIMARY_KEYS = text("""
     GROUP BY 1, 2
 """)
 
-#: The run has had no attempt, so its number is taken back.
+#: The run has had no attempt, so the number of its attempts is reduced by one.
 ORPHAN = Prepared(
     "rota_orphan_subject",
     ("bigint", "bigint", "bigint", "text"),
@@ -38,8 +38,8 @@ ORPHAN = Prepared(
     WHERE {LEASE_IS_GOOD} RETURNING run.id
     """,  # noqa: S608 — constants
 )
-#: The run keeps its due time, and so its place among the runs of its key. It counts as sent, so that the dispatcher
-#: sends it again after ``ROTA_RESEND_SECONDS``, and not at once.
+#: The run keeps its due time, and so its place among the runs of its key. The run counts as sent, so that the
+#: dispatcher sends it again after ``ROTA_RESEND_SECONDS``, and not at once.
 HAND_BACK = Prepared(
     "rota_hand_back_subject",
     ("bigint", "bigint", "bigint", "text"),
@@ -54,7 +54,7 @@ HAND_BACK = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class SubjectTable:
-    """A table's name for statements, and the column and type of its primary key, if that is one column."""
+    """A table's name for statements, and the column and the type of its primary key, if the key is one column."""
 
     relation: str
     columns: tuple[str, ...]
@@ -62,27 +62,27 @@ class SubjectTable:
 
     @property
     def look_up(self) -> str:
-        """A statement that returns whether the table has a row with the primary key ``:id``."""
+        """Return a statement that checks whether the table has a row with the primary key ``:id``."""
         (column,) = self.columns
         return f"SELECT EXISTS (SELECT 1 FROM {self.relation} WHERE {column} = CAST(:id AS {self.type}))"  # noqa: S608
 
 
 def tables(connection: Connection, names: Collection[str]) -> dict[str, SubjectTable]:
-    """The existing tables among those that were asked for, by the names that were asked for."""
+    """Return those of the named tables that exist, by the names that were asked for."""
     rows = connection.execute(PRIMARY_KEYS, {"tables": list(names)})
     return {row.table: SubjectTable(row.relation, tuple(row.columns or ()), row.type) for row in rows}
 
 
 def exists(connection: Connection, table: SubjectTable, value: str) -> bool:
-    """Whether the table has a row with this primary key. Raises SQLAlchemy's DBAPIError."""
+    """Return whether the table has a row with this primary key. Raises SQLAlchemy's DBAPIError."""
     return bool(connection.execute(text(table.look_up), {"id": value}).scalar_one())
 
 
 def orphan(connection: Connection, lease: Lease, error: str) -> bool:
-    """End a run whose subject is missing as orphaned, without an attempt. If the lease is lost, return False."""
+    """End a run whose subject is missing as orphaned, without an attempt. Return False if the lease is lost."""
     return bool(ORPHAN.rows(connection, lease.run_id, lease.token, lease.process_id, error[:LONGEST_ERROR]))
 
 
 def hand_back(connection: Connection, lease: Lease, error: str) -> bool:
-    """Hand back a run whose subject could not be looked up, uncounted. If the lease is lost, return False."""
+    """Release a run whose subject could not be looked up, uncounted. Return False if the lease is lost."""
     return bool(HAND_BACK.rows(connection, lease.run_id, lease.token, lease.process_id, error[:LONGEST_ERROR]))

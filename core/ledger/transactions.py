@@ -1,11 +1,11 @@
-"""Transactions of runs that stay idle: they hold a connection and locks, and keep PostgreSQL from cleaning up."""
+"""Finds transactions of runs that are idle: they hold a connection and locks, and keep PostgreSQL from cleaning up."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-#: A transaction that has waited this long for its job's next statement is named, in seconds.
+#: A transaction that has waited this many seconds for its job's next statement is reported.
 IDLE_SECONDS = 10.0
 IS_IDLE = """
     activity.state LIKE 'idle in transaction%'
@@ -17,8 +17,8 @@ IDLE = text(f"""
     FROM pg_stat_activity AS activity WHERE activity.pid = ANY(:pids) AND {IS_IDLE}
 """)  # noqa: S608 — a constant
 
-#: The idle transactions of all live workers. PostgreSQL cannot tell which run of a process has the transaction; so all
-#: runs that began before it are possible.
+#: The idle transactions of all live workers. PostgreSQL cannot tell which run of a process has the transaction, so it
+#: may belong to any run that began before it.
 OF_WORKERS = text(f"""
     SELECT process.name, activity.pid, extract(epoch FROM clock_timestamp() - activity.state_change) AS seconds,
            ARRAY(SELECT format('%s of %s', run.id, run.job) FROM rota_runs AS run
@@ -34,7 +34,7 @@ OF_WORKERS = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """An idle transaction of a worker, and the runs that may have it."""
+    """An idle transaction of a worker, and the runs that it may belong to."""
 
     process: str
     pid: int
@@ -43,12 +43,12 @@ class Idle:
 
 
 def idle(connection: Connection, pids: Collection[int]) -> dict[int, float]:
-    """For each of the server processes ``pids`` with an idle transaction, how long it has been idle, in seconds."""
+    """Return, for each of the server processes ``pids`` with an idle transaction, how many seconds it has been idle."""
     rows = connection.execute(IDLE, {"pids": list(pids), "seconds": IDLE_SECONDS})
     return {row.pid: float(row.seconds) for row in rows}
 
 
 def of_workers(connection: Connection) -> list[Idle]:
-    """The idle transactions of all live workers, the longest first."""
+    """Return the idle transactions of all live workers, the longest first."""
     rows = connection.execute(OF_WORKERS, {"seconds": IDLE_SECONDS})
     return [Idle(row.name, row.pid, float(row.seconds), tuple(row.runs)) for row in rows]

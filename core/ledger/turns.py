@@ -1,8 +1,8 @@
-"""Turns: the runs of one (job, key) that may not overlap start one after another, in the order of their due times.
+"""Turns: runs of one (job, key) that may not overlap start one after another, in the order of their due times.
 
-A run that must wait for another one of its job and key is *parked*: its ``sent_at`` is ``infinity``, so the dispatcher
-does not send it and does not treat it as lost. Any number of runs can be parked. When the run before them has ended,
-the process of that run wakes the first parked run. If that process cannot, the dispatcher does.
+A run that must wait for another run of its job and key is *parked*: its ``sent_at`` is ``infinity``, so the dispatcher
+does not send it and does not count it as lost. Any number of runs can be parked. When the run before them has ended,
+the process of that run wakes the first parked run. If that process cannot wake it, the dispatcher does.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,9 +29,9 @@ FIRST = f"""
     ORDER BY due_at, id LIMIT 1
 """  # noqa: S608 — constants
 
-#: Wakes the first run of each job and key, unless another run of it is running. The woken run gets the highest priority
-#: of the runs that wait behind it. A run that another transaction has locked is left to the next pass of the
-#: dispatcher.
+#: Wakes the first run of each job and key, unless another run of that job and key is running. The woken run gets the
+#: highest priority of the runs that wait behind it. A run that another transaction has locked is left to the next pass
+#: of the dispatcher.
 WAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:keys AS text[])) AS asked (job, key)
@@ -54,7 +54,7 @@ WAKE = text(f"""
     RETURNING run.id, run.job, run.queue, run.priority
 """)  # noqa: S608 — constants
 
-#: The jobs and keys with parked runs after a given one; reads one index entry for each.
+#: The jobs and keys with parked runs that come after a given job and key. The query reads one index entry for each.
 PARKED_TURNS = text(f"""
     WITH RECURSIVE turn AS (
         (SELECT job, key FROM rota_runs WHERE {IS_BEHIND} AND (job, key) > (:job, :key) ORDER BY job, key LIMIT 1)
@@ -66,7 +66,7 @@ PARKED_TURNS = text(f"""
     SELECT job, key FROM turn LIMIT :most
 """)  # noqa: S608 — constants
 
-#: Ends the parked slots that are older than a given one of the same job and key.
+#: Ends the parked slots that are older than a given slot of the same job and key.
 SUPERSEDE = text("""
     UPDATE rota_runs AS run SET state = 'skipped', reason = 'superseded', finished_at = clock_timestamp()
     FROM rota_runs AS newer
@@ -80,9 +80,9 @@ SUPERSEDE = text("""
 def wake(
     connection: Connection, ended: Collection[Turn], waiting: Collection[int] = (), *, carried: bool
 ) -> list[OutgoingRun]:
-    """Wake the first run of each of ``ended``, and of the job and key of each run ``waiting``; return them.
+    """Wake the first run for each job and key of ``ended`` and of the runs ``waiting``. Return the woken runs.
 
-    A run is not woken while another one of its job and key is running. ``carried`` tells that the caller sends the
+    A run is not woken while another run of its job and key is running. ``carried`` tells that the caller sends the
     messages.
     """
     asked = {"jobs": [turn.job for turn in ended], "keys": [turn.key for turn in ended], "run_ids": list(waiting)}
@@ -90,11 +90,11 @@ def wake(
 
 
 def parked(connection: Connection, after: Turn, most: int) -> Sequence[Turn]:
-    """Up to ``most`` jobs and keys with parked runs, in order, that come after ``after``."""
+    """Return up to ``most`` jobs and keys with parked runs that come after ``after``, in order."""
     rows = connection.execute(PARKED_TURNS, {"job": after.job, "key": after.key, "most": most})
     return [Turn(*row) for row in rows]
 
 
 def supersede(connection: Connection, newer: Collection[int]) -> list[tuple[int, str]]:
-    """End the parked slots that are older than the parked slots ``newer``; return each run with its job."""
+    """End the parked slots that are older than the parked slots ``newer``. Return each ended run with its job."""
     return [(row.id, row.job) for row in connection.execute(SUPERSEDE, {"run_ids": list(newer)})]

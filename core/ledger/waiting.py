@@ -1,8 +1,8 @@
-"""Requests with ``unless="waiting"``: they insert no run if one of the same job and key is already waiting.
+"""Requests with ``unless="waiting"``: they insert no run if a run of the same job and key is already waiting.
 
 The waiting run is locked until the requesting transaction ends, and claims skip a locked run. So the run starts after
-that commit, and sees the changes of the transaction. The newest run that is not locked is chosen, so that older ones
-can start meanwhile. If all are locked, the request inserts another. So no transaction waits for another.
+that commit, and sees the changes of the transaction. The newest run that is not locked is chosen, so that older runs
+can start meanwhile. If all are locked, the request inserts another run. So no transaction waits for another.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from sqlalchemy.orm import Session
 
 from core.ledger.runs import in_schema
 
-#: Above READ COMMITTED, a lock on a row that has changed since the snapshot would fail the transaction.
+#: Above READ COMMITTED, a lock on a row that has changed since the snapshot would end the transaction with an error.
 FITS = """
     job = :job AND key = :key AND state IN ('queued', 'retrying') AND state = 'queued' AND slot IS NULL
     AND due_at <= statement_timestamp() + :delay AND current_setting('transaction_isolation') = 'read committed'
 """
 FIND = f"SELECT id, expires_at, priority FROM ledger.rota_runs WHERE {FITS} AND "  # noqa: S608 — constants
 LOCK = "LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED"
-#: Uses the index ``rota_runs_turn``.
+#: This query uses the index ``rota_runs_turn``.
 OF_KEY = f"{FIND} (exclusive OR key <> '') ORDER BY due_at DESC, id DESC {LOCK}"
-#: Runs without a key that may overlap are not in that index. They are searched among the newest runs of the job, with
-#: the dispatcher's indexes ``rota_runs_sent`` and ``rota_runs_unsent``.
+#: Runs that may overlap and have no key are not in that index. The query looks for them among the newest runs of the
+#: job, with the dispatcher's indexes ``rota_runs_sent`` and ``rota_runs_unsent``.
 NEWEST = """id = ANY(ARRAY(
     SELECT id FROM ledger.rota_runs WHERE queue = :queue AND job = :job AND state IN ('queued', 'retrying') AND {}
     LIMIT 100))"""
@@ -31,7 +31,8 @@ BY_DUE = NEWEST.format("sent_at IS NULL AND due_at <= statement_timestamp() + :d
 SENT = f"{FIND} {BY_SENT} ORDER BY sent_at DESC {LOCK}"
 UNSENT = f"{FIND} {BY_DUE} ORDER BY due_at DESC {LOCK}"
 
-#: The waiting run gets the later deadline, or none if one of the two has none, and the larger priority.
+#: The waiting run gets the later of the two deadlines, or no deadline if one of the two has none, and the larger
+#: priority.
 EXTEND = """
     UPDATE ledger.rota_runs SET priority = greatest(priority, :priority),
         expires_at = CASE WHEN rota_runs.expires_at IS NOT NULL AND asked.expires_at IS NOT NULL
@@ -45,12 +46,12 @@ EXTEND = """
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that inserts no run if one of the same job and key is waiting."""
+    """A request that inserts no run if a run of the same job and key is waiting."""
 
     job: str
     key: str
     queue: str
-    #: Whether two runs of its key may not run at the same time.
+    #: Whether two runs of the request's job and key may not run at the same time.
     exclusive: bool
     delay: timedelta
     expires: timedelta | datetime | None
@@ -58,9 +59,9 @@ class Asked:
 
 
 def lock(session: Session, asked: Asked) -> int | None:
-    """Lock a waiting run of the same job and key that is due when ``asked`` would be, or earlier; return its id.
+    """Lock a waiting run of the same job and key that is due when ``asked`` would be, or earlier. Return its id.
 
-    None if there is none, or if other transactions have locked all of them.
+    Return None if there is no such run, or if other transactions have locked all such runs.
     """
     values = {"job": asked.job, "key": asked.key, "queue": asked.queue, "delay": asked.delay}
     for query in (OF_KEY,) if asked.exclusive or asked.key else (SENT, UNSENT):

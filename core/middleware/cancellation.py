@@ -25,7 +25,7 @@ class Cancellation(Layer):
 
 
 def settled(recorder: Recorder, execution: Execution, status: str) -> str:
-    """The outcome of an attempt that ended with ``status``: ``cancelled`` if a cancel made it lose its lease.
+    """Return the outcome of an attempt that ended with ``status``: ``cancelled`` if a cancel made it lose its lease.
 
     Then this ends the run. If PostgreSQL refuses that, the heartbeat does it later.
     """

@@ -38,12 +38,12 @@ class Conflicts(Layer):
         return proceed(execution)
 
     def _is_held(self, lease: Lease) -> bool:
-        """Whether the lease is good at this moment, once PostgreSQL can be asked."""
+        """Return whether the lease is good at this moment, once PostgreSQL can be asked."""
         return bool(self._recorder.record(lease, lambda connection: leases.is_held(connection, lease)))
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether an attempt failed for a reason outside of the job, so that the next try may succeed."""
+    """Return whether an attempt failed for a reason outside of the job, so that the next try may succeed."""
     if isinstance(getattr(error, "orig", None), SerializationFailure | DeadlockDetected):
         return True
     return database.blame(error) in {CUT, FORGOTTEN}

@@ -145,7 +145,7 @@ class Work:
         session.commit()
 
     def is_time_to_tell(self) -> bool:
-        """Whether the progress must be logged now; the caller then logs it."""
+        """Return whether the progress must be logged now; the caller then logs it."""
         is_time = time.monotonic() >= self._told_at + PROGRESS_SECONDS
         if is_time:
             self._told_at = time.monotonic()

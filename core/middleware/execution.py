@@ -153,12 +153,12 @@ Ending = Callable[[Execution, str], None]
 
 
 def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
-    """A function that calls ``body`` within ``layers``; the first layer is the outermost."""
+    """Return a function that calls ``body`` within ``layers``; the first layer is the outermost."""
     for layer in reversed(layers):
         body = partial(layer.around, proceed=body)
     return body
 
 
 def endings(layers: Sequence[Layer]) -> list[Ending]:
-    """The methods ``ended`` of the layers that define one, in the order of the layers."""
+    """Return the methods ``ended`` of the layers that define one, in the order of the layers."""
     return [layer.ended for layer in layers if type(layer).ended is not Layer.ended]

@@ -124,5 +124,5 @@ class Recycling(Middleware):
 
 
 def is_only_process() -> bool:
-    """Whether the ``dramatiq`` command that runs this has been told to have one worker process."""
+    """Return whether the ``dramatiq`` command that runs this has been told to have one worker process."""
     return bool(make_argument_parser().parse_args().processes == 1)

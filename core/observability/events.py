@@ -34,7 +34,7 @@ class Event:
         return f"rota.{self.name.partition('.')[0]}"
 
     def fields(self) -> Mapping[str, Any]:
-        """The fields by name."""
+        """Return the fields by name."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __str__(self) -> str:

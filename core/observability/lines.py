@@ -29,7 +29,7 @@ MARKS = {"warning": ("!", YELLOW), "error": ("E", RED), "critical": ("E", RED), 
 
 
 def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) -> EventDict:
-    """The line of an ``event``: the fields ``about`` its run, its own fields, its name and its text."""
+    """Return the line of an ``event``: the fields ``about`` its run, its own fields, its name and its text."""
     fields = event.fields()
     line: EventDict = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
@@ -46,7 +46,7 @@ def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) 
 
 
 def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
-    """A traceback of bounded length, its head and its tail, without local variables, which may hold secrets."""
+    """Return a traceback of bounded length, its head and its tail, without local variables, which may hold secrets."""
     try:
         text = "".join(traceback.format_exception(*exc_info)).rstrip("\n")
     except Exception as error:  # noqa: BLE001 — an exception that cannot be formatted
@@ -78,7 +78,7 @@ def bounded(_logger: Any, _method: str, line: EventDict) -> EventDict:
 
 
 def as_json(_logger: Any, _method: str, line: EventDict) -> str:
-    """The line as a JSON object; ``text`` has the text of a warning or an error."""
+    """Return the line as a JSON object; ``text`` has the text of a warning or an error."""
     words = line.pop("words", None)
     if words is not None and line.get("level") not in {"debug", "info"}:
         line["text"] = words
@@ -89,7 +89,7 @@ def as_json(_logger: Any, _method: str, line: EventDict) -> str:
 
 
 def is_short(value: Any) -> bool:
-    """Whether a field is kept in a line that is too long."""
+    """Return whether a field is kept in a line that is too long."""
     return isinstance(value, (int, float, bool)) or (isinstance(value, str) and len(value) <= LONGEST_SHORT)
 
 
@@ -111,7 +111,7 @@ def held(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """The text of a value, whose ``str`` may raise."""
+    """Return the text of a value, whose ``str`` may raise."""
     try:
         return str(value)
     except Exception:  # noqa: BLE001 — a job's own class
@@ -119,7 +119,7 @@ def text_of(value: Any) -> str:
 
 
 def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
-    """A renderer for people: time, job (or topic, or library), and text."""
+    """Return a renderer for people: time, job (or topic, or library), and text."""
 
     def paint(text: str, colour: str) -> str:
         return f"{colour}{text}{PLAIN}" if colors and text else text
@@ -146,7 +146,7 @@ def plain(_logger: Any, _method: str, line: EventDict) -> str:
 
 
 def said_by(line: EventDict) -> str:
-    """The text of a line: the words of our own event, or the event with its fields."""
+    """Return the text of a line: the words of our own event, or the event with its fields."""
     words = line.get("words")
     if words is not None:
         return str(words)
@@ -154,11 +154,11 @@ def said_by(line: EventDict) -> str:
 
 
 def extra(line: EventDict) -> list[tuple[str, Any]]:
-    """The fields of a line that is not an event of ours, without the fields that every line has."""
+    """Return the fields of a line that is not an event of ours, without the fields that every line has."""
     known = {"event", "level", "logger", "timestamp", "exception", *ABOUT}
     return [(name, value) for name, value in line.items() if name not in known]
 
 
 def clock(timestamp: str) -> str:
-    """The time of day of an ISO 8601 instant, in this machine's time zone."""
+    """Return the time of day of an ISO 8601 instant, in this machine's time zone."""
     return datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S")

@@ -85,7 +85,7 @@ BOUNDS: list[Any] = [structlog.processors.ExceptionRenderer(lines.in_words), lin
 
 
 def is_ours() -> bool:
-    """Whether this process is one of our programs, not an application that imports ``core.main``."""
+    """Return whether this process is one of our programs, not an application that imports ``core.main``."""
     started = Path(sys.argv[0] if sys.argv else "")
     name = started.parent.name if started.stem in {"__main__", "__init__"} else started.stem
     return name in PROGRAMS or "core" in started.parts
@@ -117,7 +117,7 @@ def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
 
 
 def sink_for(handler: logging.Handler) -> logging.Handler:
-    """The handler to use instead of ``handler``: one that does not block, if it writes to a stream."""
+    """Return the handler to use instead of ``handler``: one that does not block, if it writes to a stream."""
     if not isinstance(handler, logging.StreamHandler):
         return handler
     is_standard = handler.stream is not None and getattr(handler.stream, "fileno", None) and is_stderr(handler.stream)
@@ -126,7 +126,7 @@ def sink_for(handler: logging.Handler) -> logging.Handler:
 
 
 def is_stderr(stream: Any) -> bool:
-    """Whether ``stream`` is this process's standard error."""
+    """Return whether ``stream`` is this process's standard error."""
     try:
         return bool(stream.fileno() == STDERR)
     except (OSError, ValueError):
@@ -134,7 +134,7 @@ def is_stderr(stream: Any) -> bool:
 
 
 def first_handlers() -> list[logging.Handler]:
-    """The handlers for a process without handlers."""
+    """Return the handlers for a process without handlers."""
     stream = standard_error()
     return [Sink(stream, metrics.log_lines_dropped) if stream is not None else logging.NullHandler()]
 
@@ -181,7 +181,7 @@ def emit_unblocked(event: Event) -> None:
 
 
 def handlers() -> tuple[list[Sink], list[logging.Handler]]:
-    """The handlers of the root logger that write: first ours, which never block, then all others."""
+    """Return the handlers of the root logger that write: first ours, which never block, then all others."""
     found = [each for each in logging.getLogger().handlers if not isinstance(each, TailHandler)]
     return [each for each in found if isinstance(each, Sink)], [each for each in found if not isinstance(each, Sink)]
 
@@ -210,7 +210,7 @@ class Formatter(structlog.stdlib.ProcessorFormatter):
         self._ending = ending
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without the newline at its end."""
+        """Return the line, without the newline at its end."""
         secrets = getattr(record, SECRETS, ())
         if not secrets:
             return self._line(record)
@@ -248,7 +248,7 @@ class TailHandler(logging.Handler):
 
 
 def formatter(log_format: LogFormat) -> Formatter:
-    """The formatter for ``log_format``."""
+    """Return the formatter for ``log_format``."""
     if log_format == "auto":
         # A worker's sys.stderr is Dramatiq's pipe; only the descriptor shows whether it is a terminal.
         log_format = "console" if os.isatty(STDERR) else "json"

@@ -17,7 +17,7 @@ OF_PARENT = re.compile(r"([0-9]{1,9})-([0-9]+)")
 
 
 def of_parent(parent: int) -> Path:
-    """The folder of one parent process; removes the folders of parents that have ended.
+    """Return the folder of one parent process; removes the folders of parents that have ended.
 
     Raises OSError if it cannot be created, or if another user has created it.
     """
@@ -39,7 +39,7 @@ def private(folder: Path) -> Path:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process with this id exists."""
+    """Return whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -50,7 +50,7 @@ def is_alive(pid: int) -> bool:
 
 
 def started_at(pid: int) -> str:
-    """The process's start time in ticks, on Linux; it tells apart two processes with the same id."""
+    """Return the process's start time in ticks, on Linux; it tells apart two processes with the same id."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

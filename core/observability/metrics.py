@@ -115,7 +115,7 @@ def _made() -> Any:
 
 @cache
 def _labelled(name: str, *labels: str) -> Any:
-    """One series of a metric; cached, since looking it up takes longer than counting."""
+    """Return one series of a metric; cached, since looking it up takes longer than counting."""
     metric = getattr(_metrics(), name)
     return metric.labels(*labels) if labels else metric
 

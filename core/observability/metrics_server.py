@@ -63,7 +63,7 @@ class Metrics(BaseHTTPRequestHandler):
 
 
 def collect() -> tuple[str, bytes]:
-    """The content type and the text of the metrics."""
+    """Return the content type and the text of the metrics."""
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 

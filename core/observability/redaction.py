@@ -33,7 +33,7 @@ def named(value: Any, names: Collection[str]) -> Any:
 
 
 def texts(args: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
-    """The texts as which the values of ``names`` in ``args`` can appear in an error or a log line; the longest
+    """Return the texts as which the values of ``names`` in ``args`` can appear in an error or a log line; the longest
     first."""
     found = {form for value in _values(args, names) for form in _forms(value)}
     return tuple(sorted(found, key=lambda text: (-len(text), text)))
@@ -51,7 +51,7 @@ def _values(value: Any, names: Collection[str], *, is_secret: bool = False) -> I
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The text as it is, as Python and JSON write it, and as a URL has it."""
+    """Yield the text as it is, as Python and JSON write it, and as a URL has it."""
     if len(text) >= SHORTEST:
         yield text
         yield repr(text)[1:-1]
@@ -98,5 +98,5 @@ def _text(value: Any) -> str:
 
 
 def redacted() -> frozenset[str]:
-    """The names of ``ROTA_REDACT``, in lower case."""
+    """Return the names of ``ROTA_REDACT``, in lower case."""
     return settings.redacted()

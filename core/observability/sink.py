@@ -69,7 +69,7 @@ def pieces(lines: Sequence[str]) -> Iterator[str]:
 
 
 def size_of(text: str) -> int:
-    """The size of a line in bytes, as it is written."""
+    """Return the size of a line in bytes, as it is written."""
     return len(text) if text.isascii() else len(text.encode(errors="backslashreplace"))
 
 
@@ -206,7 +206,7 @@ class Sink(logging.Handler):
 
 
 def standard_error() -> Stream | None:
-    """The default stream of this process's log; None without standard error."""
+    """Return the default stream of this process's log; None without standard error."""
     if sys.stderr is None or sys.stderr is not sys.__stderr__:
         return sys.stderr
     try:

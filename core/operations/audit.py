@@ -24,6 +24,6 @@ class Entry(Shape):
 def newest(
     connection: Connection, *, actor: str | None, action: audit.Action | None, since: datetime | None, limit: int
 ) -> list[Entry]:
-    """The newest entries, newest first."""
+    """Return the newest entries, newest first."""
     found = audit.newest(connection, actor=actor, action=action, since=since, limit=limit)
     return [Entry.model_validate(entry) for entry in found]

@@ -177,18 +177,18 @@ def paced(run_ids: Sequence[int], rate: float | None, stop: threading.Event) -> 
 
 
 def first(connection: Connection, plan: Plan) -> list[Run]:
-    """The first of the runs of ``plan`` as they are now."""
+    """Return the first of the runs of ``plan`` as they are now."""
     found = [history.run(connection, run_id) for run_id in plan.run_ids[:SHOWN]]
     return shown.shapes(connection, [run for run in found if run is not None])
 
 
 def leaving(connection: Connection, plan: Plan) -> int:
-    """The number of cancelled runs of ``plan`` whose functions have not left yet."""
+    """Return the number of cancelled runs of ``plan`` whose functions have not left yet."""
     return len(cancels.marks(connection, plan.run_ids))
 
 
 def outcome(connection: Connection, plan: Plan, done: int) -> Retried | Dropped | Cancelled:
-    """The outcome of ``plan``."""
+    """Return the outcome of ``plan``."""
     told = {"matched": len(plan.runs), plan.done: done, "runs": first(connection, plan)}
     if plan.verb == "cancel":
         return Cancelled.model_validate({**told, "leaving": leaving(connection, plan)})

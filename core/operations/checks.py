@@ -23,5 +23,5 @@ def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
 
 
 def wrong(found: Iterable[Check]) -> list[Check]:
-    """The checks that are wrong."""
+    """Return the checks that are wrong."""
     return [answer for answer in found if answer.outcome == "wrong"]

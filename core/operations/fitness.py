@@ -29,7 +29,7 @@ def refuse_unfit(configured: Settings) -> None:
 
 
 def of_postgresql(engine: Engine) -> list[Check]:
-    """The lasting problems with PostgreSQL. Raises SQLAlchemy's DBAPIError if it is unavailable."""
+    """Return the lasting problems with PostgreSQL. Raises SQLAlchemy's DBAPIError if it is unavailable."""
     try:
         with engine.connect() as connection:
             return wrong(postgres_fitness.never(connection, engine))
@@ -46,12 +46,12 @@ def of_subjects(engine: Engine, registry: Registry) -> list[Check]:
 
 
 def ledger_of(engine: Engine) -> str | None:
-    """The identity of the ledger; None if it has none yet. Raises SQLAlchemy's DBAPIError."""
+    """Return the identity of the ledger; None if it has none yet. Raises SQLAlchemy's DBAPIError."""
     with engine.connect() as connection:
         return identity.of(connection)
 
 
 def in_words(problems: Iterable[Check]) -> str:
-    """The problems with their advice, each on a line of its own."""
+    """Return the problems with their advice, each on a line of its own."""
     lines = [f"  {problem.name}: {problem.found}: {problem.advice}" for problem in problems]
     return "\n".join(["this process can never work with these servers:", *lines])

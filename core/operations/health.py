@@ -78,14 +78,14 @@ def everything(
 
 
 def needed_for_working(found: Iterable[Check], purpose: Purpose) -> Iterator[Check]:
-    """The same checks; if ``purpose`` is "looking", a wrong one is only information."""
+    """Yield the same checks; if ``purpose`` is "looking", a wrong one is only information."""
     for answer in found:
         is_told = answer.outcome == "wrong" and purpose == "looking"
         yield answer.model_copy(update={"outcome": "info"}) if is_told else answer
 
 
 def report(found: list[Check]) -> Report:
-    """A report of these checks."""
+    """Return a report of these checks."""
     return Report(ok=all(answer.outcome != "wrong" for answer in found), checks=found)
 
 
@@ -189,7 +189,7 @@ def rights(connection: Connection, registry: Registry, purpose: Purpose) -> Iter
 
 
 def lacking(found: Iterable[Lack], purpose: Purpose) -> Iterator[Check]:
-    """A check for each lack of rights; ``purpose`` needs them."""
+    """Yield a check for each lack of rights; ``purpose`` needs them."""
     for lack in found:
         what = f"rights on {lack.kind.lower()}s of {lack.owner}"
         yield check(what, "wrong", f"{lack.role} lacks {lack.rights} for {purpose}", lack.remedy)
@@ -283,5 +283,5 @@ def on_this_host(alive: list[Process], kind: str) -> Check:
 
 
 def is_here(process: Process) -> bool:
-    """Whether a process is on this host."""
+    """Return whether a process is on this host."""
     return process.name.rpartition(":")[0] == socket.gethostname()

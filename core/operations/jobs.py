@@ -37,12 +37,12 @@ class Job(Shape):
 
 
 def listed(registry: Registry, active: Sequence[rows.Pause] | None, now: datetime) -> list[Job]:
-    """Every job; ``active`` are the active pauses, or None if they are not known."""
+    """Return every job; ``active`` are the active pauses, or None if they are not known."""
     return [shape(registry, job, active, now) for job in registry]
 
 
 def shape(registry: Registry, job: declared.Job, active: Sequence[rows.Pause] | None, now: datetime) -> Job:
-    """A job as JSON."""
+    """Return a job as JSON."""
     held = None if active is None else holding(registry, job, active)
     return Job(
         name=job.name,
@@ -65,12 +65,12 @@ def shape(registry: Registry, job: declared.Job, active: Sequence[rows.Pause] | 
 
 
 def holding(registry: Registry, job: declared.Job, active: Sequence[rows.Pause]) -> list[rows.Pause]:
-    """The ``active`` pauses that cover a job; none covers the fast lane."""
+    """Return the ``active`` pauses that cover a job; none covers the fast lane."""
     return rows.of_scopes(active, scopes.of_job(registry, job.name)) if job.ledger else []
 
 
 def next_slots(job: declared.Job, now: datetime) -> list[str]:
-    """The next five slots in the schedule's own zone."""
+    """Return the next five slots in the schedule's own zone."""
     if job.schedule is None:
         return []
     zone = ZoneInfo(job.schedule.timezone or "UTC")

@@ -14,7 +14,7 @@ from core.operations.wording import span
 
 
 def slots(scene: Scene, moment: Moment) -> Iterator[datetime]:
-    """The slots of the key within the given time, by the schedule that was in force then."""
+    """Yield the slots of the key within the given time, by the schedule that was in force then."""
     found = key_history.periods(scene.connection, scene.name, scene.key)
     for start, end in moment.stretches:
         # a period excludes its start and includes its end; we need the opposite
@@ -49,7 +49,7 @@ def paused(scene: Scene, row: Row[Any]) -> str:
 
 
 def in_words(scene: Scene, gap: Row[Any]) -> str:
-    """Why the slots of a gap have no runs."""
+    """Return why the slots of a gap have no runs."""
     reasons = {
         "outage": "no dispatcher was alive or led then, and the misfire policy does not run it",
         "paused": "its key was paused then" if gap.key is not None else "its job was paused then",

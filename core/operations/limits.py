@@ -42,21 +42,21 @@ class Naming:
     declared: Collection[str]
 
     def shape(self, use: Use) -> LimitUse:
-        """A limit and its use."""
+        """Return a limit and its use."""
         declared = use.declared or [each for each in self.declared if may_fill(each, use.name)]
         fields = {field: getattr(use, field) for field in LimitUse.model_fields}
         return LimitUse.model_validate(fields | {"name": limit_name(use.name, declared, self.hidden)})
 
 
 def listed(connection: Connection, most: int) -> list[LimitUse]:
-    """Up to ``most`` limits; those with the most waiting runs come first."""
+    """Return up to ``most`` limits; those with the most waiting runs come first."""
     secrets = {name.lower() for names in releases.secrets(connection).values() for name in names}
     naming = Naming(redaction.redacted() | secrets, limit_use.declared_ever(connection))
     return [naming.shape(use) for use in limit_use.everything(connection, most)]
 
 
 def of_run(connection: Connection, run: history.Run) -> LimitUse | None:
-    """The limit that ``run``, whose secrets are hidden, waits for."""
+    """Return the limit that ``run``, whose secrets are hidden, waits for."""
     use = limit_use.of_run(connection, run.id) if run.state in WAITING and run.reason == "limit" else None
     return (
         LimitUse.model_validate(use, from_attributes=True).model_copy(update={"name": run.waits_for}) if use else None
@@ -64,12 +64,12 @@ def of_run(connection: Connection, run: history.Run) -> LimitUse | None:
 
 
 def size(use: LimitUse) -> str:
-    """The numbers of a limit in a few words."""
+    """Return the numbers of a limit in a few words."""
     return numbers_in_words(use.model_dump()) or "no live process declares it"
 
 
 def numbers_in_words(numbers: Mapping[str, Any]) -> str:
-    """The numbers ``at_once``, ``most`` and ``per_second`` in a few words; empty without any."""
+    """Return the numbers ``at_once``, ``most`` and ``per_second`` in a few words; empty without any."""
     at_once, most, per_second = (numbers.get(name) for name in ("at_once", "most", "per_second"))
     sizes = [f"{at_once} at once"] if at_once is not None else []
     if most is not None and per_second is not None:
@@ -78,5 +78,5 @@ def numbers_in_words(numbers: Mapping[str, Any]) -> str:
 
 
 def in_words(use: LimitUse) -> str:
-    """A limit with its numbers and its use."""
+    """Return a limit with its numbers and its use."""
     return f"{use.name} ({size(use)}; {use.running} at work)"

@@ -83,7 +83,7 @@ def newest(
 
 
 def chosen_filter(connection: Connection, registry: Registry, chosen: Selection) -> Filter:
-    """The filter for a list, which also shows dropped and cancelled runs. Raises the errors of ``newest``."""
+    """Return the filter for a list, which also shows dropped and cancelled runs. Raises the errors of ``newest``."""
     states = (State(chosen.state),) if chosen.state is not None else tuple(State)
     wanted = replace(chosen.filter(connection, registry, states), even_withdrawn=True)
     if wanted.queue is not None and wanted.jobs is None:
@@ -97,7 +97,7 @@ def jobs_of_queue(connection: Connection, registry: Registry, queue: str) -> set
 
 
 def details(connection: Connection, registry: Registry, run_id: int) -> Details:
-    """The run in full. Raises SelectionError if there is no such run."""
+    """Return the run in full. Raises SelectionError if there is no such run."""
     row = history.run(connection, run_id)
     if row is None:
         raise SelectionError(f"run {run_id} does not exist; runs are deleted after ROTA_RETENTION_DAYS")
@@ -120,6 +120,6 @@ def details(connection: Connection, registry: Registry, run_id: int) -> Details:
 
 
 def shown_attempt(hiding: Redactor, run: history.Run, attempt: Row[Any]) -> Attempt:
-    """An attempt at ``run`` without secrets."""
+    """Return an attempt at ``run`` without secrets."""
     texts = {name: hiding.value(run.job, run.args, getattr(attempt, name)) for name in ("error", "traceback", "log")}
     return Attempt.model_validate({**attempt._mapping, **texts})

@@ -41,7 +41,7 @@ class Orphans(Shape):
 
 
 def found(connection: Connection, registry: Registry, *, job: str | None = None, plugin: str | None = None) -> Orphans:
-    """The orphans of a job, of a plugin's present and former jobs, or all. Raises UnknownJob."""
+    """Return the orphans of a job, of a plugin's present and former jobs, or all. Raises UnknownJob."""
     if job is not None:
         refuse_unknown(connection, registry, job)
     jobs = selected(connection, job, plugin)
@@ -51,7 +51,7 @@ def found(connection: Connection, registry: Registry, *, job: str | None = None,
 
 
 def selected(connection: Connection, job: str | None, plugin: str | None) -> Collection[str] | None:
-    """The selected jobs; None for all."""
+    """Return the selected jobs; None for all."""
     if plugin is None:
         return None if job is None else [job]
     of_plugin = jobs_of(connection, plugin)
@@ -65,7 +65,7 @@ def jobs_of(connection: Connection, plugin: str) -> set[str]:
 
 
 def adoptable(connection: Connection, registry: Registry, *, job: str | None, plugin: str | None) -> list[Job]:
-    """The job, or the jobs of a plugin, if this process and a live process have them.
+    """Return the job, or the jobs of a plugin, if this process and a live process have them.
 
     Raises UnknownJob, PluginError or SelectionError.
     """
@@ -75,7 +75,7 @@ def adoptable(connection: Connection, registry: Registry, *, job: str | None, pl
 
 
 def jobs_of_loaded(registry: Registry, plugin: str) -> list[Job]:
-    """The jobs of a plugin that this process has loaded. Raises PluginError."""
+    """Return the jobs of a plugin that this process has loaded. Raises PluginError."""
     loaded = {found.name: found for found in registry.plugins if found.state == "loaded"}
     if plugin not in loaded:
         raise PluginError(f"plugin {plugin!r} is not loaded here{suggestion(plugin, loaded)}; see `rota plugins`")
@@ -92,7 +92,7 @@ def refuse_unknown_to_the_fleet(connection: Connection, jobs: list[Job]) -> None
 
 
 def counts(connection: Connection, jobs: Collection[Job]) -> list[Count]:
-    """The numbers of orphans of ``jobs``."""
+    """Return the numbers of orphans of ``jobs``."""
     return [Count.model_validate(count) for count in orphans.counts(connection, [job.name for job in jobs])]
 
 

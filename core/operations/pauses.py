@@ -34,12 +34,12 @@ class Begun:
 
 
 def active(connection: Connection) -> list[Pause]:
-    """The active pauses, oldest first."""
+    """Return the active pauses, oldest first."""
     return [Pause.model_validate(pause) for pause in pauses.active(connection)]
 
 
 def of_job(connection: Connection, registry: Registry, job: str) -> list[pauses.Pause]:
-    """The active pauses that cover ``job``."""
+    """Return the active pauses that cover ``job``."""
     return pauses.of_scopes(pauses.active(connection), scopes.of_job(registry, job))
 
 
@@ -74,7 +74,7 @@ def begin(
 
 
 def end_of(now: datetime, lasting: timedelta | None, until: str | None) -> datetime | None:
-    """The end of the pause; None if it has no end. Raises BadTime."""
+    """Return the end of the pause; None if it has no end. Raises BadTime."""
     if until is not None:
         return times.future(until, now, "until")
     try:
@@ -107,7 +107,7 @@ def end(connection: Connection, registry: Registry, scope: str, actor: Actor) ->
 
 
 def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str:
-    """The message for a ``scope`` that is not paused; it names the scopes that are."""
+    """Return the message for a ``scope`` that is not paused; it names the scopes that are."""
     for wider in holding(registry, scope, found):
         how = scopes.as_option(wider.scope)
         return f"{scope} is not paused itself, but by the pause of {wider.scope}: `rota resume {how}` ends it"
@@ -117,7 +117,7 @@ def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str
 
 
 def holding(registry: Registry, scope: str, found: list[pauses.Pause]) -> list[pauses.Pause]:
-    """The pauses that cover the job named by ``scope``; for another scope, the pause of everything."""
+    """Return the pauses that cover the job named by ``scope``; for another scope, the pause of everything."""
     job = scope.removeprefix("job:")
     wider = registry.scopes.get(job, (EVERYTHING,)) if scope.startswith("job:") else (EVERYTHING,)
     return [pause for pause in pauses.of_scopes(found, wider) if pause.scope != scope]

@@ -19,12 +19,12 @@ class Plugin(Shape):
 
 
 def listed(registry: Registry) -> list[Plugin]:
-    """Every installed plugin, loaded, disabled or broken."""
+    """Return every installed plugin, loaded, disabled or broken."""
     return [shape(plugin) for plugin in registry.plugins]
 
 
 def shape(plugin: loaded.Plugin) -> Plugin:
-    """A plugin as JSON."""
+    """Return a plugin as JSON."""
     return Plugin(
         name=plugin.name,
         distribution=plugin.distribution,

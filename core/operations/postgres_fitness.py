@@ -46,7 +46,7 @@ HOPELESS = (
 
 
 def fitness(connection: Connection, engine: Engine) -> Iterator[Check]:
-    """All checks of PostgreSQL."""
+    """Yield all checks of PostgreSQL."""
     yield encoding(connection)
     yield writes(connection)
     yield from isolation(connection)
@@ -75,7 +75,7 @@ def writes(connection: Connection) -> Check:
 
 
 def read_write(source: str) -> str:
-    """The advice for default_transaction_read_only; it depends on the source of the setting."""
+    """Return the advice for default_transaction_read_only; it depends on the source of the setting."""
     statements = {
         "database": "ALTER DATABASE … RESET default_transaction_read_only",
         "user": "ALTER ROLE … RESET default_transaction_read_only",
@@ -126,14 +126,14 @@ def pooling(connection: Connection, engine: Engine) -> Check:
 
 
 def backend(connection: Connection) -> object:
-    """The server process of one transaction."""
+    """Return the server process of one transaction."""
     found = connection.execute(BACKEND).one()
     connection.commit()
     return found
 
 
 def hopeless(error: BaseException) -> Check | None:
-    """A check with advice, if waiting does not solve the connection error; None for other errors."""
+    """Return a check with advice, if waiting does not solve the connection error; None for other errors."""
     said = database.brief(error)
     for pattern, advice in HOPELESS:
         if pattern.search(said):
@@ -142,7 +142,7 @@ def hopeless(error: BaseException) -> Check | None:
 
 
 def statement_pooling(error: BaseException, url: str) -> Check | None:
-    """A check with advice, if connections were closed by a pooler in statement mode; None otherwise.
+    """Return a check with advice, if connections were closed by a pooler in statement mode; None otherwise.
 
     Such a pooler answers a statement outside of a transaction, and closes the connection at a BEGIN. The driver does
     not show the pooler's reason.
@@ -165,7 +165,7 @@ def statement_pooling(error: BaseException, url: str) -> Check | None:
 
 
 def never(connection: Connection, engine: Engine) -> Iterator[Check]:
-    """The checks that keep a process from starting if they are wrong, since waiting does not help."""
+    """Yield the checks that keep a process from starting if they are wrong, since waiting does not help."""
     yield encoding(connection)
     yield from never_writes(connection, engine.url)
     yield pooling(connection, engine)

@@ -30,7 +30,7 @@ class Redactor:
     everywhere: frozenset[str]
 
     def names(self, job: str) -> frozenset[str]:
-        """The names whose values are hidden in runs of ``job``, in lower case."""
+        """Return the names whose values are hidden in runs of ``job``, in lower case."""
         return self.everywhere | {name.lower() for name in self.names_of.get(job, ())}
 
     def arguments(self, job: str, args: Mapping[str, Any]) -> Any:
@@ -40,12 +40,12 @@ class Redactor:
         return redaction.named(args, self.names(job))
 
     def value(self, job: str, args: Mapping[str, Any], value: Any) -> Any:
-        """A result, progress or text of a run of ``job`` with ``args``, without secrets."""
+        """Return a result, progress or text of a run of ``job`` with ``args``, without secrets."""
         names = self.names(job)
         return redaction.hide_within(redaction.named(value, names), redaction.texts(args, names))
 
     def run(self, run: history.Run) -> history.Run:
-        """A row of the ledger without secrets."""
+        """Return a row of the ledger without secrets."""
         if run.job in self.known and not self.names(run.job):
             return run
         shown = {name: self.value(run.job, run.args, getattr(run, name)) for name in SHOWN}
@@ -55,7 +55,7 @@ class Redactor:
         return hidden  # type: ignore[no-any-return]  # it has the attributes of the row
 
     def limits(self, run: history.Run) -> dict[str, Any]:
-        """The names of a run's limits without secrets; as they are declared, if the job is unknown here."""
+        """Return the names of a run's limits without secrets; as they are declared, if the job is unknown here."""
         each = zip(run.limits, run.limits_declared, strict=True)
         known, hidden = run.job in self.known, self.names(run.job)
         shown = {name: limit_name(name, [declared], hidden) if known else declared for name, declared in each}
@@ -76,7 +76,7 @@ def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> st
 
 
 def redactor(connection: Connection, registry: Registry) -> Redactor:
-    """A redactor for what this process shows."""
+    """Return a redactor for what this process shows."""
     names_of = releases.secrets(connection)
     for job in registry:
         if declared := secret_names(job):

@@ -41,7 +41,7 @@ def carrier(configured: Settings, advice: str) -> Check:
 
 
 def response_advice(message: str) -> str:
-    """The advice for an error reply of Redis."""
+    """Return the advice for an error reply of Redis."""
     if "maxmemory" in message:
         return "Redis is full: raise maxmemory; its maxmemory-policy should be noeviction"
     if "MISCONF" in message:
@@ -50,7 +50,7 @@ def response_advice(message: str) -> str:
 
 
 def redis_version(client: redis.Redis) -> str:
-    """The version of Redis, or "unknown" if the user may not ask for it."""
+    """Return the version of Redis, or "unknown" if the user may not ask for it."""
     with suppress(redis.RedisError):
         return str(client.info("server")["redis_version"])
     return "unknown"
@@ -82,7 +82,7 @@ def belongs(owner: str | None, ledger: str) -> Check:
 
 
 def connected(url: str) -> redis.Redis:
-    """A client that makes one attempt, and fails within seconds."""
+    """Return a client that makes one attempt, and fails within seconds."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=TIMEOUT_SECONDS,

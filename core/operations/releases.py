@@ -51,7 +51,7 @@ def compare(connection: Connection, registry: Registry) -> Difference:
 
 
 def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The fields that differ, each with its old and its new value; a new job has no old values.
+    """Return the fields that differ, each with its old and its new value; a new job has no old values.
 
     Each argument is a field, ``argument NAME``, and each limit is one, ``limit NAME``. Fields that one of the two
     versions of Rota does not record are left out.
@@ -65,13 +65,13 @@ def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[s
 
 
 def changed_limits(before: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The limits that differ, in words; None where a release has no limit of that name."""
+    """Return the limits that differ, in words; None where a release has no limit of that name."""
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
     return {f"limit {name}": [size_in_words(before.get(name)), size_in_words(here.get(name))] for name in names}
 
 
 def size_in_words(numbers: Mapping[str, float] | None) -> str | None:
-    """The numbers of a limit, such as ``10 at once`` or ``100 per 60 s``."""
+    """Return the numbers of a limit, such as ``10 at once`` or ``100 per 60 s``."""
     if numbers is None:
         return None
     if "at_once" in numbers:
@@ -80,7 +80,7 @@ def size_in_words(numbers: Mapping[str, float] | None) -> str | None:
 
 
 def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The arguments that differ, in words; None where a release has no argument of that name."""
+    """Return the arguments that differ, in words; None where a release has no argument of that name."""
     if before is None:
         return {}
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
@@ -94,7 +94,7 @@ def told_apart(before: Mapping[str, str] | None, here: Mapping[str, str] | None)
 
 
 def in_words(declared: Mapping[str, str] | None) -> str | None:
-    """An argument as its function declares it, such as ``str = 'uk'``."""
+    """Return an argument as its function declares it, such as ``str = 'uk'``."""
     if declared is None:
         return None
     return f"{declared['type']} = {declared['default']}" if "default" in declared else declared["type"]
@@ -110,7 +110,7 @@ def misfits(connection: Connection, registry: Registry) -> dict[str, int]:
 
 
 def left_behind(connection: Connection, here: Release) -> dict[str, dict[str, int]]:
-    """The number of waiting or dead runs, by state, of each job that is missing here."""
+    """Return the number of waiting or dead runs, by state, of each job that is missing here."""
     gone = [job for job in history.jobs_seen(connection) if job not in here.jobs]
     counted = {job: orphans.waiting(connection, job) for job in gone}
     return {job: states for job, states in counted.items() if states}

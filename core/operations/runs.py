@@ -47,13 +47,13 @@ class Run(Shape):
 
 
 def shapes(connection: Connection, runs: Sequence[history.Run]) -> list[Run]:
-    """Rows of the ledger as JSON, with the cancellations of those that are running."""
+    """Return rows of the ledger as JSON, with the cancellations of those that are running."""
     marks = cancels.marks(connection, [run.id for run in runs if run.state == State.RUNNING])
     return [shape(run, marks.get(run.id)) for run in runs]
 
 
 def shape(run: history.Run, mark: Mark | None = None) -> Run:
-    """A row of the ledger as JSON; ``Redactor.run`` has hidden its secrets."""
+    """Return a row of the ledger as JSON; ``Redactor.run`` has hidden its secrets."""
     shaped = Run.model_validate(run)
     if mark is None:
         return shaped
@@ -78,14 +78,14 @@ def refuse_unknown(connection: Connection, registry: Registry, job: str) -> None
 
 
 def waits_for(registry: Registry, run: Run, active: Collection[Pause]) -> list[str]:
-    """The ``active`` pauses whose end a run waits for, in words."""
+    """Return the ``active`` pauses whose end a run waits for, in words."""
     if run.state not in WAITING:
         return []
     return [in_words(pause) for pause in pauses.of_scopes(active, scopes.of_job(registry, run.job))]
 
 
 def outcome(run: Run) -> str:
-    """The most important fact about a run, in a few words."""
+    """Return the most important fact about a run, in a few words."""
     if run.state == State.SUCCEEDED:
         return brief(run.result)
     if run.state == State.RUNNING and run.cancelled is not None:

@@ -64,7 +64,7 @@ class Wanted:
 
 
 def found(connection: Connection, registry: Registry, wanted: Wanted) -> list[Schedule]:
-    """The schedules that are wanted, by job and key. Raises UnknownJob."""
+    """Return the schedules that are wanted, by job and key. Raises UnknownJob."""
     if wanted.job is not None and wanted.job not in key_listing.jobs(connection):
         refuse_unknown(connection, registry, wanted.job)
     gone = orphaned(connection, registry)
@@ -82,13 +82,13 @@ def found(connection: Connection, registry: Registry, wanted: Wanted) -> list[Sc
 
 
 def orphaned(connection: Connection, registry: Registry) -> set[str]:
-    """The jobs that have schedules and that no live process has, nor this one."""
+    """Return the jobs that have schedules and that no live process has, nor this one."""
     fleet = releases.fleet(connection)
     return {job for job in key_listing.jobs(connection) if job not in registry and not fleet.knows(job)}
 
 
 def shape(row: Row[Any], *, is_orphaned: bool) -> Schedule:
-    """A schedule, as it is told."""
+    """Return a schedule, as it is told."""
     known = key_schedules.scheduled(row)
     told = {name: getattr(known, name) for name in Schedule.model_fields if hasattr(known, name)}
     next_at = None if is_orphaned else known.next_at
@@ -143,7 +143,7 @@ def resume(engine: Engine, job: str, key: str, actor: Actor) -> None:
 
 
 def cleanable(connection: Connection, registry: Registry, job: str | None) -> Mapping[str, int]:
-    """The number of schedules of each job that no process has any more; only of ``job`` if given.
+    """Return the number of schedules of each job that no process has any more; only of ``job`` if given.
 
     Raises ScheduleError if a process has the job, or may have it.
     """
@@ -165,5 +165,5 @@ def clean(engine: Engine, registry: Registry, jobs: Collection[str], actor: Acto
 
 
 def no_schedule(job: str, key: str) -> ScheduleError:
-    """The error that a key has no schedule."""
+    """Return the error that a key has no schedule."""
     return ScheduleError(f"job {job!r} has no schedule for the key {key!r}; see `rota schedules --job {job}`")

@@ -10,12 +10,12 @@ from core.ledger import releases
 
 
 def of_job(registry: Registry, job: str) -> Collection[str]:
-    """The scopes of the pauses that would pause ``job``. If the job is not loaded, only some are known."""
+    """Return the scopes of the pauses that would pause ``job``. If the job is not loaded, only some are known."""
     return registry.scopes.get(job, (EVERYTHING, f"job:{job}"))
 
 
 def as_option(scope: str) -> str:
-    """The option of the command line that names ``scope``."""
+    """Return the option of the command line that names ``scope``."""
     kind, _, name = scope.partition(":")
     return {"job": name, EVERYTHING: "--everything"}.get(kind, f"--{kind} {name}")
 
@@ -31,5 +31,5 @@ def refuse_unknown(connection: Connection, registry: Registry, scope: str) -> No
 
 
 def on_fast_lane(registry: Registry, scope: str) -> list[str]:
-    """The jobs of ``scope`` that cannot be paused, since they are on the fast lane."""
+    """Return the jobs of ``scope`` that cannot be paused, since they are on the fast lane."""
     return [job.name for job in registry if not job.ledger and scope in registry.scopes[job.name]]

@@ -50,7 +50,7 @@ class Selection:
         return bool(self.ids) != bool(self.criteria) and not (self.ids and self.limit is not None)
 
     def runs(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Sequence[Row[Any]]:
-        """The id, job, state and reason of each selected run in one of ``states``.
+        """Return the id, job, state and reason of each selected run in one of ``states``.
 
         Raises SelectionError if an id has no such run, or if no run is selected; UnknownJob, PluginError or BadTime for
         an invalid condition.
@@ -101,7 +101,7 @@ def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequen
 
 
 def advice(run: Row[Any]) -> str:
-    """The advice for a run that is in another state."""
+    """Return the advice for a run that is in another state."""
     return {
         State.ORPHANED: f" (`rota orphans adopt {run.job}` adopts it)",
         State.QUEUED: " (it waits for a worker: see `rota why`)",
@@ -112,7 +112,7 @@ def advice(run: Row[Any]) -> str:
 
 
 def jobs_of(connection: Connection, registry: Registry, job: str | None, plugin: str | None) -> set[str] | None:
-    """The jobs that the options name; None for all. Raises PluginError."""
+    """Return the jobs that the options name; None for all. Raises PluginError."""
     if plugin is None:
         return None if job is None else {job}
     seen = {*history.jobs_seen(connection), *registry.jobs}

@@ -24,7 +24,7 @@ CAME_DUE = {
 
 
 def unrecorded(connection: Connection, job: Job, scopes: Collection[str], found: Standing, now: datetime) -> int:
-    """How many due slots are not in the ledger, for example because the whole fleet is down."""
+    """Return how many due slots are not in the ledger, for example because the whole fleet is down."""
     if job.schedule is None or found.spec != str(job.schedule):  # no dispatcher has seen this schedule
         return 0
     since = max(found.accounted_until, found.recorded_until or found.accounted_until)
@@ -51,7 +51,7 @@ def in_words(found: Standing, unrecorded: int, job: Job) -> str:
 
 
 def since(found: Standing, job: Job) -> str:
-    """The time of the last success, in the job's time zone."""
+    """Return the time of the last success, in the job's time zone."""
     if found.succeeded_slot is None:
         return "on record"
     zone = ZoneInfo((job.schedule.timezone if job.schedule else None) or "UTC")

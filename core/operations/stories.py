@@ -45,16 +45,16 @@ class Scene:
     scopes: Collection[str] = ()
 
     def at(self, instant: datetime) -> str:
-        """An instant in the job's time zone."""
+        """Return an instant in the job's time zone."""
         return f"{instant.astimezone(self.zone):%Y-%m-%d %H:%M:%S %Z}"
 
     def pauses_at(self, instant: datetime) -> list[Pause]:
-        """The pauses that covered the job at an instant."""
+        """Return the pauses that covered the job at an instant."""
         found = pauses.of_scopes(pauses.not_over_at(self.connection, instant), self.scopes)
         return [pause for pause in found if pause.covers(instant)]
 
     def ago(self, instant: datetime) -> str:
-        """How long ago an instant was, or how long until it comes."""
+        """Return how long ago an instant was, or how long until it comes."""
         return f"{span(self.now - instant)} ago" if instant <= self.now else f"in {span(instant - self.now)}"
 
 
@@ -315,7 +315,7 @@ def retried(scene: Scene, run: Run) -> list[str]:
 
 
 def alarms(scene: Scene) -> list[str]:
-    """The reasons why the job cannot run now."""
+    """Return the reasons why the job cannot run now."""
     if paused := scene.pauses_at(scene.now):
         return [f"Its job is {in_words(pause, scene.at)}. It waits for the end of that pause." for pause in paused]
     if not any(process.kind == "worker" for process in scene.alive):

@@ -10,7 +10,7 @@ from core.operations.checks import Check, check
 
 
 def missing(connection: Connection, registry: Registry) -> Iterator[Check]:
-    """A check for each job whose subject can never be looked up."""
+    """Yield a check for each job whose subject can never be looked up."""
     named = {job.name: job.subject.table for job in registry if job.subject is not None}
     found = subjects.tables(connection, set(named.values())) if named else {}
     for job, table in named.items():

@@ -28,7 +28,7 @@ class Tables(Shape):
 
 
 def status(engine: Engine, registry: Registry) -> list[Tables]:
-    """The revision of each plugin's tables."""
+    """Return the revision of each plugin's tables."""
     return [Tables.model_validate(history) for history in upgrade.status(engine, registry)]
 
 

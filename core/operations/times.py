@@ -51,7 +51,7 @@ def read(text: str, zone: ZoneInfo, now: datetime) -> Moment:
 
 
 def newest(of_day: time, zone: ZoneInfo, now: datetime, width: timedelta) -> Moment:
-    """The newest occurrence of a time of day that has begun."""
+    """Return the newest occurrence of a time of day that has begun."""
     today = now.astimezone(zone).date()
     for days in range(3):
         moment = on_the_wall(datetime.combine(today - timedelta(days=days), of_day), zone, width)
@@ -61,7 +61,7 @@ def newest(of_day: time, zone: ZoneInfo, now: datetime, width: timedelta) -> Mom
 
 
 def on_the_wall(wall: datetime, zone: ZoneInfo, width: timedelta) -> Moment:
-    """The periods of a naive time in ``zone``."""
+    """Return the periods of a naive time in ``zone``."""
     first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     if first == second:
         return Moment(((first, first + width),))
@@ -110,7 +110,7 @@ def future(text: str, now: datetime, option: str) -> datetime:
 
 
 def _readings(text: str, now: datetime, *, until: datetime | None = None) -> list[datetime]:
-    """The possible meanings of ``text`` on this machine's clock around ``now``, not after ``until``."""
+    """Return the possible meanings of ``text`` on this machine's clock around ``now``, not after ``until``."""
     walls = [datetime.fromisoformat(text)] if not TIME_OF_DAY.fullmatch(text) else []
     if not walls:
         of_day, today = time.fromisoformat(text.zfill(8 if text.count(":") == 2 else 5)), now.astimezone().date()

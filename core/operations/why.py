@@ -80,7 +80,7 @@ def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: s
 
 
 def zone_of(registry: Registry, job: str) -> ZoneInfo:
-    """The time zone of ``job``'s schedule."""
+    """Return the time zone of ``job``'s schedule."""
     found = registry.jobs.get(job)
     return ZoneInfo((found.schedule.timezone if found and found.schedule else None) or "UTC")
 
@@ -137,7 +137,7 @@ def tell_slots(scene: Scene, moment: Moment, answer: Answer) -> None:
 
 
 def scheduled(scene: Scene, moment: Moment) -> Iterator[datetime]:
-    """The slots of the present schedule within the given time."""
+    """Yield the slots of the present schedule within the given time."""
     if scene.job is None or scene.job.schedule is None:
         return
     for start, end in moment.stretches:
@@ -186,7 +186,7 @@ def nothing_due(scene: Scene, moment: Moment) -> list[str]:
 
 
 def state_of(scene: Scene, slot: datetime) -> str:
-    """The state of a slot, in brackets."""
+    """Return the state of a slot, in brackets."""
     found = history.of_slots(scene.connection, scene.name, scene.key, slot, slot + timedelta.resolution)
     if found:
         return f" ({found[0].state})"

@@ -6,17 +6,17 @@ from typing import Any
 
 
 def local(instant: datetime | None, *, missing: str = "") -> str:
-    """An instant on this machine's clock, to the second."""
+    """Return an instant on this machine's clock, to the second."""
     return f"{instant.astimezone():%Y-%m-%d %H:%M:%S}" if instant else missing
 
 
 def local_zone(now: datetime) -> str:
-    """The name of this machine's time zone."""
+    """Return the name of this machine's time zone."""
     return now.astimezone().strftime("%Z")
 
 
 def span(duration: timedelta) -> str:
-    """A span as text: ``12 ms``, ``1.25 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
+    """Return a span as text: ``12 ms``, ``1.25 s``, ``42 s``, ``5 min``, ``3 h 20 min``, ``2 days 4 h``."""
     seconds = abs(duration.total_seconds())
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -35,12 +35,12 @@ def span(duration: timedelta) -> str:
 
 
 def either(names: Sequence[str]) -> str:
-    """The names as alternatives: ``queued, retrying or running``."""
+    """Return the names as alternatives: ``queued, retrying or running``."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def brief(value: Any, *, longest: int = 120) -> str:
-    """A result or progress in a few words."""
+    """Return a result or progress in a few words."""
     if value is None:
         return ""
     words = ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)

@@ -63,7 +63,7 @@ class Workers(Shape):
 
 
 def listed(connection: Connection, registry: Registry) -> Workers:
-    """The live processes in the order of their start, and those that left in the last 24 hours, newest first."""
+    """Return the live processes in the order of their start, and those that left in the last 24 hours, newest first."""
     alive, hiding = history.alive(connection), redactor(connection, registry)
     at_work = [
         (row.process_id, shown(hiding, row)) for row in history.at_work(connection, [process.id for process in alive])
@@ -80,5 +80,5 @@ def listed(connection: Connection, registry: Registry) -> Workers:
 
 
 def shown(hiding: Redactor, row: Row[Any]) -> AtWork:
-    """A run of a live process, without secrets."""
+    """Return a run of a live process, without secrets."""
     return AtWork.model_validate({**row._mapping, "progress": hiding.value(row.job, row.args, row.progress)})

@@ -47,7 +47,7 @@ def refuse_namesakes(point: EntryPoint, points: Iterable[EntryPoint]) -> None:
 
 
 def package(point: EntryPoint) -> str:
-    """The distribution of an entry point; without one, the object that the entry point names."""
+    """Return the distribution of an entry point; without one, the object that the entry point names."""
     return point.dist.name if point.dist is not None else point.value
 
 
@@ -63,7 +63,7 @@ def refuse_newer(distribution: Distribution) -> None:
 
 
 def requirements(distribution: Distribution) -> Iterable[Requirement]:
-    """The package's requirements on Rota's version."""
+    """Return the package's requirements on Rota's version."""
     for line in distribution.requires or ():
         try:
             requirement = Requirement(line)

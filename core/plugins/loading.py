@@ -88,7 +88,7 @@ def warn_of_missing(disabled: Collection[str], installed: Collection[str]) -> No
 
 
 def left_out(point: EntryPoint) -> Plugin:
-    """A plugin that is installed but disabled; its modules are not imported."""
+    """Return a plugin that is installed but disabled; its modules are not imported."""
     return shipped(Plugin(point.name, "", "", is_disabled=True), point)
 
 
@@ -106,7 +106,7 @@ def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[E
 
 
 def imported(point: EntryPoint) -> Any:
-    """The object that an entry point names. Raises any error of its import."""
+    """Return the object that an entry point names. Raises any error of its import."""
     try:
         return point.load()
     except AttributeError as error:
@@ -131,7 +131,7 @@ def instantiate(loaded: Any) -> Any:
 
 
 def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
-    """The jobs, migrations, settings and others that ``plugin``'s hooks return. Raises if one is invalid."""
+    """Return the jobs, migrations, settings and others that ``plugin``'s hooks return. Raises if one is invalid."""
     refuse_misspelt_hooks(plugin)
     manager.register(plugin, name=name)
     jobs = [job for jobs in answers(manager, "register_jobs", plugin) for job in checked(jobs)]
@@ -187,7 +187,7 @@ def refuse_misspelt_hooks(plugin: Any) -> None:
 
 
 def hooks() -> list[str]:
-    """The names of all hooks."""
+    """Return the names of all hooks."""
     return [name for name, value in vars(hookspecs).items() if hasattr(value, f"{NAMESPACE}_spec")]
 
 

@@ -21,7 +21,7 @@ class Unread:
 
 
 def variables(environ: Mapping[str, str], registry: Registry) -> Iterator[Unread]:
-    """The variables in ``environ`` with our prefix that neither the core nor a plugin reads.
+    """Yield the variables in ``environ`` with our prefix that neither the core nor a plugin reads.
 
     Variables with the prefix of a disabled or broken plugin are left out, since its settings are unknown.
     """
@@ -34,11 +34,11 @@ def variables(environ: Mapping[str, str], registry: Registry) -> Iterator[Unread
 
 
 def owner(variable: str, registry: Registry) -> Plugin | None:
-    """The plugin whose prefix ``variable`` has; of two such plugins, the one with the longer name."""
+    """Return the plugin whose prefix ``variable`` has; of two such plugins, the one with the longer name."""
     named = (plugin for plugin in registry.plugins if variable.startswith(plugin_prefix(plugin.name)))
     return max(named, key=lambda plugin: len(plugin.name), default=None)
 
 
 def read_by(plugin: Plugin) -> set[str]:
-    """The variables that a plugin reads."""
+    """Return the variables that a plugin reads."""
     return set(plugin.settings.variables()) if plugin.settings else set()

@@ -25,7 +25,7 @@ class Firing:
         self._schedules: list[tuple[Job, PeriodicSchedule]] = []
 
     def add(self, job: Job) -> PeriodicSchedule:
-        """The schedule of ``job``, for periodiq."""
+        """Return the schedule of ``job``, for periodiq."""
         assert job.schedule is not None
         schedule = PeriodicSchedule(job.schedule, on_first_question=self._on_first_question)
         self._schedules.append((job, schedule))

@@ -25,12 +25,12 @@ REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
 
 
 def is_late(due: list[datetime], now: datetime) -> bool:
-    """Whether the misfire policy must decide about any of the slots ``due``, which are in order."""
+    """Return whether the misfire policy must decide about any of the slots ``due``, which are in order."""
     return bool(due) and plan.is_late(due[0], now)
 
 
 def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Pause] = ()) -> list[SlotRow]:
-    """The row to record for each of the slots ``due``; ``paused`` are the job's pauses in that time."""
+    """Return the row to record for each of the slots ``due``; ``paused`` are the job's pauses in that time."""
     if not is_late(due, now):
         return [SlotRow(slot) for slot in due]
     oldest = oldest_kept(job, due[0], now, paused)
@@ -38,7 +38,7 @@ def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Paus
 
 
 def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause]) -> datetime:
-    """The oldest slot, not before ``first``, that may still run by the job's policy and cap."""
+    """Return the oldest slot, not before ``first``, that may still run by the job's policy and cap."""
     most = job.misfire_cap if job.misfire == "all" else 1
     served = takewhile(lambda slot: slot >= first, newest_first(job, now - HEAD_START, paused))
     kept = list(islice(takewhile(lambda slot: plan.is_in_grace(job, slot, now), served), most))
@@ -46,7 +46,7 @@ def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause
 
 
 def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator[datetime]:
-    """The slots of a job up to ``until``, newest first, without those that came due in a pause."""
+    """Yield the slots of a job up to ``until``, newest first, without those that came due in a pause."""
     assert job.schedule is not None
     slot = job.schedule.latest_at(until)
     while True:
@@ -57,12 +57,12 @@ def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator
 
 
 def pause_at(slot: datetime, paused: Iterable[Pause]) -> Pause | None:
-    """The pause in which a slot came due; None if it came due in no pause."""
+    """Return the pause in which a slot came due; None if it came due in no pause."""
     return next((pause for pause in paused if pause.covers(slot)), None)
 
 
 def verdict(job: Job, slot: datetime, now: datetime, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
-    """The row of a slot: skipped if it was paused, queued if it is in time or ``is_kept``, otherwise missed."""
+    """Return the row of a slot: skipped if it was paused, queued if it is in time or ``is_kept``, otherwise missed."""
     if pause_at(slot, paused):
         return SlotRow(slot, State.SKIPPED, "paused")
     if not plan.is_late(slot, now):

@@ -41,7 +41,7 @@ class PeriodicSchedule:
         return str(self._schedule)
 
     def validate(self, _now: datetime) -> bool:
-        """Whether a slot has come due since the last call; False at the first call."""
+        """Return whether a slot has come due since the last call; False at the first call."""
         now = self._clock()
         if self._asked_at is None:
             self._asked_at = now
@@ -61,7 +61,7 @@ class PeriodicSchedule:
         return due
 
     def next_valid_date(self, _now: datetime) -> datetime:
-        """The time at which periodiq must call ``validate`` again."""
+        """Return the time at which periodiq must call ``validate`` again."""
         now = self._clock()
         asked_at = self._asked_at or now
         if self._next is None or self._next <= asked_at:

@@ -24,22 +24,22 @@ class Window:
 
 
 def late_until(now: datetime) -> datetime:
-    """The newest time at which a slot that is not started at ``now`` is late."""
+    """Return the newest time at which a slot that is not started at ``now`` is late."""
     return now - TOLERANCE
 
 
 def is_late(slot: datetime, now: datetime) -> bool:
-    """Whether the misfire policy must decide about a slot."""
+    """Return whether the misfire policy must decide about a slot."""
     return now - slot > TOLERANCE
 
 
 def is_in_grace(job: Job, slot: datetime, now: datetime) -> bool:
-    """Whether a slot may still run by the grace of its job."""
+    """Return whether a slot may still run by the grace of its job."""
     return now - slot <= job.misfire_grace
 
 
 def windows(after: datetime, until: datetime, paused: Iterable[Pause]) -> list[Window]:
-    """The parts of a stretch of time: within pauses, and between them.
+    """Return the parts of a stretch of time: within pauses, and between them.
 
     A pause that has not ended by ``until`` is left out with all that comes after its start: it is accounted for at its
     end, at once.
@@ -58,7 +58,7 @@ def windows(after: datetime, until: datetime, paused: Iterable[Pause]) -> list[W
 
 
 def merged(paused: Iterable[Pause]) -> Sequence[tuple[datetime, datetime | None]]:
-    """The times that pauses cover, in order, without overlaps; the last may have no end."""
+    """Return the times that pauses cover, in order, without overlaps; the last may have no end."""
     found: list[tuple[datetime, datetime | None]] = []
     for pause in sorted(paused, key=lambda pause: pause.paused_at):
         if found and (found[-1][1] is None or pause.paused_at <= found[-1][1]):

@@ -92,7 +92,7 @@ def patiently(engine: Engine, change: Callable[[Connection], T], what: str, say:
 
 
 def is_locked_out(error: BaseException | None) -> bool:
-    """Whether an error, or its cause, is a lock time-out."""
+    """Return whether an error, or its cause, is a lock time-out."""
     while error is not None:
         if isinstance(getattr(error, "orig", None), LockNotAvailable | DeadlockDetected):
             return True
@@ -124,7 +124,7 @@ class Watch:
             thread.join()
 
     def verdict(self) -> str:
-        """The message with the last known holders, and what to do."""
+        """Return the message with the last known holders, and what to do."""
         who = ", ".join(map(str, self._last)) or "a session that has ended since"
         pids = [each.pid for each in self._last if each.pid]
         end = f", or end it with SELECT pg_terminate_backend({pids[0]})" if pids else ""

@@ -98,12 +98,12 @@ def refuse_loaded(connection: Connection, registry: Registry, name: str) -> None
 
 
 def migrated(tables: Iterable[str]) -> set[str]:
-    """The plugins that have a version table among ``tables``."""
+    """Return the plugins that have a version table among ``tables``."""
     return {table.removeprefix(VERSION_TABLE) for table in tables if table.startswith(VERSION_TABLE)}
 
 
 def importable(name: str) -> Plugin | None:
-    """The plugin, if it is installed and can be imported with its migrations, even if it is disabled."""
+    """Return the plugin, if it is installed and can be imported with its migrations, even if it is disabled."""
     points = [point for point in entry_points(group=loading.GROUP) if point.name == name]
     manager = pluggy.PluginManager(hookspecs.NAMESPACE)
     manager.add_hookspecs(hookspecs)

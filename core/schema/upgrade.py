@@ -42,24 +42,24 @@ class History:
 
 
 def version_table(plugin: Plugin) -> str:
-    """The name of the table that has a plugin's revision."""
+    """Return the name of the table that has a plugin's revision."""
     return f"rota_migrations_{plugin.name}"
 
 
 def scripts(plugin: Plugin) -> ScriptDirectory:
-    """A plugin's revisions. They need no ``env.py``."""
+    """Return a plugin's revisions. They need no ``env.py``."""
     folder = str(plugin.migrations)
     return ScriptDirectory(folder, version_locations=[folder])
 
 
 def migrated_plugins(registry: Registry) -> list[Plugin]:
-    """The plugins that have tables, the core first, since other plugins may refer to its tables."""
+    """Return the plugins that have tables, the core first, since other plugins may refer to its tables."""
     having = [plugin for plugin in registry.plugins if plugin.migrations and plugin.state == "loaded"]
     return sorted(having, key=lambda plugin: (plugin.name != "core", plugin.name))
 
 
 def status(engine: Engine, registry: Registry) -> list[History]:
-    """The revision of each plugin's tables. Raises HiddenLedger if the role cannot see them."""
+    """Return the revision of each plugin's tables. Raises HiddenLedger if the role cannot see them."""
     with engine.connect() as connection:
         found = [history(connection, plugin) for plugin in migrated_plugins(registry)]
         if any(each.current is None for each in found):
@@ -68,7 +68,7 @@ def status(engine: Engine, registry: Registry) -> list[History]:
 
 
 def history(connection: Connection, plugin: Plugin) -> History:
-    """The revision of one plugin's tables."""
+    """Return the revision of one plugin's tables."""
     context = MigrationContext.configure(connection, opts={"version_table": version_table(plugin)})
     return History(plugin.name, context.get_current_revision(), scripts(plugin).get_current_head())
 

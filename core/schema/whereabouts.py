@@ -26,7 +26,7 @@ class Hidden:
 
 
 def hidden(connection: Connection) -> Hidden | None:
-    """The ledger that the role of ``connection`` cannot see; None if it sees it, or if there is none."""
+    """Return the ledger that the role of ``connection`` cannot see; None if it sees it, or if there is none."""
     row = connection.execute(HIDDEN).one_or_none()
     if row is None:
         return None

@@ -73,7 +73,7 @@ def tell_group(ward: Ward, number: int) -> None:
 
 
 def is_alive(ward: Ward) -> bool:
-    """Whether a process of its group is left."""
+    """Return whether a process of its group is left."""
     try:
         os.killpg(ward.pid, 0)
     except ProcessLookupError:

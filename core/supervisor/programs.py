@@ -37,7 +37,7 @@ class Program(Protocol):
         """Start it, and return when it is ready."""
 
     def is_running(self) -> bool:
-        """Whether it is alive."""
+        """Return whether it is alive."""
 
 
 class Signals:
@@ -119,7 +119,7 @@ class Command:
         )
 
     def is_running(self) -> bool:
-        """Whether it is alive."""
+        """Return whether it is alive."""
         return self._process is not None and self._process.poll() is None
 
     def ask_to_end(self) -> None:
@@ -160,7 +160,7 @@ class Kept:
 
 
 def in_words(status: int | None) -> str:
-    """An exit status as text for people."""
+    """Return an exit status as text for people."""
     if status is not None and status < 0:
         with suppress(ValueError):
             return f"killed by {signal.Signals(-status).name}"

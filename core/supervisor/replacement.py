@@ -99,5 +99,5 @@ class Replacements:
 
 
 def alias_of(kept: Kept) -> str:
-    """The channel name of a kept program, if it has one."""
+    """Return the channel name of a kept program, if it has one."""
     return kept.program.alias if isinstance(kept.program, Worker) else ""

@@ -50,7 +50,7 @@ class Silence:
 
 
 def is_held_by_debugger(pid: int | None) -> bool:
-    """Whether a debugger has stopped the process or one of its children."""
+    """Return whether a debugger has stopped the process or one of its children."""
     try:
         leader = psutil.Process(pid)
         family = [leader, *leader.children(recursive=True)]

@@ -47,7 +47,7 @@ class WorkerChannel:
             self._socket.send(f"{self._alias} {ALIVE}\n".encode(), socket.MSG_DONTWAIT)
 
     def hears(self, word: str, *, within_seconds: float) -> bool:
-        """Whether the supervisor says ``word`` within that time. Raises OSError if it is gone."""
+        """Return whether the supervisor says ``word`` within that time. Raises OSError if it is gone."""
         self._socket.settimeout(within_seconds)
         try:
             heard = self._socket.recv(LONGEST_WORD)
@@ -93,7 +93,7 @@ class ChannelServer:
         return [self._listener, *self._connections]
 
     def environ(self, alias: str) -> dict[str, str]:
-        """The environment variables by which a worker finds this server."""
+        """Return the environment variables by which a worker finds this server."""
         return {ADDRESS: str(self._folder / "socket"), ALIAS: alias}
 
     def hear(self) -> list[tuple[str, str]]:

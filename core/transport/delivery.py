@@ -1,4 +1,4 @@
-"""A message within one process, between the consumer that fetched it and the thread that works on it."""
+"""A message within one process, from the consumer that fetched it to the thread that works on it."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,11 +20,11 @@ class Source(Protocol):
 
 
 class Delivery(MessageProxy):
-    """A fetched message, which is also its own item on the work queue."""
+    """A fetched message. It is also its own item on the work queue."""
 
     def __init__(self, message: Message[Any], consumer: Source) -> None:
         super().__init__(message)
-        # The proxy would look up each of these in the message, many times for each message.
+        # Dramatiq's proxy would look up each of these attributes in the message, many times for each message.
         self.queue_name, self.actor_name, self.message_id = message.queue_name, message.actor_name, message.message_id
         self.args, self.kwargs, self.options = message.args, message.kwargs, message.options
         self.consumer = consumer
@@ -34,26 +34,26 @@ class Delivery(MessageProxy):
 
     @property
     def message(self) -> "Delivery":
-        """This delivery; the work queue reads its items' ``message``."""
+        """Return the delivery itself: the work queue reads the attribute ``message`` of its items."""
         return self
 
     @property
     def lease(self) -> Lease | None:
-        """The lease on its run, if the run was claimed ahead."""
+        """The lease on the message's run, if the run was claimed before a thread started it."""
         return self._lease
 
     @property
     def seconds(self) -> float | None:
-        """How long its job took, without claim and commit, in seconds."""
+        """The time that the job took, without claim and commit, in seconds."""
         return self._seconds
 
     @property
     def is_ended_later(self) -> bool:
-        """Whether it is acknowledged by ``end``, not when its actor returns."""
+        """Whether ``end`` acknowledges the message, instead of the return of its actor."""
         return self._is_ended_later
 
     def claimed(self, lease: Lease) -> None:
-        """Remember that the message's run was claimed ahead."""
+        """Remember that the message's run was claimed before a thread started it."""
         self._lease = lease
 
     def worked(self, seconds: float) -> None:
@@ -69,16 +69,16 @@ class Delivery(MessageProxy):
         self.consumer.end(self, is_dead=False)
 
     def dead_letter(self) -> None:
-        """Make it a dead letter before this process ends."""
+        """Dead-letter the message before this process ends."""
         self.consumer.end(self, is_dead=True)
         self.consumer.send_ends()
 
 
 class Preparation(Protocol):
-    """Prepares many deliveries together, which is cheaper; for example, claims their runs."""
+    """Prepares many deliveries together, which is cheaper. For example, it claims their runs."""
 
     def prepare(self, deliveries: Sequence[Delivery]) -> None:
         """Prepare deliveries that threads are about to start."""
 
     def undo(self, deliveries: Sequence[Delivery]) -> None:
-        """Undo the preparation of deliveries that are requeued and that no thread has started."""
+        """Undo the preparation of deliveries that are requeued before a thread has started them."""

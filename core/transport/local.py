@@ -45,11 +45,11 @@ class LocalBroker(StubBroker):
 
     @property
     def is_draining(self) -> bool:
-        """Whether the process is ending, and takes no more runs from the ledger."""
+        """Whether the process is ending and takes no more runs from the ledger."""
         return self._is_draining
 
     def drain(self) -> None:
-        """Take no more runs from the ledger; threads still work on messages in memory."""
+        """Take no more runs from the ledger. Threads still work on messages in memory."""
         self._is_draining = True
 
     @property
@@ -60,14 +60,17 @@ class LocalBroker(StubBroker):
 
 
 class LocalConsumer(_StubConsumer):
-    """Gives the threads messages of the fast lane. Runs come directly from the ledger, and are not acknowledged."""
+    """Gives messages of the fast lane to the threads. Runs come directly from the ledger, and are not acknowledged."""
 
     def __init__(self, queue: "Queue[bytes]", prefetch: int, timeout: int, work_queue: WorkQueue) -> None:
         super().__init__(queue, [], prefetch, timeout)
         self._work_queue = work_queue
 
     def __next__(self) -> MessageProxy | None:
-        """Return a message that is due later, which Dramatiq's thread keeps; give any other message to the threads."""
+        """Return a message that is due later, which Dramatiq's thread then keeps.
+
+        Give any other message to the threads.
+        """
         found = super().__next__()
         if found is None:
             return None
@@ -79,12 +82,12 @@ class LocalConsumer(_StubConsumer):
         return None
 
     def ack(self, message: MessageProxy) -> None:
-        """Count a message of the fast lane as ended; do nothing for a run."""
+        """Count a message of the fast lane as ended. Do nothing for a run."""
         if RUN_ID not in message.options:
             super().ack(message)
 
     def nack(self, message: MessageProxy) -> None:
-        """Count a failed message as ended; the log has the error, and there are no dead letters in memory."""
+        """Count a failed message as ended. The log has the error, and there are no dead letters in memory."""
         self.ack(message)
 
     def end(self, delivery: Delivery, *, is_dead: bool) -> None:
@@ -92,7 +95,7 @@ class LocalConsumer(_StubConsumer):
         self.ack(delivery)
 
     def send_ends(self) -> None:
-        """Do nothing: acknowledgements are not sent."""
+        """Do nothing, since acknowledgements are not sent."""
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Drop messages that have not started, since the process is ending."""
@@ -104,18 +107,18 @@ class LocalConsumer(_StubConsumer):
 class LocalCarrier:
     """The carrier without Redis: runs stay in the ledger, the fast lane is in memory, and nothing is published."""
 
-    #: Runs stay in the ledger.
+    #: False: runs stay in the ledger.
     carries = False
 
     def __init__(self, broker: LocalBroker) -> None:
         self._broker = broker
 
     def room(self, queue: str, wanted: int, priority: int = 0, *, pending: int = 0) -> int:
-        """Answer that no run may be sent: threads take runs from the ledger."""
+        """Answer that no run may be sent, since threads take runs from the ledger."""
         return 0
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
-        """Do nothing: threads take runs from the ledger."""
+        """Do nothing, since threads take runs from the ledger."""
 
     def post(self, outgoing: Sequence[OutgoingMessage]) -> None:
         """Put messages of the fast lane on their queues."""
@@ -123,14 +126,14 @@ class LocalCarrier:
             self._broker.enqueue(fast_message(each))
 
     def publish(self, channel: str, message: dict[str, Any]) -> None:
-        """Do nothing: a single process has no subscribers."""
+        """Do nothing, since a single process has no subscribers."""
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """Answer that messages are waiting, so that none counts as lost: this process keeps them in memory."""
+        """Answer that messages are waiting, so that no run counts as lost: messages are in this process's memory."""
         return True, []
 
     def waiting(self, queue: str, priority: int = 0) -> int:
-        """Answer that no message is waiting."""
+        """Answer that no messages are waiting."""
         return 0
 
     def tell_window(self, queue: str, most: int) -> None:
@@ -152,7 +155,7 @@ class LocalCarrier:
         return Counter()
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
-        """Do nothing: the messages of a dead process were in its memory."""
+        """Do nothing, since the messages of a dead process were in its memory."""
 
     def maintain(self, queues: Iterable[str]) -> None:
         """Do nothing, since there are no messages in Redis."""

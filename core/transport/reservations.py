@@ -1,8 +1,8 @@
-"""Threads of a worker process that are reserved for queues, by ``ROTA_RESERVED_THREADS``.
+"""The setting ``ROTA_RESERVED_THREADS`` reserves threads of each worker process for queues.
 
-Messages of other queues may not take the reserved threads of a queue. A *minor* message is one whose job has a lower
-priority than the most urgent jobs of the queue; it may not take the last reserved thread. No particular thread is
-reserved: the process only counts how many messages of each queue occupy a thread.
+Messages of other queues may not take the reserved threads of a queue. A *minor* message is a message whose job has a
+lower priority than the most urgent jobs of the queue. A minor message may not take the last reserved thread. No
+particular thread is reserved: the process only counts how many messages of each queue occupy a thread.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -25,17 +25,19 @@ class Reservation:
     urgent_jobs: frozenset[str] = frozenset()
 
     def is_urgent(self, job: str, priority: int) -> bool:
-        """Whether a message of that job and priority may take the last reserved thread."""
+        """Return whether a message of that job and priority may take the last reserved thread."""
         return job in self.urgent_jobs or priority >= self.priority
 
 
-#: No queue has reserved threads.
+#: The default: no queue has reserved threads.
 NONE_RESERVED: Mapping[str, Reservation] = MappingProxyType({})
 
 
 def reservations(threads: Mapping[str, int], jobs: Iterable[Job]) -> dict[str, Reservation]:
-    """The reservation of each queue that one of the ``jobs`` uses; ``threads`` has the number of threads for each
-    queue."""
+    """Return the reservation of each queue that one of the ``jobs`` uses.
+
+    ``threads`` has the number of threads for each queue.
+    """
     by_queue: dict[str, list[Job]] = {}
     for job in jobs:
         if job.queue in threads:
@@ -44,13 +46,13 @@ def reservations(threads: Mapping[str, int], jobs: Iterable[Job]) -> dict[str, R
 
 
 def reservation(threads: int, jobs: Collection[Job]) -> Reservation:
-    """The reservation of this number of threads for a queue with these jobs."""
+    """Return the reservation of this number of threads for a queue with these jobs."""
     highest = max(job.priority for job in jobs)
     return Reservation(threads, highest, frozenset(job.name for job in jobs if job.priority == highest))
 
 
 def too_few(threads: int, reserved: Iterable[Reservation]) -> str:
-    """The problem if a worker process has too few ``threads`` for the reservations; ``""`` if it has enough."""
+    """Return the problem if a process has too few ``threads`` for the reservations, or ``""`` if it has enough."""
     least = sum(each.threads for each in reserved) + 1
     if threads >= least:
         return ""
@@ -76,7 +78,7 @@ class Occupied:
             self.minor += count
 
     def reserved_left(self, *, is_urgent: bool) -> int:
-        """How many more of the reserved threads urgent messages, or minor ones, may take."""
+        """Return how many more reserved threads urgent messages, or minor messages, may take."""
         for_minor = max(self.reserved - 1, 0)
         minor = min(self.minor, for_minor)
         left = max(self.reserved - minor - self.urgent, 0)
@@ -93,22 +95,25 @@ class Occupied:
 class Occupancy:
     """Which threads of one process are occupied, by queue."""
 
-    #: How many threads are not reserved.
+    #: The number of threads that are not reserved.
     shared: int
     queues: dict[str, Occupied] = field(default_factory=dict)
 
     @classmethod
     def of(cls, threads: int, reserved: Mapping[str, Reservation]) -> "Occupancy":
-        """The occupancy of a process in which all ``threads`` are free."""
+        """Return the occupancy of a process in which all ``threads`` are free."""
         queues = {queue: Occupied(each.threads) for queue, each in reserved.items()}
         return cls(threads - sum(each.reserved for each in queues.values()), queues)
 
     def add(self, queue: str, count: int, *, is_urgent: bool) -> None:
-        """Count messages of ``queue`` that begin to occupy a thread or, if ``count`` is negative, no longer do so."""
+        """Count messages of ``queue`` that begin to occupy a thread.
+
+        With a negative ``count``, they no longer occupy a thread.
+        """
         self.queues.setdefault(queue, Occupied()).add(count, is_urgent=is_urgent)
 
     def with_more(self, waiting: Mapping[str, int]) -> "Occupancy":
-        """The occupancy after these numbers of urgent messages of each queue have also started."""
+        """Return the occupancy after these numbers of urgent messages of each queue have also started."""
         more = Occupancy(self.shared, {queue: replace(each) for queue, each in self.queues.items()})
         for queue, count in waiting.items():
             more.add(queue, count, is_urgent=True)
@@ -116,16 +121,16 @@ class Occupancy:
 
     @property
     def shared_left(self) -> int:
-        """How many threads are left for the messages of any queue."""
+        """The number of threads that are left for messages of any queue."""
         return max(self.shared - sum(each.beyond for each in self.queues.values()), 0)
 
     def left(self, queue: str, *, is_urgent: bool) -> int:
-        """How many more messages of ``queue`` may start."""
+        """Return how many more messages of ``queue`` may start."""
         occupied = self.queues.get(queue)
         return self.shared_left + (occupied.reserved_left(is_urgent=is_urgent) if occupied else 0)
 
 
 def urgency(message: Any) -> int:
-    """The priority of a message, 0 if it has none."""
+    """Return the priority of a message, or 0 if it has none."""
     priority = message.options.get(PRIORITY, 0)
     return priority if isinstance(priority, int) else 0

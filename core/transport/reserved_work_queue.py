@@ -1,7 +1,8 @@
-"""The work queue of a process with reserved threads: an item starts only when a thread is free that its queue may take.
+"""The work queue of a process with reserved threads. An item starts only when a thread that its queue may take is free.
 
-Only such processes use it. A thread takes the oldest item that may start. The process fetches from a queue as many
-messages as may start; if only the last reserved thread of a queue is left, it fetches the queue's urgent messages.
+Only a process with reserved threads uses this work queue. A thread takes the oldest item that may start. The process
+fetches from a queue as many messages as may start. If only the last reserved thread of a queue is left, the process
+fetches the queue's urgent messages.
 """
 
 import threading
@@ -37,7 +38,7 @@ class ReservedItems:
         self._changed = threading.Condition()
 
     def put(self, item: Item | None) -> None:
-        """Add an item; None closes the queue: then ``get`` returns None instead of waiting."""
+        """Add an item. None closes the queue: ``get`` then returns None instead of waiting."""
         with self._changed:
             if item is None:
                 self._is_closed = True
@@ -48,7 +49,7 @@ class ReservedItems:
             self._changed.notify()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item | None:
-        """Remove and return the oldest item that may start; the calling thread is occupied until ``done``.
+        """Remove and return the oldest item that may start. The calling thread is occupied until ``done``.
 
         Raises queue.Empty.
         """
@@ -86,18 +87,18 @@ class ReservedItems:
             return [entry.item for entries in found for entry in entries]
 
     def oldest(self, queue_name: str) -> float:
-        """The time at which the oldest waiting item of a queue came; infinity if none waits."""
+        """Return the time at which the oldest waiting item of a queue came, or infinity if no item is waiting."""
         with self._changed:
             found = [self._waiting.get((queue_name, is_urgent)) for is_urgent in (True, False)]
             return min((entries[0].since for entries in found if entries), default=float("inf"))
 
     def occupancy(self, waiting: Mapping[str, int]) -> Occupancy:
-        """The occupancy once the waiting messages have started too."""
+        """Return the occupancy that follows when the waiting messages have started too."""
         with self._changed:
             return self._occupancy.with_more(waiting)
 
     def _first(self) -> Entry | None:
-        """The oldest item that may start."""
+        """Return the oldest item that may start."""
         heads = (entries[0] for entries in self._waiting.values() if entries)
         may_start = (each for each in heads if self._occupancy.left(each.queue_name, is_urgent=each.is_urgent))
         return min(may_start, key=lambda entry: entry.since, default=None)
@@ -116,8 +117,8 @@ class ReservedWorkQueue(WorkQueue):
         self._places = ReservedItems(threads, reserved)
         super().__init__(threads, self._places)
         self._reserved = reserved
-        #: For each queue with a reservation, and for all others together: when a thread last started or ended a
-        #: message.
+        #: The time when a thread last started or ended a message: for each queue with a reservation, and for all other
+        #: queues together.
         self._moved: dict[str, float] = {}
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
@@ -147,11 +148,14 @@ class ReservedWorkQueue(WorkQueue):
             return room
 
     def has_room(self, queue_name: str) -> bool:
-        """Whether more messages of the queue may be fetched."""
+        """Return whether more messages of the queue may be fetched."""
         return self._moves(queue_name) or self._occupancy().left(queue_name, is_urgent=True) > 0
 
     def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
-        """Yield how many runs of which queues could start; put those of one answer before asking for the next."""
+        """Yield how many runs of which queues could start.
+
+        The caller puts the runs of one answer before it asks for the next.
+        """
         for queue in [queue for queue in queues if queue in self._reserved]:
             urgent = self._reserved[queue].urgent_jobs
             yield Opening(self._occupancy().queues[queue].reserved_left(is_urgent=True), [queue], urgent)
@@ -159,7 +163,7 @@ class ReservedWorkQueue(WorkQueue):
         yield Opening(self._occupancy().shared_left, queues)
 
     def is_stalled(self, lane: Lane) -> bool:
-        """Whether messages of ``lane`` wait for a thread, and none of the threads that they may take becomes free."""
+        """Return whether messages of ``lane`` wait for a thread, and no thread that they may take becomes free."""
         waits_since = self._places.oldest(lane.queue_name)
         return waits_since < time.monotonic() - STALLED_SECONDS and not self._moves(lane.queue_name)
 
@@ -184,5 +188,5 @@ class ReservedWorkQueue(WorkQueue):
         self._moved[self._group(item.message.queue_name)] = time.monotonic()
 
     def _moves(self, queue_name: str) -> bool:
-        """Whether a thread that the queue may take has recently started or ended a message."""
+        """Return whether a thread that the queue may take has recently started or ended a message."""
         return time.monotonic() - self._moved.get(self._group(queue_name), float("-inf")) <= STALLED_SECONDS

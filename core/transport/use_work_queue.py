@@ -1,4 +1,4 @@
-"""Gives the threads of a worker our work queue."""
+"""Gives Rota's work queue to the threads of a worker."""
 
 import sys
 from collections.abc import Mapping
@@ -13,13 +13,14 @@ from core.transport.work_queue import WorkQueue
 
 
 class UseWorkQueue(Middleware):
-    """Gives a worker's threads our work queue, and wakes idle threads and consumers when the worker stops.
+    """Middleware that gives Rota's work queue to a worker's threads, and wakes idle threads and consumers when the
+    worker stops.
 
-    Our brokers add it themselves.
+    Rota's brokers add this middleware themselves.
     """
 
     def __init__(self, reserved: Mapping[str, Reservation]) -> None:
-        """``reserved`` has the reserved threads by queue; queues that the worker does not serve are ignored."""
+        """``reserved`` has the reserved threads by queue. Queues that the worker does not serve are ignored."""
         self._reserved = reserved
 
     def before_worker_boot(self, broker: Any, worker: Worker) -> None:

@@ -1,14 +1,14 @@
 """The work queue of this process's threads: messages that wait for a thread, and messages that threads work on.
 
-It replaces the priority queue of Dramatiq's worker. All our actors have the same priority, so it is first in, first
-out. Threads take work here and report when it is done, so it knows how many threads are free, how long jobs take and
-whether the threads are stalled. That decides how many messages this process may fetch: as many as its threads will
-start within ``AHEAD_SECONDS``, or one per free thread if jobs are long. If the threads are stalled, waiting messages
-are requeued for other processes.
+This queue replaces the priority queue of Dramatiq's worker. All Rota's actors have the same priority, so the queue is
+first in, first out. Threads take work from the queue and report when it is done, so the queue knows how many threads
+are free, how long jobs take and whether the threads are stalled. That decides how many messages this process may fetch:
+as many as its threads will start within ``AHEAD_SECONDS``, or one per free thread if jobs are long. If the threads are
+stalled, waiting messages are requeued for other processes.
 
 The time-out of ``SimpleQueue.get`` is not reliable: if it expires just when another thread takes the item that woke
-this one, the thread waits for ever (``_queuemodule.c`` of CPython 3.11 continues with a negative time-out). So a closed
-queue keeps one item, None, which every thread that takes it puts back.
+this thread, this thread waits for ever (``_queuemodule.c`` of CPython 3.11 continues with a negative time-out). So a
+closed queue keeps one item, None, and every thread that takes the item puts it back.
 """
 
 import threading
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-#: How much work is fetched ahead so that threads never wait for Redis, in seconds.
+#: This many seconds of work are fetched ahead, so that threads never wait for Redis.
 AHEAD_SECONDS = 0.05
-#: If no thread is free and none has started or ended a message for this long, waiting messages are requeued, in
-#: seconds.
+#: If no thread is free and no thread has started or ended a message for this many seconds, waiting messages are
+#: requeued.
 STALLED_SECONDS = 0.1
-#: Runs that threads start within this time are claimed together, in seconds.
+#: Runs that threads start within this many seconds are claimed together.
 AT_ONCE_SECONDS = 0.01
 #: The most runs that are claimed together.
 MOST_AT_ONCE = 32
@@ -31,10 +31,10 @@ MOST_AT_ONCE = 32
 MOST_AHEAD = 512
 #: The weight of the latest job in the moving average of durations.
 WEIGHT = 0.05
-#: The shortest duration of a job that is assumed, in seconds.
+#: A job is assumed to take at least this many seconds.
 SHORTEST_JOB = 1e-5
-#: How long a thread waits for work before it checks whether it must pause, in seconds (one second in Dramatiq).
-#: ``close`` wakes a thread that must end.
+#: A thread waits this many seconds for work before it checks whether it must pause (one second in Dramatiq). ``close``
+#: wakes a thread that must end.
 IDLE_SECONDS = 10.0
 #: How often ``join`` and the threads of a closed queue check whether work is left, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
@@ -49,7 +49,7 @@ class Item(Protocol):
 
 
 class Items(Protocol):
-    """The waiting items; None tells a thread that the queue is closed."""
+    """The waiting items. The item None tells a thread that the queue is closed."""
 
     def put(self, item: Item | None, /) -> None:
         """Add an item."""
@@ -63,20 +63,20 @@ class Items(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How many runs of which queues threads could start now."""
+    """The number of runs that threads could start now, and the queues that these runs may come from."""
 
     most: int
     queues: Sequence[str]
-    #: Only runs of these jobs; of all jobs if None.
+    #: Only runs of these jobs may start; None for all jobs.
     jobs: Set[str] | None = None
 
 
 class Lane:
-    """The waiting messages of one queue, and how long its jobs take."""
+    """The waiting messages of one queue, and the time that its jobs take."""
 
     def __init__(self, queue_name: str) -> None:
         self.queue_name = queue_name
-        #: Wakes the queue's consumer, if one is attached.
+        #: Wakes the queue's consumer, if a consumer is attached.
         self.wake: Callable[[], None] = lambda: None
         #: The number of messages that are fetched and not started.
         self.waiting = 0
@@ -86,13 +86,13 @@ class Lane:
         self.was_refused_room = False
         #: Only messages with at least this priority may be fetched now.
         self.least_priority = 0
-        #: How long one of its messages occupies a thread on average, in seconds.
+        #: The average time for which a message of the queue occupies a thread, in seconds.
         self.pace: float | None = None
         #: The part of that time that the job itself takes, without claim and commit.
         self.job_pace: float | None = None
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` from now on to wake the queue's consumer."""
+        """Begin to call ``wake`` to wake the queue's consumer."""
         self.wake = wake
 
 
@@ -103,7 +103,7 @@ class WorkQueue:
         self.threads = threads
         self._items: Items = SimpleQueue() if items is None else items
         self._lanes: dict[str, Lane] = {}
-        #: The item of each busy thread, and since when it works on it.
+        #: The item of each busy thread, and the time since which the thread works on it.
         self._begun: dict[int, tuple[Lane, float, Item]] = {}
         self._waiting = 0
         self._moved_at = float("-inf")
@@ -113,26 +113,26 @@ class WorkQueue:
         self._lock = threading.Lock()
 
     def lane(self, queue_name: str) -> Lane:
-        """The lane of a queue."""
+        """Return the lane of a queue."""
         return self._lanes.setdefault(queue_name, Lane(queue_name))
 
     @property
     def free(self) -> int:
-        """How many threads are idle."""
+        """The number of idle threads."""
         return self.threads - len(self._begun)
 
     @property
     def spare(self) -> int:
-        """How many threads are idle and have no message waiting for them."""
+        """The number of idle threads for which no message is waiting."""
         return max(self.threads - self.unfinished_tasks, 0)
 
     @property
     def busy_since(self) -> dict[int, float]:
-        """For each busy thread, since when it works on its item, in monotonic seconds."""
+        """The time since which each busy thread works on its item, in monotonic seconds."""
         return {thread: since for thread, (_, since, _) in self._begun.copy().items()}
 
     def when_free(self, tell: Callable[[], None]) -> None:
-        """Call ``tell`` in a thread whenever that thread becomes free; it must not raise."""
+        """Call ``tell`` in a thread whenever that thread becomes free. ``tell`` must not raise."""
         self._when_free.append(tell)
 
     @property
@@ -141,11 +141,11 @@ class WorkQueue:
         return time.monotonic() - self._moved_at <= STALLED_SECONDS
 
     def is_stalled(self, lane: Lane) -> bool:
-        """Whether the messages of ``lane`` wait although no thread has recently started or ended a message."""
+        """Return whether the messages of ``lane`` wait although no thread has recently started or ended a message."""
         return self.free <= 0 and not self.is_moving
 
     def has_room(self, queue_name: str) -> bool:
-        """Whether more messages of the queue may be fetched."""
+        """Return whether more messages of the queue may be fetched."""
         return self.is_moving or self.free > self._waiting
 
     def reserve(self, lane: Lane) -> int:
@@ -159,12 +159,15 @@ class WorkQueue:
             return room
 
     def _ahead(self, lane: Lane) -> int:
-        """How many messages may wait: at least one if a thread will soon be free, so that every queue gets its turn."""
+        """Return how many messages may wait.
+
+        If a thread will soon be free, this is at least one, so that every queue gets its turn.
+        """
         least = int(in_time(self._pace, self.threads) >= 1)
         return max(int(in_time(lane.pace, self.threads)), least)
 
     def begun_at_once(self, lane: Lane) -> int:
-        """How many claimed runs of ``lane`` the threads would start almost at once; 0 if jobs take longer."""
+        """Return how many claimed runs of ``lane`` the threads would start almost at once; 0 if jobs take longer."""
         count = int(in_time(lane.job_pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
         return min(count, MOST_AT_ONCE) if count >= self.threads else 0
 
@@ -175,23 +178,23 @@ class WorkQueue:
             self._waiting -= count
 
     def wake_at(self, lane: Lane, count: int) -> bool:
-        """Wake the consumer when no more than ``count`` are waiting; return whether there are more now."""
+        """Wake the consumer when no more than ``count`` messages are waiting. Return whether more are waiting now."""
         with self._lock:
             lane.wake_at = count
             return lane.waiting > count
 
     def expect(self, queue_name: str) -> None:
-        """Count one more message of a queue as waiting that was not fetched from Redis."""
+        """Count one more message as waiting that was not fetched from Redis."""
         with self._lock:
             self.lane(queue_name).waiting += 1
             self._waiting += 1
 
     def qsize(self) -> int:
-        """How many items are waiting or being fetched."""
+        """Return how many items are waiting or being fetched."""
         return self._waiting
 
     def empty(self) -> bool:
-        """Whether no item is waiting or being worked on."""
+        """Return whether no item is waiting or being worked on."""
         return not self.unfinished_tasks
 
     def put(self, item: Item) -> None:
@@ -204,13 +207,13 @@ class WorkQueue:
             self._items.put(item)
 
     def close(self) -> None:
-        """Wake waiting threads, so that they check whether they must end; ``get`` no longer waits."""
+        """Wake waiting threads, so that they check whether they must end. From then on, ``get`` does not wait."""
         self._items.put(None)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
-        """Return the oldest item; the calling thread is busy with it until ``task_done``.
+        """Return the oldest item. The calling thread is busy with it until ``task_done``.
 
-        Raises queue.Empty if no item comes within ``IDLE_SECONDS``; Dramatiq's ``timeout`` is ignored.
+        Raises queue.Empty if no item comes within ``IDLE_SECONDS``. Dramatiq's ``timeout`` is ignored.
         """
         item = self._items.get(block, IDLE_SECONDS)
         if item is None:
@@ -255,7 +258,10 @@ class WorkQueue:
         return self.take_waiting()
 
     def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
-        """Yield how many runs of which queues could start; put those of one answer before asking for the next."""
+        """Yield how many runs of which queues could start.
+
+        The caller puts the runs of one answer before it asks for the next.
+        """
         yield Opening(self.spare, queues)
 
     def task_done(self) -> None:
@@ -280,20 +286,20 @@ class WorkQueue:
 
     @property
     def unfinished_tasks(self) -> int:
-        """How many items are waiting or being worked on."""
+        """The number of items that are waiting or being worked on."""
         return self._waiting + len(self._begun)
 
     def join(self) -> None:
-        """Wait until no item is waiting or being worked on; for tests."""
+        """Wait until no item is waiting or being worked on. For tests."""
         while self.unfinished_tasks:
             time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def averaged(average: float | None, latest: float) -> float:
-    """The moving average after ``latest``."""
+    """Return the moving average after the value ``latest``."""
     return latest if average is None else average + (latest - average) * WEIGHT
 
 
 def in_time(pace: float | None, threads: int) -> float:
-    """How many jobs of this duration the threads start within ``AHEAD_SECONDS``; 0 if the duration is unknown."""
+    """Return how many jobs of this duration the threads start within ``AHEAD_SECONDS``; 0 for an unknown duration."""
     return 0 if pace is None else threads * AHEAD_SECONDS / max(pace, SHORTEST_JOB)

@@ -118,7 +118,7 @@ class Claims:
 
 
 def limits_of(job: Job, args: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The names of a run's limits, first filled from ``args`` (JSON values), then as declared."""
+    """Return the names of a run's limits, first filled from ``args`` (JSON values), then as declared."""
     return job.limit_names(args), [limit.name for limit in job.limits]
 
 

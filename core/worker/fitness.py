@@ -71,7 +71,7 @@ class Fitness(threading.Thread):
         self._stopping.set()
 
     def _ask(self) -> bool:
-        """Whether all servers have answered and are fit."""
+        """Return whether all servers have answered and are fit."""
         try:
             if self._problems is None:
                 self._problems = fitness.of_postgresql(self._engine)

@@ -75,7 +75,7 @@ class Watch:
         return min(self.hard_at, self.look_again_at) if self.cause else self.soft_at
 
     def next_after(self, now: float) -> float:
-        """The next time at which the watch must act, after ``now``."""
+        """Return the next time at which the watch must act, after ``now``."""
         if self.next_at > now:
             return self.next_at
         if self.cause and self.hard_at <= now:
@@ -289,12 +289,12 @@ def interrupt(tokens: Collection[int], cause: type[Interrupted]) -> int:
 
 
 def threads_in_jobs() -> set[int]:
-    """The threads of this process that are in a job, without those whose attempt is lost."""
+    """Return the threads of this process that are in a job, without those whose attempt is lost."""
     return _watcher.threads
 
 
 def outside_since() -> dict[int, float]:
-    """The time, in monotonic seconds, at which each thread left its last job or lost its attempt."""
+    """Return the time, in monotonic seconds, at which each thread left its last job or lost its attempt."""
     return {**_watcher.left_at, **_watcher.lost_since}
 
 
@@ -307,14 +307,14 @@ def limited(
     on_lost: Callable[[], None] = nothing,
     token: int | None = None,
 ) -> Watch:
-    """A watch of this thread; call its ``hold`` with the function to watch. The limits count from now."""
+    """Return a watch of this thread; call its ``hold`` with the function to watch. The limits count from now."""
     now = time.monotonic()
     soft_at, hard_at = now + soft.total_seconds(), now + hard.total_seconds()
     return Watch(threading.get_ident(), soft_at, hard_at, on_soft, on_hard, on_lost, token)
 
 
 def place_of(thread: int) -> str:
-    """Where a thread is in the code, without any values."""
+    """Return where a thread is in the code, without any values."""
     frame: FrameType | None = sys._current_frames().get(thread)
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown place"
 

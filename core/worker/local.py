@@ -31,7 +31,7 @@ DRAINED_EVERY_SECONDS = 0.05
 
 
 def build(process: WorkerProcess) -> LocalBroker:
-    """The broker with its middleware and actors; see ``core/main.py``."""
+    """Return the broker with its middleware and actors; see ``core/main.py``."""
     heartbeat = process.heartbeat("worker")
     broker = LocalBroker(reserved=process.reserved)
     carrier = LocalCarrier(broker)

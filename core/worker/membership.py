@@ -14,7 +14,7 @@ def process_name() -> str:
 
 
 def application_name() -> str:
-    """A name for this process's connections, at most 63 bytes. Unlike a pid, it is never used twice."""
+    """Return a name for this process's connections, at most 63 bytes. Unlike a pid, it is never used twice."""
     return f"rota:{os.getpid()}:{secrets.token_hex(8)}"
 
 

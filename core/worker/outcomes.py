@@ -55,8 +55,10 @@ class Recorder:
         return None
 
     def record_failure(self, lease: Lease, failure: Failure) -> bool:
-        """Record a failed attempt; return False if the lease is lost. An error text that the database cannot store is
-        replaced."""
+        """Record a failed attempt; return False if the lease is lost.
+
+        An error text that the database cannot store is replaced.
+        """
         try:
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, failure)))
         except (DBAPIError, ValueError):
@@ -74,7 +76,7 @@ class Recorder:
 
 
 def refuse_later(lease: Lease, later: Later) -> BadTime | None:
-    """The error for a time to which a run must not be postponed; None if the time is allowed."""
+    """Return the error for a time to which a run must not be postponed; None if the time is allowed."""
     if later.at is None:
         return None
     if later.at <= lease.claimed_at:
@@ -92,7 +94,7 @@ def in_ascii(text: str) -> str:
 def diagnose(
     job: Job, lease: Lease, error: BaseException, seconds: float = 0, schedule: Schedule | None = None
 ) -> Failure:
-    """The outcome of a failure ``seconds`` after the claim: another attempt, or the end of the run.
+    """Return the outcome of a failure ``seconds`` after the claim: another attempt, or the end of the run.
 
     ``schedule`` is that of the run's key, if its slot was made at run time.
     """
@@ -109,7 +111,7 @@ def diagnose(
 
 
 def may_retry(job: Job, error: BaseException) -> bool:
-    """Whether the job's rules allow another attempt; ``retry_on`` does not apply to PostgreSQL's own errors."""
+    """Return whether the job's rules allow another attempt; ``retry_on`` does not apply to PostgreSQL's own errors."""
     return job.may_retry(error) or (database.is_of_server(error) and not isinstance(error, job.dead_on))
 
 
@@ -128,8 +130,10 @@ def latest_retry(
 
 
 def in_words(error: BaseException) -> str:
-    """The type and the beginning of the text of ``error``, without characters that PostgreSQL cannot store. Never
-    raises."""
+    """The type and the beginning of the text of ``error``, without characters that PostgreSQL cannot store.
+
+    Never raises.
+    """
     name = type(error).__name__
     try:
         text = redaction.hide(str(error))[:LONGEST_ERROR]
@@ -146,7 +150,7 @@ def storable(text: str) -> str:
 
 
 def log_of(execution: Execution) -> str | None:
-    """The end of the attempt's log."""
+    """Return the end of the attempt's log."""
     text = execution.tail.text
     return None if text is None else storable(text)
 
@@ -168,12 +172,12 @@ def refusing_result() -> Iterator[None]:
 
 
 def bad_result(error: BaseException) -> BadResult:
-    """The error for a result that PostgreSQL refuses."""
+    """Return the error for a result that PostgreSQL refuses."""
     return BadResult(f"PostgreSQL refuses the result: {database.brief(error)}")
 
 
 def refused_result(error: BadResult) -> Failure:
-    """The outcome of a run whose result is refused: it is dead."""
+    """Return the outcome of a run whose result is refused: it is dead."""
     return Failure(State.DEAD, "result", in_words(error))
 
 
@@ -185,7 +189,7 @@ def report(lease: Lease, failure: Failure, seconds: float, error: BaseException)
 
 
 def lost(lease: Lease | None) -> LeaseLost:
-    """The error for a run that another process owns now."""
+    """Return the error for a run that another process owns now."""
     assert lease is not None
     return LeaseLost(f"run {lease.run_id} of job {lease.job!r} is no longer this worker's")
 

@@ -58,7 +58,7 @@ class WorkerProcess:
         return Outage(stall_seconds=self.configured.lease_seconds / 3)
 
     def heartbeat(self, kind: str) -> Heartbeat:
-        """The heartbeat, which registers this process with this kind."""
+        """Return the heartbeat, which registers this process with this kind."""
         return Heartbeat(
             self.engine,
             Identity(kind, process_name(), self.application),
@@ -69,7 +69,7 @@ class WorkerProcess:
         )
 
     def dispatcher(self, carrier: DispatchCarrier) -> Dispatcher:
-        """A dispatcher that sends by ``carrier``."""
+        """Return a dispatcher that sends by ``carrier``."""
         return Dispatcher(
             self.engine,
             self.registry,
@@ -83,18 +83,18 @@ class WorkerProcess:
         )
 
     def fitness(self, client: redis.Redis | None = None) -> Fitness:
-        """The check that refuses servers with which this process can never work.
+        """Return the check that refuses servers with which this process can never work.
 
         ``client`` must fail within about a second.
         """
         return Fitness(self.engine, client, self.registry)
 
     def watchdog(self) -> Watchdog:
-        """The watchdog, which ends this process if a job blocks it for longer than a lease."""
+        """Return the watchdog, which ends this process if a job blocks it for longer than a lease."""
         return Watchdog(self.configured.lease_seconds)
 
     def ledger_feed(self, carrier: Carrier) -> LedgerFeed:
-        """The feed, which takes runs from the ledger while ``carrier`` cannot send them."""
+        """Return the feed, which takes runs from the ledger while ``carrier`` cannot send them."""
         return LedgerFeed(
             self.engine,
             carrier,
@@ -131,7 +131,7 @@ class WorkerProcess:
             return releases.fits_elsewhere(connection, job, queue, refused)
 
     def fleet(self) -> Fleet:
-        """The jobs of all live processes. Raises SQLAlchemy's DBAPIError."""
+        """Return the jobs of all live processes. Raises SQLAlchemy's DBAPIError."""
         with database.autocommit(self.engine) as connection:
             return releases.fleet(connection)
 

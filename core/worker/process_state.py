@@ -124,7 +124,7 @@ class Stream:
         self.put_back()
 
     def read(self) -> tuple[Any, bool]:
-        """The stream, and whether it is closed."""
+        """Return the stream, and whether it is closed."""
         stream = getattr(sys, self._name)
         return stream, getattr(stream, "closed", False)
 
@@ -134,7 +134,7 @@ class Stream:
 
 
 def logging_state() -> tuple[Any, ...]:
-    """The handlers and the level of the log, and whether it is disabled."""
+    """Return the handlers and the level of the log, and whether it is disabled."""
     return (*root.handlers, root.level, root.manager.disable, ours.disabled)
 
 
@@ -157,7 +157,7 @@ class Threads:
         self._listed: frozenset[threading.Thread] = frozenset()
 
     def read(self) -> frozenset[threading.Thread]:
-        """The threads that are alive."""
+        """Return the threads that are alive."""
         count = threading.active_count()
         if count != self._count:
             self._count = count
@@ -166,24 +166,24 @@ class Threads:
 
 
 def is_own(thread: threading.Thread) -> bool:
-    """Whether a thread is the service's."""
+    """Return whether a thread is the service's."""
     return thread.name.startswith(OWN_NAME) or type(thread).__module__.startswith(OWN_THREADS)
 
 
 def come(before: frozenset[threading.Thread], now: frozenset[threading.Thread]) -> str:
-    """The names of new threads, without the numbers that Python adds; empty if there are none."""
+    """Return the names of new threads, without the numbers that Python adds; empty if there are none."""
     names = ", ".join(sorted({NUMBER.sub("N", thread.name) for thread in now - before}))
     return f"threads {names}" if names else ""
 
 
 def variables(before: dict[Any, Any], now: dict[Any, Any]) -> str:
-    """The names of the variables that differ."""
+    """Return the names of the variables that differ."""
     changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
     return "environment variables " + ", ".join(sorted(os.fsdecode(name) for name in changed))
 
 
 def kinds() -> tuple[Kind, ...]:
-    """All kinds, for this process."""
+    """Return all kinds, for this process."""
     folder, umask, stdout, stderr = Folder(), Umask(), Stream("stdout"), Stream("stderr")
     environ: dict[Any, Any] = vars(os.environ)["_data"]  # a copy of os.environ would decode every variable
     return (

@@ -16,7 +16,7 @@ class MissingRights:
         self._told: set[tuple[str, str]] = set()
 
     def remedy(self) -> str:
-        """The statements that grant all missing rights on the ledger; empty if all were reported before."""
+        """Return the statements that grant all missing rights on the ledger; empty if all were reported before."""
         try:
             with database.autocommit(self._engine) as connection:
                 found = [lack for lack in grants.lacking(connection, loading.current()) if lack.owner == "core"]

@@ -12,12 +12,12 @@ CALLER = (str(Path(__file__).with_name("executor.py")), "call")
 
 
 def of_error(error: BaseException) -> str:
-    """The traceback of ``error`` and of its causes, of bounded length. Never raises."""
+    """Return the traceback of ``error`` and of its causes, of bounded length. Never raises."""
     return formatted(lambda: _of_error(error), error)
 
 
 def of_thread(thread_id: int) -> str | None:
-    """Where a thread stands at this moment; None if it has ended. Never raises."""
+    """Return where a thread stands at this moment; None if it has ended. Never raises."""
     frame = sys._current_frames().get(thread_id)
     if frame is None:
         return None
@@ -27,7 +27,7 @@ def of_thread(thread_id: int) -> str | None:
 
 
 def formatted(text: Callable[[], str], error: BaseException | None = None) -> str:
-    """The text without its middle if it is too long, or a note if it cannot be formatted."""
+    """Return the text without its middle if it is too long, or a note if it cannot be formatted."""
     try:
         return without_middle(text().rstrip("\n"))
     except BaseException as wrong:  # noqa: BLE001 — whatever a job's class does when it is formatted

@@ -145,7 +145,7 @@ def fill(connection: Connection, rooms: Mapping[str, int], waiting: Collection[i
 
 
 def present_carrier() -> Carrier | None:
-    """The present carrier of messages. None without Redis, when workers take runs from the ledger."""
+    """Return the present carrier of messages. None without Redis, when workers take runs from the ledger."""
     carrier = outbox.carrier()
     return carrier if carrier is not None and carrier.carries else None
 

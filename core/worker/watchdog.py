@@ -85,7 +85,7 @@ def listen(beat_seconds: float) -> None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether the process is stopped, as by SIGSTOP."""
+    """Return whether the process is stopped, as by SIGSTOP."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     command = ["ps", "-o", "stat=", "-p", str(pid)]

@@ -78,7 +78,7 @@ IN_ORDER = (QueueEntry.joined_at, QueueEntry.id)
 
 
 def has_chat(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether there is such a chat; OFFSET makes PostgreSQL look it up by an index, not by a join."""
+    """Return whether there is such a chat; OFFSET makes PostgreSQL look it up by an index, not by a join."""
     return exists(select(Chat.id).where(condition).offset(0).correlate(QueueEntry))
 
 
@@ -153,7 +153,7 @@ def name_unfit_entries(session: Session) -> set[int]:
 
 
 def is_possible(session: Session, broken: set[int]) -> bool:
-    """Whether a user is waiting with an entry that is not broken, and an agent has room.
+    """Return whether a user is waiting with an entry that is not broken, and an agent has room.
 
     Checked before taking the turn, so that idle runs never wait.
     """

@@ -25,5 +25,5 @@ def at(session: Session, now: datetime | None) -> datetime:
 
 
 def is_a_date(column: InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None]) -> ColumnElement[bool]:
-    """Whether Python can hold the time and calculate with it."""
+    """Return whether Python can hold the time and calculate with it."""
     return column.between(EARLIEST, LATEST)

@@ -36,7 +36,7 @@ class Recipient(NamedTuple):
 
 
 def channel(kind: str, recipient_id: str) -> str:
-    """The Redis channel of one user or agent."""
+    """Return the Redis channel of one user or agent."""
     return f"customer_service:notifications:{kind}:{recipient_id}"
 
 

@@ -22,7 +22,7 @@ PATIENCE, PAUSE = timedelta(seconds=1), timedelta(milliseconds=10)
 
 
 def active_chats() -> ScalarSelect[int]:
-    """How many active chats the agent of the row has."""
+    """Return how many active chats the agent of the row has."""
     chats = select(func.count()).where(Chat.agent_id == Agent.id, Chat.state == ChatState.ACTIVE)
     return chats.correlate(Agent).scalar_subquery()
 

@@ -17,7 +17,7 @@ TASK_CANCELLED = "task_cancelled"
 
 
 def channel(owner_id: str) -> str:
-    """The Redis channel of one owner."""
+    """Return the Redis channel of one owner."""
     return f"expiry:notifications:{owner_id}"
 
 

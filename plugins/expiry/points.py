@@ -85,7 +85,7 @@ def spend_points(session: Session, user_id: str, points: int, now: datetime, *, 
 
 
 def spendable_points(session: Session, user_id: str, now: datetime) -> int:
-    """The points that the user can spend: the remaining points of the lots that have not expired."""
+    """Return the points that the user can spend: the remaining points of the lots that have not expired."""
     remaining = select(func.coalesce(func.sum(PointLot.remaining), 0))
     return int(session.scalars(remaining.where(PointLot.user_id == user_id, LEFT, PointLot.expires_at > now)).one())
 
@@ -111,7 +111,7 @@ def _require_points(points: int) -> None:
 
 
 def _done_before(session: Session, user_id: str, kind: EntryKind, reference: str, points: int) -> Sequence[int]:
-    """The lots of an earlier call with the same reference; the caller has locked the user's balance."""
+    """Return the lots of an earlier call with the same reference; the caller has locked the user's balance."""
     if not isinstance(reference, str) or not 0 < len(reference) <= LONGEST_REFERENCE or "\0" in reference:
         raise BadReference(LONGEST_REFERENCE)
     of_reference = (PointEntry.user_id == user_id, PointEntry.reference == reference, PointEntry.kind == kind)
@@ -146,7 +146,7 @@ def _spendable_lots(session: Session, user_id: str, now: datetime) -> dict[int, 
 
 
 def _shares(lots: dict[int, int], points: int) -> dict[int, int]:
-    """The points to take from each lot, ``points`` in total; the first lots are used up first."""
+    """Return the points to take from each lot, ``points`` in total; the first lots are used up first."""
     shares: dict[int, int] = {}
     for lot_id, remaining in lots.items():
         if not points:

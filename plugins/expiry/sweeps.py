@@ -52,7 +52,7 @@ class Ends:
     is_broken: ColumnElement[bool]
 
     def due(self, now: datetime) -> ColumnElement[bool]:
-        """The condition that a row is open and its end is not in the future."""
+        """Return the condition that a row is open and its end is not in the future."""
         return self.is_open & (self.at <= now)
 
 
@@ -81,7 +81,7 @@ def end_due(
 
 
 def unfit(session: Session, ends: Ends, after: int | None) -> Sequence[int]:
-    """The next rows with unusable values."""
+    """Return the next rows with unusable values."""
     broken = select(ends.id).where(ends.is_broken)
     if after is not None:
         broken = broken.where(ends.id > after)
@@ -89,7 +89,7 @@ def unfit(session: Session, ends: Ends, after: int | None) -> Sequence[int]:
 
 
 def batches(session: Session, ends: Ends, now: datetime, batch: int) -> Iterator[list[int]]:
-    """The ids of all rows that are due, ``batch`` at a time."""
+    """Yield the ids of all rows that are due, ``batch`` at a time."""
     after: Place | None = None
     while found := read_slice(session, ends, now, batch, after):
         listed, after = found

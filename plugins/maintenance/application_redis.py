@@ -28,7 +28,7 @@ def client() -> Client:
 
 
 def scan(client: Client, pattern: bytes) -> Iterator[list[bytes]]:
-    """All matching keys, one step of SCAN at a time. SCAN may return a key twice."""
+    """Yield all matching keys, one step of SCAN at a time. SCAN may return a key twice."""
     cursor = 0
     while True:
         cursor, keys = client.scan(cursor, match=pattern, count=STEP)
@@ -39,5 +39,5 @@ def scan(client: Client, pattern: bytes) -> Iterator[list[bytes]]:
 
 
 def as_bytes(value: str | bytes) -> bytes:
-    """A value from Redis as bytes, with or without the client's ``decode_responses``."""
+    """Return a value from Redis as bytes, with or without the client's ``decode_responses``."""
     return value.encode() if isinstance(value, str) else value

@@ -69,7 +69,7 @@ def _completed(record: Record) -> str:
 
 
 def _span(span: timedelta) -> str:
-    """A span in the largest unit that fits; rounded up, so that the bio promises no shorter time."""
+    """Return a span in the largest unit that fits; rounded up, so that the bio promises no shorter time."""
     unit, name = next(((unit, name) for unit, name in UNITS if span > unit), UNITS[-1])
     return _plural(max(1, -(-span // unit)), name)
 

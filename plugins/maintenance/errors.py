@@ -47,5 +47,5 @@ class NoRedis(MaintenanceError):
 
 
 def reason(error: Exception) -> str:
-    """The reason why a file was not deleted, without its name, which the text of an OSError contains."""
+    """Return the reason why a file was not deleted, without its name, which the text of an OSError contains."""
     return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__

@@ -66,7 +66,7 @@ class Journal:
         return str(self.owner_id.class_.__tablename__)
 
     def is_own(self, owner_id: int, path: bytes) -> bool:
-        """Whether ``path`` is in one of the own folders of that row."""
+        """Return whether ``path`` is in one of the own folders of that row."""
         steps = path.split(b"/")
         return all(map(is_plain, steps)) and any(
             len(steps) > len(parent) + 1 and steps[: len(parent) + 1] == _encoded((*parent, str(owner_id)))

@@ -20,14 +20,14 @@ class Place(NamedTuple):
 
 
 def columns(row_id: InstrumentedAttribute[int], at: InstrumentedAttribute[Any]) -> list[ColumnElement[Any]]:
-    """The columns to select for a Place."""
+    """Return the columns to select for a Place."""
     return [row_id.label("id"), cast(at, Text).label("at")]
 
 
 def after(
     place: Place | None, row_id: InstrumentedAttribute[int], at: InstrumentedAttribute[Any]
 ) -> ColumnElement[bool]:
-    """Whether a row comes after ``place``, in the order of its time and then of its id."""
+    """Return whether a row comes after ``place``, in the order of its time and then of its id."""
     if place is None:
         return true()
     return tuple_(at, row_id) > tuple_(cast(literal(place.at), Instant), literal(place.id))

@@ -218,7 +218,7 @@ class Cleaning:
             self.counts["gone"] += self.remove_gone(keys=keys, args=members)
 
     def _pages(self, of_user: bytes, cursor: int) -> Iterator[list[bytes]]:
-        """The members of a set from ``cursor`` on."""
+        """Yield the members of a set from ``cursor`` on."""
         from redis import ResponseError  # imported here, so that `rota jobs` need not import it
 
         while True:

@@ -120,7 +120,7 @@ def _keep_marks(session: Session, user_ids: Sequence[str], newest: int) -> None:
 
 
 def _users(user_ids: Sequence[str]) -> Select[tuple[str]]:
-    """The ids as one array parameter, since a statement with thousands of parameters is slow to build."""
+    """Return the ids as one array parameter, since a statement with thousands of parameters is slow to build."""
     ids = literal(list(user_ids), ARRAY(Text))
     return select(func.unnest(ids, type_=Text).column_valued("user_id"))
 
@@ -162,8 +162,10 @@ def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
 
 
 def _write_figures(session: Session, figures: Subquery, now: datetime) -> None:
-    """Write the figures of rows that differ. Other rows are not written, since each write leaves a dead row for
-    vacuum."""
+    """Write the figures of rows that differ.
+
+    Other rows are not written, since each write leaves a dead row for vacuum.
+    """
     names = [figure.key for figure in FIGURES]
     new = {name: figures.c[name] for name in names}
     differ = tuple_(*FIGURES).is_distinct_from(tuple_(*new.values()))

@@ -307,7 +307,7 @@ class Listing:
             self.problem = error
 
     def has_turned(self) -> bool:
-        """Whether a new page has begun since the last call."""
+        """Return whether a new page has begun since the last call."""
         turned, self._turned = self._turned, False
         return turned
 

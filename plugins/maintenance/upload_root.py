@@ -66,7 +66,7 @@ def _what_is_wrong(root: Path, error: OSError) -> str:
 
 
 def is_plain(name: str | bytes) -> bool:
-    """Whether ``name`` is the name of a single file or folder, not a longer path."""
+    """Return whether ``name`` is the name of a single file or folder, not a longer path."""
     raw = os.fsencode(name)
     return raw not in {b"", b".", b".."} and b"/" not in raw and b"\0" not in raw and len(raw) <= LONGEST_NAME
 

@@ -1,4 +1,4 @@
-"""Removes the messages of queues that no job uses any more. It finds the queues with SCAN, in small steps."""
+"""Removes the messages of queues that no job uses any more. Finds the queues with SCAN, in small steps."""
 
 from collections import Counter
 from typing import cast
@@ -11,15 +11,16 @@ from core.transport.messages import RUN_ID, NotAMessage, read
 from core.transport.redis.fate import Fate, fate
 from core.transport.redis.queues import Queues
 
-#: The number of keys in one step of SCAN, and of steps in one search; the next search continues there.
+#: The number of keys in one step of SCAN, and the number of steps in one search. The next search continues where the
+#: last one ended.
 SCAN_COUNT = 500
 MOST_STEPS = 20
-#: The number of messages in one batch, and of batches in one call.
+#: The number of messages in one batch, and the number of batches in one call.
 BATCH = 200
 MOST_BATCHES = 20
 
-#: Removes messages from a queue, unless another process did: KEYS list, bodies, dead letters and their bodies; ARGV
-#: time, ids.
+#: Removes messages from a queue, unless another process has removed them. KEYS: list, bodies, dead letters, their
+#: bodies. ARGV: time, ids.
 TAKE_OFF = """
     for index = 2, #ARGV do
         if redis.call('lrem', KEYS[1], 1, ARGV[index]) > 0 then
@@ -38,7 +39,9 @@ Outcome = Counter[tuple[str, str]]
 
 
 class AbandonedQueues:
-    """Finds queues with messages, and clears those that no process serves. Each step scans a bounded part of Redis."""
+    """Finds queues with messages, and clears the queues that no process serves. Each step scans a bounded part of
+    Redis.
+    """
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
@@ -48,7 +51,7 @@ class AbandonedQueues:
         self._take_off = queues.client.register_script(TAKE_OFF)
 
     def with_messages(self) -> set[str]:
-        """The queues that have messages, from the last complete scan and this step.
+        """Return the queues that have messages, from the last complete scan and this step.
 
         Raises redis.RedisError.
         """
@@ -64,7 +67,7 @@ class AbandonedQueues:
         return self._complete | self._found
 
     def clear(self, queue: str, fleet: Fleet) -> Outcome:
-        """Empty ``queue``, including its delayed messages, in bounded batches; return the fates of the messages.
+        """Empty ``queue``, including its delayed messages, in bounded batches. Return what happened to the messages.
 
         ``fleet`` must be complete. Raises redis.RedisError.
         """
@@ -99,7 +102,10 @@ class AbandonedQueues:
         return True
 
     def _judge(self, body: bytes | None, name: str, fleet: Fleet) -> tuple[str, str]:
-        """The actor and the fate of a message; a message whose job has moved is sent to the job's present queue."""
+        """Return the actor and the fate of a message.
+
+        If its job has another queue now, send the message to that queue.
+        """
         try:
             message = read(body, name)
         except NotAMessage:

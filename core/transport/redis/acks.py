@@ -12,7 +12,7 @@ from core.transport.redis.connection import SOCKET_TIMEOUT_SECONDS
 from core.transport.redis.error_log import ErrorLog
 from core.transport.redis.queues import Queues
 
-#: Queue, id in Redis, and whether the message is dead-lettered.
+#: The queue, the id of the message in Redis, and whether the message is dead-lettered.
 Ack = tuple[str, str, bool]
 
 
@@ -31,11 +31,11 @@ class Acks(Batcher[Ack]):
         self._error_log = error_log
 
     def waiting(self, queue_name: str) -> set[str]:
-        """The ended messages of a queue whose acknowledgement has not been sent."""
+        """Return the messages of a queue that have ended and whose acknowledgement has not been sent."""
         return {redis_id for name, redis_id, _ in self._waiting.copy() if name == queue_name}
 
     def deal_with(self, batch: Sequence[Ack]) -> None:
-        """Send ``batch``, in one round trip per queue. Raises RedisError."""
+        """Send the acknowledgements ``batch``, in one round trip per queue. Raises RedisError."""
         queue_and_end = itemgetter(0, 2)
         for (queue_name, is_dead), group in groupby(sorted(batch, key=queue_and_end), key=queue_and_end):
             send = self._queues.dead_letter if is_dead else self._queues.acknowledge

@@ -1,6 +1,6 @@
 """Checks every second whether Redis is usable: it may be down, cut off, full, or a read-only replica.
 
-The check is a script that workers run anyway; it writes, so it detects all of these states.
+The check is a script that workers run anyway. The script writes, so it detects all of these states.
 
 Redis counts as away within three seconds. It counts as back only after it has answered for longer than Dramatiq's
 consumers need to reconnect, so that each run is always taken either from the ledger or from Redis.
@@ -17,7 +17,7 @@ from core.observability import metrics
 from core.observability.events import RedisAway, RedisBack, emit
 
 ASK_EVERY_SECONDS = 1.0
-#: This many time-outs in a row are an outage; a single error is one too.
+#: This many time-outs in a row are an outage. Any other error is an outage at once.
 MOST_SILENCES = 2
 TRUSTED_AFTER_SECONDS = CONSUMER_RESTART_DELAY_SECS + 1
 
@@ -26,7 +26,7 @@ class RedisWatch(threading.Thread):
     """The thread that checks whether Redis is usable."""
 
     def __init__(self, client: redis.Redis, ask: Callable[[redis.Redis], object]) -> None:
-        """``client`` is used by this thread only, and must fail within about a second; ``ask`` sends the check."""
+        """Only this thread uses ``client``, which must fail within about a second. ``ask`` sends the check."""
         super().__init__(name="rota-redis-watch", daemon=True)
         #: Set while Redis is away.
         self.is_away = threading.Event()
@@ -48,7 +48,7 @@ class RedisWatch(threading.Thread):
         self._stopping.set()
 
     def look(self, error: Exception | None, now: float) -> None:
-        """Remember the result of a check: None for an answer, or the error."""
+        """Remember the result of a check: an error, or None if Redis answered."""
         if error is not None:
             self._answering_since = None
             self._silences += 1
@@ -66,7 +66,7 @@ class RedisWatch(threading.Thread):
         try:
             self._question(self._client)
         except Exception as error:  # noqa: BLE001 — the loop goes on after any error, which counts as no answer
-            self._client.connection_pool.disconnect()  # the host name may lead to another server now
+            self._client.connection_pool.disconnect()  # the host name may now belong to another server
             return error
         return None
 

@@ -41,13 +41,15 @@ class RotaBroker(RedisBroker):
         orphan_seconds: float = 0,
         reserved: Mapping[str, Reservation] = NONE_RESERVED,
     ) -> None:
-        """``ledger_queues``: the queues of jobs whose runs are in the ledger; ``may_claim``: whether this process may
-        claim such runs now; ``preparation``: claims runs ahead that threads are about to start.
+        """``ledger_queues`` are the queues of jobs whose runs are in the ledger.
+
+        ``may_claim`` tells whether this process may claim such runs now. ``preparation`` claims runs that threads are
+        about to start.
 
         ``ask_fleet`` returns the jobs of all live processes; by default there are none. It may raise DBAPIError.
         ``reserved`` has the reserved threads by queue.
         """
-        #: The middleware's hooks by signal, without empty ones.
+        #: The middleware's hooks by signal, without hooks that do nothing.
         self._hooks: dict[str, list[Callable[..., None]]] = {}
         super().__init__(client=client, middleware=[*middleware, UseWorkQueue(reserved)], maintenance_chance=0)
         self.redis_queues = Queues(client, broker_id=self.broker_id, namespace=self.namespace)
@@ -97,7 +99,7 @@ class RotaBroker(RedisBroker):
 
     @property
     def is_drained(self) -> bool:
-        """Whether no message is waiting for a thread or being worked on."""
+        """Whether no message is waiting for a thread, and no thread is working on a message."""
         work_queue = self.intake.work_queue
         return work_queue is None or work_queue.empty()
 
@@ -108,7 +110,7 @@ class RotaBroker(RedisBroker):
         self._hooks = {}
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the middleware's hooks as Dramatiq does, except empty ones."""
+        """Call the middleware's hooks as Dramatiq does, without hooks that do nothing."""
         name = f"before_{signal}"
         hooks = self._hooks.get(name)
         for hook in hooks if hooks is not None else self._hooks_for(name, self.middleware):
@@ -120,7 +122,7 @@ class RotaBroker(RedisBroker):
                 self.logger.critical("Unexpected failure in %s of %r.", name, hook, exc_info=True)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the middleware's hooks in reverse order as Dramatiq does, except empty ones."""
+        """Call the middleware's hooks in reverse order as Dramatiq does, without hooks that do nothing."""
         name = f"after_{signal}"
         hooks = self._hooks.get(name)
         for hook in hooks if hooks is not None else self._hooks_for(name, reversed(self.middleware)):

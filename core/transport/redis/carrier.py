@@ -14,7 +14,7 @@ from core.transport.redis.rooms import Rooms
 
 
 def never() -> bool:
-    """Redis never counts as away, as in ``SCHEDULER_MODE=distributed``."""
+    """Answer that Redis is not away, as always in ``SCHEDULER_MODE=distributed``."""
     return False
 
 
@@ -30,13 +30,15 @@ class RedisCarrier:
 
     @property
     def carries(self) -> bool:
-        """Whether to send runs over Redis; False only while workers take them from the ledger."""
+        """Return whether to send runs over Redis: False only while workers take them from the ledger."""
         return not self._is_away()
 
     def room(self, queue: str, wanted: int, priority: int = 0, *, pending: int = 0) -> int:
-        """How many of ``wanted`` runs of ``priority`` may be sent to ``queue`` now; the dispatcher sends the others.
+        """Return how many of ``wanted`` runs of ``priority`` may be sent to ``queue`` now.
 
-        ``pending`` runs were granted before and have not been sent yet.
+        The dispatcher sends the others later.
+
+        ``pending`` is the number of runs that were granted before and have not been sent yet.
         """
         return self._rooms.take(queue, wanted, are_urgent=priority > 0, pending=pending)
 
@@ -53,11 +55,15 @@ class RedisCarrier:
         self._queues.client.publish(channel, json.dumps(message, default=str))
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """Whether messages are waiting on ``queue``, and the runs of the oldest. Raises redis.RedisError."""
+        """Return whether messages are waiting on ``queue``, and the runs of the oldest messages.
+
+        Raises redis.RedisError.
+        """
         return self._queues.oldest_runs(queue)
 
     def waiting(self, queue: str, priority: int = 0) -> int:
-        """How many messages of ``queue`` wait that have this priority, or a higher one, if it is not 0.
+        """Return how many messages of ``queue`` are waiting: those without a priority, or those with at least
+        ``priority``.
 
         Raises redis.RedisError.
         """
@@ -68,19 +74,28 @@ class RedisCarrier:
         self._queues.tell_window(queue, most)
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
-        """The same for the messages of runs with ``priority``, 1 to 9. Raises redis.RedisError."""
+        """Return the same as ``oldest_runs``, for messages of runs with ``priority``, 1 to 9.
+
+        Raises redis.RedisError.
+        """
         return self._queues.oldest_urgent_runs(queue, priority)
 
     def demote(self, queue: str) -> None:
-        """Move a batch of urgent messages of ``queue`` to the list of the others. Raises redis.RedisError."""
+        """Move a batch of urgent messages of ``queue`` to the list of messages without a priority.
+
+        Raises redis.RedisError.
+        """
         self._queues.demote(queue)
 
     def queues_with_messages(self) -> set[str]:
-        """The queues that have messages, as far as a bounded search has found them. Raises redis.RedisError."""
+        """Return the queues that have messages. The search is bounded, and may miss queues. Raises redis.RedisError."""
         return self._abandoned.with_messages()
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that no process serves; return the fate of each job's messages. Raises redis.RedisError."""
+        """Empty a queue that no process serves. Return for each job what happened to its messages.
+
+        Raises redis.RedisError.
+        """
         return self._abandoned.clear(queue, fleet)
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:

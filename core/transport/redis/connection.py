@@ -14,7 +14,7 @@ from core import forks
 REDIS_AWAY = (redis.ConnectionError, redis.TimeoutError)
 
 CONNECT_TIMEOUT_SECONDS = 2.0
-#: redis-py 8 gives up on any read after 5 s by default; a blocking pop must be shorter.
+#: redis-py 8 ends any read after 5 s by default, so a blocking pop must be shorter.
 SOCKET_TIMEOUT_SECONDS = 5.0
 
 
@@ -23,7 +23,7 @@ PROBE_TIMEOUT_SECONDS = 1.0
 
 
 def connect(url: str) -> redis.Redis:
-    """A client that connects on first use. It fails within seconds, without a series of retries."""
+    """Return a client that connects on first use. It fails within seconds, and retries at most once."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -34,7 +34,7 @@ def connect(url: str) -> redis.Redis:
 
 
 def probe(url: str) -> redis.Redis:
-    """A client that makes one attempt, and fails within a second."""
+    """Return a client that makes one attempt, and fails within a second."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=PROBE_TIMEOUT_SECONDS,
@@ -47,14 +47,16 @@ def probe(url: str) -> redis.Redis:
 def greet(connection: Any) -> None:
     """Set up a connection as redis-py does, and close it in every child of a fork.
 
-    If a child kept it open, Redis would still give messages to a parent that has ended.
+    If a child kept the connection open, Redis would still send messages to a parent that has ended.
     """
     forks.keep_from_children(connection._sock)
     connection.on_connect()
 
 
 def evaluate_once(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-    """The result of ``script``, without redis-py's retry: after a retry, messages of the first try would be lost.
+    """Run ``script`` without redis-py's retry, and return the result.
+
+    After a retry, messages of the first try would be lost.
 
     Raises redis.RedisError.
     """
@@ -65,7 +67,7 @@ def evaluate_once(client: redis.Redis, script: Script, keys: Sequence[str], argu
 
 
 def execute_once(client: redis.Redis, *command: Any) -> Any:
-    """Execute a command without a retry; return the answer. Raises redis.RedisError."""
+    """Execute a command without a retry, and return the answer. Raises redis.RedisError."""
     pool = client.connection_pool
     connection = pool.get_connection()
     try:

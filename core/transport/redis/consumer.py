@@ -1,7 +1,7 @@
-"""The consumer of one queue in one process: it acknowledges or requeues every message that it fetched.
+"""The consumer of one queue in one process. It acknowledges or requeues every message that it fetched.
 
-It holds a fixed number of messages and returns them one by one, as Dramatiq's own consumer does. A worker has a
-``DelayConsumer`` for each delay queue, and a ``WindowConsumer`` for each other queue.
+A consumer holds a limited number of messages and returns them one by one, as Dramatiq's own consumer does. A worker has
+a ``DelayConsumer`` for each delay queue, and a ``WindowConsumer`` for each other queue.
 """
 
 import threading
@@ -27,10 +27,10 @@ from core.transport.redis.queues import Queues
 from core.transport.redis.unknown_actors import UnknownActors
 from core.transport.redis.wakeups import Wakeups
 
-#: How long to wait before fetching is tried again, in seconds.
+#: The wait before a failed fetch is tried again, in seconds.
 FETCH_AGAIN_SECONDS = 0.5
-#: After a connection is closed, the system may still send its data: a fetch may reach Redis for this long afterwards;
-#: then how often to check whether one has, in seconds.
+#: After a connection is closed, the system may still send its data, so a fetch may reach Redis for this many seconds
+#: afterwards. The second number is how often to check whether a fetch has reached Redis.
 STRAY_SECONDS = 120.0
 LOOK_FOR_STRAYS_SECONDS = 5.0
 
@@ -51,10 +51,10 @@ class Shared:
 
 
 class Consumer(DramatiqConsumer):
-    """Fetches up to ``prefetch`` messages, and waits to be woken instead of sleeping."""
+    """Fetches up to ``prefetch`` messages. When the queue is empty, it waits for a wake-up instead of polling."""
 
     def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int) -> None:
-        """``timeout`` is the longest wait for messages without a worker, in milliseconds."""
+        """``timeout`` is the longest wait for messages, in milliseconds, if there is no worker."""
         self.shared = shared
         self.queues = shared.queues
         self.queue_name = queue_name
@@ -65,19 +65,20 @@ class Consumer(DramatiqConsumer):
         #: The ids of messages that Dramatiq's thread keeps.
         self.queued_message_ids: set[str] = set()
         self.woken = threading.Event()
-        #: Whether the queue may have messages: it was woken since the last fetch, or the last fetch did not get all.
+        #: Whether the queue may have messages: the consumer was woken since the last fetch, or the last fetch did not
+        #: get all.
         self.may_find = True
         #: The ids in Redis of messages that were fetched and decoded, and are not acknowledged.
         self.held = shared.queues.held(queue_name)
-        #: When to check for strays, by the monotonic clock.
+        #: The time of the next check for strays, by the monotonic clock.
         self._check_at = 0.0
-        #: Until when a fetch that failed may still reach Redis.
+        #: A fetch that failed may still reach Redis until this time.
         self._strays_until = 0.0
         shared.wakeups.add(self)
 
     @property
     def outstanding_message_count(self) -> int:
-        """How many messages it has fetched and not ended."""
+        """The number of messages that the consumer has fetched and not ended."""
         return len(self.queued_message_ids) + len(self.message_cache)
 
     @property
@@ -104,7 +105,7 @@ class Consumer(DramatiqConsumer):
             return None
 
     def step(self) -> MessageProxy | None:
-        """Return the next message, or None after a while if there is none."""
+        """Return the next message, or None after a while if there is no message."""
         if self.shared.intake.is_draining:
             self.requeue_cache()
         if not self.message_cache and self.may_find:
@@ -115,18 +116,18 @@ class Consumer(DramatiqConsumer):
         return self.take(self.message_cache.pop(0))
 
     def rest(self) -> None:
-        """Wait to be woken; without a worker, fetch in any case."""
+        """Wait for a wake-up. Without a worker, fetch after the wait in any case."""
         self.woken.wait(self.timeout / 1000)
         self.may_find = True
 
     def longest_rest(self) -> float:
-        """The longest wait if it is not woken, in seconds."""
+        """Return how long to wait for a wake-up at most, in seconds."""
         longest = self.shared.intake.longest_rest(self.timeout)
         until_check = self._check_at - time.monotonic()
         return min(longest, until_check if until_check > 0 else LOOK_FOR_STRAYS_SECONDS)
 
     def fetch(self) -> None:
-        """Fetch as many messages as it has room for. Raises redis.RedisError."""
+        """Fetch as many messages as the consumer has room for. Raises redis.RedisError."""
         if self.has_room:
             self.check_for_strays()
             room, self.may_find = self.prefetch - self.outstanding_message_count, False
@@ -134,12 +135,12 @@ class Consumer(DramatiqConsumer):
             self.may_find |= len(self.message_cache) == room
 
     def expect_strays(self) -> None:
-        """Check soon, and for two minutes, for messages that Redis assigned to us and we never received."""
+        """Check soon, and for two minutes, for messages that Redis assigned to this process and that did not arrive."""
         self._check_at, self._strays_until = 0.0, time.monotonic() + STRAY_SECONDS
         self.wake()
 
     def check_for_strays(self) -> None:
-        """Requeue messages that Redis assigned to us and we do not have. Raises redis.RedisError."""
+        """Requeue messages that Redis assigned to this process and that did not arrive. Raises redis.RedisError."""
         now = time.monotonic()
         if now < self._check_at or self.message_cache:
             return
@@ -157,9 +158,9 @@ class Consumer(DramatiqConsumer):
             self.check_for_strays()
 
     def requeue(self, messages: Iterable[Any]) -> None:
-        """Requeue messages and wake consumers; runs that came directly from the ledger are taken again later.
+        """Requeue messages and wake consumers. Runs that came directly from the ledger are taken again later.
 
-        Raises ConnectionClosed, the only error here that does not end Dramatiq's consumer thread.
+        Raises ConnectionClosed, the only error in this method that does not end Dramatiq's consumer thread.
         """
         returned = [message for message in messages if REDIS_ID in message.options]
         if not returned:
@@ -171,7 +172,7 @@ class Consumer(DramatiqConsumer):
         try:
             self._put_back(redis_ids)
         except redis.RedisError as error:
-            self.expect_strays()  # messages that were not requeued now are requeued later
+            self.expect_strays()  # they are requeued later
             raise ConnectionClosed(error) from None
 
     def _put_back(self, redis_ids: Collection[str]) -> None:
@@ -184,7 +185,10 @@ class Consumer(DramatiqConsumer):
             self.shared.preparation.undo(deliveries)
 
     def take(self, body: bytes | None) -> Delivery | None:
-        """The message in ``body``; None if this process does not have its actor, and ``UnknownActors`` has it now."""
+        """Return the message in ``body``.
+
+        If this process does not have its actor, return None and give the message to ``UnknownActors``.
+        """
         message = self.decode(body)
         if message is None:
             return None
@@ -194,7 +198,10 @@ class Consumer(DramatiqConsumer):
         return Delivery(message, self)
 
     def decode(self, body: bytes | None) -> Message[Any] | None:
-        """The message in ``body``; dead-letter it if it is not a message of ours. Raises redis.RedisError."""
+        """Return the message in ``body``. Dead-letter a body that is not one of Rota's messages.
+
+        Raises redis.RedisError.
+        """
         try:
             message = read(body, self.queue_name)
         except NotAMessage as problem:
@@ -219,7 +226,7 @@ class Consumer(DramatiqConsumer):
         self.end(message, is_dead=True)
 
     def end(self, message: MessageProxy, *, is_dead: bool) -> None:
-        """End a message; one that came directly from the ledger is not in Redis."""
+        """End a message. A message that came directly from the ledger is not in Redis."""
         redis_id = message.options.get(REDIS_ID)
         if redis_id is None:
             return

@@ -10,15 +10,15 @@ from core.transport.redis.intake import IDLE_SECONDS
 
 
 class DelayConsumer(Consumer):
-    """Returns delayed messages, which Dramatiq's thread keeps, and wakes the thread when the next one is due."""
+    """Returns delayed messages, which Dramatiq's thread keeps, and wakes the thread when the next message is due."""
 
     def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(shared, queue_name, prefetch, timeout)
-        self.held.clear()  # a thread that creates a new consumer has dropped the messages it kept
+        self.held.clear()  # a thread that makes a new consumer has dropped its messages
         self._etas: list[float] = []
 
     def take(self, body: bytes | None) -> Delivery | None:
-        """Return the message in ``body``, and note when it is due."""
+        """Return the message in ``body``, and remember when it is due."""
         message = super().take(body)
         if message is not None:
             self.queued_message_ids.add(message.message_id)
@@ -27,7 +27,7 @@ class DelayConsumer(Consumer):
         return message
 
     def rest(self) -> None:
-        """Wait to be woken, or until the next message is due; return at once if one is due already."""
+        """Wait for a wake-up, or until the next message is due. Return at once if a message is due already."""
         now = current_millis()
         if self._etas and self._etas[0] <= now:
             while self._etas and self._etas[0] <= now:

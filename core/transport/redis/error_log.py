@@ -1,4 +1,4 @@
-"""Logs a failure of Redis once per process, even if many threads see it, and counts its errors."""
+"""Logs a failure of Redis once per process, even if many threads notice it, and counts the errors."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from redis.exceptions import ReadOnlyError
 from core.observability.events import RedisRecovered, RedisTrouble, emit
 
 #: A failure is over when no error has occurred for ``QUIET_SECONDS``, so that a connection that drops again and again
-#: is one failure. As long as it lasts, it is logged every ``LOG_AGAIN_SECONDS``.
+#: is one failure. While it lasts, a failure is logged every ``LOG_AGAIN_SECONDS``.
 QUIET_SECONDS = 5.0
 LOG_AGAIN_SECONDS = 60.0
 
@@ -40,7 +40,7 @@ class ErrorLog:
             emit(RedisTrouble(str(error), self._times))
 
     def succeeded(self) -> None:
-        """Remember that a command succeeded; log the recovery if nothing has failed for a while."""
+        """Remember that a command succeeded. Log the recovery if no command has failed for a while."""
         if self._is_over or time.monotonic() - self._failed_at < QUIET_SECONDS:
             return
         with self._lock:

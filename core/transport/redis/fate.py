@@ -1,4 +1,6 @@
-"""Decides about messages whose job this process does not have. The same rule applies to one message and to a queue."""
+"""Decides about messages whose job this process does not have. The same rule applies to a single message and to a
+queue.
+"""
 
 from enum import StrEnum
 from typing import Any
@@ -12,11 +14,11 @@ from core.transport.messages import RUN_ID
 class Fate(StrEnum):
     """The decision about a message."""
 
-    #: A live process has its job, or may have it: requeue the message.
+    #: A live process has the message's job, or may have it: requeue the message.
     SERVED = "served"
-    #: No live process has its job. The ledger has its run, and sends it again if the job returns.
+    #: No live process has the message's job. The ledger has the run, and sends it again if the job returns.
     DROPPED = "dropped"
-    #: No live process has its job, and the ledger has no run for the message.
+    #: No live process has the message's job, and the ledger has no run for the message.
     ORPHANED = "orphaned"
 
 

@@ -1,7 +1,7 @@
 """Messages of the fast lane whose arguments do not fit their job as this process declares it.
 
 While two releases run at the same time, they may declare a job with different parameters, in two *forms*. If one form
-refuses a message, the message is sent again after a moment, with the list of the forms that have refused it. Eventually
+refuses a message, the message is sent again after a moment, with the list of the forms that have refused it. In the end
 it reaches a process that has another form. A message that all live forms have refused becomes a dead letter. PostgreSQL
 knows which forms are live; while it is unavailable, no message becomes a dead letter.
 """
@@ -21,11 +21,11 @@ from core.transport.delivery import Delivery
 from core.transport.messages import REFUSED_BY
 from core.transport.redis.queues import Queues
 
-#: The wait before a message is sent again; the same as for an actor that this process does not have.
+#: A message is sent again after this wait, like a message for an actor that this process does not have.
 REST_SECONDS = 0.5
 
-#: Takes a job, a queue and forms; tells whether a live worker of the queue may have the job in another form. May raise
-#: DBAPIError.
+#: Takes a job, a queue and forms. Returns whether a live worker of the queue may have the job in another form. May
+#: raise DBAPIError.
 FitsElsewhere = Callable[[str, str, Collection[str]], bool]
 
 
@@ -38,18 +38,22 @@ class Misfit:
 
     @property
     def refused_by(self) -> tuple[str, ...]:
-        """All forms that have refused the message."""
+        """All forms that have refused the message, including this form."""
         return tuple(sorted({*self.delivery.options.get(REFUSED_BY, ()), self.form}))
 
     def again(self) -> Message[Any]:
-        """A copy of the message that also names this form as one that refused it. The copy replaces the original."""
+        """Return a copy of the message that also names this form as a form that refused it.
+
+        The copy replaces the original.
+        """
         message: Message[Any] = self.delivery.copy(options={REFUSED_BY: list(self.refused_by)})
         return message
 
 
 class Misfits(Batcher[Misfit]):
     """The thread that keeps messages whose arguments did not fit for a moment, and then sends them again or
-    dead-letters them."""
+    dead-letters them.
+    """
 
     name = "rota-misfits"
     most_together = 1000
@@ -64,7 +68,7 @@ class Misfits(Batcher[Misfit]):
         self._decided_at = float("-inf")
 
     def deal_with(self, batch: Sequence[Misfit]) -> None:
-        """Send a message again if it may fit elsewhere; otherwise dead-letter it. Raises redis.RedisError."""
+        """Send a message again if it may fit elsewhere. Otherwise dead-letter it. Raises redis.RedisError."""
         self._stopping.wait(max(self._decided_at + REST_SECONDS - time.monotonic(), 0))
         self._decided_at = time.monotonic()
         may_fit = cache(self._may_fit)
@@ -74,7 +78,7 @@ class Misfits(Batcher[Misfit]):
             self._end(each.delivery, is_dead=not is_left)
 
     def failed(self, error: Exception) -> None:
-        """Log that the messages wait, and why."""
+        """Log that the messages wait, and the reason."""
         emit(MessageRetryWaits(self._waiting[0].delivery.message_id, str(error)))
 
     def _may_fit(self, job: str, queue: str, refused_by: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""The queues in Redis: their keys, and the commands and scripts on them. It has no thread.
+"""The queues in Redis: their keys, and the commands and scripts that use them. This module starts no thread.
 
 All methods raise redis.RedisError if Redis cannot be reached or refuses.
 """
@@ -19,26 +19,26 @@ from core.transport.redis import urgent
 from core.transport.redis.connection import evaluate_once
 from core.transport.redis.urgent import Arrivals, bounds, is_urgent, redis_id_for
 
-#: How many messages of a queue to read to find the oldest run.
+#: At most this many messages of a queue are read to find the oldest run.
 LOOK_AHEAD = 100
-#: Messages that are enqueued in one round trip.
+#: The number of messages that are enqueued in one round trip.
 BATCH = 1000
 #: The most values that a script can unpack.
 MOST_UNPACKED = 1000
-#: The most tokens of a queue: one woken consumer fetches many messages.
+#: The most tokens of a queue. A few are enough, since one woken consumer fetches many messages.
 MOST_TOKENS = 64
-#: How long a window from the dispatcher is valid, in milliseconds.
+#: A window that the dispatcher has stored is valid for this many milliseconds.
 WINDOWS_LAST_MS = 60_000
-#: How long a window without room is valid, in milliseconds.
+#: A window without room is valid for this many milliseconds.
 FULL_LASTS_MS = 2_000
-#: After this time tokens are useless, since every process has searched its queues.
+#: After this time a token is useless, since every process has searched its queues.
 TOKENS_LAST_MS = 5_000
 
 #: One fetch in this many begins with the oldest message of the list, so that urgent messages do not delay the others
 #: for ever.
 OLDEST_FIRST_EVERY = 10
 
-#: The end of a fetch of ``ids``: it returns all bodies as one string, which redis-py parses much faster.
+#: The end of a script that fetches ``ids``. It returns all bodies as one string, which redis-py parses much faster.
 BODIES = """
 if #ids == 0 then return {} end
 redis.call('sadd', KEYS[3], unpack(ids))
@@ -50,7 +50,8 @@ end
 return {table.concat(lengths, ','), table.concat(bodies)}
 """
 #: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It takes urgent messages first, or last if ARGV
-#: says so: KEYS heartbeats, list, acks, bodies, urgent; ARGV time, broker, how many, whether urgent messages come last.
+#: says so. KEYS: heartbeats, list, acks, bodies, urgent. ARGV: time, broker, how many, whether urgent messages come
+#: last.
 FETCH = (
     """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
@@ -72,7 +73,7 @@ if ARGV[4] == '1' and #ids < most then take_urgent() end
 """
     + BODIES
 )
-#: Fetches urgent messages alone: KEYS as ``FETCH``; ARGV time, broker, how many, the highest score.
+#: Fetches only urgent messages. KEYS: the same as for ``FETCH``. ARGV: time, broker, how many, the highest score.
 FETCH_URGENT = (
     """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
@@ -81,13 +82,13 @@ if #ids > 0 then redis.call('zrem', KEYS[5], unpack(ids)) end
 """
     + BODIES
 )
-#: Dramatiq's "ack" for many messages; ignores those that were requeued meanwhile.
+#: Dramatiq's "ack" for many messages. Messages that were requeued meanwhile are ignored.
 ACKNOWLEDGE = """
 for _, id in ipairs(ARGV) do
     if redis.call('srem', KEYS[1], id) == 1 then redis.call('hdel', KEYS[2], id) end
 end
 """
-#: Dramatiq's "nack" for many messages: KEYS acks, bodies, dead letters and their bodies; ARGV time, ids.
+#: Dramatiq's "nack" for many messages. KEYS: acks, bodies, dead letters, their bodies. ARGV: time, ids.
 DEAD_LETTER = """
 for index = 2, #ARGV do
     if redis.call('srem', KEYS[1], ARGV[index]) == 1 then
@@ -100,8 +101,8 @@ for index = 2, #ARGV do
     end
 end
 """
-#: Sends this broker's heartbeat, and returns the queues that have messages: KEYS heartbeats, the list and the sorted
-#: set of each queue; ARGV time, broker.
+#: Sends this broker's heartbeat, and returns the queues that have messages. KEYS: heartbeats, the list and the sorted
+#: set of each queue. ARGV: time, broker.
 LOOK = """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
 local found = {}
@@ -124,7 +125,7 @@ class Queues:
         heartbeat_timeout_ms: int = DEFAULT_HEARTBEAT_TIMEOUT,
         dead_message_ttl_ms: int = DEFAULT_DEAD_MESSAGE_TTL,
     ) -> None:
-        """Make the object; it connects on first use."""
+        """Make the object. It connects to Redis on first use."""
         self.client = client
         self.broker_id = broker_id or new_id()
         self.namespace = namespace
@@ -145,42 +146,45 @@ class Queues:
         self._fetches = itertools.count(1)
 
     def key(self, name: str) -> str:
-        """The key of a queue, or another key of the namespace."""
+        """Return the key of a queue, or another key of the namespace."""
         return f"{self.namespace}:{name}"
 
     def wake_key(self, queue_name: str) -> str:
-        """The list on which consumers of ``queue_name`` wait."""
+        """Return the key of the list on which consumers of ``queue_name`` wait."""
         return self.key(f"__wake__.{queue_name}")
 
     def urgent_key(self, queue_name: str) -> str:
-        """The sorted set of the urgent messages of ``queue_name``."""
+        """Return the key of the sorted set with the urgent messages of ``queue_name``."""
         return self.key(f"__urgent__.{queue_name}")
 
     def window_key(self, queue_name: str) -> str:
-        """Holds how many messages may wait on ``queue_name``."""
+        """Return the key that holds how many messages may wait on ``queue_name``."""
         return self.key(f"__window__.{queue_name}")
 
     def _acks_key(self, queue_name: str) -> str:
         return self.key(f"__acks__.{self.broker_id}.{queue_name}")
 
     def declare(self, queue_name: str) -> None:
-        """Add a queue to those of ``maintain`` and ``recover``."""
+        """Add a queue to the queues of ``maintain`` and ``recover``."""
         self._declared.add(queue_name)
 
     def held(self, queue_name: str) -> set[str]:
-        """The ids in Redis of the messages of a queue that this process holds; its consumers change the set."""
+        """Return the ids in Redis of the messages of a queue that this process holds.
+
+        The queue's consumers change this set.
+        """
         return self._held[queue_name]
 
     def fetched(self, queue_name: str) -> set[str]:
-        """The ids of the messages that Redis has assigned to this process."""
+        """Return the ids of the messages that Redis has assigned to this process."""
         ids = cast("set[bytes]", self.client.smembers(self._acks_key(queue_name)))
         return {redis_id.decode(errors="replace") for redis_id in ids}
 
     def fetch(self, queue_name: str, most: int, least_priority: int = 0) -> list[bytes | None]:
-        """Fetch up to ``most`` messages, urgent ones first; return their bodies.
+        """Fetch up to ``most`` messages, urgent messages first. Return their bodies.
 
-        One fetch in ten begins with the oldest of the others. If ``least_priority`` is not 0, only messages of at least
-        this priority are fetched. It never retries, which could lose messages.
+        One fetch in ten begins with the oldest message without a priority. If ``least_priority`` is not 0, only
+        messages of at least this priority are fetched. A fetch is never retried, since a retry could lose messages.
         """
         prefix = f"{self.namespace}:"
         keys = ["__heartbeats__", queue_name, f"__acks__.{self.broker_id}.{queue_name}", f"{queue_name}.msgs"]
@@ -216,7 +220,7 @@ class Queues:
     def requeue(self, queue_name: str, redis_ids: Collection[str]) -> None:
         """Put fetched messages back at the end of their queue, without waking a consumer.
 
-        Urgent messages are put behind those of the same priority.
+        An urgent message is put behind the other messages of the same priority.
         """
         urgent_ids = [redis_id for redis_id in redis_ids if is_urgent(redis_id)]
         if urgent_ids:
@@ -257,11 +261,14 @@ class Queues:
         self._lengths.update({name: answers[place] for name, place in lengths.items()})
 
     def length_seen(self, queue_name: str, *, are_urgent: bool) -> int:
-        """How many messages were waiting when this process last sent one, or asked."""
+        """Return how many messages were waiting when this process last sent a message, or asked."""
         return self._lengths.get((queue_name, are_urgent), 0)
 
     def window(self, queue_name: str, *, are_urgent: bool) -> tuple[int | None, int]:
-        """How many messages may wait, and how many do. The first is None if no dispatcher has told it."""
+        """Return how many messages may wait on the queue, and how many are waiting.
+
+        The first number is None if no dispatcher has stored it.
+        """
         pipe = self.client.pipeline(transaction=False)
         pipe.get(self.window_key(queue_name))
         if are_urgent:
@@ -277,7 +284,7 @@ class Queues:
         self.client.set(self.window_key(queue_name), most, px=WINDOWS_LAST_MS if most else FULL_LASTS_MS)
 
     def waiting(self, queue_name: str, priority: int = 0) -> int:
-        """The number of waiting messages with this priority or a higher one; 0 counts those without a priority."""
+        """Return how many messages are waiting: those without a priority, or those with at least ``priority``."""
         if priority:
             return self.client.zcount(self.urgent_key(queue_name), "-inf", bounds(priority)[1])
         return self.client.llen(self.key(queue_name))
@@ -295,13 +302,13 @@ class Queues:
         pipe.pexpire(key, TOKENS_LAST_MS)
 
     def wait_for_token(self, queue_names: Iterable[str], seconds: float) -> str | None:
-        """Wait for a token of one of the queues, and take it; return the queue's name."""
+        """Wait for a token of one of the queues, and take it. Return the queue's name."""
         waiting = {self.wake_key(name): name for name in queue_names}
         popped = cast("tuple[bytes, bytes] | None", self.client.blpop(list(waiting), seconds))
         return waiting[popped[0].decode()] if popped else None
 
     def look(self, queue_names: Sequence[str], client: redis.Redis | None = None) -> list[str]:
-        """Send this broker's heartbeat; return the queues that have messages."""
+        """Send this broker's heartbeat. Return the queues that have messages."""
         keys = [self.key("__heartbeats__")]
         for name in queue_names:
             keys += [self.key(name), self.urgent_key(name)]
@@ -309,14 +316,14 @@ class Queues:
         return [queue_names[index] for index in found]
 
     def recover(self, broker_id: str, queues: Iterable[str] = ()) -> None:
-        """Requeue at once a dead process's messages, of our queues and of ``queues``."""
+        """Requeue at once a dead process's messages, on this process's queues and on ``queues``."""
         self.client.zadd(self.key("__heartbeats__"), {broker_id: 0})
         self.maintain(queues)
 
     def maintain(self, queues: Iterable[str] = ()) -> None:
-        """Requeue messages of processes without a heartbeat for a minute, and delete dead letters after a week.
+        """Requeue messages of processes that sent no heartbeat for a minute, and delete dead letters after a week.
 
-        It does this for our queues, and for ``queues`` of other processes.
+        Do this for this process's queues, and for ``queues`` of other processes.
         """
         known = {*self._declared, *queues}
         queue_names = [*known, *map(dq_name, known)]
@@ -329,7 +336,7 @@ class Queues:
                 self.wake(queue_name, 1)
 
     def maintain_queue(self, queue_name: str, client: redis.Redis | None = None) -> None:
-        """Maintain one queue; it may belong to another process."""
+        """Maintain one queue, which may belong to another process."""
         now = current_millis()
         acks = self.key("__acks__."), f".{queue_name}"
         keys = [self.key("__heartbeats__"), self.key(f"{queue_name}.msgs"), self.urgent_key(queue_name)]
@@ -345,11 +352,11 @@ class Queues:
         self._dispatch(keys=[self.namespace], args=[command, current_millis(), *options, *arguments], client=client)
 
     def oldest_runs(self, queue_name: str) -> tuple[bool, list[int]]:
-        """Whether messages are waiting on the queue, and the runs of the oldest messages that have one."""
+        """Return whether messages are waiting on the queue, and the runs of the oldest messages that have a run."""
         return self._runs(queue_name, self.client.lrange(self.key(queue_name), 0, LOOK_AHEAD - 1))
 
     def oldest_urgent_runs(self, queue_name: str, priority: int) -> tuple[bool, list[int]]:
-        """The same for the messages of ``priority``."""
+        """Return the same as ``oldest_runs``, for the messages of ``priority``."""
         lowest, highest = bounds(priority)
         return self._runs(
             queue_name,
@@ -357,12 +364,12 @@ class Queues:
         )
 
     def demote(self, queue_name: str) -> int:
-        """Move up to a thousand urgent messages to the end of the list; return how many."""
+        """Move up to a thousand urgent messages to the end of the list. Return how many."""
         keys = [self.urgent_key(queue_name), self.key(queue_name)]
         return int(cast("int", self._demote(keys=keys, args=[BATCH])))
 
     def drop_urgent(self, queue_name: str) -> None:
-        """Drop the urgent messages of a queue; their bodies are gone already."""
+        """Drop the urgent messages of a queue. Their bodies are gone already."""
         self.client.delete(self.urgent_key(queue_name), self.urgent_key(dq_name(queue_name)))
 
     def _runs(self, queue_name: str, found: Any) -> tuple[bool, list[int]]:
@@ -374,7 +381,7 @@ class Queues:
 
 
 def slices(lengths: bytes, bodies: bytes) -> list[bytes | None]:
-    """Split ``bodies`` by ``lengths``; None for a missing body."""
+    """Split ``bodies`` by ``lengths``. A missing body becomes None."""
     found: list[bytes | None] = []
     start = 0
     for length in map(int, lengths.split(b",")):

@@ -36,7 +36,7 @@ class Rooms:
         self._rooms: dict[tuple[str, bool], Room] = {}
 
     def take(self, queue: str, wanted: int, *, are_urgent: bool, pending: int = 0) -> int:
-        """How many of ``wanted`` messages may be sent to ``queue`` now; 0 if Redis does not answer.
+        """Return how many of ``wanted`` messages may be sent to ``queue`` now; 0 if Redis does not answer.
 
         ``pending`` messages were granted before and have not been sent yet.
         """

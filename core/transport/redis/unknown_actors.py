@@ -1,7 +1,7 @@
-"""Requeues messages for actors that this process does not have, or ends them if no process has the actor.
+"""Requeues messages for actors that this process does not have. Ends such messages if no process has the actor.
 
 During a deploy a queue has messages of two releases. If another live process has the actor, the message is requeued
-after a short pause. If no process has had it for a while, the message is dropped if the ledger has its run, and
+after a short pause. If no process has had the actor for a while, the message is dropped if the ledger has its run, and
 otherwise dead-lettered. While PostgreSQL is away, the jobs of other processes are unknown, and no message is ended.
 """
 
@@ -21,19 +21,21 @@ from core.transport.messages import REDIS_ID
 from core.transport.redis.fate import Fate, fate
 from core.transport.redis.queues import Queues
 
-#: How long a message is held before it is requeued: long enough not to be a busy loop, short enough for its latency.
+#: A message is held this long before it is requeued: long enough to avoid a busy loop, and short enough not to delay
+#: the message.
 PAUSE_SECONDS = 0.5
-#: The longest grace, in seconds: such messages take room on the queue from those of other jobs.
+#: The longest grace, in seconds. It is bounded because such messages take room on the queue from messages of other
+#: jobs.
 LONGEST_GRACE_SECONDS = 60.0
 #: No more messages are fetched while this many are held.
 MOST_HELD = 1000
 
-#: A message, and the queue that it was fetched from.
+#: A message, and the queue from which it was fetched.
 Held = tuple[str, Message[Any]]
 
 
 class UnknownActors(Batcher[Held]):
-    """The thread that keeps messages for unknown actors for a moment, and then decides about them."""
+    """The thread that keeps messages for unknown actors for a moment, and then requeues or ends them."""
 
     name = "rota-unknown-actors"
     most_together = MOST_HELD
@@ -56,7 +58,7 @@ class UnknownActors(Batcher[Held]):
         return len(self._waiting) < MOST_HELD
 
     def deal_with(self, batch: Sequence[Held]) -> None:
-        """Requeue or end each message; requeue all when this process ends. Raises redis.RedisError."""
+        """Requeue or end each message. Requeue all messages when this process ends. Raises redis.RedisError."""
         self._pause()
         fleet = None if self._stopping.is_set() else self._fleet()
         requeued: dict[str, list[str]] = {}
@@ -83,14 +85,14 @@ class UnknownActors(Batcher[Held]):
             emit(MessageUndecided(len(self._waiting)), error)
 
     def _fleet(self) -> Fleet | None:
-        """The fleet; None while PostgreSQL cannot be reached."""
+        """Return the fleet, or None while PostgreSQL cannot be reached."""
         try:
             return self._ask_fleet()
         except DATABASE_AWAY:
             return None
 
     def _fate(self, message: Message[Any], fleet: Fleet) -> Fate:
-        """The fate of ``message``; an orphan is requeued until the grace is over, since its job may return."""
+        """Return the fate of ``message``. An orphan is requeued until the grace is over, since its job may return."""
         found = fate(message, fleet)
         if found == Fate.SERVED:
             self._unknown_since.pop(message.actor_name, None)

@@ -14,29 +14,29 @@ import redis
 from core.transport.redis.error_log import ErrorLog
 from core.transport.redis.queues import Queues
 
-#: The length of one wait for tokens, in seconds, which must be below the client's socket time-out; the second one is
+#: The length of one wait for tokens, in seconds, which must be below the client's socket time-out. The second length is
 #: used when another thread searches and all consumers are known.
 BLOCK_SECONDS = 1
 LONG_BLOCK_SECONDS = 4
 #: How often to search for messages without a token, in seconds.
 LOOK_SECONDS = 1.0
-#: This thread does not search if another thread began a search less than this many seconds ago. That thread searches
-#: every second, and waits up to a second for the answer.
+#: This thread does not search if another thread began a search less than this many seconds ago. That other thread
+#: searches every second, and waits up to a second for the answer.
 OTHERS_LOOK_SECONDS = 3.0
-#: How long to wait after a lost connection, and while no consumer has room, in seconds.
+#: The wait after a lost connection, and while no consumer has room, in seconds.
 LISTEN_AGAIN_SECONDS = 0.5
 
 
 class Wakeable(Protocol):
-    """The part of a consumer that is needed to wake it."""
+    """The part of a consumer that is needed to wake the consumer."""
 
     @property
     def queue_name(self) -> str:
-        """The queue of the consumer."""
+        """The name of the consumer's queue."""
 
     @property
     def has_room(self) -> bool:
-        """Whether it may fetch more."""
+        """Whether the consumer may fetch more messages."""
 
     def wake(self) -> None:
         """Make the consumer fetch messages."""
@@ -59,7 +59,7 @@ class Wakeups:
         self._stopping = threading.Event()
 
     def add(self, consumer: Wakeable) -> None:
-        """Wake ``consumer`` from now on."""
+        """Begin to wake ``consumer``."""
         with self._lock:
             self._consumers[consumer.queue_name] = consumer
             if self._thread is None:
@@ -78,17 +78,17 @@ class Wakeups:
             consumer.wake()
 
     def there_is_room(self) -> None:
-        """Wait for tokens of all consumers again, since one that had no room has room now."""
+        """Wait for tokens of all consumers again, since a consumer that had no room has room now."""
         self._room_came.set()
 
     def stop(self) -> None:
-        """End the thread; it is a daemon, so the caller need not wait for it."""
+        """End the thread. It is a daemon, so the caller need not wait for it."""
         self._stopping.set()
 
     def look_around(self, client: redis.Redis) -> None:
         """Send this process's heartbeat, and wake consumers whose queues have messages.
 
-        While another thread calls this every second, this thread does not search. Raises redis.RedisError.
+        While another thread calls this method every second, this thread does not search. Raises redis.RedisError.
         """
         self._others_looked_at = time.monotonic()
         self._look(client)
@@ -137,5 +137,5 @@ class Wakeups:
         is_ours = self._present().get(consumer.queue_name) is consumer and not self._stopping.is_set()
         if is_ours and consumer.has_room:
             consumer.wake()
-        else:  # it could fetch when the wait began: leave the token to another process
+        else:  # it could fetch when the wait began: another process takes the token
             self._queues.wake(consumer.queue_name, 1)

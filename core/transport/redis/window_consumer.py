@@ -1,4 +1,6 @@
-"""The consumer of a worker's queue: it fetches messages that the threads will soon start, and requeues the rest."""
+"""The consumer of a worker's queue. It fetches messages that the threads will soon start, and requeues messages that
+they will not.
+"""
 
 from collections import defaultdict
 from contextlib import suppress
@@ -22,11 +24,11 @@ class WindowConsumer(Consumer):
         self._work_queue = work_queue
         self._lane = work_queue.lane(queue_name)
         self._lane.attach(self.wake)
-        #: Fetch more when no more than this many are waiting.
+        #: Fetch more messages when no more than this many are waiting.
         self._fetch_at = 0
-        #: Give the threads more when no more than this many fetched messages are waiting for them.
+        #: Give more messages to the threads when no more than this many fetched messages are waiting for a thread.
         self._hand_over_at = 0
-        #: Whether the last fetch had runs.
+        #: Whether the last fetch had messages of runs.
         self._has_runs = True
         #: Messages that are due later, which Dramatiq's thread keeps until then.
         self._delayed: list[Delivery] = []
@@ -37,7 +39,7 @@ class WindowConsumer(Consumer):
         return self.shared.intake.may_fetch(self.queue_name)
 
     def step(self) -> MessageProxy | None:
-        """Fetch messages and give them to the threads, or wait. Returns a message only if Dramatiq must delay it."""
+        """Fetch messages and give them to the threads, or wait. Return only a message that Dramatiq must delay."""
         if self.shared.intake.is_draining or self._work_queue.is_stalled(self._lane):
             self.requeue_waiting()
         if self.may_find and self._lane.waiting <= self._fetch_at:
@@ -79,9 +81,11 @@ class WindowConsumer(Consumer):
             self.wake()
 
     def made_ready(self, bodies: list[bytes | None], *, at_once: bool) -> list[Delivery]:
-        """The messages in ``bodies`` for the threads, claimed if the threads start all of them ``at_once``.
+        """Return the messages in ``bodies`` for the threads.
 
-        On redis.RedisError it requeues as many as it can; a later check finds the rest.
+        If the threads start all of them ``at_once``, claim their runs.
+
+        On redis.RedisError, requeue as many messages as possible. A later check finds the other messages.
         """
         deliveries: list[Delivery] = []
         try:
@@ -100,12 +104,12 @@ class WindowConsumer(Consumer):
         return deliveries
 
     def is_watched(self) -> bool:
-        """Whether the threads have enough messages, and will wake this consumer when they need more."""
+        """Return whether the threads have enough messages, and will wake this consumer when they need more."""
         enough = len(self.message_cache) + self._hand_over_at if self.message_cache else self._fetch_at
         return self._work_queue.wake_at(self._lane, enough)
 
     def take(self, body: bytes | None) -> Delivery | None:
-        """The message in ``body``; None if it is not for the threads now."""
+        """Return the message in ``body``, or None if the message is not for the threads now."""
         message = super().take(body)
         if message is None or message.options.get("eta") is None:
             return message
@@ -113,8 +117,9 @@ class WindowConsumer(Consumer):
         return None
 
     def requeue_waiting(self) -> None:
-        """Requeue the waiting messages that no thread of this process would start soon; if the worker stops, requeue
-        all.
+        """Requeue the waiting messages that no thread of this process would start soon.
+
+        If the worker stops, requeue all.
 
         Raises redis.RedisError if this consumer cannot requeue its own messages.
         """
@@ -132,14 +137,14 @@ class WindowConsumer(Consumer):
                     emit(WorkerNotDrained(consumer.queue_name, len(deliveries), str(error)))
 
     def close(self) -> None:
-        """Stop waiting for tokens; if the worker stops, requeue messages that came since the last step."""
+        """Stop waiting for tokens. If the worker stops, requeue messages that came since the last step."""
         super().close()
         if self.shared.intake.is_draining:
             with suppress(redis.RedisError, OSError):  # a timer finds messages that could not be requeued
                 self.requeue_waiting()
 
     def rest(self) -> None:
-        """Wait to be woken. The wait is shorter while there are messages that may have to be requeued."""
+        """Wait for a wake-up. The wait is shorter while there are messages that may have to be requeued."""
         if self.message_cache and not self.is_watched():
             return
         is_waiting = self._lane.waiting > 0

@@ -12,6 +12,7 @@ RotaError
 ├── PauseError             the scope to pause is paused already, or the scope to resume is not
 ├── ScheduleError          a schedule made at run time is refused; nothing was changed
 ├── SelectionError         the selection has no run, or a run in the wrong state; nothing was changed
+│   └── UnknownRun         the ledger has no run of that id
 ├── IncompleteError        an operation changed only some of the selected runs
 ├── BadTime                a text that is not a time, or a time that is not allowed here
 ├── LeaseLost              this worker no longer owns the run; stop at once
@@ -84,6 +85,10 @@ class ScheduleError(RotaError):
 
 class SelectionError(RotaError):
     """The selection has no run, or a run in the wrong state; nothing was changed."""
+
+
+class UnknownRun(SelectionError):
+    """The ledger has no run of that id: it never had, or the run was deleted after ROTA_RETENTION_DAYS."""
 
 
 class IncompleteError(RotaError):

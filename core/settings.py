@@ -6,6 +6,7 @@ that may be secret.
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
@@ -34,6 +35,9 @@ REDACT = f"{PREFIX}REDACT"
 MOST_SCHEDULES = f"{PREFIX}MOST_SCHEDULES"
 #: The name of the plugin that comes with the core.
 CORE = "core"
+
+#: A path of one or more segments.
+WEB_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 #: With fewer heartbeats than this per lease, one late heartbeat could lose the lease.
 HEARTBEATS_PER_LEASE = 3
@@ -120,6 +124,24 @@ class Settings(BaseModel):
 
     metrics_dir: Annotated[Path | None, Field(validation_alias="ROTA_METRICS_DIR")] = None
     """The folder in which the processes of one worker share their metrics; by default a new temporary folder."""
+
+    web_host: Annotated[str, Field(validation_alias="ROTA_WEB_HOST")] = "127.0.0.1"
+    """The address on which `rota web` serves HTTP; by default only this machine can reach it."""
+
+    web_port: Annotated[int, Field(validation_alias="ROTA_WEB_PORT", ge=1, le=65535)] = 9190
+    """The port on which `rota web` serves HTTP."""
+
+    web_prefix: Annotated[str, Field(validation_alias="ROTA_WEB_PREFIX")] = ""
+    """The path below which a proxy publishes `rota web`, such as `/rota`; the proxy may remove it or not."""
+
+    @field_validator("web_prefix")
+    @classmethod
+    def _web_prefix(cls, value: str) -> str:
+        if value and not WEB_PREFIX.fullmatch(value):
+            raise ValueError(
+                "must begin with a slash and not end with one, such as /rota; letters, digits, - . _ ~ only"
+            )
+        return value
 
     @field_validator("disabled_plugins")
     @classmethod

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # a room imports from its own line or from a line below it
     {"main", "testing", "upkeep"},
     {"middleware", "worker"},
-    {"cli", "dispatcher"},
+    {"cli", "dispatcher", "web"},
     {"operations", "scheduling"},
     {"cancel", "close_limit", "key_schedules"},
     {"enqueue", "schema", "transport"},
@@ -80,6 +80,16 @@ def test_imports_follow_the_arrows(path):
             assert rest, "import what you need from core, not core"
             assert rest[0] in HEIGHT, "core's own modules do not go through the front door"
             assert HEIGHT[rest[0]] <= HEIGHT[here], f"{here} may not reach up to {rest[0]}"
+
+
+def test_only_its_command_imports_the_http_service():
+    """Its packages are those of an extra, and no other process has them."""
+    outside = [path for path in SOURCES if path.parts[:2] != ("core", "web") and path != Path("core/cli/web.py")]
+
+    for path in outside:
+        for package, *rest in imports(path):
+            assert package not in {"fastapi", "starlette", "uvicorn"}, path
+            assert (package, rest[:1]) != ("core", ["web"]), path
 
 
 def test_no_two_modules_import_each_other():

@@ -106,6 +106,8 @@ def values(name: str) -> str:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if name in {"disabled_plugins", "redact"}:
         return "names"
+    if name == "web_prefix":
+        return "path"
     if name == "reserved_threads":
         return "queues with numbers of threads"
     unit = {"seconds": "seconds", "days": "days", "size": "connections", "crashes": "workers"}.get(name.split("_")[-1])

@@ -146,4 +146,4 @@ def workers(
 def metrics_server(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:
     """Yield the command that serves the metrics of all processes, unless metrics are turned off."""
     if configured.metrics_port:
-        yield Command("metrics", [sys.executable, "-m", "core.observability.metrics_server"], environ)
+        yield Command("metrics", [sys.executable, "-m", "core.worker.metrics_port"], environ)

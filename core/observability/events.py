@@ -1133,3 +1133,31 @@ class EmbeddedAccountCreated(Event):
     """Root started `rota up`, so the embedded servers run as this account, which must be able to reach their data."""
 
     account: str
+
+
+# The HTTP service
+
+
+@event("web.serving", INFO, "serves HTTP on {address}")
+class WebServing(Event):
+    """`rota web` answers requests."""
+
+    address: str
+
+
+@event("web.stopping", INFO, "stopping")
+class WebStopping(Event):
+    """`rota web` ends within a second."""
+
+
+@event("web.failed", ERROR, "{method} {route} failed: {error} (request {request})")
+class WebFailed(Event):
+    """A request ended in an unexpected error and got a 500. The event has the traceback."""
+
+    method: str
+    #: The path of the route, without the values in it.
+    route: str
+    #: The type of the error.
+    error: str
+    #: The id that the answer names.
+    request: str

@@ -1,7 +1,8 @@
-"""A separate process that serves ``/metrics`` for all processes of one worker."""
+"""Serves ``/metrics`` and ``/health`` for all processes of one worker, in a process of its own."""
 
 import os
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,16 @@ BIND_AGAIN_SECONDS = 5.0
 _collecting = threading.Lock()
 
 
-def serve() -> int:
+#: Whether the worker is healthy, and its health as JSON.
+Health = Callable[[], tuple[bool, bytes]]
+
+
+def serve(health: Health | None = None) -> int:
     """Serve until stopped. An occupied port is logged once and tried again."""
     configured = settings.current()
     logs.configure(configured.log_format, configured.log_level)
     Metrics.are_shared = metrics.share(configured.metrics_dir)
+    Metrics.health = staticmethod(health) if health else None
     complained = False
     while True:
         try:
@@ -35,24 +41,30 @@ def serve() -> int:
 
 
 class Metrics(BaseHTTPRequestHandler):
-    """Answers ``GET /metrics``."""
+    """Answers ``GET /metrics`` and ``GET /health``."""
 
     server_version = "rota"
     sys_version = ""
     timeout = 10
     #: Whether the processes share their metrics in a folder.
     are_shared = False
+    health: Health | None = None
 
     def do_GET(self) -> None:
-        """The metrics of all processes, as text."""
-        if self.path.partition("?")[0] != "/metrics":
+        """The metrics of all processes as text, or their health as JSON."""
+        path = self.path.partition("?")[0]
+        if path == "/health" and self.health is not None:
+            is_healthy, body = self.health()
+            self._answer(200 if is_healthy else 503, "application/json", body)
+        elif path != "/metrics":
             self.send_error(404)
-            return
-        if not self.are_shared:
+        elif not self.are_shared:
             self.send_error(503, "metrics.given_up: see the log")
-            return
-        content_type, body = collect()
-        self.send_response(200)
+        else:
+            self._answer(200, *collect())
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -72,7 +84,3 @@ def collect() -> tuple[str, bytes]:
         metric_files.tidy(Path(os.environ[metrics.MULTIPROCESS]))
         MultiProcessCollector(registry)
         return CONTENT_TYPE_LATEST, generate_latest(registry)
-
-
-if __name__ == "__main__":
-    serve()

@@ -15,12 +15,14 @@ from core.settings import Settings
 
 
 @contextmanager
-def ledger(configured: Settings, application: str, statement_timeout_seconds: float) -> Iterator[Engine]:
+def ledger(
+    configured: Settings, application: str, statement_timeout_seconds: float, *, pool_size: int = 2
+) -> Iterator[Engine]:
     """Make an engine on the ledger, and close it afterwards. A time-out of 0 means none.
 
     ``application`` is the name under which PostgreSQL lists its connections.
     """
-    engine = database.connect(configured.database_url.get_secret_value(), pool_size=2, application=application)
+    engine = database.connect(configured.database_url.get_secret_value(), pool_size=pool_size, application=application)
 
     def limit(connection: DriverConnection, _record: object) -> None:
         with connection.cursor() as cursor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from core.errors import SelectionError
+from core.errors import UnknownRun
 from core.jobs.registry import Registry
 from core.ledger import attempts, history, listing, releases
 from core.ledger.listing import MOST_CHILDREN
@@ -97,10 +97,10 @@ def jobs_of_queue(connection: Connection, registry: Registry, queue: str) -> set
 
 
 def details(connection: Connection, registry: Registry, run_id: int) -> Details:
-    """Return the run in full. Raises SelectionError if there is no such run."""
+    """Return the run in full. Raises UnknownRun."""
     row = history.run(connection, run_id)
     if row is None:
-        raise SelectionError(f"run {run_id} does not exist; runs are deleted after ROTA_RETENTION_DAYS")
+        raise UnknownRun(f"run {run_id} does not exist; runs are deleted after ROTA_RETENTION_DAYS")
     hiding = redactor(connection, registry)
     run = hiding.run(row)
     (listed,) = shapes(connection, [run])

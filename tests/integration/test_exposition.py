@@ -17,7 +17,7 @@ from tests.support.emitted import logged
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
-SERVE = "from core.observability.metrics_server import serve; serve()"
+SERVE = "from core.worker.metrics_port import serve; serve()"
 #: What a worker process writes, and then lives on until its input ends.
 WORK = """
 import os, pathlib, sys

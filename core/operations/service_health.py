@@ -1,0 +1,207 @@
+"""The health of the whole service, as ``/health`` tells it: PostgreSQL, Redis, the workers and the scheduler.
+
+Each server is asked by a ``Probe``, so that an answer is possible while a server hangs. The caller waits for the probes
+for a limited time and then calls ``Watch.health``: a probe without an answer means that its server does not answer.
+"""
+
+import socket
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine
+
+from core import database
+from core.clock import Clock, system_clock
+from core.ledger import history
+from core.ledger.history import Process
+from core.operations import redis_fitness
+from core.operations.json_shape import Shape
+from core.operations.probe import Probe
+from core.operations.wording import local
+from core.settings import Settings
+
+#: How long a caller waits for the answers of the servers. ``/health`` promises an answer within 2 seconds.
+PATIENCE_SECONDS = 1.5
+#: A process is silent if its last heartbeat is older than this many intervals of ``ROTA_HEARTBEAT_SECONDS``. With the
+#: default of 3 seconds a frozen process is reported within 5 seconds, the answer's second in the cache included.
+SILENT_AFTER_HEARTBEATS = 1.3
+#: How far back a process that has left is looked for.
+LEFT_WITHIN = timedelta(hours=24)
+
+Part = Literal["database", "redis", "worker", "scheduler"]
+
+
+class Health(Shape):
+    """The health of the service. ``reasons`` is there only if something is wrong: why, and since when, by part."""
+
+    status: Literal["healthy", "unhealthy"]
+    database: Literal["connected", "disconnected"]
+    redis: Literal["connected", "disconnected", "not used"]
+    #: ``unknown`` while PostgreSQL, which has the list of processes, cannot be asked.
+    worker: Literal["available", "unavailable", "unknown"]
+    scheduler: Literal["available", "unavailable", "unknown"] | None = None
+    reasons: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Why there is no worker or no scheduler; empty if there is one."""
+
+    worker: str
+    scheduler: str
+
+
+class Watch:
+    """Asks the servers, and remembers since when something is wrong."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        configured: Settings,
+        *,
+        clock: Clock = system_clock,
+        mine: Callable[[], Collection[str]] | None = None,
+    ) -> None:
+        """``mine`` are the names of one worker's processes; then only these count, and no scheduler is needed."""
+        self._configured = configured
+        self._clock = clock
+        self._mine = mine
+        self._database = Probe("rota-health-postgresql", lambda: look_at_ledger(engine, configured, mine))
+        self._redis = Probe("rota-health-redis", lambda: look_at_redis(configured))
+        self._since: dict[Part, datetime] = {}
+
+    def ask(self) -> Sequence["Future[Any]"]:
+        """Ask the servers; each answer may be pending for as long as its server hangs."""
+        return [self._database.ask(), *([] if self._is_local else [self._redis.ask()])]
+
+    def health(self) -> Health:
+        """The health as far as the servers have answered."""
+        found, wrong = self._processes(), self._redis_problem()
+        reasons = self._dated(
+            {
+                "database": found if isinstance(found, str) else "",
+                "redis": wrong,
+                "worker": found.worker if isinstance(found, Processes) else "",
+                "scheduler": found.scheduler if isinstance(found, Processes) and self._mine is None else "",
+            }
+        )
+        known = isinstance(found, Processes)
+        return Health(
+            status="unhealthy" if reasons else "healthy",
+            database="connected" if known else "disconnected",
+            redis="not used" if self._is_local else "disconnected" if wrong else "connected",
+            worker="unavailable" if "worker" in reasons else "available" if known else "unknown",
+            scheduler=self._scheduler(known=known, is_away="scheduler" in reasons),
+            reasons=reasons or None,
+        )
+
+    @property
+    def _is_local(self) -> bool:
+        return self._configured.mode == "local"
+
+    def _scheduler(self, *, known: bool, is_away: bool) -> Literal["available", "unavailable", "unknown"] | None:
+        if self._mine is not None:
+            return None
+        return "unavailable" if is_away else "available" if known else "unknown"
+
+    def _processes(self) -> Processes | str:
+        asked = self._database.ask()
+        if not asked.done():
+            return "PostgreSQL does not answer"
+        error = asked.exception()
+        return asked.result() if error is None else f"PostgreSQL cannot be used: {database.brief(error)}"
+
+    def _redis_problem(self) -> str:
+        if self._is_local:
+            return ""
+        asked = self._redis.ask()
+        if not asked.done():
+            return "Redis does not answer"
+        error = asked.exception()
+        return asked.result() if error is None else f"Redis cannot be used: {type(error).__name__}"
+
+    def _dated(self, found: dict[Part, str]) -> dict[str, str]:
+        """What is wrong of ``found``, each with the time since when this process has seen it."""
+        wrong = {part: reason for part, reason in found.items() if reason}
+        now = self._clock()
+        self._since = {part: self._since.get(part, now) for part in wrong}
+        return {
+            part: f"{reason} (seen since {self._since[part]:%Y-%m-%d %H:%M:%S} UTC)" for part, reason in wrong.items()
+        }
+
+
+def look_at_ledger(engine: Engine, configured: Settings, mine: Callable[[], Collection[str]] | None) -> Processes:
+    """Why no worker or no scheduler is there. Raises SQLAlchemy's DBAPIError."""
+    with engine.connect() as connection:
+        now, alive = history.now(connection), history.alive(connection)
+        if mine is not None:
+            names = mine()
+            alive = [process for process in alive if process.name in names]
+        awake = [process for process in alive if not is_silent(process, now, configured)]
+        return Processes(
+            worker=missing(connection, "worker", alive, awake, now, configured),
+            scheduler=missing_scheduler(connection, alive, awake, now, configured),
+        )
+
+
+def is_silent(process: Process, now: datetime, configured: Settings) -> bool:
+    """Whether the last heartbeat of a live process is too old."""
+    return silent_seconds(process, now, configured) > SILENT_AFTER_HEARTBEATS * configured.heartbeat_seconds
+
+
+def silent_seconds(process: Process, now: datetime, configured: Settings) -> float:
+    """The age of a process's last heartbeat, if it has the same settings as this process."""
+    return (now - process.expires_at).total_seconds() + configured.lease_seconds
+
+
+def missing_scheduler(
+    connection: Connection, alive: Sequence[Process], awake: Sequence[Process], now: datetime, configured: Settings
+) -> str:
+    """Why no scheduler is there; empty if one is. In local mode the dispatcher is the scheduler."""
+    if configured.mode != "local":
+        return missing(connection, "scheduler", alive, awake, now, configured)
+    is_there = any(process.kind == "worker" for process in awake) and history.is_dispatching(connection)
+    return "" if is_there else "no dispatcher leads, which is the scheduler in local mode; start `rota worker`"
+
+
+def missing(
+    connection: Connection,
+    kind: str,
+    alive: Sequence[Process],
+    awake: Sequence[Process],
+    now: datetime,
+    configured: Settings,
+) -> str:
+    """Why no process of ``kind`` is there; empty if one is."""
+    if any(process.kind == kind for process in awake):
+        return ""
+    silent = [process for process in alive if process.kind == kind]
+    if silent:
+        last = min(silent, key=lambda process: silent_seconds(process, now, configured))
+        seconds = silent_seconds(last, now, configured)
+        return f"no {kind} sends heartbeats; {last.name} sent its last one {seconds:.0f} s ago"
+    if any(process.kind == "stuck" for process in alive) and kind == "worker":
+        return "the worker processes make no progress; see process.stuck in their log"
+    return f"no {kind} is alive{last_that_left(connection, kind)}"
+
+
+def last_that_left(connection: Connection, kind: str) -> str:
+    """``; HOST:PID left at …: died`` for the last process of ``kind`` that left in the last 24 hours."""
+    for row in history.departures(connection, LEFT_WITHIN, 100):
+        if row.kind == kind:
+            return f"; {row.name} left at {local(row.left_at)}: {row.reason}"
+    return ""
+
+
+def look_at_redis(configured: Settings) -> str:
+    """Why Redis cannot carry messages; empty if it can."""
+    answer = redis_fitness.carrier(configured, "check that it is running, and that REDIS_URL is right")
+    return f"{answer.found}; {answer.advice}" if answer.outcome == "wrong" else ""
+
+
+def this_host(pids: Collection[int]) -> set[str]:
+    """The names in the ledger of processes on this host."""
+    return {f"{socket.gethostname()}:{pid}" for pid in pids}

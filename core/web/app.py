@@ -1,0 +1,42 @@
+"""The application: its routes, and what surrounds them."""
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from starlette.types import ASGIApp
+
+from core.web import health, problems
+from core.web.envelope import Envelope
+from core.web.service import Service
+
+#: FastAPI's own telemetry has messages of exceptions, which may contain secrets.
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+
+
+def make(service: Service) -> FastAPI:
+    """The routes, on the parts of ``service``. FastAPI's pages of documentation load scripts from elsewhere: none."""
+    app = FastAPI(
+        title="Rota",
+        version=version("rota"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
+    )
+    app.state.service = service
+    problems.install(app)
+    app.include_router(health.router)
+    return app
+
+
+def surrounded(service: Service) -> ASGIApp:
+    """The whole application, with its envelope."""
+    return Envelope(make(service), service.configured.web_prefix)

@@ -1,0 +1,162 @@
+"""Surrounds every request: its id, the prefix, the limits of its body, headers for safety, and unexpected errors."""
+
+import asyncio
+import secrets
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.observability.events import WebFailed, emit
+from core.web import problems
+
+#: The largest body, and how long it may take to arrive. The arguments of a run take at most 64 KiB.
+LARGEST_BODY = 256 * 1024
+BODY_SECONDS = 10.0
+#: How many requests, other than for the health, may be in progress.
+MOST_REQUESTS = 40
+
+#: No script, style or image from elsewhere, no frames, and no form that is sent elsewhere.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Envelope:
+    """The outermost part of the application."""
+
+    def __init__(self, app: ASGIApp, prefix: str = "") -> None:
+        self._app = app
+        self._prefix = prefix
+        self._in_progress = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. A WebSocket is refused, since there is none here."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        scope = self._addressed(scope)
+        answer = Answer(send, {**HEADERS, "X-Request-Id": scope["state"]["request_id"]})
+        if is_of_health(scope):
+            await self._guarded(scope, receive, answer)
+            return
+        if self._in_progress >= MOST_REQUESTS:
+            said = f"{self._in_progress} requests are in progress"
+            await problems.answer(scope, problems.BUSY, said)(scope, receive, answer)
+            return
+        self._in_progress += 1
+        try:
+            await self._with_body(scope, receive, answer)
+        finally:
+            self._in_progress -= 1
+
+    def _addressed(self, scope: Scope) -> Scope:
+        """``scope`` with an id, and with the whole path whether or not a proxy has removed the prefix."""
+        path = str(scope["path"])
+        is_whole = path == self._prefix or path.startswith(f"{self._prefix}/")
+        state = {**scope.get("state", {}), "request_id": secrets.token_hex(8)}
+        return {
+            **scope,
+            "path": path if is_whole else self._prefix + path,
+            "root_path": self._prefix,
+            "state": state,
+        }
+
+    async def _with_body(self, scope: Scope, receive: Receive, answer: "Answer") -> None:
+        try:
+            body = await asyncio.wait_for(read(receive), BODY_SECONDS)
+        except TimeoutError:
+            said = f"it took longer than {BODY_SECONDS:g} seconds"
+            await problems.answer(scope, problems.TOO_LATE, said, headers=CLOSE)(scope, receive, answer)
+        except BodyTooLarge:
+            said = f"at most {LARGEST_BODY} bytes are read"
+            await problems.answer(scope, problems.TOO_LARGE, said, headers=CLOSE)(scope, receive, answer)
+        except Disconnected:
+            return
+        else:
+            await self._guarded(scope, replaying(body, receive), answer)
+
+    async def _guarded(self, scope: Scope, receive: Receive, answer: "Answer") -> None:
+        try:
+            await self._app(scope, receive, answer)
+        except Exception as error:  # noqa: BLE001 — the edge of the application
+            emit(WebFailed(scope["method"], route_of(scope), type(error).__name__, scope["state"]["request_id"]), error)
+
+
+CLOSE = {"Connection": "close"}
+
+
+class BodyTooLarge(Exception):
+    """The body has more bytes than are read."""
+
+
+class Disconnected(Exception):
+    """The client has gone."""
+
+
+class Answer:
+    """Sends an answer with our headers."""
+
+    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
+        self._send = send
+        self._headers = headers
+
+    async def __call__(self, message: Message) -> None:
+        """Send one message."""
+        if message["type"] == "http.response.start":
+            self._add_headers(message)
+        await self._send(message)
+
+    def _add_headers(self, message: MutableMapping[str, Any]) -> None:
+        given = {name.lower() for name, _ in message.get("headers", [])}
+        ours = [(name.lower().encode(), value.encode()) for name, value in self._headers.items()]
+        message["headers"] = [*message.get("headers", []), *(pair for pair in ours if pair[0] not in given)]
+
+
+async def read(receive: Receive) -> bytes:
+    """The body. Raises BodyTooLarge or Disconnected."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > LARGEST_BODY:
+            raise BodyTooLarge
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def replaying(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body that was read, and then what comes."""
+    waiting = [body]
+
+    async def replay() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return replay
+
+
+def is_of_health(scope: Scope) -> bool:
+    """Whether a request is for the health, which answers however busy the service is."""
+    path = str(scope["path"]).removeprefix(scope["root_path"])
+    return path in {"/health", "/health/live"}
+
+
+def route_of(scope: Scope) -> str:
+    """The path of the route that was found, such as ``/api/v1/runs/{run_id}``; its values may be personal data."""
+    return str(getattr(scope.get("route"), "path", "(none)"))

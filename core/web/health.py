@@ -1,0 +1,41 @@
+"""``/health`` for people and monitors, and ``/health/live`` for what restarts processes."""
+
+import asyncio
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+
+from core.operations.json_shape import Shape
+from core.operations.service_health import PATIENCE_SECONDS, Health
+from core.web import service
+
+router = APIRouter(tags=["Health"])
+
+
+class Alive(Shape):
+    """This process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+@router.get(
+    "/health",
+    response_model_exclude_none=True,
+    responses={503: {"model": Health, "description": "Something is missing; `reasons` says what, and since when."}},
+)
+async def health(request: Request, response: Response) -> Health:
+    """Whether PostgreSQL, Redis, a worker and a scheduler are there.
+
+    Answers within 2 seconds even if a server hangs. The servers are asked at most once a second.
+    """
+    watch = service.of(request).watch
+    await asyncio.wait([asyncio.wrap_future(asked) for asked in watch.ask()], timeout=PATIENCE_SECONDS)
+    found = watch.health()
+    response.status_code = 200 if found.status == "healthy" else 503
+    return found
+
+
+@router.get("/health/live")
+async def live() -> Alive:
+    """This process answers; it asks no server. For load balancers, and for what restarts a process."""
+    return Alive()

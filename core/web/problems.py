@@ -1,0 +1,180 @@
+"""Errors as RFC 9457 problems: one shape, made in one place, whatever went wrong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from psycopg2.errors import QueryCanceled, UndefinedColumn, UndefinedTable
+from pydantic import Field
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core import database
+from core.errors import (
+    BadArguments,
+    BadTime,
+    IncompleteError,
+    LedgerError,
+    NotMigrated,
+    PauseError,
+    PluginError,
+    RotaError,
+    ScheduleError,
+    SelectionError,
+    UnknownJob,
+    UnknownRun,
+)
+from core.operations.json_shape import Shape
+
+MEDIA_TYPE = "application/problem+json"
+#: The longest text of an unknown value that an answer repeats.
+LONGEST_DETAIL = 2000
+RETRY_AFTER_SECONDS = 2
+
+
+class Flaw(Shape):
+    """One flaw of a request: where it is, as a JSON pointer or the name of a parameter, and what it is."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(Shape):
+    """Why a request was refused, and what to do next."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    #: The last part of ``type``.
+    code: str
+    #: What to do next; empty if the detail says it.
+    next: str = ""
+    request_id: str
+    errors: list[Flaw] = Field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of problem."""
+
+    status: int
+    code: str
+    title: str
+    next: str = ""
+
+
+TOO_SLOW = Kind(503, "too-slow", "The query took too long", "narrow the filter, or try again later")
+NOT_MIGRATED = Kind(503, "not-migrated", "The database lacks a migration", "run `rota db upgrade`")
+DATABASE_AWAY = Kind(503, "database-away", "PostgreSQL cannot be used", "see GET /health, and try again")
+BUSY = Kind(503, "busy", "Too many requests are in progress", "try again in some seconds")
+VALUE_REFUSED = Kind(409, "value-refused", "PostgreSQL cannot hold a value of the request", "correct the value")
+INVALID = Kind(422, "invalid-request", "The request is not valid", "correct what `errors` names")
+TOO_LARGE = Kind(413, "too-large", "The body is too large", "send less; large data belongs into a table")
+TOO_LATE = Kind(408, "body-too-slow", "The body did not arrive in time", "send it again")
+FAILED = Kind(500, "failed", "An unexpected error", "look for `request_id` in the log of `rota web`")
+#: The nearest base of an error counts.
+KINDS: dict[type[Exception], Kind] = {
+    UnknownJob: Kind(404, "unknown-job", "No such job", "GET /api/v1/jobs lists them"),
+    UnknownRun: Kind(404, "unknown-run", "No such run", "GET /api/v1/runs lists them"),
+    PluginError: Kind(404, "unknown-plugin", "No such plugin", "GET /api/v1/plugins lists them"),
+    BadArguments: Kind(
+        409, "bad-arguments", "The arguments do not fit the job", "GET /api/v1/jobs/{name} has their schema"
+    ),
+    BadTime: Kind(409, "bad-time", "The time is not valid"),
+    SelectionError: Kind(409, "selection", "The selected runs cannot be changed in this way"),
+    IncompleteError: Kind(409, "incomplete", "Only some of the runs were changed"),
+    PauseError: Kind(409, "pause", "The pause cannot be changed in this way", "GET /api/v1/pauses lists them"),
+    ScheduleError: Kind(409, "schedule", "The schedule cannot be changed in this way"),
+    NotMigrated: NOT_MIGRATED,
+    LedgerError: DATABASE_AWAY,
+    PoolTimeout: BUSY,
+    RotaError: Kind(409, "refused", "The request cannot be fulfilled"),
+}
+TITLES = {400: "The request cannot be read", 404: "No such address", 405: "Not allowed here"}
+NEXT = {404: "GET /api/v1/openapi.json lists the addresses", 405: "see the header Allow"}
+
+
+def install(app: FastAPI) -> None:
+    """Let ``app`` answer every error with a problem. The envelope logs those that are not expected."""
+    for known in KINDS:
+        app.add_exception_handler(known, refused)
+    app.add_exception_handler(DBAPIError, of_database)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def answer(
+    scope: Mapping[str, Any],
+    kind: Kind,
+    detail: str,
+    *,
+    errors: Sequence[Flaw] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The answer to a request that is refused."""
+    problem = Problem(
+        type=f"urn:rota:problem:{kind.code}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail[:LONGEST_DETAIL],
+        instance=str(scope["path"]),
+        code=kind.code,
+        next=kind.next,
+        request_id=scope["state"]["request_id"],
+        errors=list(errors),
+    )
+    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if kind.status == 503 else {}
+    return Response(problem.model_dump_json(), kind.status, media_type=MEDIA_TYPE, headers={**retry, **(headers or {})})
+
+
+def refused(request: Request, error: Exception) -> Response:
+    """The answer to a request that an operation refuses."""
+    kind = next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+    return answer(request.scope, kind, str(error))
+
+
+def of_database(request: Request, error: Exception) -> Response:
+    """The answer to a request for which PostgreSQL was away, too slow, or refused a value."""
+    orig = getattr(error, "orig", None)
+    if isinstance(orig, QueryCanceled):
+        return answer(request.scope, TOO_SLOW, "PostgreSQL ended the query at its time-out")
+    if isinstance(orig, UndefinedTable | UndefinedColumn):
+        return answer(request.scope, NOT_MIGRATED, "a table or a column is missing")
+    if database.refuses_value(error):
+        return answer(request.scope, VALUE_REFUSED, database.brief(error))
+    return answer(request.scope, DATABASE_AWAY, database.brief(error))
+
+
+def invalid(request: Request, error: Exception) -> Response:
+    """The answer to a request whose parameters or body are not valid. It does not repeat their values."""
+    assert isinstance(error, RequestValidationError)
+    flaws = [Flaw(pointer=pointer(each["loc"]), detail=str(each["msg"])) for each in error.errors()]
+    named = ", ".join(dict.fromkeys(flaw.pointer for flaw in flaws))
+    return answer(request.scope, INVALID, f"not valid: {named}", errors=flaws)
+
+
+def pointer(place: Sequence[Any]) -> str:
+    """``/args/customer_id`` for a place in the body, or the name of a parameter."""
+    kind, *names = place
+    return "/" + "/".join(map(str, names)) if kind == "body" else ".".join(map(str, names or [kind]))
+
+
+def of_http(request: Request, error: Exception) -> Response:
+    """The answer to a request for an unknown address, or with a wrong method."""
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    kind = Kind(status, f"http-{status}", TITLES.get(status, "Refused"), NEXT.get(status, ""))
+    return answer(request.scope, kind, str(error.detail), headers=error.headers)
+
+
+def unexpected(request: Request, _error: Exception) -> Response:
+    """The answer after an error that nobody expected; Starlette raises the error again."""
+    return answer(request.scope, FAILED, "the request could not be answered; nothing more is known here")

@@ -1,0 +1,96 @@
+"""The server of ``rota web``: uvicorn, with an end within a second."""
+
+import os
+import socket
+import threading
+from types import FrameType
+
+import uvicorn
+
+from core.errors import RotaError
+from core.jobs.registry import Registry
+from core.observability import logs
+from core.observability.events import WebServing, WebStopping, emit
+from core.settings import Settings
+from core.web import app, service
+
+#: How long requests in progress may take to end at a stop, and when the process ends even if one of them hangs.
+GRACE_SECONDS = 0.5
+STOP_SECONDS = 0.9
+FLUSH_SECONDS = 0.1
+#: How long an idle connection is kept, and how many connections there may be.
+KEEP_ALIVE_SECONDS = 30
+MOST_CONNECTIONS = 500
+
+
+class Server(uvicorn.Server):
+    """Ends within a second of a signal, with status 0, even if a request waits for a server that hangs."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop. uvicorn's own handler would end the process by the signal once it has stopped."""
+        if self._stopping.is_set():
+            self.force_exit = True
+            return
+        self._stopping.set()
+        self.should_exit = True
+        last_resort = threading.Timer(STOP_SECONDS, end_now)
+        last_resort.daemon = True
+        last_resort.start()
+
+
+def end_now() -> None:
+    """End the process, although a thread waits for an answer that does not come."""
+    logs.flush(FLUSH_SECONDS)
+    os._exit(0)
+
+
+def serve(configured: Settings, registry: Registry) -> None:
+    """Serve HTTP until a signal. Raises RotaError if the address cannot be used."""
+    with listening(configured.web_host, configured.web_port) as listener, service.opened(configured, registry) as parts:
+        emit(WebServing(address(configured)))
+        Server(config(app.surrounded(parts)), parts.stopping).run(sockets=[listener])
+        emit(WebStopping())
+        end_now()  # at once: neither a thread that hangs nor the closing of its connection delays the end
+
+
+def config(application: object) -> uvicorn.Config:
+    """The settings of uvicorn. It neither logs nor trusts headers of a proxy; our own code does both."""
+    return uvicorn.Config(
+        application,  # type: ignore[arg-type]  # it is an ASGI application
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # asyncio takes a part of a second too
+        limit_concurrency=MOST_CONNECTIONS,
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises RotaError, naming the setting."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        said = f"cannot listen on {host}, port {port}: {error.strerror or error}"
+        raise RotaError(f"{said}; set ROTA_WEB_HOST or ROTA_WEB_PORT") from None
+    return listener
+
+
+def address(configured: Settings) -> str:
+    """The address of the service, as a browser on this machine can use it."""
+    host = "localhost" if configured.web_host in {"0.0.0.0", "::", ""} else configured.web_host
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{configured.web_port}{configured.web_prefix}"

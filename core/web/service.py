@@ -1,0 +1,52 @@
+"""The parts that the routes use: the ledger, the registry, the settings and the health of the service."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+from starlette.requests import Request
+
+from core.jobs.registry import Registry
+from core.operations import connections
+from core.operations.service_health import Watch
+from core.settings import Settings
+
+#: The time-out of a statement of a request, and of one of ``/health``.
+STATEMENT_SECONDS = 2.0
+HEALTH_STATEMENT_SECONDS = 1.0
+#: How many requests use PostgreSQL at the same time; further ones wait for a connection.
+CONNECTIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process of the HTTP service."""
+
+    configured: Settings
+    registry: Registry
+    engine: Engine
+    watch: Watch
+    #: Set when the process is stopping; long answers end then.
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def opened(configured: Settings, registry: Registry) -> Iterator[Service]:
+    """The parts of this process; its connections are closed at the end."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(
+            connections.ledger(configured, "rota-web", STATEMENT_SECONDS, pool_size=CONNECTIONS)
+        )
+        probed = stack.enter_context(
+            connections.ledger(configured, "rota-health", HEALTH_STATEMENT_SECONDS, pool_size=1)
+        )
+        yield Service(configured, registry, engine, Watch(probed, configured))
+
+
+def of(request: Request) -> Service:
+    """The parts that the application of ``request`` uses."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service

@@ -25,7 +25,7 @@ LANES = {
     "ledger": 10_000,
     "ledger-info": 10_000,
     "exclusive": 2_000,
-    "session": 2_000,
+    "session": 10_000,
     "enqueue": 1_500,
     "enqueue_many": 20_000,
 }

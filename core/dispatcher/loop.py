@@ -17,6 +17,7 @@ from core.dispatcher.deadlines import expire
 from core.dispatcher.key_slots import KeyAccountant
 from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
+from core.dispatcher.recall import recall
 from core.dispatcher.recovery import PLANS, Outage, Recovery
 from core.dispatcher.sending import Sharing
 from core.dispatcher.steps import Steps
@@ -196,6 +197,7 @@ class Dispatcher(LedgerThread):
         if self._orphan_keeper.is_time_to_look():
             self._steps.take("fleet", self._look_at_fleet, connection)
             self._steps.take("orphans", self._orphan_keeper.look, connection, self._fleet)
+        self._steps.take("recall", recall, connection, self._carrier, self._windows, sorted(self._fleet.queues))
         self._steps.take("key slots", self._key_accountant.account, connection, self._fleet)
         self._steps.take("overdue", self._watch.look, connection, self._held)
         self._steps.take("maintain", self._maintain)

@@ -95,7 +95,7 @@ def taken(
         outgoing = shares.take(connection, queue, jobs, sharing.turns, batch=batch)
         yield outgoing
         if windows is not None:
-            windows.sent(carrier, queue, len(outgoing), has_more=len(outgoing) >= batch)
+            windows.sent(carrier, queue, has_more=len(outgoing) >= batch)
 
 
 def send(connection: Connection, carrier: DispatchCarrier, outgoing: Sequence[OutgoingRun]) -> bool:

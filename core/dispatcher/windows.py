@@ -1,33 +1,35 @@
 """Windows: how many messages of a queue may wait in Redis, so that a run with another key need not wait for them all.
 
 A queue's window has as many messages as its workers fetch in a second. What does not fit waits in the ledger, where
-jobs and keys take turns. If the dispatcher finds a queue empty to which it has sent messages, its window was too small
-and grows. A window is filled when half of it is free, so that runs are taken many at a time. While runs wait in the
-ledger, other processes send nothing to the queue themselves, since later runs would overtake those.
+jobs and keys take turns. The window of a queue of which nothing is known is as large as a window can be, and it becomes
+smaller only while messages wait: then the workers fetch as fast as they can. If many more messages wait, they may be
+taken back (``core/dispatcher/recall.py``). A queue that was emptied had too small a window, so the window grows. A
+window is filled when half of it is free, so that runs are taken many at a time. While runs wait in the ledger, other
+processes send nothing to the queue themselves, since later runs would overtake those.
 
 Messages with a priority have a window of their own, of a fixed size.
 """
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-#: The window of a queue of which nothing is known.
-FIRST = 1000
-#: The bounds of a window.
+from core.ledger.carrier import MOST_URGENT, MOST_WAITING, Flow
+
+#: The smallest window.
 LEAST = 16
-MOST = 20_000
-#: How many messages of a priority may wait, counting those of higher ones.
-URGENT = 1000
 #: The time in which a queue's workers should fetch what is in its window, in seconds.
 SPAN_SECONDS = 1.0
+#: The time in which a window follows a change of that rate, in seconds.
+SETTLE_SECONDS = 1.0
 #: The shortest time in which fetched messages are counted, in seconds.
 SAMPLE_SECONDS = 0.1
-#: The longest such time, in seconds. In a longer time other processes may have sent messages too.
-LONGEST_SAMPLE_SECONDS = 2.0
 #: The factor by which the window of a queue grows that was empty.
 GROWTH = 4
+#: A queue that has this many times more messages than its window is too long.
+TOO_LONG = 2
 #: How often the dispatcher tells other processes the window of a queue, or that it has no room, in seconds.
 TELL_FULL_SECONDS = 0.5
 TELL_SECONDS = 30.0
@@ -36,8 +38,11 @@ TELL_SECONDS = 30.0
 class Waiting(Protocol):
     """The part of a carrier that windows need."""
 
-    def waiting(self, queue: str, priority: int = 0) -> int:
-        """The number of waiting messages with this priority or a higher one; 0 counts those without a priority."""
+    def flows(self, queues: Sequence[str]) -> list[Flow]:
+        """The flow of each of ``queues``."""
+
+    def urgent_waiting(self, queue: str, priority: int) -> int:
+        """The number of waiting messages with this priority or a higher one."""
 
     def tell_window(self, queue: str, most: int) -> None:
         """Tell other processes how many messages may wait on ``queue``."""
@@ -47,40 +52,44 @@ class Waiting(Protocol):
 class Window:
     """The window of one queue, and what was last seen of the queue."""
 
-    most: float = FIRST
-    #: When the present sample began, by the monotonic clock, and how many messages were waiting then.
-    since: float = float("-inf")
-    length: int = 0
-    #: How many messages were sent since then.
-    sent: int = 0
+    most: float = MOST_WAITING
+    #: The last look at the queue, and its time by the monotonic clock.
+    last: Flow | None = None
+    looked_at: float = float("-inf")
 
     #: What other processes were told last, and when.
     told: int | None = None
     told_at: float = float("-inf")
 
-    def look(self, length: int, now: float) -> None:
-        """Adapt the window to the number of messages that wait now, if the sample is long enough."""
-        seconds = now - self.since
+    def look(self, flow: Flow, now: float) -> None:
+        """Adapt the window to what was fetched since the last look, if that was long enough ago."""
+        seconds = now - self.looked_at
         if seconds < SAMPLE_SECONDS:
             return
-        if seconds <= LONGEST_SAMPLE_SECONDS and self.length + self.sent > 0:
-            self._adapt(length, seconds)
-        self.since, self.length, self.sent = now, length, 0
+        if self.last is not None and flow.fetched >= self.last.fetched:
+            rate = (flow.fetched - self.last.fetched) / seconds
+            self.most = min(max(self._adapted(self.last, flow, rate, seconds), LEAST), MOST_WAITING)
+        self.last, self.looked_at = flow, now
 
-    def _adapt(self, length: int, seconds: float) -> None:
-        fetched = max(self.length + self.sent - length, 0) * SPAN_SECONDS / seconds
-        if length == 0:
-            most = max(self.most, fetched) * GROWTH
-        else:
-            most = self.most + (fetched - self.most) * min(seconds / SPAN_SECONDS, 1)
-        self.most = min(max(most, LEAST), MOST)
+    def _adapted(self, last: Flow, flow: Flow, rate: float, seconds: float) -> float:
+        wanted = rate * SPAN_SECONDS
+        if not flow.waiting:
+            return max(self.most, wanted) * GROWTH if wanted else self.most
+        if not last.waiting:
+            return self.most
+        return self.most + (wanted - self.most) * min(seconds / SETTLE_SECONDS, 1)
+
+    def excess(self, waiting: int) -> int:
+        """How many of ``waiting`` messages are too many; 0 if they are not much more than the window has room for."""
+        return waiting - int(self.most) if waiting > TOO_LONG * self.most else 0
 
 
 class Windows:
     """The windows of all queues, as the leading dispatcher knows them."""
 
-    def __init__(self) -> None:
-        self._windows: dict[str, Window] = defaultdict(Window)
+    def __init__(self, first: int = MOST_WAITING) -> None:
+        """``first`` is the window of a queue of which nothing is known."""
+        self._windows: dict[str, Window] = defaultdict(lambda: Window(first))
         #: Whether there was no room for a due run since ``begin``.
         self.was_full = False
 
@@ -88,29 +97,39 @@ class Windows:
         """Forget whether there was no room."""
         self.was_full = False
 
+    def excess(self, carrier: Waiting, queues: Sequence[str]) -> dict[str, int]:
+        """Those of ``queues`` that are too long, and by how many messages. Raises redis.RedisError."""
+        now = time.monotonic()
+        found = {}
+        for queue, flow in zip(queues, carrier.flows(queues), strict=True):
+            window = self._windows[queue]
+            window.look(flow, now)
+            if excess := window.excess(flow.waiting):
+                found[queue] = excess
+        return found
+
     def room(self, carrier: Waiting, queue: str) -> int:
         """How many messages without a priority to send to ``queue`` now. Raises redis.RedisError."""
-        window, length, now = self._windows[queue], carrier.waiting(queue), time.monotonic()
-        window.look(length, now)
-        room = int(window.most) - length if length <= window.most / 2 else 0
+        window, (flow,), now = self._windows[queue], carrier.flows([queue]), time.monotonic()
+        window.look(flow, now)
+        room = int(window.most) - flow.waiting if flow.waiting <= window.most / 2 else 0
         if not room:
             self.was_full = True
             self._tell(carrier, queue, window, 0, now)
         return room
 
-    def sent(self, carrier: Waiting, queue: str, count: int, *, has_more: bool) -> None:
-        """Remember that ``count`` messages without a priority were sent to ``queue``, and whether more runs are due.
+    def sent(self, carrier: Waiting, queue: str, *, has_more: bool) -> None:
+        """Tell other processes whether more runs of ``queue`` are due, after some were sent.
 
         Raises redis.RedisError.
         """
         window = self._windows[queue]
-        window.sent += count
         if has_more or window.told is not None:
             self._tell(carrier, queue, window, 0 if has_more else int(window.most), time.monotonic())
 
     def urgent_room(self, carrier: Waiting, queue: str, priority: int) -> int:
         """How many messages of ``priority`` to send to ``queue`` now. Raises redis.RedisError."""
-        room = max(URGENT - carrier.waiting(queue, priority), 0)
+        room = max(MOST_URGENT - carrier.urgent_waiting(queue, priority), 0)
         self.was_full |= room == 0
         return room
 

@@ -7,6 +7,11 @@ from typing import Any, NamedTuple, Protocol
 
 from core.ledger.releases import Fleet
 
+#: The most messages of a queue that wait in Redis, and so many wait on a queue of which nothing is known.
+MOST_WAITING = 20_000
+#: How many messages of a priority may wait, counting those of higher ones.
+MOST_URGENT = 1000
+
 
 class OutgoingRun(NamedTuple):
     """A committed run whose message must be sent."""
@@ -24,6 +29,14 @@ class OutgoingMessage:
     job: str
     queue: str
     args: dict[str, Any]
+
+
+class Flow(NamedTuple):
+    """The messages of a queue without a priority."""
+
+    waiting: int
+    #: How many of them were fetched so far; it begins again at 0 when Redis has lost its data.
+    fetched: int
 
 
 class Carrier(Protocol):
@@ -60,9 +73,17 @@ class DispatchCarrier(Carrier, Protocol):
         Raises redis.RedisError.
         """
 
-    def waiting(self, queue: str, priority: int = 0) -> int:
-        """Return how many messages of ``queue`` are waiting: those without a priority, or those with at least
-        ``priority``.
+    def flows(self, queues: Sequence[str]) -> list[Flow]:
+        """Return the flow of each of ``queues``. Raises redis.RedisError."""
+
+    def urgent_waiting(self, queue: str, priority: int) -> int:
+        """Return how many messages of ``queue`` have at least ``priority``. Raises redis.RedisError."""
+
+    def newest_runs(self, queue: str, most: int) -> list[int]:
+        """Return the runs of the newest ``most`` messages without a priority. Raises redis.RedisError."""
+
+    def take_back(self, queue: str, most: int) -> list[int]:
+        """Remove up to ``most`` messages of runs that have no priority, the newest first; return these runs.
 
         Raises redis.RedisError.
         """

@@ -99,7 +99,8 @@ TAKE = text(f"""
         SELECT asked.job, walked.key, walked.number
         FROM backlogged AS asked CROSS JOIN LATERAL ({keys_in_turn(":queue", ":share")}) AS walked
     ), round AS MATERIALIZED (
-        SELECT asked.job, CAST(ceil(:share / greatest(count(tenant.key), 1.0)) AS int) AS each
+        SELECT asked.job, count(tenant.key) AS keys,
+               CAST(ceil(:share / greatest(count(tenant.key), 1.0)) AS int) AS each
         FROM backlogged AS asked LEFT JOIN tenant USING (job) GROUP BY asked.job
     ), turn AS (
         SELECT asked.job, run.id,
@@ -115,6 +116,7 @@ TAKE = text(f"""
             SELECT id, due_at FROM (
                 SELECT id, due_at, key, priority FROM rota_runs WHERE {IS_OF_JOB} ORDER BY due_at LIMIT :searched
             ) AS near WHERE key = '' AND priority = 0 LIMIT asked.each) AS run
+        WHERE asked.keys > 0
     ), ranked AS (
         SELECT job, id, min(rank) AS rank FROM (
             SELECT job, id, CASE WHEN place <= ceil(:share / {OLDEST_EVERY}.0) THEN 0 ELSE :share + place END AS rank
@@ -136,6 +138,9 @@ TAKE = text(f"""
     UNION ALL
     (SELECT DISTINCT ON (job) NULL, job, NULL, NULL, key FROM tenant ORDER BY job, number DESC)
 """)  # noqa: S608 — constants
+
+
+TENANTS = text("SELECT id, job, key FROM rota_runs WHERE id = ANY(CAST(:run_ids AS bigint[]))")
 
 
 class Due(NamedTuple):
@@ -193,6 +198,11 @@ def take(connection: Connection, queue: str, jobs: Sequence[str], turns: Turns, 
     turns.keys.update({(queue, row.job): row.reached for row in rows if row.id is None})
     taken = sorted((row for row in rows if row.id is not None), key=in_order)
     return [OutgoingRun(row.id, row.job, row.queue) for row in taken]
+
+
+def tenants(connection: Connection, run_ids: Collection[int]) -> dict[int, tuple[str, str]]:
+    """The job and key of each of ``run_ids`` that exists."""
+    return {row.id: (row.job, row.key) for row in connection.execute(TENANTS, {"run_ids": list(run_ids)})}
 
 
 def in_order(row: Row[Any]) -> tuple[datetime, int]:

@@ -842,6 +842,14 @@ class DispatcherSentAgain(Event):
     runs: int
 
 
+@event("dispatcher.recalled", INFO, "{runs} runs on queue {queue} wait in the ledger again: there were too many")
+class DispatcherRecalled(Event):
+    """So many messages waited that runs with other keys would have waited for a long time; most were taken back."""
+
+    queue: str
+    runs: int
+
+
 @event("dispatcher.not_recovered", WARNING, "messages of dead workers could not be requeued: {error}")
 class DispatcherNotRecovered(Event):
     """Redis is away; messages that a dead worker had fetched are requeued later."""

@@ -13,7 +13,7 @@ from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.brokers.stub import StubBroker, _StubConsumer
 from dramatiq.middleware import Middleware
 
-from core.ledger.carrier import OutgoingMessage, OutgoingRun
+from core.ledger.carrier import Flow, OutgoingMessage, OutgoingRun
 from core.ledger.releases import Fleet
 from core.observability.events import MessageLost, emit
 from core.transport.delivery import Delivery
@@ -132,9 +132,21 @@ class LocalCarrier:
         """Answer that messages are waiting, so that no run counts as lost: messages are in this process's memory."""
         return True, []
 
-    def waiting(self, queue: str, priority: int = 0) -> int:
-        """Answer that no messages are waiting."""
+    def flows(self, queues: Sequence[str]) -> list[Flow]:
+        """Answer that no message is waiting."""
+        return [Flow(0, 0) for _ in queues]
+
+    def urgent_waiting(self, queue: str, priority: int) -> int:
+        """Answer that no message is waiting."""
         return 0
+
+    def newest_runs(self, queue: str, most: int) -> list[int]:
+        """Return no runs, since there are no messages in Redis."""
+        return []
+
+    def take_back(self, queue: str, most: int) -> list[int]:
+        """Do nothing, since there are no messages in Redis."""
+        return []
 
     def tell_window(self, queue: str, most: int) -> None:
         """Do nothing, since no other process sends messages."""

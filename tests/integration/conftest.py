@@ -18,6 +18,7 @@ from core import database as databases
 from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.ledger import claims, outbox, processes, releases
+from core.ledger.carrier import Flow
 from core.ledger.claims import Verdict
 from core.ledger.leases import Lease
 from core.ledger.processes import Identity
@@ -283,7 +284,11 @@ class NoCarrier:
         self._answer()
         self.publications.append((channel, message))
 
-    def waiting(self, _queue: str, _priority: int = 0) -> int:
+    def flows(self, queues: Sequence[str]) -> list[Flow]:
+        """Nothing waits."""
+        return [Flow(0, 0) for _ in queues]
+
+    def urgent_waiting(self, _queue: str, _priority: int) -> int:
         """Nothing waits."""
         return 0
 

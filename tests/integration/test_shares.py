@@ -12,10 +12,15 @@ from core import enqueue, enqueue_many, job
 from core.clock import system_clock
 from core.dispatcher import sending, windows
 from core.dispatcher.sending import Sharing
-from core.dispatcher.windows import FIRST, Windows
+from core.dispatcher.windows import Windows
 from core.ledger import direct, shares
+from core.ledger.carrier import MOST_URGENT
 from core.ledger.shares import OLDEST_EVERY, Turns
-from core.transport.redis.rooms import FEW, UNTOLD
+from core.transport.redis import rooms
+from core.transport.redis.rooms import FEW
+
+#: The window in these tests.
+FIRST = 1000
 
 LATER = system_clock() + timedelta(days=1)
 
@@ -270,13 +275,14 @@ class TestRoom:
     """Only so many messages wait in Redis."""
 
     @pytest.fixture
-    def service(self, serve):
+    def service(self, serve, monkeypatch):
+        monkeypatch.setattr(rooms, "MOST_WAITING", FIRST)
         return serve(work, other)
 
     @pytest.fixture
     def send_due(self, autocommit, service, monkeypatch):
         monkeypatch.setattr(windows, "SAMPLE_SECONDS", float("inf"))  # a window keeps its size
-        sharing = Sharing(windows=Windows())
+        sharing = Sharing(windows=Windows(FIRST))
         return lambda: sending.send_due(autocommit, ["work", "other"], service.carrier, sharing, seconds=60)
 
     def unsent(self, ledger):
@@ -299,30 +305,30 @@ class TestRoom:
         assert service.carrier.oldest_urgent_runs("default", 1) == (True, [urgent])
 
     def test_an_urgent_run_is_sent_though_less_urgent_ones_have_filled_their_window(self, send_due, fill, service):
-        fill(FIRST + 500, priority=1)
-        assert send_due() == FIRST
+        fill(MOST_URGENT + 500, priority=1)
+        assert send_due() == MOST_URGENT
         fill(3, priority=9)
 
         assert send_due() == 3
 
     def test_a_process_sends_no_more_itself_than_there_is_room_for(self, service, database, ledger, send_due):
         with Session(database) as session:
-            ids = enqueue_many(session, "work", [{"n": n} for n in range(UNTOLD + 300)])
+            ids = enqueue_many(session, "work", [{"n": n} for n in range(FIRST + 300)])
             session.commit()
 
         assert ids == sorted(ids)
-        assert [row.args["n"] for row in ledger.runs("work")] == list(range(UNTOLD + 300))
-        assert (service.waiting(), self.unsent(ledger)) == (UNTOLD, 300)
+        assert [row.args["n"] for row in ledger.runs("work")] == list(range(FIRST + 300))
+        assert (service.waiting(), self.unsent(ledger)) == (FIRST, 300)
         service.broker.redis_queues.fetch("default", 800)
         assert send_due() == 300
 
     def test_many_requests_of_one_transaction_count_together(self, service, database, ledger):
         with Session(database) as session:
             for _ in range(4):
-                enqueue_many(session, "work", [{"n": n} for n in range(UNTOLD // 2)])
+                enqueue_many(session, "work", [{"n": n} for n in range(FIRST // 2)])
             session.commit()
 
-        assert service.waiting() == UNTOLD
+        assert service.waiting() == FIRST
 
     def test_while_more_is_due_a_request_waits_for_its_turn(self, service, database, ledger, fill, send_due):
         fill(FIRST + 500)
@@ -345,7 +351,7 @@ class TestRoom:
 
     def test_many_urgent_requests_leave_some_to_the_dispatcher(self, service, database, ledger):
         with Session(database) as session:
-            enqueue_many(session, "work", [{}] * (UNTOLD + 300), priority=9)
+            enqueue_many(session, "work", [{}] * (MOST_URGENT + 300), priority=9)
             session.commit()
 
         assert self.unsent(ledger) == 300

@@ -2,51 +2,64 @@
 
 import pytest
 
-from core.dispatcher.windows import FIRST, GROWTH, LEAST, MOST, URGENT, Window, Windows
+from core.dispatcher.windows import GROWTH, LEAST, TOO_LONG, Window, Windows
+from core.ledger.carrier import MOST_URGENT, MOST_WAITING, Flow
 
 
 def looked(window, *looks):
-    """The window after several looks at the queue.
+    """The window after several looks at the queue, which had 500 messages before.
 
-    Each look has the seconds since the one before, the messages sent since then, and those that wait now.
+    Each look has the seconds since the one before, the messages fetched since then, and those that wait now.
     """
-    now = 0.0
-    window.look(0, now)
-    for seconds, sent, length in looks:
+    now, fetched = 0.0, 0
+    window.look(Flow(500, 0), now)
+    for seconds, more, waiting in looks:
         now += seconds
-        window.sent += sent
-        window.look(length, now)
+        fetched += more
+        window.look(Flow(waiting, fetched), now)
     return window
 
 
-def test_an_unknown_queue_has_the_first_window():
-    assert looked(Window()).most == FIRST
+def test_an_unknown_queue_has_the_largest_window():
+    assert looked(Window()).most == MOST_WAITING
 
 
-def test_it_is_what_workers_fetch_in_a_second():
-    assert looked(Window(), (1, 1000, 992)).most == LEAST
-    assert looked(Window(), (1, 1000, 900)).most == 100
+def test_while_messages_wait_it_follows_what_workers_fetch_in_a_second():
+    assert 100 <= looked(Window(), *[(1, 100, 500)] * 20).most < 101
+    assert 200 <= looked(Window(), *[(0.1, 20, 500)] * 200).most < 210
+    assert 2900 < looked(Window(most=LEAST), *[(0.1, 300, 500)] * 100).most <= 3000
 
 
-def test_a_rate_that_changes_is_followed_within_seconds():
-    assert 200 <= looked(Window(), *[(0.1, 20, 500)] * 40).most < 250
-    assert 2700 < looked(Window(), *[(0.1, 300, 500)] * 40).most <= 3000
+def test_it_stays_while_nothing_waits_and_nothing_is_fetched():
+    assert looked(Window(most=50), (1, 500, 0), *[(1, 0, 0)] * 50).most == 500 * GROWTH
+
+
+def test_it_does_not_become_smaller_if_workers_waited_for_messages():
+    window = looked(Window(most=300), (1, 0, 0))
+    window.look(Flow(20, 3), 2.0)
+    assert window.most == 300
 
 
 def test_a_window_that_was_emptied_grows():
-    assert looked(Window(), (0.1, 100, 0)).most == FIRST * GROWTH
-    assert looked(Window(most=LEAST), (0.1, LEAST, 0)).most == LEAST / 0.1 * GROWTH
+    assert looked(Window(most=100), (1, 1, 0)).most == 100 * GROWTH
+    assert looked(Window(most=LEAST), (0.1, 50, 0)).most == 500 * GROWTH
 
 
 def test_it_stays_within_its_bounds():
-    assert looked(Window(), *[(0.1, 10_000, 1)] * 50).most <= MOST
-    assert looked(Window(), *[(0.1, 10_000, 0)] * 5).most == MOST
-    assert looked(Window(), (0.1, 500, 500), *[(0.1, 0, 500)] * 60).most == LEAST
+    assert looked(Window(), *[(0.1, 10_000, 1)] * 50).most == MOST_WAITING
+    assert looked(Window(), *[(0.1, 10_000, 0)] * 5).most == MOST_WAITING
+    assert looked(Window(), *[(1, 0, 500)] * 60).most == LEAST
 
 
-def test_neither_a_short_nor_a_long_sample_counts():
-    assert looked(Window(), (0.01, 1000, 700)).most == FIRST
-    assert looked(Window(), (60, 1000, 999)).most == FIRST
+def test_a_short_sample_does_not_count():
+    assert looked(Window(), (0.01, 1000, 700)).most == MOST_WAITING
+
+
+def test_a_count_that_begins_again_does_not_count():
+    window = looked(Window(), (1, 1000, 500))
+    before = window.most
+    window.look(Flow(500, 10), 2.0)
+    assert window.most == before
 
 
 class Carrier:
@@ -56,7 +69,10 @@ class Carrier:
         self.lengths = {0: 0, 7: 0}
         self.told = []
 
-    def waiting(self, _queue, priority=0):
+    def flows(self, queues):
+        return [Flow(self.lengths[0], 0) for _ in queues]
+
+    def urgent_waiting(self, _queue, priority):
         return self.lengths[priority]
 
     def tell_window(self, _queue, most):
@@ -70,42 +86,49 @@ def carrier():
 
 @pytest.fixture
 def windows():
-    return Windows()
+    return Windows(100)
 
 
 def test_a_window_is_filled_when_half_of_it_is_free(windows, carrier):
-    assert windows.room(carrier, "default") == FIRST
-    carrier.lengths[0] = FIRST // 2 + 1
+    assert windows.room(carrier, "default") == 100
+    carrier.lengths[0] = 51
     assert windows.room(carrier, "default") == 0
-    carrier.lengths[0] = FIRST // 2
-    assert windows.room(carrier, "default") == FIRST // 2
+    carrier.lengths[0] = 50
+    assert windows.room(carrier, "default") == 50
 
 
 def test_it_tells_that_there_was_no_room(windows, carrier):
     windows.room(carrier, "default")
     assert not windows.was_full
-    carrier.lengths[0] = FIRST
+    carrier.lengths[0] = 100
     windows.room(carrier, "default")
     assert windows.was_full
     windows.begin()
     assert not windows.was_full
 
 
+def test_a_queue_that_is_much_longer_than_its_window_has_too_many_messages(windows, carrier):
+    carrier.lengths[0] = 100 * TOO_LONG
+    assert windows.excess(carrier, ["default"]) == {}
+    carrier.lengths[0] += 1
+    assert windows.excess(carrier, ["default"]) == {"default": 100 * (TOO_LONG - 1) + 1}
+
+
 def test_urgent_messages_have_a_window_of_their_own(windows, carrier):
-    carrier.lengths = {0: FIRST, 7: URGENT - 1}
+    carrier.lengths = {0: 100, 7: MOST_URGENT - 1}
     assert windows.urgent_room(carrier, "default", 7) == 1
     assert not windows.was_full
-    carrier.lengths[7] = URGENT + 1
+    carrier.lengths[7] = MOST_URGENT + 1
     assert windows.urgent_room(carrier, "default", 7) == 0
     assert windows.was_full
 
 
 def test_others_are_told_to_send_nothing_while_more_is_due_and_then_the_window(windows, carrier):
-    windows.sent(carrier, "default", 1, has_more=False)
+    windows.sent(carrier, "default", has_more=False)
     assert carrier.told == []
-    windows.sent(carrier, "default", 500, has_more=True)
-    windows.sent(carrier, "default", 500, has_more=True)
+    windows.sent(carrier, "default", has_more=True)
+    windows.sent(carrier, "default", has_more=True)
     assert carrier.told == [0]
-    windows.sent(carrier, "default", 3, has_more=False)
-    windows.sent(carrier, "default", 3, has_more=False)
-    assert carrier.told == [0, FIRST]
+    windows.sent(carrier, "default", has_more=False)
+    windows.sent(carrier, "default", has_more=False)
+    assert carrier.told == [0, 100]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from core.ledger.carrier import OutgoingMessage, OutgoingRun
+from core.ledger.carrier import Flow, OutgoingMessage, OutgoingRun
 from core.ledger.releases import Fleet
 from core.transport.messages import fast_message, run_message
 from core.transport.redis.abandoned_queues import AbandonedQueues
@@ -61,13 +61,24 @@ class RedisCarrier:
         """
         return self._queues.oldest_runs(queue)
 
-    def waiting(self, queue: str, priority: int = 0) -> int:
-        """Return how many messages of ``queue`` are waiting: those without a priority, or those with at least
-        ``priority``.
+    def flows(self, queues: Sequence[str]) -> list[Flow]:
+        """Return the flow of each of ``queues``. Raises redis.RedisError."""
+        return self._queues.flows(queues)
+
+    def urgent_waiting(self, queue: str, priority: int) -> int:
+        """Return how many messages of ``queue`` have at least ``priority``. Raises redis.RedisError."""
+        return self._queues.urgent_waiting(queue, priority)
+
+    def newest_runs(self, queue: str, most: int) -> list[int]:
+        """Return the runs of the newest ``most`` messages without a priority. Raises redis.RedisError."""
+        return list(self._queues.newest_runs(queue, most).values())
+
+    def take_back(self, queue: str, most: int) -> list[int]:
+        """Remove up to ``most`` messages of runs that have no priority, the newest first; return these runs.
 
         Raises redis.RedisError.
         """
-        return self._queues.waiting(queue, priority)
+        return self._queues.take_back(queue, most)
 
     def tell_window(self, queue: str, most: int) -> None:
         """Tell other processes how many messages may wait on ``queue``. Raises redis.RedisError."""

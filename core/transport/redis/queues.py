@@ -14,6 +14,7 @@ from dramatiq.common import current_millis, dq_name, q_name, xq_name
 from dramatiq.message import Message, get_encoder
 
 from core.jobs.job import HIGHEST_PRIORITY
+from core.ledger.carrier import Flow
 from core.transport.messages import new_id, run_id
 from core.transport.redis import urgent
 from core.transport.redis.connection import evaluate_once
@@ -38,6 +39,9 @@ TOKENS_LAST_MS = 5_000
 #: for ever.
 OLDEST_FIRST_EVERY = 10
 
+#: Holds how many messages of the list were fetched, for each queue.
+FETCHED = "__fetched__"
+
 #: The end of a script that fetches ``ids``. It returns all bodies as one string, which redis-py parses much faster.
 BODIES = """
 if #ids == 0 then return {} end
@@ -50,8 +54,8 @@ end
 return {table.concat(lengths, ','), table.concat(bodies)}
 """
 #: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It takes urgent messages first, or last if ARGV
-#: says so. KEYS: heartbeats, list, acks, bodies, urgent. ARGV: time, broker, how many, whether urgent messages come
-#: last.
+#: says so: KEYS heartbeats, list, acks, bodies, urgent, ``FETCHED``; ARGV time, broker, how many, whether urgent
+#: messages come last, queue.
 FETCH = (
     """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
@@ -64,16 +68,18 @@ if ARGV[4] == '0' then take_urgent() end
 if #ids == 0 then
     ids = redis.call('lrange', KEYS[2], 0, most - 1)
     redis.call('ltrim', KEYS[2], #ids, -1)
+    if #ids > 0 then redis.call('hincrby', KEYS[6], ARGV[5], #ids) end
 elseif #ids < most then
     local oldest = redis.call('lrange', KEYS[2], 0, most - #ids - 1)
     redis.call('ltrim', KEYS[2], #oldest, -1)
+    if #oldest > 0 then redis.call('hincrby', KEYS[6], ARGV[5], #oldest) end
     for _, id in ipairs(oldest) do ids[#ids + 1] = id end
 end
 if ARGV[4] == '1' and #ids < most then take_urgent() end
 """
     + BODIES
 )
-#: Fetches only urgent messages. KEYS: the same as for ``FETCH``. ARGV: time, broker, how many, the highest score.
+#: Fetches urgent messages alone: the first five KEYS of ``FETCH``; ARGV time, broker, how many, the highest score.
 FETCH_URGENT = (
     """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
@@ -82,7 +88,18 @@ if #ids > 0 then redis.call('zrem', KEYS[5], unpack(ids)) end
 """
     + BODIES
 )
-#: Dramatiq's "ack" for many messages. Messages that were requeued meanwhile are ignored.
+#: Takes messages from the end of a list: KEYS list, bodies; ARGV ids. Returns those that were on the list.
+TAKE_BACK = """
+local taken = {}
+for _, id in ipairs(ARGV) do
+    if redis.call('lrem', KEYS[1], -1, id) == 1 then
+        redis.call('hdel', KEYS[2], id)
+        taken[#taken + 1] = id
+    end
+end
+return taken
+"""
+#: Dramatiq's "ack" for many messages; ignores those that were requeued meanwhile.
 ACKNOWLEDGE = """
 for _, id in ipairs(ARGV) do
     if redis.call('srem', KEYS[1], id) == 1 then redis.call('hdel', KEYS[2], id) end
@@ -135,6 +152,7 @@ class Queues:
         self._dispatch = client.register_script(_scripts["dispatch"])
         self._fetch = client.register_script(FETCH)
         self._fetch_urgent = client.register_script(FETCH_URGENT)
+        self._take_back = client.register_script(TAKE_BACK)
         self._acknowledge = client.register_script(ACKNOWLEDGE)
         self._dead_letter = client.register_script(DEAD_LETTER)
         self._look = client.register_script(LOOK)
@@ -193,7 +211,8 @@ class Queues:
             script, last = self._fetch_urgent, bounds(least_priority)[1]
         else:
             script, last = self._fetch, int(next(self._fetches) % OLDEST_FIRST_EVERY == 0)
-        arguments = [current_millis(), self.broker_id, min(most, MOST_UNPACKED), last]
+            keys.append(FETCHED)
+        arguments = [current_millis(), self.broker_id, min(most, MOST_UNPACKED), last, queue_name]
         fetched = evaluate_once(self.client, script, [prefix + key for key in keys], arguments)
         return slices(*fetched) if fetched else []
 
@@ -283,11 +302,34 @@ class Queues:
         """Store how many messages may wait on the queue."""
         self.client.set(self.window_key(queue_name), most, px=WINDOWS_LAST_MS if most else FULL_LASTS_MS)
 
-    def waiting(self, queue_name: str, priority: int = 0) -> int:
-        """Return how many messages are waiting: those without a priority, or those with at least ``priority``."""
-        if priority:
-            return self.client.zcount(self.urgent_key(queue_name), "-inf", bounds(priority)[1])
-        return self.client.llen(self.key(queue_name))
+    def flows(self, queue_names: Sequence[str]) -> list[Flow]:
+        """How many messages of each queue wait in its list, and how many of the list were fetched so far."""
+        if not queue_names:
+            return []
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hmget(self.key(FETCHED), queue_names)
+        for queue_name in queue_names:
+            pipe.llen(self.key(queue_name))
+        fetched, *lengths = pipe.execute()
+        return [Flow(length, int(count or 0)) for length, count in zip(lengths, fetched, strict=True)]
+
+    def urgent_waiting(self, queue_name: str, priority: int) -> int:
+        """The number of waiting messages with this priority or a higher one."""
+        return self.client.zcount(self.urgent_key(queue_name), "-inf", bounds(priority)[1])
+
+    def newest_runs(self, queue_name: str, most: int) -> dict[bytes, int]:
+        """The runs of the newest ``most`` messages of the list, by the ids of the messages, the newest first."""
+        ids = cast("list[bytes]", self.client.lrange(self.key(queue_name), -min(most, MOST_UNPACKED), -1))
+        return self._runs_of(queue_name, ids[::-1])
+
+    def take_back(self, queue_name: str, most: int) -> list[int]:
+        """Remove the messages of runs among the newest ``most`` of the list, the newest first; return these runs."""
+        runs = self.newest_runs(queue_name, most)
+        if not runs:
+            return []
+        keys = [self.key(queue_name), self.key(f"{queue_name}.msgs")]
+        taken = cast("list[bytes]", self._take_back(keys=keys, args=list(runs)))
+        return [runs[each] for each in taken]
 
     def wake(self, queue_name: str, count: int) -> None:
         """Wake consumers of the queue for ``count`` messages."""
@@ -376,8 +418,15 @@ class Queues:
         ids = cast("list[bytes]", found)
         if not ids:
             return False, []
+        return True, list(self._runs_of(queue_name, ids).values())
+
+    def _runs_of(self, queue_name: str, ids: Sequence[bytes]) -> dict[bytes, int]:
+        """The runs of those of the messages ``ids`` that have one."""
+        if not ids:
+            return {}
         bodies = cast("list[bytes | None]", self.client.hmget(self.key(f"{queue_name}.msgs"), ids))
-        return True, [each for body in bodies if (each := run_id(body, queue_name)) is not None]
+        found = ((redis_id, run_id(body, queue_name)) for redis_id, body in zip(ids, bodies, strict=True))
+        return {redis_id: each for redis_id, each in found if each is not None}
 
 
 def slices(lengths: bytes, bodies: bytes) -> list[bytes | None]:

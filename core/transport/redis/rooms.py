@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import redis
 
+from core.ledger.carrier import MOST_URGENT, MOST_WAITING
 from core.transport.redis.queues import Queues
 
-#: The window of a queue of which the dispatcher has told none, and of urgent messages.
-UNTOLD = 1000
 #: Fewer messages than this are sent without asking, if the queue was not longer when this process last sent some.
 FEW = 16
 #: How long an answer is used, in seconds, and how long the process does not ask again after an error.
@@ -55,4 +54,6 @@ class Rooms:
             most, length = self._queues.window(queue, are_urgent=are_urgent)
         except redis.RedisError:
             return Room(0, now + ERROR_SECONDS)
-        return Room(max((UNTOLD if most is None else most) - length - pending, 0), now + USED_SECONDS)
+        if most is None:
+            most = MOST_URGENT if are_urgent else MOST_WAITING
+        return Room(max(most - length - pending, 0), now + USED_SECONDS)

@@ -1,0 +1,77 @@
+"""Takes messages of runs back from queues that are too long, so that runs with other keys get their turn.
+
+A process that requests many runs sends them itself, before anybody knows how long the workers need for them. If a run
+with another key is requested meanwhile, it waits behind all these. Then most messages are taken back, and their runs
+wait in the ledger, where keys take turns. If all the messages have one key, or many keys with few messages each,
+nobody is delayed more than the others, and the messages stay.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import redis
+from sqlalchemy import Connection
+
+from core.dispatcher.windows import Windows
+from core.ledger import due, shares
+from core.ledger.carrier import DispatchCarrier
+from core.observability.events import DispatcherRecalled, emit
+
+#: How many messages are taken back at a time, and how many of the newest are looked at before.
+BATCH = 1000
+#: A key crowds a queue if it has this part of the oldest messages.
+CROWDED = 0.1
+#: How long that may take before other steps have their turn, in seconds.
+SLICE_SECONDS = 0.5
+
+
+def recall(
+    connection: Connection,
+    carrier: DispatchCarrier,
+    windows: Windows,
+    queues: Sequence[str],
+    *,
+    seconds: float = SLICE_SECONDS,
+) -> int:
+    """Take back what is too much of ``queues``, for about ``seconds``; return how many runs wait in the ledger again.
+
+    A run whose message is removed, and that cannot be marked as unsent, is found later as a lost one.
+    """
+    if not carrier.carries:
+        return 0
+    ends_at, count = time.monotonic() + seconds, 0
+    try:
+        for queue, excess in windows.excess(carrier, queues).items():
+            if not is_crowded(connection, carrier, queue):
+                continue
+            if taken := recall_from(connection, carrier, queue, excess, ends_at):
+                emit(DispatcherRecalled(queue, taken))
+                count += taken
+    except redis.RedisError:  # messages can be taken back at a later pass
+        return count
+    return count
+
+
+def is_crowded(connection: Connection, carrier: DispatchCarrier, queue: str) -> bool:
+    """Whether a few keys have many of the oldest messages of ``queue``, and others have some of the newest.
+
+    The runs of a job that have no key count as one key.
+    """
+    oldest, newest = carrier.oldest_runs(queue)[1], carrier.newest_runs(queue, BATCH)
+    tenants = shares.tenants(connection, {*oldest, *newest})
+    counts = Counter(tenants[each] for each in oldest if each in tenants)
+    crowding = {tenant for tenant, count in counts.items() if count >= CROWDED * counts.total()}
+    return bool(crowding) and any(tenants[each] not in crowding for each in newest if each in tenants)
+
+
+def recall_from(connection: Connection, carrier: DispatchCarrier, queue: str, excess: int, ends_at: float) -> int:
+    """Take back up to ``excess`` messages of one queue; return how many."""
+    count = 0
+    while count < excess and time.monotonic() < ends_at:
+        run_ids = carrier.take_back(queue, min(excess - count, BATCH))
+        if not run_ids:
+            break
+        due.release_unlocked(connection, run_ids)
+        count += len(run_ids)
+    return count

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
 from core import PluginSettings
+from plugins.mail.store import StoreAddressError, check_address
 
 MIB = 1024 * 1024
 
@@ -46,13 +46,11 @@ class MailSettings(PluginSettings):
     @field_validator("store")
     @classmethod
     def _names_a_store(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        is_folder = parts.scheme == "file" and not parts.netloc and len(parts.path) > 1 and ".." not in parts.path
-        is_bucket = parts.scheme == "s3" and bool(parts.netloc)
-        if not (is_folder or is_bucket):
-            raise ValueError("must be file:///srv/mail, with an absolute path without .., or s3://bucket/prefix")
+        if value is not None:
+            try:
+                check_address(value)
+            except StoreAddressError as error:
+                raise ValueError(error.problem) from error
         return value
 
     @field_validator("secrets_dir")

@@ -1,0 +1,39 @@
+"""Keys of stored messages: made of numbers alone, so that no header of a message can choose where it is stored."""
+
+import re
+
+from plugins.mail.store.errors import StoreError
+
+#: A key, or a prefix without its last slash. A name begins with a dot only while it is written.
+KEY = re.compile(r"(\.?[0-9a-z][0-9a-z._-]{0,200})(/\.?[0-9a-z][0-9a-z._-]{0,200}){0,15}")
+UIDS_PER_FOLDER = 1000
+
+
+def message_key(account_id: int, folder_number: int, generation: int, uid: int) -> str:
+    """The key of a message, which depends on its identity alone: stored again after a crash, it replaces itself.
+
+    ``folder_number`` and ``generation`` are those of its row in the table of folders: two folders of an account may
+    have the same UIDVALIDITY, and a server may return to an old one.
+    """
+    return f"{account_id}/{folder_number}.{generation}/{uid // UIDS_PER_FOLDER}/{uid}.eml"
+
+
+def account_prefix(account_id: int) -> str:
+    """The prefix of all messages of an account, and of nothing else."""
+    return f"{account_id}/"
+
+
+def steps(key: str) -> list[str]:
+    """The names of which ``key`` consists. Raises StoreError if it is not a key."""
+    if not KEY.fullmatch(key):
+        raise StoreError(f"{key!r} is not a key: names of digits, lower-case letters, '.', '_' and '-' between slashes")
+    return key.split("/")
+
+
+def prefix_steps(prefix: str) -> list[str]:
+    """The names of which ``prefix`` consists. Raises StoreError unless it is empty or a key with a slash at its end."""
+    if not prefix:
+        return []
+    if not prefix.endswith("/"):
+        raise StoreError(f"the prefix {prefix!r} must end with a slash, or it would find what only begins alike")
+    return steps(prefix[:-1])

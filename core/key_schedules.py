@@ -188,7 +188,7 @@ def give_all(
 
 
 def difference(session: Session, job: Job, wanted: Iterable[KeySchedule]) -> Difference:
-    """How the schedules of ``job`` differ from those that are ``wanted``. Raises BadArguments."""
+    """Return how the schedules of ``job`` differ from those that are ``wanted``. Raises BadArguments."""
     there = rows.every_row(session, job.name)
     encoder = Encoder(job, there)
     listed = {each.key: each for each in map(encoder.encoded, wanted)}

@@ -1,4 +1,4 @@
-"""The core's own plugin: the ledger's tables, the job that deletes old rows, and the one that compares schedules."""
+"""The core's own plugin: the ledger's tables, the jobs that delete old rows, and the one that compares schedules."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from core.errors import PluginError, RotaError
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
 from core.jobs.run import Run
-from core.jobs.schedules import cron
+from core.jobs.schedules import cron, every
 from core.key_schedules import Difference
-from core.ledger import retention
+from core.ledger import retention, successes
 from core.observability import metrics
 from core.observability.events import SchedulesDiffer, SchedulesNotCompared, emit
 from core.operations import wanted_schedules
@@ -24,6 +24,13 @@ def prune_runs(run: Run) -> dict[str, int]:
     retention.prune_departures(run.session)
     retention.prune_limits(run.session, checkpoint=run.checkpoint)
     return {"deleted": deleted, "audit_deleted": retention.prune_audit(run.session, checkpoint=run.checkpoint)}
+
+
+@job("prune-successes", queue="rota", schedule=every(minutes=5))
+def prune_successes(run: Run) -> dict[str, int]:
+    """Delete and count runs that succeeded over an hour ago, of jobs with keep="failures"."""
+    jobs = [job.name for job in loading.current().keyed() if job.keyed is not None and job.keyed.keep == "failures"]
+    return {"deleted": successes.prune(run.session, jobs, checkpoint=run.checkpoint)}
 
 
 @job("check-schedules", queue="rota", schedule=cron("37 4 * * *"), max_retries=0, isolation="REPEATABLE READ")
@@ -51,7 +58,7 @@ def report(name: str, found: Difference) -> dict[str, int]:
 @hookimpl
 def register_jobs() -> list[Job]:
     """Return the jobs of the core."""
-    return [prune_runs, check_schedules]
+    return [prune_runs, prune_successes, check_schedules]
 
 
 @hookimpl

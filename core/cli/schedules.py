@@ -17,8 +17,9 @@ from core.jobs.schedules import cron
 from core.key_schedules import Difference
 from core.ledger import history
 from core.ledger.audit import Actor
+from core.operations import key_totals, wanted_schedules
 from core.operations import schedules as operations
-from core.operations import wanted_schedules
+from core.operations.key_totals import Totals
 from core.operations.schedules import Schedule, Wanted
 from core.operations.wording import local, local_zone
 from core.plugins import loading
@@ -194,7 +195,7 @@ def sync(job: str, dry_run: bool, most_removed: float, by: Actor) -> None:
 
 
 def differences(found: Difference) -> list[str]:
-    """What a sync would change, with the first keys, in words."""
+    """Return what a sync would change, with the first keys, in words."""
     keys = {
         "added": [each.key for each in found.added],
         "changed": [each.key for each in found.changed],
@@ -205,9 +206,46 @@ def differences(found: Difference) -> list[str]:
 
 
 def shortened(keys: Sequence[str]) -> str:
-    """Some of the keys, in order."""
+    """Return some of the keys, in order."""
     first = sorted(keys)[:MOST_KEYS_SHOWN]
     return f" ({', '.join(first)}{', …' if len(keys) > len(first) else ''})"
+
+
+@schedules.command()
+@as_json
+@click.option("--job", metavar="JOB", help="Only this job.")
+@click.option(
+    "--for", "lasting", type=moments.Span(), metavar="SPAN", default="1d", help="The last SPAN: 2h; 1d by default."
+)
+def totals(job: str | None, lasting: timedelta, as_json: bool) -> None:
+    """Count the schedules of each job, and the outcomes of their slots.
+
+    Slots that were skipped in a pause, or left out by an outage or a back-off, have no runs; they are counted as well.
+    So are runs that were deleted because their job keeps only failures.
+
+    \b
+      rota schedules totals --for 2h
+    """
+    with looking() as engine, engine.connect() as connection:
+        found = key_totals.totals(connection, loading.current(), job, lasting)
+    if as_json:
+        print_json(found)
+        return
+    columns = (
+        Column("job"), Column("schedules"), Column("paused", rank=2), Column("backing off", rank=2),
+        Column("succeeded"), Column("dead"), Column("skipped", rank=1), Column("missed", rank=1),
+        Column("orphaned", rank=2), Column("without runs", rank=1),
+    )  # fmt: skip
+    print_table(columns, [total(each) for each in found], empty="no schedules")
+
+
+def total(found: Totals) -> tuple[str, ...]:
+    """Return the totals of a job, as a row of the table."""
+    counts = (
+        found.schedules, found.paused, found.backing_off, found.succeeded, found.dead, found.skipped, found.missed,
+        found.orphaned,
+    )  # fmt: skip
+    return (found.job, *map(str, counts), ", ".join(f"{count} {reason}" for reason, count in found.gaps.items()))
 
 
 @schedules.command()

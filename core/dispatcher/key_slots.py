@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from core.jobs.registry import Registry
-from core.ledger import history, key_slots, key_standings, pauses, slots
+from core.ledger import history, key_slots, key_standings, pauses, slots, successes
 from core.ledger.key_slots import ABSENT, BY_KEY, NO_CRONS, Asked, Crons, KeyedJob
 from core.ledger.releases import Fleet
 from core.ledger.slots import Watermark
@@ -61,6 +61,7 @@ class KeyAccountant:
 
     def _account_for(self, connection: Connection, job: KeyedJob, now: datetime) -> int:
         after = self._after(connection, job, now)
+        now = max(now, after)  # the clock of another server of PostgreSQL may be behind
         asked = key_slots.ask(connection, job.name, now)
         has_changed = asked.has_changes
         if has_changed:
@@ -79,15 +80,19 @@ class KeyAccountant:
         return inserted
 
     def _after(self, connection: Connection, job: KeyedJob, now: datetime) -> datetime:
-        """Return the job's watermark. It begins now if the job is new, or if no process had the job for long."""
+        """Return the job's watermark. It begins now if the job is new, or if no process had the job for long.
+
+        It never moves back, since the runs of slots before it may have been deleted.
+        """
         if job.name not in self.reached:
             mark = history.watermark(connection, job.name)
             if mark is not None and mark.spec == BY_KEY:
                 self.reached[job.name] = self.stored[job.name] = mark.accounted_until
             else:
-                tell(job, {ABSENT: key_slots.end_absence(connection, job, now)})
-                self._store(connection, job, now)
-        return min(self.reached[job.name], now)
+                begins = max(now, successes.last_slot(connection, job.name) or now)
+                tell(job, {ABSENT: key_slots.end_absence(connection, job, begins)})
+                self._store(connection, job, begins)
+        return self.reached[job.name]
 
     def _remember(self, connection: Connection, job: KeyedJob, accounting: "JobAccount", *, must: bool) -> None:
         if accounting.is_stored:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy.orm import Session
 
@@ -28,6 +28,7 @@ class KeySchedule:
     priority: int | None = None
 
 
+Keep = Literal["all", "failures"]
 #: Reads the schedules that the keys of a job are to have, in a transaction that it must not end.
 WantedSchedules = Callable[[Session], Iterable[KeySchedule]]
 
@@ -40,6 +41,9 @@ class Keyed:
     ``default`` is the schedule of a key that is given none. After ``backoff_after`` runs in a row of one key that died,
     its interval is doubled with each further one that dies, up to ``backoff_longest``; a run that succeeds ends that.
     Cron schedules do not back off.
+
+    ``keep="failures"`` keeps runs of slots that succeeded at their first attempt, without a result, for an hour only;
+    they are counted, and ``rota why`` still tells of them.
     """
 
     least: timedelta = timedelta(seconds=10)
@@ -47,6 +51,7 @@ class Keyed:
     default: Schedule | None = None
     backoff_after: int | None = None
     backoff_longest: timedelta = timedelta(hours=1)
+    keep: Keep = "all"
 
     @property
     def is_frequent(self) -> bool:
@@ -89,6 +94,8 @@ def keyed_problems(keyed: object) -> list[str]:
     after: object = keyed.backoff_after
     if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 1):
         problems.append(f"keyed: backoff_after={after!r} must be a whole number, 1 or more, or None")
+    if keyed.keep not in get_args(Keep):
+        problems.append(f"keyed: keep={keyed.keep!r} must be one of {', '.join(map(repr, get_args(Keep)))}")
     default: object = keyed.default
     if default is not None and not isinstance(default, Schedule):
         problems.append(f"keyed: default={default!r} must be every(…) or cron(…)")

@@ -70,12 +70,17 @@ IS_DISPATCHING = text("""
 WATERMARK = text("SELECT spec, accounted_until FROM rota_schedules WHERE job = :job")
 
 #: The last time at which a worker finished a run before an instant, and the first time after it. An outage is such a
-#: gap.
+#: gap. Of runs that were deleted and counted, the first and last of each minute are known.
 WORKED_AROUND = text("""
-    SELECT (SELECT finished_at FROM rota_runs
-            WHERE finished_at <= :instant AND attempt > 0 ORDER BY finished_at DESC LIMIT 1) AS before,
-           (SELECT finished_at FROM rota_runs
-            WHERE finished_at > :instant AND attempt > 0 ORDER BY finished_at LIMIT 1) AS after
+    SELECT greatest((SELECT finished_at FROM rota_runs
+                     WHERE finished_at <= :instant AND attempt > 0 ORDER BY finished_at DESC LIMIT 1),
+                    (SELECT least(last_at, :instant) FROM rota_success_counts
+                     WHERE minute <= :instant AND first_at <= :instant ORDER BY minute DESC LIMIT 1)) AS before,
+           least((SELECT finished_at FROM rota_runs
+                  WHERE finished_at > :instant AND attempt > 0 ORDER BY finished_at LIMIT 1),
+                 (SELECT greatest(first_at, :instant) FROM rota_success_counts
+                  WHERE minute >= date_trunc('minute', CAST(:instant AS timestamptz)) AND last_at > :instant
+                  ORDER BY minute LIMIT 1)) AS after
 """)
 
 

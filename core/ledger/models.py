@@ -54,6 +54,10 @@ IS_LIMITED = f"{IS_PARKED} AND waits_for IS NOT NULL"
 IS_CALLED = f"{IS_WAITING} AND sent_at < 'infinity' AND waits_for IS NOT NULL"
 
 
+#: It is a slot of a schedule made at run time that has succeeded at once and without a result.
+IS_FORGETTABLE = "state = 'succeeded' AND slot IS NOT NULL AND key <> '' AND attempt = 1 AND result IS NULL"
+
+
 class Base(DeclarativeBase):
     """The base class of the ledger's tables, with its own metadata."""
 
@@ -154,6 +158,7 @@ class RunRow(Base):
         Index("rota_runs_keys", "queue", "job", "key", "due_at", postgresql_where=f"{IS_UNSENT} AND key <> ''"),
         Index("rota_runs_expiring", "expires_at", postgresql_where="state = 'queued' AND expires_at IS NOT NULL"),
         Index("rota_runs_children", "parent_id", "id", postgresql_where="parent_id IS NOT NULL"),
+        Index("rota_runs_forgettable", "job", "finished_at", postgresql_where=IS_FORGETTABLE),
         Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
         CheckConstraint("priority BETWEEN 0 AND 9", name="rota_runs_priority"),
         CheckConstraint(
@@ -309,6 +314,23 @@ class KeyScheduleLogRow(Base):
         Index("rota_key_schedule_log_at", "at"),
         Index("rota_key_schedule_log_unseen", "job", postgresql_where="since IS NULL"),
     )
+
+
+class SuccessCountRow(Base):
+    """How many runs of a job that finished in this minute have been deleted, since the job keeps only failures."""
+
+    __tablename__ = "rota_success_counts"
+
+    job: Mapped[str] = mapped_column(Text, primary_key=True)
+    minute: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+    runs: Mapped[int] = mapped_column(BigInteger)
+    #: When the first and the last one of them finished, and their oldest and newest slots.
+    first_at: Mapped[datetime] = mapped_column(Instant)
+    last_at: Mapped[datetime] = mapped_column(Instant)
+    first_slot: Mapped[datetime] = mapped_column(Instant)
+    last_slot: Mapped[datetime] = mapped_column(Instant)
+
+    __table_args__ = (Index("rota_success_counts_minute", "minute"),)
 
 
 class GapRow(Base):

@@ -202,6 +202,7 @@ def bounds(keyed: Keyed) -> dict[str, Any]:
         "most_seconds": keyed.most.total_seconds(),
         "default": str(keyed.default) if keyed.default is not None else None,
         **(backoff if keyed.backoff_after is not None else {}),
+        **({"keep": keyed.keep} if keyed.keep != "all" else {}),
     }
 
 

@@ -43,6 +43,15 @@ DELETE_GAPS = text("""
     DELETE FROM rota_gaps WHERE id IN (SELECT id FROM batch)
 """)
 
+DELETE_COUNTS = text("""
+    WITH batch AS MATERIALIZED (
+        SELECT job, minute FROM rota_success_counts
+        WHERE minute < statement_timestamp() - CAST(:kept AS interval)
+        ORDER BY minute LIMIT :batch FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM rota_success_counts WHERE (job, minute) IN (SELECT job, minute FROM batch)
+""")
+
 DELETE_AUDIT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_audit WHERE at < statement_timestamp() - CAST(:kept AS interval)
@@ -65,9 +74,9 @@ def prune_audit(session: Session, *, checkpoint: Callable[[dict[str, int]], None
 
 
 def prune_schedules(session: Session, *, checkpoint: Callable[[dict[str, int]], None], batch: int = 5000) -> None:
-    """Delete changes and gap rows of schedules made at run time that are older than ``ROTA_RETENTION_DAYS``."""
+    """Delete changes, gap rows and counts of schedules made at run time that are older than ``ROTA_RETENTION_DAYS``."""
     kept = timedelta(days=settings.current().retention_days)
-    for statement in (DELETE_SCHEDULE_LOG, DELETE_GAPS):
+    for statement in (DELETE_SCHEDULE_LOG, DELETE_GAPS, DELETE_COUNTS):
         _delete(session, statement, kept, batch, lambda deleted: checkpoint({"schedules_deleted": deleted}))
 
 

@@ -6,11 +6,14 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from core.ledger import history, key_history
+from core.ledger import history, key_history, successes
 from core.ledger.key_history import Period
 from core.operations.stories import Scene, alarms
 from core.operations.times import Moment
 from core.operations.wording import span
+
+#: The option of a job whose successful runs are deleted.
+KEPT = 'keep="failures"'
 
 
 def slots(scene: Scene, moment: Moment) -> Iterator[datetime]:
@@ -70,6 +73,8 @@ def waiting(scene: Scene, slot: datetime, said: str) -> list[str]:
             return [f"{said} has no run: its job was paused then, by {pauses[0].paused_by}."]
         late = span(scene.now - mark.accounted_until)
         return [f"{said} is not on record yet: slots are accounted for until {late} ago.", *alarms(scene)]
+    if successes.covers(scene.connection, scene.name, slot):
+        return [f"{said} succeeded at its first attempt. Its run was deleted after an hour, since the job has {KEPT}."]
     return [f"{said} is not on record: its schedule was removed or changed at that moment, or its run was deleted."]
 
 

@@ -47,7 +47,7 @@ def sync(engine: Engine, registry: Registry, job: str, actor: Actor, *, most_rem
 
 
 def compare(engine: Engine, registry: Registry, job: str, *, most_removed: float = 0.5) -> Difference:
-    """What ``sync`` would change; nothing is changed. Raises its errors."""
+    """Return what ``sync`` would change; nothing is changed. Raises its errors."""
 
     def work(session: Session) -> Difference:
         found = difference(session, registry, job)
@@ -68,7 +68,7 @@ def in_snapshot(engine: Engine, work: Callable[[Session], T]) -> T:
 
 
 def difference(session: Session, registry: Registry, job: str) -> Difference:
-    """How the schedules of ``job`` differ from those that its plugin wants. Raises the errors of ``wanted``."""
+    """Return how the schedules of ``job`` differ from those that its plugin wants. Raises the errors of ``wanted``."""
     read = wanted(session, registry, job)
     return key_schedules.difference(session, key_schedules.keyed_job(job), read)
 
@@ -88,7 +88,7 @@ def differences(session: Session, registry: Registry) -> Mapping[str, Difference
 
 
 def wanted(session: Session, registry: Registry, job: str) -> Iterator[KeySchedule]:
-    """The schedules that the plugin of ``job`` wants, read when they are iterated.
+    """Return the schedules that the plugin of ``job`` wants, read when they are iterated.
 
     Raises UnknownJob; ScheduleError if the plugin does not read them; PluginError if its function raises.
     """

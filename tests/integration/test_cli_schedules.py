@@ -167,3 +167,34 @@ def test_the_list_of_jobs_tells_that_keys_have_schedules(rota):
     (line,) = [line for line in rota("jobs").stdout.splitlines() if line.startswith("poll")]
 
     assert "one for each key" in line
+
+
+def test_totals_count_slots_with_runs_without_runs_and_with_deleted_runs(rota, three, ledger):
+    ended = "INSERT INTO rota_runs (job, key, queue, state, slot, finished_at) SELECT 'poll', 'a', 'mail', :state, "
+    series = " - number * interval '1 second' FROM generate_series(1, :count) AS number"
+    for state, count in (("succeeded", 2), ("dead", 3), ("skipped", 1)):
+        ledger.do(
+            f"{ended} clock_timestamp(){series.replace('FROM', ', clock_timestamp() FROM')}", state=state, count=count
+        )
+    ledger.do(
+        "INSERT INTO rota_success_counts (job, minute, runs, first_at, last_at, first_slot, last_slot) "
+        "SELECT 'poll', date_trunc('minute', at), 40, at, at, at, at "
+        "FROM (SELECT now() - interval '2 hours' AS at UNION ALL SELECT now() - interval '3 days') AS times"
+    )
+    ledger.do(
+        "INSERT INTO rota_gaps (job, began_at, ended_at, reason, slots) VALUES ('poll', now(), now(), 'outage', 7)"
+    )
+    rota("schedules", "pause", "poll", "a")
+
+    (found,) = json.loads(rota("schedules", "totals", "--json").stdout)
+
+    assert (found["job"], found["schedules"], found["paused"], found["backing_off"]) == ("poll", 3, 1, 0)
+    assert (found["succeeded"], found["dead"], found["skipped"], found["missed"]) == (42, 3, 1, 0)
+    assert found["gaps"] == {"outage": 7}
+    assert json.loads(rota("schedules", "totals", "--for", "1h", "--json").stdout)[0]["succeeded"] == 2
+    assert "7 outage" in rota("schedules", "totals", "--job", "poll").stdout
+    assert "unknown job 'pol'" in rota("schedules", "totals", "--job", "pol").stderr
+
+
+def test_totals_without_schedules(rota):
+    assert rota("schedules", "totals").stdout == "no schedules\n"

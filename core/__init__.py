@@ -1,4 +1,4 @@
-"""Rota's front door: the only names a plugin may import. Importing it opens nothing."""
+"""Rota's public names: a plugin may import only these. Importing this package connects to nothing."""
 
 from core.cancel import cancel
 from core.close_limit import close_limit

@@ -1,4 +1,4 @@
-"""Batches items that many threads add: one thread handles all waiting items in one round trip."""
+"""Handles items in batches. Many threads add items, and one thread handles all waiting items in one round trip."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -23,11 +23,11 @@ class Batcher(ABC, Generic[Item]):
     name: ClassVar[str]
     #: The largest number of items in one batch.
     most_together: ClassVar[int]
-    #: How long the first item waits for others, in seconds.
+    #: How long the first item of a batch waits for more items, in seconds.
     gather_seconds: ClassVar[float]
-    #: How long to wait before a failed batch is tried again, in seconds.
+    #: The wait before a failed batch is tried again, in seconds.
     again_seconds: ClassVar[float]
-    #: How long ``stop`` waits, in seconds.
+    #: The longest time that ``stop`` waits, in seconds.
     stop_seconds: ClassVar[float]
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Batcher(ABC, Generic[Item]):
 
     @abstractmethod
     def deal_with(self, batch: Sequence[Item]) -> None:
-        """Handle ``batch``. If this raises, it is called again with the same items, and perhaps more."""
+        """Handle ``batch``. If this raises, it is called again with the same items, and perhaps more items."""
 
     @abstractmethod
     def failed(self, error: Exception) -> None:
@@ -55,7 +55,7 @@ class Batcher(ABC, Generic[Item]):
             self._start()
 
     def stop(self) -> None:
-        """Handle the items that are left, and try only once."""
+        """Handle the items that are left, with only one try."""
         self._stopping.set()
         self._come.set()
         if self._thread is not None:
@@ -89,7 +89,7 @@ class Batcher(ABC, Generic[Item]):
                 return
 
     def _try(self) -> bool:
-        """Handle all items; return False if that failed and there is no time to try again."""
+        """Handle all items. Return False if that failed and there is no time to try again."""
         try:
             self._deal_with_all()
         except Exception as error:  # noqa: BLE001 — a background loop outlives its errors

@@ -1,4 +1,4 @@
-"""``cancel``: cancels a run in the caller's own transaction."""
+"""``cancel`` cancels a run in the caller's own transaction."""
 
 from sqlalchemy.orm import Session
 
@@ -9,17 +9,18 @@ from core.ledger.models import State
 
 
 def cancel(session: Session, run_id: int, *, reason: str | None = None, by: str | None = None) -> State:
-    """Cancel a run when the caller's transaction commits; return the run's state before that.
+    """Cancel a run when the caller's transaction commits. Return the run's state before that.
 
     A waiting run (``queued`` or ``retrying``) ends at once: it is dead with the reason ``cancelled``. A ``running`` run
     cannot commit from that moment on. ``Cancelled`` is raised in its thread, its SQL statement is cancelled, and the
-    run ends when its function has left; its key stays held until then. Cancelling such a run again changes nothing.
+    run ends when its function has returned. The run's key stays held until then. Cancelling such a run again changes
+    nothing.
 
-    ``reason`` and ``by`` are for people; ``by`` is by default the job whose run this is called in, or ``an
-    application``. This locks the run's row until the transaction ends, so commit soon.
+    ``reason`` and ``by`` are for people. By default, ``by`` is the job whose run calls this function, or ``an
+    application``. The call locks the run's row until the transaction ends, so commit soon.
 
-    Raises SelectionError, and changes nothing, if the run does not exist, is over, or is the caller's own; RotaError if
-    ``session`` has another type.
+    Raises SelectionError, and changes nothing, if the run does not exist, is over, or is the caller's own run. Raises
+    RotaError if ``session`` has another type.
     """
     session = plain_session(session)
     lease = leases.of(session)

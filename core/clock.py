@@ -1,4 +1,4 @@
-"""The only module that reads the machine's time; all other code is passed a ``Clock``."""
+"""Reads the machine's time. No other module does so: all other code gets a ``Clock`` as an argument."""
 
 import time
 from collections.abc import Callable
@@ -9,5 +9,5 @@ Clock = Callable[[], datetime]
 
 
 def system_clock() -> datetime:
-    """This host's current time; the ledger uses the database's clock instead."""
+    """Return this host's current time. The ledger uses the database's clock instead."""
     return datetime.fromtimestamp(time.time(), UTC)

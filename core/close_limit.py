@@ -1,4 +1,4 @@
-"""``close_limit``: closes a limit for a time, such as after an answer 429."""
+"""``close_limit`` closes a limit for a time, for example after an answer 429."""
 
 from datetime import datetime, timedelta
 
@@ -15,16 +15,16 @@ LONGEST_REASON = 2000
 def close_limit(
     session: Session, name: str, *, until: datetime | timedelta, reason: str | None = None
 ) -> datetime:  # fmt: skip
-    """Let no run start under the limit ``name`` before ``until``; return that time.
+    """Let no run start under the limit ``name`` before ``until``. Return the time at which the limit opens.
 
     ``name`` is the limit's name filled with the values of its arguments, such as ``imap:example.org``. ``until`` is an
-    aware time, or a span from now, 31 days at most; ``reason`` is for people. It takes effect when the caller's
-    transaction commits. Runs that are at work continue. A limit that is closed twice opens at the later time.
+    aware time, or a span from now of at most 31 days. ``reason`` is for people. The closing takes effect when the
+    caller's transaction commits. Runs that are at work continue. A limit that is closed twice opens at the later time.
 
     To also try the caller's own run again, raise Later.
 
-    Raises NaiveTime for a time without a zone; BadTime for a span that is not positive or too long; RotaError if
-    ``session`` has another type.
+    Raises NaiveTime for a time without a zone. Raises BadTime for a span that is not positive or too long. Raises
+    RotaError if ``session`` has another type.
     """
     session = plain_session(session)
     if isinstance(until, datetime) and until.utcoffset() is None:

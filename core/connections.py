@@ -1,4 +1,4 @@
-"""Connections that track changes to their session, so that one job's settings never affect another job.
+"""Connections to PostgreSQL that track changes of their session, so that one job's settings never affect another job.
 
 ``SET``, temporary tables, advisory locks of the session, ``LISTEN``, prepared statements and psycopg2's own settings
 (isolation, read only, autocommit) outlive a transaction. Resetting all of them after every run would cost a round trip
@@ -33,11 +33,11 @@ LEAVES = re.compile(
       | \b TEMP (?:ORARY)? \b | \b WITH \s+ HOLD \b""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-#: Statements that make PostgreSQL forget our prepared statements.
+#: Statements that make PostgreSQL discard Rota's prepared statements.
 FORGETS = re.compile(r"\b (?: DEALLOCATE | DISCARD ) \b", re.IGNORECASE | re.VERBOSE)
 READ_COMMITTED = "read committed"
-#: Values of ``blame`` on an error that the statement did not cause: PostgreSQL refused a connection, the connection was
-#: lost before its first answer, or PostgreSQL has discarded a prepared statement of ours.
+#: The values of ``blame`` on an error that the statement did not cause: PostgreSQL refused a connection, the connection
+#: was lost before its first answer, or PostgreSQL has discarded one of Rota's prepared statements.
 REFUSED, CUT, FORGOTTEN = "refused", "cut", "forgotten"
 #: Settings whose changes PostgreSQL reports to the client.
 REPORTED = (
@@ -91,7 +91,7 @@ class WatchedCursor(DriverCursor):
 
 
 class OwnConnection(DriverConnection):
-    """A connection of this process; a child that a job forks does not share it."""
+    """A connection of this process. A child process that a job forks does not share it."""
 
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
@@ -104,16 +104,16 @@ class WatchedConnection(OwnConnection):
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
         self.cursor_factory = WatchedCursor
-        #: Our statements that PostgreSQL has planned on this connection.
+        #: Rota's statements that PostgreSQL has planned on this connection.
         self.prepared: set[str] = set()
         self.is_touched = False
         #: The schema that has the ledger's tables, quoted; empty if the tables do not exist yet.
         self.ledger_schema = ""
-        #: The database's default isolation level; our own transactions always set theirs.
+        #: The database's default isolation level. Rota's own transactions always set their level.
         self.default_isolation = READ_COMMITTED
-        #: Whether a statement has been answered since it was taken from the pool.
+        #: Whether a statement has been answered since the connection was taken from the pool.
         self.has_answered = False
-        #: The owner while the connection is out of the pool, if it has one. Only the owner may have it disconnected.
+        #: The owner of the connection while it is out of the pool. Only the owner may have it disconnected.
         self.owner: object = None
         self._ownership = threading.Lock()
         self._reported: list[str | None] = []
@@ -137,12 +137,12 @@ class WatchedConnection(OwnConnection):
             error.blame = REFUSED  # type: ignore[attr-defined]
 
     def taken(self) -> bool:
-        """Remember that the connection was taken from the pool; return False if its peer has closed it."""
+        """Remember that the connection was taken from the pool. Return False if its peer has closed it."""
         self.has_answered = False
         return not self._has_been_told() or self._answers()
 
     def _has_been_told(self) -> bool:
-        """Return whether data has arrived on the idle connection; usually that means its end. Needs no network."""
+        """Return whether data has arrived on the idle connection, which usually means its end. Needs no network."""
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(0))
@@ -158,12 +158,12 @@ class WatchedConnection(OwnConnection):
         return True
 
     def own(self, owner: object) -> None:
-        """Set the owner, until the connection is returned or closed; None means that it has no owner."""
+        """Set the owner until the connection is returned or closed. With None, the connection has no owner."""
         with self._ownership:
             self.owner = owner
 
     def disconnect(self, owner: object) -> None:
-        """Cut the connection if ``owner`` owns it. Any thread may call this; it does not wait for PostgreSQL."""
+        """Cut the connection if ``owner`` owns it. Any thread may call this. It does not wait for PostgreSQL."""
         with self._ownership:
             if self.owner is owner and not self.closed:
                 self.is_touched = True
@@ -179,7 +179,7 @@ class WatchedConnection(OwnConnection):
     def _text(self, query: Any) -> str:
         if isinstance(query, bytes):
             return query.decode(encodings.get(self.encoding, "utf-8"), errors="replace")
-        return str(query.as_string(self))  # psycopg2.sql.Composable
+        return str(query.as_string(self))  # an object of the class psycopg2.sql.Composable
 
     def begin_clean(self) -> None:
         """Remember the session's present state as the clean one."""

@@ -28,18 +28,19 @@ from core.connections import READ_COMMITTED, REFUSED, OwnConnection, WatchedConn
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
 #: Classes of SQLSTATE for a bad value: data exceptions, constraints, program limits, errors that a trigger raises.
 REFUSING_CLASSES = frozenset({"22", "23", "54", "P0"})
-#: Classes that do not depend on the value: connection, transaction, rights and tables, resources, locks.
+#: Classes of SQLSTATE that do not depend on the value: connection, transaction, rights and tables, resources, locks.
 PASSING_CLASSES = frozenset({"08", "25", "40", "42", "53", "55", "57", "58"})
-#: Classes that are no fault of the statement: connection, conflicts with other transactions, resources, intervention.
+#: Classes of SQLSTATE that are not the statement's fault: connection, conflicts with other transactions, resources,
+#: intervention.
 SERVER_CLASSES = frozenset({"08", "40", "53", "57"})
 #: The time-out of connecting, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
-#: The encoding of all connections; PGCLIENTENCODING and the URL are ignored. An argument, a result or an error may
-#: contain any character.
+#: The encoding of all connections. PGCLIENTENCODING and the encoding in the URL are ignored, since an argument, a
+#: result or an error may contain any character.
 CLIENT_ENCODING = "UTF8"
-#: A lost peer is noticed after about idle + interval × count seconds (tcp(7)). While a statement is being sent, the
-#: kernel sends no keepalives and would repeat it for 15 minutes; ``tcp_user_timeout``, in milliseconds, ends that
-#: sooner.
+#: The kernel notices a lost peer after about idle + interval × count seconds (tcp(7)). While a statement is being sent,
+#: the kernel sends no keepalives and would repeat the data for 15 minutes; ``tcp_user_timeout``, in milliseconds, ends
+#: that sooner.
 KEEPALIVES = {
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -47,7 +48,8 @@ KEEPALIVES = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-#: The same on the server, so that it frees the locks of a lost host soon, and not after the two hours of tcp(7).
+#: The same settings on the server, so that it frees the locks of a lost host soon, and not after the two hours of
+#: tcp(7).
 SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
 #: Makes a query end when its client has died. PostgreSQL 14 introduced it.
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
@@ -63,17 +65,17 @@ SURROUNDINGS = """
         SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
         WHERE pg_class.oid = to_regclass('rota_runs'))
 """
-#: Sets the isolation that our own statements need, if the database has another default.
+#: Sets the isolation level that Rota's own statements need, if the database has another default.
 COMMITTED = f"SET default_transaction_isolation = '{READ_COMMITTED}'"
 #: The rights that a role needs, for each kind of object that PostgreSQL names in an error.
 RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
-#: The rights that a role needs only to read.
+#: The rights that a role needs if it only reads.
 RIGHTS_TO_LOOK = {"table": "SELECT", "sequence": "SELECT", "schema": "USAGE"}
 DENIED = re.compile(rf"permission denied for ({'|'.join(RIGHTS)}) (\S+)")
 
 
 def normalise_url(url: str) -> URL:
-    """``url`` with psycopg2 as its driver; SQLAlchemy 2.1 takes a bare ``postgresql://`` for psycopg 3."""
+    """Return ``url`` with psycopg2 as its driver. SQLAlchemy 2.1 takes a bare ``postgresql://`` for psycopg 3."""
     return make_url(url).set(drivername="postgresql+psycopg2")
 
 
@@ -109,7 +111,10 @@ _engines: WeakSet[Engine] = WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """Forget all connections in a child process, since they belong to the parent. New ones are opened when needed."""
+    """Forget all connections in a child process, since they belong to the parent.
+
+    New connections are opened when needed.
+    """
     _idle.clear()
     for engine in list(_engines):
         engine.dispose(close=False)
@@ -155,7 +160,7 @@ def _take(connection: WatchedConnection, _record: object, _proxy: object) -> Non
 
 
 def _clean(connection: WatchedConnection, _record: object, state: PoolResetState) -> None:
-    """Undo a job's changes of its session; if that fails, SQLAlchemy closes the connection."""
+    """Undo a job's changes of the session. If that fails, SQLAlchemy closes the connection."""
     connection.own(None)
     if not state.terminate_only and not connection.is_clean:
         connection.discard()
@@ -164,14 +169,14 @@ def _clean(connection: WatchedConnection, _record: object, state: PoolResetState
 
 @cache
 def engine() -> Engine:
-    """Return the engine of this process; it is made from the settings at the first call."""
+    """Return the engine of this process, which is made from the settings at the first call."""
     configured = settings.current()
     return connect(configured.database_url.get_secret_value(), pool_size=configured.db_pool_size)
 
 
 @contextmanager
 def autocommit(engine: Engine) -> Iterator[Connection]:
-    """A connection in autocommit: each statement is a transaction of its own and needs one round trip.
+    """Yield a connection in autocommit: each statement is a transaction of its own and needs one round trip.
 
     The ledger's short statements share a few such connections, which are not in the pool. To take a connection from the
     pool, and to set it to autocommit and back, would cost as much as the statement.
@@ -184,7 +189,7 @@ def autocommit(engine: Engine) -> Iterator[Connection]:
             connection.commit()
     except BaseException:
         connection.close()
-        while stale := _pop(idle):  # the same cause may have broken the others
+        while stale := _pop(idle):  # the same cause may have broken the other connections
             stale.close()
         raise
     idle.append(connection)
@@ -216,14 +221,14 @@ def _open_by_index(engine: Engine) -> Connection:
 
 @contextmanager
 def dedicated(engine: Engine) -> Iterator[Connection]:
-    """A connection outside the pool, in autocommit, for advisory locks and LISTEN, which need their own session."""
+    """Yield a connection outside the pool, in autocommit, for advisory locks and LISTEN, which need a session."""
     with _open(engine) as connection:
         yield connection
 
 
 @contextmanager
 def alone(engine: Engine) -> Iterator[Connection]:
-    """A connection in autocommit, outside the pool, whose statements are cancelled after a few seconds.
+    """Yield a connection in autocommit, outside the pool, whose statements are cancelled after a few seconds.
 
     Raises SQLAlchemy's DBAPIError if PostgreSQL does not answer in time.
     """
@@ -237,13 +242,13 @@ def alone(engine: Engine) -> Iterator[Connection]:
 def dispose(engine: Engine) -> None:
     """Close every connection of ``engine`` that is not in use."""
     idle = _idle.pop(engine, deque())
-    while connection := _pop(idle):  # other threads may put some back meanwhile
+    while connection := _pop(idle):  # other threads may put connections back meanwhile
         connection.close()
     engine.dispose()
 
 
 def blame(error: BaseException) -> str | None:
-    """``refused`` or ``cut``, if a refused or cut connection caused the error; None otherwise."""
+    """Return ``refused`` or ``cut`` if a refused or cut connection caused the error, and None otherwise."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -265,13 +270,15 @@ def refuses_value(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error concerns PostgreSQL or the connection as a whole, so that any other statement would fail too."""
+    """Return whether an error concerns PostgreSQL or the connection as a whole, so that any other statement would fail
+    too.
+    """
     is_answer = isinstance(error, ValueError) or bool(_class_of(error))
     return not is_answer or _class_of(error) in PASSING_CLASSES
 
 
 def is_of_server(error: BaseException) -> bool:
-    """Whether an error comes from PostgreSQL's state or the connection, so that the statement is not at fault."""
+    """Return whether an error comes from PostgreSQL's state or the connection, not from the statement."""
     if not isinstance(error, DATABASE_AWAY):
         return False
     is_cut = isinstance(error, PoolTimeout) or error.connection_invalidated or blame(error) is not None
@@ -279,18 +286,24 @@ def is_of_server(error: BaseException) -> bool:
 
 
 def _class_of(error: BaseException) -> str:
-    """Return the class of the error's SQLSTATE; empty if PostgreSQL has not answered."""
+    """Return the class of the error's SQLSTATE, or an empty text if PostgreSQL has not answered."""
     return (getattr(getattr(error, "orig", None), "pgcode", None) or "")[:2]
 
 
 def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
-    """The first line of a database error, with advice if a right is missing. The other lines repeat the statement."""
+    """Return the first line of a database error, with advice if a right is missing.
+
+    The other lines repeat the statement.
+    """
     line = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).partition("\n")[0]
     return line + remedy(error, rights)
 
 
 def remedy(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
-    """``; grant …`` if a database error says that the role lacks one of ``rights``; empty for any other error."""
+    """Return ``; grant …`` if a database error says that the role lacks one of ``rights``.
+
+    Return an empty text otherwise.
+    """
     said = getattr(error, "orig", None)
     if not isinstance(said, InsufficientPrivilege):
         return ""

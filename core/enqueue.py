@@ -1,4 +1,6 @@
-"""``enqueue``, ``send`` and ``publish``, one or many: requests that take effect if the transaction commits."""
+"""``enqueue``, ``send`` and ``publish``, and their variants for many items. The requests take effect if the transaction
+commits.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +18,7 @@ from core.ledger.waiting import Asked
 from core.plugins import loading
 
 LONGEST_DELAY = timedelta(days=3660)
-#: PostgreSQL's index entries hold about 2,700 bytes, and the entry has the job's name and the slot too.
+#: PostgreSQL's index entries have room for about 2,700 bytes, and the entry has the job's name and the slot too.
 LONGEST_KEY = 500
 
 
@@ -31,24 +33,24 @@ def enqueue(
     priority: int | None = None,
     unless: Literal["waiting"] | None = None,
 ) -> int:
-    """Request one run of ``job``, at the earliest after ``delay``; return its id.
+    """Request one run of ``job``, at the earliest after ``delay``. Return the id of the run.
 
-    The run is a row of the ledger, inserted in the caller's transaction; if that is rolled back, there is no run.
-    ``key`` tells apart runs of one job that may run at the same time. A run that has not started by ``expires``, a
-    span after its due time or an aware time, is missed; the default is the job's own ``expires``. ``priority`` is 0
-    to 9; the default is the job's own. If ``session`` is that of a run, the new run records which run has enqueued
-    it.
+    The run is a row of the ledger, inserted in the caller's transaction. If the transaction is rolled back, there is no
+    run. ``key`` distinguishes runs of one job that may run at the same time. ``expires`` is a span after the run's due
+    time, or an aware time: a run that has not started by then is missed. The default is the job's own ``expires``.
+    ``priority`` is 0 to 9; the default is the job's own priority. If ``session`` is the session of a run, the new run
+    records which run has enqueued it.
 
-    With ``unless="waiting"``, no run is inserted if a request of the same job and key is already waiting and is due no
+    With ``unless="waiting"``, no run is inserted if a request of the same job and key is already waiting and is not due
     later. The returned id is then that of the waiting run, which keeps its own arguments, and starts after the caller's
     transaction has ended.
 
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
 
-    Raises UnknownJob, with the nearest name; BadArguments if an argument does not fit the job's signature, or
-    ``key``, ``delay``, ``expires``, ``priority`` or ``unless`` is invalid, such as a time that is past; NaiveTime for
-    one without a time zone; RotaError if ``session`` has another type.
+    Raises UnknownJob, with the nearest name. Raises BadArguments if an argument does not fit the job's signature, or if
+    ``key``, ``delay``, ``expires``, ``priority`` or ``unless`` is invalid; for example, if a time is past. Raises
+    NaiveTime for a time without a time zone. Raises RotaError if ``session`` has another type.
     """
     if unless is not None:
         waiting_id = waiting_run(
@@ -71,8 +73,10 @@ def waiting_run(
     priority: int | None,
     unless: str,
 ) -> int | None:
-    """The id of a waiting run that serves this request too, and is locked until the transaction ends; None if there is
-    none."""
+    """Return the id of a waiting run that serves this request too, or None if there is none.
+
+    The run is then locked until the transaction ends.
+    """
     if unless != "waiting":
         raise BadArguments(f"job {job!r}: unless={unless!r} must be 'waiting'")
     session, found = plain_session(session), job_of_ledger(job)
@@ -87,7 +91,7 @@ def waiting_run(
 
 
 def job_of_ledger(name: str) -> Job:
-    """Return the job of that name. Raises UnknownJob; BadArguments if it has no runs."""
+    """Return the job of that name. Raises UnknownJob. Raises BadArguments if the job has no runs."""
     found = loading.current().job(name)
     if not found.ledger:
         raise BadArguments(f"job {name!r} is on the fast lane (ledger=False), which has no runs; use send")
@@ -104,13 +108,16 @@ def enqueue_many(
     expires: timedelta | datetime | None = None,
     priority: int | None = None,
 ) -> list[int]:
-    """Enqueue a run of ``job`` for each of ``args``, much faster than with ``enqueue``; return their ids, in order.
+    """Enqueue a run of ``job`` for each of ``args``, much faster than with ``enqueue``.
 
-    ``keys`` has a key for each run, in the same order; without it every key is empty. All runs are inserted in the
-    caller's transaction, and their messages are sent together after it commits. What Redis has no room for, the
-    dispatcher sends later.
+    Return the ids of the runs, in order.
 
-    Raises the errors of ``enqueue``, before any run is inserted; also BadArguments if the number of keys differs.
+    ``keys`` has a key for each run, in the same order. Without ``keys``, every key is empty. All runs are inserted in
+    the caller's transaction, and their messages are sent together after it commits. If Redis has no room for some of
+    the messages, the dispatcher sends them later.
+
+    Raises the errors of ``enqueue``, before any run is inserted. Also raises BadArguments if the number of keys
+    differs.
     """
     session = plain_session(session)
     found = job_of_ledger(job)
@@ -145,7 +152,7 @@ def enqueue_many(
 
 
 def plain_session(session: object) -> Session:
-    """``session`` itself, or the current session of a scoped_session. Raises RotaError for any other type."""
+    """Return ``session`` itself, or the current session of a scoped_session. Raises RotaError for any other type."""
     found = session() if isinstance(session, scoped_session) else session
     if isinstance(found, Session):
         return found
@@ -184,13 +191,13 @@ def check_expires(session: Session, job: str, expires: object, delay: timedelta)
 
 
 def check_priority(job: str, priority: object) -> None:
-    """Raise BadArguments unless ``priority`` is None or one that a run may have."""
+    """Raise BadArguments unless ``priority`` is None or a priority that a run may have."""
     if priority is not None and not is_priority(priority):
         raise BadArguments(f"job {job!r}: priority={priority!r} must be a whole number, 0 to {HIGHEST_PRIORITY}")
 
 
 def checked_keys(job: str, keys: Iterable[str] | None, count: int) -> list[str]:
-    """``keys`` as a list. Raises BadArguments unless there are ``count`` valid ones."""
+    """Return ``keys`` as a list. Raises BadArguments unless there are ``count`` valid keys."""
     if keys is None:
         return [""] * count
     found = list(keys)
@@ -209,7 +216,9 @@ def is_key(key: object) -> bool:
 
 
 def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -> None:
-    """Send a message to a job of the fast lane once the transaction commits; if Redis is away then, it is lost.
+    """Send a message to a job of the fast lane when the transaction commits.
+
+    If Redis is away then, the message is lost.
 
     Raises UnknownJob; BadArguments; RotaError in a process that has no Redis, such as a plain application.
     """
@@ -217,9 +226,9 @@ def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -
 
 
 def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> None:
-    """Send a message to ``job`` for each of ``args``, all together once the transaction commits.
+    """Send a message to ``job`` for each of ``args``, all together when the transaction commits.
 
-    Raises the errors of ``send``; then no message is sent.
+    Raises the errors of ``send``. If it does, no message is sent.
     """
     session = plain_session(session)
     found = loading.current().job(job)
@@ -232,8 +241,8 @@ def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> 
 
 
 def publish(session: Session, channel: str, message: dict[str, Any]) -> None:
-    """Publish ``message`` as JSON on a Redis channel once the transaction commits, to the present subscribers.
+    """Publish ``message`` as JSON on a Redis channel when the transaction commits, to the present subscribers.
 
-    Delivery is best effort, and a process without Redis publishes nothing; keep data that must not be lost in a table.
+    A message may be lost, and a process without Redis publishes nothing. Keep data that must not be lost in a table.
     """
     outbox.of(plain_session(session)).publications.append((channel, message))

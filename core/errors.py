@@ -40,11 +40,11 @@ from sqlalchemy.exc import DontWrapMixin
 
 
 class RotaError(Exception):
-    """The root of every error that Rota raises on purpose."""
+    """The base class of every error that Rota raises on purpose."""
 
 
 class SettingsError(RotaError):
-    """The environment is not usable; the message lists every problem, one per line."""
+    """The environment is not usable. The message lists every problem, one per line."""
 
 
 class DeclarationError(RotaError):
@@ -52,7 +52,7 @@ class DeclarationError(RotaError):
 
 
 class PluginError(RotaError):
-    """A plugin cannot be used; the message says why."""
+    """A plugin cannot be used. The message has the reason."""
 
 
 class UnknownJob(RotaError):
@@ -60,7 +60,7 @@ class UnknownJob(RotaError):
 
 
 class BadArguments(RotaError):
-    """The arguments of a run do not fit the job's signature. Never holds their values."""
+    """The arguments of a run do not fit the job's signature. The error never holds their values."""
 
 
 class ArgumentsMisfit(BadArguments):
@@ -68,7 +68,7 @@ class ArgumentsMisfit(BadArguments):
 
 
 class BadResult(RotaError):
-    """A job returned a value that JSON cannot hold, or one that is too large."""
+    """A job returned a value that JSON cannot hold, or a value that is too large."""
 
 
 class NaiveTime(RotaError, DontWrapMixin):
@@ -80,11 +80,11 @@ class PauseError(RotaError):
 
 
 class ScheduleError(RotaError):
-    """A schedule made at run time is refused, or does not exist; nothing was changed."""
+    """A schedule made at run time is refused, or does not exist. Nothing was changed."""
 
 
 class SelectionError(RotaError):
-    """The selection has no run, or a run in the wrong state; nothing was changed."""
+    """The selection has no run, or a run in the wrong state. Nothing was changed."""
 
 
 class UnknownRun(SelectionError):
@@ -92,7 +92,7 @@ class UnknownRun(SelectionError):
 
 
 class IncompleteError(RotaError):
-    """An operation changed only some of the selected runs; the message says how many."""
+    """An operation changed only some of the selected runs. The message says how many."""
 
 
 class BadTime(RotaError):
@@ -100,16 +100,16 @@ class BadTime(RotaError):
 
     def __init__(self, message: str, option: str = "") -> None:
         super().__init__(message)
-        #: The option that it was given for, such as ``since``.
+        #: The option for which the time was given, such as ``since``.
         self.option = option
 
 
 class LeaseLost(RotaError):
-    """This worker no longer owns the run, and must not write anything more for it."""
+    """This worker no longer owns the run, and must not write anything more for the run."""
 
 
 class ForkedChild(RotaError):
-    """A child that a job has forked cannot use the run's transaction; only its parent can."""
+    """A child process that a job has forked cannot use the run's transaction. Only its parent can."""
 
 
 class NoSubject(RotaError):
@@ -117,11 +117,11 @@ class NoSubject(RotaError):
 
 
 class NotMigrated(RotaError):
-    """The database lacks a migration; ``rota db upgrade`` applies it."""
+    """The database lacks a migration. ``rota db upgrade`` applies the migration."""
 
 
 class LedgerError(RotaError):
-    """PostgreSQL cannot be reached, or refused a query; the message says what to do."""
+    """PostgreSQL cannot be reached, or refused a query. The message says what to do."""
 
 
 class HiddenLedger(RotaError):
@@ -129,7 +129,7 @@ class HiddenLedger(RotaError):
 
 
 class UnfitServers(RotaError):
-    """PostgreSQL or Redis answers, but this process can never work with it; the message says why and what to do."""
+    """PostgreSQL or Redis answers, but this process can never work with it. The message says why and what to do."""
 
 
 class BadProgress(RotaError):
@@ -141,13 +141,13 @@ LONGEST_LATER = timedelta(days=7)
 
 
 class Later(RotaError):
-    """A job raises it to postpone its run to a later time. This is not a failure.
+    """A job raises this to postpone its run to a later time. It is not a failure.
 
     Give one of ``in_``, a span counted from now, and ``at``, an aware time after the start of the attempt. ``reason``
     is for people. The work since the last checkpoint is rolled back. A run may be postponed for 7 days in all, and not
-    past its ``expires``; after that it is dead, reason ``later``.
+    past its ``expires``. If it is postponed for longer, it is dead with the reason ``later``.
 
-    Raises BadTime, and NaiveTime for an ``at`` without a time zone; the attempt then fails with that error.
+    Raises BadTime, and NaiveTime for an ``at`` without a time zone. The attempt then fails with that error.
     """
 
     def __init__(self, *, in_: timedelta | None = None, at: datetime | None = None, reason: str = "") -> None:
@@ -182,11 +182,11 @@ def check_instant(at: object) -> None:
 
 
 class EmbeddedServerError(RotaError):
-    """An embedded server did not start; the message holds the end of its log."""
+    """An embedded server did not start. The message holds the end of the server's log."""
 
 
 class Interrupted(BaseException):
-    """Raised in a job's thread from outside; its class says why. Clean up and let it propagate."""
+    """Another thread raises this error in a job's thread. Its class tells why. Clean up, and let it propagate."""
 
 
 class TimeLimitExceeded(Interrupted):
@@ -194,21 +194,21 @@ class TimeLimitExceeded(Interrupted):
 
 
 class Cancelled(Interrupted):
-    """The run was cancelled; nothing more can be committed for it."""
+    """The run was cancelled. Nothing more can be committed for it."""
 
 
 class AttemptLost(Interrupted):
     """The lease is lost: the session's connection is closed, and nothing more can be committed for the run."""
 
 
-#: The least ratio of difflib at which a name is considered a misspelling of a known one.
+#: A name is considered a misspelling of a known name from this ratio of difflib on.
 MISSPELT = 0.8
 
 
 def is_misspelt(name: str, known: Iterable[str]) -> bool:
     """Return whether ``name`` is probably a misspelling of one of ``known``.
 
-    A known name with another word in front is not a misspelling: ``EXPIRY_RETENTION_DAYS`` does not mean
+    A known name with another word before it is not a misspelling: ``EXPIRY_RETENTION_DAYS`` does not mean
     ``RETENTION_DAYS``.
     """
     others = [other for other in known if not name.endswith(f"_{other}")]
@@ -216,6 +216,6 @@ def is_misspelt(name: str, known: Iterable[str]) -> bool:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` with the nearest known name, or nothing if none is near."""
+    """Return ``; did you mean 'x'?`` with the nearest known name, or an empty text if no name is near."""
     nearest = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

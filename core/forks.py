@@ -1,11 +1,13 @@
-"""Forks in jobs: a child is not a worker, and at once loses the worker's connections that it has inherited.
+"""Handles forks in jobs. A forked child is not a worker, and at once loses the worker's connections that it has
+inherited.
 
 A child has a copy of every open file of its parent. While it holds the socket of a PostgreSQL session, that session and
-its locks stay, even if the parent ends; and PostgreSQL cannot tell the child's data from the parent's. So the child
-replaces each of these files by the null device, under the same number: nothing is sent, and using it is an error.
+its locks stay, even if the parent ends; and PostgreSQL cannot distinguish the child's data from the parent's. So the
+child replaces each of these files by the null device, under the same number: nothing is sent, and using such a file is
+an error.
 
-This begins when a worker starts to work on jobs, since the service forks its own processes before that. A program that
-a job starts (``subprocess``) does not inherit these files, so this module does nothing for it.
+The replacing begins when a worker starts to work on jobs, since the service forks its own processes before that. A
+program that a job starts (``subprocess``) does not inherit these files, so this module does nothing for such a program.
 """
 
 import os
@@ -17,7 +19,7 @@ from weakref import WeakSet
 
 from psycopg2 import InterfaceError
 
-#: The signals for which a worker has its own handlers. In a child they have their default effect, and end it.
+#: The signals for which a worker has its own handlers. In a child, these signals have their default effect, and end it.
 SIGNALS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
@@ -35,7 +37,7 @@ class OpenFile(Protocol):
 
 
 class _Here:
-    """This process."""
+    """The state of this process."""
 
     #: Whether a forked child must give up this process's connections.
     is_working = False
@@ -72,7 +74,7 @@ def is_working() -> bool:
 
 
 def is_child() -> bool:
-    """Return whether this is a child that a job has forked, or a child of that."""
+    """Return whether this process is a child that a job has forked, or a descendant of such a child."""
     return _Here.is_child
 
 

@@ -1,6 +1,6 @@
 """Entry point of the processes ``dramatiq core.main`` and ``periodiq core.main``.
 
-In ``SCHEDULER_MODE=local`` neither starts; ``rota worker`` then runs ``core/worker/local.py``.
+In ``SCHEDULER_MODE=local`` neither of them starts; ``rota worker`` then runs ``core/worker/local.py``.
 
 Importing this reads the settings, loads the plugins and declares their jobs; it connects to nothing. One run, six
 stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``core/ledger/slots.py`` and sent by
@@ -41,7 +41,7 @@ NOT_IN_LOCAL_MODE = (
 
 
 def build(process: WorkerProcess) -> RotaBroker:
-    """Return the broker with all its parts; each object is made before the objects that need it."""
+    """Return the broker with all its parts. Each object is made before the objects that need it."""
     configured = process.configured
     assert configured.redis_url is not None, "only local mode works without Redis"
     url = configured.redis_url.get_secret_value()
@@ -64,9 +64,11 @@ def build(process: WorkerProcess) -> RotaBroker:
     may_lose_redis = configured.mode == "auto"
 
     lease_seconds = configured.lease_seconds
-    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # shows life from the very beginning
-    broker.add_middleware(CurrentMessage())  # outermost, so that those below can read the current message
-    broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
+    broker.add_middleware(
+        Liveness(process.engine, heartbeat, lease_seconds)
+    )  # shows from the very beginning that the process lives
+    broker.add_middleware(CurrentMessage())  # outermost, so that later middleware can read the current message
+    broker.add_middleware(PeriodiqOptions())  # before actors are declared with these options
     if may_lose_redis:
         broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis
     broker.add_middleware(FitServers(fitness))  # checks the servers before they are used
@@ -100,7 +102,7 @@ def build(process: WorkerProcess) -> RotaBroker:
 
 
 def start() -> RotaBroker:
-    """Create the parts and build the broker; an error in the configuration ends the process with a clear message."""
+    """Create the parts and build the broker. An error in the configuration ends the process with a clear message."""
     process = gather()
     if process.configured.mode == "local":
         sys.exit(f"rota: {NOT_IN_LOCAL_MODE}")

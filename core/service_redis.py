@@ -1,4 +1,4 @@
-"""The service's Redis, for plugins."""
+"""Gives plugins a client of the service's Redis."""
 
 import os
 from functools import cache
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from core import settings
 from core.errors import SettingsError
 
-if TYPE_CHECKING:  # importing it takes 0.1 s, and `rota jobs` does not need it
+if TYPE_CHECKING:  # the import takes 0.1 s, and `rota jobs` does not need it
     import redis
 
 TIMEOUT_SECONDS = 10
 
 
 def service_redis(url: str | None = None) -> "redis.Redis":
-    """This process's client of the service's Redis, or of the Redis at ``url``; connects on first use.
+    """Return this process's client of the service's Redis, or of the Redis at ``url``. It connects on first use.
 
-    Responses are bytes; a command times out after 10 seconds. Start keys with the plugin's name: Rota keeps its
+    Responses are bytes. A command times out after 10 seconds. Start keys with the plugin's name: Rota keeps its
     messages in the same Redis, under ``dramatiq:``, and that Redis must not evict keys.
 
     Raises SettingsError if REDIS_URL is not set or is not the URL of a Redis.

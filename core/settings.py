@@ -1,4 +1,5 @@
-"""Settings, read once from the environment into a frozen object; each has a unit, a default and a description.
+"""The settings, which are read once from the environment into a frozen object. Each has a unit, a default and a
+description.
 
 ``load()`` reports all problems together. A wrong value never falls back to a default, and no message contains a value
 that may be secret.
@@ -28,7 +29,7 @@ Mode = Literal["distributed", "local", "auto"]
 POSTGRESQL_SCHEMES = {"postgresql", "postgres", "postgresql+psycopg2"}
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
-#: The prefix of all our variables except the two URLs and SCHEDULER_MODE.
+#: The prefix of all Rota's variables except the two URLs and SCHEDULER_MODE.
 PREFIX = "ROTA_"
 DISABLED_PLUGINS = f"{PREFIX}DISABLED_PLUGINS"
 REDACT = f"{PREFIX}REDACT"
@@ -218,7 +219,7 @@ def check_redis_url(url: str) -> None:
     if not url.startswith(REDIS_SCHEMES):
         raise ValueError("must start with redis://, rediss:// or unix://, such as redis://localhost:6379/0")
     try:
-        ConnectionPool.from_url(url).make_connection()  # opens nothing yet
+        ConnectionPool.from_url(url).make_connection()  # this connects to nothing yet
         database = "" if url.startswith("unix://") else urlsplit(url).path.strip("/")
         if database and not database.isdecimal():
             raise ValueError("redis-py would silently use database 0")
@@ -248,7 +249,7 @@ def split_reservations(value: str) -> dict[str, int]:
 
 
 def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
-    """Return the plugins that must not be loaded; reads no other setting. Raises SettingsError."""
+    """Return the plugins that must not be loaded. Reads no other setting. Raises SettingsError."""
     environ = os.environ if environ is None else environ
     try:
         return split_names(environ.get(DISABLED_PLUGINS, ""))
@@ -257,12 +258,12 @@ def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:
 
 
 def redacted() -> frozenset[str]:
-    """Return the names of arguments that are hidden, in lower case; reads no other setting."""
+    """Return the names of arguments that are hidden, in lower case. Reads no other setting."""
     return split_redacted(os.environ.get(REDACT, ""))
 
 
 def most_schedules() -> int:
-    """Return the most schedules made at run time; reads no other setting. Raises SettingsError."""
+    """Return the largest allowed number of schedules made at run time. Reads no other setting. Raises SettingsError."""
     value = os.environ.get(MOST_SCHEDULES, "") or Settings.model_fields["most_schedules"].default
     try:
         return int(value)
@@ -277,7 +278,7 @@ def split_redacted(value: str) -> frozenset[str]:
 
 
 def redis_url() -> str:
-    """REDIS_URL; reads no other setting. Raises SettingsError if it is not set."""
+    """Return REDIS_URL. Reads no other setting. Raises SettingsError if it is not set."""
     url = os.environ.get("REDIS_URL", "")
     if not url:
         raise SettingsError(f"REDIS_URL is not set; {HOW_TO_SET['REDIS_URL']}")
@@ -291,9 +292,9 @@ def names() -> dict[str, str]:
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from ``environ``, by default this process's own.
+    """Read the settings from ``environ``, which is by default this process's environment.
 
-    Raises SettingsError, naming every variable that is missing, wrong or misspelt.
+    Raises SettingsError, which names every variable that is missing, wrong or misspelt.
     """
     environ = os.environ if environ is None else environ
     given = {name: environ[name] for name in names() if environ.get(name, "") != ""}
@@ -332,7 +333,7 @@ def plugin_prefix(plugin: str) -> str:
 def explain(problem: Any) -> str:
     """Return the message for one of pydantic's errors, without the value."""
     name = str(problem["loc"][0])
-    if name in Settings.model_fields:  # for an invalid default pydantic gives the field's name
+    if name in Settings.model_fields:  # for an invalid default, pydantic gives the field's name
         name = str(Settings.model_fields[name].validation_alias)
     if problem["type"] == "missing":
         return f"{name} is not set; {HOW_TO_SET.get(name, 'it is required')}"
@@ -349,5 +350,5 @@ HOW_TO_SET = {
 
 @cache
 def current() -> Settings:
-    """This process's settings, read on first use."""
+    """Return this process's settings, which are read on first use."""
     return load()

@@ -1,7 +1,7 @@
-"""Sweeps: a plugin changes many rows batch by batch, and a row that breaks a rule does not stop the others.
+"""Sweeps: a plugin changes many rows batch by batch, and a row that violates a rule does not stop the other rows.
 
 **Batches.** Each batch runs in a savepoint and is then committed by a checkpoint, so that locks are short, and a run
-that dies loses one batch. Batches are read by keyset (``in_batches``), so that each row is seen once, even if the rows
+that dies loses one batch. Batches are read by keyset (``in_batches``), so that each row is read once, even if the rows
 before it were refused.
 
 **Refused rows.** If a row of a batch is refused, the batch is rolled back to its savepoint and repeated in halves,
@@ -9,7 +9,7 @@ until that row is alone. The row stays unchanged, is counted, and is named in th
 even if many are refused. Memory holds the rows of one batch.
 
 **A row's fault** is an error for which ``is_fault_of_row`` is true: PostgreSQL or Python cannot use the values of the
-row. Any other error ends the attempt, which loses that batch and is tried again.
+row. Any other error ends the attempt, which loses the current batch and is tried again.
 """
 
 import traceback
@@ -32,7 +32,7 @@ Row = TypeVar("Row")
 FAULTS_OF_ROWS = ("21", "22", "23", "27", "44", "54", "P0")
 #: Deferred constraints would refuse the whole batch at the commit.
 CHECK_NOW = text("SET CONSTRAINTS ALL IMMEDIATE")
-#: Rows that one line of the log names.
+#: One line of the log names at most this many rows.
 NAMED_AT_ONCE = 100
 
 
@@ -46,12 +46,12 @@ def sweep(
     checkpoint: Callable[[Mapping[str, Any]], None],
     refused: str = "broken",
 ) -> dict[str, int]:
-    """Call ``act`` with all rows of ``batches`` except refused ones; return ``counts``.
+    """Call ``act`` with all rows of ``batches`` except refused rows. Return ``counts``.
 
-    ``act`` changes the rows that it is given in ``session``, and returns the numbers to add to ``counts``; it may be
+    ``act`` changes the rows that it is given in ``session``, and returns the numbers to add to ``counts``. It may be
     called again with some of the same rows. ``checkpoint`` commits each batch. A row is an id, or a tuple that begins
-    with one; ``table`` is the table's name in the log. The number of refused rows is added to the count
-    that ``refused`` names.
+    with an id. ``table`` is the table's name in the log. The number of refused rows is added to the count that
+    ``refused`` names.
 
     Raises every error of ``act`` that is not a row's fault.
     """
@@ -65,7 +65,10 @@ def sweep(
 
 
 def in_batches(find: Callable[[Row | None], Sequence[Row]]) -> Iterator[Sequence[Row]]:
-    """Yield batches: ``find(row)`` returns the rows that follow ``row`` in its order, ``find(None)`` the first ones."""
+    """Yield batches.
+
+    ``find(row)`` returns the rows that follow ``row`` in its order; ``find(None)`` returns the first rows.
+    """
     last: Row | None = None
     while rows := find(last):
         last = rows[-1]
@@ -81,9 +84,9 @@ def add(counts: dict[str, int], more: Mapping[str, int]) -> None:
 def isolate(
     session: Session, rows: Sequence[Row], act: Callable[[Sequence[Row]], Mapping[str, int]], *, table: str
 ) -> tuple[dict[str, int], list[Row]]:
-    """Call ``act`` with these rows except refused ones; return the sums of its counts, and the refused rows.
+    """Call ``act`` with these rows except refused rows. Return the sums of its counts, and the refused rows.
 
-    The refused rows are named in the log. Nothing is committed. Use it where ``sweep`` does not fit.
+    The refused rows are named in the log. Nothing is committed. Use this function where ``sweep`` does not fit.
     """
     done: Counter[str] = Counter()
     refused: dict[str, list[Row]] = defaultdict(list)
@@ -104,7 +107,7 @@ def isolate(
 def _attempt(
     session: Session, rows: Sequence[Row], act: Callable[[Sequence[Row]], Mapping[str, int]], done: Counter[str]
 ) -> Exception | None:
-    """Act on all these rows, or on none of them; return the error that a row caused."""
+    """Act on all these rows, or on none of them. Return the error that a row caused."""
     try:
         with session.begin_nested():
             counted = act(rows)
@@ -119,7 +122,7 @@ def _attempt(
 
 
 def report_refused(table: str, rows: Sequence[Any], why: str) -> None:
-    """Name refused rows in the log, for a person to look at; a row is an id, or a tuple that begins with one."""
+    """Name refused rows in the log, for a person to look at. A row is an id, or a tuple that begins with an id."""
     for first in range(0, len(rows), NAMED_AT_ONCE):
         named = rows[first : first + NAMED_AT_ONCE]
         ids = ", ".join(str(row[0] if isinstance(row, tuple | SelectedRow) else row) for row in named)
@@ -127,10 +130,11 @@ def report_refused(table: str, rows: Sequence[Any], why: str) -> None:
 
 
 def is_fault_of_row(error: Exception) -> bool:
-    """Whether ``error`` is about the values of a row, not about the statement, the rights, the connection or the run.
+    """Return whether ``error`` is about the values of a row, not about the statement, the rights, the connection or the
+    run.
 
-    An error of PostgreSQL is about a row if its class says so. So is an error of Python about a value that Python
-    cannot hold or compute, such as a date after the year 9999.
+    An error of PostgreSQL is about a row if its class says so. An error of Python is about a row if Python cannot hold
+    or compute a value, such as a date after the year 9999.
     """
     if isinstance(error, DBAPIError):
         return str(getattr(error.orig, "pgcode", None) or "").startswith(FAULTS_OF_ROWS)

@@ -1,4 +1,4 @@
-"""The base of plugins' tables. It defines the names of constraints, and times with the time zone UTC."""
+"""The base of plugins' tables. It defines the names of constraints, and stores times in UTC."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -23,20 +23,20 @@ NAMING_CONVENTION = {
 class Instant(TypeDecorator[datetime]):
     """A ``timestamptz`` that accepts aware times in any zone, and returns them in UTC.
 
-    PostgreSQL would read a time without a zone in the connection's zone. Raises NaiveTime for one.
+    Raises NaiveTime for a time without a zone, which PostgreSQL would read in the connection's zone.
     """
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the value as it is sent."""
+        """Return the value as it is sent to PostgreSQL."""
         if value is not None:
             require_aware(time=value)
         return value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the value as it is read."""
+        """Return the value as it is read from PostgreSQL."""
         return value if value is None else value.astimezone(UTC)
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
@@ -75,7 +75,10 @@ TYPES: dict[Any, Any] = {
 
 
 def require_aware(**times: object) -> None:
-    """Raise NaiveTime, with its name and value, for the first of ``times`` that is not a datetime with a time zone."""
+    """Raise NaiveTime for the first of ``times`` that is not a datetime with a time zone.
+
+    The error has its name and value.
+    """
     for name, time in times.items():
         if not isinstance(time, datetime) or time.utcoffset() is None:
             raise NaiveTime(f"bad {name}={time!r}; expected a datetime with a time zone, such as UTC")

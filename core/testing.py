@@ -8,7 +8,7 @@ Put ``pytest_plugins = ["core.testing"]`` into your ``conftest.py`` to use the f
 
         run = run_job(close_day, now=datetime(2026, 3, 1, 3, 30, tzinfo=UTC))
 
-        assert run.state == "succeeded" and run.result == {"closed": 1}
+The servers are those of the extra ``rota[embedded]``. They are started once per test session in a temporary folder.
 
 The servers are those of the extra ``rota[embedded]``, started once per test session in a temporary folder.
 """
@@ -78,13 +78,13 @@ class FrozenClock:
 
 @pytest.fixture
 def frozen_clock() -> FrozenClock:
-    """A clock set to the beginning of 2026."""
+    """A clock that is set to the beginning of 2026."""
     return FrozenClock()
 
 
 @pytest.fixture(scope="session")
 def embedded(servers_folder: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedRedis]]:
-    """Real PostgreSQL and Redis, started once."""
+    """Real PostgreSQL and Redis, which are started once."""
     with embedded_servers(servers_folder) as servers:
         yield servers
 
@@ -101,7 +101,10 @@ def servers_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def template(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
-    """The URL of a database that has the tables of the core and of every installed plugin; cloned for each test."""
+    """The URL of a database that has the tables of the core and of every installed plugin.
+
+    It is cloned for each test.
+    """
     postgres, _ = embedded
     url = create_database(postgres.url, "rota_template")
     engine = database.connect(url)
@@ -112,7 +115,7 @@ def template(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
 
 @pytest.fixture
 def postgres_url(template: str) -> Iterator[str]:
-    """The URL of a new database, dropped after the test."""
+    """The URL of a new database, which is dropped after the test."""
     name = f"test_{uuid.uuid4().hex}"
     yield create_database(template, name, template=True)
     drop_database(template, name)
@@ -152,7 +155,7 @@ def database_engine(environment: None, postgres_url: str) -> Iterator[Engine]:
 
 @dataclass(slots=True)
 class Member:
-    """The process in whose name a test claims runs. It has no heartbeat.
+    """The process as which a test claims runs. It sends no heartbeat.
 
     ``process_id`` is its id in the ledger, or None if it is not registered there.
     """
@@ -163,7 +166,7 @@ class Member:
 
 @contextmanager
 def registered(engine: Engine, kind: str = "worker") -> Iterator[int]:
-    """Register this process so that it can claim runs; yields its id in the ledger."""
+    """Register this process so that it can claim runs. Yield its id in the ledger."""
     identity = Identity(kind, process_name(), application_name())
     with database.dedicated(engine) as connection:
         process_id = processes.register(connection, identity, LONG_LEASE)
@@ -187,13 +190,13 @@ class RunJob:
     def __call__(
         self, job: Job, *, key: str = "", args: Mapping[str, Any] | None = None, now: datetime | None = None
     ) -> RunRow:
-        """``now`` becomes the job's ``run.now``; by default, that is the time of the database."""
+        """``now`` becomes the job's ``run.now``, which is by default the time of the database."""
         run_id = self.request(job, key=key, args=args)
         self.executor.execute(job, run_id, now=now)
         return self.row(run_id)
 
     def request(self, job: Job, *, key: str = "", args: Mapping[str, Any] | None = None) -> int:
-        """Insert a run and leave it queued."""
+        """Insert a run and leave it queued. Return its id."""
         with Session(self.executor.engine) as session, session.begin():
             return runs.request(
                 session,
@@ -224,19 +227,22 @@ def registry_of(
     middleware: Sequence[RunMiddleware] = (),
     schedules: Mapping[str, WantedSchedules] | None = None,
 ) -> Registry:
-    """A registry of these jobs alone, surrounded by ``middleware``, with the wanted ``schedules`` of their keys."""
+    """Return a registry of these jobs, surrounded by ``middleware``, with the wanted ``schedules`` of their keys."""
     return Registry((Plugin(plugin, "", "", tuple(jobs), middleware=tuple(middleware), schedules=schedules or {}),))
 
 
 @pytest.fixture
 def use_jobs() -> Iterator[Callable[..., Registry]]:
-    """Make these jobs the only ones during the test; see ``registry_of``."""
+    """Make these jobs the only jobs during the test; see ``registry_of``."""
     with ExitStack() as stack:
         yield lambda *jobs, **options: stack.enter_context(loading.using(registry_of(*jobs, **options)))
 
 
 def create_database(server_url: str, name: str, *, template: bool = False) -> str:
-    """Create a database on the server of ``server_url``; return its URL. ``template``: copy the URL's database."""
+    """Create a database on the server of ``server_url``. Return its URL.
+
+    With ``template``, copy the database of that URL.
+    """
     url = make_url(server_url)
     clause = f'TEMPLATE "{url.database}"' if template else ""
     _on_server(server_url, f'CREATE DATABASE "{name}" {clause}')
@@ -266,7 +272,7 @@ DEFINITIONS = text("""
 def schema_differences(engine: Engine, metadata: MetaData, *, plugin: str) -> list[Any]:
     """Return how the migrated tables differ from ``metadata``: columns, types, keys, checks and indexes.
 
-    Also the tables and indexes whose names do not begin with the name of ``plugin``.
+    Also return the tables and indexes whose names do not begin with the name of ``plugin``.
     """
     with engine.connect() as connection:
         different = _columns_that_differ(connection, metadata, f"{plugin}_")

@@ -35,7 +35,7 @@ def prune_successes(run: Run) -> dict[str, int]:
 
 @job("check-schedules", queue="rota", schedule=cron("37 4 * * *"), max_retries=0, isolation="REPEATABLE READ")
 def check_schedules(run: Run) -> dict[str, dict[str, int]]:
-    """Compare schedules made at run time with those that plugins want; report differences, and change nothing."""
+    """Compare schedules made at run time with those that plugins want. Report differences, and change nothing."""
     found = wanted_schedules.differences(run.session, loading.current())
     compared = {name: report(name, each) for name, each in found.items() if isinstance(each, Difference)}
     failed = {name: each for name, each in found.items() if isinstance(each, RotaError)}
@@ -47,7 +47,7 @@ def check_schedules(run: Run) -> dict[str, dict[str, int]]:
 
 
 def report(name: str, found: Difference) -> dict[str, int]:
-    """Log and count the schedules of a job that differ from the wanted ones; return the numbers."""
+    """Log and count the schedules of a job that differ from the wanted schedules. Return the numbers."""
     missing, different, unwanted = len(found.added), len(found.changed), len(found.removed)
     if missing or different or unwanted:
         emit(SchedulesDiffer(name, missing, different, unwanted))

@@ -1,7 +1,7 @@
 """The ``rota`` command: one short file per command, which parses, calls and prints.
 
-A command's file is imported only when that command is used, so that ``rota --help`` stays quick. Exit status: 0 done,
-1 the answer is no or something is wrong, 2 wrong usage.
+A command's file is imported only when that command is used, so that ``rota --help`` stays quick. Exit status: 0 if the
+command succeeded, 1 if the answer is no or something is wrong, 2 for wrong usage.
 """
 
 import importlib
@@ -41,10 +41,10 @@ COMMANDS = {
 
 
 class Problem(click.ClickException):
-    """An error other than wrong usage: one line on stderr, exit status 1."""
+    """An error other than wrong usage. It is printed in one line on stderr, and the exit status is 1."""
 
     def show(self, file: Any = None) -> None:
-        """Print it as ``rota: …``; do nothing if stderr cannot be written."""
+        """Print the error as ``rota: …``. Do nothing if stderr cannot be written."""
         from core.observability.terminal_text import visible
 
         message = "\n".join(visible(line) for line in self.format_message().split("\n"))
@@ -53,7 +53,7 @@ class Problem(click.ClickException):
 
 
 class Group(click.Group):
-    """Suggests the nearest command for an unknown one."""
+    """A group of commands that suggests the nearest command for an unknown name."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -64,7 +64,7 @@ class Group(click.Group):
 
 
 class Commands(Group):
-    """Imports a command when it is used, and turns our errors into one line."""
+    """Imports a command when it is used, and turns Rota's errors into one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

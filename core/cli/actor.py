@@ -1,4 +1,4 @@
-"""Names the person who acts, for the audit: the value of ``--by``, or the user who is logged in."""
+"""Names the person who acts, for the audit: by the value of ``--by``, or as the user who is logged in."""
 
 import getpass
 import os
@@ -12,7 +12,7 @@ LONGEST = 200
 
 
 def login() -> str:
-    """Return the name and the host of the logged-in user; in a container there may be no name."""
+    """Return the name of the logged-in user and the name of the host. In a container there may be no user name."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""``rota audit``: the actions of people."""
+"""``rota audit``: lists the actions of people."""
 
 from typing import Any, get_args
 
@@ -27,7 +27,7 @@ from core.operations.wording import local, local_zone
 @click.option("--since", metavar="TIME", help="Only actions since this time: 2h (ago), 03:00, 2026-11-23T03:00.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most this many.")
 def audit(as_json: bool, actor: str | None, action: Action | None, since: str | None, limit: int) -> None:
-    """List the actions of people, newest first.
+    """List the actions of people, the newest first.
 
     \b
       rota audit --since 24h
@@ -59,7 +59,7 @@ def in_words(details: dict[str, Any]) -> str:
 
 
 def told(value: Any) -> str:
-    """Return a detail's value."""
+    """Return the value of a detail as text."""
     if isinstance(value, dict):
         return " ".join(f"{name} {part}" for name, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

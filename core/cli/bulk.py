@@ -37,7 +37,7 @@ def doing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def carry_out(engine: Engine, plan: Plan, *, dry_run: bool, yes: bool, rate: float | None, as_json: bool) -> None:
-    """Show the plan, ask, carry it out and print the outcome. Raises Problem if no run was changed."""
+    """Show the plan, ask, carry the plan out and print the outcome. Raises Problem if no run was changed."""
     matched = len(plan.runs)
     total = "1 run" if matched == 1 else f"{matched} runs"
     if not as_json:
@@ -70,14 +70,14 @@ def show(connection: Connection, plan: Plan) -> None:
 
 
 def stoppably(engine: Engine, plan: Plan, rate: float | None) -> int:
-    """Carry out the plan, or stop at Ctrl-C; return how many runs were changed."""
+    """Carry out the plan, or stop at Ctrl-C. Return how many runs were changed."""
     with stoppable() as stop, progress(len(plan.runs)) as advance:
         return bulk.carry_out(engine, plan, rate=rate, stop=stop, advance=advance)
 
 
 @contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that the running transaction is finished; a second Ctrl-C interrupts it."""
+    """Yield an event that Ctrl-C sets, so that the running transaction ends first. A second Ctrl-C interrupts it."""
     stop = threading.Event()
 
     def on_interrupt(*_: Any) -> None:
@@ -93,7 +93,7 @@ def stoppable() -> Iterator[threading.Event]:
 
 @contextmanager
 def progress(length: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar, if there is a terminal; yields a function that advances it."""
+    """Show a progress bar, if there is a terminal. Yield a function that advances it."""
     if not sys.stderr.isatty():
         yield lambda _count: None
         return

@@ -52,4 +52,4 @@ def cancel(
         with engine.connect() as connection:
             leaving = bulk.leaving(connection, plan)
         if leaving and not as_json:
-            say(f"{leaving} still running: nothing more is committed, and each ends when its function has left")
+            say(f"{leaving} still running: nothing more is committed, and each ends when its function has returned")

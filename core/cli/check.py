@@ -28,7 +28,7 @@ MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")
 )
 @click.pass_context
 def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool, here: str | None) -> None:
-    """Check that everything Rota needs is there and reachable; exit status 0 if so, 1 if not.
+    """Check that everything Rota needs is there and reachable. Exit status 0 if so, 1 if not.
 
     Checks the plugins, the settings, PostgreSQL, its tables and Redis, for a few seconds at most. It also shows the
     live processes, which affect the exit status only with --live or --here. With --for looking, the needs of workers

@@ -9,9 +9,11 @@ from core.observability.terminal_text import visible
 
 
 def confirm(question: str, *, is_given: bool, word: str = "") -> None:
-    """Ask ``question``; the answer must be ``word`` if given, otherwise yes. ``is_given``: an option has confirmed it.
+    """Ask ``question``. The answer must be ``word`` if given, otherwise yes.
 
-    Raises Problem for any other answer, and without a terminal.
+    Do not ask if an option confirms (``is_given``).
+
+    Raises Problem for any other answer, and if there is no terminal.
     """
     if is_given:
         return

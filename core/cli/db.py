@@ -74,7 +74,8 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
     """Drop the tables and all data of the plugin NAME, which was uninstalled or disabled.
 
     This is refused while the plugin is loaded here or in a live process. If the plugin can still be imported, its
-    migrations are downgraded; otherwise all tables whose names begin with its name are dropped. It is one transaction.
+    migrations are downgraded. Otherwise all tables whose names begin with its name are dropped. All of this is one
+    transaction.
 
     \b
       rota db drop-plugin billing
@@ -98,7 +99,7 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
 
 
 def describe(before: "migrate.History") -> str:
-    """Describe an upgrade, from the history before it."""
+    """Describe an upgrade, given the revisions before it."""
     if before.is_current:
         return f"was up to date at {before.head}"
     return f"upgraded from {before.current or 'nothing'} to {before.head}"

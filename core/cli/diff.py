@@ -1,4 +1,6 @@
-"""``rota diff``: the changes of jobs between the last release and the code installed here, and runs without a job."""
+"""``rota diff``: shows the changes of jobs between the last release and the code installed here, and runs without a
+job.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +20,10 @@ from core.plugins import loading
 def diff(ctx: click.Context, as_json: bool) -> None:
     """Show the changes of jobs since the last release that ran against this database.
 
-    Compares the jobs installed here, with their options and arguments, with those of the last release that ran. Counts
-    waiting and dead runs of jobs that are not installed here, and waiting runs whose arguments do not fit the installed
-    job. Exit status 1 if a job is removed or there are such runs, otherwise 0; so a deploy can depend on it.
+    Compares the jobs that are installed here, with their options and arguments, with the jobs of the last release that
+    ran. Counts waiting and dead runs of jobs that are not installed here, and waiting runs whose arguments do not fit
+    the installed job. Exit status 1 if a job is removed or there are such runs, otherwise 0, so that a deploy can
+    depend on it.
 
     \b
       rota diff && systemctl restart rota-worker
@@ -52,7 +55,7 @@ def lines(found: Difference) -> Iterator[str]:
 
 
 def told(value: Any) -> str:
-    """Return a field's value; whole seconds without their fraction."""
+    """Return a field's value as text. Whole seconds have no fraction."""
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -27,7 +27,7 @@ def drop(
 ) -> None:
     """Drop waiting or dead runs, so that they never run: runs with these IDs, or all that the options select.
 
-    A dropped run is dead with the reason "dropped", and a bulk retry leaves it out. A running run cannot be dropped: it
+    A dropped run is dead with the reason "dropped", and a bulk retry leaves it out. A running run cannot be dropped; it
     ends at its time limit at the latest.
 
     \b

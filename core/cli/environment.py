@@ -1,4 +1,4 @@
-"""The environment of a command: the settings, the URLs that ``rota up`` wrote, and the ledger."""
+"""The environment of a command: its settings, the URLs that ``rota up`` wrote, and the ledger."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from core.operations import connections
 from core.settings import Settings
 
 URLS = ("DATABASE_URL", "REDIS_URL")
-#: The variables that ``rota up`` writes; in local mode, SCHEDULER_MODE instead of REDIS_URL.
+#: The variables that ``rota up`` writes. In local mode it writes SCHEDULER_MODE instead of REDIS_URL.
 LEFT = (*URLS, "SCHEDULER_MODE")
 DATA_FOLDER = Path(".rota")
 #: The file in the data folder to which ``rota up`` writes its URLs for commands in another terminal.
@@ -36,7 +36,9 @@ def write_env(folder: Path, urls: dict[str, str]) -> Path:
 
 
 def read_env(folder: Path) -> dict[str, str]:
-    """The URLs that ``rota up`` wrote to ``folder``; empty if the file is missing or other users can write it."""
+    """Return the URLs that ``rota up`` wrote to ``folder``, or nothing if the file is missing or other users can write
+    it.
+    """
     path = folder / ENV_FILE
     try:
         found = path.stat()
@@ -50,7 +52,7 @@ def read_env(folder: Path) -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with the variables that ``rota up`` wrote if none of them is set."""
+    """Return this process's environment. If it names no server, add the variables that ``rota up`` wrote."""
     left = read_env(DATA_FOLDER)
     given = {name: os.environ[name] for name in URLS if os.environ.get(name)}
     contradicted = any(left.get(name) != url for name, url in given.items())
@@ -77,9 +79,9 @@ def configured() -> Settings:
 def ledger(
     rights: Mapping[str, str] = database.RIGHTS, *, statement_timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS
 ) -> Iterator[Engine]:
-    """Make an engine for one command, and close it afterwards. A time-out of 0 means none.
+    """Make an engine for one command, and close it afterwards. A time-out of 0 means no time-out.
 
-    ``rights`` are those that the command needs. Raises the errors of ``connections.explained``.
+    ``rights`` are the rights that the command needs. Raises the errors of ``connections.explained``.
     """
     with (
         connections.ledger(configured(), "rota-cli", statement_timeout_seconds) as engine,

@@ -1,4 +1,4 @@
-"""``rota jobs``: the jobs and their next slots. It needs servers and settings only to show pauses."""
+"""``rota jobs``: lists the jobs and their next slots. It needs servers and settings only to show pauses."""
 
 import sys
 from datetime import datetime, timedelta
@@ -83,7 +83,7 @@ def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
 
 
 def pauses_if_told() -> list[Pause] | None:
-    """Return the active pauses; None without a ledger. If it cannot be read, a warning goes to stderr."""
+    """Return the active pauses, or None without a ledger. If the ledger cannot be read, print a warning on stderr."""
     try:
         with environment.looking() as engine, engine.connect() as connection:
             return pauses.active(connection)

@@ -12,7 +12,7 @@ from core.operations.wording import local, local_zone
 
 
 @click.command()
-@click.option("--limit", "most", type=click.IntRange(1), default=100, show_default=True, help="List at most so many.")
+@click.option("--limit", "most", type=click.IntRange(1), default=100, show_default=True, help="List at most this many.")
 @as_json
 def limits(most: int, as_json: bool) -> None:
     """List the limits of jobs: how many runs are at work, how many wait, and until when a limit is closed.

@@ -1,4 +1,4 @@
-"""Spans of time on the command line; an invalid time is wrong usage."""
+"""Reads spans of time on the command line. An invalid time is wrong usage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

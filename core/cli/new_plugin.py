@@ -49,7 +49,7 @@ def refuse_name(name: str) -> None:
 
 
 def write(folder: Path, name: str) -> Iterator[Path]:
-    """Write every file of the package; yield each. Raises Problem if a file would be overwritten."""
+    """Write every file of the package, and yield each path. Raises Problem if a file would be overwritten."""
     if folder.exists() and any(folder.iterdir()):
         raise Problem(f"{folder} is not empty; give another folder with --directory")
     values = values_for(name)

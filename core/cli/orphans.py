@@ -1,4 +1,4 @@
-"""``rota orphans``: lists runs whose job no live process had, and adopts them."""
+"""``rota orphans``: lists runs that ended because no live process had their job, and adopts them."""
 
 import click
 
@@ -58,7 +58,7 @@ def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
     """Adopt the orphans of JOB, or of all jobs of a plugin: restore their former states.
 
     The jobs must be loaded here and in a live process. A run that was waiting waits again, and runs even if its slot is
-    old; a run that was dead is dead again.
+    old. A run that was dead is dead again.
 
     \b
       rota orphans adopt close-day

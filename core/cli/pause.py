@@ -1,4 +1,4 @@
-"""``rota pause``: stops starting the jobs of a scope for a while."""
+"""``rota pause``: stops starting the jobs of a scope, until the pause ends."""
 
 from datetime import timedelta
 
@@ -17,7 +17,9 @@ from core.plugins import loading
 @click.command()
 @scopes.scope_options
 @click.option("--reason", metavar="TEXT", help="The reason, for other people.")
-@click.option("--for", "lasting", type=moments.Span(), metavar="SPAN", help="End it after this span: 30m, 2h, 1d12h.")
+@click.option(
+    "--for", "lasting", type=moments.Span(), metavar="SPAN", help="End the pause after this span: 30m, 2h, 1d12h."
+)
 @click.option("--until", metavar="TIME", help="End the pause at this time: 18:00, 2026-11-23T18:00.")
 @by_option
 def pause(

@@ -1,4 +1,4 @@
-"""``rota plugins``: lists the installed plugins, and the outcome of loading each."""
+"""``rota plugins``: lists the installed plugins, and the outcome of loading each plugin."""
 
 import click
 

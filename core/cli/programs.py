@@ -1,4 +1,4 @@
-"""The common part of ``rota up`` and ``rota worker``: the programs that they start, and their guard."""
+"""The common part of ``rota up`` and ``rota worker``: the programs that they start, and the guard of these programs."""
 
 import shutil
 import sys
@@ -11,13 +11,13 @@ from core.errors import RotaError
 from core.settings import Settings
 from core.supervisor.guard import Guard
 
-#: Connections that a worker process needs in addition to one per thread.
+#: A worker process needs this many connections in addition to one per thread.
 SPARE_CONNECTIONS = 2
 
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
-    """A guard that ends when the block ends."""
+    """Yield a guard, and end it when the block ends."""
     guard = Guard()
     try:
         yield guard

@@ -1,4 +1,4 @@
-"""``rota run``: runs a job now, and follows the run with ``--wait``."""
+"""``rota run``: runs a job now. With ``--wait``, also follows the run."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ class JsonObject(click.ParamType[dict[str, Any]]):
 def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: float | None, by: Actor) -> None:
     """Run JOB now, and print the id of the run. While the job is paused, the run waits.
 
-    The run is a row in the ledger; a worker takes it from there within a second, even without Redis. A job on the fast
+    The run is a row in the ledger. A worker takes it from there within a second, even without Redis. A job on the fast
     lane (ledger=False) has no rows, so it is refused here: send it a message from code.
 
     \b
@@ -96,7 +96,7 @@ def in_short(row: history.Run) -> str:
 
 
 def status_line() -> AbstractContextManager[Callable[[str], None]]:
-    """Show a status line that changes in place. Shows nothing if stderr is not a terminal."""
+    """Show a status line that changes in place. Show nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return nullcontext(lambda _line: None)
     from core.cli.spinner import spinning

@@ -1,4 +1,4 @@
-"""Prints one run in full: what it is, each attempt with its end, and its relatives."""
+"""Prints one run in full: its values, each attempt with its end, and the runs that enqueued it or that it enqueued."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ LABEL_WIDTH = 13
 
 
 def show(run: Details, waits_for: Sequence[str], now: datetime) -> None:
-    """Print the run; ``waits_for`` are the pauses whose end it waits for."""
+    """Print the run. ``waits_for`` are the pauses whose end the run waits for."""
     reason = f" ({run.reason})" if run.reason else ""
     say(f"run {run.id} of {run.job}: {run.state}{reason}")
     for label, value in facts(run, waits_for, local_zone(now)):
@@ -72,7 +72,7 @@ def facts(run: Details, waits_for: Sequence[str], zone: str) -> Iterator[tuple[s
 
 
 def limit_facts(limit: LimitUse, zone: str) -> Iterator[tuple[str, str]]:
-    """Yield the limit that the run waits for, and until when it is closed."""
+    """Yield the limit that the run waits for, and the time until which that limit is closed."""
     yield "waits for", f"the limit {in_words_of_limit(limit)}"
     if limit.closed_until is not None:
         why = f": {limit.closed_reason}" if limit.closed_reason else ""
@@ -80,7 +80,7 @@ def limit_facts(limit: LimitUse, zone: str) -> Iterator[tuple[str, str]]:
 
 
 def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:
-    """Print an attempt. ``told`` has the printed tracebacks, each with the number of its attempt."""
+    """Print an attempt. ``told`` has the tracebacks that were printed before, each with the number of its attempt."""
     reason = f" ({attempt.reason})" if attempt.reason else ""
     took = f" after {span(attempt.ended_at - attempt.started_at)}" if attempt.started_at else ""
     say("", f"attempt {attempt.attempt} {attempt.outcome}{reason}{took}: {local(attempt.ended_at)} on {attempt.worker}")
@@ -95,7 +95,7 @@ def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:
 
 
 def traceback_of(attempt: Attempt, told: dict[str, int]) -> str:
-    """The traceback of an attempt, or a reference to an earlier attempt with the same one; empty if it has none."""
+    """Return the traceback of an attempt, or a reference to an earlier attempt with the same traceback."""
     if not attempt.traceback:
         return ""
     first = told.setdefault(attempt.traceback, attempt.attempt)
@@ -108,16 +108,16 @@ def paragraph(text: str, indent: str = INDENT) -> None:
 
 
 def in_words(relative: Relative) -> str:
-    """Return a relative in a few words."""
+    """Return a related run in a few words."""
     key = f", key {relative.key}" if relative.key else ""
     return f"run {relative.id} of {relative.job}{key}: {relative.state}"
 
 
 def times(count: int) -> str:
-    """Return how many times something happened."""
+    """Return in words how many times something happened."""
     return "once" if count == 1 else f"{count} times"
 
 
 def as_text(value: Any) -> str:
-    """Return a JSON value as text; nothing for none."""
+    """Return a JSON value as text, or nothing for None."""
     return "none" if value in (None, {}) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""``rota runs``: lists the runs in the ledger, newest first, or shows one of them in full."""
+"""``rota runs``: lists the runs in the ledger, the newest first, or shows one run in full."""
 
 from collections.abc import Collection
 from typing import Any
@@ -53,7 +53,7 @@ def runs(run_id: int | None, as_json: bool, limit: int | None, **conditions: Any
 
 
 def show_list(chosen: Selection, limit: int, *, as_json: bool) -> None:
-    """Print the newest runs that were chosen."""
+    """Print the newest of the selected runs."""
     with read(), looking() as engine, engine.connect() as connection:
         found = listing.newest(connection, loading.current(), chosen, limit=limit)
         now, paused = history.now(connection), pauses.active(connection)
@@ -90,7 +90,7 @@ def columns(zone: str) -> list[Column]:
 
 
 def row(run: Run, paused: Collection[Pause] = ()) -> tuple[str, ...]:
-    """Return a run as a row of the table; ``paused`` are the active pauses."""
+    """Return a run as a row of the table. ``paused`` are the active pauses."""
     took = span(run.finished_at - run.started_at) if run.started_at and run.finished_at else ""
     return (
         str(run.id),

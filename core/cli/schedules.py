@@ -24,7 +24,7 @@ from core.operations.schedules import Schedule, Wanted
 from core.operations.wording import local, local_zone
 from core.plugins import loading
 
-#: How many keys a dry run shows of each kind.
+#: A dry run shows at most this many keys of each kind.
 MOST_KEYS_SHOWN = 10
 
 
@@ -33,10 +33,12 @@ MOST_KEYS_SHOWN = 10
 @click.option("--job", metavar="JOB", help="Only schedules of this job.")
 @click.option("--key", metavar="KEY", help="Only schedules of this key.")
 @click.option("--paused", "is_paused", is_flag=True, help="Only paused ones.")
-@click.option("--backing-off", "is_backing_off", is_flag=True, help="Only those whose runs have died in a row.")
-@click.option("--orphaned", "is_orphaned", is_flag=True, help="Only those whose job no live process has.")
+@click.option("--backing-off", "is_backing_off", is_flag=True, help="Only schedules whose runs have died in a row.")
+@click.option("--orphaned", "is_orphaned", is_flag=True, help="Only schedules whose job no live process has.")
 @click.option("--after", metavar="KEY", default="", help="Only keys that come after this one.")
-@click.option("--limit", metavar="N", default=50, type=click.IntRange(1, 100_000), help="At most N; 50 by default.")
+@click.option(
+    "--limit", metavar="N", default=50, type=click.IntRange(1, 100_000), help="At most N schedules; 50 by default."
+)
 @click.pass_context
 def schedules(ctx: click.Context, /, as_json: bool, **chosen: Any) -> None:
     """List the schedules made at run time, of keys of jobs declared with keyed=.
@@ -67,7 +69,7 @@ def schedules(ctx: click.Context, /, as_json: bool, **chosen: Any) -> None:
 
 
 def state(found: Schedule) -> str:
-    """Return why not every slot comes due, in words."""
+    """Return in words why not every slot of a schedule comes due."""
     if found.is_orphaned:
         return "orphaned: no live process has its job"
     if found.paused_by is not None:
@@ -133,7 +135,9 @@ def remove(job: str, key: str, yes: bool, by: Actor) -> None:
 @click.argument("job")
 @click.argument("key")
 @click.option("--reason", metavar="TEXT", help="The reason, for other people.")
-@click.option("--for", "lasting", type=moments.Span(), metavar="SPAN", help="End it after this span: 30m, 2h, 1d12h.")
+@click.option(
+    "--for", "lasting", type=moments.Span(), metavar="SPAN", help="End the pause after this span: 30m, 2h, 1d12h."
+)
 @click.option("--until", metavar="TIME", help="End the pause at this time: 18:00, 2026-11-23T18:00.")
 @by_option
 def pause(

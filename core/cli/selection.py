@@ -1,4 +1,4 @@
-"""The options that select runs: by their ids, or by conditions."""
+"""The options that select runs, by their ids or by conditions."""
 
 from collections.abc import Callable
 from typing import Any

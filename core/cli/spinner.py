@@ -9,6 +9,6 @@ from rich.markup import escape
 
 @contextmanager
 def spinning() -> Iterator[Callable[[str], None]]:
-    """Show a spinner and a line on stderr; yields the function that sets the line."""
+    """Show a spinner and a line on stderr. Yield the function that sets the line."""
     with Console(stderr=True).status("") as status:
         yield lambda line: status.update(escape(line))

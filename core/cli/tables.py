@@ -1,6 +1,7 @@
-"""Prints tables, one line per row. If they are too wide, the least important columns are left out; names stay whole.
+"""Prints tables, one line per row. If a table is too wide, the least important columns are left out. Names are never
+cut.
 
-In a pipe or a file a row has all its cells, unchanged, separated by tabs.
+In a pipe or a file, a row has all its cells, unchanged and separated by tabs.
 """
 
 import shutil
@@ -21,9 +22,9 @@ class Column:
     """A column and its importance."""
 
     heading: str
-    #: 0 if it is always shown; of the other columns, the one with the greatest rank is left out first.
+    #: 0 if the column is always shown. Of the other columns, the column with the greatest rank is left out first.
     rank: int = 0
-    #: The least width to which a text may be cut, with an ellipsis; None if it must not be cut.
+    #: The smallest width to which a text may be cut, with an ellipsis; None if it must not be cut.
     least: int | None = None
 
 
@@ -49,7 +50,7 @@ def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return the width of each column; 0 if it is left out."""
+    """Return the width of each column, 0 for a column that is left out."""
     full = [max(map(width_of, [column.heading, *(row[at] for row in rows)])) for at, column in enumerate(columns)]
     least = [min(wide, column.least or wide) for wide, column in zip(full, columns, strict=True)]
     kept = list(range(len(columns)))
@@ -70,12 +71,12 @@ def is_filled(rows: Sequence[Sequence[str]], at: int) -> bool:
 
 
 def line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return one row."""
+    """Return one row of the table as a line."""
     return GAP.join(sized(cell, width) for cell, width in zip(cells, widths, strict=True) if width).rstrip()
 
 
 def sized(cell: str, width: int) -> str:
-    """``cell`` exactly ``width`` columns wide."""
+    """Return ``cell``, cut or filled to exactly ``width`` columns."""
     from rich.cells import set_cell_size
 
     if width_of(cell) <= width:

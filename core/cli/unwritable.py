@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from core.cli import Problem
 
-#: Errors other than a closed pipe, for which click exits with status 1 and no message.
+#: The errors of a write, without a closed pipe: for a closed pipe click exits with status 1 and no message.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 

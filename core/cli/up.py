@@ -33,7 +33,7 @@ YET_TO_COME = {"DATABASE_URL": "postgresql:///rota", "REDIS_URL": "redis://local
 
 
 class CommandLine(click.ParamType[list[str]]):
-    """A command with its arguments, parsed as a shell parses them."""
+    """A command with its arguments, split as a shell does."""
 
     name = "command"
 
@@ -71,9 +71,9 @@ def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], .
     """Start everything on this machine, and stop it with Ctrl-C.
 
     If DATABASE_URL or REDIS_URL is not set, a real server is started for it, which keeps its data in DIR. Then the
-    tables are upgraded, and workers and the scheduler are started, and restarted if they die. With SCHEDULER_MODE=local
-    there is one worker process, without Redis and without a scheduler. All logs go to this terminal. Ctrl-C waits for
-    running jobs; a second Ctrl-C does not.
+    tables are upgraded, and workers and the scheduler are started; if they die, they are started again. With
+    SCHEDULER_MODE=local there is one worker process, without Redis and without a scheduler. All logs go to this
+    terminal. Ctrl-C waits for running jobs; a second Ctrl-C does not.
 
     In another terminal, commands in the same folder find the servers by DIR/env, if DIR is .rota. `dramatiq` and
     `periodiq` never read that file.
@@ -143,7 +143,9 @@ def run_everything(
 def start_servers(
     supervisor: Supervisor, guard: Guard, data: Path, stack: ExitStack, *, is_local: bool
 ) -> dict[str, str]:
-    """Start the servers that the environment does not name; ``stack`` stops them. Return the variables that name all.
+    """Start the servers that the environment does not name. ``stack`` stops them.
+
+    Return the variables that name all servers.
 
     If a URL is that of this folder's own server, as in a shell that has read ``.rota/env``, that server is started too.
     In local mode the variables have SCHEDULER_MODE instead of REDIS_URL.
@@ -167,7 +169,7 @@ def start_servers(
 
 
 def is_own(server: EmbeddedPostgres | EmbeddedRedis, url: str) -> bool:
-    """Return whether ``url`` is that of ``server``, judged by its folder before it is started."""
+    """Return whether ``url`` is the URL of ``server``. Its folder decides this before it is started."""
     with suppress(EmbeddedServerError):
         return server.url == url
     return False
@@ -208,7 +210,7 @@ def hint(data: Path) -> str:
 
 
 def without_password(url: str) -> str:
-    """``url`` with its password replaced by stars."""
+    """Return ``url`` with its password replaced by stars."""
     password = urlsplit(url).password
     return url.replace(f":{password}@", ":***@", 1) if password else url
 

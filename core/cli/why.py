@@ -18,9 +18,9 @@ from core.plugins import loading
 def why(ctx: click.Context, job: str, time: str, key: str, as_json: bool) -> None:
     """Explain why JOB did or did not run at a certain time.
 
-    TIME is a time of day, which means its newest occurrence, or a date and time in ISO 8601. Without an offset it is in
-    the job's own time zone; without seconds it means the whole minute. Exit status 0 if the slot or the requested runs
-    of that time ran and succeeded, 1 otherwise.
+    TIME is a time of day, which means its newest occurrence, or a date and time in ISO 8601. Without an offset, the
+    time is in the job's own time zone; without seconds, it means the whole minute. Exit status 0 if the slot or the
+    requested runs of that time ran and succeeded, 1 otherwise.
 
     \b
       rota why close-day --at 03:00

@@ -1,4 +1,6 @@
-"""``rota worker``: runs worker processes under a supervisor; each is independent, so the others survive its end."""
+"""``rota worker``: runs worker processes under a supervisor. Each process is independent, so the others survive its
+end.
+"""
 
 import os
 import sys
@@ -130,11 +132,11 @@ def workers(
 ) -> Iterator[Worker]:
     """Yield the worker processes. They do not serve metrics; ``metrics_server`` does this for all of them."""
     only = ["--queues", *queues] if queues else []
-    for_jobs = max(grace - 5, grace / 2)  # workers that stop waiting in time can still release their runs
+    for_jobs = max(grace - 5, grace / 2)  # after this time they can still release their runs
     if configured.mode == "local":
         words = [sys.executable, "-m", "core.worker.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
     else:
-        # Dramatiq's parent process does not use our logging: its lines would not be JSON, and they repeat ours.
+        # Dramatiq's parent process does not use Rota's logging: its lines would not be JSON, and they repeat Rota's.
         limits = [f"--worker-shutdown-timeout={round(for_jobs * 1000)}", "--skip-logging"]
         words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", *limits, *only]
     silence = configured.lease_seconds + MARGIN_SECONDS

@@ -1,4 +1,4 @@
-"""``rota workers``: lists the live processes with their runs, and those that have left."""
+"""``rota workers``: lists the live processes with their runs, and the processes that have left."""
 
 from datetime import datetime
 
@@ -17,10 +17,10 @@ from core.plugins import loading
 @click.command()
 @as_json
 def workers(as_json: bool) -> None:
-    """List the live processes with what each works on, and the processes that left in the last 24 hours.
+    """List the live processes with the runs that each works on, and the processes that left in the last 24 hours.
 
     A process leaves because it was stopped, because it died, because its heartbeat was missing for longer than a lease,
-    or because it lost PostgreSQL and came back as another.
+    or because it lost PostgreSQL and came back as another process.
 
     \b
       rota workers
@@ -72,7 +72,7 @@ def left_columns(zone: str) -> list[Column]:
 
 
 def live(process: Live, now: datetime) -> tuple[str, ...]:
-    """Return a live process as a row; ``busy`` is the number of its threads that work on a run."""
+    """Return a live process as a row. ``busy`` is the number of its threads that work on a run."""
     busy = f"{len(process.runs)} of {process.threads}" if process.threads is not None else ""
     lived = span(now - process.started_at)
     return (str(process.id), process.kind, process.name, busy, lived, ", ".join(process.queues))

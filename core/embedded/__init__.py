@@ -5,7 +5,7 @@ Each server is a child of this process and keeps its data in a folder. Do not us
 Three rules decide how it works. *One starter per folder:* a lock is held while a server runs. *No leftovers:* a starter
 that was killed leaves its servers running. So the command line of each server process contains a mark, made from the
 data folder; the next start finds these processes by the mark and ends them first. *Not as root:* PostgreSQL refuses to
-run as root. If root starts the servers, both run as the account that owns their data; for new data that is
+run as root. If root starts the servers, both run as the account that owns their data. For new data, that account is
 ``pgserver``, which is created if it is missing. If that account cannot reach a folder, ``/var/lib/rota`` is used
 instead.
 """
@@ -31,7 +31,7 @@ __all__ = [
 
 @contextmanager
 def embedded_servers(folder: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedRedis]]:
-    """Run both servers with their data in ``folder``; they are always stopped at the end.
+    """Run both servers with their data in ``folder``. They are always stopped at the end.
 
     Raises EmbeddedServerError as ``EmbeddedServer.start`` does.
     """

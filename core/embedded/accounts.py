@@ -1,4 +1,4 @@
-"""The account that a server runs as when root starts it."""
+"""The account as which a server runs when root starts it."""
 
 import os
 import pwd
@@ -16,20 +16,23 @@ ACCOUNT = "pgserver"
 
 @dataclass(frozen=True)
 class Account:
-    """The ids of the user that a server runs as."""
+    """The ids of the user as which a server runs."""
 
     uid: int
     gid: int
 
 
 def pgserver_account() -> Account:
-    """The account for servers that root starts; created as a system account without a log-in if it is missing."""
+    """Return the account for servers that root starts.
+
+    If it is missing, create it as a system account without a log-in.
+    """
     with suppress(KeyError):
         return _account_named(ACCOUNT)
     emit(EmbeddedAccountCreated(ACCOUNT))
     problem = _create_account(ACCOUNT)
     try:
-        # Another process may have created it, so check whether it exists.
+        # Another process may have created the account, so check whether it exists.
         return _account_named(ACCOUNT)
     except KeyError:
         raise EmbeddedServerError(f"cannot create the account {ACCOUNT!r}: {problem}; run as a normal user") from None
@@ -41,7 +44,7 @@ def _account_named(name: str) -> Account:
 
 
 def _create_account(name: str) -> str:
-    """Create the account; return the system's message."""
+    """Create the account. Return the system's message."""
     options = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
     try:
         return subprocess.run(["useradd", *options, name], capture_output=True, text=True, check=False).stderr.strip()

@@ -1,4 +1,4 @@
-"""The lock that allows one starter per folder."""
+"""A lock on a folder, so that only one starter uses the folder."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from core.errors import EmbeddedServerError
 
 
 class FolderLock:
-    """Prevents two processes, or two objects, from serving one folder at the same time; ends with the process."""
+    """Prevents two processes, or two objects, from serving one folder at a time. The lock ends with the process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,7 +41,7 @@ class FolderLock:
 
     def release(self) -> None:
         if self._fd is not None:
-            # Closing is not enough where a forked child still has the descriptor.
+            # Closing the file is not enough if a forked child still has the descriptor.
             fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = None

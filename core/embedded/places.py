@@ -1,7 +1,7 @@
-"""The folders of data and programs for servers that root starts, which run as another account.
+"""The folders of data and programs for servers that root starts. These servers run as another account.
 
-That account may not be able to enter a folder above the project, such as root's home. We do not change the modes of
-existing folders; data and programs that the account cannot reach are put into ``/var/lib/rota`` instead.
+That account may not be able to enter a folder above the project, such as root's home. Rota does not change the modes of
+existing folders. Data and programs that the account cannot reach are put into ``/var/lib/rota`` instead.
 """
 
 import os
@@ -22,7 +22,9 @@ ANYBODY = Account(-1, -1)
 
 
 def of_data(folder: Path, name: str) -> Path:
-    """The path of the data ``name``: in ``folder``, or in ``/var/lib/rota`` if the server's account cannot reach it."""
+    """Return the path of the data ``name``: in ``folder``, or in ``/var/lib/rota`` if the server's account cannot reach
+    it.
+    """
     inside = folder / name
     if os.geteuid() != 0 or inside.exists() or may_reach(inside, ANYBODY):
         return inside
@@ -39,7 +41,10 @@ def require(path: Path, account: Account) -> None:
 
 
 def make(folder: Path) -> None:
-    """Make ``folder`` and its parents, if they are missing; others can enter those that root makes. Raises OSError."""
+    """Make ``folder`` and its parents, if they are missing. Other users can enter folders that root makes.
+
+    Raises OSError.
+    """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0:
@@ -48,9 +53,10 @@ def make(folder: Path) -> None:
 
 
 def of_program(binary: Path, root: Path, parts: Sequence[str], account: Account) -> Path:
-    """A program that ``account`` can reach: ``binary``, or a copy of it with the ``parts`` of ``root`` that it needs.
+    """Return a program that ``account`` can reach: ``binary``, or a copy of it with the ``parts`` of ``root`` that it
+    needs.
 
-    Raises OSError if it cannot be copied.
+    Raises OSError if the program cannot be copied.
     """
     if may_reach(binary, account):
         return binary
@@ -69,7 +75,7 @@ def of_program(binary: Path, root: Path, parts: Sequence[str], account: Account)
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder with its content; do nothing if it does not exist."""
+    """Copy a file, or a folder with its content. Do nothing if it does not exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, symlinks=True)
@@ -86,7 +92,7 @@ def open_to_all(copied: Path) -> None:
 
 @contextmanager
 def temporary_folder(prefix: str = "rota-") -> Iterator[Path]:
-    """A new folder that a server's account can enter, for temporary servers; removed afterwards."""
+    """Yield a new folder that a server's account can enter, for temporary servers. It is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o711)

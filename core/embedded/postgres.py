@@ -1,4 +1,4 @@
-"""PostgreSQL."""
+"""Starts an embedded PostgreSQL."""
 
 import os
 import shutil
@@ -27,19 +27,19 @@ POSTGRES_SETTINGS = {
     "shared_buffers": "128MB",
     "log_checkpoints": "off",
 }
-#: ``sun_path`` holds 108 bytes, of which the last is a zero.
+#: ``sun_path`` has room for 108 bytes, and the last byte is a zero.
 SOCKET_PATH_BYTES = 107
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """PostgreSQL 16 with its data in ``folder/postgres``, reached by a Unix socket alone.
+    """PostgreSQL 16 with its data in ``folder/postgres``. It can be reached only by a Unix socket.
 
-    ``settings`` are server settings by name, which replace the defaults of this module.
+    ``settings`` are server settings by name. They replace the defaults of this module.
     """
 
     name = "postgres"
     program = "postgres"
-    #: "Fast" ends sessions and writes a checkpoint; "immediate" leaves the rest to recovery at the next start.
+    #: "Fast" ends sessions and writes a checkpoint. "Immediate" leaves this work to the recovery at the next start.
     farewells = ((signal.SIGINT, 3.5), (signal.SIGQUIT, 0.5))
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
@@ -48,7 +48,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """The URL of the database ``rota`` for SQLAlchemy and libpq; it stays the same for a folder."""
+        """Return the URL of the database ``rota`` for SQLAlchemy and libpq. It stays the same for a folder."""
         return self._url(DATABASE)
 
     def _url(self, database: str) -> str:
@@ -57,7 +57,9 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def socket_folder(self) -> Path:
-        """The data folder, or one in /tmp if the path is too long or has a character that a URL's host may not have."""
+        """The data folder, or a folder in /tmp if the path is too long or has a character that a URL's host may not
+        have.
+        """
         if _suits_a_socket(self.data):
             return self.data
         short = f"rota-{sha256(os.fsencode(self.data)).hexdigest()[:12]}"
@@ -81,7 +83,7 @@ class EmbeddedPostgres(EmbeddedServer):
         self._own_folder(self.data)
 
     def _make_cluster(self, initdb: Path) -> None:
-        """Create the cluster in a temporary folder and move it, so that an incomplete one is never used."""
+        """Create the cluster in a temporary folder and then move it, so that an incomplete cluster is never used."""
         unfinished = self.data.with_name("postgres.new")
         for locale in ("C.UTF-8", "C"):  # C.UTF-8 is missing on some systems
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -98,7 +100,7 @@ class EmbeddedPostgres(EmbeddedServer):
         if folder == self.data:
             return
         try:
-            folder.mkdir(mode=0o700)  # not exist_ok: in /tmp, the folder could be another user's
+            folder.mkdir(mode=0o700)  # not exist_ok: a folder in /tmp could be another user's
         except OSError as error:
             raise EmbeddedServerError(f"cannot make a folder for the socket: {error}; set TMPDIR to another") from error
         if self._account:
@@ -125,8 +127,8 @@ class EmbeddedPostgres(EmbeddedServer):
     def _clear_leftovers(self) -> None:
         """Remove the files from which PostgreSQL concludes that it is running, after it has ended.
 
-        It checks the process id in them, which is wrong if another process has that id now, or if it belongs to a
-        zombie that no parent collects (common in containers).
+        The check uses the process id in these files, which is wrong if another process has that id now, or if it
+        belongs to a zombie that no parent collects (common in containers).
         """
         pid_file = self.data / "postmaster.pid"
         if pid_file.exists() and not _is_strange_postgres(pid_file):
@@ -152,6 +154,6 @@ def _suits_a_socket(folder: Path) -> bool:
 
 
 def _is_strange_postgres(pid_file: Path) -> bool:
-    """Return whether the process in ``pid_file`` is a PostgreSQL that our code did not start."""
+    """Return whether the process in ``pid_file`` is a PostgreSQL that this module did not start."""
     named = pid_file.read_text().partition("\n")[0].strip()
     return any(str(seen.pid) == named and "rota-" not in seen.command for seen in processes_of("postgres"))

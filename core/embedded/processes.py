@@ -1,4 +1,4 @@
-"""Finds processes by a mark in their command line, and ends them; another process may have started them."""
+"""Finds processes by a mark in their command line, and ends them, even if another process has started them."""
 
 import os
 import signal
@@ -22,7 +22,10 @@ class Process:
 
 
 def processes_of(program: str) -> Iterator[Process]:
-    """Yield the processes of ``program``, without zombies; read from /proc, since slim containers have no ``ps``."""
+    """Yield the processes of ``program``, without zombies.
+
+    They are read from /proc, since slim containers have no ``ps``.
+    """
     if not Path("/proc/self/stat").exists():
         yield from listed_by_ps(program)
         return
@@ -54,7 +57,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Return whether ``condition`` became true in time. It polls, since other processes give no event to wait for."""
+    """Return whether ``condition`` became true in time. This polls, since other processes send no event."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

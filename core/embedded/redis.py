@@ -1,4 +1,4 @@
-"""Redis."""
+"""Starts an embedded Redis."""
 
 import os
 import random
@@ -16,7 +16,8 @@ from redis.retry import Retry
 from core.embedded.server import EmbeddedServer, binary_of
 from core.errors import EmbeddedServerError
 
-#: Below the range from which the kernel takes ports for outgoing connections, so that a stopped server keeps its own.
+#: These ports are below the range from which the kernel takes ports for outgoing connections, so that a stopped server
+#: keeps its port.
 REDIS_PORTS = range(20_000, 32_000)
 
 
@@ -26,9 +27,10 @@ class EmbeddedRedis(EmbeddedServer):
     Every user of the machine can connect to a port, and could make a Redis without a password write files or run jobs.
     So a random password is kept in ``folder/redis.password``, which only the starter can read.
 
-    Without ``port`` a free one is chosen at the first start and kept in ``folder/redis.port``, so that the URL stays
-    the same for a folder. If another program uses that port at the next start, a new one is chosen.
-    ``persistent`` writes every command to a file, synced every second; without it a restart begins empty.
+    Without ``port``, a free port is chosen at the first start and kept in ``folder/redis.port``, so that the URL stays
+    the same for a folder. If another program uses that port at the next start, a new port is chosen. With
+    ``persistent``, every command is written to a file, which is synced every second. Otherwise a restart begins without
+    data.
     """
 
     name = "redis"
@@ -44,7 +46,7 @@ class EmbeddedRedis(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """The URL of database 0 for redis-py. Raises EmbeddedServerError before the first start chose a port."""
+        """The URL of database 0 for redis-py. Raises EmbeddedServerError before the first start has chosen a port."""
         port = self._port or self._kept_port()
         if port is None:
             raise EmbeddedServerError("the embedded redis has no port before its first start")
@@ -72,7 +74,7 @@ class EmbeddedRedis(EmbeddedServer):
         return port if port in REDIS_PORTS else None
 
     def _kept_password(self) -> str:
-        """Return the stored password, if no other user could have read or written it."""
+        """Return the stored password, unless another user could have read or written it."""
         try:
             found = self._password_file.lstat()
             is_private = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
@@ -87,7 +89,7 @@ class EmbeddedRedis(EmbeddedServer):
             file.write(f"{secrets.token_hex(16)}\n")
 
     def _input(self) -> bytes:
-        """Return the password, on standard input, since every user can see the command line."""
+        """Return the password for standard input, since every user can see the command line."""
         return f"requirepass {self._kept_password()}\n".encode()
 
     def _command(self, binary: Path) -> list[str]:
@@ -110,7 +112,7 @@ class EmbeddedRedis(EmbeddedServer):
         client = redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
         try:
             client.ping()
-            # Another server may be using our port.
+            # Another server may be using this port.
             return self._child is not None and client.info("server")["process_id"] == self._child.pid
         except redis.RedisError:
             return False

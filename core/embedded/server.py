@@ -1,4 +1,4 @@
-"""The common part of both servers: lock, account, child process, readiness, end."""
+"""The common part of both servers: the lock, the account, the child process, its readiness and its end."""
 
 import importlib.util
 import os
@@ -14,15 +14,17 @@ from core.embedded.folder_lock import FolderLock
 from core.embedded.processes import marked_processes, send, wait_until
 from core.errors import EmbeddedServerError
 
-#: Recovery after a crash replays the log since the last checkpoint, which can take a while on a slow disk.
+#: The longest start, in seconds. Recovery after a crash replays the log since the last checkpoint, which can take a
+#: while on a slow disk.
 READY_WITHIN_SECONDS = 60.0
 LOG_LINES_SHOWN = 20
 
 
 class EmbeddedServer:
-    """The common part of both servers: lock, account, child process, readiness, end."""
+    """The common part of both servers: the lock, the account, the child process, its readiness and its end."""
 
-    #: The signals that ask the server to end, with the seconds to wait after each; then it is killed.
+    #: The signals that ask the server to end, with the seconds to wait after each signal. After the last, the server is
+    #: killed.
     farewells: tuple[tuple[signal.Signals, float], ...] = ()
     name: str
     program: str
@@ -36,11 +38,11 @@ class EmbeddedServer:
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the server and return when it answers, at the latest after 60 s; does nothing if it is running.
+        """Start the server and return when it answers, after at most 60 s. Do nothing if it is running.
 
-        Data left by an earlier run is kept; servers left by a killed starter are ended first. Raises
-        EmbeddedServerError if another process serves this folder, if a package is missing, or if the server does not
-        start; the message then contains the end of its log.
+        Data of an earlier run is kept. Servers that a killed starter left are ended first. Raises EmbeddedServerError
+        if another process serves this folder, if a package is missing, or if the server does not start. The message
+        then contains the end of the server's log.
         """
         if self.is_running():
             return
@@ -54,7 +56,7 @@ class EmbeddedServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server in less than 5 s, by SIGKILL if necessary; does nothing if it was not started."""
+        """Stop the server in less than 5 s, by SIGKILL if necessary. Do nothing if it was not started."""
         if not self._lock.held:
             return
         try:
@@ -63,7 +65,7 @@ class EmbeddedServer:
             self.kill()
 
     def kill(self) -> None:
-        """End all its processes with SIGKILL, as a power cut would; the next start recovers."""
+        """End all processes of the server with SIGKILL, as a power cut would. The next start recovers the data."""
         if not self._lock.held:
             return
         self._kill_all()
@@ -132,7 +134,7 @@ class EmbeddedServer:
         return binary.parent, [binary.name]
 
     def _choose_account(self) -> Account | None:
-        """Return the account to run as; None for our own."""
+        """Return the account as which to run, or None for this process's own account."""
         owner = self.data.stat() if self.data.exists() else None
         if os.geteuid() == 0:
             return Account(owner.st_uid, owner.st_gid) if owner and owner.st_uid else pgserver_account()
@@ -143,7 +145,7 @@ class EmbeddedServer:
         return None
 
     def _own_folder(self, path: Path) -> None:
-        """Make ``path`` a folder that only the account can read; change the owner of files that belong to root."""
+        """Make ``path`` a folder that only the account can read. Change the owner of files that belong to root."""
         path.mkdir(mode=0o700, exist_ok=True)
         if self._account and path.stat().st_uid != self._account.uid:
             for entry in (path, *path.rglob("*")):
@@ -151,9 +153,9 @@ class EmbeddedServer:
 
     @property
     def _mark(self) -> str:
-        """The mark in the command line of all its processes; it stays the same if the folder is moved."""
+        """The mark in the command line of all processes of this server. It stays the same if the folder is moved."""
         found = self.data.stat()
-        # Of fixed width, so that no mark is a prefix of another.
+        # The mark has a fixed width, so that no mark is a prefix of another mark.
         return f"rota-{found.st_dev:016x}-{found.st_ino:016x}"
 
     def _launch(self, command: Sequence[str], given: bytes = b"") -> subprocess.Popen[bytes]:
@@ -170,7 +172,7 @@ class EmbeddedServer:
                     stderr=subprocess.STDOUT,
                     cwd="/",
                     env=environment,
-                    # Ctrl-C must reach only us: we end the servers after their clients.
+                    # Ctrl-C must reach only this process, which ends the servers after their clients.
                     start_new_session=True,
                     user=account.uid if account else None,
                     group=account.gid if account else None,
@@ -201,7 +203,7 @@ class EmbeddedServer:
                 return
 
     def _kill_all(self) -> None:
-        """Kill until no process is left: a server may fork between listing and killing."""
+        """Kill processes until none is left, since a server may fork between listing and killing."""
 
         def kill_round() -> bool:
             for pid in [*self._leaders(), *self._processes()]:
@@ -215,7 +217,10 @@ class EmbeddedServer:
         return marked_processes(self.program, self._mark) if self.data.exists() else {}
 
     def _leaders(self) -> list[int]:
-        """Return the server's main process; if that is gone, the processes whose parent is not one of the server's."""
+        """Return the server's main process.
+
+        If it is gone, return the processes whose parent is not a process of the server.
+        """
         if self._child is not None and self._child.poll() is None:
             return [self._child.pid]
         found = self._processes()
@@ -226,7 +231,7 @@ class EmbeddedServer:
 
 
 def binary_of(package: str, path: str) -> Path:
-    """A program in a pip package, found without an import: importing these packages has side effects and warns."""
+    """Return a program in a pip package, found without an import: the import of such a package has side effects."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     binary = Path(folders[0]) / path if folders else None
@@ -239,7 +244,7 @@ def binary_of(package: str, path: str) -> Path:
 
 
 def end_of(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a short-lived child; kill it if the wait is interrupted."""
+    """Wait for a short-lived child. Kill it if the wait is interrupted."""
     try:
         return child.wait(READY_WITHIN_SECONDS)
     except BaseException:

@@ -1,1 +1,1 @@
-"""Declarations of plugins: jobs, schedules, arguments, settings and hooks, and the registry of all of them."""
+"""The declarations of plugins: jobs, schedules, arguments, settings and hooks; and the registry of all declarations."""

@@ -1,4 +1,4 @@
-"""Arguments and results as JSON: checked against a job's annotations, and never repeated in an error."""
+"""Arguments and results as JSON. They are checked against a job's annotations, and never repeated in an error."""
 
 import hashlib
 import inspect
@@ -18,13 +18,13 @@ from core.errors import ArgumentsMisfit, BadArguments, BadProgress, BadResult, D
 from core.jobs.job import Job
 from core.jobs.secrets import secret_names
 
-#: The most bytes of JSON that a run's arguments may take; keep larger data in a table.
+#: The most bytes of JSON that a run's arguments may take. Keep larger data in a table.
 LARGEST_ARGUMENTS = 64 * 1024
-#: The most bytes of JSON that a result may take: results are for people to read.
+#: The most bytes of JSON that a result may take. Results are for people to read.
 LARGEST_RESULT = 64 * 1024
 #: The most levels of lists and dicts in a result. Python's own limit differs: 3.11 cannot read all that 3.12 writes.
 DEEPEST_RESULT = 200
-#: The beginning of the escape of a surrogate; only a pair of surrogates is a character.
+#: The beginning of the escape of a surrogate. Only a pair of surrogates is a character.
 HALF_A_PAIR = "\\ud"
 #: The escape of NUL, which PostgreSQL's jsonb cannot hold. A text with an escaped backslash before u0000 is allowed.
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -34,7 +34,7 @@ SILENT_PROBLEMS = set(get_args(core_schema.ErrorType)) - QUOTING_PROBLEMS
 
 #: The most characters of a default that are shown.
 LONGEST_DEFAULT = 200
-#: Where an object lies in memory, which is not the same in two processes.
+#: The address of an object in memory, which differs between two processes.
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
@@ -42,7 +42,7 @@ Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
 
 @lru_cache(maxsize=10_000)
 def adapters(job: Job) -> Adapters:
-    """For each parameter of ``job`` after ``run``: the adapter that checks it, and whether it is required.
+    """Return, for each parameter of ``job`` after ``run``, the adapter that checks it and whether it is required.
 
     Raises DeclarationError for an annotation that cannot be read from JSON.
     """
@@ -55,7 +55,7 @@ def adapters(job: Job) -> Adapters:
 
 
 def declared(job: Job) -> dict[str, dict[str, str]]:
-    """The type of each argument of ``job``, for people, and its schema, since different types may read the same."""
+    """Return the type of each argument of ``job`` and its JSON schema, since different types may read the same."""
     known = adapters(job)
     parameters = list(inspect.signature(job.function).parameters.values())[1:]
     found = {p.name: _declared(p, known[p.name][0], job.function.__module__) for p in parameters}
@@ -117,7 +117,7 @@ def _hash(value: Any) -> str:
 
 
 def adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Return the adapter that checks JSON against ``annotation``: strict, so that ``"5"`` is not a number."""
+    """Return the adapter that checks JSON against ``annotation``. It is strict, so ``"5"`` is not a number."""
     try:
         return TypeAdapter(annotation, config=ConfigDict(strict=True, hide_input_in_errors=True))
     except Exception:  # noqa: BLE001 — a model has its own configuration, and pydantic refuses a second one
@@ -127,7 +127,7 @@ def adapter(annotation: Any) -> TypeAdapter[Any]:
 def decode(job: Job, args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments for ``job``'s function, from JSON values.
 
-    Raises BadArguments, naming each argument that is missing, unknown or of the wrong type.
+    Raises BadArguments, which names each argument that is missing, unknown or of the wrong type.
     """
     known = adapters(job)
     if not args and not known:
@@ -157,8 +157,10 @@ def fits(job: Job, args: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def judging() -> Iterator[None]:
-    """Raise ArgumentsMisfit instead of BadArguments in the block: the arguments came with a message, not from a job's
-    code."""
+    """Raise ArgumentsMisfit instead of BadArguments in the block.
+
+    For arguments that came with a message, not from code.
+    """
     try:
         yield
     except BadArguments as error:
@@ -173,7 +175,10 @@ def _text(value: Any) -> bytes | str:
 
 
 def _problems(job: Job, name: str, error: ValidationError) -> list[str]:
-    """The problems with one argument; without details if it is secret, since they may contain a part of its value."""
+    """Return the problems with one argument.
+
+    For a secret argument, leave out details, which may contain a part of its value.
+    """
     if name in secret_names(job) or name.lower() in settings.redacted():
         return [f"{name}: input is not valid"]
     return [_explain(name, problem) for problem in error.errors(include_input=False)]
@@ -186,7 +191,7 @@ def _explain(name: str, problem: Any) -> str:
 
 
 def encode(job: Job, args: Mapping[str, Any] | None) -> str:
-    """Check that ``args`` fit ``job``; return them as the JSON text that the ledger stores.
+    """Check that ``args`` fit ``job``, and return them as the JSON text that the ledger stores.
 
     Raises BadArguments.
     """
@@ -200,7 +205,7 @@ def encode(job: Job, args: Mapping[str, Any] | None) -> str:
 
 
 def encode_result(job: Job, result: Any) -> str | None:
-    """``result`` as JSON text; None stays None. Raises BadResult."""
+    """Return ``result`` as JSON text; for None, return None. Raises BadResult."""
     if result is None:
         return None
     try:
@@ -215,7 +220,7 @@ def encode_result(job: Job, result: Any) -> str | None:
 
 
 def encode_progress(job: str, progress: Mapping[str, Any]) -> str:
-    """``progress`` as JSON text. Raises BadProgress, whose message does not repeat it."""
+    """Return ``progress`` as JSON text. Raises BadProgress, whose message does not repeat the progress."""
     try:
         body = json.dumps(progress, default=str, allow_nan=False)
         if HALF_A_PAIR in body:
@@ -239,7 +244,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-#: Reads standard JSON only; made once, since ``json.loads`` would make a decoder for each call.
+#: Reads only standard JSON. It is made once, since ``json.loads`` would make a decoder for each call.
 _strict = json.JSONDecoder(parse_constant=_refuse_constant)
 
 

@@ -1,4 +1,4 @@
-"""The dialect of cron expressions: exactly the expressions that both Debian's cron and cronie accept.
+"""The dialect of cron expressions: Rota accepts exactly the expressions that both Debian's cron and cronie accept.
 
 CronSim accepts more (``L``, ``LW``, ``5#2``, ``5/10``), reads ``30-30/18`` as 30 and 48, and refuses ``sat-sun``. So
 this module replaces each range by a list of its values, and CronSim is given only lists and ``*``.
@@ -29,16 +29,16 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One of the five fields, with its allowed values."""
+    """One of the five fields of a cron expression, with the values that it may have."""
 
     title: str
     low: int
     high: int
-    #: Names of values, from ``low`` on.
+    #: The names of values, from ``low`` on.
     names: Sequence[str] = ()
 
     def listed(self, text: str) -> str:
-        """``text`` with each range as a list of its values. Raises ValueError with a sentence."""
+        """Return ``text`` with each range replaced by a list of its values. Raises ValueError with a sentence."""
         return ",".join(self._term(term) for term in text.split(","))
 
     def _term(self, term: str) -> str:
@@ -85,7 +85,10 @@ FIELDS = (
 
 
 def listed(expression: str) -> str:
-    """The five fields of ``expression``, with ranges as lists. Raises DeclarationError if cron would not accept it."""
+    """Return the five fields of ``expression``, with ranges as lists.
+
+    Raises DeclarationError if cron would not accept them.
+    """
     if not isinstance(expression, str):
         raise DeclarationError(f"bad cron expression {expression!r}; expected a string of {EXPECTED_FIELDS}")
     name = expression.strip()

@@ -57,6 +57,6 @@ class JobDefaults:
         self._defaults = defaults
 
     def __call__(self, name: str, **options: Unpack[JobOptions]) -> Callable[[Callable[..., Any]], Job]:
-        """Declare a job; an option given here replaces the default."""
+        """Declare a job. An option that is given here replaces the default."""
         merged: JobOptions = {**self._defaults, **options}
         return job(name, **merged)

@@ -1,4 +1,4 @@
-"""``@job`` and the ``Job`` that it makes: a plugin's declaration, independent of Dramatiq."""
+"""``@job`` and the ``Job`` that it makes: a plugin's declaration, which is independent of Dramatiq."""
 
 import inspect
 import math
@@ -25,13 +25,13 @@ JOB_NAME = re.compile(r"[a-z][a-z0-9_-]{0,99}")
 QUEUE_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,99}")
 #: An exponential delay stops growing here, unless the job has its own ``longest_delay``.
 LONGEST_RETRY_DELAY = timedelta(days=1)
-#: The longest allowed timedelta; adding ``timedelta.max`` to any time overflows.
+#: The longest allowed timedelta. Adding ``timedelta.max`` to any time overflows.
 LONGEST_SPAN = timedelta(days=366)
 #: Runs with a larger priority start first.
 HIGHEST_PRIORITY = 9
-#: The largest misfire cap; a job that needs to run more late slots needs another schedule.
+#: The largest misfire cap. A job that needs to run more late slots needs another schedule.
 LARGEST_CAP = 1_000_000
-#: The smallest part of a delay that jitter leaves.
+#: The smallest part of a delay that remains after jitter.
 LEAST_OF_DELAY = 0.5
 POSITIONAL_KINDS = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 KEYWORD_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
@@ -72,25 +72,26 @@ class Job:
             raise DeclarationError(f"job {self.name!r}: " + "; ".join(problems))
 
     def __hash__(self) -> int:
-        return hash(self.name)  # it is looked up several times in each run; all its fields would take long
+        return hash(self.name)  # a run needs the hash several times; a hash of all fields would take long
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
     @property
     def description(self) -> str:
-        """The first line of the function's docstring."""
+        """The first line of the docstring of the job's function."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @property
     def exclusive(self) -> bool:
-        """Whether two runs of one key may not overlap."""
+        """Whether two runs of one key may not run at the same time."""
         return self.overlap != "allow"
 
     def limit_names(self, args: Mapping[str, Any]) -> list[str]:
-        """Return the names of its limits, filled from a run's arguments (JSON values), in the order of ``limits``.
+        """Return the names of the job's limits, filled from a run's arguments (JSON values), in the order of
+        ``limits``.
 
-        A name whose argument is missing, so that the run cannot start, stays as it is declared.
+        If an argument is missing, so that the run cannot start, the name stays as it is declared.
         """
         if not self.limits:
             return []
@@ -98,7 +99,10 @@ class Job:
         return [each.filled(values) if values.keys() >= {*each.arguments} else each.name for each in self.limits]
 
     def delay_after(self, failures: int) -> timedelta:
-        """Return how long to wait before the next attempt, after this many failed attempts; exact unless ``jitter``."""
+        """Return the wait before the next attempt, after this many failed attempts.
+
+        It is exact unless the job has ``jitter``.
+        """
         delay = self._full_delay_after(failures)
         return delay * random.uniform(LEAST_OF_DELAY, 1) if self.jitter else delay
 
@@ -200,7 +204,7 @@ def job(
 
 
 def default_misfire(keyed: object) -> Misfire:
-    """Return the policy of a job that names none."""
+    """Return the misfire policy of a job that declares none."""
     return "skip" if isinstance(keyed, Keyed) and not keyed_problems(keyed) and keyed.is_frequent else "latest"
 
 
@@ -260,7 +264,7 @@ def combination_problems(job: Job) -> list[str]:
 
 
 def retry_problems(job: Job) -> list[str]:
-    """Return the contradictions between the options of retries."""
+    """Return the contradictions between the options for retries."""
     problems = []
     if job.longest_delay != LONGEST_RETRY_DELAY:
         if job.backoff == "fixed":
@@ -274,7 +278,7 @@ def retry_problems(job: Job) -> list[str]:
 
 
 def ledger_only(job: Job, *names: str) -> list[str]:
-    """Return the problem with options that a job of the fast lane has and that need the ledger."""
+    """Return the problem with options of a fast lane job that need the ledger."""
     defaults = {each.name: each.default for each in fields(job)}
     given = [name for name in names if getattr(job, name) != defaults[name]]
     if job.ledger or not given:

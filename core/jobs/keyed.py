@@ -10,15 +10,15 @@ from sqlalchemy.orm import Session
 
 from core.jobs.schedules import CHECKED_FROM_UTC, LONGEST_INTERVAL, SECOND, SHORTEST_INTERVAL, Cron, Every, Schedule
 
-#: Slots of shorter intervals are not run late by default: the next slot is near.
+#: By default, slots of shorter intervals are not run late, since the next slot is near.
 SHORT_INTERVAL = timedelta(minutes=15)
-#: How many slots of a cron expression are looked at for the shortest time between two of them.
+#: The shortest time between two slots of a cron expression is computed from this many slots.
 SLOTS_CHECKED = 200
 
 
 @dataclass(frozen=True, slots=True)
 class KeySchedule:
-    """The schedule that a key is to have, for ``sync_schedules`` and ``register_schedules``; see ``schedule``."""
+    """The schedule that a key must have, for ``sync_schedules`` and ``register_schedules``; see ``schedule``."""
 
     key: str
     every: timedelta | None = None
@@ -35,7 +35,7 @@ WantedSchedules = Callable[[Session], Iterable[KeySchedule]]
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """Schedules made at run time: one for each key of the job, by ``schedule`` and ``sync_schedules``.
+    """Lets each key of the job have a schedule made at run time, by ``schedule`` and ``sync_schedules``.
 
     An interval is ``least`` to ``most``, in whole seconds; the slots of a cron expression are at least ``least`` apart.
     ``default`` is the schedule of a key that is given none. After ``backoff_after`` runs in a row of one key that died,
@@ -55,13 +55,13 @@ class Keyed:
 
     @property
     def is_frequent(self) -> bool:
-        """Whether its usual interval is so short that slots are not run late by default."""
+        """Whether the usual interval is so short that slots are not run late by default."""
         if isinstance(self.default, Cron):
             return False
         return (self.default.interval if isinstance(self.default, Every) else self.least) < SHORT_INTERVAL
 
     def refusal(self, schedule: Schedule) -> str:
-        """Return why a key may not have this schedule; empty if it may."""
+        """Return why a key may not have this schedule, or an empty text if it may."""
         if isinstance(schedule, Every):
             is_allowed = self.least <= schedule.interval <= self.most
             return "" if is_allowed else f"the interval {schedule.interval} must be {self.least} to {self.most}"
@@ -70,12 +70,12 @@ class Keyed:
         return ""
 
     def longest_stretch(self, every_seconds: int) -> int:
-        """Return how often an interval may be doubled."""
+        """Return how often the interval may be doubled."""
         return max((int(self.backoff_longest.total_seconds()) // every_seconds).bit_length() - 1, 0)
 
 
 def shortest(schedule: Schedule) -> timedelta:
-    """Return the shortest time between two of the first slots."""
+    """Return the shortest time between two of a schedule's first slots."""
     slots = islice(schedule.between(CHECKED_FROM_UTC, CHECKED_FROM_UTC + LONGEST_INTERVAL), SLOTS_CHECKED)
     return min((after - before for before, after in pairwise(slots)), default=timedelta.max)
 

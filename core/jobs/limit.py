@@ -16,11 +16,11 @@ from pydantic_core import to_json
 NAME = re.compile(r"(?:[^{}\0]|\{[^\W\d]\w*\}){1,200}")
 ARGUMENT = re.compile(r"\{(\w+)\}")
 NOT_ARGUMENTS = re.compile(r"\{\w+\}")
-#: A filled name is stored up to this length; the rest is replaced by a hash.
+#: A filled name is stored up to this length. The remaining characters are replaced by a hash.
 LONGEST_NAME = 300
-#: Each claim reads the running runs of the name.
+#: The most runs at once. It is bounded, since each claim reads the running runs of the name.
 LARGEST_AT_ONCE = 10_000
-#: A float counts the runs that may start.
+#: The most starts within a time. It is bounded, since a float counts the runs that may start.
 LARGEST_MOST = 1_000_000_000
 LONGEST_PER = timedelta(days=31)
 SHORTEST_PER = timedelta(milliseconds=1)
@@ -31,10 +31,10 @@ class Limit:
     """A limit over all processes: ``at_once`` runs at work, or ``most`` starts within ``per``.
 
     Jobs that declare the same name share the limit. ``{argument}`` in the name is replaced by the value of that
-    argument when a run is inserted, so each value has a limit of its own. Values are shown to operators.
+    argument when a run is inserted, so each value has a limit of its own. Operators see these values.
 
-    ``most`` and ``per`` are a bucket of ``most`` tokens, which is refilled evenly within ``per``. A start takes one. So
-    within any time ``t`` at most ``most + most * t / per`` runs start.
+    ``most`` and ``per`` describe a bucket of ``most`` tokens, which is refilled evenly within ``per``. A start takes
+    one token. So within any time ``t`` at most ``most + most * t / per`` runs start.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Limit:
 
     @property
     def arguments(self) -> list[str]:
-        """The arguments in its name."""
+        """The arguments in the limit's name."""
         return ARGUMENT.findall(self.name)
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Its numbers as a release records them."""
+        """The limit's numbers as a release records them."""
         if self.at_once is not None:
             return {"at_once": self.at_once}
         assert self.most is not None
@@ -61,7 +61,7 @@ class Limit:
         return f"{self.name}: {size}"
 
     def filled(self, args: Mapping[str, Any]) -> str:
-        """Return the name for a run with these arguments, JSON values. Raises KeyError if one is missing."""
+        """Return the limit's name for a run with these arguments, JSON values. Raises KeyError if one is missing."""
         return shortened(ARGUMENT.sub(lambda found: in_name(args[found[1]]), self.name))
 
 
@@ -73,7 +73,7 @@ def shortened(name: str) -> str:
 
 
 def may_fill(declared: str, name: str) -> bool:
-    """Return whether ``name``, as it is stored, may be ``declared`` with values of arguments."""
+    """Return whether ``name``, as it is stored, may be ``declared`` filled with values of arguments."""
     literals = [re.escape(part) for part in NOT_ARGUMENTS.split(declared)]
     pattern = ".*".join(literals) if len(name) < LONGEST_NAME else f"{literals[0]}.*"
     return re.fullmatch(pattern, name, re.DOTALL) is not None
@@ -86,7 +86,7 @@ def in_name(value: Any) -> str:
 
 @lru_cache(maxsize=10_000)
 def defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Return the defaults of a function's parameters as JSON values, as far as there are any."""
+    """Return the defaults of a function's parameters as JSON values. Leave out parameters without a default."""
     parameters = inspect.signature(function).parameters.items()
     found = {name: each.default for name, each in parameters if each.default is not inspect.Parameter.empty}
     return {name: json.loads(to_json(value, fallback=str)) for name, value in found.items()}
@@ -131,7 +131,7 @@ def _is_count(limit: Limit, name: str, most: int) -> list[str]:
 
 
 def smallest(limits: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Of each name, the smallest ``at_once`` or ``most``, and the slowest rate, as ``per_second``."""
+    """Return, for each name, the smallest ``at_once`` or ``most``, and the slowest rate, as ``per_second``."""
     found: dict[str, dict[str, float]] = {}
     for name, numbers in limits:
         least = found.setdefault(name, {})
@@ -148,7 +148,7 @@ def sizes(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def contradictions(limits: Iterable[tuple[str, str, Mapping[str, float]]]) -> dict[str, list[str]]:
-    """Return each name that is declared with different numbers: the jobs that declare it.
+    """Return each name that is declared with different numbers, and the jobs that declare it.
 
     ``limits`` has a job, a name and its numbers.
     """

@@ -1,4 +1,4 @@
-"""``RunMiddleware``, with which a plugin surrounds runs, and the ``Attempt`` that it sees."""
+"""``RunMiddleware``, with which a plugin surrounds runs, and ``Attempt``, which the middleware sees."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from core.jobs.run import Run
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt at a run, as a ``RunMiddleware`` sees it.
+    """One attempt of a run, as a ``RunMiddleware`` sees it.
 
     A message of the fast lane has no run in the ledger, and its ``run.id`` is 0.
     """
@@ -27,26 +27,28 @@ class Attempt:
 class RunMiddleware:
     """Surrounds runs: subclass it, and return instances from the hook ``register_middleware``.
 
-    It observes runs and cannot change their outcome. Errors that it raises are logged with its plugin's name, and
-    errors that it swallows still fail the run. Many threads call one instance at the same time.
+    The middleware observes runs and cannot change their outcome. Errors that it raises are logged with its plugin's
+    name, and errors that it swallows still fail the run. Many threads call one instance at the same time.
     """
 
-    #: Whether it surrounds the runs of all plugins' jobs; by default, only of its own plugin's jobs.
+    #: Whether the middleware surrounds the runs of all plugins' jobs. By default, it surrounds only those of its own
+    #: plugin.
     every_job: bool = False
 
     def around(self, attempt: Attempt) -> AbstractContextManager[object]:
         """Return a context manager that is entered before the job's function is called, and exited after it.
 
-        It runs within the job's time limits and its transaction, which is committed afterwards. It sees the function's
-        exception, and ``attempt.result``. Its changes of context variables are undone when it exits.
+        The context manager runs within the job's time limits and its transaction, which is committed afterwards. It
+        sees the function's exception, and ``attempt.result``. Its changes of context variables are undone when it
+        exits.
         """
         return nullcontext()
 
     def ended(self, attempt: Attempt, state: str) -> None:
-        """Called once the attempt's end is recorded; ``state`` is the run's state in the ledger.
+        """Handle the end of the attempt, which is recorded now. ``state`` is the run's state in the ledger.
 
-        ``state`` is ``succeeded``, ``retrying`` or ``dead``; ``cancelled`` if the run was cancelled, and is dead; or
-        ``lost`` if another process owns the run now. For a message of the fast lane, which has no row in the ledger, it
-        is ``succeeded`` or ``failed``. Called at most once per attempt, perhaps in another thread; not called if the
-        process dies or is ended at a hard limit. It must return within five seconds.
+        ``state`` is ``succeeded``, ``retrying`` or ``dead``; ``cancelled`` for a dead run that was cancelled; or
+        ``lost`` if another process owns the run now. For a message of the fast lane, which has no row in the ledger,
+        ``state`` is ``succeeded`` or ``failed``. This is called at most once per attempt, perhaps in another thread. It
+        is not called if the process dies or is ended at a hard limit. It must return within five seconds.
         """

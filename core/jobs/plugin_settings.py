@@ -23,7 +23,7 @@ class PluginSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
-    #: ``ROTA_<NAME OF THE PLUGIN>_``.
+    #: The prefix of the plugin's variables: ``ROTA_<NAME OF THE PLUGIN>_``.
     prefix: ClassVar[str]
     _current: ClassVar[Self | None] = None
 
@@ -34,9 +34,12 @@ class PluginSettings(BaseModel):
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
-        """Return the settings in ``environ``. Raises SettingsError, naming every variable that is wrong or misspelt.
+        """Return the settings in ``environ``.
 
-        A variable that resembles no field is ignored: it may belong to a plugin whose name begins with this plugin's.
+        Raises SettingsError, which names every variable that is wrong or misspelt.
+
+        A variable that resembles no field is ignored, since it may belong to a plugin whose name begins with this
+        plugin's name.
         """
         given = {name: value for name, value in environ.items() if name.startswith(cls.prefix) and value != ""}
         fields = {name.removeprefix(cls.prefix).lower(): value for name, value in given.items()}
@@ -57,12 +60,12 @@ class PluginSettings(BaseModel):
 
     @classmethod
     def current(cls) -> Self:
-        """This process's settings, read on first use."""
+        """Return this process's settings, which are read on first use."""
         if cls._current is None:
             cls._current = cls.read(os.environ)
         return cls._current
 
     @classmethod
     def forget(cls) -> None:
-        """Read the environment again on next use, in tests."""
+        """Read the environment again on next use. For tests."""
         cls._current = None

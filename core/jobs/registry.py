@@ -1,4 +1,4 @@
-"""The registry of loaded jobs, by name; the only place where the core looks up a job."""
+"""The registry of loaded jobs, by name. The core looks up jobs only here."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,14 +27,14 @@ def words_on_grace(job: Job, retention_days: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """One middleware of a plugin around runs."""
+    """A plugin's middleware around runs, with the name of the plugin."""
 
     plugin: str
     middleware: RunMiddleware
 
     @property
     def name(self) -> str:
-        """The name of its class."""
+        """The name of the middleware's class."""
         return type(self.middleware).__name__
 
     def __str__(self) -> str:
@@ -46,21 +46,21 @@ class Plugin:
     """An installed plugin, and the outcome of loading it."""
 
     name: str
-    #: The distribution it came with, and its version.
+    #: The distribution that the plugin came with, and its version.
     distribution: str
     version: str
     jobs: tuple[Job, ...] = ()
-    #: The folder of its Alembic revisions, if it has any.
+    #: The folder of the plugin's Alembic revisions, if it has revisions.
     migrations: Path | None = None
-    #: The class of its settings, if it has any.
+    #: The class of the plugin's settings, if it has settings.
     settings: type[PluginSettings] | None = None
-    #: Its middleware around runs, outermost first.
+    #: The plugin's middleware around runs, the outermost first.
     middleware: tuple[RunMiddleware, ...] = ()
-    #: The functions that read the wanted schedules of its jobs, by the jobs' names.
+    #: The functions that read the wanted schedules of the plugin's jobs, by the jobs' names.
     schedules: Mapping[str, WantedSchedules] = field(default_factory=dict)
-    #: Why it is broken; None if it is not.
+    #: Why the plugin is broken; None if it is not broken.
     error: str | None = None
-    #: Whether it is installed but disabled; then none of its modules is imported.
+    #: Whether the plugin is installed but disabled. None of a disabled plugin's modules is imported.
     is_disabled: bool = False
 
     @property
@@ -73,15 +73,15 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Registry:
-    """The plugins, and the jobs of those that are not broken."""
+    """The plugins, and the jobs of all plugins that are not broken."""
 
     plugins: tuple[Plugin, ...] = ()
     jobs: Mapping[str, Job] = field(init=False)
     owners: Mapping[str, Plugin] = field(init=False)
-    #: For each job, the scopes of the pauses that would pause it.
+    #: For each job, the scopes of the pauses that would pause the job.
     scopes: Mapping[str, tuple[str, ...]] = field(init=False)
-    #: For each job that has any, the middleware around its runs, outermost first: ordered by the plugins' names, and
-    #: within a plugin in the order in which the plugin returned them.
+    #: The middleware around the runs of each job that has middleware, the outermost first. It is ordered by the
+    #: plugins' names and, within a plugin, as the plugin returned it.
     middleware: Mapping[str, tuple[Registered, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +94,10 @@ class Registry:
         object.__setattr__(self, "middleware", {name: found for name, found in around.items() if found})
 
     def _around(self, owner: Plugin) -> tuple[Registered, ...]:
-        """The middleware around the runs of one plugin's jobs. An object that two plugins registered is listed once."""
+        """Return the middleware around the runs of one plugin's jobs.
+
+        An object that two plugins registered is listed once.
+        """
         found: dict[int, Registered] = {}
         for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):
             for middleware in plugin.middleware if not plugin.error else ():
@@ -130,12 +133,12 @@ class Registry:
 
     @property
     def wanted_schedules(self) -> Mapping[str, WantedSchedules]:
-        """For each job whose plugin reads its wanted schedules, the function that does so."""
+        """Return, for each job whose plugin reads its wanted schedules, the function that reads them."""
         loaded = (plugin for plugin in self.plugins if not plugin.error)
         return {job: read for plugin in loaded for job, read in sorted(plugin.schedules.items())}
 
     def outliving(self, retention: timedelta) -> list[Job]:
-        """Return the jobs whose grace is longer than ``retention``: a slot could run after its row was deleted."""
+        """Return the jobs whose grace is longer than ``retention``: a slot may run after its row was deleted."""
         return [job for job in self.scheduled() if job.misfire_grace > retention]
 
     def broken(self) -> Iterable[Plugin]:

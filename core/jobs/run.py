@@ -13,7 +13,7 @@ from core.jobs import arguments
 
 
 class Checkpoint(Protocol):
-    """The type of ``Run.checkpoint``, for functions that take it as an argument."""
+    """The type of ``Run.checkpoint``, for functions that take this method as an argument."""
 
     def __call__(self, progress: Mapping[str, Any] | None = None, /) -> None:
         """Commit this batch."""
@@ -24,13 +24,13 @@ class Work(Protocol):
 
     @property
     def session(self) -> Session:
-        """The one session of this attempt."""
+        """The session of this attempt."""
 
     def checkpoint(self, progress: str | None) -> None:
         """Commit the transaction with ``progress``, a JSON text. Raises LeaseLost."""
 
     def is_time_to_tell(self) -> bool:
-        """Return whether the progress must be logged now; the caller then logs it."""
+        """Return whether the caller must log the progress now."""
 
     def enqueue(
         self,
@@ -43,43 +43,46 @@ class Work(Protocol):
         priority: int | None,
         unless: Literal["waiting"] | None,
     ) -> int:
-        """Request a run of ``job`` in this transaction; return its id."""
+        """Request a run of ``job`` in this transaction. Return the id of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One attempt at a run, as the job's function sees it."""
+    """One attempt of a run, as the job's function sees it."""
 
     id: int
     job: str
     key: str
     #: The planned time of this run, in UTC; None if the run was requested.
     slot: datetime | None
-    #: Counted from 1.
+    #: The number of the attempt. The first attempt is 1.
     attempt: int
-    #: When the attempt began, in UTC, by the database's clock.
+    #: The time when the attempt began, in UTC, by the database's clock.
     now: datetime
-    #: The arguments as JSON values, before conversion to the types of the function's annotations.
+    #: The arguments as JSON values, before their conversion to the types of the function's annotations.
     args: Mapping[str, Any]
     work: Work = field(repr=False)
 
     @property
     def log(self) -> structlog.stdlib.BoundLogger:
-        """The logger of the job, whose lines have the fields of this attempt."""
+        """The logger of the job. Its lines have the fields of this attempt."""
         logger: structlog.stdlib.BoundLogger = structlog.get_logger(f"job.{self.job}")
         return logger
 
     @property
     def session(self) -> Session:
-        """The SQLAlchemy session of this attempt; Rota commits it, with the run's success, when the job returns."""
+        """The SQLAlchemy session of this attempt.
+
+        When the job returns, Rota commits it together with the run's success.
+        """
         return self.work.session
 
     def checkpoint(self, progress: Mapping[str, Any] | None = None, /) -> None:
         """Commit the work done so far, and continue in a new transaction.
 
-        ``progress`` is for people: ``rota runs`` shows the latest, and the log has one every ten seconds. Raises
-        LeaseLost, without a commit, if another worker owns the run now; BadProgress if PostgreSQL cannot store
-        ``progress``.
+        ``progress`` is for people: ``rota runs`` shows the latest progress, and the log has it every ten seconds.
+        Raises LeaseLost, without a commit, if another worker owns the run now. Raises BadProgress if PostgreSQL cannot
+        store ``progress``.
         """
         told = arguments.encode_progress(self.job, progress) if progress is not None else None
         self.work.checkpoint(told)

@@ -35,12 +35,12 @@ from core.jobs.cron_dialect import EXPECTED_FIELDS
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
-#: Bounds of ``every``. Use ``cron`` for intervals of more than a leap year.
+#: The bounds of ``every``. Use ``cron`` for intervals of more than a leap year.
 SHORTEST_INTERVAL = SECOND
 LONGEST_INTERVAL = timedelta(days=366)
 
-#: A cron expression must match within this range of wall-clock times. The rarest date, a given weekday on
-#: 29 February, comes at most 40 years after the one before; CronSim itself gives up after 50.
+#: A cron expression must match within this range of wall-clock times. The rarest date, a given weekday on 29 February,
+#: comes at most 40 years after the previous one. CronSim itself searches for 50 years.
 CHECKED_FROM = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 CHECKED_UNTIL = CHECKED_FROM.replace(year=2076)
 CHECKED_FROM_UTC = CHECKED_FROM.replace(tzinfo=UTC)
@@ -51,7 +51,8 @@ _UNITS = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(m
 
 
 def every(*, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0) -> "Every":
-    """Return a slot at each multiple of the interval since the Unix epoch; ``every(hours=1)`` is due on the hour, UTC.
+    """Return a schedule with a slot at each multiple of the interval since the Unix epoch: ``every(hours=1)`` is due on
+    the hour, UTC.
 
     The parts add up to a whole number of seconds from 1 s to 366 days. Raises DeclarationError otherwise.
     """
@@ -64,11 +65,12 @@ def every(*, seconds: float = 0, minutes: float = 0, hours: float = 0, days: flo
 
 
 def cron(expression: str, *, tz: str = "UTC") -> "Cron":
-    """A slot whenever the wall clock in ``tz`` matches ``expression``: five fields, or a name such as ``@daily``.
+    """Return a schedule with a slot whenever the wall clock in ``tz`` matches ``expression``: five fields, or a name
+    such as ``@daily``.
 
-    Day of month and day of week must both match if either begins with ``*``; otherwise one is enough. When clocks
-    change, Debian's rules apply (see the module's docstring). Raises DeclarationError for an expression that is
-    malformed or never matches, and for an unknown time zone.
+    Day of month and day of week must both match if either begins with ``*``. Otherwise it is enough that one of them
+    matches. When clocks change, Debian's rules apply (see the module's docstring). Raises DeclarationError for an
+    expression that is malformed or never matches, and for an unknown time zone.
     """
     return Cron(expression, tz)
 
@@ -76,7 +78,7 @@ def cron(expression: str, *, tz: str = "UTC") -> "Cron":
 class Schedule(ABC):
     """A series of slots. Methods take aware instants in any zone and return UTC.
 
-    They raise ValueError for a naive datetime, and OverflowError for a slot outside the years 1 to 9999.
+    The methods raise ValueError for a naive datetime, and OverflowError for a slot outside the years 1 to 9999.
     """
 
     __slots__ = ()
@@ -99,14 +101,17 @@ class Schedule(ABC):
         return next(self._slots_after(_utc(instant)))
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
-        """Yield the slots with ``after`` < slot <= ``until``, ascending; each is computed when it is needed."""
+        """Yield the slots with ``after`` < slot <= ``until``, in ascending order.
+
+        Each slot is computed when it is needed.
+        """
         end = _utc(until)
         return takewhile(lambda slot: slot <= end, self._slots_after(_utc(after)))
 
 
 @dataclass(frozen=True, slots=True)
 class Every(Schedule):
-    """Slots at the multiples of ``interval`` since the Unix epoch; made by ``every``."""
+    """A schedule whose slots are the multiples of ``interval`` since the Unix epoch. ``every`` makes it."""
 
     interval: timedelta
 
@@ -120,7 +125,7 @@ class Every(Schedule):
 
     @property
     def timezone(self) -> str:
-        """Always UTC: the interval is counted from the Unix epoch."""
+        """The key of the time zone, always UTC: the interval is counted from the Unix epoch."""
         return "UTC"
 
     def latest_at(self, instant: datetime) -> datetime:
@@ -136,7 +141,7 @@ class Every(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class Cron(Schedule):
-    """Slots at the wall-clock times that ``expression`` names in the zone ``tz``; made by ``cron``."""
+    """A schedule whose slots are the wall-clock times of ``expression`` in the zone ``tz``. ``cron`` makes it."""
 
     expression: str
     tz: str = "UTC"
@@ -178,20 +183,22 @@ class Cron(Schedule):
                 newest = slot
 
     def _wall_at(self, instant: datetime) -> tuple[datetime, timedelta]:
-        """The naive wall-clock time at ``instant``, and how far apart its two occurrences are, if it occurs twice.
+        """Return the naive wall-clock time at ``instant`` and, if that time occurs twice, how far apart the occurrences
+        are.
 
-        In a repeated hour, a later instant may have an earlier wall-clock time; the difference is at most this.
+        In a repeated hour, a later instant may have an earlier wall-clock time. The second value is the largest
+        difference.
         """
         local = instant.astimezone(self._zone)
         first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
         return local.replace(tzinfo=None, fold=0), second - first
 
     def _walls_before(self, wall: datetime) -> CronSim:
-        """Matching wall-clock times not after ``wall``, newest first."""
+        """Yield the matching wall-clock times not after ``wall``, the newest first."""
         return CronSim(self._fields, wall.replace(microsecond=0) + SECOND, reverse=True)
 
     def _slots_of(self, walls: Iterable[datetime], fold: int) -> Iterator[datetime]:
-        """Yield the instants of ``walls``, in order; ``fold`` chooses the occurrence of a time that occurs twice."""
+        """Yield the instants of ``walls``, in order. ``fold`` chooses the occurrence of a time that occurs twice."""
         slots = (self._slot_of(wall, fold) for wall in walls)
         return (slot for slot in slots if slot is not None)
 
@@ -217,7 +224,7 @@ class Cron(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class Shifted(Schedule):
-    """The slots of another schedule, each later by ``shift``."""
+    """A schedule whose slots are those of another schedule, each later by ``shift``."""
 
     base: Schedule
     shift: timedelta
@@ -248,7 +255,7 @@ def parse(spec: str) -> Every | Cron:
 
 
 def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:
-    """The slots of a schedule made at run time: later by ``phase`` seconds, and every 2^stretch-th of an interval."""
+    """Return the slots of a schedule made at run time: each ``phase`` seconds later, and only every 2^stretch-th."""
     base = parse(spec)
     stretched = Every(base.interval * (1 << stretch)) if stretch and isinstance(base, Every) else base
     return Shifted(stretched, timedelta(seconds=phase))
@@ -256,7 +263,7 @@ def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:
 
 @lru_cache(maxsize=10_000)
 def first_after(schedule: Schedule, instant: datetime) -> datetime:
-    """``schedule.next_after(instant)``, computed once for the many jobs that have the same schedule."""
+    """Return ``schedule.next_after(instant)``, computed once for the many jobs that have the same schedule."""
     return schedule.next_after(instant)
 
 
@@ -265,7 +272,8 @@ def slots_between(
 ) -> list[datetime]:
     """Return the slots with ``after`` < slot <= ``until``, at most ``most`` of them.
 
-    Fast path: slots are whole seconds, so if ``first`` is less than a second ago, it is the only slot.
+    If ``first`` is less than a second ago, it is the only slot, since slots are whole seconds. This makes the usual
+    case fast.
     """
     if first is not None and after < first <= until < first + SECOND:
         return [first]
@@ -321,7 +329,7 @@ def _zone_names() -> frozenset[str]:
 
 
 def _end_of_gap(wall: datetime, zone: ZoneInfo) -> datetime:
-    """Return the instant at which the clocks of ``zone`` skip ``wall``; to the second, found by halving."""
+    """Return the instant, to the second, at which the clocks of ``zone`` skip ``wall``. It is found by halving."""
     before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (1, 0))
     offset = before.astimezone(zone).utcoffset()
     while after - before > SECOND:

@@ -1,4 +1,4 @@
-"""``Secret``: marks an argument of a job whose values are shown to nobody."""
+"""``Secret`` marks an argument of a job as secret: its values are never shown."""
 
 import inspect
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from core.jobs.job import Job
 class Secret:
     """Marks a parameter of a job as secret, as in ``token: Annotated[str, Secret]``.
 
-    Its values are hidden in lists, errors, tracebacks, log lines and results. The ledger has them as they are, since
+    The values are hidden in lists, errors, tracebacks, log lines and results. The ledger stores them unchanged, since
     the job needs them.
     """
 
@@ -26,7 +26,7 @@ def secret_names(job: Job) -> frozenset[str]:
 
 
 def refuse_wrong_secrets(job: Job) -> None:
-    """Raise DeclarationError if a job of the fast lane has secret parameters, or a subject or limit that is secret."""
+    """Raise DeclarationError if a job of the fast lane has secret parameters, or if a subject or a limit is secret."""
     names = sorted(secret_names(job))
     for limit in job.limits:
         if shown := [name for name in limit.arguments if name in names]:
@@ -44,7 +44,7 @@ def refuse_wrong_secrets(job: Job) -> None:
 
 
 def marks(annotation: Any) -> Iterator[Any]:
-    """Yield the classes within ``annotation`` and the marks beside them, at any depth."""
+    """Yield the classes within ``annotation`` and the marks of ``Annotated``, at any depth."""
     for part in (*get_args(annotation), *getattr(annotation, "__metadata__", ())):
         yield type(part) if isinstance(part, Secret) else part
         yield from marks(part)

@@ -1,16 +1,16 @@
-"""``Subject``: names the row that a run is about, by one of the job's parameters."""
+"""``Subject`` names the row that a run is about, by one of the job's parameters."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-#: A table as it is written without quotes, with or without its schema.
+#: A table's name as it is written without quotes, with or without its schema.
 TABLE = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The row of ``table`` whose primary key is the argument ``parameter``.
+    """A subject: the row of ``table`` whose primary key is the argument ``parameter``.
 
     The primary key must be one column. A job must not name a subject that it deletes itself, since runs that are
     requested after the deletion would be orphaned.
@@ -20,7 +20,7 @@ class Subject:
     parameter: str
 
     def of(self, args: Mapping[str, object]) -> str | None:
-        """Return the subject of a run with these arguments, as ``table:id``; None if it has none."""
+        """Return the subject of a run with these arguments, as ``table:id``, or None if the run has no subject."""
         value = args.get(self.parameter)
         return None if value is None else f"{self.table}:{value}"
 

@@ -19,14 +19,17 @@ from core.worker.outcomes import Recorder
 
 
 class ArgumentFit(Layer):
-    """Decodes the arguments of a run. If they do not fit here and may fit elsewhere, the run is released."""
+    """Decodes the arguments of a run. If they do not fit here but may fit elsewhere, the run is released."""
 
     def __init__(self, claims: Claims, recorder: Recorder) -> None:
         self._claims = claims
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Release the run if it may fit elsewhere; otherwise proceed with its arguments, or with the error."""
+        """Release the run if it may fit elsewhere.
+
+        Otherwise call the inner layers with its arguments, or with the error.
+        """
         lease = execution.lease
         assert lease is not None, "a run is claimed before it is judged"
         try:
@@ -42,7 +45,7 @@ class ArgumentFit(Layer):
         assert lease is not None
         if not self._recorder.record(lease, partial(claims.refuse, lease=lease, form=form)):
             return False
-        execution.lease = None  # so that no outcome is recorded
+        execution.lease = None  # no outcome is recorded without a lease
         self._claims.membership.in_hand.remove(lease)
         emit(RunMisfit(execution.job.name, lease.run_id))
         return True
@@ -52,7 +55,7 @@ class MessageFit(Layer):
     """Decodes the arguments of a message of the fast lane."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed with the decoded arguments. Raises ArgumentsMisfit."""
+        """Call the inner layers with the decoded arguments. Raises ArgumentsMisfit."""
         try:
             execution.kwargs = arguments.decode(execution.job, execution.args)
         except BadArguments as misfit:

@@ -1,4 +1,4 @@
-"""Ends a cancelled run when its function has left; ``core/ledger/cancels.py`` says how a cancel works."""
+"""Ends a cancelled run when its function has returned. ``core/ledger/cancels.py`` explains how a cancel works."""
 
 from typing import Any
 
@@ -13,21 +13,22 @@ from core.worker.outcomes import Recorder, log_of
 
 
 class Cancellation(Layer):
-    """If an attempt could not commit because its run was cancelled, ends the run; its key and limits are then free."""
+    """If an attempt could not commit because its run was cancelled, ends the run. Its key and limits are then free."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed; the outcome of an attempt at a cancelled run is ``cancelled``."""
+        """Call the inner layers. The outcome of an attempt of a cancelled run is ``cancelled``."""
         status = proceed(execution)
         return settled(self._recorder, execution, status) if status == LOST else status
 
 
 def settled(recorder: Recorder, execution: Execution, status: str) -> str:
-    """Return the outcome of an attempt that ended with ``status``: ``cancelled`` if a cancel made it lose its lease.
+    """Return the outcome of an attempt that ended with ``status``: ``cancelled`` if the attempt lost its lease to a
+    cancel.
 
-    Then this ends the run. If PostgreSQL refuses that, the heartbeat does it later.
+    In that case, also end the run. If PostgreSQL refuses this, the heartbeat ends the run later.
     """
     lease = execution.lease
     if lease is None or status != LOST:

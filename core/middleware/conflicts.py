@@ -1,5 +1,5 @@
 """Repeats an attempt at once if PostgreSQL aborted it because of another transaction, if its connection was lost before
-its first statement, or if PostgreSQL had discarded our prepared statements unnoticed.
+its first statement, or if PostgreSQL had discarded Rota's prepared statements unnoticed.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from core.middleware.execution import Execution, Layer, Proceed
 from core.observability.events import RunConflict, emit
 from core.worker.outcomes import Recorder
 
-#: How many times an attempt that conflicts with other transactions is repeated at once.
+#: An attempt that conflicts with other transactions is repeated at once, at most this many times.
 MOST_CONFLICTS = 3
 
 
@@ -25,7 +25,7 @@ class Conflicts(Layer):
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, and repeat it if the next try may succeed."""
+        """Call the inner layers, and repeat the call if the next try may succeed."""
         lease = execution.lease
         assert lease is not None, "only a run of the ledger is repeated"
         for _ in range(MOST_CONFLICTS):
@@ -38,7 +38,7 @@ class Conflicts(Layer):
         return proceed(execution)
 
     def _is_held(self, lease: Lease) -> bool:
-        """Return whether the lease is good at this moment, once PostgreSQL can be asked."""
+        """Return whether the lease is good now. Wait until PostgreSQL can be asked."""
         return bool(self._recorder.record(lease, lambda connection: leases.is_held(connection, lease)))
 
 

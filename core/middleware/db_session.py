@@ -1,5 +1,5 @@
-"""The session of an attempt: opened when it is first asked for, fenced by the lease at every commit, and committed in
-one transaction with the run's success.
+"""The session of an attempt. It is opened when it is first asked for, fenced by the lease at every commit, and
+committed in one transaction with the run's success.
 """
 
 import time
@@ -40,7 +40,7 @@ class JobSession(Session):
     """A job's session. Every commit checks the lease in the committing transaction."""
 
     def cancel(self) -> None:
-        """Cancel the statement this session is waiting for, from another thread."""
+        """Cancel, from another thread, the statement that this session waits for."""
         connection: DriverConnection | None = self.info.get(DRIVER_CONNECTION)
         if connection is not None:
             connection.cancel()
@@ -94,15 +94,15 @@ class Work:
 
     engine: Engine
     lease: Lease | None = None
-    #: The isolation level of its transactions; None for the database's default.
+    #: The isolation level of the attempt's transactions; None for the database's default.
     isolation: str | None = None
     _session: JobSession | None = None
-    #: When its progress was last logged, or it began, by the monotonic clock.
+    #: The time when the progress was last logged, or when the attempt began, by the monotonic clock.
     _told_at: float = field(default_factory=time.monotonic)
 
     @property
     def session(self) -> JobSession:
-        """The one session of this attempt. Raises ForkedChild in a child that the job has forked."""
+        """The session of this attempt. Raises ForkedChild in a child process that the job has forked."""
         if forks.is_child():
             raise ForkedChild("a child of a fork has no part in its parent's run; open a connection of its own there")
         if self._session is None:
@@ -115,7 +115,7 @@ class Work:
         return self._session is not None and self._session.in_transaction()
 
     def commit(self) -> None:
-        """Commit the session, if it was used."""
+        """Commit the session, if the job has used it."""
         if self.has_begun:
             self.session.commit()
 
@@ -130,7 +130,7 @@ class Work:
             self._session.disconnect()
 
     def abandon_connection(self) -> None:
-        """Mark the connection for closing instead of reuse, since a cancellation may still reach it."""
+        """Mark the connection for closing instead of reuse, since a cancellation may still arrive on it."""
         if self._session is not None:
             with suppress(DBAPIError):
                 self._session.invalidate()
@@ -145,7 +145,7 @@ class Work:
         session.commit()
 
     def is_time_to_tell(self) -> bool:
-        """Return whether the progress must be logged now; the caller then logs it."""
+        """Return whether the caller must log the progress now."""
         is_time = time.monotonic() >= self._told_at + PROGRESS_SECONDS
         if is_time:
             self._told_at = time.monotonic()
@@ -162,13 +162,13 @@ class Work:
         priority: int | None,
         unless: Literal["waiting"] | None,
     ) -> int:
-        """Request a run of ``job`` in this transaction; return its id."""
+        """Request a run of ``job`` in this transaction. Return the id of the run."""
         return enqueue(
             self.session, job, key=key, args=args, delay=delay, expires=expires, priority=priority, unless=unless
         )
 
     def close(self) -> None:
-        """Roll back the open transaction. If the connection is lost, PostgreSQL has rolled it back."""
+        """Roll back the open transaction. If the connection is lost, PostgreSQL has rolled the transaction back."""
         if self._session is not None:
             with suppress(DBAPIError):
                 self._session.close()
@@ -178,13 +178,13 @@ class DatabaseSession(Layer):
     """Opens the transaction of a run. Commits it if the run succeeds, and otherwise rolls it back."""
 
     def __init__(self, engine: Engine, recorder: Recorder, completions: Completions | None) -> None:
-        """``completions`` records successes together; without it each run records its own."""
+        """``completions`` records successes in batches. Without it, each run records its own success."""
         self._engine = engine
         self._recorder = recorder
         self._completions = completions
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Commit the transaction with the run's success; the outcome is the run's state, or ``recording``."""
+        """Commit the transaction together with the run's success. The outcome is the run's state, or ``recording``."""
         began, work = time.perf_counter(), Work(self._engine, execution.lease, execution.job.isolation)
         execution.open(work)
         try:
@@ -199,7 +199,7 @@ class DatabaseSession(Layer):
             work.close()
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Acknowledge the message of a run that was recorded in a batch."""
+        """Acknowledge the message of a run whose success was recorded in a batch."""
         if execution.is_recorded_later and execution.carried is not None:
             execution.carried.end()
 

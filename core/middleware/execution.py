@@ -1,4 +1,4 @@
-"""``Execution``, which goes through the middleware: one attempt, from its claim until its end is recorded."""
+"""``Execution``, which the layers of middleware pass on: one attempt, from its claim until its end is recorded."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +31,13 @@ class Carried(Protocol):
 
     @property
     def lease(self) -> Lease | None:
-        """The lease on the run, if it was claimed ahead."""
+        """The lease on the run, if the run was claimed before a thread started it."""
 
     def worked(self, seconds: float) -> None:
         """Remember how long the job itself took."""
 
     def end(self) -> None:
-        """Acknowledge the message of a run that returned ``recording``, when the run is over."""
+        """When the run is over, acknowledge the message of a run that returned ``recording``."""
 
 
 class Interruptible(Work, Protocol):
@@ -47,53 +47,53 @@ class Interruptible(Work, Protocol):
         """Cancel the running statement."""
 
     def disconnect(self) -> None:
-        """Close the connection under the attempt, from another thread, so that PostgreSQL rolls back. Does not wait."""
+        """Close the attempt's connection from another thread, so that PostgreSQL rolls back. Does not wait."""
 
     def abandon_connection(self) -> None:
-        """Mark the connection for closing instead of reuse, since a cancellation may still reach it."""
+        """Mark the connection for closing instead of reuse, since a cancellation may still arrive on it."""
 
 
 @dataclass(slots=True, eq=False)
 class Execution:
-    """One attempt at a run, or at a message of the fast lane, which has neither run nor lease."""
+    """One attempt of a run, or of a message of the fast lane, which has neither run nor lease."""
 
-    #: Called with the recorded status, outermost layer first.
+    #: Functions that are called with the recorded status, in the order of the layers, the outermost first.
     endings: "Sequence[Ending]"
     job: Job
     run_id: int = 0
     #: The value of ``Run.now``; None for the database's clock.
     now: datetime | None = None
     carried: Carried | None = None
-    #: For a message of the fast lane: its arguments, its id, and the function that dead-letters it.
+    #: For a message of the fast lane: its arguments, its id, and the function that dead-letters the message.
     args: Mapping[str, Any] = field(default_factory=dict)
     message_id: str = ""
     dead_letter: Callable[[], None] | None = None
-    #: When it began, by the monotonic clock.
+    #: The time when the attempt began, by the monotonic clock.
     began: float = field(default_factory=time.perf_counter)
-    #: Its duration, if it is known before the attempt's end is recorded.
+    #: The duration of the attempt, if it is known before the attempt's end is recorded.
     seconds: float | None = None
     lease: Lease | None = None
     #: The arguments for the job's function, or the error if they do not fit.
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     misfit: BadArguments | None = None
-    #: The schedule of a slot that was made at run time.
+    #: The schedule made at run time, if the run's slot is a slot of one.
     standing: Standing | None = None
-    #: Whether its success will be recorded later, in a batch.
+    #: Whether the success will be recorded later, in a batch.
     is_recorded_later: bool = False
-    #: Whether its success found a run that waits for its end.
+    #: Whether the recording of the success found a run that waits for the end of this run.
     is_awaited: bool = False
     work: Interruptible | None = None
     run: Run | None = None
-    #: The object that plugins' middleware sees; None without such middleware.
+    #: The object that plugins' middleware sees; None if there is no such middleware.
     attempt: Attempt | None = None
     #: The middleware that is being entered or left now, for the message of a time limit.
     inside: str = ""
-    #: The last lines that it has logged.
+    #: The last lines that the attempt has logged.
     tail: LogTail = field(default_factory=LogTail)
 
     @property
     def elapsed(self) -> float:
-        """How long it took, or has taken until now, in seconds."""
+        """The time that the attempt took, or has taken until now, in seconds."""
         return self.seconds if self.seconds is not None else time.perf_counter() - self.began
 
     @property
@@ -116,12 +116,12 @@ class Execution:
             self.run = Run(0, job.name, "", None, 1, self.now, self.args, work)
 
     def failed(self, error: BaseException) -> None:
-        """Set the error of the attempt for plugins' middleware."""
+        """Set the error of the attempt, which plugins' middleware sees."""
         if self.attempt is not None:
             self.attempt.exception = error
 
     def was_postponed(self) -> None:
-        """Clear the error for plugins' middleware, since Later is none."""
+        """Clear the error that plugins' middleware sees, since Later is not an error."""
         if self.attempt is not None:
             self.attempt.exception = None
 
@@ -141,11 +141,11 @@ class Layer:
     """One layer of the middleware around a run."""
 
     def around(self, execution: Execution, proceed: "Proceed") -> Any:
-        """Do the layer's work before and after ``proceed``, which calls the inner layers; return the outcome."""
+        """Do the layer's work before and after ``proceed``, which calls the inner layers. Return the outcome."""
         return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Called when the attempt's end is recorded, perhaps in another thread. Must not raise."""
+        """Handle the recorded end of the attempt, perhaps in another thread. Must not raise."""
 
 
 Proceed = Callable[[Execution], Any]

@@ -16,7 +16,7 @@ from core.worker.outcomes import Recorder, diagnose, in_words, log_of, refuse_la
 class Failures(Layer):
     """Records a failed attempt: the run is tried again after the job's delay, or is dead.
 
-    If PostgreSQL had no connection for an attempt, the attempt does not count: the run is released and is tried again
+    If PostgreSQL had no connection for an attempt, the attempt does not count: the run is released and tried again
     later.
     """
 
@@ -24,7 +24,7 @@ class Failures(Layer):
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Record an error of the inner layers after the rollback; the outcome is the run's new state."""
+        """Record an error of the inner layers after the rollback. The outcome is the run's new state."""
         try:
             return proceed(execution)
         except LeaseLost as error:
@@ -49,7 +49,7 @@ class Failures(Layer):
         return RELEASED if state == State.RETRYING else state
 
     def _postpone(self, execution: Execution, later: Later) -> str:
-        """Have the run wait, unless the asked time is refused."""
+        """Postpone the run, unless the requested time is refused."""
         lease = execution.lease
         assert lease is not None, "only a run of the ledger is postponed"
         if refusal := refuse_later(lease, later):

@@ -1,7 +1,7 @@
-"""Retries for the fast lane: exact delays, and no retry is lost while Redis is away.
+"""Retries messages of the fast lane. Delays are exact, and no retry is lost while Redis is away.
 
-The ledger stores the retries of its runs. An error that reaches this middleware comes from a message of the fast lane,
-or from a message of a ledger job that could not become a run.
+The ledger stores the retries of its runs. So an error that reaches this middleware comes from a message of the fast
+lane, or from a message of a ledger job that could not become a run.
 """
 
 import threading
@@ -17,15 +17,20 @@ from core.observability.events import MessageDead, MessageRetryWaits, emit
 from core.transport.messages import RUN_ID
 from core.transport.redis.misfits import Misfit, Misfits
 
-#: How long to wait for Redis before a retry is sent again, in seconds.
+#: The wait for Redis before a retry is sent again, in seconds.
 SEND_AGAIN_SECONDS = 1.0
 
 
 class FastLaneRetries(Middleware):
-    """Sends a failed message again, with the job's delay, until its retries are used up; then it is a dead letter."""
+    """Sends a failed message again, after the job's delay, until its retries are used up. Then the message is a dead
+    letter.
+    """
 
     def __init__(self, misfits: Misfits | None = None) -> None:
-        """``misfits`` gets the messages whose arguments do not fit here; without it, they become dead letters."""
+        """``misfits`` takes the messages whose arguments do not fit in this process.
+
+        Without it, they become dead letters.
+        """
         self._misfits = misfits
         self._stopping = threading.Event()
 
@@ -65,7 +70,7 @@ class FastLaneRetries(Middleware):
             message.end_later()  # another process then finds it unacknowledged, and ends it
 
     def _send(self, broker: Broker, retry: Any, delay_ms: int) -> bool:
-        """Send ``retry`` when Redis accepts it; return False if this process must stop before that."""
+        """Send ``retry`` when Redis accepts it. Return False if this process must stop before that."""
         while True:
             try:
                 broker.enqueue(retry, delay=delay_ms)

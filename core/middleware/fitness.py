@@ -1,4 +1,4 @@
-"""A worker refuses servers on which it can never do its work, before it takes the first message."""
+"""Refuses to start a worker on servers on which it can never do its work, before it takes the first message."""
 
 from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware

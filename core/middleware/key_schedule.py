@@ -1,4 +1,6 @@
-"""Checks, before the first attempt of a slot, a schedule made at run time; slows it down while runs of its key die."""
+"""Checks the schedule of a slot before the slot's first attempt, if the schedule was made at run time. Slows the
+schedule down while runs of its key die.
+"""
 
 from typing import Any
 
@@ -22,7 +24,7 @@ class KeySchedule(Layer):
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, if the run is no such slot, or its schedule is there."""
+        """Call the inner layers, unless the run is a slot whose schedule is gone or paused."""
         lease = execution.lease
         if execution.job.keyed is None or lease is None or lease.slot is None:
             return proceed(execution)
@@ -37,7 +39,7 @@ class KeySchedule(Layer):
         return State.SKIPPED
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Count the dead runs in a row; a success ends the back-off."""
+        """Count the runs that died in a row. A success ends the back-off."""
         keyed, lease = execution.job.keyed, execution.lease
         if keyed is None or keyed.backoff_after is None or lease is None or not lease.key:
             return

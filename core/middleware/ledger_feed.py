@@ -1,4 +1,4 @@
-"""Gives this worker's threads runs directly from the ledger while no broker delivers them."""
+"""Gives this worker's threads runs directly from the ledger while no broker delivers runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ class LedgerFeeding(Middleware):
         work_queue.when_free(self._feed.thread_is_free)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """Stop the feed; other workers take the runs that have not started."""
+        """Stop the feed. Other workers take the runs that have not started."""
         self._feed.stop()
 
 
@@ -40,7 +40,7 @@ class WorkerThreads:
         self._work_queue = work_queue
 
     def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
-        """How many runs of which queues could start; none before there is a consumer, which their ends notify."""
+        """Return how many runs could start, and from which queues. Before there is a consumer, no run could start."""
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
         return self._work_queue.openings(queues) if is_ready else ()
 

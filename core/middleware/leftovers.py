@@ -1,4 +1,4 @@
-"""Restores changes that a run makes to its process, or logs them; see ``core/worker/process_state.py``.
+"""Detects changes that a run leaves in its process, and undoes or logs them; see ``core/worker/process_state.py``.
 
 Several runs share a process. A change that is noticed at the end of one run may belong to another run, which may undo
 it. So the change counts as left behind only if it still exists when all runs that were working then have ended.
@@ -21,12 +21,12 @@ class Change:
     """A change of the process's state."""
 
     value: Any
-    #: The runs that may have made the change; one of them did.
+    #: The runs that may have made the change. One of them has made it.
     suspects: set[Execution]
 
     @property
     def jobs(self) -> str:
-        """The names of their jobs."""
+        """The names of the jobs of these runs."""
         return ", ".join(sorted({each.job.name for each in self.suspects}))
 
 
@@ -43,7 +43,7 @@ class Leftovers(Layer):
         self._lock = threading.Lock()
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, then check the process's state; only in a process that exists to run jobs."""
+        """Call the inner layers, then check the process's state, but only in a process that exists to run jobs."""
         if not forks.is_working():
             return proceed(execution)
         if not self._before:

@@ -1,4 +1,6 @@
-"""Starts and ends the background threads of a worker process: heartbeat, dispatcher, watch of Redis, watchdog."""
+"""Starts and ends the background threads of a worker process: the heartbeat, the dispatcher, the watch of Redis, the
+watchdog.
+"""
 
 from typing import Any
 
@@ -14,12 +16,12 @@ from core.worker.completions import Completions
 from core.worker.heartbeat import Heartbeat
 from core.worker.watchdog import Watchdog
 
-#: How long to wait for the process to be registered before the first message is fetched, in seconds.
+#: The longest wait for the registration of the process before the first message is fetched, in seconds.
 REGISTER_SECONDS = 2.0
 
 
 class Lifecycle(Middleware):
-    """Starts heartbeat, dispatcher and watchdog with the worker, and ends them after it."""
+    """Starts the heartbeat, the dispatcher and the watchdog with the worker, and ends them after it."""
 
     def __init__(
         self,
@@ -30,7 +32,7 @@ class Lifecycle(Middleware):
         *,
         watch: RedisWatch | None = None,
     ) -> None:
-        """``watch`` checks whether Redis is usable, in a mode that works without Redis."""
+        """``watch`` checks whether Redis is usable. Only a mode that works without Redis has it."""
         self._heartbeat = heartbeat
         self._dispatcher = dispatcher
         self._watchdog = watchdog
@@ -38,8 +40,8 @@ class Lifecycle(Middleware):
         self._watch = watch
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Register before the first message is fetched; without PostgreSQL, keep trying."""
-        interruption.start()  # if the thread cannot start, the process ends now instead of failing its first run
+        """Register before the first message is fetched. Without PostgreSQL, keep trying."""
+        interruption.start()  # if this fails, the process ends now and not in its first run
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         if self._watch is not None:
             self._watch.start()
@@ -50,11 +52,11 @@ class Lifecycle(Middleware):
             self._heartbeat.start(sorted(queues), threads=worker.worker_threads)
         self._heartbeat.registered.wait(REGISTER_SECONDS)
         self._dispatcher.start()
-        self._watchdog.start()  # last: if the fork fails for lack of memory, everything else is already running
+        self._watchdog.start()  # last: if the fork fails for lack of memory, the other parts work
         forks.begin()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
-        """Record waiting outcomes and release the remaining runs, after the threads ended or the grace is over."""
+        """Record waiting outcomes and release the remaining runs, after the threads have ended or the grace is over."""
         forks.end()
         if self._completions is not None:
             self._completions.stop()

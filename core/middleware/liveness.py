@@ -2,9 +2,9 @@
 
 A thread is stuck if it has a message, is not in a job, and has made no progress for three leases although PostgreSQL
 answers: for example, because it waits for a lock that is never released. Jobs are not checked, since they have time
-limits, and neither is an isolated run, which has its own process. A process with a stuck thread is first marked in the
-ledger, so that ``rota check`` reports it. After another three leases it ends. Its runs are then recovered like those of
-any process that died.
+limits. An isolated run is not checked either, since it has its own process. A process with a stuck thread is first
+marked in the ledger, so that ``rota check`` reports it. After another three leases it ends. Its runs are then recovered
+like the runs of any process that died.
 """
 
 import os
@@ -29,13 +29,13 @@ from core.worker.interruption import place_of
 
 #: How often to check the threads, and to show that this process lives, in seconds.
 LOOK_SECONDS = 1.0
-#: The number of leases after which the process of a stuck thread is reported, and after which it ends.
+#: The number of leases after which the process of a stuck thread is reported, and the number after which it ends.
 NAMED_AFTER_LEASES = 3
 ENDED_AFTER_LEASES = 6
-#: How long the process waits, at its end, for its last log lines to be written, in seconds. No one waits for this
+#: At its end, the process waits this many seconds for its last log lines to be written. Nothing else waits for this
 #: process.
 FLUSH_SECONDS = 10.0
-#: EX_SOFTWARE of sysexits.h, as at a hard limit.
+#: EX_SOFTWARE of sysexits.h, the same status as at a hard limit.
 STUCK_EXIT = 70
 
 
@@ -46,7 +46,7 @@ class Liveness(Middleware):
         self._engine = engine
         self._heartbeat = heartbeat
         self._lease_seconds = lease_seconds
-        #: When this process was last paused as a whole, in monotonic seconds.
+        #: The time when this process as a whole was last paused, in monotonic seconds.
         self._paused_at = float("-inf")
         self._stopping = threading.Event()
         self._is_named = False
@@ -65,7 +65,7 @@ class Liveness(Middleware):
             if supervisor is not None:
                 supervisor.show_life()
             now = time.monotonic()
-            if now - began > 2 * LOOK_SECONDS:  # the whole process was paused, with all its threads
+            if now - began > 2 * LOOK_SECONDS:  # the whole process was paused
                 self._paused_at = now
             self._look(now, worker.work_queue.busy_since)
             began = time.monotonic()
@@ -83,7 +83,7 @@ class Liveness(Middleware):
             os._exit(STUCK_EXIT)
 
     def _standing(self, now: float, busy_since: Mapping[int, float]) -> dict[int, float]:
-        """For how many seconds each thread with a message has been outside of a job."""
+        """Return for how many seconds each thread with a message has been outside of a job."""
         left_at, excused = interruption.outside_since(), isolation.threads | interruption.threads_in_jobs()
         return {
             thread: now - max(at, left_at.get(thread, at), self._paused_at)
@@ -94,7 +94,7 @@ class Liveness(Middleware):
     def _name(self, *, is_stuck: bool) -> bool:
         """Record in the ledger whether this process is stuck.
 
-        Return False if PostgreSQL does not answer: then the thread may be waiting for PostgreSQL.
+        Return False if PostgreSQL does not answer, since the thread may then be waiting for PostgreSQL.
         """
         process_id = self._heartbeat.process_id
         if process_id is None:

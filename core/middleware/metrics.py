@@ -1,4 +1,4 @@
-"""Metrics and the log's context: job, run, slot and attempt on every line, and each attempt counted and timed."""
+"""Adds job, run, slot and attempt to every log line of an attempt, and counts and times the attempt."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ class Metrics(Layer):
             return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Log and count the end."""
+        """Log and count the end of the attempt."""
         seconds, lease = execution.elapsed, execution.lease
         observe(metrics.run_ended, execution.job.name, status, seconds)
         if lease is not None and status == State.SUCCEEDED:

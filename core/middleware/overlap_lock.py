@@ -1,4 +1,4 @@
-"""The overlap lock: only the process that has claimed a run works on it, under a lease."""
+"""The overlap lock: only the process that has claimed a run works on the run, under a lease."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ class OverlapLock(Layer):
     """Claims the run. If the claim is refused, the inner layers are not called, and the verdict is the outcome."""
 
     def __init__(self, claims: Claims, wakes: Wakes) -> None:
-        """``wakes`` wakes the run that waits for the end of another."""
+        """``wakes`` wakes the run that waits for the end of another run."""
         self._claims = claims
         self._wakes = wakes
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Claim the run, unless it was claimed ahead, and keep the lease until the run's end is recorded."""
+        """Claim the run, unless it is claimed already, and keep the lease until the run's end is recorded."""
         carried = execution.carried
         claimed = (carried.lease if carried is not None else None) or self._claims.claim(
             execution.job, execution.run_id
@@ -40,7 +40,7 @@ class OverlapLock(Layer):
         return proceed(execution)
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Forget the lease, which has ended with the run, and wake the runs that wait for this end."""
+        """Forget the lease, which has ended with the run, and wake the runs that wait for the end of this run."""
         lease = execution.lease
         if lease is None:
             return

@@ -1,4 +1,4 @@
-"""A new context for each attempt, so that context variables of a job do not affect the next (``contextvars``)."""
+"""Gives each attempt a new context, so that context variables (``contextvars``) of a job do not affect the next job."""
 
 from contextvars import copy_context
 from typing import Any
@@ -10,5 +10,8 @@ class OwnContext(Layer):
     """Runs an attempt in a copy of its thread's context, so that the thread's context never changes."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed in the copy. It includes structlog's bound variables and the context of ``decimal``."""
+        """Call the inner layers in the copy.
+
+        The copy includes structlog's bound variables and the context of ``decimal``.
+        """
         return copy_context().run(proceed, execution)

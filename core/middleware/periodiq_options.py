@@ -1,6 +1,6 @@
 """Declares the options of actors in which periodiq finds the schedule and stores the time of a slot.
 
-periodiq's own middleware does this too, but drops every message that is more than 30 s late, retries included.
+periodiq's own middleware does this too, but also drops every message that is more than 30 s late, including retries.
 """
 
 from dramatiq.middleware import Middleware

@@ -1,7 +1,8 @@
-"""Calls plugins' middleware around runs. It cannot change a run's outcome, which is decided by the job alone.
+"""Calls plugins' middleware around runs. It cannot change a run's outcome, which only the job decides.
 
-It runs within the time limits, so these also cover middleware that hangs. Middleware that raises, or swallows the job's
-error, is named in the log. For a job without middleware it costs one lookup in a dictionary.
+Plugins' middleware runs within the time limits, so the limits also apply to middleware that hangs. If middleware raises
+an error, or swallows the job's error, the log names it. For a job without middleware, this layer costs one lookup in a
+dictionary.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from core.plugins import loading
 from core.worker.interruption import limited, nothing
 from core.worker.last_resort import LastResort
 
-#: How long ``ended`` of one middleware may take before it is interrupted, and before its process ends.
+#: How long ``ended`` of one middleware may take before it is interrupted, and how long before its process ends.
 ENDED_SOFT = timedelta(seconds=5)
 ENDED_HARD = timedelta(seconds=60)
 
@@ -33,11 +34,14 @@ class PluginMiddleware(Layer):
 
     def __init__(self, last_resort: LastResort) -> None:
         self._last_resort = last_resort
-        #: Ends a child that the job's function has forked, before the child exits the context managers.
+        #: Ends a child process that the job's function has forked, before the child exits the context managers.
         self._children = ForkedChildren()
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Call the job's function within their context managers; the first registered is the outermost."""
+        """Call the job's function within the context managers of plugins' middleware.
+
+        The first one registered is the outermost.
+        """
         registered = loading.current().middleware.get(execution.job.name)
         if not registered:
             return proceed(execution)
@@ -47,14 +51,14 @@ class PluginMiddleware(Layer):
         return surrounding.call(registered, partial(self._children.around, proceed=proceed))
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Call ``ended`` of each with the recorded state."""
+        """Call ``ended`` of each middleware with the recorded state."""
         attempt = execution.attempt
         if attempt is None:
             return
         for each in loading.current().middleware.get(execution.job.name, ()):
             if type(each.middleware).ended is not RunMiddleware.ended:
                 self._tell(each, attempt, status)
-        if forks.is_child():  # one of them has forked
+        if forks.is_child():  # a middleware has forked
             leave_child()
 
     def _tell(self, each: Registered, attempt: Attempt, status: str) -> None:
@@ -81,7 +85,10 @@ class Surrounding:
         self._entered: list[tuple[Registered, AbstractContextManager[object]]] = []
 
     def call(self, registered: Sequence[Registered], proceed: Proceed) -> Any:
-        """Enter all, proceed, exit all; return the job's result or raise its error."""
+        """Enter all context managers, call the inner layers, and exit all.
+
+        Return the job's result or raise its error.
+        """
         try:
             for each in registered:
                 self._enter(each)
@@ -95,7 +102,7 @@ class Surrounding:
         return self._attempt.result
 
     def _enter(self, each: Registered) -> None:
-        """Enter one middleware; if it raises an error, continue without it. An interruption ends the run."""
+        """Enter one middleware. If it raises an error, continue without it. An interruption ends the run."""
         self._execution.inside = f" in {each}"
         try:
             manager = each.middleware.around(self._attempt)
@@ -125,8 +132,10 @@ class Surrounding:
 
 
 def leave(manager: AbstractContextManager[object], error: BaseException | None) -> bool | None:
-    """Exit ``manager`` with the error that was raised within it, if there is one; return whether it swallowed the
-    error."""
+    """Exit ``manager`` with the error that was raised within it, if there is one.
+
+    Return whether it swallowed the error.
+    """
     if error is None:
         return manager.__exit__(None, None, None)
     return manager.__exit__(type(error), error, error.__traceback__)

@@ -1,9 +1,9 @@
-"""Asks to replace this process after many messages or at high memory use, which frees leaked memory.
+"""Asks for a replacement of this process after many messages or at high memory use, to free leaked memory.
 
 Under ``rota worker`` and ``rota up`` a replacement is working before this process stops taking messages
 (``core/supervisor/``). Under ``dramatiq core.main --processes 1`` Dramatiq restarts itself when this process has
-finished. With several processes Dramatiq can only end all of them together, so one running job would stop all of them
-from working: there this middleware does nothing.
+finished. With several processes, Dramatiq can only end all of them together, so one running job would stop all of them
+from working. In that case this middleware does nothing.
 """
 
 import os
@@ -30,13 +30,14 @@ from core.supervisor.worker_channel import WorkerChannel
 LOOK_EVERY_SECONDS = 1.0
 DRAINED_EVERY_SECONDS = 0.05
 MEBIBYTE = 2**20
-#: Jitter: each process raises its limits by up to this share, so that processes started together do not end together.
+#: Each process raises its limits by a random share, up to this one, so that processes started together do not end
+#: together.
 MOST_SPREAD = 0.2
 
 
 @dataclass(frozen=True)
 class RecyclingLimits:
-    """The limits after which a process is replaced; 0 for no limit."""
+    """The limits after which a process is replaced. 0 means no limit."""
 
     messages: int
     memory_mb: int
@@ -49,7 +50,10 @@ class RecyclingLimits:
         return not self.messages and not self.memory_mb
 
     def exceeded(self, messages: int, seconds: float, memory: Callable[[], int]) -> str:
-        """The limit that was exceeded (``"messages"`` or ``"memory"``), or ``""``. Calls ``memory`` only if needed."""
+        """Return the limit that was exceeded (``"messages"`` or ``"memory"``), or ``""``.
+
+        Call ``memory`` only if needed.
+        """
         if seconds < self.least_seconds * self.spread:
             return ""
         if self.messages and messages >= self.messages * self.spread:
@@ -115,7 +119,7 @@ class Recycling(Middleware):
             supervisor.say(worker_channel.DONE)
 
     def _drained(self, broker: Any) -> bool:
-        """Stop taking messages and wait until all have ended; return False if the process is told to stop."""
+        """Stop taking messages and wait until all have ended. Return False if the process is told to stop."""
         broker.drain()
         while not broker.is_drained:
             if self._stopping.wait(DRAINED_EVERY_SECONDS):
@@ -124,5 +128,5 @@ class Recycling(Middleware):
 
 
 def is_only_process() -> bool:
-    """Return whether the ``dramatiq`` command that runs this has been told to have one worker process."""
+    """Return whether the ``dramatiq`` command that runs this process has been told to have one worker process."""
     return bool(make_argument_parser().parse_args().processes == 1)

@@ -1,4 +1,4 @@
-"""Redaction: while a run is worked on, hides the values of its secret arguments in log lines and recorded errors."""
+"""Hides the values of a run's secret arguments in log lines and recorded errors while the run is worked on."""
 
 from typing import Any
 
@@ -11,7 +11,10 @@ class Redaction(Layer):
     """Hides the values of a run's secret arguments in this thread's log lines, and in the error that is recorded."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, with the secrets hidden until the outer layers; a run without arguments has none."""
+        """Call the inner layers, and hide the secrets in all that they log and raise.
+
+        A run without arguments has no secrets.
+        """
         args = execution.lease.args if execution.lease is not None else execution.args
         names = {*secret_names(execution.job), *redaction.redacted()} if args else ()
         secrets = redaction.texts(args, {name.lower() for name in names}) if names else ()

@@ -16,7 +16,7 @@ from core.worker.outcomes import Recorder, in_words
 
 
 class SubjectCheck(Layer):
-    """Ends a run as orphaned if its subject does not exist; a look-up that fails hands the run back."""
+    """Ends a run as orphaned if its subject does not exist. If the look-up fails, releases the run."""
 
     def __init__(self, engine: Engine, recorder: Recorder) -> None:
         self._engine = engine
@@ -25,7 +25,7 @@ class SubjectCheck(Layer):
         self._tables: dict[str, SubjectTable] = {}
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed if the job has no subject, this run has none, or its row exists."""
+        """Call the inner layers if the job has no subject, the run has no subject, or the subject's row exists."""
         subject = execution.job.subject
         if subject is None:
             return proceed(execution)

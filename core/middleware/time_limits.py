@@ -1,6 +1,7 @@
-"""Time limits: a job is interrupted at the soft limit, and its process ends at the hard limit.
+"""Limits the time of a job: interrupts the job at the soft limit, and ends its process at the hard limit.
 
-An attempt that is lost, or whose run was cancelled, is interrupted at once."""
+An attempt that has lost its lease, or whose run was cancelled, is interrupted at once.
+"""
 
 import threading
 from functools import partial
@@ -17,19 +18,22 @@ from core.worker.outcomes import lost
 
 
 class TimeLimits(Layer):
-    """Interrupts a job that runs too long or has lost its lease; ``core/worker/interruption.py`` says how."""
+    """Interrupts a job that runs too long or has lost its lease. ``core/worker/interruption.py`` explains how."""
 
     def __init__(self, last_resort: LastResort, membership: Membership) -> None:
         self._last_resort = last_resort
         self._membership = membership
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed under a watch, and replace the error of an interrupted job by its cause. Raises LeaseLost."""
+        """Call the inner layers under a watch, and replace the error of an interrupted job by its cause.
+
+        Raises LeaseLost.
+        """
         work, watch = execution.work, self._watch(execution)
         assert work is not None, "a session comes first"
         try:
             result = watch.hold(partial(self._begin, execution, proceed))
-            if watch.may_not_commit:  # and the job has swallowed the interruption
+            if watch.may_not_commit:  # the job has swallowed the interruption
                 raise lost(execution.lease)
             return result
         except BaseException as error:
@@ -56,7 +60,7 @@ class TimeLimits(Layer):
         )
 
     def _begin(self, execution: Execution, proceed: Proceed) -> Any:
-        """Proceed, unless the lease was lost, or the run cancelled, before the watch began."""
+        """Call the inner layers, unless the lease was lost or the run was cancelled before the watch began."""
         lease, membership = execution.lease, self._membership
         if lease is None:
             return proceed(execution)

@@ -1,6 +1,6 @@
 """Every event that Rota logs: its name, fields, level and text. Only this module defines texts of log lines.
 
-An event's name is a promise: dashboards and alerts use it. ``docs/events.md`` lists all of them.
+An event's name never changes, since dashboards and alerts use it. ``docs/events.md`` lists all events.
 """
 
 import logging
@@ -16,7 +16,7 @@ E = TypeVar("E", bound="Event")
 
 @dataclass(slots=True)
 class Event:
-    """The base of all events. Fields have values that JSON can hold; spans are in seconds."""
+    """The base of all events. The values of its fields are values that JSON can hold. Spans are in seconds."""
 
     name: ClassVar[str]
     level: ClassVar[int]
@@ -43,7 +43,7 @@ class Event:
 
 @dataclass_transform()
 def event(name: str, level: int, words: str) -> Callable[[type[E]], type[E]]:
-    """Declare an event: ``name`` is ``topic.what_happened``, ``words`` its text for people."""
+    """Declare an event. ``name`` is ``topic.what_happened``; ``words`` is its text for people."""
 
     def declare(declared: type[E]) -> type[E]:
         made = dataclass(slots=True)(declared)
@@ -76,12 +76,14 @@ class RunSucceeded(Event):
 
 @event("run.failed", WARNING, "run {run} failed after {seconds:.3f} s and is {state}: {error}")
 class RunFailed(Event):
-    """An attempt failed. A warning with state `retrying`; an error with state `dead`. The event has the traceback."""
+    """An attempt failed. The level is warning with the state `retrying`, and error with the state `dead`. The event has
+    the traceback.
+    """
 
     job: str
     run: int
     attempt: int
-    #: ``retrying`` or ``dead``.
+    #: The run's new state: ``retrying`` or ``dead``.
     state: str
     reason: str
     seconds: float
@@ -90,19 +92,19 @@ class RunFailed(Event):
 
     @property
     def severity(self) -> int:
-        """An error if the run will not be tried again."""
+        """The level of this event: error if the run will not be tried again."""
         return ERROR if self.state == "dead" else WARNING
 
 
 @event("run.postponed", INFO, "run {run} was postponed until {until} and is {state}: {reason}")
 class RunPostponed(Event):
-    """The function raised `Later`, which is not a failure. If it asked for more than 7 days in all, or for a time past
-    the run's `expires`, the run is dead, and the level is error.
+    """The function raised `Later`, which is not a failure. If the function asked for more than 7 days in all, or for a
+    time past the run's `expires`, the run is dead, and the level is error.
     """
 
     job: str
     run: int
-    #: ``queued``, ``retrying`` or ``dead``.
+    #: The run's new state: ``queued``, ``retrying`` or ``dead``.
     state: str
     #: The time that the function asked for.
     until: str
@@ -113,7 +115,7 @@ class RunPostponed(Event):
 
     @property
     def severity(self) -> int:
-        """An error if the run will not be tried again."""
+        """The level of this event: error if the run will not be tried again."""
         return ERROR if self.state == "dead" else INFO
 
 
@@ -121,7 +123,7 @@ class RunPostponed(Event):
     "run.lease_lost", WARNING, "run {run} was given to another worker after {seconds:.3f} s; nothing was committed here"
 )
 class RunLeaseLost(Event):
-    """Another worker has the run, since this process sent no heartbeat for too long. Nothing was committed here."""
+    """Another worker has the run, since this process sent no heartbeat for too long. This process committed nothing."""
 
     job: str
     run: int
@@ -131,30 +133,34 @@ class RunLeaseLost(Event):
 
 @event("run.not_connected", WARNING, "PostgreSQL had no connection for run {run}, which is {state}: {error}")
 class RunNotConnected(Event):
-    """The run was released, uncounted. If this has lasted for an hour, the run is dead, and the level is error."""
+    """The run was released, uncounted. After an hour without a connection, the run is dead, and the level is error."""
 
     job: str
     run: int
-    #: ``retrying`` or ``dead``.
+    #: The run's new state: ``retrying`` or ``dead``.
     state: str
     error: str
 
     @property
     def severity(self) -> int:
-        """An error if the run will not be tried again."""
+        """The level of this event: error if the run will not be tried again."""
         return ERROR if self.state == "dead" else WARNING
 
 
 @event("run.interrupted", WARNING, "{runs} running runs are interrupted: their leases are lost")
 class RunInterrupted(Event):
-    """Their process was silent for too long. Their connections are closed, so that PostgreSQL frees their locks."""
+    """The process of these runs was silent for too long. Its connections are closed, so that PostgreSQL frees their
+    locks.
+    """
 
     runs: int
 
 
 @event("run.idle_in_transaction", WARNING, "run {run} of {job} has not used its transaction for {seconds} s")
 class RunIdleInTransaction(Event):
-    """It holds a connection and its locks meanwhile. The job should call `run.checkpoint()` before it waits."""
+    """The run's transaction holds a connection and its locks meanwhile. The job should call `run.checkpoint()` before
+    it waits.
+    """
 
     job: str
     run: int
@@ -163,7 +169,7 @@ class RunIdleInTransaction(Event):
 
 @event("run.cancelling", INFO, "cancelled run {run} is interrupted; it cannot commit")
 class RunCancelling(Event):
-    """The process that works on the run has noticed the cancel. The run ends when its function has left."""
+    """The process that works on the run has noticed the cancel. The run ends when its function has returned."""
 
     run: int
 
@@ -174,7 +180,7 @@ class RunCancelled(Event):
 
     job: str
     run: int
-    #: The person who has cancelled it, and the reason: ``by ann@host: wrong customers``.
+    #: The person who has cancelled the run, and the reason: ``by ann@host: wrong customers``.
     by: str
 
 
@@ -184,7 +190,7 @@ class RunCancelled(Event):
     "run {run} was cancelled, and its thread is stuck in {place}; its process ends and is replaced",
 )
 class RunNotLeaving(Event):
-    """A cancelled job has not left within 30 seconds: it ignores its interruption, or does not return from C code."""
+    """The function of a cancelled run has not returned within 30 seconds, or its thread is stuck in C code."""
 
     job: str
     run: int
@@ -226,8 +232,8 @@ class RunPaused(Event):
 )
 class RunMisfit(Event):
     """Two live releases declare a job differently, and the arguments of the run do not fit the release that got it. The
-    run is released, uncounted, for a worker of the other release. If its arguments fit no live worker, it is dead,
-    reason `arguments`.
+    run is released, uncounted, for a worker of the other release. If its arguments fit no live worker, the run is dead
+    with the reason `arguments`.
     """
 
     job: str
@@ -236,7 +242,7 @@ class RunMisfit(Event):
 
 @event("run.progress", INFO, "{progress}")
 class RunProgress(Event):
-    """The progress of a long run, at most every ten seconds."""
+    """The progress of a long run. Logged at most every ten seconds."""
 
     #: The progress that the job passed to `run.checkpoint`, as JSON text.
     progress: str
@@ -244,8 +250,8 @@ class RunProgress(Event):
 
 @event("run.isolated", WARNING, "run {run} gets its own process, since processes died while working on it")
 class RunIsolated(Event):
-    """Two processes died while working on this run, so its last attempt has its own process. If that dies too, the run
-    is dead and the worker continues. If the worker ends first, the run is released, uncounted.
+    """Two processes died while working on this run, so its last attempt has its own process. If that process dies too,
+    the run is dead and the worker continues. If the worker ends first, the run is released, uncounted.
     """
 
     job: str
@@ -270,14 +276,16 @@ class RunNotClaimed(Event):
 
 @event("run.not_claimed_ahead", DEBUG, "runs were not claimed together: {error}")
 class RunNotClaimedAhead(Event):
-    """A batch of runs could not be claimed together; each is claimed alone."""
+    """A batch of runs could not be claimed together. Each of them is claimed alone."""
 
     error: str
 
 
 @event("run.not_woken", WARNING, "{runs} ended runs could not wake those that wait for them: {error}")
 class RunNotWoken(Event):
-    """PostgreSQL went away when runs had ended that others may wait for. The dispatcher wakes these within seconds."""
+    """PostgreSQL went away when runs had ended that other runs may wait for. The dispatcher wakes the waiting runs
+    within seconds.
+    """
 
     runs: int
     error: str
@@ -293,7 +301,7 @@ class RunWaits(Event):
 
 @event("run.limited", DEBUG, "run {run} waits for one of its limits, which is full or closed")
 class RunLimited(Event):
-    """One of the run's limits is full or closed. This run starts when there is room; ``rota why`` names the limit."""
+    """One of the run's limits is full or closed. The run starts when there is room; ``rota why`` names the limit."""
 
     job: str
     run: int
@@ -301,8 +309,8 @@ class RunLimited(Event):
 
 @event("run.not_released", WARNING, "{runs} runs could not be released: {error}")
 class RunNotReleased(Event):
-    """PostgreSQL went away while a worker released runs that it had claimed and not started. They are released within
-    half a minute.
+    """PostgreSQL went away while a worker released runs that it had claimed and not started. The runs are released
+    within half a minute.
     """
 
     runs: int
@@ -311,14 +319,18 @@ class RunNotReleased(Event):
 
 @event("run.not_recorded", WARNING, "an outcome could not be recorded, trying again: {error}")
 class RunNotRecorded(Event):
-    """PostgreSQL went away at the end of an attempt. Recording is tried every second while the lease lasts."""
+    """PostgreSQL went away at the end of an attempt. The process tries every second to record the outcome, while the
+    lease lasts.
+    """
 
     error: str
 
 
 @event("run.forgotten", WARNING, "{runs} runs were claimed here and no thread works on them; released: {ids}")
 class RunForgotten(Event):
-    """A claim was lost between PostgreSQL and this process, so no thread worked on its run. The run is queued again."""
+    """The answer to a claim was lost between PostgreSQL and this process, so no thread worked on its run. The run is
+    queued again.
+    """
 
     runs: int
     #: The ids of the first runs.
@@ -335,9 +347,9 @@ class RunLostTooOften(Event):
 
 @event("run.conflict", INFO, "run {run} was interrupted by PostgreSQL, trying again at once: {error}")
 class RunConflict(Event):
-    """PostgreSQL aborted the job's transaction because of another (serialization failure, deadlock), its connection
-    was cut before the first answer, or a function had executed DEALLOCATE. The attempt is repeated at once, uncounted,
-    a few times.
+    """PostgreSQL aborted the job's transaction because of another transaction (serialization failure, deadlock), the
+    connection was cut before the first answer, or a function had executed DEALLOCATE. The attempt is repeated at once,
+    uncounted, a few times.
     """
 
     job: str
@@ -347,7 +359,7 @@ class RunConflict(Event):
 
 @event("run.not_isolated_yet", INFO, "run {run} waits for its own process: another run has one here")
 class RunNotIsolatedYet(Event):
-    """A worker process isolates one run at a time. This run is sent again."""
+    """A worker process isolates one run at a time. This run is sent again later."""
 
     job: str
     run: int
@@ -383,8 +395,9 @@ class RunOrphaned(Event):
 
 @event("run.no_subject", WARNING, "run {run} of {job} is orphaned: its row of {table} does not exist")
 class RunHasNoSubject(Event):
-    """The row that the run is about did not exist before its first attempt. The run can be adopted when the row is
-    there."""
+    """The row that the run is about did not exist before the run's first attempt. The run can be adopted when the row
+    exists.
+    """
 
     job: str
     run: int
@@ -393,7 +406,7 @@ class RunHasNoSubject(Event):
 
 @event("run.subject_unknown", WARNING, "run {run} of {job} waits: its subject could not be looked up: {error}")
 class RunSubjectUnknown(Event):
-    """The run was handed back, uncounted, and is sent again after `ROTA_RESEND_SECONDS`."""
+    """The run was released, uncounted, and is sent again after `ROTA_RESEND_SECONDS`."""
 
     job: str
     run: int
@@ -410,7 +423,7 @@ class RunReadopted(Event):
 
 @event("run.moved", WARNING, "{runs} runs on queue {queue} are moved to the queue that their job has now")
 class RunMoved(Event):
-    """Runs were waiting on a queue that no job uses any more; they are moved to the queue that their job has now."""
+    """Runs were waiting on a queue that no job uses any more. They are moved to the queue that their job has now."""
 
     queue: str
     runs: int
@@ -418,7 +431,9 @@ class RunMoved(Event):
 
 @event("run.expired", WARNING, "{count} runs of {job} have expired before they were started")
 class RunExpired(Event):
-    """Their `expires` has passed. They are missed, reason `expired`: no worker was free, or their job was paused."""
+    """The `expires` of these runs has passed. They are missed with the reason `expired`: no worker was free, or their
+    job was paused.
+    """
 
     job: str
     count: int
@@ -446,7 +461,7 @@ class SlotSkipped(Event):
 
 @event("schedule.backs_off", WARNING, "run {run} of {job} is dead: the interval of its key is {every_seconds} s now")
 class KeyBacksOff(Event):
-    """So many runs of a key in a row are dead that only some of its slots come due, until one succeeds."""
+    """So many runs of a key have died in a row that only some of its slots come due, until a run succeeds."""
 
     job: str
     run: int
@@ -459,7 +474,7 @@ class KeyBacksOff(Event):
     "schedules of {job} differ from the wanted ones: {missing} missing, {different} different, {unwanted} not wanted",
 )
 class SchedulesDiffer(Event):
-    """Found by the daily check, which changes nothing. `rota schedules sync JOB --dry-run` shows the keys."""
+    """The daily check found differences, and changed nothing. `rota schedules sync JOB --dry-run` shows the keys."""
 
     job: str
     missing: int
@@ -469,7 +484,7 @@ class SchedulesDiffer(Event):
 
 @event("schedule.not_compared", ERROR, "schedules of {job} not compared with those that its plugin wants: {error}")
 class SchedulesNotCompared(Event):
-    """The plugin's function that reads the wanted schedules raised, or returned an invalid schedule."""
+    """The plugin's function that reads the wanted schedules raised an error, or returned an invalid schedule."""
 
     job: str
     error: str
@@ -477,7 +492,9 @@ class SchedulesNotCompared(Event):
 
 @event("schedule.backoff_not_recorded", WARNING, "back-off after run {run} of {job} not recorded: {error}")
 class KeyBackoffNotRecorded(Event):
-    """PostgreSQL was away, so the end of this run does not count for the key's back-off. The next one counts."""
+    """PostgreSQL was away, so the end of this run does not count for the key's back-off. The end of the next run
+    counts.
+    """
 
     job: str
     run: int
@@ -486,24 +503,26 @@ class KeyBackoffNotRecorded(Event):
 
 @event("slot.missed", WARNING, "{slots} slots missed ({reasons}): {note}")
 class SlotMissed(Event):
-    """Slots were recorded as missed, by their job's policy; `reasons` counts them by reason. `rota why` says more."""
+    """Slots were recorded as missed, by their job's policy. `reasons` has the number of slots for each reason.
+    `rota why` explains each slot.
+    """
 
     job: str
     slots: int
-    #: ``late: 3, cap: 1``.
+    #: The number of slots for each reason: ``late: 3, cap: 1``.
     reasons: str
     note: str
 
 
 @event("slot.overdue", ERROR, "{slots} slots overdue; last success: {last_success}; see `rota check`")
 class SlotOverdue(Event):
-    """The job's last slots, two or more, had no success: see `rota check` and
-    [the dead man's switch](metrics.md#the-dead-mans-switch).
+    """At least the last two slots of the job had no success: see `rota check` and [the dead man's
+    switch](metrics.md#the-dead-mans-switch).
     """
 
     job: str
     slots: int
-    #: An ISO 8601 instant; null if there was none.
+    #: The time as an ISO 8601 instant; null if there was no success.
     last_success: str | None
 
 
@@ -547,7 +566,7 @@ class MessageHardLimit(Event):
 
 @event("message.retry_waits", WARNING, "the retry of message {message} waits for Redis: {error}")
 class MessageRetryWaits(Event):
-    """Redis is away; a retry of the fast lane waits for it."""
+    """Redis is away. A retry of the fast lane waits until Redis is back."""
 
     message: str
     error: str
@@ -555,8 +574,8 @@ class MessageRetryWaits(Event):
 
 @event("message.rejected", ERROR, "an entry on queue {queue} is not a message ({problem}); it is dead-lettered")
 class MessageRejected(Event):
-    """An entry on a queue is not a message of Rota's. It stays in the dead-letter queue for a week. Find out which
-    program writes there.
+    """An entry on a queue is not one of Rota's messages. It stays in the dead-letter queue for a week. Find out which
+    program writes such entries.
     """
 
     queue: str
@@ -565,7 +584,7 @@ class MessageRejected(Event):
 
 @event("message.requeued", INFO, "{messages} messages on queue {queue} were assigned here but never received; requeued")
 class MessageRequeued(Event):
-    """Redis had assigned messages to this process that it never received. They are requeued."""
+    """Redis had assigned messages to this process that did not arrive. They are requeued."""
 
     queue: str
     messages: int
@@ -581,7 +600,7 @@ class MessageLost(Event):
 
 @event("message.not_acknowledged", ERROR, "messages could not be acknowledged; trying again")
 class MessageNotAcknowledged(Event):
-    """An acknowledgement failed because of an error that is not Redis's; it is tried again."""
+    """An acknowledgement failed because of an error that does not come from Redis. It is tried again."""
 
 
 @event("message.orphaned", WARNING, "no process has the job of a message on queue {queue}; it is dead-lettered")
@@ -602,7 +621,7 @@ class MessageDropped(Event):
 
 @event("message.not_requeued", WARNING, "{messages} messages for other processes could not be requeued: {error}")
 class MessageNotRequeued(Event):
-    """Redis is away; messages for other processes are requeued when it returns."""
+    """Redis is away. Messages for other processes are requeued when Redis is back."""
 
     messages: int
     error: str
@@ -610,7 +629,9 @@ class MessageNotRequeued(Event):
 
 @event("message.undecided", ERROR, "no decision about {messages} messages for other processes; trying again")
 class MessageUndecided(Event):
-    """An error in Rota while it decided about messages for other processes. It tries again; please report the error."""
+    """Rota had an error of its own while it decided about messages for other processes. It tries again. Please report
+    the error.
+    """
 
     messages: int
 
@@ -618,7 +639,7 @@ class MessageUndecided(Event):
 @event("message.cleared", WARNING, "{messages} messages left queue {queue}, which no process serves: {outcome}")
 class MessageCleared(Event):
     """No process serves that queue any more. Its messages were dropped (the ledger has their runs), moved to their
-    job's present queue, or orphaned: dead-lettered.
+    job's present queue, or dead-lettered as orphaned.
     """
 
     queue: str
@@ -629,7 +650,7 @@ class MessageCleared(Event):
 
 @event("outbox.not_delivered", WARNING, "after a commit: {error}; the dispatcher will send the runs")
 class OutboxNotDelivered(Event):
-    """Redis was away just after a commit. The dispatcher sends the runs; publications are lost."""
+    """Redis was away just after a commit. The dispatcher sends the runs. Publications are lost."""
 
     error: str
 
@@ -647,7 +668,9 @@ class ProcessRegistered(Event):
 
 @event("process.resumed", INFO, "{kind} {id} continues: its connection was cut, and it has a new one")
 class ProcessResumed(Event):
-    """The connection that shows that this process is alive was cut. The process has a new one, and keeps its runs."""
+    """The connection that shows that this process is alive was cut. The process has a new connection, and keeps its
+    runs.
+    """
 
     kind: str
     id: int
@@ -656,7 +679,7 @@ class ProcessResumed(Event):
 @event("process.not_registered", ERROR, "not registered: {error}; trying again")
 class ProcessNotRegistered(Event):
     """PostgreSQL is away or not migrated, or the role lacks the named right. Until the process is registered, it claims
-    no runs and fetches no messages from queues of the ledger; it tries again every second.
+    no runs and fetches no messages from queues of the ledger. It tries to register every second.
     """
 
     error: str
@@ -679,18 +702,18 @@ class ProcessReleased(Event):
 
 @event("process.lost", WARNING, "{kind} {id} ({process}) died or sent no heartbeat")
 class ProcessLost(Event):
-    """A worker or scheduler died, or sent no heartbeat. Its log, or that of its supervisor, may say why."""
+    """A worker or scheduler died, or sent no heartbeat. Its log, or the log of its supervisor, may tell the reason."""
 
     kind: str
     id: int
-    #: Host and pid.
+    #: The host and the pid of the process.
     process: str
 
 
 @event("process.unfit", ERROR, "{problems}")
 class ProcessUnfit(Event):
-    """PostgreSQL or Redis answers, and this process can never work with it; for example, Redis now belongs to another
-    ledger. The process ends. The event says what is wrong and what to do; so does `rota check`.
+    """PostgreSQL or Redis answers, but this process can never work with it. For example, Redis now belongs to another
+    ledger. The process ends. The event says what is wrong and what to do, and so does `rota check`.
     """
 
     problems: str
@@ -698,8 +721,8 @@ class ProcessUnfit(Event):
 
 @event("process.child_ended", WARNING, "process {pid}, which the job forked, left the job's function with {error}")
 class ProcessChildEnded(Event):
-    """A child that a job has forked left the job's function with an error, and was ended there. The run continues in
-    its parent. The traceback is logged.
+    """A child process that a job has forked returned from the job's function with an error, and was ended there. The
+    run continues in the parent. The traceback is logged.
     """
 
     pid: int
@@ -709,9 +732,11 @@ class ProcessChildEnded(Event):
 
 @event("process.state_put_back", WARNING, "{what} was changed by {jobs}, and is restored")
 class ProcessStatePutBack(Event):
-    """A run changed the state of its process. The former state was restored. Logged once per kind of state and job."""
+    """A run changed the state of its process. The former state was restored. Logged once for each kind of state and
+    job.
+    """
 
-    #: The job; several jobs if their runs were running at the same time; ``a job`` if it is unknown.
+    #: The job. Several jobs, if their runs were running at the same time. ``a job``, if the job is unknown.
     jobs: str
     what: str
 
@@ -719,17 +744,17 @@ class ProcessStatePutBack(Event):
 @event("process.state_kept", INFO, "{what} was changed by {jobs}, and is not restored")
 class ProcessStateKept(Event):
     """A run changed the state of its process, or left threads. The change stays, since a library may need it. Logged
-    once per kind of state and job.
+    once for each kind of state and job.
     """
 
-    #: The job; several jobs if their runs were running at the same time.
+    #: The job. Several jobs, if their runs were running at the same time.
     jobs: str
     what: str
 
 
 @event("process.recycling", INFO, "this process asks to be replaced after {messages} messages: {reason}")
 class ProcessRecycling(Event):
-    """This process has worked on many messages or uses much memory, and asks to be replaced. This is not a failure."""
+    """This process has worked on many messages or uses much memory, and asks for a replacement. It has not failed."""
 
     reason: str
     messages: int
@@ -746,12 +771,12 @@ class ProcessNotRecycled(Event):
 
 @event("process.stuck", ERROR, "a thread has made no progress for {seconds} s at {place}")
 class ProcessStuck(Event):
-    """A thread makes no progress, outside of any job or in an attempt whose lease is lost. `rota check` names the
-    process. If the thread makes no progress for six leases, the process ends.
+    """A thread makes no progress, either outside of any job or in an attempt whose lease is lost. `rota check` names
+    the process. If the thread makes no progress for six leases, the process ends.
     """
 
     seconds: int
-    #: A file, a line and a function.
+    #: The place in the code: a file, a line and a function.
     place: str
 
 
@@ -765,7 +790,7 @@ class ProcessStuckEnds(Event):
 
 @event("limit.not_enforced", ERROR, "a time limit was not enforced")
 class LimitNotEnforced(Event):
-    """An action at a time limit failed. The traceback says why."""
+    """An action at a time limit failed. The traceback has the reason."""
 
 
 # The dispatcher
@@ -789,26 +814,29 @@ class DispatcherDeposed(Event):
 )
 class DispatcherSteppedDown(Event):
     """The leader has not reached Redis for 10 seconds, and there are other live workers: one of them leads now. If that
-    worker cannot reach Redis either, it lets another one lead, and so on.
+    worker cannot reach Redis either, it also steps down for another worker.
     """
 
 
 @event("dispatcher.interrupted", ERROR, "interrupted: {error}; trying again")
 class DispatcherInterrupted(Event):
-    """The dispatcher's connection broke, or PostgreSQL is away. It tries again; meanwhile another worker may lead."""
+    """The dispatcher's connection broke, or PostgreSQL is away. The dispatcher tries again; meanwhile another worker
+    may lead.
+    """
 
     error: str
 
 
 @event("dispatcher.failed", ERROR, "a step failed; going on")
 class DispatcherFailed(Event):
-    """An error in Rota; the dispatcher continues. Please report it with its traceback."""
+    """The dispatcher had an error of its own, and continues. Please report the error with its traceback."""
 
 
 @event("dispatcher.step_failed", ERROR, "step {step} failed: {error}; the other steps continue")
 class DispatcherStepFailed(Event):
-    """A step of the dispatcher fails; logged once. The other steps continue. With a traceback, it is an error in
-    Rota."""
+    """A step of the dispatcher fails. The other steps continue. Logged once. If there is a traceback, it is an error in
+    Rota.
+    """
 
     step: str
     error: str
@@ -823,13 +851,14 @@ class RecoveryInterrupted(Event):
 
 @event("recovery.failed", ERROR, "failed; going on")
 class RecoveryFailed(Event):
-    """An error in Rota in the thread that recovers the runs of dead processes; the thread continues. Please report
-    it."""
+    """The thread that recovers the runs of dead processes had an error of its own, and continues. Please report the
+    error.
+    """
 
 
 @event("dispatcher.not_sent", WARNING, "{runs} due runs could not be sent: {error}")
 class DispatcherNotSent(Event):
-    """Redis is away; due runs stay in the ledger until it is back."""
+    """Redis is away. Due runs stay in the ledger until Redis is back."""
 
     runs: int
     error: str
@@ -837,7 +866,7 @@ class DispatcherNotSent(Event):
 
 @event("dispatcher.sent_again", INFO, "{runs} runs are sent again: their messages were lost")
 class DispatcherSentAgain(Event):
-    """Messages were lost from Redis; their runs are sent again."""
+    """Messages were lost from Redis. Their runs are sent again."""
 
     runs: int
 
@@ -852,21 +881,21 @@ class DispatcherRecalled(Event):
 
 @event("dispatcher.not_recovered", WARNING, "messages of dead workers could not be requeued: {error}")
 class DispatcherNotRecovered(Event):
-    """Redis is away; messages that a dead worker had fetched are requeued later."""
+    """Redis is away. Messages that a dead worker had fetched are requeued later."""
 
     error: str
 
 
 @event("dispatcher.queues_not_searched", WARNING, "queues that no process serves could not be searched: {error}")
 class DispatcherQueuesNotSearched(Event):
-    """Redis is away; the search for queues that no process serves is repeated later."""
+    """Redis is away. The search for queues that no process serves is repeated later."""
 
     error: str
 
 
 @event("dispatcher.queue_not_cleared", WARNING, "queue {queue} could not be cleared: {error}")
 class DispatcherQueueNotCleared(Event):
-    """Redis is away, or a key with the name of a queue is not a queue. It is tried again."""
+    """Redis is away, or a key with the name of a queue is not a queue. The dispatcher tries again."""
 
     queue: str
     error: str
@@ -881,8 +910,9 @@ class LedgerFeedInterrupted(Event):
 
 @event("ledger_feed.failed", ERROR, "taking runs from the ledger failed; trying again")
 class LedgerFeedFailed(Event):
-    """An error in Rota while this process took runs directly from the ledger. The process continues; please report
-    it."""
+    """An error of Rota's own occurred while this process took runs directly from the ledger. The process continues.
+    Please report the error.
+    """
 
 
 # Redis
@@ -890,8 +920,9 @@ class LedgerFeedFailed(Event):
 
 @event("redis.trouble", ERROR, "{error}; trying again until it can be reached ({failures} failures so far)")
 class RedisTrouble(Event):
-    """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text is Redis's own. This is logged once, and
-    again every minute. Nothing is lost: messages stay in Redis, and acknowledgements are sent when it can be reached.
+    """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text comes from Redis. This is logged once, and
+    again every minute. Nothing is lost: messages stay in Redis, and acknowledgements are sent when Redis can be
+    reached.
     """
 
     error: str
@@ -907,14 +938,14 @@ class RedisRecovered(Event):
 
 @event("redis.away", WARNING, "away, so runs are taken from the ledger: {error}")
 class RedisAway(Event):
-    """In `auto`: Redis cannot be used, and workers take runs directly from the ledger."""
+    """In the mode `auto`: Redis cannot be used, so workers take runs directly from the ledger."""
 
     error: str
 
 
 @event("redis.back", WARNING, "back, and runs go through it again")
 class RedisBack(Event):
-    """In `auto`: runs go through Redis again."""
+    """In the mode `auto`: Redis can be used again, so runs go through Redis."""
 
 
 # Plugins and settings
@@ -930,14 +961,16 @@ class PluginBroken(Event):
 
 @event("plugin.failed", DEBUG, "plugin {plugin} could not be loaded")
 class PluginFailed(Event):
-    """The traceback behind `plugin.broken`."""
+    """The traceback of the error in `plugin.broken`."""
 
     plugin: str
 
 
 @event("plugin.not_installed", WARNING, "ROTA_DISABLED_PLUGINS names {plugin}, which is not installed{suggestion}")
 class PluginNotInstalled(Event):
-    """`ROTA_DISABLED_PLUGINS` names a plugin that is not installed: the name is misspelt, or it was uninstalled."""
+    """`ROTA_DISABLED_PLUGINS` names a plugin that is not installed: the name is misspelt, or the plugin was
+    uninstalled.
+    """
 
     plugin: str
     suggestion: str
@@ -945,7 +978,7 @@ class PluginNotInstalled(Event):
 
 @event("setting.unknown", WARNING, "{variable} {reason}")
 class SettingUnknown(Event):
-    """No part of Rota reads this variable. It does no harm; unset it, or install the plugin that it is for."""
+    """No part of Rota reads this variable. It does no harm. Unset it, or install the plugin that reads it."""
 
     variable: str
     reason: str
@@ -955,7 +988,9 @@ class SettingUnknown(Event):
     "reservation.unused", WARNING, "no threads are reserved for queue {queue}, since no loaded job uses it{suggestion}"
 )
 class ReservationUnused(Event):
-    """`ROTA_RESERVED_THREADS` names this queue. Correct the name, or install the plugin that has jobs on it."""
+    """`ROTA_RESERVED_THREADS` names this queue, which no loaded job uses. Correct the name, or install the plugin that
+    has jobs on this queue.
+    """
 
     queue: str
     suggestion: str
@@ -974,14 +1009,14 @@ class JobOutlivesItsRuns(Event):
 
 @event("metrics.serving", INFO, "served on port {port}")
 class MetricsServing(Event):
-    """`/metrics` can be scraped."""
+    """`/metrics` can be read at this address."""
 
     port: int
 
 
 @event("metrics.not_served", WARNING, "port {port}: {error}; set ROTA_METRICS_PORT to another port, or to 0 for none")
 class MetricsNotServed(Event):
-    """The port is taken. Give each worker on a host its own `ROTA_METRICS_PORT`."""
+    """The port is in use. Give each worker on a host its own `ROTA_METRICS_PORT`."""
 
     port: int
     error: str
@@ -989,15 +1024,16 @@ class MetricsNotServed(Event):
 
 @event("metrics.given_up", WARNING, "{error}; this process works without metrics")
 class MetricsGivenUp(Event):
-    """The disk of the metrics is full, or the folder is not this user's. Work continues without metrics."""
+    """The disk with the metrics is full, or another user owns the folder. Work continues without metrics."""
 
     error: str
 
 
 @event("thread.not_started", WARNING, "thread {thread} could not be started: {error}; callers do its work")
 class ThreadNotStarted(Event):
-    """The machine allows no more threads for this user. The threads that called the missing thread do its work, which
-    is slower."""
+    """The machine allows no more threads for this user. The threads that needed the missing thread do its work
+    themselves, which is slower.
+    """
 
     thread: str
     error: str
@@ -1010,7 +1046,7 @@ class MetricsNotWritten(Event):
 
 @event("log.dropped", WARNING, "{lines} lines were dropped: the reader of this log did not keep up")
 class LogDropped(Event):
-    """The reader of the log was gone or too slow. Lines were dropped so that work could continue."""
+    """The program that reads the log was gone or too slow. Lines were dropped so that work could continue."""
 
     lines: int
 
@@ -1057,14 +1093,16 @@ class WorkerStopped(Event):
 
 @event("worker.replaced", INFO, "{worker} was replaced by a new process")
 class WorkerReplaced(Event):
-    """A worker process had asked to be replaced. Its replacement was working before it ended."""
+    """A worker process had asked for a replacement. The replacement was working before the old process ended."""
 
     worker: str
 
 
 @event("worker.silent", ERROR, "{worker} does not respond; it is killed and restarted")
 class WorkerSilent(Event):
-    """A worker process hangs or was stopped by a signal: its supervisor heard nothing for longer than a lease."""
+    """A worker process hangs or was stopped by a signal: its supervisor received no sign of life for longer than a
+    lease.
+    """
 
     worker: str
 
@@ -1088,14 +1126,14 @@ class SupervisorRestarting(Event):
 
 @event("supervisor.finished", INFO, "{program} has finished")
 class SupervisorFinished(Event):
-    """A program that runs once has ended."""
+    """A program that is meant to run once has ended."""
 
     program: str
 
 
 @event("supervisor.killing", WARNING, "killing {programs}, which did not end in time")
 class SupervisorKilling(Event):
-    """Programs did not end within `--grace`. Their runs are recovered after the next start."""
+    """Programs did not end within `--grace`, and are killed. Their runs are recovered after the next start."""
 
     programs: str
 
@@ -1106,7 +1144,7 @@ class SupervisorKilling(Event):
     "the guard has ended: {error}; if this process is killed, its programs may keep running",
 )
 class SupervisorGuardLost(Event):
-    """The process that cleans up after a killed `rota up` has ended. Restart `rota up` when convenient."""
+    """The process that cleans up after a killed `rota up` has ended. Restart `rota up` when it is convenient."""
 
     error: str
 
@@ -1138,7 +1176,9 @@ class UpStopped(Event):
 
 @event("embedded.account_created", WARNING, "account {account} was created: the servers do not run as root")
 class EmbeddedAccountCreated(Event):
-    """Root started `rota up`, so the embedded servers run as this account, which must be able to reach their data."""
+    """Root started `rota up`, so the embedded servers run as this account. The account must be able to reach their
+    data.
+    """
 
     account: str
 

@@ -1,4 +1,4 @@
-"""The format of a log line: JSON for programs, a short line for people."""
+"""The format of a log line: JSON for programs, and a short line for people."""
 
 import json
 import logging
@@ -13,23 +13,23 @@ from core.observability.events import Event
 from core.observability.terminal_text import visible
 
 EventDict = MutableMapping[str, Any]
-#: The longest text of a field, in characters; a longer traceback is cut in its middle.
+#: The longest text of a field, in characters. A longer traceback is cut in its middle.
 LONGEST_FIELD = 16 * 2**10
-#: The longest line of JSON, in characters; a longer one keeps only its short fields.
+#: The longest line of JSON, in characters. A longer line keeps only its short fields.
 LONGEST_LINE = 64 * 2**10
 LONGEST_SHORT = 1024
-#: The width of a line's job on a terminal, in characters. The text of a run's success then fits into 80 columns.
+#: The width of a line's job on a terminal, in characters. It lets the text of a run's success fit into 80 columns.
 SUBJECT_WIDTH = 30
-#: The fields of every line of a run, which an event's text already has.
+#: The fields that every line of a run has and that the text of an event has already.
 ABOUT = ("job", "run", "slot", "attempt", "message")
-#: The fields that are ours, and hold no value of an argument.
+#: The fields that Rota writes and that hold no value of an argument.
 KEPT = (*ABOUT, "timestamp", "level", "logger")
 DIM, YELLOW, RED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 MARKS = {"warning": ("!", YELLOW), "error": ("E", RED), "critical": ("E", RED), "debug": ("d", DIM)}
 
 
 def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) -> EventDict:
-    """Return the line of an ``event``: the fields ``about`` its run, its own fields, its name and its text."""
+    """Return the line of an ``event``: the fields ``about`` its run, the event's fields, its name and its text."""
     fields = event.fields()
     line: EventDict = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
@@ -46,7 +46,10 @@ def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) 
 
 
 def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
-    """Return a traceback of bounded length, its head and its tail, without local variables, which may hold secrets."""
+    """Return a traceback of bounded length, its head and its tail.
+
+    It has no local variables, since they may hold secrets.
+    """
     try:
         text = "".join(traceback.format_exception(*exc_info)).rstrip("\n")
     except Exception as error:  # noqa: BLE001 — an exception that cannot be formatted
@@ -55,7 +58,7 @@ def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType |
 
 
 def without_middle(text: str) -> str:
-    """``text``, or its head and its tail if it is too long."""
+    """Return ``text``, or its head and its tail if it is too long."""
     text = redaction.hide(text)
     if len(text) <= LONGEST_FIELD:
         return text
@@ -64,7 +67,7 @@ def without_middle(text: str) -> str:
 
 
 def without_secrets(_logger: Any, _method: str, line: EventDict) -> EventDict:
-    """Hide the secrets of the run that this thread works on, and fields with the names of ``ROTA_REDACT``."""
+    """Hide the secrets of the run that this thread works on, and the fields that ``ROTA_REDACT`` names."""
     shown: EventDict = redaction.hide_within(redaction.named(line, redaction.redacted()))
     return line if shown is line else {**shown, **{name: line[name] for name in KEPT if name in line}}
 
@@ -78,7 +81,7 @@ def bounded(_logger: Any, _method: str, line: EventDict) -> EventDict:
 
 
 def as_json(_logger: Any, _method: str, line: EventDict) -> str:
-    """Return the line as a JSON object; ``text`` has the text of a warning or an error."""
+    """Return the line as a JSON object. ``text`` has the text of a warning or an error."""
     words = line.pop("words", None)
     if words is not None and line.get("level") not in {"debug", "info"}:
         line["text"] = words
@@ -94,7 +97,7 @@ def is_short(value: Any) -> bool:
 
 
 def dumped(fields: Mapping[str, Any]) -> str:
-    """JSON of ``fields``; a value that JSON cannot hold is written as text."""
+    """Return ``fields`` as JSON. A value that JSON cannot hold is written as text."""
     try:
         return json.dumps(fields, default=text_of, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
@@ -102,7 +105,7 @@ def dumped(fields: Mapping[str, Any]) -> str:
 
 
 def held(value: Any) -> Any:
-    """``value`` if JSON can hold it, otherwise its text."""
+    """Return ``value`` if JSON can hold it, and otherwise its text."""
     try:
         json.dumps(value, default=text_of, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
@@ -111,7 +114,7 @@ def held(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return the text of a value, whose ``str`` may raise."""
+    """Return the text of a value whose ``str`` may raise an error."""
     try:
         return str(value)
     except Exception:  # noqa: BLE001 — a job's own class
@@ -119,7 +122,7 @@ def text_of(value: Any) -> str:
 
 
 def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
-    """Return a renderer for people: time, job (or topic, or library), and text."""
+    """Return a renderer for people, which writes the time, the job (or topic, or library), and the text."""
 
     def paint(text: str, colour: str) -> str:
         return f"{colour}{text}{PLAIN}" if colors and text else text
@@ -139,14 +142,14 @@ def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
 
 
 def plain(_logger: Any, _method: str, line: EventDict) -> str:
-    """The line as it is kept with an attempt: the time of day in UTC, the level unless it is info, and the text."""
+    """Return the line as it is kept with an attempt: the time of day in UTC, any level but info, and the text."""
     level = "" if line["level"] == "info" else f"{line['level']}: "
     told = f"{datetime.fromisoformat(line['timestamp']):%H:%M:%S}Z {level}{said_by(line)}"
     return "\n".join([told, *filter(None, [line.get("exception")])])
 
 
 def said_by(line: EventDict) -> str:
-    """Return the text of a line: the words of our own event, or the event with its fields."""
+    """Return the text of a line: the text of one of Rota's events, or the line's event with its fields."""
     words = line.get("words")
     if words is not None:
         return str(words)
@@ -154,7 +157,7 @@ def said_by(line: EventDict) -> str:
 
 
 def extra(line: EventDict) -> list[tuple[str, Any]]:
-    """Return the fields of a line that is not an event of ours, without the fields that every line has."""
+    """Return the fields of a line of a library, without the fields that every line has."""
     known = {"event", "level", "logger", "timestamp", "exception", *ABOUT}
     return [(name, value) for name, value in line.items() if name not in known]
 

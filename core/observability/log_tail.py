@@ -2,7 +2,7 @@
 
 from collections import deque
 
-#: The most lines that are kept, the most characters of one line, and the most characters of all.
+#: The most lines that are kept, the most characters of one line, and the most characters of all lines.
 MOST_LINES = 50
 LONGEST_LINE = 1000
 LONGEST_TAIL = 10_000
@@ -17,7 +17,7 @@ class LogTail:
         self._lines: deque[str] | None = None
 
     def add(self, line: str) -> None:
-        """Add a line, and forget the oldest if there are too many."""
+        """Add a line, and forget the oldest line if there are too many."""
         if self._lines is None:
             self._lines = deque(maxlen=MOST_LINES)
         left_out = len(line) - LONGEST_LINE
@@ -25,7 +25,7 @@ class LogTail:
 
     @property
     def text(self) -> str | None:
-        """The newest lines, as many whole ones as there is room for; None if nothing was logged."""
+        """Return the newest lines, as many whole lines as there is room for; None if nothing was logged."""
         kept: list[str] = []
         room = LONGEST_TAIL
         for line in reversed(tuple(self._lines or ())):

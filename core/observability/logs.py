@@ -1,4 +1,4 @@
-"""Sets up logging: for people on a terminal, as JSON elsewhere, with the run's fields on every line of a run."""
+"""Sets up logging: for people on a terminal, as JSON elsewhere. Every line of a run has the run's fields."""
 
 import logging
 import os
@@ -20,20 +20,20 @@ from core.settings import LogFormat, LogLevel
 
 #: The programs that import ``core.main`` to run it.
 PROGRAMS = {"dramatiq", "periodiq", "rota"}
-#: How long handlers that are not ours may block this process when it ends or is stuck, in seconds.
+#: Handlers of plugins may block this process for this many seconds when it ends or is stuck.
 OTHERS_SECONDS = 1.0
 
-#: The attribute of Dramatiq's log records that has the secrets of the message, which the traceback may contain.
+#: The attribute of Dramatiq's log records that has the secrets of the message. The traceback may contain these secrets.
 SECRETS = "rota_secrets"
 
 #: The fields to put on each line, and the LogTail that keeps the last lines.
 _about: ContextVar[tuple[Mapping[str, Any], LogTail | None]] = ContextVar("rota.about", default=({}, None))
 
 
-class about:  # called like a function; as a generator it would take twice the time, in each run
+class about:  # a class, since a generator takes twice the time, in each run
     """Put ``fields`` on every line that is logged in the block, and add the line to ``tail``.
 
-    structlog's own way needs a context variable per field.
+    structlog's own way needs a context variable for each field.
     """
 
     __slots__ = ("_about", "_token")
@@ -54,13 +54,13 @@ def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, 
 
 
 class EmitOnce:
-    """Logs an event once, and again only after a different event or a reset; for steps that are retried often."""
+    """Logs an event once, and again only after a different event or a reset. For steps that are retried often."""
 
     def __init__(self) -> None:
         self._last: Event | None = None
 
     def emit(self, event: Event) -> None:
-        """Log ``event``, unless it equals the last one."""
+        """Log ``event``, unless it equals the last event."""
         if event != self._last:
             emit(event)
         self._last = event
@@ -80,21 +80,21 @@ SHARED: list[Any] = [
 ]
 
 
-#: The processors that hide secrets and bound the length of a line before it is rendered.
+#: The processors that hide secrets and bound the length of a line before the line is rendered.
 BOUNDS: list[Any] = [structlog.processors.ExceptionRenderer(lines.in_words), lines.without_secrets, lines.bounded]
 
 
 def is_ours() -> bool:
-    """Return whether this process is one of our programs, not an application that imports ``core.main``."""
+    """Return whether this process is one of Rota's programs, not an application that imports ``core.main``."""
     started = Path(sys.argv[0] if sys.argv else "")
     name = started.parent.name if started.stem in {"__main__", "__init__"} else started.stem
     return name in PROGRAMS or "core" in started.parts
 
 
 def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
-    """Send all log lines, ours and the libraries', through one formatter, without blocking.
+    """Send all log lines, of Rota and of the libraries, through one formatter, without blocking.
 
-    Only our own programs call it, since an application has its own logging. Call it after handlers are installed:
+    Only Rota's own programs call this, since an application has its own logging. Call it after handlers are installed:
     Dramatiq and periodiq install theirs before they import ``core.main``.
     """
     structlog.configure(
@@ -117,7 +117,10 @@ def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
 
 
 def sink_for(handler: logging.Handler) -> logging.Handler:
-    """Return the handler to use instead of ``handler``: one that does not block, if it writes to a stream."""
+    """Return the handler to use instead of ``handler``.
+
+    If ``handler`` writes to a stream, the new one does not block.
+    """
     if not isinstance(handler, logging.StreamHandler):
         return handler
     is_standard = handler.stream is not None and getattr(handler.stream, "fileno", None) and is_stderr(handler.stream)
@@ -134,13 +137,13 @@ def is_stderr(stream: Any) -> bool:
 
 
 def first_handlers() -> list[logging.Handler]:
-    """Return the handlers for a process without handlers."""
+    """Return the handlers for a process that has no handlers yet."""
     stream = standard_error()
     return [Sink(stream, metrics.log_lines_dropped) if stream is not None else logging.NullHandler()]
 
 
 def hide_arguments(record: logging.LogRecord) -> bool:
-    """Remove arguments of messages from Dramatiq's lines, since they may be secret or very long."""
+    """Remove arguments of messages from Dramatiq's log lines, since they may be secret or very long."""
     if isinstance(record.args, tuple) and record.name.startswith("dramatiq"):
         if names := redaction.redacted():
             kwargs = [getattr(each, "kwargs", {}) for each in record.args]
@@ -150,13 +153,13 @@ def hide_arguments(record: logging.LogRecord) -> bool:
 
 
 def without_arguments(value: Any) -> Any:
-    """For a message of Dramatiq's, its actor and its id; any other value unchanged."""
+    """Return the actor and the id of a message of Dramatiq's. Return any other value unchanged."""
     is_message = hasattr(value, "actor_name") and hasattr(value, "message_id")
     return f"{value.actor_name} {value.message_id}" if is_message else value
 
 
 def flush(within: float = FLUSH_SECONDS) -> None:
-    """Write waiting lines within so many seconds; for a process that ends without the interpreter's shutdown."""
+    """Write waiting lines within this many seconds. For a process that ends without the interpreter's shutdown."""
     sinks, others = handlers()
     for sink in sinks:
         sink.flush(within)
@@ -164,10 +167,10 @@ def flush(within: float = FLUSH_SECONDS) -> None:
 
 
 def emit_unblocked(event: Event) -> None:
-    """Log ``event`` although other threads of this process stand still.
+    """Log ``event``, even if other threads of this process stand still.
 
-    It takes no lock of ``logging``, which a thread may hold for ever. Our own handlers never block and come first;
-    handlers of plugins have a second.
+    This takes no lock of ``logging``, since a thread may hold such a lock for ever. Rota's handlers never block and
+    come first. Handlers of plugins have a second.
     """
     if event.severity < logging.getLogger().level:
         return
@@ -181,7 +184,7 @@ def emit_unblocked(event: Event) -> None:
 
 
 def handlers() -> tuple[list[Sink], list[logging.Handler]]:
-    """Return the handlers of the root logger that write: first ours, which never block, then all others."""
+    """Return the handlers of the root logger that write: first Rota's, which never block, then all others."""
     found = [each for each in logging.getLogger().handlers if not isinstance(each, TailHandler)]
     return [each for each in found if isinstance(each, Sink)], [each for each in found if not isinstance(each, Sink)]
 
@@ -201,7 +204,7 @@ def call_others(action: Callable[[logging.Handler], object], others: Sequence[lo
 
 
 class Formatter(structlog.stdlib.ProcessorFormatter):
-    """Turns a log record into a line. Our own events have a fast path, since there is one for each run."""
+    """Turns a log record into a line. Rota's own events take a fast path, since there is one for each run."""
 
     def __init__(self, ending: list[Any]) -> None:
         super().__init__(
@@ -234,7 +237,7 @@ class TailHandler(logging.Handler):
         self.setFormatter(Formatter([*BOUNDS, lines.plain]))
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Format the line only within an attempt. No lock is needed, since a tail has one thread."""
+        """Format the line, but only within an attempt. No lock is needed, since a tail has one thread."""
         tail = _about.get()[1]
         if tail is not None and hide_arguments(record):
             self._add(tail, record)

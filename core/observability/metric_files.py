@@ -1,6 +1,6 @@
-"""The files in which the processes of a worker share their metrics: merges the files of dead processes.
+"""The files in which the processes of a worker share their metrics. Merges the files of dead processes.
 
-Without merging, every replaced process would leave a few files, which every scrape would read.
+Without the merge, every replaced process would leave a few files, and every scrape would read them.
 """
 
 import re
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from core.observability import metric_folder
 
-#: Names of files with values of living processes only, and of files whose values are kept.
+#: The names of files with values of living processes only, and the names of files whose values are kept.
 LIVE = re.compile(r"gauge_live\w+_(\d+)\.db")
 LASTING = re.compile(r"(counter|histogram|gauge_mostrecent)_(\d+)\.db")
-#: The process id in the names of merged files; no process has it.
+#: The process id in the names of merged files. No process has this id.
 THE_DEAD = 0
 
 
@@ -30,7 +30,7 @@ def tidy(folder: Path) -> None:
 
 
 def put_together(path: Path, remains: Path, *, is_sum: bool) -> None:
-    """Merge the values in ``path`` into ``remains`` (as sums, or the most recent ones), and delete ``path``.
+    """Merge the values in ``path`` into ``remains``, as sums or as the most recent values, and delete ``path``.
 
     A reader sees either the old or the new ``remains``. Raises OSError if the disk is full.
     """

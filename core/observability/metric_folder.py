@@ -1,8 +1,8 @@
-"""The private folder in which the processes of a worker share their metrics; without it, work continues without shared
+"""The private folder in which the processes of a worker share their metrics. Without it, work continues without shared
 metrics.
 
-All users can write to the system's temporary folder. Rota's files there are in one folder per user, which no other user
-can enter; this is checked before the folder is used.
+All users can write to the system's temporary folder. So Rota puts its files there into one folder per user, which no
+other user can enter. This is checked before the folder is used.
 """
 
 import os
@@ -17,9 +17,9 @@ OF_PARENT = re.compile(r"([0-9]{1,9})-([0-9]+)")
 
 
 def of_parent(parent: int) -> Path:
-    """Return the folder of one parent process; removes the folders of parents that have ended.
+    """Return the folder of one parent process, and remove the folders of parents that have ended.
 
-    Raises OSError if it cannot be created, or if another user has created it.
+    Raises OSError if the folder cannot be created, or if another user has created it.
     """
     ours = private(Path(tempfile.gettempdir()) / f"rota-metrics-{os.geteuid()}")
     for stale in ours.iterdir():
@@ -30,7 +30,7 @@ def of_parent(parent: int) -> Path:
 
 
 def private(folder: Path) -> Path:
-    """Create ``folder`` if it is missing. Raises OSError unless it is this user's and no other user can enter it."""
+    """Create ``folder`` if it is missing. Raises OSError unless this user owns it and no other user can enter it."""
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()  # does not follow a link
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
@@ -50,7 +50,7 @@ def is_alive(pid: int) -> bool:
 
 
 def started_at(pid: int) -> str:
-    """Return the process's start time in ticks, on Linux; it tells apart two processes with the same id."""
+    """Return the process's start time in ticks, on Linux. It distinguishes two processes with the same id."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -1,7 +1,7 @@
-"""The metrics' values, in files that are mapped into memory; disk space is allocated before it is written.
+"""The values of metrics, in files that are mapped into memory. Disk space is allocated before it is written.
 
 prometheus_client maps sparse files. If the disk is full, writing to a new page ends the process with SIGBUS. So if
-there is no space, the values are kept in memory only, and are no longer served.
+there is no space, Rota keeps the values only in memory, and no longer serves them.
 """
 
 import mmap
@@ -27,13 +27,13 @@ EMPTY = struct.pack("i4x", 8)
 
 
 def have_room() -> None:
-    """Make prometheus_client allocate its files in this process; call it before the first metric is created."""
+    """Make prometheus_client allocate its files in this process. Call this before the first metric is created."""
     values.MmapedDict = Allocated  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(_Here.process_id)
 
 
 class _Here:
-    """This process's id. It is kept, since every change of a value needs it, and ``os.getpid`` is a system call."""
+    """The id of this process. Stored, since each change of a value needs it, and ``os.getpid`` is a system call."""
 
     pid = os.getpid()
 
@@ -67,7 +67,7 @@ class StrictlyAllocated(MmapedDict):
 
 
 class Allocated(StrictlyAllocated):
-    """The same, but continues in memory if the disk is full."""
+    """A file whose pages are allocated before they are mapped. If the disk is full, the values stay in memory."""
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         self._is_in_memory = False
@@ -99,7 +99,7 @@ class Allocated(StrictlyAllocated):
 
 
 def open_allocated(path: Path) -> int:
-    """Open a file of this user's, not through a link, and allocate its first page. Raises OSError."""
+    """Open a file that belongs to this user, without following a link, and allocate its first page. Raises OSError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():
@@ -112,7 +112,7 @@ def open_allocated(path: Path) -> int:
 
 
 def allocate(descriptor: int, size: int) -> None:
-    """Allocate ``size`` bytes on the disk; does nothing on a system without the call."""
+    """Allocate ``size`` bytes on the disk. Do nothing on a system without this call."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:
@@ -120,7 +120,7 @@ def allocate(descriptor: int, size: int) -> None:
 
 
 def give_up(path: Path, error: OSError) -> None:
-    """Log it once, and remove the file, since its values would be served for ever."""
+    """Log the error once, and remove the file, since its values would be served for ever."""
     with suppress(OSError):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():

@@ -1,6 +1,6 @@
 """All metrics. The processes of one worker share them in Prometheus' multiprocess mode.
 
-Call ``share()`` before anything else here, since prometheus_client reads its environment when it is imported.
+Call ``share()`` before anything else in this module, since prometheus_client reads its environment when it is imported.
 """
 
 import os
@@ -18,23 +18,23 @@ from core.observability.events import MetricsGivenUp, emit
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _making = threading.Lock()
-#: The last status set for each task, and when, in monotonic seconds.
+#: The last status that was set for each task, and the time when it was set, in monotonic seconds.
 _said: dict[str, tuple[bool, float]] = {}
 
-#: An unchanged status is set again after this long, so that the last of several processes counts.
+#: An unchanged status is set again after this many seconds. So if several processes set it, the last value counts.
 SAY_AGAIN_SECONDS = 1.0
 
-#: In seconds, from a no-op to the default hard limit.
+#: The limits of the buckets, in seconds, from a job that does nothing to the default hard limit.
 DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800)
-#: Seconds between a slot and its start; the goal is 0.1 at the 99th percentile.
+#: The limits of the buckets, in seconds, between a slot and its start. The goal is 0.1 at the 99th percentile.
 LATENESS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 600, 3600)
 
 
 def share(folder: Path | None) -> bool:
     """Keep this process's metrics in ``folder``, by default the folder of the parent process.
 
-    All worker processes of one ``dramatiq`` command have the same parent, and so does the process that serves them.
-    If the folder cannot be used, the metrics stay in this process and this returns False.
+    All worker processes of one ``dramatiq`` command have the same parent, and so does the process that serves their
+    metrics. If the folder cannot be used, the metrics stay in this process and the result is False.
     """
     given = folder or os.environ.get(MULTIPROCESS)
     try:
@@ -52,7 +52,7 @@ def share(folder: Path | None) -> bool:
 
 
 def _metrics() -> Any:
-    with _making:  # two threads that made them at once would register each metric twice
+    with _making:  # two threads would register each metric twice
         return _made()
 
 
@@ -72,7 +72,7 @@ def _made() -> Any:
         lateness=Histogram(
             "rota_start_lateness_seconds", "From a run's due time to its start", ["task"], buckets=LATENESS
         ),
-        rejected=Counter("rota_messages_rejected", "Messages that are corrupt or not ours", ["queue", "reason"]),
+        rejected=Counter("rota_messages_rejected", "Messages that are corrupt or not Rota's", ["queue", "reason"]),
         pool=Gauge(
             "rota_db_pool_connections", "Connections to PostgreSQL by state", ["state"], multiprocess_mode="livesum"
         ),
@@ -115,17 +115,17 @@ def _made() -> Any:
 
 @cache
 def _labelled(name: str, *labels: str) -> Any:
-    """Return one series of a metric; cached, since looking it up takes longer than counting."""
+    """Return one series of a metric. The series is cached, since looking it up takes longer than counting."""
     metric = getattr(_metrics(), name)
     return metric.labels(*labels) if labels else metric
 
 
 def run_ended(task: str, status: str, seconds: float | None = None) -> None:
-    """Count an attempt, or a run that ended without one; ``seconds`` is how long the attempt took."""
+    """Count an attempt, or a run that ended without an attempt. ``seconds`` is the duration of the attempt."""
     _labelled("tasks", task, status).inc()
     if seconds is not None:
         _labelled("durations", task).observe(seconds)
-        if status != "cancelled":  # a cancel says nothing about the job
+        if status != "cancelled":  # a cancelled attempt tells nothing about the job
             _tell_status(task, status == "succeeded")
 
 
@@ -149,7 +149,7 @@ def run_started(task: str, lateness_seconds: float) -> None:
 
 
 def message_rejected(queue: str, reason: str) -> None:
-    """Count a message that was dead-lettered as corrupt or not ours."""
+    """Count a message that was dead-lettered because it is corrupt or not one of Rota's."""
     _metrics().rejected.labels(queue, reason).inc()
 
 
@@ -160,7 +160,7 @@ def pool(in_use: int, idle: int) -> None:
 
 
 def leading(is_leader: bool) -> None:
-    """Set whether this process's dispatcher leads; if not, reset the metrics that only the leader sets."""
+    """Set whether this process's dispatcher leads. If it does not, reset the metrics that only the leader sets."""
     _metrics().leader.set(is_leader)
     if not is_leader:
         paused([])
@@ -169,31 +169,31 @@ def leading(is_leader: bool) -> None:
 
 
 def paused(scopes: Collection[str]) -> None:
-    """Set which scopes are paused; reset those that no longer are."""
+    """Set which scopes are paused. Reset the scopes that are no longer paused."""
     _set_all("paused", dict.fromkeys(scopes, 1))
 
 
 def overdue(slots: Mapping[str, int]) -> None:
-    """Set how many slots of each task are overdue; reset all other tasks."""
+    """Set how many slots of each task are overdue. Reset all other tasks."""
     _set_all("overdue", slots)
 
 
 def limited(runs: Mapping[str, int]) -> None:
-    """Set how many runs wait for the limits of each declared name; reset all other names."""
+    """Set how many runs wait for the limits of each declared name. Reset all other names."""
     _set_all("limited", runs)
 
 
 def schedules_differ(task: str, schedules: int) -> None:
-    """Count schedules of a task's keys that are not those that its plugin wants."""
+    """Count schedules of a task's keys that differ from those that its plugin wants."""
     _labelled("differing", task).inc(schedules)
 
 
 def succeeded_at(task: str, timestamp: float) -> None:
-    """Set when the last successful slot of a task finished."""
+    """Set the time when the last successful slot of a task finished."""
     _labelled("succeeded", task).set(timestamp)
 
 
-#: The labels that ``_set_all`` has set last: a series that processes share cannot be removed, only set to 0.
+#: The labels that ``_set_all`` set last. A series that processes share cannot be removed, only set to 0.
 _standing: dict[str, set[str]] = {}
 
 
@@ -206,7 +206,7 @@ def _set_all(name: str, values: Mapping[str, float]) -> None:
 
 
 def dispatched(seconds: float) -> None:
-    """Observe a pass of the dispatcher."""
+    """Observe the duration of a pass of the dispatcher."""
     _metrics().passes.observe(seconds)
 
 

@@ -11,7 +11,7 @@ from core import settings
 from core.observability import logs, metric_files, metrics
 from core.observability.events import MetricsNotServed, MetricsServing, emit
 
-#: How long to wait before trying an occupied port again, in seconds.
+#: The wait before an occupied port is tried again, in seconds.
 BIND_AGAIN_SECONDS = 5.0
 
 _collecting = threading.Lock()

@@ -1,7 +1,7 @@
-"""Hides secret values: by their names in JSON, and by their texts in errors, tracebacks and lines of the log.
+"""Hides secret values: in JSON by their names, and in errors, tracebacks and log lines by their texts.
 
-The names are those of a job's ``Secret`` parameters and of ``ROTA_REDACT``. While a run is worked on, the values of
-its secret arguments are replaced in every text that its thread logs or records. A value of fewer than four
+The names are those of a job's ``Secret`` parameters, and those in ``ROTA_REDACT``. While a run is worked on, the values
+of its secret arguments are replaced in every text that its thread logs or records. A value of fewer than four
 characters is not looked for in texts, since it would be found everywhere.
 """
 
@@ -22,7 +22,7 @@ _secrets: ContextVar[tuple[str, ...]] = ContextVar("rota.secrets", default=())
 
 
 def named(value: Any, names: Collection[str]) -> Any:
-    """``value``, of JSON, with the values of ``names`` hidden in objects at any depth; case is ignored."""
+    """Return ``value``, of JSON, with the values of ``names`` hidden in objects at any depth. Case is ignored."""
     if not names:
         return value
     if isinstance(value, Mapping):
@@ -33,8 +33,9 @@ def named(value: Any, names: Collection[str]) -> Any:
 
 
 def texts(args: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
-    """Return the texts as which the values of ``names`` in ``args`` can appear in an error or a log line; the longest
-    first."""
+    """Return the texts as which the values of ``names`` in ``args`` can appear in an error or a log line, the longest
+    first.
+    """
     found = {form for value in _values(args, names) for form in _forms(value)}
     return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
@@ -51,7 +52,7 @@ def _values(value: Any, names: Collection[str], *, is_secret: bool = False) -> I
 
 
 def _forms(text: str) -> Iterator[str]:
-    """Yield the text as it is, as Python and JSON write it, and as a URL has it."""
+    """Yield the text as it is, as Python and JSON write it, and as a URL contains it."""
     if len(text) >= SHORTEST:
         yield text
         yield repr(text)[1:-1]
@@ -70,14 +71,14 @@ def hiding(secrets: tuple[str, ...]) -> Iterator[None]:
 
 
 def hide(text: str, secrets: Iterable[str] | None = None) -> str:
-    """``text`` without ``secrets``; by default those of the run that this thread works on."""
+    """Return ``text`` without ``secrets``, which are by default those of the run that this thread works on."""
     for secret in _secrets.get() if secrets is None else secrets:
         text = text.replace(secret, HIDDEN)
     return text
 
 
 def hide_within(value: Any, secrets: Collection[str] | None = None) -> Any:
-    """``value`` without ``secrets``, which may be texts or numbers at any depth of lists and objects."""
+    """Return ``value`` without ``secrets``, which may be texts or numbers at any depth of lists and objects."""
     secrets = _secrets.get() if secrets is None else secrets
     if not secrets or value is None or isinstance(value, bool):
         return value

@@ -1,11 +1,12 @@
 """A log handler that never blocks: lines wait in memory for a thread that writes them.
 
 A log's reader can go away or fall behind (``rota worker 2>&1 | head``, a log shipper that hangs, a terminal that is
-stopped). A handler that writes in the caller's thread then stops every thread that logs. Here, if the memory is full, a
-line is dropped and counted, and the next written line says how many were dropped.
+stopped). A handler that writes in the caller's thread then stops every thread that logs. In this module, if the memory
+for lines is full, a line is dropped and counted, and the next written line says how many were dropped.
 
-Unlike the handlers of ``logging`` it has no lock that a thread holds while it formats or writes. An interruption at a
-time limit can reach a thread just after it has taken such a lock, and then no other thread can log any more.
+Unlike the handlers of ``logging``, this handler has no lock that a thread holds while it formats or writes. An
+interruption at a time limit can reach a thread just after it has taken such a lock, and then no other thread can log
+any more.
 """
 
 import logging
@@ -22,16 +23,16 @@ from core import forks
 from core.observability.events import LogDropped
 
 STDERR = 2
-#: The most characters that may wait, about a second of a very busy process.
+#: The most characters that may wait: about a second of a very busy process.
 MOST_WAITING = 4 * 2**20
-#: The most characters that the thread takes at once.
+#: The most characters that the thread takes from the queue at once.
 CHUNK = 32 * 2**10
-#: How long the end of a process waits for its last lines to be written, in seconds.
+#: At its end, a process waits this many seconds for its last lines to be written.
 FLUSH_SECONDS = 1.0
 
 
 class Stream(Protocol):
-    """The target of lines. Both methods may block, and may raise OSError or ValueError."""
+    """The stream to which lines are written. Both methods may block, and may raise OSError or ValueError."""
 
     def write(self, text: str, /) -> object:
         """Write ``text``."""
@@ -41,7 +42,7 @@ class Stream(Protocol):
 
 
 class Descriptor:
-    """Our own descriptor of standard error, which stays open if a job closes ``sys.stderr``."""
+    """Rota's own descriptor of standard error, which stays open if a job closes ``sys.stderr``."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = os.dup(descriptor)
@@ -53,11 +54,11 @@ class Descriptor:
             left = left[os.write(self._descriptor, left) :]
 
     def flush(self) -> None:
-        """Do nothing: there is no buffer."""
+        """Do nothing, since there is no buffer."""
 
 
 def pieces(lines: Sequence[str]) -> Iterator[str]:
-    """Put lines together, as many as a pipe takes in one piece; other processes may write between two pieces."""
+    """Join lines to pieces that a pipe accepts in one write. Other processes may write between two pieces."""
     piece, size = "", 0
     for line in lines:
         added = size_of(line)
@@ -74,7 +75,7 @@ def size_of(text: str) -> int:
 
 
 class Sink(logging.Handler):
-    """Formats in the caller's thread, and writes in its own thread, which starts with the first line."""
+    """Formats lines in the caller's thread, and writes them in its own thread, which starts with the first line."""
 
     def __init__(self, stream: Stream, on_dropped: Callable[[int], None]) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Sink(logging.Handler):
         self._begin()
 
     def createLock(self) -> None:
-        """Make no lock: lines come together in a queue, which any thread may use."""
+        """Make no lock: lines go into a queue, which any thread may use."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
@@ -95,19 +96,19 @@ class Sink(logging.Handler):
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        #: Lines, and events to set once all lines before them are written.
+        #: Lines, and events to set when all lines before them are written.
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
-        #: How many characters were accepted so far, and how many of these were written or dropped.
+        #: The number of characters that were accepted so far, and the number of these that were written or dropped.
         self._taken = self._written = 0
-        #: How many lines were dropped, and how many of these the log has reported.
+        #: The number of lines that were dropped, and the number of these that the log has reported.
         self._dropped = self._told = 0
         self._thread: threading.Thread | None = None
-        #: Held for sums alone, without a call in which an interruption could arrive.
+        #: Held only while numbers are added, without a call in which an interruption could arrive.
         self._counting = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Accept the line, or drop it. Never blocks and never raises."""
-        if self._pid != os.getpid():  # after a fork: the parent writes its waiting lines
+        if self._pid != os.getpid():  # after a fork, the parent writes its waiting lines
             self._begin()
         try:
             line = self.format(record) + "\n"
@@ -116,7 +117,7 @@ class Sink(logging.Handler):
         self._take_on(line)
 
     def _take_on(self, line: str) -> None:
-        if forks.is_child():  # it may end at any time, without the interpreter's shutdown
+        if forks.is_child():  # a child may end at any time, without the interpreter's shutdown
             with suppress(OSError, ValueError):
                 self._stream.write(line)
                 self._stream.flush()
@@ -147,7 +148,9 @@ class Sink(logging.Handler):
 
     def flush(self, within: float = FLUSH_SECONDS) -> None:
         """Wait until everything is written, at most ``within`` seconds. The interpreter calls this at exit."""
-        if self._pid != os.getpid() or self._thread is None:  # after a fork that has logged nothing, or no line at all
+        if (
+            self._pid != os.getpid() or self._thread is None
+        ):  # a forked child that has logged nothing, or no line at all
             return
         written = threading.Event()
         self._lines.put(written)
@@ -206,7 +209,7 @@ class Sink(logging.Handler):
 
 
 def standard_error() -> Stream | None:
-    """Return the default stream of this process's log; None without standard error."""
+    """Return the default stream of this process's log, or None without standard error."""
     if sys.stderr is None or sys.stderr is not sys.__stderr__:
         return sys.stderr
     try:

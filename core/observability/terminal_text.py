@@ -10,7 +10,7 @@ JOINERS = "\u200c\u200d"
 
 
 def visible(text: str) -> str:
-    r"""``text`` on one line, with control characters escaped, such as ``\x1b``, ``\n`` or ``\u202e``."""
+    r"""Return ``text`` on one line, with control characters escaped, such as ``\x1b``, ``\n`` or ``\u202e``."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 

@@ -1,4 +1,4 @@
-"""The audit: actions, and the people who did them."""
+"""The audit: the actions of people, with the names of these people."""
 
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,6 @@ class Entry(Shape):
 def newest(
     connection: Connection, *, actor: str | None, action: audit.Action | None, since: datetime | None, limit: int
 ) -> list[Entry]:
-    """Return the newest entries, newest first."""
+    """Return the newest entries, the newest first."""
     found = audit.newest(connection, actor=actor, action=action, since=since, limit=limit)
     return [Entry.model_validate(entry) for entry in found]

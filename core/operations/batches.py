@@ -1,7 +1,7 @@
 """Changes many runs in batches.
 
-Each batch is its own transaction with its part of the audit. So an interruption leaves whole batches, and the number of
-changed runs is known.
+Each batch is its own transaction, which also updates the operation's entry in the audit. So an interruption leaves
+whole batches, and the number of changed runs is known.
 """
 
 import time
@@ -16,8 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from core.ledger import audit
 from core.ledger.audit import Actor
 
-#: How many times a batch is tried again after a deadlock, and how long it waits first, so that the other transaction
-#: can end.
+#: The number of further tries of a batch after a deadlock, and the wait before each, in which the other transaction can
+#: end.
 MOST_DEADLOCKS = 5
 AGAIN_SECONDS = 0.1
 
@@ -31,15 +31,15 @@ class Batches:
     action: audit.Action
     target: str
     details: dict[str, Any] = field(default_factory=dict)
-    #: How many runs have been changed.
+    #: The number of runs that have been changed.
     done: int = 0
     _entry: int | None = None
 
     def do(self, act: Callable[[Connection], int]) -> int:
-        """Run ``act`` as one batch; return how many runs it changed.
+        """Run ``act`` as one batch. Return how many runs it changed.
 
-        A cancel locks running runs, which their process may be recording together in another order. If PostgreSQL ends
-        the batch because of such a deadlock, the batch is tried again.
+        A cancel locks running runs, while their process may be recording them together in another order. If PostgreSQL
+        ends the batch because of such a deadlock, the batch is tried again.
         """
         for _ in range(MOST_DEADLOCKS):
             try:

@@ -1,4 +1,4 @@
-"""Retries, drops and cancels many runs: first a plan, then batch by batch, at a steady rate, until it is stopped."""
+"""Retries, drops and cancels many runs: makes a plan, then works batch by batch, at a steady rate, until stopped."""
 
 import threading
 import time
@@ -26,12 +26,12 @@ from core.operations.selection import Selection
 
 #: The most runs that one transaction changes.
 BATCH = 500
-#: How many runs are shown before they are changed, and afterwards.
+#: How many runs are shown before the change, and after it.
 SHOWN = 20
 
 
 class Retried(Shape):
-    """The outcome of a retry, and the first of the runs as they are now."""
+    """The outcome of a retry, and the first of the runs in their present state."""
 
     matched: int
     retried: int
@@ -39,7 +39,7 @@ class Retried(Shape):
 
 
 class Dropped(Shape):
-    """The outcome of a drop, and the first of the runs as they are now."""
+    """The outcome of a drop, and the first of the runs in their present state."""
 
     matched: int
     dropped: int
@@ -47,27 +47,27 @@ class Dropped(Shape):
 
 
 class Cancelled(Shape):
-    """The outcome of a cancel, and the first of the runs as they are now."""
+    """The outcome of a cancel, and the first of the runs in their present state."""
 
     matched: int
     cancelled: int
-    #: The cancelled runs that are still running; they cannot commit.
+    #: The number of cancelled runs that are still running. They cannot commit.
     leaving: int
     runs: list[Run]
 
 
 class Act(Protocol):
-    """The change of runs, in the caller's transaction; returns how many it changed."""
+    """A change of runs in the caller's transaction."""
 
     def __call__(self, connection: Connection, run_ids: Sequence[int]) -> int:
-        """Act on the runs."""
+        """Change these runs. Return how many runs were changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The planned change of runs, and the words for it."""
+    """A planned change of runs, and the words for it."""
 
-    #: For example ``retry`` and ``retried``.
+    #: The verb and its participle, for example ``retry`` and ``retried``.
     verb: audit.Action
     done: str
     act: Act
@@ -76,7 +76,7 @@ class Plan:
     criteria: dict[str, str]
     #: The id, job, state and reason of each selected run.
     runs: Sequence[Row[Any]]
-    #: Why, for the audit.
+    #: The reason for the action, for the audit.
     why: str | None = None
 
     @property
@@ -131,7 +131,7 @@ def refuse_fast_lane(registry: Registry, name: str | None) -> None:
 
 
 def refuse_cancelled(connection: Connection, run_ids: Sequence[int]) -> None:
-    """Raise SelectionError for a running run that was cancelled already."""
+    """Raise SelectionError for a running run that has been cancelled before."""
     marks = cancels.marks(connection, run_ids).values()
     if marks:
         said = "; ".join(f"run {mark.run_id} was cancelled already, {shown.cancelled(mark)}" for mark in marks)
@@ -146,12 +146,12 @@ def carry_out(
     stop: threading.Event | None = None,
     advance: Callable[[int], object] = lambda _count: None,
 ) -> int:
-    """Change all runs of ``plan``, at most ``rate`` per second; return how many were changed.
+    """Change all runs of ``plan``, at most ``rate`` per second. Return how many were changed.
 
-    ``advance`` is called with the size of each batch. Raises IncompleteError if ``stop`` or PostgreSQL ended it early.
+    Call ``advance`` with the size of each batch. Raises IncompleteError if ``stop`` or PostgreSQL ended the work early.
     """
     stop, run_ids = stop or threading.Event(), plan.run_ids
-    details = {"ids": None if plan.criteria else run_ids, **plan.criteria, "why": plan.why}  # ids that a person gave
+    details = {"ids": None if plan.criteria else run_ids, **plan.criteria, "why": plan.why}  # ids that a person typed
     batches = Batches(engine, plan.actor, plan.verb, plan.target, details)
     try:
         for batch in paced(run_ids, rate, stop):
@@ -177,13 +177,13 @@ def paced(run_ids: Sequence[int], rate: float | None, stop: threading.Event) -> 
 
 
 def first(connection: Connection, plan: Plan) -> list[Run]:
-    """Return the first of the runs of ``plan`` as they are now."""
+    """Return the first of the runs of ``plan`` in their present state."""
     found = [history.run(connection, run_id) for run_id in plan.run_ids[:SHOWN]]
     return shown.shapes(connection, [run for run in found if run is not None])
 
 
 def leaving(connection: Connection, plan: Plan) -> int:
-    """Return the number of cancelled runs of ``plan`` whose functions have not left yet."""
+    """Return the number of cancelled runs of ``plan`` whose functions have not returned yet."""
     return len(cancels.marks(connection, plan.run_ids))
 
 

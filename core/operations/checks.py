@@ -9,7 +9,7 @@ Outcome = Literal["ok", "wrong", "info"]
 
 
 class Check(Shape):
-    """The result of one check: the finding, and advice if it is wrong."""
+    """The result of one check: the finding, and advice if something is wrong."""
 
     name: str
     outcome: Outcome
@@ -18,10 +18,10 @@ class Check(Shape):
 
 
 def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
-    """Make a Check."""
+    """Return a Check."""
     return Check(name=name, outcome=outcome, found=found, advice=advice)
 
 
 def wrong(found: Iterable[Check]) -> list[Check]:
-    """Return the checks that are wrong."""
+    """Return those of the checks that are wrong."""
     return [answer for answer in found if answer.outcome == "wrong"]

@@ -18,7 +18,7 @@ from core.settings import Settings
 def ledger(
     configured: Settings, application: str, statement_timeout_seconds: float, *, pool_size: int = 2
 ) -> Iterator[Engine]:
-    """Make an engine on the ledger, and close it afterwards. A time-out of 0 means none.
+    """Make an engine on the ledger, and close it afterwards. A time-out of 0 means no time-out.
 
     ``application`` is the name under which PostgreSQL lists its connections.
     """
@@ -49,7 +49,7 @@ def explained(engine: Engine, advice: str, rights: Mapping[str, str] = database.
             with engine.connect() as connection:
                 whereabouts.refuse_hidden(connection)
             raise NotMigrated("the database is not migrated: run `rota db upgrade`") from error
-        if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # no answer of a server
+        if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # not a server's error
             said = f"PostgreSQL cannot be reached: {database.brief(error)}; {advice}; `rota check` says more"
             raise LedgerError(said) from error
         raise LedgerError(f"PostgreSQL refused: {database.brief(error, rights)}") from error

@@ -1,5 +1,6 @@
 """Finds problems that prevent a process from ever working with its servers. An unavailable server is not such a
-problem."""
+problem.
+"""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,7 +19,7 @@ STATEMENT_TIMEOUT_SECONDS = 5
 
 
 def refuse_unfit(configured: Settings) -> None:
-    """Raise UnfitServers if a server has a problem that waiting cannot solve."""
+    """Raise UnfitServers if a server has a problem that does not end by waiting."""
     problems: list[Check] = []
     with suppress(DBAPIError), connections.ledger(configured, "rota-cli", STATEMENT_TIMEOUT_SECONDS) as engine:
         problems = of_postgresql(engine)
@@ -40,13 +41,16 @@ def of_postgresql(engine: Engine) -> list[Check]:
 
 
 def of_subjects(engine: Engine, registry: Registry) -> list[Check]:
-    """The jobs whose subjects can never be looked up. Raises SQLAlchemy's DBAPIError if PostgreSQL is unavailable."""
+    """Return the jobs whose subjects can never be looked up.
+
+    Raises SQLAlchemy's DBAPIError if PostgreSQL is unavailable.
+    """
     with engine.connect() as connection:
         return list(subjects.missing(connection, registry))
 
 
 def ledger_of(engine: Engine) -> str | None:
-    """Return the identity of the ledger; None if it has none yet. Raises SQLAlchemy's DBAPIError."""
+    """Return the identity of the ledger, or None if it has none yet. Raises SQLAlchemy's DBAPIError."""
     with engine.connect() as connection:
         return identity.of(connection)
 

@@ -28,15 +28,15 @@ from core.schema.grants import Lack, Purpose
 from core.schema.upgrade import History
 from core.settings import Settings
 
-#: PostgreSQL 13 is the oldest that the ledger is tested on.
+#: PostgreSQL 13 is the oldest version that the ledger is tested on.
 OLDEST_POSTGRESQL = 130000
 
-#: The kind of a worker that makes no progress.
+#: The kind of a worker process that makes no progress.
 STUCK = "stuck"
 
 
 class Report(Shape):
-    """All checks, and whether none of them is wrong."""
+    """All checks, and whether all of them are right."""
 
     ok: bool
     checks: list[Check]
@@ -46,10 +46,10 @@ class Report(Shape):
 class Surroundings:
     """The environment, ledger and advice that the checks use."""
 
-    #: The variables that settings are read from, and their source, in words.
+    #: The environment variables from which settings are read, and the name of their source.
     environment: Mapping[str, str]
     source: str
-    #: Opens an engine on the ledger of these settings; it is closed on exit.
+    #: Opens an engine on the ledger of these settings. The engine is closed on exit.
     ledger: Callable[[Settings], AbstractContextManager[Engine]]
     #: The advice if a server cannot be reached.
     advice: str
@@ -78,7 +78,7 @@ def everything(
 
 
 def needed_for_working(found: Iterable[Check], purpose: Purpose) -> Iterator[Check]:
-    """Yield the same checks; if ``purpose`` is "looking", a wrong one is only information."""
+    """Yield the given checks. If ``purpose`` is "looking", yield a wrong check as mere information."""
     for answer in found:
         is_told = answer.outcome == "wrong" and purpose == "looking"
         yield answer.model_copy(update={"outcome": "info"}) if is_told else answer
@@ -102,7 +102,7 @@ def installed(registry: Registry) -> Iterator[Check]:
 
 
 def unread_settings(registry: Registry, environment: Mapping[str, str]) -> Iterator[Check]:
-    """List the variables that nothing reads, such as those of an uninstalled plugin; they do no harm."""
+    """List the environment variables that nothing reads, such as those of an uninstalled plugin. They do no harm."""
     for left in unread.variables(environment, registry):
         yield check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
 
@@ -110,7 +110,7 @@ def unread_settings(registry: Registry, environment: Mapping[str, str]) -> Itera
 def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
     """Check that the jobs' options do not contradict the settings."""
     for job in registry.outliving(timedelta(days=configured.retention_days)):
-        advice = "shorten the one or lengthen the other: the record of such a slot may be deleted before it is run"
+        advice = "shorten the grace or keep runs for longer: a slot's record may be deleted before the slot runs"
         yield check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 
 
@@ -118,7 +118,7 @@ def contradicting_limits(registry: Registry) -> Iterator[Check]:
     """Name the limits that two jobs declare with different numbers."""
     declared = ((job.name, limit.name, limit.numbers) for job in registry for limit in job.limits)
     for name, jobs in contradictions_of(declared).items():
-        said = f"the jobs {', '.join(jobs)} declare different numbers; the smaller ones hold"
+        said = f"the jobs {', '.join(jobs)} declare different numbers; the smaller numbers apply"
         yield check(f"limit {name}", "info", said, "declare the same numbers")
 
 
@@ -126,8 +126,8 @@ def limits_of_releases(connection: Connection) -> Iterator[Check]:
     """Name the limits for which live releases have different numbers."""
     for name, numbers in limit_use.contradictory(connection).items():
         sizes = " and ".join(map(numbers_in_words, numbers))
-        said = f"live releases have different numbers, {sizes}; the smaller ones hold"
-        yield check(f"limit {name}", "info", said, "this ends when the processes of the release before have ended")
+        said = f"live releases have different numbers, {sizes}; the smaller numbers apply"
+        yield check(f"limit {name}", "info", said, "this ends when the processes of the previous release have ended")
 
 
 def ledger(
@@ -182,21 +182,21 @@ def version(connection: Connection) -> Check:
 
 
 def rights(connection: Connection, registry: Registry, purpose: Purpose) -> Iterator[Check]:
-    """List the rights that the role lacks on our tables and sequences."""
+    """List the rights that the role lacks on Rota's tables and sequences."""
     if purpose == "looking":
         yield from lacking(grants.lacking(connection, registry, "looking"), "looking")
     yield from needed_for_working(lacking(grants.lacking(connection, registry), "working"), purpose)
 
 
 def lacking(found: Iterable[Lack], purpose: Purpose) -> Iterator[Check]:
-    """Yield a check for each lack of rights; ``purpose`` needs them."""
+    """Yield a check for each right that the role lacks and that ``purpose`` needs."""
     for lack in found:
         what = f"rights on {lack.kind.lower()}s of {lack.owner}"
         yield check(what, "wrong", f"{lack.role} lacks {lack.rights} for {purpose}", lack.remedy)
 
 
 def migrations(histories: Iterable[History], purpose: Purpose) -> Iterator[Check]:
-    """Check that the tables of all plugins are current. Only the core's are needed for looking."""
+    """Check that the tables of all plugins are current. For looking, only the tables of the core must be current."""
     for found in histories:
         behind: Outcome = "wrong" if purpose == "working" or found.plugin == loading.CORE else "info"
         at = f"at {found.current or 'nothing'}, newest {found.head}"
@@ -211,7 +211,7 @@ def processes(
 ) -> Iterator[Check]:
     """Check which processes are alive.
 
-    Missing processes are wrong only with ``live``, since before the first start none has to be alive.
+    Missing processes are wrong only with ``live``, since before the first start no process has to be alive.
     """
     alive = history.alive(connection)
     missing: Outcome = "wrong" if live else "info"
@@ -236,7 +236,7 @@ def processes(
 
 
 def idle_transactions(connection: Connection, *, live: bool) -> Iterator[Check]:
-    """Name the transactions of runs that wait for their job, and the runs that may have them."""
+    """Name the transactions of runs that wait for their job, and the runs that they may belong to."""
     for idle in transactions.of_workers(connection):
         run = f"run {idle.runs[0]}" if len(idle.runs) == 1 else f"one of the runs {', '.join(idle.runs)}"
         said = f"{run}, on {idle.process}: idle for {idle.seconds:.0f} s (PostgreSQL's process {idle.pid})"
@@ -245,7 +245,7 @@ def idle_transactions(connection: Connection, *, live: bool) -> Iterator[Check]:
 
 
 def absent_jobs(connection: Connection) -> Iterator[Check]:
-    """Name the jobs that runs wait for, although no live process has them; without live processes, none is named."""
+    """Name the jobs that runs wait for, although no live process has these jobs. Without live processes, name none."""
     fleet = releases.fleet(connection)
     absent = {job for job in orphans.awaited(connection) if not fleet.knows(job)} if fleet.queues_of else set()
     had = releases.last_had(connection, absent) if absent else {}

@@ -32,12 +32,12 @@ class Job(Shape):
     misfire: str
     misfire_cap: int
     ledger: bool
-    #: None if the ledger could not be read.
+    #: The pauses that cover the job; None if the ledger could not be read.
     pauses: list[Pause] | None
 
 
 def listed(registry: Registry, active: Sequence[rows.Pause] | None, now: datetime) -> list[Job]:
-    """Return every job; ``active`` are the active pauses, or None if they are not known."""
+    """Return every job. ``active`` are the active pauses, or None if they are not known."""
     return [shape(registry, job, active, now) for job in registry]
 
 
@@ -65,12 +65,12 @@ def shape(registry: Registry, job: declared.Job, active: Sequence[rows.Pause] | 
 
 
 def holding(registry: Registry, job: declared.Job, active: Sequence[rows.Pause]) -> list[rows.Pause]:
-    """Return the ``active`` pauses that cover a job; none covers the fast lane."""
+    """Return the ``active`` pauses that cover a job. No pause covers a job of the fast lane."""
     return rows.of_scopes(active, scopes.of_job(registry, job.name)) if job.ledger else []
 
 
 def next_slots(job: declared.Job, now: datetime) -> list[str]:
-    """Return the next five slots in the schedule's own zone."""
+    """Return the next five slots of the schedule, in the schedule's own time zone."""
     if job.schedule is None:
         return []
     zone = ZoneInfo(job.schedule.timezone or "UTC")

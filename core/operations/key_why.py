@@ -1,4 +1,4 @@
-"""Explains slots of schedules made at run time that have no run: from the log of changes, the pauses and the gaps."""
+"""Explains why slots of schedules made at run time have no run, from the log of changes, the pauses and the gaps."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -17,10 +17,10 @@ KEPT = 'keep="failures"'
 
 
 def slots(scene: Scene, moment: Moment) -> Iterator[datetime]:
-    """Yield the slots of the key within the given time, by the schedule that was in force then."""
+    """Yield the slots of the key within the given time, by the schedule that applied at that time."""
     found = key_history.periods(scene.connection, scene.name, scene.key)
     for start, end in moment.stretches:
-        # a period excludes its start and includes its end; we need the opposite
+        # a period excludes its start and includes its end; here the opposite is needed
         for period in found:
             yield from period.between(start - timedelta.resolution, end - timedelta.resolution)
 
@@ -45,7 +45,7 @@ def unrecorded(scene: Scene, slot: datetime) -> list[str]:
 
 
 def paused(scene: Scene, row: Row[Any]) -> str:
-    """``its key is paused by ann since … until …: wrong password``."""
+    """Return a sentence such as ``its key is paused by ann since … until …: wrong password``."""
     until = f" until {scene.at(row.ends_at)}" if row.ends_at else ""
     reason = f": {row.pause_reason}" if row.pause_reason else ""
     return f"its key is paused by {row.paused_by} since {scene.at(row.paused_at)}{until}{reason}"
@@ -79,7 +79,7 @@ def waiting(scene: Scene, slot: datetime, said: str) -> list[str]:
 
 
 def nothing_due(scene: Scene, instant: datetime) -> list[str]:
-    """Explain that no slot of the key was due then."""
+    """Explain that no slot of the key was due at that time."""
     found = key_history.periods(scene.connection, scene.name, scene.key)
     asked, period = scene.at(instant), key_history.at(found, instant)
     if period is None:
@@ -95,7 +95,7 @@ def nothing_due(scene: Scene, instant: datetime) -> list[str]:
 
 
 def before(scene: Scene, found: Sequence[Period]) -> list[str]:
-    """Tell that the key had no schedule yet."""
+    """Explain that the key had no schedule yet at that time."""
     if found:
         return [f"Its first schedule has slots after {scene.at(found[0].since)}."]
     row = key_history.row(scene.connection, scene.name, scene.key)

@@ -18,9 +18,10 @@ from core.operations.redaction import limit_name
 class LimitUse(Shape):
     """A limit and its use now."""
 
-    #: The name, filled from arguments. It is the declared name if one of these arguments is secret.
+    #: The limit's name, filled from arguments. It is the declared name if one of these arguments is secret.
     name: str
-    #: The most runs at work at the same time, and how many are; the smallest number of the live releases.
+    #: The most runs that may be at work at the same time, and how many are at work. The most is the smallest number of
+    #: the live releases.
     at_once: int | None
     running: int
     #: The size of the bucket, its refill per second, and how many runs may start now.
@@ -42,14 +43,14 @@ class Naming:
     declared: Collection[str]
 
     def shape(self, use: Use) -> LimitUse:
-        """Return a limit and its use."""
+        """Return a limit and its use as JSON."""
         declared = use.declared or [each for each in self.declared if may_fill(each, use.name)]
         fields = {field: getattr(use, field) for field in LimitUse.model_fields}
         return LimitUse.model_validate(fields | {"name": limit_name(use.name, declared, self.hidden)})
 
 
 def listed(connection: Connection, most: int) -> list[LimitUse]:
-    """Return up to ``most`` limits; those with the most waiting runs come first."""
+    """Return up to ``most`` limits. The limits with the most waiting runs come first."""
     secrets = {name.lower() for names in releases.secrets(connection).values() for name in names}
     naming = Naming(redaction.redacted() | secrets, limit_use.declared_ever(connection))
     return [naming.shape(use) for use in limit_use.everything(connection, most)]
@@ -69,7 +70,7 @@ def size(use: LimitUse) -> str:
 
 
 def numbers_in_words(numbers: Mapping[str, Any]) -> str:
-    """Return the numbers ``at_once``, ``most`` and ``per_second`` in a few words; empty without any."""
+    """Return the numbers ``at_once``, ``most`` and ``per_second`` in a few words, or an empty text if all are None."""
     at_once, most, per_second = (numbers.get(name) for name in ("at_once", "most", "per_second"))
     sizes = [f"{at_once} at once"] if at_once is not None else []
     if most is not None and per_second is not None:
@@ -78,5 +79,5 @@ def numbers_in_words(numbers: Mapping[str, Any]) -> str:
 
 
 def in_words(use: LimitUse) -> str:
-    """Return a limit with its numbers and its use."""
+    """Return a limit with its numbers and its use, in words."""
     return f"{use.name} ({size(use)}; {use.running} at work)"

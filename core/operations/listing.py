@@ -20,7 +20,7 @@ from core.operations.selection import Selection
 
 
 class Attempt(Shape):
-    """An attempt that did not succeed, or that came after one that did not."""
+    """An attempt that did not succeed, or that came after such an attempt."""
 
     attempt: int
     #: ``failed``, ``crashed``, ``released``, ``later``, ``cancelled`` or ``succeeded``.
@@ -31,12 +31,12 @@ class Attempt(Shape):
     ended_at: Instant
     error: str | None
     traceback: str | None
-    #: The last lines that it has logged; their times are in UTC.
+    #: The last lines that the attempt has logged; their times are in UTC.
     log: str | None
 
 
 class Relative(Shape):
-    """A run that has enqueued another, or was enqueued by it."""
+    """A run that has enqueued the shown run, or was enqueued by it."""
 
     id: int
     job: str
@@ -54,17 +54,17 @@ class Details(Run):
     expires_at: Instant | None
     subject: str | None
     limits: list[str] | None
-    #: The one of its limits that it has found full, until its next claim.
+    #: The limit that the run has found full, until the run's next claim.
     waits_for: str | None
-    #: That limit with its use now.
+    #: The same limit with its use now.
     limit: LimitUse | None
-    #: How many of its attempts failed, and during how many its process died.
+    #: How many attempts of the run failed, and during how many its process died.
     failures: int
     crashes: int
     attempts: list[Attempt]
-    #: The run that enqueued it, unless its records are deleted.
+    #: The run that enqueued the shown run, unless its row is deleted.
     enqueued_by: Relative | None
-    #: The runs that it has enqueued, the newest first, and whether there are more than these.
+    #: The runs that the shown run has enqueued, the newest first, and whether there are more than these.
     enqueued: list[Relative]
     has_enqueued_more: bool
 
@@ -76,7 +76,10 @@ OF_ROW = ("queue", "priority", "args", "due_at", "expires_at", "subject", "limit
 def newest(
     connection: Connection, registry: Registry, chosen: Selection | None = None, *, limit: int = 50
 ) -> list[Run]:
-    """The newest runs that were chosen, newest first. Raises UnknownJob, PluginError, SelectionError or BadTime."""
+    """Return the newest runs that the filter chooses, the newest first.
+
+    Raises UnknownJob, PluginError, SelectionError or BadTime.
+    """
     wanted = chosen_filter(connection, registry, chosen or Selection())
     hiding = redactor(connection, registry)
     return shapes(connection, [hiding.run(run) for run in listing.newest(connection, wanted, limit)])
@@ -92,7 +95,10 @@ def chosen_filter(connection: Connection, registry: Registry, chosen: Selection)
 
 
 def jobs_of_queue(connection: Connection, registry: Registry, queue: str) -> set[str]:
-    """The jobs that have this queue here, or had it in any release; the history has an index by job, not by queue."""
+    """Return the jobs that have this queue here, or had it in any release.
+
+    Needed since the history has no index by queue.
+    """
     return {job.name for job in registry if job.queue == queue} | releases.jobs_of_queue(connection, queue)
 
 
@@ -120,6 +126,6 @@ def details(connection: Connection, registry: Registry, run_id: int) -> Details:
 
 
 def shown_attempt(hiding: Redactor, run: history.Run, attempt: Row[Any]) -> Attempt:
-    """Return an attempt at ``run`` without secrets."""
+    """Return an attempt of ``run`` without secrets."""
     texts = {name: hiding.value(run.job, run.args, getattr(attempt, name)) for name in ("error", "traceback", "log")}
     return Attempt.model_validate({**attempt._mapping, **texts})

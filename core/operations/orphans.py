@@ -1,4 +1,4 @@
-"""Orphans: runs whose job no live process had, and their adoption."""
+"""Orphans: runs that ended because no live process had their job. They can be adopted."""
 
 from collections.abc import Collection
 
@@ -18,7 +18,7 @@ RUNS_SHOWN = 50
 
 
 class Count(Shape):
-    """How many runs of a job were orphaned for one reason, from one state."""
+    """The number of runs of a job that were orphaned for one reason, from one state."""
 
     job: str
     reason: str | None
@@ -34,14 +34,14 @@ class Orphan(Run):
 
 
 class Orphans(Shape):
-    """The numbers of orphans, and the newest ones."""
+    """The numbers of orphans, and the newest orphans."""
 
     counts: list[Count]
     runs: list[Orphan]
 
 
 def found(connection: Connection, registry: Registry, *, job: str | None = None, plugin: str | None = None) -> Orphans:
-    """Return the orphans of a job, of a plugin's present and former jobs, or all. Raises UnknownJob."""
+    """Return the orphans of a job, of a plugin's present and former jobs, or of all jobs. Raises UnknownJob."""
     if job is not None:
         refuse_unknown(connection, registry, job)
     jobs = selected(connection, job, plugin)
@@ -51,7 +51,7 @@ def found(connection: Connection, registry: Registry, *, job: str | None = None,
 
 
 def selected(connection: Connection, job: str | None, plugin: str | None) -> Collection[str] | None:
-    """Return the selected jobs; None for all."""
+    """Return the selected jobs, or None for all jobs."""
     if plugin is None:
         return None if job is None else [job]
     of_plugin = jobs_of(connection, plugin)
@@ -59,7 +59,7 @@ def selected(connection: Connection, job: str | None, plugin: str | None) -> Col
 
 
 def jobs_of(connection: Connection, plugin: str) -> set[str]:
-    """The jobs with orphans that belong to ``plugin`` here, or belonged to it in the last release that had them."""
+    """Return the jobs with orphans that belong to ``plugin`` here, or did so in the last release that had them."""
     jobs = [count.job for count in orphans.counts(connection)]
     return {job for job, owner in releases.last_owners(connection, jobs).items() if owner == plugin}
 
@@ -83,7 +83,7 @@ def jobs_of_loaded(registry: Registry, plugin: str) -> list[Job]:
 
 
 def refuse_unknown_to_the_fleet(connection: Connection, jobs: list[Job]) -> None:
-    """Raise SelectionError for a job that no live process has; without live processes every job is allowed."""
+    """Raise SelectionError for a job that no live process has. Without live processes, every job is allowed."""
     fleet = releases.fleet(connection)
     unknown = [job.name for job in jobs if not fleet.knows(job.name)]
     if unknown and fleet.queues_of:
@@ -97,7 +97,7 @@ def counts(connection: Connection, jobs: Collection[Job]) -> list[Count]:
 
 
 def adopt(engine: Engine, job: Job, actor: Actor) -> int:
-    """Adopt all orphans of ``job``, batch by batch; return how many."""
+    """Adopt all orphans of ``job``, batch by batch. Return how many."""
     batches = Batches(engine, actor, "orphans adopt", job.name)
     while batches.do(lambda connection: len(orphans.adopt(connection, job))):
         pass

@@ -1,4 +1,4 @@
-"""Pauses: lists them, and begins and ends the pause of a scope's jobs."""
+"""Lists pauses, and begins and ends the pause of a scope's jobs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Begun:
 
 
 def active(connection: Connection) -> list[Pause]:
-    """Return the active pauses, oldest first."""
+    """Return the active pauses, the oldest first."""
     return [Pause.model_validate(pause) for pause in pauses.active(connection)]
 
 
@@ -44,7 +44,7 @@ def of_job(connection: Connection, registry: Registry, job: str) -> list[pauses.
 
 
 def in_words(pause: pauses.Pause, at: Callable[[datetime], str] = local) -> str:
-    """``paused by ann since … until …: the bank is down``; for a scope other than a job it names the scope."""
+    """Return a pause in words, such as ``paused by ann since … until …: the bank is down``."""
     what = "" if pause.scope.startswith("job:") else f" ({pause.scope})"
     until = f" until {at(pause.until)}" if pause.until else ""
     reason = f": {pause.reason}" if pause.reason else ""
@@ -61,7 +61,7 @@ def begin(
     lasting: timedelta | None = None,
     until: str | None = None,
 ) -> Begun:
-    """Pause ``scope`` when the caller's transaction commits, for ``lasting`` or ``until`` a local time.
+    """Pause ``scope`` when the caller's transaction commits, for the span ``lasting`` or ``until`` a local time.
 
     Raises UnknownJob, PauseError or BadTime.
     """
@@ -74,7 +74,7 @@ def begin(
 
 
 def end_of(now: datetime, lasting: timedelta | None, until: str | None) -> datetime | None:
-    """Return the end of the pause; None if it has no end. Raises BadTime."""
+    """Return the end of the pause, or None if it has no end. Raises BadTime."""
     if until is not None:
         return times.future(until, now, "until")
     try:
@@ -94,9 +94,9 @@ def refuse_fast_lane(registry: Registry, scope: str) -> None:
 
 
 def end(connection: Connection, registry: Registry, scope: str, actor: Actor) -> list[pauses.Pause]:
-    """End the pause of ``scope`` when the caller's transaction commits; return the pauses that still cover it.
+    """End the pause of ``scope`` when the caller's transaction commits. Return the pauses that still cover the scope.
 
-    Raises PauseError if ``scope`` itself is not paused; the message names the pause that covers it.
+    Raises PauseError if ``scope`` itself is not paused. The message names the pause that covers the scope.
     """
     before = pauses.active(connection)
     ended = pauses.end(connection, scope)
@@ -107,7 +107,7 @@ def end(connection: Connection, registry: Registry, scope: str, actor: Actor) ->
 
 
 def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str:
-    """Return the message for a ``scope`` that is not paused; it names the scopes that are."""
+    """Return the message for a ``scope`` that is not paused. The message names the scopes that are paused."""
     for wider in holding(registry, scope, found):
         how = scopes.as_option(wider.scope)
         return f"{scope} is not paused itself, but by the pause of {wider.scope}: `rota resume {how}` ends it"
@@ -117,7 +117,10 @@ def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str
 
 
 def holding(registry: Registry, scope: str, found: list[pauses.Pause]) -> list[pauses.Pause]:
-    """Return the pauses that cover the job named by ``scope``; for another scope, the pause of everything."""
+    """Return the pauses that cover the job named by ``scope``.
+
+    For another kind of scope, return the pause of everything.
+    """
     job = scope.removeprefix("job:")
     wider = registry.scopes.get(job, (EVERYTHING,)) if scope.startswith("job:") else (EVERYTHING,)
     return [pause for pause in pauses.of_scopes(found, wider) if pause.scope != scope]

@@ -1,4 +1,4 @@
-"""Plugins: the installed ones, and the outcome of loading each."""
+"""The installed plugins, and the outcome of loading each plugin."""
 
 from core.jobs import registry as loaded
 from core.jobs.registry import Registry
@@ -6,20 +6,20 @@ from core.operations.json_shape import Shape
 
 
 class Plugin(Shape):
-    """An installed plugin. The jobs of a broken one are not in the registry, and not here."""
+    """An installed plugin. The jobs of a broken plugin are neither in the registry nor here."""
 
     name: str
     distribution: str
     version: str
     state: str
     jobs: list[str]
-    #: The file names of its revisions, in order; ``rota db status`` shows the database's revision.
+    #: The file names of the plugin's revisions, in order. ``rota db status`` shows the database's revision.
     migrations: list[str]
     error: str | None
 
 
 def listed(registry: Registry) -> list[Plugin]:
-    """Return every installed plugin, loaded, disabled or broken."""
+    """Return every installed plugin: loaded, disabled or broken."""
     return [shape(plugin) for plugin in registry.plugins]
 
 

@@ -19,14 +19,14 @@ NEW_DATABASE = (
     "make another database (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0) and restore a dump into it; "
     "the encoding of a database cannot be changed"
 )
-#: Values of libpq's target_session_attrs that choose a server that refuses writes.
+#: The values of libpq's target_session_attrs that choose a server which refuses writes.
 STANDBYS = {"read-only", "standby", "prefer-standby"}
 WRITES = text("""
     SELECT pg_is_in_recovery() AS is_standby, setting = 'on' AS is_read_only, source
     FROM pg_settings WHERE name = 'default_transaction_read_only'
 """)
 PRIMARY = "DATABASE_URL must name the primary; with several hosts, add target_session_attrs=read-write"
-#: Identifies a server process, even among several servers.
+#: Returns values that identify a server process, even among several servers.
 BACKEND = text("SELECT pg_backend_pid(), pg_postmaster_start_time()")
 SESSION_MODE = "set pool_mode = session for this database in the pooler, or connect directly"
 #: Patterns of connection errors that waiting does not solve (from libpq, PostgreSQL, PgBouncer), with advice.
@@ -75,7 +75,7 @@ def writes(connection: Connection) -> Check:
 
 
 def read_write(source: str) -> str:
-    """Return the advice for default_transaction_read_only; it depends on the source of the setting."""
+    """Return the advice about default_transaction_read_only, which depends on the source of the setting."""
     statements = {
         "database": "ALTER DATABASE … RESET default_transaction_read_only",
         "user": "ALTER ROLE … RESET default_transaction_read_only",
@@ -88,7 +88,7 @@ def read_write(source: str) -> str:
 def never_writes(connection: Connection, url: URL) -> Iterator[Check]:
     """Check that the settings of this process do not ask for a connection without writes.
 
-    A standby does not fail this check: it may be promoted, so the process waits.
+    A standby does not fail this check: it may be promoted, so the process waits for that.
     """
     wanted = url.query.get("target_session_attrs")
     if wanted in STANDBYS:
@@ -109,7 +109,7 @@ def isolation(connection: Connection) -> Iterator[Check]:
 def pooling(connection: Connection, engine: Engine) -> Check:
     """Check that a connection keeps its session from one transaction to the next.
 
-    A pooler in transaction mode gives each transaction any idle server process. So two connections may use the same
+    A pooler in transaction mode gives any idle server process to each transaction. So two connections may use the same
     process, and one connection may use several. Poolers choose in two ways. Some choose the process that was used last:
     an open transaction of a second connection then occupies that process. Others choose the process that has been idle
     for longest: two transactions in a row then use different processes.
@@ -126,14 +126,14 @@ def pooling(connection: Connection, engine: Engine) -> Check:
 
 
 def backend(connection: Connection) -> object:
-    """Return the server process of one transaction."""
+    """Return the server process that executes one transaction."""
     found = connection.execute(BACKEND).one()
     connection.commit()
     return found
 
 
 def hopeless(error: BaseException) -> Check | None:
-    """Return a check with advice, if waiting does not solve the connection error; None for other errors."""
+    """Return a check with advice if waiting does not solve the connection error, or None for other errors."""
     said = database.brief(error)
     for pattern, advice in HOPELESS:
         if pattern.search(said):
@@ -142,7 +142,7 @@ def hopeless(error: BaseException) -> Check | None:
 
 
 def statement_pooling(error: BaseException, url: str) -> Check | None:
-    """Return a check with advice, if connections were closed by a pooler in statement mode; None otherwise.
+    """Return a check with advice if a pooler in statement mode closed the connection, or None otherwise.
 
     Such a pooler answers a statement outside of a transaction, and closes the connection at a BEGIN. The driver does
     not show the pooler's reason.
@@ -158,7 +158,7 @@ def statement_pooling(error: BaseException, url: str) -> Check | None:
                 with suppress(psycopg2.OperationalError):
                     cursor.execute("BEGIN")
             is_refused = bool(connection.closed)
-    except psycopg2.Error:  # there is another problem
+    except psycopg2.Error:  # the cause is another problem
         return None
     said = "the connection is closed at each BEGIN, as by a pooler in statement mode"
     return check("PostgreSQL pooling", "wrong", said, SESSION_MODE) if is_refused else None

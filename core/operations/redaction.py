@@ -1,7 +1,7 @@
-"""Hides secrets in runs that are shown to people: every operation shows a run through ``Redactor.run``.
+"""Hides secrets in runs that are shown to people. Every operation shows a run through ``Redactor.run``.
 
-The secret arguments of a job are those of the job as it is loaded here and those that any recorded release declared. If
-a job is not loaded here, all its arguments are hidden, since it is unknown which of them are secret.
+The secret arguments of a job are the secret arguments that the job declares here, and those that any recorded release
+declared. If a job is not loaded here, all its arguments are hidden, since it is unknown which of them are secret.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +34,7 @@ class Redactor:
         return self.everywhere | {name.lower() for name in self.names_of.get(job, ())}
 
     def arguments(self, job: str, args: Mapping[str, Any]) -> Any:
-        """``args`` of a run of ``job``, without secrets."""
+        """Return ``args`` of a run of ``job``, without secrets."""
         if job not in self.known:
             return redaction.HIDDEN if args else args
         return redaction.named(args, self.names(job))
@@ -55,7 +55,7 @@ class Redactor:
         return hidden  # type: ignore[no-any-return]  # it has the attributes of the row
 
     def limits(self, run: history.Run) -> dict[str, Any]:
-        """Return the names of a run's limits without secrets; as they are declared, if the job is unknown here."""
+        """Return the names of a run's limits without secrets. If the job is unknown here, return the declared names."""
         each = zip(run.limits, run.limits_declared, strict=True)
         known, hidden = run.job in self.known, self.names(run.job)
         shown = {name: limit_name(name, [declared], hidden) if known else declared for name, declared in each}
@@ -63,9 +63,11 @@ class Redactor:
 
 
 def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> str:
-    """The name of a limit that was filled from one of ``declared``; as declared, if it shows values of ``hidden``.
+    """Return the name of a limit that was filled from one of ``declared``.
 
-    ``hidden`` has names of arguments, and of fields in JSON, in lower case.
+    If it shows ``hidden`` values, return the declared name.
+
+    ``hidden`` has the names of arguments, and of fields in JSON, in lower case.
     """
     for each in declared:
         if hidden & {argument.lower() for argument in ARGUMENT.findall(each)}:
@@ -76,7 +78,7 @@ def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> st
 
 
 def redactor(connection: Connection, registry: Registry) -> Redactor:
-    """Return a redactor for what this process shows."""
+    """Return a redactor for the runs that this process shows."""
     names_of = releases.secrets(connection)
     for job in registry:
         if declared := secret_names(job):

@@ -12,7 +12,7 @@ from core.settings import Settings
 from core.transport.redis import ownership
 
 TIMEOUT_SECONDS = 3
-#: Written to test whether Redis accepts writes; it expires by itself.
+#: The key that is written to test whether Redis accepts writes. It expires by itself.
 PROBE_KEY = "rota:check"
 ANOTHER_REDIS = (
     "give each service a Redis of its own, or another database of it (redis://…/1). If this ledger replaces that one "
@@ -21,7 +21,7 @@ ANOTHER_REDIS = (
 
 
 def carrier(configured: Settings, advice: str) -> Check:
-    """Check that Redis can be reached and accepts writes, if it is used."""
+    """Check that Redis can be reached and accepts writes, if Rota uses it."""
     if configured.mode == "local" or configured.redis_url is None:
         return check("Redis", "info", "not used: SCHEDULER_MODE=local")
     client = connected(configured.redis_url.get_secret_value())
@@ -57,7 +57,7 @@ def redis_version(client: redis.Redis) -> str:
 
 
 def carried(configured: Settings, ledger: str) -> Iterator[Check]:
-    """Check that Redis belongs to ``ledger``. No check if Redis cannot be reached."""
+    """Check that Redis belongs to ``ledger``. Check nothing if Redis cannot be reached."""
     if configured.mode == "local" or configured.redis_url is None:
         return
     client = connected(configured.redis_url.get_secret_value())

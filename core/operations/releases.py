@@ -1,4 +1,4 @@
-"""Releases: the changes of jobs between the last release and the code installed here, and runs without a job."""
+"""The changes of jobs between the last release and the code installed here, and the runs whose job is not installed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from core.ledger import history, orphans, releases
 from core.ledger.releases import Release
 from core.operations.json_shape import Shape
 
-#: The most waiting runs of each job that are checked, which takes some seconds.
+#: At most this many waiting runs of each job are checked, which takes some seconds.
 MOST_JUDGED = 10_000
 
 
@@ -20,10 +20,9 @@ class Difference(Shape):
 
     added: list[str]
     removed: list[str]
-    #: Each changed job with its changed fields: the old and the new value.
+    #: Each changed job with its changed fields, each with the old and the new value.
     changed: dict[str, dict[str, list[Any]]]
-    #: For each job, how many of its waiting runs have arguments that do not fit its declaration here; see
-    #: ``MOST_JUDGED``.
+    #: How many waiting runs of each job have arguments that do not fit the job's declaration here; see ``MOST_JUDGED``.
     misfits: dict[str, int]
     #: Each job that is missing here, with the number of its waiting or dead runs, by state.
     left_behind: dict[str, dict[str, int]]
@@ -51,9 +50,9 @@ def compare(connection: Connection, registry: Registry) -> Difference:
 
 
 def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the fields that differ, each with its old and its new value; a new job has no old values.
+    """Return the fields that differ, each with its old and its new value. A new job has no old values.
 
-    Each argument is a field, ``argument NAME``, and each limit is one, ``limit NAME``. Fields that one of the two
+    Each argument is a field, ``argument NAME``, and each limit is a field, ``limit NAME``. Fields that one of the two
     versions of Rota does not record are left out.
     """
     if before is None:
@@ -65,7 +64,7 @@ def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[s
 
 
 def changed_limits(before: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the limits that differ, in words; None where a release has no limit of that name."""
+    """Return the limits that differ, in words. A limit that a release does not have is None."""
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
     return {f"limit {name}": [size_in_words(before.get(name)), size_in_words(here.get(name))] for name in names}
 
@@ -80,7 +79,7 @@ def size_in_words(numbers: Mapping[str, float] | None) -> str | None:
 
 
 def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the arguments that differ, in words; None where a release has no argument of that name."""
+    """Return the arguments that differ, in words. An argument that a release does not have is None."""
     if before is None:
         return {}
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
@@ -88,7 +87,7 @@ def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any])
 
 
 def told_apart(before: Mapping[str, str] | None, here: Mapping[str, str] | None) -> list[Any]:
-    """Both declarations of an argument as texts. If the texts are equal, a nested type differs."""
+    """Return both declarations of an argument as texts. If the texts are equal, a nested type differs."""
     was, now = in_words(before), in_words(here)
     return [was, now] if was != now else [was, f"{now}, with other contents"]
 
@@ -101,7 +100,7 @@ def in_words(declared: Mapping[str, str] | None) -> str | None:
 
 
 def misfits(connection: Connection, registry: Registry) -> dict[str, int]:
-    """For each job, how many waiting runs have arguments that do not fit its declaration in ``registry``."""
+    """Return, for each job, how many waiting runs have arguments that do not fit its declaration in ``registry``."""
     counted = {
         job.name: sum(not arguments.fits(job, args) for args in history.waiting_args(connection, job.name, MOST_JUDGED))
         for job in registry

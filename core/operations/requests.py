@@ -1,4 +1,4 @@
-"""Requests a run for a person, and follows it to its end."""
+"""Requests a run for a person, and follows the run to its end."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ from core.ledger.pauses import Pause
 from core.operations import pauses
 
 POLL_SECONDS = 0.2
-#: If no worker has started the run after this long, check whether there is a live worker.
+#: If no worker has started the run after this many seconds, check whether there is a live worker.
 PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A requested run, and the pauses whose end it waits for."""
+    """A requested run, and the pauses whose end the run waits for."""
 
     run_id: int
     pauses: list[Pause]
@@ -39,7 +39,7 @@ def request(
     key: str = "",
     args: Mapping[str, Any] | None = None,
 ) -> Requested:
-    """Request a run of ``job``, due now. Raises UnknownJob or BadArguments."""
+    """Request a run of ``job`` that is due now. Raises UnknownJob or BadArguments."""
     refuse_fast_lane(registry, job)
     with Session(engine) as session, session.begin():
         run_id = enqueue(session, job, key=key, args=args)
@@ -64,7 +64,10 @@ def follow(
     show: Callable[[history.Run], None],
     warn: Callable[[str], None],
 ) -> history.Run:
-    """Return the run when it is over or after the time-out; call ``show`` with each state. Raises SelectionError."""
+    """Call ``show`` with each state of the run. Return the run when it is over, or after the time-out.
+
+    Raises SelectionError.
+    """
     began, is_warned = time.monotonic(), False
     while True:
         with engine.connect() as connection:

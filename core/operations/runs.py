@@ -1,4 +1,4 @@
-"""Runs in the ledger."""
+"""Rows of runs, as they are printed as JSON and explained in words."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -42,18 +42,18 @@ class Run(Shape):
     error: str | None
     worker: str | None
     progress: Any
-    #: The cancellation of a running run whose function has not left yet.
+    #: The cancellation of a running run whose function has not returned yet.
     cancelled: Cancellation | None = None
 
 
 def shapes(connection: Connection, runs: Sequence[history.Run]) -> list[Run]:
-    """Return rows of the ledger as JSON, with the cancellations of those that are running."""
+    """Return rows of the ledger as JSON. A row of a running run has its cancellation, if there is one."""
     marks = cancels.marks(connection, [run.id for run in runs if run.state == State.RUNNING])
     return [shape(run, marks.get(run.id)) for run in runs]
 
 
 def shape(run: history.Run, mark: Mark | None = None) -> Run:
-    """Return a row of the ledger as JSON; ``Redactor.run`` has hidden its secrets."""
+    """Return a row of the ledger as JSON. ``Redactor.run`` must have hidden its secrets before."""
     shaped = Run.model_validate(run)
     if mark is None:
         return shaped
@@ -62,12 +62,12 @@ def shape(run: history.Run, mark: Mark | None = None) -> Run:
 
 
 def cancelled(mark: Mark) -> str:
-    """``by ann since 2026-11-23 03:00:00: wrong list``."""
-    return f"by {mark.asked_by} since {local(mark.asked_at)}{f': {mark.reason}' if mark.reason else ''}"
+    """Return a text such as ``by ann at 2026-11-23 03:00:00: wrong list``."""
+    return f"by {mark.asked_by} at {local(mark.asked_at)}{f': {mark.reason}' if mark.reason else ''}"
 
 
 def refuse_unknown(connection: Connection, registry: Registry, job: str) -> None:
-    """Raise UnknownJob for a name that neither a plugin nor the ledger has; a job that is not loaded may have runs."""
+    """Raise UnknownJob for a name that neither a plugin nor the ledger has. A job that is not loaded may have runs."""
     known = registry.jobs
     if job in known:
         return

@@ -1,6 +1,6 @@
 """Schedules made at run time, for people: lists, adds, changes, removes, pauses and resumes them, with the audit.
 
-The audit has no keys, since they may be personal data; the log of changes has them, for ``rota why``.
+The audit has no keys, since they may be personal data. The log of changes has them, for ``rota why``.
 """
 
 from collections.abc import Collection, Mapping
@@ -31,9 +31,9 @@ class Schedule(Shape):
     key: str
     plugin: str
     schedule: str
-    #: The seconds that are added to each of its slots.
+    #: The seconds that are added to each slot of the schedule.
     phase: int
-    #: Its next slot; none while it is paused, or if no process has its job.
+    #: The next slot of the schedule; None while it is paused, or if no process has its job.
     next_at: Instant | None
     priority: int | None
     version: int
@@ -46,13 +46,13 @@ class Schedule(Shape):
     pause_reason: str | None
     changed_at: Instant
     changed_by: str
-    #: Whether no live process has its job, nor this one.
+    #: Whether neither a live process nor this process has the schedule's job.
     is_orphaned: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The schedules to list."""
+    """The filter for the schedules to list."""
 
     job: str | None = None
     key: str | None = None
@@ -64,7 +64,7 @@ class Wanted:
 
 
 def found(connection: Connection, registry: Registry, wanted: Wanted) -> list[Schedule]:
-    """Return the schedules that are wanted, by job and key. Raises UnknownJob."""
+    """Return the schedules that meet the filter, by job and key. Raises UnknownJob."""
     if wanted.job is not None and wanted.job not in key_listing.jobs(connection):
         refuse_unknown(connection, registry, wanted.job)
     gone = orphaned(connection, registry)
@@ -82,13 +82,13 @@ def found(connection: Connection, registry: Registry, wanted: Wanted) -> list[Sc
 
 
 def orphaned(connection: Connection, registry: Registry) -> set[str]:
-    """Return the jobs that have schedules and that no live process has, nor this one."""
+    """Return the jobs that have schedules, and that neither a live process nor this process has."""
     fleet = releases.fleet(connection)
     return {job for job in key_listing.jobs(connection) if job not in registry and not fleet.knows(job)}
 
 
 def shape(row: Row[Any], *, is_orphaned: bool) -> Schedule:
-    """Return a schedule, as it is told."""
+    """Return a schedule as JSON."""
     known = key_schedules.scheduled(row)
     told = {name: getattr(known, name) for name in Schedule.model_fields if hasattr(known, name)}
     next_at = None if is_orphaned else known.next_at
@@ -100,7 +100,7 @@ def shape(row: Row[Any], *, is_orphaned: bool) -> Schedule:
 def add(
     engine: Engine, job: str, wanted: KeySchedule, actor: Actor, *, first: First = "spread"
 ) -> bool:  # fmt: skip
-    """Give a key a schedule; return whether that changed anything. Raises the errors of ``core.schedule``."""
+    """Give a key a schedule. Return whether that changed anything. Raises the errors of ``core.schedule``."""
     with Session(engine) as session, session.begin():
         changed = key_schedules.give(session, job, wanted, first=first, by=actor.name)
         audit.record(session, actor, "schedules add", job, changed=changed)
@@ -108,7 +108,7 @@ def add(
 
 
 def remove(engine: Engine, job: str, key: str, actor: Actor) -> None:
-    """Remove the schedule of a key. Raises ScheduleError if it has none."""
+    """Remove the schedule of a key. Raises ScheduleError if the key has no schedule."""
     with Session(engine) as session, session.begin():
         if not rows.remove(session, job, [key], by=actor.name):
             raise no_schedule(job, key)
@@ -125,7 +125,10 @@ def pause(
     lasting: timedelta | None = None,
     until: str | None = None,
 ) -> datetime | None:
-    """Pause the schedule of a key, for ``lasting`` or ``until`` a local time; return the end. Raises ScheduleError."""
+    """Pause the schedule of a key, for the span ``lasting`` or ``until`` a local time. Return the end.
+
+    Raises ScheduleError.
+    """
     with Session(engine) as session, session.begin():
         end_at = pauses.end_of(history.now(session.connection()), lasting, until)
         if not rows.pause(session, job, key, by=actor.name, reason=reason, until=end_at):
@@ -135,7 +138,7 @@ def pause(
 
 
 def resume(engine: Engine, job: str, key: str, actor: Actor) -> None:
-    """End the pause of a key, and its back-off. Raises ScheduleError if it is not paused."""
+    """End the pause of a key, and its back-off. Raises ScheduleError if the key is not paused."""
     with Session(engine) as session, session.begin():
         if not rows.resume(session, job, key, by=actor.name):
             raise ScheduleError(f"the schedule of job {job!r} for the key {key!r} is not paused")
@@ -143,7 +146,7 @@ def resume(engine: Engine, job: str, key: str, actor: Actor) -> None:
 
 
 def cleanable(connection: Connection, registry: Registry, job: str | None) -> Mapping[str, int]:
-    """Return the number of schedules of each job that no process has any more; only of ``job`` if given.
+    """Return the number of schedules of each job that no process has any more, or only of ``job`` if it is given.
 
     Raises ScheduleError if a process has the job, or may have it.
     """
@@ -154,7 +157,7 @@ def cleanable(connection: Connection, registry: Registry, job: str | None) -> Ma
 
 
 def clean(engine: Engine, registry: Registry, jobs: Collection[str], actor: Actor) -> int:
-    """Remove all schedules of those of ``jobs`` that nobody has at this moment; return how many."""
+    """Remove all schedules of those of ``jobs`` that no process has now. Return how many."""
     removed = 0
     with Session(engine) as session, session.begin():
         for job in sorted(set(jobs) & orphaned(session.connection(), registry)):
@@ -165,5 +168,5 @@ def clean(engine: Engine, registry: Registry, jobs: Collection[str], actor: Acto
 
 
 def no_schedule(job: str, key: str) -> ScheduleError:
-    """Return the error that a key has no schedule."""
+    """Return an error that says that a key has no schedule."""
     return ScheduleError(f"job {job!r} has no schedule for the key {key!r}; see `rota schedules --job {job}`")

@@ -10,7 +10,10 @@ from core.ledger import releases
 
 
 def of_job(registry: Registry, job: str) -> Collection[str]:
-    """Return the scopes of the pauses that would pause ``job``. If the job is not loaded, only some are known."""
+    """Return the scopes of the pauses that would pause ``job``.
+
+    If the job is not loaded, only some of them are known.
+    """
     return registry.scopes.get(job, (EVERYTHING, f"job:{job}"))
 
 

@@ -18,13 +18,13 @@ from core.operations.wording import either
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The ids or the conditions; a condition that is None is not checked."""
+    """The ids of runs, or conditions. A condition that is None is not checked."""
 
     ids: tuple[int, ...] = ()
     job: str | None = None
     plugin: str | None = None
     queue: str | None = None
-    #: As text, such as ``2h`` or ``03:00``.
+    #: A time as text, such as ``2h`` or ``03:00``.
     since: str | None = None
     until: str | None = None
     error: str | None = None
@@ -46,14 +46,14 @@ class Selection:
 
     @property
     def is_one_way(self) -> bool:
-        """Whether runs are selected either by ids or by conditions; without both, every run would be selected."""
+        """Whether the selection has either ids or conditions. Without both, every run would be selected."""
         return bool(self.ids) != bool(self.criteria) and not (self.ids and self.limit is not None)
 
     def runs(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Sequence[Row[Any]]:
         """Return the id, job, state and reason of each selected run in one of ``states``.
 
-        Raises SelectionError if an id has no such run, or if no run is selected; UnknownJob, PluginError or BadTime for
-        an invalid condition.
+        Raises SelectionError if an id has no such run, or if no run is selected. Raises UnknownJob, PluginError or
+        BadTime for an invalid condition.
         """
         if not self.is_one_way:
             raise SelectionError("give the runs' ids, or select runs by a job, a queue, a reason or another condition")
@@ -67,7 +67,10 @@ class Selection:
         return found
 
     def filter(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Filter:
-        """The conditions on runs in one of ``states``. Raises UnknownJob, PluginError, SelectionError or BadTime."""
+        """Return the conditions on runs in one of ``states``.
+
+        Raises UnknownJob, PluginError, SelectionError or BadTime.
+        """
         now = history.now(connection)
         if self.job is not None:
             refuse_unknown(connection, registry, self.job)
@@ -86,7 +89,7 @@ class Selection:
 
 
 def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequence[State]) -> None:
-    """Raise SelectionError that names each id without a run, or with a run that is not in ``states``."""
+    """Raise SelectionError that names each id that has no run, or whose run is not in ``states``."""
     by_id = {run.id: run for run in found}
     wrong = [f"run {run_id} does not exist" for run_id in ids if run_id not in by_id]
     wrong += [
@@ -112,7 +115,7 @@ def advice(run: Row[Any]) -> str:
 
 
 def jobs_of(connection: Connection, registry: Registry, job: str | None, plugin: str | None) -> set[str] | None:
-    """Return the jobs that the options name; None for all. Raises PluginError."""
+    """Return the jobs that the options name, or None for all jobs. Raises PluginError."""
     if plugin is None:
         return None if job is None else {job}
     seen = {*history.jobs_seen(connection), *registry.jobs}

@@ -24,7 +24,10 @@ CAME_DUE = {
 
 
 def unrecorded(connection: Connection, job: Job, scopes: Collection[str], found: Standing, now: datetime) -> int:
-    """Return how many due slots are not in the ledger, for example because the whole fleet is down."""
+    """Return how many due slots are not in the ledger.
+
+    There are such slots, for example, when the whole fleet is down.
+    """
     if job.schedule is None or found.spec != str(job.schedule):  # no dispatcher has seen this schedule
         return 0
     since = max(found.accounted_until, found.recorded_until or found.accounted_until)
@@ -36,7 +39,9 @@ def unrecorded(connection: Connection, job: Job, scopes: Collection[str], found:
 
 
 def in_words(found: Standing, unrecorded: int, job: Job) -> str:
-    """``no successful slot since …; 3 slots came due: 1 dead, 2 missed; besides, 4 were skipped in a pause``."""
+    """Return a text such as ``no successful slot since …; 3 slots came due: 1 dead, 2 missed; besides, 4 were skipped
+    in a pause``.
+    """
     counts = {word: getattr(found, name) for name, word in CAME_DUE.items()} | {"not on record": unrecorded}
     total = sum(counts.values())
     became = ", ".join(f"{count} {word}" for word, count in counts.items() if count)

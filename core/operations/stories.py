@@ -1,4 +1,4 @@
-"""Explains a run to an operator in sentences: its outcome and the reasons; one function for each state."""
+"""Explains a run to an operator in sentences: its outcome and the reasons. There is one function for each state."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Scene:
     connection: Connection
     name: str
     key: str
-    #: None if no loaded plugin has the job.
+    #: The job; None if no loaded plugin has it.
     job: Job | None
     zone: ZoneInfo
     now: datetime
@@ -79,7 +79,7 @@ def running(scene: Scene, run: Run, subject: str) -> list[str]:
     sentences = [f"{subject} has been running on {run.worker} since {scene.at(run.started_at)}.{progress}"]
     if mark := cancels.marks(scene.connection, [run.id]).get(run.id):
         said = f"It was cancelled {cancelled(mark)}."
-        sentences.append(f"{said} It cannot commit any more, and ends when its function has left.")
+        sentences.append(f"{said} It cannot commit any more, and ends when its function has returned.")
     if run.process_id not in {process.id for process in scene.alive}:
         sentences.append("That worker is no longer alive; a dispatcher will recover the run.")
     return [*sentences, *start(scene, run), *hardships(run), *alarms(scene)]
@@ -113,7 +113,7 @@ def queued(scene: Scene, run: Run, subject: str) -> list[str]:
 
 
 def postponed(scene: Scene, run: Run) -> str:
-    """Until when a function has postponed its slot, and why."""
+    """Return the time until which a function has postponed its slot, and the reason."""
     when = f"until {scene.at(run.due_at)}" if run.due_at > scene.now else "and is due now"
     return f"was postponed by its function {when}: {run.error}"
 
@@ -180,7 +180,7 @@ def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
 
 
 def pause_sentences(scene: Scene, run: Run) -> list[str]:
-    """Name the pause: one in which the slot came due, or one that began before the slot was started."""
+    """Name the pause in which the slot came due, or the pause that began before the slot was started."""
     found = scene.pauses_at(run.slot) or scene.pauses_at(run.finished_at - timedelta.resolution)
     return [f"It was {in_words(pause, scene.at)}." for pause in found]
 
@@ -278,7 +278,7 @@ def plainly(scene: Scene, run: Run, subject: str) -> list[str]:
 
 
 def start(scene: Scene, run: Run) -> list[str]:
-    """Explain how late it started."""
+    """Explain how late the run started."""
     if run.slot is None or run.started_at is None:
         return []
     late = run.started_at - run.slot
@@ -294,7 +294,7 @@ def start(scene: Scene, run: Run) -> list[str]:
 
 
 def hardships(run: Run) -> list[str]:
-    """Count its attempts that failed, crashed or postponed the run."""
+    """Count the run's attempts that failed, crashed or postponed the run."""
     parts = []
     if run.failures:
         parts.append(f"{run.failures} ended in an error")
@@ -328,7 +328,7 @@ def alarms(scene: Scene) -> list[str]:
 
 
 def absent(scene: Scene) -> list[str]:
-    """Say that no live process has the job, and what becomes of its runs."""
+    """Explain that no live process has the job, and what happens to the job's runs."""
     if releases.fleet(scene.connection).knows(scene.name):
         return []
     if scene.name in releases.last_had(scene.connection, [scene.name]):

@@ -1,4 +1,4 @@
-"""The tables of the core and of the plugins: their revisions, and dropping those of a removed plugin."""
+"""The tables of the core and of the plugins: shows their revisions, and drops the tables of a removed plugin."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,10 @@ def status(engine: Engine, registry: Registry) -> list[Tables]:
 def drop(
     engine: Engine, registry: Registry, plan: Plan, actor: Actor, *, say: Callable[[str], None] = locks.silent
 ) -> None:
-    """Carry out a plan of ``removal.plan``; call ``say`` with the holders of locks it waits for. Raises PluginError."""
+    """Carry out a plan of ``removal.plan``. Call ``say`` with the holders of locks that it waits for.
+
+    Raises PluginError.
+    """
 
     def carry_out(connection: Connection) -> None:
         removal.carry_out(connection, registry, plan)

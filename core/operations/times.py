@@ -1,4 +1,4 @@
-"""Parses times as people write them: ``03:00``, ``2026-03-29 01:30``, with an offset or in a job's zone; ``2h``."""
+"""Parses times as people write them: ``03:00``; ``2026-03-29 01:30``, with an offset or in a job's zone; ``2h``."""
 
 import re
 from dataclasses import dataclass
@@ -16,11 +16,13 @@ MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The periods in which clocks show a given time: one; two if clocks go back then; or a gap if they go forward."""
+    """The periods in which clocks show a given time: one period; two periods if clocks go back then; or a gap if they
+    go forward.
+    """
 
-    #: The start and the end of each, in UTC; the end is excluded.
+    #: The start and the end of each period, in UTC. The end is excluded.
     stretches: tuple[tuple[datetime, datetime], ...]
-    #: A sentence about the change of clocks, if there is one.
+    #: A sentence about the change of clocks, if the clocks change at that time.
     note: str = ""
 
     @property
@@ -35,9 +37,9 @@ class Moment:
 
 
 def read(text: str, zone: ZoneInfo, now: datetime) -> Moment:
-    """Parse ``text`` as a time in ``zone``; a time of day is its newest occurrence not after ``now``.
+    """Parse ``text`` as a time in ``zone``. A time of day means its newest occurrence not after ``now``.
 
-    Without seconds it means the whole minute. Raises ValueError.
+    Without seconds, the time means the whole minute. Raises ValueError.
     """
     text = text.strip()
     width = SECOND if WITH_SECONDS.search(text) else MINUTE
@@ -51,7 +53,7 @@ def read(text: str, zone: ZoneInfo, now: datetime) -> Moment:
 
 
 def newest(of_day: time, zone: ZoneInfo, now: datetime, width: timedelta) -> Moment:
-    """Return the newest occurrence of a time of day that has begun."""
+    """Return the newest occurrence, already begun, of a time of day."""
     today = now.astimezone(zone).date()
     for days in range(3):
         moment = on_the_wall(datetime.combine(today - timedelta(days=days), of_day), zone, width)
@@ -76,16 +78,20 @@ def on_the_wall(wall: datetime, zone: ZoneInfo, width: timedelta) -> Moment:
 
 
 def span(text: str) -> timedelta:
-    """Parse ``90m`` or ``1d12h``: weeks, days, hours, minutes, seconds. Raises ValueError or OverflowError."""
+    """Parse a span such as ``90m`` or ``1d12h``: weeks, days, hours, minutes, seconds.
+
+    Raises ValueError or OverflowError.
+    """
     if not SPAN.fullmatch(text):
         raise ValueError("expected a span such as 30m, 2h or 1d12h")
     return sum((timedelta(**{UNITS[unit]: int(count)}) for count, unit in re.findall(r"(\d+)(\w)", text)), timedelta())
 
 
 def past(text: str | None, now: datetime, option: str) -> datetime | None:
-    """An instant not after ``now``: a span before it, a time of day, or a date and time, on this machine's clock.
+    """Return an instant not after ``now``, on this machine's clock: a span before it, a time of day, or a date and
+    time.
 
-    None stays None. Raises BadTime, naming ``option``.
+    If the text is None, return None. Raises BadTime, naming ``option``.
     """
     if text is None:
         return None
@@ -98,7 +104,8 @@ def past(text: str | None, now: datetime, option: str) -> datetime | None:
 
 
 def future(text: str, now: datetime, option: str) -> datetime:
-    """An instant after ``now``: the next occurrence of a time of day, or a date and time, on this machine's clock.
+    """Return an instant after ``now``, on this machine's clock: the next occurrence of a time of day, or a date and
+    time.
 
     Raises BadTime, naming ``option``.
     """
@@ -110,7 +117,7 @@ def future(text: str, now: datetime, option: str) -> datetime:
 
 
 def _readings(text: str, now: datetime, *, until: datetime | None = None) -> list[datetime]:
-    """Return the possible meanings of ``text`` on this machine's clock around ``now``, not after ``until``."""
+    """Return the possible meanings of ``text`` on this machine's clock around ``now``, but not after ``until``."""
     walls = [datetime.fromisoformat(text)] if not TIME_OF_DAY.fullmatch(text) else []
     if not walls:
         of_day, today = time.fromisoformat(text.zfill(8 if text.count(":") == 2 else 5)), now.astimezone().date()

@@ -1,7 +1,7 @@
-"""The schedules that plugins want: syncs the schedules of a job with them, and compares both.
+"""The schedules that plugins want: synchronises the schedules of a job with them, and compares both.
 
-A plugin's function and the comparison read one snapshot. So a key that an application adds or removes meanwhile is no
-difference, and is not changed.
+A plugin's function and the comparison read one snapshot. So a key that an application adds or removes meanwhile is not
+a difference, and is not changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from core.ledger import audit
 from core.ledger.audit import Actor
 
 T = TypeVar("T")
-#: How often a sync is tried, if other transactions change the schedules of the same keys meanwhile.
+#: The number of tries of a sync, if other transactions change the schedules of the same keys meanwhile.
 TRIES = 5
 SNAPSHOT = {"isolation_level": "REPEATABLE READ"}
 
@@ -74,7 +74,10 @@ def difference(session: Session, registry: Registry, job: str) -> Difference:
 
 
 def differences(session: Session, registry: Registry) -> Mapping[str, Difference | RotaError]:
-    """Compare all jobs whose plugins read their wanted schedules. A function that raises affects no other job."""
+    """Compare all jobs whose plugins read their wanted schedules.
+
+    If a plugin's function raises, only its own job is affected.
+    """
     found: dict[str, Difference | RotaError] = {}
     for job in registry.wanted_schedules:
         apart = session.begin_nested()
@@ -90,7 +93,8 @@ def differences(session: Session, registry: Registry) -> Mapping[str, Difference
 def wanted(session: Session, registry: Registry, job: str) -> Iterator[KeySchedule]:
     """Return the schedules that the plugin of ``job`` wants, read when they are iterated.
 
-    Raises UnknownJob; ScheduleError if the plugin does not read them; PluginError if its function raises.
+    Raises UnknownJob. Raises ScheduleError if the plugin does not read wanted schedules. Raises PluginError if its
+    function raises.
     """
     owner = registry.owners[registry.job(job).name].name
     read = registry.wanted_schedules.get(job)

@@ -1,4 +1,4 @@
-"""Explains why a job did or did not run, from the rows in the ledger and from missing ones.
+"""Explains why a job did or did not run, from the rows that are in the ledger, and from rows that are missing.
 
 ``explain`` finds the slots in the ledger, the slots of the schedule that are not in the ledger, and the requested runs
 of a moment. ``core/operations/stories.py`` explains each run.
@@ -24,7 +24,7 @@ from core.operations.stories import Scene, alarms, story
 from core.operations.times import Moment
 from core.operations.wording import span
 
-#: How many requests of one moment are explained one by one.
+#: At most this many requests of one moment are explained one by one.
 REQUESTS_TOLD = 3
 
 
@@ -112,7 +112,7 @@ def explain(connection: Connection, registry: Registry, name: str, key: str, mom
 
 
 def tell_slots(scene: Scene, moment: Moment, answer: Answer) -> None:
-    """Explain the first slot of the moment, and summarise the others."""
+    """Explain the first slot of the moment, and summarise the other slots."""
     recorded = {
         run.slot: run
         for start, end in moment.stretches
@@ -141,7 +141,7 @@ def scheduled(scene: Scene, moment: Moment) -> Iterator[datetime]:
     if scene.job is None or scene.job.schedule is None:
         return
     for start, end in moment.stretches:
-        # between() excludes its start and includes its end; we need the opposite.
+        # between() excludes its start and includes its end; here the opposite is needed.
         yield from scene.job.schedule.between(start - timedelta.resolution, end - timedelta.resolution)
 
 
@@ -161,12 +161,12 @@ def tell_requests(scene: Scene, moment: Moment, answer: Answer) -> None:
 
 
 def more(count: int, noun: str) -> str:
-    """``one more slot``, ``7 more slots``."""
+    """Return a text such as ``one more slot`` or ``7 more slots``."""
     return f"{count} more {noun}s" if count > 1 else f"One more {noun}"
 
 
 def nothing_due(scene: Scene, moment: Moment) -> list[str]:
-    """Explain from the schedule that nothing was due then."""
+    """Explain from the schedule that nothing was due at that time."""
     asked = scene.at(moment.start)
     schedule = scene.job.schedule if scene.job else None
     if scene.key:

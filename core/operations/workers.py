@@ -1,4 +1,4 @@
-"""The live processes, what each works on, and which processes have left."""
+"""The live processes, the runs that each works on, and the processes that have left."""
 
 from datetime import timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from core.ledger import history
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import Redactor, redactor
 
-#: How long ago a process may have left to be listed, and how many are listed at most.
+#: A process is listed if it left within this time, and at most this many are listed.
 LEFT_WITHIN = timedelta(hours=24)
 MOST_LEFT = 100
 
@@ -34,7 +34,7 @@ class Live(Shape):
     kind: str
     name: str
     queues: list[str]
-    #: How many runs it works on at the same time, if it is a worker.
+    #: The number of runs that the process works on at the same time, if it is a worker.
     threads: int | None
     release: str | None
     started_at: Instant
@@ -51,19 +51,21 @@ class Left(Shape):
     queues: list[str]
     started_at: Instant
     left_at: Instant
-    #: ``stopped``, ``lost PostgreSQL``, ``died`` or ``no heartbeat``.
+    #: Why the process left: ``stopped``, ``lost PostgreSQL``, ``died`` or ``no heartbeat``.
     reason: str
 
 
 class Workers(Shape):
-    """The live processes, and the last that have left."""
+    """The live processes, and the processes that left last."""
 
     live: list[Live]
     left: list[Left]
 
 
 def listed(connection: Connection, registry: Registry) -> Workers:
-    """Return the live processes in the order of their start, and those that left in the last 24 hours, newest first."""
+    """Return the live processes in the order of their start, and the processes that left in the last 24 hours, the
+    newest first.
+    """
     alive, hiding = history.alive(connection), redactor(connection, registry)
     at_work = [
         (row.process_id, shown(hiding, row)) for row in history.at_work(connection, [process.id for process in alive])

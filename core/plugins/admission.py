@@ -1,4 +1,4 @@
-"""Checks whether an installed plugin may be loaded, from its package's metadata; imports no plugin."""
+"""Checks, from a package's metadata, whether an installed plugin may be loaded. Imports no plugin."""
 
 import re
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from packaging.version import Version
 
 from core.errors import PluginError
 
-#: The distribution whose version a plugin may require.
+#: The distribution whose version a plugin's package may require.
 OURS = "rota"
-#: A plugin's name is part of the names of its tables and environment variables.
+#: The form of a plugin's name, which is part of the names of its tables and environment variables.
 PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: The prefix of the ledger's tables.
 RESERVED = {OURS}
@@ -36,9 +36,9 @@ def refuse_bad_name(name: str) -> None:
 
 
 def refuse_namesakes(point: EntryPoint, points: Iterable[EntryPoint]) -> None:
-    """Raise PluginError if another package brings a plugin of the same name.
+    """Raise PluginError if another package has a plugin of the same name.
 
-    Both are refused, since we cannot tell which is meant, and they would share tables.
+    Both plugins are refused, since it is unknown which of them is meant, and they would share tables.
     """
     namesakes = [other for other in points if other.name == point.name]
     if len(namesakes) > 1:
@@ -47,7 +47,10 @@ def refuse_namesakes(point: EntryPoint, points: Iterable[EntryPoint]) -> None:
 
 
 def package(point: EntryPoint) -> str:
-    """Return the distribution of an entry point; without one, the object that the entry point names."""
+    """Return the distribution of an entry point.
+
+    If it has no distribution, return the object that the entry point names.
+    """
     return point.dist.name if point.dist is not None else point.value
 
 
@@ -68,7 +71,7 @@ def requirements(distribution: Distribution) -> Iterable[Requirement]:
         try:
             requirement = Requirement(line)
         except InvalidRequirement:
-            continue  # pip checks these
+            continue  # pip checks these requirements
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and canonicalize_name(requirement.name) == OURS:
             yield requirement

@@ -1,5 +1,5 @@
-"""Finds installed plugins and registers those that are not disabled; isolates broken ones; refuses misspelt hooks and
-duplicate job names.
+"""Finds installed plugins and registers those that are not disabled. Isolates broken plugins. Refuses misspelt hooks
+and duplicate job names.
 """
 
 import importlib
@@ -42,7 +42,7 @@ _in_use: list[Registry] = []
 
 
 def current() -> Registry:
-    """This process's registry, loaded on first use from the plugins that are installed."""
+    """Return this process's registry, which is loaded on first use from the plugins that are installed."""
     return _in_use[-1] if _in_use else _installed()
 
 
@@ -53,7 +53,7 @@ def _installed() -> Registry:
 
 @contextmanager
 def using(registry: Registry) -> Iterator[Registry]:
-    """Use ``registry`` as the current one within the block, in tests."""
+    """Use ``registry`` as the current registry within the block. For tests."""
     _in_use.append(registry)
     try:
         yield registry
@@ -64,7 +64,7 @@ def using(registry: Registry) -> Iterator[Registry]:
 def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Registry:
     """Load the built-in plugin and every plugin of ``points`` that is not ``disabled``.
 
-    Never raises for a plugin: a broken one is reported.
+    Never raises for a plugin: a broken plugin is reported.
     """
     manager = pluggy.PluginManager(NAMESPACE)
     manager.add_hookspecs(hookspecs)
@@ -82,18 +82,18 @@ def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Regist
 
 
 def warn_of_missing(disabled: Collection[str], installed: Collection[str]) -> None:
-    """Log which ``disabled`` plugins are not installed: a name may be misspelt, or its plugin uninstalled."""
+    """Log which ``disabled`` plugins are not installed: the name may be misspelt, or the plugin may be uninstalled."""
     for name in sorted(set(disabled) - set(installed)):
         emit(PluginNotInstalled(name, suggestion(name, installed)))
 
 
 def left_out(point: EntryPoint) -> Plugin:
-    """Return a plugin that is installed but disabled; its modules are not imported."""
+    """Return a plugin that is installed but disabled. Its modules are not imported."""
     return shipped(Plugin(point.name, "", "", is_disabled=True), point)
 
 
 def isolate(manager: pluggy.PluginManager, point: EntryPoint, points: Iterable[EntryPoint]) -> Plugin:
-    """Load one plugin of ``points``; an error in it affects no other plugin."""
+    """Load one plugin of ``points``. An error in it affects no other plugin."""
     try:
         admission.require(point, points)
         plugin = offers(manager, point.name, instantiate(imported(point)))
@@ -118,7 +118,7 @@ def imported(point: EntryPoint) -> Any:
 
 
 def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:
-    """``plugin`` with the name and version of its distribution, if it has one."""
+    """Return ``plugin`` with the name and version of its distribution, if it has one."""
     distribution = point.dist
     if distribution is None:
         return plugin
@@ -126,7 +126,10 @@ def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:
 
 
 def instantiate(loaded: Any) -> Any:
-    """The plugin object of an entry point: a class is called; a module or an instance is the plugin object itself."""
+    """Return the plugin object of an entry point.
+
+    A class is called; a module or an instance is itself the plugin object.
+    """
     return loaded() if inspect.isclass(loaded) else loaded
 
 
@@ -153,7 +156,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
 
 
 def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSettings]:
-    """Check the class ``offered`` and the environment; return the class. Raises SettingsError or PluginError."""
+    """Check the class ``offered`` and the environment. Return the class. Raises SettingsError or PluginError."""
     if not (inspect.isclass(offered) and issubclass(offered, PluginSettings)):
         raise PluginError(f"register_settings returned {offered!r}, which is not a subclass of PluginSettings")
     if offered.prefix != plugin_prefix(name):
@@ -163,7 +166,10 @@ def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSetti
 
 
 def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
-    """The result of ``hook`` of ``plugin``; empty if the plugin does not implement it. Raises PluginError for None."""
+    """Return the result of ``hook`` of ``plugin``. If the plugin has no such hook, return an empty list.
+
+    Raises PluginError for None.
+    """
     caller = manager.subset_hook_caller(hook, [other for other in manager.get_plugins() if other is not plugin])
     answered: list[Any] = caller()
     if len(answered) < len(caller.get_hookimpls()):
@@ -174,7 +180,7 @@ def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
 def refuse_misspelt_hooks(plugin: Any) -> None:
     """Raise PluginError for a hookimpl without a hook of that name, and for a hook that is not marked.
 
-    pluggy would silently accept both.
+    pluggy would silently accept both mistakes.
     """
     known = hooks()
     for name in dir(plugin):
@@ -192,7 +198,7 @@ def hooks() -> list[str]:
 
 
 def checked(jobs: Any) -> list[Job]:
-    """Check that each of ``jobs`` is a valid Job; return them."""
+    """Check that each of ``jobs`` is a valid Job. Return the jobs."""
     if isinstance(jobs, str) or not isinstance(jobs, Iterable):
         raise PluginError(f"register_jobs returned {jobs!r}, which is not a list of jobs")
     found: list[Job] = list(jobs)
@@ -205,7 +211,7 @@ def checked(jobs: Any) -> list[Job]:
 
 
 def around(middleware: Any) -> list[RunMiddleware]:
-    """Check that each of ``middleware`` is a RunMiddleware, and that none is listed twice; return them."""
+    """Check that each of ``middleware`` is a RunMiddleware, and that none is listed twice. Return the middleware."""
     if isinstance(middleware, str) or not isinstance(middleware, Iterable):
         raise PluginError(f"register_middleware returned {middleware!r}, which is not a list of RunMiddleware")
     found: list[RunMiddleware] = []
@@ -220,7 +226,7 @@ def around(middleware: Any) -> list[RunMiddleware]:
 
 
 def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[str, WantedSchedules]:
-    """Check that the answer names some of ``jobs`` that are keyed, each with a function; return it."""
+    """Check that the answer names some of ``jobs`` that are keyed, each with a function. Return the answer."""
     keyed = {job.name for job in jobs if job.keyed is not None}
     found: dict[str, WantedSchedules] = {}
     for answer in answered:
@@ -237,10 +243,10 @@ def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[st
 
 
 def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
-    """Return ``plugins``, with each plugin marked as broken that declares a job name that is declared twice.
+    """Return ``plugins``. If two of them declare the same job name, both are marked as broken.
 
-    Both plugins are refused: we cannot tell which job is meant, and the wrong one must not run. Only the core is never
-    refused, since no job runs without its tables.
+    Both plugins are refused, since it is unknown which job is meant, and the wrong one must not run. Only the core is
+    never refused, since no job runs without its tables.
     """
     owners: dict[str, list[str]] = defaultdict(list)
     for plugin in plugins:

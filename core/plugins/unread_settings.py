@@ -1,6 +1,8 @@
-"""``ROTA_…`` variables that neither the core nor a plugin reads; most belong to a plugin that was removed.
+"""Finds ``ROTA_…`` variables that neither the core nor a plugin reads. Most of them belong to a plugin that was
+removed.
 
-They are not errors, since removing a plugin must not stop the others. Other modules refuse misspelt settings.
+Such variables are not errors, since removing a plugin must not stop the other plugins. Other modules refuse misspelt
+settings.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,7 @@ class Unread:
 
 
 def variables(environ: Mapping[str, str], registry: Registry) -> Iterator[Unread]:
-    """Yield the variables in ``environ`` with our prefix that neither the core nor a plugin reads.
+    """Yield the variables in ``environ`` that begin with ``ROTA_`` and that neither the core nor a plugin reads.
 
     Variables with the prefix of a disabled or broken plugin are left out, since its settings are unknown.
     """
@@ -34,7 +36,7 @@ def variables(environ: Mapping[str, str], registry: Registry) -> Iterator[Unread
 
 
 def owner(variable: str, registry: Registry) -> Plugin | None:
-    """Return the plugin whose prefix ``variable`` has; of two such plugins, the one with the longer name."""
+    """Return the plugin whose prefix ``variable`` has. If two plugins match, return the plugin with the longer name."""
     named = (plugin for plugin in registry.plugins if variable.startswith(plugin_prefix(plugin.name)))
     return max(named, key=lambda plugin: len(plugin.name), default=None)
 

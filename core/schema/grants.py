@@ -1,4 +1,4 @@
-"""Finds out which rights on our tables and sequences the current role lacks, before a job fails because of it.
+"""Finds out which rights on Rota's tables and sequences the current role lacks, before a job fails because of it.
 
 Looking needs SELECT on the ledger's tables. Working also needs rights to write, and rights on the plugins' tables. Only
 migrations write to the version tables.
@@ -17,8 +17,8 @@ from core.schema.owners import owner_of
 
 Purpose = Literal["working", "looking"]
 
-#: Searches the ledger's schema, or the schema in which it would be created. The sequence of an identity column needs no
-#: right.
+#: The query searches the ledger's schema, or the schema in which the ledger would be created. The sequence of an
+#: identity column needs no right.
 LACKING = text("""
     SELECT found.relname AS name, quote_ident(found.relname) AS quoted, quote_ident(current_user) AS role, kind,
            string_agg(privilege, ', ' ORDER BY number) AS rights
@@ -46,24 +46,26 @@ class Lack:
     #: The plugin's name; ``core`` for the ledger.
     owner: str
     role: str
-    #: ``TABLE`` or ``SEQUENCE``, the rights and the names, in the syntax of GRANT.
+    #: ``TABLE`` or ``SEQUENCE``, and the rights and the names in the syntax of GRANT.
     kind: str
     rights: str
     names: tuple[str, ...]
 
     @property
     def each(self) -> set[tuple[str, str]]:
-        """Each right alone, with its object."""
+        """Each right alone, with the object that it is for."""
         return {(name, right) for name in self.names for right in self.rights.split(", ")}
 
     @property
     def remedy(self) -> str:
-        """The GRANT statement for a superuser or the owner of the tables."""
+        """The GRANT statement that a superuser or the owner of the tables must execute."""
         return f"GRANT {self.rights} ON {self.kind} {', '.join(self.names)} TO {self.role}"
 
 
 def lacking(connection: Connection, registry: Registry, purpose: Purpose = "working") -> Iterator[Lack]:
-    """The rights that the connection's role lacks for ``purpose`` on the tables of the core and of loaded plugins."""
+    """Return the rights that the connection's role lacks for ``purpose`` on the tables of the core and of loaded
+    plugins.
+    """
     owners = {OURS: "core", **{plugin.name: plugin.name for plugin in registry.plugins if plugin.state == "loaded"}}
     alike = defaultdict(list)
     for row in connection.execute(LACKING, {"purpose": purpose}):

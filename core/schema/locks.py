@@ -1,8 +1,8 @@
-"""Waits for the locks of a schema change in short periods, and reports their holders.
+"""Waits in short periods for the locks of a schema change, and reports which sessions hold them.
 
-While a statement waits for a table, every later statement on that table waits too. So it gives up after
-``LOCK_TIMEOUT``, which lets the others run, and the whole change is tried again. Another connection asks PostgreSQL for
-the holders of the locks. Queries are never shown, since their values may be personal data.
+While a statement waits for a table, every later statement on that table waits too. So the change gives up after
+``LOCK_TIMEOUT``, which lets the other statements run, and then the whole change is tried again. Another connection asks
+PostgreSQL which sessions hold the locks. Queries are never shown, since their values may be personal data.
 """
 
 import threading
@@ -23,14 +23,15 @@ from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
 
 T = TypeVar("T")
 
-#: How long one try may block others (seconds), the number of tries, and the wait between two tries (seconds).
+#: How many seconds one try may block others, the number of tries, and the wait between two tries in seconds.
 LOCK_TIMEOUT_SECONDS = 2.0
 TRIES = 10
 PAUSE_SECONDS = 3.0
 #: How often to ask for the holders of locks, in seconds.
 LOOK_SECONDS = 0.2
 
-#: One schema change at a time; nothing else waits for this lock, so it may take as long as the other change does.
+#: Only one schema change runs at a time. Nothing else waits for this lock, so a change may wait for it as long as the
+#: other change takes.
 ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(:space, :lock)")
 LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :milliseconds, true)")
 
@@ -44,9 +45,9 @@ BLOCKERS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A session that holds a lock, or waits for it before us."""
+    """A session that holds a lock that the change needs, or waits for it before the change."""
 
-    #: The id of its server process; 0 for a prepared transaction, which has no process.
+    #: The id of the session's server process; 0 for a prepared transaction, which has no process.
     pid: int
     application: str | None
     role: str | None
@@ -62,7 +63,7 @@ class Blocker:
 
 
 class LocksHeld(PluginError):
-    """Other sessions held the locks of a schema change for too long; nothing was changed."""
+    """Other sessions held the locks of a schema change for too long. Nothing was changed."""
 
 
 def silent(_message: str) -> None:
@@ -70,7 +71,9 @@ def silent(_message: str) -> None:
 
 
 def patiently(engine: Engine, change: Callable[[Connection], T], what: str, say: Callable[[str], None] = silent) -> T:
-    """Run ``change`` in a transaction, and retry while others hold its locks; return its result.
+    """Run ``change`` in a transaction, and try again while other sessions hold its locks.
+
+    Return the result of ``change``.
 
     ``say`` is called with the holders of locks as soon as they are known. Raises LocksHeld after about a minute, and
     any other error of ``change`` at once.
@@ -124,7 +127,7 @@ class Watch:
             thread.join()
 
     def verdict(self) -> str:
-        """Return the message with the last known holders, and what to do."""
+        """Return a message with the last known holders, which says what to do."""
         who = ", ".join(map(str, self._last)) or "a session that has ended since"
         pids = [each.pid for each in self._last if each.pid]
         end = f", or end it with SELECT pg_terminate_backend({pids[0]})" if pids else ""
@@ -138,7 +141,7 @@ class Watch:
                     self._last = found or self._last
                     self._tell(found)
         except SQLAlchemyError:
-            return  # the change itself fails in the same way, or continues without this
+            return  # the change itself fails in the same way, or succeeds without it
 
     def _tell(self, found: tuple[Blocker, ...]) -> None:
         for each in found:

@@ -1,7 +1,8 @@
-"""Removes the tables of a removed plugin, only when a person asks for it.
+"""Removes the tables of a removed plugin. This is only done when a person asks for it.
 
 If the plugin can still be imported, its migrations are downgraded. Otherwise all tables whose names begin with its name
-are dropped, with its views, sequences, routines and types, so that it can be installed again. Both are one transaction.
+are dropped, with its views, sequences, routines and types, so that the plugin can be installed again. In both cases,
+this is one transaction.
 """
 
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ TABLES = text("""
     ORDER BY found.relname
 """)
 
-#: Objects other than tables that migrations create, with their names in DROP.
+#: The objects other than tables that migrations create, with their names in DROP.
 OBJECTS = text("""
     SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'SEQUENCE' END AS kind,
            relname AS name, oid::regclass::text AS called
@@ -44,7 +45,7 @@ OBJECTS = text("""
     UNION ALL SELECT 'TYPE', typname, oid::regtype::text
     FROM pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace AND typtype IN ('e', 'd')
 """)
-#: Kinds that depend on tables are dropped before them; kinds that tables depend on, after them.
+#: Objects that depend on tables are dropped before the tables; objects that tables depend on are dropped after them.
 BEFORE_TABLES = ("VIEW", "MATERIALIZED VIEW")
 AFTER_TABLES = ("ROUTINE", "SEQUENCE", "TYPE")
 
@@ -63,9 +64,10 @@ class Plan:
 
     plugin: str
     tables: tuple[Table, ...]
-    #: Whether its migrations are downgraded; otherwise tables are dropped by name.
+    #: Whether the plugin's migrations are downgraded. If they are not, its tables are dropped by name.
     by_downgrade: bool
-    #: The names of other plugins; tables whose names begin with a longer one of these belong to that plugin.
+    #: The names of other plugins. Tables whose names begin with a longer one of these names belong to that other
+    #: plugin.
     others: frozenset[str] = frozenset()
 
 
@@ -117,7 +119,7 @@ def importable(name: str) -> Plugin | None:
 def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
     """Carry out the plan ``shown`` in the caller's transaction. Raises PluginError if the plan is outdated.
 
-    The caller gets that transaction from ``core.schema.locks.patiently``.
+    The caller gets the transaction from ``core.schema.locks.patiently``.
     """
     now = plan(connection, registry, shown.plugin)
     if {table.name for table in now.tables} != {table.name for table in shown.tables}:
@@ -133,7 +135,7 @@ def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
 
 
 def drop_tables(connection: Connection, names: Iterable[str]) -> None:
-    """Drop tables; fails if other objects refer to them."""
+    """Drop tables. This fails if other objects refer to them."""
     quote = connection.dialect.identifier_preparer.quote
     connection.exec_driver_sql(f"DROP TABLE {', '.join(map(quote, names))}")
 

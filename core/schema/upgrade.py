@@ -1,8 +1,8 @@
-"""Upgrades every plugin's tables; the core's tables belong to the built-in plugin.
+"""Upgrades every plugin's tables. The tables of the core belong to the built-in plugin.
 
 Each plugin has its own Alembic history and version table. A plugin's migrations are one transaction, so that either all
-or none are applied. An advisory lock lets one upgrade run at a time. A migration that waits for a table gives up after
-two seconds and is tried again, since all other sessions wait behind it (``core/schema/locks.py``).
+or none of them are applied. An advisory lock lets one upgrade run at a time. A migration that waits for a table gives
+up after two seconds and is tried again, since all other sessions wait behind it (``core/schema/locks.py``).
 """
 
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def scripts(plugin: Plugin) -> ScriptDirectory:
 
 
 def migrated_plugins(registry: Registry) -> list[Plugin]:
-    """Return the plugins that have tables, the core first, since other plugins may refer to its tables."""
+    """Return the plugins that have tables. The core comes first, since other plugins may refer to its tables."""
     having = [plugin for plugin in registry.plugins if plugin.migrations and plugin.state == "loaded"]
     return sorted(having, key=lambda plugin: (plugin.name != "core", plugin.name))
 
@@ -83,11 +83,11 @@ def require(engine: Engine, registry: Registry) -> None:
 def upgrade(
     engine: Engine, registry: Registry, by: Actor | None = None, *, say: Callable[[str], None] = locks.silent
 ) -> Iterator[History]:
-    """Upgrade each plugin's tables; yield each plugin's history from before.
+    """Upgrade each plugin's tables. Yield each plugin's history before its upgrade.
 
     ``by`` is the person for the audit; None for a program. ``say`` is called with the holders of locks. Raises
-    PluginError for a migration that fails, and LocksHeld for one that cannot get its locks; that plugin's tables are
-    then unchanged.
+    PluginError for a migration that fails, and LocksHeld for a migration that cannot get its locks. The tables of that
+    plugin are then unchanged.
     """
 
     def bring(connection: Connection, plugin: Plugin) -> History:
@@ -116,7 +116,7 @@ def upgrade_plugin(connection: Connection, plugin: Plugin) -> None:
 
 @contextmanager
 def explained(plugin: Plugin) -> Iterator[None]:
-    """Add the plugin's name to an error of its migration."""
+    """Add the plugin's name to an error of the plugin's migration."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,6 @@
-"""Finds a ledger that exists but that the role cannot see: it lacks USAGE on the schema, or its search_path differs."""
+"""Finds a ledger that exists but that the role cannot see: the role lacks USAGE on the schema, or has another
+search_path.
+"""
 
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -19,14 +21,17 @@ HIDDEN = text("""
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A ledger that exists but cannot be seen, and what to do."""
+    """A ledger that exists but cannot be seen, and advice on what to do."""
 
     found: str
     remedy: str
 
 
 def hidden(connection: Connection) -> Hidden | None:
-    """Return the ledger that the role of ``connection`` cannot see; None if it sees it, or if there is none."""
+    """Return the ledger that the role of ``connection`` cannot see.
+
+    Return None if the role sees it, or if there is none.
+    """
     row = connection.execute(HIDDEN).one_or_none()
     if row is None:
         return None
@@ -43,7 +48,7 @@ def hidden(connection: Connection) -> Hidden | None:
 
 
 def option(name: str) -> str:
-    """libpq's option for the search_path ``name``, encoded for a URL; a backslash escapes spaces."""
+    """Return libpq's option for the search_path ``name``, encoded for a URL. A backslash escapes spaces."""
     kept = name.replace("\\", "\\\\").replace(" ", "\\ ")
     return quote(f"-csearch_path={kept}")
 

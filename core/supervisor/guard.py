@@ -1,4 +1,4 @@
-"""The parent's side of the guard: a process that ends the supervisor's programs if the supervisor is killed."""
+"""Starts the guard, a process that ends the supervisor's programs if the supervisor is killed."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ class Guard:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
     def watch(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
-        """End ``program`` with the signal ``farewell`` if this process dies; higher ranks end after lower ones."""
+        """End ``program`` with the signal ``farewell`` if this process dies. Programs with a higher rank end later."""
         if program.pid is not None:
             self._tell(f"+ {program.pid} {farewell.value} {rank}")
 

@@ -1,9 +1,9 @@
-"""The guard's own process: ends a supervisor's programs if the supervisor has died without ending them.
+"""The program of the guard: ends a supervisor's programs if the supervisor has died without ending them.
 
-``guard.py`` starts it as a separate process; it needs only the standard library. It reads ``+ pid signal rank`` and
-``- pid`` from its input, a pipe whose other end only the supervisor holds. When the pipe closes, the supervisor has
-ended, even by SIGKILL. The guard then signals the programs that are still on the list, lowest rank first, and kills the
-process groups of those that do not end.
+``guard.py`` starts this program as a separate process. It needs only the standard library. It reads ``+ pid signal
+rank`` and ``- pid`` from its input, which is a pipe whose other end only the supervisor holds. When the pipe closes,
+the supervisor has ended, perhaps by SIGKILL. The guard then signals the programs that are still on its list, the lowest
+rank first, and kills the process groups of programs that do not end.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import NamedTuple
 
-#: How long each rank may take to end by itself, in seconds.
+#: Each rank has this many seconds to end by itself.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 
@@ -28,7 +28,7 @@ class Ward(NamedTuple):
 
 
 def main() -> None:
-    """Keep the list of processes until the supervisor is gone; then end these processes."""
+    """Keep the list of processes until the supervisor has ended. Then end these processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     wards: dict[int, Ward] = {}
@@ -44,18 +44,18 @@ def main() -> None:
 
 
 def end(wards: Iterable[Ward]) -> None:
-    """Ask all of ``wards`` to end, and kill the rest of their groups after the grace."""
+    """Ask all of ``wards`` to end. Kill the remaining processes of their groups after the grace."""
     left = [ward for ward in wards if tell(ward, ward.farewell)]
     deadline = time.monotonic() + GRACE_SECONDS
     while left and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)  # they are not our children, so no event tells us when they end
+        time.sleep(POLL_SECONDS)  # they are not our children, so no event tells their end
         left = [ward for ward in left if is_alive(ward)]
     for ward in left:
         tell_group(ward, signal.SIGKILL)
 
 
 def tell(ward: Ward, number: int) -> bool:
-    """Signal the leader of its group; if the leader has ended, kill the group and return False."""
+    """Signal the leader of the group. If the leader has ended, kill the group and return False."""
     try:
         os.kill(ward.pid, number)
     except ProcessLookupError:
@@ -65,7 +65,7 @@ def tell(ward: Ward, number: int) -> bool:
 
 
 def tell_group(ward: Ward, number: int) -> None:
-    """Signal its group, if there still is one."""
+    """Signal the whole group, if it still exists."""
     try:
         os.killpg(ward.pid, number)
     except ProcessLookupError:
@@ -73,7 +73,7 @@ def tell_group(ward: Ward, number: int) -> None:
 
 
 def is_alive(ward: Ward) -> bool:
-    """Return whether a process of its group is left."""
+    """Return whether a process of the group is left."""
     try:
         os.killpg(ward.pid, 0)
     except ProcessLookupError:

@@ -1,7 +1,7 @@
 """The programs that a supervisor keeps running, and the signals that wake it.
 
 *Signals raise no exceptions:* SIGINT, SIGTERM and SIGHUP are counted and wake the supervisor's loop, so no exception
-can occur between starting a process and recording it. *Sessions:* every command leads its own session, so that the
+can occur between starting a process and recording it. *Sessions:* every command leads its own session. So the
 terminal's Ctrl-C reaches only the supervisor, and the children of a dead program are killed with its group.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-#: How long to wait for a killed process; one in an uninterruptible system call may never end.
+#: How long to wait for a killed process, which may never end if it is in an uninterruptible system call.
 KILLED_SECONDS = 5.0
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -31,17 +31,19 @@ class Program(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """The leader of its process group, once it has been started."""
+        """The id of the leader of the program's process group; None before the start."""
 
     def start(self) -> None:
-        """Start it, and return when it is ready."""
+        """Start the program. Return when it is ready."""
 
     def is_running(self) -> bool:
-        """Return whether it is alive."""
+        """Return whether the program is alive."""
 
 
 class Signals:
-    """Counts requests to stop; wakes the loop for these and for children that end. Use it in the main thread only."""
+    """Counts requests to stop. These requests, and ends of children, wake the loop. Use this class only in the main
+    thread.
+    """
 
     def __init__(self) -> None:
         self.asked = 0
@@ -81,7 +83,7 @@ class Signals:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a request to stop raise KeyboardInterrupt in the block; for long steps that clean up after themselves."""
+        """Let a request to stop raise KeyboardInterrupt in the block. For long steps that clean up after themselves."""
         if self.asked:
             raise KeyboardInterrupt
         self._interrupting = True
@@ -93,23 +95,25 @@ class Signals:
 
 @dataclass(slots=True)
 class Command:
-    """A command line, run in its own session; its output goes to our standard output and error."""
+    """A command line that is run in its own session. Its output goes to this process's standard output and error."""
 
     name: str
     words: Sequence[str]
     environ: Mapping[str, str]
-    #: True if an exit with status 0 is final, so that the program is not started again.
+    #: Whether the program is not started again after an exit with status 0.
     may_finish: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
     def pid(self) -> int | None:
-        """The leader of its process group."""
+        """The id of the leader of the program's process group."""
         return self._process.pid if self._process else None
 
     @property
     def status(self) -> int | None:
-        """The exit status, or the negative number of the signal that ended the program; None while it is running."""
+        """The exit status, or the negative number of the signal that ended the program; None while the program is
+        running.
+        """
         return self._process.returncode if self._process else None
 
     def start(self) -> None:
@@ -119,11 +123,11 @@ class Command:
         )
 
     def is_running(self) -> bool:
-        """Return whether it is alive."""
+        """Return whether the program is alive."""
         return self._process is not None and self._process.poll() is None
 
     def ask_to_end(self) -> None:
-        """Signal only the leader of the process group, which ends its children.
+        """Signal only the leader of the process group. The leader ends its children.
 
         Dramatiq's worker treats a second SIGTERM as a kill.
         """
@@ -131,7 +135,7 @@ class Command:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the processes that are left of its group, if there are any."""
+        """Kill the processes of the program's group that are left, if there are any."""
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):  # macOS raises PermissionError for a group of zombies
@@ -142,7 +146,7 @@ class Command:
 
 @dataclass(slots=True)
 class Kept:
-    """A program that is kept running, and when to start it again."""
+    """A program that is kept running, with the time at which to start it again."""
 
     program: Program
     farewell: signal.Signals

@@ -1,6 +1,6 @@
 """Replaces a worker process without a gap, with the protocol of ``worker_channel.py``.
 
-It replaces one worker at a time: starting one takes about a second of CPU.
+It replaces one worker at a time, since starting one takes about a second of CPU.
 """
 
 import secrets
@@ -19,35 +19,36 @@ class Worker(Command):
     """A worker process, which has a channel to its supervisor."""
 
     channel: ChannelServer = field(kw_only=True)
-    #: How long it may send no ``alive``.
+    #: How long the worker may be silent, without the word ``alive``.
     silence_seconds: float = field(kw_only=True)
-    #: Its name on the channel, which is new at every start.
+    #: The worker's name on the channel, which is new at every start.
     alias: str = field(default="", init=False)
 
     def start(self) -> None:
-        """Start it. Raises OSError if it cannot be run."""
+        """Start the worker. Raises OSError if it cannot be run."""
         self.alias = secrets.token_hex(8)
         self.environ = {**self.environ, **self.channel.environ(self.alias)}
         Command.start(self)
 
     def another(self) -> "Worker":
-        """Another worker with the same command, not yet started."""
+        """Return another worker with the same command, which is not started yet."""
         return replace(self)
 
 
 @dataclass(slots=True)
 class Replacements:
-    """The workers that asked to be replaced, the replacement that is starting, and the workers that are leaving."""
+    """The workers that asked for a replacement, the replacement that is starting, and the workers that are leaving."""
 
     channel: ChannelServer
-    #: Each worker that asked, with its name on the channel at that time; the first is being replaced.
+    #: Each worker that asked for a replacement, with its name on the channel at that time. The first one is being
+    #: replaced.
     _asked: list[tuple[Kept, str]] = field(default_factory=list)
     starting: Kept | None = None
     leaving: list[Worker] = field(default_factory=list)
 
     @property
     def workers(self) -> list[Worker]:
-        """The workers that run in addition to the kept ones: replacements and those that are leaving."""
+        """The workers that run in addition to the kept ones: replacements, and workers that are leaving."""
         return [each for each in self.commands if isinstance(each, Worker)]
 
     @property
@@ -57,7 +58,7 @@ class Replacements:
         return [*(each for each in starting if isinstance(each, Command)), *self.leaving]
 
     def hear(self, alias: str, word: str, kept: Sequence[Kept]) -> None:
-        """Handle a word that a worker said."""
+        """Handle a word that a worker said on its channel."""
         if word == worker_channel.RETIRE:
             self._asked += [(each, alias) for each in kept if alias_of(each) == alias]
         elif word == worker_channel.READY and self.starting is not None and alias_of(self.starting) == alias:
@@ -68,7 +69,7 @@ class Replacements:
                     worker.ask_to_end()
 
     def advance(self) -> None:
-        """Start the next replacement; skip workers that have died, or were restarted, since they asked."""
+        """Start the next replacement. Skip workers that have died or were restarted since they asked."""
         while self._asked and self.starting is None:
             kept, alias = self._asked[0]
             if alias_of(kept) == alias and kept.program.is_running():
@@ -87,7 +88,7 @@ class Replacements:
         return ended
 
     def _replace(self) -> None:
-        """Put the replacement in the place of the worker that asked, and tell that worker to leave."""
+        """Put the replacement in the place of the worker that asked for it, and tell that worker to leave."""
         (kept, alias), replacement = self._asked.pop(0), self.starting
         assert isinstance(kept.program, Worker)
         assert replacement is not None

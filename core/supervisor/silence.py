@@ -1,9 +1,9 @@
-"""Finds the worker to kill because it sent no ``alive`` for too long: it hangs, or a signal has stopped it.
+"""Finds the worker to kill because it said no ``alive`` for too long: it hangs, or a signal has stopped it.
 
 A worker says ``alive`` every second. Silence is counted in checks of this process, not by the clock: if the whole
-machine or this process stood still, no worker is counted as silent for longer than one check. A process that a debugger
-has stopped does not count. At most one worker is killed within one bound, even if several are silent: a cause that
-silences all workers at once is not removed by restarting all of them.
+machine or this process stood still, no worker counts as silent for longer than one check. A process that a debugger has
+stopped does not count. At most one worker is killed within one bound, even if several are silent: if all workers are
+silent for the same cause, restarting all of them does not remove the cause.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ import psutil
 
 from core.supervisor.replacement import Worker
 
-#: How often to check, in seconds.
+#: The time between two checks, in seconds.
 LOOK_SECONDS = 1.0
-#: How much longer than its lease a worker may be silent, in seconds.
+#: A worker may be silent for this many seconds longer than its lease.
 MARGIN_SECONDS = 5.0
-#: How long a worker may take until its first word, in seconds: it imports every plugin.
+#: A worker has this many seconds until its first word, since it imports every plugin.
 FIRST_WORD_SECONDS = 300.0
 
 
@@ -35,7 +35,7 @@ class Silence:
         self._has_spoken.add(alias)
 
     def look(self, workers: Iterable[Worker], now: float) -> Worker | None:
-        """Count the time since the last check; return a worker that was silent for too long, if there is one."""
+        """Count the time since the last check. Return a worker that was silent for too long, if there is one."""
         passed, self.looked_at = min(now - self.looked_at, LOOK_SECONDS), now
         running = {worker.alias: worker for worker in workers if worker.is_running()}
         self._has_spoken &= running.keys()

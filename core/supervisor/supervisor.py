@@ -1,8 +1,8 @@
-"""Keeps programs running: restarts those that die or send no ``alive``, and leaves no process behind.
+"""Keeps programs running: restarts programs that die or say no ``alive``, and leaves no process behind.
 
 Its parts are in the same folder: ``programs.py`` (the programs, and the signals that wake the loop), ``replacement.py``
-(replacing a worker without a gap), ``silence.py`` (finding a worker that hangs) and ``guard.py`` (the process that ends
-all others if this one is killed).
+(replaces a worker without a gap), ``silence.py`` (finds a worker that hangs) and ``guard.py`` (starts the process that
+ends all others if the supervisor is killed).
 """
 
 import signal
@@ -33,7 +33,7 @@ from core.supervisor.replacement import Replacements, Worker
 from core.supervisor.silence import LOOK_SECONDS, Silence
 from core.supervisor.worker_channel import ChannelServer
 
-#: A program that ran for longer than this, in seconds, is restarted after the shortest pause.
+#: A program that ran for longer than this many seconds is restarted after the shortest pause.
 HEALTHY_SECONDS = 60.0
 
 
@@ -56,13 +56,13 @@ class Supervisor:
         self._silence = Silence(monotonic())
 
     def start(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
-        """Start ``program`` and keep it running. Raises if this first start fails."""
+        """Start ``program`` and keep it running. Raises the error of this first start, if it fails."""
         kept = Kept(program, farewell, rank)
         self._start(kept)
         self._kept.append(kept)
 
     def run(self, command: Command) -> int:
-        """Run ``command`` once, until it ends or a signal asks us to stop; return its status."""
+        """Run ``command`` once, until it ends or a signal asks this process to stop. Return its status."""
         command.start()
         self._guard.watch(command)
         while command.is_running() and not self._signals.asked:
@@ -78,12 +78,12 @@ class Supervisor:
                 self._signals.wait(min(pauses, default=None), self._channel.sockets)
 
     def stop(self, grace_seconds: float) -> None:
-        """End all commands: by their signal, then by SIGKILL after the grace or at a second request to stop."""
+        """End all commands: by their signal first, and by SIGKILL after the grace or at a second request to stop."""
         kept = [each.program for each in self._kept if isinstance(each.program, Command)]
         self._end([*kept, *self._replacements.commands], grace_seconds)
 
     def _attend(self) -> list[float]:
-        """Check every program; return the numbers of seconds after which to check again if nothing wakes us."""
+        """Check every program. Return after how many seconds to check each again, if nothing wakes the loop before."""
         for alias, word in self._channel.hear():
             self._silence.heard(alias)
             if word != worker_channel.ALIVE:
@@ -107,7 +107,10 @@ class Supervisor:
             silent.kill()
 
     def _look_after(self, kept: Kept) -> float | None:
-        """Check one program; return after how many seconds to check it again, or None if a signal will wake us."""
+        """Check one program.
+
+        Return after how many seconds to check it again, or None if a signal will wake the loop.
+        """
         if kept.is_done or kept.program.is_running():
             return None
         now = self._monotonic()
@@ -134,7 +137,7 @@ class Supervisor:
         self._guard.watch(kept.program, kept.farewell, rank=kept.rank)
 
     def _clear(self, kept: Kept, now: float) -> bool:
-        """Clean up after a program that has ended; return whether to start it again."""
+        """Clean up after a program that has ended. Return whether to start it again."""
         kept.was_running = False
         self._guard.forget(kept.program)
         ended = "ended"

@@ -1,8 +1,8 @@
-"""The channel between a supervisor and its worker processes: words over a local socket.
+"""The channel between a supervisor and its worker processes, which carries words over a local socket.
 
 A worker that must be replaced says ``retire``. The supervisor starts a replacement, which says ``ready`` once it is
-working. Only then does the supervisor tell the old worker to ``go``: it takes no more messages, finishes the runs that
-it has started, and says ``done``. So the number of workers never falls below the configured one.
+working. Only then does the supervisor tell the old worker to ``go``: the old worker takes no more messages, finishes
+the runs that it has started, and says ``done``. So the number of workers never falls below the configured number.
 """
 
 import os
@@ -16,7 +16,8 @@ from typing import Self
 
 from core import forks
 
-#: The address of a worker's supervisor, and the worker's name there. Internal; not settings.
+#: The address of a worker's supervisor, and the worker's name on the channel. These variables are internal, not
+#: settings.
 ADDRESS = "_ROTA_SUPERVISOR"
 ALIAS = "_ROTA_ALIAS"
 
@@ -28,10 +29,10 @@ LONGEST_WORD = 1024
 
 
 class WorkerChannel:
-    """A worker's end."""
+    """The worker's end of a channel."""
 
     def __init__(self, address: str, alias: str) -> None:
-        """Raises OSError if the supervisor is gone."""
+        """Connect to the supervisor. Raises OSError if the supervisor is gone."""
         self._alias = alias
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
@@ -47,7 +48,7 @@ class WorkerChannel:
             self._socket.send(f"{self._alias} {ALIVE}\n".encode(), socket.MSG_DONTWAIT)
 
     def hears(self, word: str, *, within_seconds: float) -> bool:
-        """Return whether the supervisor says ``word`` within that time. Raises OSError if it is gone."""
+        """Return whether the supervisor says ``word`` within that time. Raises OSError if the supervisor is gone."""
         self._socket.settimeout(within_seconds)
         try:
             heard = self._socket.recv(LONGEST_WORD)
@@ -60,14 +61,14 @@ class WorkerChannel:
 
 @cache
 def to_supervisor() -> WorkerChannel | None:
-    """This process's channel, if a Rota supervisor has started it and is still running."""
+    """Return this process's channel, if a Rota supervisor has started this process and is still running."""
     with suppress(KeyError, OSError):
         return WorkerChannel(os.environ[ADDRESS], os.environ[ALIAS])
     return None
 
 
 class ChannelServer:
-    """A supervisor's end of all its channels."""
+    """The supervisor's end of all its channels."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="rota-channel-"))  # only this user can enter it
@@ -75,7 +76,7 @@ class ChannelServer:
         self._listener.bind(str(self._folder / "socket"))
         self._listener.listen()
         self._listener.setblocking(False)
-        #: Each connection with the incomplete word that it has sent so far.
+        #: For each connection, the incomplete word that it has sent so far.
         self._connections: dict[socket.socket, bytes] = {}
         self._by_alias: dict[str, socket.socket] = {}
 
@@ -106,7 +107,7 @@ class ChannelServer:
         return [heard for connection in list(self._connections) for heard in self._hear_one(connection)]
 
     def say(self, alias: str, word: str) -> None:
-        """Say ``word`` to one worker; does nothing if it has ended."""
+        """Say ``word`` to one worker. Do nothing if the worker has ended."""
         with suppress(KeyError, OSError):
             self._by_alias[alias].sendall(f"{word}\n".encode())
 

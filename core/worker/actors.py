@@ -1,6 +1,6 @@
 """Binds plugins' jobs to Dramatiq: creates an actor for each job.
 
-This is also where our units (timedelta, aware instants) become Dramatiq's milliseconds.
+In this module, Rota's units (timedelta, aware instants) become Dramatiq's milliseconds.
 """
 
 import inspect
@@ -30,7 +30,9 @@ from core.worker.executor import Executor
 
 
 class JobActor(dramatiq.Actor[..., Any]):
-    """The actor of a job. For a job of the ledger, sending inserts a run, and the message is sent after that."""
+    """The actor of a job. For a job of the ledger, sending a message inserts a run, and the run's message is sent after
+    that.
+    """
 
     def __init__(self, job: Job, broker: Broker, engine: Engine, function: Callable[..., Any], firing: Firing) -> None:
         self.job = job
@@ -51,7 +53,7 @@ class JobActor(dramatiq.Actor[..., Any]):
         delay: timedelta | int | None = None,
         **options: Any,
     ) -> Message[Any]:
-        """Send a message. For a job of the ledger, insert a run instead, or the due slots if periodiq calls."""
+        """Send a message. For a job of the ledger, insert a run instead. If periodiq calls, insert the due slots."""
         if "scheduled_at" in options:
             self.firing.fire()
             return run_message(OutgoingRun(0, self.job.name, self.job.queue))
@@ -65,13 +67,13 @@ class JobActor(dramatiq.Actor[..., Any]):
 def request(
     engine: Engine, job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, delay: timedelta = timedelta(0)
 ) -> int:
-    """Insert a run of ``job``, and return its id."""
+    """Insert a run of ``job``. Return the id of the run."""
     with database.session(engine) as session, session.begin():
         return enqueue(session, job.name, args=by_name(job, args, kwargs), delay=delay)
 
 
 def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Positional and keyword arguments, all as keyword arguments. Raises BadArguments."""
+    """Return positional and keyword arguments as keyword arguments. Raises BadArguments."""
     if not args:
         return dict(kwargs)
     names = list(inspect.signature(job.function).parameters)[1:]
@@ -81,10 +83,12 @@ def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
 
 
 def work_function(job: Job, engine: Engine, executor: Executor) -> Callable[..., None]:
-    """The function that a worker calls for a message of ``job``: it executes the message's run, or the message itself.
+    """Return the function that a worker calls for a message of ``job``.
 
-    The message decides which, not the declaration. During a deploy, one release may declare the job for the ledger and
-    the other for the fast lane. Then workers of each release get messages of both kinds.
+    It executes the message's run, or the message itself.
+
+    The message decides which of the two happens, not the declaration. During a deploy, one release may declare the job
+    for the ledger and the other for the fast lane. Then workers of each release get messages of both kinds.
     """
 
     def work(*args: Any, **kwargs: Any) -> None:

@@ -43,13 +43,14 @@ class Claims:
     membership: Membership
     #: The process's name, for people.
     worker: str
-    #: If this many processes died during a run, the run may have killed them: its next attempt gets its own process.
+    #: If this many processes died during a run, the run may have killed them. Its next attempt then gets its own
+    #: process.
     suspected_after: int = claims.NEVER_SUSPECT
     #: Logs once that runs cannot be claimed.
     once: logs.EmitOnce = field(default_factory=logs.EmitOnce)
 
     def claim(self, job: Job, run_id: int) -> Lease | Verdict:
-        """Claim the run. If PostgreSQL is unavailable, nothing is claimed, and the dispatcher sends the run again."""
+        """Claim the run. If PostgreSQL is unavailable, claim nothing; the dispatcher sends the run again."""
         process_id = self.membership.process_id
         if process_id is None:
             self.once.emit(RunNotClaimed("this process is not registered with the ledger"))
@@ -67,7 +68,9 @@ class Claims:
         return lease
 
     def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
-        """Claim the ``sent`` runs, each with its job, that need no further check; none if PostgreSQL is unavailable."""
+        """Claim those of the ``sent`` runs, each with its job, that need no further check; none if PostgreSQL is
+        unavailable.
+        """
         process_id = self.membership.process_id
         if process_id is None:
             return []
@@ -84,7 +87,10 @@ class Claims:
         return claimed
 
     def unclaim(self, claimed: Sequence[Lease]) -> None:
-        """Release runs claimed ahead; without PostgreSQL, the heartbeat does this later."""
+        """Release runs that were claimed before a thread started them.
+
+        Without PostgreSQL, the heartbeat does this later.
+        """
         self.membership.in_hand.remove(*claimed)
         try:
             with database.autocommit(self.engine) as connection:
@@ -99,7 +105,7 @@ class Claims:
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        with database.autocommit(self.engine) as connection:  # it was stale; the pool has replaced the others too
+        with database.autocommit(self.engine) as connection:  # the pool has replaced the other old ones too
             return self._claim_on(connection, job, run_id, process_id)
 
     def _claim_on(self, connection: Connection, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
@@ -118,11 +124,11 @@ class Claims:
 
 
 def limits_of(job: Job, args: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the names of a run's limits, first filled from ``args`` (JSON values), then as declared."""
+    """Return the names of a run's limits twice: filled from ``args`` (JSON values), and as declared."""
     return job.limit_names(args), [limit.name for limit in job.limits]
 
 
-#: Why a slot was skipped.
+#: Why a slot was skipped, for each verdict.
 SKIPPED = {Verdict.SKIPPED: "overlap", Verdict.BEHIND: "retrying"}
 
 
@@ -149,14 +155,17 @@ class ClaimingAhead:
     claims: Claims
 
     def prepare(self, deliveries: Sequence[Delivery]) -> None:
-        """Give each delivery a lease, if its run can be claimed in a batch; otherwise its thread claims the run."""
+        """Give each delivery a lease, if its run can be claimed in a batch.
+
+        Otherwise its thread claims the run later.
+        """
         sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
         if len(sent) > 1:
             for lease in self.claims.claim_ahead([(run_id, each.actor_name) for run_id, each in sent.items()]):
                 sent[lease.run_id].claimed(lease)
 
     def undo(self, deliveries: Sequence[Delivery]) -> None:
-        """Unclaim the runs of deliveries that are requeued."""
+        """Release the claimed runs of deliveries that are requeued."""
         leases = [delivery.lease for delivery in deliveries if delivery.lease is not None]
         if leases:
             self.claims.unclaim(leases)

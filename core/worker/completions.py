@@ -1,8 +1,8 @@
 """Records, in batches, the successes of runs that did not use their session. Each process has one thread for this.
 
 A commit waits for the disk, and waits as long for one run as for a hundred. So the thread that worked on such a run
-adds it to the batch and continues with the next run. The message is acknowledged only after the success is recorded. A
-run that used its session is committed separately, together with its work.
+adds it to the batch and continues with the next run. The run's message is acknowledged only after its success is
+recorded. A run that used its session is committed separately, together with its work.
 """
 
 import time
@@ -26,9 +26,9 @@ from core.worker.outcomes import Recorder, bad_result, refused_result
 
 #: The most waiting runs; further runs are committed alone.
 MOST_WAITING = 1000
-#: A success that PostgreSQL has refused so many times, when it was recorded alone, is not tried again.
+#: A success that PostgreSQL has refused this many times, when it was recorded alone, is not tried again.
 MOST_REFUSALS = 30
-#: How often ``flush`` checks, in seconds.
+#: ``flush`` checks this often, in seconds.
 LOOK_AGAIN_SECONDS = 0.01
 
 
@@ -37,10 +37,10 @@ class Completion:
     """A run that succeeded."""
 
     lease: Lease
-    #: Its result as a JSON text.
+    #: The result of the run, as a JSON text.
     result: str | None
     #: Called with the recorded outcome: ``succeeded``; ``dead`` and the error, if PostgreSQL refuses the success; or
-    #: ``lost``, if the lease is lost. The last argument tells whether another run waits for the end of this one. Must
+    #: ``lost``, if the lease is lost. The last argument tells whether another run waits for the end of this run. Must
     #: not raise.
     on_recorded: Callable[[str, BadResult | None, bool], None]
     #: The end of the attempt's log; None for the first attempt of a run.
@@ -67,7 +67,7 @@ class Completions(Batcher[Completion]):
         self._recorder = Recorder(engine, membership)
         #: The tokens of the completions that are recorded, while others of their batch are tried again.
         self._told: set[int] = set()
-        #: The number of times that each token was refused alone.
+        #: The number of times that each token was refused when it was recorded alone.
         self._refusals: Counter[int] = Counter()
 
     @property
@@ -84,7 +84,7 @@ class Completions(Batcher[Completion]):
     def deal_with(self, batch: Sequence[Completion]) -> None:
         """Record ``batch``, and call ``on_recorded`` of each completion.
 
-        If some cannot be recorded, the others are recorded first; then the error of one is raised.
+        If some completions cannot be recorded, the others are recorded first. Then one of the errors is raised.
         """
         left = [completion for completion in batch if completion.lease.token not in self._told]
         errors = self._record_apart(left)
@@ -99,7 +99,7 @@ class Completions(Batcher[Completion]):
         emit(RunNotRecorded(database.brief(error)), None if is_expected else error)
 
     def _record_apart(self, batch: Sequence[Completion]) -> list[Exception]:
-        """Record ``batch``, in halves if PostgreSQL refuses it; return the errors of the completions that must wait."""
+        """Record ``batch``, in halves if PostgreSQL refuses it. Return the errors of the completions that must wait."""
         if not batch:
             return []
         try:
@@ -117,15 +117,16 @@ class Completions(Batcher[Completion]):
         return []
 
     def _record(self, batch: Sequence[Completion]) -> dict[int, bool]:
-        """Record ``batch``; return its runs whose leases were valid, and for each whether another run waits for its
-        end.
+        """Record ``batch``.
+
+        Return its runs whose leases were valid, and for each whether another run waits for its end.
 
         Raises DBAPIError and ValueError.
         """
         process_id = self._membership.process_id
         own = [each for each in batch if each.lease.process_id == process_id]
         outcomes = [(each.lease, each.result) for each in own]
-        if process_id is None or not outcomes:  # the leases ended with their registration
+        if process_id is None or not outcomes:  # the leases ended with the registration
             return {}
         with database.autocommit(self._engine) as connection:
             logs = {each.lease.run_id: each.log for each in own if each.log}

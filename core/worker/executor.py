@@ -1,4 +1,5 @@
-"""One attempt at a run, from the claim to the recorded outcome. It does not depend on its caller (Dramatiq or a test).
+"""Makes one attempt of a run, from the claim to the recorded outcome. It does not depend on its caller (Dramatiq or a
+test).
 
 ``Executor`` lists the layers around each run in their order. Each layer is a file in ``core/middleware/``.
 """
@@ -39,7 +40,7 @@ from core.worker.wakes import Wakes
 
 
 class Executor:
-    """Takes a run or a message through one attempt."""
+    """Makes one attempt of a run, or of a message of the fast lane."""
 
     def __init__(
         self,
@@ -50,10 +51,12 @@ class Executor:
         suspected_after: int = NEVER_SUSPECT,
         completions: Completions | None = None,
     ) -> None:
-        """``membership`` is the registration for its claims, and ``worker`` the name of its process, for people.
+        """``membership`` is the registration under which it claims runs.
 
-        If ``suspected_after`` processes died during a run, its next attempt gets its own process. ``completions``
-        records successes together; without it each run records its own.
+        ``worker`` is the name of its process, for people.
+
+        If ``suspected_after`` processes died during a run, the run's next attempt gets its own process. ``completions``
+        records successes in batches. Without it, each run records its own success.
         """
         self.engine = engine
         self.membership = membership
@@ -63,7 +66,7 @@ class Executor:
         recorder = Recorder(engine, membership)
         last_resort = LastResort(engine, membership, completions)
         leftovers = Leftovers()
-        # The middleware around each run, outermost first.
+        # The middleware around each run, the outermost layer first.
         around_runs = [
             OwnContext(),  # the next run of the thread does not see context variables that this run sets
             OverlapLock(self.claims, self.wakes),  # claims the run, and keeps its lease until it has ended
@@ -97,11 +100,11 @@ class Executor:
         self._work_on_message, self._message_endings = surrounded(around_messages, call), endings(around_messages)
 
     def execute(self, job: Job, run_id: int, *, now: datetime | None = None, carried: Carried | None = None) -> str:
-        """Make one attempt at the run; return its state afterwards, or the verdict on the claim.
+        """Make one attempt of the run. Return the run's new state, or the verdict on the claim.
 
-        In tests, ``now`` replaces the database's clock as ``Run.now``. ``carried`` is the message of the run. With it,
-        the run may have been claimed ahead, and its success may be recorded later; then this returns ``recording``.
-        Never raises an error of the job.
+        In tests, ``now`` replaces the database's clock as ``Run.now``. ``carried`` is the message of the run. With a
+        message, the run may have been claimed before, and its success may be recorded later. In that case, return
+        ``recording``. Never raises an error of the job.
         """
         execution = Execution(self._run_endings, job, run_id, now, carried)
         status: str = LOST

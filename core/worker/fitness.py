@@ -1,7 +1,7 @@
-"""Ends this process if it can never work with its servers: at the start, or as soon as the servers answer.
+"""Ends this process if it can never work with its servers, at the start or as soon as the servers answer.
 
-An unavailable server does not end the process, which waits for it. Redis is checked again every minute, since it may
-have been emptied, and another service may use it now.
+An unavailable server does not end the process; the process waits for it. Redis is checked again every minute, since it
+may have been emptied, and another service may use it now.
 """
 
 import os
@@ -19,17 +19,17 @@ from core.operations import fitness, redis_fitness
 from core.operations.checks import Check, wrong
 from core.transport.redis import ownership
 
-#: How long the start of a process waits for the servers' answers, in seconds.
+#: The start of a process waits this many seconds for the servers' answers.
 ANSWER_SECONDS = 2.0
-#: How often a server that does not answer is checked, and how often Redis is checked when all servers have answered, in
-#: seconds.
+#: A server that does not answer is checked this often, in seconds. When all servers have answered, Redis is checked as
+#: often as the second number says.
 AGAIN_SECONDS = 5.0
 REDIS_AGAIN_SECONDS = 60.0
 NO_JOBS = Registry()
 
 
 class Fitness(threading.Thread):
-    """Checks PostgreSQL once, and Redis every minute; ends the process if one of them is not fit."""
+    """Checks PostgreSQL once, and Redis every minute. Ends the process if one of them is not fit."""
 
     def __init__(self, engine: Engine, client: redis.Redis | None, registry: Registry = NO_JOBS) -> None:
         """``client`` must fail within about a second. It is None if this process uses no Redis.
@@ -48,7 +48,7 @@ class Fitness(threading.Thread):
         self._stopping = threading.Event()
 
     def refuse_unfit(self) -> None:
-        """Start to check; if a server is not fit, end the process with status 1 and a clear message."""
+        """Start to check. If a server is not fit, end the process with status 1 and a clear message."""
         self.start()
         self._has_asked.wait(ANSWER_SECONDS)
         if self._problems:
@@ -82,7 +82,7 @@ class Fitness(threading.Thread):
         return self._ledger is not None and not self._problems
 
     def _of_subjects(self) -> list[Check]:
-        """The tables that are missing when the process starts; one that is dropped later only stops its own jobs."""
+        """Return the problems with tables of subjects that are missing when the process starts."""
         if self._ledger is None or self._has_subjects:
             return []
         problems = fitness.of_subjects(self._engine, self._registry)

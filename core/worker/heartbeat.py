@@ -38,12 +38,12 @@ from core.worker import idle_transactions, interruption
 from core.worker.membership import LeasesInHand
 from core.worker.rights import MissingRights
 
-#: How many runs one line of the log names.
+#: One log line names at most this many runs.
 NAMED_RUNS = 20
-#: How long to wait before registering is tried again, in seconds.
+#: The wait before the process tries again to register, in seconds.
 REGISTER_AGAIN_SECONDS = 0.5
-#: How old a claim without a thread must be to be released, and how often to check for such claims, in seconds. This is
-#: longer than a connection waits for an answer.
+#: A claim without a thread is released when it is this old, in seconds. The check for such claims is as rare. The time
+#: is longer than a connection waits for an answer.
 FORGOTTEN_SECONDS = 15.0
 
 
@@ -84,9 +84,9 @@ class Heartbeat(LedgerThread):
         self._looked_at = 0.0
         self._log_once = EmitOnce()
         self._missing_rights = MissingRights(engine)
-        #: The last id of this process; runs may still be claimed with it.
+        #: The last id of this process. Runs may still be claimed with it.
         self._last_id: int | None = None
-        #: The earliest time at which its leases may expire, by this process's monotonic clock.
+        #: The earliest time at which the leases may expire, by this process's monotonic clock.
         self._good_until = 0.0
 
     def start(
@@ -97,9 +97,9 @@ class Heartbeat(LedgerThread):
         threads: int | None = None,
         on_registered: Callable[[], None] = nothing,
     ) -> None:
-        """Register the process, which serves ``queues`` with ``threads``, and marks its messages with ``broker_id``.
+        """Register the process, which serves ``queues`` with ``threads`` and marks its messages with ``broker_id``.
 
-        ``on_registered`` is called in the heartbeat's thread whenever the process has become known.
+        ``on_registered`` is called in the heartbeat's thread whenever the process has registered.
         """
         self._identity = replace(self._identity, queues=tuple(queues), broker_id=broker_id, threads=threads)
         self._on_registered = on_registered
@@ -107,7 +107,7 @@ class Heartbeat(LedgerThread):
 
     @property
     def process_id(self) -> int | None:
-        """This process's id in the ledger, while its leases may be good."""
+        """The process's id in the ledger, or None when its leases have expired."""
         return self._last_id if time.monotonic() < self._good_until else None
 
     @property
@@ -196,7 +196,7 @@ class Heartbeat(LedgerThread):
             emit(RunInterrupted(interrupted))
 
     def _is_stopped_within(self, connection: Connection, process_id: int, seconds: float) -> bool:
-        """Wait until this is stopped, at most ``seconds``, and deal with cancels meanwhile.
+        """Wait until this thread is stopped, at most ``seconds``, and handle cancels meanwhile.
 
         Raises psycopg2's Error at once if the connection is cut.
         """
@@ -207,7 +207,7 @@ class Heartbeat(LedgerThread):
         return self._stopping.is_set()
 
     def _interrupt_cancelled(self, connection: Connection, process_id: int) -> None:
-        """Interrupt the attempts at cancelled runs, and keep those from starting that have not started yet."""
+        """Interrupt the attempts of cancelled runs, and prevent attempts that have not started yet."""
         found = cancels.of_process(connection, process_id)
         self.in_hand.cancelled = frozenset(found)
         for token, run_id in found.items():

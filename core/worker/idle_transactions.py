@@ -1,4 +1,4 @@
-"""Says which runs of this process hold a transaction without using it.
+"""Logs which runs of this process hold a transaction without using it.
 
 A job that waits for a network holds no connection and no transaction, unless it has used ``run.session`` and has not
 called ``run.checkpoint`` since. PostgreSQL is asked only if a transaction is old enough to be idle.
@@ -21,7 +21,7 @@ class OpenTransaction:
     """A transaction of a run's session."""
 
     lease: Lease
-    #: The server's process that has it.
+    #: The server process of PostgreSQL that has the transaction.
     pid: int
     began: float = field(default_factory=time.monotonic)
     is_told: bool = False

@@ -1,15 +1,16 @@
 """Interrupts jobs from another thread. The class of the exception that is raised in the job's thread is the reason.
 
-One watching thread per process interrupts jobs that run too long. At the soft limit the job's statement is cancelled in
-PostgreSQL and TimeLimitExceeded is raised in its thread; at the hard limit the caller's last resort is called, in the
-watching thread. ``interrupt`` stops an attempt at a cancelled run like the soft limit, with Cancelled; from then on its
-hard limit is at most ``LEAVE_SECONDS`` away. ``interrupt`` stops an attempt whose lease is lost at once with
-AttemptLost, and closes its connection, so that PostgreSQL frees its locks. A watch raises exceptions and ends under the
-same lock, so an exception cannot reach a thread that has left ``Watch.hold``. Cancelling a statement needs a connection
-to PostgreSQL, which may hang, so it has a thread of its own. The end of the job waits a short time for it.
+One watching thread per process interrupts jobs that run too long. At the soft limit, the job's statement is cancelled
+in PostgreSQL and TimeLimitExceeded is raised in its thread. At the hard limit, the caller's last resort is called, in
+the watching thread. ``interrupt`` stops an attempt of a cancelled run like the soft limit, with Cancelled; from then on
+its hard limit is at most ``LEAVE_SECONDS`` away. For an attempt whose lease is lost, ``interrupt`` raises AttemptLost
+at once, and closes the attempt's connection, so that PostgreSQL frees its locks. A watch raises exceptions and ends
+under the same lock, so an exception cannot reach a thread that has left ``Watch.hold``. Cancelling a statement needs a
+connection to PostgreSQL, which may hang, so it has a thread of its own. The end of the job waits a short time for that
+thread.
 
 Python discards an exception that is raised in the callback of a weak reference or in a finaliser, and reports it to
-``sys.unraisablehook``. A hook there notices such an interruption, and it is raised again.
+``sys.unraisablehook``. Rota installs a hook there that notices such an interruption, and the watch raises it again.
 """
 
 import ctypes
@@ -26,11 +27,11 @@ from core.errors import AttemptLost, Cancelled, Interrupted, TimeLimitExceeded
 from core.observability.events import LimitNotEnforced, emit
 
 FOREVER = float("inf")
-#: The interval at which a watch checks, after the soft limit, whether Python has discarded its interruption.
+#: After the soft limit, a watch checks at this interval whether Python has discarded its interruption.
 LOOK_AGAIN_SECONDS = 0.2
-#: The longest wait, at the end of a job, until the cancelling of its statement is done.
+#: The longest wait, at the end of a job, until its statement has been cancelled.
 CANCEL_SECONDS = 2.0
-#: How long the function of a cancelled run may take to leave before its process ends, in seconds.
+#: The function of a cancelled run has this many seconds to return before its process ends.
 LEAVE_SECONDS = 30.0
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ def nothing() -> None:
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """One job under watch; times are monotonic seconds."""
+    """A watch over one job. Times are monotonic seconds."""
 
     thread_id: int
     soft_at: float
@@ -50,9 +51,10 @@ class Watch:
     on_hard: Callable[[], None]
     #: Closes the connection of an attempt that is lost. Must not wait.
     on_lost: Callable[[], None] = nothing
-    #: The token of the attempt's lease, if it has one.
+    #: The token of the attempt's lease, if the attempt has a lease.
     token: int | None = None
-    #: The reason of the interruption, by which its errors are recognised; None if the job was not interrupted.
+    #: The reason for the interruption, by which the interruption's errors are recognised; None if the job was not
+    #: interrupted.
     cause: type[Interrupted] | None = None
     lost_at: float | None = None
     is_over: bool = False
@@ -75,7 +77,7 @@ class Watch:
         return min(self.hard_at, self.look_again_at) if self.cause else self.soft_at
 
     def next_after(self, now: float) -> float:
-        """Return the next time at which the watch must act, after ``now``."""
+        """Return the next time after ``now`` at which the watch must act."""
         if self.next_at > now:
             return self.next_at
         if self.cause and self.hard_at <= now:
@@ -84,14 +86,15 @@ class Watch:
 
     @property
     def is_cancelling(self) -> bool:
-        """Whether its statement is still being cancelled. A late cancel could hit a statement of another job."""
+        """Whether the job's statement is still being cancelled. A late cancel could hit a statement of another job."""
         return self._cancelling is not None and self._cancelling.is_alive()
 
     def hold(self, body: Callable[[], T]) -> T:
         """Call ``body`` under watch, and return what it returns.
 
-        This is not a context manager: the exception could arrive at the first step of ``__exit__``, and the rest of it
-        would not run. Here all steps are in one frame, and no step outside ``try`` calls anything.
+        This is not a context manager: the exception could arrive at the first step of ``__exit__``, and the other steps
+        of ``__exit__`` would not run. In this method all steps are in one frame, and no step outside ``try`` calls
+        anything.
         """
         try:
             _watcher.add(self)
@@ -99,7 +102,7 @@ class Watch:
         finally:
             try:
                 _watcher.remove(self)
-            except Interrupted:  # the exception came during the removal; it comes only once
+            except Interrupted:  # it came during the removal, and comes only once
                 _watcher.remove(self)
                 raise
             finally:
@@ -125,7 +128,7 @@ class Watch:
     def interrupt(self, cause: type[Interrupted]) -> bool:
         """Interrupt the job for ``cause``.
 
-        Return False if it has ended, has lost its lease, or was interrupted for the same cause before.
+        Return False if the job has ended or lost its lease, or was interrupted for the same cause before.
         """
         with self.lock:
             if self.is_over or self.is_lost or self.cause is cause:
@@ -160,7 +163,7 @@ class Watch:
             _attempt(self.on_soft)
 
     def end(self) -> None:
-        """End the watch with the job; withdraw an exception that has not reached the job yet."""
+        """End the watch with the job. Withdraw an exception that has not reached the job yet."""
         with self.lock:
             self.is_over = True
             if self.cause:
@@ -169,7 +172,7 @@ class Watch:
 
 @dataclass(slots=True)
 class Watcher:
-    """The watching thread and its watches."""
+    """The watching thread, with all its watches."""
 
     _watches: set[Watch] = field(default_factory=set)
     #: The lock of ``_changed``. It is also taken directly, which runs no Python code.
@@ -177,7 +180,7 @@ class Watcher:
     _changed: threading.Condition = field(init=False)
     _wakes_at: float = FOREVER
     _thread: threading.Thread | None = None
-    #: When each thread left its last job, in monotonic seconds.
+    #: The time at which each thread left its last job, in monotonic seconds.
     left_at: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -263,7 +266,7 @@ _swallowed: set[int] = set()
 
 
 def _notice_swallowed() -> None:
-    """Install a hook that notes discarded interruptions, and passes everything else to the previous hook."""
+    """Install a hook that notes discarded interruptions, and passes all other errors to the previous hook."""
     former = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -284,7 +287,7 @@ def start() -> None:
 
 
 def interrupt(tokens: Collection[int], cause: type[Interrupted]) -> int:
-    """Interrupt the attempts whose leases have these tokens, for ``cause``; return the number of them."""
+    """Interrupt the attempts whose leases have these tokens, for ``cause``. Return the number of these attempts."""
     return _watcher.interrupt(tokens, cause)
 
 
@@ -307,7 +310,7 @@ def limited(
     on_lost: Callable[[], None] = nothing,
     token: int | None = None,
 ) -> Watch:
-    """Return a watch of this thread; call its ``hold`` with the function to watch. The limits count from now."""
+    """Return a watch of this thread. Call its ``hold`` with the function to watch. The limits are counted from now."""
     now = time.monotonic()
     soft_at, hard_at = now + soft.total_seconds(), now + hard.total_seconds()
     return Watch(threading.get_ident(), soft_at, hard_at, on_soft, on_hard, on_lost, token)
@@ -320,10 +323,10 @@ def place_of(thread: int) -> str:
 
 
 def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:
-    """Raise ``exception`` in a thread the next time it runs Python code; a call into C is not interrupted."""
+    """Raise ``exception`` in a thread the next time it runs Python code. A call into C is not interrupted."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(exception))
 
 
 def withdraw_exception(thread_id: int) -> None:
-    """Withdraw an exception that was set and not yet raised."""
+    """Withdraw an exception that was set and has not been raised yet."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), None)

@@ -1,8 +1,8 @@
-"""One run, in a process that runs nothing else: ``python -m core.worker.isolated_run RUN``.
+"""The program for one run in a process that runs nothing else: ``python -m core.worker.isolated_run RUN``.
 
-A worker starts it for a run during which processes have died before. If this process dies too, the run is the cause,
-and ends as dead. If another run was the cause, this one works normally here. If the worker dies or stops, this process
-releases the run uncounted, and exits.
+A worker starts this program for a run during which processes have died before. If this process dies too, the run is the
+cause, and ends as dead. If another run was the cause, this run works normally here. If the worker dies or stops, this
+process releases the run, uncounted, and exits.
 """
 
 import logging
@@ -27,7 +27,7 @@ from core.worker.process import gather
 logger = logging.getLogger(__name__)
 
 JOB = text("SELECT job FROM rota_runs WHERE id = :run_id")
-#: How long to wait to be registered, in seconds; after that the run is left to be sent again.
+#: The longest wait until this process is registered, in seconds. After that, the run is left to be sent again.
 REGISTER_SECONDS = 30.0
 
 
@@ -55,15 +55,18 @@ def main(run_id: int) -> None:
 
 
 def attach_carrier(configured: Settings) -> None:
-    """Send messages over Redis. Without Redis, workers take the runs that this run enqueues from the ledger."""
+    """Make this process send messages over Redis.
+
+    Without Redis, workers take the runs that this run enqueues from the ledger.
+    """
     if configured.redis_url is not None and configured.mode != "local":
         outbox.attach(RedisCarrier(Queues(redis.connect(configured.redis_url.get_secret_value()))))
 
 
 def listen() -> list[int]:
-    """File descriptors, one of which becomes readable when this process must leave.
+    """Return file descriptors, one of which becomes readable when this process must exit.
 
-    That happens when the worker tells it to leave, or has closed the pipe.
+    That happens when the worker tells this process to exit, or has closed the pipe.
     """
     pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # programs that the job starts must not inherit the pipe
@@ -72,12 +75,12 @@ def listen() -> list[int]:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the main thread would handle it, and may be waiting for a statement
+        signal.signal(number, lambda *_: None)  # the main thread handles signals, and may wait for a statement
     return [pipe, told]
 
 
 def leave(asked: list[int], heartbeat: Heartbeat) -> None:
-    """Wait until this process must leave; then release the run, and end the job."""
+    """Wait until this process must exit. Then release the run, and end the job."""
     select.select(asked, [], [])
     heartbeat.stop()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The parent's side of an isolated run; ``core/worker/isolated_run.py`` runs in the child process.
+"""Starts isolated runs in child processes; ``core/worker/isolated_run.py`` is the program of a child process.
 
 Only one run is isolated at a time, since an isolated run may use all memory. If another run must be isolated meanwhile,
 it is not started, and the dispatcher sends it again later. So no thread waits.
@@ -16,7 +16,7 @@ from contextlib import suppress
 from core import forks
 from core.observability.events import RunIsolated, RunNotIsolatedYet, emit
 
-#: How long the process may take to release its run and to end, in seconds.
+#: The process has this many seconds to release its run and to end.
 LEAVE_SECONDS = 3.0
 
 #: The thread that waits for an isolated run, if there is one.
@@ -28,7 +28,7 @@ _at_work: set[subprocess.Popen[bytes]] = set()
 def work(job: str, run_id: int) -> str:
     """Start a process that claims the run and works on it, wait for its end, and return how it ended.
 
-    If another such process is working, this does nothing, and the dispatcher sends the run again after
+    If another isolated process is working, do nothing. The dispatcher sends the run again after
     ``ROTA_RESEND_SECONDS``.
     """
     if not _turn.acquire(blocking=False):
@@ -61,5 +61,5 @@ def end_all() -> None:
     for process in leaving:
         process.terminate()
     for process in leaving:
-        with suppress(subprocess.TimeoutExpired):  # it will notice that this process has ended
+        with suppress(subprocess.TimeoutExpired):  # the child notices that this process has ended
             process.wait(max(deadline - time.monotonic(), 0))

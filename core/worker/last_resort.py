@@ -1,4 +1,4 @@
-"""The last resort: a job that does not end at its hard limit, or when it is cancelled, ends with its process."""
+"""The last resort: if a job does not end at its hard limit, or when its run is cancelled, its process ends."""
 
 import os
 import threading
@@ -23,7 +23,7 @@ from core.worker.interruption import place_of
 from core.worker.membership import Membership
 from core.worker.outcomes import diagnose, seen_in
 
-#: How long the process waits for PostgreSQL before it ends in any case, in seconds.
+#: The process waits this many seconds for PostgreSQL before it ends in any case.
 GIVE_UP_SECONDS = 5.0
 #: EX_SOFTWARE of sysexits.h: the process ended itself at a hard limit.
 HARD_LIMIT_EXIT = 70
@@ -38,7 +38,10 @@ class LastResort:
     completions: Completions | None = None
 
     def give_up(self, execution: Execution, thread_id: int) -> None:
-        """Record that an attempt in the thread will not end, and where its thread stands, and end its process."""
+        """Record that an attempt in the thread will not end, and where the thread is in the code.
+
+        Then end this process.
+        """
         lease = execution.lease
         if lease is not None and lease.token in self.membership.in_hand.cancelled:
             why = RunNotLeaving(lease.job, lease.run_id, place_of(thread_id))
@@ -64,7 +67,7 @@ class LastResort:
             os._exit(HARD_LIMIT_EXIT)
 
     def release_all(self, connection: Connection) -> None:
-        """Release the runs that this process is still working on; a cancelled run ends."""
+        """Release the runs that this process is still working on. A cancelled run ends."""
         process_id = self.membership.process_id
         if process_id is not None:
             cancelled.tell(runs.release(connection, process_id, "its process was ended"))

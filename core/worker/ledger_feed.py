@@ -1,9 +1,9 @@
-"""Takes due runs directly from the ledger for the threads of this process: always in local mode, and in ``auto``
-while Redis is away.
+"""Takes due runs directly from the ledger for the threads of this process: always in local mode, and in the mode
+``auto`` while Redis is away.
 
-Taking a run is not a claim. It marks the run as sent, so that no other process takes it at the same time; only the
-claim decides who works on it. Runs that were sent before Redis was lost count as lost, and so do runs that were taken
-and not claimed within ``ROTA_RESEND_SECONDS``.
+To take a run is not to claim it. Taking marks the run as sent, so that no other process takes it at the same time. Only
+the claim decides which process works on it. Runs that were sent before Redis was lost count as lost, and so do runs
+that were taken and not claimed within ``ROTA_RESEND_SECONDS``.
 """
 
 import sys
@@ -30,7 +30,10 @@ class Threads(Protocol):
     """The threads of the worker, as the feed sees them."""
 
     def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
-        """Yield how many runs of which queues could start; put those of one answer before asking for the next."""
+        """Yield how many runs of which queues could start.
+
+        The caller puts the runs of one answer before it asks for the next.
+        """
 
     @property
     def are_draining(self) -> bool:
@@ -112,7 +115,7 @@ class LedgerFeed(LedgerThread):
                 may_be_more |= self._fill(connection, threads, opening, began)
 
     def _fill(self, connection: Connection, threads: Threads, opening: Opening, began: datetime) -> bool:
-        """Give runs to the threads of ``opening``; return whether each of these threads has a run now."""
+        """Give runs to the threads of ``opening``. Return whether each of these threads has a run now."""
         if not opening.most:
             return False
         held = pauses.held(pauses.active(connection), self._scopes)

@@ -1,7 +1,7 @@
 """``SCHEDULER_MODE=local``: the whole service in one process, without Redis. ``rota worker`` starts it in this mode.
 
 The dispatcher inserts slots when they are due, and the feed gives the ledger's runs to the threads of this process.
-They are the threads of a Dramatiq worker, so jobs, middleware and limits are the same as in the other modes.
+These are the threads of a Dramatiq worker, so jobs, middleware and limits are the same as in the other modes.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def build(process: WorkerProcess) -> LocalBroker:
     outbox.attach(carrier)
 
     lease_seconds = process.configured.lease_seconds
-    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # shows life from the very beginning
-    broker.add_middleware(CurrentMessage())  # next, so that those below can read the current message
-    broker.add_middleware(PeriodiqOptions())  # before actors are declared with them
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # first, shows that it lives
+    broker.add_middleware(CurrentMessage())  # next, so that later middleware can read the current message
+    broker.add_middleware(PeriodiqOptions())  # before actors are declared with these options
     broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only source of runs in this mode
     broker.add_middleware(FitServers(process.fitness()))  # checks the servers before they are used
     broker.add_middleware(Lifecycle(heartbeat, process.dispatcher(carrier), process.watchdog()))  # as in core/main.py
@@ -52,8 +52,10 @@ def build(process: WorkerProcess) -> LocalBroker:
 
 
 def run(broker: LocalBroker, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
-    """Work until SIGTERM or SIGINT; then finish the running jobs and the messages in memory, within the grace
-    period."""
+    """Work until SIGTERM or SIGINT.
+
+    Then finish the running jobs and the messages in memory, within the grace period.
+    """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

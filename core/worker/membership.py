@@ -1,4 +1,4 @@
-"""This process's registration in the ledger: its id, its names, and its leases."""
+"""This process's registration in the ledger: its id, its names and its leases."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ from core.ledger.leases import Lease
 
 
 def process_name() -> str:
-    """This process, for people: ``host:pid``."""
+    """Return the name of this process for people: ``host:pid``."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -19,11 +19,12 @@ def application_name() -> str:
 
 
 class LeasesInHand:
-    """The leases that this process knows it has, by their tokens; adding and removing need no lock."""
+    """The leases that this process knows it has, by their tokens. Adding and removing need no lock."""
 
     def __init__(self) -> None:
         self._tokens: set[int] = set()
-        #: The tokens of attempts that have not ended although their runs were cancelled, from the last heartbeat.
+        #: The tokens of attempts that have not ended although their runs were cancelled, as the last heartbeat found
+        #: them.
         self.cancelled: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
@@ -44,12 +45,12 @@ class LeasesInHand:
 
 
 class Membership(Protocol):
-    """The identity under which a process claims runs: normally its heartbeat."""
+    """The identity under which a process claims runs. In a worker this is its heartbeat."""
 
     @property
     def process_id(self) -> int | None:
-        """The id of the process in the ledger; None while it is not registered and must not claim."""
+        """The id of the process in the ledger, or None while it is not registered and must not claim."""
 
     @property
     def in_hand(self) -> LeasesInHand:
-        """The leases that it knows it has."""
+        """The leases that the process knows it has."""

@@ -1,4 +1,4 @@
-"""Outcomes: derives a run's outcome from an error, and records it in the ledger."""
+"""Derives a run's outcome from an error, and records the outcome in the ledger."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from core.observability import redaction
 from core.observability.events import RunFailed, RunNotRecorded, emit
 from core.worker.membership import Membership
 
-#: How long to wait before the next try to record an outcome, in seconds.
+#: The wait before the next try to record an outcome, in seconds.
 RECORD_AGAIN_SECONDS = 1.0
 T = TypeVar("T")
 
@@ -38,10 +38,10 @@ class Recorder:
     membership: Membership
 
     def record(self, lease: Lease, outcome: Callable[[Connection], T]) -> T | None:
-        """Record an outcome as soon as PostgreSQL can be reached; None if the lease is lost before that.
+        """Record an outcome as soon as PostgreSQL can be reached. Return None if the lease is lost before that.
 
-        Raises SQLAlchemy's DBAPIError for a value that PostgreSQL never accepts, and ValueError for one that its driver
-        never accepts.
+        Raises SQLAlchemy's DBAPIError for a value that PostgreSQL never accepts, and ValueError for a value that its
+        driver never accepts.
         """
         while self.membership.process_id == lease.process_id:
             try:
@@ -55,9 +55,9 @@ class Recorder:
         return None
 
     def record_failure(self, lease: Lease, failure: Failure) -> bool:
-        """Record a failed attempt; return False if the lease is lost.
+        """Record a failed attempt. Return False if the lease is lost.
 
-        An error text that the database cannot store is replaced.
+        If the database cannot store the text of the error, another text replaces it.
         """
         try:
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, failure)))
@@ -66,7 +66,7 @@ class Recorder:
             return bool(self.record(lease, lambda connection: runs.fail(connection, lease, plain)))
 
     def postpone(self, lease: Lease, later: Later, log: str | None) -> Postponed | None:
-        """Record that the function has postponed its run; None if the lease is lost before that."""
+        """Record that the function has postponed its run. Return None if the lease is lost before that."""
         return self.record(
             lease,
             lambda connection: laters.postpone(
@@ -76,7 +76,7 @@ class Recorder:
 
 
 def refuse_later(lease: Lease, later: Later) -> BadTime | None:
-    """Return the error for a time to which a run must not be postponed; None if the time is allowed."""
+    """Return the error for a time to which a run must not be postponed, or None if the time is allowed."""
     if later.at is None:
         return None
     if later.at <= lease.claimed_at:
@@ -87,7 +87,7 @@ def refuse_later(lease: Lease, later: Later) -> BadTime | None:
 
 
 def in_ascii(text: str) -> str:
-    """``text`` with a question mark for each character that is not ASCII."""
+    """Return ``text`` with a question mark for each character that is not ASCII."""
     return text.encode("ascii", errors="replace").decode()
 
 
@@ -96,7 +96,7 @@ def diagnose(
 ) -> Failure:
     """Return the outcome of a failure ``seconds`` after the claim: another attempt, or the end of the run.
 
-    ``schedule`` is that of the run's key, if its slot was made at run time.
+    ``schedule`` is the schedule of the run's key, if the run's slot was made at run time.
     """
     message = in_words(error)
     if isinstance(error, BadArguments | BadResult):
@@ -111,16 +111,17 @@ def diagnose(
 
 
 def may_retry(job: Job, error: BaseException) -> bool:
-    """Return whether the job's rules allow another attempt; ``retry_on`` does not apply to PostgreSQL's own errors."""
+    """Return whether the job's rules allow another attempt. ``retry_on`` does not apply to PostgreSQL's own errors."""
     return job.may_retry(error) or (database.is_of_server(error) and not isinstance(error, job.dead_on))
 
 
 def latest_retry(
     job: Job, lease: Lease, delay: timedelta, seconds: float, of_key: Schedule | None = None
 ) -> datetime | None:
-    """The time by which the retry of a slot must be due: its schedule's next slot, or ``retry_delay`` if that is later.
+    """Return the time by which the retry of a slot must be due: its schedule's next slot, or after ``retry_delay`` if
+    that is later.
 
-    So the retries of a failing job do not add up from slot to slot. None if there is no such time.
+    With this limit, the retries of a failing job do not add up from slot to slot. Return None if there is no such time.
     """
     schedule = job.schedule or of_key
     if lease.slot is None or schedule is None or delay <= job.retry_delay:
@@ -130,7 +131,7 @@ def latest_retry(
 
 
 def in_words(error: BaseException) -> str:
-    """The type and the beginning of the text of ``error``, without characters that PostgreSQL cannot store.
+    """Return the type and the beginning of the text of ``error``, without characters that PostgreSQL cannot store.
 
     Never raises.
     """
@@ -145,7 +146,7 @@ def in_words(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """``text`` without characters that PostgreSQL cannot store."""
+    """Return ``text`` without characters that PostgreSQL cannot store."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
@@ -156,7 +157,7 @@ def log_of(execution: Execution) -> str | None:
 
 
 def seen_in(execution: Execution, failure: Failure, traceback: str | None) -> Failure:
-    """``failure`` with a traceback and the end of the attempt's log, for people."""
+    """Return ``failure`` with a traceback and the end of the attempt's log, for people."""
     return replace(failure, traceback=traceback and storable(traceback), log=log_of(execution))
 
 
@@ -177,7 +178,7 @@ def bad_result(error: BaseException) -> BadResult:
 
 
 def refused_result(error: BadResult) -> Failure:
-    """Return the outcome of a run whose result is refused: it is dead."""
+    """Return the outcome of a run whose result is refused: the run is dead."""
     return Failure(State.DEAD, "result", in_words(error))
 
 
@@ -195,7 +196,10 @@ def lost(lease: Lease | None) -> LeaseLost:
 
 
 def awaited(is_awaited: bool | None, lease: Lease) -> bool:
-    """Whether a run waits for the end of one whose success was recorded. Raises LeaseLost if it was not recorded."""
+    """Return whether a run waits for the end of the run that was recorded.
+
+    Raises LeaseLost if the success was not recorded.
+    """
     if is_awaited is None:
         raise lost(lease)
     return is_awaited

@@ -1,4 +1,4 @@
-"""Creates the parts of a worker process, for any broker; ``core/main.py`` and ``local.py`` connect them."""
+"""Creates the parts of a worker process, for any broker. ``core/main.py`` and ``local.py`` connect the parts."""
 
 import math
 import os
@@ -39,7 +39,7 @@ from core.worker.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """Makes the parts of this process from its settings and its jobs; connects to nothing."""
+    """Makes the parts of this process from its settings and its jobs. Connects to nothing."""
 
     configured: Settings
     registry: Registry
@@ -69,7 +69,7 @@ class WorkerProcess:
         )
 
     def dispatcher(self, carrier: DispatchCarrier) -> Dispatcher:
-        """Return a dispatcher that sends by ``carrier``."""
+        """Return a dispatcher that sends runs by ``carrier``."""
         return Dispatcher(
             self.engine,
             self.registry,
@@ -105,7 +105,7 @@ class WorkerProcess:
 
     @property
     def reserved(self) -> dict[str, Reservation]:
-        """The reserved threads by queue, of queues that a loaded job uses."""
+        """The number of reserved threads by queue, for queues that a loaded job uses."""
         return reservations(settings.split_reservations(self.configured.reserved_threads), self.registry)
 
     @property
@@ -116,14 +116,18 @@ class WorkerProcess:
         )
 
     def executor(self, membership: Membership, completions: Completions | None = None) -> Executor:
-        """The executor, which takes a run from its claim to its end; ``completions`` records successes in batches."""
+        """Return the executor, which takes a run from its claim to its end.
+
+        ``completions`` records successes in batches.
+        """
         suspected_after = max(self.configured.max_crashes - 1, 1)
         return Executor(
             self.engine, membership, process_name(), suspected_after=suspected_after, completions=completions
         )
 
     def fits_elsewhere(self, job: str, queue: str, refused: Collection[str]) -> bool:
-        """Whether a live worker of ``queue`` may have ``job`` in a form that is not among those that have ``refused``.
+        """Return whether a live worker of ``queue`` may have ``job`` in a form that is not among those that have
+        ``refused``.
 
         Raises SQLAlchemy's DBAPIError.
         """
@@ -137,7 +141,7 @@ class WorkerProcess:
 
 
 def gather() -> WorkerProcess:
-    """Read the settings and load the plugins; an error ends the process with a clear message."""
+    """Read the settings and load the plugins. An error ends the process with a clear message."""
     try:
         configured = settings.current()
         if logs.is_ours():
@@ -166,7 +170,7 @@ def warn(configured: Settings, registry: Registry) -> None:
 
 
 def refuse_broken(registry: Registry, *, strict: bool) -> None:
-    """Raise PluginError for broken plugins, if that was asked for."""
+    """Raise PluginError for broken plugins, if the settings ask for that."""
     broken = [f"  {plugin.name}: {plugin.error}" for plugin in registry.broken()]
     if strict and broken:
         raise RotaError("ROTA_STRICT_PLUGINS is set, and plugins are broken:\n" + "\n".join(broken))

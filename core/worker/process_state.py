@@ -1,8 +1,9 @@
-"""The state of a process that a job can change: each kind, how it is read, and how it is restored.
+"""The state of a process that a job can change: the kinds of state, how each is read, and how it is restored.
 
 Every kind is read after each run, so reading must be cheap. Only the working directory needs a system call each time.
-The thread keeps the interpreter's lock during that call: if it released the lock, it would have to wait for it again.
-The umask is read once a second from a file in /proc, since the system call that returns it also changes it.
+The thread keeps the interpreter's lock during that call: if it released the lock, it would have to wait for the lock
+again. The umask is read once a second from a file in /proc, since the system call that returns the umask also changes
+it.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ UMASK_SECONDS = 1.0
 #: The longest path that the kernel returns, in bytes (PATH_MAX of limits.h).
 LONGEST_PATH = 4096
 NUMBER = re.compile(r"\d+")
-#: The packages of the service's own threads, which stay.
+#: The packages whose threads belong to the service, and stay.
 OWN_THREADS = ("core.", "dramatiq.")
 OWN_NAME = "rota-"
 
@@ -45,35 +46,35 @@ class Kind:
     put_back: Callable[[Any], object] | None = None
     #: Describes the change for the log, without values, which may be secret; empty if there is no change to report.
     tell: Callable[[Any, Any], str] | None = None
-    #: Whether ``read`` returns the state of this moment, so that the run that changed it is known.
+    #: Whether ``read`` returns the state of this moment. If it does, the run that made a change is known.
     is_current: bool = True
 
 
 class Folder:
-    """The working directory; None if it is gone."""
+    """The working directory; None if it has been removed."""
 
     def __init__(self) -> None:
         getcwd = ctypes.PyDLL(None).getcwd  # unlike ``os.getcwd``, it keeps the interpreter's lock
         getcwd.restype = ctypes.c_char_p
         room, size = ctypes.create_string_buffer(LONGEST_PATH), ctypes.c_size_t(LONGEST_PATH)
-        #: Returns its path.
+        #: Returns the path of this directory.
         self.read: Callable[[], bytes | None] = partial(getcwd, room, size)
 
     def put_back(self, path: bytes | None) -> None:
-        """Return to it."""
+        """Return to this directory."""
         if path is not None:
             os.chdir(path)
 
 
 class Umask:
-    """The umask as it was within the last second; None where the system does not tell."""
+    """The umask as it was within the last second; None if the system does not report it."""
 
     def __init__(self) -> None:
         self._value: int | None = None
         self._read_at = float("-inf")
 
     def read(self) -> int | None:
-        """Return the umask; read it again if the last reading is at least a second old."""
+        """Return the umask. Read it again if the last reading is at least a second old."""
         now = time.monotonic()
         if now >= self._read_at + UMASK_SECONDS:
             self._read_at = now
@@ -105,7 +106,7 @@ class Shield:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> Any:
-        """Write ``text``. Raises ValueError once a job has closed this."""
+        """Write ``text``. Raises ValueError after a job has closed this stream."""
         if self.closed:
             raise ValueError("I/O operation on closed file")
         return self._stream.write(text)
@@ -129,7 +130,7 @@ class Stream:
         return stream, getattr(stream, "closed", False)
 
     def put_back(self, _before: object = None) -> None:
-        """Put an open stream in its place again."""
+        """Put an open stream in the place of the closed one."""
         setattr(sys, self._name, Shield(self._stream) if self._stream is not None else None)
 
 
@@ -150,7 +151,7 @@ def put_back_logging(before: tuple[Any, ...]) -> None:
 
 
 class Threads:
-    """The threads that are not the service's. They are listed only when their number has changed."""
+    """The threads that do not belong to the service. They are listed only when the number of threads has changed."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -166,7 +167,7 @@ class Threads:
 
 
 def is_own(thread: threading.Thread) -> bool:
-    """Return whether a thread is the service's."""
+    """Return whether a thread belongs to the service."""
     return thread.name.startswith(OWN_NAME) or type(thread).__module__.startswith(OWN_THREADS)
 
 
@@ -177,7 +178,7 @@ def come(before: frozenset[threading.Thread], now: frozenset[threading.Thread]) 
 
 
 def variables(before: dict[Any, Any], now: dict[Any, Any]) -> str:
-    """Return the names of the variables that differ."""
+    """Return the names of the environment variables that differ."""
     changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
     return "environment variables " + ", ".join(sorted(os.fsdecode(name) for name in changed))
 

@@ -1,4 +1,4 @@
-"""Missing rights of a process's role: names all of them at once, and later only new ones."""
+"""Reports the missing rights of a process's role: all of them together at first, and later only new ones."""
 
 from sqlalchemy import Engine
 
@@ -9,14 +9,14 @@ from core.schema import grants
 
 
 class MissingRights:
-    """Remembers the missing rights that were reported."""
+    """Remembers which missing rights were reported."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._told: set[tuple[str, str]] = set()
 
     def remedy(self) -> str:
-        """Return the statements that grant all missing rights on the ledger; empty if all were reported before."""
+        """Return the statements that grant all missing rights on the ledger, or nothing if all were reported before."""
         try:
             with database.autocommit(self._engine) as connection:
                 found = [lack for lack in grants.lacking(connection, loading.current()) if lack.owner == "core"]

@@ -1,4 +1,6 @@
-"""Tracebacks as they are kept with an attempt: without local variables, and from the job's own function on."""
+"""Tracebacks as they are kept with an attempt: without local variables, and without the frames before the job's own
+function.
+"""
 
 import sys
 import traceback
@@ -17,7 +19,7 @@ def of_error(error: BaseException) -> str:
 
 
 def of_thread(thread_id: int) -> str | None:
-    """Return where a thread stands at this moment; None if it has ended. Never raises."""
+    """Return the stack of a thread now, or None if the thread has ended. Never raises."""
     frame = sys._current_frames().get(thread_id)
     if frame is None:
         return None
@@ -41,7 +43,7 @@ def _of_error(error: BaseException) -> str:
 
 
 def without_own_start(stack: traceback.StackSummary) -> traceback.StackSummary:
-    """``stack`` from the job's own function on; all of it if that was not called."""
+    """Return ``stack`` from the job's own function on, or all of it if that function was not called."""
     called = [at for at, frame in enumerate(stack) if (frame.filename, frame.name) == CALLER]
     own = stack[called[-1] + 1 :] if called else []
     return traceback.StackSummary.from_list(own) if own else stack

@@ -1,9 +1,9 @@
-"""When a run of this process ends, wakes the runs that wait for it, or for a limit that it held.
+"""When a run of this process ends, wakes the runs that wait for this run, or for a limit that it held.
 
-If a run parks just when the run before it ends, that end may not wake it. So the process in which it has parked checks
-twice: at once, and when a commit that was under way must have ended.
+If a run parks just when the run before it ends, that end may not wake it. So the process that parked the run checks
+twice: at once, and when a commit that was in progress must have ended.
 
-A run that a claim has found locked is sent again when that lock has ended. The lock is held by a transaction that has
+A run that a claim has found locked is sent again when the lock has ended. The lock is held by a transaction that has
 called ``enqueue(…, unless="waiting")``.
 """
 
@@ -26,7 +26,7 @@ from core.ledger.turns import Turn
 from core.observability import metrics
 from core.observability.events import DispatcherNotSent, RunNotWoken, RunSkipped, emit
 
-#: A parked run is checked after this many seconds; a commit seldom takes longer.
+#: A parked run is checked after this many seconds. A commit seldom takes longer.
 LOOK_AGAIN_SECONDS = 0.05
 #: A run that a claim has found locked is checked after this many seconds.
 LOCKED_AGAIN_SECONDS = 0.5
@@ -34,17 +34,17 @@ LOCKED_AGAIN_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A run that has parked in this process."""
+    """A run that this process has parked."""
 
     run_id: int
-    #: Whether it is a slot that replaces older ones, which need not run any more.
+    #: Whether the run is a slot that replaces older slots, which need not run any more.
     replaces_older: bool
     is_second_look: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A limit of which a run of this process has ended."""
+    """A limit for which a run of this process has ended."""
 
     name: str
 
@@ -68,7 +68,7 @@ Item = Turn | Parked | Room | Limited | Locked
 
 
 class Wakes(Batcher[Item]):
-    """The thread that wakes parked runs. The dispatcher wakes what this cannot wake."""
+    """The thread that wakes parked runs. The dispatcher wakes the runs that this thread cannot wake."""
 
     name = "rota-wakes"
     most_together = 500
@@ -85,7 +85,7 @@ class Wakes(Batcher[Item]):
         self.add(Parked(run_id, replaces_older=job.overlap == "wait" and job.schedule is not None))
 
     def limited(self, run_id: int) -> None:
-        """Look whether the run, which has just parked, was overlooked, and who takes the room that it has left."""
+        """Check whether the run, which has just parked, was overlooked. Wake other runs for the room that it leaves."""
         self.add(Limited(run_id))
 
     def locked(self, run_id: int) -> None:
@@ -145,13 +145,13 @@ def fill(connection: Connection, rooms: Mapping[str, int], waiting: Collection[i
 
 
 def present_carrier() -> Carrier | None:
-    """Return the present carrier of messages. None without Redis, when workers take runs from the ledger."""
+    """Return the present carrier of messages, or None without Redis, when workers take runs from the ledger."""
     carrier = outbox.carrier()
     return carrier if carrier is not None and carrier.carries else None
 
 
 def send(connection: Connection, carrier: Carrier | None, woken: Sequence[OutgoingRun]) -> None:
-    """Send runs that were woken; without a carrier, announce them to the workers that take them from the ledger."""
+    """Send runs that were woken. Without a carrier, announce them to the workers that take runs from the ledger."""
     if not woken:
         return
     if carrier is None:
@@ -165,14 +165,14 @@ def send(connection: Connection, carrier: Carrier | None, woken: Sequence[Outgoi
 
 
 def supersede(connection: Connection, newer: Collection[int]) -> None:
-    """Skip the waiting slots that newer ones replace."""
+    """Skip the waiting slots that newer slots replace."""
     for run_id, job in turns.supersede(connection, newer) if newer else ():
         metrics.run_ended(job, State.SKIPPED)
         emit(RunSkipped(job, run_id, "superseded"))
 
 
 def release(connection: Connection, run_ids: Collection[int]) -> list[int]:
-    """Have the dispatcher send runs again that are no longer locked; return those that are."""
+    """Have the dispatcher send runs again that are no longer locked. Return these runs."""
     if not run_ids:
         return []
     left = due.release_unlocked(connection, run_ids)

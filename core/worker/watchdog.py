@@ -1,9 +1,9 @@
 """Ends a process that a job blocks, because it called into C and does not release the interpreter.
 
 All threads of such a process wait, so it can neither enforce a time limit nor renew a lease. Therefore a second
-process, which needs only the standard library, waits for the regular beats of its parent. After a lease's worth of
-checks without a beat it kills the parent, whose runs belong to other workers by then. It counts checks and not time, so
-it does not kill a process only because the machine slept or the process was stopped.
+process, which needs only the standard library, waits for the regular beats of its parent. If it has had no beat for as
+many checks as fit into a lease, it kills the parent, whose runs belong to other workers by then. It counts checks and
+not time, so it does not kill a process only because the machine slept or the process was stopped.
 """
 
 import os
@@ -15,14 +15,14 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-#: Beats in the time after which a silent process is ended.
+#: The number of beats in the time after which a silent process is ended.
 BEATS = 5
-#: How long the listening process may take to notice that it is to end, in seconds.
+#: The listening process has this many seconds to notice that it must end.
 LEAVE_SECONDS = 5.0
 
 
 class Watchdog(threading.Thread):
-    """The beat of this process, and the process that listens to it."""
+    """Sends this process's beat, and starts the process that listens to it."""
 
     def __init__(self, silence_seconds: float) -> None:
         super().__init__(name="rota-watchdog", daemon=True)
@@ -32,7 +32,7 @@ class Watchdog(threading.Thread):
 
     def start(self) -> None:
         """Start the process that listens, and begin to send beats. Raises OSError if the process cannot be started."""
-        from core import forks  # imported here, since the listening process has only the standard library
+        from core import forks  # only here: the listening process has just the standard library
 
         command = [sys.executable, "-I", "-S", __file__, str(self._beat_seconds)]
         self._listener = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -77,7 +77,7 @@ def listen(beat_seconds: float) -> None:
         if readable and not os.read(0, 4096):
             return
         silent_looks = 0 if readable or is_stopped(parent) else silent_looks + 1
-    if os.getppid() == parent:  # another process could have the number by now
+    if os.getppid() == parent:  # another process could have this number by now
         silence = f"{BEATS * beat_seconds:g} s"
         words = f"rota: process {parent} was silent for {silence}: a job in it does not let others run; killed"
         print(words, file=sys.stderr, flush=True)  # noqa: T201 — the only voice it has

@@ -54,7 +54,7 @@ def is_claim(change: Transition) -> bool:
 
 
 def is_cancel(change: Transition) -> bool:
-    """Whether the run was cancelled while it was running; it ends when its function has left."""
+    """Whether the run was cancelled while it was running; it ends when its function has returned."""
     return change.before == change.after == "running"
 
 

@@ -1,4 +1,4 @@
-"""An attempt whose run is cancelled is interrupted, and its run ends only when its function has left."""
+"""An attempt whose run is cancelled is interrupted, and its run ends only when its function has returned."""
 
 import queue
 import threading

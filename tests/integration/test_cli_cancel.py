@@ -61,7 +61,7 @@ def test_a_running_run_is_said_to_be_leaving(rota, ledger, running):
 
     assert (done.exit_code, done.stdout.splitlines()[-2:]) == (
         0,
-        ["cancelled 1 run", "1 still running: nothing more is committed, and each ends when its function has left"],
+        ["cancelled 1 run", "1 still running: nothing more is committed, and each ends when its function has returned"],
     )
     assert ledger.run(running.run_id).state == "running"
     assert "is being cancelled by ann: wrong list" in rota("runs").stdout
@@ -75,8 +75,8 @@ def test_why_says_who_has_cancelled_it_while_it_runs_and_afterwards(rota, databa
     rota("cancel", str(lease.run_id), "--yes", "--by", "ann", "--reason", "wrong day")
 
     at_work = rota("why", "close-day", "--at", "2026-11-23T03:00").stdout
-    assert "It was cancelled by ann since " in at_work
-    assert "It cannot commit any more, and ends when its function has left." in at_work
+    assert "It was cancelled by ann at " in at_work
+    assert "It cannot commit any more, and ends when its function has returned." in at_work
 
     with databases.autocommit(database) as connection:
         cancels.end(connection, lease)
@@ -147,7 +147,7 @@ def test_a_running_run_is_not_cancelled_again(rota, running):
     done = rota("cancel", str(running.run_id), "--yes", "--by", "bob")
 
     assert done.exit_code == 1
-    assert f"run {running.run_id} was cancelled already, by ann since " in done.stderr
+    assert f"run {running.run_id} was cancelled already, by ann at " in done.stderr
 
 
 def test_a_job_of_the_fast_lane_is_refused(rota):

@@ -147,7 +147,7 @@ class TestAtOnce:
             runs.release(autocommit, lease.process_id, "stopped")
         elif how == "cancelled":
             cancels.cancel(autocommit, [first], by="test")
-            assert wake() == [], "its function has not left yet"
+            assert wake() == [], "its function has not returned yet"
             assert cancels.end(autocommit, lease)
         else:
             ledger.do("DELETE FROM rota_processes")

@@ -1,4 +1,4 @@
-"""The run ledger, the processes that work on it, and the schedules' watermarks."""
+"""Creates the tables of runs, of the processes that work on them, and of the schedules' watermarks."""
 
 import sqlalchemy as sa
 from alembic import op

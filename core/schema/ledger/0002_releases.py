@@ -1,4 +1,4 @@
-"""The jobs of each release, and the former state of orphaned runs."""
+"""Adds the jobs of each release, and the former state of orphaned runs."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Pauses, the audit, retries by hand, and the last success of each job."""
+"""Adds pauses, the audit, retries by hand, and the last success of each job."""
 
 import sqlalchemy as sa
 from alembic import op

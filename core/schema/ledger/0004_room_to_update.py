@@ -5,8 +5,8 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
-#: Inserts leave a part of each page free, so that the new version of a row fits on the same page. Vacuum runs at one
-#: dead row per hundred: with PostgreSQL's default of one in five, there would be millions of dead rows among ten
+#: Inserts leave a part of each page free, so that the new version of a row fits on the same page. Vacuum runs when one
+#: row in a hundred is dead: with PostgreSQL's default of one in five, there would be millions of dead rows among ten
 #: million runs.
 SETTINGS = {
     "fillfactor": 80,

@@ -1,6 +1,6 @@
 """Indexes waiting runs by queue and job, so that a backlog of one job does not slow down the others.
 
-Both indexes have waiting runs only, but creating them reads the whole table and blocks writes to it: for about a second
+Both indexes have only waiting runs, but creating them reads the whole table and blocks writes to it, for about a second
 with a million runs of history.
 """
 

@@ -1,19 +1,20 @@
-"""Columns and tables for flow control, cancellation and the history of attempts.
+"""Adds columns and tables for flow control, cancellation and the history of attempts.
 
 A run that waits for another run or for a limit is *parked*: its ``sent_at`` is ``infinity``, so no dispatcher sends it
 or treats it as lost. When the run before it has ended, the process of that run wakes it. The new indexes contain only
 runs that use these features. Creating them reads the whole table and blocks writes to it: for about a second with a
 million runs of history.
 
-A constraint protects requests during the deploy. A worker of the previous release skips a request that must wait; its
-claim now fails and changes nothing, and the run stays queued for a worker of this release. Another constraint protects
-runs with limits, which such a claim would not check: only a claim that has checked them leaves its token in
-``limits_token``. A third one keeps such a claim from starting a run whose deadline has passed.
+A constraint protects requests during the deploy. A worker of the previous release skips a request that must wait. With
+the constraint, that worker's claim fails and changes nothing, and the run stays queued for a worker of this release.
+Another constraint protects runs with limits, which such a claim would not check: only a claim that has checked them
+leaves its token in ``limits_token``. A third constraint keeps such a claim from starting a run whose deadline has
+passed.
 
 A trigger ends a cancelled run when a process of this or the previous release releases, recovers or fails it. So a
-cancelled run never starts again. The trigger fires only for statements that set ``sent_at``. Statements that start a
-run or record its success do not set it, since PostgreSQL locks each row once more before a trigger, which would cost
-every run about a tenth of PostgreSQL's time.
+cancelled run never starts again. The trigger is executed only for statements that set ``sent_at``. Statements that
+start a run or record its success do not set it: before a trigger, PostgreSQL locks each row once more, which would take
+about a tenth of PostgreSQL's time for every run.
 """
 
 from typing import Any
@@ -72,7 +73,8 @@ REQUESTS_WAIT = """
     END $$
 """
 
-#: The run's row is locked before its mark, as in a cancel. The schema is named, since a job may set any search_path.
+#: The run's row is locked before the mark of its cancellation, as in a cancel. The schema is named, since a job may set
+#: any search_path.
 END_CANCELLED = """
     CREATE FUNCTION rota_end_cancelled_run() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE

@@ -38,5 +38,5 @@ def make(service: Service) -> FastAPI:
 
 
 def surrounded(service: Service) -> ASGIApp:
-    """The whole application, with its envelope."""
+    """Return the whole application, with its envelope."""
     return Envelope(make(service), service.configured.web_prefix)

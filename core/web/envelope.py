@@ -125,7 +125,7 @@ class Answer:
 
 
 async def read(receive: Receive) -> bytes:
-    """The body. Raises BodyTooLarge or Disconnected."""
+    """Return the body. Raises BodyTooLarge or Disconnected."""
     parts, size = [], 0
     while True:
         message = await receive()
@@ -140,7 +140,7 @@ async def read(receive: Receive) -> bytes:
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives the body that was read, and then what comes."""
+    """Return a ``receive`` that gives the body that was read, and then what comes."""
     waiting = [body]
 
     async def replay() -> Message:
@@ -152,7 +152,7 @@ def replaying(body: bytes, receive: Receive) -> Receive:
 
 
 def is_of_health(scope: Scope) -> bool:
-    """Whether a request is for the health, which answers however busy the service is."""
+    """Return whether a request is for the health, which answers however busy the service is."""
     path = str(scope["path"]).removeprefix(scope["root_path"])
     return path in {"/health", "/health/live"}
 

@@ -24,7 +24,7 @@ class Alive(Shape):
     responses={503: {"model": Health, "description": "Something is missing; `reasons` says what, and since when."}},
 )
 async def health(request: Request, response: Response) -> Health:
-    """Whether PostgreSQL, Redis, a worker and a scheduler are there.
+    """Return whether PostgreSQL, Redis, a worker and a scheduler are there.
 
     Answers within 2 seconds even if a server hangs. The servers are asked at most once a second.
     """

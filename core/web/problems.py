@@ -119,7 +119,7 @@ def answer(
     errors: Sequence[Flaw] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The answer to a request that is refused."""
+    """Return the answer to a request that is refused."""
     problem = Problem(
         type=f"urn:rota:problem:{kind.code}",
         title=kind.title,
@@ -136,13 +136,13 @@ def answer(
 
 
 def refused(request: Request, error: Exception) -> Response:
-    """The answer to a request that an operation refuses."""
+    """Return the answer to a request that an operation refuses."""
     kind = next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
     return answer(request.scope, kind, str(error))
 
 
 def of_database(request: Request, error: Exception) -> Response:
-    """The answer to a request for which PostgreSQL was away, too slow, or refused a value."""
+    """Return the answer to a request for which PostgreSQL was away, too slow, or refused a value."""
     orig = getattr(error, "orig", None)
     if isinstance(orig, QueryCanceled):
         return answer(request.scope, TOO_SLOW, "PostgreSQL ended the query at its time-out")
@@ -154,7 +154,7 @@ def of_database(request: Request, error: Exception) -> Response:
 
 
 def invalid(request: Request, error: Exception) -> Response:
-    """The answer to a request whose parameters or body are not valid. It does not repeat their values."""
+    """Return the answer to a request whose parameters or body are not valid. It does not repeat their values."""
     assert isinstance(error, RequestValidationError)
     flaws = [Flaw(pointer=pointer(each["loc"]), detail=str(each["msg"])) for each in error.errors()]
     named = ", ".join(dict.fromkeys(flaw.pointer for flaw in flaws))
@@ -168,7 +168,7 @@ def pointer(place: Sequence[Any]) -> str:
 
 
 def of_http(request: Request, error: Exception) -> Response:
-    """The answer to a request for an unknown address, or with a wrong method."""
+    """Return the answer to a request for an unknown address, or with a wrong method."""
     assert isinstance(error, HTTPException)
     status = error.status_code
     kind = Kind(status, f"http-{status}", TITLES.get(status, "Refused"), NEXT.get(status, ""))
@@ -176,5 +176,5 @@ def of_http(request: Request, error: Exception) -> Response:
 
 
 def unexpected(request: Request, _error: Exception) -> Response:
-    """The answer after an error that nobody expected; Starlette raises the error again."""
+    """Return the answer after an error that nobody expected; Starlette raises the error again."""
     return answer(request.scope, FAILED, "the request could not be answered; nothing more is known here")

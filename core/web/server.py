@@ -58,7 +58,7 @@ def serve(configured: Settings, registry: Registry) -> None:
 
 
 def config(application: object) -> uvicorn.Config:
-    """The settings of uvicorn. It neither logs nor trusts headers of a proxy; our own code does both."""
+    """Return the settings of uvicorn. It neither logs nor trusts headers of a proxy; our own code does both."""
     return uvicorn.Config(
         application,  # type: ignore[arg-type]  # it is an ASGI application
         http="h11",
@@ -76,7 +76,7 @@ def config(application: object) -> uvicorn.Config:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises RotaError, naming the setting."""
+    """Return a socket that listens. Raises RotaError, naming the setting."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)
@@ -90,7 +90,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def address(configured: Settings) -> str:
-    """The address of the service, as a browser on this machine can use it."""
+    """Return the address of the service, as a browser on this machine can use it."""
     host = "localhost" if configured.web_host in {"0.0.0.0", "::", ""} else configured.web_host
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{configured.web_port}{configured.web_prefix}"

@@ -46,7 +46,7 @@ def opened(configured: Settings, registry: Registry) -> Iterator[Service]:
 
 
 def of(request: Request) -> Service:
-    """The parts that the application of ``request`` uses."""
+    """Return the parts that the application of ``request`` uses."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service

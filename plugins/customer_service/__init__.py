@@ -1,6 +1,7 @@
 """Customer service: users wait for an agent and chat; quiet chats are warned and ended, and old chats are archived.
 
-An application calls the functions below with its own session, in its own transaction; the jobs do the rest.
+An application calls the functions below with its own session, in its own transaction. The plugin's jobs do the other
+work.
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ __all__ = [
 
 
 class CustomerService:
-    """The plugin's hooks."""
+    """The plugin's implementation of Rota's hooks."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

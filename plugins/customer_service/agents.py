@@ -1,4 +1,4 @@
-"""Agents: which are online, and how many chats each may have."""
+"""Agents: whether they are online, and how many chats each may have."""
 
 from decimal import Decimal
 
@@ -14,7 +14,7 @@ from plugins.customer_service.triggers import trigger_assignment
 def register_agent(session: Session, agent_id: str, name: str, *, capacity: int, rating: Decimal | None = None) -> None:
     """Create an agent, who is offline at first, or change the agent with this id.
 
-    ``rating`` is from 0 to 5. Without it, a new agent has 0, and a known agent keeps the rating.
+    ``rating`` is from 0 to 5. Without a rating, a new agent has 0, and a known agent keeps the present rating.
     """
     profile: dict[str, object] = {"name": name, "capacity": capacity} | ({} if rating is None else {"rating": rating})
     registration = insert(Agent).values(id=agent_id, **profile)
@@ -23,7 +23,7 @@ def register_agent(session: Session, agent_id: str, name: str, *, capacity: int,
 
 
 def agent_online(session: Session, agent_id: str) -> bool:
-    """Mark the agent as online, and trigger an assignment. False if the agent was online already.
+    """Mark the agent as online, and trigger an assignment. Return False if the agent was online already.
 
     Raises UnknownAgent.
     """
@@ -34,7 +34,9 @@ def agent_online(session: Session, agent_id: str) -> bool:
 
 
 def agent_offline(session: Session, agent_id: str) -> bool:
-    """Mark the agent as offline: the agent gets no new chats, and active chats continue. False if already offline.
+    """Mark the agent as offline: the agent gets no new chats, and active chats continue.
+
+    Return False if already offline.
 
     Raises UnknownAgent.
     """
@@ -42,7 +44,7 @@ def agent_offline(session: Session, agent_id: str) -> bool:
 
 
 def set_capacity(session: Session, agent_id: str, capacity: int) -> None:
-    """Set how many chats the agent may have at once, 0 or more; raising it triggers an assignment.
+    """Set how many chats the agent may have at once, 0 or more. A higher capacity triggers an assignment.
 
     Raises UnknownAgent.
     """

@@ -1,6 +1,6 @@
 """The archive: moves long inactive chats with their messages from the live tables to the archive.
 
-Their queue entries and notifications are deleted.
+The queue entries and notifications of these chats are deleted.
 """
 
 from collections.abc import Sequence
@@ -53,9 +53,9 @@ MESSAGE_KEPT = {
 def archive_inactive_chats(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
-    """Archive and remove all chats that were inactive for 30 days, in batches; count the archived and the ended ones.
+    """Archive and remove all chats that were inactive for 30 days, in batches. Count archived chats and ended chats.
 
-    An active chat is ended first, so that its agent's place is free again. Raises NaiveTime.
+    An active chat is ended first, so that its agent has a free place again. Raises NaiveTime.
     """
     require_aware(now=now)
     broken = name_unfit(session, UNFIT_CHAT, Chat.id, "last_activity_at is no date")
@@ -78,7 +78,7 @@ def archive_inactive_chats(
 def remove_left_entries(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 1000
 ) -> dict[str, int]:
-    """Remove the queue entries of users who left 30 days ago without a chat, batch by batch; count them.
+    """Remove the queue entries of users who left 30 days ago without a chat, batch by batch. Count the entries.
 
     Raises NaiveTime.
     """

@@ -10,8 +10,8 @@ the waiting batches in order. Since a worker waits for the turn, a trigger is no
 end and one that has just begun. It would not be enough to wait for the oldest user's row: after such a wait, a
 statement still uses its old snapshot, and would miss a user who joined meanwhile.
 
-**Why rows are locked as well.** Users leave, chats end and agents go offline without taking the turn. So the batch also
-locks the rows of its users and agents, and then sees their latest state.
+**Why rows are locked as well.** Users leave, chats end and agents go offline without the turn. So the batch also locks
+the rows of its users and agents, and then sees their latest state.
 
 **Which rows it waits for.** It waits only for the oldest user's row. A transaction in which this user leaves may still
 roll back, and no other user may overtake this user. While the batch waits, it holds only the turn, which no application
@@ -19,9 +19,9 @@ takes, so it cannot be part of a deadlock. After the oldest user, it takes the n
 is locked by another transaction. It skips an agent whose row is locked, because the lock may last long, and there are
 other agents.
 
-**How long it waits.** If an application keeps a transaction open after ``leave_queue``, every run waits for it, and
-with ``overlap="allow"`` the number of waiting runs grows. So waiting ends after ``PATIENCE``; the run fails and is
-tried again.
+**How long it waits.** If an application keeps a transaction open after ``leave_queue``, every run waits for that
+transaction, and with ``overlap="allow"`` the number of waiting runs grows. So waiting ends after ``PATIENCE``; the run
+fails and is tried again.
 
 **Broken entries** are skipped and stay unchanged, and the log names them once per run: an entry whose user has an
 active chat, an entry that already has a chat, an entry whose time is not a date, and an entry that the database refuses
@@ -66,11 +66,11 @@ from plugins.customer_service.places import active_chats
 from plugins.customer_service.quiet import TIMEOUT
 from plugins.customer_service.sweeps import UNSYNCHRONISED
 
-#: Users in one batch, and so in one transaction.
+#: The number of users in one batch, and so in one transaction.
 BATCH = 10
 #: The name of the turn among this database's advisory locks.
 TURN = "customer_service.assignment"
-#: How long a batch waits for any one lock; a batch itself takes milliseconds.
+#: The longest wait of a batch for any one lock. A batch itself takes milliseconds.
 PATIENCE = timedelta(seconds=10)
 
 WAITING = QueueEntry.state == EntryState.WAITING
@@ -78,7 +78,10 @@ IN_ORDER = (QueueEntry.joined_at, QueueEntry.id)
 
 
 def has_chat(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return whether there is such a chat; OFFSET makes PostgreSQL look it up by an index, not by a join."""
+    """Return whether a chat with these conditions exists.
+
+    OFFSET makes PostgreSQL look it up by an index, not by a join.
+    """
     return exists(select(Chat.id).where(condition).offset(0).correlate(QueueEntry))
 
 
@@ -90,7 +93,7 @@ UNFIT = {
 }
 AVAILABLE = Agent.is_online & (Agent.current_chats < Agent.capacity)
 LOAD = cast(Agent.current_chats, Double) / func.nullif(Agent.capacity, 0)
-#: The order of available agents; the id makes the order unique.
+#: The order of available agents. The id makes the order unique.
 BEST_FIRST = (LOAD, Agent.rating.desc(), Agent.last_chat_id.asc().nulls_first(), Agent.id)
 
 
@@ -114,7 +117,7 @@ class Desk:
 
     @property
     def rank(self) -> tuple[float, Decimal, int, str]:
-        """The same order as ``BEST_FIRST``."""
+        """The value by which agents are sorted, in the same order as ``BEST_FIRST``."""
         return self.current_chats / self.capacity, -self.rating, self.last_turn, self.agent_id
 
     @property
@@ -128,7 +131,7 @@ Placement = tuple[Waiting, Desk]
 def assign_waiting_users(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH
 ) -> dict[str, int]:
-    """Assign waiting users to agents, batch by batch, until no user can be placed; count users and broken entries.
+    """Assign waiting users to agents, batch by batch, until no user can be placed. Count users and broken entries.
 
     Raises NaiveTime.
     """
@@ -143,7 +146,7 @@ def assign_waiting_users(
 
 
 def name_unfit_entries(session: Session) -> set[int]:
-    """Log the waiting entries that cannot be placed; return their ids."""
+    """Log the waiting entries that cannot be placed. Return their ids."""
     named: set[int] = set()
     for why, unfit in UNFIT.items():
         ids = session.scalars(select(QueueEntry.id).where(WAITING, unfit).order_by(QueueEntry.id)).all()
@@ -153,22 +156,27 @@ def name_unfit_entries(session: Session) -> set[int]:
 
 
 def is_possible(session: Session, broken: set[int]) -> bool:
-    """Return whether a user is waiting with an entry that is not broken, and an agent has room.
+    """Return whether a user is waiting with an entry that is not broken, and an agent has a free place.
 
-    Checked before taking the turn, so that idle runs never wait.
+    This is checked before the batch takes the turn, so that runs without work never wait.
     """
     somebody_waits = exists().where(WAITING, QueueEntry.id.not_in(broken))
     return bool(session.scalar(select(somebody_waits & exists().where(AVAILABLE))))
 
 
 def assign_batch(session: Session, now: datetime, batch: int = BATCH) -> int:
-    """Place the oldest waiting users, ``batch`` at most, in the transaction of ``session``; return how many."""
+    """Place the oldest waiting users, ``batch`` at most, in the transaction of ``session``.
+
+    Return how many were placed.
+    """
     placed, _ = assign_batch_but(session, now, batch, set())
     return placed
 
 
 def assign_batch_but(session: Session, now: datetime, batch: int, broken: set[int]) -> tuple[int, set[int]]:
-    """Like ``assign_batch``, but skip the ``broken`` entries; also return the entries that the database has refused.
+    """Place users like ``assign_batch``, but skip the ``broken`` entries.
+
+    Also return the entries that the database has refused.
 
     Raises NaiveTime.
     """
@@ -204,7 +212,7 @@ def _lock_the_oldest(session: Session, batch: int, broken: set[int]) -> list[Wai
         .order_by(*IN_ORDER)
     )
     session.execute(oldest.limit(1).with_for_update()).all()
-    # Separate statements, which see users who joined during the wait for the oldest user.
+    # These are separate statements, so they see users who joined during the wait for the oldest user.
     locked = session.execute(oldest.limit(batch).with_for_update(skip_locked=True)).all()
     all_of_them = session.scalars(oldest.with_only_columns(QueueEntry.id).limit(batch)).all()
     in_line = takewhile(lambda pair: pair[0].id == pair[1], zip(locked, all_of_them, strict=False))
@@ -214,7 +222,7 @@ def _lock_the_oldest(session: Session, batch: int, broken: set[int]) -> list[Wai
 def _lock_the_best_agents(session: Session, number: int) -> list[Desk]:
     best = select(Agent.id).where(AVAILABLE).order_by(*BEST_FIRST).limit(number)
     locked = session.scalars(best.with_for_update(key_share=True, skip_locked=True)).all()
-    # A separate statement, which sees all chats that existed when the agents were locked.
+    # This is a separate statement, so it sees all chats that existed when the agents were locked.
     taken = func.greatest(Agent.current_chats, active_chats())
     desks = select(Agent.id, taken, Agent.capacity, Agent.rating, func.coalesce(Agent.last_chat_id, 0))
     return [Desk(*row) for row in session.execute(desks.where(Agent.id.in_(locked)))]
@@ -258,7 +266,7 @@ def _chat(user: Waiting, desk: Desk, now: datetime) -> dict[str, object]:
 
 
 def _starts_at(user: Waiting, now: datetime) -> datetime:
-    # A run that waited for its turn may place a user who joined after the run's own time.
+    # A run that waited for the turn may place a user who joined after the run's own time.
     return max(now, user.joined_at)
 
 

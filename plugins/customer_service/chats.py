@@ -1,10 +1,10 @@
-"""Active chats, and how each ends exactly once.
+"""Active chats: messages, time-outs, and how each chat ends exactly once.
 
 The function that locks the row of an active chat ends the chat and frees the agent's place. All other functions then
 find that the chat has ended.
 
-**One lock order.** An application may call several functions in one transaction, and holds the locks of each until it
-commits. Two rules prevent deadlocks:
+**One lock order.** An application may call several functions in one transaction, which holds the locks of each call
+until it commits. Two rules prevent deadlocks:
 
 * A function that is called for a row waits only for that row: ``end_chat`` waits for the chat. It waits for the agent's
 row only if its transaction holds no other lock. Otherwise, if another transaction keeps the agent's row locked for
@@ -33,7 +33,7 @@ from plugins.customer_service.sweeps import UNSYNCHRONISED
 from plugins.customer_service.triggers import trigger_assignment
 
 ACTIVE = Chat.state == ChatState.ACTIVE
-#: The side that must write next is recorded as the inactive one. Before the first message this is the agent, since the
+#: The side that must write next is recorded as the inactive side. Before the first message this is the agent, since the
 #: user asked for help by joining the queue.
 WHO_WENT_QUIET = case((Chat.last_sender == Side.AGENT, EndReason.USER_INACTIVE), else_=EndReason.AGENT_INACTIVE)
 CLOSED_BY = {Side.USER: EndReason.CLOSED_BY_USER, Side.AGENT: EndReason.CLOSED_BY_AGENT}
@@ -54,10 +54,10 @@ class Ended(NamedTuple):
 
 
 def record_message(session: Session, chat_id: int, sender: str, text: str, now: datetime | None = None) -> int:
-    """Store a message of ``sender`` ("user" or "agent"), and restart the time-out; return the message's id.
+    """Store a message of ``sender`` ("user" or "agent"), and restart the time-out. Return the message's id.
 
-    ``now`` is the database's time if it is left out. Raises UnknownChat, ChatEnded or NaiveTime, and ValueError for any
-    other sender. No error and no log line contains the text.
+    If ``now`` is left out, it is the database's time. Raises UnknownChat, ChatEnded or NaiveTime, and ValueError for
+    any other sender. No error and no log line contains the text.
     """
     side, sent_at = Side(sender), at(session, now)
     _touch(session, chat_id, side, sent_at)
@@ -67,11 +67,11 @@ def record_message(session: Session, chat_id: int, sender: str, text: str, now: 
 
 
 def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by: str) -> bool:
-    """End the chat because ``by`` ("user" or "agent") closed it, free the agent's place, trigger an assignment.
+    """End the chat because ``by`` ("user" or "agent") closed it. Free the agent's place, and trigger an assignment.
 
     Returns False, without a change, if the chat had ended already. Also returns False, without waiting, if this
-    transaction holds locks and another transaction is ending the chat. ``now`` is the database's time if it is left
-    out. Raises UnknownChat or NaiveTime, and ValueError for any other ``by``.
+    transaction holds locks and another transaction is ending the chat. If ``now`` is left out, it is the database's
+    time. Raises UnknownChat or NaiveTime, and ValueError for any other ``by``.
     """
     reason, ended_at = CLOSED_BY[Side(by)], at(session, now)
     agent_id = _agent_of(session, chat_id)
@@ -84,7 +84,7 @@ def end_chat(session: Session, chat_id: int, now: datetime | None = None, *, by:
 
 
 def lock_to_end(session: Session, chat_ids: Sequence[int], due: ColumnElement[bool]) -> Sequence[int]:
-    """Lock the chats that are ``due``, with their agents and entries; skip a chat if any of these rows is locked."""
+    """Lock the chats that are ``due``, with their agents and entries. Skip a chat if any of these rows is locked."""
     chats = select(Chat.id, Chat.queue_entry_id, Chat.agent_id, ACTIVE.label("active")).where(
         Chat.id.in_(chat_ids), due
     )
@@ -102,7 +102,7 @@ def lock_to_end(session: Session, chat_ids: Sequence[int], due: ColumnElement[bo
 def end_locked(
     session: Session, chat_ids: Sequence[int], now: datetime, reason: ColumnElement[str] | str = WHO_WENT_QUIET
 ) -> list[Ended]:
-    """End active chats whose rows the caller has locked; free each agent's place once."""
+    """End active chats whose rows the caller has locked. Free each agent's place once."""
     ended = (
         update(Chat)
         .where(Chat.id.in_(chat_ids), ACTIVE)
@@ -137,7 +137,10 @@ def _lock_chat(session: Session, chat_id: int, agent_id: str) -> bool:
 
 
 def _lock_both(session: Session, chat_id: int, agent_id: str) -> bool:
-    """Lock the chat and its agent. Never keep one locked while waiting for the other. False if the chat has ended."""
+    """Lock the chat and its agent. Never keep one of them locked while waiting for the other.
+
+    Return False if the chat has ended.
+    """
     chat = select(Chat.id).where(Chat.id == chat_id, ACTIVE)
     agent = select(Agent.id).where(Agent.id == agent_id)
     while True:
@@ -160,7 +163,7 @@ def _mark_served(session: Session, entry_ids: Sequence[int]) -> None:
 
 
 def _touch(session: Session, chat_id: int, sender: Side, now: datetime) -> None:
-    # The greatest of the times, since callers may pass older times, and the last activity must not move back.
+    # The greatest of the times is stored, since callers may pass older times, and the last activity must not move back.
     touched = session.scalar(
         update(Chat)
         .where(Chat.id == chat_id, ACTIVE)

@@ -1,7 +1,7 @@
-"""Times: the database's clock, and which of PostgreSQL's times Python can calculate with.
+"""Times: the database's clock, and the times of PostgreSQL that Python can calculate with.
 
-Applications run on many hosts, whose clocks differ. So the order of users and the time-outs of chats use one clock, the
-database's, unless the caller passes a time.
+Applications run on many hosts, whose clocks differ. So the order of users and the time-outs of chats use one clock,
+that of the database, unless the caller passes a time.
 """
 
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def at(session: Session, now: datetime | None) -> datetime:
-    """``now``, or if that is None the database's time. Raises NaiveTime for a ``now`` without a time zone."""
+    """Return ``now``, or the database's time if ``now`` is None. Raises NaiveTime for a ``now`` without a time zone."""
     if now is None:
         return session.scalars(select(func.clock_timestamp(type_=Instant))).one()
     require_aware(now=now)

@@ -1,4 +1,4 @@
-"""The four jobs of customer service: what runs, when, and how often it may fail."""
+"""The four jobs of customer service, with their schedules and their retries."""
 
 from datetime import timedelta
 
@@ -20,7 +20,7 @@ job = JobDefaults(
 
 @job(ASSIGNMENT_JOB, overlap="allow")  # a trigger must not be dropped while another run is running; see assignment.py
 def process_customer_service_queue(run: Run) -> dict[str, int]:
-    """Assign waiting users to agents, oldest first, until no user can be placed."""
+    """Assign waiting users to agents, the oldest first, until no user can be placed."""
     return assign_waiting_users(run.session, run.now, checkpoint=run.checkpoint)
 
 

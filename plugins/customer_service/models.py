@@ -15,7 +15,7 @@ from core import Tables
 
 
 class EntryState(StrEnum):
-    """``waiting → assigned → served`` as the chat starts and ends, or ``waiting → left``."""
+    """The states of an entry: ``waiting → assigned → served`` as the chat starts and ends, or ``waiting → left``."""
 
     WAITING = "waiting"
     ASSIGNED = "assigned"
@@ -24,7 +24,7 @@ class EntryState(StrEnum):
 
 
 class ChatState(StrEnum):
-    """A chat ends once and stays ended."""
+    """The states of a chat. A chat ends once and stays ended."""
 
     ACTIVE = "active"
     ENDED = "ended"
@@ -94,7 +94,9 @@ class QueueEntry(Base):
 
 
 class Chat(Base):
-    """A user and an agent. ``last_sender`` is empty until the first message; each message empties ``warned_at``."""
+    """A user's chat with an agent. ``last_sender`` is empty until the first message. Each message empties
+    ``warned_at``.
+    """
 
     __tablename__ = "customer_service_chats"
     __table_args__ = (
@@ -152,7 +154,7 @@ class NotificationKind(StrEnum):
 class Notification(Base):
     """A notification of one side of a chat, kept for recipients who were not connected when it was pushed.
 
-    ``ends_at`` is the time at which the chat ended, or at which it will end if nobody writes.
+    ``ends_at`` is the time at which the chat ended, or at which it will end if neither side writes.
     """
 
     __tablename__ = "customer_service_notifications"

@@ -1,7 +1,7 @@
 """Notifications: a row for each recipient, and a live push to recipients who are connected.
 
 The push goes to the Redis channel ``customer_service:notifications:{user|agent}:{id}``, from which the application can
-send it to its WebSockets. The push is best effort; the row is reliable.
+send it to its WebSockets. A push may be lost; the row is reliable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from plugins.customer_service.models import Notification, NotificationKind, Side
 
 
 class News(NamedTuple):
-    """A chat, and the news that both its sides must get."""
+    """A chat, and the news about it that both sides must get."""
 
     chat_id: int
     user_id: str
     agent_id: str
-    #: The time at which the chat ended, or at which it will end if nobody writes.
+    #: The time at which the chat ended, or at which it will end if neither side writes.
     ends_at: datetime
     #: Further fields of the push.
     details: Mapping[str, str | None] = {}
@@ -41,7 +41,7 @@ def channel(kind: str, recipient_id: str) -> str:
 
 
 def notify(session: Session, kind: NotificationKind, chats: Sequence[News], now: datetime) -> None:
-    """Store a notification for both sides of each chat, and push it live once ``session`` commits."""
+    """Store a notification for both sides of each chat, and push it when ``session`` commits."""
     recipients = [
         Recipient(news, side, name)
         for news in chats

@@ -1,6 +1,6 @@
-"""The number of each agent's active chats, ``current_chats``, and how it is kept correct.
+"""The number of each agent's active chats, ``current_chats``, and how this number is kept correct.
 
-A capacity may be lowered below the number of chats that an agent has. The agent keeps these chats, and gets no new one
+A capacity may be lowered below the number of chats that an agent has. The agent keeps these chats, and gets no new chat
 until the number is below the capacity again. So the database cannot check ``current_chats <= capacity``; the assignment
 checks it, with the agent's row locked.
 """
@@ -17,7 +17,7 @@ from core import isolate, report_refused
 from plugins.customer_service.models import Agent, Chat, ChatState
 from plugins.customer_service.sweeps import UNSYNCHRONISED
 
-#: For how long, and how often, the end of a chat tries to lock its agent's row; most transactions are shorter.
+#: The end of a chat tries for this long, and this often, to lock its agent's row. Most transactions are shorter.
 PATIENCE, PAUSE = timedelta(seconds=1), timedelta(milliseconds=10)
 
 
@@ -42,15 +42,15 @@ def free_places(session: Session, agent_ids: Iterable[str]) -> None:
 
 
 def lock_free(session: Session, agent_ids: Iterable[str]) -> set[str]:
-    """Lock the rows of the agents that no other transaction has locked; return these agents' ids."""
+    """Lock the rows of the agents that no other transaction has locked. Return these agents' ids."""
     free = select(Agent.id).where(Agent.id.in_({*agent_ids}))
     return {*session.scalars(free.with_for_update(key_share=True, skip_locked=True))}
 
 
 def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
-    """Lock the rows of the agents, as far as they become free within ``PATIENCE``; return these agents' ids.
+    """Lock the rows of the agents that become free within ``PATIENCE``. Return these agents' ids.
 
-    It tries repeatedly and never waits for a lock, so it cannot be part of a deadlock.
+    This tries repeatedly and never waits for a lock, so it cannot be part of a deadlock.
     """
     wanted = {*agent_ids}
     locked = lock_free(session, wanted)
@@ -63,15 +63,15 @@ def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
 
 
 def count_again(session: Session) -> int:
-    """Correct wrong counts, and log their agents; return how many.
+    """Correct wrong counts, and log their agents. Return the number of corrected counts.
 
-    An agent whose row is locked is skipped: that transaction may be the one that corrects the count.
+    An agent whose row is locked is skipped: the transaction that has the lock may be correcting the count.
     """
     counted, wrong = active_chats(), Agent.current_chats != active_chats()
     agent_ids = session.scalars(select(Agent.id).where(wrong).order_by(Agent.id)).all()
 
     def correct(ids: Sequence[str]) -> dict[str, int]:
-        # A separate statement, which sees everything that was committed before the lock was acquired.
+        # This is a separate statement, so it sees everything that was committed before the lock was acquired.
         mended = update(Agent).where(Agent.id.in_(lock_free(session, ids)), wrong).values(current_chats=counted)
         named.extend(session.scalars(mended.returning(Agent.id), execution_options=UNSYNCHRONISED))
         return {}

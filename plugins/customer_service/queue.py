@@ -1,4 +1,4 @@
-"""The queue of users who wait for an agent; its order is ``joined_at``, then the entry's id."""
+"""The queue of users who wait for an agent. It is ordered by ``joined_at``, then by the entry's id."""
 
 from datetime import datetime
 
@@ -19,19 +19,19 @@ def join_queue(session: Session, user_id: str, now: datetime | None = None) -> Q
     """Put the user at the end of the queue and trigger an assignment.
 
     If the user is waiting already, or is in an active chat, the existing entry is returned. A unique index ensures
-    this, also between two sessions. ``now`` is the database's time if it is left out. Raises NaiveTime.
+    this, also between two sessions. If ``now`` is left out, it is the database's time. Raises NaiveTime.
     """
     joined_at = at(session, now)
     while True:
         entry = _add(session, user_id, joined_at) or _existing(session, user_id)
-        if entry is not None:  # None if the existing entry was removed between the two statements
+        if entry is not None:  # None if the entry was removed between the two statements
             return entry
 
 
 def leave_queue(session: Session, user_id: str, now: datetime | None = None) -> bool:
-    """Take a waiting user out of the queue. False if the user does not wait, or has just been given an agent.
+    """Take a waiting user out of the queue. Return False if the user does not wait, or has just been given an agent.
 
-    ``now`` is the database's time if it is left out. Raises NaiveTime.
+    If ``now`` is left out, it is the database's time. Raises NaiveTime.
     """
     left = session.scalar(
         update(QueueEntry)
@@ -55,6 +55,7 @@ def _add(session: Session, user_id: str, now: datetime) -> QueueEntry | None:
 
 
 def _existing(session: Session, user_id: str) -> QueueEntry | None:
-    # No lock is taken: a long transaction of an application that held it would block the assignment of all users.
+    # No lock is taken. If a long transaction of an application held a lock here, it would block the assignment of all
+    # users.
     query = select(QueueEntry).where(QueueEntry.user_id == user_id, IN_SERVICE)
     return session.scalar(query.execution_options(populate_existing=True))

@@ -1,4 +1,4 @@
-"""Sample data: makes users and agents who chat, so that the service has work to show.
+"""Makes sample data: users and agents who chat, so that the service has work to show.
 
 ``python -m plugins.customer_service.simulation`` reads DATABASE_URL and runs until SIGTERM or SIGINT. The names of its
 users and agents begin with ``simulated-``, and it changes no others.
@@ -36,14 +36,14 @@ CAPACITY = 8
 #: One user joins in each step.
 STEP = timedelta(seconds=1)
 REPORT_EVERY = timedelta(seconds=10)
-#: How long to wait before asking for an absent database again.
+#: The wait before the program asks again for a database that is absent.
 RETRY_AFTER = timedelta(seconds=2)
 
 CHANCE_THAT_SOMEBODY_WRITES = 0.3
 CHANCE_THAT_THE_CHAT_IS_DONE = 0.05
 CHANCE_THAT_SOMEBODY_GIVES_UP_WAITING = 0.05
 CHANCE_THAT_AN_AGENT_COMES_OR_GOES = 0.05
-#: Every fifth user stops writing after the agent's first word, so that warnings and time-outs are seen.
+#: Every fifth user stops writing after the agent's first message, so that warnings and time-outs are seen.
 ONE_QUIET_USER_IN = 5
 #: In a new database some chats have been quiet for a while, so that the first sweeps have something to find.
 QUIET_FOR = [timedelta(seconds=seconds) for seconds in (40, 50, 70, 80, 100, 110)]
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def step(engine: Engine, now: datetime, dice: random.Random) -> Counter[str]:
-    """Make the events of one second, each in its own transaction; return their counts."""
+    """Make the events of one second, each in its own transaction. Return their counts."""
     done: Counter[str] = Counter()
     for happens in (_hire, _come_and_go, _join, _give_up):
         done += _in_transaction(engine, happens, now, dice)

@@ -1,4 +1,4 @@
-"""The sweeps of this plugin: batch by batch, skipping locked rows and broken rows.
+"""The sweep of this plugin: processes rows batch by batch, and skips locked rows and broken rows.
 
 **A sweep never waits for a row.** A sweep holds many rows at a time. If it waited for a row, the transaction that holds
 this row might be waiting for a row of the sweep: a deadlock. So a sweep skips locked rows, and tries them again after
@@ -17,7 +17,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import Checkpoint, Instant, in_batches, isolate, report_refused
 
-#: How many rows with unusable values are read at a time.
+#: At most this many rows with unusable values are read at a time.
 UNFIT_AT_ONCE = 1000
 #: The waits between passes that find all their rows locked: after the first such pass, the second, and so on.
 PAUSES_SECONDS = (0.05, 0.15, 0.3)
@@ -38,7 +38,8 @@ def sweep(
 ) -> None:
     """Call ``act`` with all rows, except those that are locked or refused.
 
-    Adds the result of ``act`` to ``counts``, the locked rows to "left", and the refused rows to "broken".
+    Adds the result of ``act`` to ``counts``, the number of locked rows to "left", and the number of refused rows to
+    "broken".
     """
     left, fruitless = counts["left"], 0
     while batches:
@@ -75,7 +76,10 @@ def in_order(
     row_id: InstrumentedAttribute[int],
     batch: int,
 ) -> Iterator[Sequence[int]]:
-    """Yield the ids of the rows that are ``due`` in the order of ``at``, up to ``batch`` at a time; each id once."""
+    """Yield the ids of the rows that are ``due`` in the order of ``at``, up to ``batch`` at a time.
+
+    Yield each id once.
+    """
 
     def find(last: Row[int, datetime] | None) -> Sequence[Row[int, datetime]]:
         rows = select(row_id, at).where(due)
@@ -88,7 +92,7 @@ def in_order(
 
 
 def name_unfit(session: Session, unfit: ColumnElement[bool], row_id: InstrumentedAttribute[int], why: str) -> int:
-    """Log the rows whose values no sweep can read; return their number."""
+    """Log the rows whose values no sweep can read. Return their number."""
 
     def find(last: int | None) -> Sequence[int]:
         rows = select(row_id).where(unfit) if last is None else select(row_id).where(unfit, row_id > last)

@@ -1,6 +1,7 @@
 """Warns both sides of a quiet chat that it is about to time out, once per quiet period.
 
-The row decides: ``warned_at`` is set in the transaction that stores the notifications, and emptied by the next message.
+The row decides whether a warning is sent: ``warned_at`` is set in the transaction that stores the notifications, and
+the next message empties it.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ BATCH = 100
 
 
 def warn_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
-    """Warn both sides of every chat that has been quiet for a minute, batch by batch; count the chats.
+    """Warn both sides of every chat that has been quiet for a minute, batch by batch. Count the chats.
 
     A chat that should have timed out already is also warned first, and ends a minute later. Raises NaiveTime.
     """
@@ -38,7 +39,7 @@ def warn(
     checkpoint: Checkpoint,
     batch: int,
 ) -> None:
-    """Warn the chats that are ``due``; count them in ``counts``."""
+    """Warn the chats that are ``due``. Count them in ``counts``."""
 
     def warn_batch(ids: Sequence[int], held: set[int]) -> dict[str, int]:
         locked = session.scalars(select(Chat.id).where(Chat.id.in_(ids), due).with_for_update(skip_locked=True)).all()

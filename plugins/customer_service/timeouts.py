@@ -1,4 +1,4 @@
-"""Ends chats that timed out: records which side went quiet, and notifies both sides."""
+"""Ends chats that timed out: records which side did not answer, and notifies both sides."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,7 +18,7 @@ __all__ = ["TIMEOUT", "end_quiet_chats", "tell_ended"]
 
 
 def end_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 100) -> dict[str, int]:
-    """End every chat that has timed out, batch by batch, recording who went quiet; count them.
+    """End every chat that has timed out, batch by batch, and record which side did not answer. Count the chats.
 
     A chat is skipped if its row or its agent's row is locked: a message is arriving, or the chat is being ended. A chat
     that was not warned is warned now, so that chats end even if the warning job has failed. A wrong count of an agent's

@@ -1,4 +1,4 @@
-"""Requests an assignment in the transaction that makes one possible."""
+"""Requests an assignment in the same transaction as the change that makes the assignment possible."""
 
 from sqlalchemy.orm import Session
 

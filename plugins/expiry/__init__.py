@@ -1,6 +1,7 @@
 """Expiry: ends tasks, coupons, invitation codes and points at their time.
 
-An application calls the functions below with its own session, in its own transaction; the jobs do the rest.
+An application calls the functions below with its own session, in its own transaction. The plugin's jobs do the other
+work.
 """
 
 from pathlib import Path
@@ -46,7 +47,7 @@ __all__ = [
 
 
 class Expiry:
-    """The plugin's hooks."""
+    """The plugin's implementation of Rota's hooks."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

@@ -18,12 +18,12 @@ Code = type[Coupon] | type[InvitationCode]
 
 #: A batch takes about a tenth of a second (``benchmarks/coupons.py``), and holds its rows for no longer.
 BATCH = 10_000
-#: A row's place in its table; a locked row keeps it.
+#: The position of a row in its table. A locked row keeps its position.
 CTID: ColumnElement[Any] = literal_column("ctid")
 
 
 def issue(session: Session, table: Code, code: str, user_id: str, ends_at: datetime, now: datetime) -> int:
-    """Make an active code; return its id. Raises BadInstant, or CodeTaken."""
+    """Make an active code. Return its id. Raises BadInstant, or CodeTaken."""
     require_to_come("ends_at", ends_at, now)
     values = {"code": code, "user_id": user_id, "ends_at": ends_at}
     added = insert(table).values(values).on_conflict_do_nothing(index_elements=[table.code]).returning(table.id)
@@ -36,7 +36,10 @@ def issue(session: Session, table: Code, code: str, user_id: str, ends_at: datet
 def use(
     session: Session, table: Code, code: str, now: datetime, *conditions: ColumnElement[bool], **values: object
 ) -> bool:
-    """Use an active code before its end, if ``conditions`` hold, and set ``values``; False if it cannot be used."""
+    """Use an active code before its end, if ``conditions`` hold, and set ``values``.
+
+    Return False if it cannot be used.
+    """
     used = (
         update(table)
         .where(table.code == code, table.state == CodeState.ACTIVE, table.ends_at > now, *conditions)
@@ -53,8 +56,8 @@ def expire(session: Session, table: Code, now: datetime, *, checkpoint: Checkpoi
     ends = Ends(table.__tablename__, table.id, table.ends_at, is_open, is_open & table.ends_at.is_(None))
 
     def expire_batch(ids: Sequence[int]) -> dict[str, int]:
-        # Finding a locked row a second time by its place costs almost nothing. A row that another transaction changed
-        # after this statement began has a new place, which this statement cannot see, so it is skipped.
+        # Finding a locked row a second time by its position costs almost nothing. A row that another transaction
+        # changed after this statement began has a new position, which this statement cannot see, so the row is skipped.
         held = select(CTID.label("place")).select_from(table).where(among(table.id, ids), ends.due(now))
         places = select(held.with_for_update(key_share=True, skip_locked=True).cte("held").c.place).scalar_subquery()
         expired = update(table).where(any_(func.array(places)) == CTID)

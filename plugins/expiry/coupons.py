@@ -1,4 +1,4 @@
-"""Coupons: issued to a user, redeemed before their end or expired by the sweep.
+"""Coupons: each is issued to a user, and is redeemed before its end or expired by the sweep.
 
 A coupon ends *at* ``ends_at``: from this instant on it cannot be redeemed, and is due to expire.
 """
@@ -13,7 +13,7 @@ from plugins.expiry.models import Coupon
 
 
 def issue_coupon(session: Session, code: str, user_id: str, ends_at: datetime, now: datetime) -> int:
-    """Give the user a coupon; return its id. Raises BadInstant if ``ends_at`` has passed, CodeTaken."""
+    """Give the user a coupon. Return the coupon's id. Raises CodeTaken, and BadInstant if ``ends_at`` has passed."""
     return codes.issue(session, Coupon, code, user_id, ends_at, now)
 
 
@@ -26,5 +26,5 @@ def redeem_coupon(session: Session, code: str, user_id: str, now: datetime) -> b
 
 
 def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:
-    """Mark every active coupon whose ``ends_at`` is not after ``now`` as expired, batch by batch; count them."""
+    """Mark every active coupon whose ``ends_at`` is not after ``now`` as expired, batch by batch. Count the coupons."""
     return codes.expire(session, Coupon, now, checkpoint=checkpoint, batch=batch)

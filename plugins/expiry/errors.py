@@ -16,25 +16,25 @@ from core import RotaError
 
 
 class ExpiryError(RotaError):
-    """The root of this plugin's errors."""
+    """The base class of this plugin's errors."""
 
 
 class UnknownTask(ExpiryError):
-    """No task has that id."""
+    """No task has this id."""
 
     def __init__(self, task_id: int) -> None:
         super().__init__(f"unknown task {task_id}")
 
 
 class BadInstant(ExpiryError):
-    """An instant without a time zone, or one that has passed already."""
+    """An instant has no time zone, or has passed already."""
 
     def __init__(self, name: str, instant: object, now: datetime) -> None:
         super().__init__(f"bad {name}={instant!r}; expected a datetime with a time zone, after {now.isoformat()}")
 
 
 class CodeTaken(ExpiryError):
-    """Another coupon or invitation code has that code already."""
+    """Another coupon or invitation code has this code already."""
 
     def __init__(self, table: str, code: str) -> None:
         super().__init__(f"{code!r} exists already in {table}; choose another code")
@@ -68,5 +68,5 @@ class InsufficientPoints(ExpiryError):
 
     def __init__(self, user_id: str, points: int, spendable: int) -> None:
         super().__init__(f"user {user_id!r} has {spendable} points to spend, and {points} were asked for")
-        #: How many points the user can spend.
+        #: The number of points that the user can spend.
         self.spendable = spendable

@@ -1,4 +1,4 @@
-"""Checks the ends and deadlines that an application passes: they must be in the future."""
+"""Checks that the ends and deadlines that an application passes are in the future."""
 
 from datetime import datetime
 

@@ -1,4 +1,5 @@
-"""Invitation codes: issued to the user who invites, used by one person before their end or expired by the sweep.
+"""Invitation codes: each is issued to the user who invites, and is used by one person before its end or expired by the
+sweep.
 
 A code ends *at* ``ends_at``: from this instant on it cannot be used, and is due to expire.
 """
@@ -13,12 +14,15 @@ from plugins.expiry.models import InvitationCode
 
 
 def issue_invitation_code(session: Session, code: str, user_id: str, ends_at: datetime, now: datetime) -> int:
-    """Give the user a code to invite with; return its id. Raises BadInstant if ``ends_at`` has passed, CodeTaken."""
+    """Give the user a code to invite with. Return the code's id.
+
+    Raises CodeTaken, and BadInstant if ``ends_at`` has passed.
+    """
     return codes.issue(session, InvitationCode, code, user_id, ends_at, now)
 
 
 def use_invitation_code(session: Session, code: str, user_id: str, now: datetime) -> bool:
-    """Use the code; the row records that ``user_id`` used it.
+    """Use the code, and record in its row that ``user_id`` used it.
 
     Returns False if there is no such code, or if it was already used or has ended.
     """
@@ -26,5 +30,5 @@ def use_invitation_code(session: Session, code: str, user_id: str, now: datetime
 
 
 def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:
-    """Mark every active code whose ``ends_at`` is not after ``now`` as expired, batch by batch; count them."""
+    """Mark every active code whose ``ends_at`` is not after ``now`` as expired, batch by batch. Count the codes."""
     return codes.expire(session, InvitationCode, now, checkpoint=checkpoint, batch=batch)

@@ -1,4 +1,4 @@
-"""The four jobs of expiry: what runs, when, and how often it may fail."""
+"""The four jobs of expiry, with their schedules and their retries."""
 
 from datetime import timedelta
 
@@ -16,17 +16,17 @@ def cancel_expired_tasks(run: Run) -> dict[str, int]:
 
 @job("check-expired-coupons", schedule=every(minutes=15))
 def check_expired_coupons(run: Run) -> dict[str, int]:
-    """Mark coupons past their end as expired."""
+    """Mark coupons whose end has passed as expired."""
     return coupons.expire(run.session, run.now, checkpoint=run.checkpoint)
 
 
 @job("check-expired-invitation-codes", schedule=every(minutes=15))
 def check_expired_invitation_codes(run: Run) -> dict[str, int]:
-    """Mark invitation codes past their end as expired."""
+    """Mark invitation codes whose end has passed as expired."""
     return invitation_codes.expire(run.session, run.now, checkpoint=run.checkpoint)
 
 
 @job("check-expired-points", schedule=every(hours=1))
 def check_expired_points(run: Run) -> dict[str, int]:
-    """Expire point lots past their date, and subtract their remaining points from the balances."""
+    """Expire point lots whose date has passed, and subtract their remaining points from the balances."""
     return points.expire(run.session, run.now, checkpoint=run.checkpoint)

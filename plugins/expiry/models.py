@@ -1,8 +1,8 @@
 """The tables of expiry.
 
 The database checks the states of a row. Each sweep has a partial index of open rows, ordered by their ends, so that it
-reads due rows only. A second index has rows with unusable values, such as a missing end. They may come from an older
-system; the checks prevent new ones.
+reads only due rows. A second index has rows with unusable values, such as a missing end. Such rows may come from an
+older system; the checks prevent new ones.
 """
 
 from datetime import datetime
@@ -15,7 +15,7 @@ from core import Tables
 
 
 class TaskState(StrEnum):
-    """A task is open until it is completed or cancelled; these two states are final."""
+    """The states of a task: open until it is completed or cancelled. These two states are final."""
 
     OPEN = "open"
     COMPLETED = "completed"
@@ -23,14 +23,14 @@ class TaskState(StrEnum):
 
 
 class CancelReason(StrEnum):
-    """Why a task was cancelled."""
+    """The reason why a task was cancelled."""
 
     DEADLINE_PASSED = "deadline_passed"
     WITHDRAWN = "withdrawn"
 
 
 class CodeState(StrEnum):
-    """A coupon or an invitation code is active until it is used or expires; these two states are final."""
+    """The states of a coupon or an invitation code: active until it is used or expires. These two states are final."""
 
     ACTIVE = "active"
     USED = "used"
@@ -50,7 +50,10 @@ class Base(Tables, DeclarativeBase):
 
 
 def is_a_date(column: str) -> CheckConstraint:
-    """A constraint on a time: it is finite, and Python can read its year. The year 9999, for "never", is allowed."""
+    """Return a constraint on a time: it is finite, and Python can read its year.
+
+    The year 9999, for "never", is allowed.
+    """
     years = f"{column} >= '0001-01-01 00:00:00+00' AND {column} < '10000-01-01 00:00:00+00'"
     return CheckConstraint(years, name=column)
 
@@ -140,7 +143,7 @@ class InvitationCode(Base):
     state: Mapped[str] = mapped_column(server_default=text("'active'"))
     ends_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
-    #: The user who used the code; None also for codes that were used before this column existed.
+    #: The user who used the code. Also None for codes that were used before this column existed.
     used_by: Mapped[str | None]
     expired_at: Mapped[datetime | None]
 
@@ -181,7 +184,7 @@ class PointLot(Base):
 
 
 class PointEntry(Base):
-    """One line of the points ledger; written once, never changed. A lot is granted once, and expires once."""
+    """One line of the points ledger. It is written once and never changed. A lot is granted once, and expires once."""
 
     __tablename__ = "expiry_point_entries"
     __table_args__ = (

@@ -1,7 +1,7 @@
 """Notifications: a row for each recipient, and a live push to recipients who are connected.
 
 The push goes to the Redis channel ``expiry:notifications:{owner_id}``, from which the application can send it to its
-WebSockets. The push is best effort; the row is reliable.
+WebSockets. A push may be lost; the row is reliable.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,10 @@ def channel(owner_id: str) -> str:
 
 
 def notify_cancelled(session: Session, tasks: Sequence[tuple[int, str]], now: datetime) -> None:
-    """Tell the owner of each (task, owner) that its deadline has passed; pushed once ``session`` commits."""
+    """Tell the owner of each (task, owner) that the task's deadline has passed.
+
+    The push is sent when ``session`` commits.
+    """
     if not tasks:
         return
     stored = insert(Notification).returning(Notification.id, sort_by_parameter_order=True)

@@ -1,4 +1,4 @@
-"""Points: granted in lots that expire, spent in order of expiry, and expired by the sweep.
+"""Points: they are granted in lots that expire, spent in order of expiry, and expired by the sweep.
 
 **Invariants** at every commit: a user's balance is the sum of the user's ledger entries, and also the sum of the points
 that remain in the user's lots; the points that remain in a lot are the sum of the lot's entries. So a function that
@@ -27,11 +27,11 @@ from plugins.expiry.instants import require_to_come
 from plugins.expiry.models import EntryKind, PointBalance, PointEntry, PointLot
 from plugins.expiry.sweeps import Ends, among, end_due
 
-#: The number of lots in one batch. Users of these lots who are spending points must wait for it.
+#: The number of lots in one batch. Users of these lots who spend points must wait for the batch.
 BATCH = 1000
-#: The most that can be granted or spent at once: a balance of nine thousand such lots still fits a bigint.
+#: The most points that can be granted or spent at once. A balance of nine thousand such lots still fits a bigint.
 MOST_POINTS = 10**15
-#: The most characters that an index of references can hold, even if all are long in UTF-8.
+#: The most characters of a reference that an index can hold, even if all are long in UTF-8.
 LONGEST_REFERENCE = 200
 
 LEFT = PointLot.remaining > 0
@@ -43,11 +43,11 @@ UNSYNCHRONISED = {"synchronize_session": False}
 def grant_points(
     session: Session, user_id: str, points: int, expires_at: datetime, now: datetime, *, reference: str | None = None
 ) -> int:
-    """Give the user a lot of points; return the lot's id.
+    """Give the user a lot of points. Return the lot's id.
 
     ``reference`` identifies the reason. A repeated call with the same reference, for example after a lost connection,
-    grants nothing and returns the first lot. Raises BadPoints; BadInstant unless ``expires_at`` is in the future;
-    BadReference; ReferenceTaken if the reference was used for another number of points.
+    grants nothing and returns the first lot. Raises BadPoints and BadReference. Raises BadInstant unless ``expires_at``
+    is in the future, and ReferenceTaken if the reference was used for another number of points.
     """
     _require_points(points)
     require_aware(now=now)
@@ -64,11 +64,13 @@ def grant_points(
 
 
 def spend_points(session: Session, user_id: str, points: int, now: datetime, *, reference: str | None = None) -> int:
-    """Spend points of the user's lots, first from those that expire first; return the points that can still be spent.
+    """Spend points of the user's lots. Lots that expire first are used first.
+
+    Return the points that can still be spent.
 
     ``reference`` identifies the reason. A repeated call with the same reference, for example after a lost connection,
-    spends nothing. Raises BadPoints; InsufficientPoints, without spending any; BadReference; ReferenceTaken if the
-    reference was used for another number of points.
+    spends nothing. Raises BadPoints and BadReference. Raises InsufficientPoints, and then spends no points. Raises
+    ReferenceTaken if the reference was used for another number of points.
     """
     _require_points(points)
     require_aware(now=now)
@@ -111,7 +113,7 @@ def _require_points(points: int) -> None:
 
 
 def _done_before(session: Session, user_id: str, kind: EntryKind, reference: str, points: int) -> Sequence[int]:
-    """Return the lots of an earlier call with the same reference; the caller has locked the user's balance."""
+    """Return the lots of an earlier call with the same reference. The caller has locked the user's balance."""
     if not isinstance(reference, str) or not 0 < len(reference) <= LONGEST_REFERENCE or "\0" in reference:
         raise BadReference(LONGEST_REFERENCE)
     of_reference = (PointEntry.user_id == user_id, PointEntry.reference == reference, PointEntry.kind == kind)
@@ -146,7 +148,7 @@ def _spendable_lots(session: Session, user_id: str, now: datetime) -> dict[int, 
 
 
 def _shares(lots: dict[int, int], points: int) -> dict[int, int]:
-    """Return the points to take from each lot, ``points`` in total; the first lots are used up first."""
+    """Return the points to take from each lot, ``points`` in total. The first lots are used up first."""
     shares: dict[int, int] = {}
     for lot_id, remaining in lots.items():
         if not points:
@@ -175,7 +177,7 @@ def _entry(
 
 
 def _lock_due_lots(session: Session, ids: Sequence[int], now: datetime) -> Sequence[int]:
-    """Lock the balances of users that are not locked by others, and then their due lots."""
+    """Lock the balances of users that no other transaction has locked, and then the due lots of these users."""
     owners = session.scalars(select(PointLot.user_id).where(among(PointLot.id, ids)).distinct()).all()
     users = _lock_balances(session, owners, wait=False)
     due = select(PointLot.id).where(among(PointLot.id, ids), PointLot.user_id.in_(users), ENDS.due(now))
@@ -183,7 +185,7 @@ def _lock_due_lots(session: Session, ids: Sequence[int], now: datetime) -> Seque
 
 
 def _debit(session: Session, lot_ids: Sequence[int]) -> int:
-    """Subtract the remaining points of these lots from the balances; return the total."""
+    """Subtract the remaining points of these lots from the balances. Return the total."""
     left = (
         select(PointLot.user_id, func.sum(PointLot.remaining).label("points"))
         .where(among(PointLot.id, lot_ids))

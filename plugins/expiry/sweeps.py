@@ -1,13 +1,13 @@
-"""The sweep of this plugin. It ends all due rows in batches; each batch is one transaction.
+"""The sweep of this plugin, which ends all due rows in batches. Each batch is one transaction.
 
 **Slices and batches.** A slice is up to a million ids, read from the index of due rows. Its batches take these ids in
-the order of the ids. Rows that end at the same time are usually spread over the whole table. Batches in the order of
-the ends would each touch most pages of the table, and a large sweep would take twice as long. Each slice begins after
-the end of the last one. So index entries of rows that have ended since are not read again, and rows that could not be
-ended are skipped. A sweep keeps one slice of ids in memory, as text: about ten megabytes at most, for a table of any
-size.
+the order of the ids. Rows that end at the same time are usually spread over the whole table. If the batches took the
+rows in the order of their ends, each batch would touch most pages of the table, and a large sweep would take twice as
+long. Each slice begins after the end of the last slice. So index entries of rows that have ended since are not read
+again, and rows that could not be ended are skipped. A sweep keeps one slice of ids in memory, as text: about ten
+megabytes at most, for a table of any size.
 
-**Locked rows** are skipped, and counted as left: the next run finds them, if they are still due.
+**Locked rows** are skipped, and counted as left. The next run finds them, if they are still due.
 
 **Broken rows** are rows that the database refuses to end, and rows with unusable values, for example without an end.
 (The database refuses such values now, but an older system may have left some.) Broken rows stay unchanged and are
@@ -25,10 +25,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import Checkpoint, Instant, in_batches, report_refused, require_aware, sweep
 
-#: The batches of each slice touch all pages of the table: with slices of a fifth of this size, a large sweep takes a
+#: The batches of each slice touch all pages of the table. With slices of a fifth of this size, a large sweep takes a
 #: fifth longer (``benchmarks/coupons.py``).
 SLICE = 1_000_000
-#: How many rows with unusable values are read at a time.
+#: At most this many rows with unusable values are read at a time.
 UNFIT_AT_ONCE = 1000
 UNFIT = "no end, or less than nothing left"
 
@@ -42,8 +42,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The rows of a table that end at a time, and that time. The conditions are those of the table's partial
-    indexes."""
+    """The rows of a table that end at a certain time. The conditions are those of the table's partial indexes."""
 
     table: str
     id: InstrumentedAttribute[int]
@@ -66,10 +65,10 @@ def end_due(
     checkpoint: Checkpoint,
     batch: int,
 ) -> dict[str, int]:
-    """End all due rows of ``ends`` with ``end_rows``, ``batch`` at a time; count ended, skipped and broken rows.
+    """End all due rows of ``ends`` with ``end_rows``, ``batch`` at a time. Count ended, skipped and broken rows.
 
-    ``end_rows`` gets ids, locks those of these rows that are still due and not locked by others, and ends them. Raises
-    NaiveTime.
+    ``end_rows`` gets ids, locks those of these rows that are still due and not locked by other transactions, and ends
+    them. Raises NaiveTime.
     """
     require_aware(now=now)
     found = {**dict.fromkeys(counts, 0), "left": 0, "broken": 0}
@@ -100,7 +99,9 @@ def batches(session: Session, ends: Ends, now: datetime, batch: int) -> Iterator
 def read_slice(
     session: Session, ends: Ends, now: datetime, batch: int, after: Place | None
 ) -> tuple[list[str], Place] | None:
-    """The ids of the next due rows, as a text for each batch, and the last row's place; None if there are no more."""
+    """Return the ids of the next due rows, as a text for each batch, and the last row's place; None if there are no
+    more.
+    """
     onwards = ends.due(now)
     if after is not None:
         onwards &= tuple_(ends.at, ends.id) > tuple_(
@@ -119,6 +120,9 @@ def read_slice(
 
 
 def among(column: InstrumentedAttribute[int], ids: Sequence[int]) -> ColumnElement[bool]:
-    """Whether ``column`` is one of ``ids``. They are one array parameter, since SQLAlchemy is slow with thousands."""
+    """Return the condition that ``column`` is one of ``ids``.
+
+    They are one array parameter, since SQLAlchemy is slow with thousands.
+    """
     listed = literal("{" + ",".join(map(str, ids)) + "}", Text)
     return column == any_(cast(listed, ARRAY(BigInteger)))

@@ -1,7 +1,7 @@
-"""Tasks: open until they are completed or cancelled, and cancelled by the sweep when their deadline has passed.
+"""Tasks: each is open until it is completed or cancelled. The sweep cancels a task when its deadline has passed.
 
 A deadline passes *at* ``deadline_at``: from this instant on the task is due to be cancelled. Until a sweep cancels it,
-it is open and may be completed. Each of the two changes the row only if the other has not.
+the task is open and may be completed. Completing and cancelling each change the row only if the other has not.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from plugins.expiry.models import CancelReason, Task, TaskState
 from plugins.expiry.notifications import notify_cancelled
 from plugins.expiry.sweeps import Ends, among, end_due
 
-#: The number of tasks in one batch. For each, a notification is stored and published.
+#: The number of tasks in one batch. A notification is stored and published for each task.
 BATCH = 500
 
 OPEN = Task.state == TaskState.OPEN
@@ -25,26 +25,28 @@ ENDS = Ends(Task.__tablename__, Task.id, Task.deadline_at, OPEN, OPEN & Task.dea
 
 
 def open_task(session: Session, owner_id: str, deadline_at: datetime, now: datetime) -> int:
-    """Open a task; return its id. Raises BadInstant if ``deadline_at`` has passed."""
+    """Open a task. Return its id. Raises BadInstant if ``deadline_at`` has passed."""
     require_to_come("deadline_at", deadline_at, now)
     task = insert(Task).values(owner_id=owner_id, opened_at=now, deadline_at=deadline_at).returning(Task.id)
     return session.scalars(task).one()
 
 
 def complete_task(session: Session, task_id: int, now: datetime) -> bool:
-    """Complete an open task. False if it was completed or cancelled already. Raises UnknownTask."""
+    """Complete an open task. Return False if it was completed or cancelled already. Raises UnknownTask."""
     return _close(session, task_id, state=TaskState.COMPLETED, completed_at=now)
 
 
 def cancel_task(session: Session, task_id: int, now: datetime) -> bool:
-    """Cancel an open task, without a notification. False if it is not open any more. Raises UnknownTask."""
+    """Cancel an open task, without a notification. Return False if it is not open any more. Raises UnknownTask."""
     reason = CancelReason.WITHDRAWN
     return _close(session, task_id, state=TaskState.CANCELLED, cancelled_at=now, cancel_reason=reason)
 
 
 def cancel_expired(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
-    """Cancel every open task whose deadline is not after ``now``, and notify its owner once, batch by batch; count
-    them."""
+    """Cancel every open task whose deadline is not after ``now``, and notify each owner once, batch by batch.
+
+    Count the tasks.
+    """
 
     def cancel_batch(ids: Sequence[int]) -> dict[str, int]:
         cancelled = _cancel(session, _lock_due(session, ids, now), now)

@@ -1,7 +1,7 @@
 """Maintenance: removes old sessions, cache entries, files and rows, and keeps figures current.
 
-An application calls the functions below; those that take a session run in the application's transaction. This plugin
-does not complete tasks, end activities or create time slots, since the business retired those jobs.
+An application calls the functions below. Functions that take a session run in the application's transaction. This
+plugin does not complete tasks, end activities or create time slots, since the business no longer needs those jobs.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Maintenance:
-    """The plugin's hooks."""
+    """The plugin's implementation of Rota's hooks."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

@@ -7,7 +7,7 @@ from core import RotaError, service_redis
 from plugins.maintenance.errors import NoRedis
 from plugins.maintenance.settings import MaintenanceSettings
 
-if TYPE_CHECKING:  # importing it takes 0.1 s, and `rota jobs` does not need it
+if TYPE_CHECKING:  # the import takes 0.1 s, and `rota jobs` does not need it
     import redis
 
 Client: TypeAlias = "redis.Redis"
@@ -17,7 +17,7 @@ STEP = 500
 
 
 def client() -> Client:
-    """This process's connection to the application's Redis. Raises NoRedis if no setting names one."""
+    """Return this process's connection to the application's Redis. Raises NoRedis if no setting names one."""
     configured = MaintenanceSettings.current().redis_url
     if configured is not None:
         return service_redis(configured.get_secret_value())

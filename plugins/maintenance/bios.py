@@ -1,4 +1,4 @@
-"""Writes experts' bios: a line about their work, made from tasks, reviews and response times."""
+"""Writes experts' bios. A bio is a line about an expert's work, made from tasks, reviews and response times."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from core import Checkpoint, in_batches, require_aware, sweep
 from plugins.maintenance.models import Review, Task, TaskExpert, TaskState
 
-#: How many categories a bio names: those in which the expert has completed most tasks.
+#: A bio names at most this many categories: those in which the expert has completed most tasks.
 CATEGORIES = 3
 NEWCOMER = "New here"
 UNITS = ((timedelta(days=1), "day"), (timedelta(hours=1), "hour"), (timedelta(minutes=1), "minute"))
@@ -28,7 +28,10 @@ class Record(NamedTuple):
 
 
 def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500) -> dict[str, int]:
-    """Rebuild every expert's bio, batch by batch, writing those that differ; count experts, changes and failures."""
+    """Rebuild every expert's bio, batch by batch, and write the bios that differ.
+
+    Count experts, changes and failures.
+    """
     require_aware(now=now)
 
     def rebuild(experts: Sequence[Expert]) -> dict[str, int]:
@@ -48,7 +51,7 @@ def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batc
 
 
 def summary(record: Record) -> str:
-    """The bio of an expert with that record, such as "12 tasks completed, mostly cleaning. Rated 4.7 by 9 people."."""
+    """Return the bio for a record, such as "12 tasks completed, mostly cleaning. Rated 4.7 by 9 people."."""
     sentences = [_completed(record)]
     if record.reviews and record.rating is not None:
         rating = record.rating.quantize(Decimal("0.1"), ROUND_HALF_UP)
@@ -69,7 +72,7 @@ def _completed(record: Record) -> str:
 
 
 def _span(span: timedelta) -> str:
-    """Return a span in the largest unit that fits; rounded up, so that the bio promises no shorter time."""
+    """Return a span in the largest unit that fits, rounded up, so that the bio promises no shorter time."""
     unit, name = next(((unit, name) for unit, name in UNITS if span > unit), UNITS[-1])
     return _plural(max(1, -(-span // unit)), name)
 
@@ -87,7 +90,7 @@ class Expert(NamedTuple):
 
     @property
     def response_time(self) -> timedelta | None:
-        """The average response time. Raises OverflowError if Python has no such span."""
+        """The average response time. Raises OverflowError if it is too long for Python's timedelta."""
         return None if self.response_seconds is None else timedelta(seconds=self.response_seconds)
 
 

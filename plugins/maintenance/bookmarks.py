@@ -10,7 +10,7 @@ from plugins.maintenance.models import Bookmark
 
 
 def find(session: Session, sweep: str) -> Any:
-    """Return the position, a JSON value, at which ``sweep`` stopped; None if there is none."""
+    """Return the position, a JSON value, at which ``sweep`` stopped, or None if there is none."""
     return session.scalar(select(Bookmark.place).where(Bookmark.sweep == sweep))
 
 

@@ -4,10 +4,11 @@ An entry is a key ``cache:…`` without a TTL that contains a time: a JSON objec
 ``timestamp``. If it has both, the newer one is used. A time is a number of seconds since the Unix epoch from 1e9 to
 1e10 (2001 to 2286), or that number in milliseconds; or it is written as ISO 8601, with or without separators
 (``20260710``, ``20260710120000``), in UTC if it has no zone. A date without a time means the end of that day. Any other
-number (``2026``, ``12``) is not a time. Redis itself deletes keys that have a TTL. Keys without a valid time are not
-deleted, and are counted.
+number (``2026``, ``12``) is not a time. Keys that have a TTL are deleted by Redis itself. Keys without a valid time are
+not deleted, and are counted.
 
-We read the time and decide; then a script in Redis deletes the key only if it still has no TTL and the same time.
+The job reads the time and decides. Then a script in Redis deletes the key only if it still has no TTL and the same
+time.
 """
 
 import re
@@ -21,7 +22,7 @@ from plugins.maintenance.application_redis import Client, scan
 #: An entry is deleted when it has been unused for longer than this.
 KEPT = timedelta(days=7)
 PATTERN = b"cache:*"
-#: Numbers in this range are seconds since 1970, from 9 September 2001 to 20 November 2286; others may be dates.
+#: Numbers in this range are seconds since 1970, from 9 September 2001 to 20 November 2286. Other numbers may be dates.
 SECONDS = (1e9, 1e10)
 MILLISECONDS = (1e12, 1e13)
 DATE = re.compile(r"\d{8}|\d{4}-\d{2}-\d{2}")
@@ -32,7 +33,8 @@ LARGEST = 1_000_000
 
 Times: TypeAlias = Sequence[bytes]
 
-#: The two times of a key without TTL, as strings, empty if it has none; nothing for other keys.
+#: Returns the two times of a key without TTL, as strings, which are empty if the key has none. Returns nothing for
+#: other keys.
 READ = f"""
     local function as_string(value)
         if type(value) == 'number' then return string.format('%.17g', value) end
@@ -73,8 +75,10 @@ DELETE_UNCHANGED = f"""{READ}
 
 
 def delete_unused(redis: Client, now: datetime, *, checkpoint: Checkpoint | None = None) -> dict[str, int]:
-    """Delete cache entries unused for more than 7 days; count the ``deleted`` keys, and the ``untimed`` ones, which are
-    kept."""
+    """Delete cache entries that were unused for more than 7 days.
+
+    Count the ``deleted`` keys, and the ``untimed`` keys, which are kept.
+    """
     require_aware(now=now)
     read, delete = redis.register_script(READ_ALL), redis.register_script(DELETE_UNCHANGED)
     counts = {"deleted": 0, "untimed": 0}

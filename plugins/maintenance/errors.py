@@ -9,7 +9,7 @@ from core import RotaError
 
 
 class MaintenanceError(RotaError):
-    """The root of this plugin's errors. Their messages never contain the name of a file."""
+    """The base class of this plugin's errors. Their messages never contain the name of a file."""
 
 
 class UploadRootError(MaintenanceError):
@@ -20,7 +20,7 @@ class UploadRootError(MaintenanceError):
 
 
 class WallError(MaintenanceError):
-    """An unsafe name, a path that is not (or no longer) the expected folder, or a tree that is too deep."""
+    """A name is unsafe, a path is not (or no longer) the expected folder, or a tree is too deep."""
 
 
 class TaskFilesGone(MaintenanceError):
@@ -31,7 +31,7 @@ class TaskFilesGone(MaintenanceError):
 
 
 class UnknownTask(MaintenanceError):
-    """No task has that id."""
+    """No task has this id."""
 
     def __init__(self, task_id: int) -> None:
         super().__init__(f"unknown task {task_id}")

@@ -37,7 +37,7 @@ from plugins.maintenance.upload_root import descended, is_plain, remove_tree, sy
 
 log = logging.getLogger(__name__)
 
-#: The number of file rows that are in memory at a time.
+#: At most this many file rows are in memory at a time.
 FILE_ROWS = 1000
 
 Row = TypeVar("Row")
@@ -45,19 +45,19 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Journal:
-    """A kind of row that has files: its table, its folders and its noun in the log."""
+    """A kind of row that has files: its table, its folders, and the word for it in the log."""
 
     #: The word for a row in logs and counts.
     noun: str
     owner_id: InstrumentedAttribute[int]
     began_at: InstrumentedAttribute[datetime | None]
-    #: Whether a row is announced and not yet recorded.
+    #: Whether a row is announced and has not been recorded yet.
     is_going: ColumnElement[bool]
     file_owner_id: InstrumentedAttribute[int]
     file_path: InstrumentedAttribute[bytes]
-    #: The folders that contain own folders, below the upload root.
+    #: The folders that contain own folders. They are below the upload root.
     parents: Sequence[tuple[str, ...]]
-    #: Does step 3 for these rows, whose files are deleted.
+    #: Does step 3 for these rows, after their files have been deleted.
     record: Callable[[Session, Sequence[int], datetime], None]
 
     @property
@@ -140,7 +140,7 @@ class Deletion:
         return {}
 
     def _deleted(self, parents: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Delete the files of the announced rows in batches; yield the rows that have no files any more, locked."""
+        """Delete the files of the announced rows in batches. Yield the rows that have no files any more, locked."""
         for owner_ids in in_batches(self._announced):
             locked = self._lock(owner_ids)
             refused = self._refused(locked)

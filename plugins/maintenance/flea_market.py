@@ -1,4 +1,4 @@
-"""Flea-market items: kept while their sellers refresh them, then deleted with their images.
+"""Flea-market items. They are kept while their sellers refresh them, and then deleted with their images.
 
 The images of item 7 are in ``flea_market/7``; that folder is the item's own. ``file_journal.py`` keeps rows and files
 consistent.
@@ -37,7 +37,10 @@ def refresh_item(session: Session, item_id: int, now: datetime) -> bool:
 def delete_stale_items(
     session: Session, root: int, now: datetime, *, checkpoint: Checkpoint, batch: int = 100
 ) -> dict[str, int]:
-    """Delete items not refreshed for more than 10 days, with their images; count items, files and failures."""
+    """Delete items that were not refreshed for more than 10 days, with their images.
+
+    Count items, files and failures.
+    """
     due = [(FleaMarketItem.refreshed_at < now - KEPT, FleaMarketItem.refreshed_at)]
     return Deletion(session, root, JOURNAL, due, now, checkpoint, batch).run()
 

@@ -17,7 +17,7 @@ from core import Tables
 
 
 class TaskState(StrEnum):
-    """``open → taken → completed``, or ``cancelled`` from either of the first two."""
+    """The states of a task: ``open → taken → completed``, or ``cancelled`` after either of the first two."""
 
     OPEN = "open"
     TAKEN = "taken"
@@ -118,7 +118,7 @@ class Review(Base):
 
 
 class UserStatistics(Base):
-    """A user's figures as of the last sweep. A rate is empty if its divisor is 0."""
+    """A user's figures, as the last sweep computed them. A rate is empty if its divisor is 0."""
 
     __tablename__ = "maintenance_user_statistics"
 
@@ -141,7 +141,7 @@ class ChangedUser(Base):
 
 
 class FleaMarketItem(Base):
-    """Something for sale. Once ``deletion_began_at`` is set, it is no longer shown and cannot be refreshed."""
+    """Something for sale. After ``deletion_began_at`` is set, the item is no longer shown and cannot be refreshed."""
 
     __tablename__ = "maintenance_flea_market_items"
     __table_args__ = (

@@ -1,6 +1,6 @@
-"""A position in an index of times: a row's time and id. A sweep continues with the rows after it.
+"""A position in an index of times: a row's time and id. A sweep continues with the rows after this position.
 
-The time is kept as text, since Python cannot represent every time of PostgreSQL, and it is only passed back to
+The time is kept as text, since Python cannot represent every time of PostgreSQL, and the time is only passed back to
 PostgreSQL.
 """
 
@@ -27,7 +27,7 @@ def columns(row_id: InstrumentedAttribute[int], at: InstrumentedAttribute[Any]) 
 def after(
     place: Place | None, row_id: InstrumentedAttribute[int], at: InstrumentedAttribute[Any]
 ) -> ColumnElement[bool]:
-    """Return whether a row comes after ``place``, in the order of its time and then of its id."""
+    """Return the condition that a row comes after ``place``, in the order of its time and then of its id."""
     if place is None:
         return true()
     return tuple_(at, row_id) > tuple_(cast(literal(place.at), Instant), literal(place.id))

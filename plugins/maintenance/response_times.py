@@ -1,7 +1,7 @@
 """Computes how long featured experts take to answer, on average over all inquiries that they have answered.
 
-Inquiries with an answer before the question, or with an infinite time, are ignored. An expert without other answered
-inquiries has no response time. Experts who are not featured keep their old response time.
+An inquiry is ignored if its answer is before its question, or if one of its times is infinite. An expert without other
+answered inquiries has no response time. Experts who are not featured keep their old response time.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from core import Checkpoint, in_batches, require_aware, sweep
 from plugins.maintenance.models import ExpertInquiry, TaskExpert
 
-#: CASE, since PostgreSQL cannot subtract infinite times, and might otherwise subtract before it filters.
+#: CASE is used, since PostgreSQL cannot subtract infinite times, and might otherwise subtract before it filters.
 TAKEN = case(
     (
         func.isfinite(ExpertInquiry.asked_at)
@@ -27,7 +27,7 @@ TAKEN = case(
 def update_response_times(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
-    """Recompute the average response time of every featured expert, batch by batch; count experts and failures."""
+    """Recompute the average response time of every featured expert, batch by batch. Count experts and failures."""
     require_aware(now=now)
     return sweep(
         session,

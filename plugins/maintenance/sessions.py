@@ -1,8 +1,9 @@
-"""Removes leftovers of sessions in Redis: a job does so for all users, log-in and log-out for one user.
+"""Removes leftovers of sessions in Redis. A job does so for all users; log-in and log-out do so for one user.
 
-There are three kinds, JSON under ``session:{id}``, ``service_session:{service}:{id}`` and
-``admin_session:{admin}:{id}``; and for each user the set ``user_sessions:{user}`` of the ids of the first kind. Two
-kinds of leftovers exist: sessions marked ``"is_active": false`` before their TTL, and members whose session is gone.
+There are three kinds of sessions, each stored as JSON, under ``session:{id}``, ``service_session:{service}:{id}`` and
+``admin_session:{admin}:{id}``. For each user, the set ``user_sessions:{user}`` has the ids of the user's sessions of
+the first kind. There are two kinds of leftovers: sessions that are marked ``"is_active": false`` before their TTL ends,
+and members of a set whose session is gone.
 
 **No valid session is removed**, even while users log in. A script in Redis makes and carries out each decision in one
 step. It deletes a session only if the stored session is inactive at that moment, and a member only if its session does
@@ -25,14 +26,14 @@ from plugins.maintenance.application_redis import STEP, Client, as_bytes, client
 
 #: If an application adds the member first, it must store the session within this time.
 SETTLING = timedelta(seconds=1)
-#: The most members that wait for their second check; if there are more, the search waits for the oldest ones.
+#: The most members that wait for their second check. If there are more, the search waits for the oldest members.
 SUSPECTS = 10_000
 KINDS = (b"session:", b"service_session:", b"admin_session:")
 #: Matches the keys of all three kinds, and no other keys of the application, so that one pass is enough.
 ANY_KIND = b"*session:*"
 SETS = b"user_sessions:"
 
-#: Larger values are not sessions, and Redis would serve no other command while it decodes one.
+#: Larger values are not sessions, and Redis would serve no other command while it decodes such a value.
 LARGEST = 1_000_000
 DELETE_INACTIVE = f"""
     local deleted, unreadable = 0, 0
@@ -152,7 +153,7 @@ class Cleaning:
         self.remove_gone = self.redis.register_script(REMOVE_GONE)
 
     def clean_everyone(self) -> None:
-        """Clean the sessions first, and then the sets, so that the sets also lose the deleted sessions."""
+        """Clean the sessions first, and then the sets, so that the ids of deleted sessions also leave the sets."""
         for keys in scan(self.redis, ANY_KIND):
             self._delete_inactive([key for key in keys if key.startswith(KINDS)])
             self._save()
@@ -164,7 +165,7 @@ class Cleaning:
         self._save()
 
     def clean_user(self, of_user: bytes) -> None:
-        """The same for the sessions in one user's set."""
+        """Clean the sessions in one user's set, and then the set."""
         for members in self._pages(of_user, 0):
             self._delete_inactive([KINDS[0] + member for member in members])
         self._suspect_missing([of_user])
@@ -201,7 +202,7 @@ class Cleaning:
             self.waiting += len(missing)
 
     def _confirm(self, *, down_to: int) -> None:
-        """Check again the members that are due; wait for the oldest ones while there are more than ``down_to``."""
+        """Check again the members that are due. While there are more members than ``down_to``, wait for the oldest."""
         settling = self.settling.total_seconds()
         while self.suspects:
             left = self.suspects[0].since + settling - time.monotonic()
@@ -219,7 +220,7 @@ class Cleaning:
 
     def _pages(self, of_user: bytes, cursor: int) -> Iterator[list[bytes]]:
         """Yield the members of a set from ``cursor`` on."""
-        from redis import ResponseError  # imported here, so that `rota jobs` need not import it
+        from redis import ResponseError  # only here, so that `rota jobs` need not import it
 
         while True:
             try:
@@ -231,7 +232,7 @@ class Cleaning:
                 return
 
     def _at_once(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send the commands in one round trip; return their replies and errors."""
+        """Send the commands in one round trip. Return their replies and errors."""
         with self.redis.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)

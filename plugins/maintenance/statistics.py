@@ -5,12 +5,12 @@ trigger does so in the same transaction. These rows are called marks. Writers on
 each other or for the sweep. The sweep deletes a batch of marks, locks the statistics of these users, and recomputes
 them in *later* statements of the same transaction. Under READ COMMITTED, PostgreSQL's default, a later statement sees
 everything that was committed before it began. So it sees at least the changes whose marks were deleted. If it does not
-see a change, that change is not committed yet; then its mark is not deleted yet either. If PostgreSQL refuses a user's
-statistics, the user keeps a mark for the next run.
+see a change, that change is not committed yet, so the mark of the change is not deleted yet either. If PostgreSQL
+refuses a user's statistics, the user keeps a mark for the next run.
 
-**New statistics are never overwritten with old ones.** Two sweeps may hold marks of one user. Each recomputes only
-after it has locked that user's row, so the later sweep sees at least all changes that the earlier one saw. Rows are
-locked in the order of user ids.
+**New statistics are never overwritten with old ones.** Two sweeps may hold marks of one user. Each sweep recomputes
+only after it has locked that user's row, so the later sweep sees at least all changes that the earlier sweep saw. Rows
+are locked in the order of user ids.
 
 **Set-based.** A batch needs a few statements, regardless of the number of users in it. Each statement uses an index.
 """
@@ -49,9 +49,9 @@ FIGURES = (
 
 
 def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 5000) -> dict[str, int]:
-    """Recompute the figures of every changed user, batch by batch; count users and failures.
+    """Recompute the figures of every changed user, batch by batch. Count users and failures.
 
-    Changes marked after the sweep began may be left to the next one, so that it ends.
+    Changes that are marked after the sweep began may be left to the next sweep, so that this sweep ends.
     """
     require_aware(now=now)
     counts = {"users": 0, "failed": 0}
@@ -82,7 +82,7 @@ def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
 def recompute_all(session: Session, now: datetime) -> None:
     """Recompute the figures of all users at once, for a manual repair. Tests and benchmarks compare the sweep with it.
 
-    It has no time limit, and it locks the figures of all users.
+    The function has no time limit, and it locks the figures of all users.
     """
     everyone = union(
         select(Task.poster_id.label("user_id")),
@@ -132,7 +132,10 @@ def _add_missing(session: Session, users: Select[tuple[str]], now: datetime) -> 
 
 
 def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
-    """A row of figures for each of ``users``. With ``all_users``, no filter is needed, since these are all users."""
+    """Return a row of figures for each of ``users``.
+
+    With ``all_users``, no filter is needed, since these are all users.
+    """
 
     def of_users(user_id: QueryableAttribute[Any]) -> ColumnElement[bool]:
         return literal(True) if all_users else user_id.in_(users)
@@ -162,7 +165,7 @@ def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
 
 
 def _write_figures(session: Session, figures: Subquery, now: datetime) -> None:
-    """Write the figures of rows that differ.
+    """Write the figures of the rows in which they differ.
 
     Other rows are not written, since each write leaves a dead row for vacuum.
     """

@@ -1,4 +1,4 @@
-"""Images and files of tasks: they are deleted some days after the task has been completed or cancelled.
+"""Images and files of tasks. They are deleted some days after the task has been completed or cancelled.
 
 An image of task 12 is in ``public/images/public/12``, any other file in ``private/tasks/12``; these folders are the
 task's own and are deleted with their content. ``file_journal.py`` keeps rows and files consistent.
@@ -26,9 +26,9 @@ UNSYNCHRONISED = {"synchronize_session": False}
 def record_file(session: Session, task_id: int, path: str | bytes) -> None:
     """Record that the task has a file at ``path``, relative to the upload root and in one of the task's own folders.
 
-    Recording it again is not an error. Raises WallError for any other path; UnknownTask; TaskFilesGone while the task's
-    files are being deleted, and afterwards as long as the task is over: do not write the file then. If the task becomes
-    active again, for example by a new deadline, it accepts files again.
+    Recording a path again is not an error. Raises WallError for any other path. Raises UnknownTask. Raises
+    TaskFilesGone while the task's files are being deleted, and afterwards as long as the task is over: do not write the
+    file then. If the task becomes active again, for example by a new deadline, it accepts files again.
     """
     try:
         raw = os.fsencode(path)
@@ -36,7 +36,7 @@ def record_file(session: Session, task_id: int, path: str | bytes) -> None:
         raise WallError(f"the path is not valid for a file of task {task_id}") from None
     if not JOURNAL.is_own(task_id, raw):
         raise WallError(f"the path is not in one of the folders of task {task_id}")
-    # With the lock, either a beginning deletion waits for us, or we wait for it.
+    # With the lock, either a beginning deletion waits for this transaction, or this transaction waits for the deletion.
     task = select(Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(key_share=True)
     found = session.execute(task).one_or_none()
     if found is None:
@@ -59,7 +59,7 @@ def _revive(session: Session, task_id: int) -> bool:
 def delete_files_of_completed(
     session: Session, root: int, now: datetime, *, checkpoint: Checkpoint, batch: int = 100
 ) -> dict[str, int]:
-    """Delete the files of tasks completed more than 3 days ago, batch by batch; count tasks, files and failures."""
+    """Delete the files of tasks completed more than 3 days ago, batch by batch. Count tasks, files and failures."""
     completed = (Task.state == TaskState.COMPLETED) & (Task.completed_at < now - KEPT)
     due = [(completed, Task.completed_at)]
     return Deletion(session, root, JOURNAL, due, now, checkpoint, batch).run()
@@ -70,7 +70,7 @@ def delete_files_of_expired(
 ) -> dict[str, int]:
     """Delete the files of tasks cancelled, or past their deadline and not completed, for more than 3 days.
 
-    Batch by batch; count tasks, files and failures.
+    This works batch by batch, and counts tasks, files and failures.
     """
     cancelled = (Task.state == TaskState.CANCELLED) & (Task.cancelled_at < now - KEPT)
     overdue = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (Task.deadline_at < now - KEPT)

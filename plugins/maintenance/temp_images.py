@@ -1,4 +1,4 @@
-"""Deletes images that were uploaded and not used within a day, a bounded number in each run.
+"""Deletes images that were uploaded and not used within a day, a limited number in each run.
 
 **What is deleted.** Regular files whose names end like those of images (``IMAGES``), last modified more than 24 hours
 ago, at any depth in the folders ``public/images/public/temp_*`` and ``flea_market/temp_*``. Symlinks are neither
@@ -16,7 +16,7 @@ stops only after it has finished at least one page or folder, so it always makes
 it may read one page more than its limit.
 
 **Why every image is reached.** A place is only a hint. If it is invalid, the run begins at the beginning. If the folder
-in which the last run stopped no longer exists, the run continues with the next one, and may miss some entries of the
+in which the last run stopped no longer exists, the run continues with the next folder, and may miss some entries of the
 same page. But when all folders are done, another round begins, which stops at other places.
 """
 
@@ -79,7 +79,7 @@ def delete_old_images(
     entries: int = 20_000,
     batch: int = 10_000,
 ) -> dict[str, int]:
-    """Delete at most ``limit`` images older than 24 h, and read about ``entries`` entries, beginning at the last place.
+    """Delete at most ``limit`` images older than 24 h, and read about ``entries`` entries, from the last place on.
 
     Counts deleted images, removed empty folders, read entries, and everything that could not be deleted or read.
     """
@@ -96,7 +96,7 @@ def delete_old_images(
 
 @dataclass
 class Sweep:
-    """One run."""
+    """One run of the job through the folders."""
 
     session: Session
     root: int
@@ -111,12 +111,12 @@ class Sweep:
     def __post_init__(self) -> None:
         self.before_ns = (self.now - KEPT - EPOCH) // MICROSECOND * 1000
         self.unsaved = 0
-        #: Failures of this round by folder, and the folders whose failures the round before has counted.
+        #: The failures of this round by folder, and the folders whose failures the previous round has counted.
         self.failures: Counter[str] = Counter()
         self.reported: set[str] = set()
 
     def run(self) -> None:
-        """Continue from ``place`` to the end, or until the run has done enough work; at the end, reset ``place``."""
+        """Continue from ``place`` until the end, or until the run has done enough work. At the end, reset ``place``."""
         start = self.place
         for above in range(start.above, len(ABOVE)):
             resume = start.steps if above == start.above else ()
@@ -128,12 +128,15 @@ class Sweep:
         self.place = BEGINNING
 
     def start_again(self) -> None:
-        """Begin another round in the same run. It counts and names no folder that the round before has named."""
+        """Start another round in the same run.
+
+        It does not count or log failures in folders that the previous round has logged.
+        """
         self.reported, self.failures = set(self.failures), Counter()
         self.run()
 
     def fail(self, folder: str, error: Exception) -> None:
-        """Count a failure in ``folder``, and log the first one."""
+        """Count a failure in ``folder``, and log the first failure there."""
         if folder in self.reported:
             return
         self.counts["failed"] += 1
@@ -161,7 +164,7 @@ class Sweep:
         self.place = Place(self.place.above, (*self.place.steps[:depth], step))
 
     def count_deleted(self) -> None:
-        """Count a deleted image; after each batch, commit the place."""
+        """Count a deleted image. After each batch, commit the place."""
         self.counts["deleted"] += 1
         self.unsaved += 1
         if self.unsaved == self.batch:
@@ -172,7 +175,7 @@ class Sweep:
 
 @dataclass
 class Visit:
-    """One folder of a run; ``resume`` is the rest of the path to the last place, beginning with this folder."""
+    """The work of a run in one folder. ``resume`` is the path from this folder to the last place."""
 
     sweep: Sweep
     folder: int
@@ -181,11 +184,14 @@ class Visit:
     resume: tuple[Step, ...]
 
     def go_on(self) -> bool:
-        """Process the folder's entries. False if the run has done enough work; ``sweep.place`` is then its position."""
+        """Process the folder's entries.
+
+        Return False if the run has done enough work; ``sweep.place`` then has its position.
+        """
         here = self.resume[0] if self.resume else Step(self.name)
         sought = self.resume[1].name if len(self.resume) > 1 else None
         listing = Listing(self.folder, here.position)
-        done = here.entry if sought else 0  # processed entries of this page; not exact if folders were deleted since
+        done = here.entry if sought else 0  # processed entries; inexact if folders were deleted
         self.sweep.stand(self.depth, here)
         for entry in listing:
             if listing.has_turned():
@@ -211,7 +217,7 @@ class Visit:
             return self._look_into(entry.name, resume)
         if _is_folder(entry) and (self.depth or entry.name.startswith(TEMPORARY)):
             self.sweep.stand(self.depth, Step(self.name, listing.page, listing.entry))
-            if self.sweep.has_looked_enough:  # stop before the entry, since it may be deleted afterwards
+            if self.sweep.has_looked_enough:  # stop before the entry, since it may be deleted later
                 self.sweep.stand(self.depth + 1, Step(entry.name))
                 return False
             self.sweep.counts["entries"] += 1
@@ -263,7 +269,7 @@ class Visit:
         return finished
 
     def _remove_empty(self, name: str) -> None:
-        with suppress(OSError):  # it is not empty any more, or was deleted
+        with suppress(OSError):  # the folder has new entries, or was deleted
             os.rmdir(name, dir_fd=self.folder)
             self.sweep.counts["folders"] += 1
 
@@ -320,7 +326,7 @@ class Listing:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir(follow_symlinks=False)
-    except OSError:  # opening it as a file will report the error
+    except OSError:  # opening the entry as a file reports the error
         return False
 
 
@@ -330,7 +336,7 @@ def _to_json(place: Place) -> list[Any]:
 
 
 def _from_json(value: Any) -> Place:
-    """Read a stored place. A place is only a hint, so an invalid one is replaced by the beginning."""
+    """Read a stored place. A place is only a hint, so an invalid place is replaced by the beginning."""
     try:
         above, steps = value
         if above not in range(len(ABOVE)):

@@ -1,4 +1,4 @@
-"""Deletes time slots that are long over, unless a task on them is unfinished.
+"""Deletes time slots that ended long ago, unless one of their tasks is unfinished.
 
 A slot without tasks is also deleted. Finished tasks are kept, without their slot.
 
@@ -24,7 +24,7 @@ FINISHED = Task.state.in_([TaskState.COMPLETED, TaskState.CANCELLED])
 def delete_old_slots(
     session: Session, now: datetime, *, retention: timedelta, checkpoint: Checkpoint, batch: int = 1000
 ) -> dict[str, int]:
-    """Delete slots that ended more than ``retention`` ago and have no unfinished task; count deleted and kept slots."""
+    """Delete slots that ended more than ``retention`` ago and have no unfinished task. Count deleted and kept slots."""
     before = now - retention
     return sweep(
         session,

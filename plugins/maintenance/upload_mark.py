@@ -22,7 +22,7 @@ NOTHING = {"lost+found"}
 
 
 def require(session: Session, root: int, files: InstrumentedAttribute[bytes]) -> None:
-    """Raise UploadRootError unless ``root``, an open folder, is marked, or can be marked now.
+    """Raise UploadRootError unless ``root``, an open folder, has the mark, or can get the mark now.
 
     ``files`` are the rows that list files.
     """

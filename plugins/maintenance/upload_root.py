@@ -12,7 +12,7 @@ deleted relative to the open folder that contains it (unlinkat(2)). So:
 - other devices, mounted within a folder that is being removed, are refused;
 - of a file with several names (hard links), only the name inside the folder is deleted.
 
-Names are those of ``os.fsdecode``: bytes that are not UTF-8 survive the round trip.
+Names have the form of ``os.fsdecode``: bytes that are not UTF-8 survive the round trip.
 """
 
 import errno
@@ -29,16 +29,16 @@ NOT_A_FOLDER = {errno.ELOOP, errno.ENOTDIR}
 NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 #: The longest name of the common file systems, in bytes.
 LONGEST_NAME = 255
-#: The application makes no deeper tree than this; each level needs an open folder.
+#: The application makes no deeper tree than this. The number is limited, since each level needs an open folder.
 DEEPEST = 64
-#: While a folder is emptied, another process may add a file, and a listing may miss a file; so it is listed again, this
-#: many times at most.
+#: While a folder is emptied, another process may add a file, and a listing may miss a file. So the folder is listed
+#: again, at most this many times.
 PASSES = 3
 
 
 @contextmanager
 def opened(root: Path | None) -> Iterator[int]:
-    """The upload root, as an open folder. Raises UploadRootError unless it is a folder that can be written to."""
+    """Yield the upload root, as an open folder. Raises UploadRootError unless it is a folder that can be written to."""
     if root is None:
         raise UploadRootError("is not set; it is the folder below which the application keeps uploads")
     folder = _open_root(root)
@@ -72,9 +72,9 @@ def is_plain(name: str | bytes) -> bool:
 
 
 def enter(folder: int, name: str) -> int:
-    """Open the folder ``name`` in ``folder``; the caller closes it.
+    """Open the folder ``name`` in ``folder``. The caller closes it.
 
-    Raises FileNotFoundError if there is none, and WallError if the name is unsafe or is not that of a folder.
+    Raises FileNotFoundError if there is no such folder, and WallError if the name is unsafe or does not name a folder.
     """
     if not is_plain(name):
         raise WallError("not a plain name")
@@ -88,7 +88,7 @@ def enter(folder: int, name: str) -> int:
 
 @contextmanager
 def descended(root: int, names: Sequence[str]) -> Iterator[int | None]:
-    """The folder that is reached from ``root`` by these names, one by one; None if one of them is missing."""
+    """Yield the folder that is reached from ``root`` by these names, one by one; None if one of them is missing."""
     with ExitStack() as stack:
         folder: int | None = root
         for depth, name in enumerate(names, start=1):
@@ -109,10 +109,10 @@ def _step(folder: int, name: str, way: Sequence[str]) -> int | None:
 
 
 def remove_tree(parent: int, name: str) -> int:
-    """Remove the folder ``name`` in ``parent`` and its content; return the number of removed files and links.
+    """Remove the folder ``name`` in ``parent`` and its content. Return the number of removed files and links.
 
-    A missing folder is not an error. If something cannot be removed, the rest is removed anyway; then the first error,
-    an OSError or a WallError, is raised.
+    A missing folder is not an error. If something cannot be removed, everything else is removed first; then the first
+    error, an OSError or a WallError, is raised.
     """
     removal = _Removal()
     removal.remove(parent, name, DEEPEST)
@@ -176,7 +176,7 @@ class _Removal:
 
 
 def unlink(folder: int, name: str) -> bool:
-    """Delete the file or link ``name`` in ``folder``; False if it is gone already."""
+    """Delete the file or link ``name`` in ``folder``. Return False if it is gone already."""
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Agents, the queue, chats with their messages and notifications, and the archive."""
+"""Creates the tables of agents, the queue, chats with their messages and notifications, and the archive."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Tasks and notifications, coupons, invitation codes, and points with their ledger."""
+"""Creates the tables of tasks and notifications, coupons, invitation codes, and points with their ledger."""
 
 import sqlalchemy as sa
 from alembic import op

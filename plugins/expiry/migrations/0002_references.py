@@ -1,6 +1,6 @@
 """Adds the user of an invitation code and the reference of a points entry, and makes tasks deletable.
 
-Both columns may be empty, since the previous release may still run and does not set them.
+Both columns may be empty, since the previous release may still be running and does not set them.
 """
 
 import sqlalchemy as sa

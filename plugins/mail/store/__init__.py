@@ -36,7 +36,8 @@ __all__ = [
 
 @lru_cache(maxsize=8)
 def open_store(address: str | None) -> Store:
-    """The store at ``address``, ``file:///srv/mail`` or ``s3://bucket/prefix``; the same object for the same address.
+    """Return the store at ``address``, ``file:///srv/mail`` or ``s3://bucket/prefix``; the same object for the same
+    address.
 
     The credentials, the region and the endpoint of S3 come from the variables AWS_ACCESS_KEY_ID and so on. Nothing is
     opened until an object is asked for. Raises StoreAddressError.

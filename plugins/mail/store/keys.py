@@ -10,7 +10,7 @@ UIDS_PER_FOLDER = 1000
 
 
 def message_key(account_id: int, folder_number: int, generation: int, uid: int) -> str:
-    """The key of a message, which depends on its identity alone: stored again after a crash, it replaces itself.
+    """Return the key of a message, which depends on its identity alone: stored again after a crash, it replaces itself.
 
     ``folder_number`` and ``generation`` are those of its row in the table of folders: two folders of an account may
     have the same UIDVALIDITY, and a server may return to an old one.
@@ -19,19 +19,22 @@ def message_key(account_id: int, folder_number: int, generation: int, uid: int) 
 
 
 def account_prefix(account_id: int) -> str:
-    """The prefix of all messages of an account, and of nothing else."""
+    """Return the prefix of all messages of an account, and of nothing else."""
     return f"{account_id}/"
 
 
 def steps(key: str) -> list[str]:
-    """The names of which ``key`` consists. Raises StoreError if it is not a key."""
+    """Return the names of which ``key`` consists. Raises StoreError if it is not a key."""
     if not KEY.fullmatch(key):
         raise StoreError(f"{key!r} is not a key: names of digits, lower-case letters, '.', '_' and '-' between slashes")
     return key.split("/")
 
 
 def prefix_steps(prefix: str) -> list[str]:
-    """The names of which ``prefix`` consists. Raises StoreError unless it is empty or a key with a slash at its end."""
+    """Return the names of which ``prefix`` consists.
+
+    Raises StoreError unless it is empty or a key with a slash at its end.
+    """
     if not prefix:
         return []
     if not prefix.endswith("/"):

@@ -60,7 +60,7 @@ class LocalStore:
                 _sync(folder)
 
     def open(self, key: str) -> IO[bytes]:
-        """The object of ``key``."""
+        """Return the object of ``key``."""
         *folders, name = steps(key)
         with _explained(key), self._descended(folders) as way:
             file = os.fdopen(os.open(name, READ, dir_fd=way[-1]), "rb")
@@ -80,7 +80,7 @@ class LocalStore:
                 _remove_empty(way, folders)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The files below ``prefix`` whose names a store gives; others are left alone."""
+        """Yield the files below ``prefix`` whose names a store gives; others are left alone."""
         with _explained(prefix), suppress(FileNotFoundError), self._descended(prefix_steps(prefix)) as way:
             yield from _walk(way[-1], prefix)
 

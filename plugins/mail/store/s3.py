@@ -53,7 +53,7 @@ class S3Store:
             obstore.put(self._bucket, key, file, chunk_size=PART_BYTES, max_concurrency=1)
 
     def open(self, key: str) -> IO[bytes]:
-        """The object of ``key``, copied to a temporary file if it is large."""
+        """Return the object of ``key``, copied to a temporary file if it is large."""
         steps(key)
         copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 — the caller closes it
         try:
@@ -76,7 +76,7 @@ class S3Store:
                 obstore.delete(self._bucket, some)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The objects below ``prefix``."""
+        """Yield the objects below ``prefix``."""
         prefix_steps(prefix)
         with _explained(prefix):
             for some in obstore.list(self._bucket, prefix or None):

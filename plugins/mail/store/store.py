@@ -28,13 +28,14 @@ class Store(Protocol):
         """
 
     def open(self, key: str) -> IO[bytes]:
-        """The object, to be read from its start; the caller closes it. Raises NoSuchObject."""
+        """Return the object, to be read from its start; the caller closes it. Raises NoSuchObject."""
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete the objects of these keys; a missing one is no error. If this raises, some may be deleted."""
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The objects whose keys begin with ``prefix``, which is empty or ends with a slash; in no particular order.
+        """Yield the objects whose keys begin with ``prefix``, which is empty or ends with a slash; in no particular
+        order.
 
         Objects that are put or deleted meanwhile may be listed or not. What a crash of ``put`` left is listed too.
         """

@@ -1,4 +1,6 @@
-"""Tasks and their files, time slots, the flea market, experts, users' statistics; triggers that mark changes."""
+"""Creates the tables of tasks and their files, time slots, the flea market, experts and users' statistics, and triggers
+that mark changes.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -25,7 +27,8 @@ TABLES = [
     "bookmarks",
 ]
 
-#: Marks all users whose figures a change of tasks affects: those who posted or took a task, before or after the change.
+#: Marks all users whose figures a change of tasks affects: the users who posted or took a task, before or after the
+#: change.
 MARK_USERS_OF_TASKS = """
     CREATE FUNCTION maintenance_mark_users_of_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -226,7 +229,7 @@ def create_experts() -> None:
 
 
 def create_triggers() -> None:
-    """One trigger for each kind of statement, since each has different transition tables."""
+    """Create one trigger for each kind of statement, since each kind has different transition tables."""
     for function in (MARK_USERS_OF_TASKS, MARK_USERS_OF_REVIEWS, MARK_ALL_USERS):
         op.execute(function)
     for table in MARKED:

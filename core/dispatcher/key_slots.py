@@ -16,6 +16,7 @@ from core.ledger import history, key_slots, key_standings, pauses, slots, succes
 from core.ledger.key_slots import ABSENT, BY_KEY, NO_CRONS, Asked, Crons, KeyedJob
 from core.ledger.releases import Fleet
 from core.ledger.slots import Watermark
+from core.observability import metrics
 from core.observability.events import SlotSkipped, emit
 from core.scheduling import plan
 from core.scheduling.misfires import report_missed
@@ -47,6 +48,8 @@ class KeyAccountant:
     #: The time up to which the slots of each job are accounted for.
     reached: dict[str, datetime] = field(default_factory=dict)
     stored: dict[str, datetime] = field(default_factory=dict)
+    #: How long the slots of each job had waited at most when the last pass began to account for them.
+    lag_seconds: dict[str, float] = field(default_factory=dict)
 
     def account(self, connection: Connection, fleet: Fleet) -> int:
         """Account for all slots that are due. Return how many runs were inserted."""
@@ -56,11 +59,14 @@ class KeyAccountant:
         self.is_alone = bool(jobs) and (self.is_alone or key_slots.is_alone(connection))
         if not self.is_alone:
             return 0
-        now = history.now(connection)
-        return sum(self._account_for(connection, job, now) for job in jobs.values())
+        now, self.lag_seconds = history.now(connection), {}
+        inserted = sum(self._account_for(connection, job, now) for job in jobs.values())
+        metrics.schedules_lag(self.lag_seconds)
+        return inserted
 
     def _account_for(self, connection: Connection, job: KeyedJob, now: datetime) -> int:
         after = self._after(connection, job, now)
+        self.lag_seconds[job.name] = max((now - after).total_seconds(), 0.0)
         now = max(now, after)  # the clock of another server of PostgreSQL may be behind
         asked = key_slots.ask(connection, job.name, now)
         has_changed = asked.has_changes
@@ -168,6 +174,8 @@ class JobAccount:
 def tell(job: KeyedJob, left_out: Mapping[str, int]) -> None:
     """Log and count the slots that got no run."""
     for reason, count in left_out.items():
+        if count:
+            metrics.slots_in_gap(job.name, reason, count)
         if count and reason == "outage":
             report_missed(job.name, Counter({reason: count}), f"misfire={job.misfire}; one gap row tells of them")
         elif count:

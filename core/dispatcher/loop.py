@@ -15,6 +15,7 @@ from core.dispatcher import leadership, sending
 from core.dispatcher.accounting import Accountant
 from core.dispatcher.deadlines import expire
 from core.dispatcher.key_slots import KeyAccountant
+from core.dispatcher.key_watch import KeyWatch
 from core.dispatcher.orphans import OrphanKeeper
 from core.dispatcher.overdue_alarm import Watch
 from core.dispatcher.recall import recall
@@ -80,6 +81,7 @@ class Dispatcher(LedgerThread):
         self._heard_at = 0.0
         self._orphan_keeper = OrphanKeeper(registry, carrier, orphan_seconds)
         self._watch = Watch(registry)
+        self._key_watch = KeyWatch()
         self._fleet_cache = FleetCache()
         self._fleet = Fleet()
         #: The time when the pause of each paused job began.
@@ -131,6 +133,7 @@ class Dispatcher(LedgerThread):
         metrics.leading(True)
         self._orphan_keeper = OrphanKeeper(self._registry, self._carrier, self._orphan_seconds)
         self._watch = Watch(self._registry)
+        self._key_watch = KeyWatch()
         self._heard_at = time.monotonic()
         recovery = Recovery(
             self._engine, self._carrier, self._outage, every_seconds=self._every_seconds, max_crashes=self._max_crashes
@@ -200,6 +203,7 @@ class Dispatcher(LedgerThread):
         self._steps.take("recall", recall, connection, self._carrier, self._windows, sorted(self._fleet.queues))
         self._steps.take("key slots", self._key_accountant.account, connection, self._fleet)
         self._steps.take("overdue", self._watch.look, connection, self._held)
+        self._steps.take("key metrics", self._key_watch.look, connection)
         self._steps.take("maintain", self._maintain)
 
     def _ask(self, connection: Connection) -> Agenda:

@@ -89,6 +89,18 @@ def _made() -> Any:
         differing=Counter(
             "rota_schedules_differing", "Schedules that the daily check found to differ from the wanted ones", ["task"]
         ),
+        schedules=Gauge(
+            "rota_schedules", "Schedules made at run time, by state", ["task", "state"], multiprocess_mode="livemax"
+        ),
+        schedules_lag=Gauge(
+            "rota_schedules_lag_seconds",
+            "How long slots of schedules made at run time have waited to be recorded",
+            ["task"],
+            multiprocess_mode="livemax",
+        ),
+        gaps=Counter(
+            "rota_schedules_gap_slots", "Slots of schedules made at run time without runs", ["task", "reason"]
+        ),
         limited=Gauge("rota_runs_limited", "Runs that wait for a limit", ["limit"], multiprocess_mode="livemax"),
         succeeded=Gauge(
             "rota_last_success_timestamp_seconds",
@@ -166,6 +178,8 @@ def leading(is_leader: bool) -> None:
         paused([])
         overdue({})
         limited({})
+        schedules({})
+        schedules_lag({})
 
 
 def paused(scopes: Collection[str]) -> None:
@@ -188,21 +202,37 @@ def schedules_differ(task: str, schedules: int) -> None:
     _labelled("differing", task).inc(schedules)
 
 
+def schedules(counts: Mapping[tuple[str, str], int]) -> None:
+    """Set how many schedules made at run time each task has in each state; reset all others."""
+    _set_all("schedules", counts)
+
+
+def schedules_lag(seconds: Mapping[str, float]) -> None:
+    """Set how long the slots of each task's keys have waited to be recorded; reset all other tasks."""
+    _set_all("schedules_lag", seconds)
+
+
+def slots_in_gap(task: str, reason: str, slots: int) -> None:
+    """Count slots of a task's keys that have no runs, by the reason of their gap."""
+    _labelled("gaps", task, reason).inc(slots)
+
+
 def succeeded_at(task: str, timestamp: float) -> None:
     """Set the time when the last successful slot of a task finished."""
     _labelled("succeeded", task).set(timestamp)
 
 
 #: The labels that ``_set_all`` set last. A series that processes share cannot be removed, only set to 0.
-_standing: dict[str, set[str]] = {}
+_standing: dict[str, set[tuple[str, ...]]] = {}
 
 
-def _set_all(name: str, values: Mapping[str, float]) -> None:
-    for gone in _standing.get(name, set()) - values.keys():
-        _labelled(name, gone).set(0)
-    for label, value in values.items():
-        _labelled(name, label).set(value)
-    _standing[name] = {label for label, value in values.items() if value}
+def _set_all(name: str, values: Mapping[str, float] | Mapping[tuple[str, str], float]) -> None:
+    wanted = {(label,) if isinstance(label, str) else label: value for label, value in values.items()}
+    for gone in _standing.get(name, set()) - wanted.keys():
+        _labelled(name, *gone).set(0)
+    for labels, value in wanted.items():
+        _labelled(name, *labels).set(value)
+    _standing[name] = {labels for labels, value in wanted.items() if value}
 
 
 def dispatched(seconds: float) -> None:

@@ -2,8 +2,10 @@
 
 from core.cancel import cancel
 from core.close_limit import close_limit
+from core.commands import command_session, print_rows
 from core.enqueue import enqueue, enqueue_many, publish, send, send_many
 from core.errors import Cancelled, Later, NaiveTime, RotaError, TimeLimitExceeded
+from core.jobs.commands import Command
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
@@ -33,6 +35,7 @@ __all__ = [
     "Attempt",
     "Cancelled",
     "Checkpoint",
+    "Command",
     "Instant",
     "Job",
     "JobDefaults",
@@ -53,6 +56,7 @@ __all__ = [
     "TimeLimitExceeded",
     "cancel",
     "close_limit",
+    "command_session",
     "cron",
     "enqueue",
     "enqueue_many",
@@ -62,6 +66,7 @@ __all__ = [
     "isolate",
     "job",
     "pause_schedule",
+    "print_rows",
     "publish",
     "report_refused",
     "require_aware",

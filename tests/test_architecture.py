@@ -13,7 +13,7 @@ import core
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a room imports from its own line or from a line below it
-    {"main", "testing", "upkeep"},
+    {"commands", "main", "testing", "upkeep"},
     {"middleware", "worker"},
     {"cli", "dispatcher", "web"},
     {"operations", "scheduling"},

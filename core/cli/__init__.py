@@ -1,16 +1,21 @@
 """The ``rota`` command: one short file per command, which parses, calls and prints.
 
-A command's file is imported only when that command is used, so that ``rota --help`` stays quick. Exit status: 0 if the
-command succeeded, 1 if the answer is no or something is wrong, 2 for wrong usage.
+A command's file is imported only when that command is used. Plugins are loaded for their own commands, for
+``rota --help`` and for a misspelt command. Exit status: 0 if the command succeeded, 1 if the answer is no or something
+is wrong, 2 for wrong usage.
 """
 
 import importlib
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from core.errors import RotaError, suggestion
+
+if TYPE_CHECKING:
+    from core.jobs.commands import Command
+    from core.jobs.registry import Plugin
 
 #: The import path of each command, and its line in the overview.
 COMMANDS = {
@@ -67,19 +72,26 @@ class Commands(Group):
     """Imports a command when it is used, and turns Rota's errors into one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *brought()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name in COMMANDS:
+            return imported(COMMANDS[cmd_name][0])
+        plugin, command = brought().get(cmd_name, (None, None))
+        if plugin is None or command is None:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), name)
-        assert isinstance(command, click.Command)
-        return command
+        try:
+            return imported(command.place)
+        except Exception as error:  # it is another team's code
+            said = f"{type(error).__name__}: {error}"
+            raise Problem(f"plugin {plugin.name!r}: its command {cmd_name!r} cannot be imported: {said}") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        if found := brought():
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(name, command.line) for name, (_, command) in found.items()])
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         from core.cli import unwritable
@@ -95,6 +107,24 @@ class Commands(Group):
                 return super().invoke(ctx)
         except RotaError as error:
             raise Problem(str(error)) from error
+
+
+def imported(place: str) -> click.Command:
+    """The command of click at ``place``, ``package.module:name``. Raises any error of its import."""
+    module, _, name = place.partition(":")
+    command = getattr(importlib.import_module(module), name)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{place} is {command!r}, which is not a command of click")
+    return command
+
+
+def brought() -> "dict[str, tuple[Plugin, Command]]":
+    """The commands of plugins, each with its plugin; none if the settings say no valid list of disabled plugins."""
+    from core.plugins import loading
+
+    with suppress(RotaError):
+        return {command.name: (plugin, command) for plugin, command in loading.current().commands()}
+    return {}
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

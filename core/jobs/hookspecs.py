@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pluggy
 
+from core.jobs.commands import Command
 from core.jobs.job import Job
 from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
@@ -57,4 +58,13 @@ def register_schedules() -> Mapping[str, WantedSchedules]:  # type: ignore[empty
     Called once, when the plugin is loaded. A name of another job breaks the plugin. Each function gets a session and
     returns an iterable of KeySchedule, for example a generator over a query. `rota schedules sync` calls it, and so
     does the daily job ``check-schedules``, which reports differences. If a function raises, nothing is changed.
+    """
+
+
+@hookspec
+def register_commands() -> Sequence[Command]:  # type: ignore[empty-body]
+    """Return the plugin's own commands of ``rota``. Called once, when the plugin is loaded; it must not import click.
+
+    A command that has the name of one of Rota's own breaks the plugin; if two plugins bring one of the same name, both
+    are broken. The command's module is imported when the command is used.
     """

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from core.errors import UnknownJob, suggestion
+from core.jobs.commands import Command
 from core.jobs.job import Job
 from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
@@ -58,6 +59,8 @@ class Plugin:
     middleware: tuple[RunMiddleware, ...] = ()
     #: The functions that read the wanted schedules of the plugin's jobs, by the jobs' names.
     schedules: Mapping[str, WantedSchedules] = field(default_factory=dict)
+    #: The plugin's own commands of ``rota``.
+    commands: tuple[Command, ...] = ()
     #: Why the plugin is broken; None if it is not broken.
     error: str | None = None
     #: Whether the plugin is installed but disabled. None of a disabled plugin's modules is imported.
@@ -140,6 +143,11 @@ class Registry:
     def outliving(self, retention: timedelta) -> list[Job]:
         """Return the jobs whose grace is longer than ``retention``: a slot may run after its row was deleted."""
         return [job for job in self.scheduled() if job.misfire_grace > retention]
+
+    def commands(self) -> Iterable[tuple[Plugin, Command]]:
+        """Return the commands of plugins that are not broken, by name, each with its plugin."""
+        found = [(plugin, each) for plugin in self.plugins if not plugin.error for each in plugin.commands]
+        return sorted(found, key=lambda pair: pair[1].name)
 
     def broken(self) -> Iterable[Plugin]:
         """Return the plugins that could not be loaded."""

@@ -20,6 +20,8 @@ import pluggy
 from core import settings
 from core.errors import PluginError, suggestion
 from core.jobs import arguments, hookspecs, secrets
+from core.jobs.commands import Command
+from core.jobs.commands import problem as command_problem
 from core.jobs.hookspecs import NAMESPACE
 from core.jobs.job import Job
 from core.jobs.keyed import WantedSchedules
@@ -151,6 +153,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
         migrations=Path(folders[0]) if folders else None,
         settings=offered[0] if offered else None,
         middleware=tuple(each for found in answers(manager, "register_middleware", plugin) for each in around(found)),
+        commands=tuple(each for found in answers(manager, "register_commands", plugin) for each in own_commands(found)),
         schedules=wanted_schedules(jobs, answers(manager, "register_schedules", plugin)),
     )
 
@@ -242,24 +245,40 @@ def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[st
     return found
 
 
+def own_commands(commands: Any) -> list[Command]:
+    """Check that a plugin can bring each of ``commands``; return them."""
+    if isinstance(commands, str) or not isinstance(commands, Iterable):
+        raise PluginError(f"register_commands returned {commands!r}, which is not a list of Command")
+    found: list[Command] = list(commands)
+    for each in found:
+        if problem := command_problem(each):
+            raise PluginError(f"register_commands returned {problem}")
+    return found
+
+
 def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
-    """Return ``plugins``. If two of them declare the same job name, both are marked as broken.
+    """Return ``plugins``. If two of them declare the same job or command, both are marked as broken.
 
     Both plugins are refused, since it is unknown which job is meant, and the wrong one must not run. Only the core is
     never refused, since no job runs without its tables.
     """
-    owners: dict[str, list[str]] = defaultdict(list)
+    owners: dict[tuple[str, str], list[str]] = defaultdict(list)
     for plugin in plugins:
-        for job in plugin.jobs:
-            owners[job.name].append(plugin.name)
-    twice = {job: names for job, names in owners.items() if len(names) > 1}
+        for declared in _names(plugin):
+            owners[declared].append(plugin.name)
+    twice = {declared: names for declared, names in owners.items() if len(names) > 1}
     return [_broken_by_duplicate(plugin, twice) for plugin in plugins]
 
 
-def _broken_by_duplicate(plugin: Plugin, twice: dict[str, list[str]]) -> Plugin:
-    shared = [job.name for job in plugin.jobs if job.name in twice]
+def _names(plugin: Plugin) -> list[tuple[str, str]]:
+    """The names that no other plugin may have, each with its kind."""
+    return [*(("job", job.name) for job in plugin.jobs), *(("command", each.name) for each in plugin.commands)]
+
+
+def _broken_by_duplicate(plugin: Plugin, twice: dict[tuple[str, str], list[str]]) -> Plugin:
+    shared = [declared for declared in _names(plugin) if declared in twice]
     if not shared or plugin.name == CORE:
         return plugin
-    name = shared[0]
-    owners = " and ".join(repr(owner) for owner in twice[name])
-    return replace(plugin, error=f"job name {name!r} is declared by {owners}; rename one, or uninstall one of them")
+    kind, name = shared[0]
+    owners = " and ".join(repr(owner) for owner in twice[kind, name])
+    return replace(plugin, error=f"{kind} name {name!r} is declared by {owners}; rename one, or uninstall one of them")

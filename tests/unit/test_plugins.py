@@ -15,8 +15,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from core import Run, job, upkeep
+from core.cli import COMMANDS as ROTAS_OWN
 from core.errors import UnknownJob
-from core.jobs import hookspecs
+from core.jobs import commands, hookspecs
 from core.jobs.registry import Plugin, Registry
 from core.observability.events import PluginFailed, PluginNotInstalled
 from core.plugins import loading
@@ -255,6 +256,55 @@ def test_a_plugin_that_wants_schedules_of_no_job_of_its_own_is_broken(write: Wri
     (broken,) = registry.broken()
     assert (broken.name, problem in str(broken.error)) == ("billing", True)
     assert not registry.wanted_schedules
+
+
+COMMANDS = """
+from core import Command
+
+@hookimpl
+def register_commands():
+    return {returned}
+"""
+
+
+def bringing(write: Write, returned: str, name: str = "billing") -> EntryPoint:
+    return write(name, SOUND + COMMANDS.replace("{returned}", returned))
+
+
+def test_hook_register_commands(write: Write):
+    registry = loading.load([bringing(write, '[Command("invoices", "billing.commands:invoices", "List invoices.")]')])
+
+    ((plugin, command),) = registry.commands()
+    assert (plugin.name, command.name, command.line) == ("billing", "invoices", "List invoices.")
+    assert "billing.commands" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        ("None", "register_commands returned None"),
+        ("'invoices'", "which is not a list of Command"),
+        ("['invoices']", "register_commands returned 'invoices', which is not a Command"),
+        ("[Command('In voices', 'a:b', 'x')]", "the command 'In voices'; a name has lower-case letters"),
+        ("[Command('runs', 'a:b', 'x')]", "the command 'runs', which is Rota's own"),
+        ("[Command('invoices', 'a.b', 'x')]", "'invoices' at 'a.b', which is no place such as"),
+        ("[Command('invoices', 'a:b', 'x\\ny')]", "with the line 'x\\ny', which is no printable line"),
+    ],
+)
+def test_a_plugin_with_a_wrong_command_is_broken(write: Write, returned: str, problem: str):
+    assert problem in error_of(bringing(write, returned))
+
+
+def test_a_command_that_two_plugins_bring_breaks_both(write: Write):
+    returned = "[Command('invoices', 'a:b', 'x')]"
+    registry = loading.load([bringing(write, returned), bringing(write, returned, "shop")])
+
+    assert {plugin.name for plugin in registry.broken()} == {"billing", "shop"}
+    assert all("command name 'invoices' is declared by 'billing' and 'shop'" in str(p.error) for p in registry.broken())
+
+
+def test_no_plugin_can_bring_a_command_of_rota():
+    assert set(ROTAS_OWN) <= commands.OWN
 
 
 def test_middleware_may_surround_every_job(write: Write):

@@ -1,0 +1,45 @@
+"""``Command``: a command of ``rota`` that a plugin brings; its place is imported when it is used."""
+
+import re
+from dataclasses import dataclass
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+PLACE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+#: The names of Rota's own commands, and of those to come.
+OWN = frozenset(
+    {
+        *("actions", "audit", "backup", "batch", "batches", "cancel", "check", "db", "diff", "drop", "jobs", "limits"),
+        *("new-plugin", "orphans", "pause", "pauses", "plugins", "restore", "result", "resume", "retry", "run", "runs"),
+        *("schedules", "status", "tokens", "up", "web", "why", "worker", "workers"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of a plugin, for the hook ``register_commands``.
+
+    ``place`` names a command or a group of click as ``package.module:name``; it is imported when the command is used.
+    ``line`` is its line in ``rota --help``.
+    """
+
+    name: str
+    place: str
+    line: str
+
+
+def problem(command: object) -> str:
+    """Why a plugin cannot bring ``command``; empty if it can."""
+    if not isinstance(command, Command):
+        return f"{command!r}, which is not a Command"
+    if not isinstance(command.name, str) or not NAME.fullmatch(command.name):
+        return f"the command {command.name!r}; a name has lower-case letters, digits and -, at most 40"
+    if command.name in OWN:
+        return f"the command {command.name!r}, which is Rota's own"
+    if not isinstance(command.place, str) or not PLACE.fullmatch(command.place):
+        return (
+            f"the command {command.name!r} at {command.place!r}, which is no place such as 'billing.commands:billing'"
+        )
+    if not isinstance(command.line, str) or not command.line.strip() or not command.line.isprintable():
+        return f"the command {command.name!r} with the line {command.line!r}, which is no printable line"
+    return ""

@@ -15,6 +15,9 @@ RotaError
 │   └── UnknownRun         the ledger has no run of that id
 ├── IncompleteError        an operation changed only some of the selected runs
 ├── BadTime                a text that is not a time, or a time that is not allowed here
+├── Forbidden              the caller may not do this
+├── NotAuthenticated       the caller is not known
+├── TokenError             a token cannot be made or revoked in this way
 ├── LeaseLost              this worker no longer owns the run; stop at once
 ├── ForkedChild            a child that a job has forked asked for the run's session
 ├── NoSubject              the table of a job's subjects does not exist
@@ -102,6 +105,18 @@ class BadTime(RotaError):
         super().__init__(message)
         #: The option for which the time was given, such as ``since``.
         self.option = option
+
+
+class Forbidden(RotaError):
+    """The caller is known, and may not do this; nothing was changed."""
+
+
+class NotAuthenticated(RotaError):
+    """The caller has shown no token, or one that is not valid."""
+
+
+class TokenError(RotaError):
+    """A token cannot be made or revoked in this way; nothing was changed."""
 
 
 class LeaseLost(RotaError):

@@ -37,6 +37,8 @@ MOST_SCHEDULES = f"{PREFIX}MOST_SCHEDULES"
 #: The name of the plugin that comes with the core.
 CORE = "core"
 
+#: The fewest characters of ``ROTA_WEB_TOKEN``.
+SHORTEST_TOKEN = 32
 #: A path of one or more segments.
 WEB_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
@@ -129,11 +131,23 @@ class Settings(BaseModel):
     web_host: Annotated[str, Field(validation_alias="ROTA_WEB_HOST")] = "127.0.0.1"
     """The address on which `rota web` serves HTTP; by default only this machine can reach it."""
 
-    web_port: Annotated[int, Field(validation_alias="ROTA_WEB_PORT", ge=1, le=65535)] = 9190
-    """The port on which `rota web` serves HTTP."""
+    web_port: Annotated[int, Field(validation_alias="ROTA_WEB_PORT", ge=0, le=65535)] = 9190
+    """The port on which `rota web` serves HTTP; with 0, `rota up` starts no HTTP service."""
 
     web_prefix: Annotated[str, Field(validation_alias="ROTA_WEB_PREFIX")] = ""
     """The path below which a proxy publishes `rota web`, such as `/rota`; the proxy may remove it or not."""
+
+    web_token: Annotated[SecretStr | None, Field(validation_alias="ROTA_WEB_TOKEN")] = None
+    """A token of an admin that is valid without an entry in the ledger, of at least 32 characters."""
+
+    @field_validator("web_token")
+    @classmethod
+    def _web_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < SHORTEST_TOKEN:
+            raise ValueError(
+                f"must have at least {SHORTEST_TOKEN} characters; `openssl rand -hex 32` prints a good one"
+            )
+        return value
 
     @field_validator("web_prefix")
     @classmethod

@@ -22,6 +22,7 @@ def prune_runs(run: Run) -> dict[str, int]:
     retention.prune_pauses(run.session)
     retention.prune_schedules(run.session, checkpoint=run.checkpoint)
     retention.prune_departures(run.session)
+    retention.prune_tokens(run.session)
     retention.prune_limits(run.session, checkpoint=run.checkpoint)
     return {"deleted": deleted, "audit_deleted": retention.prune_audit(run.session, checkpoint=run.checkpoint)}
 

@@ -52,6 +52,7 @@ OTHERS = {
     "kill",
     "pytest",
     "jq",
+    "curl",
 }
 
 
@@ -108,6 +109,8 @@ def values(name: str) -> str:
         return "names"
     if name == "web_prefix":
         return "path"
+    if name == "web_token":
+        return "secret"
     if name == "reserved_threads":
         return "queues with numbers of threads"
     unit = {"seconds": "seconds", "days": "days", "size": "connections", "crashes": "workers"}.get(name.split("_")[-1])

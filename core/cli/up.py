@@ -4,20 +4,23 @@ import os
 import shlex
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
+from sqlalchemy.exc import DBAPIError
 
 from core import settings
-from core.cli import environment
+from core.cli import actor, environment
 from core.cli.output import say
 from core.cli.programs import guarded, pool_size, script
 from core.cli.worker import metrics_server, number_of, refuse_reservations, workers
 from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 from core.errors import EmbeddedServerError, RotaError
+from core.ledger.audit import Actor
 from core.observability import logs
 from core.observability.events import UpInterrupted, UpStarting, UpStopped, UpStopping, emit
 from core.settings import Settings
@@ -28,6 +31,8 @@ from core.supervisor.worker_channel import ChannelServer
 
 #: Servers end after the processes that use them.
 SERVER_RANK = 1
+#: The time-out of the statements that make a link to log in.
+LINK_SECONDS = 5
 #: Placeholders for the URLs of servers that have not been started, for the check of the settings.
 YET_TO_COME = {"DATABASE_URL": "postgresql:///rota", "REDIS_URL": "redis://localhost"}
 
@@ -129,12 +134,13 @@ def run_everything(
         for command in [
             *workers(environ, configured, channel, processes, threads, grace=grace),
             *metrics_server(environ, configured),
+            *http_service(environ, configured),
             *([] if is_local else [Command("scheduler", [script("periodiq"), "core.main"], environ)]),
             *(Command(shlex.join(words), words, environ, may_finish=True) for words in also),
         ]:
             if not signals.asked:
                 supervisor.start(command)
-        announce(configured, urls, data)
+        announce(configured, urls, data, login_link(configured))
         supervisor.keep_running()
         emit(UpStopping(grace))
     emit(UpStopped())
@@ -192,11 +198,37 @@ def clear(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True)
 
 
-def announce(configured: Settings, urls: Mapping[str, str], data: Path) -> None:
-    """Print the addresses of everything, without passwords."""
+def http_service(environ: Mapping[str, str], configured: Settings) -> Iterator[Command]:
+    """Yield the command that serves HTTP, if its packages are installed and ROTA_WEB_PORT is not 0."""
+    if serves_http(configured):
+        yield Command("web", [script("rota"), "web"], environ)
+
+
+def serves_http(configured: Settings) -> bool:
+    """Return whether `rota web` is started too."""
+    return bool(configured.web_port) and all(find_spec(name) for name in ("fastapi", "uvicorn"))
+
+
+def login_link(configured: Settings) -> str | None:
+    """Return a new link with which a browser logs in, once; None without `rota web`, or if PostgreSQL is away."""
+    from core.operations import connections, tokens, web_address
+
+    if not serves_http(configured):
+        return None
+    with suppress(DBAPIError), connections.ledger(configured, "rota-cli", LINK_SECONDS) as engine:
+        with engine.begin() as connection:
+            secret = tokens.link(connection, Actor(actor.login(), via="cli"))
+        return web_address.login_link(configured, secret)
+    return None
+
+
+def announce(configured: Settings, urls: Mapping[str, str], data: Path, link: str | None) -> None:
+    """Print the addresses of everything, without passwords. The link is for one browser, and valid for an hour."""
     lines = [f"{name:13} {without_password(url)}" for name, url in urls.items()]
     if configured.metrics_port:
         lines.append(f"{'metrics':13} http://{reachable(configured.metrics_host)}:{configured.metrics_port}/metrics")
+    if link:
+        lines.append(f"{'log in':13} {link}")
     lines.append(f"{'try':13} {hint(data)}")
     say("", "Rota is up; Ctrl-C stops it.", *(f"  {line}" for line in lines), "", err=True)
 

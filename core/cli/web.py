@@ -21,6 +21,8 @@ def web() -> None:
       curl http://127.0.0.1:9190/health
     """
     configured = environment.configured()
+    if not configured.web_port:
+        raise RotaError("ROTA_WEB_PORT is 0, which means no HTTP service; set it to a port")
     logs.configure(configured.log_format, configured.log_level)
     try:
         from core.web import server

@@ -4,7 +4,8 @@ A row has only names and counts: the values of arguments, keys and errors may be
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ AUDIT = AuditRow.__table__
 Action = Literal[
     "run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "schedules add", "schedules remove",
     "schedules pause", "schedules resume", "schedules sync", "schedules clean", "db upgrade", "db drop-plugin",
+    "tokens create", "tokens revoke", "tokens link",
 ]  # fmt: skip
 
 RECORD = text("""
@@ -28,18 +30,33 @@ RECORD = text("""
 AMEND = text("UPDATE rota_audit SET details = details || CAST(:details AS jsonb) WHERE id = :id")
 
 
+#: What a person may do: look; act on runs, pauses and schedules; or everything.
+Role = Literal["viewer", "operator", "admin"]
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The person who acts, and the interface that this person uses, such as ``cli``."""
+    """The person who acts, the interface that they use, such as ``cli``, and what they may do.
+
+    A command line that has DATABASE_URL may do everything. ``core/operations/access.py`` checks the rights.
+    """
 
     name: str
     via: str
+    role: Role = "admin"
+    #: The plugins and the queues whose jobs they may see and act on; None for all.
+    plugins: frozenset[str] | None = None
+    queues: frozenset[str] | None = None
+    #: Whether they see the arguments of runs that are not secret.
+    sees_arguments: bool = True
+    #: What else an entry of the audit has, such as the token and the reason.
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def record(on: Session | Connection, actor: Actor, action: Action, target: str, **details: Any) -> int:
     """Record ``actor``'s action in the caller's transaction; return the entry's id."""
     parameters = {"actor": actor.name, "via": actor.via, "action": action, "target": target}
-    return int(on.execute(RECORD, {**parameters, "details": as_json(details)}).scalar_one())
+    return int(on.execute(RECORD, {**parameters, "details": as_json({**actor.facts, **details})}).scalar_one())
 
 
 def amend(connection: Connection, entry: int, **details: Any) -> None:

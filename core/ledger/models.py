@@ -474,3 +474,48 @@ class DepartureRow(Base):
     reason: Mapped[str] = mapped_column(Text)
 
     __table_args__ = (Index("rota_departures_left", "left_at"),)
+
+
+class CredentialRow(Base):
+    """A secret by which a person or a program is known to the HTTP service. Only its hash is here."""
+
+    __tablename__ = "rota_credentials"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    #: ``token``; ``link``, which can be used once to log in; or ``session``, which a browser has after that.
+    kind: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    #: The SHA-256 of the secret, which has 256 random bits, so that no salt is needed.
+    hash: Mapped[str] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(Text)
+    #: The plugins and the queues to which it is limited; null for all.
+    plugins: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    sees_arguments: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    created_by: Mapped[str] = mapped_column(Text)
+    expires_at: Mapped[datetime] = mapped_column(Instant)
+    #: When it was last used, to the minute.
+    used_at: Mapped[datetime | None] = mapped_column(Instant)
+
+    __table_args__ = (
+        Index("rota_credentials_hash", "hash", unique=True),
+        Index("rota_credentials_name", "name", unique=True, postgresql_where="kind = 'token'"),
+        CheckConstraint("kind IN ('token', 'link', 'session')", name="rota_credentials_kind"),
+        CheckConstraint("role IN ('viewer', 'operator', 'admin')", name="rota_credentials_role"),
+    )
+
+
+class RequestedRow(Base):
+    """A run that was requested over HTTP with an idempotency key, so that a request that is sent twice counts once."""
+
+    __tablename__ = "rota_requested"
+
+    caller: Mapped[str] = mapped_column(Text, primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    #: A hash of the request.
+    fingerprint: Mapped[str] = mapped_column(Text)
+    run_id: Mapped[int | None] = mapped_column(BigInteger)
+    requested_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+
+    __table_args__ = (Index("rota_requested_at", "requested_at"),)

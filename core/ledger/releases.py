@@ -79,6 +79,12 @@ LAST_HAD = text("""
 """)
 
 
+#: Each job of any release, with its plugin and queue in the release that was alive last.
+PLACES = text("""
+    SELECT DISTINCT ON (known.job) known.job, described ->> 'plugin' AS plugin, described ->> 'queue' AS queue
+    FROM rota_releases, jsonb_each(jobs) AS known (job, described) ORDER BY known.job, last_seen_at DESC
+""")
+
 PROCESSES = text("""
     SELECT process.kind, process.name, CASE WHEN release.jobs IS NOT NULL THEN ARRAY(
         SELECT DISTINCT described ->> 'plugin' FROM jsonb_each(release.jobs) AS known (job, described)) END AS plugins
@@ -311,6 +317,11 @@ def secrets(connection: Connection) -> dict[str, frozenset[str]]:
     for row in connection.execute(SECRETS):
         found.setdefault(row.job, set()).add(row.name)
     return {job: frozenset(names) for job, names in found.items()}
+
+
+def places(connection: Connection) -> list[Row[Any]]:
+    """Return each job that any release had, with its last plugin and queue."""
+    return list(connection.execute(PLACES).all())
 
 
 def jobs_of_queue(connection: Connection, queue: str) -> set[str]:

@@ -52,6 +52,15 @@ DELETE_COUNTS = text("""
     DELETE FROM rota_success_counts WHERE (job, minute) IN (SELECT job, minute FROM batch)
 """)
 
+#: A token that has expired stays in the list for a time; the others are of no use to anybody.
+DELETE_TOKENS = text("""
+    DELETE FROM rota_credentials
+    WHERE expires_at < statement_timestamp() - CASE kind WHEN 'token' THEN CAST(:kept AS interval) ELSE interval '0' END
+""")
+DELETE_REQUESTED = text("""
+    DELETE FROM rota_requested WHERE requested_at < statement_timestamp() - interval '1 day'
+""")
+
 DELETE_AUDIT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_audit WHERE at < statement_timestamp() - CAST(:kept AS interval)
@@ -86,6 +95,12 @@ def prune_pauses(session: Session) -> None:
     No batches are needed, since there are never many pauses.
     """
     session.execute(DELETE_PAUSES, {"kept": timedelta(days=settings.current().retention_days)})
+
+
+def prune_tokens(session: Session) -> None:
+    """Delete tokens that expired longer ago than ``ROTA_RETENTION_DAYS``, ended sessions, and old idempotency keys."""
+    session.execute(DELETE_TOKENS, {"kept": timedelta(days=settings.current().retention_days)})
+    session.execute(DELETE_REQUESTED)
 
 
 def prune_departures(session: Session) -> None:

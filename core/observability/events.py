@@ -1209,3 +1209,15 @@ class WebFailed(Event):
     error: str
     #: The id that the answer names.
     request: str
+
+
+@event("web.refused", WARNING, "{method} {path} from {address} was refused: {code} (request {request})")
+class WebRefused(Event):
+    """A caller was not known, had too few rights, came from another site, or changed too much in a minute."""
+
+    method: str
+    path: str
+    #: ``not-authenticated``, ``forbidden``, ``cross-origin`` or ``too-many``.
+    code: str
+    address: str
+    request: str

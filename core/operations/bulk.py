@@ -17,6 +17,7 @@ from core.jobs.registry import Registry
 from core.ledger import audit, cancels, history, operations
 from core.ledger.audit import Actor
 from core.ledger.models import State
+from core.operations import access
 from core.operations import runs as shown
 from core.operations.batches import Batches
 from core.operations.json_shape import Shape
@@ -87,7 +88,8 @@ class Plan:
 
 def plan_retry(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
     """Plan a retry of dead runs. Raises the errors of ``Selection.runs``, and SelectionError for an unknown job."""
-    runs = selection.runs(connection, registry, operations.RETRIABLE)
+    access.check(actor, "retry")
+    runs = permitted(connection, actor, selection.runs(connection, registry, operations.RETRIABLE))
     jobs = [registry.job(name) for name in sorted({run.job for run in runs})]
     refuse_unknown_to_the_fleet(connection, jobs)
 
@@ -99,8 +101,9 @@ def plan_retry(connection: Connection, registry: Registry, selection: Selection,
 
 def plan_drop(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
     """Plan a drop of waiting or dead runs. Raises the errors of ``Selection.runs``."""
+    access.check(actor, "drop")
     states = (State(selection.state),) if selection.state is not None else operations.DROPPABLE
-    runs = selection.runs(connection, registry, states)
+    runs = permitted(connection, actor, selection.runs(connection, registry, states))
     jobs = sorted({run.job for run in runs})
     return Plan("drop", "dropped", operations.drop, actor, ", ".join(jobs), selection.criteria, runs)
 
@@ -109,9 +112,10 @@ def plan_cancel(
     connection: Connection, registry: Registry, selection: Selection, actor: Actor, *, why: str | None = None
 ) -> Plan:
     """Plan a cancel of waiting or running runs. Raises the errors of ``Selection.runs``."""
+    access.check(actor, "cancel")
     states = (State(selection.state),) if selection.state is not None else cancels.CANCELLABLE
     refuse_fast_lane(registry, selection.job)
-    runs = selection.runs(connection, registry, states)
+    runs = permitted(connection, actor, selection.runs(connection, registry, states))
     refuse_cancelled(connection, selection.ids)
 
     def act(connection: Connection, run_ids: Sequence[int]) -> int:
@@ -119,6 +123,12 @@ def plan_cancel(
 
     jobs = sorted({run.job for run in runs})
     return Plan("cancel", "cancelled", act, actor, ", ".join(jobs), selection.criteria, runs, why)
+
+
+def permitted(connection: Connection, actor: Actor, runs: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """Return ``runs``. Raises Forbidden if ``actor`` may not act on the jobs of all of them."""
+    access.check_jobs(connection, actor, {run.job for run in runs})
+    return runs
 
 
 def refuse_fast_lane(registry: Registry, name: str | None) -> None:

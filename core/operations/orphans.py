@@ -9,6 +9,7 @@ from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.ledger import orphans, releases
 from core.ledger.audit import Actor
+from core.operations import access
 from core.operations.batches import Batches
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import redactor
@@ -98,6 +99,9 @@ def counts(connection: Connection, jobs: Collection[Job]) -> list[Count]:
 
 def adopt(engine: Engine, job: Job, actor: Actor) -> int:
     """Adopt all orphans of ``job``, batch by batch. Return how many."""
+    access.check(actor, "orphans adopt")
+    with engine.connect() as connection:
+        access.check_jobs(connection, actor, [job.name])
     batches = Batches(engine, actor, "orphans adopt", job.name)
     while batches.do(lambda connection: len(orphans.adopt(connection, job))):
         pass

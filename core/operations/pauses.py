@@ -10,7 +10,7 @@ from core.errors import BadTime, PauseError
 from core.jobs.registry import EVERYTHING, Registry
 from core.ledger import audit, history, pauses
 from core.ledger.audit import Actor
-from core.operations import scopes, times
+from core.operations import access, scopes, times
 from core.operations.json_shape import Instant, Shape
 from core.operations.wording import local
 
@@ -63,9 +63,11 @@ def begin(
 ) -> Begun:
     """Pause ``scope`` when the caller's transaction commits, for the span ``lasting`` or ``until`` a local time.
 
-    Raises UnknownJob, PauseError or BadTime.
+    Raises Forbidden, UnknownJob, PauseError or BadTime.
     """
+    access.check(actor, "pause")
     scopes.refuse_unknown(connection, registry, scope)
+    access.check_scope(connection, actor, scope)
     refuse_fast_lane(registry, scope)
     end_at = end_of(history.now(connection), lasting, until)
     begun = pauses.begin(connection, scope, by=actor.name, reason=reason, until=end_at)
@@ -96,8 +98,10 @@ def refuse_fast_lane(registry: Registry, scope: str) -> None:
 def end(connection: Connection, registry: Registry, scope: str, actor: Actor) -> list[pauses.Pause]:
     """End the pause of ``scope`` when the caller's transaction commits. Return the pauses that still cover the scope.
 
-    Raises PauseError if ``scope`` itself is not paused. The message names the pause that covers the scope.
+    Raises Forbidden, or PauseError if ``scope`` itself is not paused. The message names the pause that covers it.
     """
+    access.check(actor, "resume")
+    access.check_scope(connection, actor, scope)
     before = pauses.active(connection)
     ended = pauses.end(connection, scope)
     if ended is None:

@@ -28,6 +28,8 @@ class Redactor:
     known: Collection[str]
     names_of: Mapping[str, Collection[str]]
     everywhere: frozenset[str]
+    #: Whether all arguments are hidden, for a person who may not see them.
+    hides_all: bool = False
 
     def names(self, job: str) -> frozenset[str]:
         """Return the names whose values are hidden in runs of ``job``, in lower case."""
@@ -35,18 +37,18 @@ class Redactor:
 
     def arguments(self, job: str, args: Mapping[str, Any]) -> Any:
         """Return ``args`` of a run of ``job``, without secrets."""
-        if job not in self.known:
+        if job not in self.known or self.hides_all:
             return redaction.HIDDEN if args else args
         return redaction.named(args, self.names(job))
 
     def value(self, job: str, args: Mapping[str, Any], value: Any) -> Any:
         """Return a result, progress or text of a run of ``job`` with ``args``, without secrets."""
-        names = self.names(job)
+        names = self.names(job) | ({name.lower() for name in args} if self.hides_all else set())
         return redaction.hide_within(redaction.named(value, names), redaction.texts(args, names))
 
     def run(self, run: history.Run) -> history.Run:
         """Return a row of the ledger without secrets."""
-        if run.job in self.known and not self.names(run.job):
+        if run.job in self.known and not self.names(run.job) and not self.hides_all:
             return run
         shown = {name: self.value(run.job, run.args, getattr(run, name)) for name in SHOWN}
         if run.limits:
@@ -57,7 +59,7 @@ class Redactor:
     def limits(self, run: history.Run) -> dict[str, Any]:
         """Return the names of a run's limits without secrets. If the job is unknown here, return the declared names."""
         each = zip(run.limits, run.limits_declared, strict=True)
-        known, hidden = run.job in self.known, self.names(run.job)
+        known, hidden = run.job in self.known and not self.hides_all, self.names(run.job)
         shown = {name: limit_name(name, [declared], hidden) if known else declared for name, declared in each}
         return {"limits": [shown[name] for name in run.limits], "waits_for": shown.get(run.waits_for)}
 
@@ -77,10 +79,10 @@ def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> st
     return name
 
 
-def redactor(connection: Connection, registry: Registry) -> Redactor:
-    """Return a redactor for the runs that this process shows."""
+def redactor(connection: Connection, registry: Registry, *, hides_all: bool = False) -> Redactor:
+    """Return a redactor for the runs that this process shows; ``hides_all`` for a person who may not see arguments."""
     names_of = releases.secrets(connection)
     for job in registry:
         if declared := secret_names(job):
             names_of[job.name] = names_of.get(job.name, frozenset()) | declared
-    return Redactor(registry.jobs.keys(), names_of, redaction.redacted())
+    return Redactor(registry.jobs.keys(), names_of, redaction.redacted(), hides_all)

@@ -15,7 +15,7 @@ from core.ledger import audit, history
 from core.ledger.audit import Actor
 from core.ledger.models import FINAL, State
 from core.ledger.pauses import Pause
-from core.operations import pauses
+from core.operations import access, pauses
 
 POLL_SECONDS = 0.2
 #: If no worker has started the run after this many seconds, check whether there is a live worker.
@@ -40,8 +40,10 @@ def request(
     args: Mapping[str, Any] | None = None,
 ) -> Requested:
     """Request a run of ``job`` that is due now. Raises UnknownJob or BadArguments."""
+    access.check(actor, "run")
     refuse_fast_lane(registry, job)
     with Session(engine) as session, session.begin():
+        access.check_jobs(session.connection(), actor, [job])
         run_id = enqueue(session, job, key=key, args=args)
         audit.record(session, actor, "run", job, run=run_id, arguments=sorted(args) if args else None)
         return Requested(run_id, pauses.of_job(session.connection(), registry, job))

@@ -19,7 +19,7 @@ from core.key_schedules import First
 from core.ledger import audit, history, key_listing, releases
 from core.ledger import key_schedules as rows
 from core.ledger.audit import Actor
-from core.operations import pauses
+from core.operations import access, pauses
 from core.operations.json_shape import Instant, Shape
 from core.operations.runs import refuse_unknown
 
@@ -101,7 +101,9 @@ def add(
     engine: Engine, job: str, wanted: KeySchedule, actor: Actor, *, first: First = "spread"
 ) -> bool:  # fmt: skip
     """Give a key a schedule. Return whether that changed anything. Raises the errors of ``core.schedule``."""
+    access.check(actor, "schedules add")
     with Session(engine) as session, session.begin():
+        access.check_jobs(session.connection(), actor, [job])
         changed = key_schedules.give(session, job, wanted, first=first, by=actor.name)
         audit.record(session, actor, "schedules add", job, changed=changed)
         return changed
@@ -109,7 +111,9 @@ def add(
 
 def remove(engine: Engine, job: str, key: str, actor: Actor) -> None:
     """Remove the schedule of a key. Raises ScheduleError if the key has no schedule."""
+    access.check(actor, "schedules remove")
     with Session(engine) as session, session.begin():
+        access.check_jobs(session.connection(), actor, [job])
         if not rows.remove(session, job, [key], by=actor.name):
             raise no_schedule(job, key)
         audit.record(session, actor, "schedules remove", job)
@@ -129,7 +133,9 @@ def pause(
 
     Raises ScheduleError.
     """
+    access.check(actor, "schedules pause")
     with Session(engine) as session, session.begin():
+        access.check_jobs(session.connection(), actor, [job])
         end_at = pauses.end_of(history.now(session.connection()), lasting, until)
         if not rows.pause(session, job, key, by=actor.name, reason=reason, until=end_at):
             raise no_schedule(job, key)
@@ -139,7 +145,9 @@ def pause(
 
 def resume(engine: Engine, job: str, key: str, actor: Actor) -> None:
     """End the pause of a key, and its back-off. Raises ScheduleError if the key is not paused."""
+    access.check(actor, "schedules resume")
     with Session(engine) as session, session.begin():
+        access.check_jobs(session.connection(), actor, [job])
         if not rows.resume(session, job, key, by=actor.name):
             raise ScheduleError(f"the schedule of job {job!r} for the key {key!r} is not paused")
         audit.record(session, actor, "schedules resume", job)
@@ -158,6 +166,8 @@ def cleanable(connection: Connection, registry: Registry, job: str | None) -> Ma
 
 def clean(engine: Engine, registry: Registry, jobs: Collection[str], actor: Actor) -> int:
     """Remove all schedules of those of ``jobs`` that no process has now. Return how many."""
+    access.check(actor, "schedules clean")
+    access.check_unlimited(actor, "a clean-up")
     removed = 0
     with Session(engine) as session, session.begin():
         for job in sorted(set(jobs) & orphaned(session.connection(), registry)):

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Engine
 from core.jobs.registry import Registry
 from core.ledger import audit
 from core.ledger.audit import Actor
+from core.operations import access
 from core.operations.json_shape import Shape
 from core.schema import locks, removal, upgrade
 from core.schema.removal import Plan
@@ -39,6 +40,7 @@ def drop(
 
     Raises PluginError.
     """
+    access.check(actor, "db drop-plugin")
 
     def carry_out(connection: Connection) -> None:
         removal.carry_out(connection, registry, plan)

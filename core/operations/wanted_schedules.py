@@ -19,6 +19,7 @@ from core.jobs.registry import Registry
 from core.key_schedules import Difference, Synced
 from core.ledger import audit
 from core.ledger.audit import Actor
+from core.operations import access
 
 T = TypeVar("T")
 #: The number of tries of a sync, if other transactions change the schedules of the same keys meanwhile.
@@ -28,6 +29,8 @@ SNAPSHOT = {"isolation_level": "REPEATABLE READ"}
 
 def sync(engine: Engine, registry: Registry, job: str, actor: Actor, *, most_removed: float = 0.5) -> Synced:
     """Give ``job`` the schedules that its plugin wants. Raises the errors of ``wanted`` and of ``sync_schedules``."""
+    access.check(actor, "schedules sync")
+    access.check_unlimited(actor, "schedules sync")
 
     def work(session: Session) -> Synced:
         done = key_schedules.give_all(

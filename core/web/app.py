@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from core.web import health, problems
+from core.web import api, health, login, problems
 from core.web.envelope import Envelope
 from core.web.service import Service
 
@@ -34,9 +34,11 @@ def make(service: Service) -> FastAPI:
     app.state.service = service
     problems.install(app)
     app.include_router(health.router)
+    app.include_router(login.router)
+    app.include_router(api.router)
     return app
 
 
-def surrounded(service: Service) -> ASGIApp:
-    """Return the whole application, with its envelope."""
-    return Envelope(make(service), service.configured.web_prefix)
+def surrounded(app: ASGIApp, service: Service) -> ASGIApp:
+    """Return the whole application: the routes in their envelope."""
+    return Envelope(app, service.configured.web_prefix)

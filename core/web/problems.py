@@ -18,18 +18,23 @@ from core import database
 from core.errors import (
     BadArguments,
     BadTime,
+    Forbidden,
     IncompleteError,
     LedgerError,
+    NotAuthenticated,
     NotMigrated,
     PauseError,
     PluginError,
     RotaError,
     ScheduleError,
     SelectionError,
+    TokenError,
     UnknownJob,
     UnknownRun,
 )
+from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
+from core.web.refusals import CrossOrigin, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"
 #: The longest text of an unknown value that an answer repeats.
@@ -94,8 +99,32 @@ KINDS: dict[type[Exception], Kind] = {
     ScheduleError: Kind(409, "schedule", "The schedule cannot be changed in this way"),
     NotMigrated: NOT_MIGRATED,
     LedgerError: DATABASE_AWAY,
+    Forbidden: Kind(403, "forbidden", "You may not do this", "use a token with more rights"),
+    NotAuthenticated: Kind(
+        401,
+        "not-authenticated",
+        "Nobody is logged in",
+        "send `Authorization: Bearer TOKEN`; `rota tokens create` makes one",
+    ),
+    TokenError: Kind(409, "token", "The token cannot be made or revoked in this way", "GET /api/v1/tokens lists them"),
+    TooManyWrites: Kind(429, "too-many", "Too many changes in a short time", "wait as long as Retry-After says"),
+    CrossOrigin: Kind(403, "cross-origin", "The request comes from another site", "use a token, not a cookie"),
     PoolTimeout: BUSY,
     RotaError: Kind(409, "refused", "The request cannot be fulfilled"),
+}
+#: Refusals that are logged.
+LOGGED = {401, 403, 429}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}}
+#: The refusals that every route of the API can answer with.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "The caller is not known."},
+    403: {"model": Problem, "description": "The caller may not do this."},
+    404: {"model": Problem, "description": "There is no such thing."},
+    409: {"model": Problem, "description": "This cannot be done now, or not in this way."},
+    413: {"model": Problem, "description": "The body is too large."},
+    422: {"model": Problem, "description": "The request is not valid."},
+    429: {"model": Problem, "description": "The caller changes too much in a short time."},
+    503: {"model": Problem, "description": "PostgreSQL is away or too slow, or this process is busy."},
 }
 TITLES = {400: "The request cannot be read", 404: "No such address", 405: "Not allowed here"}
 NEXT = {404: "GET /api/v1/openapi.json lists the addresses", 405: "see the header Allow"}
@@ -138,7 +167,10 @@ def answer(
 def refused(request: Request, error: Exception) -> Response:
     """Return the answer to a request that an operation refuses."""
     kind = next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
-    return answer(request.scope, kind, str(error))
+    if kind.status in LOGGED:
+        address = request.client.host if request.client else ""
+        emit(WebRefused(request.method, request.url.path, kind.code, address, request.scope["state"]["request_id"]))
+    return answer(request.scope, kind, str(error), headers=HEADERS.get(kind.status))
 
 
 def of_database(request: Request, error: Exception) -> Response:

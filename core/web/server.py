@@ -3,16 +3,21 @@
 import os
 import socket
 import threading
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
+from sqlalchemy.exc import DBAPIError
 
 from core.errors import RotaError
 from core.jobs.registry import Registry
+from core.ledger import tokens
 from core.observability import logs
 from core.observability.events import WebServing, WebStopping, emit
+from core.operations import web_address
 from core.settings import Settings
 from core.web import app, service
+from core.web.service import Service
 
 #: How long requests in progress may take to end at a stop, and when the process ends even if one of them hangs.
 GRACE_SECONDS = 0.5
@@ -21,6 +26,9 @@ FLUSH_SECONDS = 0.1
 #: How long an idle connection is kept, and how many connections there may be.
 KEEP_ALIVE_SECONDS = 30
 MOST_CONNECTIONS = 500
+
+OPEN = "ROTA_WEB_HOST={host} can be reached from other machines, but nobody could log in: there is no token"
+ADVICE = "make one with `rota tokens create NAME --role operator`, or set ROTA_WEB_TOKEN; or listen on 127.0.0.1"
 
 
 class Server(uvicorn.Server):
@@ -51,8 +59,9 @@ def end_now() -> None:
 def serve(configured: Settings, registry: Registry) -> None:
     """Serve HTTP until a signal. Raises RotaError if the address cannot be used."""
     with listening(configured.web_host, configured.web_port) as listener, service.opened(configured, registry) as parts:
-        emit(WebServing(address(configured)))
-        Server(config(app.surrounded(parts)), parts.stopping).run(sockets=[listener])
+        refuse_open(configured, parts)
+        emit(WebServing(web_address.address(configured)))
+        Server(config(app.surrounded(app.make(parts), parts)), parts.stopping).run(sockets=[listener])
         emit(WebStopping())
         end_now()  # at once: neither a thread that hangs nor the closing of its connection delays the end
 
@@ -89,8 +98,13 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def address(configured: Settings) -> str:
-    """Return the address of the service, as a browser on this machine can use it."""
-    host = "localhost" if configured.web_host in {"0.0.0.0", "::", ""} else configured.web_host
-    host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{configured.web_port}{configured.web_prefix}"
+def refuse_open(configured: Settings, parts: Service) -> None:
+    """Raise RotaError if other machines can reach the service, and nobody could log in.
+
+    While PostgreSQL is away this cannot be known. Every request shows a token in any case.
+    """
+    if web_address.is_loopback(configured.web_host) or configured.web_token is not None:
+        return
+    with suppress(DBAPIError), parts.engine.connect() as connection:
+        if not tokens.is_any_valid(connection):
+            raise RotaError(f"{OPEN.format(host=configured.web_host)}; {ADVICE}")

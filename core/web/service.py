@@ -12,6 +12,7 @@ from core.jobs.registry import Registry
 from core.operations import connections
 from core.operations.service_health import Watch
 from core.settings import Settings
+from core.web.writes import Writes
 
 #: The time-out of a statement of a request, and of one of ``/health``.
 STATEMENT_SECONDS = 2.0
@@ -28,6 +29,7 @@ class Service:
     registry: Registry
     engine: Engine
     watch: Watch
+    writes: Writes = field(default_factory=Writes)
     #: Set when the process is stopping; long answers end then.
     stopping: threading.Event = field(default_factory=threading.Event)
 

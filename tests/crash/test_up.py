@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 
 import psutil
 import pytest
@@ -21,6 +24,7 @@ from core.cli.environment import read_env
 from core.embedded import temporary_folder
 from tests.support.emitted import logged
 from tests.support.eventually import eventually
+from tests.support.service import free_port
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
@@ -44,7 +48,7 @@ class Up:
         self.process = subprocess.Popen(
             [*command, *words],
             cwd=folder,
-            env=environment(ROTA_METRICS_PORT="0", **environ),
+            env=environment(**{"ROTA_METRICS_PORT": "0", "ROTA_WEB_PORT": "0", **environ}),
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
@@ -233,9 +237,10 @@ def test_make_run_works_in_a_folder_whose_name_has_a_space():
             (folder / ".venv" / entry.name).symlink_to(entry)
         (folder / ".venv" / ".ready").unlink(missing_ok=True)
         (folder / ".venv" / ".ready").touch()
-        up = Up(folder, command=["make", "run"])
+        up = Up(folder, command=["make", "run"], ROTA_WEB_PORT=free_port())
         try:
             up.wait_until_up()
+            assert_logs_in_by_its_link(up)
 
             assert (folder / ".rota" / "uploads").is_dir()
             assert up.of("plugins.customer_service.simulation")
@@ -243,6 +248,27 @@ def test_make_run_works_in_a_folder_whose_name_has_a_space():
             up.wait_until_gone()
         finally:
             up.end()
+
+
+def assert_logs_in_by_its_link(up):
+    """The printed link logs a browser in, and the health of everything is good."""
+    (address, secret) = re.search(r"log in +(http://127.0.0.1:\d+)/login\?link=(\w+)", up.log).groups()
+    eventually(lambda: answers(f"{address}/health"), within=UP_WITHIN)
+    browser = build_opener(HTTPCookieProcessor())
+    asked = Request(f"{address}/login", f"secret={secret}".encode(), {"Sec-Fetch-Site": "same-origin"})
+    with suppress(HTTPError):  # the page that it leads to is another matter
+        browser.open(asked, timeout=30).close()
+    with browser.open(f"{address}/api/v1/me", timeout=30) as answer:
+        assert json.load(answer)["role"] == "admin"
+
+
+def answers(url):
+    """Whether a URL answers with 200."""
+    try:
+        with urlopen(url, timeout=30) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
 
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(start_up):

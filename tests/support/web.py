@@ -16,11 +16,12 @@ def serving(*, address: str = "127.0.0.1", **changed: Any) -> Iterator[TestClien
     """A client of the whole application; ``changed`` are settings, ``address`` is that of the client."""
     configured = settings.load().model_copy(update=changed)
     with service.opened(configured, loading.current()) as parts:
+        routes = app.make(parts)
         client = TestClient(
-            app.surrounded(parts),
+            app.surrounded(routes, parts),
             base_url="http://127.0.0.1:9190",
             client=(address, 50000),
             raise_server_exceptions=False,
         )
-        client.app_state = parts
+        client.openapi = routes.openapi
         yield client

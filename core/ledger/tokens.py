@@ -1,0 +1,121 @@
+"""The tokens, links and sessions of the HTTP service. A secret is made here and returned once; its hash is kept."""
+
+import hashlib
+import secrets
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, text
+
+from core.ledger.audit import Role
+
+Kind = Literal["token", "link", "session"]
+
+INSERT = text("""
+    INSERT INTO rota_credentials (kind, name, hash, role, plugins, queues, sees_arguments, created_by, expires_at)
+    VALUES (:kind, :name, :hash, :role, CAST(:plugins AS text[]), CAST(:queues AS text[]), :sees_arguments, :created_by,
+            clock_timestamp() + CAST(:lasting AS interval))
+    ON CONFLICT DO NOTHING RETURNING id
+""")
+VALID = text("SELECT * FROM rota_credentials WHERE hash = :hash AND expires_at > clock_timestamp()")
+#: At most one write a minute for each token.
+USED = text("""
+    UPDATE rota_credentials SET used_at = date_trunc('minute', clock_timestamp())
+    WHERE id = :id AND used_at IS DISTINCT FROM date_trunc('minute', clock_timestamp())
+""")
+TAKE_LINK = text("""
+    DELETE FROM rota_credentials WHERE hash = :hash AND kind = 'link' AND expires_at > clock_timestamp() RETURNING *
+""")
+LISTED = text(
+    "SELECT *, expires_at <= clock_timestamp() AS is_expired FROM rota_credentials WHERE kind = 'token' ORDER BY id"
+)
+#: Sessions that began with a token end with it.
+REVOKE = text("DELETE FROM rota_credentials WHERE name = :name AND kind IN ('token', 'session') RETURNING kind")
+END_SESSION = text("DELETE FROM rota_credentials WHERE hash = :hash AND kind = 'session'")
+IS_ANY_VALID = text("""
+    SELECT EXISTS (SELECT 1 FROM rota_credentials WHERE kind = 'token' AND expires_at > clock_timestamp())
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the holder of a token may do."""
+
+    role: Role
+    plugins: Collection[str] | None = None
+    queues: Collection[str] | None = None
+    sees_arguments: bool = True
+
+
+def new_secret(kind: Kind) -> str:
+    """Return a secret with 256 random bits, which a scanner for leaked secrets can find, and can check by itself."""
+    random = f"rota_{kind}_{secrets.token_hex(32)}"
+    return f"{random}_{zlib.crc32(random.encode()):08x}"
+
+
+def is_whole(secret: str) -> bool:
+    """Return whether the checksum of a secret is right; most forged or mistyped secrets end here, without a query."""
+    random, _, checksum = secret.rpartition("_")
+    return checksum == f"{zlib.crc32(random.encode(errors='replace')):08x}"
+
+
+def hashed(secret: str) -> str:
+    """Return the hash by which a secret is known."""
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+
+
+def insert(connection: Connection, kind: Kind, name: str, rights: Rights, *, lasting: timedelta, by: str) -> str | None:
+    """Make a secret, valid when the caller's transaction commits, and return it; None if a token has that name."""
+    secret = new_secret(kind)
+    row = {
+        "kind": kind,
+        "name": name,
+        "hash": hashed(secret),
+        "role": rights.role,
+        "plugins": None if rights.plugins is None else sorted(rights.plugins),
+        "queues": None if rights.queues is None else sorted(rights.queues),
+        "sees_arguments": rights.sees_arguments,
+        "created_by": by,
+        "lasting": lasting,
+    }
+    return secret if connection.execute(INSERT, row).first() is not None else None
+
+
+def valid(connection: Connection, secret: str) -> Row[Any] | None:
+    """Return the row of a secret that is valid now."""
+    if not is_whole(secret):
+        return None
+    return connection.execute(VALID, {"hash": hashed(secret)}).one_or_none()
+
+
+def used(connection: Connection, token_id: int) -> None:
+    """Record that a token was used now."""
+    connection.execute(USED, {"id": token_id})
+
+
+def take_link(connection: Connection, secret: str) -> Row[Any] | None:
+    """Use up a link that is valid now, and return its row; of two callers at once, one gets it."""
+    return connection.execute(TAKE_LINK, {"hash": hashed(secret)}).one_or_none() if is_whole(secret) else None
+
+
+def listed(connection: Connection) -> list[Row[Any]]:
+    """Return all tokens, oldest first; links and sessions are not listed."""
+    return list(connection.execute(LISTED).all())
+
+
+def revoke(connection: Connection, name: str) -> bool:
+    """Delete the token of that name, and the sessions that began with it; return whether there was a token."""
+    return "token" in connection.execute(REVOKE, {"name": name}).scalars().all()
+
+
+def end_session(connection: Connection, secret: str) -> None:
+    """Delete the session of that secret."""
+    connection.execute(END_SESSION, {"hash": hashed(secret)})
+
+
+def is_any_valid(connection: Connection) -> bool:
+    """Return whether anybody could use the HTTP service by a token."""
+    return bool(connection.execute(IS_ANY_VALID).scalar_one())

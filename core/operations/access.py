@@ -1,0 +1,104 @@
+"""Checks what a person may do and see. Every operation that changes something calls ``check`` first.
+
+A role allows an action, or it does not. Limits to plugins or queues allow it for some jobs: both limits must cover a
+job if both are given. What concerns more than single jobs is closed to a person with limits.
+"""
+
+from collections.abc import Collection, Iterable
+
+from sqlalchemy import Connection
+
+from core.errors import Forbidden
+from core.jobs.registry import EVERYTHING, scopes
+from core.ledger import releases
+from core.ledger.audit import Action, Actor, Role
+from core.plugins import loading
+
+RANKS: dict[Role, int] = {"viewer": 0, "operator": 1, "admin": 2}
+#: The least role for each action.
+NEEDS: dict[Action, Role] = {
+    "run": "operator",
+    "retry": "operator",
+    "drop": "operator",
+    "cancel": "operator",
+    "pause": "operator",
+    "resume": "operator",
+    "orphans adopt": "operator",
+    "schedules add": "operator",
+    "schedules remove": "operator",
+    "schedules pause": "operator",
+    "schedules resume": "operator",
+    "schedules sync": "admin",
+    "schedules clean": "admin",
+    "db upgrade": "admin",
+    "db drop-plugin": "admin",
+    "tokens create": "admin",
+    "tokens revoke": "admin",
+    "tokens link": "admin",
+}
+
+
+def check(actor: Actor, action: Action) -> None:
+    """Raise Forbidden unless the role of ``actor`` allows ``action``."""
+    require(actor, NEEDS[action], f"{action!r}")
+
+
+def require(actor: Actor, role: Role, what: str) -> None:
+    """Raise Forbidden unless ``actor`` has ``role`` or a higher one; ``what`` needs it."""
+    if RANKS[actor.role] < RANKS[role]:
+        raise Forbidden(f"{actor.name} has the role {actor.role}; {what} needs the role {role}")
+
+
+def is_limited(actor: Actor) -> bool:
+    """Return whether ``actor`` may see and act on some jobs only."""
+    return actor.plugins is not None or actor.queues is not None
+
+
+def check_unlimited(actor: Actor, what: str) -> None:
+    """Raise Forbidden if ``actor`` is limited; ``what`` concerns more than the jobs of some plugins or queues."""
+    if is_limited(actor):
+        raise Forbidden(f"{actor.name} is limited to {limits_in_words(actor)}; {what} concerns more than these")
+
+
+def check_jobs(connection: Connection, actor: Actor, jobs: Iterable[str]) -> None:
+    """Raise Forbidden, naming the jobs, unless the limits of ``actor`` cover all ``jobs``."""
+    seen = visible(connection, actor)
+    beyond = [] if seen is None else sorted(set(jobs) - set(seen))
+    if beyond:
+        raise Forbidden(f"{actor.name} is limited to {limits_in_words(actor)}, which do not have {', '.join(beyond)}")
+
+
+def check_scope(connection: Connection, actor: Actor, scope: str) -> None:
+    """Raise Forbidden unless the limits of ``actor`` cover all jobs that ``scope`` can have."""
+    if not is_limited(actor):
+        return
+    kind, _, name = scope.partition(":")
+    if kind == "job":
+        check_jobs(connection, actor, [name])
+    elif (kind == "plugin" and actor.queues is None and name in (actor.plugins or ())) or (
+        kind == "queue" and actor.plugins is None and name in (actor.queues or ())
+    ):
+        return
+    else:
+        check_unlimited(actor, "everything" if scope == EVERYTHING else f"the {kind} {name}")
+
+
+def visible(connection: Connection, actor: Actor) -> Collection[str] | None:
+    """Return the jobs that ``actor`` may see: those that are loaded here or that any release had; None for all."""
+    if not is_limited(actor):
+        return None
+    had = {place.job: scopes(place.job, place.queue, place.plugin) for place in releases.places(connection)}
+    return {job for job, found in {**had, **loading.current().scopes}.items() if covers(actor, found)}
+
+
+def covers(actor: Actor, found: Collection[str]) -> bool:
+    """Return whether the limits of ``actor`` cover a job with these scopes."""
+    plugins, queues = actor.plugins, actor.queues
+    is_plugin = plugins is None or any(f"plugin:{name}" in found for name in plugins)
+    return is_plugin and (queues is None or any(f"queue:{name}" in found for name in queues))
+
+
+def limits_in_words(actor: Actor) -> str:
+    """Return the limits of ``actor``, such as ``the plugins billing and the queues mail``."""
+    parts = [("plugins", actor.plugins), ("queues", actor.queues)]
+    return " and ".join(f"the {kind} {', '.join(sorted(names))}" for kind, names in parts if names is not None)

@@ -1,0 +1,88 @@
+"""Finds out who calls: by a token, or by the cookie of a browser that has logged in."""
+
+import hmac
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Security
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import Request
+
+from core.errors import NotAuthenticated
+from core.ledger.audit import Actor
+from core.operations import tokens, web_address
+from core.web import service
+from core.web.refusals import CrossOrigin
+
+#: Methods that change nothing.
+SAFE = {"GET", "HEAD", "OPTIONS"}
+#: The cookie of a session. Browsers take the first one only over HTTPS; on this machine there is none.
+COOKIE, LOCAL_COOKIE = "__Host-rota", "rota"
+#: The name in the audit of a caller with ``ROTA_WEB_TOKEN``.
+SETTLED = "ROTA_WEB_TOKEN"
+
+bearer = HTTPBearer(auto_error=False, scheme_name="token", description="A token of `rota tokens create`.")
+cookie = APIKeyCookie(name=COOKIE, auto_error=False, scheme_name="session", description="A browser that has logged in.")
+
+
+def caller(
+    request: Request,
+    shown: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
+    _session: Annotated[str | None, Security(cookie)],
+) -> Actor:
+    """Return who calls. Raises NotAuthenticated, CrossOrigin or TooManyWrites."""
+    actor = by_token(request, shown.credentials) if shown else by_session(request)
+    if request.method not in SAFE:
+        service.of(request).writes.take(actor.name)
+    return tokens.with_facts(actor, request=request.scope["state"]["request_id"], address=address_of(request))
+
+
+#: The parameter of every route that is not public.
+Caller = Annotated[Actor, Depends(caller)]
+
+
+def by_token(request: Request, secret: str) -> Actor:
+    """Return the holder of a token. Raises NotAuthenticated."""
+    settled = service.of(request).configured.web_token
+    if settled is not None and hmac.compare_digest(settled.get_secret_value().encode(), secret.encode()):
+        return Actor(SETTLED, tokens.HTTP)
+    with service.of(request).engine.begin() as connection:
+        return tokens.holder(connection, secret)
+
+
+def by_session(request: Request) -> Actor:
+    """Return the holder of the session of a cookie. Raises NotAuthenticated or CrossOrigin."""
+    secret = request.cookies.get(cookie_name(request))
+    if not secret:
+        raise NotAuthenticated("the request has neither a token nor the cookie of a session")
+    if request.method not in SAFE:
+        refuse_cross_origin(request)
+    with service.of(request).engine.begin() as connection:
+        return tokens.holder(connection, secret, kind="session")
+
+
+def refuse_cross_origin(request: Request) -> None:
+    """Raise CrossOrigin unless a request that changes something comes from our own pages.
+
+    Browsers send Sec-Fetch-Site over HTTPS and on this machine. Where it is missing, the host of Origin must be ours.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    is_ours = site in {"same-origin", "none"} if site else bool(origin) and is_host(request, str(origin))
+    if not is_ours:
+        raise CrossOrigin("a browser sent this on behalf of another site, or does not say of which")
+
+
+def is_host(request: Request, origin: str) -> bool:
+    """Return whether an Origin has the host and the port that the request is for."""
+    return urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+
+
+def cookie_name(request: Request) -> str:
+    """Return the name of the cookie, which browsers take only over HTTPS unless the service is on this machine."""
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    return LOCAL_COOKIE if web_address.is_loopback(host) else COOKIE
+
+
+def address_of(request: Request) -> str | None:
+    """Return the address of the client."""
+    return request.client.host if request.client else None

@@ -1,0 +1,67 @@
+"""Logs a browser in by a link or a token, and out again."""
+
+from html import escape
+from typing import Annotated
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from core.operations import tokens
+from core.operations.tokens import SESSION_LASTS
+from core.web import callers, service
+
+router = APIRouter(include_in_schema=False)
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Rota: log in</title></head><body>
+<h1>Rota</h1>
+<form method="post" action="{action}">{field}<button>Log in</button></form>
+</body></html>
+"""
+ASKED = '<label>Token or link <input type="password" name="secret" autocomplete="off" required></label> '
+
+
+@router.get("/login")
+def login_page(request: Request, link: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
+    """Show a form. A link is used up only when the form is sent, so that a preview of it does no harm."""
+    field = f'<input type="hidden" name="secret" value="{escape(link)}">' if link else ASKED
+    return HTMLResponse(PAGE.format(action=escape(f"{request.scope['root_path']}/login"), field=field))
+
+
+@router.post("/login")
+async def log_in(request: Request) -> Response:
+    """Begin a session, and show the API."""
+    callers.refuse_cross_origin(request)
+    form = parse_qs((await request.body()).decode(errors="replace"))
+    return await run_in_threadpool(begin, request, form.get("secret", [""])[0])
+
+
+def begin(request: Request, secret: str) -> Response:
+    """Return the answer that gives a browser its session. Raises NotAuthenticated."""
+    with service.of(request).engine.begin() as connection:
+        session = tokens.log_in(connection, secret)
+    answer = RedirectResponse(f"{request.scope['root_path']}/api", status_code=303)
+    name = callers.cookie_name(request)
+    answer.set_cookie(
+        name,
+        session,
+        max_age=round(SESSION_LASTS.total_seconds()),
+        httponly=True,
+        secure=name == callers.COOKIE,
+        samesite="lax",
+    )
+    return answer
+
+
+@router.post("/logout")
+def log_out(request: Request) -> Response:
+    """End the session."""
+    callers.refuse_cross_origin(request)
+    name = callers.cookie_name(request)
+    with service.of(request).engine.begin() as connection:
+        tokens.log_out(connection, request.cookies.get(name, ""))
+    answer = RedirectResponse(f"{request.scope['root_path']}/login", status_code=303)
+    answer.delete_cookie(name, httponly=True, secure=name == callers.COOKIE, samesite="lax")
+    return answer

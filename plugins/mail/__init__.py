@@ -3,20 +3,54 @@
 An application calls the functions below with its own session, in its own transaction; the jobs do the rest.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from core import PluginSettings, hookimpl
-from plugins.mail.errors import MailError
+from sqlalchemy.orm import Session
+
+from core import Job, KeySchedule, PluginSettings, hookimpl
+from plugins.mail import jobs
+from plugins.mail.accounts import (
+    POLL,
+    accounts,
+    add_account,
+    change_account,
+    delete_account,
+    find_account,
+    pause_account,
+    resume_account,
+    wanted_schedules,
+)
+from plugins.mail.errors import AccountTaken, BadAccount, MailError, UnknownAccount
 from plugins.mail.settings import MailSettings
 
 __all__ = [
+    "AccountTaken",
+    "BadAccount",
     "Mail",
     "MailError",
+    "UnknownAccount",
+    "accounts",
+    "add_account",
+    "change_account",
+    "delete_account",
+    "find_account",
+    "pause_account",
+    "resume_account",
 ]
 
 
 class Mail:
     """The plugin's hooks."""
+
+    @hookimpl
+    def register_jobs(self) -> list[Job]:
+        return [
+            jobs.polling(MailSettings.current()),
+            jobs.sync_mailboxes,
+            jobs.process_email,
+            jobs.delete_mail_account,
+        ]
 
     @hookimpl
     def register_migrations(self) -> Path:
@@ -25,3 +59,7 @@ class Mail:
     @hookimpl
     def register_settings(self) -> type[PluginSettings]:
         return MailSettings
+
+    @hookimpl
+    def register_schedules(self) -> Mapping[str, Callable[[Session], list[KeySchedule]]]:
+        return {POLL: wanted_schedules}

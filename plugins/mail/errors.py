@@ -1,6 +1,19 @@
 """The errors of this plugin.
 
 MailError                 a RotaError
+├── BadAccount
+├── AccountTaken
+├── UnknownAccount
+├── SecretMissing
+├── BadKey
+├── PollFailed            a poll that did not reach its end
+│   ├── ConnectFailed
+│   ├── FolderMissing
+│   ├── ServerBusy
+│   ├── ConnectionCut
+│   └── LoginRefused
+│       └── LoginGivenUp
+└── MessageFailed
 """
 
 from core import RotaError
@@ -8,3 +21,73 @@ from core import RotaError
 
 class MailError(RotaError):
     """The root of this plugin's errors."""
+
+
+class BadAccount(MailError):
+    """A part of an account is invalid; the message names every such part."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+
+
+class AccountTaken(MailError):
+    """There is an account of that name already, or one for the same mailbox."""
+
+    def __init__(self, name: str, other: str) -> None:
+        if name == other:
+            super().__init__(f"there is an account {name!r} already; choose another name, or change that account")
+        else:
+            super().__init__(f"account {other!r} polls this mailbox already; change that account")
+
+
+class UnknownAccount(MailError):
+    """There is no such account, or it is being deleted."""
+
+    def __init__(self, account: object, hint: str = "") -> None:
+        super().__init__(f"unknown account {account!r}{hint}")
+
+
+class SecretMissing(MailError):
+    """The secret with that name is not in the folder of secrets, and not in the environment."""
+
+    def __init__(self, name: str, places: list[str]) -> None:
+        super().__init__(f"there is no secret {name!r}; expected it in {' or '.join(places)}")
+
+
+class BadKey(MailError):
+    """ROTA_MAIL_KEY is missing, is no key, or is not the key with which a token was encrypted."""
+
+
+class PollFailed(MailError):
+    """A poll could not reach its end; what it has stored so far stays."""
+
+
+class ConnectFailed(PollFailed):
+    """The server cannot be found or reached, or no encrypted connection to it is possible."""
+
+
+class FolderMissing(PollFailed):
+    """The folder is not on the server."""
+
+    def __init__(self, folder: str, answer: str) -> None:
+        super().__init__(f"folder {folder!r} cannot be opened: {answer}; check its name, with `rota mail change`")
+
+
+class ServerBusy(PollFailed):
+    """The server asks to come back later: too many connections, a quota, a restart."""
+
+
+class ConnectionCut(PollFailed):
+    """The connection was lost, or the server sent nothing for too long."""
+
+
+class LoginRefused(PollFailed):
+    """The server has refused the credentials."""
+
+
+class LoginGivenUp(LoginRefused):
+    """The server has refused the credentials so often that the account is not polled until a person acts."""
+
+
+class MessageFailed(MailError):
+    """One message cannot be fetched; the others can."""

@@ -12,6 +12,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core import Tables
 
+#: The constraint by which a message has one row.
+ONE_ROW = "mail_messages_uid_key"
+
 
 class AccountState(StrEnum):
     """``active``, unless a person paused it, its log-in was refused too often, or it is being deleted."""
@@ -62,7 +65,8 @@ class Account(Base):
     """A mailbox: one folder of one user of one server.
 
     ``secret`` is the name of the password or of the client's secret. ``auth_failures`` counts the log-ins in a row
-    that the server has refused.
+    that the server has refused. Until ``postponed_until`` no poll connects, since the server was busy
+    ``postponements`` times in a row.
     """
 
     __tablename__ = "mail_accounts"
@@ -103,6 +107,8 @@ class Account(Base):
     state: Mapped[str] = mapped_column(server_default=text("'active'"))
     reason: Mapped[str | None]
     auth_failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    postponed_until: Mapped[datetime | None]
+    postponements: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     changed_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
@@ -122,7 +128,8 @@ class Folder(Base):
     """A folder of an account, and how far it has been read.
 
     ``last_uid`` is the high-water mark: each message up to it has a row. ``generation`` grows whenever the server's
-    UIDVALIDITY changes; a server may give one value twice, and a generation never comes back.
+    UIDVALIDITY changes; a server may give one value twice, and a generation never comes back. ``number`` stands for
+    the folder in the keys of its objects.
     """
 
     __tablename__ = "mail_folders"
@@ -138,9 +145,10 @@ class Folder(Base):
 class Message(Base):
     """A message of a folder, once for each ``(account, folder, generation, uid)``.
 
-    ``uid`` is empty if the server has lost the message, or had renumbered the folder and lost it then. ``storage_key``
-    stays the same for the message's life. ``received_at`` is the server's INTERNALDATE, and at most a day after the
-    poll. ``message_id`` is as in the message, cut after 1,000 characters.
+    When a server renumbers the folder, the messages that are still there get their new numbers; the others keep the
+    generation in which they were seen last. ``storage_key`` stays the same for the message's life. ``received_at`` is
+    the server's INTERNALDATE, and at most a day after the poll. ``message_id`` is as in the message, cut after 1,000
+    characters.
     """
 
     __tablename__ = "mail_messages"
@@ -148,7 +156,7 @@ class Message(Base):
         CheckConstraint(
             "state IN ('stored', 'processed', 'failed', 'unreadable', 'too_big', 'gone', 'deleted')", name="state"
         ),
-        UniqueConstraint("account_id", "folder", "generation", "uid", name="mail_messages_uid_key"),
+        UniqueConstraint("account_id", "folder", "generation", "uid", name=ONE_ROW),
         Index("mail_messages_of_content", "account_id", "sha256"),
         Index("mail_messages_failed", "account_id", "folder", postgresql_where=text("state = 'failed'")),
     )
@@ -158,7 +166,7 @@ class Message(Base):
     folder: Mapped[str]
     generation: Mapped[int] = mapped_column(Integer)
     uidvalidity: Mapped[int]
-    uid: Mapped[int | None]
+    uid: Mapped[int]
     state: Mapped[str]
     size: Mapped[int]
     received_at: Mapped[datetime]

@@ -1,14 +1,17 @@
 """I1 with the plugins of this repository: each uninstalled, disabled and broken, by real wheels and real pip."""
 
+import inspect
 import json
 import re
 import shutil
 from collections.abc import Iterable
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+from core import Job
 from core.plugins import loading
 from tests.support.eventually import eventually
 from tests.support.service import Service
@@ -104,7 +107,7 @@ class Marketplace(Service):
 
 def each_another_way(number: int) -> dict[str, str]:
     """Each plugin away in another way; in three such numbers each in every way."""
-    return dict(zip(FOLDERS, WAYS[number:] + WAYS[:number], strict=True))
+    return dict(zip(FOLDERS, islice(cycle(WAYS), number, None), strict=False))
 
 
 def distribution(name: str) -> str:
@@ -112,8 +115,14 @@ def distribution(name: str) -> str:
 
 
 def jobs_of(name: str) -> set[str]:
-    """The jobs of a plugin, as the environment that runs the tests has them."""
-    return {job for job, plugin in loading.current().owners.items() if plugin.name == name}
+    """The jobs of a plugin that need no arguments, as the environment that runs the tests has them."""
+    owners = loading.current().owners
+    return {job.name for job in loading.current() if owners[job.name].name == name and not needs_arguments(job)}
+
+
+def needs_arguments(job: Job) -> bool:
+    _, *parameters = inspect.signature(job.function).parameters.values()
+    return any(each.default is inspect.Parameter.empty for each in parameters)
 
 
 def owners(jobs: Iterable[str]) -> set[str]:

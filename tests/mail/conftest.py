@@ -1,17 +1,22 @@
 """One database for all tests of this folder, emptied after each: a new one for each would take most of the time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from mail_world import Mailroom
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from core import database as databases
-from core.testing import create_database, drop_database
+from core.testing import RunJob, create_database, drop_database
 from plugins.mail.models import Base
+from plugins.mail.settings import MailSettings
+from tests.support.imap_server import ImapServer, serving
 
-TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_key_schedules"])
+TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_key_schedules", "rota_key_schedule_log"])
 NAME = "test_mail"
+PASSWORD = "sesame"
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +39,35 @@ def postgres_url(shared_url: str) -> Iterator[str]:
 def session(database: Engine) -> Iterator[Session]:
     with Session(database) as session:
         yield session
+
+
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Set settings of the plugin for a test: ``configure(max_bytes="5000")``."""
+
+    def set_them(**settings: str) -> None:
+        for name, value in settings.items():
+            monkeypatch.setenv(MailSettings.prefix + name.upper(), value)
+        MailSettings.forget()
+
+    yield set_them
+    MailSettings.forget()
+
+
+@pytest.fixture
+def server() -> Iterator[ImapServer]:
+    """An IMAP server that does what it is told."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def mailroom(
+    server: ImapServer, session: Session, run_job: RunJob, tmp_path: Path, configure: Callable[..., None]
+) -> Mailroom:
+    """A service with a store and a secret, and ways to add accounts of ``server`` and to poll them."""
+    for folder in ("store", "secrets"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "secrets" / "ann").write_text(f"{PASSWORD}\n")
+    configure(store=f"file://{tmp_path / 'store'}", secrets_dir=str(tmp_path / "secrets"), read_seconds="5")
+    return Mailroom(server, session, run_job, tmp_path)

@@ -1,0 +1,1 @@
+"""Reading a mailbox over IMAP; nothing here knows of the database."""

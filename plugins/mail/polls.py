@@ -1,0 +1,311 @@
+"""One poll of a mailbox: fetches what is new, stores each message once, and requests its processing.
+
+The object is stored first, at a key that depends on the message's identity alone, so that a crash leaves at most one
+that the next attempt replaces. Row, high-water mark and the request follow in one fenced transaction. No transaction is
+open while the network is waited for.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import IO, Any
+
+from imapclient import IMAPClient
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from core import Run, pause_schedule
+from plugins.mail import messages, renumbering, tokens
+from plugins.mail.accounts import POLL, URGENT
+from plugins.mail.errors import ConnectionCut, LoginGivenUp, LoginRefused, MessageFailed, ServerBusy
+from plugins.mail.imap import body, folder
+from plugins.mail.imap.answers import explained
+from plugins.mail.imap.connection import connected
+from plugins.mail.imap.folder import Listed
+from plugins.mail.imap.mailbox import Credentials, Mailbox
+from plugins.mail.messages import Failed, Numbering, Outcome
+from plugins.mail.models import Account, AccountState, Auth, MessageState
+from plugins.mail.secrets import secret
+from plugins.mail.settings import MailSettings
+from plugins.mail.store import Store, message_key, open_store
+
+#: After so many refused log-ins in a row nobody logs in until a person acts; providers ban at about ten.
+MOST_REFUSALS = 3
+#: A message is given up after so many answers without it.
+MOST_ATTEMPTS = 3
+#: … and after so many lost connections, which may be the network's fault and not the message's.
+MOST_CUTS = 10
+SHORTEST_POSTPONEMENT, LONGEST_POSTPONEMENT = timedelta(minutes=1), timedelta(hours=1)
+PROCESS = "process-email"
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """An account as a poll finds it."""
+
+    mailbox: Mailbox
+    auth: str
+    secret: str | None
+    is_urgent: bool
+    #: Whether refusals or postponements are counted.
+    has_trouble: bool
+
+
+def poll(run: Run, account_id: int) -> dict[str, Any]:
+    """Poll the mailbox of an account; return how many messages ended in each state. Raises PollFailed."""
+    polled = _begin(run, account_id)
+    if isinstance(polled, str):
+        return {"skipped": polled}
+    store = open_store(MailSettings.current().store)
+    try:
+        with connected(polled.mailbox, _credentials(run, polled)) as client:
+            return Poll(run, client, store, polled).work()
+    except LoginRefused as error:
+        raise _refused(run, polled, error) from None
+    except ServerBusy as error:
+        return _postpone(run, polled, error)
+
+
+def _begin(run: Run, account_id: int) -> Polled | str:
+    """The account, or why it is not polled now. Ends the transaction."""
+    account = run.session.get(Account, account_id, populate_existing=True)
+    found = _polled(run, account)
+    run.checkpoint()
+    return found
+
+
+def _polled(run: Run, account: Account | None) -> Polled | str:
+    if account is None:
+        return "unknown account"
+    if account.state != AccountState.ACTIVE:
+        return account.state
+    if account.postponed_until is not None and account.postponed_until > run.now:
+        return "postponed"
+    names = ("host", "port", "tls", "ca_file", "username", "folder")
+    mailbox = Mailbox(account.id, **{name: getattr(account, name) for name in names})
+    has_trouble = bool(account.auth_failures or account.postponements)
+    return Polled(mailbox, account.auth, account.secret, account.is_urgent, has_trouble)
+
+
+def _credentials(run: Run, polled: Polled) -> Credentials:
+    if polled.auth == Auth.PASSWORD:
+        return Credentials(password=secret(str(polled.secret)))
+    return Credentials(access_token=tokens.access_token(run, polled.mailbox.account_id))
+
+
+def _refused(run: Run, polled: Polled, error: LoginRefused) -> LoginRefused:
+    """Count a refused log-in, and stop polling at the third in a row; return the error to raise."""
+    account = _locked(run.session, polled.mailbox.account_id)
+    if account is None:
+        return error
+    account.auth_failures += 1
+    is_over = account.auth_failures >= MOST_REFUSALS or isinstance(error, LoginGivenUp)
+    if is_over and account.state == AccountState.ACTIVE:
+        account.state, account.reason = AccountState.AUTH_FAILED, str(error)
+        run.session.flush()
+        pause_schedule(run.session, POLL, key=run.key, reason=str(error))
+    run.checkpoint()
+    if not is_over:
+        return error
+    return LoginGivenUp(f"{error}; it is not polled until its credentials are changed, or `rota mail resume`")
+
+
+def _postpone(run: Run, polled: Polled, error: ServerBusy) -> dict[str, Any]:
+    """Do not connect for a while, longer each time, since the server has asked for that; this is no failure."""
+    account = _locked(run.session, polled.mailbox.account_id)
+    if account is None:
+        return {"skipped": "unknown account"}
+    wait = min(SHORTEST_POSTPONEMENT * 2 ** min(account.postponements, 10), LONGEST_POSTPONEMENT)
+    account.postponements += 1
+    account.postponed_until = func.now() + wait
+    run.checkpoint()
+    run.log.warning("mailbox.postponed", account=polled.mailbox.account_id, seconds=wait.seconds, reason=str(error))
+    return {"postponed_seconds": int(wait.total_seconds()), "reason": str(error)}
+
+
+def _locked(session: Session, account_id: int) -> Account | None:
+    return session.get(Account, account_id, populate_existing=True, with_for_update=True)
+
+
+@dataclass(slots=True)
+class Poll:
+    """A poll that is logged in."""
+
+    run: Run
+    client: IMAPClient
+    store: Store
+    polled: Polled
+    counts: dict[str, int] = field(default_factory=dict)
+    #: How many messages and bytes were fetched.
+    fetched: int = 0
+    size: int = 0
+    #: Whether the account is no longer the one that is polled.
+    is_over: bool = False
+
+    @property
+    def mailbox(self) -> Mailbox:
+        return self.polled.mailbox
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the budget of a run is used up."""
+        settings = MailSettings.current()
+        return self.fetched >= settings.messages_per_run or self.size >= settings.bytes_per_run
+
+    def work(self) -> dict[str, Any]:
+        """Fetch what is new, and then what could not be fetched before."""
+        opened = folder.examine(self.client, self.mailbox)
+        numbered = self._numbering(opened)
+        if numbered is None:
+            return {"skipped": "changed"}
+        left = self._failed(numbered)
+        for listed in self._new(opened, numbered):
+            self._take(numbered, listed, Failed(listed.uid, 0))
+            if self.is_over:
+                return {**self.counts, "skipped": "changed"}
+            if self.is_used_up:
+                return self._follow_up()
+        self._try_again(numbered, left)
+        return {"stored": 0, **self.counts, "bytes": self.size}
+
+    def _numbering(self, opened: folder.Opened) -> Numbering | None:
+        """The folder's present numbering; the transaction is ended. None if the account was changed."""
+        session = self.run.session
+        numbered = messages.numbering(session, self.mailbox)
+        if numbered is None and messages.hold(session, self.mailbox):
+            numbered = messages.begin(session, self.mailbox, opened.uidvalidity)
+        if self.polled.has_trouble and (account := _locked(session, self.mailbox.account_id)) is not None:
+            account.auth_failures = account.postponements = 0
+        self.run.checkpoint()
+        if numbered is not None and numbered.uidvalidity != opened.uidvalidity:
+            return renumbering.renumber(self.run, self.client, self.mailbox, opened, numbered)
+        return numbered
+
+    def _new(self, opened: folder.Opened, numbered: Numbering) -> Iterator[Listed]:
+        """The messages without a row, in the order of their UIDs."""
+        with explained(self.mailbox):
+            for window in folder.windows(self.client, opened, numbered.last_uid):
+                unknown = self._without_rows(numbered, window)
+                yield from self._listed(unknown)
+                if not unknown:
+                    self._advance(window[-1])
+
+    def _without_rows(self, numbered: Numbering, uids: list[int]) -> list[int]:
+        known = messages.known(self.run.session, self.mailbox, numbered, uids)
+        self.run.checkpoint()
+        return [uid for uid in uids if uid not in known]
+
+    def _listed(self, uids: list[int]) -> Iterator[Listed]:
+        """The messages with their sizes, as many at once as a run may fetch."""
+        at_once = MailSettings.current().messages_per_run
+        for start in range(0, len(uids), at_once):
+            some = uids[start : start + at_once]
+            listed = folder.list_messages(self.client, some)
+            yield from (listed.get(uid) or Listed(uid, 0, None) for uid in some)
+
+    def _advance(self, uid: int) -> None:
+        messages.advance(self.run.session, self.mailbox, uid)
+        self.run.checkpoint()
+
+    def _failed(self, numbered: Numbering) -> list[Failed]:
+        """Messages that could not be fetched by earlier polls; the transaction is ended."""
+        most = MailSettings.current().messages_per_run
+        found = messages.failed(self.run.session, self.mailbox, numbered, most)
+        self.run.checkpoint()
+        return found
+
+    def _try_again(self, numbered: Numbering, left: list[Failed]) -> None:
+        """Fetch messages that could not be fetched before, as far as the budget goes."""
+        if not left:
+            return
+        with explained(self.mailbox):
+            listed = folder.list_messages(self.client, [each.uid for each in left])
+        for each in left:
+            if not self.is_used_up and not self.is_over:
+                self._take(numbered, listed.get(each.uid) or Listed(each.uid, 0, None), each)
+
+    def _take(self, numbered: Numbering, listed: Listed, before: Failed) -> None:
+        """Fetch one message and record its end; an error of one message is recorded, a lost connection also raised."""
+        self.fetched += 1
+        try:
+            self._fetch(numbered, listed, is_whole=before.attempts > 0)
+        except MessageFailed as error:
+            self._record(numbered, listed, _failure(before, MOST_ATTEMPTS, str(error)))
+        except (ConnectionCut, ServerBusy) as error:
+            self._record(numbered, listed, _failure(before, MOST_CUTS, str(error)))
+            raise
+
+    def _fetch(self, numbered: Numbering, listed: Listed, *, is_whole: bool) -> None:
+        most = MailSettings.current().max_bytes
+        if listed.size > most:
+            self._record(numbered, listed, Outcome(MessageState.TOO_BIG, listed.size))
+            return
+        with tempfile.SpooledTemporaryFile(max_size=body.PIECE) as file:
+            fetched = body.fetch(self.client, self.mailbox, listed.uid, file, most=most, whole=is_whole)
+            self.size += fetched.size
+            if fetched.is_too_big:
+                self._record(numbered, listed, Outcome(MessageState.TOO_BIG, fetched.size))
+            elif fetched.size:
+                self._keep(numbered, listed, fetched, file)
+            elif self._is_there(listed.uid):
+                raise MessageFailed("the server has sent an empty message, and still lists it")
+            else:
+                self._record(numbered, listed, Outcome(MessageState.GONE))
+
+    def _is_there(self, uid: int) -> bool:
+        with explained(self.mailbox):
+            return folder.is_there(self.client, uid)
+
+    def _keep(self, numbered: Numbering, listed: Listed, fetched: body.Fetched, file: IO[bytes]) -> None:
+        """Store a message, unless its content is that of a message from before the folder was renumbered."""
+        if numbered.generation > 1 and self._is_known(numbered, listed, fetched.sha256):
+            return
+        file.seek(0)
+        message_id = body.message_id(file.read(body.HEAD))
+        file.seek(0)
+        key = message_key(self.mailbox.account_id, numbered.number, numbered.generation, listed.uid)
+        self.store.put(key, file)
+        stored = Outcome(MessageState.STORED, fetched.size, fetched.sha256, message_id, key)
+        self._record(numbered, listed, stored)
+        if self.is_over:
+            self.store.delete([key])
+
+    def _is_known(self, numbered: Numbering, listed: Listed, sha256: bytes) -> bool:
+        session = self.run.session
+        if not messages.hold(session, self.mailbox):
+            return False
+        row = messages.take_over(session, self.mailbox, numbered, listed, sha256)
+        if row is not None:
+            messages.advance(session, self.mailbox, listed.uid)
+            self._count("matched")
+        self.run.checkpoint()
+        return row is not None
+
+    def _record(self, numbered: Numbering, listed: Listed, outcome: Outcome) -> None:
+        """Write row, mark and request in one transaction, unless the account is no longer the one that is polled."""
+        session = self.run.session
+        if not messages.hold(session, self.mailbox):
+            self.is_over = True
+            self.run.checkpoint()
+            return
+        row = messages.record(session, self.mailbox, numbered, listed, outcome, self.run.now)
+        messages.advance(session, self.mailbox, listed.uid)
+        if row is not None and outcome.state == MessageState.STORED:
+            self.run.enqueue(PROCESS, key=str(row), args={"message_id": row})
+        self._count(outcome.state)
+        self.run.checkpoint(self.counts)
+
+    def _count(self, name: str) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _follow_up(self) -> dict[str, Any]:
+        """Leave the rest to a run that follows at once, so that other mailboxes have their turn."""
+        priority = URGENT if self.polled.is_urgent else None
+        self.run.enqueue(POLL, key=self.run.key, args=dict(self.run.args), priority=priority, unless="waiting")
+        return {**self.counts, "bytes": self.size, "more": 1}
+
+
+def _failure(before: Failed, most: int, error: str) -> Outcome:
+    is_last = before.attempts + 1 >= most
+    return Outcome(MessageState.UNREADABLE if is_last else MessageState.FAILED, error=error)

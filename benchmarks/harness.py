@@ -76,11 +76,15 @@ def queue_job(number):
     return queued
 
 
+#: How long each run of a job of ``bench-jobs`` takes.
+JOB_SECONDS = float(os.environ.get("BENCH_JOB_SECONDS", "0.005"))
+
+
 def one_job(number):
     @job(f"bench-job-{number}", queue="bench-jobs", overlap="allow")
     def work(run):
         """One of many jobs of a queue, which keeps its thread for a moment."""
-        time.sleep(0.005)
+        time.sleep(JOB_SECONDS)
 
     return work
 

@@ -2,8 +2,9 @@
 
 Real workers, 2 processes of 8 threads. The backlog has 200,000 runs of 5 ms over 5,000 keys and 50 jobs. Every second
 an application without Redis requests an urgent run, a run of a key of its own, and one of a key of the backlog.
+With ``--job-seconds 0.288 --seconds 3600`` the backlog lasts an hour.
 
-python -m benchmarks.urgency [--runs 200000] [--keys 5000] [--jobs 50] [--seconds 60] [--local]
+python -m benchmarks.urgency [--runs 200000] [--keys 5000] [--jobs 50] [--job-seconds 0.005] [--seconds 60] [--local]
 """
 
 import argparse
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200_000)
     parser.add_argument("--keys", type=int, default=5_000)
     parser.add_argument("--jobs", type=int, default=50)
+    parser.add_argument("--job-seconds", type=float, default=0.005)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--local", action="store_true", help="in SCHEDULER_MODE=local, one process")
     options = parser.parse_args()
@@ -90,7 +92,8 @@ def main() -> None:
             connection.execute(FILL, {"runs": options.runs, "keys": options.keys, "jobs": options.jobs})
         command = ["python", "-m", "core.worker.local"] if options.local else ["dramatiq", "core.main", "-p2", "-t8"]
         mode = "local" if options.local else "auto"
-        environ = {"BENCH_JOBS": str(options.jobs), "SCHEDULER_MODE": mode}
+        environ = {"BENCH_JOBS": str(options.jobs), "BENCH_JOB_SECONDS": str(options.job_seconds)}
+        environ |= {"SCHEDULER_MODE": mode}
         with made.process(made.ticks / "urgency", *command, **environ):
             wait_for(lambda: done(made) > 0, within=60)
             measure(made, options.seconds)

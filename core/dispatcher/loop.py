@@ -200,7 +200,7 @@ class Dispatcher(LedgerThread):
         if self._orphan_keeper.is_time_to_look():
             self._steps.take("fleet", self._look_at_fleet, connection)
             self._steps.take("orphans", self._orphan_keeper.look, connection, self._fleet)
-        self._steps.take("recall", recall, connection, self._carrier, self._windows, sorted(self._fleet.queues))
+        self._steps.take("recall", self._recall, connection)
         self._steps.take("key slots", self._key_accountant.account, connection, self._fleet)
         self._steps.take("overdue", self._watch.look, connection, self._held)
         self._steps.take("key metrics", self._key_watch.look, connection)
@@ -229,6 +229,9 @@ class Dispatcher(LedgerThread):
         if not due_runs.is_any_due(connection):  # a cheaper query, which does not read the jobs
             return False
         return sending.send_due(connection, self._sent(), self._carrier, self._sharing) > 0
+
+    def _recall(self, connection: Connection) -> None:
+        recall(connection, self._carrier, self._windows, sorted(self._fleet.queues), self._sent())
 
     def _look_for_pauses(self, connection: Connection) -> None:
         active = pauses.active(connection)

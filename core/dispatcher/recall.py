@@ -8,7 +8,7 @@ nobody is delayed more than the others, and the messages stay.
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import redis
 from sqlalchemy import Connection
@@ -31,19 +31,23 @@ def recall(
     carrier: DispatchCarrier,
     windows: Windows,
     queues: Sequence[str],
+    jobs: Collection[str],
     *,
     seconds: float = SLICE_SECONDS,
 ) -> int:
     """Take back what is too much of ``queues``, for about ``seconds``; return how many runs wait in the ledger again.
 
-    A run whose message is removed, and that cannot be marked as unsent, is found later as a lost one.
+    ``jobs`` are the jobs whose runs are sent. A run whose message is removed, and that cannot be marked as unsent, is
+    found later as a lost one.
     """
     if not carrier.carries:
         return 0
     ends_at, count = time.monotonic() + seconds, 0
     try:
-        for queue, excess in windows.excess(carrier, queues).items():
-            if not is_crowded(connection, carrier, queue):
+        excesses = windows.excess(carrier, queues)
+        lanes = due.due_lanes(connection, jobs) if excesses else {}
+        for queue, excess in excesses.items():
+            if not is_crowded(connection, carrier, queue, lanes.get(queue, ())):
                 continue
             if taken := recall_from(connection, carrier, queue, excess, ends_at):
                 emit(DispatcherRecalled(queue, taken))
@@ -53,16 +57,20 @@ def recall(
     return count
 
 
-def is_crowded(connection: Connection, carrier: DispatchCarrier, queue: str) -> bool:
-    """Whether a few keys have many of the oldest messages of ``queue``, and others have some of the newest.
+def is_crowded(connection: Connection, carrier: DispatchCarrier, queue: str, due_jobs: Sequence[str]) -> bool:
+    """Whether a few keys have many of the oldest messages of ``queue``, while runs of others wait.
 
-    The runs of a job that have no key count as one key.
+    Runs of others have some of the newest messages, or they are runs of ``due_jobs`` that wait in the ledger. The runs
+    of a job that have no key count as one key.
     """
     oldest, newest = carrier.oldest_runs(queue)[1], carrier.newest_runs(queue, BATCH)
     tenants = shares.tenants(connection, {*oldest, *newest})
     counts = Counter(tenants[each] for each in oldest if each in tenants)
     crowding = {tenant for tenant, count in counts.items() if count >= CROWDED * counts.total()}
-    return bool(crowding) and any(tenants[each] not in crowding for each in newest if each in tenants)
+    if not crowding:
+        return False
+    others = {tenants[each] for each in newest if each in tenants} - crowding
+    return bool(others or shares.waiting_tenants(connection, queue, due_jobs, most=len(crowding) + 1) - crowding)
 
 
 def recall_from(connection: Connection, carrier: DispatchCarrier, queue: str, excess: int, ends_at: float) -> int:

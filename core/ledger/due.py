@@ -59,13 +59,15 @@ RELEASE = text("""
 #: Marks sent runs as unsent, except the runs that another transaction has locked. Returns these locked runs.
 RELEASE_UNLOCKED = text(f"""
     WITH unlocked AS MATERIALIZED (
-        SELECT id FROM rota_runs WHERE id = ANY(:run_ids) AND {IS_SENT} AND sent_at < 'infinity'
-        FOR UPDATE SKIP LOCKED
+        SELECT run.id FROM unnest(CAST(:run_ids AS bigint[])) AS asked (id) CROSS JOIN LATERAL (
+            SELECT id, state, sent_at FROM rota_runs WHERE id = asked.id LIMIT 1 FOR UPDATE SKIP LOCKED) AS run
+        WHERE {IS_SENT} AND sent_at < 'infinity'
     ), released AS (
-        UPDATE rota_runs AS run SET sent_at = NULL FROM unlocked WHERE run.id = unlocked.id
+        UPDATE rota_runs SET sent_at = NULL WHERE id IN (SELECT id FROM unlocked)
     )
-    SELECT id FROM rota_runs
-    WHERE id = ANY(:run_ids) AND {IS_SENT} AND sent_at < 'infinity' AND id NOT IN (SELECT id FROM unlocked)
+    SELECT run.id FROM unnest(CAST(:run_ids AS bigint[])) AS asked (id) CROSS JOIN LATERAL (
+        SELECT id, state, sent_at FROM rota_runs WHERE id = asked.id LIMIT 1) AS run
+    WHERE {IS_SENT} AND sent_at < 'infinity' AND run.id NOT IN (SELECT id FROM unlocked)
 """)  # noqa: S608 — constants
 
 #: The lanes with runs that were sent a while ago and have not been claimed.

@@ -140,6 +140,16 @@ TAKE = text(f"""
 """)  # noqa: S608 — constants
 
 
+#: Up to :most keys of each job that have a run to send, due or not; a job without a key counts if one of its oldest
+#: runs has none.
+WAITING_TENANTS = text(f"""
+    WITH asked AS (SELECT job, '' AS after FROM unnest(CAST(:jobs AS text[])) AS asked (job))
+    SELECT asked.job, walked.key FROM asked CROSS JOIN LATERAL ({keys_in_turn(":queue", ":most")}) AS walked
+    UNION ALL
+    SELECT asked.job, '' FROM asked WHERE EXISTS (
+        SELECT 1 FROM (SELECT key FROM rota_runs WHERE {IS_OF_JOB} ORDER BY due_at LIMIT {SEARCHED_OF_JOB}) AS near
+        WHERE key = '')
+""")  # noqa: S608 — constants
 TENANTS = text("SELECT id, job, key FROM rota_runs WHERE id = ANY(CAST(:run_ids AS bigint[]))")
 
 
@@ -203,6 +213,12 @@ def take(connection: Connection, queue: str, jobs: Sequence[str], turns: Turns, 
 def tenants(connection: Connection, run_ids: Collection[int]) -> dict[int, tuple[str, str]]:
     """The job and key of each of ``run_ids`` that exists."""
     return {row.id: (row.job, row.key) for row in connection.execute(TENANTS, {"run_ids": list(run_ids)})}
+
+
+def waiting_tenants(connection: Connection, queue: str, jobs: Sequence[str], *, most: int) -> set[tuple[str, str]]:
+    """Up to ``most`` keys of each of ``jobs`` that have a run to send on ``queue``, each with its job."""
+    rows = connection.execute(WAITING_TENANTS, {"queue": queue, "jobs": list(jobs), "most": most})
+    return {(row.job, row.key) for row in rows}
 
 
 def in_order(row: Row[Any]) -> tuple[datetime, int]:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from datetime import timedelta
 
 import pytest
 from sqlalchemy.orm import Session
@@ -18,6 +19,7 @@ from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 QUEUES = ["default"]
+JOBS = ["work"]
 
 
 @job("work", overlap="allow")
@@ -69,12 +71,12 @@ def test_what_is_too_much_waits_in_the_ledger_again(service, autocommit, ledger,
     caplog.set_level("INFO")
     ids = request_many(1300)
 
-    assert recall(autocommit, service.carrier, fixed(100), QUEUES) == 1200
+    assert recall(autocommit, service.carrier, fixed(100), QUEUES, JOBS) == 1200
 
     assert service.waiting() == 100
     assert unsent(ledger) == ids[100:]
     assert emitted(caplog, "dispatcher.recalled") == [DispatcherRecalled("default", 1200)]
-    assert recall(autocommit, service.carrier, fixed(100), QUEUES) == 0
+    assert recall(autocommit, service.carrier, fixed(100), QUEUES, JOBS) == 0
     assert service.redis.hlen("dramatiq:default.msgs") == 100
 
 
@@ -86,19 +88,29 @@ def test_messages_stay_where_nobody_is_delayed_more_than_others(
 ):
     request_many(400, keys, last)
 
-    assert recall(autocommit, service.carrier, fixed(100), QUEUES) == 0
+    assert recall(autocommit, service.carrier, fixed(100), QUEUES, JOBS) == 0
     assert unsent(ledger) == []
 
 
 def test_a_run_with_another_key_gets_its_turn(service, autocommit, request_many, fixed):
     other = request_many(1000, ["many"])[-1]
     sizes = fixed(10)
-    recall(autocommit, service.carrier, sizes, QUEUES)
+    recall(autocommit, service.carrier, sizes, QUEUES, JOBS)
     service.broker.redis_queues.fetch("default", 10)
 
     send_due(autocommit, ["work"], service.carrier, Sharing(windows=sizes))
 
     assert other in service.carrier.oldest_runs("default")[1]
+
+
+def test_so_does_one_that_waits_in_the_ledger(service, autocommit, database, request_many, fixed):
+    request_many(100, ["many"], "many")
+    assert recall(autocommit, service.carrier, fixed(10), QUEUES, JOBS) == 0
+    with Session(database) as session:
+        enqueue(session, "work", key="other", delay=timedelta(microseconds=1))
+        session.commit()
+
+    assert recall(autocommit, service.carrier, fixed(10), QUEUES, JOBS) == 90
 
 
 def test_messages_of_the_fast_lane_stay(service, autocommit, database, request_many, fixed):
@@ -108,7 +120,7 @@ def test_messages_of_the_fast_lane_stay(service, autocommit, database, request_m
             enqueue(session, "work", key="few" if number == 49 else "")
         session.commit()
 
-    assert recall(autocommit, service.carrier, fixed(10), QUEUES) == 40
+    assert recall(autocommit, service.carrier, fixed(10), QUEUES, JOBS) == 40
 
     assert service.waiting() == 60
 
@@ -119,7 +131,7 @@ def test_a_run_that_somebody_has_locked_is_sent_again_as_a_lost_one(
     ids = request_many(100)
     with database.begin() as connection:
         connection.exec_driver_sql(f"SELECT 1 FROM rota_runs WHERE id = {ids[-1]} FOR UPDATE")
-        recall(autocommit, service.carrier, fixed(16), QUEUES)
+        recall(autocommit, service.carrier, fixed(16), QUEUES, JOBS)
 
         assert unsent(ledger) == ids[16:-1]
 
@@ -130,13 +142,13 @@ def test_no_run_is_lost_or_doubled_while_workers_fetch(service, autocommit, ledg
 
     def fetch():
         while not is_over.is_set():
-            fetched.extend(service.broker.redis_queues.fetch("default", 7))
+            fetched.extend(service.broker.redis_queues.fetch("default", 1))
 
     threads = [threading.Thread(target=fetch) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
-        recalled = recall(autocommit, service.carrier, fixed(10), QUEUES)
+        recalled = recall(autocommit, service.carrier, fixed(10), QUEUES, JOBS)
         eventually(lambda: not service.waiting())
     finally:
         is_over.set()

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from core import Job, KeySchedule, PluginSettings, hookimpl
+from core import Command, Job, KeySchedule, PluginSettings, hookimpl
 from plugins.mail import jobs
 from plugins.mail.accounts import (
     POLL,
-    accounts,
     add_account,
     change_account,
     delete_account,
     find_account,
+    list_accounts,
     pause_account,
     resume_account,
     wanted_schedules,
@@ -30,11 +30,11 @@ __all__ = [
     "Mail",
     "MailError",
     "UnknownAccount",
-    "accounts",
     "add_account",
     "change_account",
     "delete_account",
     "find_account",
+    "list_accounts",
     "pause_account",
     "resume_account",
 ]
@@ -59,6 +59,12 @@ class Mail:
     @hookimpl
     def register_settings(self) -> type[PluginSettings]:
         return MailSettings
+
+    @hookimpl
+    def register_commands(self) -> list[Command]:
+        return [
+            Command("mail", "plugins.mail.commands:mail", "List and change the accounts whose mailboxes are polled.")
+        ]
 
     @hookimpl
     def register_schedules(self) -> Mapping[str, Callable[[Session], list[KeySchedule]]]:

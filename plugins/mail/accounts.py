@@ -144,7 +144,7 @@ def find_account(session: Session, name: str) -> Account:
     return account
 
 
-def accounts(session: Session) -> Sequence[Account]:
+def list_accounts(session: Session) -> Sequence[Account]:
     """All accounts but those that are being deleted, by name."""
     return session.scalars(select(Account).where(_is_there()).order_by(Account.name)).all()
 
@@ -153,7 +153,7 @@ def wanted_schedules(session: Session) -> list[KeySchedule]:
     """The schedules that ``poll-mailbox`` is to have: one for each account that is not being deleted."""
     return [
         KeySchedule(str(each.id), interval(each), args=arguments(each), priority=priority(each))
-        for each in accounts(session)
+        for each in list_accounts(session)
     ]
 
 

@@ -12,12 +12,12 @@ from plugins.mail import (
     AccountTaken,
     BadAccount,
     UnknownAccount,
-    accounts,
     add_account,
     change_account,
     delete_account,
     find_account,
     jobs,
+    list_accounts,
     pause_account,
     resume_account,
 )
@@ -40,7 +40,7 @@ def test_an_account_has_a_schedule_from_its_transaction_on(session: Session):
     assert scheduled(session) == {str(account_id): ("every 90s", 5, args)}
     assert session.get_one(Account, account_id).port == 993
     session.rollback()
-    assert (scheduled(session), list(accounts(session))) == ({}, [])
+    assert (scheduled(session), list(list_accounts(session))) == ({}, [])
 
 
 def test_a_new_account_is_polled_at_once(session: Session):
@@ -79,7 +79,7 @@ def test_each_part_that_is_wrong_is_told(session: Session, parts, told):
     with pytest.raises(BadAccount, match=told):
         add_account(session, **{"name": "ann", **ANN, **parts})
 
-    assert list(accounts(session)) == []
+    assert list(list_accounts(session)) == []
 
 
 def test_all_that_is_wrong_is_told_at_once(session: Session):
@@ -101,14 +101,14 @@ def test_an_account_is_added_once(session: Session, name, parts, told):
     with pytest.raises(AccountTaken, match=told):
         add_account(session, name, **{**ANN, **parts})
 
-    assert len(accounts(session)) == len(scheduled(session)) == 1
+    assert len(list_accounts(session)) == len(scheduled(session)) == 1
 
 
 def test_two_folders_of_a_mailbox_have_an_account_each(session: Session):
     add_account(session, "ann", **ANN)
     add_account(session, "ann, archive", **ANN, folder="Archive")
 
-    assert [each.name for each in accounts(session)] == ["ann", "ann, archive"]
+    assert [each.name for each in list_accounts(session)] == ["ann", "ann, archive"]
 
 
 def test_a_change_reaches_the_schedule(session: Session):
@@ -164,7 +164,7 @@ def test_a_deleted_account_has_no_schedule_and_its_name_is_free(session: Session
 
     delete_account(session, account_id)
 
-    assert (scheduled(session), list(accounts(session))) == ({}, [])
+    assert (scheduled(session), list(list_accounts(session))) == ({}, [])
     with pytest.raises(UnknownAccount):
         delete_account(session, account_id)
     with pytest.raises(UnknownAccount, match=r"unknown account 'ann'; `rota mail list` has their names"):

@@ -1,0 +1,90 @@
+"""``rota mail …``: thin over the functions that applications call."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from core import schedules
+from core.cli import main
+from plugins.mail import list_accounts
+
+ADD = ("mail", "add", "ann", "--host", "imap.example.org", "--username", "ann", "--tls", "implicit", "--secret", "ann")
+
+
+@pytest.fixture
+def rota(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    return lambda *words, **options: CliRunner().invoke(main, words, catch_exceptions=False, **options)
+
+
+def test_an_account_is_added_listed_and_changed(rota, session):
+    added = rota(*ADD, "--every", "5m", "--urgent")
+    assert (added.exit_code, added.stdout) == (0, "added ann as account 1\n")
+
+    (listed,) = json.loads(rota("mail", "list", "--json").stdout)
+    assert (listed["name"], listed["port"], listed["poll_seconds"], listed["is_urgent"]) == ("ann", 993, 300, True)
+    assert rota("mail", "change", "ann", "--every", "10s", "--not-urgent", "--rename", "bob").stdout == "changed ann\n"
+    assert rota("mail", "change", "bob", "--every", "10s").stdout == "nothing to change: bob\n"
+    assert rota("mail", "list").stdout.splitlines()[1].split("\t")[:5] == [
+        "bob",
+        "imap.example.org",
+        "ann",
+        "INBOX",
+        "10",
+    ]
+    [found] = schedules(session, "poll-mailbox")
+    assert (found.spec, found.priority) == ("every 10s", None)
+
+
+def test_an_account_is_paused_resumed_and_deleted(rota, session):
+    rota(*ADD)
+
+    assert rota("mail", "pause", "ann", "--reason", "moving").stdout == "paused ann\n"
+    assert json.loads(rota("mail", "list", "--json").stdout)[0]["reason"] == "moving"
+    assert rota("mail", "resume", "ann").stdout == "resumed ann\n"
+    assert rota("mail", "resume", "ann").stdout == "ann is active\n"
+    assert rota("mail", "delete", "ann", input="n\n").exit_code == 1
+    assert len(list_accounts(session)) == 1
+    session.rollback()
+    assert rota("mail", "delete", "ann", "--yes").stdout == "deleted ann; a job deletes its messages\n"
+    assert rota("mail", "list").stdout == "no accounts; `rota mail add` adds one\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        ((*ADD, "--every", "1s"), 1, "rota: bad every="),
+        ((*ADD, "--every", "often"), 2, "'often' is not a number with s, m, h or d, such as 60s"),
+        ((*ADD, "--port", "99999"), 1, "rota: bad port=99999; expected a number from 1 to 65535"),
+        (("mail", "resume", "nobody"), 1, "rota: unknown account 'nobody'; `rota mail list` has their names"),
+        ((*ADD, "--auth", "kerberos"), 2, "'kerberos' is not one of"),
+        (ADD[:-2], 1, "rota: auth='password' needs secret"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_sentence(rota, words, status, told):
+    refused = rota(*words)
+
+    assert (refused.exit_code, told in refused.stderr) == (status, True)
+
+
+def test_an_account_that_is_added_twice_is_refused(rota):
+    rota(*ADD)
+
+    assert "there is an account 'ann' already" in rota(*ADD).stderr
+
+
+def test_a_refresh_token_is_read_from_a_file_and_stored_encrypted(rota, session, configure):
+    key = rota("mail", "key").stdout.strip()
+    configure(key=key)
+    oauth = ("--auth", "refresh_token", "--token-url", "https://login.example.org/token", "--client-id", "rota")
+
+    added = rota(*ADD[:-2], *oauth, "--refresh-token-file", "-", input="1//token-of-ann\n")
+
+    assert added.exit_code == 0, added.stderr
+    (stored,) = session.scalars(text("SELECT refresh_token FROM mail_tokens"))
+    assert b"token-of-ann" not in bytes(stored)

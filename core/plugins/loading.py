@@ -25,6 +25,7 @@ from core.jobs.commands import problem as command_problem
 from core.jobs.hookspecs import NAMESPACE
 from core.jobs.job import Job
 from core.jobs.keyed import WantedSchedules
+from core.jobs.limit import contradictions
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.registry import Plugin, Registry
@@ -140,6 +141,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
     refuse_misspelt_hooks(plugin)
     manager.register(plugin, name=name)
     jobs = [job for jobs in answers(manager, "register_jobs", plugin) for job in checked(jobs)]
+    refuse_contradicting_limits(jobs)
     folders: list[Path] = answers(manager, "register_migrations", plugin)
     for folder in folders:
         if not Path(folder).is_dir():
@@ -211,6 +213,17 @@ def checked(jobs: Any) -> list[Job]:
         arguments.adapters(job)
         secrets.refuse_wrong_secrets(job)
     return found
+
+
+def refuse_contradicting_limits(jobs: Iterable[Job]) -> None:
+    """Raise PluginError if two of a plugin's jobs declare a limit with different numbers.
+
+    If two plugins do, the smaller numbers apply, and ``rota check`` names the limit: neither plugin can know the other.
+    """
+    declared = ((job.name, limit.name, limit.numbers) for job in jobs for limit in job.limits)
+    for name, owners in contradictions(declared).items():
+        said = f"the jobs {' and '.join(owners)} declare the limit {name!r} with different numbers"
+        raise PluginError(f"{said}; declare the same numbers, or give each limit its own name")
 
 
 def around(middleware: Any) -> list[RunMiddleware]:

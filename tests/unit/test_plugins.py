@@ -563,6 +563,27 @@ def test_a_plugin_that_has_a_name_twice_is_refused(write: Write):
     )
 
 
+def test_jobs_of_one_plugin_with_different_numbers_for_one_limit_are_refused_and_named(write: Write):
+    two = """
+from core import Limit
+
+@job("pull", limits=[Limit("host", at_once=2)])
+def pull(run: Run) -> None: ...
+
+@job("push", limits=[Limit("host", at_once=MOST)])
+def push(run: Run) -> None: ...
+
+@hookimpl
+def register_jobs():
+    return [pull, push]
+"""
+
+    assert "the jobs pull and push declare the limit 'host' with different numbers" in error_of(
+        write("billing", two.replace("MOST", "3"))
+    )
+    assert not list(loading.load([write("shop", two.replace("MOST", "2"))]).broken())
+
+
 def test_a_job_that_shares_a_name_breaks_its_plugins_other_jobs_too(write: Write):
     two = """
 @job("lonely")

@@ -1,4 +1,4 @@
-"""What a plugin's commands use: a session for one command, and listings for people and programs."""
+"""Functions for a plugin's commands: a session for one command, and listings for people and programs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 
 @contextmanager
 def command_session() -> Iterator[Session]:
-    """A session for one command of a plugin, on the database of DATABASE_URL or of ``rota up`` in this folder.
+    """Yield a session for one command of a plugin, on the database of DATABASE_URL or of ``rota up`` in this folder.
 
-    It is one transaction: committed at the end of the block, and rolled back if the block raises an error. If
-    PostgreSQL cannot be reached or is not migrated, the command prints one line that says what to do.
+    The session is one transaction, which is committed at the end of the block and rolled back if the block raises an
+    error. If PostgreSQL cannot be reached or is not migrated, the command prints one line that says what to do.
     """
     from core.cli.environment import ledger
 
@@ -21,9 +21,10 @@ def command_session() -> Iterator[Session]:
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
-    """Print ``rows`` as a listing of ``rota``: a table of ``columns``, or the whole rows as JSON.
+    """Print ``rows`` as ``rota`` prints a listing: as a table of ``columns``, or as JSON with the whole rows.
 
-    Without rows, the table is the sentence ``empty``. Times are shown in the time zone of this machine.
+    If there are no rows, print the sentence ``empty`` instead of the table. Times are shown in the time zone of this
+    machine.
     """
     import json
 

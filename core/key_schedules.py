@@ -1,6 +1,8 @@
-"""``schedule``, ``unschedule``, ``sync_schedules`` and their kin: schedules made at run time.
+"""Schedules made at run time: ``schedule``, ``unschedule``, ``sync_schedules`` and the functions that pause and list
+them.
 
-They belong to keys of a job declared with ``keyed=Keyed(…)``, and take effect when the caller's transaction commits.
+Such a schedule belongs to a key of a job that is declared with ``keyed=Keyed(…)``. A change takes effect when the
+caller's transaction commits.
 """
 
 import json
@@ -28,13 +30,13 @@ from core.plugins import loading
 First = Literal["spread", "now"]
 #: JSON as PostgreSQL writes it.
 as_json = json.JSONEncoder(ensure_ascii=False).encode
-#: The arguments of a key that is given none.
+#: The arguments of a key that is added without arguments.
 NO_ARGS: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """How many schedules ``sync_schedules`` has added, changed, removed, and left as they were."""
+    """The numbers of schedules that ``sync_schedules`` has added, changed, removed, and left unchanged."""
 
     added: int
     changed: int
@@ -44,53 +46,53 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How the schedules that a job has differ from those that are wanted."""
+    """The difference between the schedules that a job has and the wanted schedules."""
 
-    #: The schedules to add, those to change, and the keys that are to have none.
+    #: The schedules to add, the schedules to change, and the keys whose schedules must be removed.
     added: Sequence[Wanted]
     changed: Sequence[Wanted]
     removed: Sequence[str]
-    #: How many are as they are wanted.
+    #: The number of schedules that are as wanted.
     kept: int
 
     @property
     def there(self) -> int:
-        """How many schedules the job has."""
+        """The number of schedules that the job has."""
         return len(self.changed) + len(self.removed) + self.kept
 
     @property
     def wanted(self) -> int:
-        """How many schedules are wanted."""
+        """The number of wanted schedules."""
         return len(self.added) + len(self.changed) + self.kept
 
     @property
     def synced(self) -> Synced:
-        """What a sync would do."""
+        """The numbers of changes that a sync would make."""
         return Synced(len(self.added), len(self.changed), len(self.removed), self.kept)
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledKey:
-    """The schedule that a key has."""
+    """The schedule of a key."""
 
     job: str
     key: str
-    #: The schedule as text, and the seconds that are added to each of its slots. A change counts at once here; the
-    #: dispatcher brings it into force within a second.
+    #: The schedule as text, and the seconds that are added to each of its slots. A change is shown here at once; the
+    #: dispatcher applies it within a second.
     spec: str
     phase: int
-    #: Its next slot; None while it is paused.
+    #: The next slot of the schedule; None while it is paused.
     next_at: datetime | None
     args: Mapping[str, Any] = field(repr=False)
     priority: int | None
-    #: Grows with each change.
+    #: Grows with each change of the schedule.
     version: int
-    #: Its slots after this time count; None until the dispatcher has seen it.
+    #: Slots of the schedule after this time count; None until the dispatcher has seen the schedule.
     since: datetime | None
-    #: 0: every slot comes due; n: only every 2^n-th one, since so many runs died in a row.
+    #: 0 if every slot comes due. With n, only every 2^n-th slot comes due, since runs of the key died in a row.
     stretch: int
     failures: int
-    #: The pause that is active: since when, until when if it has an end, by whom, and why.
+    #: The active pause: its start, its end if it has one, the person or job that began it, and the reason.
     paused_at: datetime | None
     paused_until: datetime | None
     paused_by: str | None
@@ -112,17 +114,17 @@ def schedule(
     args: Mapping[str, Any] | None = None,
     priority: int | None = None,
 ) -> bool:
-    """Give a key of ``job`` a schedule, or change it, when the caller's transaction commits; return whether it changed.
+    """Give a key of ``job`` a schedule, or change it, when the caller's transaction commits. Return whether it changed.
 
-    ``every`` is an interval; ``cron=cron(…)`` a cron expression, whose slots are later by up to ``spread``; without
-    both, it is the default of the job's ``Keyed``. The keys are spread evenly over an interval; the first slot comes
-    within one interval of the commit, or, if the interval changes, at the next slot of the one before, if that is
-    earlier. ``first="now"`` also requests a run in the same transaction, if the schedule is new or its slots change.
-    To give a key the same schedule again changes nothing, and no call ends a pause or a back-off. ``args`` and
-    ``priority`` are copied to each slot's run when the slot comes due.
+    ``every`` is an interval. ``cron=cron(…)`` is a cron expression, whose slots are later by up to ``spread``. Without
+    both, the schedule is the default of the job's ``Keyed``. The keys are spread evenly over an interval. The first
+    slot comes within one interval of the commit. If the interval changes, the first slot is the next slot of the former
+    interval, if that is earlier. ``first="now"`` also requests a run in the same transaction, if the schedule is new or
+    its slots change. To give a key the same schedule again changes nothing, and no call ends a pause or a back-off.
+    ``args`` and ``priority`` are copied to each slot's run when the slot comes due.
 
-    Raises UnknownJob; ScheduleError if the job takes no schedules made at run time, or there are too many; BadArguments
-    if another value is invalid; RotaError if ``session`` has another type.
+    Raises UnknownJob. Raises ScheduleError if the job takes no schedules made at run time, or if there are too many.
+    Raises BadArguments if another value is invalid, and RotaError if ``session`` has another type.
     """
     session = plain_session(session)
     wanted = KeySchedule(key, every, cron, spread, args or NO_ARGS, priority)
@@ -130,7 +132,7 @@ def schedule(
 
 
 def give(session: Session, job: str, wanted: KeySchedule, *, first: First, by: str) -> bool:
-    """Do what ``schedule`` does, for a person or an application. Without ``args``, a key keeps its own."""
+    """Do the work of ``schedule``, for a person or an application. Without ``args``, a key keeps its arguments."""
     if first not in ("spread", "now"):
         raise BadArguments(f"job {job!r}: first={first!r} must be 'spread' or 'now'")
     found = keyed_job(job)
@@ -145,10 +147,10 @@ def give(session: Session, job: str, wanted: KeySchedule, *, first: First, by: s
 
 
 def unschedule(session: Session, job: str, *, key: str) -> bool:
-    """Remove the schedule of a key when the caller's transaction commits; return False if it has none.
+    """Remove the schedule of a key when the caller's transaction commits. Return False if the key has no schedule.
 
-    Its slots that nobody has started end as skipped, reason ``unscheduled``. Runs that have been started go on, and
-    so do requests.
+    Slots of the schedule that no worker has started end as skipped, with the reason ``unscheduled``. Runs that have
+    started continue, and requested runs are not affected.
 
     Raises UnknownJob, or RotaError if ``session`` has another type.
     """
@@ -158,13 +160,13 @@ def unschedule(session: Session, job: str, *, key: str) -> bool:
 
 
 def sync_schedules(session: Session, job: str, wanted: Iterable[KeySchedule], *, most_removed: float = 0.5) -> Synced:
-    """Make the schedules of ``job`` those that are ``wanted``: add, change and remove what differs.
+    """Give ``job`` exactly the ``wanted`` schedules: add, change and remove schedules that differ.
 
-    Refuses to remove more than the part ``most_removed`` of the job's schedules, so that a query that wrongly returns
-    nothing does not remove all. A second sync of the same job waits until the caller's transaction ends.
+    This refuses to remove more than the part ``most_removed`` of the job's schedules, so that a query that wrongly
+    returns nothing does not remove all. A second sync of the same job waits until the caller's transaction ends.
 
-    Raises the errors of ``schedule``; also ScheduleError if too many would be removed, and BadArguments if a key is
-    wanted twice. Then nothing is changed.
+    Raises the errors of ``schedule``. Also raises ScheduleError if too many schedules would be removed, and
+    BadArguments if a key is wanted twice. In both cases nothing is changed.
     """
     session = plain_session(session)
     return give_all(session, job, wanted, most_removed=most_removed, by=caller(session))
@@ -173,9 +175,10 @@ def sync_schedules(session: Session, job: str, wanted: Iterable[KeySchedule], *,
 def give_all(
     session: Session, job: str, wanted: Iterable[KeySchedule], *, most_removed: float, by: str
 ) -> Synced:  # fmt: skip
-    """Do what ``sync_schedules`` does, for a person or an application.
+    """Do the work of ``sync_schedules``, for a person or an application.
 
-    ``wanted`` is read after the schedules that there are: a key that another transaction adds meanwhile is not removed.
+    The existing schedules are read before ``wanted`` is read, so a key that another transaction adds meanwhile is not
+    removed.
     """
     found = keyed_job(job)
     rows.one_sync(session, job)
@@ -188,7 +191,7 @@ def give_all(
 
 
 def difference(session: Session, job: Job, wanted: Iterable[KeySchedule]) -> Difference:
-    """Return how the schedules of ``job`` differ from those that are ``wanted``. Raises BadArguments."""
+    """Return how the schedules of ``job`` differ from the ``wanted`` schedules. Raises BadArguments."""
     there = rows.every_row(session, job.name)
     encoder = Encoder(job, there)
     listed = {each.key: each for each in map(encoder.encoded, wanted)}
@@ -211,10 +214,11 @@ def pause_schedule(
 ) -> None:  # fmt: skip
     """Pause the schedule of a key when the caller's transaction commits: no slot comes due ``until`` an aware time.
 
-    Without it, the pause lasts until ``resume_schedule``. ``reason`` and ``by`` are for people; ``by`` is by default
-    the job whose run this is called in, or ``an application``. Slots that wait already are skipped; requests run.
+    Without ``until``, the pause lasts until ``resume_schedule``. ``reason`` and ``by`` are for people. By default,
+    ``by`` is the job whose run calls this function, or ``an application``. Slots that wait already are skipped.
+    Requested runs start.
 
-    Raises ScheduleError if the key has no schedule; NaiveTime or BadArguments for ``until``; and the errors of
+    Raises ScheduleError if the key has no schedule, NaiveTime or BadArguments for ``until``, and the errors of
     ``unschedule``.
     """
     session = plain_session(session)
@@ -226,7 +230,9 @@ def pause_schedule(
 
 
 def resume_schedule(session: Session, job: str, *, key: str, by: str | None = None) -> bool:
-    """End the pause of a key, and its back-off, when the caller's transaction commits; return False if not paused.
+    """End the pause of a key, and its back-off, when the caller's transaction commits.
+
+    Return False if it is not paused.
 
     Raises the errors of ``unschedule``.
     """
@@ -236,7 +242,7 @@ def resume_schedule(session: Session, job: str, *, key: str, by: str | None = No
 
 
 def schedules(session: Session, job: str, *, after: str = "", limit: int = 1000) -> list[ScheduledKey]:
-    """The schedules of ``job``, in the order of their keys: up to ``limit``, of those that come after ``after``.
+    """Return up to ``limit`` schedules of ``job`` whose keys come after ``after``, in the order of their keys.
 
     Raises UnknownJob, or RotaError if ``session`` has another type.
     """
@@ -246,7 +252,7 @@ def schedules(session: Session, job: str, *, after: str = "", limit: int = 1000)
 
 
 def keyed_job(name: str) -> Job:
-    """The job of that name. Raises UnknownJob; ScheduleError if its keys may have no schedules."""
+    """Return the job of that name. Raises UnknownJob. Raises ScheduleError if the job's keys may have no schedules."""
     found = loading.current().job(name)
     if found.keyed is None:
         raise ScheduleError(f"job {name!r} takes no schedules made at run time; declare it with keyed=Keyed(…)")
@@ -254,23 +260,23 @@ def keyed_job(name: str) -> Job:
 
 
 def owner(job: str) -> str:
-    """The name of the plugin of ``job``."""
+    """Return the name of the plugin of ``job``."""
     return loading.current().owners[job].name
 
 
 def caller(session: Session) -> str:
-    """Who makes a change, if nothing else is said."""
+    """Return the name to record for a change, if the caller gives none."""
     lease = leases.of(session)
     return f"run {lease.run_id} of job {lease.job}" if lease is not None else "an application"
 
 
 def encoded(job: Job, wanted: KeySchedule) -> Wanted:
-    """``wanted`` as it is stored. Raises BadArguments."""
+    """Return ``wanted`` in the form in which it is stored. Raises BadArguments."""
     return Encoder(job).encoded(wanted)
 
 
 def timing_of(job: Job, wanted: KeySchedule) -> Every | Cron:
-    """The schedule that is wanted. Raises BadArguments."""
+    """Return the schedule that a KeySchedule describes. Raises BadArguments."""
     assert job.keyed is not None, "checked by keyed_job"
     said = f"job {job.name!r}, key {wanted.key!r}"
     timing = given(said, job.keyed, wanted)
@@ -285,7 +291,7 @@ def timing_of(job: Job, wanted: KeySchedule) -> Every | Cron:
 
 
 def given(said: str, keyed: Keyed, wanted: KeySchedule) -> Every | Cron:
-    """The schedule that is given by ``every``, ``cron`` or the default. Raises BadArguments."""
+    """Return the schedule that ``every``, ``cron`` or the default describes. Raises BadArguments."""
     if wanted.every is not None and wanted.cron is not None:
         raise BadArguments(f"{said}: every and cron contradict each other; give one")
     if wanted.cron is not None:
@@ -303,17 +309,19 @@ def given(said: str, keyed: Keyed, wanted: KeySchedule) -> Every | Cron:
 
 @dataclass(slots=True)
 class Encoder:
-    """Encodes schedules of one job; what many have in common, or what is stored already, is not checked again."""
+    """Encodes schedules of one job. It checks values only once if many schedules have them, or if they are stored
+    already.
+    """
 
     job: Job
     there: Mapping[str, Row[Any]] = field(default_factory=dict)
-    #: How many it has encoded.
+    #: The number of schedules that were encoded.
     count: int = 0
-    #: The text and the seconds of each interval or cron expression that it has met.
+    #: The text and the seconds of each interval or cron expression that was encoded.
     timings: dict[tuple[Any, ...], tuple[str, int | None]] = field(default_factory=dict)
 
     def encoded(self, wanted: object) -> Wanted:
-        """See ``encoded``."""
+        """Return ``wanted`` in the form in which it is stored; see the function ``encoded``."""
         self.count += 1
         name = self.job.name
         if not isinstance(wanted, KeySchedule):
@@ -337,7 +345,10 @@ class Encoder:
         return self.timings[known]
 
     def _args(self, wanted: KeySchedule) -> tuple[str, dict[str, Any]]:
-        """The arguments as JSON, as text and as values; decoding those that are stored would take most of the time."""
+        """Return the arguments as JSON text and as values.
+
+        Stored arguments are not decoded, since that would take most of the time.
+        """
         row, given = self.there.get(wanted.key), wanted.args or NO_ARGS
         if row is not None and isinstance(given, dict):
             with suppress(TypeError, ValueError):
@@ -374,7 +385,7 @@ def check_until(session: Session, job: str, until: object) -> None:
 
 
 def scheduled(row: Row[Any]) -> ScheduledKey:
-    """A row of the ledger, as applications see it."""
+    """Return a row of the ledger as applications see it."""
     is_paused = bool(row.is_paused)
     spec, phase = (row.spec, row.phase) if row.next_spec is None else (row.next_spec, row.next_phase)
     return ScheduledKey(
@@ -400,7 +411,7 @@ def scheduled(row: Row[Any]) -> ScheduledKey:
 
 
 def next_slot(row: Row[Any]) -> datetime:
-    """The next slot of a row after now; of a change that is not in force, the next one of the earlier schedule."""
+    """Return the next slot of a row after now. If its change has not been applied yet, use the former schedule."""
     now: datetime = row.now
     due = [grid(row.spec, row.phase, row.stretch).next_after(now)]
     if row.next_spec is not None:

@@ -111,7 +111,7 @@ class Commands(Group):
 
 
 def imported(place: str) -> click.Command:
-    """The command of click at ``place``, ``package.module:name``. Raises any error of its import."""
+    """Return the command of click at ``place``, ``package.module:name``. Raises any error of its import."""
     module, _, name = place.partition(":")
     command = getattr(importlib.import_module(module), name)
     if not isinstance(command, click.Command):
@@ -120,7 +120,7 @@ def imported(place: str) -> click.Command:
 
 
 def brought() -> "dict[str, tuple[Plugin, Command]]":
-    """The commands of plugins, each with its plugin; none if the settings say no valid list of disabled plugins."""
+    """Return the commands of plugins, each with its plugin, or none if the list of disabled plugins is invalid."""
     from core.plugins import loading
 
     with suppress(RotaError):

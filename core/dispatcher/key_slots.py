@@ -48,7 +48,7 @@ class KeyAccountant:
     #: The time up to which the slots of each job are accounted for.
     reached: dict[str, datetime] = field(default_factory=dict)
     stored: dict[str, datetime] = field(default_factory=dict)
-    #: How long the slots of each job had waited at most when the last pass began to account for them.
+    #: The longest time for which slots of each job had waited when the last pass began to account for them.
     lag_seconds: dict[str, float] = field(default_factory=dict)
 
     def account(self, connection: Connection, fleet: Fleet) -> int:
@@ -88,7 +88,7 @@ class KeyAccountant:
     def _after(self, connection: Connection, job: KeyedJob, now: datetime) -> datetime:
         """Return the job's watermark. It begins now if the job is new, or if no process had the job for long.
 
-        It never moves back, since the runs of slots before it may have been deleted.
+        The watermark never moves back, since the runs of slots before it may have been deleted.
         """
         if job.name not in self.reached:
             mark = history.watermark(connection, job.name)

@@ -1,9 +1,9 @@
 """Takes messages of runs back from queues that are too long, so that runs with other keys get their turn.
 
-A process that requests many runs sends them itself, before anybody knows how long the workers need for them. If a run
-with another key is requested meanwhile, it waits behind all these. Then most messages are taken back, and their runs
-wait in the ledger, where keys take turns. If all the messages have one key, or many keys with few messages each,
-nobody is delayed more than the others, and the messages stay.
+A process that requests many runs sends their messages itself, before it is known how long the workers need for them. If
+a run with another key is requested meanwhile, it waits behind all these messages. Then most messages are taken back,
+and their runs wait in the ledger, where keys take turns. If all the messages have one key, or many keys with few
+messages each, no key is delayed more than others, and the messages stay.
 """
 
 import time
@@ -18,11 +18,11 @@ from core.ledger import due, shares
 from core.ledger.carrier import DispatchCarrier
 from core.observability.events import DispatcherRecalled, emit
 
-#: How many messages are taken back at a time, and how many of the newest are looked at before.
+#: This many messages are taken back at a time, and this many of the newest are examined before.
 BATCH = 1000
 #: A key crowds a queue if it has this part of the oldest messages.
 CROWDED = 0.1
-#: How long that may take before other steps have their turn, in seconds.
+#: Taking messages back may last this many seconds before other steps have their turn.
 SLICE_SECONDS = 0.5
 
 
@@ -35,7 +35,7 @@ def recall(
     *,
     seconds: float = SLICE_SECONDS,
 ) -> int:
-    """Take back what is too much of ``queues``, for about ``seconds``; return how many runs wait in the ledger again.
+    """Take back messages of ``queues`` that are too long, for about ``seconds``.
 
     ``jobs`` are the jobs whose runs are sent. A run whose message is removed, and that cannot be marked as unsent, is
     found later as a lost one.
@@ -52,7 +52,7 @@ def recall(
             if taken := recall_from(connection, carrier, queue, excess, ends_at):
                 emit(DispatcherRecalled(queue, taken))
                 count += taken
-    except redis.RedisError:  # messages can be taken back at a later pass
+    except redis.RedisError:  # a later pass can take the messages back
         return count
     return count
 
@@ -74,7 +74,7 @@ def is_crowded(connection: Connection, carrier: DispatchCarrier, queue: str, due
 
 
 def recall_from(connection: Connection, carrier: DispatchCarrier, queue: str, excess: int, ends_at: float) -> int:
-    """Take back up to ``excess`` messages of one queue; return how many."""
+    """Take back up to ``excess`` messages of one queue. Return how many."""
     count = 0
     while count < excess and time.monotonic() < ends_at:
         run_ids = carrier.take_back(queue, min(excess - count, BATCH))

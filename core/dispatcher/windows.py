@@ -1,11 +1,13 @@
-"""Windows: how many messages of a queue may wait in Redis, so that a run with another key need not wait for them all.
+"""Windows: how many messages of a queue may wait in Redis, so that a run with another key need not wait for all of
+them.
 
-A queue's window has as many messages as its workers fetch in a second. What does not fit waits in the ledger, where
-jobs and keys take turns. The window of a queue of which nothing is known is as large as a window can be, and it becomes
-smaller only while messages wait: then the workers fetch as fast as they can. If many more messages wait, they may be
-taken back (``core/dispatcher/recall.py``). A queue that was emptied had too small a window, so the window grows. A
-window is filled when half of it is free, so that runs are taken many at a time. While runs wait in the ledger, other
-processes send nothing to the queue themselves, since later runs would overtake those.
+A queue's window has as many messages as its workers fetch in a second. Runs that do not fit into the window wait in the
+ledger, where jobs and keys take turns. The first window of a queue is as large as a window can be. It becomes smaller
+only while messages wait, since only then do the workers fetch as fast as they can. If many more messages wait than the
+window has room for, they may be taken back (``core/dispatcher/recall.py``). If a queue becomes empty, its window was
+too small, so the window grows. A window is filled again when half of it is free, so that runs are taken many at a time.
+While runs wait in the ledger, other processes send nothing to the queue themselves, since their later runs would
+overtake the waiting runs.
 
 Messages with a priority have a window of their own, of a fixed size.
 """
@@ -20,17 +22,18 @@ from core.ledger.carrier import MOST_URGENT, MOST_WAITING, Flow
 
 #: The smallest window.
 LEAST = 16
-#: The time in which a queue's workers should fetch what is in its window, in seconds.
+#: The time in which a queue's workers should fetch the messages of its window, in seconds.
 SPAN_SECONDS = 1.0
-#: The time in which a window follows a change of that rate, in seconds.
+#: The time in which a window follows a change of the workers' rate, in seconds.
 SETTLE_SECONDS = 1.0
-#: The shortest time in which fetched messages are counted, in seconds.
+#: The shortest time over which fetched messages are counted, in seconds.
 SAMPLE_SECONDS = 0.1
-#: The factor by which the window of a queue grows that was empty.
+#: The factor by which the window of an empty queue grows.
 GROWTH = 4
 #: A queue that has this many times more messages than its window is too long.
 TOO_LONG = 2
-#: How often the dispatcher tells other processes the window of a queue, or that it has no room, in seconds.
+#: The time after which the dispatcher tells other processes again the window of a queue, or that the queue has no room,
+#: in seconds.
 TELL_FULL_SECONDS = 0.5
 TELL_SECONDS = 30.0
 
@@ -39,10 +42,10 @@ class Waiting(Protocol):
     """The part of a carrier that windows need."""
 
     def flows(self, queues: Sequence[str]) -> list[Flow]:
-        """The flow of each of ``queues``."""
+        """Return the flow of each of ``queues``."""
 
     def urgent_waiting(self, queue: str, priority: int) -> int:
-        """The number of waiting messages with this priority or a higher one."""
+        """Return the number of waiting messages with at least this priority."""
 
     def tell_window(self, queue: str, most: int) -> None:
         """Tell other processes how many messages may wait on ``queue``."""
@@ -50,19 +53,21 @@ class Waiting(Protocol):
 
 @dataclass(slots=True)
 class Window:
-    """The window of one queue, and what was last seen of the queue."""
+    """The window of one queue, and the last observation of the queue."""
 
     most: float = MOST_WAITING
-    #: The last look at the queue, and its time by the monotonic clock.
+    #: The last observed length of the queue, and the time of the observation by the monotonic clock.
     last: Flow | None = None
     looked_at: float = float("-inf")
 
-    #: What other processes were told last, and when.
+    #: The last value that other processes were told, and the time.
     told: int | None = None
     told_at: float = float("-inf")
 
     def look(self, flow: Flow, now: float) -> None:
-        """Adapt the window to what was fetched since the last look, if that was long enough ago."""
+        """Adapt the window to the number of messages that were fetched since the last observation, if that is old
+        enough.
+        """
         seconds = now - self.looked_at
         if seconds < SAMPLE_SECONDS:
             return
@@ -80,7 +85,7 @@ class Window:
         return self.most + (wanted - self.most) * min(seconds / SETTLE_SECONDS, 1)
 
     def excess(self, waiting: int) -> int:
-        """How many of ``waiting`` messages are too many; 0 if they are not much more than the window has room for."""
+        """Return by how many ``waiting`` messages the queue is too long; 0 if it is not much longer than the window."""
         return waiting - int(self.most) if waiting > TOO_LONG * self.most else 0
 
 
@@ -88,17 +93,17 @@ class Windows:
     """The windows of all queues, as the leading dispatcher knows them."""
 
     def __init__(self, first: int = MOST_WAITING) -> None:
-        """``first`` is the window of a queue of which nothing is known."""
+        """``first`` is the first window of a queue."""
         self._windows: dict[str, Window] = defaultdict(lambda: Window(first))
-        #: Whether there was no room for a due run since ``begin``.
+        #: Whether a queue had no room for a due run since ``begin``.
         self.was_full = False
 
     def begin(self) -> None:
-        """Forget whether there was no room."""
+        """Forget whether a queue had no room."""
         self.was_full = False
 
     def excess(self, carrier: Waiting, queues: Sequence[str]) -> dict[str, int]:
-        """Those of ``queues`` that are too long, and by how many messages. Raises redis.RedisError."""
+        """Return each of ``queues`` that is too long, with the number of excess messages. Raises redis.RedisError."""
         now = time.monotonic()
         found = {}
         for queue, flow in zip(queues, carrier.flows(queues), strict=True):
@@ -109,7 +114,7 @@ class Windows:
         return found
 
     def room(self, carrier: Waiting, queue: str) -> int:
-        """How many messages without a priority to send to ``queue`` now. Raises redis.RedisError."""
+        """Return how many messages without a priority to send to ``queue`` now. Raises redis.RedisError."""
         window, (flow,), now = self._windows[queue], carrier.flows([queue]), time.monotonic()
         window.look(flow, now)
         room = int(window.most) - flow.waiting if flow.waiting <= window.most / 2 else 0
@@ -119,7 +124,7 @@ class Windows:
         return room
 
     def sent(self, carrier: Waiting, queue: str, *, has_more: bool) -> None:
-        """Tell other processes whether more runs of ``queue`` are due, after some were sent.
+        """After some runs of ``queue`` were sent, tell other processes whether more runs are due.
 
         Raises redis.RedisError.
         """
@@ -128,7 +133,7 @@ class Windows:
             self._tell(carrier, queue, window, 0 if has_more else int(window.most), time.monotonic())
 
     def urgent_room(self, carrier: Waiting, queue: str, priority: int) -> int:
-        """How many messages of ``priority`` to send to ``queue`` now. Raises redis.RedisError."""
+        """Return how many messages of ``priority`` to send to ``queue`` now. Raises redis.RedisError."""
         room = max(MOST_URGENT - carrier.urgent_waiting(queue, priority), 0)
         self.was_full |= room == 0
         return room

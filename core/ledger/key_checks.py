@@ -1,8 +1,9 @@
 """Checks that the schedule of a claimed slot still exists, and counts dead runs of a key for the back-off.
 
 The dispatcher inserts the slots of the schedules that it sees, and a schedule may be removed or paused at that moment,
-in a transaction that does not see the slot. So a slot whose schedule is gone, or is another one made after it, ends
-as skipped, as it does when the removal finds it waiting. Only slots of schedules made at run time are checked.
+in a transaction that does not see the slot. If the schedule of a slot is gone, or was removed and made again, the
+claimed slot ends as skipped, as it would if the removal had found it waiting. Only slots of schedules made at run time
+are checked.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from core.ledger.prepared import Prepared
 
 PAUSED = "paused"
 
-#: Parameters: run, token, process. A slot that was started before goes on. The number of the attempt is taken back.
+#: Parameters: the run, its token, the process. A slot that was started before continues. The number of the attempt is
+#: reduced by one.
 CHECK = Prepared(
     "rota_check_schedule",
     ("bigint", "bigint", "bigint"),
@@ -66,17 +68,17 @@ SUCCEEDED = text("""
 class Standing:
     """The schedule of a slot that is being started, or why the slot was skipped."""
 
-    #: ``unscheduled`` or ``paused``; None if the slot may start.
+    #: Why the slot was skipped, ``unscheduled`` or ``paused``; None if the slot may start.
     skipped: str | None
-    #: None if the schedule is gone, and the slot was started before.
+    #: The schedule; None if it is gone and the slot was started before.
     schedule: Shifted | None
     every_seconds: int | None
-    #: Whether runs of its key have died, so that a success must be recorded.
+    #: Whether runs of the key have died, so that a success must be recorded.
     is_failing: bool
 
 
 def check(connection: Connection, lease: Lease) -> Standing | None:
-    """Skip the slot if its schedule is gone or paused; None if the lease is lost."""
+    """Skip the slot if its schedule is gone or paused. Return None if the lease is lost."""
     rows = CHECK.rows(connection, lease.run_id, lease.token, lease.process_id)
     return _standing(*rows[0]) if rows else None
 
@@ -89,7 +91,7 @@ def _standing(skipped: str | None, spec: str | None, phase: int, stretch: int, f
 
 
 def died(connection: Connection, job: str, key: str, *, after: int, most: int) -> int:
-    """Count that a run of a key is dead; return how often its interval is doubled now, ``most`` times at most."""
+    """Count a dead run of a key. Return how often the key's interval is doubled now, at most ``most`` times."""
     stretch = connection.execute(DIED, {"job": job, "key": key, "after": after, "most": most}).scalar_one_or_none()
     return int(stretch or 0)
 

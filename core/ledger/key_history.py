@@ -1,4 +1,4 @@
-"""The history of a key's schedule: what was in force at any time, and the gaps in which its slots have no runs."""
+"""The history of a key's schedule: its schedule at any time, and the gaps in which its slots have no runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ GAPS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A time in which one schedule was in force: slots after ``since``, and up to ``until`` if it is over."""
+    """A time in which one schedule applied to slots after ``since``, and up to ``until`` if the period is over."""
 
     since: datetime
     until: datetime | None
@@ -35,21 +35,21 @@ class Period:
     phase: int
     stretched: int
     extra_at: datetime | None
-    #: Whether it is a time without a schedule, and who has removed it.
+    #: Whether this is a time without a schedule, and the person or job that removed the schedule.
     is_removed: bool = False
     by: str | None = None
 
     @property
     def slots(self) -> Shifted:
-        """The slots of the schedule, whether a back-off left them out or not."""
+        """The slots of the schedule, including slots that a back-off left out."""
         return grid(self.spec, self.phase)
 
     def is_left_out(self, slot: datetime) -> bool:
-        """Whether a back-off left this slot out."""
+        """Return whether a back-off left this slot out."""
         return bool(self.stretched) and grid(self.spec, self.phase, self.stretched).latest_at(slot) != slot
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
-        """Its slots with ``after`` < slot <= ``until``."""
+        """Return the slots of the period with ``after`` < slot <= ``until``."""
         if self.is_removed:
             return
         begins, ends = max(after, self.since), min(until, self.until or until)
@@ -60,12 +60,12 @@ class Period:
 
 
 def row(connection: Connection, job: str, key: str) -> Row[Any] | None:
-    """The schedule of a key, as it is now; None if it has none."""
+    """Return the present schedule of a key, or None if the key has none."""
     return connection.execute(ROW, {"job": job, "key": key}).one_or_none()
 
 
 def periods(connection: Connection, job: str, key: str) -> Sequence[Period]:
-    """The periods of the key's schedule, in order, as far back as the log goes."""
+    """Return the periods of the key's schedule, in order, as far back as the log goes."""
     entries = list(connection.execute(LOG, {"job": job, "key": key}))
     present = row(connection, job, key)
     if not entries and present is not None and present.since is not None:  # its entries were deleted with old runs
@@ -75,7 +75,7 @@ def periods(connection: Connection, job: str, key: str) -> Sequence[Period]:
 
 
 def period(entry: Row[Any], until: datetime | None) -> Period:
-    """The period that an entry of the log began."""
+    """Return the period that an entry of the log began."""
     return Period(
         entry.since,
         until,
@@ -89,17 +89,17 @@ def period(entry: Row[Any], until: datetime | None) -> Period:
 
 
 def at(found: Sequence[Period], instant: datetime) -> Period | None:
-    """The one that was in force for a slot at ``instant``."""
+    """Return the period whose schedule applied to a slot at ``instant``."""
     return next((each for each in reversed(found) if each.since < instant), None)
 
 
 def gaps(connection: Connection, job: str, key: str, slot: datetime) -> Sequence[Row[Any]]:
-    """The gaps that a slot is in, those of the key first."""
+    """Return the gaps that a slot is in. Gaps of the key come before gaps of all keys."""
     return connection.execute(GAPS, {"job": job, "key": key, "slot": slot}).all()
 
 
 def around(found: Sequence[Period], instant: datetime) -> tuple[datetime | None, datetime | None]:
-    """The last slot at or before ``instant``, and the first one after it, of the schedule that was in force then."""
+    """Return the last slot not after ``instant`` and the first slot after it, by the schedule that applied then."""
     period = at(found, instant)
     if period is None or period.is_removed:
         return None, None

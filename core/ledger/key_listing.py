@@ -1,11 +1,11 @@
-"""Lists schedules made at run time for people, of all jobs, whether a process has them or not."""
+"""Lists the schedules made at run time of all jobs, for people, even if no process has the job."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-#: Reads one index entry for each job.
+#: The query reads one index entry for each job.
 JOBS = text("""
     WITH RECURSIVE seen AS (
         (SELECT job FROM rota_key_schedules ORDER BY job LIMIT 1)
@@ -42,7 +42,7 @@ REMOVE_ALL = text("""
 
 
 def jobs(connection: Connection) -> set[str]:
-    """The jobs that have schedules."""
+    """Return the jobs that have schedules."""
     return set(connection.execute(JOBS).scalars())
 
 
@@ -57,7 +57,10 @@ def listed(
     after: str,
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """The schedules of the jobs that are both in ``jobs`` and in ``among``, by job and key. None means all jobs."""
+    """Return the schedules of the jobs that are both in ``jobs`` and in ``among``, by job and key.
+
+    None means all jobs.
+    """
     values = {
         "jobs": None if jobs is None else list(jobs),
         "among": None if among is None else list(among),
@@ -71,10 +74,10 @@ def listed(
 
 
 def counts(connection: Connection, jobs: Collection[str]) -> dict[str, int]:
-    """How many schedules each of ``jobs`` has."""
+    """Return how many schedules each of ``jobs`` has."""
     return {row.job: row.schedules for row in connection.execute(COUNTS, {"jobs": list(jobs)})}
 
 
 def remove_all(connection: Connection, job: str, *, by: str) -> int:
-    """Remove all schedules of a job that no process has; return how many."""
+    """Remove all schedules of a job that no process has. Return how many."""
     return connection.execute(REMOVE_ALL, {"job": job, "by": by}).rowcount

@@ -1,9 +1,9 @@
 """The rows of schedules made at run time: added, changed, removed, paused and resumed in the caller's transaction.
 
-A row is a pure function of time: its slots are those of its interval or cron expression, each later by its *phase*,
-which spreads the keys of a job over the interval. Only the dispatcher brings a change into force
-(``core/ledger/key_standings.py``): it knows up to which time it has accounted for the job's slots, and a statement
-does not know when its transaction will commit. So a change is written beside what is in force, as ``next_spec``,
+A row describes its slots as a function of time alone: they are the slots of its interval or cron expression, each later
+by its *phase*, which spreads the keys of a job over the interval. Only the dispatcher applies a change
+(``core/ledger/key_standings.py``). It knows up to which time it has accounted for the job's slots, while a statement
+does not know when its transaction will commit. So a change is written beside the present schedule, as ``next_spec``,
 ``stretch`` or a pause, with ``is_seen`` false.
 """
 
@@ -22,9 +22,10 @@ from core.ledger.runs import in_schema
 
 #: The reason of slots that were queued when their schedule was removed.
 UNSCHEDULED = "unscheduled"
-#: How many phases are looked at for a key; the one with the fewest keys is taken.
+#: For a key, this many phases are examined. The phase with the fewest keys is taken.
 CANDIDATES = 8
-#: The distance between two candidates, as a part of the interval. The golden section spreads them over all of it.
+#: The distance between two candidates, as a part of the interval. The golden section spreads the candidates over the
+#: whole interval.
 STEP = 0.618
 #: The most rows that one statement writes.
 BATCH = 10_000
@@ -39,7 +40,7 @@ LOCK = f"""
 """  # noqa: S608 — constants
 ALL = f"SELECT {COLUMNS} FROM ledger.rota_key_schedules WHERE job = :job"  # noqa: S608 — constants
 
-#: How many keys have each phase of an interval.
+#: The number of keys with each phase of an interval.
 PHASES = """
     SELECT phase, count(*) AS keys FROM (
         SELECT phase FROM ledger.rota_key_schedules
@@ -63,8 +64,8 @@ ADD = """
 """
 
 IS_NEXT = "row.since IS NOT NULL AND (wanted.spec, wanted.spread_seconds) <> (row.spec, row.spread_seconds)"
-#: A schedule that has never been in force is replaced; otherwise the new one waits until the dispatcher sees it. One
-#: that is the same as that in force takes a waiting one back.
+#: A schedule that has never been applied is replaced at once. Otherwise the new schedule waits until the dispatcher
+#: sees it. If the new schedule equals the present one, a waiting change is withdrawn.
 CHANGE = f"""
     UPDATE ledger.rota_key_schedules AS row SET
         version = version + 1, plugin = :plugin, args = CAST(wanted.args AS jsonb), priority = wanted.priority,
@@ -85,7 +86,7 @@ CHANGE = f"""
     WHERE row.job = :job AND row.key = wanted.key
 """  # noqa: S608 — a constant
 
-#: Ends the slots that nobody has started. A slot that another transaction has locked is about to be claimed, and is
+#: Ends the slots that no worker has started. A slot that another transaction has locked is about to be claimed, and is
 #: left to the check after the claim.
 REMOVE = f"""
     WITH gone AS (
@@ -135,11 +136,11 @@ ONE_SYNC = "SELECT pg_advisory_xact_lock(hashtextextended('ledger.rota_key_sched
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The schedule that a key is to have, as it is stored."""
+    """The wanted schedule of a key, as it is stored."""
 
     key: str
     spec: str
-    #: None for cron.
+    #: The interval in seconds; None for cron.
     every_seconds: int | None
     spread_seconds: int
     #: The arguments, as a JSON text and as values.
@@ -150,17 +151,17 @@ class Wanted:
 
     @property
     def timing(self) -> tuple[str, int]:
-        """The facts, other than the phase, that determine its slots."""
+        """The facts that determine the slots of the schedule, apart from the phase."""
         return self.spec, self.spread_seconds
 
 
 def timing(row: Row[Any]) -> tuple[str, int]:
-    """The schedule and spread of a row, after the change that the dispatcher has not seen yet, if there is one."""
+    """Return the schedule and spread of a row, with a change that the dispatcher has not seen yet."""
     return (row.spec, row.spread_seconds) if row.next_spec is None else (row.next_spec, row.next_spread_seconds)
 
 
 def is_same(row: Row[Any], wanted: Wanted, plugin: str) -> bool:
-    """Whether ``wanted`` changes nothing."""
+    """Return whether ``wanted`` changes nothing."""
     rest = (row.priority, row.subject, row.plugin)
     return (
         timing(row) == wanted.timing
@@ -175,11 +176,11 @@ class Phases:
 
     session: Session
     job: str
-    #: How many keys have each phase of an interval; it is read once for each interval if many keys are written.
+    #: The number of keys with each phase of an interval. If many keys are written, it is read once for each interval.
     counts: dict[int, Counter[int]] = field(default_factory=dict)
 
     def choose(self, wanted: Wanted, *, is_one_of_many: bool) -> int:
-        """The phase for a key. That of cron is chosen by the key alone."""
+        """Return the phase for a key. For a cron schedule, the phase depends only on the key."""
         start = zlib.crc32(f"{self.job}\0{wanted.key}".encode())
         every = wanted.every_seconds
         if every is None:
@@ -202,7 +203,7 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The effect on the schedules: how many were added, and for which keys the timing or other parts changed."""
+    """The effect of a write: how many schedules were added, and for which keys the timing or other parts changed."""
 
     added: Sequence[str]
     retimed: Sequence[str]
@@ -210,7 +211,7 @@ class Written:
 
 
 def put(session: Session, job: str, plugin: str, wanted: Sequence[Wanted], *, by: str) -> Written:
-    """Add or change the schedules of these keys, which are different ones, in the caller's transaction."""
+    """Add or change the schedules of these keys, each of which is named once, in the caller's transaction."""
     added: list[str] = []
     retimed: list[str] = []
     changed: list[str] = []
@@ -230,18 +231,18 @@ def put(session: Session, job: str, plugin: str, wanted: Sequence[Wanted], *, by
 
 
 def locked(session: Session, job: str, keys: Collection[str]) -> dict[str, Row[Any]]:
-    """The rows of these keys, locked until the transaction ends."""
+    """Return the rows of these keys, locked until the transaction ends."""
     rows = session.execute(in_schema(LOCK, session), {"job": job, "keys": list(keys)})
     return {row.key: row for row in rows}
 
 
 def every_row(session: Session, job: str) -> dict[str, Row[Any]]:
-    """The rows of a job."""
+    """Return the rows of a job."""
     return {row.key: row for row in session.execute(in_schema(ALL, session), {"job": job})}
 
 
 def _phase(phases: Phases, wanted: Wanted, row: Row[Any] | None, batch: Sequence[Wanted]) -> int:
-    """The phase that the row has, if its timing stays; otherwise a new one."""
+    """Return the phase of the row if its timing stays, and a new phase otherwise."""
     if row is not None and wanted.timing == timing(row):
         return int(row.phase if row.next_spec is None else row.next_phase)
     return phases.choose(wanted, is_one_of_many=len(batch) > 1)
@@ -250,7 +251,7 @@ def _phase(phases: Phases, wanted: Wanted, row: Row[Any] | None, batch: Sequence
 def _write(
     session: Session, statement: str, job: str, plugin: str, wanted: Sequence[Wanted], phases: Sequence[int], by: str
 ) -> list[str]:
-    """Execute ADD or CHANGE; return the keys that ADD has added."""
+    """Execute ADD or CHANGE. Return the keys that ADD has added."""
     if not wanted:
         return []
     columns = {
@@ -268,37 +269,40 @@ def _write(
 
 
 def remove(session: Session, job: str, keys: Collection[str], *, by: str) -> list[str]:
-    """Remove the schedules of these keys, and end their slots that nobody has started; return those that had one."""
+    """Remove the schedules of these keys, and end their slots that no worker has started.
+
+    Return the keys that had schedules.
+    """
     values = {"job": job, "keys": list(keys), "by": by}
     return list(session.execute(in_schema(REMOVE, session), values).scalars())
 
 
 def pause(session: Session, job: str, key: str, *, by: str, reason: str | None, until: datetime | None) -> bool:
-    """Pause the schedule of a key until a time, or until it is resumed; return False if it has none."""
+    """Pause the schedule of a key until a time, or until it is resumed. Return False if the key has no schedule."""
     values = {"job": job, "key": key, "by": by, "reason": reason, "until": until}
     return session.execute(in_schema(PAUSE, session), values).first() is not None
 
 
 def resume(session: Session, job: str, key: str, *, by: str) -> bool:
-    """End the pause of a key, and its back-off; return False if it is not paused."""
+    """End the pause of a key, and its back-off. Return False if the key is not paused."""
     return session.execute(in_schema(RESUME, session), {"job": job, "key": key, "by": by}).first() is not None
 
 
 def is_past(session: Session, instant: datetime) -> bool:
-    """Whether ``instant`` is past, by the database's clock."""
+    """Return whether ``instant`` is past, by the database's clock."""
     return bool(session.execute(in_schema(IS_PAST, session), {"instant": instant}).scalar_one())
 
 
 def listed(
     session: Session, job: str, *, keys: Iterable[str] | None = None, after: str = "", limit: int = 1000
 ) -> list[Row[Any]]:
-    """The rows of a job whose keys come after ``after``, or of these keys, in their order."""
+    """Return a job's rows in the order of their keys: rows with keys after ``after``, or rows of these keys."""
     values = {"job": job, "keys": list(keys) if keys is not None else None, "after": after, "limit": limit}
     return list(session.execute(in_schema(LIST, session), values).all())
 
 
 def has_room(session: Session, count: int, most: int) -> bool:
-    """Whether there may be ``count`` more schedules, of all jobs; it counts them only if there are many."""
+    """Return whether there may be ``count`` more schedules, of all jobs. It counts them only if there are many."""
     about = float(session.execute(in_schema(ABOUT, session)).scalar_one())
     if about >= 0 and 2 * about + count + BATCH < most:
         return True

@@ -1,11 +1,12 @@
-"""Slots of schedules made at run time: found and inserted in one statement, for all keys of a job.
+"""Slots of schedules made at run time. They are found and inserted in one statement, for all keys of a job.
 
 An interval has the slots ``t ≡ phase (mod interval)``. In a pass of a second, each interval has one or two phases that
-are due, and the index ``rota_key_schedules_grid`` has their keys; so a pass reads what it inserts, whatever the number
-of schedules. With many different intervals or a long window, it reads all rows of the job instead.
+are due, and the index ``rota_key_schedules_grid`` has the keys with these phases. So a pass reads only the rows that it
+inserts slots for, whatever the number of schedules. With many different intervals or a long window, it reads all rows
+of the job instead.
 
-The watermark of the job moves in the same statement. Slots that get no run of their own, since an outage or a pause
-swallowed them, are counted in one *gap row* of the job, by arithmetic.
+The watermark of the job moves in the same statement. Slots that get no run, because of an outage or a pause, are
+counted in one *gap row* of the job. Their number is calculated.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ SHORTEST_PART = timedelta(seconds=60)
 
 
 def seconds_of(instant: datetime) -> int:
-    """The whole seconds of an instant since the Unix epoch."""
+    """Return the whole seconds of an instant since the Unix epoch."""
     return int(instant.timestamp() // 1)
 
 
@@ -46,19 +47,19 @@ class KeyedJob:
     misfire: Misfire
     grace: timedelta
     cap: int
-    #: The scopes of the pauses that would pause it.
+    #: The scopes of the pauses that would pause the job.
     scopes: Collection[str]
 
     @classmethod
     def declared(cls, job: Job, held_by: Collection[str]) -> "KeyedJob":
-        """A job of this process."""
+        """Return a job of this process."""
         return cls(
             job.name, job.queue, job.exclusive, job.priority, job.misfire, job.misfire_grace, job.misfire_cap, held_by
         )  # fmt: skip
 
     @classmethod
     def recorded(cls, name: str, options: Mapping[str, Any]) -> "KeyedJob":
-        """A job of another process, from its release."""
+        """Return a job of another process, from its release."""
         return cls(
             name,
             options["queue"],
@@ -73,7 +74,7 @@ class KeyedJob:
 
 ALONE = text("SELECT pg_try_advisory_lock(:space, :lock)")
 
-#: The different intervals, read by one index entry each, and whether there are other schedules or changes.
+#: The different intervals, each read by one index entry, and whether there are other schedules or changes.
 ASK = text("""
     WITH RECURSIVE seen AS (
         (SELECT every_seconds FROM rota_key_schedules WHERE job = :job AND every_seconds IS NOT NULL
@@ -101,7 +102,7 @@ RATE = text("""
     WHERE job = :job AND every_seconds IS NOT NULL AND since IS NOT NULL AND held_since IS NULL
 """)
 
-#: The reason of a gap in which no process had the job; it has no end until the job is back.
+#: The reason of a gap in which no process had the job. The gap has no end until the job is back.
 ABSENT = "absent"
 END_ABSENCE = text(f"""
     DELETE FROM rota_gaps WHERE job = :job AND key IS NULL AND reason = '{ABSENT}' AND ended_at = 'infinity'
@@ -117,7 +118,7 @@ FIRST = "greatest(CAST(:first AS bigint), CAST(floor(extract(epoch FROM row.sinc
 
 
 def between(first: str, last: str) -> str:
-    """How many slots of a row are in these seconds."""
+    """Return how many slots of a row are in these seconds."""
     return f"greatest(({last} - row.phase) / {STEP} - ({first} - 1 - row.phase) / {STEP}, 0)"
 
 
@@ -159,7 +160,7 @@ EXTRA = f"""
 """  # noqa: S608 — constants
 NOTHING = f"SELECT {COLUMNS}, row.extra_at AS slot FROM rota_key_schedules AS row WHERE false"  # noqa: S608 — constants
 
-#: How many slots the window has.
+#: The number of slots in the window.
 TOTAL = f"""
     (SELECT coalesce(sum({between(FIRST, ":last")}), 0) FROM rota_key_schedules AS row
      WHERE {IS_GOING} AND row.every_seconds IS NOT NULL)
@@ -182,7 +183,10 @@ MARK = f"""
 
 
 def in_time(*sources: str) -> TextClause:
-    """The statement that inserts all slots of the window; returns how many, and whether it has moved the watermark."""
+    """Return the statement that inserts all slots of the window.
+
+    It returns how many, and whether the watermark has moved.
+    """
     return text(f"""
         WITH kept AS MATERIALIZED ({" UNION ALL ".join(sources)}), run AS ({INSERT}), mark AS ({MARK})
         SELECT (SELECT count(*) FROM run) AS inserted, EXISTS (SELECT 1 FROM mark) AS is_marked
@@ -190,9 +194,9 @@ def in_time(*sources: str) -> TextClause:
 
 
 def late(kept: str) -> TextClause:
-    """The statement that inserts the slots ``kept`` of the window and counts the others in a gap row.
+    """Return the statement that inserts the slots ``kept`` of the window and counts the other slots in a gap row.
 
-    A gap that goes on is one row.
+    A gap that continues stays one row.
     """
     return text(f"""
         WITH kept AS MATERIALIZED ({kept}), run AS ({INSERT}), mark AS ({MARK}), left_out AS MATERIALIZED (
@@ -220,7 +224,7 @@ KEEPING_NEWEST = late(f"""
     SELECT DISTINCT ON (key) * FROM ({NEWEST} UNION ALL {EXTRA} UNION ALL {CRON}) AS due
     WHERE slot >= :oldest ORDER BY key, slot DESC
 """)  # noqa: S608 — constants
-#: By the policy ``all``: within the grace, and the newest ones up to the cap.
+#: By the policy ``all``: the slots within the grace, and of each key the newest slots up to the cap.
 KEEPING_ALL = late(f"""
     SELECT * FROM ({SCANNED} AND to_timestamp(due.second) > to_timestamp(:now_second - :cap * {STEP})
                    UNION ALL {EXTRA} UNION ALL {CRON}) AS due
@@ -230,9 +234,9 @@ KEEPING_ALL = late(f"""
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The work that the schedules of a job need in this pass."""
+    """The facts that a pass needs about the schedules of a job."""
 
-    #: Up to one more than ``MOST_PROBES`` different intervals.
+    #: The different intervals, at most one more than ``MOST_PROBES``.
     intervals: Sequence[int]
     has_cron: bool
     #: Whether a change has not been seen yet.
@@ -240,12 +244,12 @@ class Asked:
 
 
 def is_alone(connection: Connection) -> bool:
-    """Whether this connection is the only one that accounts for such slots, from now on until it is closed."""
+    """Return whether this connection is the only one that accounts for such slots, from now on until it is closed."""
     return bool(connection.execute(ALONE, {"space": LOCK_SPACE, "lock": KEY_SLOTS_LOCK}).scalar_one())
 
 
 def ask(connection: Connection, job: str, now: datetime) -> Asked:
-    """Look at the schedules of a job."""
+    """Read what the schedules of a job need in this pass."""
     row = connection.execute(ASK, {"job": job, "most": MOST_PROBES + 1, "now": now}).one()
     return Asked(row.intervals, row.has_cron, row.has_changes)
 
@@ -257,7 +261,7 @@ class Crons:
     spreads: Mapping[str, timedelta]
 
     def bases(self, after: datetime, until: datetime) -> dict[str, list[Any]]:
-        """The slots, without phases, that keys may have in the window, as parameters."""
+        """Return the slots, without phases, that keys may have in the window, as parameters."""
         found = [
             (spec, slot) for spec, spread in self.spreads.items() for slot in parse(spec).between(after - spread, until)
         ]
@@ -268,7 +272,7 @@ NO_CRONS = Crons({})
 
 
 def crons(connection: Connection, job: str) -> Crons:
-    """The cron expressions of a job's keys."""
+    """Return the cron expressions of a job's keys."""
     rows = connection.execute(CRONS, {"job": job})
     return Crons({row.spec: timedelta(seconds=row.spread_seconds) for row in rows})
 
@@ -289,9 +293,9 @@ def _values(job: KeyedJob, after: datetime, until: datetime) -> dict[str, Any]:
 def insert(
     connection: Connection, job: KeyedJob, asked: Asked, found: Crons, after: datetime, until: datetime, *, mark: bool
 ) -> tuple[int, bool]:
-    """Insert every slot of the window; return how many, and whether the watermark has moved to its end.
+    """Insert every slot of the window. Return how many, and whether the watermark has moved to the end of the window.
 
-    It moves if there was a slot, or ``mark`` says so.
+    The watermark moves if there was a slot, or if ``mark`` is set.
     """
     values = {**_values(job, after, until), "is_due": mark, "intervals": asked.intervals}
     probes = len(asked.intervals) * (values["last"] - values["first"] + 1)
@@ -307,7 +311,7 @@ def insert(
 def leave_out(
     connection: Connection, job: KeyedJob, found: Crons, after: datetime, until: datetime, reason: str
 ) -> int:
-    """Count every slot of the window in a gap row; return how many. The watermark moves to its end."""
+    """Count every slot of the window in a gap row. Return how many. The watermark moves to the end of the window."""
     values = {**_values(job, after, until), **found.bases(after, until), "is_due": True, "reason": reason}
     return int(connection.execute(LEAVING_OUT, values).one().left_out)
 
@@ -322,9 +326,12 @@ def keep_newest(
     oldest: datetime,
     later: Iterable[tuple[datetime, datetime]],
 ) -> tuple[int, int]:
-    """Insert the newest slot of each key in the window, if it is not before ``oldest``; count the others in a gap row.
+    """Insert the newest slot of each key in the window, if it is not before ``oldest``.
 
-    ``later`` are the windows in which a newer slot may come. Returns both numbers. The watermark moves to its end.
+    Count the other slots in a gap row.
+
+    ``later`` are the windows in which a newer slot may come. Returns both numbers. The watermark moves to the end of
+    the window.
     """
     spans = [(seconds_of(begins) + 1, seconds_of(ends)) for begins, ends in later]
     values = {
@@ -343,9 +350,9 @@ def keep_newest(
 def keep_all(
     connection: Connection, job: KeyedJob, found: Crons, after: datetime, until: datetime, *, now: datetime
 ) -> tuple[int, int]:
-    """Insert the slots of the window that are in their grace, and of each key the newest up to the cap.
+    """Insert the slots of the window that are in their grace, but of each key only the newest slots, up to the cap.
 
-    Counts the others in a gap row, and returns both numbers. The watermark moves to its end.
+    Counts the other slots in a gap row, and returns both numbers. The watermark moves to the end of the window.
     """
     values = {
         **_values(job, after, until),
@@ -361,7 +368,7 @@ def keep_all(
 
 
 def end_absence(connection: Connection, job: KeyedJob, now: datetime) -> int:
-    """Count the slots that came due while no process had the job, in a gap row; return how many."""
+    """Count in a gap row the slots that came due while no process had the job. Return how many."""
     began: datetime | None = connection.execute(END_ABSENCE, {"job": job.name}).scalar_one_or_none()
     if began is None or began >= now:
         return 0
@@ -369,6 +376,6 @@ def end_absence(connection: Connection, job: KeyedJob, now: datetime) -> int:
 
 
 def part(connection: Connection, job: KeyedJob, after: datetime, until: datetime) -> datetime:
-    """The end of a part of the window that has about ``MOST_LATE`` slots."""
+    """Return the end of a part of the window that has about ``MOST_LATE`` slots."""
     rate = float(connection.execute(RATE, {"job": job.name}).scalar_one())
     return min(until, after + max(timedelta(seconds=MOST_LATE / rate), SHORTEST_PART)) if rate else until

@@ -1,11 +1,11 @@
-"""Brings changes of schedules made at run time into force, in the dispatcher, which alone knows its watermark.
+"""Applies changes of schedules made at run time. Only the dispatcher does this, since only it knows the watermark.
 
-A change applies to the slots after the job's watermark: they have not been accounted for, and all before it have. So
-it does not matter when the statement of a change ran, or when its transaction committed. A new schedule has slots from
-the time at which the dispatcher first sees it.
+A change applies to the slots after the job's watermark, since all slots before the watermark have been accounted for
+and no later slots. So it does not matter when the statement of a change was executed, or when its transaction
+committed. A new schedule has slots from the time at which the dispatcher first sees it.
 
-Each change is written to the log, from which `rota why` tells the schedule of any time. When a pause or a back-off
-ends, a gap row tells how many slots it has swallowed.
+Each change is written to the log, from which `rota why` reads the schedule of any time. When a pause or a back-off
+ends, a gap row records how many slots got no run because of it.
 """
 
 import json
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row, text
 
 from core.jobs.schedules import Every, Shifted, grid
 
-#: The most new rows, and the most changed ones, that one pass looks at.
+#: The most new rows, and the most changed rows, that one pass reads.
 MOST_NEW = 20_000
 MOST_CHANGED = 5_000
 
@@ -42,7 +42,7 @@ CHANGED = text("""
     SELECT * FROM rota_key_schedules
     WHERE job = :job AND since IS NOT NULL AND NOT is_seen ORDER BY key LIMIT :most
 """)
-#: Pauses whose time is over, which nothing has changed.
+#: The pauses whose time is over and that no change has ended.
 PAST_PAUSES = text("""
     SELECT * FROM rota_key_schedules
     WHERE job = :job AND paused_at IS NOT NULL AND paused_until <= :until AND held_since IS NOT NULL AND is_seen
@@ -85,7 +85,7 @@ SEE_REMOVED = text("UPDATE rota_key_schedule_log SET since = :after WHERE job = 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row as it is in force from now on, the gaps that end, and the entries of the log."""
+    """A row as it applies from now on, the gaps that end, and the entries of the log."""
 
     row: dict[str, Any]
     gaps: list[dict[str, Any]]
@@ -93,9 +93,9 @@ class Change:
 
 
 def see(connection: Connection, job: str, after: datetime, until: datetime) -> dict[str, int]:
-    """Bring the changes of a job's schedules into force, for slots after ``after``; of new ones, after ``until``.
+    """Apply the changes of a job's schedules to slots after ``after``, and new schedules to slots after ``until``.
 
-    ``after`` is the job's watermark. Returns how many slots each reason has left out in the gaps that this ends.
+    ``after`` is the job's watermark. Return, for each reason, how many slots are in the gaps that this ends.
     """
     connection.execute(SEE_REMOVED, {"job": job, "after": after})
     connection.execute(SEE_NEW, {"job": job, "until": until, "most": MOST_NEW})
@@ -123,12 +123,12 @@ def _write(connection: Connection, job: str, after: datetime, changes: Sequence[
 
 
 def json_of(values: Sequence[dict[str, Any]]) -> str:
-    """``values`` as JSON, with times in ISO 8601."""
+    """Return ``values`` as JSON, with times in ISO 8601."""
     return json.dumps(values, default=datetime.isoformat)
 
 
 def change_of(row: Row[Any], after: datetime, until: datetime) -> Change:
-    """The new state of a row when the dispatcher sees its change, with the watermark ``after``."""
+    """Return the new state of a row when the dispatcher sees its change, with the watermark ``after``."""
     is_retimed = row.next_spec is not None
     is_held = row.paused_at is not None and row.paused_until > until
     is_stretched = row.stretch != row.stretched
@@ -158,19 +158,19 @@ def change_of(row: Row[Any], after: datetime, until: datetime) -> Change:
 
 
 def stretched_since(row: Row[Any], after: datetime) -> datetime:
-    """Since when the row has been stretched as it is now."""
+    """Return the time since which the row has had its present stretch."""
     is_same = row.stretch == row.stretched and row.next_spec is None
     return row.stretched_since if is_same else after
 
 
 def held_since(row: Row[Any], after: datetime) -> datetime:
-    """Since when the slots of the row that will be in the next gap are left out."""
+    """Return the time since which slots of the row are left out and belong to the next gap."""
     is_same = row.held_since is not None and row.next_spec is None and row.stretch == row.stretched
     return row.held_since if is_same else after
 
 
 def earlier_slot(row: Row[Any], before: Shifted, present: Shifted, after: datetime) -> datetime | None:
-    """The next slot of the schedule before a change, if that comes before the next one of the new schedule."""
+    """Return the next slot of the former schedule, if it comes before the next slot of the new schedule."""
     due = before.next_after(after)
     if row.extra_at is not None and after < row.extra_at:
         due = min(due, row.extra_at)
@@ -178,14 +178,14 @@ def earlier_slot(row: Row[Any], before: Shifted, present: Shifted, after: dateti
 
 
 def gap_of_pause(row: Row[Any], before: Shifted, after: datetime, *, has_ended: bool) -> Iterator[dict[str, Any]]:
-    """The gap of a pause that was in force until now."""
+    """Yield the gap of a pause that applied until now."""
     if row.held_since is not None and has_ended:
         extra = row.extra_at is not None and row.held_since < row.extra_at <= after
         yield gap(row, row.held_since, "paused", count(before, row.held_since, after) + extra)
 
 
 def gap_of_backoff(row: Row[Any], after: datetime, *, has_ended: bool) -> Iterator[dict[str, Any]]:
-    """The gap of a back-off that was in force until now."""
+    """Yield the gap of a back-off that applied until now."""
     if row.stretched and has_ended:
         every = count(grid(row.spec, row.phase), row.stretched_since, after)
         yield gap(
@@ -197,14 +197,14 @@ def gap_of_backoff(row: Row[Any], after: datetime, *, has_ended: bool) -> Iterat
 
 
 def gap(row: Row[Any], began_at: datetime, reason: str, slots: int) -> dict[str, Any]:
-    """A gap row of one key."""
+    """Return a gap row of one key."""
     return {"key": row.key, "began_at": began_at, "reason": reason, "slots": slots}
 
 
 def entries(
     row: Row[Any], present: dict[str, Any], *, is_retimed: bool, is_stretched: bool, is_held: bool
 ) -> Iterator[dict[str, Any]]:
-    """The entries of the log for a change."""
+    """Yield the entries of the log for a change."""
     timing = {name: present[name] for name in ("key", "spec", "phase", "stretched", "extra_at")}
     if is_retimed:
         yield {**timing, "action": "changed", "at": row.changed_at, "by": row.changed_by}
@@ -216,7 +216,7 @@ def entries(
 
 
 def count(slots: Shifted, after: datetime, until: datetime) -> int:
-    """How many slots a schedule has with ``after`` < slot <= ``until``."""
+    """Return how many slots a schedule has with ``after`` < slot <= ``until``."""
     if until <= after:
         return 0
     base, shift = slots.base, slots.shift

@@ -1,18 +1,18 @@
-"""Totals of schedules made at run time: how many there are, and the outcomes of their slots."""
+"""Totals of schedules made at run time: the number of schedules, and the outcomes of their slots."""
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from sqlalchemy import Connection, Row, text
 
-#: Paused ones are not counted as backing off.
+#: Paused schedules do not count as backing off.
 SCHEDULES = text("""
     SELECT job, count(*) AS schedules, count(*) FILTER (WHERE paused_until > clock_timestamp()) AS paused,
            count(*) FILTER (WHERE stretch > 0 AND (paused_until > clock_timestamp()) IS NOT TRUE) AS backing_off
     FROM rota_key_schedules WHERE job = ANY(CAST(:jobs AS text[])) GROUP BY job
 """)
 
-#: Runs that were deleted are in the counts.
+#: The counts include runs that were deleted.
 SLOTS = text("""
     SELECT job, outcome, sum(slots) AS slots FROM (
         SELECT job, state AS outcome, count(*) AS slots FROM rota_runs
@@ -34,7 +34,9 @@ def schedules(connection: Connection, jobs: Collection[str]) -> dict[str, Row[tu
 
 
 def slots(connection: Connection, jobs: Iterable[str], since: datetime) -> dict[str, dict[str, int]]:
-    """Return, for each job, how many slots had each outcome ``since`` a whole minute: a state, or the reason of a gap.
+    """Return, for each job, how many slots had each outcome ``since`` a whole minute.
+
+    An outcome is a state, or a gap's reason.
 
     A run counts when it has finished, a gap when it has ended.
     """

@@ -1,13 +1,13 @@
 """Takes the due runs of one queue, as the dispatcher sends them: jobs share a batch, and the keys of a job take turns.
 
-Runs with a priority are taken first, in a batch of their own. Of the others, each job gets an equal share of the batch.
-If a job has no more due runs than its share, they are all taken. Otherwise a tenth of the share goes to its oldest
-runs, and its keys share the rest, or take turns if they are many. So the runs of one key, however many they are, do not
-delay those of another key by much. The runs without a key count as one key.
+Runs with a priority are taken first, in a batch of their own. From the other runs, each job gets an equal share of the
+batch. If a job has no more due runs than its share, they are all taken. Otherwise a tenth of the share goes to its
+oldest runs, and its keys share the other nine tenths, or take turns if there are many keys. So the runs of one key,
+however many there are, hardly delay the runs of another key. The runs without a key count as one key.
 
-Each part reads a bounded number of index entries, also beside a backlog of other runs, or of keys whose runs are not
-due. So a run without a key, or without a priority, may be overlooked while many older runs with one wait; it is taken
-when it is one of the oldest.
+Each part reads a bounded number of index entries, even beside a backlog of other runs, or of keys whose runs are not
+due. So a run without a key, or without a priority, may be overlooked while many older runs with a key or a priority
+wait. It is taken when it is one of the oldest.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,7 +23,8 @@ from core.ledger.models import IS_UNSENT, IS_URGENT
 
 #: One in this many runs of a backlog is chosen by its age.
 OLDEST_EVERY = 10
-#: How many of the oldest runs of all jobs, and at least of each, are searched for those without a key or priority.
+#: Among this many of the oldest runs of all jobs, and among at least this many of each job, runs without a key or
+#: priority are searched.
 SEARCHED = 1000
 SEARCHED_OF_JOB = 50
 
@@ -48,8 +49,8 @@ TAKE_URGENT = text(f"""
     RETURNING id, job, queue, priority, due_at
 """)  # noqa: S608 — constants
 
-#: The first key of a job and queue after {after} that has a run to send, due or not; the first of all if none comes
-#: after it, and then ``wraps`` is true.
+#: The first key of a job and queue after {after} that has a run to send, due or not. If no key comes after it, the
+#: first key of all is returned, and ``wraps`` is true.
 NEXT_KEY = f"""
     SELECT * FROM (
         (SELECT key, false AS wraps FROM rota_runs
@@ -63,7 +64,7 @@ NEXT_KEY = f"""
 
 
 def keys_in_turn(queue: str, most: str) -> str:
-    """A query for up to ``most`` keys of the job ``asked.job`` that come after the key ``asked.after``, each once."""
+    """Return a query for up to ``most`` keys of the job ``asked.job`` that come after ``asked.after``, each once."""
     return f"""
         WITH RECURSIVE tenant AS (
             SELECT key, wraps, 1 AS number FROM ({NEXT_KEY.format(queue=queue, after="asked.after")}) AS following
@@ -78,12 +79,12 @@ def keys_in_turn(queue: str, most: str) -> str:
     """  # noqa: S608 — constants
 
 
-#: A due run of one job and queue without a priority.
+#: A due run of one job and queue that has no priority.
 IS_OF_JOB = f"{IS_UNSENT} AND due_at <= statement_timestamp() AND queue = :queue AND job = asked.job"
 
 #: Takes due runs without a priority. Rows are locked by their id alone, so that no plan searches all unsent runs for
-#: them, as one may for a table without statistics. It also returns, for each job with a backlog, the last key that had
-#: its turn.
+#: them, which may happen on a table without statistics. The statement also returns, for each job with a backlog, the
+#: last key that had its turn.
 TAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:afters AS text[])) AS asked (job, after)
@@ -154,7 +155,7 @@ TENANTS = text("SELECT id, job, key FROM rota_runs WHERE id = ANY(CAST(:run_ids 
 
 
 class Due(NamedTuple):
-    """A priority with due runs, and the jobs of these."""
+    """A priority with due runs, and the jobs of these runs."""
 
     priority: int
     jobs: list[str]
@@ -162,7 +163,7 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Remembers whose turn it is, for one taker; another taker has its own turns."""
+    """Remembers the keys and jobs that had their turn, for one process or thread that takes runs."""
 
     #: For each queue and job, the key that had the last turn.
     keys: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -170,7 +171,7 @@ class Turns:
     _last: dict[str, str] = field(default_factory=dict)
 
     def next_jobs(self, queue: str, jobs: Sequence[str], most: int) -> Sequence[str]:
-        """Up to ``most`` of ``jobs``, beginning after the job that had the last turn."""
+        """Return up to ``most`` of ``jobs``, beginning after the job that had the last turn."""
         if len(jobs) <= most:
             return jobs
         last = self._last.get(queue, "")
@@ -180,7 +181,7 @@ class Turns:
 
 
 def due_urgent(connection: Connection, jobs: Collection[str]) -> dict[str, list[Due]]:
-    """Each queue on which runs of ``jobs`` with a priority are due and not sent, the highest priority first."""
+    """Return each queue with due and unsent runs of ``jobs`` that have a priority, the highest priority first."""
     found: dict[str, list[Due]] = {}
     for row in connection.execute(DUE_URGENT, {"jobs": list(jobs)}):
         found.setdefault(row.queue, []).append(Due(row.priority, row.jobs))
@@ -188,16 +189,16 @@ def due_urgent(connection: Connection, jobs: Collection[str]) -> dict[str, list[
 
 
 def take_urgent(connection: Connection, queue: str, urgent: Due, *, batch: int) -> list[OutgoingRun]:
-    """Mark up to ``batch`` due runs of a priority as sent, the oldest first; return them."""
+    """Mark up to ``batch`` due runs of a priority as sent, the oldest first. Return these runs."""
     values = {"queue": queue, "jobs": urgent.jobs, "priority": urgent.priority, "batch": batch}
     rows = connection.execute(TAKE_URGENT, values).all()
     return [OutgoingRun(row.id, row.job, row.queue, row.priority) for row in sorted(rows, key=in_order)]
 
 
 def take(connection: Connection, queue: str, jobs: Sequence[str], turns: Turns, *, batch: int) -> list[OutgoingRun]:
-    """Mark about ``batch`` due runs of ``jobs`` without a priority as sent, and return them.
+    """Mark about ``batch`` due runs of ``jobs`` without a priority as sent. Return these runs.
 
-    Each job gets an equal share of the batch, and the keys of a job take turns, as ``turns`` remembers.
+    Each job gets an equal share of the batch, and the keys of a job take turns, which ``turns`` remembers.
     """
     jobs = turns.next_jobs(queue, jobs, batch)
     share = -(-batch // len(jobs))
@@ -211,7 +212,7 @@ def take(connection: Connection, queue: str, jobs: Sequence[str], turns: Turns, 
 
 
 def tenants(connection: Connection, run_ids: Collection[int]) -> dict[int, tuple[str, str]]:
-    """The job and key of each of ``run_ids`` that exists."""
+    """Return the job and the key of each of ``run_ids`` that exists."""
     return {row.id: (row.job, row.key) for row in connection.execute(TENANTS, {"run_ids": list(run_ids)})}
 
 
@@ -222,5 +223,5 @@ def waiting_tenants(connection: Connection, queue: str, jobs: Sequence[str], *, 
 
 
 def in_order(row: Row[Any]) -> tuple[datetime, int]:
-    """The order in which runs came due."""
+    """Return the runs in the order in which they came due."""
     return row.due_at, row.id

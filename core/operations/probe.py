@@ -25,7 +25,7 @@ class Probe(Generic[T]):
         self._answered_at = 0.0
 
     def ask(self) -> Future[T]:
-        """The answer, which may be pending for as long as ``look`` takes; its exception is that of ``look``."""
+        """Return the answer, which may be pending for as long as ``look`` takes; its exception is that of ``look``."""
         with self._lock:
             if self._answer is None or self._is_old(self._answer):
                 self._answer = Future()

@@ -78,7 +78,7 @@ class Watch:
         return [self._database.ask(), *([] if self._is_local else [self._redis.ask()])]
 
     def health(self) -> Health:
-        """The health as far as the servers have answered."""
+        """Return the health as far as the servers have answered."""
         found, wrong = self._processes(), self._redis_problem()
         reasons = self._dated(
             {
@@ -124,7 +124,7 @@ class Watch:
         return asked.result() if error is None else f"Redis cannot be used: {type(error).__name__}"
 
     def _dated(self, found: dict[Part, str]) -> dict[str, str]:
-        """What is wrong of ``found``, each with the time since when this process has seen it."""
+        """Return what is wrong of ``found``, each with the time since when this process has seen it."""
         wrong = {part: reason for part, reason in found.items() if reason}
         now = self._clock()
         self._since = {part: self._since.get(part, now) for part in wrong}
@@ -134,7 +134,7 @@ class Watch:
 
 
 def look_at_ledger(engine: Engine, configured: Settings, mine: Callable[[], Collection[str]] | None) -> Processes:
-    """Why no worker or no scheduler is there. Raises SQLAlchemy's DBAPIError."""
+    """Return why no worker or no scheduler is there. Raises SQLAlchemy's DBAPIError."""
     with engine.connect() as connection:
         now, alive = history.now(connection), history.alive(connection)
         if mine is not None:
@@ -148,19 +148,19 @@ def look_at_ledger(engine: Engine, configured: Settings, mine: Callable[[], Coll
 
 
 def is_silent(process: Process, now: datetime, configured: Settings) -> bool:
-    """Whether the last heartbeat of a live process is too old."""
+    """Return whether the last heartbeat of a live process is too old."""
     return silent_seconds(process, now, configured) > SILENT_AFTER_HEARTBEATS * configured.heartbeat_seconds
 
 
 def silent_seconds(process: Process, now: datetime, configured: Settings) -> float:
-    """The age of a process's last heartbeat, if it has the same settings as this process."""
+    """Return the age of a process's last heartbeat, if it has the same settings as this process."""
     return (now - process.expires_at).total_seconds() + configured.lease_seconds
 
 
 def missing_scheduler(
     connection: Connection, alive: Sequence[Process], awake: Sequence[Process], now: datetime, configured: Settings
 ) -> str:
-    """Why no scheduler is there; empty if one is. In local mode the dispatcher is the scheduler."""
+    """Return why no scheduler is there; empty if one is. In local mode the dispatcher is the scheduler."""
     if configured.mode != "local":
         return missing(connection, "scheduler", alive, awake, now, configured)
     is_there = any(process.kind == "worker" for process in awake) and history.is_dispatching(connection)
@@ -175,7 +175,7 @@ def missing(
     now: datetime,
     configured: Settings,
 ) -> str:
-    """Why no process of ``kind`` is there; empty if one is."""
+    """Return why no process of ``kind`` is there; empty if one is."""
     if any(process.kind == kind for process in awake):
         return ""
     silent = [process for process in alive if process.kind == kind]
@@ -197,11 +197,11 @@ def last_that_left(connection: Connection, kind: str) -> str:
 
 
 def look_at_redis(configured: Settings) -> str:
-    """Why Redis cannot carry messages; empty if it can."""
+    """Return why Redis cannot carry messages; empty if it can."""
     answer = redis_fitness.carrier(configured, "check that it is running, and that REDIS_URL is right")
     return f"{answer.found}; {answer.advice}" if answer.outcome == "wrong" else ""
 
 
 def this_host(pids: Collection[int]) -> set[str]:
-    """The names in the ledger of processes on this host."""
+    """Return the names in the ledger of processes on this host."""
     return {f"{socket.gethostname()}:{pid}" for pid in pids}

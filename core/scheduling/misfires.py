@@ -1,4 +1,4 @@
-"""Misfires: applies each job's policy to slots that were not started in time."""
+"""Applies each job's misfire policy to slots that were not started in time."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,8 +17,8 @@ from core.observability import metrics
 from core.observability.events import SlotMissed, SlotSkipped, emit
 from core.scheduling import plan
 
-#: How long the dispatcher waits for periodiq to insert a slot. With one pass a second, a slot that periodiq did not
-#: insert starts within 2 s of its time: 0.5 s head start, 1 s to the next pass, 0.5 s for the pass and the message.
+#: The dispatcher waits this long for periodiq to insert a slot. With one pass a second, a slot that periodiq did not
+#: insert starts within 2 s of its time: 0.5 s for this wait, 1 s to the next pass, 0.5 s for the pass and the message.
 HEAD_START = timedelta(milliseconds=500)
 #: For each policy, the reason why a late slot that is within its grace is not run.
 REASONS = {"latest": "superseded", "all": "capped", "skip": "policy"}
@@ -30,7 +30,7 @@ def is_late(due: list[datetime], now: datetime) -> bool:
 
 
 def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Pause] = ()) -> list[SlotRow]:
-    """Return the row to record for each of the slots ``due``; ``paused`` are the job's pauses in that time."""
+    """Return the row to record for each of the slots ``due``. ``paused`` are the job's pauses in that time."""
     if not is_late(due, now):
         return [SlotRow(slot) for slot in due]
     oldest = oldest_kept(job, due[0], now, paused)
@@ -46,7 +46,7 @@ def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause
 
 
 def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator[datetime]:
-    """Yield the slots of a job up to ``until``, newest first, without those that came due in a pause."""
+    """Yield the slots of a job up to ``until``, the newest first, without slots that came due in a pause."""
     assert job.schedule is not None
     slot = job.schedule.latest_at(until)
     while True:
@@ -57,12 +57,12 @@ def newest_first(job: Job, until: datetime, paused: Sequence[Pause]) -> Iterator
 
 
 def pause_at(slot: datetime, paused: Iterable[Pause]) -> Pause | None:
-    """Return the pause in which a slot came due; None if it came due in no pause."""
+    """Return the pause in which a slot came due, or None if it came due in no pause."""
     return next((pause for pause in paused if pause.covers(slot)), None)
 
 
 def verdict(job: Job, slot: datetime, now: datetime, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
-    """Return the row of a slot: skipped if it was paused, queued if it is in time or ``is_kept``, otherwise missed."""
+    """Return the row of a slot: skipped if it was paused; queued if it is in time or ``is_kept``; otherwise missed."""
     if pause_at(slot, paused):
         return SlotRow(slot, State.SKIPPED, "paused")
     if not plan.is_late(slot, now):

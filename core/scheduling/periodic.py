@@ -1,9 +1,9 @@
-"""The adapter that periodiq's loop talks to.
+"""The adapter between periodiq's loop and the jobs' schedules.
 
-periodiq calls ``validate(now)``, ``next_valid_date(now)`` and ``str`` of the object in ``actor.options["periodic"]``;
-if ``validate`` returns true, it calls the actor's ``send_with_options(scheduled_at=…)``. Our object uses the registry's
-schedule, with seconds and its time zone. Its ``validate`` returns whether a slot has come due since the last call. It
-ignores periodiq's ``now``, which is rounded to a second.
+periodiq calls ``validate(now)``, ``next_valid_date(now)`` and ``str`` of the object in ``actor.options["periodic"]``.
+If ``validate`` returns true, periodiq calls the actor's ``send_with_options(scheduled_at=…)``. Rota's object uses the
+registry's schedule, with seconds and its time zone. Its ``validate`` returns whether a slot has come due since the last
+call. It ignores periodiq's ``now``, which is rounded to a second.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from core.jobs.schedules import Schedule, first_after, slots_between
 
 #: periodiq's Scheduler.schedule recurses if the next date is in the past, so the date is at least this far ahead.
 SHORTEST_WAIT = timedelta(milliseconds=20)
-#: After a stall only slots of this last period are sent; the dispatcher accounts for older ones.
+#: After a stall, only slots of this last period are sent. The dispatcher accounts for older slots.
 MOST_AT_ONCE = timedelta(seconds=60)
 
 
@@ -32,7 +32,8 @@ class PeriodicSchedule:
         self._clock = clock
         self._on_first_question = on_first_question
         self._asked_at: datetime | None = None
-        #: The first slot after the last call; kept, since computing it is the most expensive step here.
+        #: The first slot after the last call. It is stored, since computing it is the most expensive step in this
+        #: class.
         self._next: datetime | None = None
         #: The slots that have come due and have not been taken.
         self.due: list[datetime] = []
@@ -41,7 +42,7 @@ class PeriodicSchedule:
         return str(self._schedule)
 
     def validate(self, _now: datetime) -> bool:
-        """Return whether a slot has come due since the last call; False at the first call."""
+        """Return whether a slot has come due since the last call. The first call returns False."""
         now = self._clock()
         if self._asked_at is None:
             self._asked_at = now

@@ -1,8 +1,8 @@
-"""The plan of slots: which times of a job are to be accounted for, and what its policy says about late slots.
+"""The plan of slots: the times of a job that must be accounted for, and the late slots that its policy may still run.
 
-It is the same for declared schedules, whose slots are computed one by one, and for schedules made at run time, whose
-slots PostgreSQL computes for all keys at once. Either way a job has one watermark, up to which every slot has its
-outcome. It only moves forward, so no slot is inserted twice, or after its row was deleted.
+The plan is the same for declared schedules, whose slots are computed one by one, and for schedules made at run time,
+whose slots PostgreSQL computes for all keys at once. In both cases a job has one watermark, up to which every slot has
+its outcome. The watermark only moves forward, so no slot is inserted twice, or after its row was deleted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from core.ledger.slots import TOLERANCE
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The slots with ``after`` < slot <= ``until``; in a pause, or in none."""
+    """A time whose slots ``after`` < slot <= ``until`` are either all in a pause, or all in no pause."""
 
     after: datetime
     until: datetime
@@ -39,10 +39,10 @@ def is_in_grace(job: Job, slot: datetime, now: datetime) -> bool:
 
 
 def windows(after: datetime, until: datetime, paused: Iterable[Pause]) -> list[Window]:
-    """Return the parts of a stretch of time: within pauses, and between them.
+    """Return the parts of a time: the parts within pauses, and the parts between pauses.
 
-    A pause that has not ended by ``until`` is left out with all that comes after its start: it is accounted for at its
-    end, at once.
+    If a pause has not ended by ``until``, it is left out, with all that comes after its start. It is accounted for in
+    one step at its end.
     """
     found: list[Window] = []
     for start, end in merged(pause for pause in paused if pause.paused_at <= until):
@@ -58,7 +58,7 @@ def windows(after: datetime, until: datetime, paused: Iterable[Pause]) -> list[W
 
 
 def merged(paused: Iterable[Pause]) -> Sequence[tuple[datetime, datetime | None]]:
-    """Return the times that pauses cover, in order, without overlaps; the last may have no end."""
+    """Return the times that pauses cover, in order and without overlaps. The last time may have no end."""
     found: list[tuple[datetime, datetime | None]] = []
     for pause in sorted(paused, key=lambda pause: pause.paused_at):
         if found and (found[-1][1] is None or pause.paused_at <= found[-1][1]):

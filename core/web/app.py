@@ -1,4 +1,4 @@
-"""The application: its routes, and what surrounds them."""
+"""The application: its routes, and the layers around them."""
 
 from importlib.metadata import version
 
@@ -10,7 +10,7 @@ from core.web import api, health, login, problems
 from core.web.envelope import Envelope
 from core.web.service import Service
 
-#: FastAPI's own telemetry has messages of exceptions, which may contain secrets.
+#: FastAPI's own telemetry contains messages of exceptions, which may contain secrets.
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
     "metrics": False,
@@ -21,7 +21,10 @@ NO_TELEMETRY: TelemetryConfig = {
 
 
 def make(service: Service) -> FastAPI:
-    """The routes, on the parts of ``service``. FastAPI's pages of documentation load scripts from elsewhere: none."""
+    """Return the routes, on the parts of ``service``.
+
+    FastAPI's pages of documentation are left out, since they load scripts from other servers.
+    """
     app = FastAPI(
         title="Rota",
         version=version("rota"),

@@ -1,4 +1,4 @@
-"""Finds out who calls: by a token, or by the cookie of a browser that has logged in."""
+"""Identifies the caller: by a token, or by the cookie of a browser that has logged in."""
 
 import hmac
 from typing import Annotated
@@ -14,11 +14,12 @@ from core.operations import tokens, web_address
 from core.web import service
 from core.web.refusals import CrossOrigin
 
-#: Methods that change nothing.
+#: The methods that change nothing.
 SAFE = {"GET", "HEAD", "OPTIONS"}
-#: The cookie of a session. Browsers take the first one only over HTTPS; on this machine there is none.
+#: The names of the cookie of a session. Browsers accept the first name only over HTTPS, which a service on this machine
+#: does not have.
 COOKIE, LOCAL_COOKIE = "__Host-rota", "rota"
-#: The name in the audit of a caller with ``ROTA_WEB_TOKEN``.
+#: The name in the audit for a caller with ``ROTA_WEB_TOKEN``.
 SETTLED = "ROTA_WEB_TOKEN"
 
 bearer = HTTPBearer(auto_error=False, scheme_name="token", description="A token of `rota tokens create`.")
@@ -30,7 +31,7 @@ def caller(
     shown: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
     _session: Annotated[str | None, Security(cookie)],
 ) -> Actor:
-    """Return who calls. Raises NotAuthenticated, CrossOrigin or TooManyWrites."""
+    """Return the caller. Raises NotAuthenticated, CrossOrigin or TooManyWrites."""
     actor = by_token(request, shown.credentials) if shown else by_session(request)
     if request.method not in SAFE:
         service.of(request).writes.take(actor.name)
@@ -51,7 +52,7 @@ def by_token(request: Request, secret: str) -> Actor:
 
 
 def by_session(request: Request) -> Actor:
-    """Return the holder of the session of a cookie. Raises NotAuthenticated or CrossOrigin."""
+    """Return the caller to whom a cookie's session belongs. Raises NotAuthenticated or CrossOrigin."""
     secret = request.cookies.get(cookie_name(request))
     if not secret:
         raise NotAuthenticated("the request has neither a token nor the cookie of a session")
@@ -62,9 +63,10 @@ def by_session(request: Request) -> Actor:
 
 
 def refuse_cross_origin(request: Request) -> None:
-    """Raise CrossOrigin unless a request that changes something comes from our own pages.
+    """Raise CrossOrigin unless a request that changes something comes from the service's own pages.
 
-    Browsers send Sec-Fetch-Site over HTTPS and on this machine. Where it is missing, the host of Origin must be ours.
+    Browsers send Sec-Fetch-Site over HTTPS and on this machine. Where it is missing, the host of Origin must be the
+    service's own.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     is_ours = site in {"same-origin", "none"} if site else bool(origin) and is_host(request, str(origin))
@@ -78,7 +80,7 @@ def is_host(request: Request, origin: str) -> bool:
 
 
 def cookie_name(request: Request) -> str:
-    """Return the name of the cookie, which browsers take only over HTTPS unless the service is on this machine."""
+    """Return the name of the cookie. Browsers accept it only over HTTPS, unless the service is on this machine."""
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     return LOCAL_COOKIE if web_address.is_loopback(host) else COOKIE
 

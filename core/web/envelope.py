@@ -1,4 +1,4 @@
-"""Surrounds every request: its id, the prefix, the limits of its body, headers for safety, and unexpected errors."""
+"""Surrounds every request: adds its id, the prefix and safe headers, limits its body, and handles unexpected errors."""
 
 import asyncio
 import secrets
@@ -10,13 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.observability.events import WebFailed, emit
 from core.web import problems
 
-#: The largest body, and how long it may take to arrive. The arguments of a run take at most 64 KiB.
+#: The largest body, and the longest time in which it may arrive. The arguments of a run take at most 64 KiB.
 LARGEST_BODY = 256 * 1024
 BODY_SECONDS = 10.0
-#: How many requests, other than for the health, may be in progress.
+#: The most requests that may be in progress, not counting requests for the health.
 MOST_REQUESTS = 40
 
-#: No script, style or image from elsewhere, no frames, and no form that is sent elsewhere.
+#: Forbids scripts, styles and images of other servers, frames, and forms that are sent to other servers.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -33,7 +33,7 @@ HEADERS = {
 
 
 class Envelope:
-    """The outermost part of the application."""
+    """The outermost layer of the application."""
 
     def __init__(self, app: ASGIApp, prefix: str = "") -> None:
         self._app = app
@@ -41,7 +41,7 @@ class Envelope:
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. A WebSocket is refused, since there is none here."""
+        """Answer one request. A WebSocket is refused, since the service has none."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
@@ -62,7 +62,7 @@ class Envelope:
             self._in_progress -= 1
 
     def _addressed(self, scope: Scope) -> Scope:
-        """``scope`` with an id, and with the whole path whether or not a proxy has removed the prefix."""
+        """Return ``scope`` with an id, and with the whole path, even if a proxy has removed the prefix."""
         path = str(scope["path"])
         is_whole = path == self._prefix or path.startswith(f"{self._prefix}/")
         state = {**scope.get("state", {}), "request_id": secrets.token_hex(8)}
@@ -98,15 +98,15 @@ CLOSE = {"Connection": "close"}
 
 
 class BodyTooLarge(Exception):
-    """The body has more bytes than are read."""
+    """The body has more bytes than the service reads."""
 
 
 class Disconnected(Exception):
-    """The client has gone."""
+    """The client has closed the connection."""
 
 
 class Answer:
-    """Sends an answer with our headers."""
+    """Sends an answer with the service's own headers."""
 
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
@@ -140,7 +140,7 @@ async def read(receive: Receive) -> bytes:
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that gives the body that was read, and then what comes."""
+    """Return a ``receive`` that first returns the body that was read, and then the later messages."""
     waiting = [body]
 
     async def replay() -> Message:
@@ -152,11 +152,11 @@ def replaying(body: bytes, receive: Receive) -> Receive:
 
 
 def is_of_health(scope: Scope) -> bool:
-    """Return whether a request is for the health, which answers however busy the service is."""
+    """Return whether a request asks for the health, which is answered even if the service is busy."""
     path = str(scope["path"]).removeprefix(scope["root_path"])
     return path in {"/health", "/health/live"}
 
 
 def route_of(scope: Scope) -> str:
-    """The path of the route that was found, such as ``/api/v1/runs/{run_id}``; its values may be personal data."""
+    """Return the path of the route, such as ``/api/v1/runs/{run_id}``. The values in the path may be personal data."""
     return str(getattr(scope.get("route"), "path", "(none)"))

@@ -1,4 +1,4 @@
-"""``/health`` for people and monitors, and ``/health/live`` for what restarts processes."""
+"""``/health`` is for people and monitors; ``/health/live`` is for programs that restart processes."""
 
 import asyncio
 from typing import Literal
@@ -24,9 +24,9 @@ class Alive(Shape):
     responses={503: {"model": Health, "description": "Something is missing; `reasons` says what, and since when."}},
 )
 async def health(request: Request, response: Response) -> Health:
-    """Return whether PostgreSQL, Redis, a worker and a scheduler are there.
+    """Return whether PostgreSQL, Redis, a worker and a scheduler are available.
 
-    Answers within 2 seconds even if a server hangs. The servers are asked at most once a second.
+    This answers within 2 seconds even if a server hangs. The servers are asked at most once a second.
     """
     watch = service.of(request).watch
     await asyncio.wait([asyncio.wrap_future(asked) for asked in watch.ask()], timeout=PATIENCE_SECONDS)
@@ -37,5 +37,8 @@ async def health(request: Request, response: Response) -> Health:
 
 @router.get("/health/live")
 async def live() -> Alive:
-    """This process answers; it asks no server. For load balancers, and for what restarts a process."""
+    """Answer that this process works, without asking a server.
+
+    For load balancers, and for programs that restart processes.
+    """
     return Alive()

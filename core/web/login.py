@@ -1,4 +1,4 @@
-"""Logs a browser in by a link or a token, and out again."""
+"""Logs a browser in by a link or a token, and logs it out."""
 
 from html import escape
 from typing import Annotated
@@ -25,7 +25,7 @@ ASKED = '<label>Token or link <input type="password" name="secret" autocomplete=
 
 @router.get("/login")
 def login_page(request: Request, link: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
-    """Show a form. A link is used up only when the form is sent, so that a preview of it does no harm."""
+    """Show a form. A link is used up only when the form is sent, so a preview of the link does no harm."""
     field = f'<input type="hidden" name="secret" value="{escape(link)}">' if link else ASKED
     return HTMLResponse(PAGE.format(action=escape(f"{request.scope['root_path']}/login"), field=field))
 

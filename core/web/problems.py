@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: one shape, made in one place, whatever went wrong."""
+"""Errors in the form of RFC 9457 problems. All errors have one form, which this module makes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,23 +43,23 @@ RETRY_AFTER_SECONDS = 2
 
 
 class Flaw(Shape):
-    """One flaw of a request: where it is, as a JSON pointer or the name of a parameter, and what it is."""
+    """One fault in a request: its place, as a JSON pointer or the name of a parameter, and a description."""
 
     pointer: str
     detail: str
 
 
 class Problem(Shape):
-    """Why a request was refused, and what to do next."""
+    """The reason why a request was refused, and advice on what to do next."""
 
     type: str
     title: str
     status: int
     detail: str
     instance: str
-    #: The last part of ``type``.
+    #: The last part of the problem's ``type``.
     code: str
-    #: What to do next; empty if the detail says it.
+    #: Advice on what to do next; empty if the detail has it.
     next: str = ""
     request_id: str
     errors: list[Flaw] = Field(default_factory=list)
@@ -84,7 +84,7 @@ INVALID = Kind(422, "invalid-request", "The request is not valid", "correct what
 TOO_LARGE = Kind(413, "too-large", "The body is too large", "send less; large data belongs into a table")
 TOO_LATE = Kind(408, "body-too-slow", "The body did not arrive in time", "send it again")
 FAILED = Kind(500, "failed", "An unexpected error", "look for `request_id` in the log of `rota web`")
-#: The nearest base of an error counts.
+#: The kind for each class of errors. The nearest base class of an error decides.
 KINDS: dict[type[Exception], Kind] = {
     UnknownJob: Kind(404, "unknown-job", "No such job", "GET /api/v1/jobs lists them"),
     UnknownRun: Kind(404, "unknown-run", "No such run", "GET /api/v1/runs lists them"),
@@ -112,10 +112,10 @@ KINDS: dict[type[Exception], Kind] = {
     PoolTimeout: BUSY,
     RotaError: Kind(409, "refused", "The request cannot be fulfilled"),
 }
-#: Refusals that are logged.
+#: The refusals that are logged.
 LOGGED = {401, 403, 429}
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "60"}}
-#: The refusals that every route of the API can answer with.
+#: The refusals with which every route of the API can answer.
 REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "The caller is not known."},
     403: {"model": Problem, "description": "The caller may not do this."},
@@ -131,7 +131,7 @@ NEXT = {404: "GET /api/v1/openapi.json lists the addresses", 405: "see the heade
 
 
 def install(app: FastAPI) -> None:
-    """Let ``app`` answer every error with a problem. The envelope logs those that are not expected."""
+    """Let ``app`` answer every error with a problem. The envelope logs errors that are not expected."""
     for known in KINDS:
         app.add_exception_handler(known, refused)
     app.add_exception_handler(DBAPIError, of_database)
@@ -194,7 +194,7 @@ def invalid(request: Request, error: Exception) -> Response:
 
 
 def pointer(place: Sequence[Any]) -> str:
-    """``/args/customer_id`` for a place in the body, or the name of a parameter."""
+    """Return a place in the body as a JSON pointer such as ``/args/customer_id``, or return the name of a parameter."""
     kind, *names = place
     return "/" + "/".join(map(str, names)) if kind == "body" else ".".join(map(str, names or [kind]))
 
@@ -208,5 +208,5 @@ def of_http(request: Request, error: Exception) -> Response:
 
 
 def unexpected(request: Request, _error: Exception) -> Response:
-    """Return the answer after an error that nobody expected; Starlette raises the error again."""
+    """Return the answer after an unexpected error. Starlette raises the error again."""
     return answer(request.scope, FAILED, "the request could not be answered; nothing more is known here")

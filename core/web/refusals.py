@@ -1,4 +1,4 @@
-"""Refusals that only HTTP has."""
+"""Refusals that exist only in HTTP."""
 
 from core.errors import RotaError
 
@@ -8,4 +8,4 @@ class CrossOrigin(RotaError):
 
 
 class TooManyWrites(RotaError):
-    """A caller changes too much in a short time."""
+    """A caller makes too many changes in a short time."""

@@ -1,4 +1,4 @@
-"""The server of ``rota web``: uvicorn, with an end within a second."""
+"""The server of ``rota web``: uvicorn, which ends within a second when it is asked to."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ from core.settings import Settings
 from core.web import app, service
 from core.web.service import Service
 
-#: How long requests in progress may take to end at a stop, and when the process ends even if one of them hangs.
+#: How long requests in progress may take to end at a stop, and how long the process waits if one of them hangs.
 GRACE_SECONDS = 0.5
 STOP_SECONDS = 0.9
 FLUSH_SECONDS = 0.1
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         self._stopping = stopping
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop. uvicorn's own handler would end the process by the signal once it has stopped."""
+        """Begin to stop. uvicorn's own handler would end the process by the signal after the stop."""
         if self._stopping.is_set():
             self.force_exit = True
             return
@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
 
 
 def end_now() -> None:
-    """End the process, although a thread waits for an answer that does not come."""
+    """End the process, even if a thread waits for an answer that does not come."""
     logs.flush(FLUSH_SECONDS)
     os._exit(0)
 
@@ -63,11 +63,14 @@ def serve(configured: Settings, registry: Registry) -> None:
         emit(WebServing(web_address.address(configured)))
         Server(config(app.surrounded(app.make(parts), parts)), parts.stopping).run(sockets=[listener])
         emit(WebStopping())
-        end_now()  # at once: neither a thread that hangs nor the closing of its connection delays the end
+        end_now()  # at once: a thread or a connection that hangs does not delay the end
 
 
 def config(application: object) -> uvicorn.Config:
-    """Return the settings of uvicorn. It neither logs nor trusts headers of a proxy; our own code does both."""
+    """Return the settings of uvicorn.
+
+    It neither logs nor trusts headers of a proxy, since Rota's own code does both.
+    """
     return uvicorn.Config(
         application,  # type: ignore[arg-type]  # it is an ASGI application
         http="h11",
@@ -79,13 +82,13 @@ def config(application: object) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # asyncio takes a part of a second too
+        timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # asyncio needs a part of a second too
         limit_concurrency=MOST_CONNECTIONS,
     )
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises RotaError, naming the setting."""
+    """Return a socket that listens. Raises RotaError, which names the setting."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)
@@ -99,9 +102,9 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def refuse_open(configured: Settings, parts: Service) -> None:
-    """Raise RotaError if other machines can reach the service, and nobody could log in.
+    """Raise RotaError if other machines can reach the service and no caller could log in.
 
-    While PostgreSQL is away this cannot be known. Every request shows a token in any case.
+    While PostgreSQL is away, this cannot be checked. In any case, every request must show a token.
     """
     if web_address.is_loopback(configured.web_host) or configured.web_token is not None:
         return

@@ -14,10 +14,10 @@ from core.operations.service_health import Watch
 from core.settings import Settings
 from core.web.writes import Writes
 
-#: The time-out of a statement of a request, and of one of ``/health``.
+#: The time-out of a statement of a request, and the time-out of a statement of ``/health``.
 STATEMENT_SECONDS = 2.0
 HEALTH_STATEMENT_SECONDS = 1.0
-#: How many requests use PostgreSQL at the same time; further ones wait for a connection.
+#: This many requests may use PostgreSQL at the same time. Further requests wait for a connection.
 CONNECTIONS = 5
 
 
@@ -30,13 +30,13 @@ class Service:
     engine: Engine
     watch: Watch
     writes: Writes = field(default_factory=Writes)
-    #: Set when the process is stopping; long answers end then.
+    #: Set when the process is stopping. Long answers then end.
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
 def opened(configured: Settings, registry: Registry) -> Iterator[Service]:
-    """The parts of this process; its connections are closed at the end."""
+    """Yield the parts of this process. Its connections are closed at the end."""
     with ExitStack() as stack:
         engine = stack.enter_context(
             connections.ledger(configured, "rota-web", STATEMENT_SECONDS, pool_size=CONNECTIONS)

@@ -1,4 +1,4 @@
-"""Bounds how many changes each caller makes in a minute."""
+"""Limits how many changes each caller makes in a minute."""
 
 import threading
 import time
@@ -8,18 +8,18 @@ from collections.abc import Callable
 from core.web.refusals import TooManyWrites
 
 PER_MINUTE = 60
-#: How many callers are remembered; those that were there longest ago are forgotten first.
+#: At most this many callers are remembered. The callers whose last change is oldest are forgotten first.
 MOST_CALLERS = 10_000
 
 
 class Writes:
-    """For each caller a bucket of changes, which fills again with time."""
+    """Has a bucket of changes for each caller. The buckets fill again with time."""
 
     def __init__(self, per_minute: int = PER_MINUTE, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        #: The changes that a caller may make at once, and when this was so.
+        #: The number of changes that the caller may make at once, and the time of this number.
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str) -> None:

@@ -1,4 +1,4 @@
-"""The API: a file per noun, each with routes that parse, call an operation and answer with its shape."""
+"""The API, with one file per noun. Each route parses the request, calls an operation and answers with its result."""
 
 from fastapi import APIRouter
 

@@ -1,4 +1,6 @@
-"""Connections of routes to the ledger: one that reads, and one whose changes are committed before the answer."""
+"""Connections of routes to the ledger: a connection that only reads, and one whose changes are committed before the
+answer.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -19,7 +21,7 @@ def reading(request: Request) -> Iterator[Connection]:
 
 
 def changing(request: Request) -> Iterator[Connection]:
-    """Yield a connection in a transaction, which is committed if the route raises nothing."""
+    """Yield a connection in a transaction, which is committed unless the route raises an error."""
     with service.of(request).engine.begin() as connection:
         yield connection
 
@@ -30,7 +32,7 @@ def engine(request: Request) -> Engine:
 
 
 def registry(request: Request) -> Registry:
-    """Return the plugins and jobs that are loaded here."""
+    """Return the registry of the plugins and jobs that are loaded here."""
     return service.of(request).registry
 
 

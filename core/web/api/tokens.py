@@ -1,4 +1,4 @@
-"""Who the caller is, and the tokens of all callers."""
+"""Routes for the caller's own identity, and for the tokens of all callers."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -19,7 +19,7 @@ Names = Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=
 
 
 class Me(Shape):
-    """The caller, and what they may do."""
+    """The caller, and the actions that the caller may do."""
 
     name: str
     role: str
@@ -43,7 +43,7 @@ class NewToken(BaseModel):
 
 @router.get("/me")
 def me(caller: Caller) -> Me:
-    """Return who calls."""
+    """Return the identity of the caller."""
     limits = [None if names is None else sorted(names) for names in (caller.plugins, caller.queues)]
     return Me(
         name=caller.name, role=caller.role, plugins=limits[0], queues=limits[1], sees_arguments=caller.sees_arguments
@@ -52,7 +52,7 @@ def me(caller: Caller) -> Me:
 
 @router.get("/tokens")
 def listed(connection: Reading, caller: Caller) -> list[Token]:
-    """Return all tokens, oldest first, without their secrets. For admins."""
+    """Return all tokens, the oldest first, without their secrets. For admins."""
     return tokens.listed(connection, caller)
 
 

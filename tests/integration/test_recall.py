@@ -137,7 +137,7 @@ def test_a_run_that_somebody_has_locked_is_sent_again_as_a_lost_one(
 
 
 def test_no_run_is_lost_or_doubled_while_workers_fetch(service, autocommit, ledger, request_many, fixed):
-    ids = request_many(3000)
+    ids = request_many(1200)
     fetched, is_over = [], threading.Event()
 
     def fetch():

@@ -50,6 +50,8 @@ class Mail:
             jobs.sync_mailboxes,
             jobs.process_email,
             jobs.delete_mail_account,
+            jobs.check_mail_store,
+            jobs.check_mail_account,
         ]
 
     @hookimpl

@@ -4,15 +4,22 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from core import Job, JobDefaults, Keyed, Later, Limit, Run, cron, every, sync_schedules
-from plugins.mail import polls
-from plugins.mail.accounts import POLL, wanted_schedules
+from core import Job, JobDefaults, Keyed, Limit, Run, Subject, cron, enqueue_many, every, sync_schedules
+from plugins.mail import deletion, polls, store_check
+from plugins.mail.accounts import DELETE, POLL, wanted_schedules
+from plugins.mail.deletion import ONE_AT_A_TIME
 from plugins.mail.errors import LoginGivenUp
+from plugins.mail.models import Message
+from plugins.mail.polls import PROCESS
+from plugins.mail.processing import ATTEMPTS, Processing
 from plugins.mail.settings import MailSettings
+from plugins.mail.store import Store, open_store
 
-A_WHILE = timedelta(minutes=10)
+CHECK_ACCOUNT = "check-mail-account"
 
 job = JobDefaults(queue="mail", max_retries=3, retry_delay=timedelta(seconds=60))
+#: In a queue of its own, so that servers that are slow to answer polls do not keep messages waiting.
+processing_job = JobDefaults(queue="mail_process", max_retries=3, retry_delay=timedelta(seconds=60))
 
 
 @job(
@@ -34,18 +41,49 @@ def sync_mailboxes(run: Run) -> dict[str, int]:
     return {"added": synced.added, "changed": synced.changed, "removed": synced.removed, "kept": synced.kept}
 
 
-@job("process-email", queue="mail_process", overlap="allow")
-def process_email(run: Run, message_id: int) -> None:
-    """Read a stored message; until that is part of the plugin, wait."""
-    raise Later(in_=A_WHILE, reason="this release does not process messages yet")
+def store() -> Store:
+    """The store of ROTA_MAIL_STORE. Raises StoreAddressError if it is not set."""
+    return open_store(MailSettings.current().store)
 
 
-@job("delete-mail-account", overlap="allow")
-def delete_mail_account(run: Run, account_id: int) -> None:
-    """Delete what an account has left; until that is part of the plugin, wait."""
-    raise Later(in_=A_WHILE, reason="this release does not delete messages yet")
+@processing_job(PROCESS, subject=Subject(Message.__tablename__, "message_id"), overlap="wait", max_retries=ATTEMPTS - 1)
+def process_email(run: Run, message_id: int) -> dict[str, int]:
+    """Read a stored message, record what was read, and request the jobs that take it further."""
+    settings = MailSettings.current()
+
+    def request(name: str, message_id: int) -> None:
+        run.enqueue(name, key=str(message_id), args={"message_id": message_id})
+
+    processing = Processing(run.session, store(), run.now, run.checkpoint, settings.jobs_after, request)
+    return processing.process(message_id)
+
+
+@processing_job(DELETE, limits=[ONE_AT_A_TIME], overlap="wait", max_retries=10)
+def delete_mail_account(run: Run, account_id: int) -> dict[str, int]:
+    """Delete the objects, the messages and the row of an account that is being deleted."""
+    return deletion.delete_account(run.session, account_id, store(), checkpoint=run.checkpoint)
+
+
+@processing_job("check-mail-store", schedule=cron("15 4 * * sun", tz="Europe/London"))
+def check_mail_store(run: Run) -> dict[str, int]:
+    """Request the comparison of objects and messages, for each account by itself."""
+    account_ids = store_check.accounts_to_check(run.session, store(), checkpoint=run.checkpoint)
+    args = [{"account_id": account_id} for account_id in account_ids]
+    enqueue_many(run.session, CHECK_ACCOUNT, args, keys=map(str, account_ids))
+    return {"accounts": len(account_ids)}
+
+
+@processing_job(CHECK_ACCOUNT, limits=[ONE_AT_A_TIME], overlap="wait")
+def check_mail_account(run: Run, account_id: int) -> dict[str, int]:
+    """Delete objects of an account that belong to no message, and report messages without an object."""
+
+    def request(message_id: int) -> None:
+        run.enqueue(PROCESS, key=str(message_id), args={"message_id": message_id}, unless="waiting")
+
+    check = store_check.StoreCheck(run.session, account_id, store(), run.now, run.checkpoint, request)
+    return check.run()
 
 
 def polling(settings: MailSettings) -> Job:
     """The job that polls, with the limit per host of ``settings``."""
-    return replace(poll_mailbox, limits=(Limit("imap:{host}", at_once=settings.polls_per_host),))
+    return replace(poll_mailbox, limits=(Limit("imap:{host}", at_once=settings.polls_per_host), ONE_AT_A_TIME))

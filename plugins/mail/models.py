@@ -6,8 +6,10 @@ mailbox has one row.
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, Integer, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core import Tables
@@ -159,6 +161,8 @@ class Message(Base):
         UniqueConstraint("account_id", "folder", "generation", "uid", name=ONE_ROW),
         Index("mail_messages_of_content", "account_id", "sha256"),
         Index("mail_messages_failed", "account_id", "folder", postgresql_where=text("state = 'failed'")),
+        Index("mail_messages_of_object", "storage_key", unique=True, postgresql_where=text("storage_key IS NOT NULL")),
+        Index("mail_messages_unprocessed", "account_id", "id", postgresql_where=text("state = 'stored'")),
     )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -175,7 +179,34 @@ class Message(Base):
     storage_key: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     error: Mapped[str | None]
+    #: How often its processing began to read it.
+    readings: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class Content(Base):
+    """What was read of a message that is processed. ``message_id`` is the id of its row in the table of messages.
+
+    ``recipients`` has lists of ``{"name", "address"}`` under ``to``, ``cc`` and ``reply_to``; ``attachments`` is a list
+    of ``{"name", "content_type", "size", "is_inline"}``. ``automatic`` is the sign that a program sent the message.
+    """
+
+    __tablename__ = "mail_contents"
+
+    message_id: Mapped[int] = mapped_column(ForeignKey("mail_messages.id", ondelete="CASCADE"), primary_key=True)
+    sender_name: Mapped[str]
+    sender: Mapped[str]
+    recipients: Mapped[Any] = mapped_column(JSONB)
+    subject: Mapped[str]
+    in_reply_to: Mapped[str | None]
+    reference_ids: Mapped[Any] = mapped_column(JSONB)
+    date: Mapped[str]
+    sent_at: Mapped[datetime | None]
+    text: Mapped[str]
+    attachments: Mapped[Any] = mapped_column(JSONB)
+    automatic: Mapped[str | None]
+    problems: Mapped[Any] = mapped_column(JSONB)
+    processed_at: Mapped[datetime]
 
 
 class Deletion(Base):

@@ -43,6 +43,9 @@ class MailSettings(PluginSettings):
     read_seconds: Annotated[float, Field(gt=0, le=600)] = 60.0
     """How long a server may send nothing while it should answer, in seconds."""
 
+    next_jobs: str | None = None
+    """Jobs of other plugins, separated by commas, that are requested for each processed message."""
+
     @field_validator("store")
     @classmethod
     def _names_a_store(cls, value: str | None) -> str | None:
@@ -52,6 +55,11 @@ class MailSettings(PluginSettings):
             except StoreAddressError as error:
                 raise ValueError(error.problem) from error
         return value
+
+    @property
+    def jobs_after(self) -> list[str]:
+        """The names in ``next_jobs``."""
+        return [name for each in (self.next_jobs or "").split(",") if (name := each.strip())]
 
     @field_validator("secrets_dir")
     @classmethod

@@ -7,14 +7,16 @@ import pytest
 from mail_world import Mailroom
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
+from stored_mail import StoredMail
 
 from core import database as databases
 from core.testing import RunJob, create_database, drop_database
 from plugins.mail.models import Base
 from plugins.mail.settings import MailSettings
+from plugins.mail.store import LocalStore
 from tests.support.imap_server import ImapServer, serving
 
-TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_key_schedules", "rota_key_schedule_log"])
+TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_key_schedules", "rota_key_schedule_log", "rota_limits"])
 NAME = "test_mail"
 PASSWORD = "sesame"
 
@@ -71,3 +73,12 @@ def mailroom(
     (tmp_path / "secrets" / "ann").write_text(f"{PASSWORD}\n")
     configure(store=f"file://{tmp_path / 'store'}", secrets_dir=str(tmp_path / "secrets"), read_seconds="5")
     return Mailroom(server, session, run_job, tmp_path)
+
+
+@pytest.fixture
+def stored_mail(database: Engine, tmp_path: Path, configure: Callable[..., None]) -> StoredMail:
+    """Accounts and messages, with a local store that the jobs use too."""
+    root = tmp_path / "store"
+    root.mkdir()
+    configure(store=f"file://{root}")
+    return StoredMail(database, LocalStore(root))

@@ -1,5 +1,7 @@
 """Schedules made at run time, of 60 s: the dispatcher's pass, and ``sync_schedules``. No workers.
 
+Beside the time on the clock stands the CPU time of this process and of PostgreSQL, which depends less on other load.
+
 A pass is the accounting of all keys that are due in that second; beside it, the pass with the sending of their
 messages to Redis.
 
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from statistics import median
 
+import psutil
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from benchmarks import goals, meter
@@ -39,24 +43,38 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def sync(made: Bench, wanted: list[KeySchedule]) -> float:
-    """How long ``sync_schedules`` takes with its commit, in seconds."""
+def cpu_of(connection: Connection) -> float:
+    """The CPU time of this process and of the connection's PostgreSQL process until now, in seconds."""
+    server = psutil.Process(connection.execute(text("SELECT pg_backend_pid()")).scalar_one()).cpu_times()
+    return time.process_time() + float(server.user + server.system)
+
+
+def sync(made: Bench, wanted: list[KeySchedule]) -> tuple[float, float]:
+    """How long ``sync_schedules`` takes with its commit, and its CPU time before the commit, in seconds."""
+    cpu = 0.0
 
     def work() -> None:
+        nonlocal cpu
         with Session(made.engine) as session, session.begin():
+            began = cpu_of(session.connection())
             sync_schedules(session, "bench-poll", wanted, most_removed=1.0)
+            cpu = cpu_of(session.connection()) - began
 
-    return timed(work)
+    return timed(work), cpu
 
 
 def measure_sync(made: Bench, count: int) -> None:
     """All new; then 50 gone, 50 new and 100 changed."""
     wanted = [KeySchedule(f"account-{number}", MINUTE) for number in range(count)]
-    first = sync(made, wanted)
+    first, cpu = sync(made, wanted)
     other = [KeySchedule(f"other-{number}", MINUTE) for number in range(50)]
     changed = [KeySchedule(each.key, 2 * MINUTE) for each in wanted[50:150]]
-    seconds = [sync(made, [*changed, *wanted[150:], *other]), sync(made, wanted)]
-    print(f"sync of {count:,}: all new {first:.3g} s; a few changed {meter.spread(seconds)} s")
+    others = [sync(made, [*changed, *wanted[150:], *other]), sync(made, wanted)]
+    seconds, cpus = [found for found, _ in others], [found for _, found in others]
+    print(
+        f"sync of {count:,}: all new {first:.3g} s (CPU {cpu:.3g} s); "
+        f"a few changed {meter.spread(seconds)} s (CPU {meter.spread(cpus)} s)"
+    )
     goals.at_most(f"sync of {count:,} new schedules", first, SYNC_GOAL_SECONDS, "s")
     goals.at_most(f"sync of {count:,} schedules", median(seconds), SYNC_GOAL_SECONDS, "s")
 
@@ -68,14 +86,19 @@ def measure_passes(made: Bench, count: int, passes: int) -> None:
     with databases.dedicated(made.engine) as connection:
         seen = timed(lambda: [accountant.account(connection, Fleet()) for _ in range(2 + count // 20_000)])
         databases_vacuum(made)
+        cpu = 0.0
         for _ in range(passes):
             time.sleep(1 - time.time() % 1)
             inserted: list[int] = []
+            began = cpu_of(connection)
             accounting.append(timed(lambda found=inserted: found.append(accountant.account(connection, Fleet()))) * 1e3)  # type: ignore[misc]
+            cpu += cpu_of(connection) - began
             sent.append(accounting[-1] + timed(lambda: sending.send_due(connection, {POLL.name}, carrier)) * 1e3)
             runs.append(inserted[0])
     print(f"{count:,} schedules of 60 s: {median(runs):g} runs a pass; seen for the first time in {seen:.3g} s")
-    print(f"  pass {meter.spread(accounting)} ms; with sending {meter.spread(sent)} ms")
+    print(
+        f"  pass {meter.spread(accounting)} ms (CPU {cpu / passes * 1e3:.3g} ms); with sending {meter.spread(sent)} ms"
+    )
     if count in GOALS_MS:
         goals.at_most(f"pass with {count:,} schedules", median(accounting), GOALS_MS[count], "ms")
 

@@ -212,7 +212,7 @@ def is_key(key: object) -> bool:
     """Return whether PostgreSQL can store and index ``key``."""
     if not isinstance(key, str) or len(key) > LONGEST_KEY or "\0" in key:
         return False
-    return key.encode(errors="ignore").decode() == key
+    return key.isascii() or key.encode(errors="ignore").decode() == key
 
 
 def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -> None:

@@ -185,7 +185,8 @@ def give_all(
     differs = difference(session, found, wanted)
     refuse_removal(job, len(differs.removed), differs.there, differs.wanted, most_removed)
     refuse_too_many(session, job, len(differs.added) - len(differs.removed))
-    written = rows.put(session, job, owner(job), [*differs.added, *differs.changed], by=by)
+    known = {each.key for each in differs.changed}
+    written = rows.put(session, job, owner(job), [*differs.added, *differs.changed], by=by, known=known)
     gone = len(rows.remove(session, job, differs.removed, by=by)) if differs.removed else 0
     return Synced(len(written.added), len(written.changed), gone, differs.kept)
 
@@ -317,8 +318,10 @@ class Encoder:
     there: Mapping[str, Row[Any]] = field(default_factory=dict)
     #: The number of schedules that were encoded.
     count: int = 0
-    #: The text and the seconds of each interval or cron expression that was encoded.
-    timings: dict[tuple[Any, ...], tuple[str, int | None]] = field(default_factory=dict)
+    #: The text, the seconds and the spread of each interval or cron expression that was encoded.
+    timings: dict[tuple[Any, ...], tuple[str, int | None, int]] = field(default_factory=dict)
+    #: The arguments of a key that is given none, once they have been checked.
+    no_args: str = ""
 
     def encoded(self, wanted: object) -> Wanted:
         """Return ``wanted`` in the form in which it is stored; see the function ``encoded``."""
@@ -329,33 +332,31 @@ class Encoder:
         if not wanted.key or not is_key(wanted.key):
             raise BadArguments(f"job {name!r}: key must be a string of 1 to {LONGEST_KEY} characters, none of them NUL")
         check_priority(name, wanted.priority)
-        spec, seconds = self._timing(wanted)
-        args, values = self._args(wanted)
-        subject = self.job.subject
-        spread = int(wanted.spread.total_seconds())
-        about = subject.of(values) if subject is not None else None
-        return Wanted(wanted.key, spec, seconds, spread, args, values, wanted.priority, about)
+        spec, seconds, spread = self._timing(wanted)
+        args = self._args(wanted)
+        about = self.job.subject.of(json.loads(args)) if self.job.subject is not None else None
+        return Wanted(wanted.key, spec, seconds, spread, args, wanted.priority, about)
 
-    def _timing(self, wanted: KeySchedule) -> tuple[str, int | None]:
+    def _timing(self, wanted: KeySchedule) -> tuple[str, int | None, int]:
         known = (type(wanted.every), wanted.every, wanted.cron, wanted.spread)
         if known not in self.timings:
             timing = timing_of(self.job, wanted)
             seconds = int(timing.interval.total_seconds()) if isinstance(timing, Every) else None
-            self.timings[known] = (str(timing), seconds)
+            self.timings[known] = (str(timing), seconds, int(wanted.spread.total_seconds()))
         return self.timings[known]
 
-    def _args(self, wanted: KeySchedule) -> tuple[str, dict[str, Any]]:
-        """Return the arguments as JSON text and as values.
-
-        Stored arguments are not decoded, since that would take most of the time.
-        """
-        row, given = self.there.get(wanted.key), wanted.args or NO_ARGS
+    def _args(self, wanted: KeySchedule) -> str:
+        """Return the arguments as JSON. Those that are stored already were checked then."""
+        given = wanted.args or NO_ARGS
+        if not given:
+            self.no_args = self.no_args or arguments.encode(self.job, NO_ARGS)
+            return self.no_args
+        row = self.there.get(wanted.key)
         if row is not None and isinstance(given, dict):
             with suppress(TypeError, ValueError):
                 if row.args == as_json(given):
-                    return row.args, given
-        body = arguments.encode(self.job, given)
-        return body, json.loads(body)
+                    return str(row.args)
+        return arguments.encode(self.job, given)
 
 
 def refuse_removal(job: str, removed: int, there: int, wanted: int, most_removed: float) -> None:

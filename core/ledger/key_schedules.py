@@ -10,10 +10,11 @@ does not know when its transaction will commit. So a change is written beside th
 import json
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
@@ -32,7 +33,8 @@ BATCH = 10_000
 
 COLUMNS = """
     key, id, version, spec, every_seconds, spread_seconds, phase, next_spec, next_every_seconds, next_spread_seconds,
-    next_phase, CAST(args AS text) AS args, priority, subject, plugin, since
+    next_phase, CAST(args AS text) AS args, priority, subject, plugin, since, coalesce(next_spec, spec) AS last_spec,
+    CASE WHEN next_spec IS NULL THEN spread_seconds ELSE next_spread_seconds END AS last_spread_seconds
 """
 LOCK = f"""
     SELECT {COLUMNS} FROM ledger.rota_key_schedules WHERE job = :job AND key = ANY(CAST(:keys AS text[]))
@@ -134,8 +136,7 @@ COUNT = "SELECT count(*) FROM (SELECT 1 FROM ledger.rota_key_schedules LIMIT :mo
 ONE_SYNC = "SELECT pg_advisory_xact_lock(hashtextextended('ledger.rota_key_schedules ' || :job, 0))"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The wanted schedule of a key, as it is stored."""
 
     key: str
@@ -143,9 +144,8 @@ class Wanted:
     #: The interval in seconds; None for cron.
     every_seconds: int | None
     spread_seconds: int
-    #: The arguments, as a JSON text and as values.
+    #: The arguments as JSON.
     args: str
-    values: dict[str, Any]
     priority: int | None
     subject: str | None
 
@@ -156,17 +156,19 @@ class Wanted:
 
 
 def timing(row: Row[Any]) -> tuple[str, int]:
-    """Return the schedule and spread of a row, with a change that the dispatcher has not seen yet."""
-    return (row.spec, row.spread_seconds) if row.next_spec is None else (row.next_spec, row.next_spread_seconds)
+    """Return the schedule and spread of a row, after a change that the dispatcher has not seen yet."""
+    return row.last_spec, row.last_spread_seconds
 
 
 def is_same(row: Row[Any], wanted: Wanted, plugin: str) -> bool:
     """Return whether ``wanted`` changes nothing."""
-    rest = (row.priority, row.subject, row.plugin)
-    return (
-        timing(row) == wanted.timing
-        and rest == (wanted.priority, wanted.subject, plugin)
-        and (row.args == wanted.args or json.loads(row.args) == wanted.values)
+    return bool(
+        row.last_spec == wanted.spec
+        and row.last_spread_seconds == wanted.spread_seconds
+        and row.priority == wanted.priority
+        and row.subject == wanted.subject
+        and row.plugin == plugin
+        and (row.args == wanted.args or json.loads(row.args) == json.loads(wanted.args))
     )
 
 
@@ -185,9 +187,9 @@ class Phases:
         every = wanted.every_seconds
         if every is None:
             return start % wanted.spread_seconds if wanted.spread_seconds else 0
-        candidates = [(start + int(number * every * STEP)) % every for number in range(CANDIDATES)]
+        candidates = [(start + distance) % every for distance in distances(every)]
         counts = self._of_all(every) if is_one_of_many else self._read(every, candidates)
-        phase = min(candidates, key=lambda candidate: counts[candidate])
+        phase = min(candidates, key=counts.__getitem__)
         counts[phase] += 1
         return phase
 
@@ -201,6 +203,12 @@ class Phases:
         return Counter({row.phase: row.keys for row in self.session.execute(in_schema(PHASES, self.session), values)})
 
 
+@cache
+def distances(every: int) -> list[int]:
+    """Return the distances of the candidates for a phase from the first one."""
+    return [int(number * every * STEP) for number in range(CANDIDATES)]
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """The effect of a write: how many schedules were added, and for which keys the timing or other parts changed."""
@@ -210,19 +218,30 @@ class Written:
     changed: Sequence[str]
 
 
-def put(session: Session, job: str, plugin: str, wanted: Sequence[Wanted], *, by: str) -> Written:
-    """Add or change the schedules of these keys, each of which is named once, in the caller's transaction."""
+def put(
+    session: Session,
+    job: str,
+    plugin: str,
+    wanted: Sequence[Wanted],
+    *,
+    by: str,
+    known: Container[str] | None = None,
+) -> Written:
+    """Add or change the schedules of these keys, which are different ones, in the caller's transaction.
+
+    ``known`` are the keys that have schedules, if the caller knows.
+    """
     added: list[str] = []
     retimed: list[str] = []
     changed: list[str] = []
     phases = Phases(session, job)
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
-        rows = locked(session, job, [each.key for each in batch])
+        rows = locked(session, job, [each.key for each in batch if known is None or each.key in known])
         new = [each for each in batch if each.key not in rows]
         added += _write(session, ADD, job, plugin, new, [_phase(phases, each, None, batch) for each in new], by)
         raced = {each.key for each in new}.difference(added)
-        rows |= locked(session, job, raced) if raced else {}
+        rows |= locked(session, job, raced)
         other = [each for each in batch if each.key in rows and not is_same(rows[each.key], each, plugin)]
         _write(session, CHANGE, job, plugin, other, [_phase(phases, each, rows[each.key], batch) for each in other], by)
         retimed += [each.key for each in other if timing(rows[each.key]) != each.timing]
@@ -231,14 +250,16 @@ def put(session: Session, job: str, plugin: str, wanted: Sequence[Wanted], *, by
 
 
 def locked(session: Session, job: str, keys: Collection[str]) -> dict[str, Row[Any]]:
-    """Return the rows of these keys, locked until the transaction ends."""
+    """The rows of these keys, locked until the transaction ends."""
+    if not keys:
+        return {}
     rows = session.execute(in_schema(LOCK, session), {"job": job, "keys": list(keys)})
-    return {row.key: row for row in rows}
+    return {row.key: row for row in rows.all()}
 
 
 def every_row(session: Session, job: str) -> dict[str, Row[Any]]:
-    """Return the rows of a job."""
-    return {row.key: row for row in session.execute(in_schema(ALL, session), {"job": job})}
+    """The rows of a job."""
+    return {row.key: row for row in session.execute(in_schema(ALL, session), {"job": job}).all()}
 
 
 def _phase(phases: Phases, wanted: Wanted, row: Row[Any] | None, batch: Sequence[Wanted]) -> int:
@@ -255,17 +276,33 @@ def _write(
     if not wanted:
         return []
     columns = {
-        "keys": [each.key for each in wanted],
-        "specs": [each.spec for each in wanted],
-        "intervals": [each.every_seconds for each in wanted],
-        "spreads": [each.spread_seconds for each in wanted],
-        "phases": list(phases),
-        "args": [each.args for each in wanted],
-        "priorities": [each.priority for each in wanted],
-        "subjects": [each.subject for each in wanted],
+        "keys": array(each.key for each in wanted),
+        "specs": array(each.spec for each in wanted),
+        "intervals": array(each.every_seconds for each in wanted),
+        "spreads": array(each.spread_seconds for each in wanted),
+        "phases": array(phases),
+        "args": array(each.args for each in wanted),
+        "priorities": array(each.priority for each in wanted),
+        "subjects": array(each.subject for each in wanted),
     }
     found = session.execute(in_schema(statement, session), {"job": job, "plugin": plugin, "by": by, **columns})
     return list(found.scalars()) if found.returns_rows else []  # type: ignore[attr-defined]
+
+
+def array(values: Iterable[str | int | None]) -> str:
+    """Return the values as the text of an array.
+
+    The driver would write thousands of constants instead, and PostgreSQL reads one text sooner.
+    """
+    return f"{{{','.join(map(element, values))}}}"
+
+
+def element(value: str | int | None) -> str:
+    """Return a value as an element in the text of an array."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return "NULL" if value is None else str(value)
 
 
 def remove(session: Session, job: str, keys: Collection[str], *, by: str) -> list[str]:

@@ -391,3 +391,26 @@ def test_the_schema_of_the_ledger_is_found_from_any_search_path(session, rows):
     session.commit()
 
     assert len(rows()) == 1
+
+
+def test_any_key_and_any_argument_is_stored_as_it_is(session, rows):
+    odd = ['a"b', "back\\slash", "{brace}", "NULL", "null", "comma,", " space ", "tab\t", "snö☃", "'", "%s", ":colon"]
+    wanted = [KeySchedule(key, MINUTE, args={"account": number}) for number, key in enumerate(odd)]
+
+    sync_schedules(session, "poll", wanted)
+    session.commit()
+
+    assert {row.key: row.args["account"] for row in rows()} == {key: number for number, key in enumerate(odd)}
+    assert sync_schedules(session, "poll", wanted) == Synced(0, 0, 0, len(odd))
+
+
+def test_a_key_that_another_transaction_adds_during_a_sync_is_changed(database, session, rows):
+    def wanted():
+        with Session(database) as other, other.begin():
+            schedule(other, "poll", key="42", every=5 * MINUTE)
+        yield KeySchedule("42", MINUTE)
+
+    assert sync_schedules(session, "poll", wanted()) == Synced(0, 1, 0, 0)
+    session.commit()
+
+    assert [(row.key, row.spec) for row in rows()] == [("42", "every 1m")]

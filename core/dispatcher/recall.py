@@ -37,8 +37,8 @@ def recall(
 ) -> int:
     """Take back messages of ``queues`` that are too long, for about ``seconds``.
 
-    ``jobs`` are the jobs whose runs are sent. A run whose message is removed, and that cannot be marked as unsent, is
-    found later as a lost one.
+    ``jobs`` are the jobs whose runs are sent. If the message of a run is removed and the run cannot be marked as
+    unsent, the run later counts as lost.
     """
     if not carrier.carries:
         return 0
@@ -58,10 +58,10 @@ def recall(
 
 
 def is_crowded(connection: Connection, carrier: DispatchCarrier, queue: str, due_jobs: Sequence[str]) -> bool:
-    """Whether a few keys have many of the oldest messages of ``queue``, while runs of others wait.
+    """Return whether a few keys have many of the oldest messages of ``queue``, while runs of other keys wait.
 
-    Runs of others have some of the newest messages, or they are runs of ``due_jobs`` that wait in the ledger. The runs
-    of a job that have no key count as one key.
+    Other keys wait if they have some of the newest messages, or runs of ``due_jobs`` in the ledger. The runs of a job
+    that have no key count as one key.
     """
     oldest, newest = carrier.oldest_runs(queue)[1], carrier.newest_runs(queue, BATCH)
     tenants = shares.tenants(connection, {*oldest, *newest})

@@ -1,6 +1,7 @@
 """Mail: polls mailboxes over IMAP, each at an interval of its own, and stores and processes every message once.
 
-An application calls the functions below with its own session, in its own transaction; the jobs do the rest.
+An application calls the functions below with its own session, in its own transaction. The plugin's jobs do the other
+work.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ __all__ = [
 
 
 class Mail:
-    """The plugin's hooks."""
+    """The plugin's implementation of Rota's hooks."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

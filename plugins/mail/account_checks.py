@@ -1,4 +1,4 @@
-"""The rules for the parts of an account; each problem is a sentence of its own."""
+"""Checks the parts of an account. Each problem is described in a sentence of its own."""
 
 import re
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ SECRET_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
 SHORTEST_INTERVAL = timedelta(seconds=10)
 LONGEST_INTERVAL = timedelta(days=1)
 SECOND = timedelta(seconds=1)
-#: RFC 9051, section 2.1, and RFC 8314 for the implicit one.
+#: The default ports: RFC 9051, section 2.1, and RFC 8314 for implicit TLS.
 PORTS = {Tls.IMPLICIT: 993, Tls.STARTTLS: 143, Tls.NONE: 143}
 THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 def check(parts: Mapping[str, Any]) -> None:
-    """Raise BadAccount unless each of ``parts``, and their combination, can be an account's."""
+    """Raise BadAccount unless ``parts``, alone and together, describe a valid account."""
     problems = [problem for name, value in parts.items() if (problem := _problem(name, value))]
     if problems := problems or _contradictions(parts):
         raise BadAccount(problems)
@@ -37,7 +37,7 @@ def _problem(name: str, value: Any) -> str:
 
 
 def _expected(name: str, value: Any) -> str:
-    """The rule that ``value`` breaks; empty if it breaks none."""
+    """Return the rule that ``value`` violates, or an empty text if it violates none."""
     match name:
         case "name":
             return "" if _is_text(value, LONGEST_NAME) else f"1 to {LONGEST_NAME} printable characters"
@@ -96,7 +96,7 @@ def _is_interval(value: object) -> bool:
 
 
 def _is_token_url(value: object) -> bool:
-    """Whether secrets may be sent there: encrypted, or to this machine."""
+    """Return whether secrets may be sent to this URL: it is encrypted, or on this machine."""
     if not isinstance(value, str) or not _is_text(value, LONGEST_TEXT):
         return False
     try:

@@ -1,7 +1,8 @@
-"""Accounts: added, changed, paused, resumed and deleted in the application's own transaction, with their schedules.
+"""Accounts. They are added, changed, paused, resumed and deleted in the application's own transaction, with their
+schedules.
 
-So there is no account without a schedule, and no schedule without an account. Each function locks the account first and
-its schedule afterwards, as a poll does.
+So every account has a schedule, and every schedule has an account. Each function locks the account first and its
+schedule afterwards, as a poll does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,9 @@ POLL = "poll-mailbox"
 DELETE = "delete-mail-account"
 #: The priority of the polls of urgent accounts.
 URGENT = 5
-#: What a person changes after a log-in was refused.
+#: The parts that a person changes after a log-in was refused.
 CREDENTIALS = {"host", "port", "tls", "username", "auth", "secret", "token_url", "client_id", "scope"}
-#: If one of these changes, the account reads another mailbox, or the same one by another way.
+#: If one of these parts changes, the account reads another mailbox, or reaches the same mailbox in another way.
 MAILBOX = {"host", "port", "username"}
 
 
@@ -48,13 +49,14 @@ def add_account(
     every: timedelta = timedelta(seconds=60),
     is_urgent: bool = False,
 ) -> int:
-    """Poll a mailbox from now on, when the caller's transaction commits; return the account's id.
+    """Poll a mailbox from now on, when the caller's transaction commits. Return the account's id.
 
     ``tls`` is ``implicit`` (port 993, unless ``port`` is given), ``starttls`` or ``none`` (port 143). ``secret`` is the
     *name* of the password or of the client's secret. ``auth`` is ``password``, or the OAuth2 grant ``refresh_token``,
     which needs ``refresh_token``, or ``client_credentials``. ``every`` is 10 seconds to 1 day.
 
-    Raises BadAccount, naming every part that is wrong; AccountTaken if the name or the mailbox has an account.
+    Raises BadAccount, which names every part that is wrong. Raises AccountTaken if the name or the mailbox has an
+    account.
     """
     parts: dict[str, Any] = {
         "name": name, "host": host, "port": port, "tls": tls, "ca_file": ca_file, "username": username, "auth": auth,
@@ -74,7 +76,7 @@ def add_account(
 
 
 def change_account(session: Session, account_id: int, *, refresh_token: str | None = None, **changes: Any) -> bool:
-    """Change parts of an account, named as in ``add_account``; return False if they are so already.
+    """Change parts of an account, named as in ``add_account``. Return False if nothing differs.
 
     New credentials resume an account whose log-in was refused. The schedule of a paused account stays paused.
 
@@ -100,7 +102,7 @@ def change_account(session: Session, account_id: int, *, refresh_token: str | No
 
 
 def pause_account(session: Session, account_id: int, *, reason: str | None = None) -> None:
-    """Do not poll an account until ``resume_account``; a poll that is running goes on. Raises UnknownAccount."""
+    """Do not poll an account until ``resume_account``. A poll that is running continues. Raises UnknownAccount."""
     account = _locked(session, account_id)
     account.state, account.reason = AccountState.PAUSED, reason
     session.flush()
@@ -108,9 +110,9 @@ def pause_account(session: Session, account_id: int, *, reason: str | None = Non
 
 
 def resume_account(session: Session, account_id: int) -> bool:
-    """Poll an account again that is paused, or whose log-in was refused; False if it is active. Raises UnknownAccount.
+    """Poll an account again that is paused, or whose log-in was refused. Return False if the account is active.
 
-    It is polled at once, and not after its interval.
+    The account is polled at once, and not after its interval. Raises UnknownAccount.
     """
     account = _locked(session, account_id)
     was_active = account.state == AccountState.ACTIVE
@@ -124,9 +126,9 @@ def resume_account(session: Session, account_id: int) -> bool:
 
 
 def delete_account(session: Session, account_id: int) -> None:
-    """Remove an account: its schedule at once, its messages and their files by a job soon after.
+    """Remove an account and its schedule. A job removes its messages and their files soon after.
 
-    Its name and its mailbox can have another account at once. Raises UnknownAccount.
+    Another account can use the name and the mailbox at once. Raises UnknownAccount.
     """
     account = _locked(session, account_id)
     account.state, account.reason = AccountState.DELETING, None
@@ -136,7 +138,7 @@ def delete_account(session: Session, account_id: int) -> None:
 
 
 def find_account(session: Session, name: str) -> Account:
-    """The account of that name. Raises UnknownAccount."""
+    """Return the account of that name. Raises UnknownAccount."""
     named = select(Account).where(Account.name == name, _is_there())
     account = session.scalars(named).one_or_none()
     if account is None:
@@ -145,12 +147,12 @@ def find_account(session: Session, name: str) -> Account:
 
 
 def list_accounts(session: Session) -> Sequence[Account]:
-    """All accounts but those that are being deleted, by name."""
+    """Return all accounts by name, without those that are being deleted."""
     return session.scalars(select(Account).where(_is_there()).order_by(Account.name)).all()
 
 
 def wanted_schedules(session: Session) -> list[KeySchedule]:
-    """The schedules that ``poll-mailbox`` is to have: one for each account that is not being deleted."""
+    """Return the wanted schedules of ``poll-mailbox``: one for each account that is not being deleted."""
     return [
         KeySchedule(str(each.id), interval(each), args=arguments(each), priority=priority(each))
         for each in list_accounts(session)
@@ -158,17 +160,17 @@ def wanted_schedules(session: Session) -> list[KeySchedule]:
 
 
 def arguments(account: Account) -> dict[str, Any]:
-    """The arguments of an account's polls; the host is there for the limit per host."""
+    """Return the arguments of an account's polls. The host is an argument because the limit is per host."""
     return {"account_id": account.id, "host": account.host}
 
 
 def priority(account: Account) -> int | None:
-    """The priority of an account's polls; None for that of the job."""
+    """Return the priority of an account's polls, or None for the priority of the job."""
     return URGENT if account.is_urgent else None
 
 
 def interval(account: Account) -> timedelta:
-    """The time from one poll to the next."""
+    """Return the time from one poll to the next."""
     return timedelta(seconds=account.poll_seconds)
 
 
@@ -217,7 +219,7 @@ def _update(session: Session, account: Account, new: Mapping[str, Any]) -> None:
 
 
 def _taken(session: Session, columns: Mapping[str, Any]) -> AccountTaken:
-    """The error for an account whose name or mailbox has another account."""
+    """Return the error for an account whose name or mailbox belongs to another account."""
     others = select(Account.name).where(_is_there(), Account.id != columns.get("id", 0))
     if session.scalar(others.where(Account.name == columns["name"])) is not None:
         return AccountTaken(columns["name"], columns["name"])
@@ -231,7 +233,7 @@ def _schedule(session: Session, account: Account, **options: Any) -> None:
 
 
 def _number_again(session: Session, account_id: int) -> None:
-    """Compare all messages at the next poll: another server may have the same UIDVALIDITY, and 0 is none."""
+    """Make the next poll compare all messages. Another server may have the same UIDVALIDITY, and no server has 0."""
     session.execute(update(Folder).where(Folder.account_id == account_id).values(uidvalidity=0))
 
 

@@ -1,4 +1,4 @@
-"""``rota mail …``: lists accounts, and changes them by hand. No password and no token is an argument of a command."""
+"""``rota mail …``: lists accounts, and changes them by hand. No command takes a password or a token as an argument."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Span(click.ParamType[timedelta]):
     name = "span"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Return the span. Fails as wrong usage."""
+        """Return the span. A text that is not a span is wrong usage."""
         found = SPAN.fullmatch(str(value))
         if found is None:
             self.fail(f"{value!r} is not a number with s, m, h or d, such as 60s", param, ctx)
@@ -59,7 +59,7 @@ def parts(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def given(refresh_token_file: IO[str] | None, **options: Any) -> dict[str, Any]:
-    """The options that were given, with the content of the file of the refresh token."""
+    """Return the options that were given. The refresh token is the content of the given file."""
     found = {name: value for name, value in options.items() if value is not None}
     return {**found, "refresh_token": refresh_token_file.read().strip()} if refresh_token_file else found
 
@@ -78,7 +78,7 @@ def mail() -> None:
 @mail.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def listing(as_json: bool) -> None:
-    """List the accounts, and why they are not polled."""
+    """List the accounts, and the reasons why some are not polled."""
     with command_session() as session:
         rows = [{name: getattr(each, name) for name in SHOWN} for each in accounts.list_accounts(session)]
     print_rows(rows, COLUMNS, as_json=as_json, empty="no accounts; `rota mail add` adds one")
@@ -93,7 +93,7 @@ def listing(as_json: bool) -> None:
 )
 @parts
 def add(name: str, host: str, username: str, tls: str, **options: Any) -> None:
-    """Add an account; it is polled at once, and then at its interval."""
+    """Add an account. It is polled at once, and then at its interval."""
     with command_session() as session:
         account_id = accounts.add_account(session, name, host=host, username=username, tls=tls, **given(**options))
     click.echo(f"added {name} as account {account_id}")
@@ -107,7 +107,7 @@ def add(name: str, host: str, username: str, tls: str, **options: Any) -> None:
 @click.option("--tls", type=click.Choice([each.value for each in Tls]), help="How the connection is encrypted.")
 @parts
 def change(name: str, rename: str | None, **options: Any) -> None:
-    """Change an account; new credentials resume one whose log-in was refused."""
+    """Change an account. New credentials resume an account whose log-in was refused."""
     changes = given(**options) | ({"name": rename} if rename is not None else {})
     with command_session() as session:
         changed = accounts.change_account(session, accounts.find_account(session, name).id, **changes)

@@ -1,4 +1,5 @@
-"""Encrypts tokens with ROTA_MAIL_KEY. Several keys, separated by commas, allow a change of the key: the first encrypts.
+"""Encrypts tokens with ROTA_MAIL_KEY. To change the key, give several keys, separated by commas: the first key
+encrypts, and all keys decrypt.
 
 ``python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"`` makes a key.
 """
@@ -15,14 +16,14 @@ ADVICE = "`rota mail key` prints a new one"
 
 
 def encrypt(text: str) -> bytes:
-    """``text``, encrypted and signed. Raises BadKey."""
+    """Return ``text``, encrypted and signed. Raises BadKey."""
     from cryptography.fernet import MultiFernet
 
     return MultiFernet(_keys()).encrypt(text.encode())
 
 
 def decrypt(token: bytes) -> str:
-    """The text that was encrypted. Raises BadKey if none of the keys fits."""
+    """Return the text that was encrypted. Raises BadKey if none of the keys fits."""
     from cryptography.fernet import InvalidToken, MultiFernet
 
     try:
@@ -32,7 +33,7 @@ def decrypt(token: bytes) -> str:
 
 
 def new_key() -> str:
-    """A key for ROTA_MAIL_KEY."""
+    """Return a key for ROTA_MAIL_KEY."""
     from cryptography.fernet import Fernet
 
     return Fernet.generate_key().decode()

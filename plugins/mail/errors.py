@@ -20,18 +20,18 @@ from core import RotaError
 
 
 class MailError(RotaError):
-    """The root of this plugin's errors."""
+    """The base class of this plugin's errors."""
 
 
 class BadAccount(MailError):
-    """A part of an account is invalid; the message names every such part."""
+    """A part of an account is invalid. The message names every such part."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
 
 
 class AccountTaken(MailError):
-    """There is an account of that name already, or one for the same mailbox."""
+    """Another account has this name, or this mailbox."""
 
     def __init__(self, name: str, other: str) -> None:
         if name == other:
@@ -41,25 +41,25 @@ class AccountTaken(MailError):
 
 
 class UnknownAccount(MailError):
-    """There is no such account, or it is being deleted."""
+    """There is no account with this name, or it is being deleted."""
 
     def __init__(self, account: object, hint: str = "") -> None:
         super().__init__(f"unknown account {account!r}{hint}")
 
 
 class SecretMissing(MailError):
-    """The secret with that name is not in the folder of secrets, and not in the environment."""
+    """The secret with this name is neither in the folder of secrets nor in the environment."""
 
     def __init__(self, name: str, places: list[str]) -> None:
         super().__init__(f"there is no secret {name!r}; expected it in {' or '.join(places)}")
 
 
 class BadKey(MailError):
-    """ROTA_MAIL_KEY is missing, is no key, or is not the key with which a token was encrypted."""
+    """ROTA_MAIL_KEY is missing, is not a key, or is not the key with which a token was encrypted."""
 
 
 class PollFailed(MailError):
-    """A poll could not reach its end; what it has stored so far stays."""
+    """A poll ended before it was complete. The messages that it has stored stay stored."""
 
 
 class ConnectFailed(PollFailed):
@@ -90,4 +90,4 @@ class LoginGivenUp(LoginRefused):
 
 
 class MessageFailed(MailError):
-    """One message cannot be fetched; the others can."""
+    """A message cannot be fetched. Other messages can."""

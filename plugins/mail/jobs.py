@@ -1,4 +1,4 @@
-"""The jobs of mail: what runs, when, and how often it may fail."""
+"""The jobs of mail, with their schedules and their retries."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -36,7 +36,7 @@ def poll_mailbox(run: Run, account_id: int, host: str) -> dict[str, Any]:
 
 @job("sync-mailboxes", schedule=cron("23 4 * * *", tz="UTC"))
 def sync_mailboxes(run: Run) -> dict[str, int]:
-    """Give each account its schedule, if one is missing or another."""
+    """Give each account its schedule, if the schedule is missing or differs."""
     synced = sync_schedules(run.session, POLL, wanted_schedules(run.session))
     return {"added": synced.added, "changed": synced.changed, "removed": synced.removed, "kept": synced.kept}
 

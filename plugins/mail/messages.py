@@ -1,4 +1,4 @@
-"""The rows of messages as a poll writes them: each message of a folder has one, whatever became of it."""
+"""The rows of messages, as a poll writes them. Each message of a folder has one row, whatever happened to it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from plugins.mail.imap.folder import Listed
 from plugins.mail.imap.mailbox import Mailbox
 from plugins.mail.models import ONE_ROW, Account, AccountState, Folder, Message, MessageState
 
-#: No server has a message from before; PostgreSQL and Python disagree about years before 1.
+#: Earlier times are not accepted: no server has an older message, and PostgreSQL and Python disagree about years before
+#: 1.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: A message's time may be so much later than the poll's.
+#: A message's time may be later than the poll's time by this much.
 LATEST = timedelta(days=1)
 
 
@@ -22,7 +23,7 @@ LATEST = timedelta(days=1)
 class Numbering:
     """A folder's UIDs between two changes of its UIDVALIDITY, and the high-water mark.
 
-    ``number`` stands for the folder in the keys of its objects.
+    ``number`` identifies the folder in the keys of its objects.
     """
 
     number: int
@@ -33,7 +34,7 @@ class Numbering:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of the attempt to fetch a message."""
+    """The result of an attempt to fetch a message."""
 
     state: MessageState
     size: int = 0
@@ -52,7 +53,7 @@ class Failed:
 
 
 def hold(session: Session, mailbox: Mailbox) -> bool:
-    """Keep the account from being changed in this transaction; False if it is no longer the one that is polled."""
+    """Keep the account from being changed in this transaction. Return False if it has changed since the poll began."""
     of = select(Account).where(Account.id == mailbox.account_id).with_for_update(read=True)
     account = session.scalars(of, execution_options={"populate_existing": True}).one_or_none()
     if account is None or account.state == AccountState.DELETING:
@@ -62,26 +63,26 @@ def hold(session: Session, mailbox: Mailbox) -> bool:
 
 
 def numbering(session: Session, mailbox: Mailbox) -> Numbering | None:
-    """How far the folder has been read; None if never."""
+    """Return how far the folder has been read, or None if it has never been read."""
     row = session.get(Folder, (mailbox.account_id, mailbox.folder), populate_existing=True)
     return Numbering(row.number, row.uidvalidity, row.generation, row.last_uid) if row is not None else None
 
 
 def begin(session: Session, mailbox: Mailbox, uidvalidity: int) -> Numbering:
-    """The numbering of a folder that is read for the first time."""
+    """Return the numbering of a folder that is read for the first time."""
     row = {"account_id": mailbox.account_id, "folder": mailbox.folder, "uidvalidity": uidvalidity}
     number = session.scalars(insert(Folder).values(row).returning(Folder.number)).one()
     return Numbering(number, uidvalidity, 1, 0)
 
 
 def advance(session: Session, mailbox: Mailbox, uid: int) -> None:
-    """Move the high-water mark to ``uid``; it never goes back."""
+    """Move the high-water mark to ``uid``. The mark never moves back."""
     of = (Folder.account_id == mailbox.account_id, Folder.folder == mailbox.folder)
     session.execute(update(Folder).where(*of, Folder.last_uid < uid).values(last_uid=uid))
 
 
 def known(session: Session, mailbox: Mailbox, numbered: Numbering, uids: Iterable[int]) -> set[int]:
-    """Those of ``uids`` that have a row."""
+    """Return those of ``uids`` that have a row."""
     found = select(Message.uid).where(
         Message.account_id == mailbox.account_id,
         Message.folder == mailbox.folder,
@@ -92,7 +93,7 @@ def known(session: Session, mailbox: Mailbox, numbered: Numbering, uids: Iterabl
 
 
 def failed(session: Session, mailbox: Mailbox, numbered: Numbering, most: int) -> list[Failed]:
-    """Up to ``most`` messages that are to be fetched again, those with the fewest attempts first."""
+    """Return up to ``most`` messages that must be fetched again, the messages with the fewest attempts first."""
     found = (
         select(Message.uid, Message.attempts)
         .where(
@@ -110,7 +111,7 @@ def failed(session: Session, mailbox: Mailbox, numbered: Numbering, most: int) -
 def record(
     session: Session, mailbox: Mailbox, numbered: Numbering, listed: Listed, outcome: Outcome, now: datetime
 ) -> int | None:
-    """Write the row of a message, and return its id; None if it has one already that did not fail."""
+    """Write the row of a message, and return its id. Return None if the message has a row that did not fail."""
     values = {
         "account_id": mailbox.account_id,
         "folder": mailbox.folder,
@@ -118,7 +119,9 @@ def record(
         "uidvalidity": numbered.uidvalidity,
         "uid": listed.uid,
         "received_at": received_at(listed.internal_date, now),
-        "attempts": 0 if outcome.state == MessageState.STORED else 1,  # from here on, those of its processing
+        "attempts": 0
+        if outcome.state == MessageState.STORED
+        else 1,  # the attempts to process it are counted from here on
         "state": outcome.state,
         "size": outcome.size or listed.size,
         "sha256": outcome.sha256,
@@ -137,7 +140,10 @@ def record(
 
 
 def take_over(session: Session, mailbox: Mailbox, numbered: Numbering, listed: Listed, sha256: bytes) -> int | None:
-    """Give the row of the same content from an earlier generation its new number; return its id, None if none."""
+    """If a row of an earlier generation has the same content, give it the new number and return its id.
+
+    Otherwise return None.
+    """
     former = (
         select(Message.id)
         .where(
@@ -155,7 +161,7 @@ def take_over(session: Session, mailbox: Mailbox, numbered: Numbering, listed: L
 
 
 def received_at(internal_date: datetime | None, now: datetime) -> datetime:
-    """The time that a server gives a message, if it can be."""
+    """Return the time that a server gives a message, if it can be right."""
     if internal_date is None or internal_date.utcoffset() is None:
         return now
     return min(max(internal_date, EPOCH), now + LATEST)

@@ -1,6 +1,6 @@
 """The tables of mail.
 
-No table has a password, and tokens are encrypted. The database checks the states of a row, and that a message of a
+No table has a password, and tokens are encrypted. The database checks the states of a row, and that each message of a
 mailbox has one row.
 """
 
@@ -14,12 +14,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core import Tables
 
-#: The constraint by which a message has one row.
+#: The constraint that gives each message only one row.
 ONE_ROW = "mail_messages_uid_key"
 
 
 class AccountState(StrEnum):
-    """``active``, unless a person paused it, its log-in was refused too often, or it is being deleted."""
+    """The states of an account: ``active``, unless a person paused it, its log-in was refused too often, or it is being
+    deleted.
+    """
 
     ACTIVE = "active"
     PAUSED = "paused"
@@ -28,7 +30,7 @@ class AccountState(StrEnum):
 
 
 class Tls(StrEnum):
-    """How a connection becomes encrypted; ``none`` leaves it as it is."""
+    """How a connection becomes encrypted. With ``none``, it is not encrypted."""
 
     IMPLICIT = "implicit"
     STARTTLS = "starttls"
@@ -44,10 +46,11 @@ class Auth(StrEnum):
 
 
 class MessageState(StrEnum):
-    """``stored → processed`` or ``unreadable``, if the message could be fetched; the row stays after ``deleted``.
+    """The states of a message. A fetched message is ``stored``, then ``processed`` or ``unreadable``. The row stays
+    after ``deleted``.
 
-    ``failed`` is fetched again, and becomes ``unreadable`` after several attempts. ``gone`` was deleted on the server
-    before it was fetched; ``too_big`` is never fetched.
+    A ``failed`` message is fetched again, and becomes ``unreadable`` after several attempts. A ``gone`` message was
+    deleted on the server before it was fetched. A ``too_big`` message is never fetched.
     """
 
     STORED = "stored"
@@ -66,8 +69,8 @@ class Base(Tables, DeclarativeBase):
 class Account(Base):
     """A mailbox: one folder of one user of one server.
 
-    ``secret`` is the name of the password or of the client's secret. ``auth_failures`` counts the log-ins in a row
-    that the server has refused. Until ``postponed_until`` no poll connects, since the server was busy
+    ``secret`` is the name of the password or of the client's secret. ``auth_failures`` is the number of log-ins in a
+    row that the server has refused. No poll connects before ``postponed_until``, since the server was busy
     ``postponements`` times in a row.
     """
 
@@ -127,11 +130,11 @@ class Token(Base):
 
 
 class Folder(Base):
-    """A folder of an account, and how far it has been read.
+    """A folder of an account, with the position up to which it has been read.
 
     ``last_uid`` is the high-water mark: each message up to it has a row. ``generation`` grows whenever the server's
-    UIDVALIDITY changes; a server may give one value twice, and a generation never comes back. ``number`` stands for
-    the folder in the keys of its objects.
+    UIDVALIDITY changes. A server may use one UIDVALIDITY twice, but a generation is never used again. ``number``
+    identifies the folder in the keys of its objects.
     """
 
     __tablename__ = "mail_folders"
@@ -147,9 +150,9 @@ class Folder(Base):
 class Message(Base):
     """A message of a folder, once for each ``(account, folder, generation, uid)``.
 
-    When a server renumbers the folder, the messages that are still there get their new numbers; the others keep the
-    generation in which they were seen last. ``storage_key`` stays the same for the message's life. ``received_at`` is
-    the server's INTERNALDATE, and at most a day after the poll. ``message_id`` is as in the message, cut after 1,000
+    When a server renumbers the folder, the messages that still exist get their new numbers. Other messages keep the
+    generation in which they were seen last. ``storage_key`` never changes. ``received_at`` is the server's
+    INTERNALDATE, but at most a day after the poll. ``message_id`` is copied from the message and cut after 1,000
     characters.
     """
 
@@ -210,7 +213,7 @@ class Content(Base):
 
 
 class Deletion(Base):
-    """An object that is to be deleted from the store; the row goes when the object has gone."""
+    """An object that must be deleted from the store. The row is deleted when the object is gone."""
 
     __tablename__ = "mail_deletions"
 

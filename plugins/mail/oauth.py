@@ -1,4 +1,4 @@
-"""Asks a token server for an access token: one HTTP POST, with a refresh token or client credentials (RFC 6749)."""
+"""Asks a token server for an access token by one HTTP POST, with a refresh token or client credentials (RFC 6749)."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,17 +10,17 @@ from plugins.mail.settings import MailSettings
 if TYPE_CHECKING:
     from httpx2 import Response
 
-#: What a token lasts if the server does not say (RFC 6749, section 5.1, leaves it open).
+#: The lifetime of a token if the server does not state it (RFC 6749, section 5.1, leaves it open).
 UNTOLD = timedelta(minutes=10)
 LONGEST = timedelta(days=365)
-#: These errors (RFC 6749, section 5.2) stay until a person acts.
+#: These errors (RFC 6749, section 5.2) remain until a person acts.
 FINAL = {"invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope"}
 BUSY = {429, 502, 503, 504}
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Where an account's tokens come from; ``secret`` is the name of the client's secret."""
+    """The source of an account's tokens. ``secret`` is the name of the client's secret."""
 
     token_url: str
     client_id: str
@@ -30,10 +30,10 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The answer of a token server; the tokens are not shown."""
+    """The answer of a token server. Its ``repr`` does not show the tokens."""
 
     access_token: str = field(repr=False)
-    #: Another refresh token, if the server replaces it.
+    #: A new refresh token, if the server replaces the present one.
     refresh_token: str | None = field(repr=False)
     lasting: timedelta
 
@@ -41,7 +41,8 @@ class Granted:
 def ask(client: Client, client_secret: str | None, refresh_token: str | None) -> Granted:
     """Ask for an access token, with ``refresh_token`` if the account has one.
 
-    Raises LoginGivenUp if the grant was revoked; LoginRefused; ServerBusy; ConnectFailed.
+    Raises LoginGivenUp if the grant was revoked. Raises LoginRefused, ServerBusy or ConnectFailed for other refusals
+    and errors.
     """
     import httpx2
 
@@ -78,7 +79,7 @@ def _body(answer: "Response") -> dict[str, Any]:
 
 
 def _refusal(client: Client, status: int, body: dict[str, Any]) -> PollFailed:
-    """The error for a status that is not 200; the server's own words may name the person, and are left out."""
+    """Return the error for a status other than 200, without the server's own words, which may name the person."""
     error = body.get("error")
     known = error if isinstance(error, str) and error.isascii() and error.isprintable() and len(error) < 50 else "none"
     told = f"the token server {client.token_url} answered {status}, error {known}"
@@ -97,7 +98,7 @@ def _granted(client: Client, body: dict[str, Any]) -> Granted:
 
 
 def _lasting(seconds: object) -> timedelta:
-    """``expires_in`` as a span; some servers send it as text."""
+    """Return ``expires_in`` as a span. Some servers send it as text."""
     try:
         return min(timedelta(seconds=float(str(seconds))), LONGEST)
     except (ValueError, OverflowError):

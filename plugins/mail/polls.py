@@ -1,8 +1,8 @@
-"""One poll of a mailbox: fetches what is new, stores each message once, and requests its processing.
+"""One poll of a mailbox: fetches new messages, stores each of them once, and requests their processing.
 
-The object is stored first, at a key that depends on the message's identity alone, so that a crash leaves at most one
-that the next attempt replaces. Row, high-water mark and the request follow in one fenced transaction. No transaction is
-open while the network is waited for.
+The object is stored first, at a key that depends only on the message's identity. So a crash leaves at most one object,
+which the next attempt replaces. The row, the high-water mark and the request follow in one fenced transaction. No
+transaction is open while the poll waits for the network.
 """
 
 import tempfile
@@ -30,11 +30,11 @@ from plugins.mail.secrets import secret
 from plugins.mail.settings import MailSettings
 from plugins.mail.store import Store, message_key, open_store
 
-#: After so many refused log-ins in a row nobody logs in until a person acts; providers ban at about ten.
+#: After this many refused log-ins in a row, no log-in is tried until a person acts. Providers ban clients at about ten.
 MOST_REFUSALS = 3
-#: A message is given up after so many answers without it.
+#: A message is given up after this many answers without the message.
 MOST_ATTEMPTS = 3
-#: … and after so many lost connections, which may be the network's fault and not the message's.
+#: A message is given up after this many lost connections, which may be the network's fault and not the message's.
 MOST_CUTS = 10
 SHORTEST_POSTPONEMENT, LONGEST_POSTPONEMENT = timedelta(minutes=1), timedelta(hours=1)
 PROCESS = "process-email"
@@ -42,7 +42,7 @@ PROCESS = "process-email"
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """An account as a poll finds it."""
+    """An account at the beginning of a poll."""
 
     mailbox: Mailbox
     auth: str
@@ -53,7 +53,7 @@ class Polled:
 
 
 def poll(run: Run, account_id: int) -> dict[str, Any]:
-    """Poll the mailbox of an account; return how many messages ended in each state. Raises PollFailed."""
+    """Poll the mailbox of an account. Return how many messages ended in each state. Raises PollFailed."""
     polled = _begin(run, account_id)
     if isinstance(polled, str):
         return {"skipped": polled}
@@ -68,7 +68,7 @@ def poll(run: Run, account_id: int) -> dict[str, Any]:
 
 
 def _begin(run: Run, account_id: int) -> Polled | str:
-    """The account, or why it is not polled now. Ends the transaction."""
+    """Return the account, or the reason why it is not polled now. Ends the transaction."""
     account = run.session.get(Account, account_id, populate_existing=True)
     found = _polled(run, account)
     run.checkpoint()
@@ -95,7 +95,7 @@ def _credentials(run: Run, polled: Polled) -> Credentials:
 
 
 def _refused(run: Run, polled: Polled, error: LoginRefused) -> LoginRefused:
-    """Count a refused log-in, and stop polling at the third in a row; return the error to raise."""
+    """Count a refused log-in, and stop polling at the third in a row. Return the error to raise."""
     account = _locked(run.session, polled.mailbox.account_id)
     if account is None:
         return error
@@ -112,7 +112,7 @@ def _refused(run: Run, polled: Polled, error: LoginRefused) -> LoginRefused:
 
 
 def _postpone(run: Run, polled: Polled, error: ServerBusy) -> dict[str, Any]:
-    """Do not connect for a while, longer each time, since the server has asked for that; this is no failure."""
+    """Postpone polls, for longer each time, since the server asked for that. This is not a failure."""
     account = _locked(run.session, polled.mailbox.account_id)
     if account is None:
         return {"skipped": "unknown account"}
@@ -130,17 +130,17 @@ def _locked(session: Session, account_id: int) -> Account | None:
 
 @dataclass(slots=True)
 class Poll:
-    """A poll that is logged in."""
+    """A poll whose connection is logged in."""
 
     run: Run
     client: IMAPClient
     store: Store
     polled: Polled
     counts: dict[str, int] = field(default_factory=dict)
-    #: How many messages and bytes were fetched.
+    #: The number of messages and of bytes that were fetched.
     fetched: int = 0
     size: int = 0
-    #: Whether the account is no longer the one that is polled.
+    #: Whether the account has changed since the poll began.
     is_over: bool = False
 
     @property
@@ -154,7 +154,7 @@ class Poll:
         return self.fetched >= settings.messages_per_run or self.size >= settings.bytes_per_run
 
     def work(self) -> dict[str, Any]:
-        """Fetch what is new, and then what could not be fetched before."""
+        """Fetch new messages, and then messages that could not be fetched before."""
         opened = folder.examine(self.client, self.mailbox)
         numbered = self._numbering(opened)
         if numbered is None:
@@ -170,7 +170,7 @@ class Poll:
         return {"stored": 0, **self.counts, "bytes": self.size}
 
     def _numbering(self, opened: folder.Opened) -> Numbering | None:
-        """The folder's present numbering; the transaction is ended. None if the account was changed."""
+        """Return the folder's present numbering, or None if the account was changed. Ends the transaction."""
         session = self.run.session
         numbered = messages.numbering(session, self.mailbox)
         if numbered is None and messages.hold(session, self.mailbox):
@@ -183,7 +183,7 @@ class Poll:
         return numbered
 
     def _new(self, opened: folder.Opened, numbered: Numbering) -> Iterator[Listed]:
-        """The messages without a row, in the order of their UIDs."""
+        """Yield the messages without a row, in the order of their UIDs."""
         with explained(self.mailbox):
             for window in folder.windows(self.client, opened, numbered.last_uid):
                 unknown = self._without_rows(numbered, window)
@@ -197,7 +197,7 @@ class Poll:
         return [uid for uid in uids if uid not in known]
 
     def _listed(self, uids: list[int]) -> Iterator[Listed]:
-        """The messages with their sizes, as many at once as a run may fetch."""
+        """Yield the messages with their sizes, as many at once as a run may fetch."""
         at_once = MailSettings.current().messages_per_run
         for start in range(0, len(uids), at_once):
             some = uids[start : start + at_once]
@@ -209,14 +209,14 @@ class Poll:
         self.run.checkpoint()
 
     def _failed(self, numbered: Numbering) -> list[Failed]:
-        """Messages that could not be fetched by earlier polls; the transaction is ended."""
+        """Return messages that could not be fetched by earlier polls. Ends the transaction."""
         most = MailSettings.current().messages_per_run
         found = messages.failed(self.run.session, self.mailbox, numbered, most)
         self.run.checkpoint()
         return found
 
     def _try_again(self, numbered: Numbering, left: list[Failed]) -> None:
-        """Fetch messages that could not be fetched before, as far as the budget goes."""
+        """Fetch messages that could not be fetched before, until the budget is used up."""
         if not left:
             return
         with explained(self.mailbox):
@@ -226,7 +226,10 @@ class Poll:
                 self._take(numbered, listed.get(each.uid) or Listed(each.uid, 0, None), each)
 
     def _take(self, numbered: Numbering, listed: Listed, before: Failed) -> None:
-        """Fetch one message and record its end; an error of one message is recorded, a lost connection also raised."""
+        """Fetch one message and record the result.
+
+        An error of the message is only recorded; a lost connection is also raised.
+        """
         self.fetched += 1
         try:
             self._fetch(numbered, listed, is_whole=before.attempts > 0)
@@ -258,7 +261,7 @@ class Poll:
             return folder.is_there(self.client, uid)
 
     def _keep(self, numbered: Numbering, listed: Listed, fetched: body.Fetched, file: IO[bytes]) -> None:
-        """Store a message, unless its content is that of a message from before the folder was renumbered."""
+        """Store a message, unless its content equals that of a message from before the folder was renumbered."""
         if numbered.generation > 1 and self._is_known(numbered, listed, fetched.sha256):
             return
         file.seek(0)
@@ -283,7 +286,9 @@ class Poll:
         return row is not None
 
     def _record(self, numbered: Numbering, listed: Listed, outcome: Outcome) -> None:
-        """Write row, mark and request in one transaction, unless the account is no longer the one that is polled."""
+        """Write the row, the mark and the request in one transaction, unless the account has changed since the poll
+        began.
+        """
         session = self.run.session
         if not messages.hold(session, self.mailbox):
             self.is_over = True
@@ -300,7 +305,7 @@ class Poll:
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def _follow_up(self) -> dict[str, Any]:
-        """Leave the rest to a run that follows at once, so that other mailboxes have their turn."""
+        """Leave the remaining messages to a run that follows at once, so that other mailboxes have their turn."""
         priority = URGENT if self.polled.is_urgent else None
         self.run.enqueue(POLL, key=self.run.key, args=dict(self.run.args), priority=priority, unless="waiting")
         return {**self.counts, "bytes": self.size, "more": 1}

@@ -1,8 +1,9 @@
-"""A folder whose UIDVALIDITY has changed: its messages have other UIDs, and most of them are known already.
+"""Handles a folder whose UIDVALIDITY has changed: its messages have other UIDs, and most of them are known already.
 
-The server lists all of them; each one whose Message-ID, size and time are those of a known message is that message, and
-its row gets the new number. The rest is fetched; one whose content is known is that message too (``take_over`` in
-``messages.py``). So nothing is imported twice, and a message that came while the numbers changed is not lost.
+The server lists all messages. If the Message-ID, size and time of a listed message are those of a known message, it is
+that message, and its row gets the new number. The other messages are fetched. If the content of a fetched message is
+known, it is the known message too (``take_over`` in ``messages.py``). So no message is imported twice, and a message
+that came while the numbers changed is not lost.
 """
 
 from collections import defaultdict, deque
@@ -32,7 +33,10 @@ Likeness = tuple[str | None, int, datetime]
 
 
 def renumber(run: Run, client: IMAPClient, mailbox: Mailbox, opened: Opened, before: Numbering) -> Numbering | None:
-    """Match what the server lists with the rows, in one transaction; None if the account was changed meanwhile."""
+    """Match the messages that the server lists with the rows, in one transaction.
+
+    Return None if the account was changed.
+    """
     known = _known(run.session, mailbox)
     run.checkpoint()
     with explained(mailbox):
@@ -48,7 +52,7 @@ def renumber(run: Run, client: IMAPClient, mailbox: Mailbox, opened: Opened, bef
 
 
 def _known(session: Session, mailbox: Mailbox) -> dict[Likeness, deque[int]]:
-    """The ids of the folder's messages, by how they look; several may look alike."""
+    """Return the ids of the folder's messages, by their properties. Several messages may have the same properties."""
     of = (Message.account_id == mailbox.account_id, Message.folder == mailbox.folder)
     rows = select(Message.message_id, Message.size, Message.received_at, Message.id).where(
         *of, Message.message_id.is_not(None)
@@ -66,7 +70,7 @@ def _count(known: dict[Likeness, deque[int]]) -> int:
 def _matched(
     client: IMAPClient, opened: Opened, known: dict[Likeness, deque[int]], now: datetime
 ) -> Iterable[tuple[int, int]]:
-    """Pairs of a row and its new UID."""
+    """Return pairs of a row and its new UID."""
     for uids in folder.windows(client, opened, 0):
         for start in range(0, len(uids), LISTED_AT_ONCE):
             some = uids[start : start + LISTED_AT_ONCE]

@@ -1,18 +1,18 @@
-"""Passwords by their names: from files of a folder, or from the environment. None is stored or logged."""
+"""Passwords by their names, from files in a folder or from the environment. They are neither stored nor logged."""
 
 import os
 
 from plugins.mail.errors import SecretMissing
 from plugins.mail.settings import MailSettings
 
-#: Begins the environment variable of a secret; the plugin's own prefix is for its settings.
+#: The environment variable of a secret begins with this. The plugin's own prefix is for its settings.
 PREFIX = "MAIL_SECRET_"
-#: A secret is not longer than this; a file that is has another purpose.
+#: A secret is not longer than this. A longer file has another purpose.
 LONGEST = 100_000
 
 
 def secret(name: str) -> str:
-    """The secret of that name, without the end of its line. Raises SecretMissing, with the places that were tried."""
+    """Return the secret of that name, without the end of its line."""
     folder, variable = MailSettings.current().secrets_dir, variable_of(name)
     places = [f"the variable {variable}"]
     if folder is not None:
@@ -32,5 +32,5 @@ def secret(name: str) -> str:
 
 
 def variable_of(name: str) -> str:
-    """The environment variable of a secret."""
+    """Return the environment variable of a secret."""
     return PREFIX + "".join(each if each.isalnum() else "_" for each in name).upper()

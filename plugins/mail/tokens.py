@@ -1,7 +1,7 @@
-"""OAuth2 tokens of accounts: kept encrypted, and refreshed by the run that holds the account's lease.
+"""OAuth2 tokens of accounts. They are kept encrypted, and refreshed by the run that holds the account's lease.
 
-No transaction is open while the token server is asked. A refresh token may rotate, so the new one is committed before
-the access token is used.
+No transaction is open while the token server is asked. The server may replace a refresh token, so the new refresh token
+is committed before the access token is used.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from plugins.mail.encryption import decrypt, encrypt
 from plugins.mail.models import Account, Token
 from plugins.mail.secrets import secret
 
-#: A token that ends sooner is replaced before it is used.
+#: A token that ends within this time is replaced before it is used.
 LEAST_LEFT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of an account, decrypted; neither is shown."""
+    """The tokens of an account, decrypted. Its ``repr`` does not show them."""
 
     refresh_token: str | None
     access_token: str | None
@@ -35,7 +35,7 @@ class Tokens:
 
 
 def keep_refresh_token(session: Session, account_id: int, refresh_token: str) -> None:
-    """Store a refresh token, encrypted, and forget the access token of the one before. Raises BadKey."""
+    """Store a refresh token, encrypted, and forget the access token of the former refresh token. Raises BadKey."""
     row = {"refresh_token": encrypt(refresh_token), "access_token": None, "expires_at": None}
     _put(session, account_id, row)
 
@@ -43,7 +43,7 @@ def keep_refresh_token(session: Session, account_id: int, refresh_token: str) ->
 def keep_access_token(
     session: Session, account_id: int, access_token: str, expires_at: datetime, refresh_token: str | None
 ) -> None:
-    """Store an access token, and a refresh token if the server has sent another one, encrypted. Raises BadKey."""
+    """Store an access token, and the refresh token if the server has replaced it, both encrypted. Raises BadKey."""
     row: dict[str, object] = {"access_token": encrypt(access_token), "expires_at": expires_at}
     if refresh_token is not None:
         row["refresh_token"] = encrypt(refresh_token)
@@ -51,12 +51,12 @@ def keep_access_token(
 
 
 def forget_access_token(session: Session, account_id: int) -> None:
-    """Fetch another access token at the next poll."""
+    """Forget the access token, so that the next poll fetches another one."""
     session.execute(update(Token).where(Token.account_id == account_id).values(access_token=None, expires_at=None))
 
 
 def stored(session: Session, account_id: int) -> Tokens:
-    """The tokens of an account, decrypted. Raises BadKey."""
+    """Return the tokens of an account, decrypted. Raises BadKey."""
     row = session.get(Token, account_id, populate_existing=True)
     if row is None:
         return Tokens(None, None, None)
@@ -65,9 +65,12 @@ def stored(session: Session, account_id: int) -> Tokens:
 
 
 def access_token(run: Run, account_id: int) -> str:
-    """A token that an account can log in with, asked for if the stored one ends soon. No transaction is open then.
+    """Return a token with which an account can log in. If the stored token ends soon, fetch another.
 
-    Raises LoginGivenUp if the grant was revoked, LoginRefused, ServerBusy or ConnectFailed; BadKey; SecretMissing.
+    No transaction is open then.
+
+    Raises LoginGivenUp if the grant was revoked. Raises LoginRefused, ServerBusy, ConnectFailed, BadKey or
+    SecretMissing.
     """
     kept = stored(run.session, account_id)
     account = run.session.get_one(Account, account_id)

@@ -1,1 +1,1 @@
-"""Reading a mailbox over IMAP; nothing here knows of the database."""
+"""Reads a mailbox over IMAP. This package does not use the database."""

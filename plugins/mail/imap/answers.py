@@ -1,7 +1,7 @@
-"""Says what an error of IMAPClient or of the network means: refused credentials, a busy server, a lost connection.
+"""Interprets errors of IMAPClient and of the network: refused credentials, a busy server, or a lost connection.
 
-IMAPClient raises the same error for a wrong password and for too many connections; the response codes of RFC 5530 tell
-them apart, and where a server sends none, its words.
+IMAPClient raises the same error for a wrong password and for too many connections. The response codes of RFC 5530
+distinguish them. If a server sends no code, the words of its answer do.
 """
 
 import re
@@ -15,25 +15,25 @@ from imapclient.exceptions import IMAPClientAbortError, IMAPClientError
 from plugins.mail.errors import ConnectFailed, ConnectionCut, LoginRefused, PollFailed, ServerBusy
 from plugins.mail.imap.mailbox import Credentials, Mailbox
 
-#: Response codes (RFC 5530) of a server that can answer later.
+#: The response codes (RFC 5530) of a server that can answer later.
 BUSY_CODES = {"UNAVAILABLE", "LIMIT", "INUSE", "OVERQUOTA"}
 REFUSED_CODES = {"AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED", "EXPIRED"}
 CODE = re.compile(r"\[([A-Z0-9-]+)[^\]]*\]")
-#: Words of servers that send no code, or only ALERT.
+#: Words in the answers of servers that send no code, or only ALERT.
 BUSY_WORDS = re.compile(
     r"too many|simultaneous|try again|try later|temporar|unavailable|overload|throttl|rate limit|quota|shutting down",
     re.IGNORECASE,
 )
 #: imaplib puts the bytes of an answer into its errors as Python writes them.
 BYTES = re.compile(r"""\bb(["'])(.*)\1""")
-#: An answer is cut after so many characters in an error.
+#: An answer is cut after this many characters in an error.
 LONGEST_ANSWER = 200
-#: How OpenSSL says that the other side does not speak TLS.
+#: The texts of OpenSSL for a peer that does not speak TLS.
 NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "HTTP_REQUEST"}
 
 
 def said(text: object, mailbox: Mailbox, credentials: Credentials | None = None) -> str:
-    """An answer of a server in one printable line, without the user's name and credentials."""
+    """Return an answer of a server in one printable line, without the user's name and credentials."""
     line = BYTES.sub(r"\2", text.decode(errors="replace") if isinstance(text, bytes) else str(text))
     hidden = [mailbox.username, *((credentials.password, credentials.access_token) if credentials else ())]
     for each in filter(None, hidden):
@@ -43,20 +43,20 @@ def said(text: object, mailbox: Mailbox, credentials: Credentials | None = None)
 
 
 def code_of(text: str) -> str:
-    """The response code in an answer; empty if it has none."""
+    """Return the response code in an answer, or an empty text if it has none."""
     found = CODE.search(text)
     return found[1] if found else ""
 
 
 def is_busy(text: str) -> bool:
-    """Whether an answer means that the server may answer otherwise later."""
+    """Return whether an answer means that the server may answer differently later."""
     code = code_of(text)
     return code in BUSY_CODES or (code not in REFUSED_CODES and BUSY_WORDS.search(text) is not None)
 
 
 @contextmanager
 def explained(mailbox: Mailbox) -> Iterator[None]:
-    """Raise the errors of a connection that is logged in as ours."""
+    """Replace the errors of a connection that is logged in by this plugin's errors."""
     try:
         yield
     except IMAPClientAbortError as error:
@@ -71,7 +71,7 @@ def explained(mailbox: Mailbox) -> Iterator[None]:
 
 @contextmanager
 def explained_connecting(mailbox: Mailbox, seconds: float) -> Iterator[None]:
-    """Raise the errors of connecting and of TLS as ours."""
+    """Replace the errors of connecting and of TLS by this plugin's errors."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:
@@ -98,7 +98,7 @@ def explained_connecting(mailbox: Mailbox, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def explained_login(mailbox: Mailbox, credentials: Credentials) -> Iterator[None]:
-    """Raise the errors of a log-in as ours."""
+    """Replace the errors of a log-in by this plugin's errors."""
     try:
         yield
     except IMAPClientAbortError as error:
@@ -115,7 +115,10 @@ def explained_login(mailbox: Mailbox, credentials: Credentials) -> Iterator[None
 
 
 def _cut(mailbox: Mailbox, error: Exception) -> PollFailed:
-    """The error for a connection that has ended: a BYE says that the server is busy, all else that it was cut."""
+    """Return the error for a connection that has ended.
+
+    A BYE means that the server is busy; any other end means a cut.
+    """
     if isinstance(error, TimeoutError):
         return ConnectionCut(f"{mailbox} has sent nothing for too long (ROTA_MAIL_READ_SECONDS)")
     answer = said(error, mailbox)

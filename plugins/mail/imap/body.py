@@ -1,7 +1,7 @@
-"""Fetches one message in pieces of 1 MiB into a file, and hashes it on the way. Nothing is parsed here.
+"""Fetches one message in pieces of 1 MiB into a file, and computes its hash meanwhile. The message is not parsed here.
 
-Some servers ignore that a piece was asked for and send the whole message; others send a piece of another length. The
-first is taken, and of the second nothing: the next attempt asks for the whole.
+Some servers ignore the request for a piece and send the whole message. Other servers send a piece of another length.
+The whole message is accepted. A piece of another length is discarded, and the next attempt asks for the whole message.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from plugins.mail.imap.answers import explained, said
 from plugins.mail.imap.mailbox import Mailbox
 
 PIECE = 1024 * 1024
-#: The Message-ID is looked for in so many bytes at the message's start.
+#: The Message-ID is searched in this many bytes at the message's start.
 HEAD = 64 * 1024
 MESSAGE_ID = re.compile(rb"(?im)^message-id:[ \t]*((?:[^\r\n]|\r?\n[ \t])*)")
 END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
@@ -26,7 +26,7 @@ LONGEST_MESSAGE_ID = 1000
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A message in a file. ``size`` is 0 if the server sent nothing, and ``sha256`` empty if it is too big."""
+    """A message in a file. ``size`` is 0 if the server sent nothing. ``sha256`` is empty if the message is too big."""
 
     size: int
     sha256: bytes
@@ -36,7 +36,7 @@ class Fetched:
 def fetch(client: IMAPClient, mailbox: Mailbox, uid: int, file: IO[bytes], *, most: int, whole: bool) -> Fetched:
     """Write the message to ``file``, unless it has more than ``most`` bytes.
 
-    Raises MessageFailed if the server sends no such message; ConnectionCut or ServerBusy if the connection ends.
+    Raises MessageFailed if the server sends no such message. Raises ConnectionCut or ServerBusy if the connection ends.
     """
     digest, size = hashlib.sha256(), 0
     while True:
@@ -53,7 +53,9 @@ def fetch(client: IMAPClient, mailbox: Mailbox, uid: int, file: IO[bytes], *, mo
 
 
 def message_id(header: bytes) -> str | None:
-    """The Message-ID in the header at the start of a message, as text that PostgreSQL can store; None if none."""
+    """Return the Message-ID in the header at the start of a message, as text that PostgreSQL can store; None if there
+    is none.
+    """
     found = MESSAGE_ID.search(END_OF_HEADER.split(header, maxsplit=1)[0])
     if found is None:
         return None
@@ -62,7 +64,7 @@ def message_id(header: bytes) -> str | None:
 
 
 def _piece(client: IMAPClient, mailbox: Mailbox, uid: int, start: int | None) -> bytes:
-    """The next piece, or the whole message; empty if the server sends none."""
+    """Return the next piece, or the whole message; empty if the server sends nothing."""
     part = "" if start is None else f"<{start}.{PIECE}>"
     with explained(mailbox):
         try:

@@ -1,6 +1,7 @@
-"""One connection to a server: encrypted as the account says, logged in, and always closed.
+"""A connection to a server. It is encrypted as the account says, logged in, and always closed.
 
-Certificates are always verified. Nothing is guessed: if the server does not offer STARTTLS, no password is sent.
+Certificates are always verified. Rota never falls back to no encryption: if the server does not offer STARTTLS, no
+password is sent.
 """
 
 import logging
@@ -18,13 +19,13 @@ from plugins.mail.imap.mailbox import Credentials, Mailbox
 from plugins.mail.models import Tls
 from plugins.mail.settings import MailSettings
 
-# Its lines have what is sent and received, and so passwords and people's mail.
+# The lines of this logger contain all that is sent and received, including passwords and mail.
 logging.getLogger("imapclient").setLevel(logging.WARNING)
 
 
 @contextmanager
 def connected(mailbox: Mailbox, credentials: Credentials) -> Iterator[IMAPClient]:
-    """A client that is logged in. Raises ConnectFailed, LoginRefused, ServerBusy or ConnectionCut."""
+    """Yield a client that is logged in. Raises ConnectFailed, LoginRefused, ServerBusy or ConnectionCut."""
     client = _opened(mailbox)
     try:
         _log_in(client, mailbox, credentials)
@@ -39,7 +40,7 @@ def connected(mailbox: Mailbox, credentials: Credentials) -> Iterator[IMAPClient
 
 
 def _opened(mailbox: Mailbox) -> IMAPClient:
-    """A client that is connected, and encrypted if the account says so."""
+    """Return a client that is connected, and encrypted if the account says so."""
     settings = MailSettings.current()
     timeout = SocketTimeout(settings.connect_seconds, settings.read_seconds)
     context = _context(mailbox) if mailbox.tls != Tls.NONE else None
@@ -48,7 +49,7 @@ def _opened(mailbox: Mailbox) -> IMAPClient:
         client = IMAPClient(
             mailbox.host, mailbox.port, ssl=is_implicit, ssl_context=context if is_implicit else None, timeout=timeout
         )
-        client.normalise_times = False  # times with their zones
+        client.normalise_times = False  # times keep their zones
         if context is not None and not is_implicit:
             try:
                 _start_tls(client, mailbox, context)
@@ -80,7 +81,10 @@ def _context(mailbox: Mailbox) -> ssl.SSLContext:
 
 @cache
 def _usual_context() -> ssl.SSLContext:
-    """The certificate authorities of this machine; to read them takes longer than a poll."""
+    """Return the certificate authorities of this machine.
+
+    They are read once, since reading them takes longer than a poll.
+    """
     return ssl.create_default_context()
 
 

@@ -1,4 +1,4 @@
-"""Opens a folder for reading alone, and lists its messages in windows.
+"""Opens a folder only for reading, and lists its messages in windows.
 
 UIDs are not contiguous, UIDNEXT is only a hint, and ``n:*`` finds the last message even if its UID is less than n.
 """
@@ -14,13 +14,13 @@ from plugins.mail.errors import FolderMissing, PollFailed, ServerBusy
 from plugins.mail.imap.answers import explained, is_busy, said
 from plugins.mail.imap.mailbox import Mailbox
 
-#: The most UIDs of one search; an answer of about 150,000 is longer than the million bytes that imaplib reads.
+#: The most UIDs of one search. An answer with about 150,000 UIDs is longer than the million bytes that imaplib reads.
 WINDOW = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A folder as EXAMINE describes it; ``uidnext`` is 0 if the server does not tell it."""
+    """A folder as EXAMINE describes it. ``uidnext`` is 0 if the server does not report it."""
 
     uidvalidity: int
     uidnext: int
@@ -29,7 +29,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A message before it is fetched. ``size`` is a hint, 0 if unknown; some servers tell a wrong one."""
+    """A message before it is fetched. ``size`` is a hint, and 0 if unknown; some servers report a wrong size."""
 
     uid: int
     size: int
@@ -56,7 +56,10 @@ def examine(client: IMAPClient, mailbox: Mailbox) -> Opened:
 
 
 def windows(client: IMAPClient, opened: Opened, after: int) -> Iterator[list[int]]:
-    """The UIDs greater than ``after``, in order, up to 5,000 at once; all of them, if UIDNEXT has gone back."""
+    """Yield the UIDs greater than ``after``, in order, up to 5,000 at once.
+
+    If UIDNEXT has decreased, yield all UIDs.
+    """
     if opened.uidnext == after + 1 or not opened.exists:
         return
     start = 1 if 0 < opened.uidnext <= after else after + 1
@@ -74,7 +77,10 @@ def windows(client: IMAPClient, opened: Opened, after: int) -> Iterator[list[int
 
 
 def next_uid(client: IMAPClient, exists: int, start: int) -> int:
-    """The least UID that is not less than ``start``, found by halves among the numbers 1 to ``exists``; 0 if none."""
+    """Return the smallest UID that is not less than ``start``, or 0.
+
+    It is found by halving the numbers 1 to ``exists``.
+    """
     low, high, found = 1, exists, 0
     while low <= high:
         middle = (low + high) // 2
@@ -87,9 +93,11 @@ def next_uid(client: IMAPClient, exists: int, start: int) -> int:
 
 
 def list_messages(client: IMAPClient, uids: Sequence[int], *, header: bool = False) -> dict[int, Listed]:
-    """Sizes and times of messages, and their Message-ID lines if asked for; those that have gone are left out.
+    """Yield the sizes and times of messages, and their Message-ID lines if asked for.
 
-    If a server's answer cannot be read, the messages are asked for one by one, and then by their UIDs alone.
+    Messages that are gone are left out.
+
+    If a server's answer cannot be read, the messages are requested one by one, and then by their UIDs alone.
     """
     items = ["RFC822.SIZE", "INTERNALDATE", *(["BODY.PEEK[HEADER.FIELDS (MESSAGE-ID)]"] if header else [])]
     try:
@@ -104,7 +112,7 @@ def list_messages(client: IMAPClient, uids: Sequence[int], *, header: bool = Fal
 
 
 def is_there(client: IMAPClient, uid: int) -> bool:
-    """Whether the folder still has the message."""
+    """Return whether the folder still has the message."""
     return uid in client.search(f"UID {uid}")
 
 

@@ -1,4 +1,4 @@
-"""The mailbox that a poll reads: the parts of an account that a connection needs, and its credentials."""
+"""The mailbox that a poll reads: the parts of an account that a connection needs, and the credentials."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ class Mailbox:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the log-in needs beside the user's name: a password, or an OAuth2 access token."""
+    """The secret part of a log-in: a password, or an OAuth2 access token."""
 
     password: str = field(default="", repr=False)
     access_token: str = field(default="", repr=False)

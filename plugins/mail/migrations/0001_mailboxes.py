@@ -1,4 +1,4 @@
-"""Accounts with their tokens and folders, messages, and objects that are to be deleted."""
+"""Creates the tables of accounts with their tokens and folders, of messages, and of objects that must be deleted."""
 
 import sqlalchemy as sa
 from alembic import op

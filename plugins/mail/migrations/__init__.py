@@ -1,1 +1,1 @@
-"""The schema history of this plugin; Rota runs it with a version table of its own."""
+"""The schema history of this plugin. Rota applies it with a version table of its own."""

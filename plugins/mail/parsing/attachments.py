@@ -1,4 +1,4 @@
-"""Attachments: what a message says of them, and a name under which each can be stored."""
+"""Attachments: the description that a message gives of each, and a safe name under which it can be stored."""
 
 import re
 import unicodedata
@@ -8,9 +8,10 @@ from plugins.mail.parsing import headers as fields
 from plugins.mail.parsing.parts import Part
 from plugins.mail.parsing.text import transferred_size
 
-#: What some file system, shell or screen takes for something else: also what turns the direction of writing.
+#: Characters that have a special meaning for a file system, a shell or a terminal, including those that change the
+#: writing direction.
 UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f<>:"|?*\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
-#: Windows has devices of these names, whatever follows the dot.
+#: Windows has devices with these names, with any extension.
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 LONGEST_NAME, LONGEST_SUFFIX = 150, 20
 SUFFIXES = {"text/plain": ".txt", "text/html": ".html", "message/rfc822": ".eml"}
@@ -20,16 +21,16 @@ SUFFIXES = {"text/plain": ".txt", "text/html": ".html", "message/rfc822": ".eml"
 class Attachment:
     """A part that is not the message's text. It is neither decoded nor unpacked."""
 
-    #: Safe as the name of a file in any folder, and unique within the message.
+    #: A safe name for a file in any folder, unique within the message.
     name: str
     content_type: str
-    #: In bytes, decoded, about.
+    #: The approximate size in bytes after decoding.
     size: int
     is_inline: bool
 
 
 def attachment(part: Part, number: int, taken: set[str]) -> Attachment:
-    """What ``part`` says of itself; its name is none of ``taken``, and is added to it."""
+    """Return the description of ``part``. Its name is not one of ``taken``, and is added to ``taken``."""
     given = fields.parameter(part.headers, "content-disposition", "filename") or fields.parameter(
         part.headers, "content-type", "name"
     )
@@ -39,7 +40,10 @@ def attachment(part: Part, number: int, taken: set[str]) -> Attachment:
 
 
 def safe_name(given: str, number: int, content_type: str) -> str:
-    """The last part of ``given``, if that is a path, without what is unsafe; or a name made of the number."""
+    """Return the last part of the path ``given``, without unsafe characters.
+
+    If nothing is left, make a name from the number.
+    """
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", given))[-1]
     name = UNSAFE.sub("", last).strip(". ")
     if not name or DEVICES.match(name):
@@ -51,12 +55,12 @@ def safe_name(given: str, number: int, content_type: str) -> str:
 
 
 def cut(name: str, most: int) -> str:
-    """The first characters of ``name``, of at most so many bytes."""
+    """Return the first characters of ``name``, of at most this many bytes."""
     return name.encode()[:most].decode(errors="ignore")
 
 
 def unique(name: str, number: int, taken: set[str]) -> str:
-    """``name``, with ``number`` before it if it is taken; file systems may not tell cases apart."""
+    """Return ``name``, with ``number`` before it if it is taken. Case is ignored, since file systems may ignore it."""
     if name.casefold() in taken:
         name = f"{number}-{name}"
     taken.add(name.casefold())

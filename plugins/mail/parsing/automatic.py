@@ -1,4 +1,4 @@
-"""Recognises mail that a program sent, which nobody should answer automatically."""
+"""Recognises mail that a program sent and that must not be answered automatically."""
 
 from collections.abc import Callable, Collection
 from email.message import Message
@@ -9,7 +9,7 @@ from plugins.mail.parsing.text import on_one_line
 
 PRECEDENCES = {"bulk", "list", "junk", "auto_reply"}
 LONGEST_REASON = 100
-#: Headers, each with whether its value, in lower case, is a sign.
+#: Headers, each with a function that decides whether its value, in lower case, is such a sign.
 SIGNS: dict[str, Callable[[str], bool]] = {
     "auto-submitted": lambda given: given.partition(";")[0].strip() != "no",
     "precedence": lambda given: given in PRECEDENCES,
@@ -19,9 +19,9 @@ SIGNS: dict[str, Callable[[str], bool]] = {
 
 
 def why_automatic(headers: Message, content_type: str, sender: Address | None, own: Collection[str]) -> str | None:
-    """The header that shows that a program sent the message; None if nothing does.
+    """Return the header that shows that a program sent the message, or None if there is none.
 
-    ``own`` are the addresses of the mailbox, in lower case: an answer to a message from there would come back.
+    ``own`` are the addresses of the mailbox, in lower case. An answer to a message from one of these would come back.
     """
     for name, is_sign in SIGNS.items():
         given = on_one_line(fields.value(headers, name), LONGEST_REASON).lower()

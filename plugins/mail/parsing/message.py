@@ -1,4 +1,4 @@
-"""``parse``: everything that is read of a message, in one function that never raises."""
+"""``parse`` reads all that Rota uses of a message. It never raises an error because of the message."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,33 +14,33 @@ from plugins.mail.parsing.limits import Limits
 from plugins.mail.parsing.parts import Part, Splitter, text_parts, type_of
 from plugins.mail.parsing.text import cleaned, decode, on_one_line, text_of_html, untransferred
 
-#: A clock may be wrong by this much, a time zone included.
+#: A clock may be wrong by this much, including a wrong time zone.
 WRONG_CLOCK = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedMessage:
-    """What is read of a message. All of it is text that PostgreSQL can store, and of bounded length."""
+    """The content of a message, as far as Rota reads it: text of bounded length that PostgreSQL can store."""
 
     sender: Address | None
     to: tuple[Address, ...]
     cc: tuple[Address, ...]
     reply_to: tuple[Address, ...]
     subject: str
-    #: With its angle brackets, as are the ids of other messages; None if there is none.
+    #: The message's id with its angle brackets, like the ids of other messages; None if there is none.
     message_id: str | None
     in_reply_to: str | None
-    #: The oldest first.
+    #: The ids of these messages, the oldest first.
     references: tuple[str, ...]
-    #: The field ``Date`` as it was sent, and what it says, if that is a time that can be right.
+    #: The field ``Date`` as it was sent, and its time, if that can be right.
     date: str
     sent_at: datetime | None
-    #: The plain text, or what a reader sees of the HTML.
+    #: The plain text, or the text that a reader sees of the HTML.
     text: str
     attachments: tuple[Attachment, ...]
-    #: The sign that a program sent the message; None if a person may have.
+    #: The header that shows that a program sent the message; None if a person may have sent it.
     automatic: str | None
-    #: What was left out because of a limit.
+    #: The content that was left out because of a limit.
     problems: tuple[str, ...]
 
 
@@ -49,7 +49,7 @@ def parse(
 ) -> ParsedMessage:
     """Read a message from ``file``, which the server received at ``received_at``, an aware time.
 
-    ``own`` are the addresses of the mailbox, in lower case. An error of ``file`` itself is raised; no other is.
+    ``own`` are the addresses of the mailbox, in lower case. Only errors of ``file`` itself are raised.
     """
     limits = limits or Limits()
     split = Splitter(limits)
@@ -82,7 +82,7 @@ def parse(
 
 
 def text_of(parts: list[Part], limits: Limits) -> str:
-    """The text of a message: its plain text, or if that says nothing, its HTML's."""
+    """Return the text of a message: its plain text or, if that is empty, the text of its HTML."""
     plain = "\n".join(map(decoded, text_parts(parts, "text/plain")))
     if not plain.strip():
         plain = text_of_html("\n".join(map(decoded, text_parts(parts, "text/html")))[: limits.text_bytes])
@@ -90,7 +90,7 @@ def text_of(parts: list[Part], limits: Limits) -> str:
 
 
 def decoded(part: Part) -> str:
-    """The text of a part."""
+    """Return the text of a part."""
     return decode(
         untransferred(b"".join(part.body), part.encoding), fields.parameter(part.headers, "content-type", "charset")
     )

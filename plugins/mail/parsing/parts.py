@@ -1,4 +1,4 @@
-"""Splits a message into its parts, line by line, with the headers of each and the beginning of those that are text."""
+"""Splits a message into its parts, line by line. Keeps the headers of each part, and the beginning of each text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ TEXTS = {"text/plain", "text/html"}
 
 @dataclass(slots=True)
 class Part:
-    """A part that contains no others."""
+    """A part that contains no other parts."""
 
     headers: Message
     content_type: str
-    #: ``attachment``, ``inline`` or empty.
+    #: The disposition: ``attachment``, ``inline`` or empty.
     disposition: str
     encoding: str
     has_name: bool
@@ -31,14 +31,14 @@ class Part:
 
     @property
     def is_text(self) -> bool:
-        """Whether it is for reading, rather than attached."""
+        """Whether the part is meant to be read, not an attachment."""
         return self.content_type in TEXTS and self.disposition != "attachment" and not self.has_name
 
 
 class Splitter:
-    """Takes the lines of a message; ``parts`` has those without parts of their own.
+    """Takes the lines of a message. ``parts`` has the parts that contain no other parts.
 
-    At any time it is within headers, within the body of ``part``, or, if there is none, in what belongs to no part.
+    At any time, the splitter is within headers, within the body of ``part``, or within lines that belong to no part.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -48,7 +48,7 @@ class Splitter:
         self.problems: list[str] = []
         self._count = 0
         self._boundaries: list[bytes] = []
-        #: Of each line that is a boundary: how many boundaries are around it, and whether it is the last of its own.
+        #: For each line that is a boundary: how many boundaries surround it, and whether it is the last of its own.
         self._marks: dict[bytes, tuple[int, bool]] = {}
         self._head: list[bytes] | None = []
         self._head_size = 0
@@ -73,7 +73,7 @@ class Splitter:
                 self._part.body.append(line)
 
     def _cross(self, depth: int, is_last: bool) -> None:
-        """A boundary: all parts within it end, and the next begins if there is one."""
+        """Handle a boundary: all parts within it end, and the next part begins if there is one."""
         self._end_part()
         self._keep_boundaries(depth if is_last else depth + 1)
         if not is_last:
@@ -120,7 +120,7 @@ class Splitter:
     def _keep_boundaries(self, count: int, *more: bytes) -> None:
         self._boundaries = [*self._boundaries[:count], *more]
         self._marks = {}
-        for depth, boundary in enumerate(self._boundaries):  # of two that are the same, the inner one counts
+        for depth, boundary in enumerate(self._boundaries):  # of two equal boundaries, the inner one counts
             self._marks[b"--" + boundary] = (depth, False)
             self._marks[b"--" + boundary + b"--"] = (depth, True)
 
@@ -130,7 +130,7 @@ class Splitter:
 
 
 def part_of(headers: Message, content_type: str) -> Part:
-    """The part that these headers begin; a part that should contain others, and names no boundary, is text."""
+    """Return the part that these headers begin. A part that should contain parts but names no boundary is text."""
     disposition = on_one_line(fields.value(headers, "content-disposition").partition(";")[0], LONGEST_TYPE).lower()
     encoding = on_one_line(fields.value(headers, "content-transfer-encoding"), LONGEST_TYPE).lower()
     name = fields.parameter(headers, "content-disposition", "filename") or fields.parameter(
@@ -141,10 +141,10 @@ def part_of(headers: Message, content_type: str) -> Part:
 
 
 def type_of(headers: Message) -> str:
-    """The content type, in lower case."""
+    """Return the content type, in lower case."""
     return on_one_line(fields.attempt(headers.get_content_type, "text/plain"), LONGEST_TYPE)
 
 
 def text_parts(parts: list[Part], content_type: str) -> Iterator[Part]:
-    """The parts of the message's text in this content type."""
+    """Yield the parts of the message's text in this content type."""
     return (part for part in parts if part.is_text and part.content_type == content_type)

@@ -5,25 +5,25 @@ import codecs
 import html
 import re
 
-#: Charsets of text, by the names that Python gives them. Others are no charset of any mail: ``zlib`` would unpack, and
-#: ``punycode`` takes time that grows with the square of the length.
+#: The charsets of text, by the names that Python gives them. Python's other codecs are not charsets of mail: ``zlib``
+#: would unpack data, and ``punycode`` takes time that grows with the square of the length.
 CHARSETS = re.compile(
     r"ascii|utf-(7|8|16|32)|iso(8859|2022)|cp\d|koi8|gb|big5|euc_|shift_jis|mac-|hz|johab|tis-620|ptcp"
 )
 LONGEST_CHARSET = 40
-#: Control characters but for tab and newline, and lone surrogates.
+#: Control characters except tab and newline, and lone surrogates.
 UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ud800-\udfff]")
 NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 LINE_ENDS = re.compile(r"\r\n?|\u2028|\u2029")
 BLANK_LINES = re.compile(r"\n\s*\n\s*")
-#: Elements whose content is not for readers, and those that end a line.
+#: The elements whose content is not for readers, and the elements that end a line.
 HIDDEN = {"script", "style", "head", "title"}
 ENDS_LINE = {"br", "p", "div", "tr", "li", "ul", "ol", "table", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "hr"}
 TAG = re.compile(r"/?[A-Za-z][A-Za-z0-9]*")
 
 
 def decode(content: bytes, charset: str) -> str:
-    """``content`` as text: in its charset, or if that is unknown in UTF-8, or if it is not that in Latin-1."""
+    """Return ``content`` as text: in its charset; if that is unknown, in UTF-8; and if it is not UTF-8, in Latin-1."""
     if is_charset(charset):
         return content.decode(charset, "replace")
     try:
@@ -33,7 +33,7 @@ def decode(content: bytes, charset: str) -> str:
 
 
 def is_charset(name: str) -> bool:
-    """Whether Python knows a charset of that name."""
+    """Return whether Python knows a charset of that name."""
     if not name.isascii() or "\0" in name or len(name) > LONGEST_CHARSET:
         return False
     try:
@@ -43,17 +43,17 @@ def is_charset(name: str) -> bool:
 
 
 def cleaned(text: str) -> str:
-    """``text`` with plain line ends and without what PostgreSQL or a terminal cannot take."""
+    """Return ``text`` with plain line ends, without characters that PostgreSQL or a terminal cannot take."""
     return UNFIT.sub("", LINE_ENDS.sub("\n", text))
 
 
 def on_one_line(text: str, most: int) -> str:
-    """``text`` without line breaks, and at most so many characters of it."""
+    """Return at most this many characters of ``text``, without line breaks."""
     return " ".join(cleaned(text[: 4 * most]).split())[:most]
 
 
 def untransferred(content: bytes, encoding: str) -> bytes:
-    """The bytes that were encoded for their way; an encoding that is unknown is none."""
+    """Return the bytes without their transfer encoding. An unknown encoding is ignored."""
     if encoding == "base64":
         digits = NOT_BASE64.sub(b"", content.partition(b"=")[0])
         whole = digits[:-1] if len(digits) % 4 == 1 else digits
@@ -64,12 +64,12 @@ def untransferred(content: bytes, encoding: str) -> bytes:
 
 
 def transferred_size(size: int, encoding: str) -> int:
-    """How many bytes ``size`` encoded bytes are, about: an attachment is not decoded for that."""
+    """Return about how many bytes ``size`` encoded bytes are. An attachment is not decoded to find that out."""
     return size * 3 // 4 if encoding == "base64" else size
 
 
 def text_of_html(source: str) -> str:
-    """What a reader sees of ``source``, without its tags; in time that grows with the length alone."""
+    """Return the text that a reader sees of ``source``, without tags. The time is proportional to the length."""
     shown, hidden = [], ""
     first, *tags = source.split("<")
     shown.append(first)

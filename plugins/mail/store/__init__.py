@@ -1,4 +1,4 @@
-"""The store of raw messages: an S3 bucket or a local folder, as ROTA_MAIL_STORE says."""
+"""The store of raw messages: an S3 bucket or a local folder, according to ROTA_MAIL_STORE."""
 
 from functools import lru_cache
 from importlib.util import find_spec
@@ -36,11 +36,12 @@ __all__ = [
 
 @lru_cache(maxsize=8)
 def open_store(address: str | None) -> Store:
-    """Return the store at ``address``, ``file:///srv/mail`` or ``s3://bucket/prefix``; the same object for the same
-    address.
+    """Return the store at ``address``, ``file:///srv/mail`` or ``s3://bucket/prefix``.
 
-    The credentials, the region and the endpoint of S3 come from the variables AWS_ACCESS_KEY_ID and so on. Nothing is
-    opened until an object is asked for. Raises StoreAddressError.
+    The same address returns the same object.
+
+    The credentials, the region and the endpoint of S3 come from the variables AWS_ACCESS_KEY_ID and so on. The store is
+    opened when an object is first used. Raises StoreAddressError.
     """
     if not address:
         raise StoreAddressError("is not set")
@@ -56,7 +57,7 @@ def open_store(address: str | None) -> Store:
 
 
 def check_address(address: str) -> None:
-    """Raise StoreAddressError unless ``address`` is well-formed; nothing is opened."""
+    """Raise StoreAddressError unless ``address`` is well-formed. Nothing is opened."""
     parts = urlsplit(address)
     if parts.username is not None or parts.query or parts.fragment:
         raise StoreAddressError(

@@ -14,11 +14,11 @@ VARIABLE = "ROTA_MAIL_STORE"
 
 
 class StoreError(MailError):
-    """The root of the store's errors. Their messages name the store and the key, and never an object's content."""
+    """The base class of the store's errors. Their messages name the store and the key, never an object's content."""
 
 
 class StoreAddressError(StoreError):
-    """ROTA_MAIL_STORE is not set, is malformed, or names what cannot be a store."""
+    """ROTA_MAIL_STORE is not set, is malformed, or names a place that cannot be a store."""
 
     def __init__(self, problem: str) -> None:
         self.problem = f"{problem}; expected file:///srv/mail or s3://bucket/prefix"
@@ -26,28 +26,28 @@ class StoreAddressError(StoreError):
 
 
 class NoSuchObject(StoreError):
-    """The store has no object of that key."""
+    """The store has no object with this key."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"the store of {VARIABLE} has no object {key!r}")
 
 
 class StoreFull(StoreError):
-    """There is no room, or a quota is used up. What was stored before is unchanged."""
+    """There is no room, or a quota is used up. Objects that were stored before are unchanged."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the store of {VARIABLE} is full ({problem}); make room, and the next run goes on")
 
 
 class StoreRefused(StoreError):
-    """The store is read-only, or refuses this user. What was stored before is unchanged."""
+    """The store is read-only, or refuses this user. Objects that were stored before are unchanged."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the store of {VARIABLE} refuses ({problem}); give this service the right to write there")
 
 
 class StoreAway(StoreError):
-    """The store does not answer, or answers with a fault of its own; it may be well again later."""
+    """The store does not answer, or answers with an error of its own. It may work again later."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the store of {VARIABLE} cannot be used at present ({problem})")

@@ -1,39 +1,41 @@
-"""Keys of stored messages: made of numbers alone, so that no header of a message can choose where it is stored."""
+"""Keys of stored messages. They consist of numbers, so that no header of a message can choose where it is stored."""
 
 import re
 
 from plugins.mail.store.errors import StoreError
 
-#: A key, or a prefix without its last slash. A name begins with a dot only while it is written.
+#: A key, or a prefix without its last slash. A name begins with a dot only while the object is being written.
 KEY = re.compile(r"(\.?[0-9a-z][0-9a-z._-]{0,200})(/\.?[0-9a-z][0-9a-z._-]{0,200}){0,15}")
 UIDS_PER_FOLDER = 1000
 
 
 def message_key(account_id: int, folder_number: int, generation: int, uid: int) -> str:
-    """Return the key of a message, which depends on its identity alone: stored again after a crash, it replaces itself.
+    """Return the key of a message, which depends only on its identity.
 
-    ``folder_number`` and ``generation`` are those of its row in the table of folders: two folders of an account may
-    have the same UIDVALIDITY, and a server may return to an old one.
+    If it is stored again after a crash, it replaces itself.
+
+    ``folder_number`` and ``generation`` are values of its row in the table of folders. They are needed because two
+    folders of an account may have the same UIDVALIDITY, and a server may return to a former UIDVALIDITY.
     """
     return f"{account_id}/{folder_number}.{generation}/{uid // UIDS_PER_FOLDER}/{uid}.eml"
 
 
 def account_prefix(account_id: int) -> str:
-    """Return the prefix of all messages of an account, and of nothing else."""
+    """Return the prefix of all messages of an account. No other message has this prefix."""
     return f"{account_id}/"
 
 
 def steps(key: str) -> list[str]:
-    """Return the names of which ``key`` consists. Raises StoreError if it is not a key."""
+    """Return the names between the slashes of ``key``. Raises StoreError if it is not a key."""
     if not KEY.fullmatch(key):
         raise StoreError(f"{key!r} is not a key: names of digits, lower-case letters, '.', '_' and '-' between slashes")
     return key.split("/")
 
 
 def prefix_steps(prefix: str) -> list[str]:
-    """Return the names of which ``prefix`` consists.
+    """Return the names between the slashes of ``prefix``.
 
-    Raises StoreError unless it is empty or a key with a slash at its end.
+    Raises StoreError unless the prefix is empty or a key with a slash at its end.
     """
     if not prefix:
         return []

@@ -1,9 +1,9 @@
 """A local folder as a store, for installations without S3.
 
-Every folder is opened by its name, relative to its open parent (openat(2)), with O_NOFOLLOW: a symlink below the root
-is never followed. An object is written under a temporary name, synced, renamed to its own name, and its folder is
-synced: after a crash or a power cut it is there whole or not at all. A temporary name that a crash left begins with a
-dot, and is listed, so that a check finds it.
+Every folder is opened by its name, relative to its open parent (openat(2)), with O_NOFOLLOW, so a symlink below the
+root is never followed. An object is written under a temporary name, synced, and renamed to its own name; then its
+folder is synced. After a crash or a power cut, the object is either complete or does not exist. A temporary name that a
+crash left begins with a dot, and is listed, so that a check finds it.
 """
 
 import errno
@@ -24,12 +24,12 @@ from plugins.mail.store.store import StoredObject
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: With O_NONBLOCK, a pipe of the name of an object would not stop the reader.
+#: With O_NONBLOCK, a named pipe in the place of an object does not block the reader.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: Messages are for the service alone.
+#: Only the service may read messages.
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 COPIED_AT_ONCE = 1 << 20
-#: A folder may be removed by ``delete`` just after it was made for ``put``, which then makes it again.
+#: ``delete`` may remove a folder just after ``put`` has made it. Then ``put`` makes it again.
 TRIES = 20
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -38,13 +38,13 @@ NOT_OURS = {errno.ELOOP, errno.ENOTDIR}
 
 
 class LocalStore:
-    """Objects as files below ``root``, which must exist."""
+    """Stores objects as files below ``root``, which must exist."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def put(self, key: str, file: IO[bytes]) -> None:
-        """Write, sync, rename, sync."""
+        """Write the object, sync it, rename it, and sync its folder."""
         *folders, name = steps(key)
         with _explained(key), self._room_for(folders, name) as (way, temporary, written):
             try:
@@ -56,11 +56,11 @@ class LocalStore:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=way[-1])
                 raise
-            for folder in reversed(way):  # one of them may be new
+            for folder in reversed(way):  # one of these folders may be new
                 _sync(folder)
 
     def open(self, key: str) -> IO[bytes]:
-        """Return the object of ``key``."""
+        """Return the object with this key."""
         *folders, name = steps(key)
         with _explained(key), self._descended(folders) as way:
             file = os.fdopen(os.open(name, READ, dir_fd=way[-1]), "rb")
@@ -80,13 +80,13 @@ class LocalStore:
                 _remove_empty(way, folders)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield the files below ``prefix`` whose names a store gives; others are left alone."""
+        """Yield the files below ``prefix`` that have names of objects. Other files are ignored."""
         with _explained(prefix), suppress(FileNotFoundError), self._descended(prefix_steps(prefix)) as way:
             yield from _walk(way[-1], prefix)
 
     @contextmanager
     def _room_for(self, folders: Sequence[str], name: str) -> Iterator[tuple[Sequence[int], str, int]]:
-        """The open folders from the root on, and a new file in the last one, with its temporary name."""
+        """Yield the open folders from the root on, and a new file in the last folder, with its temporary name."""
         temporary = f".{name}.{secrets.token_hex(8)}"
         for left in reversed(range(TRIES)):
             with ExitStack() as stack:
@@ -102,7 +102,10 @@ class LocalStore:
 
     @contextmanager
     def _descended(self, folders: Sequence[str], *, make: bool = False) -> Iterator[Sequence[int]]:
-        """The open folders from the root to the last of ``folders``. Raises FileNotFoundError if one is missing."""
+        """Yield the open folders from the root to the last of ``folders``.
+
+        Raises FileNotFoundError if one is missing.
+        """
         with ExitStack() as stack:
             way = [self._opened(stack, None, str(self.root))]
             for name in folders:
@@ -128,7 +131,7 @@ def _walk(folder: int, above: str) -> Iterator[StoredObject]:
         for entry in entries:
             if not KEY.fullmatch(entry.name):
                 continue
-            with suppress(FileNotFoundError):  # it was deleted meanwhile
+            with suppress(FileNotFoundError):  # the file was deleted meanwhile
                 if not entry.is_dir(follow_symlinks=False):
                     found = entry.stat(follow_symlinks=False)
                     yield StoredObject(above + entry.name, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
@@ -141,7 +144,7 @@ def _walk(folder: int, above: str) -> Iterator[StoredObject]:
 
 
 def _remove_empty(way: Sequence[int], folders: Sequence[str]) -> None:
-    with suppress(OSError):  # not empty, or gone already
+    with suppress(OSError):  # the folder is not empty, or gone already
         for parent, name in reversed(list(zip(way, folders, strict=False))):
             os.rmdir(name, dir_fd=parent)
 
@@ -156,7 +159,7 @@ def _sync(folder: int) -> None:
 
 @contextmanager
 def _explained(key: str) -> Iterator[None]:
-    """Raise what the system says as a StoreError."""
+    """Raise an error of the operating system as a StoreError."""
     try:
         yield
     except OSError as error:

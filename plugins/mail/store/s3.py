@@ -1,4 +1,4 @@
-"""An S3 bucket as a store, by obstore."""
+"""An S3 bucket as a store, by the library obstore."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from plugins.mail.store.errors import NoSuchObject, StoreAway, StoreError, Store
 from plugins.mail.store.keys import prefix_steps, steps
 from plugins.mail.store.store import StoredObject
 
-#: The least part of a multipart upload that S3 takes; a file up to this size is stored by one request.
+#: The smallest part of a multipart upload that S3 accepts. A file up to this size is stored with one request.
 PART_BYTES = 5 << 20
 #: An object up to this size is kept in memory when it is opened.
 IN_MEMORY = 1 << 20
@@ -23,7 +23,7 @@ IN_MEMORY = 1 << 20
 DELETED_AT_ONCE = 1000
 RETRIES: "stores.RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}
 TIMEOUTS: "stores.ClientConfig" = {"connect_timeout": "10s", "timeout": "60s"}
-#: Parts of an answer that says that there is no room; S3 itself has none, its look-alikes do.
+#: Texts in an answer that mean that there is no room. S3 itself never sends them, but compatible stores do.
 SAYS_FULL = (
     "507 Insufficient",
     "XMinioStorageFull",
@@ -35,25 +35,25 @@ SAYS_FULL = (
 
 
 class S3Store:
-    """Objects in ``bucket``, their keys below ``prefix``. An upload that a crash cuts off leaves no object."""
+    """Stores objects in ``bucket``, with keys below ``prefix``. An upload that a crash interrupts leaves no object."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._bucket = stores.S3Store(
             bucket,
             prefix=prefix or None,
             retry_config=RETRIES,
-            # An endpoint without TLS is one that the operator named.
+            # An endpoint without TLS is used only if the operator names it.
             client_options={**TIMEOUTS, "allow_http": True},
         )
 
     def put(self, key: str, file: IO[bytes]) -> None:
-        """Upload, in parts if it is large."""
+        """Upload the object, in parts if it is large."""
         steps(key)
         with _explained(key):
             obstore.put(self._bucket, key, file, chunk_size=PART_BYTES, max_concurrency=1)
 
     def open(self, key: str) -> IO[bytes]:
-        """Return the object of ``key``, copied to a temporary file if it is large."""
+        """Return the object with this key, copied to a temporary file if it is large."""
         steps(key)
         copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 — the caller closes it
         try:
@@ -67,7 +67,7 @@ class S3Store:
         return copy
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, up to a thousand by one request."""
+        """Delete objects, up to a thousand with each request."""
         left = iter(keys)
         while some := list(islice(left, DELETED_AT_ONCE)):
             for key in some:

@@ -105,6 +105,37 @@ def _schema(checks: TypeAdapter[Any]) -> Any:
         return None
 
 
+def json_schema(job: Job) -> dict[str, Any]:
+    """Return the JSON Schema of the arguments of ``job``, without defaults that are secret."""
+    known, secret = adapters(job), secret_names(job)
+    parameters = list(inspect.signature(job.function).parameters.values())[1:]
+    shared: dict[str, Any] = {}
+    properties = {p.name: _property(p, known[p.name][0], shared, is_secret=p.name in secret) for p in parameters}
+    required = [name for name, (_, is_required) in known.items() if is_required]
+    found = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {**found, "$defs": shared} if shared else found
+
+
+def _property(
+    parameter: inspect.Parameter, checks: TypeAdapter[Any], shared: dict[str, Any], *, is_secret: bool
+) -> dict[str, Any]:
+    """Return the schema of one argument. Its definitions go to ``shared``, under names that begin with its own."""
+    try:
+        template = f"#/$defs/{parameter.name}.{{model}}"
+        found: dict[str, Any] = checks.json_schema(schema_generator=_Schema, ref_template=template)
+    except Exception:  # noqa: BLE001 — a type may bring a description of its own, which fails
+        found = {}
+    shared.update({f"{parameter.name}.{name}": each for name, each in found.pop("$defs", {}).items()})
+    if is_secret:
+        return {**found, "writeOnly": True}
+    if parameter.default is inspect.Parameter.empty:
+        return found
+    try:
+        return {**found, "default": json.loads(to_json(parameter.default, inf_nan_mode="constants"))}
+    except (PydanticSerializationError, ValueError):
+        return {**found, "description": f"by default {_in_words(parameter.default)}"}
+
+
 @lru_cache(maxsize=10_000)
 def form(job: Job) -> str:
     """Return a hash of the job's parameters. Declarations with the same form accept the same arguments."""

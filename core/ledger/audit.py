@@ -70,10 +70,18 @@ def as_json(details: dict[str, Any]) -> str:
 
 
 def newest(
-    connection: Connection, *, actor: str | None, action: str | None, since: datetime | None, limit: int
+    connection: Connection,
+    *,
+    actor: str | None,
+    action: str | None,
+    since: datetime | None,
+    limit: int,
+    before: int | None = None,
 ) -> list[Row[Any]]:
-    """Return the newest entries, the newest first."""
+    """Return the newest entries, the newest first; only those with smaller ids than ``before``."""
     query = select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(AUDIT.c.id < before)
     if actor is not None:
         query = query.where(AUDIT.c.actor == actor)
     if action is not None:

@@ -133,10 +133,12 @@ def run(connection: Connection, run_id: int) -> Run | None:
     return connection.execute(select(RUNS).where(RUNS.c.id == run_id)).one_or_none()
 
 
-def of_slots(connection: Connection, job: str, key: str, after: datetime, before: datetime) -> list[Run]:
-    """Return the runs of slots with ``after`` <= slot < ``before``, in the order of their slots."""
+def of_slots(
+    connection: Connection, job: str, key: str, after: datetime, before: datetime, *, most: int | None = None
+) -> list[Run]:
+    """Return the runs of slots with ``after`` <= slot < ``before``, in the order of their slots; at most ``most``."""
     slots = select(RUNS).where(RUNS.c.job == job, RUNS.c.key == key, RUNS.c.slot >= after, RUNS.c.slot < before)
-    return list(connection.execute(slots.order_by(RUNS.c.slot)).all())
+    return list(connection.execute(slots.order_by(RUNS.c.slot).limit(most)).all())
 
 
 def requested(connection: Connection, job: str, key: str | None, after: datetime, before: datetime) -> list[Run]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, text, union_all
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select, text, union_all
 
 from core.ledger.models import FINAL, WAITING, RunRow, State
 from core.ledger.operations import Filter
@@ -31,20 +31,28 @@ CHILDREN = text("""
 """)
 
 
-def newest(connection: Connection, wanted: Filter, limit: int) -> list[Row[Any]]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The last run of a page: its id, and its time if the list is in the order of time."""
+
+    id: int
+    at: datetime | None = None
+
+
+def newest(connection: Connection, wanted: Filter, limit: int, after: Place | None = None) -> list[Row[Any]]:
     """Return the newest runs that meet ``wanted``, ordered by their ids, or by their times if ``wanted`` has a time."""
-    query = statement(wanted, limit)
+    query = statement(wanted, limit, after)
     return list(connection.execute(query).all()) if query is not None else []
 
 
-def statement(wanted: Filter, limit: int) -> Select[Any] | None:
+def statement(wanted: Filter, limit: int, after: Place | None = None) -> Select[Any] | None:
     """Return the query for the newest runs, or None if no run can meet ``wanted``."""
-    is_by_time = wanted.since is not None or wanted.until is not None
-    pieces = [arm.newest(limit) for arm in (by_time(wanted) if is_by_time else by_id(wanted))]
+    is_by_time = wanted.is_by_time
+    pieces = [arm.newest(limit, after) for arm in (by_time(wanted) if is_by_time else by_id(wanted))]
     if not pieces:
         return None
     found = union_all(*[select(piece.subquery()) for piece in pieces]).subquery()
-    first = select(found.c.id).order_by(found.c.rank.desc()).limit(limit)
+    first = select(found.c.id).order_by(found.c.rank.desc(), found.c.id.desc()).limit(limit)
     rank = func.coalesce(RUNS.c.finished_at, RUNS.c.queued_at) if is_by_time else RUNS.c.id
     return select(RUNS).where(RUNS.c.id.in_(first)).order_by(rank.desc(), RUNS.c.id.desc())
 
@@ -63,11 +71,21 @@ class Arm:
     rank: ColumnElement[Any]
     #: The columns that come before ``rank`` in the arm's index.
     prefix: Sequence[ColumnElement[Any]] = ()
+    is_by_id: bool = True
 
-    def newest(self, limit: int) -> Select[Any]:
-        """Return the ids of the arm's newest runs, each with its rank."""
-        query = select(RUNS.c.id, self.rank.label("rank")).where(*self.conditions)
-        return query.order_by(*[column.desc() for column in (*self.prefix, self.rank)]).limit(limit)
+    def newest(self, limit: int, after: Place | None = None) -> Select[Any]:
+        """Return the ids of the arm's newest runs, each with its rank; only those that come ``after`` a place."""
+        query = select(RUNS.c.id, self.rank.label("rank")).where(*self.conditions, *self.beyond(after))
+        ties = () if self.is_by_id else (RUNS.c.id,)
+        return query.order_by(*[column.desc() for column in (*self.prefix, self.rank, *ties)]).limit(limit)
+
+    def beyond(self, place: Place | None) -> Iterator[ColumnElement[bool]]:
+        """Return the conditions for a run to come after ``place``. Runs of one instant are ordered by their ids."""
+        if place is not None and place.at is not None:
+            yield self.rank <= place.at
+            yield or_(self.rank < place.at, RUNS.c.id < place.id)
+        elif place is not None:
+            yield self.rank < place.id
 
 
 def by_id(wanted: Filter) -> Iterator[Arm]:
@@ -89,10 +107,12 @@ def by_time(wanted: Filter) -> Iterator[Arm]:
     states = states_of(wanted)
     if any(state in FINAL for state in states):
         span = within(RUNS.c.finished_at, wanted.since, wanted.until)
-        yield Arm([RUNS.c.finished_at.is_not(None), *span, *wanted.conditions()], RUNS.c.finished_at)
+        yield Arm([RUNS.c.finished_at.is_not(None), *span, *wanted.conditions()], RUNS.c.finished_at, is_by_id=False)
     for state in states:
         if state not in FINAL:
-            yield from (Arm([*of_state, *wanted.conditions()], RUNS.c.queued_at) for of_state in parts(state))
+            yield from (
+                Arm([*of_state, *wanted.conditions()], RUNS.c.queued_at, is_by_id=False) for of_state in parts(state)
+            )
 
 
 def of_jobs(wanted: Filter) -> Iterator[Arm]:

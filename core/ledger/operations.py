@@ -73,6 +73,12 @@ class Filter:
     limit: int | None = None
     #: Whether dropped and cancelled runs are selected too when no reason is given.
     even_withdrawn: bool = False
+    key: str | None = None
+
+    @property
+    def is_by_time(self) -> bool:
+        """Whether a list of these runs is in the order of time, and not in that of ids."""
+        return self.since is not None or self.until is not None
 
     def conditions(self) -> Iterable[ColumnElement[bool]]:
         """Return the conditions in SQL. By default, dropped and cancelled runs are selected only by their reason."""
@@ -80,6 +86,8 @@ class Filter:
         yield RUNS.c.state.in_([str(state) for state in self.states])
         if self.jobs is not None:
             yield RUNS.c.job.in_(sorted(self.jobs))
+        if self.key is not None:
+            yield RUNS.c.key == self.key
         if self.queue is not None:
             yield RUNS.c.queue == self.queue
         if self.since is not None:

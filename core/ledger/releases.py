@@ -55,6 +55,13 @@ ALIVE_FINGERPRINTS = text("SELECT DISTINCT release FROM rota_processes WHERE exp
 #: If two releases are alive at the same time, the newer release counts as the last.
 LAST = text("SELECT * FROM rota_releases ORDER BY date_trunc('minute', last_seen_at) DESC, first_seen_at DESC LIMIT 1")
 
+NEWEST = text("""
+    SELECT fingerprint, first_seen_at, last_seen_at, ARRAY(SELECT jsonb_object_keys(release.jobs) ORDER BY 1) AS jobs,
+           EXISTS (SELECT 1 FROM rota_processes
+                   WHERE rota_processes.release = fingerprint AND expires_at > clock_timestamp()) AS is_alive
+    FROM rota_releases AS release ORDER BY first_seen_at DESC LIMIT :most
+""")
+
 QUEUES_EVER = text("""
     SELECT DISTINCT known.described ->> 'queue' FROM rota_releases, jsonb_each(jobs) AS known (job, described)
 """)
@@ -304,6 +311,11 @@ def last(connection: Connection) -> Release | None:
     """Return the release that was alive last, or None if there never was a release."""
     row = connection.execute(LAST).one_or_none()
     return Release(row.jobs) if row else None
+
+
+def newest(connection: Connection, most: int) -> list[Row[Any]]:
+    """Return the releases that were alive last, the newest first, each with its jobs."""
+    return list(connection.execute(NEWEST, {"most": most}).all())
 
 
 def queues_ever(connection: Connection) -> set[str]:

@@ -5,6 +5,7 @@ job if both are given. What concerns more than single jobs is closed to a person
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
@@ -13,6 +14,22 @@ from core.jobs.registry import EVERYTHING, scopes
 from core.ledger import releases
 from core.ledger.audit import Action, Actor, Role
 from core.plugins import loading
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a person may see: the jobs, None for all; and whether they may see the arguments of runs."""
+
+    jobs: Collection[str] | None = None
+    has_arguments: bool = True
+
+    def shows(self, job: str) -> bool:
+        """Return whether the person may see ``job``."""
+        return self.jobs is None or job in self.jobs
+
+
+#: The view of a person who may see everything.
+WHOLE = View()
 
 RANKS: dict[Role, int] = {"viewer": 0, "operator": 1, "admin": 2}
 #: The least role for each action.
@@ -89,6 +106,11 @@ def visible(connection: Connection, actor: Actor) -> Collection[str] | None:
         return None
     had = {place.job: scopes(place.job, place.queue, place.plugin) for place in releases.places(connection)}
     return {job for job, found in {**had, **loading.current().scopes}.items() if covers(actor, found)}
+
+
+def view(connection: Connection, actor: Actor) -> View:
+    """Return what ``actor`` may see."""
+    return View(visible(connection, actor), actor.sees_arguments)
 
 
 def covers(actor: Actor, found: Collection[str]) -> bool:

@@ -22,8 +22,14 @@ class Entry(Shape):
 
 
 def newest(
-    connection: Connection, *, actor: str | None, action: audit.Action | None, since: datetime | None, limit: int
+    connection: Connection,
+    *,
+    actor: str | None,
+    action: audit.Action | None,
+    since: datetime | None,
+    limit: int,
+    before: int | None = None,
 ) -> list[Entry]:
     """Return the newest entries, the newest first."""
-    found = audit.newest(connection, actor=actor, action=action, since=since, limit=limit)
+    found = audit.newest(connection, actor=actor, action=action, since=since, limit=limit, before=before)
     return [Entry.model_validate(entry) for entry in found]

@@ -175,6 +175,13 @@ def carry_out(
     return batches.done
 
 
+def carry_out_whole(engine: Engine, plan: Plan) -> None:
+    """Change all runs of ``plan``. Raises SelectionError if some of them have changed since they were selected."""
+    done = carry_out(engine, plan)
+    if done < len(plan.runs):
+        raise SelectionError(f"{len(plan.runs) - done} of {len(plan.runs)} runs had changed since they were selected")
+
+
 def paced(run_ids: Sequence[int], rate: float | None, stop: threading.Event) -> Iterator[list[int]]:
     """Yield ``run_ids`` in batches, at most ``rate`` ids per second, until ``stop`` is set."""
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))

@@ -11,7 +11,8 @@ from core.ledger import attempts, history, listing, releases
 from core.ledger.listing import MOST_CHILDREN
 from core.ledger.models import State
 from core.ledger.operations import Filter
-from core.operations import limits
+from core.operations import cursors, limits
+from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.limits import LimitUse
 from core.operations.redaction import Redactor, redactor
@@ -73,6 +74,38 @@ class Details(Run):
 OF_ROW = ("queue", "priority", "args", "due_at", "expires_at", "subject", "limits", "waits_for", "failures", "crashes")
 
 
+class Page(Shape):
+    """A page of runs, the newest first."""
+
+    items: list[Run]
+    #: Give it as ``cursor`` for the next page; null on the last page.
+    next: str | None
+
+
+def page(
+    connection: Connection,
+    registry: Registry,
+    chosen: Selection,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    view: View = WHOLE,
+) -> Page:
+    """Return a page of the runs that were chosen. Raises the errors of ``newest``, and SelectionError for a cursor."""
+    wanted = seen(chosen_filter(connection, registry, chosen), view)
+    found = listing.newest(connection, wanted, limit + 1, cursors.place(cursor, chosen, wanted))
+    hiding, shown = redactor(connection, registry, view), found[:limit]
+    last = cursors.cursor(shown[-1], wanted, chosen) if len(found) > limit else None
+    return Page(items=shapes(connection, [hiding.run(run) for run in shown]), next=last)
+
+
+def seen(wanted: Filter, view: View) -> Filter:
+    """Return ``wanted`` without the jobs that the person may not see."""
+    if view.jobs is None:
+        return wanted
+    return replace(wanted, jobs=set(view.jobs) if wanted.jobs is None else set(wanted.jobs) & set(view.jobs))
+
+
 def newest(
     connection: Connection, registry: Registry, chosen: Selection | None = None, *, limit: int = 50
 ) -> list[Run]:
@@ -102,12 +135,12 @@ def jobs_of_queue(connection: Connection, registry: Registry, queue: str) -> set
     return {job.name for job in registry if job.queue == queue} | releases.jobs_of_queue(connection, queue)
 
 
-def details(connection: Connection, registry: Registry, run_id: int) -> Details:
+def details(connection: Connection, registry: Registry, run_id: int, view: View = WHOLE) -> Details:
     """Return the run in full. Raises UnknownRun."""
     row = history.run(connection, run_id)
-    if row is None:
+    if row is None or not view.shows(row.job):
         raise UnknownRun(f"run {run_id} does not exist; runs are deleted after ROTA_RETENTION_DAYS")
-    hiding = redactor(connection, registry)
+    hiding = redactor(connection, registry, view)
     run = hiding.run(row)
     (listed,) = shapes(connection, [run])
     children = listing.children(connection, run_id)

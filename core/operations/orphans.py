@@ -10,6 +10,7 @@ from core.jobs.registry import Registry
 from core.ledger import orphans, releases
 from core.ledger.audit import Actor
 from core.operations import access
+from core.operations.access import WHOLE, View
 from core.operations.batches import Batches
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import redactor
@@ -41,12 +42,21 @@ class Orphans(Shape):
     runs: list[Orphan]
 
 
-def found(connection: Connection, registry: Registry, *, job: str | None = None, plugin: str | None = None) -> Orphans:
+def found(
+    connection: Connection,
+    registry: Registry,
+    *,
+    job: str | None = None,
+    plugin: str | None = None,
+    view: View = WHOLE,
+) -> Orphans:
     """Return the orphans of a job, of a plugin's present and former jobs, or of all jobs. Raises UnknownJob."""
     if job is not None:
         refuse_unknown(connection, registry, job)
     jobs = selected(connection, job, plugin)
-    hiding = redactor(connection, registry)
+    if view.jobs is not None:
+        jobs = set(view.jobs) if jobs is None else set(jobs) & set(view.jobs)
+    hiding = redactor(connection, registry, view)
     runs = [hiding.run(run) for run in orphans.newest(connection, jobs, limit=RUNS_SHOWN)]
     return Orphans.model_validate({"counts": orphans.counts(connection, jobs), "runs": runs})
 

@@ -16,6 +16,7 @@ from core.jobs.registry import Registry
 from core.jobs.secrets import secret_names
 from core.ledger import history, releases
 from core.observability import redaction
+from core.operations.access import WHOLE, View
 
 #: The columns that may contain a value of an argument.
 SHOWN = ("result", "progress", "error", "subject")
@@ -79,10 +80,10 @@ def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> st
     return name
 
 
-def redactor(connection: Connection, registry: Registry, *, hides_all: bool = False) -> Redactor:
-    """Return a redactor for the runs that this process shows; ``hides_all`` for a person who may not see arguments."""
+def redactor(connection: Connection, registry: Registry, view: View = WHOLE) -> Redactor:
+    """Return a redactor for the runs that this process shows; ``view`` is what the person may see."""
     names_of = releases.secrets(connection)
     for job in registry:
         if declared := secret_names(job):
             names_of[job.name] = names_of.get(job.name, frozenset()) | declared
-    return Redactor(registry.jobs.keys(), names_of, redaction.redacted(), hides_all)
+    return Redactor(registry.jobs.keys(), names_of, redaction.redacted(), not view.has_arguments)

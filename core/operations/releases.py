@@ -9,10 +9,25 @@ from core.jobs import arguments
 from core.jobs.registry import Registry
 from core.ledger import history, orphans, releases
 from core.ledger.releases import Release
-from core.operations.json_shape import Shape
+from core.operations.json_shape import Instant, Shape
 
 #: At most this many waiting runs of each job are checked, which takes some seconds.
 MOST_JUDGED = 10_000
+
+
+class ReleaseSeen(Shape):
+    """A release: the jobs of the processes that had the same declarations."""
+
+    fingerprint: str
+    first_seen_at: Instant
+    last_seen_at: Instant
+    is_alive: bool
+    jobs: list[str]
+
+
+def newest(connection: Connection, most: int) -> list[ReleaseSeen]:
+    """Return the newest releases, the newest first."""
+    return [ReleaseSeen.model_validate(row) for row in releases.newest(connection, most)]
 
 
 class Difference(Shape):

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from core.enqueue import enqueue
 from core.errors import BadArguments, SelectionError
 from core.jobs.registry import Registry
-from core.ledger import audit, history
+from core.ledger import audit, history, requested
 from core.ledger.audit import Actor
 from core.ledger.models import FINAL, State
 from core.ledger.pauses import Pause
@@ -28,6 +28,8 @@ class Requested:
 
     run_id: int
     pauses: list[Pause]
+    #: Whether the run was requested now; False if the same request came before, with the same idempotency key.
+    is_new: bool = True
 
 
 def request(
@@ -38,13 +40,22 @@ def request(
     *,
     key: str = "",
     args: Mapping[str, Any] | None = None,
+    once: str | None = None,
 ) -> Requested:
-    """Request a run of ``job`` that is due now. Raises UnknownJob or BadArguments."""
+    """Request a run of ``job`` that is due now. Raises Forbidden, UnknownJob or BadArguments.
+
+    ``once`` is an idempotency key of the actor: the same request counts once within a day. Raises BadArguments if the
+    key belongs to another request.
+    """
     access.check(actor, "run")
     refuse_fast_lane(registry, job)
     with Session(engine) as session, session.begin():
         access.check_jobs(session.connection(), actor, [job])
+        if once is not None and (before := requested.before(session, actor.name, once, [job, key, args])) is not None:
+            return Requested(before, pauses.of_job(session.connection(), registry, job), is_new=False)
         run_id = enqueue(session, job, key=key, args=args)
+        if once is not None:
+            requested.remember(session, actor.name, once, run_id)
         audit.record(session, actor, "run", job, run=run_id, arguments=sorted(args) if args else None)
         return Requested(run_id, pauses.of_job(session.connection(), registry, job))
 

@@ -31,6 +31,8 @@ class Selection:
     reason: str | None = None
     limit: int | None = None
     state: str | None = None
+    #: Only of ``job``.
+    key: str | None = None
 
     @property
     def criteria(self) -> dict[str, str]:
@@ -72,6 +74,8 @@ class Selection:
         Raises UnknownJob, PluginError, SelectionError or BadTime.
         """
         now = history.now(connection)
+        if self.key is not None and self.job is None:
+            raise SelectionError("a key is a key of a job: give the job too")
         if self.job is not None:
             refuse_unknown(connection, registry, self.job)
         if self.queue is not None:
@@ -85,6 +89,7 @@ class Selection:
             self.error,
             self.reason,
             self.limit,
+            key=self.key,
         )
 
 

@@ -12,12 +12,13 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
-from core.errors import BadTime
+from core.errors import BadTime, UnknownRun
 from core.jobs.registry import Registry
 from core.ledger import history
 from core.ledger.history import Run
 from core.ledger.models import State
 from core.operations import key_why, runs, scopes, times
+from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import redactor
 from core.operations.stories import Scene, alarms, story
@@ -41,6 +42,14 @@ class Explanation(Shape):
     runs: list[runs.Run]
 
 
+class Story(Shape):
+    """The explanation of one run."""
+
+    run: int
+    job: str
+    answer: list[str]
+
+
 @dataclass(slots=True)
 class Answer:
     """The sentences, and the slot and runs that they are about."""
@@ -57,7 +66,18 @@ class Answer:
         return bool(self.runs) and all(run.state == State.SUCCEEDED for run in self.runs)
 
 
-def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: str = "") -> Explanation:
+def of_run(connection: Connection, registry: Registry, run_id: int, view: View = WHOLE) -> Story:
+    """Explain one run. Raises UnknownRun."""
+    run = history.run(connection, run_id)
+    if run is None or not view.shows(run.job):
+        raise UnknownRun(f"run {run_id} does not exist; runs are deleted after ROTA_RETENTION_DAYS")
+    scene = scene_of(connection, registry, run.job, run.key, zone_of(registry, run.job), view)
+    return Story(run=run_id, job=run.job, answer=story(scene, run))
+
+
+def ask(
+    connection: Connection, registry: Registry, job: str, *, at: str, key: str = "", view: View = WHOLE
+) -> Explanation:
     """Explain ``job`` at a time, which is read in the job's time zone. Raises UnknownJob or BadTime."""
     zone = zone_of(registry, job)
     runs.refuse_unknown(connection, registry, job)
@@ -66,8 +86,8 @@ def ask(connection: Connection, registry: Registry, job: str, *, at: str, key: s
     except (ValueError, OverflowError) as error:
         expected = "expected 03:00, 2026-11-23T03:00 or 2026-11-23T03:00:00+00:00"
         raise BadTime(f"{at!r} is not a time ({error}); {expected}", "at") from None
-    hiding = redactor(connection, registry)
-    answer = explain(connection, registry, job, key, moment, zone)
+    hiding = redactor(connection, registry, view)
+    answer = explain(connection, registry, job, key, moment, zone, view)
     return Explanation(
         job=job,
         key=key,
@@ -85,9 +105,11 @@ def zone_of(registry: Registry, job: str) -> ZoneInfo:
     return ZoneInfo((found.schedule.timezone if found and found.schedule else None) or "UTC")
 
 
-def explain(connection: Connection, registry: Registry, name: str, key: str, moment: Moment, zone: ZoneInfo) -> Answer:
-    """Explain the job ``name`` at ``moment``."""
-    scene = Scene(
+def scene_of(
+    connection: Connection, registry: Registry, name: str, key: str, zone: ZoneInfo, view: View = WHOLE
+) -> Scene:
+    """Return the facts about the job ``name``, as they are now."""
+    return Scene(
         connection,
         name,
         key,
@@ -95,9 +117,22 @@ def explain(connection: Connection, registry: Registry, name: str, key: str, mom
         zone,
         history.now(connection),
         history.alive(connection),
-        redactor(connection, registry),
+        redactor(connection, registry, view),
         scopes.of_job(registry, name),
     )
+
+
+def explain(
+    connection: Connection,
+    registry: Registry,
+    name: str,
+    key: str,
+    moment: Moment,
+    zone: ZoneInfo,
+    view: View = WHOLE,
+) -> Answer:
+    """Explain the job ``name`` at ``moment``."""
+    scene = scene_of(connection, registry, name, key, zone, view)
     answer = Answer([moment.note] if moment.note else [])
     if scene.job is None:
         answer.sentences.append(f"No plugin that is loaded here has {name}; the ledger has its runs.")

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row
 
 from core.jobs.registry import Registry
 from core.ledger import history
+from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import Redactor, redactor
 
@@ -62,13 +63,15 @@ class Workers(Shape):
     left: list[Left]
 
 
-def listed(connection: Connection, registry: Registry) -> Workers:
+def listed(connection: Connection, registry: Registry, view: View = WHOLE) -> Workers:
     """Return the live processes in the order of their start, and the processes that left in the last 24 hours, the
     newest first.
     """
-    alive, hiding = history.alive(connection), redactor(connection, registry)
+    alive, hiding = history.alive(connection), redactor(connection, registry, view)
     at_work = [
-        (row.process_id, shown(hiding, row)) for row in history.at_work(connection, [process.id for process in alive])
+        (row.process_id, shown(hiding, row))
+        for row in history.at_work(connection, [process.id for process in alive])
+        if view.shows(row.job)
     ]
     live = [
         Live.model_validate(

@@ -1,12 +1,13 @@
 """The application: its routes, and the layers around them."""
 
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from core.web import api, health, login, problems
+from core.web import api, health, login, openapi, problems
 from core.web.envelope import Envelope
 from core.web.service import Service
 
@@ -38,7 +39,9 @@ def make(service: Service) -> FastAPI:
     problems.install(app)
     app.include_router(health.router)
     app.include_router(login.router)
+    app.include_router(openapi.router)
     app.include_router(api.router)
+    app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]  # FastAPI's own way to change it
     return app
 
 

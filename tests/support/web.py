@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -9,13 +10,15 @@ from starlette.testclient import TestClient
 from core import settings
 from core.plugins import loading
 from core.web import app, service
+from core.web.writes import PER_MINUTE, Writes
 
 
 @contextmanager
-def serving(*, address: str = "127.0.0.1", **changed: Any) -> Iterator[TestClient]:
+def serving(*, address: str = "127.0.0.1", per_minute: int = PER_MINUTE, **changed: Any) -> Iterator[TestClient]:
     """A client of the whole application; ``changed`` are settings, ``address`` is that of the client."""
     configured = settings.load().model_copy(update=changed)
     with service.opened(configured, loading.current()) as parts:
+        parts = replace(parts, writes=Writes(per_minute))
         routes = app.make(parts)
         client = TestClient(
             app.surrounded(routes, parts),
@@ -23,5 +26,5 @@ def serving(*, address: str = "127.0.0.1", **changed: Any) -> Iterator[TestClien
             client=(address, 50000),
             raise_server_exceptions=False,
         )
-        client.openapi = routes.openapi
+        client.openapi, client.application = routes.openapi, client.app
         yield client

@@ -1,0 +1,81 @@
+"""Dead runs that nobody has retried or dropped, in groups of the same job and the same kind of error."""
+
+import hashlib
+import re
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from core.jobs.registry import Registry
+from core.ledger import failures, history
+from core.operations.access import WHOLE, View
+from core.operations.json_shape import Instant, Shape
+from core.operations.redaction import redactor
+
+#: How many of the newest dead runs are looked at, and how many groups are shown.
+MOST_RUNS, MOST_GROUPS = 10_000, 100
+#: Parts of an error that differ from run to run: numbers, and texts in quotes.
+VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECASE)
+
+
+class Failure(Shape):
+    """A group of dead runs."""
+
+    #: The same for the same job, reason and kind of error.
+    fingerprint: str
+    job: str
+    reason: str | None
+    runs: int
+    first_at: Instant
+    last_at: Instant
+    #: The newest run, and its error.
+    newest: int
+    error: str | None
+
+
+class Failures(Shape):
+    """The groups, the largest first, and how far was looked."""
+
+    items: list[Failure]
+    looked_at: int
+    #: Whether all dead runs of the span were looked at.
+    is_complete: bool
+
+
+def grouped(connection: Connection, registry: Registry, lasting: timedelta, view: View = WHOLE) -> Failures:
+    """Return the groups of runs that ended in the last ``lasting``. A retried run is not dead any more."""
+    since = history.now(connection) - lasting
+    found = failures.newest(connection, since=since, jobs=view.jobs, most=MOST_RUNS)
+    groups: dict[str, list[Row[Any]]] = {}
+    for run in found:
+        groups.setdefault(fingerprint(run), []).append(run)
+    largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:MOST_GROUPS]
+    hiding = redactor(connection, registry, view)
+    items = []
+    for name, runs in largest:
+        whole = history.run(connection, runs[0].id)
+        error = hiding.run(whole).error if whole is not None else None
+        items.append(shape(name, runs, error))
+    return Failures(items=items, looked_at=len(found), is_complete=len(found) < MOST_RUNS)
+
+
+def shape(name: str, runs: list[Row[Any]], error: str | None) -> Failure:
+    """Return a group of runs, the newest first, as JSON."""
+    newest = runs[0]
+    return Failure(
+        fingerprint=name,
+        job=newest.job,
+        reason=newest.reason,
+        runs=len(runs),
+        first_at=min(run.finished_at for run in runs),
+        last_at=max(run.finished_at for run in runs),
+        newest=newest.id,
+        error=error,
+    )
+
+
+def fingerprint(run: Row[Any]) -> str:
+    """Return a hash of the job, the reason and the first line of the error without the parts that vary."""
+    line = VARYING.sub("…", (run.error or "").partition("\n")[0])
+    return hashlib.sha256(f"{run.job}\0{run.reason}\0{line}".encode(errors="replace")).hexdigest()[:16]

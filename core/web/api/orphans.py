@@ -1,0 +1,46 @@
+"""Orphans: runs that ended because no process had their job, and their adoption."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from core.operations import orphans
+from core.operations.json_shape import Shape
+from core.operations.orphans import Orphans
+from core.web.api.ledger import Jobs, Ledger, Reading
+from core.web.api.parameters import Body, Name, Seen
+from core.web.callers import Caller
+
+router = APIRouter(tags=["Orphans"])
+
+
+class OfJob(Body):
+    """The job whose orphans are adopted."""
+
+    job: Name
+
+
+class Adopted(Shape):
+    """How many runs were adopted."""
+
+    runs: int
+
+
+@router.get("/orphans")
+def listed(
+    connection: Reading,
+    registry: Jobs,
+    seen: Seen,
+    job: Annotated[Name | None, Query()] = None,
+    plugin: Annotated[Name | None, Query()] = None,
+) -> Orphans:
+    """Return the numbers of orphans, and the newest ones."""
+    return orphans.found(connection, registry, job=job, plugin=plugin, view=seen)
+
+
+@router.post("/orphans/adopt")
+def adopt(wanted: OfJob, engine: Ledger, registry: Jobs, caller: Caller) -> Adopted:
+    """Adopt all orphans of a job that is back: they are as they were before."""
+    with engine.connect() as connection:
+        (job,) = orphans.adoptable(connection, registry, job=wanted.job, plugin=None)
+    return Adopted(runs=orphans.adopt(engine, job, caller))

@@ -1,0 +1,60 @@
+"""Schedules made at run time, of keys of jobs. Keys may have any characters, so they are never a part of a path."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from core.operations import schedules
+from core.operations.schedules import Schedule, Wanted
+from core.web.api.ledger import Jobs, Ledger, Reading
+from core.web.api.parameters import Body, Key, Limit, Name, Seen, Words
+from core.web.callers import Caller
+
+router = APIRouter(tags=["Schedules"])
+
+
+class OfKey(Body):
+    """The schedule of a key."""
+
+    job: Name
+    key: Key
+
+
+class NewPause(OfKey):
+    """The pause of a schedule; without ``minutes`` it lasts until it is ended."""
+
+    reason: Words | None = None
+    minutes: Annotated[int, Field(ge=1, le=366 * 24 * 60)] | None = None
+
+
+@router.get("/schedules")
+def listed(
+    connection: Reading,
+    registry: Jobs,
+    seen: Seen,
+    job: Annotated[Name | None, Query()] = None,
+    key: Annotated[Key | None, Query()] = None,
+    paused: bool = False,
+    backing_off: bool = False,
+    orphaned: bool = False,
+    after: Annotated[Key, Query(description="Only keys that come after this one.")] = "",
+    limit: Limit = 50,
+) -> list[Schedule]:
+    """Return schedules made at run time, by job and key. Those that jobs declare are in `GET /jobs`."""
+    wanted = Wanted(job, key, paused, backing_off, orphaned, after, limit)
+    return [each for each in schedules.found(connection, registry, wanted) if seen.shows(each.job)]
+
+
+@router.post("/schedules/pause", status_code=204)
+def pause(wanted: NewPause, engine: Ledger, caller: Caller) -> None:
+    """Pause the schedule of a key."""
+    lasting = timedelta(minutes=wanted.minutes) if wanted.minutes is not None else None
+    schedules.pause(engine, wanted.job, wanted.key, caller, reason=wanted.reason, lasting=lasting)
+
+
+@router.post("/schedules/resume", status_code=204)
+def resume(wanted: OfKey, engine: Ledger, caller: Caller) -> None:
+    """End the pause of a key's schedule, and its back-off."""
+    schedules.resume(engine, wanted.job, wanted.key, caller)

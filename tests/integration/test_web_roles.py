@@ -1,0 +1,147 @@
+"""Each role and each route, walked from the OpenAPI document: also a route that is added tomorrow is tested."""
+
+import pprint
+from datetime import timedelta
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis.core.failures import FailureGroup
+
+from core import every, job
+from core.jobs.registry import Plugin, Registry
+from core.ledger.audit import Actor
+from core.operations import tokens
+from core.operations.tokens import Wanted
+from core.plugins import loading
+from core.web import app
+from tests.support.web import serving
+
+ROLES = ("viewer", "operator", "admin")
+DOCUMENT = app.make(None).openapi()
+ROUTES = [
+    (method, path) for path, found in DOCUMENT["paths"].items() for method in found if not path.startswith("/health")
+]
+#: Values for the parameters of paths, and for those that must be given.
+PLACES = {"run_id": "1", "name": "close-day"}
+QUERY = {
+    "/api/v1/jobs/{name}/slots": {"from": "2026-01-01T00:00:00Z", "to": "2026-01-01T01:00:00Z"},
+    "/api/v1/why": {"job": "close-day", "at": "03:00"},
+    "/api/v1/pauses": {"scope": "everything"},
+}
+#: A valid body for each route that changes something.
+BODIES = {
+    ("post", "/api/v1/runs"): {"job": "close-day"},
+    ("post", "/api/v1/runs/{run_id}/retry"): None,
+    ("post", "/api/v1/runs/{run_id}/drop"): None,
+    ("post", "/api/v1/runs/{run_id}/cancel"): None,
+    ("post", "/api/v1/pauses"): {"scope": "job:close-day"},
+    ("delete", "/api/v1/pauses"): None,
+    ("post", "/api/v1/schedules/pause"): {"job": "close-day", "key": "1"},
+    ("post", "/api/v1/schedules/resume"): {"job": "close-day", "key": "1"},
+    ("post", "/api/v1/orphans/adopt"): {"job": "close-day"},
+    ("post", "/api/v1/tokens"): {"name": "new"},
+    ("delete", "/api/v1/tokens/{name}"): None,
+}
+#: The least role of each route, if it is not that of its method.
+NEEDS = dict.fromkeys([("get", "/api/v1/tokens"), *(each for each in BODIES if "tokens" in each[1])], "admin")
+
+
+@job("close-day", queue="billing", schedule=every(hours=1))
+def close_day(run, region: str = "uk"):
+    """Close the day."""
+
+
+@pytest.fixture(autouse=True)
+def registry(database):
+    with loading.using(Registry((Plugin("billing", "", "", (close_day,)),))) as registry:
+        yield registry
+
+
+@pytest.fixture
+def client():
+    with serving(per_minute=10**9) as client:
+        yield client
+
+
+@pytest.fixture
+def headers(database):
+    def make(role):
+        with database.begin() as connection:
+            wanted = Wanted(f"the-{role}", role, lasting=timedelta(days=1))
+            return {"Authorization": f"Bearer {tokens.create(connection, wanted, Actor('ann', 'cli')).token}"}
+
+    return make
+
+
+def call(client, method, path, headers):
+    body = BODIES.get((method, path))
+    return client.request(
+        method,
+        path.format(**PLACES),
+        params=QUERY.get(path),
+        headers=headers,
+        **({} if body is None else {"json": body}),
+    )
+
+
+def test_the_document_has_what_the_tables_here_have():
+    assert {route for route in ROUTES if route[0] != "get"} == set(BODIES)
+    assert len(ROUTES) > 30
+
+
+@pytest.mark.parametrize("role", [None, *ROLES])
+def test_each_role_may_call_what_it_is_for(client, headers, role):
+    """A refusal is told apart from other errors: the runs and keys of the bodies do not exist."""
+    shown = headers(role) if role else {}
+    wrong = {}
+    for method, path in ROUTES:
+        least = NEEDS.get((method, path), "viewer" if method == "get" else "operator")
+        answer = call(client, method, path, shown)
+        if role is None:
+            is_right = answer.status_code == 401
+        elif ROLES.index(role) < ROLES.index(least):
+            is_right = answer.status_code == 403 and answer.json()["code"] == "forbidden"
+        else:
+            is_right = answer.status_code in {200, 201, 204, 404, 409}
+        if not is_right:
+            wrong[method, path] = (answer.status_code, answer.text)
+
+    assert not wrong
+
+
+def operations(schema):
+    return [found.ok() for found in schema.get_all_operations()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("role", ROLES)
+def test_no_request_gives_a_server_error_or_an_answer_that_is_not_documented(
+    client, headers, ledger, start_process, role
+):
+    for kind in ("worker", "scheduler"):  # else the health is a 503, and rightly so
+        start_process(kind=kind)
+    ledger.request("close-day", queue="billing")
+    schema = schemathesis.openapi.from_dict(client.openapi())
+    schema.app = client.application
+    shown = headers(role)
+    failed = {}
+    for operation in operations(schema):
+
+        @hypothesis.settings(
+            max_examples=12,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=operation.as_strategy())
+        def check(case):
+            case.call_and_validate(headers=shown)
+
+        try:
+            check()
+        except FailureGroup as error:
+            failed[operation.label] = [str(each) for each in error.exceptions]
+    assert not failed, pprint.pformat(failed, width=200)

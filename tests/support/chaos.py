@@ -19,7 +19,7 @@ import pendulum
 import redis
 from sqlalchemy import text
 
-from core import Attempt, Limit, Run, RunMiddleware, every, hookimpl, job, send
+from core import Attempt, Keyed, Limit, Run, RunMiddleware, every, hookimpl, job, send
 
 EFFECTS = """
     CREATE TABLE effects (
@@ -80,6 +80,18 @@ def effect(run: Run) -> None:
 def tick(run: Run) -> None:
     """Once a second."""
     effect(run)
+
+
+@job(
+    "poll",
+    queue="chaos",
+    keyed=Keyed(least=timedelta(seconds=1), default=every(seconds=1)),
+    retry_delay=timedelta(seconds=1),
+)
+def poll(run: Run) -> None:
+    """Leave an effect for a key, by a schedule made at run time."""
+    effect(run)
+    run.session.execute(text("SELECT pg_sleep(0.05)"))
 
 
 @job("bill", queue="chaos", overlap="wait", retry_delay=timedelta(seconds=1))
@@ -344,6 +356,7 @@ class Chaos:
     def register_jobs(self):
         return [
             tick,
+            poll,
             bill,
             narrow,
             wait_narrow,

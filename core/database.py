@@ -113,7 +113,7 @@ _engines: WeakSet[Engine] = WeakSet()
 def _leave_to_parent() -> None:
     """Forget all connections in a child process, since they belong to the parent.
 
-    New connections are opened when needed.
+    New connections are opened when they are needed.
     """
     _idle.clear()
     for engine in list(_engines):
@@ -293,7 +293,7 @@ def _class_of(error: BaseException) -> str:
 def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
     """Return the first line of a database error, with advice if a right is missing.
 
-    The other lines repeat the statement.
+    The other lines of an error repeat the statement.
     """
     line = (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).partition("\n")[0]
     return line + remedy(error, rights)
@@ -302,7 +302,7 @@ def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
 def remedy(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
     """Return ``; grant …`` if a database error says that the role lacks one of ``rights``.
 
-    Return an empty text otherwise.
+    Return an empty text for any other error.
     """
     said = getattr(error, "orig", None)
     if not isinstance(said, InsufficientPrivilege):

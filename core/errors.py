@@ -91,7 +91,7 @@ class SelectionError(RotaError):
 
 
 class UnknownRun(SelectionError):
-    """The ledger has no run of that id: it never had, or the run was deleted after ROTA_RETENTION_DAYS."""
+    """The ledger has no run with this id. Perhaps the run was deleted after ROTA_RETENTION_DAYS."""
 
 
 class IncompleteError(RotaError):

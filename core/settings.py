@@ -67,7 +67,7 @@ class Settings(BaseModel):
     """The least severe level that is logged."""
 
     strict_plugins: Annotated[bool, Field(validation_alias="ROTA_STRICT_PLUGINS")] = False
-    """Refuse to start when a plugin is broken, instead of going on without it."""
+    """Refuse to start when a plugin is broken, instead of starting without it."""
 
     disabled_plugins: Annotated[str, Field(validation_alias=DISABLED_PLUGINS)] = ""
     """Installed plugins that must not be loaded, separated by commas."""
@@ -111,7 +111,7 @@ class Settings(BaseModel):
     """A worker process that holds more memory than this, in MiB, is replaced; 0: never."""
 
     min_process_seconds: Annotated[float, Field(validation_alias="ROTA_MIN_PROCESS_SECONDS", ge=0, le=86400)] = 60.0
-    """The shortest life of a process before a limit replaces it, in seconds; a start costs about a second of CPU."""
+    """The shortest life of a process before a limit replaces it, in seconds. A start costs about a second of CPU."""
 
     db_pool_size: Annotated[int, Field(validation_alias="ROTA_DB_POOL_SIZE", ge=2, le=1000)] = 20
     """The most PostgreSQL connections that a process opens for its jobs; at least its threads plus two."""

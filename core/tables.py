@@ -77,7 +77,7 @@ TYPES: dict[Any, Any] = {
 def require_aware(**times: object) -> None:
     """Raise NaiveTime for the first of ``times`` that is not a datetime with a time zone.
 
-    The error has its name and value.
+    The error contains the name and the value of the time.
     """
     for name, time in times.items():
         if not isinstance(time, datetime) or time.utcoffset() is None:

@@ -103,7 +103,7 @@ def servers_folder() -> Iterator[Path]:
 def template(embedded: tuple[EmbeddedPostgres, EmbeddedRedis]) -> str:
     """The URL of a database that has the tables of the core and of every installed plugin.
 
-    It is cloned for each test.
+    The database is cloned for each test.
     """
     postgres, _ = embedded
     url = create_database(postgres.url, "rota_template")

@@ -63,7 +63,7 @@ class Answer:
     def pause_seconds(self, every_seconds: float) -> float:
         """Return the wait before this process asks again.
 
-        It grows with the number of workers, so that together they ask equally often.
+        The wait grows with the number of workers, so that together they ask equally often.
         """
         crowd = self.workers / MOST_ASKING
         return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)

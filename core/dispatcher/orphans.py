@@ -142,7 +142,7 @@ def move_runs(connection: Connection, queue: str, fleet: Fleet) -> bool:
 def end_runs(connection: Connection, job: str, why: str) -> int:
     """Orphan the waiting and dead runs of ``job``, and stop accounting for its slots.
 
-    Return the number of these runs.
+    Return how many runs were orphaned.
     """
     ended, last = 0, 0
     for _ in range(MOST_BATCHES):

@@ -25,7 +25,7 @@ class Account:
 def pgserver_account() -> Account:
     """Return the account for servers that root starts.
 
-    If it is missing, create it as a system account without a log-in.
+    If the account is missing, create it as a system account without a log-in.
     """
     with suppress(KeyError):
         return _account_named(ACCOUNT)

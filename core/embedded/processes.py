@@ -24,7 +24,7 @@ class Process:
 def processes_of(program: str) -> Iterator[Process]:
     """Yield the processes of ``program``, without zombies.
 
-    They are read from /proc, since slim containers have no ``ps``.
+    The processes are read from /proc, since slim containers have no ``ps``.
     """
     if not Path("/proc/self/stat").exists():
         yield from listed_by_ps(program)

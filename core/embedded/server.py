@@ -219,7 +219,7 @@ class EmbeddedServer:
     def _leaders(self) -> list[int]:
         """Return the server's main process.
 
-        If it is gone, return the processes whose parent is not a process of the server.
+        If the main process is gone, return the processes whose parent is not a process of the server.
         """
         if self._child is not None and self._child.poll() is None:
             return [self._child.pid]

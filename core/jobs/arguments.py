@@ -190,7 +190,7 @@ def fits(job: Job, args: Mapping[str, Any]) -> bool:
 def judging() -> Iterator[None]:
     """Raise ArgumentsMisfit instead of BadArguments in the block.
 
-    For arguments that came with a message, not from code.
+    This is for arguments that came with a message, not from a job's code.
     """
     try:
         yield
@@ -208,7 +208,7 @@ def _text(value: Any) -> bytes | str:
 def _problems(job: Job, name: str, error: ValidationError) -> list[str]:
     """Return the problems with one argument.
 
-    For a secret argument, leave out details, which may contain a part of its value.
+    For a secret argument, leave out the details, which may contain a part of the argument's value.
     """
     if name in secret_names(job) or name.lower() in settings.redacted():
         return [f"{name}: input is not valid"]

@@ -101,7 +101,7 @@ class Job:
     def delay_after(self, failures: int) -> timedelta:
         """Return the wait before the next attempt, after this many failed attempts.
 
-        It is exact unless the job has ``jitter``.
+        The wait is exact unless the job has ``jitter``.
         """
         delay = self._full_delay_after(failures)
         return delay * random.uniform(LEAST_OF_DELAY, 1) if self.jitter else delay

@@ -73,7 +73,7 @@ def shortened(name: str) -> str:
 
 
 def may_fill(declared: str, name: str) -> bool:
-    """Return whether ``name``, as it is stored, may be ``declared`` filled with values of arguments."""
+    """Return whether the stored ``name`` may result from ``declared``, filled with values of arguments."""
     literals = [re.escape(part) for part in NOT_ARGUMENTS.split(declared)]
     pattern = ".*".join(literals) if len(name) < LONGEST_NAME else f"{literals[0]}.*"
     return re.fullmatch(pattern, name, re.DOTALL) is not None

@@ -99,7 +99,7 @@ class Registry:
     def _around(self, owner: Plugin) -> tuple[Registered, ...]:
         """Return the middleware around the runs of one plugin's jobs.
 
-        An object that two plugins registered is listed once.
+        Middleware that two plugins registered as the same object is listed once.
         """
         found: dict[int, Registered] = {}
         for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):

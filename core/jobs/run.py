@@ -73,7 +73,7 @@ class Run:
     def session(self) -> Session:
         """The SQLAlchemy session of this attempt.
 
-        When the job returns, Rota commits it together with the run's success.
+        When the job returns, Rota commits the session together with the run's success.
         """
         return self.work.session
 

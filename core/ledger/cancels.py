@@ -108,7 +108,7 @@ def cancel(
 ) -> list[Cancelled]:
     """Cancel the waiting and running runs among ``run_ids`` in the caller's transaction.
 
-    Return them in the order of their ids.
+    Return these runs in the order of their ids.
     """
     rows = CANCEL.rows(on, list(run_ids), by, reason)
     return [Cancelled(run_id, State(state), is_new) for run_id, state, is_new in rows]

@@ -59,7 +59,7 @@ def listed(
 ) -> Sequence[Row[Any]]:
     """Return the schedules of the jobs that are both in ``jobs`` and in ``among``, by job and key.
 
-    None means all jobs.
+    If one of the two is None, it stands for all jobs.
     """
     values = {
         "jobs": None if jobs is None else list(jobs),

@@ -250,7 +250,7 @@ def put(
 
 
 def locked(session: Session, job: str, keys: Collection[str]) -> dict[str, Row[Any]]:
-    """The rows of these keys, locked until the transaction ends."""
+    """Yield the rows of these keys, locked until the transaction ends."""
     if not keys:
         return {}
     rows = session.execute(in_schema(LOCK, session), {"job": job, "keys": list(keys)})

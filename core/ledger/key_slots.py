@@ -185,7 +185,7 @@ MARK = f"""
 def in_time(*sources: str) -> TextClause:
     """Return the statement that inserts all slots of the window.
 
-    It returns how many, and whether the watermark has moved.
+    The statement returns how many slots it has inserted, and whether the watermark has moved.
     """
     return text(f"""
         WITH kept AS MATERIALIZED ({" UNION ALL ".join(sources)}), run AS ({INSERT}), mark AS ({MARK})
@@ -196,7 +196,7 @@ def in_time(*sources: str) -> TextClause:
 def late(kept: str) -> TextClause:
     """Return the statement that inserts the slots ``kept`` of the window and counts the other slots in a gap row.
 
-    A gap that continues stays one row.
+    A gap that continues stays one gap row.
     """
     return text(f"""
         WITH kept AS MATERIALIZED ({kept}), run AS ({INSERT}), mark AS ({MARK}), left_out AS MATERIALIZED (

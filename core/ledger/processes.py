@@ -217,7 +217,7 @@ def name_stuck(connection: Connection, process_id: int, *, is_stuck: bool) -> bo
 def resign(connection: Connection, process_id: int, why: str = "stopped") -> None:
     """Delete the process's row at an orderly end, and keep the reason ``why`` it left.
 
-    Its runs must have been released before.
+    The runs of the process must have been released before.
     """
     connection.execute(RESIGN, {"id": process_id, "why": why})
 
@@ -249,6 +249,6 @@ def end_dead(connection: Connection, patience: timedelta | None = None) -> list[
 def recover(connection: Connection, max_crashes: int) -> list[Recovered]:
     """Make the runs of dead processes due again. A run becomes dead if too many processes died while working on it.
 
-    A cancelled run ends.
+    The run ends if it was cancelled.
     """
     return [Recovered(*row) for row in connection.execute(RECOVER, {"max_crashes": max_crashes})]

@@ -132,7 +132,7 @@ class Release:
     def limits(self) -> dict[str, dict[str, float]]:
         """Return the numbers of each limit, by its declared name.
 
-        If two jobs declare different numbers, return the smaller ones.
+        If two jobs declare different numbers for one limit, return the smaller numbers.
         """
         return smallest(limit for job in self.jobs.values() for limit in job.get("limits", {}).items())
 

@@ -116,7 +116,7 @@ def awaited(connection: Connection, after: str, most: int) -> Sequence[str]:
 def seconds_until_room(connection: Connection, names: Collection[str]) -> float | None:
     """Return in how many seconds a refill, or the end of a closing, may make room.
 
-    Return None if no run waits for either.
+    Return None if no run waits for a refill or the end of a closing.
     """
     seconds = connection.execute(NEXT, {"names": list(names)}).scalar_one()
     return None if seconds is None else max(float(seconds), 0.0)

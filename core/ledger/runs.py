@@ -351,7 +351,7 @@ def release_unconnected(connection: Connection, lease: Lease, error: str) -> str
 def release(connection: Connection, process_id: int, reason: str) -> list[HandedBack]:
     """Release every run of a process that is ending, without counting a failure. Return these runs.
 
-    A cancelled run ends.
+    A run that was cancelled ends.
     """
     return [HandedBack(*row) for row in connection.execute(RELEASE, {"process_id": process_id, "reason": reason})]
 

@@ -1,9 +1,9 @@
-"""``keep="failures"``: deletes slots that have succeeded, and counts them.
+"""Deletes slots that have succeeded, and counts them, for jobs with ``keep="failures"``.
 
-Only slots of schedules made at run time are deleted that succeeded at their first attempt and without a result, an
-hour after their end. One statement deletes and counts, so the counts are true at every commit: they have each deleted
-run once, in the minute in which it finished. A slot that has neither a run nor a gap row, in a time that the counts
-cover, has therefore succeeded.
+Only some slots of schedules made at run time are deleted, an hour after their end: those that succeeded at their first
+attempt and without a result. One statement deletes and counts, so the counts are true at every commit: they contain
+each deleted run once, in the minute in which it finished. So if a slot has neither a run nor a gap row, and the counts
+cover its time, it has succeeded.
 
 The counts also hold the newest deleted slot of each job. No slot at or before it is ever inserted again.
 """
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from core.ledger.models import IS_FORGETTABLE
 
-#: How long such a run is kept after its end.
+#: Such a run is kept for this long after its end.
 KEPT = timedelta(hours=1)
 BATCH = 5000
 
@@ -49,7 +49,7 @@ COVERS = text("""
 
 
 def prune(session: Session, jobs: Iterable[str], *, checkpoint: Callable[[dict[str, int]], None]) -> int:
-    """Delete and count the runs of ``jobs`` that are not kept any longer, in batches; return how many."""
+    """Delete and count the runs of ``jobs`` that are not kept any longer, in batches. Return how many."""
     deleted = 0
     for job in jobs:
         values = {"job": job, "kept": KEPT, "batch": BATCH}
@@ -60,11 +60,11 @@ def prune(session: Session, jobs: Iterable[str], *, checkpoint: Callable[[dict[s
 
 
 def last_slot(connection: Connection, job: str) -> datetime | None:
-    """Return the newest slot of a job whose run was deleted and counted; None if there is none."""
+    """Return the newest slot of a job whose run was deleted and counted, or None if there is none."""
     found: datetime | None = connection.execute(LAST_SLOT, {"job": job}).scalar_one()
     return found
 
 
 def covers(connection: Connection, job: str, slot: datetime) -> bool:
-    """Return whether the counts cover the time of ``slot``: without a run and a gap row, it has succeeded."""
+    """Return whether the counts cover the time of ``slot``. If so, a slot without a run or a gap row has succeeded."""
     return bool(connection.execute(COVERS, {"job": job, "slot": slot}).scalar_one())

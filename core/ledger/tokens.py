@@ -1,4 +1,6 @@
-"""The tokens, links and sessions of the HTTP service. A secret is made here and returned once; its hash is kept."""
+"""The tokens, links and sessions of the HTTP service. A secret is made in this module and returned once; only its hash
+is kept.
+"""
 
 import hashlib
 import secrets
@@ -21,7 +23,7 @@ INSERT = text("""
     ON CONFLICT DO NOTHING RETURNING id
 """)
 VALID = text("SELECT * FROM rota_credentials WHERE hash = :hash AND expires_at > clock_timestamp()")
-#: At most one write a minute for each token.
+#: A use of a token is recorded at most once a minute.
 USED = text("""
     UPDATE rota_credentials SET used_at = date_trunc('minute', clock_timestamp())
     WHERE id = :id AND used_at IS DISTINCT FROM date_trunc('minute', clock_timestamp())
@@ -32,7 +34,7 @@ TAKE_LINK = text("""
 LISTED = text(
     "SELECT *, expires_at <= clock_timestamp() AS is_expired FROM rota_credentials WHERE kind = 'token' ORDER BY id"
 )
-#: Sessions that began with a token end with it.
+#: The token with which a session began. The session ends with it.
 REVOKE = text("DELETE FROM rota_credentials WHERE name = :name AND kind IN ('token', 'session') RETURNING kind")
 END_SESSION = text("DELETE FROM rota_credentials WHERE hash = :hash AND kind = 'session'")
 IS_ANY_VALID = text("""
@@ -42,7 +44,7 @@ IS_ANY_VALID = text("""
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What the holder of a token may do."""
+    """The rights of the holder of a token."""
 
     role: Role
     plugins: Collection[str] | None = None
@@ -51,13 +53,16 @@ class Rights:
 
 
 def new_secret(kind: Kind) -> str:
-    """Return a secret with 256 random bits, which a scanner for leaked secrets can find, and can check by itself."""
+    """Return a secret with 256 random bits. A scanner for leaked secrets can find and verify it."""
     random = f"rota_{kind}_{secrets.token_hex(32)}"
     return f"{random}_{zlib.crc32(random.encode()):08x}"
 
 
 def is_whole(secret: str) -> bool:
-    """Return whether the checksum of a secret is right; most forged or mistyped secrets end here, without a query."""
+    """Return whether the checksum of a secret is right.
+
+    Most forged or mistyped secrets are refused here, without a query.
+    """
     random, _, checksum = secret.rpartition("_")
     return checksum == f"{zlib.crc32(random.encode(errors='replace')):08x}"
 
@@ -68,7 +73,10 @@ def hashed(secret: str) -> str:
 
 
 def insert(connection: Connection, kind: Kind, name: str, rights: Rights, *, lasting: timedelta, by: str) -> str | None:
-    """Make a secret, valid when the caller's transaction commits, and return it; None if a token has that name."""
+    """Make a secret, which is valid when the caller's transaction commits, and return it.
+
+    Return None if a token has that name.
+    """
     secret = new_secret(kind)
     row = {
         "kind": kind,
@@ -97,25 +105,25 @@ def used(connection: Connection, token_id: int) -> None:
 
 
 def take_link(connection: Connection, secret: str) -> Row[Any] | None:
-    """Use up a link that is valid now, and return its row; of two callers at once, one gets it."""
+    """Use up a link that is valid now, and return its row. If two callers use it at once, one of them gets it."""
     return connection.execute(TAKE_LINK, {"hash": hashed(secret)}).one_or_none() if is_whole(secret) else None
 
 
 def listed(connection: Connection) -> list[Row[Any]]:
-    """Return all tokens, oldest first; links and sessions are not listed."""
+    """Return all tokens, the oldest first. Links and sessions are not listed."""
     return list(connection.execute(LISTED).all())
 
 
 def revoke(connection: Connection, name: str) -> bool:
-    """Delete the token of that name, and the sessions that began with it; return whether there was a token."""
+    """Delete the token of that name, and the sessions that began with it. Return whether there was a token."""
     return "token" in connection.execute(REVOKE, {"name": name}).scalars().all()
 
 
 def end_session(connection: Connection, secret: str) -> None:
-    """Delete the session of that secret."""
+    """Delete the session with that secret."""
     connection.execute(END_SESSION, {"hash": hashed(secret)})
 
 
 def is_any_valid(connection: Connection) -> bool:
-    """Return whether anybody could use the HTTP service by a token."""
+    """Return whether any valid token exists, so that the HTTP service can be used."""
     return bool(connection.execute(IS_ANY_VALID).scalar_one())

@@ -28,7 +28,7 @@ class ArgumentFit(Layer):
     def around(self, execution: Execution, proceed: Proceed) -> Any:
         """Release the run if it may fit elsewhere.
 
-        Otherwise call the inner layers with its arguments, or with the error.
+        If the run fits nowhere else, call the inner layers with the arguments, or with the error.
         """
         lease = execution.lease
         assert lease is not None, "a run is claimed before it is judged"

@@ -29,7 +29,7 @@ class FastLaneRetries(Middleware):
     def __init__(self, misfits: Misfits | None = None) -> None:
         """``misfits`` takes the messages whose arguments do not fit in this process.
 
-        Without it, they become dead letters.
+        Without ``misfits``, these messages become dead letters.
         """
         self._misfits = misfits
         self._stopping = threading.Event()

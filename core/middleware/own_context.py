@@ -10,7 +10,7 @@ class OwnContext(Layer):
     """Runs an attempt in a copy of its thread's context, so that the thread's context never changes."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Call the inner layers in the copy.
+        """Call the inner layers in a copy of the thread's context.
 
         The copy includes structlog's bound variables and the context of ``decimal``.
         """

@@ -40,7 +40,7 @@ class PluginMiddleware(Layer):
     def around(self, execution: Execution, proceed: Proceed) -> Any:
         """Call the job's function within the context managers of plugins' middleware.
 
-        The first one registered is the outermost.
+        The middleware that was registered first is the outermost.
         """
         registered = loading.current().middleware.get(execution.job.name)
         if not registered:
@@ -134,7 +134,7 @@ class Surrounding:
 def leave(manager: AbstractContextManager[object], error: BaseException | None) -> bool | None:
     """Exit ``manager`` with the error that was raised within it, if there is one.
 
-    Return whether it swallowed the error.
+    Return whether ``manager`` swallowed the error.
     """
     if error is None:
         return manager.__exit__(None, None, None)

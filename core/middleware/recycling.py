@@ -52,7 +52,7 @@ class RecyclingLimits:
     def exceeded(self, messages: int, seconds: float, memory: Callable[[], int]) -> str:
         """Return the limit that was exceeded (``"messages"`` or ``"memory"``), or ``""``.
 
-        Call ``memory`` only if needed.
+        Call ``memory`` only if the number of messages exceeds no limit.
         """
         if seconds < self.least_seconds * self.spread:
             return ""

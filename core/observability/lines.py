@@ -48,7 +48,7 @@ def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) 
 def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
     """Return a traceback of bounded length, its head and its tail.
 
-    It has no local variables, since they may hold secrets.
+    The traceback has no local variables, since they may hold secrets.
     """
     try:
         text = "".join(traceback.format_exception(*exc_info)).rstrip("\n")

@@ -119,7 +119,7 @@ def configure(log_format: LogFormat = "auto", level: LogLevel = "INFO") -> None:
 def sink_for(handler: logging.Handler) -> logging.Handler:
     """Return the handler to use instead of ``handler``.
 
-    If ``handler`` writes to a stream, the new one does not block.
+    If ``handler`` writes to a stream, the returned handler does not block.
     """
     if not isinstance(handler, logging.StreamHandler):
         return handler

@@ -1,7 +1,8 @@
 """Checks what a person may do and see. Every operation that changes something calls ``check`` first.
 
-A role allows an action, or it does not. Limits to plugins or queues allow it for some jobs: both limits must cover a
-job if both are given. What concerns more than single jobs is closed to a person with limits.
+A role allows an action, or it does not. A person may also be limited to plugins or queues. Then the action is allowed
+for jobs within the limits; if both limits are given, both must cover the job. An action that concerns more than single
+jobs is refused to a person with limits.
 """
 
 from collections.abc import Collection, Iterable
@@ -32,7 +33,7 @@ class View:
 WHOLE = View()
 
 RANKS: dict[Role, int] = {"viewer": 0, "operator": 1, "admin": 2}
-#: The least role for each action.
+#: The lowest role that may do each action.
 NEEDS: dict[Action, Role] = {
     "run": "operator",
     "retry": "operator",
@@ -61,24 +62,24 @@ def check(actor: Actor, action: Action) -> None:
 
 
 def require(actor: Actor, role: Role, what: str) -> None:
-    """Raise Forbidden unless ``actor`` has ``role`` or a higher one; ``what`` needs it."""
+    """Raise Forbidden unless ``actor`` has ``role`` or a higher role, which the action ``what`` needs."""
     if RANKS[actor.role] < RANKS[role]:
         raise Forbidden(f"{actor.name} has the role {actor.role}; {what} needs the role {role}")
 
 
 def is_limited(actor: Actor) -> bool:
-    """Return whether ``actor`` may see and act on some jobs only."""
+    """Return whether ``actor`` may see only some jobs, and act only on these."""
     return actor.plugins is not None or actor.queues is not None
 
 
 def check_unlimited(actor: Actor, what: str) -> None:
-    """Raise Forbidden if ``actor`` is limited; ``what`` concerns more than the jobs of some plugins or queues."""
+    """Raise Forbidden if ``actor`` has limits, since ``what`` concerns more than the jobs of some plugins or queues."""
     if is_limited(actor):
         raise Forbidden(f"{actor.name} is limited to {limits_in_words(actor)}; {what} concerns more than these")
 
 
 def check_jobs(connection: Connection, actor: Actor, jobs: Iterable[str]) -> None:
-    """Raise Forbidden, naming the jobs, unless the limits of ``actor`` cover all ``jobs``."""
+    """Raise Forbidden, which names the jobs, unless the limits of ``actor`` cover all ``jobs``."""
     seen = visible(connection, actor)
     beyond = [] if seen is None else sorted(set(jobs) - set(seen))
     if beyond:
@@ -101,7 +102,7 @@ def check_scope(connection: Connection, actor: Actor, scope: str) -> None:
 
 
 def visible(connection: Connection, actor: Actor) -> Collection[str] | None:
-    """Return the jobs that ``actor`` may see: those that are loaded here or that any release had; None for all."""
+    """Return the jobs that ``actor`` may see, including jobs of any release; None for all jobs."""
     if not is_limited(actor):
         return None
     had = {place.job: scopes(place.job, place.queue, place.plugin) for place in releases.places(connection)}

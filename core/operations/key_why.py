@@ -64,7 +64,7 @@ def in_words(scene: Scene, gap: Row[Any]) -> str:
 
 
 def waiting(scene: Scene, slot: datetime, said: str) -> list[str]:
-    """Explain a slot that is neither a run nor in a gap."""
+    """Explain a slot that has no run and is in no gap."""
     mark = history.watermark(scene.connection, scene.name)
     if mark is None:
         return [f"{said} is not on record: no dispatcher accounts for the slots of this job now.", *alarms(scene)]

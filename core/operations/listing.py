@@ -130,7 +130,7 @@ def chosen_filter(connection: Connection, registry: Registry, chosen: Selection)
 def jobs_of_queue(connection: Connection, registry: Registry, queue: str) -> set[str]:
     """Return the jobs that have this queue here, or had it in any release.
 
-    Needed since the history has no index by queue.
+    This function is needed since the history has no index by queue.
     """
     return {job.name for job in registry if job.queue == queue} | releases.jobs_of_queue(connection, queue)
 

@@ -123,7 +123,7 @@ def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str
 def holding(registry: Registry, scope: str, found: list[pauses.Pause]) -> list[pauses.Pause]:
     """Return the pauses that cover the job named by ``scope``.
 
-    For another kind of scope, return the pause of everything.
+    If ``scope`` names no job, return the pause of everything.
     """
     job = scope.removeprefix("job:")
     wider = registry.scopes.get(job, (EVERYTHING,)) if scope.startswith("job:") else (EVERYTHING,)

@@ -12,7 +12,7 @@ from core.ledger import releases
 def of_job(registry: Registry, job: str) -> Collection[str]:
     """Return the scopes of the pauses that would pause ``job``.
 
-    If the job is not loaded, only some of them are known.
+    If the job is not loaded, only some of its scopes are known.
     """
     return registry.scopes.get(job, (EVERYTHING, f"job:{job}"))
 

@@ -1,4 +1,4 @@
-"""The health of the whole service, as ``/health`` tells it: PostgreSQL, Redis, the workers and the scheduler.
+"""The health of the whole service for ``/health``: PostgreSQL, Redis, the workers and the scheduler.
 
 Each server is asked by a ``Probe``, so that an answer is possible while a server hangs. The caller waits for the probes
 for a limited time and then calls ``Watch.health``: a probe without an answer means that its server does not answer.
@@ -23,19 +23,21 @@ from core.operations.probe import Probe
 from core.operations.wording import local
 from core.settings import Settings
 
-#: How long a caller waits for the answers of the servers. ``/health`` promises an answer within 2 seconds.
+#: A caller waits this long for the answers of the servers. ``/health`` promises an answer within 2 seconds.
 PATIENCE_SECONDS = 1.5
 #: A process is silent if its last heartbeat is older than this many intervals of ``ROTA_HEARTBEAT_SECONDS``. With the
 #: default of 3 seconds a frozen process is reported within 5 seconds, the answer's second in the cache included.
 SILENT_AFTER_HEARTBEATS = 1.3
-#: How far back a process that has left is looked for.
+#: Processes that left within this time are looked for.
 LEFT_WITHIN = timedelta(hours=24)
 
 Part = Literal["database", "redis", "worker", "scheduler"]
 
 
 class Health(Shape):
-    """The health of the service. ``reasons`` is there only if something is wrong: why, and since when, by part."""
+    """The health of the service. If something is wrong, ``reasons`` has the reason and the time since when, for each
+    part.
+    """
 
     status: Literal["healthy", "unhealthy"]
     database: Literal["connected", "disconnected"]
@@ -48,14 +50,14 @@ class Health(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Why there is no worker or no scheduler; empty if there is one."""
+    """Why there is no worker, and why there is no scheduler. A text is empty if there is one."""
 
     worker: str
     scheduler: str
 
 
 class Watch:
-    """Asks the servers, and remembers since when something is wrong."""
+    """Asks the servers, and remembers since when a part is wrong."""
 
     def __init__(
         self,
@@ -65,7 +67,10 @@ class Watch:
         clock: Clock = system_clock,
         mine: Callable[[], Collection[str]] | None = None,
     ) -> None:
-        """``mine`` are the names of one worker's processes; then only these count, and no scheduler is needed."""
+        """``mine`` are the names of one worker's processes.
+
+        If it is given, only these count, and no scheduler is needed.
+        """
         self._configured = configured
         self._clock = clock
         self._mine = mine
@@ -74,11 +79,11 @@ class Watch:
         self._since: dict[Part, datetime] = {}
 
     def ask(self) -> Sequence["Future[Any]"]:
-        """Ask the servers; each answer may be pending for as long as its server hangs."""
+        """Ask the servers. An answer may be pending for as long as its server hangs."""
         return [self._database.ask(), *([] if self._is_local else [self._redis.ask()])]
 
     def health(self) -> Health:
-        """Return the health as far as the servers have answered."""
+        """Return the health according to the answers that have arrived."""
         found, wrong = self._processes(), self._redis_problem()
         reasons = self._dated(
             {
@@ -124,7 +129,7 @@ class Watch:
         return asked.result() if error is None else f"Redis cannot be used: {type(error).__name__}"
 
     def _dated(self, found: dict[Part, str]) -> dict[str, str]:
-        """Return what is wrong of ``found``, each with the time since when this process has seen it."""
+        """Return the parts in ``found`` that are wrong, each with the time at which this process saw it first."""
         wrong = {part: reason for part, reason in found.items() if reason}
         now = self._clock()
         self._since = {part: self._since.get(part, now) for part in wrong}
@@ -134,7 +139,7 @@ class Watch:
 
 
 def look_at_ledger(engine: Engine, configured: Settings, mine: Callable[[], Collection[str]] | None) -> Processes:
-    """Return why no worker or no scheduler is there. Raises SQLAlchemy's DBAPIError."""
+    """Return why there is no worker, and why there is no scheduler. Raises SQLAlchemy's DBAPIError."""
     with engine.connect() as connection:
         now, alive = history.now(connection), history.alive(connection)
         if mine is not None:
@@ -160,7 +165,7 @@ def silent_seconds(process: Process, now: datetime, configured: Settings) -> flo
 def missing_scheduler(
     connection: Connection, alive: Sequence[Process], awake: Sequence[Process], now: datetime, configured: Settings
 ) -> str:
-    """Return why no scheduler is there; empty if one is. In local mode the dispatcher is the scheduler."""
+    """Return why there is no scheduler, or an empty text. In local mode the dispatcher is the scheduler."""
     if configured.mode != "local":
         return missing(connection, "scheduler", alive, awake, now, configured)
     is_there = any(process.kind == "worker" for process in awake) and history.is_dispatching(connection)
@@ -175,7 +180,7 @@ def missing(
     now: datetime,
     configured: Settings,
 ) -> str:
-    """Return why no process of ``kind`` is there; empty if one is."""
+    """Return why there is no process of ``kind``, or an empty text."""
     if any(process.kind == kind for process in awake):
         return ""
     silent = [process for process in alive if process.kind == kind]
@@ -189,7 +194,7 @@ def missing(
 
 
 def last_that_left(connection: Connection, kind: str) -> str:
-    """``; HOST:PID left at …: died`` for the last process of ``kind`` that left in the last 24 hours."""
+    """Return ``; HOST:PID left at …: died`` for the last process of ``kind`` that left in the last 24 hours."""
     for row in history.departures(connection, LEFT_WITHIN, 100):
         if row.kind == kind:
             return f"; {row.name} left at {local(row.left_at)}: {row.reason}"
@@ -197,11 +202,11 @@ def last_that_left(connection: Connection, kind: str) -> str:
 
 
 def look_at_redis(configured: Settings) -> str:
-    """Return why Redis cannot carry messages; empty if it can."""
+    """Return why Redis cannot carry messages, or an empty text if it can."""
     answer = redis_fitness.carrier(configured, "check that it is running, and that REDIS_URL is right")
     return f"{answer.found}; {answer.advice}" if answer.outcome == "wrong" else ""
 
 
 def this_host(pids: Collection[int]) -> set[str]:
-    """Return the names in the ledger of processes on this host."""
+    """Return the names of the processes on this host that are in the ledger."""
     return {f"{socket.gethostname()}:{pid}" for pid in pids}

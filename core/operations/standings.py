@@ -26,7 +26,7 @@ CAME_DUE = {
 def unrecorded(connection: Connection, job: Job, scopes: Collection[str], found: Standing, now: datetime) -> int:
     """Return how many due slots are not in the ledger.
 
-    There are such slots, for example, when the whole fleet is down.
+    For example, due slots are not in the ledger when the whole fleet is down.
     """
     if job.schedule is None or found.spec != str(job.schedule):  # no dispatcher has seen this schedule
         return 0

@@ -1,4 +1,4 @@
-"""Tokens of the HTTP service: makes, lists and revokes them, and finds out who a caller is."""
+"""Tokens of the HTTP service: makes, lists and revokes tokens, and identifies callers."""
 
 import re
 from collections.abc import Collection
@@ -16,14 +16,14 @@ from core.operations import access
 from core.operations.json_shape import Instant, Shape
 from core.plugins import loading
 
-#: How long a token is valid if nothing else is asked for, and the longest time that can be.
+#: How long a token is valid by default, and the longest time for which it can be valid.
 USUAL = timedelta(days=90)
 LONGEST = timedelta(days=3660)
 #: How long a link can be used, and how long a browser stays logged in.
 LINK_LASTS = timedelta(hours=1)
 SESSION_LASTS = timedelta(hours=12)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
-#: The interface in the audit.
+#: The name of the interface in the audit.
 HTTP = "http"
 
 
@@ -39,12 +39,12 @@ class Token(Shape):
     created_by: str
     expires_at: Instant
     is_expired: bool
-    #: When it was last used, to the minute.
+    #: The time when the token was last used, to the minute.
     used_at: Instant | None
 
 
 class Created(Shape):
-    """A new token. The secret is shown only here."""
+    """A new token. Its secret is shown only in this answer."""
 
     name: str
     role: str
@@ -53,7 +53,7 @@ class Created(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The token to make. ``sees_arguments`` is None for the usual: operators and admins see arguments."""
+    """The token to make. With ``sees_arguments`` None, operators and admins see arguments, and viewers do not."""
 
     name: str
     role: Role = "viewer"
@@ -70,7 +70,7 @@ class Wanted:
 
 
 def create(connection: Connection, wanted: Wanted, actor: Actor) -> Created:
-    """Make a token, valid when the caller's transaction commits. Raises Forbidden or TokenError."""
+    """Make a token, which is valid when the caller's transaction commits. Raises Forbidden or TokenError."""
     access.check(actor, "tokens create")
     access.check_unlimited(actor, "a token")
     check(wanted)
@@ -96,12 +96,12 @@ def check(wanted: Wanted) -> None:
 
 
 def is_limited(wanted: Wanted) -> bool | None:
-    """Return True if the token is limited to plugins or queues; None otherwise, which the audit leaves out."""
+    """Return True if the token is limited to plugins or queues. Otherwise return None, which the audit leaves out."""
     return True if wanted.plugins is not None or wanted.queues is not None else None
 
 
 def link(connection: Connection, actor: Actor, *, role: Role = "admin") -> str:
-    """Make a secret with which one browser can log in, once. Raises Forbidden."""
+    """Make a secret with which one browser can log in once. Raises Forbidden."""
     access.check(actor, "tokens link")
     access.check_unlimited(actor, "a link to log in")
     secret = tokens.insert(connection, "link", actor.name, Rights(role), lasting=LINK_LASTS, by=actor.name)
@@ -111,7 +111,7 @@ def link(connection: Connection, actor: Actor, *, role: Role = "admin") -> str:
 
 
 def listed(connection: Connection, actor: Actor) -> list[Token]:
-    """Return all tokens, oldest first. Raises Forbidden."""
+    """Return all tokens, the oldest first. Raises Forbidden."""
     access.require(actor, "admin", "the list of tokens")
     access.check_unlimited(actor, "the list of tokens")
     return [Token.model_validate(row) for row in tokens.listed(connection)]
@@ -128,7 +128,7 @@ def revoke(connection: Connection, name: str, actor: Actor) -> None:
 
 
 def holder(connection: Connection, secret: str, *, kind: tokens.Kind = "token") -> Actor:
-    """Return the holder of a secret of that kind. Raises NotAuthenticated, without repeating the secret."""
+    """Return the holder of a secret of that kind. Raises NotAuthenticated, which does not repeat the secret."""
     row = tokens.valid(connection, secret)
     if row is None or row.kind != kind:
         raise NotAuthenticated(f"the {kind} is not valid: it is mistyped, expired or revoked")
@@ -148,12 +148,12 @@ def log_in(connection: Connection, secret: str) -> str:
 
 
 def log_out(connection: Connection, secret: str) -> None:
-    """End the session of that secret, if there is one."""
+    """End the session with that secret, if there is one."""
     tokens.end_session(connection, secret)
 
 
 def actor_of(row: Row[Any]) -> Actor:
-    """Return the holder of a token or a session, with their rights as they are now."""
+    """Return the holder of a token or a session, with the holder's present rights."""
     return Actor(
         row.name,
         HTTP,
@@ -166,5 +166,5 @@ def actor_of(row: Row[Any]) -> Actor:
 
 
 def with_facts(actor: Actor, **facts: Any) -> Actor:
-    """Return ``actor`` with more facts for the audit; those that are None are left out."""
+    """Return ``actor`` with more facts for the audit. Facts that are None are left out."""
     return replace(actor, facts={**actor.facts, **{name: value for name, value in facts.items() if value is not None}})

@@ -49,7 +49,7 @@ def refuse_namesakes(point: EntryPoint, points: Iterable[EntryPoint]) -> None:
 def package(point: EntryPoint) -> str:
     """Return the distribution of an entry point.
 
-    If it has no distribution, return the object that the entry point names.
+    If the entry point has no distribution, return the object that it names.
     """
     return point.dist.name if point.dist is not None else point.value
 

@@ -131,7 +131,7 @@ def shipped(plugin: Plugin, point: EntryPoint) -> Plugin:
 def instantiate(loaded: Any) -> Any:
     """Return the plugin object of an entry point.
 
-    A class is called; a module or an instance is itself the plugin object.
+    A class is called. A module or an instance is itself the plugin object.
     """
     return loaded() if inspect.isclass(loaded) else loaded
 
@@ -185,7 +185,7 @@ def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
 def refuse_misspelt_hooks(plugin: Any) -> None:
     """Raise PluginError for a hookimpl without a hook of that name, and for a hook that is not marked.
 
-    pluggy would silently accept both mistakes.
+    pluggy silently accepts a misspelt hook and a hook that is not marked.
     """
     known = hooks()
     for name in dir(plugin):

@@ -30,7 +30,7 @@ class Hidden:
 def hidden(connection: Connection) -> Hidden | None:
     """Return the ledger that the role of ``connection`` cannot see.
 
-    Return None if the role sees it, or if there is none.
+    Return None if the role sees the ledger, or if there is no ledger.
     """
     row = connection.execute(HIDDEN).one_or_none()
     if row is None:

@@ -108,7 +108,7 @@ class Occupancy:
     def add(self, queue: str, count: int, *, is_urgent: bool) -> None:
         """Count messages of ``queue`` that begin to occupy a thread.
 
-        With a negative ``count``, they no longer occupy a thread.
+        With a negative ``count``, the messages no longer occupy a thread.
         """
         self.queues.setdefault(queue, Occupied()).add(count, is_urgent=is_urgent)
 

@@ -184,7 +184,7 @@ class WorkQueue:
             return lane.waiting > count
 
     def expect(self, queue_name: str) -> None:
-        """Count one more message as waiting that was not fetched from Redis."""
+        """Count one more waiting message of a queue, which was not fetched from Redis."""
         with self._lock:
             self.lane(queue_name).waiting += 1
             self._waiting += 1

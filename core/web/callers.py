@@ -71,7 +71,7 @@ def refuse_cross_origin(request: Request) -> None:
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     is_ours = site in {"same-origin", "none"} if site else bool(origin) and is_host(request, str(origin))
     if not is_ours:
-        raise CrossOrigin("a browser sent this on behalf of another site, or does not say of which")
+        raise CrossOrigin("a browser sent this request for another site, or does not say for which site")
 
 
 def is_host(request: Request, origin: str) -> bool:

@@ -69,7 +69,7 @@ def serve(configured: Settings, registry: Registry) -> None:
 def config(application: object) -> uvicorn.Config:
     """Return the settings of uvicorn.
 
-    It neither logs nor trusts headers of a proxy, since Rota's own code does both.
+    uvicorn neither logs nor trusts headers of a proxy, since Rota's own code does both.
     """
     return uvicorn.Config(
         application,  # type: ignore[arg-type]  # it is an ASGI application

@@ -89,7 +89,7 @@ class Claims:
     def unclaim(self, claimed: Sequence[Lease]) -> None:
         """Release runs that were claimed before a thread started them.
 
-        Without PostgreSQL, the heartbeat does this later.
+        Without PostgreSQL, the heartbeat releases these runs later.
         """
         self.membership.in_hand.remove(*claimed)
         try:
@@ -157,7 +157,7 @@ class ClaimingAhead:
     def prepare(self, deliveries: Sequence[Delivery]) -> None:
         """Give each delivery a lease, if its run can be claimed in a batch.
 
-        Otherwise its thread claims the run later.
+        If a run cannot be claimed in a batch, its thread claims it later.
         """
         sent = {run_id: delivery for delivery in deliveries if (run_id := self._run_of(delivery)) is not None}
         if len(sent) > 1:

@@ -66,7 +66,7 @@ def attach_carrier(configured: Settings) -> None:
 def listen() -> list[int]:
     """Return file descriptors, one of which becomes readable when this process must exit.
 
-    That happens when the worker tells this process to exit, or has closed the pipe.
+    This process must exit when the worker tells it to, or when the worker has closed the pipe.
     """
     pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # programs that the job starts must not inherit the pipe

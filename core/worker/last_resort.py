@@ -40,7 +40,7 @@ class LastResort:
     def give_up(self, execution: Execution, thread_id: int) -> None:
         """Record that an attempt in the thread will not end, and where the thread is in the code.
 
-        Then end this process.
+        After that, end this process.
         """
         lease = execution.lease
         if lease is not None and lease.token in self.membership.in_hand.cancelled:

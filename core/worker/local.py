@@ -54,7 +54,7 @@ def build(process: WorkerProcess) -> LocalBroker:
 def run(broker: LocalBroker, queues: Sequence[str], threads: int, grace_seconds: float) -> None:
     """Work until SIGTERM or SIGINT.
 
-    Then finish the running jobs and the messages in memory, within the grace period.
+    After the signal, finish the running jobs and the messages in memory, within the grace period.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

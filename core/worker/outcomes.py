@@ -133,7 +133,7 @@ def latest_retry(
 def in_words(error: BaseException) -> str:
     """Return the type and the beginning of the text of ``error``, without characters that PostgreSQL cannot store.
 
-    Never raises.
+    This function never raises an error.
     """
     name = type(error).__name__
     try:

@@ -158,7 +158,7 @@ def name_unfit_entries(session: Session) -> set[int]:
 def is_possible(session: Session, broken: set[int]) -> bool:
     """Return whether a user is waiting with an entry that is not broken, and an agent has a free place.
 
-    This is checked before the batch takes the turn, so that runs without work never wait.
+    The check is made before the batch takes the turn, so that runs without work never wait.
     """
     somebody_waits = exists().where(WAITING, QueueEntry.id.not_in(broken))
     return bool(session.scalar(select(somebody_waits & exists().where(AVAILABLE))))
@@ -167,7 +167,7 @@ def is_possible(session: Session, broken: set[int]) -> bool:
 def assign_batch(session: Session, now: datetime, batch: int = BATCH) -> int:
     """Place the oldest waiting users, ``batch`` at most, in the transaction of ``session``.
 
-    Return how many were placed.
+    Return how many users were placed.
     """
     placed, _ = assign_batch_but(session, now, batch, set())
     return placed
@@ -176,7 +176,7 @@ def assign_batch(session: Session, now: datetime, batch: int = BATCH) -> int:
 def assign_batch_but(session: Session, now: datetime, batch: int, broken: set[int]) -> tuple[int, set[int]]:
     """Place users like ``assign_batch``, but skip the ``broken`` entries.
 
-    Also return the entries that the database has refused.
+    Return how many users were placed, and the entries that the database has refused.
 
     Raises NaiveTime.
     """

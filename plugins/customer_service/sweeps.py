@@ -78,7 +78,7 @@ def in_order(
 ) -> Iterator[Sequence[int]]:
     """Yield the ids of the rows that are ``due`` in the order of ``at``, up to ``batch`` at a time.
 
-    Yield each id once.
+    Each id is yielded once.
     """
 
     def find(last: Row[int, datetime] | None) -> Sequence[Row[int, datetime]]:

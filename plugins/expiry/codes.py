@@ -38,7 +38,7 @@ def use(
 ) -> bool:
     """Use an active code before its end, if ``conditions`` hold, and set ``values``.
 
-    Return False if it cannot be used.
+    Return False if the code cannot be used.
     """
     used = (
         update(table)

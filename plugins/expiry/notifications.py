@@ -24,7 +24,7 @@ def channel(owner_id: str) -> str:
 def notify_cancelled(session: Session, tasks: Sequence[tuple[int, str]], now: datetime) -> None:
     """Tell the owner of each (task, owner) that the task's deadline has passed.
 
-    The push is sent when ``session`` commits.
+    The notifications are pushed when ``session`` commits.
     """
     if not tasks:
         return

@@ -122,7 +122,7 @@ def read_slice(
 def among(column: InstrumentedAttribute[int], ids: Sequence[int]) -> ColumnElement[bool]:
     """Return the condition that ``column`` is one of ``ids``.
 
-    They are one array parameter, since SQLAlchemy is slow with thousands.
+    The ids are one array parameter, since SQLAlchemy is slow with thousands of parameters.
     """
     listed = literal("{" + ",".join(map(str, ids)) + "}", Text)
     return column == any_(cast(listed, ARRAY(BigInteger)))

@@ -18,7 +18,7 @@ from plugins.mail.store import Store, open_store
 CHECK_ACCOUNT = "check-mail-account"
 
 job = JobDefaults(queue="mail", max_retries=3, retry_delay=timedelta(seconds=60))
-#: In a queue of its own, so that servers that are slow to answer polls do not keep messages waiting.
+#: This job has a queue of its own, so that servers that answer polls slowly do not delay messages.
 processing_job = JobDefaults(queue="mail_process", max_retries=3, retry_delay=timedelta(seconds=60))
 
 
@@ -42,13 +42,13 @@ def sync_mailboxes(run: Run) -> dict[str, int]:
 
 
 def store() -> Store:
-    """The store of ROTA_MAIL_STORE. Raises StoreAddressError if it is not set."""
+    """Return the store of ROTA_MAIL_STORE. Raises StoreAddressError if it is not set."""
     return open_store(MailSettings.current().store)
 
 
 @processing_job(PROCESS, subject=Subject(Message.__tablename__, "message_id"), overlap="wait", max_retries=ATTEMPTS - 1)
 def process_email(run: Run, message_id: int) -> dict[str, int]:
-    """Read a stored message, record what was read, and request the jobs that take it further."""
+    """Read a stored message, record its content, and request the jobs that process it further."""
     settings = MailSettings.current()
 
     def request(name: str, message_id: int) -> None:
@@ -66,7 +66,7 @@ def delete_mail_account(run: Run, account_id: int) -> dict[str, int]:
 
 @processing_job("check-mail-store", schedule=cron("15 4 * * sun", tz="Europe/London"))
 def check_mail_store(run: Run) -> dict[str, int]:
-    """Request the comparison of objects and messages, for each account by itself."""
+    """Request a comparison of objects and messages for each account."""
     account_ids = store_check.accounts_to_check(run.session, store(), checkpoint=run.checkpoint)
     args = [{"account_id": account_id} for account_id in account_ids]
     enqueue_many(run.session, CHECK_ACCOUNT, args, keys=map(str, account_ids))
@@ -85,5 +85,5 @@ def check_mail_account(run: Run, account_id: int) -> dict[str, int]:
 
 
 def polling(settings: MailSettings) -> Job:
-    """The job that polls, with the limit per host of ``settings``."""
+    """Return the job that polls, with the limit per host of ``settings``."""
     return replace(poll_mailbox, limits=(Limit("imap:{host}", at_once=settings.polls_per_host), ONE_AT_A_TIME))

@@ -142,7 +142,7 @@ def record(
 def take_over(session: Session, mailbox: Mailbox, numbered: Numbering, listed: Listed, sha256: bytes) -> int | None:
     """If a row of an earlier generation has the same content, give it the new number and return its id.
 
-    Otherwise return None.
+    Return None if no row of an earlier generation has the same content.
     """
     former = (
         select(Message.id)

@@ -1,11 +1,12 @@
-"""Processes a stored message: reads it, records what was read, and requests the jobs that take it further.
+"""Processes a stored message: reads it, records its content, and requests the jobs that process it further.
 
-**No message blocks another, and none is lost.** Each has a run of its own. An attempt is counted before the message is
-read, in a transaction of its own: a message that ends the process with it is tried as often as one that fails. After
-``ATTEMPTS`` it is ``unreadable``, and stays in the store. A store that is away is no fault of a message: its run waits.
+**No message blocks another message, and no message is lost.** Each message has a run of its own. An attempt is counted
+before the message is read, in a transaction of its own. So a message that ends the process is tried as often as a
+message that fails. After ``ATTEMPTS`` attempts the message is ``unreadable``, and stays in the store. If the store is
+away, this is not the message's fault: its run waits.
 
-**Further jobs.** Those that ROTA_MAIL_NEXT_JOBS names are requested in the transaction that records the message as
-processed, once for each message. Each is a job of another plugin, with its own retries, that takes ``message_id``.
+**Further jobs.** The jobs in ROTA_MAIL_NEXT_JOBS are requested in the transaction that records the message as
+processed, once for each message. Each is a job of another plugin, with its own retries, and takes ``message_id``.
 """
 
 import traceback
@@ -22,7 +23,7 @@ from plugins.mail.models import Account, Content, Message, MessageState
 from plugins.mail.parsing import ParsedMessage, parse
 from plugins.mail.store import NoSuchObject, Store, StoreError
 
-#: The first one and three retries.
+#: The first attempt and three retries.
 ATTEMPTS = 4
 #: How long a message waits for a store that is away, or for a job that is not installed.
 WAIT = timedelta(minutes=1)
@@ -44,13 +45,13 @@ class Processing:
     request: RequestNext
 
     def process(self, message_id: int) -> dict[str, int]:
-        """Process the message unless it has been, or is gone; return what became of it."""
+        """Process the message, unless it is processed or gone already. Return the outcome."""
         found = self.session.execute(stored(message_id)).one_or_none()
         if found is None:
             return {"processed": 0}
         if found.readings >= ATTEMPTS:
             return self.give_up(message_id, "each attempt ended the process")
-        self.checkpoint()  # nothing of the database is held while the store is waited for
+        self.checkpoint()  # no connection is held while the job waits for the store
         try:
             parsed = self.read(message_id, found.storage_key, found.received_at, own={found.username.lower()})
             with self.session.begin_nested():
@@ -79,7 +80,7 @@ class Processing:
             return parse(file, received_at, own=own)
 
     def record(self, message_id: int, parsed: ParsedMessage) -> int:
-        """Record the message as processed; return 0 if it was deleted meanwhile."""
+        """Record the message as processed. Return 0 if it was deleted meanwhile."""
         processed = {"state": MessageState.PROCESSED, "error": None}
         if self.change(message_id, processed):
             content = Content(message_id=message_id, processed_at=self.now, **columns(parsed))
@@ -89,7 +90,7 @@ class Processing:
         return 0
 
     def request_next(self, message_id: int) -> None:
-        """Request the jobs that take the message further. Raises Later if one cannot be requested: it may be soon."""
+        """Request the jobs that process the message further. Raises Later if a job cannot be requested yet."""
         try:
             for name in self.next_jobs:
                 self.request(name, message_id)
@@ -99,23 +100,26 @@ class Processing:
             raise Later(in_=WAIT, reason=f"ROTA_MAIL_NEXT_JOBS: {error}") from error
 
     def count(self, message_id: int, readings: int) -> None:
-        """Count that the message is being read, or take it back, and commit."""
+        """Count an attempt to read the message, or take the count back, and commit."""
         self.change(message_id, {"readings": Message.readings + readings})
         self.checkpoint()
 
     def give_up(self, message_id: int, error: str) -> dict[str, int]:
-        """Record the message as unreadable; what is in the store stays there."""
+        """Record the message as unreadable. Its object stays in the store."""
         unreadable = {"state": MessageState.UNREADABLE, "error": error.strip()[:LONGEST_ERROR]}
         return {"unreadable": self.change(message_id, unreadable)}
 
     def change(self, message_id: int, values: dict[str, Any]) -> int:
-        """Change the row of the message if it still waits to be processed; return how many rows that is."""
+        """Change the row of the message if the message still waits to be processed.
+
+        Return how many rows were changed.
+        """
         waiting = update(Message).where(Message.id == message_id, Message.state == MessageState.STORED).values(values)
         return len(self.session.scalars(waiting.returning(Message.id)).all())
 
 
 def stored(message_id: int) -> Select[str | None, int, datetime, str]:
-    """The message if it waits to be processed, and the name with which its account logs in."""
+    """Return the message if it waits to be processed, and the name with which its account logs in."""
     columns = (Message.storage_key, Message.readings, Message.received_at, Account.username)
     return (
         select(*columns)
@@ -125,7 +129,7 @@ def stored(message_id: int) -> Select[str | None, int, datetime, str]:
 
 
 def columns(parsed: ParsedMessage) -> dict[str, Any]:
-    """What was read, as the columns of its row."""
+    """Return the content of the message as the columns of its row."""
     recipients = {"to": parsed.to, "cc": parsed.cc, "reply_to": parsed.reply_to}
     return {
         "sender_name": parsed.sender.name if parsed.sender else "",

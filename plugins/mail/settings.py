@@ -20,19 +20,19 @@ class MailSettings(PluginSettings):
     """Where messages are stored, ``file:///srv/mail`` or ``s3://bucket/prefix``; without it, no mailbox is polled."""
 
     secrets_dir: Path | None = None
-    """The folder of the accounts' passwords, an absolute path; each is in a file of its name."""
+    """The folder of the accounts' passwords, an absolute path. Each file has the name of its secret."""
 
     key: SecretStr | None = None
-    """The keys that encrypt OAuth2 tokens, separated by commas; the first encrypts, all decrypt."""
+    """The keys that encrypt OAuth2 tokens, separated by commas. The first key encrypts, and all keys decrypt."""
 
     max_bytes: Annotated[int, Field(ge=1024, le=2**40)] = 50 * MIB
     """A message that is larger than this is recorded, and not fetched."""
 
     messages_per_run: Annotated[int, Field(ge=1, le=100_000)] = 50
-    """After this many messages, a poll leaves the rest to another run, which follows at once."""
+    """After this many messages, a poll leaves the other messages to a further run, which follows at once."""
 
     bytes_per_run: Annotated[int, Field(ge=1024, le=2**40)] = 100 * MIB
-    """After this many bytes, a poll leaves the rest to another run, which follows at once."""
+    """After this many bytes, a poll leaves the other messages to a further run, which follows at once."""
 
     polls_per_host: Annotated[int, Field(ge=1, le=10_000)] = 10
     """How many mailboxes of one host are polled at the same time."""

@@ -93,12 +93,12 @@ class StoreCheck:
         return [(message_id, str(key)) for message_id, key in rows]
 
     def present(self, messages: Sequence[tuple[int, str]]) -> set[str]:
-        """The keys of the objects that lie where those of ``messages`` should."""
+        """Return the keys of the objects that lie where those of ``messages`` should."""
         folders = {key.rpartition("/")[0] + "/" for _, key in messages}
         return {found.key for folder in folders for found in self.store.list(folder)}
 
     def still_there(self, message_ids: Sequence[int]) -> Sequence[int]:
-        """Those of the messages that were not deleted, nor their objects, in the meantime."""
+        """Return those of the messages that were not deleted, nor their objects, in the meantime."""
         rows = select(Message.id).where(Message.id.in_(message_ids), Message.storage_key.is_not(None))
         return self.session.scalars(rows.order_by(Message.id)).all()
 
@@ -115,7 +115,7 @@ class StoreCheck:
 
 
 def accounts_to_check(session: Session, store: Store, *, checkpoint: Checkpoint) -> list[int]:
-    """The ids of all accounts, and of those that have objects without being there any more."""
+    """Return the ids of all accounts, and of those that have objects without being there any more."""
     known = set(session.scalars(select(Account.id)))
     checkpoint()
     with_objects = {name for name, _ in groupby(found.key.partition("/")[0] for found in store.list())}

@@ -167,7 +167,7 @@ def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
 def _write_figures(session: Session, figures: Subquery, now: datetime) -> None:
     """Write the figures of the rows in which they differ.
 
-    Other rows are not written, since each write leaves a dead row for vacuum.
+    Rows that do not differ are not written, since each write leaves a dead row for vacuum.
     """
     names = [figure.key for figure in FIGURES]
     new = {name: figures.c[name] for name in names}

@@ -70,7 +70,7 @@ def delete_files_of_expired(
 ) -> dict[str, int]:
     """Delete the files of tasks cancelled, or past their deadline and not completed, for more than 3 days.
 
-    This works batch by batch, and counts tasks, files and failures.
+    The files are deleted batch by batch. Count tasks, files and failures.
     """
     cancelled = (Task.state == TaskState.CANCELLED) & (Task.cancelled_at < now - KEPT)
     overdue = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (Task.deadline_at < now - KEPT)

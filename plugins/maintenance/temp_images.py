@@ -130,7 +130,7 @@ class Sweep:
     def start_again(self) -> None:
         """Start another round in the same run.
 
-        It does not count or log failures in folders that the previous round has logged.
+        The round does not count or log failures in folders that the previous round has logged.
         """
         self.reported, self.failures = set(self.failures), Counter()
         self.run()

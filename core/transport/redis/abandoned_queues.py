@@ -104,7 +104,7 @@ class AbandonedQueues:
     def _judge(self, body: bytes | None, name: str, fleet: Fleet) -> tuple[str, str]:
         """Return the actor and the fate of a message.
 
-        If its job has another queue now, send the message to that queue.
+        If the message's job has another queue now, send the message to that queue.
         """
         try:
             message = read(body, name)

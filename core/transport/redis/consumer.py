@@ -187,7 +187,7 @@ class Consumer(DramatiqConsumer):
     def take(self, body: bytes | None) -> Delivery | None:
         """Return the message in ``body``.
 
-        If this process does not have its actor, return None and give the message to ``UnknownActors``.
+        If this process does not have the message's actor, return None and give the message to ``UnknownActors``.
         """
         message = self.decode(body)
         if message is None:

@@ -44,7 +44,7 @@ class Misfit:
     def again(self) -> Message[Any]:
         """Return a copy of the message that also names this form as a form that refused it.
 
-        The copy replaces the original.
+        The copy replaces the original message.
         """
         message: Message[Any] = self.delivery.copy(options={REFUSED_BY: list(self.refused_by)})
         return message

@@ -189,7 +189,7 @@ class Queues:
     def held(self, queue_name: str) -> set[str]:
         """Return the ids in Redis of the messages of a queue that this process holds.
 
-        The queue's consumers change this set.
+        The queue's consumers change the returned set.
         """
         return self._held[queue_name]
 
@@ -286,7 +286,7 @@ class Queues:
     def window(self, queue_name: str, *, are_urgent: bool) -> tuple[int | None, int]:
         """Return how many messages may wait on the queue, and how many are waiting.
 
-        The first number is None if no dispatcher has stored it.
+        The first number is None if no dispatcher has stored how many messages may wait.
         """
         pipe = self.client.pipeline(transaction=False)
         pipe.get(self.window_key(queue_name))
@@ -365,7 +365,7 @@ class Queues:
     def maintain(self, queues: Iterable[str] = ()) -> None:
         """Requeue messages of processes that sent no heartbeat for a minute, and delete dead letters after a week.
 
-        Do this for this process's queues, and for ``queues`` of other processes.
+        This concerns the queues of this process, and ``queues`` of other processes.
         """
         known = {*self._declared, *queues}
         queue_names = [*known, *map(dq_name, known)]

@@ -83,7 +83,7 @@ def _context(mailbox: Mailbox) -> ssl.SSLContext:
 def _usual_context() -> ssl.SSLContext:
     """Return the certificate authorities of this machine.
 
-    They are read once, since reading them takes longer than a poll.
+    The authorities are read once, since reading them takes longer than a poll.
     """
     return ssl.create_default_context()
 

@@ -79,7 +79,7 @@ def windows(client: IMAPClient, opened: Opened, after: int) -> Iterator[list[int
 def next_uid(client: IMAPClient, exists: int, start: int) -> int:
     """Return the smallest UID that is not less than ``start``, or 0.
 
-    It is found by halving the numbers 1 to ``exists``.
+    The UID is found by halving the numbers 1 to ``exists``.
     """
     low, high, found = 1, exists, 0
     while low <= high:

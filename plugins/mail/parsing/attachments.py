@@ -42,7 +42,7 @@ def attachment(part: Part, number: int, taken: set[str]) -> Attachment:
 def safe_name(given: str, number: int, content_type: str) -> str:
     """Return the last part of the path ``given``, without unsafe characters.
 
-    If nothing is left, make a name from the number.
+    If no character is left, make a name from the number.
     """
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", given))[-1]
     name = UNSAFE.sub("", last).strip(". ")

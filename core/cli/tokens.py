@@ -66,7 +66,7 @@ def row(token: Token) -> tuple[str, ...]:
 @click.option("--plugin", "plugins", multiple=True, metavar="PLUGIN", help="Only jobs of this plugin; repeatable.")
 @click.option("--queue", "queues", multiple=True, metavar="QUEUE", help="Only jobs of this queue; repeatable.")
 @click.option("--for", "lasting", type=moments.Span(), default="90d", show_default=True, help="How long it is valid.")
-@click.option("--see-arguments", is_flag=True, help="A viewer too sees arguments of runs that are not secret.")
+@click.option("--see-arguments", is_flag=True, help="Let a viewer also see the arguments of runs, except secret ones.")
 @by_option
 def create(
     name: str,

@@ -64,7 +64,7 @@ class Accountant:
         try:
             self._account(connection, carrier)
         except BaseException:
-            self.next_slots.clear()  # some may not be recorded: begin at the watermarks again
+            self.next_slots.clear()  # if slots are missing, begin at the watermarks again
             raise
 
     def _account(self, connection: Connection, carrier: DispatchCarrier) -> None:

@@ -1,4 +1,4 @@
-"""The account as which a server runs when root starts it."""
+"""The account under which a server runs when root starts it."""
 
 import os
 import pwd
@@ -16,7 +16,7 @@ ACCOUNT = "pgserver"
 
 @dataclass(frozen=True)
 class Account:
-    """The ids of the user as which a server runs."""
+    """The ids of the user under which a server runs."""
 
     uid: int
     gid: int

@@ -362,7 +362,7 @@ def unclaim_many(connection: Connection, claimed: Sequence[Lease]) -> None:
 def refuse(connection: Connection, lease: Lease, form: str) -> bool:
     """Release a run, uncounted, if another live worker may declare the job in a form that has not refused the run.
 
-    ``form`` is the job's form in this process. Returns False and changes nothing if there is no such worker, or if the
-    lease is lost.
+    ``form`` is the job's form in this process. If no live worker may have such a form, or if the lease is lost, return
+    False and change nothing.
     """
     return bool(REFUSE.rows(connection, lease.run_id, lease.token, lease.process_id, form))

@@ -239,7 +239,7 @@ class Asked:
     #: The different intervals, at most one more than ``MOST_PROBES``.
     intervals: Sequence[int]
     has_cron: bool
-    #: Whether a change has not been seen yet.
+    #: Whether there is a change that the dispatcher has not seen yet.
     has_changes: bool
 
 

@@ -9,7 +9,7 @@ from core.ledger import history, key_listing, key_totals
 from core.operations.json_shape import Instant, Shape
 from core.operations.runs import refuse_unknown
 
-#: The outcomes that are not states of runs: slots without runs of their own.
+#: The outcomes of slots that have no runs.
 GAPS = ("outage", "paused", "backoff", "absent")
 
 
@@ -26,7 +26,7 @@ class Totals(Shape):
     skipped: int
     missed: int
     orphaned: int
-    #: How many slots have no runs of their own, by the reason.
+    #: The number of slots that have no runs, by the reason.
     gaps: dict[str, int]
 
 

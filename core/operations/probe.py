@@ -1,4 +1,4 @@
-"""Calls a function that may hang, such as a query to a frozen server, without hanging itself."""
+"""Calls a function that may hang, such as a query to a frozen server. The caller does not hang with it."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class Probe(Generic[T]):
-    """Calls ``look`` in a thread of its own, and never twice at the same time.
+    """Calls ``look`` in a thread of its own, but never twice at the same time.
 
-    An answer is given again for ``fresh_seconds``. While a call hangs, callers get its future, and no more threads are
+    An answer is reused for ``fresh_seconds``. While a call hangs, callers get its future, and no more threads are
     started. The thread is a daemon, so a hanging call does not delay the end of the process.
     """
 
@@ -25,11 +25,14 @@ class Probe(Generic[T]):
         self._answered_at = 0.0
 
     def ask(self) -> Future[T]:
-        """Return the answer, which may be pending for as long as ``look`` takes; its exception is that of ``look``."""
+        """Return the answer as a future, which may be pending for as long as ``look`` takes.
+
+        It has the error that ``look`` raises.
+        """
         with self._lock:
             if self._answer is None or self._is_old(self._answer):
                 self._answer = Future()
-                self._answer.set_running_or_notify_cancel()  # so that a caller that gives up cannot cancel it
+                self._answer.set_running_or_notify_cancel()  # so that a caller that gives up cannot cancel the call
                 threading.Thread(target=self._call, args=[self._answer], name=self._name, daemon=True).start()
             return self._answer
 

@@ -26,7 +26,8 @@ from core.settings import Settings
 #: A caller waits this long for the answers of the servers. ``/health`` promises an answer within 2 seconds.
 PATIENCE_SECONDS = 1.5
 #: A process is silent if its last heartbeat is older than this many intervals of ``ROTA_HEARTBEAT_SECONDS``. With the
-#: default of 3 seconds a frozen process is reported within 5 seconds, the answer's second in the cache included.
+#: default of 3 seconds, a frozen process is reported within 5 seconds, including the second for which an answer is
+#: cached.
 SILENT_AFTER_HEARTBEATS = 1.3
 #: Processes that left within this time are looked for.
 LEFT_WITHIN = timedelta(hours=24)

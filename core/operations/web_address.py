@@ -1,11 +1,11 @@
-"""The address of the HTTP service, as people on this machine use it."""
+"""The address under which people on this machine reach the HTTP service."""
 
 import ipaddress
 from urllib.parse import urlencode
 
 from core.settings import Settings
 
-#: Hosts that mean every address of this machine.
+#: The hosts that stand for every address of this machine.
 EVERYWHERE = {"0.0.0.0", "::", ""}
 
 
@@ -25,5 +25,8 @@ def address(configured: Settings) -> str:
 
 
 def login_link(configured: Settings, secret: str) -> str:
-    """Return the link with which a browser logs in. Its page asks before it uses the link, so a preview does not."""
+    """Return the link with which a browser logs in.
+
+    Its page asks before it uses up the link, so a preview does no harm.
+    """
     return f"{address(configured)}/login?{urlencode({'link': secret})}"

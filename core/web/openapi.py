@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it without scripts and without anything from elsewhere."""
+"""The OpenAPI document, and a page that shows it without scripts and without content from other servers."""
 
 from html import escape
 from typing import Any
@@ -24,7 +24,7 @@ ROUTE = "<dt><code>{method} {path}</code></dt><dd>{summary}{parameters}</dd>"
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return the document of ``app``: FastAPI's own, with problems under their media type."""
+    """Return FastAPI's own document of ``app``, with problems under their media type."""
     if app.openapi_schema is None:
         found = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for route in found["paths"].values():
@@ -36,7 +36,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def give_media_type(answer: dict[str, Any]) -> None:
-    """Move the schema of a problem from JSON to the media type of problems, which FastAPI cannot be told."""
+    """Move the schema of a problem from JSON to the media type of problems. FastAPI has no option for this."""
     content = answer.get("content", {})
     if "Problem" in str(content.get("application/json")):
         answer["content"] = {MEDIA_TYPE: content["application/json"]}
@@ -44,7 +44,7 @@ def give_media_type(answer: dict[str, Any]) -> None:
 
 @router.get("/api/v1/openapi.json")
 def as_json(request: Request, _caller: Caller) -> JSONResponse:
-    """Return the document, with the prefix below which it is published."""
+    """Return the document as JSON, with the prefix below which it is published."""
     prefix = request.scope["root_path"]
     servers = {"servers": [{"url": prefix}]} if prefix else {}
     return JSONResponse({**document(request.app), **servers})
@@ -52,7 +52,7 @@ def as_json(request: Request, _caller: Caller) -> JSONResponse:
 
 @router.get("/api")
 def as_page(request: Request, caller: Caller) -> HTMLResponse:
-    """Show the document."""
+    """Return a page that shows the document."""
     found = document(request.app)
     routes: dict[str, list[str]] = {}
     for path, methods in found["paths"].items():

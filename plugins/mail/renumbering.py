@@ -1,9 +1,9 @@
 """Handles a folder whose UIDVALIDITY has changed: its messages have other UIDs, and most of them are known already.
 
-The server lists all messages. If the Message-ID, size and time of a listed message are those of a known message, it is
-that message, and its row gets the new number. The other messages are fetched. If the content of a fetched message is
-known, it is the known message too (``take_over`` in ``messages.py``). So no message is imported twice, and a message
-that came while the numbers changed is not lost.
+The server lists all messages. A listed message is a known message if the two have the same Message-ID, size and time.
+Then the row of the known message gets the new number. The other messages are fetched. A fetched message with the
+content of a known message is also that known message (``take_over`` in ``messages.py``). So no message is imported
+twice, and a message that came while the numbers changed is not lost.
 """
 
 from collections import defaultdict, deque

@@ -1,10 +1,10 @@
-"""Compares the objects of an account with its messages, and mends what can be mended.
+"""Compares the objects of an account with its messages, and repairs differences where this is possible.
 
-- An object without a message is what a poll left that died between storing and recording it. It is deleted if it is
-  older than ``GRACE``. No poll of the account is at work meanwhile, since both have the limit ``ONE_AT_A_TIME``: it
-  could otherwise store a message just where this deletes.
+- An object without a message comes from a poll that died between storing and recording the message. It is deleted if
+  it is older than ``GRACE``. No poll of the account runs meanwhile, since polls and this check have the limit
+  ``ONE_AT_A_TIME``: otherwise a poll could store a message just where the check deletes an object.
 - A message without its object is named in the log, and counted.
-- A message that has waited to be processed for longer than ``GRACE`` is requested again.
+- The processing of a message that has waited for longer than ``GRACE`` is requested again.
 """
 
 import logging
@@ -24,7 +24,7 @@ from plugins.mail.store import Store, account_prefix
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: A younger object may be of a poll on another host whose clock is wrong; a younger message may be in a queue.
+#: A younger object may come from a poll on another host whose clock is wrong. A younger message may be in a queue.
 GRACE = timedelta(days=1)
 BATCH = 1000
 #: One line of the log names at most this many messages.
@@ -40,14 +40,14 @@ class StoreCheck:
     store: Store
     now: datetime
     checkpoint: Checkpoint
-    #: Requests the processing of a message.
+    #: A function that requests the processing of a message.
     request: Callable[[int], object]
     counts: dict[str, int] = field(
         default_factory=lambda: {"objects": 0, "orphans_deleted": 0, "without_object": 0, "requested_again": 0}
     )
 
     def run(self) -> dict[str, int]:
-        """Compare and mend; return the counts."""
+        """Compare and repair. Return the counts."""
         self.delete_what_was_asked()
         self.delete_orphans()
         self.report_messages_without_object()
@@ -55,16 +55,16 @@ class StoreCheck:
         return self.counts
 
     def delete_what_was_asked(self) -> None:
-        """Delete the objects whose deletion was asked for, and the requests."""
+        """Delete the objects that are marked for deletion, and then their marks."""
         asked = select(Deletion.storage_key).where(Deletion.storage_key.startswith(account_prefix(self.account_id)))
         while keys := self.session.scalars(asked.limit(BATCH)).all():
-            self.checkpoint(self.counts)  # nothing of the database is held while the store is waited for
+            self.checkpoint(self.counts)  # no connection is held while the job waits for the store
             self.store.delete(keys)
             self.session.execute(delete(Deletion).where(Deletion.storage_key.in_(keys)))
         self.checkpoint(self.counts)
 
     def delete_orphans(self) -> None:
-        """Delete the objects that are old enough and belong to no message."""
+        """Delete the objects that belong to no message and are old enough."""
         for objects in batches(self.store.list(account_prefix(self.account_id)), BATCH):
             self.counts["objects"] += len(objects)
             old = {found.key for found in objects if found.written_at < self.now - GRACE}
@@ -74,7 +74,7 @@ class StoreCheck:
             self.counts["orphans_deleted"] += len(orphans)
 
     def report_messages_without_object(self) -> None:
-        """Name the messages whose object is not there."""
+        """Log the messages whose object is missing."""
         for messages in in_batches(self.messages_after):
             self.checkpoint(self.counts)
             missing = [message_id for message_id, key in messages if key not in self.present(messages)]
@@ -83,7 +83,7 @@ class StoreCheck:
                 self.counts["without_object"] += len(named)
 
     def messages_after(self, last: tuple[int, str] | None) -> Sequence[tuple[int, str]]:
-        """Messages that should have an object, in the order of their keys, each with its key."""
+        """Yield the messages that should have an object, in the order of their keys, each with its key."""
         some = select(Message.id, Message.storage_key).where(
             Message.account_id == self.account_id,
             Message.storage_key.is_not(None),
@@ -93,17 +93,17 @@ class StoreCheck:
         return [(message_id, str(key)) for message_id, key in rows]
 
     def present(self, messages: Sequence[tuple[int, str]]) -> set[str]:
-        """Return the keys of the objects that lie where those of ``messages`` should."""
+        """Return the keys of those of ``messages`` whose object exists."""
         folders = {key.rpartition("/")[0] + "/" for _, key in messages}
         return {found.key for folder in folders for found in self.store.list(folder)}
 
     def still_there(self, message_ids: Sequence[int]) -> Sequence[int]:
-        """Return those of the messages that were not deleted, nor their objects, in the meantime."""
+        """Return those of the messages that were not deleted meanwhile, nor their objects."""
         rows = select(Message.id).where(Message.id.in_(message_ids), Message.storage_key.is_not(None))
         return self.session.scalars(rows.order_by(Message.id)).all()
 
     def request_again(self) -> None:
-        """Request the processing of messages that have waited for it for too long: nobody may be at it any more."""
+        """Request the processing of messages that have waited too long for it, since their run may be lost."""
         waiting = select(Message.id).where(
             Message.account_id == self.account_id,
             Message.state == MessageState.STORED,
@@ -115,7 +115,7 @@ class StoreCheck:
 
 
 def accounts_to_check(session: Session, store: Store, *, checkpoint: Checkpoint) -> list[int]:
-    """Return the ids of all accounts, and of those that have objects without being there any more."""
+    """Return the ids of all accounts, and the ids of deleted accounts that still have objects."""
     known = set(session.scalars(select(Account.id)))
     checkpoint()
     with_objects = {name for name, _ in groupby(found.key.partition("/")[0] for found in store.list())}
@@ -123,7 +123,7 @@ def accounts_to_check(session: Session, store: Store, *, checkpoint: Checkpoint)
 
 
 def batches(each: Iterable[T], size: int) -> Iterator[Sequence[T]]:
-    """``each``, so many at a time."""
+    """Yield ``each`` in batches of this size."""
     left = iter(each)
     while some := list(islice(left, size)):
         yield some

@@ -121,7 +121,7 @@ class Consumer(DramatiqConsumer):
         self.may_find = True
 
     def longest_rest(self) -> float:
-        """Return how long to wait for a wake-up at most, in seconds."""
+        """Return the longest wait for a wake-up, in seconds."""
         longest = self.shared.intake.longest_rest(self.timeout)
         until_check = self._check_at - time.monotonic()
         return min(longest, until_check if until_check > 0 else LOOK_FOR_STRAYS_SECONDS)

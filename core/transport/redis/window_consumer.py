@@ -119,7 +119,7 @@ class WindowConsumer(Consumer):
     def requeue_waiting(self) -> None:
         """Requeue the waiting messages that no thread of this process would start soon.
 
-        If the worker stops, requeue all.
+        If the worker stops, requeue all waiting messages.
 
         Raises redis.RedisError if this consumer cannot requeue its own messages.
         """

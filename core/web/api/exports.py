@@ -1,4 +1,4 @@
-"""Whole lists of runs as CSV or NDJSON, page by page: the memory stays the same, and each query is short."""
+"""Exports lists of runs as CSV or NDJSON, page by page. So the memory stays bounded, and each query is short."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ router = APIRouter(tags=["Runs"])
 PAGE = 500
 MOST = 1_000_000
 COLUMNS = [name for name in Run.model_fields if name not in {"result", "progress", "cancelled"}]
-#: The beginnings of a text that a spreadsheet would take for a formula.
+#: The characters at the beginning of a text that a spreadsheet would treat as a formula.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 Most = Annotated[int, Query(ge=1, le=MOST)]
 
@@ -31,7 +31,7 @@ Most = Annotated[int, Query(ge=1, le=MOST)]
 def as_csv(
     request: Request, connection: Reading, seen: Seen, chosen: Chosen, limit: Most = 10_000
 ) -> StreamingResponse:
-    """Return runs as CSV, the newest first. A text that looks like a formula begins with an apostrophe."""
+    """Return runs as CSV, the newest first. A text that looks like a formula gets an apostrophe before it."""
     pages = checked(request, connection, seen, chosen, limit)
     return StreamingResponse(map(rows, with_head(pages)), media_type="text/csv")
 
@@ -50,7 +50,7 @@ def as_ndjson(
 
 
 def checked(request: Request, connection: Reading, seen: View, chosen: Selection, limit: int) -> Iterator[list[Run]]:
-    """Return the pages of a list. The errors of its conditions are raised at once, and not within the answer."""
+    """Return the pages of a list. Errors of its conditions are raised at once, and not while the answer is sent."""
     parts = service.of(request)
     listing.chosen_filter(connection, parts.registry, chosen)
     return pages(parts, seen, chosen, limit)
@@ -69,7 +69,7 @@ def pages(parts: Service, seen: View, chosen: Selection, limit: int) -> Iterator
 
 
 def with_head(pages: Iterator[list[Run]]) -> Iterator[list[list[str]]]:
-    """Yield the head of the table, and then each page as rows."""
+    """Yield the header of the table, and then each page as rows."""
     yield [COLUMNS]
     for page in pages:
         yield [[cell(value) for value in run.model_dump(mode="json", include=set(COLUMNS)).values()] for run in page]

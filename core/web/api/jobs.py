@@ -1,4 +1,4 @@
-"""Jobs, their arguments, their slots, and why a job did or did not run."""
+"""Routes for jobs, their arguments and their slots, and for why a job did or did not run."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ def listed(connection: Reading, registry: Jobs, seen: Seen) -> list[Job]:
 
 @router.get("/jobs/{name}")
 def one(name: JobName, connection: Reading, registry: Jobs, caller: Caller) -> Job:
-    """Return one job."""
+    """Return the job of that name."""
     declared = registry.job(name)
     access.check_jobs(connection, caller, [name])
     return jobs.shape(registry, declared, rows.active(connection), history.now(connection))
@@ -38,7 +38,7 @@ def one(name: JobName, connection: Reading, registry: Jobs, caller: Caller) -> J
 
 @router.get("/jobs/{name}/arguments")
 def schema(name: JobName, connection: Reading, registry: Jobs, caller: Caller) -> dict[str, Any]:
-    """Return the JSON Schema of a job's arguments. Secret ones are write-only, and have no default."""
+    """Return the JSON Schema of a job's arguments. Secret arguments are write-only, and have no default."""
     declared = registry.job(name)
     access.check_jobs(connection, caller, [name])
     return arguments.json_schema(declared)
@@ -54,7 +54,7 @@ def of_job(
     before: Annotated[datetime, Query(alias="to")],
     key: Annotated[Key, Query()] = "",
 ) -> Slots:
-    """Return the slots of a job, or of one of its keys, in a span of up to a year; at most 1,000."""
+    """Return at most 1,000 slots of a job, or of one of its keys, in a span of up to a year."""
     access.check_jobs(connection, caller, [name])
     return slots.listed(connection, registry, name, key, after, before)
 

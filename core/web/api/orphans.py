@@ -1,4 +1,4 @@
-"""Orphans: runs that ended because no process had their job, and their adoption."""
+"""Routes for orphans, which are runs that ended because no process had their job, and for their adoption."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ class OfJob(Body):
 
 
 class Adopted(Shape):
-    """How many runs were adopted."""
+    """The number of runs that were adopted."""
 
     runs: int
 
@@ -34,13 +34,13 @@ def listed(
     job: Annotated[Name | None, Query()] = None,
     plugin: Annotated[Name | None, Query()] = None,
 ) -> Orphans:
-    """Return the numbers of orphans, and the newest ones."""
+    """Return the numbers of orphans, and the newest orphans."""
     return orphans.found(connection, registry, job=job, plugin=plugin, view=seen)
 
 
 @router.post("/orphans/adopt")
 def adopt(wanted: OfJob, engine: Ledger, registry: Jobs, caller: Caller) -> Adopted:
-    """Adopt all orphans of a job that is back: they are as they were before."""
+    """Adopt all orphans of a job that is back. Their former states are restored."""
     with engine.connect() as connection:
         (job,) = orphans.adoptable(connection, registry, job=wanted.job, plugin=None)
     return Adopted(runs=orphans.adopt(engine, job, caller))

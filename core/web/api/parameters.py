@@ -1,4 +1,4 @@
-"""Parameters that several routes have. All are bounded, and a text that PostgreSQL cannot hold is refused here."""
+"""Parameters that several routes have. All are bounded, and a text that PostgreSQL cannot store is refused."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ MOST = 200
 
 
 def storable(text: str) -> str:
-    """Return ``text``. Raises ValueError for half a surrogate pair, which is no character."""
+    """Return ``text``. Raises ValueError for half a surrogate pair, which is not a character."""
     text.encode()
     return text
 
@@ -35,7 +35,7 @@ assert set(StateName.__args__) == set(State)  # type: ignore[attr-defined]
 
 
 class Body(BaseModel):
-    """The base of bodies: an unknown field is refused, since it is probably misspelt."""
+    """The base of request bodies. An unknown field is refused, since it is probably misspelt."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ def chosen(
 
 
 def view(connection: Reading, caller: Caller) -> View:
-    """Return what the caller may see."""
+    """Return the jobs and arguments that the caller may see."""
     return access.view(connection, caller)
 
 

@@ -1,4 +1,4 @@
-"""Pauses: the active ones, and how they begin and end."""
+"""Routes that list, begin and end pauses."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -20,7 +20,7 @@ Scope = Annotated[str, Field(pattern=SCOPE, max_length=210, description="everyth
 
 
 class NewPause(Body):
-    """The pause to begin; without ``minutes`` it lasts until it is ended."""
+    """The pause to begin. Without ``minutes`` it lasts until a person ends it."""
 
     scope: Scope
     reason: Words | None = None
@@ -36,7 +36,7 @@ class Paused(Shape):
 
 @router.get("/pauses")
 def listed(connection: Reading, _caller: Caller) -> list[Pause]:
-    """Return the active pauses, oldest first."""
+    """Return the active pauses, the oldest first."""
     return pauses.active(connection)
 
 

@@ -1,4 +1,4 @@
-"""Runs: lists, one in full, why; requests, retries, drops and cancels; and whole lists as CSV or NDJSON."""
+"""Routes for runs: lists, one run in full, its explanation, requests, retries, drops, cancels, and exports."""
 
 from typing import Annotated
 
@@ -28,14 +28,14 @@ class Wanted(Body):
 
 
 class Requested(Shape):
-    """The run that was requested. ``is_new`` is false if the same request had come before, with the same key."""
+    """The run that was requested. ``is_new`` is false if an earlier request with the same key and content exists."""
 
     id: int
     is_new: bool
 
 
 class Reason(Body):
-    """Why, for other people."""
+    """The reason for the action, for other people."""
 
     reason: Words | None = None
 
@@ -61,7 +61,7 @@ def details(run_id: RunId, connection: Reading, registry: Jobs, seen: Seen) -> D
 
 @router.get("/runs/{run_id}/why")
 def story(run_id: RunId, connection: Reading, registry: Jobs, seen: Seen) -> Story:
-    """Explain what became of a run, and why."""
+    """Explain the outcome of a run, and the reason."""
     return why.of_run(connection, registry, run_id, seen)
 
 
@@ -74,7 +74,10 @@ def request(
     response: Response,
     once: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)] = None,
 ) -> Requested:
-    """Request a run of a job, due now. With the same `Idempotency-Key`, the same request counts once within a day."""
+    """Request a run of a job that is due now.
+
+    With the same `Idempotency-Key`, the same request counts once within a day.
+    """
     found = requests.request(engine, registry, wanted.job, caller, key=wanted.key, args=wanted.args, once=once)
     response.headers["Location"] = f"runs/{found.run_id}"
     return Requested(id=found.run_id, is_new=found.is_new)
@@ -82,7 +85,7 @@ def request(
 
 @router.post("/runs/{run_id}/retry")
 def retry(run_id: RunId, engine: Ledger, registry: Jobs, caller: Caller) -> Run:
-    """Retry a dead run: it keeps its id and its attempts, and has all its retries again."""
+    """Retry a dead run. It keeps its id and its attempts, and gets all its retries again."""
     with engine.connect() as connection:
         plan = bulk.plan_retry(connection, registry, Selection(ids=(run_id,)), caller)
     return done(engine, plan)
@@ -98,14 +101,14 @@ def drop(run_id: RunId, engine: Ledger, registry: Jobs, caller: Caller) -> Run:
 
 @router.post("/runs/{run_id}/cancel")
 def cancel(run_id: RunId, engine: Ledger, registry: Jobs, caller: Caller, why: Reason | None = None) -> Run:
-    """Cancel a waiting or running run. A running one cannot commit any more, and ends when its function has left."""
+    """Cancel a waiting or running run. A running run can no longer commit, and ends when its function has returned."""
     with engine.connect() as connection:
         plan = bulk.plan_cancel(connection, registry, Selection(ids=(run_id,)), caller, why=why.reason if why else None)
     return done(engine, plan)
 
 
 def done(engine: Ledger, plan: Plan) -> Run:
-    """Carry out a plan for one run; return the run as it is now. Raises SelectionError if it changed meanwhile."""
+    """Carry out a plan for one run. Return the run in its new state. Raises SelectionError if it changed meanwhile."""
     bulk.carry_out_whole(engine, plan)
     with engine.connect() as connection:
         return bulk.first(connection, plan)[0]

@@ -1,4 +1,6 @@
-"""Schedules made at run time, of keys of jobs. Keys may have any characters, so they are never a part of a path."""
+"""Routes for schedules made at run time, of keys of jobs. Keys may have any characters, so they are never part of a
+path.
+"""
 
 from datetime import timedelta
 from typing import Annotated
@@ -23,7 +25,7 @@ class OfKey(Body):
 
 
 class NewPause(OfKey):
-    """The pause of a schedule; without ``minutes`` it lasts until it is ended."""
+    """The pause of a schedule. Without ``minutes`` it lasts until a person ends it."""
 
     reason: Words | None = None
     minutes: Annotated[int, Field(ge=1, le=366 * 24 * 60)] | None = None
@@ -42,7 +44,7 @@ def listed(
     after: Annotated[Key, Query(description="Only keys that come after this one.")] = "",
     limit: Limit = 50,
 ) -> list[Schedule]:
-    """Return schedules made at run time, by job and key. Those that jobs declare are in `GET /jobs`."""
+    """Return schedules made at run time, by job and key. `GET /jobs` returns the schedules that jobs declare."""
     wanted = Wanted(job, key, paused, backing_off, orphaned, after, limit)
     return [each for each in schedules.found(connection, registry, wanted) if seen.shows(each.job)]
 

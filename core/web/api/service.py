@@ -1,4 +1,4 @@
-"""What the service is made of: queues, workers, limits, releases, plugins; and the audit, and failures."""
+"""Routes for the parts of the service: queues, workers, limits, releases, plugins, the audit, and failures."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -24,13 +24,13 @@ router = APIRouter()
 
 @router.get("/queues", tags=["Queues"])
 def of_queues(connection: Reading, registry: Jobs, seen: Seen) -> list[Queue]:
-    """Return the queues, with how many runs wait and run, and how many workers there are."""
+    """Return the queues, each with its numbers of waiting runs, running runs and workers."""
     return queues.listed(connection, registry, seen)
 
 
 @router.get("/workers", tags=["Workers"])
 def of_workers(connection: Reading, registry: Jobs, seen: Seen) -> Workers:
-    """Return the live processes and what they work on, and those that left in the last 24 hours."""
+    """Return the live processes with their runs, and the processes that left in the last 24 hours."""
     return workers.listed(connection, registry, seen)
 
 
@@ -44,7 +44,7 @@ def of_failures(
 
 @router.get("/limits", tags=["Limits"])
 def of_limits(connection: Reading, caller: Caller, limit: Limit = 50) -> list[LimitUse]:
-    """Return the limits of jobs with their use; those with the most waiting runs come first."""
+    """Return the limits of jobs with their use. The limits with the most waiting runs come first."""
     access.check_unlimited(caller, "the list of limits")
     return limits.listed(connection, limit)
 
@@ -58,7 +58,7 @@ def of_releases(connection: Reading, caller: Caller, limit: Limit = 50) -> list[
 
 @router.get("/releases/difference", tags=["Releases"])
 def difference(connection: Reading, registry: Jobs, caller: Caller) -> Difference:
-    """Return what differs between the jobs that are loaded here and those of the last release that ran."""
+    """Return the differences between the jobs that are loaded here and the jobs of the last release that ran."""
     access.check_unlimited(caller, "the difference of releases")
     return releases.compare(connection, registry)
 

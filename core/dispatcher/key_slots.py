@@ -157,10 +157,10 @@ class JobAccount:
         if self.job.misfire == "latest":
             after_it = [(late, self.windows[place].until)]
             later = [*after_it, *((each.after, each.until) for each in self.windows[place + 1 :] if not each.is_paused)]
-            inserted, left_out = key_slots.keep_newest(
+            inserted, left_out, until = key_slots.keep_newest(
                 self.connection, self.job, self.crons, self.reached, late, oldest=self.now - self.job.grace, later=later
             )
-            self.reached, self.is_stored = late, True
+            self.reached, self.is_stored = until, True
         else:
             until = key_slots.part(self.connection, self.job, self.reached, late)
             inserted, left_out = key_slots.keep_all(

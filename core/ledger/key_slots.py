@@ -137,14 +137,19 @@ SCANNED = f"""
         {FIRST} + ((row.phase - {FIRST}) % {STEP} + {STEP}) % {STEP}, CAST(:last AS bigint), {STEP}) AS due (second)
     WHERE {IS_GOING} AND row.every_seconds IS NOT NULL
 """  # noqa: S608 — constants
+LATER = "unnest(CAST(:later_firsts AS bigint[]), CAST(:later_lasts AS bigint[])) AS later (first, last)"
+#: The row has no slot in a later window; for an interval, and for cron.
+IS_LAST = f"NOT EXISTS (SELECT 1 FROM {LATER} WHERE {between('later.first', 'later.last')} > 0)"  # noqa: S608 — constants
+IS_LAST_OF_CRON = f"""
+    NOT EXISTS (
+        SELECT 1 FROM unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[])) AS other (spec, slot), {LATER}
+        WHERE other.spec = row.spec AND extract(epoch FROM other.slot) + row.phase BETWEEN later.first AND later.last)
+"""  # noqa: S608 — constants
 #: The newest slot of each row in the window, unless it has a slot in a later window.
 NEWEST = f"""
     SELECT {COLUMNS}, to_timestamp(:last - (:last - row.phase) % {STEP}) AS slot
     FROM rota_key_schedules AS row
-    WHERE {IS_GOING} AND row.every_seconds IS NOT NULL AND {between(FIRST, ":last")} > 0
-      AND NOT EXISTS (
-        SELECT 1 FROM unnest(CAST(:later_firsts AS bigint[]), CAST(:later_lasts AS bigint[])) AS later (first, last)
-        WHERE {between("later.first", "later.last")} > 0)
+    WHERE {IS_GOING} AND row.every_seconds IS NOT NULL AND {between(FIRST, ":last")} > 0 AND {IS_LAST}
 """  # noqa: S608 — constants
 CRON = f"""
     SELECT {COLUMNS}, base.slot + row.phase * interval '1 second' AS slot
@@ -220,10 +225,14 @@ PROBING_WITH_CRON = in_time(PROBED, EXTRA, CRON)
 SCANNING_WITH_CRON = in_time(SCANNED, EXTRA, CRON)
 LEAVING_OUT = late(NOTHING)
 #: By the policy ``latest``: the newest slot of each key.
-KEEPING_NEWEST = late(f"""
-    SELECT DISTINCT ON (key) * FROM ({NEWEST} UNION ALL {EXTRA} UNION ALL {CRON}) AS due
+LATEST = f"""
+    SELECT DISTINCT ON (key) *
+    FROM ({NEWEST} UNION ALL {EXTRA} AND {IS_LAST} UNION ALL {CRON} AND {IS_LAST_OF_CRON}) AS due
     WHERE slot >= :oldest ORDER BY key, slot DESC
-""")  # noqa: S608 — constants
+"""  # noqa: S608 — constants
+KEEPING_NEWEST = late(LATEST)
+#: The slot with which the next part of the window begins.
+NEXT_PART = text(f"SELECT slot FROM ({LATEST}) AS found ORDER BY slot OFFSET :most LIMIT 1")  # noqa: S608 — constants
 #: By the policy ``all``: the slots within the grace, and of each key the newest slots up to the cap.
 KEEPING_ALL = late(f"""
     SELECT * FROM ({SCANNED} AND to_timestamp(due.second) > to_timestamp(:now_second - :cap * {STEP})
@@ -324,27 +333,35 @@ def keep_newest(
     until: datetime,
     *,
     oldest: datetime,
-    later: Iterable[tuple[datetime, datetime]],
-) -> tuple[int, int]:
-    """Insert the newest slot of each key in the window, if it is not before ``oldest``.
+    later: Sequence[tuple[datetime, datetime]],
+) -> tuple[int, int, datetime]:
+    """Insert the newest slot of each key in the window, if it is not before ``oldest``; count the others in a gap row.
 
-    Count the other slots in a gap row.
-
-    ``later`` are the windows in which a newer slot may come. Returns both numbers. The watermark moves to the end of
-    the window.
+    ``later`` are the windows in which a newer slot may come. If there are many keys, only a part of the window is
+    accounted for. Returns both numbers, and the end of that part, to which the watermark moves.
     """
-    spans = [(seconds_of(begins) + 1, seconds_of(ends)) for begins, ends in later]
+    ends = max([until, *(end for _, end in later)])
     values = {
         **_values(job, after, until),
-        **found.bases(after, until),
+        **found.bases(after, ends),
         "is_due": True,
         "reason": "outage",
         "oldest": oldest,
-        "later_firsts": [first for first, _ in spans],
-        "later_lasts": [last for _, last in spans],
+        **_spans(later),
     }
+    begins: datetime | None = connection.execute(NEXT_PART, {**values, "most": MOST_LATE}).scalar_one_or_none()
+    if begins is not None:
+        rest = (max(begins - timedelta(seconds=1), after + timedelta(seconds=1)), until)
+        until = min(rest)
+        values |= {"until": until, "last": seconds_of(until), **_spans([rest, *later])}
     row = connection.execute(KEEPING_NEWEST, values).one()
-    return int(row.inserted), int(row.left_out)
+    return int(row.inserted), int(row.left_out), until
+
+
+def _spans(windows: Iterable[tuple[datetime, datetime]]) -> dict[str, list[int]]:
+    """Return windows as the first and last seconds of each, as parameters."""
+    spans = [(seconds_of(begins) + 1, seconds_of(ends)) for begins, ends in windows]
+    return {"later_firsts": [first for first, _ in spans], "later_lasts": [last for _, last in spans]}
 
 
 def keep_all(

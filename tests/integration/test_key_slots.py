@@ -456,6 +456,34 @@ class TestAfterAnOutage:
             assert slots(key) == due_of(row(key), row(key).since, leader.now)[-1:]
         assert gaps() == [(None, "outage", 45)]
 
+    def test_latest_runs_the_newest_slot_of_many_keys_part_by_part(self, outage, gaps, slots, row, monkeypatch):
+        monkeypatch.setattr(key_slots, "MOST_LATE", 20)
+        leader = outage(10 * HOUR, interval=HOUR, misfire="latest", keys=100)
+        inserted = [leader.pass_at(leader.now) for _ in range(10)]
+
+        first = sum(len(slots(str(key))) for key in range(100)) - sum(inserted)
+        assert 0 < first <= 22
+        assert max(inserted) <= 22
+        assert inserted[-1] == 0
+        for key in map(str, range(100)):
+            assert slots(key) == due_of(row(key), row(key).since, leader.now)[-1:]
+        assert sum(count for _, _, count in gaps()) == 900
+
+    def test_latest_runs_one_slot_of_a_key_with_cron_also_if_a_newer_one_is_in_time(
+        self, lead, session, gaps, slots, monkeypatch
+    ):
+        leader = lead(job("poll", keyed=KEYED, misfire="latest")(lambda run: None))
+        put(session, key="cron", cron=cron("* * * * *"), spread=40 * SECOND)
+        put(session, key="spread", cron=cron("* * * * *"))
+        leader.passes(SECOND)
+        leader.is_replaced()
+
+        leader.pass_at(leader.now.replace(second=10) + HOUR)
+
+        assert slots("spread") == [leader.now.replace(second=0)]
+        assert len(slots("cron")) == 1
+        assert leader.now - slots("cron")[0] < MINUTE
+
     def test_latest_runs_nothing_that_is_past_its_grace(self, outage, gaps, slots):
         outage(26 * HOUR, interval=20 * HOUR, misfire="latest", misfire_grace=timedelta(seconds=60), keys=20)
 

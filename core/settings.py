@@ -90,7 +90,7 @@ class Settings(BaseModel):
     """A message is sent again if it left its queue this many seconds ago and its run has not started."""
 
     orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 3600.0
-    """A job that a release had is gone when no live process has had it for this many seconds: its runs are orphaned."""
+    """If no live process has a job for this many seconds, although an earlier release had it, its runs are orphaned."""
 
     redact: Annotated[str, Field(validation_alias=REDACT)] = ""
     """Names of arguments whose values are hidden wherever they are shown or logged, separated by commas."""
@@ -117,7 +117,7 @@ class Settings(BaseModel):
     """The most PostgreSQL connections that a process opens for its jobs; at least its threads plus two."""
 
     reserved_threads: Annotated[str, Field(validation_alias="ROTA_RESERVED_THREADS")] = ""
-    """Threads of each worker process that other queues may not take, such as ``billing=2,mail=1``."""
+    """Numbers of threads of each worker process that are reserved for a queue, such as ``billing=2,mail=1``."""
 
     metrics_host: Annotated[str, Field(validation_alias="ROTA_METRICS_HOST")] = "127.0.0.1"
     """The address on which a worker serves ``/metrics``; by default only this machine can reach it."""

@@ -29,7 +29,7 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(slots=True)
 class PastPauses:
-    """The pauses in one pass. They are read when a slot is late, and read again only for a slot that is even later."""
+    """The pauses since the oldest late slot, in one pass. They are read for a late slot, and again for an older one."""
 
     connection: Connection
     since: datetime | None = None

@@ -55,7 +55,10 @@ def adapters(job: Job) -> Adapters:
 
 
 def declared(job: Job) -> dict[str, dict[str, str]]:
-    """Return the type of each argument of ``job`` and its JSON schema, since different types may read the same."""
+    """Return, for each argument of ``job``, its type as text, a hash of its JSON schema, and its default if it has one.
+
+    The hash tells apart types that have the same text.
+    """
     known = adapters(job)
     parameters = list(inspect.signature(job.function).parameters.values())[1:]
     found = {p.name: _declared(p, known[p.name][0], job.function.__module__) for p in parameters}

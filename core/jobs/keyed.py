@@ -55,7 +55,7 @@ class Keyed:
 
     @property
     def is_frequent(self) -> bool:
-        """Whether the usual interval is so short that slots are not run late by default."""
+        """Whether the default interval, or else ``least``, is short; then ``misfire`` is ``skip`` by default."""
         if isinstance(self.default, Cron):
             return False
         return (self.default.interval if isinstance(self.default, Every) else self.least) < SHORT_INTERVAL

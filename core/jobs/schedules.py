@@ -5,9 +5,9 @@ every host computes the same slots, so a slot can identify a run. The slots of `
 interval since the Unix epoch. The slots of ``cron`` are wall-clock times in its time zone. When clocks change, the
 rules are Debian's:
 
-- A job at fixed times (neither minute nor hour begins with ``*``) runs once for each date and time it names. A time
-  that the clocks skip runs right after the gap, once even if several skipped times fall there; a time that occurs twice
-  runs the first time only.
+- A job at fixed times (neither minute nor hour begins with ``*``) runs once for each date and time of its expression.
+  If the clocks skip one or more of these times, the job runs once, right after the gap. If a time occurs twice, the job
+  runs at its first occurrence only.
 - A job with a wildcard follows the wall clock: it runs in both passes of a repeated hour, and never in a skipped hour.
 
 ``cron_dialect.py`` defines the expressions. CronSim computes their wall-clock times without a zone; this module applies

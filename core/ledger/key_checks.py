@@ -18,8 +18,8 @@ from core.ledger.prepared import Prepared
 
 PAUSED = "paused"
 
-#: Parameters: the run, its token, the process. A slot that was started before continues. The number of the attempt is
-#: reduced by one.
+#: Ends a run as skipped if its schedule was removed or paused, and takes its attempt back. A run that had an attempt
+#: before continues. Parameters: the run, its token, the process.
 CHECK = Prepared(
     "rota_check_schedule",
     ("bigint", "bigint", "bigint"),

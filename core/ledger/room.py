@@ -21,7 +21,7 @@ from core.ledger.models import IS_LIMITED
 #: The most runs that one statement wakes for one name.
 MOST_WOKEN = 500
 
-#: The first run that waits for a name.
+#: The order in which runs wait for a name.
 IN_ORDER = "ORDER BY priority DESC, due_at, id"
 
 #: Parts of a WITH clause: the limits in ``wanted`` that runs wait for, with the declarations of the first of these

@@ -90,7 +90,7 @@ def wake(
 
 
 def parked(connection: Connection, after: Turn, most: int) -> Sequence[Turn]:
-    """Return up to ``most`` jobs and keys with parked runs that come after ``after``, in order."""
+    """Return up to ``most`` pairs of job and key that have parked runs, in order, beginning after ``after``."""
     rows = connection.execute(PARKED_TURNS, {"job": after.job, "key": after.key, "most": most})
     return [Turn(*row) for row in rows]
 

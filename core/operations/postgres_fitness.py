@@ -165,7 +165,7 @@ def statement_pooling(error: BaseException, url: str) -> Check | None:
 
 
 def never(connection: Connection, engine: Engine) -> Iterator[Check]:
-    """Yield the checks that keep a process from starting if they are wrong, since waiting does not help."""
+    """Yield the checks of what waiting does not repair. A process does not start if the outcome of one is ``wrong``."""
     yield encoding(connection)
     yield from never_writes(connection, engine.url)
     yield pooling(connection, engine)

@@ -79,7 +79,7 @@ def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[s
 
 
 def changed_limits(before: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the limits that differ, in words. A limit that a release does not have is None."""
+    """Return each limit that differs, as the last release declares it and as it is declared here, or None."""
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
     return {f"limit {name}": [size_in_words(before.get(name)), size_in_words(here.get(name))] for name in names}
 
@@ -94,7 +94,7 @@ def size_in_words(numbers: Mapping[str, float] | None) -> str | None:
 
 
 def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the arguments that differ, in words. An argument that a release does not have is None."""
+    """Return each argument that differs, as the last release declares it and as it is declared here, or None."""
     if before is None:
         return {}
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))

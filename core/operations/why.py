@@ -241,11 +241,15 @@ def unrecorded(scene: Scene, slot: datetime) -> list[str]:
     if slot > mark.accounted_until:
         late = scene.now - mark.accounted_until
         waiting = f"{said} is not on record yet: its slots are accounted for until {scene.at(mark.accounted_until)}"
-        policy = f"Once a worker runs, misfire={scene.job.misfire!r} decides within {span(scene.job.misfire_grace)}."
+        grace = span(scene.job.misfire_grace)
+        policy = (
+            f"Once a worker runs, misfire={scene.job.misfire!r} decides whether it runs, if it is at most {grace} late."
+        )
         return [f"{waiting}, {span(late)} ago.", *alarms(scene), policy]
     if first is None or slot < first:
         since = f"the oldest one on record is {scene.at(first)}" if first else "none of its slots is on record"
-        return [f"{said} is not on record; {since}. Its accounting began later, or the run was pruned since."]
+        cause = "The slots of this schedule are recorded since a later time, or its run was pruned"
+        return [f"{said} is not on record; {since}. {cause}."]
     if mark.spec != str(scene.job.schedule):
         return [f"{said} is not on record: the schedule was {mark.spec!r} when slots were last accounted for."]
-    return [f"{said} is not on record: this schedule was not in force then, or the run was pruned since."]
+    return [f"{said} is not on record: this schedule was not in force then, or its run was pruned."]

@@ -22,7 +22,7 @@ NO_TELEMETRY: TelemetryConfig = {
 
 
 def make(service: Service) -> FastAPI:
-    """Return the routes, on the parts of ``service``.
+    """Return the application with its routes, which use ``service``.
 
     FastAPI's pages of documentation are left out, since they load scripts from other servers.
     """

@@ -131,7 +131,7 @@ NEXT = {404: "GET /api/v1/openapi.json lists the addresses", 405: "see the heade
 
 
 def install(app: FastAPI) -> None:
-    """Let ``app`` answer every error with a problem. The envelope logs errors that are not expected."""
+    """Make ``app`` answer every error with an RFC 9457 problem. ``Envelope`` logs unexpected errors."""
     for known in KINDS:
         app.add_exception_handler(known, refused)
     app.add_exception_handler(DBAPIError, of_database)

@@ -45,7 +45,7 @@ def cancel_task(session: Session, task_id: int, now: datetime) -> bool:
 def cancel_expired(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
     """Cancel every open task whose deadline is not after ``now``, and notify each owner once, batch by batch.
 
-    Count the cancelled tasks.
+    Return the number of cancelled tasks.
     """
 
     def cancel_batch(ids: Sequence[int]) -> dict[str, int]:

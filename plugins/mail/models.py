@@ -70,8 +70,8 @@ class Account(Base):
     """A mailbox: one folder of one user of one server.
 
     ``secret`` is the name of the password or of the client's secret. ``auth_failures`` is the number of log-ins in a
-    row that the server has refused. No poll connects before ``postponed_until``, since the server was busy
-    ``postponements`` times in a row.
+    row that the server has refused. ``postponements`` is how often in a row the server was busy. Because
+    of that, no poll connects before ``postponed_until``.
     """
 
     __tablename__ = "mail_accounts"

@@ -286,8 +286,9 @@ class Poll:
         return row is not None
 
     def _record(self, numbered: Numbering, listed: Listed, outcome: Outcome) -> None:
-        """Write the row, the mark and the request in one transaction, unless the account has changed since the poll
-        began.
+        """Write the message's row, advance the high-water mark and request the processing, in one transaction.
+
+        If the account has changed since the poll began, write nothing, and end the poll.
         """
         session = self.run.session
         if not messages.hold(session, self.mailbox):

@@ -58,7 +58,7 @@ class StoreCheck:
         """Delete the objects that are marked for deletion, and then their marks."""
         asked = select(Deletion.storage_key).where(Deletion.storage_key.startswith(account_prefix(self.account_id)))
         while keys := self.session.scalars(asked.limit(BATCH)).all():
-            self.checkpoint(self.counts)  # no connection is held while the job waits for the store
+            self.checkpoint(self.counts)  # no transaction stays open while the store works
             self.store.delete(keys)
             self.session.execute(delete(Deletion).where(Deletion.storage_key.in_(keys)))
         self.checkpoint(self.counts)

@@ -229,8 +229,8 @@ ANY_SUCCESS = "SELECT 1 FROM rota_runs WHERE job = :job AND state = 'succeeded' 
 
 
 @pytest.mark.parametrize("job", ["touch", "nothing"])
-def test_short_runs_survive_the_death_of_a_worker_amid_thousands(make_fleet, job):
-    """What was claimed ahead and what was done and not recorded alike: all end, and each has one effect."""
+def test_thousands_of_short_runs_survive_the_death_of_a_worker(make_fleet, job):
+    """Runs that were claimed ahead end, and so do runs that were done but not recorded; each has one effect."""
     fleet = make_fleet(jobs="touch,nothing")
     killed = fleet.worker(processes=2)
     run_ids = fleet.request(job, count=12_000)

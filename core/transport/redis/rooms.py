@@ -12,7 +12,8 @@ import redis
 from core.ledger.carrier import MOST_URGENT, MOST_WAITING
 from core.transport.redis.queues import Queues
 
-#: Fewer messages than this are sent without asking, if the queue was not longer when this process last sent some.
+#: Up to this many messages are sent without asking Redis for the window, if the queue had at most this many messages
+#: when this process last sent to it.
 FEW = 16
 #: How long an answer is used, in seconds, and how long the process does not ask again after an error.
 USED_SECONDS = 0.25

@@ -6,7 +6,7 @@ RUN python -m venv /opt/rota
 ENV PATH=/opt/rota/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 # What changes rarely comes first: the dependencies are a layer of their own.
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['mail'], sep='\n')" \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['mail'], *p['optional-dependencies']['web'], sep='\n')" \
         > requirements.txt \
     && pip install -r requirements.txt -c constraints.txt
 COPY README.md LICENSE ./
@@ -21,5 +21,5 @@ COPY --from=build /opt/rota /opt/rota
 ENV PATH=/opt/rota/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /opt/rota
 USER rota
-EXPOSE 9191
+EXPOSE 9190 9191
 CMD ["rota", "worker"]

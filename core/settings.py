@@ -140,6 +140,9 @@ class Settings(BaseModel):
     web_token: Annotated[SecretStr | None, Field(validation_alias="ROTA_WEB_TOKEN")] = None
     """A token of an admin that is valid without an entry in the ledger, of at least 32 characters."""
 
+    web_legacy: Annotated[bool, Field(validation_alias="ROTA_WEB_LEGACY")] = True
+    """Whether `rota web` also answers at the addresses of the systems that Rota replaces."""
+
     @field_validator("web_token")
     @classmethod
     def _web_token(cls, value: SecretStr | None) -> SecretStr | None:

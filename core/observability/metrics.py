@@ -118,6 +118,10 @@ def _made() -> Any:
             multiprocess_mode="livesum",
         ),
         recycled=Counter("rota_processes_recycled", "Processes that asked to be replaced", ["reason"]),
+        web_requests=Histogram(
+            "rota_web_requests_seconds", "How long requests over HTTP took", ["route", "code"], buckets=DURATIONS
+        ),
+        web_refused=Counter("rota_web_refused", "Refused callers of the HTTP service", ["code"]),
         log_dropped=Counter("rota_log_lines_dropped", "Log lines dropped because their reader was too slow"),
         plugins=Gauge(
             "rota_plugin_up", "1 if the plugin is loaded, 0 if it is broken", ["plugin"], multiprocess_mode="livemax"
@@ -269,3 +273,13 @@ def plugin(name: str, *, is_up: bool) -> None:
 def idle_in_transaction(job: str) -> None:
     """Count a transaction of a run that stays idle."""
     _metrics().idle_transactions.labels(job).inc()
+
+
+def web_request(route: str, code: int, seconds: float) -> None:
+    """Observe a request over HTTP; ``route`` has no values, so that there are few series."""
+    _labelled("web_requests", route, str(code)).observe(seconds)
+
+
+def web_refused(code: str) -> None:
+    """Count a caller who was refused."""
+    _labelled("web_refused", code).inc()

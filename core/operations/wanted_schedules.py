@@ -49,6 +49,15 @@ def sync(engine: Engine, registry: Registry, job: str, actor: Actor, *, most_rem
     return in_snapshot(engine, work)
 
 
+def sync_plugin(engine: Engine, registry: Registry, plugin: str, actor: Actor) -> dict[str, Synced]:
+    """Sync the schedules of all jobs of ``plugin`` that have any. Raises the errors of ``sync``, and PluginError."""
+    access.check(actor, "schedules sync")
+    jobs = [job.name for job in registry.keyed() if registry.owners[job.name].name == plugin]
+    if not jobs:
+        raise PluginError(f"the plugin {plugin!r} is not loaded here, or none of its jobs has schedules for keys")
+    return {job: sync(engine, registry, job, actor) for job in jobs}
+
+
 def compare(engine: Engine, registry: Registry, job: str, *, most_removed: float = 0.5) -> Difference:
     """Return what ``sync`` would change; nothing is changed. Raises its errors."""
 

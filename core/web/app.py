@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from core.web import api, health, login, openapi, problems
+from core.web import api, health, legacy, login, metrics, openapi, problems
 from core.web.envelope import Envelope
 from core.web.service import Service
 
@@ -21,8 +21,8 @@ NO_TELEMETRY: TelemetryConfig = {
 }
 
 
-def make(service: Service) -> FastAPI:
-    """Return the application with its routes, which use ``service``.
+def make(service: Service | None) -> FastAPI:
+    """Return the application with its routes, which use ``service``; with None, only its document can be used.
 
     FastAPI's pages of documentation are left out, since they load scripts from other servers.
     """
@@ -40,7 +40,10 @@ def make(service: Service) -> FastAPI:
     app.include_router(health.router)
     app.include_router(login.router)
     app.include_router(openapi.router)
+    app.include_router(metrics.router)
     app.include_router(api.router)
+    if service is None or service.configured.web_legacy:
+        app.include_router(legacy.router)
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]  # FastAPI's own way to change it
     return app
 

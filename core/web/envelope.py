@@ -2,11 +2,13 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core.observability import metrics
 from core.observability.events import WebFailed, emit
 from core.web import problems
 
@@ -46,8 +48,12 @@ class Envelope:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
-        scope = self._addressed(scope)
+        scope, began = self._addressed(scope), time.monotonic()
         answer = Answer(send, {**HEADERS, "X-Request-Id": scope["state"]["request_id"]})
+        await self._answered(scope, receive, answer)
+        metrics.web_request(route_of(scope), answer.status, time.monotonic() - began)
+
+    async def _answered(self, scope: Scope, receive: Receive, answer: "Answer") -> None:
         if is_of_health(scope):
             await self._guarded(scope, receive, answer)
             return
@@ -111,10 +117,13 @@ class Answer:
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
         self._headers = headers
+        #: 499 if the client has gone before the answer, as nginx has it.
+        self.status = 499
 
     async def __call__(self, message: Message) -> None:
         """Send one message."""
         if message["type"] == "http.response.start":
+            self.status = int(message["status"])
             self._add_headers(message)
         await self._send(message)
 
@@ -158,5 +167,12 @@ def is_of_health(scope: Scope) -> bool:
 
 
 def route_of(scope: Scope) -> str:
-    """Return the path of the route, such as ``/api/v1/runs/{run_id}``. The values in the path may be personal data."""
-    return str(getattr(scope.get("route"), "path", "(none)"))
+    """Return the route that was found, such as ``/api/v1/runs/{run_id}``; values in its path may be personal data.
+
+    The route itself may lack the beginning of the path, which has no values.
+    """
+    found = getattr(scope.get("route"), "path", None)
+    if found is None:
+        return "(none)"
+    segments, known = str(scope["path"]).removeprefix(scope["root_path"]).split("/"), str(found).split("/")[1:]
+    return "/".join([*segments[: -len(known)], *known])

@@ -32,6 +32,7 @@ from core.errors import (
     UnknownJob,
     UnknownRun,
 )
+from core.observability import metrics
 from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
 from core.web.refusals import CrossOrigin, TooManyWrites
@@ -169,6 +170,7 @@ def refused(request: Request, error: Exception) -> Response:
     kind = next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
     if kind.status in LOGGED:
         address = request.client.host if request.client else ""
+        metrics.web_refused(kind.code)
         emit(WebRefused(request.method, request.url.path, kind.code, address, request.scope["state"]["request_id"]))
     return answer(request.scope, kind, str(error), headers=HEADERS.get(kind.status))
 

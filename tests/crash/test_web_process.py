@@ -151,6 +151,7 @@ def test_it_ends_within_a_second_with_connections_open(make_fleet):
     assert (status, seconds < STOPS_WITHIN) == (0, True), seconds
     assert "web.serving" in fleet.logs()
     assert "web.stopping" in fleet.logs()
+    assert fleet.start("rota", "web", "--check", ROTA_WEB_PORT=web.port).wait(30) == 1
 
 
 def test_an_occupied_port_is_a_clear_error(make_fleet):

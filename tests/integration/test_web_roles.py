@@ -40,11 +40,17 @@ BODIES = {
     ("post", "/api/v1/schedules/pause"): {"job": "close-day", "key": "1"},
     ("post", "/api/v1/schedules/resume"): {"job": "close-day", "key": "1"},
     ("post", "/api/v1/orphans/adopt"): {"job": "close-day"},
+    ("post", "/api/v1/schedules/sync"): {"job": "close-day"},
+    ("post", "/api/v1/reconcile"): None,
+    ("post", "/admin/celery/tasks/sync"): None,
+    ("post", "/admin/celery/tasks/{run_id}/retry"): None,
+    ("post", "/admin/email-worker/sync"): None,
     ("post", "/api/v1/tokens"): {"name": "new"},
     ("delete", "/api/v1/tokens/{name}"): None,
 }
 #: The least role of each route, if it is not that of its method.
-NEEDS = dict.fromkeys([("get", "/api/v1/tokens"), *(each for each in BODIES if "tokens" in each[1])], "admin")
+FOR_ADMINS = {"/api/v1/tokens", "/api/v1/tokens/{name}", "/api/v1/schedules/sync", "/admin/email-worker/sync"}
+NEEDS = dict.fromkeys([route for route in ROUTES if route[1] in FOR_ADMINS], "admin")
 
 
 @job("close-day", queue="billing", schedule=every(hours=1))

@@ -45,8 +45,8 @@ def span(words: str) -> float:
 
 class TestCompose:
     def test_has_every_role(self):
-        assert set(SERVICES) == {"postgres", "redis", "migrate", "worker", "scheduler"}
-        assert set(OURS) == {"migrate", "worker", "scheduler"}
+        assert set(SERVICES) == {"postgres", "redis", "migrate", "worker", "scheduler", "web"}
+        assert set(OURS) == {"migrate", "worker", "scheduler", "web"}
 
     @pytest.mark.parametrize("name", SERVICES)
     def test_every_variable_is_a_setting(self, name):
@@ -72,7 +72,7 @@ class TestCompose:
     def test_no_password_is_written_down(self):
         text = (ROOT / "docker-compose.yml").read_text()
 
-        for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"):
+        for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "ROTA_WEB_TOKEN"):
             assert set(re.findall(rf"\$\{{{name}\W.", text)) == {f"${{{name}:?"}
 
     @pytest.mark.parametrize("name", SERVICES)
@@ -107,6 +107,17 @@ class TestCompose:
         assert OURS["worker"]["expose"] == [OURS["worker"]["environment"]["ROTA_METRICS_PORT"]]
         assert OURS["worker"]["environment"]["ROTA_METRICS_HOST"] == "0.0.0.0"
         assert "ports" not in OURS["worker"]
+
+    def test_the_http_service_can_be_reached_from_this_machine_alone(self):
+        web = OURS["web"]
+
+        port = web["environment"]["ROTA_WEB_PORT"]
+        assert web["ports"] == [f"127.0.0.1:{port}:{port}"]
+        assert web["environment"]["ROTA_WEB_HOST"] == "0.0.0.0"
+        assert {"ROTA_WEB_TOKEN"} <= set(web["environment"])  # without a token it refuses to start
+
+    def test_the_image_has_what_the_http_service_needs(self):
+        assert "p['optional-dependencies']['web']" in "\n".join(DOCKERFILE)
 
     def test_redis_keeps_what_it_has(self):
         command = " ".join(SERVICES["redis"]["command"])

@@ -8,7 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from core.operations import schedules
+from core.key_schedules import Synced as Done
+from core.operations import schedules, wanted_schedules
+from core.operations.json_shape import Shape
 from core.operations.schedules import Schedule, Wanted
 from core.web.api.ledger import Jobs, Ledger, Reading
 from core.web.api.parameters import Body, Key, Limit, Name, Seen, Words
@@ -22,6 +24,26 @@ class OfKey(Body):
 
     job: Name
     key: Key
+
+
+class OfJob(Body):
+    """The job whose schedules are synced."""
+
+    job: Name
+
+
+class Synced(Shape):
+    """How many schedules of a job were added, changed and removed."""
+
+    job: str
+    added: int
+    changed: int
+    removed: int
+
+    @classmethod
+    def of(cls, job: str, done: Done) -> "Synced":
+        """Return the outcome of a sync."""
+        return cls(job=job, added=done.added, changed=done.changed, removed=done.removed)
 
 
 class NewPause(OfKey):
@@ -60,3 +82,9 @@ def pause(wanted: NewPause, engine: Ledger, caller: Caller) -> None:
 def resume(wanted: OfKey, engine: Ledger, caller: Caller) -> None:
     """End the pause of a key's schedule, and its back-off."""
     schedules.resume(engine, wanted.job, wanted.key, caller)
+
+
+@router.post("/schedules/sync")
+def sync(wanted: OfJob, engine: Ledger, registry: Jobs, caller: Caller) -> Synced:
+    """Give a job the schedules that its plugin wants for its keys. For admins."""
+    return Synced.of(wanted.job, wanted_schedules.sync(engine, registry, wanted.job, caller))

@@ -7,15 +7,16 @@ from fastapi import APIRouter, Query
 
 from core.ledger import history
 from core.ledger.audit import Action
-from core.operations import access, audit, failures, limits, plugins, queues, releases, times, workers
+from core.operations import access, audit, failures, limits, plugins, queues, reconcile, releases, times, workers
 from core.operations.audit import Entry
 from core.operations.failures import Failures
 from core.operations.limits import LimitUse
 from core.operations.plugins import Plugin
 from core.operations.queues import Queue
+from core.operations.reconcile import Reconciled
 from core.operations.releases import Difference, ReleaseSeen
 from core.operations.workers import Workers
-from core.web.api.ledger import Jobs, Reading
+from core.web.api.ledger import Changing, Jobs, Reading
 from core.web.api.parameters import Limit, Name, Seen, Time
 from core.web.callers import Caller
 
@@ -84,3 +85,9 @@ def of_audit(
     access.check_unlimited(caller, "the audit")
     after = times.past(since, history.now(connection), "since")
     return audit.newest(connection, actor=actor, action=action, since=after, limit=limit, before=before)
+
+
+@router.post("/reconcile", tags=["Queues"])
+def look_now(connection: Changing, registry: Jobs, caller: Caller) -> Reconciled:
+    """Let the leading dispatcher look at once for due runs, lost messages and dead processes."""
+    return reconcile.look_now(connection, registry, caller)

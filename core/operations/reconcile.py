@@ -1,0 +1,36 @@
+"""Asks the leading dispatcher to look at once: for due runs, lost messages and dead processes."""
+
+from sqlalchemy import Connection, text
+
+from core.jobs.registry import Registry
+from core.ledger import history
+from core.ledger.audit import Actor
+from core.ledger.runs import DUE_CHANNEL
+from core.operations import access, queues
+from core.operations.json_shape import Shape
+
+
+class Reconciled(Shape):
+    """The dispatcher was asked, and the numbers of runs at that moment, as far as they are counted."""
+
+    #: Whether a dispatcher leads. Without one nobody looks.
+    is_dispatching: bool
+    due: int
+    later: int
+    sent: int
+    running: int
+
+
+def look_now(connection: Connection, registry: Registry, actor: Actor) -> Reconciled:
+    """Wake the dispatcher when the caller's transaction commits. Raises Forbidden."""
+    access.require(actor, "operator", "a look of the dispatcher")
+    access.check_unlimited(actor, "a look of the dispatcher")
+    found = queues.listed(connection, registry)
+    connection.execute(text(f"NOTIFY {DUE_CHANNEL}"))
+    return Reconciled(
+        is_dispatching=history.is_dispatching(connection),
+        due=sum(queue.due for queue in found),
+        later=sum(queue.later for queue in found),
+        sent=sum(queue.sent for queue in found),
+        running=sum(queue.running for queue in found),
+    )

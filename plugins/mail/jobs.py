@@ -66,7 +66,9 @@ def delete_mail_account(run: Run, account_id: int) -> dict[str, int]:
 
 @processing_job("check-mail-store", schedule=cron("15 4 * * sun", tz="Europe/London"))
 def check_mail_store(run: Run) -> dict[str, int]:
-    """Request a comparison of objects and messages for each account."""
+    """Request a comparison of objects and messages for each account, if there is a store."""
+    if MailSettings.current().store is None:
+        return {"accounts": 0}
     account_ids = store_check.accounts_to_check(run.session, store(), checkpoint=run.checkpoint)
     args = [{"account_id": account_id} for account_id in account_ids]
     enqueue_many(run.session, CHECK_ACCOUNT, args, keys=map(str, account_ids))

@@ -141,3 +141,9 @@ def test_a_store_that_is_away_deletes_nothing_and_reports_nothing(stored_mail, r
 
     assert run.state == "retrying"
     assert "without_object" not in caplog.text
+
+
+def test_without_a_store_there_is_nothing_to_check(run_job, configure):
+    configure(store="")
+
+    assert run_job(check_mail_store).result == {"accounts": 0}

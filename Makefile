@@ -36,8 +36,10 @@ help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(READY)  ## Start everything here, with sample data; Ctrl-C stops it
-	@mkdir -p .rota/uploads
-	@ROTA_MAINTENANCE_UPLOAD_ROOT="$(CURDIR)/.rota/uploads" exec $(BIN)/rota up --also "$(BIN)/python -m plugins.customer_service.simulation"
+	@mkdir -p .rota/uploads .rota/mail
+	@ROTA_MAINTENANCE_UPLOAD_ROOT="$(CURDIR)/.rota/uploads" \
+		ROTA_MAIL_STORE="file://$(CURDIR)/.rota/mail" MAIL_SECRET_SIMULATED=simulated exec $(BIN)/rota up \
+		--also "$(BIN)/python -m plugins.customer_service.simulation" --also "$(BIN)/python -m plugins.mail.simulation"
 
 check: $(READY)  ## Format, lint, spelling, types and unit tests: quick
 	$(BIN)/ruff format --check .

@@ -244,6 +244,7 @@ def test_make_run_works_in_a_folder_whose_name_has_a_space():
 
             assert (folder / ".rota" / "uploads").is_dir()
             assert up.of("plugins.customer_service.simulation")
+            assert up.of("plugins.mail.simulation")
             up.type(CTRL_C)
             up.wait_until_gone()
         finally:

@@ -196,6 +196,8 @@ def _columns(parts: Mapping[str, Any]) -> dict[str, Any]:
     columns = {name: value for name, value in parts.items() if name != "every"}
     if "host" in columns:
         columns["host"] = columns["host"].lower()
+    if columns.get("folder", "").upper() == "INBOX":  # the one name that has no case (RFC 9051, section 5.1)
+        columns["folder"] = "INBOX"
     if "every" in parts:
         columns["poll_seconds"] = int(parts["every"].total_seconds())
     return columns

@@ -92,6 +92,7 @@ def test_all_that_is_wrong_is_told_at_once(session: Session):
     [
         ("ann", {"username": "bob"}, r"there is an account 'ann' already; choose another name, or change that account"),
         ("bob", {}, r"account 'ann' polls this mailbox already; change that account"),
+        ("bob", {"folder": "Inbox"}, r"account 'ann' polls this mailbox already; change that account"),
         ("bob", {"host": "IMAP.Example.org"}, r"account 'ann' polls this mailbox already; change that account"),
     ],
 )

@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+import tracemalloc
 
 import pytest
 from mail_world import Mailroom
@@ -327,3 +328,34 @@ def test_a_password_is_in_no_table_error_or_line_of_the_log(mailroom: Mailroom, 
     assert "ann@example.org" not in caplog.text + str(run.error)
     dumped = mailroom.session.execute(text("SELECT CAST(mail_accounts AS text) FROM mail_accounts")).scalars().all()
     assert password not in str(dumped)
+
+
+def test_a_store_that_is_away_loses_nothing(mailroom: Mailroom):
+    mailroom.server.inbox.fill(2)
+    account_id = mailroom.add()
+    store = mailroom.folder / "store"
+    store.rename(mailroom.folder / "elsewhere")
+    run = mailroom.poll(account_id)
+    assert (run.state, list(mailroom.messages())) == ("retrying", [])
+    (mailroom.folder / "elsewhere").rename(store)
+
+    mailroom.again(run)
+
+    assert mailroom.states() == {1: "stored", 2: "stored"}
+    assert len(mailroom.objects()) == 2
+
+
+def test_a_large_message_takes_little_memory(mailroom: Mailroom):
+    size = 31 * 1024 * 1024
+    mailroom.server.inbox.messages = {1: mail(1, size)}
+    account_id = mailroom.add()
+
+    tracemalloc.start()
+    try:
+        mailroom.poll(account_id)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert [each.size for each in mailroom.messages()] == [size]
+    assert peak < 10 * 1024 * 1024, "the server of the test included"

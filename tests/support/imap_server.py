@@ -77,6 +77,7 @@ class ImapServer(socketserver.ThreadingTCPServer):
         self.tokens: set[str] = set()
         self.script: Script = lambda command, arguments: None
         self.greeting = b"* OK ready\r\n"
+        #: How long each command, and the greeting, is waited for, in seconds.
         self.delay = 0.0
         self.commands: list[str] = []
         self.logins = 0
@@ -108,6 +109,7 @@ class Session(socketserver.StreamRequestHandler):
             self.server.connections += 1
         if self.server.context is not None:
             self.encrypt(self.server.context)
+        time.sleep(self.server.delay)
         self.send(self.server.greeting)
         with suppress(ConnectionError, ssl.SSLError):
             try:
@@ -127,8 +129,6 @@ class Session(socketserver.StreamRequestHandler):
         self.connection.close()
 
     def send(self, data: bytes) -> None:
-        if self.server.delay:
-            time.sleep(self.server.delay)
         self.wfile.write(data)
 
     def answer(self, line: str) -> None:
@@ -137,6 +137,7 @@ class Session(socketserver.StreamRequestHandler):
         tag, uid, command, arguments = found[1], bool(found[2]), found[3].upper(), found[4] or ""
         shown = "" if command in {"LOGIN", "AUTHENTICATE"} else arguments
         self.server.commands.append(f"{'UID ' if uid else ''}{command} {shown}".strip())
+        time.sleep(self.server.delay)
         own = self.server.script(command, arguments)
         if own is not None:
             self.send(own.replace(b"TAG", tag.encode()))

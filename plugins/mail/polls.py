@@ -8,17 +8,14 @@ transaction is open while the poll waits for the network.
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import IO, Any
 
 from imapclient import IMAPClient
-from sqlalchemy import func
-from sqlalchemy.orm import Session
 
-from core import Run, pause_schedule
-from plugins.mail import messages, renumbering, tokens
+from core import Run
+from plugins.mail import consequences, messages, renumbering, tokens
 from plugins.mail.accounts import POLL, URGENT
-from plugins.mail.errors import ConnectionCut, LoginGivenUp, LoginRefused, MessageFailed, ServerBusy
+from plugins.mail.errors import ConnectionCut, LoginRefused, MessageFailed, ServerBusy
 from plugins.mail.imap import body, folder
 from plugins.mail.imap.answers import explained
 from plugins.mail.imap.connection import connected
@@ -30,13 +27,10 @@ from plugins.mail.secrets import secret
 from plugins.mail.settings import MailSettings
 from plugins.mail.store import Store, message_key, open_store
 
-#: After this many refused log-ins in a row, no log-in is tried until a person acts. Providers ban clients at about ten.
-MOST_REFUSALS = 3
 #: A message is given up after this many answers without the message.
 MOST_ATTEMPTS = 3
 #: A message is given up after this many lost connections, which may be the network's fault and not the message's.
 MOST_CUTS = 10
-SHORTEST_POSTPONEMENT, LONGEST_POSTPONEMENT = timedelta(minutes=1), timedelta(hours=1)
 PROCESS = "process-email"
 
 
@@ -62,9 +56,9 @@ def poll(run: Run, account_id: int) -> dict[str, Any]:
         with connected(polled.mailbox, _credentials(run, polled)) as client:
             return Poll(run, client, store, polled).work()
     except LoginRefused as error:
-        raise _refused(run, polled, error) from None
+        raise consequences.count_refusal(run, account_id, error) from None
     except ServerBusy as error:
-        return _postpone(run, polled, error)
+        return consequences.postpone(run, account_id, error)
 
 
 def _begin(run: Run, account_id: int) -> Polled | str:
@@ -92,40 +86,6 @@ def _credentials(run: Run, polled: Polled) -> Credentials:
     if polled.auth == Auth.PASSWORD:
         return Credentials(password=secret(str(polled.secret)))
     return Credentials(access_token=tokens.access_token(run, polled.mailbox.account_id))
-
-
-def _refused(run: Run, polled: Polled, error: LoginRefused) -> LoginRefused:
-    """Count a refused log-in, and stop polling at the third in a row. Return the error to raise."""
-    account = _locked(run.session, polled.mailbox.account_id)
-    if account is None:
-        return error
-    account.auth_failures += 1
-    is_over = account.auth_failures >= MOST_REFUSALS or isinstance(error, LoginGivenUp)
-    if is_over and account.state == AccountState.ACTIVE:
-        account.state, account.reason = AccountState.AUTH_FAILED, str(error)
-        run.session.flush()
-        pause_schedule(run.session, POLL, key=run.key, reason=str(error))
-    run.checkpoint()
-    if not is_over:
-        return error
-    return LoginGivenUp(f"{error}; it is not polled until its credentials are changed, or `rota mail resume`")
-
-
-def _postpone(run: Run, polled: Polled, error: ServerBusy) -> dict[str, Any]:
-    """Postpone polls, for longer each time, since the server asked for that. This is not a failure."""
-    account = _locked(run.session, polled.mailbox.account_id)
-    if account is None:
-        return {"skipped": "unknown account"}
-    wait = min(SHORTEST_POSTPONEMENT * 2 ** min(account.postponements, 10), LONGEST_POSTPONEMENT)
-    account.postponements += 1
-    account.postponed_until = func.now() + wait
-    run.checkpoint()
-    run.log.warning("mailbox.postponed", account=polled.mailbox.account_id, seconds=wait.seconds, reason=str(error))
-    return {"postponed_seconds": int(wait.total_seconds()), "reason": str(error)}
-
-
-def _locked(session: Session, account_id: int) -> Account | None:
-    return session.get(Account, account_id, populate_existing=True, with_for_update=True)
 
 
 @dataclass(slots=True)
@@ -175,8 +135,8 @@ class Poll:
         numbered = messages.numbering(session, self.mailbox)
         if numbered is None and messages.hold(session, self.mailbox):
             numbered = messages.begin(session, self.mailbox, opened.uidvalidity)
-        if self.polled.has_trouble and (account := _locked(session, self.mailbox.account_id)) is not None:
-            account.auth_failures = account.postponements = 0
+        if self.polled.has_trouble:
+            consequences.forget_troubles(session, self.mailbox.account_id)
         self.run.checkpoint()
         if numbered is not None and numbered.uidvalidity != opened.uidvalidity:
             return renumbering.renumber(self.run, self.client, self.mailbox, opened, numbered)

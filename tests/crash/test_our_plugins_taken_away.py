@@ -24,8 +24,8 @@ EVERYTHING = dict.fromkeys(FOLDERS, "loaded")
 WAYS = ("uninstalled", "disabled", "broken")
 LONGEST = 60
 REQUEST = text("""
-    INSERT INTO rota_runs (job, queue, key, exclusive) SELECT job, :queue, :key, false FROM unnest(:jobs) AS job
-    RETURNING id
+    INSERT INTO rota_runs (job, queue, key, exclusive)
+    SELECT job, queue, :key, false FROM unnest(:jobs, :queues) AS _ (job, queue) RETURNING id
 """)
 #: Jobs that the business retired, but that the old system's second scheduler still ran.
 #: A release that had the retired jobs, of a plugin that was uninstalled.
@@ -58,8 +58,9 @@ class Marketplace(Service):
         """Have every job of theirs run once."""
         ids: list[int] = []
         with self.fleet.engine.begin() as connection:
-            for name in FOLDERS:  # each has one queue, of its own name
-                values = {"queue": name, "key": key, "jobs": sorted(jobs_of(name))}
+            for name in FOLDERS:
+                jobs = sorted(jobs_of(name))
+                values = {"key": key, "jobs": jobs, "queues": [queue_of(job) for job in jobs]}
                 ids += connection.execute(REQUEST, values).scalars()
         return ids
 
@@ -120,6 +121,11 @@ def jobs_of(name: str) -> set[str]:
     return {job.name for job in loading.current() if owners[job.name].name == name and not needs_arguments(job)}
 
 
+def queue_of(job: str) -> str:
+    """The queue of a job, as the environment that runs the tests has it."""
+    return loading.current().job(job).queue
+
+
 def needs_arguments(job: Job) -> bool:
     _, *parameters = inspect.signature(job.function).parameters.values()
     return any(each.default is inspect.Parameter.empty for each in parameters)
@@ -135,12 +141,16 @@ def owners(jobs: Iterable[str]) -> set[str]:
 def make_marketplace(make_plain_service, tmp_path):
     """A service with every plugin of this repository.
 
-    The settings of ``maintenance`` stay in the environment all the while, as they would in a unit file.
+    The settings of ``mail`` and ``maintenance`` stay in the environment all the while, as they would in a unit file.
     """
 
     def make(**options) -> Marketplace:
-        (tmp_path / "uploads").mkdir()
-        environ = {"ROTA_MAINTENANCE_UPLOAD_ROOT": str(tmp_path / "uploads")}
+        for folder in ("uploads", "mail"):
+            (tmp_path / folder).mkdir()
+        environ = {
+            "ROTA_MAINTENANCE_UPLOAD_ROOT": str(tmp_path / "uploads"),
+            "ROTA_MAIL_STORE": f"file://{tmp_path / 'mail'}",
+        }
         service = make_plain_service(Marketplace, environ=environ, **options)
         service.bring(EVERYTHING)
         return service
@@ -216,7 +226,7 @@ def service_with_all_paths(service: Marketplace, key: str) -> dict[str, set[str]
 def test_the_retired_jobs_are_on_no_path_with_every_plugin_of_this_repository(make_marketplace, own_redis):
     """Over Redis, straight from the ledger once Redis is lost, and in local mode; they wait on every queue."""
     service = make_marketplace(redis_url=own_redis.url)
-    present = [("touch", "chaos"), *((min(jobs_of(name)), name) for name in FOLDERS)]
+    present = [("touch", "chaos"), *((min(jobs_of(name)), queue_of(min(jobs_of(name)))) for name in FOLDERS)]
     retired = [(job, queue) for _, queue in present for job in RETIRED]
     queues = ["chaos-fast", *(queue for _, queue in present)]
     carried = {job: service.fleet.request(job)[0] for job in RETIRED}

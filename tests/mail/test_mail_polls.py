@@ -6,6 +6,7 @@ import pytest
 from mail_world import Mailroom
 from sqlalchemy import text
 
+from plugins.mail import Mail
 from tests.support.imap_server import Hangup, mail
 
 
@@ -323,3 +324,35 @@ def test_a_folder_with_letters_of_any_alphabet_is_found(mailroom: Mailroom):
     mailroom.poll(mailroom.add(folder="Entwürfe/日本語"))
 
     assert mailroom.states() == {1: "stored"}
+
+
+def test_what_is_left_of_an_urgent_account_is_urgent(mailroom: Mailroom, configure):
+    configure(messages_per_run="1")
+    mailroom.server.inbox.fill(2)
+    account_id = mailroom.add(is_urgent=True)
+    mailroom.poll(account_id)
+
+    assert mailroom.follow(account_id).priority == 5
+
+
+def test_an_account_that_cannot_be_polled_makes_no_other_late(mailroom: Mailroom):
+    mailroom.server.inbox.fill(1)
+    broken, sound = mailroom.add("broken", secret="none", folder="a"), mailroom.add("sound")
+
+    assert mailroom.poll(broken).state == "retrying"
+
+    assert mailroom.poll(sound).result["stored"] == 1
+
+
+def test_polls_of_one_host_are_limited_and_the_schedules_are_those_of_the_accounts(mailroom: Mailroom, configure):
+    configure(polls_per_host="7")
+    account_id = mailroom.add()
+    plugin = Mail()
+
+    poll = next(job for job in plugin.register_jobs() if job.name == "poll-mailbox")
+    (wanted,) = plugin.register_schedules()["poll-mailbox"](mailroom.session)
+
+    assert (poll.queue, poll.max_retries, poll.retry_delay.seconds, poll.misfire) == ("mail", 3, 60, "skip")
+    assert ("imap:{host}", 7) in [(limit.name, limit.at_once) for limit in poll.limits]
+    assert poll.limit_names({"account_id": 1, "host": "imap.example.org"})[0] == "imap:imap.example.org"
+    assert (wanted.key, wanted.every.seconds, wanted.args["host"]) == (str(account_id), 60, "127.0.0.1")

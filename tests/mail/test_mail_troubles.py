@@ -98,6 +98,7 @@ def test_a_busy_server_is_left_alone_for_longer_and_longer(mailroom: Mailroom, c
     assert (run.state, run.result["postponed_seconds"]) == ("succeeded", 60)
     assert answer.partition("] ")[2] in run.result["reason"]
     connections = mailroom.server.connections
+    assert mailroom.account(account_id).reason == run.result["reason"]
     assert mailroom.poll(account_id).result == {"skipped": "postponed"}
     assert mailroom.server.connections == connections
     assert pass_time(mailroom, account_id) == 120
@@ -117,12 +118,25 @@ def test_a_server_that_is_well_again_is_polled_as_before(mailroom: Mailroom):
     account_id = mailroom.add()
     mailroom.poll(account_id)
     mailroom.server.script = lambda command, arguments: None
-    resume_account(mailroom.session, account_id)
+    mailroom.session.execute(text("UPDATE mail_accounts SET postponed_until = now() - interval '1 s'"))
     mailroom.session.commit()
 
     assert mailroom.poll(account_id).result["stored"] == 0
 
-    assert mailroom.account(account_id).postponements == 0
+    account = mailroom.account(account_id)
+    assert (account.postponements, account.postponed_until, account.reason) == (0, None, None)
+
+
+def test_a_postponed_account_that_a_person_resumes_is_polled_at_once(mailroom: Mailroom):
+    mailroom.server.script = answering("LOGIN", BUSY[0])
+    account_id = mailroom.add()
+    mailroom.poll(account_id)
+    mailroom.server.script = lambda command, arguments: None
+
+    resume_account(mailroom.session, account_id)
+    mailroom.session.commit()
+
+    assert mailroom.poll(account_id).result["stored"] == 0
 
 
 def test_a_server_that_says_bye_is_busy(mailroom: Mailroom):

@@ -48,6 +48,8 @@ class KeyAccountant:
     #: The time up to which the slots of each job are accounted for.
     reached: dict[str, datetime] = field(default_factory=dict)
     stored: dict[str, datetime] = field(default_factory=dict)
+    #: The same time as it was when the last pass began. It is not known to a new leader.
+    before: dict[str, datetime] = field(default_factory=dict)
     #: The longest time for which slots of each job had waited when the last pass began to account for them.
     lag_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -56,6 +58,7 @@ class KeyAccountant:
         jobs = {job.name: job for job in keyed_jobs(self.registry, fleet)}
         for gone in self.reached.keys() - jobs.keys():
             del self.reached[gone], self.stored[gone]
+            self.before.pop(gone, None)
         self.is_alone = bool(jobs) and (self.is_alone or key_slots.is_alone(connection))
         if not self.is_alone:
             return 0
@@ -71,7 +74,8 @@ class KeyAccountant:
         asked = key_slots.ask(connection, job.name, now)
         has_changed = asked.has_changes
         if has_changed:
-            tell(job, key_standings.see(connection, job.name, after, now))
+            before = self.before.get(job.name, after - STORED_EVERY)
+            tell(job, key_standings.see(connection, job.name, after, now, before=before))
             asked = key_slots.ask(connection, job.name, now)
         found = key_slots.crons(connection, job.name) if asked.has_cron else NO_CRONS
         paused = pauses.of_scopes(pauses.not_over_at(connection, after), job.scopes)
@@ -82,6 +86,7 @@ class KeyAccountant:
             self.reached[job.name] = accounting.reached
             if accounting.reached < window.until:
                 break
+        self.before[job.name] = after
         self._remember(connection, job, accounting, must=has_changed)
         return inserted
 

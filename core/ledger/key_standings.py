@@ -80,7 +80,9 @@ SEE = text("""
     SELECT key FROM seen
 """)
 
-SEE_REMOVED = text("UPDATE rota_key_schedule_log SET since = :after WHERE job = :job AND since IS NULL")
+#: A removal that was committed between two statements of the last pass left slots of that pass without runs, so it
+#: applies to them too. A slot that has a run is told by its run.
+SEE_REMOVED = text("UPDATE rota_key_schedule_log SET since = :before WHERE job = :job AND since IS NULL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,13 @@ class Change:
     log: list[dict[str, Any]]
 
 
-def see(connection: Connection, job: str, after: datetime, until: datetime) -> dict[str, int]:
+def see(connection: Connection, job: str, after: datetime, until: datetime, *, before: datetime) -> dict[str, int]:
     """Apply the changes of a job's schedules to slots after ``after``, and new schedules to slots after ``until``.
 
-    ``after`` is the job's watermark. Return, for each reason, how many slots are in the gaps that this ends.
+    ``after`` is the job's watermark, and ``before`` the one of the last pass. Return, for each reason, how many slots
+    are in the gaps that this ends.
     """
-    connection.execute(SEE_REMOVED, {"job": job, "after": after})
+    connection.execute(SEE_REMOVED, {"job": job, "before": before})
     connection.execute(SEE_NEW, {"job": job, "until": until, "most": MOST_NEW})
     values = {"job": job, "until": until, "most": MOST_CHANGED}
     changed = connection.execute(CHANGED, values).all()

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from core import Keyed, every, job, pause_schedule, resume_schedule, schedule, unschedule
 from core.jobs.schedules import grid
+from core.ledger import key_slots
 from core.operations import why
 from core.plugins import loading
 
@@ -145,3 +146,30 @@ def test_a_slot_to_come_is_told_of(leader, ask, slot_after):
 
 def test_a_key_that_never_had_a_schedule_is_told_of(leader, ask):
     assert "The ledger has no run of poll with the key '7'" in text_of(ask(leader.now, key="7"))
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["same leader", "new leader"])
+def test_a_slot_that_came_due_as_its_schedule_was_removed_is_explained(
+    leader, ask, slot_after, session, monkeypatch, is_replaced
+):
+    """The removal is committed between the look at the schedules and the insertion of their slots."""
+    slot = slot_after(leader.now)
+    leader.passes(slot - leader.now - SECOND)
+    insert = key_slots.insert
+
+    def insert_after_removal(*args, **options):
+        unschedule(session, "poll", key="42")
+        session.commit()
+        return insert(*args, **options)
+
+    monkeypatch.setattr(key_slots, "insert", insert_after_removal)
+    assert leader.pass_at(slot) == 0
+    monkeypatch.setattr(key_slots, "insert", insert)
+    if is_replaced:
+        leader.is_replaced()
+    leader.passes(2 * SECOND)
+
+    found = ask(slot)
+    assert found.runs == []
+    assert "had no schedule for the key '42'" in text_of(found)
+    assert "removed by an application" in text_of(found)

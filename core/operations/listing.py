@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from core.errors import UnknownRun
+from core.errors import Forbidden, UnknownRun
 from core.jobs.registry import Registry
 from core.ledger import attempts, history, listing, releases
 from core.ledger.listing import MOST_CHILDREN
@@ -92,11 +92,18 @@ def page(
     view: View = WHOLE,
 ) -> Page:
     """Return a page of the runs that were chosen. Raises the errors of ``newest``, and SelectionError for a cursor."""
+    refuse_search(chosen, view)
     wanted = seen(chosen_filter(connection, registry, chosen), view)
     found = listing.newest(connection, wanted, limit + 1, cursors.place(cursor, chosen, wanted))
     hiding, shown = redactor(connection, registry, view), found[:limit]
     last = cursors.cursor(shown[-1], wanted, chosen) if len(found) > limit else None
     return Page(items=shapes(connection, [hiding.run(run) for run in shown]), next=last)
+
+
+def refuse_search(chosen: Selection, view: View) -> None:
+    """Raise Forbidden for a search in errors by a person who may not see arguments, which errors may contain."""
+    if chosen.error is not None and not view.has_arguments:
+        raise Forbidden("errors may contain arguments of runs, which you may not see; search without `error`")
 
 
 def seen(wanted: Filter, view: View) -> Filter:

@@ -174,6 +174,13 @@ class TestOneRun:
         assert not [path for path in paths if "customer-77" in client.get(f"{API}{path}", headers=viewer).text]
         assert "customer-77" in client.get(f"{API}/runs/{run_id}", headers=trusted).text
 
+    @pytest.mark.parametrize("path", ["/runs", "/runs.csv", "/runs.ndjson"])
+    def test_a_viewer_cannot_find_out_an_argument_by_a_search_in_errors(self, client, token, path):
+        answer = client.get(f"{API}{path}?error=customer-77", headers=token("viewer"))
+
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        assert client.get(f"{API}{path}?error=customer-77", headers=token("operator")).status_code == 200
+
     def test_a_run_that_is_not_there_is_a_404(self, client, operator):
         answer = client.get(f"{API}/runs/{2**63 - 1}", headers=operator)
 

@@ -1,5 +1,6 @@
 """Polling: what is new is stored once, whatever a server does, and nothing else is."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -7,6 +8,9 @@ from mail_world import Mailroom
 from sqlalchemy import text
 
 from plugins.mail import Mail
+from plugins.mail.imap import folder
+from plugins.mail.imap.connection import connected
+from plugins.mail.imap.mailbox import Credentials, Mailbox
 from tests.support.imap_server import Hangup, mail
 
 
@@ -356,3 +360,15 @@ def test_polls_of_one_host_are_limited_and_the_schedules_are_those_of_the_accoun
     assert ("imap:{host}", 7) in [(limit.name, limit.at_once) for limit in poll.limits]
     assert poll.limit_names({"account_id": 1, "host": "imap.example.org"})[0] == "imap:imap.example.org"
     assert (wanted.key, wanted.every.seconds, wanted.args["host"]) == (str(account_id), 60, "127.0.0.1")
+
+
+def test_a_window_has_no_uid_before_its_start(mailroom: Mailroom):
+    mailroom.server.inbox.fill(2)
+    mailbox = Mailbox(1, "127.0.0.1", mailroom.server.port, "none", None, "ann", "INBOX")
+
+    with connected(mailbox, Credentials(password="sesame")) as client:
+        opened = replace(folder.examine(client, mailbox), uidnext=0)
+        found = list(folder.windows(client, opened, 9))
+
+    assert found == []
+    assert "UID SEARCH UID 10:*" in mailroom.server.commands

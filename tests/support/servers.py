@@ -10,6 +10,7 @@ from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 
 REDIS = Path("/usr/bin/redis-server")
 PGBOUNCER = Path("/usr/sbin/pgbouncer")
+DOVECOT = Path("/usr/sbin/dovecot")
 URLS = ("DATABASE_URL", "REDIS_URL")
 
 
@@ -21,7 +22,7 @@ def postgres_binaries() -> list[Path]:
 
 def missing(servers: str) -> str:
     """What to do before the tests can run with ``servers``; nothing if all is there."""
-    is_there = {"pgbouncer": PGBOUNCER.exists()}
+    is_there = {"pgbouncer": PGBOUNCER.exists(), "dovecot-imapd": DOVECOT.exists()}
     if servers == "debian":
         is_there |= {"postgresql": bool(postgres_binaries()), "redis-server": REDIS.exists()}
     absent = [package for package, found in is_there.items() if not found]

@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import servers
 
 pytest_plugins = ["core.testing"]
+
+# An example that is slow on a busy machine is no failure.
+hypothesis.settings.register_profile("rota", deadline=None)
+hypothesis.settings.load_profile("rota")
 
 
 @pytest.hookimpl(wrapper=True)

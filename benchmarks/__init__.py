@@ -1,1 +1,1 @@
-"""Benchmarks: each compares two things in one interleaved run, and prints medians, spread and a ratio last."""
+"""Benchmarks: each compares two things in one interleaved run, and prints medians, the spread and a ratio."""

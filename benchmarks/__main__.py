@@ -1,4 +1,4 @@
-"""``make bench``: every benchmark of the core, one after the other, and the goals beside what was measured."""
+"""``make bench``: runs the benchmarks of the core in turn, and prints the goals with the measured values."""
 
 import runpy
 import sys

@@ -1,7 +1,8 @@
-"""Rota beside its peers: no-op throughput, and idle pick-up, each peer in an environment of its own.
+"""Compares Rota with other task queues: no-op throughput, and the time until an idle worker starts a job. Each task
+queue has an environment of its own.
 
-In each repetition all of them take their turns on the same servers, after a warm-up that is not counted; every ratio is
-between two turns of one repetition. All have two processes with eight threads (prefork: two processes).
+In each repetition, all task queues take turns on the same servers, after a warm-up that is not counted. Every ratio
+compares two turns of one repetition. Each task queue has two processes with eight threads (prefork: two processes).
 
 python -m benchmarks.against_peers [--messages 4000] [--repetitions 5] [--samples 30] [--only celery-threads,huey]
 """

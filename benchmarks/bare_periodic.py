@@ -1,4 +1,4 @@
-"""periodiq and Dramatiq as their documentation sets them up: ten jobs or more, each every minute."""
+"""periodiq and Dramatiq, set up as in their documentation, with ten or more jobs that are each due every minute."""
 
 import os
 

@@ -1,7 +1,8 @@
-"""Enqueueing many, one producer: a loop of Dramatiq's send(), send_many and enqueue_many, and Procrastinate's batches.
+"""Enqueues many messages with one producer: a loop of Dramatiq's send(), send_many and enqueue_many, and
+Procrastinate's batches.
 
-Procrastinate comes into an environment of its own under .bench/, made on first use; without a package index it is left
-out. Each round sends ``--messages`` on every path, in batches of 500.
+Procrastinate is installed in an environment of its own under .bench/, on first use. Without a package index, it is left
+out. Each round sends ``--messages`` in each of these ways, in batches of 500.
 
 python -m benchmarks.bulk [--messages 5000] [--repetitions 5] [--without-procrastinate]
 """

@@ -1,9 +1,10 @@
-"""This release beside an older one: CPU per run of Python and of PostgreSQL, and the rate, in interleaved pairs.
+"""Compares this release with an older release, in interleaved pairs: CPU per run of Python and of PostgreSQL, and the
+rate.
 
-Each release works in its own checkout, virtual environment and servers. CPU per run depends little on other programs
-of the machine; the rate depends on them much. A ratio is the older release's cost divided by this one's; above 1, this
-one is faster. It is the median of the pairs, with the 95 % interval of a bootstrap. This release is slower only if the
-interval lies below 0.97.
+Each release works in its own checkout, virtual environment and servers. CPU per run depends little on other programs of
+the machine; the rate depends strongly on them. A ratio is the older release's cost divided by this release's cost: if
+it is above 1, this release is faster. The result is the median of the pairs, with the 95 % interval of a bootstrap.
+This release counts as slower only if the interval lies below 0.97.
 
 python -m benchmarks.compare OLD_CHECKOUT [--pairs 20] [--lanes fast ledger ...]
 """

@@ -1,9 +1,9 @@
-"""Expiring half of many coupons: the job's sweep, through claim, fence and checkpoints, beside one UPDATE.
+"""Expires half of many coupons: compares the job's sweep, with claim, fence and checkpoints, with one UPDATE.
 
 python -m benchmarks.coupons [--rows 2000000] [--repetitions 5] [--ends scattered|in-order]
 
-``scattered``: coupons end in another order than they lie in the table, which is the harder case for a sweep that takes
-what ended first before the rest.
+With ``scattered``, the order in which coupons end differs from their order in the table. This is the harder case for a
+sweep that takes rows in the order of their ends.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""The goals, and beside each what was measured: every benchmark notes its own, and ``make bench`` prints them last."""
+"""The goals and the measured values. Every benchmark records its own values, and ``make bench`` prints all of them at
+the end.
+"""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
-"""Whether history slows the present: claim and success of runs, and a dispatcher's idle pass, beside finished runs.
+"""Measures whether a long history slows down the claim and success of runs, and a dispatcher's idle pass.
 
-Two databases on one PostgreSQL, one with an empty ledger and one with ``--runs`` finished runs of a month.
+It uses two databases on one PostgreSQL: one with an empty ledger, and one with ``--runs`` finished runs of a month.
 
 python -m benchmarks.history [--runs 10000000] [--messages 2000] [--repetitions 5]
 """

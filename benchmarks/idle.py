@@ -1,7 +1,8 @@
-"""What idle workers cost: processor seconds in half a minute, of bare Dramatiq, and of Rota on one queue and on many.
+"""Measures the cost of idle workers: processor seconds in half a minute, of bare Dramatiq, and of Rota on one queue and
+on many.
 
-All side by side on the same servers, each with two processes of eight threads, and Rota's each with a database of its
-own, so that each has one process that dispatches; no job has a schedule.
+All run at the same time on the same servers, each with two processes of eight threads. Each Rota has a database of its
+own, so that each has one process that dispatches. No job has a schedule.
 
 python -m benchmarks.idle [--seconds 30] [--repetitions 5]
 """

@@ -1,9 +1,10 @@
-"""Schedules made at run time, of 60 s: the dispatcher's pass, and ``sync_schedules``. No workers.
+"""Measures schedules of 60 s made at run time, without workers: the dispatcher's pass, and ``sync_schedules``.
 
-Beside the time on the clock stands the CPU time of this process and of PostgreSQL, which depends less on other load.
+In addition to the elapsed time, it prints the CPU time of this process and of PostgreSQL, which depends less on other
+load.
 
-A pass is the accounting of all keys that are due in that second; beside it, the pass with the sending of their
-messages to Redis.
+A pass accounts for all keys that are due in that second. The pass is also measured with the sending of the messages to
+Redis.
 
 python -m benchmarks.key_schedules [--schedules 100000] [--passes 60]
 """

@@ -1,7 +1,8 @@
-"""Idle pick-up: from sending to the job's start, the workers idle, one message at a time.
+"""Measures the time from sending a message to the start of its job, with idle workers and one message at a time.
 
-Bare Dramatiq, the fast lane, ledger runs from a process with Redis, and ledger runs from an application without (the
-dispatcher is notified by PostgreSQL); all four workers at work on the same servers, their samples interleaved.
+It compares bare Dramatiq, the fast lane, ledger runs from a process with Redis, and ledger runs from an application
+without Redis (PostgreSQL notifies the dispatcher). All four workers run on the same servers, and their samples are
+interleaved.
 
 python -m benchmarks.latency [--samples 60]
 """

@@ -1,6 +1,7 @@
-"""Lateness of slots, from the slot to the job's start: periodiq with Rota's ledger, one job alone and ten at once.
+"""Measures the time from a slot to the start of its job: periodiq with Rota's ledger, with one job alone and with ten
+jobs at once.
 
-Beside it, in the same minutes, periodiq and Dramatiq alone with a job per minute, the finest they have.
+For comparison, periodiq and Dramatiq alone run a job per minute at the same time, which is their shortest interval.
 
 python -m benchmarks.lateness [--minutes 3]
 """

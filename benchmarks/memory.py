@@ -1,4 +1,4 @@
-"""Memory of an idle worker process with eight threads: Rota's beside bare Dramatiq's.
+"""Measures the memory of an idle worker process with eight threads, compared with bare Dramatiq.
 
 python -m benchmarks.memory [--repetitions 5]
 """

@@ -1,4 +1,5 @@
-"""How soon work goes on after something died: a distribution for each way to die, and bare Dramatiq and Celery.
+"""Measures how soon work continues after a process dies: a distribution for each kind of death, and bare Dramatiq and
+Celery.
 
 python -m benchmarks.recovery [--samples 30] [--only "worker killed"] [--peers-wait 120]
 """

@@ -1,9 +1,9 @@
-"""No-op throughput of ``rota worker`` with and without recycling, interleaved on the same servers.
+"""Measures the no-op throughput of ``rota worker`` with and without recycling, interleaved on the same servers.
 
 python -m benchmarks.recycling [--seconds 30] [--repetitions 5] [--least 10] [--lane ledger]
 
-A process is replaced after a thousand messages, and not before it has lived ``--least`` seconds; the default of
-``ROTA_MIN_PROCESS_SECONDS`` is six times as long, and costs a sixth of what this shows.
+A process is replaced after a thousand messages, but not before it has lived ``--least`` seconds. The default of
+``ROTA_MIN_PROCESS_SECONDS`` is six times as long, and costs a sixth of the measured loss.
 """
 
 import argparse

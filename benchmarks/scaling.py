@@ -1,4 +1,5 @@
-"""What a run, a schedule and a process cost, so that the cost of many can be worked out; see docs/scaling.md.
+"""Measures the costs of a run, a schedule and a process, from which the cost of many can be calculated; see
+docs/scaling.md.
 
 python -m benchmarks.scaling [--runs 4000] [--schedules 1000,10000,100000] [--processes 10,100,1000]
 """

@@ -1,6 +1,6 @@
-"""Many schedules due at one instant: from their slot until the last of them is on its queue.
+"""Measures many schedules that are due at one instant: the time from their slot until the last message is on its queue.
 
-periodiq with Rota's ledger, and periodiq and Dramatiq alone, at the same minutes; no workers.
+It compares periodiq with Rota's ledger, and periodiq and Dramatiq alone, at the same minutes, without workers.
 
 python -m benchmarks.schedules [--schedules 10000] [--minutes 3]
 """

@@ -1,1 +1,1 @@
-"""The peers that Rota is measured beside, with the settings that their documentation gives for work not to be lost."""
+"""The task queues with which Rota is compared, with the documented settings that prevent the loss of work."""

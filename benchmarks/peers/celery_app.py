@@ -1,4 +1,4 @@
-"""Celery on Redis, acknowledging late, so that a worker that dies loses nothing."""
+"""Celery on Redis with late acknowledgements, so that a worker that dies loses no messages."""
 
 import os
 from contextlib import nullcontext

@@ -1,6 +1,6 @@
 """Workers of the peers, killed in the middle of their tasks: bare Dramatiq, and Celery.
 
-Each is set up as its documentation begins, with nothing but the broker's address.
+Each is set up as in the first example of its documentation, with only the broker's address.
 """
 
 import os

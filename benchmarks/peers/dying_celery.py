@@ -1,4 +1,4 @@
-"""Celery for the recovery benchmark, without the core; as a program, it sends so many tasks."""
+"""Celery for the recovery benchmark, without Rota's core. Run as a program, it sends the given number of tasks."""
 
 import os
 import sys

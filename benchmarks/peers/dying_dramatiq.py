@@ -1,4 +1,4 @@
-"""Bare Dramatiq for the recovery benchmark; as a program, it sends so many tasks."""
+"""Bare Dramatiq for the recovery benchmark. Run as a program, it sends the given number of tasks."""
 
 import os
 import sys

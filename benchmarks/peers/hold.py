@@ -1,4 +1,6 @@
-"""The task of the peers in the recovery benchmark: it holds its worker the first time, and returns the second."""
+"""The task of the other task queues in the recovery benchmark. At its first call it keeps its worker busy; at the
+second it returns.
+"""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Has a peer's application queue jobs, or send some one at a time: ``producer celery queue 4000``.
+"""Makes the application of another task queue enqueue jobs, or send them one at a time: ``producer celery queue 4000``.
 
 It runs in the peer's own environment, which has neither Rota nor its libraries.
 """

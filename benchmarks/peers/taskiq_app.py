@@ -1,4 +1,4 @@
-"""Taskiq on Redis streams, its broker with acknowledgements."""
+"""Taskiq on Redis streams, with its broker that acknowledges messages."""
 
 import asyncio
 import os

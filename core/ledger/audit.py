@@ -30,7 +30,7 @@ RECORD = text("""
 AMEND = text("UPDATE rota_audit SET details = details || CAST(:details AS jsonb) WHERE id = :id")
 
 
-#: What a person may do: look; act on runs, pauses and schedules; or everything.
+#: The actions that a role allows: to look; to act on runs, pauses and schedules; or all actions.
 Role = Literal["viewer", "operator", "admin"]
 
 

@@ -49,7 +49,7 @@ class Carrier(Protocol):
     def room(self, queue: str, wanted: int, priority: int = 0, *, pending: int = 0) -> int:
         """Return how many of ``wanted`` runs of ``priority`` may be sent to ``queue`` now.
 
-        The dispatcher sends the others later.
+        The dispatcher sends the other runs later.
 
         ``pending`` is the number of runs that were granted before and have not been sent yet.
         """

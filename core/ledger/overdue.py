@@ -111,7 +111,7 @@ def look(connection: Connection, jobs: Iterable[Job]) -> list[Standing]:
 
 
 def remember(connection: Connection, standings: Iterable[Standing]) -> None:
-    """Store the new successes. The next check begins at them."""
+    """Store the new successes, since the next check begins at these."""
     news = [standing for standing in standings if standing.is_news]
     if not news:
         return

@@ -19,7 +19,7 @@ class Queue(Shape):
     later: int
     sent: int
     running: int
-    #: Whether a number is a lower bound, since numbers are counted up to 10,000.
+    #: Whether one of the numbers is only a lower bound. Each number is counted up to 10,000.
     is_more: bool
     oldest_due_at: Instant | None
     workers: int

@@ -70,7 +70,7 @@ class Executor:
         around_runs = [
             OwnContext(),  # the next run of the thread does not see context variables that this run sets
             OverlapLock(self.claims, self.wakes),  # claims the run, and keeps its lease until it has ended
-            Cancellation(recorder),  # ends a cancelled run, for which nothing below can commit
+            Cancellation(recorder),  # ends a cancelled run, which can no longer commit
             KeySchedule(engine, recorder),  # skips a slot whose schedule was removed or paused meanwhile
             Redaction(),  # hides the run's secret arguments in all texts of the inner layers
             ArgumentFit(self.claims, recorder),  # releases a run whose arguments only fit another release

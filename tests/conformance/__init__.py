@@ -1,4 +1,5 @@
-"""Dramatiq's own tests of its Redis broker, run against ours: ``python -m tests.conformance``.
+"""Runs Dramatiq's own tests of its Redis broker against Rota's broker: ``python -m tests.conformance``.
 
-They come with Dramatiq's source distribution, which is downloaded into ``.bench/``; nothing of it is kept here.
+The tests come with Dramatiq's source distribution, which is downloaded into ``.bench/``. They are not kept in this
+repository.
 """

@@ -1,4 +1,4 @@
-"""Runs them, and compares what fails with what may. Exit status 0: nothing else failed."""
+"""Runs Dramatiq's tests, and compares the failures with the expected failures. Exit status 0: no other test failed."""
 
 import os
 import re

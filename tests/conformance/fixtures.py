@@ -1,4 +1,6 @@
-"""What Dramatiq's tests ask for, and its source distribution leaves out: a broker, a worker, and how to run one."""
+"""The parts that Dramatiq's tests need and its source distribution leaves out: a broker, a worker, and the code that
+runs one.
+"""
 
 import os
 from contextlib import contextmanager

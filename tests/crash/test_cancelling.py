@@ -1,4 +1,4 @@
-"""A cancelled run commits nothing, ends when its function has left or its process has died, and never starts again."""
+"""A cancelled run commits nothing, ends when its function returns or its process dies, and never starts again."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""I7, I2: a dead worker's runs are taken up at once, and a paused one's too late commit changes nothing."""
+"""I7, I2: the runs of a dead worker are recovered at once, and the late commit of a paused worker changes nothing."""
 
 import os
 import signal

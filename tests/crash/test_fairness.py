@@ -1,4 +1,4 @@
-"""Long jobs among thousands of short ones: no process hoards what another could start."""
+"""Long jobs among thousands of short jobs: no process keeps messages that another process could start."""
 
 from itertools import pairwise
 

@@ -1,4 +1,6 @@
-"""The checker of ``tests/faults`` finds each planted bug in a short round of real processes, and none without one."""
+"""The checker of ``tests/faults`` finds each planted bug in a short round of real processes, and finds no violation
+without a bug.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,6 @@
-"""Jobs that fork: a child is no worker. It changes nothing in the ledger, and does not keep a dead parent alive."""
+"""Jobs that fork: a child is not a worker. It changes nothing in the ledger, and does not keep the sessions of a dead
+parent.
+"""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What a run leaves behind in its process is gone with it, put back, or said."""
+"""Changes that a run leaves in its process end with the run, are undone, or are logged."""
 
 import pytest
 

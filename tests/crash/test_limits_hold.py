@@ -1,4 +1,4 @@
-"""Never more runs are at work than a limit allows, also when processes are killed; and the others go on."""
+"""Never more runs are at work than a limit allows, even when processes are killed; and the other runs continue."""
 
 import os
 import signal

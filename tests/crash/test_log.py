@@ -1,4 +1,4 @@
-"""What real processes log: JSON that programs can read, and nothing that work would wait for."""
+"""The logs of real processes: JSON that programs can read; and work never waits for the log."""
 
 import json
 import shlex

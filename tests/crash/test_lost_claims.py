@@ -1,4 +1,4 @@
-"""I3: a claim is not flushed to disk by itself; what a crash of PostgreSQL makes of one gives no right to commit."""
+"""I3: a claim is not flushed to disk by itself. If a crash of PostgreSQL loses a claim, its worker cannot commit."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""``SCHEDULER_MODE``: how runs come to workers, with Redis, without it, and while it is away."""
+"""``SCHEDULER_MODE``: how runs reach workers with Redis, without Redis, and while Redis is away."""
 
 import pytest
 

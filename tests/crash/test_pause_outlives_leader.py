@@ -1,4 +1,4 @@
-"""A pause in a real fleet: it holds while processes die, ends by itself, and nothing of what waited is lost."""
+"""A pause in a real fleet: it stays active while processes die, ends by itself, and no waiting run is lost."""
 
 from datetime import timedelta
 

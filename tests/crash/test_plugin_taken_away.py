@@ -1,4 +1,5 @@
-"""I1 in real processes: a plugin that is uninstalled, disabled or broken has no job on any path; back, it goes on.
+"""I1 in real processes: a plugin that is uninstalled, disabled or broken has no job on any path. When it is back, its
+jobs run again.
 
 The plugin is a real wheel in an environment of the test's own, from which pip really uninstalls it.
 """

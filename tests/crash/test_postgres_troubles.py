@@ -1,5 +1,5 @@
-"""I4, I5: a PostgreSQL that takes no writes, has no connections to give, or cuts them. Nothing runs that cannot be
-claimed, nothing ends twice, and everything goes on by itself afterwards.
+"""I4, I5: a PostgreSQL that refuses writes, has no free connections, or cuts connections. No run starts that cannot be
+claimed, no run ends twice, and afterwards everything continues by itself.
 """
 
 from contextlib import ExitStack, suppress

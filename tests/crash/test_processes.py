@@ -1,4 +1,4 @@
-"""What ``docs/processes.md`` says, beside what ``test_forks.py`` and ``test_leftovers.py`` try."""
+"""The statements of ``docs/processes.md``, apart from those that ``test_forks.py`` and ``test_leftovers.py`` check."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""I4: nothing is lost with Redis, and nothing is done twice because of it."""
+"""I4: no run is lost when Redis loses its data, and no run is executed twice because of that."""
 
 import pytest
 

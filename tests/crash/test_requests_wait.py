@@ -1,4 +1,4 @@
-"""I4, I6: what is asked for is kept, and retries and slots do not multiply; with real processes."""
+"""I4, I6: requests are kept, and retries and slots do not multiply; with real processes."""
 
 import statistics
 from itertools import pairwise

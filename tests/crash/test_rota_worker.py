@@ -1,4 +1,4 @@
-"""``rota worker``: processes that die, are recycled or hang, one by one, while the others go on."""
+"""``rota worker``: processes that die, are recycled or hang, one after another, while the others continue."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Two releases that declare a job differently, side by side in real processes: each run goes to one that it fits."""
+"""Two releases declare a job differently and run at the same time: each run goes to a worker that its arguments fit."""
 
 import json
 import os

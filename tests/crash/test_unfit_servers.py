@@ -1,4 +1,4 @@
-"""Every command that works refuses servers that will never do, in real processes, and says what to do."""
+"""Every command that works on jobs refuses servers that it can never use, in real processes, and says what to do."""
 
 import pytest
 

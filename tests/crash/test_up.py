@@ -1,4 +1,4 @@
-"""``rota up`` as a real process on a terminal of its own: it comes up, mends itself, and leaves nothing behind."""
+"""``rota up`` as a real process on a terminal of its own: it starts, restarts programs, and leaves nothing behind."""
 
 import json
 import os

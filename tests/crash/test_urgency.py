@@ -1,4 +1,4 @@
-"""A backlog of a queue, worked off by real workers: an urgent run starts soon, and so does one of another key."""
+"""Real workers work on a backlog of a queue: an urgent run starts soon, and so does a run of another key."""
 
 import statistics
 

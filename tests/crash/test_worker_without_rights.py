@@ -1,4 +1,4 @@
-"""A worker whose database role has no rights, beside one that has them, in real processes."""
+"""A worker whose database role has no rights runs at the same time as a worker that has them, in real processes."""
 
 import uuid
 

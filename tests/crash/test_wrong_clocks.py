@@ -1,4 +1,4 @@
-"""I2, I8: a host's clock that jumps costs no slot and doubles none; lateness is by PostgreSQL's clock."""
+"""I2, I8: when a host's clock jumps, no slot is lost or doubled. Lateness is measured by PostgreSQL's clock."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A small world of agents and users to move about in, and threads that set off together."""
+"""Agents and users for the tests, and threads that start together."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""After an outage of workers or scheduler no chat ends without a warning, and its minute."""
+"""After an outage of workers or the scheduler, no chat ends without a warning and a minute to answer."""
 
 from datetime import timedelta
 

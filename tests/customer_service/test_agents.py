@@ -1,4 +1,4 @@
-"""Agents come, go, and change how much they take on."""
+"""Agents go online, go offline, and change their capacity."""
 
 from datetime import timedelta
 from decimal import Decimal

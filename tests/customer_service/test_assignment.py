@@ -1,4 +1,4 @@
-"""Who gets whom, batch by batch."""
+"""The assignment of users to agents, batch by batch."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Fifty workers, two thousand users, a hundred agents, all at once."""
+"""Fifty workers assign two thousand users to a hundred agents at the same time."""
 
 import random
 from datetime import timedelta

@@ -1,4 +1,6 @@
-"""Both sides are told that an agent was assigned, and that a chat has timed out: stored, and published."""
+"""Both sides of a chat get a notification when an agent was assigned and when the chat has timed out. It is stored and
+published.
+"""
 
 from datetime import timedelta
 

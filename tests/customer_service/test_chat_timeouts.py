@@ -1,4 +1,4 @@
-"""Chats that nobody writes in end after two minutes."""
+"""Chats without messages end after two minutes."""
 
 from datetime import timedelta
 

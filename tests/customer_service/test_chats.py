@@ -1,4 +1,4 @@
-"""Messages, and the one end every chat has."""
+"""Messages of chats; and every chat ends once."""
 
 from datetime import timedelta
 

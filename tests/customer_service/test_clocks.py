@@ -1,4 +1,4 @@
-"""Whose clock decides: the database's, and no time without a zone does."""
+"""The database's clock decides, and a time without a zone is refused."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Rows that contradict others, or hold what cannot be reckoned with: each is named once per run, and stops no other."""
+"""Rows that contradict other rows, or have unusable values: each is named once per run, and stops no other row."""
 
 from collections import Counter
 from datetime import timedelta

@@ -1,7 +1,7 @@
-"""Applications that call several functions in one transaction, beside others and beside the sweeps, on real sessions.
+"""Applications call several functions in one transaction, at the same time as other applications and the sweeps, on
+real sessions.
 
-A transaction that waits in a circle with another is ended by PostgreSQL with an error after a second; the tests would
-raise it.
+PostgreSQL ends a transaction that is part of a deadlock with an error after a second. The tests would raise this error.
 """
 
 import random

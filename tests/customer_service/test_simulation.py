@@ -1,4 +1,4 @@
-"""The sample data: plausible, clearly named, and unimpressed by an absent database."""
+"""The sample data is plausible and clearly named, and the program waits for an absent database."""
 
 import random
 from collections import Counter

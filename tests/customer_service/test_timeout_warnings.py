@@ -1,4 +1,4 @@
-"""Both sides are warned a minute before the time-out, once per quiet spell."""
+"""Both sides are warned a minute before the time-out, once per quiet period."""
 
 from datetime import timedelta
 

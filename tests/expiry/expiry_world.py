@@ -1,4 +1,4 @@
-"""What the tests of the four sweeps have in common: a way to make due rows, to sweep, and to count what has ended."""
+"""Common parts of the tests of the four sweeps: make due rows, run a sweep, and count the rows that ended."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Rows that break the rules: refused by the database, or left by an older system: in nobody's way, and named."""
+"""Rows that violate the rules, since the database refuses their end or an older system left them: they stop no other
+row, and are named.
+"""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a sweep: another worker goes on, and nothing is lost or done twice."""
+"""kill -9 in the middle of a sweep: another worker continues, and nothing is lost or done twice."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A sweep reads what is due and nothing else, however large the table: PostgreSQL's own plans say so."""
+"""A sweep reads only due rows, however large the table is, according to PostgreSQL's own plans."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Points: lots that are granted, spent and expire, and a ledger that always adds up."""
+"""Points: lots are granted, spent and expire, and the ledger always adds up."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Eight spend, two grant and two sweep at once, on the same few users, while somebody checks the sums."""
+"""Eight threads spend, two grant and two sweep at once, for the same users, while another thread checks the sums."""
 
 import random
 import threading

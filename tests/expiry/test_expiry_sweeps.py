@@ -1,4 +1,4 @@
-"""What the four sweeps share: the boundary, batches, being run twice or by several, held and failing rows."""
+"""The common rules of the four sweeps: the boundary, batches, repeated and parallel runs, locked and failing rows."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -1,6 +1,6 @@
-"""``python -m tests.faults``: round after round, each with a seed of its own, until the time is over.
+"""``python -m tests.faults``: runs rounds, each with a seed of its own, until the time is over.
 
-Exit status 0: no violation; 1: there are some, told with their seed and history; 2: wrong usage.
+Exit status 0: no violation; 1: violations, which are printed with their seed and history; 2: wrong usage.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A round: faults and their times are drawn from a seed, injected into a world, and what came of it is gathered.
+"""A round: draws faults and their times from a seed, injects them into a world, and collects the results.
 
-The same seed draws the same faults, targets, times and requests; what the machine makes of them is its own affair.
+The same seed draws the same faults, targets, times and requests. Their effects depend on the machine.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""What a history says against the invariants: a pure function from a history to a list of violations.
+"""Checks a history against the invariants: a pure function from a history to a list of violations.
 
 Each check is a function of one idea that yields violations; none knows how a round is run. Where two events are
 compared by time, it is PostgreSQL's: commit times of transactions, and the order in which the trigger wrote down the

@@ -1,4 +1,4 @@
-"""An application beside the service: it asks for runs in its own transactions, and keeps what it was told of them."""
+"""An application beside the service. It requests runs in its own transactions, and records the answers."""
 
 import threading
 from collections.abc import Mapping

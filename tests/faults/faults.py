@@ -1,6 +1,6 @@
-"""The faults: each is injected where its function begins, and healed where it goes on after its yield.
+"""The faults. Each is injected at the beginning of its function, and removed after its yield.
 
-A fault yields the processes it has hit; none means that it hit a server, and thereby everyone.
+A fault yields the processes that it affects. If it yields none, it affects a server, and so all processes.
 """
 
 import os

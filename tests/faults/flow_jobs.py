@@ -1,6 +1,7 @@
-"""The tormented jobs of flow control: turns, slots that wait, cancels, deadlines, subjects, Later, and retry rules.
+"""The jobs of flow control in the workload: turns, slots that wait, cancels, deadlines, subjects, Later, and retry
+rules.
 
-What a run is to do stands in its arguments, so that the checker knows it.
+The arguments of a run say what the run must do, so that the checker knows it.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Bugs of flow control, planted into the core from outside, each for a rule of ``flow_rules.py``."""
+"""Bugs of flow control that are added to the core from outside, at least one for each rule of ``flow_rules.py``."""
 
 import time
 

@@ -1,4 +1,5 @@
-"""What a history says against flow control: turns, cancels, deadlines, Later, subjects, retry rules, kept attempts.
+"""Checks a history against the rules of flow control: turns, cancels, deadlines, Later, subjects, retry rules, kept
+attempts.
 
 Each rule is a function of one idea that yields violations, as in ``checker.py``.
 """

@@ -1,4 +1,4 @@
-"""What happened in a round, as the checker reads it: rows and events, no behaviour."""
+"""The history of a round for the checker: only rows and events, without behaviour."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""``Plant``: a bug that is planted, and how statements of the ledger are rewritten for one."""
+"""``Plant``: a bug that is added on purpose, and the functions that rewrite statements of the ledger for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

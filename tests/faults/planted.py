@@ -1,7 +1,7 @@
-"""Bugs, planted into the core from outside, to see that the checker finds them.
+"""Bugs that are added to the core from outside, to check that the checker finds them.
 
-Each is what somebody might really write. A plant that no longer finds what it is to replace fails at once, so that none
-goes on unnoticed as a bug that is not there.
+Each is a bug that a person might really write. If a plant does not find the code that it must replace, it fails at
+once, so that no plant is without effect unnoticed.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""A TCP proxy between a process and a server, which can cut connections, fall silent in one direction, and delay.
+"""A TCP proxy between a process and a server. It can cut connections, block one direction, and delay data.
 
-Silence holds bytes back, the end of the connection included, and delivers them when it is over, as TCP does once a
-network is whole again: until then neither side learns anything of the other.
+While a direction is blocked, the proxy holds back its bytes, including the end of the connection, and delivers them
+later, as TCP does when a network works again. Until then, neither side knows about the other.
 """
 
 import asyncio

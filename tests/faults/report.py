@@ -1,4 +1,4 @@
-"""What a person is told: a line for each round, the history of whatever is wrong, and the sum of it all."""
+"""The output for people: a line for each round, the history of each violation, and a summary."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator

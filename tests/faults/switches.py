@@ -1,6 +1,7 @@
-"""Switches inside the tormented processes, turned by files from outside: a wrong clock, and a leader without the lock.
+"""Switches inside the processes under test, which files turn on from outside: a wrong clock, and a leader without the
+lock.
 
-The test plugin installs them, and makes slots late sooner; nothing of the core knows of them.
+The test plugin installs the switches, and makes slots late sooner. The core does not know about them.
 """
 
 import os

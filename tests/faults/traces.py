@@ -1,4 +1,4 @@
-"""What the tormented jobs share: their queue, and the traces that they leave in their own transactions."""
+"""Common parts of the jobs in the workload: their queue, and the records that they write in their own transactions."""
 
 from datetime import timedelta
 

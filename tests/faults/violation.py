@@ -1,4 +1,4 @@
-"""``Violation``: something in a history that must not be, and ``Check``, which finds such things."""
+"""``Violation``: a state in a history that is not allowed; and ``Check``, a function that finds such states."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

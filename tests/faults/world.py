@@ -1,4 +1,4 @@
-"""The place that is tormented: servers, proxies, workers and schedulers, and who starts again what died."""
+"""The processes under test: servers, proxies, workers and schedulers, and the code that restarts dead processes."""
 
 import os
 import shutil

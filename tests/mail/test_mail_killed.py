@@ -1,6 +1,6 @@
 """Workers killed with -9 at random points while mailboxes fill: every message once, and no object without a message.
 
-MAIL_KILLS=50 kills more often than the 8 times of `make crash`.
+MAIL_KILLS=50 kills more often than the 4 times of `make crash`.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, fleet
 from tests.support.imap_server import Folder, ImapServer, serving
 
-KILLS = int(os.environ.get("MAIL_KILLS", "8"))
+KILLS = int(os.environ.get("MAIL_KILLS", "4"))
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300 + 60 * KILLS)]
 
 ACCOUNTS, THREADS = 12, 12

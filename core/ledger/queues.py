@@ -4,27 +4,30 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from core.ledger.models import IS_SENT, IS_UNSENT
+
 #: Counts are exact up to this number.
 MOST_COUNTED = 10_000
 
 #: ``due`` and ``later`` are runs that wait for the dispatcher, ``sent`` those that wait in Redis, or for another run.
-WAITING = text("""
+WAITING = text(f"""
     SELECT queue, due, later, sent, running, oldest_due_at FROM unnest(CAST(:queues AS text[])) AS wanted (queue),
     LATERAL (
         SELECT count(*) FILTER (WHERE due_at <= statement_timestamp()) AS due,
                count(*) FILTER (WHERE due_at > statement_timestamp()) AS later, min(due_at) AS oldest_due_at
-        FROM (SELECT due_at FROM rota_runs WHERE rota_runs.queue = wanted.queue AND state IN ('queued', 'retrying')
-                AND sent_at IS NULL LIMIT :most) AS unsent) AS unsent,
+        FROM (
+            SELECT due_at FROM rota_runs WHERE rota_runs.queue = wanted.queue AND {IS_UNSENT} LIMIT :most
+        ) AS unsent) AS unsent,
     LATERAL (
         SELECT count(*) AS sent FROM (
-            SELECT 1 FROM rota_runs WHERE rota_runs.queue = wanted.queue AND state IN ('queued', 'retrying')
-              AND sent_at IS NOT NULL LIMIT :most) AS sent) AS sent,
+            SELECT 1 FROM rota_runs WHERE rota_runs.queue = wanted.queue AND {IS_SENT} LIMIT :most
+        ) AS sent) AS sent,
     LATERAL (
         SELECT count(*) AS running FROM rota_runs
         WHERE rota_runs.queue = wanted.queue AND state = 'running'
           AND process_id IN (SELECT id FROM rota_processes)) AS running
     ORDER BY queue
-""")
+""")  # noqa: S608 — constants
 
 
 def waiting(connection: Connection, queues: list[str]) -> list[Row[Any]]:

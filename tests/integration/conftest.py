@@ -34,6 +34,7 @@ from core.worker.membership import application_name
 from tests.support import effects
 from tests.support.leader import Leader
 from tests.support.ledger import Ledger
+from tests.support.web import serving
 
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
 DISCONNECT = """
@@ -333,3 +334,10 @@ def lead(
     """Makes a leader that accounts for the keys of these jobs."""
     with databases.dedicated(database) as connection:
         yield lambda *jobs: Leader(connection, monkeypatch, use_jobs, *jobs)
+
+
+@pytest.fixture
+def client(database: Engine) -> Iterator[Any]:
+    """A client of the HTTP service, for tests that name the jobs with ``use_jobs`` before."""
+    with serving() as client:
+        yield client

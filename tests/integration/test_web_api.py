@@ -39,12 +39,6 @@ def registry(database):
 
 
 @pytest.fixture
-def client():
-    with serving() as client:
-        yield client
-
-
-@pytest.fixture
 def token(database):
     """Makes the headers of a caller with a role."""
 

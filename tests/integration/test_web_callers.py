@@ -31,12 +31,6 @@ def installed(use_jobs, database):
 
 
 @pytest.fixture
-def client():
-    with serving() as client:
-        yield client
-
-
-@pytest.fixture
 def link(database):
     with database.begin() as connection:
         return tokens.link(connection, ADMIN)

@@ -32,12 +32,6 @@ def installed(use_jobs, database):
 
 
 @pytest.fixture
-def client():
-    with serving() as client:
-        yield client
-
-
-@pytest.fixture
 def caller(database):
     def make(role):
         with database.begin() as connection:

@@ -19,9 +19,10 @@ from core import settings
 from core.enqueue import LONGEST_KEY, check_priority, enqueue, is_key, plain_session
 from core.errors import BadArguments, NaiveTime, ScheduleError
 from core.jobs import arguments
+from core.jobs.grid import grid
 from core.jobs.job import Job
 from core.jobs.keyed import Keyed, KeySchedule, is_interval
-from core.jobs.schedules import LONGEST_INTERVAL, SECOND, Cron, Every, grid
+from core.jobs.schedules import LONGEST_INTERVAL, SECOND, Cron, Every
 from core.ledger import key_schedules as rows
 from core.ledger import leases
 from core.ledger.key_schedules import Wanted
@@ -233,7 +234,7 @@ def pause_schedule(
 def resume_schedule(session: Session, job: str, *, key: str, by: str | None = None) -> bool:
     """End the pause of a key, and its back-off, when the caller's transaction commits.
 
-    Return False if it is not paused.
+    Return False if the key is not paused, and no run of it has died since the last one that succeeded.
 
     Raises the errors of ``unschedule``.
     """
@@ -318,8 +319,8 @@ class Encoder:
     there: Mapping[str, Row[Any]] = field(default_factory=dict)
     #: The number of schedules that were encoded.
     count: int = 0
-    #: The text, the seconds and the spread of each interval or cron expression that was encoded.
-    timings: dict[tuple[Any, ...], tuple[str, int | None, int]] = field(default_factory=dict)
+    #: The text, the seconds, the spread and the longest stretch of each interval or cron expression that was encoded.
+    timings: dict[tuple[Any, ...], tuple[str, int | None, int, int]] = field(default_factory=dict)
     #: The arguments of a key that is given none, once they have been checked.
     no_args: str = ""
 
@@ -332,17 +333,18 @@ class Encoder:
         if not wanted.key or not is_key(wanted.key):
             raise BadArguments(f"job {name!r}: key must be a string of 1 to {LONGEST_KEY} characters, none of them NUL")
         check_priority(name, wanted.priority)
-        spec, seconds, spread = self._timing(wanted)
+        spec, seconds, spread, most_stretch = self._timing(wanted)
         args = self._args(wanted)
         about = self.job.subject.of(json.loads(args)) if self.job.subject is not None else None
-        return Wanted(wanted.key, spec, seconds, spread, args, wanted.priority, about)
+        return Wanted(wanted.key, spec, seconds, spread, args, wanted.priority, about, most_stretch)
 
-    def _timing(self, wanted: KeySchedule) -> tuple[str, int | None, int]:
+    def _timing(self, wanted: KeySchedule) -> tuple[str, int | None, int, int]:
         known = (type(wanted.every), wanted.every, wanted.cron, wanted.spread)
         if known not in self.timings:
             timing = timing_of(self.job, wanted)
             seconds = int(timing.interval.total_seconds()) if isinstance(timing, Every) else None
-            self.timings[known] = (str(timing), seconds, int(wanted.spread.total_seconds()))
+            most = self.job.keyed.longest_stretch(timing) if self.job.keyed is not None else 0
+            self.timings[known] = (str(timing), seconds, int(wanted.spread.total_seconds()), most)
         return self.timings[known]
 
     def _args(self, wanted: KeySchedule) -> str:

@@ -21,7 +21,7 @@ from core.operations import key_totals, wanted_schedules
 from core.operations import schedules as operations
 from core.operations.key_totals import Totals
 from core.operations.schedules import Schedule, Wanted
-from core.operations.wording import local, local_zone
+from core.operations.wording import due_in_backoff, local, local_zone
 from core.plugins import loading
 
 #: A dry run shows at most this many keys of each kind.
@@ -75,7 +75,7 @@ def state(found: Schedule) -> str:
     if found.paused_by is not None:
         until = f" until {local(found.paused_until)}" if found.paused_until else ""
         return f"paused by {found.paused_by}{until}{f': {found.pause_reason}' if found.pause_reason else ''}"
-    return f"backs off: every {1 << found.stretch}th slot" if found.stretch else ""
+    return f"backs off: {due_in_backoff(found.schedule, found.stretch)}" if found.stretch else ""
 
 
 @schedules.command()

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice, pairwise
 from typing import Any, Literal, get_args
 
 from sqlalchemy.orm import Session
 
-from core.jobs.schedules import CHECKED_FROM_UTC, LONGEST_INTERVAL, SECOND, SHORTEST_INTERVAL, Cron, Every, Schedule
+from core.jobs import grid
+from core.jobs.schedules import LONGEST_INTERVAL, SECOND, SHORTEST_INTERVAL, Cron, Every, Schedule
 
 #: By default, slots of shorter intervals are not run late, since the next slot is near.
 SHORT_INTERVAL = timedelta(minutes=15)
-#: The shortest time between two slots of a cron expression is computed from this many slots.
-SLOTS_CHECKED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Keyed:
     An interval is ``least`` to ``most``, in whole seconds; the slots of a cron expression are at least ``least`` apart.
     ``default`` is the schedule of a key that is given none. After ``backoff_after`` runs in a row of one key that died,
     its interval is doubled with each further one that dies, up to ``backoff_longest``; a run that succeeds ends that.
-    Cron schedules do not back off.
+    Of a cron expression, only the first slot in each such time comes due.
 
     ``keep="failures"`` keeps runs of slots that succeeded at their first attempt, without a result, for an hour only;
     they are counted, and ``rota why`` still tells of them.
@@ -65,19 +63,13 @@ class Keyed:
         if isinstance(schedule, Every):
             is_allowed = self.least <= schedule.interval <= self.most
             return "" if is_allowed else f"the interval {schedule.interval} must be {self.least} to {self.most}"
-        if shortest(schedule) < self.least:
+        if min(grid.distances(schedule), default=timedelta.max) < self.least:
             return f"the slots of {str(schedule)!r} must be at least {self.least} apart"
         return ""
 
-    def longest_stretch(self, every_seconds: int) -> int:
-        """Return how often the interval may be doubled."""
-        return max((int(self.backoff_longest.total_seconds()) // every_seconds).bit_length() - 1, 0)
-
-
-def shortest(schedule: Schedule) -> timedelta:
-    """Return the shortest time between two of a schedule's first slots."""
-    slots = islice(schedule.between(CHECKED_FROM_UTC, CHECKED_FROM_UTC + LONGEST_INTERVAL), SLOTS_CHECKED)
-    return min((after - before for before, after in pairwise(slots)), default=timedelta.max)
+    def longest_stretch(self, schedule: Every | Cron) -> int:
+        """Return how often a back-off may double the time between two slots of this schedule."""
+        return grid.longest_stretch(schedule, self.backoff_longest) if self.backoff_after is not None else 0
 
 
 def keyed_problems(keyed: object) -> list[str]:

@@ -222,29 +222,6 @@ class Cron(Schedule):
         return (0, 1) if self._has_wildcard else (0,)
 
 
-@dataclass(frozen=True, slots=True)
-class Shifted(Schedule):
-    """A schedule whose slots are those of another schedule, each later by ``shift``."""
-
-    base: Schedule
-    shift: timedelta
-
-    def __str__(self) -> str:
-        return f"{self.base} + {int(self.shift.total_seconds())}s"
-
-    @property
-    def timezone(self) -> str | None:
-        """The time zone of the other schedule."""
-        return self.base.timezone
-
-    def latest_at(self, instant: datetime) -> datetime:
-        """Return the newest slot not after ``instant``."""
-        return self.base.latest_at(_utc(instant) - self.shift) + self.shift
-
-    def _slots_after(self, instant: datetime) -> Iterator[datetime]:
-        return (slot + self.shift for slot in self.base._slots_after(instant - self.shift))
-
-
 @lru_cache(maxsize=10_000)
 def parse(spec: str) -> Every | Cron:
     """Return the schedule whose text is ``spec``. Raises DeclarationError or ValueError."""
@@ -252,13 +229,6 @@ def parse(spec: str) -> Every | Cron:
         return Every(int(found[1]) * dict(_UNITS)[found[2]])
     expression, _, tz = spec.rpartition(" ")
     return Cron(expression, tz)
-
-
-def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:
-    """Return the slots of a schedule made at run time: each ``phase`` seconds later, and only every 2^stretch-th."""
-    base = parse(spec)
-    stretched = Every(base.interval * (1 << stretch)) if stretch and isinstance(base, Every) else base
-    return Shifted(stretched, timedelta(seconds=phase))
 
 
 @lru_cache(maxsize=10_000)

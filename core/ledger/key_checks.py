@@ -7,11 +7,14 @@ are checked.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
 
 from sqlalchemy import Connection, text
 
-from core.jobs.schedules import Every, Shifted, grid, parse
+from core.jobs import grid
+from core.jobs.grid import Shifted
+from core.jobs.keyed import Keyed
+from core.jobs.schedules import parse
 from core.ledger.key_schedules import UNSCHEDULED
 from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.prepared import Prepared
@@ -44,11 +47,14 @@ CHECK = Prepared(
     """,  # noqa: S608 — constants
 )
 
+#: The schedule from the next pass on.
+LATEST = text("SELECT coalesce(next_spec, spec) FROM rota_key_schedules WHERE job = :job AND key = :key")
 #: The stretch grows from the ``after``-th dead run in a row, up to ``most``.
 DIED = text("""
     WITH died AS MATERIALIZED (
         SELECT job, key, failures + 1 AS failures, least(greatest(failures + 2 - :after, 0), :most) AS stretch
-        FROM rota_key_schedules WHERE job = :job AND key = :key FOR NO KEY UPDATE
+        FROM rota_key_schedules WHERE job = :job AND key = :key AND coalesce(next_spec, spec) = :spec
+        FOR NO KEY UPDATE
     )
     UPDATE rota_key_schedules AS row SET
         failures = died.failures, stretch = died.stretch, is_seen = is_seen AND row.stretch = died.stretch,
@@ -72,7 +78,6 @@ class Standing:
     skipped: str | None
     #: The schedule; None if it is gone and the slot was started before.
     schedule: Shifted | None
-    every_seconds: int | None
     #: Whether runs of the key have died, so that a success must be recorded.
     is_failing: bool
 
@@ -84,16 +89,24 @@ def check(connection: Connection, lease: Lease) -> Standing | None:
 
 
 def _standing(skipped: str | None, spec: str | None, phase: int, stretch: int, failures: int) -> Standing:
-    base: Any = parse(spec) if spec is not None else None
-    every = int(base.interval.total_seconds()) if isinstance(base, Every) else None
-    schedule = grid(spec, phase, stretch) if spec is not None else None
-    return Standing(skipped, schedule, every, is_failing=bool(failures or stretch))
+    schedule = grid.grid(spec, phase, stretch) if spec is not None else None
+    return Standing(skipped, schedule, is_failing=bool(failures or stretch))
 
 
-def died(connection: Connection, job: str, key: str, *, after: int, most: int) -> int:
-    """Count a dead run of a key. Return how often the key's interval is doubled now, at most ``most`` times."""
-    stretch = connection.execute(DIED, {"job": job, "key": key, "after": after, "most": most}).scalar_one_or_none()
-    return int(stretch or 0)
+def died(connection: Connection, job: str, key: str, keyed: Keyed) -> timedelta | None:
+    """Count a dead run of a key.
+
+    Return the time in which at most one slot of the key comes due now, or None if the key does not back off. A death at
+    the moment at which the schedule changes is not counted.
+    """
+    spec = connection.execute(LATEST, {"job": job, "key": key}).scalar_one_or_none()
+    if spec is None:
+        return None
+    schedule = parse(spec)
+    values = {"job": job, "key": key, "spec": spec, "after": keyed.backoff_after}
+    found = connection.execute(DIED, {**values, "most": keyed.longest_stretch(schedule)})
+    stretch = found.scalar_one_or_none()
+    return timedelta(seconds=grid.step(schedule) << stretch) if stretch else None
 
 
 def succeeded(connection: Connection, job: str, key: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from core.jobs.schedules import Shifted, grid
+from core.jobs.grid import Shifted, grid
 
 ROW = text("""
     SELECT *, nullif(paused_until, 'infinity') AS ends_at, paused_until > clock_timestamp() AS is_paused

@@ -76,15 +76,16 @@ CHANGE = f"""
         every_seconds = CASE WHEN since IS NULL THEN wanted.every_seconds ELSE row.every_seconds END,
         spread_seconds = CASE WHEN since IS NULL THEN wanted.spread_seconds ELSE row.spread_seconds END,
         phase = CASE WHEN since IS NULL THEN wanted.phase ELSE row.phase END,
+        stretch = least(row.stretch, wanted.most_stretch),
         next_spec = CASE WHEN {IS_NEXT} THEN wanted.spec END,
         next_every_seconds = CASE WHEN {IS_NEXT} THEN wanted.every_seconds END,
         next_spread_seconds = CASE WHEN {IS_NEXT} THEN wanted.spread_seconds END,
         next_phase = CASE WHEN {IS_NEXT} THEN wanted.phase END,
-        is_seen = is_seen AND NOT ({IS_NEXT})
+        is_seen = is_seen AND NOT ({IS_NEXT}) AND row.stretch <= wanted.most_stretch
     FROM unnest(CAST(:keys AS text[]), CAST(:specs AS text[]), CAST(:intervals AS int[]), CAST(:spreads AS int[]),
                 CAST(:phases AS int[]), CAST(:args AS text[]), CAST(:priorities AS smallint[]),
-                CAST(:subjects AS text[]))
-         AS wanted (key, spec, every_seconds, spread_seconds, phase, args, priority, subject)
+                CAST(:subjects AS text[]), CAST(:most_stretches AS smallint[]))
+         AS wanted (key, spec, every_seconds, spread_seconds, phase, args, priority, subject, most_stretch)
     WHERE row.job = :job AND row.key = wanted.key
 """  # noqa: S608 — a constant
 
@@ -115,12 +116,14 @@ PAUSE = """
         paused_by = :by, pause_reason = :reason, is_seen = false, version = version + 1
     WHERE job = :job AND key = :key RETURNING paused_at
 """
-RESUME = """
+IS_PAUSED = "coalesce(paused_until > clock_timestamp(), false)"
+RESUME = f"""
     UPDATE ledger.rota_key_schedules SET
-        paused_until = clock_timestamp(), paused_by = :by, is_seen = false, version = version + 1,
-        stretch = 0, failures = 0
-    WHERE job = :job AND key = :key AND paused_until > clock_timestamp() RETURNING paused_at
-"""
+        paused_until = CASE WHEN {IS_PAUSED} THEN clock_timestamp() ELSE paused_until END,
+        paused_by = CASE WHEN {IS_PAUSED} THEN :by ELSE paused_by END,
+        is_seen = false, version = version + 1, stretch = 0, failures = 0
+    WHERE job = :job AND key = :key AND ({IS_PAUSED} OR failures > 0 OR stretch > 0) RETURNING paused_at
+"""  # noqa: S608 — a constant
 IS_PAST = "SELECT CAST(:instant AS timestamptz) <= clock_timestamp()"
 
 LIST = """
@@ -148,6 +151,8 @@ class Wanted(NamedTuple):
     args: str
     priority: int | None
     subject: str | None
+    #: The most often that a back-off may double the time between two slots.
+    most_stretch: int
 
     @property
     def timing(self) -> tuple[str, int]:
@@ -284,6 +289,7 @@ def _write(
         "args": array(each.args for each in wanted),
         "priorities": array(each.priority for each in wanted),
         "subjects": array(each.subject for each in wanted),
+        "most_stretches": array(each.most_stretch for each in wanted),
     }
     found = session.execute(in_schema(statement, session), {"job": job, "plugin": plugin, "by": by, **columns})
     return list(found.scalars()) if found.returns_rows else []  # type: ignore[attr-defined]
@@ -321,7 +327,7 @@ def pause(session: Session, job: str, key: str, *, by: str, reason: str | None, 
 
 
 def resume(session: Session, job: str, key: str, *, by: str) -> bool:
-    """End the pause of a key, and its back-off. Return False if the key is not paused."""
+    """End the pause of a key, and its back-off. Return False if it has neither."""
     return session.execute(in_schema(RESUME, session), {"job": job, "key": key, "by": by}).first() is not None
 
 

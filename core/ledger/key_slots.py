@@ -9,13 +9,14 @@ The watermark of the job moves in the same statement. Slots that get no run, bec
 counted in one *gap row* of the job. Their number is calculated.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 
+from core.jobs import grid
 from core.jobs.job import Job, Misfire
 from core.jobs.registry import scopes
 from core.jobs.schedules import parse
@@ -93,7 +94,7 @@ ASK = text("""
 """)
 
 CRONS = text("""
-    SELECT spec, max(spread_seconds) AS spread_seconds FROM rota_key_schedules
+    SELECT spec, max(spread_seconds) AS spread_seconds, max(stretched) > 0 AS is_stretched FROM rota_key_schedules
     WHERE job = :job AND every_seconds IS NULL GROUP BY spec ORDER BY spec
 """)
 
@@ -137,13 +138,18 @@ SCANNED = f"""
         {FIRST} + ((row.phase - {FIRST}) % {STEP} + {STEP}) % {STEP}, CAST(:last AS bigint), {STEP}) AS due (second)
     WHERE {IS_GOING} AND row.every_seconds IS NOT NULL
 """  # noqa: S608 — constants
+#: The slots of cron expressions, without phases, each with the largest stretch with which it comes due.
+BASES = """
+    unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[]), CAST(:stretches AS int[])) AS {} (spec, slot, stretch)
+"""
 LATER = "unnest(CAST(:later_firsts AS bigint[]), CAST(:later_lasts AS bigint[])) AS later (first, last)"
 #: The row has no slot in a later window; for an interval, and for cron.
 IS_LAST = f"NOT EXISTS (SELECT 1 FROM {LATER} WHERE {between('later.first', 'later.last')} > 0)"  # noqa: S608 — constants
 IS_LAST_OF_CRON = f"""
     NOT EXISTS (
-        SELECT 1 FROM unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[])) AS other (spec, slot), {LATER}
-        WHERE other.spec = row.spec AND extract(epoch FROM other.slot) + row.phase BETWEEN later.first AND later.last)
+        SELECT 1 FROM {BASES.format("other")}, {LATER}
+        WHERE other.spec = row.spec AND row.stretched <= other.stretch
+          AND extract(epoch FROM other.slot) + row.phase BETWEEN later.first AND later.last)
 """  # noqa: S608 — constants
 #: The newest slot of each row in the window, unless it has a slot in a later window.
 NEWEST = f"""
@@ -153,8 +159,8 @@ NEWEST = f"""
 """  # noqa: S608 — constants
 CRON = f"""
     SELECT {COLUMNS}, base.slot + row.phase * interval '1 second' AS slot
-    FROM unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[])) AS base (spec, slot)
-    JOIN rota_key_schedules AS row ON row.job = :job AND row.every_seconds IS NULL AND row.spec = base.spec
+    FROM {BASES.format("base")} JOIN rota_key_schedules AS row
+        ON row.job = :job AND row.every_seconds IS NULL AND row.spec = base.spec AND row.stretched <= base.stretch
     WHERE {IS_GOING} AND row.since < base.slot + row.phase * interval '1 second'
       AND base.slot + row.phase * interval '1 second' > :after
       AND base.slot + row.phase * interval '1 second' <= :until
@@ -264,26 +270,50 @@ def ask(connection: Connection, job: str, now: datetime) -> Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Crons:
-    """The different cron expressions of a job, each with its longest spread."""
+class CronKeys:
+    """The keys with one cron expression: their longest spread, and whether one of them backs off."""
 
-    spreads: Mapping[str, timedelta]
+    spec: str
+    spread: timedelta
+    is_stretched: bool
+
+    def bases(self, after: datetime, until: datetime) -> Iterator[tuple[str, datetime, int]]:
+        """Yield the slots, without phases, that the keys may have in the window.
+
+        With each slot comes the largest stretch with which it comes due, or 0 if no key backs off.
+        """
+        schedule, before = parse(self.spec), None
+        for slot in schedule.between(after - self.spread, until):
+            stretch = 0
+            if self.is_stretched:
+                before = before or schedule.latest_at(slot - datetime.resolution)
+                stretch, before = grid.stretch_of(before, slot, grid.step(schedule)), slot
+            yield self.spec, slot, stretch
+
+
+@dataclass(frozen=True, slots=True)
+class Crons:
+    """The different cron expressions of a job."""
+
+    of_keys: Sequence[CronKeys]
 
     def bases(self, after: datetime, until: datetime) -> dict[str, list[Any]]:
         """Return the slots, without phases, that keys may have in the window, as parameters."""
-        found = [
-            (spec, slot) for spec, spread in self.spreads.items() for slot in parse(spec).between(after - spread, until)
-        ]
-        return {"specs": [spec for spec, _ in found], "bases": [slot for _, slot in found]}
+        found = [base for keys in self.of_keys for base in keys.bases(after, until)]
+        return {
+            "specs": [spec for spec, _, _ in found],
+            "bases": [slot for _, slot, _ in found],
+            "stretches": [stretch for _, _, stretch in found],
+        }
 
 
-NO_CRONS = Crons({})
+NO_CRONS = Crons([])
 
 
 def crons(connection: Connection, job: str) -> Crons:
     """Return the cron expressions of a job's keys."""
     rows = connection.execute(CRONS, {"job": job})
-    return Crons({row.spec: timedelta(seconds=row.spread_seconds) for row in rows})
+    return Crons([CronKeys(row.spec, timedelta(seconds=row.spread_seconds), row.is_stretched) for row in rows])
 
 
 def _values(job: KeyedJob, after: datetime, until: datetime) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from core.jobs.schedules import Every, Shifted, grid
+from core.jobs.grid import Shifted, grid
+from core.jobs.schedules import Every
 
 #: The most new rows, and the most changed rows, that one pass reads.
 MOST_NEW = 20_000
@@ -212,10 +213,17 @@ def entries(
     if is_retimed:
         yield {**timing, "action": "changed", "at": row.changed_at, "by": row.changed_by}
     if is_stretched:
-        yield {**timing, "action": "stretched", "at": row.changed_at, "reason": f"{row.failures} runs died in a row"}
+        yield {**timing, "action": "stretched", "at": row.changed_at, "reason": ended_or_died(row)}
     if is_held != (row.held_since is not None):
         action, at = ("paused", row.paused_at) if is_held else ("resumed", row.paused_until)
         yield {**timing, "action": action, "at": at, "by": row.paused_by, "reason": row.pause_reason}
+
+
+def ended_or_died(row: Row[Any]) -> str:
+    """Return why the stretch of a row has changed."""
+    if row.failures:
+        return f"{row.failures} runs died in a row"
+    return "a run succeeded, or the back-off was ended by hand"
 
 
 def count(slots: Shifted, after: datetime, until: datetime) -> int:

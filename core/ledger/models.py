@@ -255,7 +255,8 @@ class KeyScheduleRow(Base):
     since: Mapped[datetime | None] = mapped_column(Instant)
     #: An additional slot: the next slot of the former schedule, if it comes before the next slot of this schedule.
     extra_at: Mapped[datetime | None] = mapped_column(Instant)
-    #: Back-off: only every 2^stretch-th slot comes due. ``dead_in_a_row`` is the number of runs that died in a row.
+    #: Back-off: the time between two slots is doubled ``stretch`` times, see ``core/jobs/grid.py``. ``failures`` is the
+    #: number of runs that died in a row.
     stretch: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     failures: Mapped[int] = mapped_column(server_default=text("0"))
     #: The stretch that the dispatcher has seen. It applies to slots after the time in the next column.

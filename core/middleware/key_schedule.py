@@ -9,6 +9,8 @@ from sqlalchemy import Engine
 from core import database
 from core.jobs.keyed import Keyed
 from core.ledger import key_checks
+from core.ledger.key_checks import Standing
+from core.ledger.leases import Lease
 from core.ledger.models import State
 from core.middleware.execution import LOST, Execution, Layer, Proceed
 from core.observability import metrics
@@ -41,28 +43,29 @@ class KeySchedule(Layer):
     def ended(self, execution: Execution, status: str) -> None:
         """Count the runs that died in a row. A success ends the back-off."""
         keyed, lease = execution.job.keyed, execution.lease
-        if keyed is None or keyed.backoff_after is None or lease is None or not lease.key:
+        if keyed is None or lease is None or not lease.key:
             return
         try:
-            if status == State.DEAD:
-                self._died(execution, keyed)
-            elif status == State.SUCCEEDED and (execution.standing is None or execution.standing.is_failing):
+            if status == State.DEAD and is_counted(execution.standing, keyed):
+                self._died(lease, keyed)
+            elif status == State.SUCCEEDED and may_back_off(execution.standing, keyed):
                 with database.autocommit(self._engine) as connection:
                     key_checks.succeeded(connection, lease.job, lease.key)
         except database.DATABASE_AWAY as error:
             emit(KeyBackoffNotRecorded(lease.job, lease.run_id, database.brief(error)))
 
-    def _died(self, execution: Execution, keyed: Keyed) -> None:
-        standing, lease = execution.standing, execution.lease
-        if standing is None or standing.every_seconds is None or lease is None or keyed.backoff_after is None:
-            return
+    def _died(self, lease: Lease, keyed: Keyed) -> None:
         with database.autocommit(self._engine) as connection:
-            stretch = key_checks.died(
-                connection,
-                lease.job,
-                lease.key,
-                after=keyed.backoff_after,
-                most=keyed.longest_stretch(standing.every_seconds),
-            )
-        if stretch:
-            emit(KeyBacksOff(lease.job, lease.run_id, standing.every_seconds << stretch))
+            apart = key_checks.died(connection, lease.job, lease.key, keyed)
+        if apart is not None:
+            emit(KeyBacksOff(lease.job, lease.run_id, int(apart.total_seconds())))
+
+
+def is_counted(standing: Standing | None, keyed: Keyed) -> bool:
+    """Return whether the death of a run counts: the run is a slot of a schedule that is still there."""
+    return keyed.backoff_after is not None and standing is not None and standing.schedule is not None
+
+
+def may_back_off(standing: Standing | None, keyed: Keyed) -> bool:
+    """Return whether the key of a run that succeeded may back off. It is not known for a request."""
+    return standing.is_failing if standing is not None else keyed.backoff_after is not None

@@ -459,7 +459,7 @@ class SlotSkipped(Event):
     reason: str
 
 
-@event("schedule.backs_off", WARNING, "run {run} of {job} is dead: the interval of its key is {every_seconds} s now")
+@event("schedule.backs_off", WARNING, "run {run} of {job} is dead: its key has one slot in {every_seconds} s at most")
 class KeyBacksOff(Event):
     """So many runs of a key have died in a row that only some of its slots come due, until a run succeeds."""
 

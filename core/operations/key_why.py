@@ -10,7 +10,7 @@ from core.ledger import history, key_history, successes
 from core.ledger.key_history import Period
 from core.operations.stories import Scene, alarms
 from core.operations.times import Moment
-from core.operations.wording import span
+from core.operations.wording import due_in_backoff, span
 
 #: The option of a job whose successful runs are deleted.
 KEPT = 'keep="failures"'
@@ -31,8 +31,8 @@ def unrecorded(scene: Scene, slot: datetime) -> list[str]:
     period = key_history.at(found, slot)
     said = f"The slot {scene.at(slot)} of {scene.name} for the key {scene.key!r}"
     if period is not None and slot != period.extra_at and period.is_left_out(slot):
-        times = 1 << period.stretched
-        return [f"{said} did not come due: runs of the key had died in a row, and only every {times}th slot comes due."]
+        due = due_in_backoff(period.spec, period.stretched)
+        return [f"{said} did not come due: runs of the key had died in a row, and only {due} comes due."]
     row = key_history.row(scene.connection, scene.name, scene.key)
     if row is not None and row.held_since is not None and row.held_since < slot and row.is_paused:
         return [f"{said} does not come due: {paused(scene, row)}."]

@@ -144,12 +144,15 @@ def pause(
 
 
 def resume(engine: Engine, job: str, key: str, actor: Actor) -> None:
-    """End the pause of a key, and its back-off. Raises ScheduleError if the key is not paused."""
+    """End the pause of a key, and its back-off. Raises ScheduleError if it has neither."""
     access.check(actor, "schedules resume")
     with Session(engine) as session, session.begin():
         access.check_jobs(session.connection(), actor, [job])
         if not rows.resume(session, job, key, by=actor.name):
-            raise ScheduleError(f"the schedule of job {job!r} for the key {key!r} is not paused")
+            raise ScheduleError(
+                f"the schedule of job {job!r} for the key {key!r} is not paused and does not back off; "
+                f"see `rota schedules --job {job}`"
+            )
         audit.record(session, actor, "schedules resume", job)
 
 

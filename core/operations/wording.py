@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from core.jobs import grid
+from core.jobs.schedules import Every, parse
+
 
 def local(instant: datetime | None, *, missing: str = "") -> str:
     """Return an instant on this machine's clock, to the second."""
@@ -32,6 +35,14 @@ def span(duration: timedelta) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} days {hours} h" if hours else f"{days} days"
+
+
+def due_in_backoff(spec: str, stretch: int) -> str:
+    """Return which slots of a schedule come due in a back-off: ``one slot in 4``, ``the first slot in each 20 min``."""
+    schedule = parse(spec)
+    if isinstance(schedule, Every):
+        return f"one slot in {1 << stretch}"
+    return f"the first slot in each {span(timedelta(seconds=grid.step(schedule) << stretch))}"
 
 
 def either(names: Sequence[str]) -> str:

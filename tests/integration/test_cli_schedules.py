@@ -99,7 +99,17 @@ def test_those_that_back_off_are_listed(rota, listed, three, ledger):
     ledger.do("UPDATE rota_key_schedules SET stretch = 3, failures = 5 WHERE key = 'c'")
 
     assert listed("--backing-off").keys() == {"c"}
-    assert "backs off: every 8th slot" in rota("schedules", "--backing-off").stdout
+    assert "backs off: one slot in 8" in rota("schedules", "--backing-off").stdout
+
+    assert rota("schedules", "resume", "poll", "c").exit_code == 0
+    assert listed("--backing-off") == {}
+
+
+def test_a_cron_key_that_backs_off_tells_in_which_time_one_slot_comes_due(rota, ledger):
+    rota("schedules", "add", "poll", "42", "--cron", "*/5 * * * *")
+    ledger.do("UPDATE rota_key_schedules SET stretch = 2, failures = 4")
+
+    assert "backs off: the first slot in each 20 min" in rota("schedules").stdout
 
 
 def test_a_page_begins_after_a_key(listed, three):

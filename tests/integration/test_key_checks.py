@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from core import Keyed, Limit, every, job, pause_schedule, schedule, schedules, unschedule
+from core import Keyed, Limit, cron, every, job, pause_schedule, schedule, schedules, unschedule
 from tests.support.emitted import emitted
 
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
@@ -126,6 +126,43 @@ def test_runs_that_die_in_a_row_double_the_interval_and_a_success_ends_that(
     session.rollback()
     (found,) = schedules(session, "poll")
     assert (found.stretch, found.failures) == (0, 0)
+
+
+def test_a_cron_key_backs_off_as_well(session, slot, executor, poll, heard, caplog):
+    heard.append("fail")
+    schedule(session, "poll", key="42", cron=cron("* 9-17 * * mon-fri"))
+    session.commit()
+    stretches = []
+    for _ in range(4):
+        executor.execute(poll, slot())
+        session.rollback()
+        stretches.append(schedules(session, "poll")[0].stretch)
+
+    assert stretches == [0, 1, 2, 2]
+    assert [event.every_seconds for event in emitted(caplog, "schedule.backs_off")] == [120, 240, 240]
+
+
+def test_a_longer_interval_keeps_the_back_off_within_its_longest(session, slot, executor, poll, heard):
+    heard.append("fail")
+    for _ in range(3):
+        executor.execute(poll, slot())
+    session.rollback()
+    assert schedules(session, "poll")[0].stretch == 2
+
+    schedule(session, "poll", key="42", every=2 * MINUTE)
+    assert [(each.stretch, each.failures) for each in schedules(session, "poll")] == [(1, 3)]
+    schedule(session, "poll", key="42", every=timedelta(days=1))
+    assert [(each.stretch, each.failures) for each in schedules(session, "poll")] == [(0, 3)]
+
+
+def test_a_success_ends_the_back_off_also_if_the_job_has_none_any_more(session, slot, executor, use_jobs, ledger):
+    plain = job("poll", keyed=Keyed(default=every(seconds=60)))(lambda run: None)
+    use_jobs(plain)
+    ledger.do("UPDATE rota_key_schedules SET stretch = 3, failures = 4")
+
+    assert executor.execute(plain, slot()) == "succeeded"
+
+    assert [(each.stretch, each.failures) for each in schedules(session, "poll")] == [(0, 0)]
 
 
 def test_a_request_that_succeeds_ends_the_back_off_too(session, slot, executor, poll, heard, ledger):

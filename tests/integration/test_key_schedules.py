@@ -179,6 +179,19 @@ def test_no_upsert_ends_a_pause(session):
     assert not resume_schedule(session, "poll", key="42")
 
 
+def test_a_resume_ends_the_back_off_of_a_key_that_is_not_paused(session, rows, ledger):
+    schedule(session, "poll", key="42", every=MINUTE)
+    session.commit()
+    ledger.do("UPDATE rota_key_schedules SET stretch = 2, failures = 4, is_seen = true")
+
+    assert resume_schedule(session, "poll", key="42")
+    assert not resume_schedule(session, "poll", key="42")
+    session.commit()
+
+    (row,) = rows()
+    assert (row.stretch, row.failures, row.is_seen, row.paused_at, row.paused_by) == (0, 0, False, None, None)
+
+
 def test_a_sync_adds_changes_and_removes(session, rows):
     sync_schedules(session, "poll", [KeySchedule(str(number), MINUTE) for number in range(10)])
     session.commit()

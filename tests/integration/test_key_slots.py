@@ -27,7 +27,7 @@ from core import database as databases
 from core.dispatcher.accounting import Accountant
 from core.dispatcher.key_slots import KeyAccountant
 from core.dispatcher.loop import Dispatcher
-from core.jobs.schedules import grid
+from core.jobs.grid import grid
 from core.ledger import key_slots, orphans, pauses, releases, retention
 from core.ledger.releases import Fleet
 from core.testing import registry_of
@@ -414,8 +414,8 @@ class TestBackingOff:
         assert gaps() == [("42", "backoff", 36)]
         assert len([slot for slot in slots() if slot > ended_at]) == 6
 
-    def test_no_upsert_ends_a_backoff(self, lead, poll, session, row, ledger):
-        leader = lead(poll)
+    def test_no_upsert_ends_a_backoff(self, lead, session, row, ledger):
+        leader = lead(job("poll", keyed=Keyed(backoff_after=3))(lambda run: None))
         put(session, every=10 * SECOND)
         leader.passes(SECOND)
         ledger.do("UPDATE rota_key_schedules SET stretch = 2, failures = 4, is_seen = false, version = version + 1")
@@ -515,6 +515,9 @@ class TestAfterAnOutage:
             sync_schedules(session, name, wanted)
             session.commit()
             leader.passes(5 * SECOND)
+            ledger.do(
+                "UPDATE rota_key_schedules SET stretched = 1, stretched_since = since, stretch = 1 WHERE phase % 3 = 0"
+            )
             for outage in (20 * SECOND, 50 * MINUTE, 31 * SECOND, 3 * HOUR):
                 leader.is_replaced()
                 leader.pass_at(leader.now + outage)

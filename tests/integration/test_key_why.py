@@ -5,13 +5,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from core import Keyed, every, job, pause_schedule, resume_schedule, schedule, unschedule
-from core.jobs.schedules import grid
+from core import Keyed, cron, every, job, pause_schedule, resume_schedule, schedule, unschedule
+from core.jobs.grid import grid
 from core.ledger import key_slots
 from core.operations import why
 from core.plugins import loading
 
-MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
+HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 
 
 @pytest.fixture
@@ -137,7 +137,31 @@ def test_a_slot_that_a_backoff_left_out_is_explained(leader, ask, slot_after, le
     due = set(grid(row.spec, row.phase, 3).between(began_at, leader.now))
     left_out = next(slot for slot in grid(row.spec, row.phase).between(began_at, leader.now) if slot not in due)
 
-    assert "only every 8th slot comes due" in text_of(ask(left_out))
+    assert "only one slot in 8 comes due" in text_of(ask(left_out))
+
+
+def test_each_slot_of_a_cron_key_in_a_backoff_has_a_run_or_is_explained(leader, ask, session, ledger):
+    schedule(session, "poll", key="42", cron=cron("*/7 * * * *", tz="Asia/Kolkata"), spread=5 * MINUTE)
+    session.commit()
+    leader.passes(MINUTE)
+    began_at = leader.now
+    ledger.do("UPDATE rota_key_schedules SET stretch = 2, failures = 4, is_seen = false, version = version + 1")
+    leader.passes(3 * HOUR, step=20 * SECOND)
+    ended_at = leader.now
+    session.commit()
+    resume_schedule(session, "poll", key="42")
+    session.commit()
+    leader.passes(HOUR, step=20 * SECOND)
+
+    (row,) = ledger.rows("SELECT * FROM rota_key_schedules")
+    slots = list(grid(row.spec, row.phase).between(began_at, ended_at))
+    told = {slot: ask(slot) for slot in slots}
+    left_out = [slot for slot in slots if not told[slot].runs]
+    assert all("only the first slot in each 28 min comes due" in text_of(told[slot]) for slot in left_out)
+    assert len(slots) - len(left_out) in (6, 7)
+    ((reason, count),) = ledger.rows("SELECT reason, slots FROM rota_gaps")
+    assert (reason, count) == ("backoff", len(left_out))
+    assert all(ask(slot).runs for slot in grid(row.spec, row.phase).between(ended_at, leader.now))
 
 
 def test_a_slot_to_come_is_told_of(leader, ask, slot_after):

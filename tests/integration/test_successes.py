@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from core import Keyed, every, job, schedule, upkeep
-from core.jobs.schedules import grid
+from core.jobs.grid import grid
 from core.ledger import history, orphans, successes
 from core.operations import why
 from core.plugins import loading

@@ -9,12 +9,11 @@ from core.ledger.models import State
 
 
 def cancel(session: Session, run_id: int, *, reason: str | None = None, by: str | None = None) -> State:
-    """Cancel a run when the caller's transaction commits. Return the run's state before that.
+    """Cancel a run when the caller's transaction commits. Return the state that the run had before.
 
     A waiting run (``queued`` or ``retrying``) ends at once: it is dead with the reason ``cancelled``. A ``running`` run
-    cannot commit from that moment on. ``Cancelled`` is raised in its thread, its SQL statement is cancelled, and the
-    run ends when its function has returned. The run's key stays held until then. Cancelling such a run again changes
-    nothing.
+    cannot commit any more: ``Cancelled`` is raised in its thread, and its SQL statement is cancelled. The run ends when
+    its function has returned. Until then, it counts as running. Cancelling a running run again changes nothing.
 
     ``reason`` and ``by`` are for people. By default, ``by`` is the job whose run calls this function, or ``an
     application``. The call locks the run's row until the transaction ends, so commit soon.

@@ -2,9 +2,9 @@
 
 ``SET``, temporary tables, advisory locks of the session, ``LISTEN``, prepared statements and psycopg2's own settings
 (isolation, read only, autocommit) outlive a transaction. Resetting all of them after every run would cost a round trip
-per run. So a connection reads the statements that it executes, and the pool resets it only if one of them may have
-changed the session. A function in the database can change it too (``set_config`` in a trigger, for example). Such a
-change is detected only for the settings that PostgreSQL reports: time zone, read only, role and a few more.
+per run. So a connection reads the statements that it executes, and the pool resets the session only if a statement may
+have changed it. A function in the database can also change the session (``set_config`` in a trigger, for example). Rota
+detects this only for the settings whose changes PostgreSQL reports to the client (``REPORTED``).
 """
 
 import os
@@ -24,7 +24,8 @@ from psycopg2.extensions import encodings
 
 from core import forks
 
-#: Statements that may change the session. ``SET LOCAL`` and ``SET TRANSACTION`` end with the transaction.
+#: Statements that may change the session. ``SET LOCAL`` and ``SET TRANSACTION`` are not among them, since their effect
+#: ends with the transaction.
 LEAVES = re.compile(
     r"""(?: ^ | ; ) (?: \s | /\*.*?\*/ | --[^\n]*\n )*
         (?: SET \s+ (?! LOCAL\b | TRANSACTION\b | CONSTRAINTS\b )
@@ -60,7 +61,7 @@ def marks(statement: str) -> tuple[bool, bool]:
 
 
 class WatchedCursor(DriverCursor):
-    """A cursor whose connection reads its statements."""
+    """A cursor that shows every statement to its connection before executing it."""
 
     connection: "WatchedConnection"
 
@@ -109,7 +110,8 @@ class WatchedConnection(OwnConnection):
         self.is_touched = False
         #: The schema that has the ledger's tables, quoted; empty if the tables do not exist yet.
         self.ledger_schema = ""
-        #: The database's default isolation level. Rota's own transactions always set their level.
+        #: The database's default isolation level. The session's own default is always READ COMMITTED; see
+        #: ``core.database``.
         self.default_isolation = READ_COMMITTED
         #: Whether a statement has been answered since the connection was taken from the pool.
         self.has_answered = False
@@ -119,7 +121,7 @@ class WatchedConnection(OwnConnection):
         self._reported: list[str | None] = []
 
     def notice(self, query: Any) -> None:
-        """Read a statement before it is executed."""
+        """Record whether a statement, which is executed next, may change the session."""
         statement = query if isinstance(query, str) else self._text(query)
         leaves, forgets = marks(statement)
         if leaves:
@@ -128,7 +130,7 @@ class WatchedConnection(OwnConnection):
             self.prepared.clear()
 
     def judge(self, error: psycopg2.Error) -> None:
-        """Mark the error of a statement, if the statement's author did not cause it."""
+        """Set ``blame`` on an error if the connection caused it, not the statement."""
         if self.has_answered:
             return
         if self.closed:
@@ -142,7 +144,9 @@ class WatchedConnection(OwnConnection):
         return not self._has_been_told() or self._answers()
 
     def _has_been_told(self) -> bool:
-        """Return whether data has arrived on the idle connection, which usually means its end. Needs no network."""
+        """Return whether data has arrived on the idle connection. Usually this means that the server has closed it. The
+        check sends nothing.
+        """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(0))
@@ -182,7 +186,7 @@ class WatchedConnection(OwnConnection):
         return str(query.as_string(self))  # an object of the class psycopg2.sql.Composable
 
     def begin_clean(self) -> None:
-        """Remember the session's present state as the clean one."""
+        """Remember the session's present state. ``is_clean`` compares with it."""
         self.is_touched = False
         self._reported = self._told()
 
@@ -196,7 +200,7 @@ class WatchedConnection(OwnConnection):
         return [self.get_parameter_status(name) for name in REPORTED]
 
     def discard(self) -> None:
-        """Reset the session to that of a new connection. After psycopg2.Error the connection is unusable."""
+        """Reset the session to that of a new connection. Raises psycopg2.Error; the connection is then unusable."""
         self.rollback()
         self.set_session(isolation_level="default", readonly="default", deferrable="default", autocommit=True)
         with self.cursor() as cursor:

@@ -24,7 +24,8 @@ from sqlalchemy.pool import NullPool, PoolProxiedConnection, PoolResetState, Que
 from core import forks, settings
 from core.connections import READ_COMMITTED, REFUSED, OwnConnection, WatchedConnection
 
-#: The errors that mean that PostgreSQL cannot be reached now.
+#: The errors that SQLAlchemy raises if PostgreSQL cannot be reached. A DBAPIError can have other causes too;
+#: ``is_of_server`` distinguishes them.
 DATABASE_AWAY = (DBAPIError, PoolTimeout)
 #: Classes of SQLSTATE for a bad value: data exceptions, constraints, program limits, errors that a trigger raises.
 REFUSING_CLASSES = frozenset({"22", "23", "54", "P0"})
@@ -39,8 +40,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 #: result or an error may contain any character.
 CLIENT_ENCODING = "UTF8"
 #: The kernel notices a lost peer after about idle + interval × count seconds (tcp(7)). While a statement is being sent,
-#: the kernel sends no keepalives and would repeat the data for 15 minutes; ``tcp_user_timeout``, in milliseconds, ends
-#: that sooner.
+#: the kernel sends no keepalives and would repeat the data for 15 minutes; ``tcp_user_timeout``, in milliseconds,
+#: shortens this time.
 KEEPALIVES = {
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -48,15 +49,15 @@ KEEPALIVES = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-#: The same settings on the server, so that it frees the locks of a lost host soon, and not after the two hours of
-#: tcp(7).
+#: The same settings on the server. Without them, the server would keep the locks of a lost host for two hours (tcp(7)).
 SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
 #: Makes a query end when its client has died. PostgreSQL 14 introduced it.
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
 #: The ledger's statements must find rows by an index. They are planned once per connection. A plan that was made while
-#: a table was small could otherwise read the whole table after it has grown. If a plan must still use one of these
-#: nodes, PostgreSQL estimates its cost 1e10 higher, and with LLVM would compile it each time; so JIT is off.
+#: a table was small could otherwise read the whole table after it has grown. If a plan still needs one of these nodes,
+#: PostgreSQL adds 1e10 to its estimated cost. A plan with such a cost would be compiled at each execution, so JIT is
+#: off.
 BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 #: The default isolation, and the schema of the ledger's tables. The schema is read early, since a job may change its
 #: search_path later.
@@ -149,7 +150,8 @@ class Pool(QueuePool):
             raise
 
 
-#: This class is outside of SQLAlchemy's package, so the log level of that package does not silence it.
+#: SQLAlchemy logs a pool's errors under the name of the pool's class. This class is not in SQLAlchemy's package, so the
+#: log level of that package does not apply to it.
 logging.getLogger(f"{Pool.__module__}.{Pool.__qualname__}").setLevel(logging.WARNING)
 
 
@@ -242,7 +244,7 @@ def alone(engine: Engine) -> Iterator[Connection]:
 def dispose(engine: Engine) -> None:
     """Close every connection of ``engine`` that is not in use."""
     idle = _idle.pop(engine, deque())
-    while connection := _pop(idle):  # other threads may put connections back meanwhile
+    while connection := _pop(idle):  # meanwhile, other threads may put connections back
         connection.close()
     engine.dispose()
 
@@ -291,7 +293,7 @@ def _class_of(error: BaseException) -> str:
 
 
 def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
-    """Return the first line of a database error, with advice if a right is missing.
+    """Return the first line of a database error. If a right is missing, add which one to grant.
 
     The other lines of an error repeat the statement.
     """

@@ -41,9 +41,9 @@ def enqueue(
     ``priority`` is 0 to 9; the default is the job's own priority. If ``session`` is the session of a run, the new run
     records which run has enqueued it.
 
-    With ``unless="waiting"``, no run is inserted if a request of the same job and key is already waiting and is not due
-    later. The returned id is then that of the waiting run, which keeps its own arguments, and starts after the caller's
-    transaction has ended.
+    With ``unless="waiting"``, no run is inserted if a requested run of the same job and key is already waiting and is
+    not due later than the new run would be. The id of the waiting run is returned instead. The waiting run keeps its
+    own arguments, and starts after the caller's transaction has ended.
 
     ``session`` is a SQLAlchemy Session or scoped_session. With an AsyncSession, call
     ``await session.run_sync(enqueue, job, ...)``.
@@ -73,9 +73,9 @@ def waiting_run(
     priority: int | None,
     unless: str,
 ) -> int | None:
-    """Return the id of a waiting run that serves this request too, or None if there is none.
+    """Return the id of a waiting run that serves this request too, or None if there is no such run.
 
-    The run is then locked until the transaction ends.
+    The waiting run stays locked until the transaction ends.
     """
     if unless != "waiting":
         raise BadArguments(f"job {job!r}: unless={unless!r} must be 'waiting'")
@@ -91,7 +91,7 @@ def waiting_run(
 
 
 def job_of_ledger(name: str) -> Job:
-    """Return the job of that name. Raises UnknownJob. Raises BadArguments if the job has no runs."""
+    """Return the job of that name. Raises UnknownJob, or BadArguments for a job of the fast lane."""
     found = loading.current().job(name)
     if not found.ledger:
         raise BadArguments(f"job {name!r} is on the fast lane (ledger=False), which has no runs; use send")
@@ -218,9 +218,9 @@ def is_key(key: object) -> bool:
 def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -> None:
     """Send a message to a job of the fast lane when the transaction commits.
 
-    If Redis is away then, the message is lost.
+    If Redis cannot be reached at the commit, the message is lost.
 
-    Raises UnknownJob; BadArguments; RotaError in a process that has no Redis, such as a plain application.
+    Raises UnknownJob or BadArguments. Raises RotaError in a process without Redis, such as an application.
     """
     send_many(session, job, [args or {}])
 
@@ -228,7 +228,7 @@ def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -
 def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> None:
     """Send a message to ``job`` for each of ``args``, all together when the transaction commits.
 
-    Raises the errors of ``send``. If it does, no message is sent.
+    Raises the errors of ``send``; then no message is sent.
     """
     session = plain_session(session)
     found = loading.current().job(job)

@@ -160,7 +160,7 @@ class Later(RotaError):
 
     Give one of ``in_``, a span counted from now, and ``at``, an aware time after the start of the attempt. ``reason``
     is for people. The work since the last checkpoint is rolled back. A run may be postponed for 7 days in all, and not
-    past its ``expires``. If it is postponed for longer, it is dead with the reason ``later``.
+    past its ``expires``. A run that is postponed for longer is dead with the reason ``later``.
 
     Raises BadTime, and NaiveTime for an ``at`` without a time zone. The attempt then fails with that error.
     """

@@ -49,7 +49,7 @@ class Synced:
 class Difference:
     """The difference between the schedules that a job has and the wanted schedules."""
 
-    #: The schedules to add, the schedules to change, and the keys whose schedules must be removed.
+    #: The schedules to add, the schedules to change, and the keys whose schedules to remove.
     added: Sequence[Wanted]
     changed: Sequence[Wanted]
     removed: Sequence[str]
@@ -88,9 +88,10 @@ class ScheduledKey:
     priority: int | None
     #: Grows with each change of the schedule.
     version: int
-    #: Slots of the schedule after this time count; None until the dispatcher has seen the schedule.
+    #: The schedule is in force since this time, and only later slots come due. None until the dispatcher has seen the
+    #: schedule.
     since: datetime | None
-    #: 0 if every slot comes due. With n, only every 2^n-th slot comes due, since runs of the key died in a row.
+    #: 0, or how many times the interval is doubled because runs of the key died in a row.
     stretch: int
     failures: int
     #: The active pause: its start, its end if it has one, the person or job that began it, and the reason.
@@ -118,11 +119,12 @@ def schedule(
     """Give a key of ``job`` a schedule, or change it, when the caller's transaction commits. Return whether it changed.
 
     ``every`` is an interval. ``cron=cron(…)`` is a cron expression, whose slots are later by up to ``spread``. Without
-    both, the schedule is the default of the job's ``Keyed``. The keys are spread evenly over an interval. The first
-    slot comes within one interval of the commit. If the interval changes, the first slot is the next slot of the former
-    interval, if that is earlier. ``first="now"`` also requests a run in the same transaction, if the schedule is new or
-    its slots change. To give a key the same schedule again changes nothing, and no call ends a pause or a back-off.
-    ``args`` and ``priority`` are copied to each slot's run when the slot comes due.
+    both, the schedule is the default of the job's ``Keyed``. The slots of different keys are spread evenly over an
+    interval. The first slot comes within one interval of the commit. If the interval changes, the next slot of the
+    former interval still comes, if it is earlier. With ``first="now"``, a run is also requested in the same
+    transaction, if the schedule is new or its slots change. A call with the schedule that the key already has changes
+    nothing. No call ends a pause or a back-off. ``args`` and ``priority`` are copied to each slot's run when the slot
+    comes due.
 
     Raises UnknownJob. Raises ScheduleError if the job takes no schedules made at run time, or if there are too many.
     Raises BadArguments if another value is invalid, and RotaError if ``session`` has another type.
@@ -163,8 +165,8 @@ def unschedule(session: Session, job: str, *, key: str) -> bool:
 def sync_schedules(session: Session, job: str, wanted: Iterable[KeySchedule], *, most_removed: float = 0.5) -> Synced:
     """Give ``job`` exactly the ``wanted`` schedules: add, change and remove schedules that differ.
 
-    This refuses to remove more than the part ``most_removed`` of the job's schedules, so that a query that wrongly
-    returns nothing does not remove all. A second sync of the same job waits until the caller's transaction ends.
+    ``most_removed`` is the largest part of the job's schedules that may be removed. It protects against a query that
+    wrongly returns few rows. A second sync of the same job waits until the caller's transaction ends.
 
     Raises the errors of ``schedule``. Also raises ScheduleError if too many schedules would be removed, and
     BadArguments if a key is wanted twice. In both cases nothing is changed.
@@ -178,8 +180,8 @@ def give_all(
 ) -> Synced:  # fmt: skip
     """Do the work of ``sync_schedules``, for a person or an application.
 
-    The existing schedules are read before ``wanted`` is read, so a key that another transaction adds meanwhile is not
-    removed.
+    The existing schedules are read before ``wanted`` is read. So a schedule that another transaction adds meanwhile is
+    not removed.
     """
     found = keyed_job(job)
     rows.one_sync(session, job)
@@ -217,8 +219,8 @@ def pause_schedule(
     """Pause the schedule of a key when the caller's transaction commits: no slot comes due ``until`` an aware time.
 
     Without ``until``, the pause lasts until ``resume_schedule``. ``reason`` and ``by`` are for people. By default,
-    ``by`` is the job whose run calls this function, or ``an application``. Slots that wait already are skipped.
-    Requested runs start.
+    ``by`` is the job whose run calls this function, or ``an application``. Slots that are already due and have not
+    started are skipped. Requested runs of the key still start.
 
     Raises ScheduleError if the key has no schedule, NaiveTime or BadArguments for ``until``, and the errors of
     ``unschedule``.
@@ -234,7 +236,7 @@ def pause_schedule(
 def resume_schedule(session: Session, job: str, *, key: str, by: str | None = None) -> bool:
     """End the pause of a key, and its back-off, when the caller's transaction commits.
 
-    Return False if the key is not paused, and no run of it has died since the last one that succeeded.
+    Return False if the key is not paused and its last run did not die.
 
     Raises the errors of ``unschedule``.
     """
@@ -267,7 +269,9 @@ def owner(job: str) -> str:
 
 
 def caller(session: Session) -> str:
-    """Return the name to record for a change, if the caller gives none."""
+    """Return the name to record for a change, if no name is given: the job whose run has this session, or ``an
+    application``.
+    """
     lease = leases.of(session)
     return f"run {lease.run_id} of job {lease.job}" if lease is not None else "an application"
 
@@ -311,9 +315,7 @@ def given(said: str, keyed: Keyed, wanted: KeySchedule) -> Every | Cron:
 
 @dataclass(slots=True)
 class Encoder:
-    """Encodes schedules of one job. It checks values only once if many schedules have them, or if they are stored
-    already.
-    """
+    """Encodes schedules of one job. A value that many schedules have, or that is stored already, is checked once."""
 
     job: Job
     there: Mapping[str, Row[Any]] = field(default_factory=dict)
@@ -321,7 +323,7 @@ class Encoder:
     count: int = 0
     #: The text, the seconds, the spread and the longest stretch of each interval or cron expression that was encoded.
     timings: dict[tuple[Any, ...], tuple[str, int | None, int, int]] = field(default_factory=dict)
-    #: The arguments of a key that is given none, once they have been checked.
+    #: The arguments of a key that is given none, as JSON. Empty until they have been checked.
     no_args: str = ""
 
     def encoded(self, wanted: object) -> Wanted:
@@ -348,7 +350,7 @@ class Encoder:
         return self.timings[known]
 
     def _args(self, wanted: KeySchedule) -> str:
-        """Return the arguments as JSON. Those that are stored already were checked then."""
+        """Return the arguments as JSON. Arguments that are already stored are not checked again."""
         given = wanted.args or NO_ARGS
         if not given:
             self.no_args = self.no_args or arguments.encode(self.job, NO_ARGS)
@@ -414,7 +416,9 @@ def scheduled(row: Row[Any]) -> ScheduledKey:
 
 
 def next_slot(row: Row[Any]) -> datetime:
-    """Return the next slot of a row after now. If its change has not been applied yet, use the former schedule."""
+    """Return the next slot of a row. If the dispatcher has not seen a change yet, the former schedule may have the next
+    slot.
+    """
     now: datetime = row.now
     due = [grid(row.spec, row.phase, row.stretch).next_after(now)]
     if row.next_spec is not None:

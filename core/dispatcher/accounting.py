@@ -1,7 +1,7 @@
-"""Accounts for every slot of every schedule: records it as queued, or as missed with a reason.
+"""Accounts for every slot of every declared schedule: inserts a row that is queued, missed or skipped.
 
-periodiq inserts slots at their time. Half a second later this pass inserts the slots that periodiq did not insert.
-After an outage it applies each job's misfire policy to all slots that came due during the outage.
+periodiq inserts slots at their time. Half a second later, the dispatcher inserts the slots that periodiq did not
+insert. After an outage, the dispatcher applies each job's misfire policy to all slots that came due during the outage.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.scheduling.misfires import HEAD_START, count_missed, is_late, verdicts
 
-#: The most slots that one pass accounts for, and the smallest share of one job in that number.
+#: The most slots that one pass accounts for, divided among the jobs; and the smallest share of one job.
 MOST_AT_ONCE = 10_000
 LEAST_OF_ONE_JOB = 100
 
@@ -29,14 +29,16 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(slots=True)
 class PastPauses:
-    """The pauses since the oldest late slot, in one pass. They are read for a late slot, and again for an older one."""
+    """The pauses that one pass needs. They are read when the pass finds a late slot, and again when it finds an older
+    late slot.
+    """
 
     connection: Connection
     since: datetime | None = None
     found: list[Pause] = field(default_factory=list)
 
     def of(self, scopes: Sequence[str], due: list[datetime], now: datetime) -> list[Pause]:
-        """Return the pauses of ``scopes`` since the first of the slots ``due``, or nothing if all slots are in time."""
+        """Return the pauses of ``scopes`` since the first of the slots ``due``, or an empty list if no slot is late."""
         if not is_late(due, now):
             return []
         if self.since is None or due[0] < self.since:
@@ -46,11 +48,11 @@ class PastPauses:
 
 @dataclass(slots=True)
 class Accountant:
-    """Accounts for slots. Keeps the leader's state between passes; the ledger has a copy of the state."""
+    """Accounts for the slots of declared schedules. It keeps a copy of the ledger's watermarks between passes."""
 
     registry: Registry
     marks: dict[str, Watermark]
-    #: The first slot of each job that is not accounted for. With it, a pass computes only slots that are due.
+    #: For each job, the first slot that is not accounted for. A pass leaves out a job whose first slot is not due yet.
     next_slots: dict[str, datetime] = field(default_factory=dict)
     #: The earliest of ``next_slots``; None if no job has a schedule.
     next_at: datetime | None = field(default=LONG_AGO)
@@ -60,11 +62,11 @@ class Accountant:
         return self.next_at is not None and self.next_at <= now - HEAD_START
 
     def account(self, connection: Connection, carrier: DispatchCarrier) -> None:
-        """Insert the due slots that no process has inserted."""
+        """Insert a row for each due slot that has none."""
         try:
             self._account(connection, carrier)
         except BaseException:
-            self.next_slots.clear()  # if slots are missing, begin at the watermarks again
+            self.next_slots.clear()  # some slots may be missing, so the next pass begins at the watermarks
             raise
 
     def _account(self, connection: Connection, carrier: DispatchCarrier) -> None:

@@ -1,4 +1,6 @@
-"""Logs and counts runs that had been cancelled and ended when their process handed them back."""
+"""Logs and counts cancelled runs. They end when their process releases them, or when they are recovered from a dead
+process.
+"""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -13,7 +15,7 @@ AnyRun = TypeVar("AnyRun", HandedBack, Recovered)
 
 
 def tell(handed_back: Sequence[AnyRun]) -> list[AnyRun]:
-    """Log and count the cancelled runs. Return the other runs."""
+    """Log and count the cancelled runs among ``handed_back``. Return the other runs."""
     for run in handed_back:
         if run.reason == CANCELLED:
             metrics.run_ended(run.job, CANCELLED)

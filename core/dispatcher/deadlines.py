@@ -1,4 +1,4 @@
-"""Ends the runs that have expired, and logs each of them."""
+"""Ends expired runs, and logs how many ended."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from core.observability.events import RunExpired, emit
 
 
 def expire(connection: Connection) -> None:
-    """End the runs that have expired, at most as many as one statement ends."""
+    """End one batch of expired runs."""
     for job, count in Counter(deadlines.expire(connection)).items():
         metrics.runs_ended(job, {State.MISSED: count})
         emit(RunExpired(job, count))

@@ -1,7 +1,9 @@
-"""Accounts for the slots of schedules made at run time: brings changes into force, and inserts due runs.
+"""Accounts for the slots of schedules made at run time: brings changed schedules into force, and inserts a run for each
+due slot.
 
-Only the leading dispatcher does this, in each pass, so it works when Redis is away, and also in local mode. The runs
-are inserted unsent; the dispatcher sends them directly afterwards, as it sends all other runs.
+Only the leading dispatcher does this, in each pass. It needs only PostgreSQL, so it also works in local mode and while
+Redis is away. The runs are inserted without messages. The dispatcher sends the messages afterwards, as for all other
+due runs.
 """
 
 from collections import Counter
@@ -22,7 +24,7 @@ from core.scheduling import plan
 from core.scheduling.misfires import report_missed
 from core.scheduling.plan import Window
 
-#: A watermark that no slot moves is stored this often, so that a new leader does not examine a long time again.
+#: How often a job's watermark is stored while no slot comes due. A new leader begins at the stored watermark.
 STORED_EVERY = timedelta(seconds=10)
 
 
@@ -37,20 +39,18 @@ def keyed_jobs(registry: Registry, fleet: Fleet) -> Iterable[KeyedJob]:
 
 @dataclass(slots=True)
 class KeyAccountant:
-    """Accounts for the slots of all jobs whose keys have schedules. If a slot moves a job's watermark, the ledger
-    stores it at once.
-    """
+    """Accounts for the slots of all jobs whose keys have schedules. A job's watermark is stored with its runs."""
 
     registry: Registry
-    #: Whether this leader is the only one that inserts such slots. It then stays the only one until its connection
-    #: ends.
+    #: Whether this leader holds the lock of the only process that accounts for these slots. It keeps the lock until its
+    #: connection ends.
     is_alone: bool = False
     #: The time up to which the slots of each job are accounted for.
     reached: dict[str, datetime] = field(default_factory=dict)
     stored: dict[str, datetime] = field(default_factory=dict)
-    #: The same time as it was when the last pass began. It is not known to a new leader.
+    #: The value of ``reached`` when the last pass began. A new leader does not know it.
     before: dict[str, datetime] = field(default_factory=dict)
-    #: The longest time for which slots of each job had waited when the last pass began to account for them.
+    #: The time between each job's watermark and the beginning of the last pass, in seconds. No slot has waited longer.
     lag_seconds: dict[str, float] = field(default_factory=dict)
 
     def account(self, connection: Connection, fleet: Fleet) -> int:
@@ -91,7 +91,8 @@ class KeyAccountant:
         return inserted
 
     def _after(self, connection: Connection, job: KeyedJob, now: datetime) -> datetime:
-        """Return the job's watermark. It begins now if the job is new, or if no process had the job for long.
+        """Return the job's watermark. If the job is new, or no process had it for a long time, it gets a watermark at
+        the present time.
 
         The watermark never moves back, since the runs of slots before it may have been deleted.
         """
@@ -131,7 +132,7 @@ class JobAccount:
     is_stored: bool = False
 
     def account(self, place: int) -> int:
-        """Account for a window. Return how many runs were inserted."""
+        """Account for the slots of one window. Return how many runs were inserted."""
         window = self.windows[place]
         if window.is_paused:
             return self._leave_out(window.until, "paused")
@@ -182,6 +183,7 @@ def tell(job: KeyedJob, left_out: Mapping[str, int]) -> None:
         if count:
             metrics.slots_in_gap(job.name, reason, count)
         if count and reason == "outage":
-            report_missed(job.name, Counter({reason: count}), f"misfire={job.misfire}; one gap row tells of them")
+            why = f"misfire={job.misfire}; one row of rota_gaps has their number"
+            report_missed(job.name, Counter({reason: count}), why)
         elif count:
             emit(SlotSkipped(job.name, count, reason))

@@ -12,13 +12,13 @@ LOOK_SECONDS = 60.0
 
 
 class KeyWatch:
-    """The leading dispatcher's count of schedules."""
+    """Counts the schedules once a minute, in the leading dispatcher."""
 
     def __init__(self) -> None:
         self._looked_at = float("-inf")
 
     def look(self, connection: Connection, now: float | None = None) -> None:
-        """Export the numbers of schedules, if it is time for the next count."""
+        """Count the schedules and export the numbers, if the next count is due."""
         now = time.monotonic() if now is None else now
         if now - self._looked_at < LOOK_SECONDS:
             return

@@ -1,8 +1,8 @@
 """Leadership: the process that holds a certain PostgreSQL advisory lock dispatches, as long as its connection lives.
 
-A leader whose process stopped (paused, cut off) still holds the lock. As soon as the leader's lease has expired, a
-waiting process closes the leader's connection, which frees the lock. A leader that loses Redis while other workers can
-lead steps down.
+If the leader's process is stopped or cut off from the network, its connection still holds the lock. As soon as the
+leader's lease has expired, a waiting process closes this connection, which frees the lock. A leader that has lost Redis
+steps down if another worker can lead.
 
 Two processes that both lead do no harm: every step is a conditional statement that only one process can win. During a
 deploy there are two leaders, one of each release, if the dispatcher of the new release has steps that the former
@@ -20,7 +20,7 @@ from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.ledger.runs import DUE_CHANNEL
 from core.observability.events import DispatcherDeposed, emit
 
-#: At most this many processes ask for leadership in one interval, however many processes are waiting.
+#: On average, at most this many processes ask for leadership in one interval, however many processes are waiting.
 MOST_ASKING = 10
 
 #: Asks for the lock, and closes the connection of a leader that holds the lock and whose lease has expired.
@@ -63,14 +63,15 @@ class Answer:
     def pause_seconds(self, every_seconds: float) -> float:
         """Return the wait before this process asks again.
 
-        The wait grows with the number of workers, so that together they ask equally often.
+        With many workers, the wait is random and grows with their number, so that PostgreSQL does not get more
+        requests.
         """
         crowd = self.workers / MOST_ASKING
         return every_seconds if crowd <= 1 else every_seconds * random.uniform(0, 2 * crowd)
 
 
 def ask(connection: Connection) -> Answer:
-    """Ask for leadership. If this process gets it, also listen for runs that are due at once."""
+    """Ask for leadership. If this process becomes the leader, also listen for notifications of due runs."""
     ((is_won, workers, silent_leader, _),) = ASK.rows(connection)
     if is_won:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
@@ -80,10 +81,10 @@ def ask(connection: Connection) -> Answer:
 
 
 def has_others(connection: Connection) -> bool:
-    """Return whether there are other live workers that wait to lead."""
+    """Return whether another live worker could lead."""
     return bool(connection.execute(OTHERS).scalar_one())
 
 
 def wait_for_runs(connection: Connection, timeout_seconds: float) -> bool:
-    """Wait until runs are requested, at most for the time-out. Return whether runs were requested."""
+    """Wait for a notification of due runs, at most for the time-out. Return whether a notification came."""
     return sessions.wait_for_notification(connection, timeout_seconds)

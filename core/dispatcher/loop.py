@@ -43,7 +43,7 @@ from core.observability.events import (
 from core.observability.logs import EmitOnce
 from core.scheduling.misfires import miss_late
 
-#: How often to look for messages of dead processes that have no row in the ledger, in seconds.
+#: How often to requeue messages of processes that send no heartbeat to Redis, in seconds.
 MAINTENANCE_SECONDS = 15.0
 #: A leader that has not reached Redis for this many seconds steps down if another worker can lead.
 REDIS_LOST_SECONDS = 10.0
@@ -69,7 +69,9 @@ class Dispatcher(LedgerThread):
         redis_lost_seconds: float = REDIS_LOST_SECONDS,
         outage: Outage | None = None,
     ) -> None:
-        """``outage`` records when other threads of this process noticed that PostgreSQL was unavailable."""
+        """``outage`` is shared with other threads of this process. Each of them records when PostgreSQL is
+        unavailable.
+        """
         super().__init__(engine, "rota-dispatcher")
         self._registry = registry
         self._carrier = carrier
@@ -84,9 +86,9 @@ class Dispatcher(LedgerThread):
         self._key_watch = KeyWatch()
         self._fleet_cache = FleetCache()
         self._fleet = Fleet()
-        #: The time when the pause of each paused job began.
+        #: For each paused job, the time when its pause began.
         self._held: Mapping[str, datetime] = {}
-        #: Whether there was a pause at the last pass. It tells the next pass that the pause has ended.
+        #: Whether a pause was active in the last pass. The first pass after the end of a pause must do all steps.
         self._was_paused = True
         self._maintained_at = 0.0
         self._outage = outage or Outage()
@@ -102,13 +104,13 @@ class Dispatcher(LedgerThread):
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
-        """Lead whenever no other process leads."""
+        """Wait to become the leader, and then lead."""
         self._outage.end()
         self._stand(connection)
         self._again_seconds = self._every_seconds + GIVE_WAY_SECONDS
 
     def interrupted(self, error: Exception) -> None:
-        """Record the outage. After the outage, processes get time to register again."""
+        """Record the outage. It gives processes time to register again before they count as dead."""
         self._outage.goes_on(time.monotonic())
         self._log_once.emit(DispatcherInterrupted(database.brief(error)))
 
@@ -117,7 +119,9 @@ class Dispatcher(LedgerThread):
         emit(DispatcherFailed(), sys.exception())
 
     def ended(self) -> float:
-        """Stop leading; another process's dispatcher takes over."""
+        """Export that this process no longer leads. Return how many seconds to wait before asking for leadership
+        again.
+        """
         metrics.leading(False)
         seconds, self._again_seconds = self._again_seconds, AGAIN_SECONDS
         return seconds
@@ -161,9 +165,9 @@ class Dispatcher(LedgerThread):
             self._send_until(connection, began + self._every_seconds)
 
     def _send_until(self, connection: Connection, next_pass: float) -> None:
-        """Send due runs until the next pass, slice by slice, and new runs as soon as they are requested.
+        """Until the next pass, send due runs, and send new runs as soon as they are requested.
 
-        Also wake runs as soon as a refill or the end of a closing makes room under their limits.
+        Also wake parked runs when one of their limits is refilled, or when a closing ends.
         """
         has_more = True
         while (now := time.monotonic()) < next_pass and not self._stopping.is_set():
@@ -183,13 +187,13 @@ class Dispatcher(LedgerThread):
         return leadership.wait_for_runs(connection, seconds)
 
     def _has_lost_redis(self) -> bool:
-        """Return whether Redis has been away for a while, so that another leader might still be able to send runs."""
+        """Return whether this process has not reached Redis for a while. Another leader may still reach Redis."""
         if self._carrier.carries:
             self._heard_at = time.monotonic()
         return time.monotonic() >= self._heard_at + self._redis_lost_seconds
 
     def pass_once(self, connection: Connection, accountant: Accountant) -> None:
-        """Do one pass: the steps of the dispatcher that are due now, without recovery.
+        """Do one pass: take the steps that are due. Recovery is not among them, since it has its own thread.
 
         Each step takes a bounded time, and an error in one step does not prevent the others.
         """
@@ -226,12 +230,12 @@ class Dispatcher(LedgerThread):
 
     def _send_due(self, connection: Connection) -> bool:
         """Send due runs for a while. Return whether there may be more due runs."""
-        if not due_runs.is_any_due(connection):  # a cheaper query, which does not read the jobs
+        if not due_runs.is_any_due(connection):  # this query is cheaper, since it does not compare jobs
             return False
-        return sending.send_due(connection, self._sent(), self._carrier, self._sharing) > 0
+        return sending.send_due(connection, self._sendable(), self._carrier, self._sharing) > 0
 
     def _recall(self, connection: Connection) -> None:
-        recall(connection, self._carrier, self._windows, sorted(self._fleet.queues), self._sent())
+        recall(connection, self._carrier, self._windows, sorted(self._fleet.queues), self._sendable())
 
     def _look_for_pauses(self, connection: Connection) -> None:
         active = pauses.active(connection)
@@ -240,10 +244,10 @@ class Dispatcher(LedgerThread):
         self._held = pauses.held(active, {**theirs, **self._registry.scopes})
 
     def _look_for_room(self, connection: Connection) -> int:
-        return self._rooms.look(connection, self._sent())
+        return self._rooms.look(connection, self._sendable())
 
-    def _sent(self) -> set[str]:
-        """Return the jobs whose runs are sent: the jobs of all live processes, without paused jobs."""
+    def _sendable(self) -> set[str]:
+        """Return the jobs whose runs may be sent: the jobs of all live processes that are not paused."""
         return {*self._registry.jobs, *self._fleet.queues_of} - self._held.keys()
 
     def _maintain(self) -> None:

@@ -33,7 +33,7 @@ from core.observability.events import (
 
 #: How often to look for jobs and queues that are gone, in seconds.
 LOOK_SECONDS = 5.0
-#: The longest time for which a leader must itself have seen a job missing, in seconds.
+#: A leader itself must have seen a job missing for this many seconds, or for the grace if the grace is shorter.
 SEEN_MISSING_SECONDS = 60.0
 #: One search ends at most this many batches of one job, and takes at most this many seconds for all jobs. The next
 #: search continues, so that other steps of the pass are not delayed.
@@ -55,7 +55,9 @@ class Absence:
 
 
 class OrphanKeeper:
-    """Ends runs and messages of jobs and queues that are gone, in the leading dispatcher."""
+    """Ends the runs and messages of jobs that are gone, and adopts the runs of jobs that are back, in the leading
+    dispatcher.
+    """
 
     def __init__(self, registry: Registry, carrier: DispatchCarrier, grace_seconds: float) -> None:
         self._registry = registry
@@ -72,7 +74,7 @@ class OrphanKeeper:
         return (time.monotonic() if now is None else now) - self._looked_at >= LOOK_SECONDS
 
     def look(self, connection: Connection, fleet: Fleet, now: float | None = None) -> None:
-        """End the runs and messages of jobs that are gone, if it is time for the next search."""
+        """Search for jobs that are gone or back, if it is time for the next search, and end or adopt their runs."""
         now = time.monotonic() if now is None else now
         if not self.is_time_to_look(now):
             return
@@ -107,7 +109,7 @@ class OrphanKeeper:
 
     def _end_messages(self, connection: Connection, fleet: Fleet, now: float) -> None:
         used = {*fleet.queues, *(job.queue for job in self._registry)}
-        abandoned = releases.queues_ever(connection) - used  # leaves out queues of another service
+        abandoned = releases.queues_ever(connection) - used  # so queues of another service are never abandoned
         try:
             found = self._carrier.queues_with_messages() & abandoned
         except redis.RedisError as error:
@@ -118,7 +120,7 @@ class OrphanKeeper:
 
     def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
         if not move_runs(connection, queue, fleet):
-            return  # its messages remain; the next search finds them again
+            return  # the messages stay in the queue, so the next search finds it again
         try:
             for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
                 emit(MessageCleared(queue, job, count, str(outcome)))
@@ -173,7 +175,9 @@ def adopt_runs(connection: Connection, job: str, fleet: Fleet) -> bool:
 
 
 def reason(registry: Registry, had: LastHad) -> str:
-    """Return the reason why a job is gone. If a newer release removed the job, the plugins on this host tell more."""
+    """Return the reason why a job is gone. If a newer release removed the job, the reason is the state of the job's
+    plugin on this host.
+    """
     if not had.is_taken_away:
         return orphans.ABSENT
     states = {found.name: found.state for found in registry.plugins}

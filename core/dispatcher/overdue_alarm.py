@@ -1,4 +1,4 @@
-"""The dead man's switch: reports jobs that had no success although slots came due, as metrics and in the log."""
+"""Reports jobs that had no success although their slots came due, as metrics and in the log."""
 
 import time
 from collections.abc import Collection
@@ -16,7 +16,7 @@ LOOK_SECONDS = 15.0
 
 
 class Watch:
-    """The leading dispatcher's record of jobs without a success."""
+    """Checks regularly, in the leading dispatcher, which jobs had no success."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -24,7 +24,7 @@ class Watch:
         self._looked_at = float("-inf")
 
     def look(self, connection: Connection, held: Collection[str], now: float | None = None) -> None:
-        """Compare expected with actual slots, if the next check is due. Leave out the jobs ``held`` by a pause."""
+        """Do the next check if it is due. Do not report the jobs ``held`` by a pause."""
         now = time.monotonic() if now is None else now
         if now - self._looked_at < LOOK_SECONDS:
             return

@@ -1,9 +1,9 @@
 """Takes messages of runs back from queues that are too long, so that runs with other keys get their turn.
 
-A process that requests many runs sends their messages itself, before it is known how long the workers need for them. If
-a run with another key is requested meanwhile, it waits behind all these messages. Then most messages are taken back,
-and their runs wait in the ledger, where keys take turns. If all the messages have one key, or many keys with few
-messages each, no key is delayed more than others, and the messages stay.
+A process that requests many runs sends their messages at once, although the workers may need long for them. A run with
+another key that is requested later would wait behind all these messages. So the dispatcher takes most of the messages
+back. Their runs then wait in the ledger, where keys take turns. The messages stay if all of them have one key, or if
+they have many keys with few messages each: then no key delays the others.
 """
 
 import time
@@ -18,9 +18,9 @@ from core.ledger import due, shares
 from core.ledger.carrier import DispatchCarrier
 from core.observability.events import DispatcherRecalled, emit
 
-#: This many messages are taken back at a time, and this many of the newest are examined before.
+#: This many messages are taken back at a time. Before that, this many of the newest messages are examined.
 BATCH = 1000
-#: A key crowds a queue if it has this part of the oldest messages.
+#: A key crowds a queue if it has at least this part of the oldest messages.
 CROWDED = 0.1
 #: Taking messages back may last this many seconds before other steps have their turn.
 SLICE_SECONDS = 0.5
@@ -37,8 +37,8 @@ def recall(
 ) -> int:
     """Take back messages of ``queues`` that are too long, for about ``seconds``.
 
-    ``jobs`` are the jobs whose runs are sent. If the message of a run is removed and the run cannot be marked as
-    unsent, the run later counts as lost.
+    ``jobs`` are the jobs whose runs are sent. If PostgreSQL fails after a message was removed, its run later counts as
+    lost and is sent again.
     """
     if not carrier.carries:
         return 0

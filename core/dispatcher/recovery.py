@@ -35,19 +35,19 @@ from core.observability.logs import EmitOnce
 #: detected that much later.
 COME_BACK_SECONDS = 0.5
 
-#: Makes PostgreSQL plan every statement again, since plans made for a small ledger are slow on a large one, and never
-#: scan a table: PostgreSQL overestimates how many of the waiting runs are due. JIT is off because these estimates would
-#: start it.
+#: Makes PostgreSQL plan every statement again, since a plan made for a small ledger is slow on a large one. Sequential
+#: scans are off, since PostgreSQL overestimates how many waiting runs are due. JIT is off because these estimates would
+#: trigger it.
 PLANS = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET jit = off"
 
 
 @dataclass(slots=True)
 class Outage:
-    """The last time that this process was without PostgreSQL, and the length of that time, in monotonic seconds.
+    """The last outage of PostgreSQL that this process noticed. Times are seconds of the monotonic clock.
 
-    No process could renew its lease during the outage, so a process that comes back has an expired lease. A stall, in
-    which PostgreSQL answers late and nothing fails, is an outage too. All threads that can notice an outage share one
-    object.
+    No process can renew its lease during an outage, so live processes have expired leases afterwards and need time to
+    come back. A stall, in which PostgreSQL answers late and nothing fails, is an outage too. All threads that can
+    notice an outage share one object.
     """
 
     #: If one of Rota's short statements takes longer than this many seconds, PostgreSQL has stalled, and leases may
@@ -63,7 +63,7 @@ class Outage:
         with self._lock:
             if self._began_at is None:
                 self._began_at = now
-            recent = self._seconds if self._is_recent(now) else 0.0  # a longer outage is kept
+            recent = self._seconds if self._is_recent(now) else 0.0  # of two outages in a row, the longer counts
             self._seconds, self._last_at = max(now - self._began_at, recent), now
 
     def end(self) -> None:
@@ -73,7 +73,7 @@ class Outage:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count a stall if the short statement in the block takes long, even if it fails."""
+        """Record an outage if the short statement in the block takes too long, even if it fails."""
         began = time.monotonic()
         try:
             yield
@@ -109,7 +109,7 @@ class Recovery(LedgerThread):
         self._log_once = EmitOnce()
 
     def work(self, connection: Connection) -> None:
-        """Recover at every beat until stopped."""
+        """Check for dead processes at regular intervals, until stopped."""
         self._outage.end()
         connection.exec_driver_sql(PLANS)
         while not self._stopping.is_set():
@@ -118,7 +118,7 @@ class Recovery(LedgerThread):
             self.wait(connection, self._every_seconds)
 
     def interrupted(self, error: Exception) -> None:
-        """Give processes time to come back."""
+        """Record the outage, so that processes get time to come back."""
         self._outage.goes_on(time.monotonic())
         self._log_once.emit(RecoveryInterrupted(database.brief(error)))
 
@@ -139,8 +139,8 @@ def recover(
 ) -> None:
     """End the leases of dead processes, recover their runs, and requeue the messages that they had fetched.
 
-    A process that has just lost its lock has a moment to come back. After an outage of PostgreSQL, every process has
-    ``patience``; see ``Outage``.
+    A process that has just lost its advisory lock gets half a second to take it again. With ``patience``, after an
+    outage, a process counts as dead only if its lease expired longer ago than that.
     """
     if patience is None and processes.misses_any(connection):
         time.sleep(COME_BACK_SECONDS)

@@ -1,4 +1,4 @@
-"""Sends due runs, with the queues taking turns, and sends lost runs again."""
+"""Sends due runs, where queues take turns, and sends lost runs again."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from core.ledger.carrier import DispatchCarrier, OutgoingRun
 from core.ledger.shares import Due, Turns
 from core.observability.events import DispatcherNotSent, DispatcherSentAgain, emit
 
-#: In one turn, the queues together take this many runs from the ledger and send them to Redis.
+#: The number of runs that one turn takes from the ledger and sends to Redis, for all queues together.
 BATCH = 500
 #: The smallest share of one queue in a turn, however many queues have due runs.
 LEAST_SHARE = 20
@@ -68,7 +68,7 @@ def send_turn(
                 if not send(connection, carrier, outgoing):
                     return sent, False
                 sent += len(outgoing)
-    except redis.RedisError:  # Redis does not tell how much room there is
+    except redis.RedisError:  # the room of a queue is unknown without Redis
         return sent, False
     return sent, True
 
@@ -82,7 +82,9 @@ def taken(
     sharing: Sharing,
     share: int,
 ) -> Iterator[list[OutgoingRun]]:
-    """Take the share of a queue, as far as the queue has room: first runs with a priority, then the other runs."""
+    """Yield the runs of a queue's share, as far as the queue has room: first runs with a priority, then the other
+    runs.
+    """
     windows = sharing.windows
     for each in urgent:
         room = share if windows is None else windows.urgent_room(carrier, queue, each.priority)
@@ -116,7 +118,7 @@ def find_lost(
 ) -> int:
     """Mark runs whose messages have left their queue without a claim, so that they are sent again. Return how many.
 
-    The search ends after about ``seconds``. The next call continues at the same place.
+    The search ends after about ``seconds``. The next call finds the remaining runs.
     """
     if not carrier.carries:
         return 0
@@ -172,7 +174,8 @@ def forget_lost(
 
     Return how many; 0 without Redis.
 
-    ``is_in_list`` tells whether the messages are in the list of the queue, or in its sorted set.
+    ``is_in_list`` is true if the messages are in the queue's list, and false if they are in its sorted set of urgent
+    messages.
     """
     try:
         is_waiting, run_ids = carrier.oldest_runs(queue) if is_in_list else carrier.oldest_urgent_runs(queue, priority)

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Steps:
-    """Runs steps. If a step fails, logs this once, until the step succeeds again."""
+    """Runs steps. Repeated failures of a step are logged once, until the step succeeds or fails in another way."""
 
     def __init__(self) -> None:
         self._failing: dict[str, str] = {}

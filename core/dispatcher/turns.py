@@ -1,6 +1,7 @@
-"""Wakes parked runs that the process of the run before them could not wake: it died, or was without PostgreSQL.
+"""Wakes parked runs: runs that wait for another run of their job and key, or for room under a limit.
 
-Also wakes runs that wait for a limit, when a refill or the end of a closing makes room.
+Normally, the process of the run that has ended wakes the next run. The dispatcher wakes it if this process died or lost
+PostgreSQL. It also wakes runs when a limit is refilled, or when a closing ends.
 """
 
 import time
@@ -19,24 +20,26 @@ SHORTEST_SECONDS = 0.02
 
 
 class TurnKeeper:
-    """Checks jobs and keys with parked runs, some of them in each pass, so that all of them have their turn."""
+    """Wakes runs that wait for another run. Each pass checks some jobs and keys with parked runs, and the next pass
+    continues.
+    """
 
     def __init__(self) -> None:
         self._reached = FIRST
 
     def look(self, connection: Connection) -> int:
-        """Wake runs that no longer have a run before them. Return how many; the pass then sends them."""
+        """Wake runs that no longer wait for another run. Return how many; the pass then sends them."""
         found = turns.parked(connection, self._reached, AT_ONCE)
         self._reached = found[-1] if len(found) == AT_ONCE else FIRST
         return len(turns.wake(connection, found, carried=False)) if found else 0
 
 
 class RoomKeeper:
-    """Checks some limits with parked runs in each pass, and when a refill or the end of a closing makes room."""
+    """Wakes runs that wait for a limit. Each check takes some limits with parked runs, and the next check continues."""
 
     def __init__(self) -> None:
         self._reached = ""
-        #: The time, by the monotonic clock, when a limit of the last check is refilled or opens.
+        #: The next time, by the monotonic clock, when one of the checked limits is refilled or its closing ends.
         self.due_at = float("inf")
 
     def look(self, connection: Connection, jobs: Collection[str]) -> int:

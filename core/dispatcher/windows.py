@@ -2,12 +2,12 @@
 them.
 
 A queue's window has as many messages as its workers fetch in a second. Runs that do not fit into the window wait in the
-ledger, where jobs and keys take turns. The first window of a queue is as large as a window can be. It becomes smaller
-only while messages wait, since only then do the workers fetch as fast as they can. If many more messages wait than the
-window has room for, they may be taken back (``core/dispatcher/recall.py``). If a queue becomes empty, its window was
-too small, so the window grows. A window is filled again when half of it is free, so that runs are taken many at a time.
-While runs wait in the ledger, other processes send nothing to the queue themselves, since their later runs would
-overtake the waiting runs.
+ledger, where jobs and keys take turns. At first, a window has the largest possible size. A window becomes smaller only
+while messages wait, since only then do the workers fetch as fast as they can. If many more messages wait than the
+window has room for, some of them may be taken back (``core/dispatcher/recall.py``). If a queue becomes empty, its
+window was too small, so the window grows. A window is filled again when half of it is free, so that many runs are taken
+at a time. While runs of a queue wait in the ledger, only the dispatcher sends messages to the queue. Runs that other
+processes send would overtake the waiting runs.
 
 Messages with a priority have a window of their own, of a fixed size.
 """
@@ -20,7 +20,7 @@ from typing import Protocol
 
 from core.ledger.carrier import MOST_URGENT, MOST_WAITING, Flow
 
-#: The smallest window.
+#: The smallest size of a window, in messages.
 LEAST = 16
 #: The time in which a queue's workers should fetch the messages of its window, in seconds.
 SPAN_SECONDS = 1.0
@@ -32,14 +32,14 @@ SAMPLE_SECONDS = 0.1
 GROWTH = 4
 #: A queue that has this many times more messages than its window is too long.
 TOO_LONG = 2
-#: The time after which the dispatcher tells other processes again the window of a queue, or that the queue has no room,
-#: in seconds.
+#: How often the dispatcher repeats to other processes that a queue has no room, and how often it repeats the size of a
+#: queue's window, in seconds.
 TELL_FULL_SECONDS = 0.5
 TELL_SECONDS = 30.0
 
 
 class Waiting(Protocol):
-    """The part of a carrier that windows need."""
+    """The operations of a carrier that windows need."""
 
     def flows(self, queues: Sequence[str]) -> list[Flow]:
         """Return the flow of each of ``queues``."""
@@ -56,7 +56,7 @@ class Window:
     """The window of one queue, and the last observation of the queue."""
 
     most: float = MOST_WAITING
-    #: The last observed length of the queue, and the time of the observation by the monotonic clock.
+    #: The last observation of the queue, and its time by the monotonic clock.
     last: Flow | None = None
     looked_at: float = float("-inf")
 
@@ -65,8 +65,8 @@ class Window:
     told_at: float = float("-inf")
 
     def look(self, flow: Flow, now: float) -> None:
-        """Adapt the window to the number of messages that were fetched since the last observation, if that is old
-        enough.
+        """Adapt the window to the rate at which messages were fetched since the last observation. Do nothing if this
+        was just now.
         """
         seconds = now - self.looked_at
         if seconds < SAMPLE_SECONDS:
@@ -85,7 +85,9 @@ class Window:
         return self.most + (wanted - self.most) * min(seconds / SETTLE_SECONDS, 1)
 
     def excess(self, waiting: int) -> int:
-        """Return by how many ``waiting`` messages the queue is too long; 0 if it is not much longer than the window."""
+        """Return how many of the ``waiting`` messages are too many; 0 if the queue is not much longer than the
+        window.
+        """
         return waiting - int(self.most) if waiting > TOO_LONG * self.most else 0
 
 

@@ -81,13 +81,13 @@ def _in_words(default: Any) -> str:
     try:
         is_set = isinstance(default, set | frozenset)
         words = f"{{{', '.join(sorted(map(repr, default)))}}}" if is_set else repr(default)
-    except Exception:  # noqa: BLE001 — its class may fail at this as it likes
+    except Exception:  # noqa: BLE001 — the ``__repr__`` of its class may raise anything
         words = type(default).__name__
     return ADDRESS.sub("", words)[:LONGEST_DEFAULT]
 
 
 class _Schema(GenerateJsonSchema):
-    """Describes the types that JSON schema can describe. A type with its own validation is described by its name."""
+    """Makes JSON schemas. A type that JSON schema cannot describe gets an empty schema."""
 
     def default_schema(self, schema: Any) -> dict[str, Any]:
         """Return the schema without the value of the default, which may look different in another process."""
@@ -104,7 +104,7 @@ class _Schema(GenerateJsonSchema):
 def _schema(checks: TypeAdapter[Any]) -> Any:
     try:
         return checks.json_schema(schema_generator=_Schema)
-    except Exception:  # noqa: BLE001 — a type may bring a description of its own, which fails
+    except Exception:  # noqa: BLE001 — a type may define its own schema, which may raise anything
         return None
 
 
@@ -122,11 +122,13 @@ def json_schema(job: Job) -> dict[str, Any]:
 def _property(
     parameter: inspect.Parameter, checks: TypeAdapter[Any], shared: dict[str, Any], *, is_secret: bool
 ) -> dict[str, Any]:
-    """Return the schema of one argument. Its definitions go to ``shared``, under names that begin with its own."""
+    """Return the schema of one argument. Its definitions are added to ``shared``, and their names begin with the
+    argument's name.
+    """
     try:
         template = f"#/$defs/{parameter.name}.{{model}}"
         found: dict[str, Any] = checks.json_schema(schema_generator=_Schema, ref_template=template)
-    except Exception:  # noqa: BLE001 — a type may bring a description of its own, which fails
+    except Exception:  # noqa: BLE001 — a type may define its own schema, which may raise anything
         found = {}
     shared.update({f"{parameter.name}.{name}": each for name, each in found.pop("$defs", {}).items()})
     if is_secret:
@@ -191,9 +193,9 @@ def fits(job: Job, args: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def judging() -> Iterator[None]:
-    """Raise ArgumentsMisfit instead of BadArguments in the block.
+    """Turn a BadArguments error of the block into ArgumentsMisfit.
 
-    This is for arguments that came with a message, not from a job's code.
+    Use this for arguments that came with a message. For arguments from a job's own code, BadArguments is right.
     """
     try:
         yield
@@ -204,7 +206,7 @@ def judging() -> Iterator[None]:
 def _text(value: Any) -> bytes | str:
     try:
         return to_json(value, inf_nan_mode="constants")
-    except PydanticSerializationError:  # half a surrogate pair; the validation reports it
+    except PydanticSerializationError:  # the value has half a surrogate pair; the validation then reports it
         return json.dumps(value)
 
 
@@ -278,7 +280,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-#: Reads only standard JSON. It is made once, since ``json.loads`` would make a decoder for each call.
+#: Reads only standard JSON, without NaN and Infinity. ``json.loads`` with the same option would make a decoder for each
+#: call.
 _strict = json.JSONDecoder(parse_constant=_refuse_constant)
 
 

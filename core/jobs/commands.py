@@ -1,11 +1,11 @@
-"""``Command``: a command of ``rota`` that a plugin brings; its place is imported when it is used."""
+"""``Command``: a command of ``rota`` that a plugin adds. Its module is imported only when the command is used."""
 
 import re
 from dataclasses import dataclass
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 PLACE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-#: The names of Rota's own commands, and of those to come.
+#: The names of Rota's own commands, including planned commands.
 OWN = frozenset(
     {
         *("actions", "audit", "backup", "batch", "batches", "cancel", "check", "db", "diff", "drop", "jobs", "limits"),
@@ -19,8 +19,8 @@ OWN = frozenset(
 class Command:
     """A command of a plugin, for the hook ``register_commands``.
 
-    ``place`` names a command or a group of click as ``package.module:name``; it is imported when the command is used.
-    ``line`` is its line in ``rota --help``.
+    ``place`` names a click command or group as ``package.module:name``. ``line`` describes the command in ``rota
+    --help``.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Command:
 
 
 def problem(command: object) -> str:
-    """Why a plugin cannot bring ``command``; empty if it can."""
+    """Return why a plugin may not add ``command``, or an empty text if it may."""
     if not isinstance(command, Command):
         return f"{command!r}, which is not a Command"
     if not isinstance(command.name, str) or not NAME.fullmatch(command.name):

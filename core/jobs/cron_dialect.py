@@ -38,7 +38,9 @@ class Field:
     names: Sequence[str] = ()
 
     def listed(self, text: str) -> str:
-        """Return ``text`` with each range replaced by a list of its values. Raises ValueError with a sentence."""
+        """Return ``text`` with each range replaced by a list of its values. Raises ValueError, whose text says what is
+        wrong.
+        """
         return ",".join(self._term(term) for term in text.split(","))
 
     def _term(self, term: str) -> str:

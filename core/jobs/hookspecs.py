@@ -1,7 +1,7 @@
-"""All hooks that a plugin may implement. Our own plugins use these and nothing else.
+"""All hooks that a plugin may implement. Rota's own plugins use only these hooks.
 
-A plugin is a class, a module or an object named by an entry point in the group ``rota.plugins``; its methods marked
-``@hookimpl`` implement these hooks. If a hook raises, only its own plugin is broken: log, metrics and ``rota plugins``
+A plugin is a class, a module or an object that an entry point in the group ``rota.plugins`` names. Its functions marked
+``@hookimpl`` implement the hooks. If a hook raises, only its own plugin is broken: log, metrics and ``rota plugins``
 report it, and none of its jobs is loaded.
 """
 
@@ -45,7 +45,8 @@ def register_settings() -> type[PluginSettings]:  # type: ignore[empty-body]
 
 @hookspec
 def register_middleware() -> Sequence[RunMiddleware]:  # type: ignore[empty-body]
-    """Return the middleware around runs, outermost first: around runs of the plugin's own jobs, or of every job.
+    """Return the plugin's middleware, the outermost first. It surrounds the runs of the plugin's own jobs, or of all
+    jobs.
 
     Called once, when the plugin is loaded. Returning one object twice breaks the plugin.
     """
@@ -53,18 +54,20 @@ def register_middleware() -> Sequence[RunMiddleware]:  # type: ignore[empty-body
 
 @hookspec
 def register_schedules() -> Mapping[str, WantedSchedules]:  # type: ignore[empty-body]
-    """Return, by the names of the plugin's jobs with ``keyed``, the functions that read their wanted schedules.
+    """Return functions that read the wanted schedules of the plugin's jobs, by the names of the jobs.
 
-    Called once, when the plugin is loaded. A name of another job breaks the plugin. Each function gets a session and
-    returns an iterable of KeySchedule, for example a generator over a query. `rota schedules sync` calls it, and so
-    does the daily job ``check-schedules``, which reports differences. If a function raises, nothing is changed.
+    Called once, when the plugin is loaded. Each name must be that of a job of this plugin that is declared with
+    ``keyed``; otherwise, the plugin is broken. Each function gets a session and returns an iterable of KeySchedule, for
+    example a generator over a query. `rota schedules sync` calls it, and so does the daily job ``check-schedules``,
+    which reports differences. If a function raises, nothing is changed.
     """
 
 
 @hookspec
 def register_commands() -> Sequence[Command]:  # type: ignore[empty-body]
-    """Return the plugin's own commands of ``rota``. Called once, when the plugin is loaded; it must not import click.
+    """Return the commands that the plugin adds to ``rota``. Called once, when the plugin is loaded.
 
-    A command that has the name of one of Rota's own breaks the plugin; if two plugins bring one of the same name, both
-    are broken. The command's module is imported when the command is used.
+    If a command has the name of one of Rota's own commands, the plugin is broken. If two plugins add commands with the
+    same name, both plugins are broken. The hook must not import click: the module of a command is imported when the
+    command is used.
     """

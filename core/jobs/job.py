@@ -1,4 +1,4 @@
-"""``@job`` and the ``Job`` that it makes: a plugin's declaration, which is independent of Dramatiq."""
+"""``@job`` and the ``Job`` that it makes: the declaration of a job, which is independent of Dramatiq."""
 
 import inspect
 import math
@@ -72,7 +72,7 @@ class Job:
             raise DeclarationError(f"job {self.name!r}: " + "; ".join(problems))
 
     def __hash__(self) -> int:
-        return hash(self.name)  # a run needs the hash several times; a hash of all fields would take long
+        return hash(self.name)  # a run needs the hash several times, and to hash all fields would take long
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -84,14 +84,15 @@ class Job:
 
     @property
     def exclusive(self) -> bool:
-        """Whether two runs of one key may not run at the same time."""
+        """Whether at most one run of each key may be running."""
         return self.overlap != "allow"
 
     def limit_names(self, args: Mapping[str, Any]) -> list[str]:
-        """Return the names of the job's limits, filled from a run's arguments (JSON values), in the order of
-        ``limits``.
+        """Return the names of the job's limits, in the order of ``limits``, with the values of a run's arguments filled
+        in.
 
-        If an argument is missing, so that the run cannot start, the name stays as it is declared.
+        ``args`` are JSON values. If one of them is missing, the run cannot start, and the name is returned as it is
+        declared.
         """
         if not self.limits:
             return []
@@ -147,27 +148,32 @@ def job(
 ) -> Callable[[Callable[..., Any]], Job]:
     """Declare a job; the plugin's hook ``register_jobs`` returns it to Rota.
 
-    ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay up to
-    ``longest_delay``; ``jitter`` shortens each delay by up to a half, at random. With ``retry_on``, only these
-    exceptions are retried; after one of ``dead_on`` the run is dead at once. A request is missed if it has not started
-    within ``expires`` after its due time. ``overlap`` decides about a slot while another run of the same job and key is
-    running: ``skip`` records it as skipped (the default with a schedule), ``wait`` starts it when the other has ended,
-    and ``allow`` starts it at once (the default without a schedule). A request is never skipped: without ``allow``, the
-    runs of one key start one after another. ``misfire`` decides about slots that were not started in time: run the
-    ``latest`` and record the others as missed, run ``all`` of them, or ``skip`` them. No slot is run later than
-    ``misfire_grace``, and ``all`` runs only the newest ``misfire_cap`` slots. At ``soft_limit`` the function is
-    interrupted with TimeLimitExceeded; at ``hard_limit`` its process ends. ``ledger=False`` is the fast lane: delivery
-    by Redis alone, at least once, without slots, leases or history. ``isolation`` is the isolation level of
-    ``run.session``; None means READ COMMITTED. If an attempt fails because of a conflict with other transactions
-    (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times; these repetitions are not counted as attempts.
+    Retries: ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay after each
+    failure, up to ``longest_delay``. ``jitter`` shortens each delay at random, by up to a half. With ``retry_on``, only
+    these exceptions are retried. After one of the exceptions ``dead_on``, the run is dead at once.
+
+    Slots and requests: ``overlap`` decides about a slot that comes due while another run of the same job and key is
+    running. ``skip`` records the slot as skipped (the default with a schedule), ``wait`` starts it when the other run
+    has ended, and ``allow`` starts it at once (the default without a schedule). A request is never skipped: without
+    ``allow``, the runs of one key start one after another. A request is missed if it has not started within ``expires``
+    after its due time. Runs with a higher ``priority``, 0 to 9, start first.
+
+    Misfires: ``misfire`` decides about slots that were not started in time. ``latest`` runs the newest slot and records
+    the others as missed, ``all`` runs all of them, and ``skip`` runs none. No slot is run later than ``misfire_grace``,
+    and ``all`` runs only the newest ``misfire_cap`` slots.
+
+    Execution: at ``soft_limit`` the function is interrupted with TimeLimitExceeded, and at ``hard_limit`` its process
+    ends. ``isolation`` is the isolation level of ``run.session``; None means READ COMMITTED. If an attempt fails
+    because of a conflict with other transactions (SQLSTATE 40001 or 40P01), it is repeated at once, up to three times.
+    These repetitions are not counted as attempts. ``ledger=False`` puts the job on the fast lane: Redis alone delivers
+    its messages, at least once, without slots, leases or history.
 
     ``subject=Subject(table, parameter)`` names the row that a run is about. If the row does not exist before the first
-    attempt, the run ends as orphaned. Each of ``limits`` limits the runs at work at the same time, or those that start
-    within a time, over all processes. A run that finds one of its limits full waits until there is room.
+    attempt, the run ends as orphaned. Each of ``limits`` bounds, over all processes, how many runs are at work at the
+    same time, or how many start within a time. A run that finds one of its limits full waits until there is room.
 
-    ``keyed=Keyed(least, most, default)`` lets keys of the job have schedules made at run time, instead of ``schedule``;
-    see ``core.schedule``. If their usual interval is under 15 minutes, ``misfire`` is ``skip`` by default, and
-    otherwise ``latest``.
+    ``keyed=Keyed(least, most, default)`` replaces ``schedule``: keys of the job may have schedules made at run time;
+    see ``core.schedule``. Then ``misfire`` is ``skip`` by default if the usual interval is under 15 minutes.
 
     Raises DeclarationError, naming every option that is wrong.
     """
@@ -278,7 +284,7 @@ def retry_problems(job: Job) -> list[str]:
 
 
 def ledger_only(job: Job, *names: str) -> list[str]:
-    """Return the problem with options of a fast lane job that need the ledger."""
+    """Return the problem if a job of the fast lane has options that need the ledger."""
     defaults = {each.name: each.default for each in fields(job)}
     given = [name for name in names if getattr(job, name) != defaults[name]]
     if job.ledger or not given:

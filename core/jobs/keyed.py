@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from core.jobs import grid
 from core.jobs.schedules import LONGEST_INTERVAL, SECOND, SHORTEST_INTERVAL, Cron, Every, Schedule
 
-#: By default, slots of shorter intervals are not run late, since the next slot is near.
+#: With an interval shorter than this, late slots are skipped by default, since the next slot comes soon.
 SHORT_INTERVAL = timedelta(minutes=15)
 
 
@@ -27,7 +27,7 @@ class KeySchedule:
 
 
 Keep = Literal["all", "failures"]
-#: Reads the schedules that the keys of a job are to have, in a transaction that it must not end.
+#: A function that returns the schedules that the keys of a job must have. It must not end the session's transaction.
 WantedSchedules = Callable[[Session], Iterable[KeySchedule]]
 
 
@@ -35,13 +35,14 @@ WantedSchedules = Callable[[Session], Iterable[KeySchedule]]
 class Keyed:
     """Lets each key of the job have a schedule made at run time, by ``schedule`` and ``sync_schedules``.
 
-    An interval is ``least`` to ``most``, in whole seconds; the slots of a cron expression are at least ``least`` apart.
-    ``default`` is the schedule of a key that is given none. After ``backoff_after`` runs in a row of one key that died,
-    its interval is doubled with each further one that dies, up to ``backoff_longest``; a run that succeeds ends that.
-    Of a cron expression, only the first slot in each such time comes due.
+    An interval is ``least`` to ``most``, in whole seconds. The slots of a cron expression are at least ``least`` apart.
+    ``default`` is the schedule of a key that is given no other. When ``backoff_after`` runs of a key have died in a
+    row, the key backs off: its interval is doubled. Each further run that dies doubles the interval again, up to
+    ``backoff_longest``. Of a cron expression, only the first slot in each such interval comes due. After a run that
+    succeeds, the key has its usual slots again.
 
-    ``keep="failures"`` keeps runs of slots that succeeded at their first attempt, without a result, for an hour only;
-    they are counted, and ``rota why`` still tells of them.
+    With ``keep="failures"``, a run of a slot is deleted after an hour if it succeeded at its first attempt and has no
+    result. Deleted runs are counted, and ``rota why`` still reports them.
     """
 
     least: timedelta = timedelta(seconds=10)
@@ -53,7 +54,7 @@ class Keyed:
 
     @property
     def is_frequent(self) -> bool:
-        """Whether the default interval, or else ``least``, is short; then ``misfire`` is ``skip`` by default."""
+        """Whether the default interval or, without a default, ``least`` is short."""
         if isinstance(self.default, Cron):
             return False
         return (self.default.interval if isinstance(self.default, Every) else self.least) < SHORT_INTERVAL
@@ -68,7 +69,7 @@ class Keyed:
         return ""
 
     def longest_stretch(self, schedule: Every | Cron) -> int:
-        """Return how often a back-off may double the time between two slots of this schedule."""
+        """Return how many times a back-off may double the time between two slots of this schedule."""
         return grid.longest_stretch(schedule, self.backoff_longest) if self.backoff_after is not None else 0
 
 

@@ -18,9 +18,9 @@ ARGUMENT = re.compile(r"\{(\w+)\}")
 NOT_ARGUMENTS = re.compile(r"\{\w+\}")
 #: A filled name is stored up to this length. The remaining characters are replaced by a hash.
 LONGEST_NAME = 300
-#: The most runs at once. It is bounded, since each claim reads the running runs of the name.
+#: The largest ``at_once``. It is bounded, since each claim reads the running runs of the limit.
 LARGEST_AT_ONCE = 10_000
-#: The most starts within a time. It is bounded, since a float counts the runs that may start.
+#: The largest ``most``. It is bounded, since the tokens are counted in a float.
 LARGEST_MOST = 1_000_000_000
 LONGEST_PER = timedelta(days=31)
 SHORTEST_PER = timedelta(milliseconds=1)
@@ -66,7 +66,7 @@ class Limit:
 
 
 def shortened(name: str) -> str:
-    """Return a filled name as it is stored."""
+    """Return a filled name as it is stored: a long name is cut and gets a hash."""
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 33]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
@@ -131,7 +131,7 @@ def _is_count(limit: Limit, name: str, most: int) -> list[str]:
 
 
 def smallest(limits: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return, for each name, the smallest ``at_once`` or ``most``, and the slowest rate, as ``per_second``."""
+    """Return the smallest numbers for each name, where ``per_second`` is the rate."""
     found: dict[str, dict[str, float]] = {}
     for name, numbers in limits:
         least = found.setdefault(name, {})
@@ -148,9 +148,9 @@ def sizes(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def contradictions(limits: Iterable[tuple[str, str, Mapping[str, float]]]) -> dict[str, list[str]]:
-    """Return each name that is declared with different numbers, and the jobs that declare it.
+    """Return each name that jobs declare with different numbers, with all jobs that declare the name.
 
-    ``limits`` has a job, a name and its numbers.
+    Each item of ``limits`` is a job, the name of a limit, and its numbers.
     """
     found: dict[str, list[tuple[str, Mapping[str, float]]]] = {}
     for job, name, numbers in limits:

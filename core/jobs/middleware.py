@@ -1,4 +1,4 @@
-"""``RunMiddleware``, with which a plugin surrounds runs, and ``Attempt``, which the middleware sees."""
+"""``RunMiddleware``, with which a plugin surrounds runs, and ``Attempt``, which the middleware gets."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,8 +27,9 @@ class Attempt:
 class RunMiddleware:
     """Surrounds runs: subclass it, and return instances from the hook ``register_middleware``.
 
-    The middleware observes runs and cannot change their outcome. Errors that it raises are logged with its plugin's
-    name, and errors that it swallows still fail the run. Many threads call one instance at the same time.
+    The middleware observes runs and cannot change their outcome. An error that the middleware raises is logged with the
+    plugin's name. An error of the job fails the run even if the middleware suppresses the error. Many threads call one
+    instance at the same time.
     """
 
     #: Whether the middleware surrounds the runs of all plugins' jobs. By default, it surrounds only those of its own
@@ -45,10 +46,10 @@ class RunMiddleware:
         return nullcontext()
 
     def ended(self, attempt: Attempt, state: str) -> None:
-        """Handle the end of the attempt, which is recorded now. ``state`` is the run's state in the ledger.
+        """Handle the end of the attempt, after its outcome was recorded. ``state`` is the run's state in the ledger.
 
         ``state`` is ``succeeded``, ``retrying`` or ``dead``; ``cancelled`` for a dead run that was cancelled; or
         ``lost`` if another process owns the run now. For a message of the fast lane, which has no row in the ledger,
-        ``state`` is ``succeeded`` or ``failed``. This is called at most once per attempt, perhaps in another thread. It
-        is not called if the process dies or is ended at a hard limit. It must return within five seconds.
+        ``state`` is ``succeeded`` or ``failed``. The method is called at most once per attempt, perhaps in another
+        thread, and must return within five seconds. It is not called if the process dies or is ended at a hard limit.
         """

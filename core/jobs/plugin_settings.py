@@ -18,7 +18,8 @@ class PluginSettings(BaseModel):
             grace_days: int = 3
             \"""How long an invoice may be late, in days.\"""
 
-    ``ROTA_BILLING_GRACE_DAYS`` then sets it. Every field needs a default, so that ``rota jobs`` needs no environment.
+    The variable ``ROTA_BILLING_GRACE_DAYS`` sets ``grace_days``. Every field needs a default, so that ``rota jobs``
+    needs no environment.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
@@ -38,8 +39,8 @@ class PluginSettings(BaseModel):
 
         Raises SettingsError, which names every variable that is wrong or misspelt.
 
-        A variable that resembles no field is ignored, since it may belong to a plugin whose name begins with this
-        plugin's name.
+        A variable that resembles no field is ignored, since it may belong to another plugin, whose name begins with
+        this plugin's name.
         """
         given = {name: value for name, value in environ.items() if name.startswith(cls.prefix) and value != ""}
         fields = {name.removeprefix(cls.prefix).lower(): value for name, value in given.items()}

@@ -83,7 +83,7 @@ class Registry:
     owners: Mapping[str, Plugin] = field(init=False)
     #: For each job, the scopes of the pauses that would pause the job.
     scopes: Mapping[str, tuple[str, ...]] = field(init=False)
-    #: The middleware around the runs of each job that has middleware, the outermost first. It is ordered by the
+    #: For each job that has middleware around its runs, this middleware, the outermost first. It is ordered by the
     #: plugins' names and, within a plugin, as the plugin returned it.
     middleware: Mapping[str, tuple[Registered, ...]] = field(init=False)
 
@@ -136,7 +136,7 @@ class Registry:
 
     @property
     def wanted_schedules(self) -> Mapping[str, WantedSchedules]:
-        """Return, for each job whose plugin reads its wanted schedules, the function that reads them."""
+        """The functions that read the wanted schedules of jobs, by the jobs' names."""
         loaded = (plugin for plugin in self.plugins if not plugin.error)
         return {job: read for plugin in loaded for job, read in sorted(plugin.schedules.items())}
 

@@ -16,7 +16,7 @@ class Checkpoint(Protocol):
     """The type of ``Run.checkpoint``, for functions that take this method as an argument."""
 
     def __call__(self, progress: Mapping[str, Any] | None = None, /) -> None:
-        """Commit this batch."""
+        """Commit the work done so far; see ``Run.checkpoint``."""
 
 
 class Work(Protocol):
@@ -80,7 +80,7 @@ class Run:
     def checkpoint(self, progress: Mapping[str, Any] | None = None, /) -> None:
         """Commit the work done so far, and continue in a new transaction.
 
-        ``progress`` is for people: ``rota runs`` shows the latest progress, and the log has it every ten seconds.
+        ``progress`` is for people: ``rota runs`` shows the latest progress, and it is logged at most every ten seconds.
         Raises LeaseLost, without a commit, if another worker owns the run now. Raises BadProgress if PostgreSQL cannot
         store ``progress``.
         """

@@ -1,9 +1,9 @@
 """Schedules and their slots: pure functions of a schedule and an instant.
 
-A schedule is an endless, strictly increasing series of instants, its slots, which depends on its declaration alone:
-every host computes the same slots, so a slot can identify a run. The slots of ``every`` are the multiples of its
-interval since the Unix epoch. The slots of ``cron`` are wall-clock times in its time zone. When clocks change, the
-rules are Debian's:
+A schedule is an endless, strictly increasing series of instants, its slots. They depend only on the schedule's
+declaration. So every host computes the same slots, and a slot can identify a run. The slots of ``every`` are the
+multiples of its interval since the Unix epoch. The slots of ``cron`` are wall-clock times in its time zone. When clocks
+change, the rules are Debian's:
 
 - A job at fixed times (neither minute nor hour begins with ``*``) runs once for each date and time of its expression.
   If the clocks skip one or more of these times, the job runs once, right after the gap. If a time occurs twice, the job
@@ -224,7 +224,7 @@ class Cron(Schedule):
 
 @lru_cache(maxsize=10_000)
 def parse(spec: str) -> Every | Cron:
-    """Return the schedule whose text is ``spec``. Raises DeclarationError or ValueError."""
+    """Return the schedule whose ``str`` is ``spec``. Raises DeclarationError or ValueError."""
     if found := EVERY_TEXT.fullmatch(spec):
         return Every(int(found[1]) * dict(_UNITS)[found[2]])
     expression, _, tz = spec.rpartition(" ")
@@ -242,8 +242,8 @@ def slots_between(
 ) -> list[datetime]:
     """Return the slots with ``after`` < slot <= ``until``, at most ``most`` of them.
 
-    If ``first`` is less than a second ago, it is the only slot, since slots are whole seconds. This makes the usual
-    case fast.
+    ``first`` is the first slot after ``after``, if the caller knows it. If it is less than a second before ``until``,
+    it is the only slot, since slots are whole seconds. This makes the usual case fast.
     """
     if first is not None and after < first <= until < first + SECOND:
         return [first]
@@ -299,7 +299,9 @@ def _zone_names() -> frozenset[str]:
 
 
 def _end_of_gap(wall: datetime, zone: ZoneInfo) -> datetime:
-    """Return the instant, to the second, at which the clocks of ``zone`` skip ``wall``. It is found by halving."""
+    """Return the instant, to the second, at which the clocks of ``zone`` skip ``wall``. A binary search finds the
+    instant.
+    """
     before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (1, 0))
     offset = before.astimezone(zone).utcoffset()
     while after - before > SECOND:

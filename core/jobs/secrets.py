@@ -26,7 +26,9 @@ def secret_names(job: Job) -> frozenset[str]:
 
 
 def refuse_wrong_secrets(job: Job) -> None:
-    """Raise DeclarationError if a job of the fast lane has secret parameters, or if a subject or a limit is secret."""
+    """Raise DeclarationError if a job of the fast lane has secret parameters, or if a subject or a limit's name would
+    show one.
+    """
     names = sorted(secret_names(job))
     for limit in job.limits:
         if shown := [name for name in limit.arguments if name in names]:

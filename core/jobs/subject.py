@@ -20,7 +20,9 @@ class Subject:
     parameter: str
 
     def of(self, args: Mapping[str, object]) -> str | None:
-        """Return the subject of a run with these arguments, as ``table:id``, or None if the run has no subject."""
+        """Return the subject of a run with these arguments, as ``table:id``, or None if the argument is missing or
+        None.
+        """
         value = args.get(self.parameter)
         return None if value is None else f"{self.table}:{value}"
 

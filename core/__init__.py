@@ -4,7 +4,7 @@ from core.cancel import cancel
 from core.close_limit import close_limit
 from core.commands import command_session, print_rows
 from core.enqueue import enqueue, enqueue_many, publish, send, send_many
-from core.errors import Cancelled, Later, NaiveTime, RotaError, TimeLimitExceeded
+from core.errors import Cancelled, Later, NaiveTime, NotFound, RotaError, TimeLimitExceeded
 from core.jobs.commands import Command
 from core.jobs.defaults import JobDefaults
 from core.jobs.hookspecs import hookimpl
@@ -13,6 +13,7 @@ from core.jobs.keyed import Keyed, KeySchedule
 from core.jobs.limit import Limit
 from core.jobs.middleware import Attempt, RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
+from core.jobs.routes import Route
 from core.jobs.run import Checkpoint, Run
 from core.jobs.schedules import cron, every
 from core.jobs.secrets import Secret
@@ -44,8 +45,10 @@ __all__ = [
     "Later",
     "Limit",
     "NaiveTime",
+    "NotFound",
     "PluginSettings",
     "RotaError",
+    "Route",
     "Run",
     "RunMiddleware",
     "ScheduledKey",

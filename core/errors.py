@@ -4,6 +4,7 @@ RotaError
 ├── SettingsError          the environment is not usable; lists every problem
 ├── DeclarationError       a job or a schedule is declared wrongly; refused when its plugin loads
 ├── PluginError            a plugin cannot be used
+├── NotFound               a plugin does not know what a caller named
 ├── UnknownJob             no loaded plugin has a job of that name
 ├── BadArguments           arguments that do not fit the job's signature
 │   └── ArgumentsMisfit    the arguments of a received message do not fit here
@@ -56,6 +57,10 @@ class DeclarationError(RotaError):
 
 class PluginError(RotaError):
     """A plugin cannot be used. The message has the reason."""
+
+
+class NotFound(RotaError):
+    """The caller named a thing that does not exist. Plugins raise it in their routes, which then answer 404."""
 
 
 class UnknownJob(RotaError):

@@ -15,6 +15,7 @@ from core.jobs.job import Job
 from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
+from core.jobs.routes import Route
 
 NAMESPACE = "rota"
 
@@ -70,4 +71,13 @@ def register_commands() -> Sequence[Command]:  # type: ignore[empty-body]
     If a command has the name of one of Rota's own commands, the plugin is broken. If two plugins add commands with the
     same name, both plugins are broken. The hook must not import click: the module of a command is imported when the
     command is used.
+    """
+
+
+@hookspec
+def register_routes() -> Sequence[Route]:  # type: ignore[empty-body]
+    """Return the plugin's own routes of the HTTP service. Called once, when the plugin is loaded, in every process.
+
+    They are served below ``/api/v1/plugins/NAME``, with the authentication, roles and limits of Rota's own routes. The
+    functions are imported when ``rota web`` starts; if one cannot be used, none of the plugin's routes is served.
     """

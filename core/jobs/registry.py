@@ -11,6 +11,7 @@ from core.jobs.job import Job
 from core.jobs.keyed import WantedSchedules
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
+from core.jobs.routes import Route
 
 #: The scope of a pause of every job.
 EVERYTHING = "everything"
@@ -61,6 +62,8 @@ class Plugin:
     schedules: Mapping[str, WantedSchedules] = field(default_factory=dict)
     #: The plugin's own commands of ``rota``.
     commands: tuple[Command, ...] = ()
+    #: The plugin's own routes of the HTTP service.
+    routes: tuple[Route, ...] = ()
     #: Why the plugin is broken; None if it is not broken.
     error: str | None = None
     #: Whether the plugin is installed but disabled. None of a disabled plugin's modules is imported.
@@ -148,6 +151,10 @@ class Registry:
         """Return the commands of plugins that are not broken, by name, each with its plugin."""
         found = [(plugin, each) for plugin in self.plugins if not plugin.error for each in plugin.commands]
         return sorted(found, key=lambda pair: pair[1].name)
+
+    def routes(self) -> Mapping[str, tuple[Route, ...]]:
+        """Return the routes of each plugin that is not broken and has routes, by the plugin's name."""
+        return {plugin.name: plugin.routes for plugin in self.plugins if plugin.routes and not plugin.error}
 
     def broken(self) -> Iterable[Plugin]:
         """Return the plugins that could not be loaded."""

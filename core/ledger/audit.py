@@ -16,11 +16,11 @@ from core.ledger.models import AuditRow
 
 AUDIT = AuditRow.__table__
 
-#: The actions that are recorded. They have the names of the commands.
+#: The actions that are recorded. They have the names of the commands; ``call`` is a route of a plugin.
 Action = Literal[
     "run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "schedules add", "schedules remove",
     "schedules pause", "schedules resume", "schedules sync", "schedules clean", "db upgrade", "db drop-plugin",
-    "tokens create", "tokens revoke", "tokens link",
+    "tokens create", "tokens revoke", "tokens link", "call",
 ]  # fmt: skip
 
 RECORD = text("""

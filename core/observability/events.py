@@ -1211,6 +1211,14 @@ class WebFailed(Event):
     request: str
 
 
+@event("web.routes_broken", ERROR, "the routes of plugin {plugin} are not served: {error}")
+class WebRoutesBroken(Event):
+    """`rota web` cannot use a function of the plugin's routes. It serves none of them, and everything else."""
+
+    plugin: str
+    error: str
+
+
 @event("web.refused", WARNING, "{method} {path} from {address} was refused: {code} (request {request})")
 class WebRefused(Event):
     """A caller was not known, had too few rights, came from another site, or changed too much in a minute."""

@@ -53,6 +53,7 @@ NEEDS: dict[Action, Role] = {
     "tokens create": "admin",
     "tokens revoke": "admin",
     "tokens link": "admin",
+    "call": "operator",
 }
 
 
@@ -93,12 +94,18 @@ def check_scope(connection: Connection, actor: Actor, scope: str) -> None:
     kind, _, name = scope.partition(":")
     if kind == "job":
         check_jobs(connection, actor, [name])
-    elif (kind == "plugin" and actor.queues is None and name in (actor.plugins or ())) or (
-        kind == "queue" and actor.plugins is None and name in (actor.queues or ())
-    ):
+    elif kind == "plugin":
+        check_plugin(actor, name)
+    elif kind == "queue" and actor.plugins is None and name in (actor.queues or ()):
         return
     else:
         check_unlimited(actor, "everything" if scope == EVERYTHING else f"the {kind} {name}")
+
+
+def check_plugin(actor: Actor, plugin: str) -> None:
+    """Raise Forbidden unless the limits of ``actor`` cover all that ``plugin`` has."""
+    if actor.queues is not None or plugin not in (actor.plugins or ()):
+        check_unlimited(actor, f"the plugin {plugin}")
 
 
 def visible(connection: Connection, actor: Actor) -> Collection[str] | None:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +29,8 @@ from core.jobs.limit import contradictions
 from core.jobs.middleware import RunMiddleware
 from core.jobs.plugin_settings import PluginSettings
 from core.jobs.registry import Plugin, Registry
+from core.jobs.routes import Route
+from core.jobs.routes import problem as route_problem
 from core.observability.events import PluginBroken, PluginFailed, PluginNotInstalled, emit
 from core.plugins import admission
 from core.settings import plugin_prefix
@@ -156,6 +158,7 @@ def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
         settings=offered[0] if offered else None,
         middleware=tuple(each for found in answers(manager, "register_middleware", plugin) for each in around(found)),
         commands=tuple(each for found in answers(manager, "register_commands", plugin) for each in own_commands(found)),
+        routes=tuple(each for found in answers(manager, "register_routes", plugin) for each in own_routes(found)),
         schedules=wanted_schedules(jobs, answers(manager, "register_schedules", plugin)),
     )
 
@@ -266,6 +269,19 @@ def own_commands(commands: Any) -> list[Command]:
     for each in found:
         if problem := command_problem(each):
             raise PluginError(f"register_commands returned {problem}")
+    return found
+
+
+def own_routes(routes: Any) -> list[Route]:
+    """Check that a plugin can bring each of ``routes``, and that no two are the same. Return the routes."""
+    if isinstance(routes, str) or not isinstance(routes, Iterable):
+        raise PluginError(f"register_routes returned {routes!r}, which is not a list of Route")
+    found: list[Route] = list(routes)
+    for each in found:
+        if problem := route_problem(each):
+            raise PluginError(f"register_routes returned {problem}")
+    if twice := [str(each) for each, count in Counter(map(str, found)).items() if count > 1]:
+        raise PluginError(f"register_routes returned the route {twice[0]} twice")
     return found
 
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from core.web import api, health, legacy, login, metrics, openapi, problems
+from core.web import api, health, legacy, login, metrics, openapi, plugin_routes, problems
 from core.web.envelope import Envelope
 from core.web.service import Service
 
@@ -42,6 +42,9 @@ def make(service: Service | None) -> FastAPI:
     app.include_router(openapi.router)
     app.include_router(metrics.router)
     app.include_router(api.router)
+    if service is not None:
+        app.state.calls = service.calls
+        plugin_routes.include(app, service.registry.routes(), is_strict=service.configured.strict_plugins)
     if service is None or service.configured.web_legacy:
         app.include_router(legacy.router)
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]  # FastAPI's own way to change it

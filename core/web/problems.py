@@ -22,6 +22,7 @@ from core.errors import (
     IncompleteError,
     LedgerError,
     NotAuthenticated,
+    NotFound,
     NotMigrated,
     PauseError,
     PluginError,
@@ -35,7 +36,7 @@ from core.errors import (
 from core.observability import metrics
 from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
-from core.web.refusals import CrossOrigin, TooManyWrites
+from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"
 #: The longest text of an unknown value that an answer repeats.
@@ -85,6 +86,8 @@ INVALID = Kind(422, "invalid-request", "The request is not valid", "correct what
 TOO_LARGE = Kind(413, "too-large", "The body is too large", "send less; large data belongs into a table")
 TOO_LATE = Kind(408, "body-too-slow", "The body did not arrive in time", "send it again")
 FAILED = Kind(500, "failed", "An unexpected error", "look for `request_id` in the log of `rota web`")
+PLUGIN_BUSY = Kind(503, "plugin-busy", "The plugin is busy", "try again later")
+PLUGIN_TOO_SLOW = Kind(503, "plugin-too-slow", "The plugin did not answer in time; nothing was changed", "see its log")
 #: The kind for each class of errors. The nearest base class of an error decides.
 KINDS: dict[type[Exception], Kind] = {
     UnknownJob: Kind(404, "unknown-job", "No such job", "GET /api/v1/jobs lists them"),
@@ -110,6 +113,9 @@ KINDS: dict[type[Exception], Kind] = {
     TokenError: Kind(409, "token", "The token cannot be made or revoked in this way", "GET /api/v1/tokens lists them"),
     TooManyWrites: Kind(429, "too-many", "Too many changes in a short time", "wait as long as Retry-After says"),
     CrossOrigin: Kind(403, "cross-origin", "The request comes from another site", "use a token, not a cookie"),
+    NotFound: Kind(404, "not-found", "There is no such thing"),
+    PluginBusy: PLUGIN_BUSY,
+    PluginTooSlow: PLUGIN_TOO_SLOW,
     PoolTimeout: BUSY,
     RotaError: Kind(409, "refused", "The request cannot be fulfilled"),
 }

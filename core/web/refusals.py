@@ -7,5 +7,13 @@ class CrossOrigin(RotaError):
     """A browser sent a request that changes something on behalf of another site."""
 
 
+class PluginBusy(RotaError):
+    """A plugin has as many requests in progress as it may have."""
+
+
+class PluginTooSlow(RotaError):
+    """A function of a plugin did not answer in time. Its transaction is rolled back."""
+
+
 class TooManyWrites(RotaError):
     """A caller makes too many changes in a short time."""

@@ -1,7 +1,7 @@
 """The parts that the routes use: the ledger, the registry, the settings and the health of the service."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -12,6 +12,8 @@ from core.jobs.registry import Registry
 from core.operations import connections
 from core.operations.service_health import Watch
 from core.settings import Settings
+from core.web import plugin_calls
+from core.web.plugin_calls import Calls
 from core.web.writes import Writes
 
 #: The time-out of a statement of a request, and the time-out of a statement of ``/health``.
@@ -32,6 +34,8 @@ class Service:
     writes: Writes = field(default_factory=Writes)
     #: Set when the process is stopping. Long answers then end.
     stopping: threading.Event = field(default_factory=threading.Event)
+    #: The calls of the routes of each plugin that has routes.
+    calls: Mapping[str, Calls] = field(default_factory=dict)
 
 
 @contextmanager
@@ -44,7 +48,8 @@ def opened(configured: Settings, registry: Registry) -> Iterator[Service]:
         probed = stack.enter_context(
             connections.ledger(configured, "rota-health", HEALTH_STATEMENT_SECONDS, pool_size=1)
         )
-        yield Service(configured, registry, engine, Watch(probed, configured))
+        calls = {plugin: stack.enter_context(plugin_calls.opened(configured, plugin)) for plugin in registry.routes()}
+        yield Service(configured, registry, engine, Watch(probed, configured), calls=calls)
 
 
 def of(request: Request) -> Service:

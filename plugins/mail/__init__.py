@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from core import Command, Job, KeySchedule, PluginSettings, hookimpl
+from core import Command, Job, KeySchedule, PluginSettings, Route, hookimpl
 from plugins.mail import jobs
 from plugins.mail.accounts import (
     POLL,
@@ -67,6 +67,16 @@ class Mail:
     def register_commands(self) -> list[Command]:
         return [
             Command("mail", "plugins.mail.commands:mail", "List and change the accounts whose mailboxes are polled.")
+        ]
+
+    @hookimpl
+    def register_routes(self) -> list[Route]:
+        return [
+            Route("GET", "/accounts", "plugins.mail.routes:listed", "viewer"),
+            Route("GET", "/accounts/{name}", "plugins.mail.routes:one", "viewer"),
+            Route("POST", "/accounts/{name}/pause", "plugins.mail.routes:pause", "operator"),
+            Route("POST", "/accounts/{name}/resume", "plugins.mail.routes:resume", "operator"),
+            Route("POST", "/accounts/{name}/poll", "plugins.mail.routes:poll", "operator"),
         ]
 
     @hookimpl

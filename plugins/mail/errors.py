@@ -3,7 +3,8 @@
 MailError                 a RotaError
 ├── BadAccount
 ├── AccountTaken
-├── UnknownAccount
+├── AccountPaused
+├── UnknownAccount        also a NotFound
 ├── SecretMissing
 ├── BadKey
 ├── PollFailed            a poll that did not reach its end
@@ -16,7 +17,7 @@ MailError                 a RotaError
 └── MessageFailed
 """
 
-from core import RotaError
+from core import NotFound, RotaError
 
 
 class MailError(RotaError):
@@ -40,11 +41,18 @@ class AccountTaken(MailError):
             super().__init__(f"account {other!r} polls this mailbox already; change that account")
 
 
-class UnknownAccount(MailError):
+class UnknownAccount(MailError, NotFound):
     """There is no account with this name, or it is being deleted."""
 
     def __init__(self, account: object, hint: str = "") -> None:
         super().__init__(f"unknown account {account!r}{hint}")
+
+
+class AccountPaused(MailError):
+    """The account is not polled until it is resumed."""
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(f"the account {name!r} is {state}; resume it, and it is polled at once")
 
 
 class SecretMissing(MailError):

@@ -9,8 +9,9 @@ from core import job
 from core.errors import Forbidden, RotaError, TokenError
 from core.jobs.keyed import KeySchedule
 from core.jobs.registry import Plugin, Registry
+from core.jobs.routes import Route
 from core.ledger.audit import Action, Actor
-from core.operations import access, bulk, orphans, pauses, requests, schedules, tokens
+from core.operations import access, bulk, orphans, pauses, plugin_routes, requests, schedules, tokens
 from core.operations.selection import Selection
 from core.operations.tokens import Wanted
 from core.plugins import loading
@@ -40,6 +41,8 @@ def limited(*, plugins=None, queues=None):
     return Actor("ben", "http", "operator", *names)
 
 
+POLL_NOW = Route("POST", "/poll", "mail:poll", "operator")
+
 #: Each change with the least role for it.
 CHANGES = {
     "run": ("operator", lambda engine, registry, actor: requests.request(engine, registry, "close-day", actor)),
@@ -59,6 +62,7 @@ CHANGES = {
     "schedules clean": ("admin", lambda engine, registry, actor: schedules.clean(engine, registry, [], actor)),
     "tokens create": ("admin", lambda engine, _registry, actor: begun(engine, tokens.create, Wanted("x"), actor)),
     "tokens revoke": ("admin", lambda engine, _registry, actor: begun(engine, tokens.revoke, "x", actor)),
+    "call": ("operator", lambda _engine, _registry, actor: plugin_routes.check(actor, "mail", POLL_NOW)),
     "tokens link": ("admin", lambda engine, _registry, actor: begun(engine, tokens.link, actor)),
 }
 

@@ -26,5 +26,5 @@ def serving(*, address: str = "127.0.0.1", per_minute: int = PER_MINUTE, **chang
             client=(address, 50000),
             raise_server_exceptions=False,
         )
-        client.openapi, client.application = routes.openapi, client.app
+        client.openapi, client.application, client.calls = routes.openapi, client.app, parts.calls
         yield client

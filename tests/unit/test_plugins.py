@@ -307,6 +307,51 @@ def test_no_plugin_can_bring_a_command_of_rota():
     assert set(ROTAS_OWN) <= commands.OWN
 
 
+ROUTES = """
+from core import Route
+
+@hookimpl
+def register_routes():
+    return {returned}
+"""
+
+
+def routed(write: Write, returned: str, name: str = "billing") -> EntryPoint:
+    return write(name, SOUND + ROUTES.replace("{returned}", returned))
+
+
+def test_hook_register_routes(write: Write):
+    point = routed(write, '[Route("GET", "/invoices/{number}", "billing.routes:invoice", "viewer")]')
+    registry = loading.load([point, write("other", SOUND)])
+
+    ((plugin, (route,)),) = registry.routes().items()
+    assert (plugin, str(route), route.role) == ("billing", "GET /invoices/{number}", "viewer")
+    assert "billing.routes" not in sys.modules
+    assert loading.load([point], disabled={"billing"}).routes() == {}
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        ("None", "register_routes returned None"),
+        ("'invoices'", "which is not a list of Route"),
+        ("['invoices']", "register_routes returned 'invoices', which is not a Route"),
+        ("[Route('GET', '/x', 'a:b')]", "missing 1 required positional argument: 'role'"),
+        ("[Route('GET', '/x', 'a:b', '')]", "the route GET /x with the role ''; expected one of viewer, operator"),
+        ("[Route('GET', '/x', 'a:b', None)]", "with the role None"),
+        ("[Route('POST', '/x', 'a:b', 'viewer')]", "for viewers, who change nothing"),
+        ("[Route('get', '/x', 'a:b', 'viewer')]", "with the method 'get'; expected one of DELETE, GET"),
+        ("[Route('GET', 'x', 'a:b', 'viewer')]", "with the path 'x'; expected a path such as '/invoices/{number}'"),
+        ("[Route('GET', '/../tokens', 'a:b', 'viewer')]", "with the path '/../tokens'"),
+        ("[Route('GET', '/{all:path}', 'a:b', 'viewer')]", "with the path '/{all:path}'"),
+        ("[Route('GET', '/x', 'a.b', 'viewer')]", "at 'a.b', which is no place such as 'billing.routes:invoices'"),
+        ("[Route('GET', '/x', 'a:b', 'viewer')] * 2", "returned the route GET /x twice"),
+    ],
+)
+def test_a_plugin_with_a_wrong_route_is_broken(write: Write, returned: str, problem: str):
+    assert problem in error_of(routed(write, returned))
+
+
 def test_middleware_may_surround_every_job(write: Write):
     registry = loading.load([around_runs(write, every_job="True"), write("other", SOUND)])
 

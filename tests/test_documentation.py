@@ -20,7 +20,7 @@ import core
 from core.cli import main as rota
 from core.jobs.job import Job, job
 from core.jobs.run import Run
-from core.ledger.models import State
+from core.ledger.models import Base, State
 from core.observability.events import EVENTS
 from core.plugins import loading
 from core.settings import Settings
@@ -376,6 +376,42 @@ def rooms() -> Iterator[tuple[str, str]]:
                 f"core/{path.name}{'/' if path.is_dir() else ''}",
                 " ".join(sentence.split()).replace("``", "`"),
             )
+
+
+def test_every_table_of_the_ledger_is_described():
+    described = cells(page("architecture.md")) - {"rota_migrations_…"}
+
+    assert {name for name in described if name.startswith("rota_")} == set(Base.metadata.tables)
+
+
+def test_every_layer_around_a_run_is_described_in_its_order():
+    section = page("architecture.md").partition("## What surrounds each run\n")[2].partition("\n## ")[0]
+    described = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+
+    assert described == layers_around_runs()
+
+
+def layers_around_runs() -> list[str]:
+    """The modules of the layers in ``Executor``'s list ``around_runs``, read from the source."""
+    tree = ast.parse((ROOT / "core" / "worker" / "executor.py").read_text())
+    modules = {
+        alias.name: node.module.rpartition(".")[2]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assigned = {node.targets[0].id: node.value for node in ast.walk(tree) if is_assignment(node)}  # type: ignore[attr-defined]
+    return [modules[class_of(layer, assigned)] for layer in assigned["around_runs"].elts]
+
+
+def is_assignment(node: ast.AST) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+
+
+def class_of(layer: Any, assigned: dict[str, Any]) -> str:
+    """The class of a layer, which the list creates or names by a variable."""
+    called = layer if isinstance(layer, ast.Call) else assigned[layer.id]
+    return str(called.func.id)
 
 
 def test_the_picture_of_the_rooms_is_drawn_from_the_imports():

@@ -91,7 +91,7 @@ class ScheduledKey:
     #: The schedule is in force since this time, and only later slots come due. None until the dispatcher has seen the
     #: schedule.
     since: datetime | None
-    #: 0, or how many times the interval is doubled because runs of the key died in a row.
+    #: How many times a back-off has doubled the time between two slots; 0 if the key does not back off.
     stretch: int
     failures: int
     #: The active pause: its start, its end if it has one, the person or job that began it, and the reason.

@@ -1,10 +1,10 @@
-"""The slots of a schedule made at run time. Each is later by the *phase* of its key, and while the key backs off, only
-some of them come due.
+"""The slots of a schedule made at run time. Each slot is later by the *phase* of its key. While the key backs off, only
+some of the slots come due.
 
 A *stretch* of n doubles the time between two slots n times. Of an interval, every 2^n-th slot comes due. The slots of a
-cron expression have no number, so time is divided into periods, counted from the Unix epoch, each 2^n times as long as
-the usual time between two slots. The first slot in each period comes due. In both cases it depends on the slot alone
-whether it comes due, so no row changes when it does, and `rota why` can tell for any slot.
+cron expression have no number. So time is divided into periods, counted from the Unix epoch, each 2^n times as long as
+the usual time between two slots, and the first slot in each period comes due. In both cases, the slot alone determines
+whether it comes due. So no row changes when a slot comes due, and `rota why` can judge any slot.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from statistics import median_low
 
 from core.jobs.schedules import CHECKED_FROM_UTC, EPOCH, LONGEST_INTERVAL, Cron, Every, Schedule, parse
 
-#: The times between two slots of a cron expression are those between this many slots.
+#: The usual time between two slots of a cron expression is computed from this many slots.
 SLOTS_CHECKED = 200
 
 
@@ -76,7 +76,7 @@ class Thinned(Schedule):
 
 
 def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:
-    """Return the slots of a schedule made at run time that come due with this phase, in seconds, and stretch."""
+    """Return the slots of a schedule made at run time that come due. ``phase`` is in seconds."""
     base = parse(spec)
     return Shifted(stretched(base, stretch) if stretch else base, timedelta(seconds=phase))
 
@@ -89,7 +89,7 @@ def stretched(base: Every | Cron, stretch: int) -> Schedule:
 
 
 def longest_stretch(schedule: Every | Cron, longest: timedelta) -> int:
-    """Return how often the time between two slots may be doubled, until it would be longer than ``longest``."""
+    """Return how many times the time between two slots can be doubled without being longer than ``longest``."""
     return max((int(longest.total_seconds()) // step(schedule)).bit_length() - 1, 0)
 
 
@@ -101,8 +101,8 @@ def stretch_of(before: datetime, slot: datetime, step_seconds: int) -> int:
 
 @lru_cache(maxsize=10_000)
 def step(schedule: Every | Cron) -> int:
-    """Return the seconds that a stretch doubles: the interval, or the usual time between two slots of a cron
-    expression.
+    """Return the usual time between two slots, which a stretch doubles, in seconds. For a cron expression, it is a
+    median.
     """
     if isinstance(schedule, Every):
         return int(schedule.interval.total_seconds())
@@ -110,6 +110,6 @@ def step(schedule: Every | Cron) -> int:
 
 
 def distances(schedule: Schedule) -> list[timedelta]:
-    """Return the times between two of a schedule's first slots."""
+    """Return the times between successive slots of a schedule, for its first slots."""
     slots = islice(schedule.between(CHECKED_FROM_UTC, CHECKED_FROM_UTC + LONGEST_INTERVAL), SLOTS_CHECKED)
     return [after - before for before, after in pairwise(slots)]

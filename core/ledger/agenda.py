@@ -10,7 +10,7 @@ from core.ledger.deadlines import HAS_EXPIRED
 from core.ledger.models import IS_BEHIND, IS_LIMITED
 from core.ledger.prepared import Prepared
 
-#: Parameters: the delay after which a slot is late, and the time after which a run that was sent and not claimed is
+#: Parameters: the delay after which a slot is late, and the time after which a sent run that no process has claimed is
 #: overdue.
 ASK = Prepared(
     "rota_agenda",
@@ -41,8 +41,8 @@ class Agenda:
 
 
 def ask(connection: Connection, tolerance_seconds: float, overdue_seconds: float) -> Agenda:
-    """Return whether there is work: runs that are due, slots that are later than ``tolerance_seconds``, or runs that
-    were sent ``overdue_seconds`` ago.
+    """Return whether there is work, such as runs that are due, slots that are later than ``tolerance_seconds``, or runs
+    that were sent ``overdue_seconds`` ago and not claimed.
     """
     ((now, has_work, is_paused),) = ASK.rows(
         connection, f"{tolerance_seconds} seconds", f"{overdue_seconds} seconds"

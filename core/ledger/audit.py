@@ -30,13 +30,13 @@ RECORD = text("""
 AMEND = text("UPDATE rota_audit SET details = details || CAST(:details AS jsonb) WHERE id = :id")
 
 
-#: The actions that a role allows: to look; to act on runs, pauses and schedules; or all actions.
+#: A viewer may only look. An operator may also act on runs, pauses and schedules. An admin may do everything.
 Role = Literal["viewer", "operator", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The person who acts, the interface that they use, such as ``cli``, and what they may do.
+    """The person who acts, the interface that they use, such as ``cli``, and their rights.
 
     A command line that has DATABASE_URL may do everything. ``core/operations/access.py`` checks the rights.
     """
@@ -49,7 +49,7 @@ class Actor:
     queues: frozenset[str] | None = None
     #: Whether they see the arguments of runs that are not secret.
     sees_arguments: bool = True
-    #: What else an entry of the audit has, such as the token and the reason.
+    #: Details to add to each entry of the audit, such as the token and the reason.
     facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -60,7 +60,7 @@ def record(on: Session | Connection, actor: Actor, action: Action, target: str, 
 
 
 def amend(connection: Connection, entry: int, **details: Any) -> None:
-    """Update the details of an entry. Needed for an action that takes several transactions."""
+    """Add details to an entry. This is for an action that takes several transactions."""
     connection.execute(AMEND, {"id": entry, "details": as_json(details)})
 
 

@@ -8,8 +8,9 @@ not cancelled need no further statement. The row keeps its state and its process
 limits as long as its function may be running.
 
 The process is notified, and also looks for marks at every heartbeat (``core/worker/heartbeat.py``). It interrupts the
-attempt, and ends the run when the function has returned. If the run is released or recovered or fails instead, in any
-release of Rota, a trigger ends the run and deletes the mark, so that the run never starts again.
+attempt, and ends the run when the function has returned. If the run is released or recovered, or fails, a trigger ends
+the run and deletes the mark, so that the run never starts again. The trigger also handles statements of an older
+release.
 """
 
 from collections.abc import Collection, Sequence

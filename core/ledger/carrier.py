@@ -1,4 +1,4 @@
-"""The messages that the ledger sends, and the protocol of a carrier, which takes messages to workers."""
+"""The messages that the ledger sends, and the protocol ``Carrier``: an object that brings these messages to workers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, Protocol
 
 from core.ledger.releases import Fleet
 
-#: The most messages of a queue that wait in Redis, and so many wait on a queue of which nothing is known.
+#: The most messages without a priority that may wait on a queue in Redis. The dispatcher may set a smaller number for a
+#: queue.
 MOST_WAITING = 20_000
-#: How many messages of a priority may wait, counting those of higher ones.
+#: The most messages of a priority that may wait on a queue, together with the messages of higher priorities.
 MOST_URGENT = 1000
 
 
@@ -32,15 +33,15 @@ class OutgoingMessage:
 
 
 class Flow(NamedTuple):
-    """The messages of a queue without a priority."""
+    """Counts of the messages without a priority on one queue."""
 
     waiting: int
-    #: How many of them were fetched so far; it begins again at 0 when Redis has lost its data.
+    #: How many such messages were ever fetched. The count begins again at 0 when Redis has lost its data.
     fetched: int
 
 
 class Carrier(Protocol):
-    """Takes messages to workers; ``core.transport`` has one for Redis and one for a single process."""
+    """Brings messages to workers. ``core.transport`` has a carrier for Redis, and a carrier within one process."""
 
     @property
     def carries(self) -> bool:
@@ -51,7 +52,7 @@ class Carrier(Protocol):
 
         The dispatcher sends the other runs later.
 
-        ``pending`` is the number of runs that were granted before and have not been sent yet.
+        ``pending`` is the number of runs that earlier calls have allowed and that have not been sent yet.
         """
 
     def send(self, outgoing: Sequence[OutgoingRun]) -> None:
@@ -92,7 +93,7 @@ class DispatchCarrier(Carrier, Protocol):
         """Tell other processes how many messages may wait on ``queue``. Raises redis.RedisError."""
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
-        """Return the same as ``oldest_runs``, for messages of runs with ``priority``, 1 to 9.
+        """Return the same as ``oldest_runs``, for messages with this ``priority``, 1 to 9.
 
         Raises redis.RedisError.
         """
@@ -107,7 +108,7 @@ class DispatchCarrier(Carrier, Protocol):
         """Return the queues that have messages. The search is bounded, and may miss queues. Raises redis.RedisError."""
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that no process serves. Return for each job what happened to its messages.
+        """Empty a queue that no process serves. Return the number of its messages for each job and outcome.
 
         Raises redis.RedisError.
         """

@@ -1,9 +1,9 @@
 """Claims: one statement sets a run to ``running``, draws its fencing token and records the claiming process.
 
-Two runs of one (job, key) that may not overlap cannot both be ``running``: a claim that sees the other run gives way.
-If the run has a slot and its job says so, the slot is skipped; a requested run waits for its turn
-(``core/ledger/turns.py``). If two claims race and neither sees the other, the partial unique index ``rota_runs_lease``
-refuses the second claim, which then tries again.
+Two runs of one (job, key) that may not overlap cannot both be ``running``: a claim that sees the other run gives way. A
+slot of a job with ``overlap="skip"`` is then skipped. Any other run waits for its turn (``core/ledger/turns.py``). If
+two claims race and neither sees the other, the partial unique index ``rota_runs_lease`` refuses the second claim, which
+then tries again.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,12 +22,14 @@ from core.ledger.models import IS_WAITING, MAY_START
 from core.ledger.prepared import Prepared
 from core.ledger.releases import MAY_FIT
 
-#: A claim is tried at most this many times. If it loses to another claim that it could not see, the next try sees that
-#: claim.
+#: A claim is tried at most this many times. If the index refuses a claim because of another claim that it could not
+#: see, the next try sees that other claim.
 CLAIM_LOOKS = 3
-#: More crashes than any run can have. A process that runs nothing else uses this number.
+#: A number of crashes that no run reaches. A process that executes nothing else passes it, so that its run is no
+#: suspect.
 NEVER_SUSPECT = 2**31 - 1
-#: Takes a run's arguments as JSON values. Returns the names of its limits twice: filled, and as the job declares them.
+#: A function of a run's arguments, which are JSON values. It returns the names of the run's limits twice: filled, and
+#: as the job declares them.
 LimitsOf = Callable[[Mapping[str, Any]], tuple[list[str], list[str]]]
 NO_FORMS: Mapping[str, str] = MappingProxyType({})
 
@@ -63,11 +65,11 @@ class Verdict(StrEnum):
     NONE = "none"
 
 
-#: A run that did not fit is sent again after this wait, like a message for an unknown actor.
+#: A run whose arguments do not fit is sent again after this wait, like a message for an unknown actor.
 MISFIT_REST = "interval '0.5 seconds'"
 
-#: Both queries are for a run that may not overlap. They find another run of its job and key: one that is running, or
-#: (``FORMER``) one that is due earlier.
+#: For a run that may not overlap, these queries find another run of its job and key: ``RIVAL`` a run that is running,
+#: and ``FORMER`` a run that is due earlier.
 RIVAL = """
     SELECT 1 FROM rota_runs AS rival WHERE rival.job = candidate.job AND rival.key = candidate.key
       AND rival.state = 'running' AND rival.exclusive
@@ -90,8 +92,8 @@ CLAIMED = """
     word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp() AS claimed_at, due_at
 """
 
-#: The part of a claim that only runs with limits need. ``crowded`` is the run's first limit that has no room. A run
-#: that was woken for a limit finds the room that was kept for it; any other run does not take that room.
+#: The part of a claim that only runs with limits need. ``crowded`` is the run's first limit that has no room. Room that
+#: is kept for a woken run counts as free only for that run.
 LIMITS = f"""
     asked AS MATERIALIZED (
         SELECT name, array_agg(declared) AS declared, min(place) AS place
@@ -185,9 +187,9 @@ CLAIM = Prepared("rota_claim", PARAMETERS, claiming(limited=False))
 #: Claims a run with limits, whose locks were taken by ``limits.LOCK`` in the same transaction.
 CLAIM_LIMITED = Prepared("rota_claim_limited", PARAMETERS, claiming(limited=True))
 
-#: Parameters: the run, its job, the process. Explains a claim that returned no row. If this query finds the run
-#: waiting, the claim found the run locked, or the claim was for a run with limits and the run has none, or the
-#: contrary. Returns whether the run has limits, and its arguments.
+#: Parameters: the run, its job, the process. Explains a claim that returned no row. If this query finds the run, then
+#: the claim found the run locked, or the claim used the wrong one of CLAIM and CLAIM_LIMITED. Returns whether the run
+#: has limits, and its arguments.
 IS_CLAIMABLE = Prepared(
     "rota_is_claimable",
     ("bigint", "text", "bigint"),
@@ -318,7 +320,7 @@ def claim_many(
     worker: str,
     forms: Mapping[str, str] = NO_FORMS,
 ) -> list[Lease]:
-    """Claim those of the ``sent`` runs that need no further check. Do not change the other runs.
+    """Claim those of the ``sent`` runs that CLAIM_MANY can claim. Do not change the other runs.
 
     ``sent`` has each run with its job and the scopes of the pauses that would pause the job. ``forms`` has each job's
     form.
@@ -327,7 +329,7 @@ def claim_many(
     counts a crash, but only once: a run with a crash is claimed separately.
 
     If another process claims a run of the same job and key at this moment, the index refuses the whole statement. Then
-    each half is tried alone, and if a half is refused again, its runs are not claimed.
+    each half of the runs is tried alone. If a half is refused too, its runs are not claimed.
     """
     try:
         return _claim_together(connection, sent, process_id, worker, forms)
@@ -360,7 +362,7 @@ def unclaim_many(connection: Connection, claimed: Sequence[Lease]) -> None:
 
 
 def refuse(connection: Connection, lease: Lease, form: str) -> bool:
-    """Release a run, uncounted, if another live worker may declare the job in a form that has not refused the run.
+    """Release a run, uncounted, if another live worker may have the job in a form that has not refused the run.
 
     ``form`` is the job's form in this process. If no live worker may have such a form, or if the lease is lost, return
     False and change nothing.

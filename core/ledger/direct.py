@@ -137,7 +137,7 @@ def take(
     began: datetime,
     resend_seconds: float,
 ) -> list[OutgoingRun]:
-    """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as taken, and return them, the most urgent first.
+    """Mark up to ``most`` due runs of ``jobs`` on ``queues`` as sent, and return these runs, the most urgent first.
 
     ``turns`` is the caller's record of turns. Runs that were sent before ``began``, by the database's clock, count as
     lost.

@@ -77,7 +77,7 @@ OVERDUE_LANES = text(f"""
     GROUP BY queue
 """)  # noqa: S608 — constants
 
-#: The same lanes, of runs with a priority.
+#: The same, for runs with a priority.
 OVERDUE_URGENT_LANES = text(f"""
     SELECT queue, priority, array_agg(job) AS jobs FROM ({URGENT_SENT_LANES}) AS lane
     WHERE first_at < statement_timestamp() - CAST(:age AS interval)
@@ -91,8 +91,8 @@ IS_SERVED_BY_FORMER = text("""
 """)
 
 #: Marks overdue runs of a priority as unsent: the runs that were sent before the oldest message of this priority on the
-#: queue, or all runs if the queue has no such message. If the first messages belong to runs that are over or deleted,
-#: ``queued_at`` or ``-infinity`` is compared instead, so that no run that was sent later counts as lost.
+#: queue, or all runs if the queue has no such message. The first messages may belong to runs that are over or deleted.
+#: Then ``queued_at`` or ``-infinity`` is compared instead, so that no run that was sent later counts as lost.
 FORGET_SENT = """
     WITH oldest AS MATERIALIZED (
         SELECT min(coalesce(sent_at, queued_at)) AS sent_at FROM rota_runs

@@ -1,4 +1,4 @@
-"""Reads the newest dead runs, for groups of the same error."""
+"""Reads the newest dead runs, which the caller groups by their errors."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-#: The newest dead runs, from an index that has only those. An error may be long; its beginning tells it apart.
+#: The newest dead runs, from an index that has only dead runs. A long error is cut, since its beginning is enough to
+#: compare it.
 NEWEST = text("""
     SELECT id, job, reason, left(error, 2000) AS error, finished_at FROM (
         SELECT * FROM rota_runs WHERE state = 'dead' ORDER BY id DESC LIMIT :most

@@ -69,8 +69,9 @@ IS_DISPATCHING = text("""
 
 WATERMARK = text("SELECT spec, accounted_until FROM rota_schedules WHERE job = :job")
 
-#: The last time at which a worker finished a run before an instant, and the first time after it. An outage is such a
-#: gap. Of runs that were deleted and counted, the first and last of each minute are known.
+#: The last time at which a worker finished a run before an instant, and the first time after it. No run finished
+#: between these two times, as in an outage. Of deleted runs, ``rota_success_counts`` has the first and the last end in
+#: each minute.
 WORKED_AROUND = text("""
     SELECT greatest((SELECT finished_at FROM rota_runs
                      WHERE finished_at <= :instant AND attempt > 0 ORDER BY finished_at DESC LIMIT 1),
@@ -142,7 +143,9 @@ def of_slots(
 
 
 def requested(connection: Connection, job: str, key: str | None, after: datetime, before: datetime) -> list[Run]:
-    """Return the runs without a slot that were requested with ``after`` <= queued_at < ``before``, in that order."""
+    """Return the runs without a slot that were requested with ``after`` <= queued_at < ``before``, in the order of
+    their ids.
+    """
     requests = select(RUNS).where(
         RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at >= after, RUNS.c.queued_at < before
     )
@@ -158,7 +161,7 @@ def last_requested(connection: Connection, job: str, before: datetime) -> Run | 
 
 
 def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
-    """Return the runs of the same job and key whose last attempt was running at ``instant``."""
+    """Return the other runs of the same job and key whose last attempt was running at ``instant``."""
     at_work = select(RUNS).where(
         RUNS.c.job == run.job,
         RUNS.c.key == run.key,
@@ -180,7 +183,7 @@ def next_served(connection: Connection, run: Run) -> Run | None:
 
 
 def first_slot(connection: Connection, job: str, key: str) -> datetime | None:
-    """Return the oldest recorded slot of a job."""
+    """Return the oldest recorded slot of a job and key."""
     slots = select(RUNS.c.slot).where(RUNS.c.job == job, RUNS.c.key == key, RUNS.c.slot.is_not(None))
     return connection.execute(slots.order_by(RUNS.c.slot).limit(1)).scalar_one_or_none()
 

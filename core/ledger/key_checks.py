@@ -47,7 +47,7 @@ CHECK = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: The schedule from the next pass on.
+#: The schedule of a key, after a change that the dispatcher has not seen yet.
 LATEST = text("SELECT coalesce(next_spec, spec) FROM rota_key_schedules WHERE job = :job AND key = :key")
 #: The stretch grows from the ``after``-th dead run in a row, up to ``most``.
 DIED = text("""
@@ -83,7 +83,7 @@ class Standing:
 
 
 def check(connection: Connection, lease: Lease) -> Standing | None:
-    """Skip the slot if its schedule is gone or paused. Return None if the lease is lost."""
+    """Skip a claimed slot if its schedule is gone or paused. Return None if the lease is lost."""
     rows = CHECK.rows(connection, lease.run_id, lease.token, lease.process_id)
     return _standing(*rows[0]) if rows else None
 
@@ -96,8 +96,8 @@ def _standing(skipped: str | None, spec: str | None, phase: int, stretch: int, f
 def died(connection: Connection, job: str, key: str, keyed: Keyed) -> timedelta | None:
     """Count a dead run of a key.
 
-    Return the time in which at most one slot of the key comes due now, or None if the key does not back off. A death at
-    the moment at which the schedule changes is not counted.
+    Return the time in which at most one slot of the key comes due now, or None if the key does not back off. If the
+    schedule changes at this moment, the run is not counted.
     """
     spec = connection.execute(LATEST, {"job": job, "key": key}).scalar_one_or_none()
     if spec is None:

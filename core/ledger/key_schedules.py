@@ -23,7 +23,7 @@ from core.ledger.runs import in_schema
 
 #: The reason of slots that were queued when their schedule was removed.
 UNSCHEDULED = "unscheduled"
-#: For a key, this many phases are examined. The phase with the fewest keys is taken.
+#: This many phases are examined for a new key. The phase with the fewest keys is chosen.
 CANDIDATES = 8
 #: The distance between two candidates, as a part of the interval. The golden section spreads the candidates over the
 #: whole interval.
@@ -151,7 +151,7 @@ class Wanted(NamedTuple):
     args: str
     priority: int | None
     subject: str | None
-    #: The most often that a back-off may double the time between two slots.
+    #: How many times a back-off may double the time between two slots.
     most_stretch: int
 
     @property
@@ -183,7 +183,8 @@ class Phases:
 
     session: Session
     job: str
-    #: The number of keys with each phase of an interval. If many keys are written, it is read once for each interval.
+    #: For each interval, the number of keys with each phase. When many keys are written, the numbers are read only
+    #: once.
     counts: dict[int, Counter[int]] = field(default_factory=dict)
 
     def choose(self, wanted: Wanted, *, is_one_of_many: bool) -> int:
@@ -232,9 +233,9 @@ def put(
     by: str,
     known: Container[str] | None = None,
 ) -> Written:
-    """Add or change the schedules of these keys, which are different ones, in the caller's transaction.
+    """Add or change schedules in the caller's transaction. ``wanted`` must not have a key twice.
 
-    ``known`` are the keys that have schedules, if the caller knows.
+    ``known`` are the keys that already have schedules; None if the caller does not know.
     """
     added: list[str] = []
     retimed: list[str] = []
@@ -255,7 +256,7 @@ def put(
 
 
 def locked(session: Session, job: str, keys: Collection[str]) -> dict[str, Row[Any]]:
-    """Yield the rows of these keys, locked until the transaction ends."""
+    """Return the rows of these keys, by key, and lock them until the transaction ends."""
     if not keys:
         return {}
     rows = session.execute(in_schema(LOCK, session), {"job": job, "keys": list(keys)})
@@ -263,7 +264,7 @@ def locked(session: Session, job: str, keys: Collection[str]) -> dict[str, Row[A
 
 
 def every_row(session: Session, job: str) -> dict[str, Row[Any]]:
-    """The rows of a job."""
+    """Return the rows of a job, by key."""
     return {row.key: row for row in session.execute(in_schema(ALL, session), {"job": job}).all()}
 
 
@@ -296,9 +297,9 @@ def _write(
 
 
 def array(values: Iterable[str | int | None]) -> str:
-    """Return the values as the text of an array.
+    """Return the values as the text of a PostgreSQL array.
 
-    The driver would write thousands of constants instead, and PostgreSQL reads one text sooner.
+    psycopg2 would write an array as thousands of constants, which PostgreSQL reads more slowly than one text.
     """
     return f"{{{','.join(map(element, values))}}}"
 
@@ -345,7 +346,9 @@ def listed(
 
 
 def has_room(session: Session, count: int, most: int) -> bool:
-    """Return whether there may be ``count`` more schedules, of all jobs. It counts them only if there are many."""
+    """Return whether there may be ``count`` more schedules, of all jobs. Existing schedules are counted only if there
+    are many.
+    """
     about = float(session.execute(in_schema(ABOUT, session)).scalar_one())
     if about >= 0 and 2 * about + count + BATCH < most:
         return True

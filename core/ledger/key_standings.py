@@ -81,8 +81,8 @@ SEE = text("""
     SELECT key FROM seen
 """)
 
-#: A removal that was committed between two statements of the last pass left slots of that pass without runs, so it
-#: applies to them too. A slot that has a run is told by its run.
+#: A removal may have been committed between two statements of the last pass, so that slots of that pass got no runs. So
+#: a removal applies to the slots of the last pass too. `rota why` reports the run of a slot if there is a run.
 SEE_REMOVED = text("UPDATE rota_key_schedule_log SET since = :before WHERE job = :job AND since IS NULL")
 
 
@@ -98,8 +98,8 @@ class Change:
 def see(connection: Connection, job: str, after: datetime, until: datetime, *, before: datetime) -> dict[str, int]:
     """Apply the changes of a job's schedules to slots after ``after``, and new schedules to slots after ``until``.
 
-    ``after`` is the job's watermark, and ``before`` the one of the last pass. Return, for each reason, how many slots
-    are in the gaps that this ends.
+    ``after`` is the job's watermark, and ``before`` is its watermark at the last pass. Return, for each reason, how
+    many slots are in the gaps that end now.
     """
     connection.execute(SEE_REMOVED, {"job": job, "before": before})
     connection.execute(SEE_NEW, {"job": job, "until": until, "most": MOST_NEW})

@@ -6,10 +6,10 @@ process. A process that dies or sends no heartbeat loses its row in ``rota_proce
 (``core/ledger/processes.py``). So one heartbeat per process renews all its leases.
 
 Every commit is fenced: ``hold`` or the finishing update (``core/ledger/runs.py``) checks the lease in the transaction
-that commits, and locks the run's row until the commit. A worker whose run was given to another process finds another
-token or state, changes nothing, and must roll back. The check reads only the run's row. As long as no other process has
-been given the run, the lease is the only lease of the run, even if it has expired. An old snapshot cannot show an
-outdated row, since PostgreSQL does not let a transaction lock a row that has changed since its snapshot.
+that commits, and locks the run's row until the commit. If the run was given to another process, the check finds another
+token or state and changes nothing, and the worker must roll back. The check reads only the run's row. As long as no
+other process has been given the run, the lease is the only lease of the run, even if it has expired. An old snapshot
+cannot show an outdated row, since PostgreSQL does not let a transaction lock a row that has changed since its snapshot.
 
 All times are those of the database's clock, never of the host's clock.
 """

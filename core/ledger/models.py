@@ -30,7 +30,7 @@ FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANE
 WAITING = (State.QUEUED, State.RETRYING)
 #: The same states in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
-#: The dispatcher must send the run when it is due.
+#: The run's message has not been sent. The dispatcher sends it when the run is due.
 IS_UNSENT = f"{IS_WAITING} AND sent_at IS NULL"
 #: The run is on its way to a worker, or parked.
 IS_SENT = f"{IS_WAITING} AND sent_at IS NOT NULL"
@@ -54,7 +54,7 @@ IS_LIMITED = f"{IS_PARKED} AND waits_for IS NOT NULL"
 IS_CALLED = f"{IS_WAITING} AND sent_at < 'infinity' AND waits_for IS NOT NULL"
 
 
-#: It is a slot of a schedule made at run time that has succeeded at once and without a result.
+#: The run is a slot of a schedule made at run time, and has succeeded at its first attempt without a result.
 IS_FORGETTABLE = "state = 'succeeded' AND slot IS NOT NULL AND key <> '' AND attempt = 1 AND result IS NULL"
 
 
@@ -73,12 +73,12 @@ class RunRow(Base):
     slot: Mapped[datetime | None] = mapped_column(Instant)
     queue: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default=State.QUEUED)
-    #: Why the run was skipped, missed or orphaned, or why it is waiting; for operators.
+    #: Why the run is dead, skipped, missed or orphaned, or why it is waiting; for operators.
     reason: Mapped[str | None] = mapped_column(Text)
     args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     #: Whether no other run of the same job and key may run at the same time.
     exclusive: Mapped[bool] = mapped_column(server_default=text("true"))
-    #: The number of times that the run was claimed.
+    #: The number of claims of the run, without claims that were undone.
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     #: The number of attempts that ended in an error.
     failures: Mapped[int] = mapped_column(server_default=text("0"))
@@ -93,14 +93,15 @@ class RunRow(Base):
     queued_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     #: The run cannot be claimed before this time.
     due_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
-    #: The time when the run's message was last sent to Redis; null if the dispatcher must send the message.
+    #: The time when the run's message was last sent to Redis; null if the dispatcher must send it; infinity if the run
+    #: is parked.
     sent_at: Mapped[datetime | None] = mapped_column(Instant)
     started_at: Mapped[datetime | None] = mapped_column(Instant)
     finished_at: Mapped[datetime | None] = mapped_column(Instant)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     result: Mapped[Any | None] = mapped_column(JSONB)
     error: Mapped[str | None] = mapped_column(Text)
-    #: The state and the reason before the run was orphaned or dropped. Adopting an orphan restores them.
+    #: The state and the reason before the run was orphaned, dropped or cancelled. Adopting an orphan restores them.
     former_state: Mapped[str | None] = mapped_column(Text)
     former_reason: Mapped[str | None] = mapped_column(Text)
     #: The time when a person last retried the dead run, and the number of its attempts at that time.
@@ -237,7 +238,7 @@ class KeyScheduleRow(Base):
     #: slot.
     spec: Mapped[str] = mapped_column(Text)
     every_seconds: Mapped[int | None]
-    #: The phase of a cron schedule is less than this.
+    #: The phase of a cron schedule is less than this number.
     spread_seconds: Mapped[int] = mapped_column(server_default=text("0"))
     phase: Mapped[int]
     #: The new schedule, from the time when the dispatcher sees the change.
@@ -251,7 +252,7 @@ class KeyScheduleRow(Base):
     subject: Mapped[str | None] = mapped_column(Text)
     #: Whether the dispatcher has seen the last change of the schedule, the pause or the stretch.
     is_seen: Mapped[bool] = mapped_column(server_default=text("false"))
-    #: Slots of the schedule after this time count; null until the dispatcher has seen the row.
+    #: Only slots after this time come due; null until the dispatcher has seen the row.
     since: Mapped[datetime | None] = mapped_column(Instant)
     #: An additional slot: the next slot of the former schedule, if it comes before the next slot of this schedule.
     extra_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -318,14 +319,14 @@ class KeyScheduleLogRow(Base):
 
 
 class SuccessCountRow(Base):
-    """How many runs of a job that finished in this minute have been deleted, since the job keeps only failures."""
+    """The number of deleted runs that finished in one minute, of a job with ``keep="failures"``."""
 
     __tablename__ = "rota_success_counts"
 
     job: Mapped[str] = mapped_column(Text, primary_key=True)
     minute: Mapped[datetime] = mapped_column(Instant, primary_key=True)
     runs: Mapped[int] = mapped_column(BigInteger)
-    #: When the first and the last one of them finished, and their oldest and newest slots.
+    #: The times when the first and the last of these runs finished, and their oldest and newest slots.
     first_at: Mapped[datetime] = mapped_column(Instant)
     last_at: Mapped[datetime] = mapped_column(Instant)
     first_slot: Mapped[datetime] = mapped_column(Instant)
@@ -341,9 +342,9 @@ class GapRow(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     job: Mapped[str] = mapped_column(Text)
-    #: The key whose slots these are; null for all keys.
+    #: The key whose slots got no run; null if these are slots of all keys of the job.
     key: Mapped[str | None] = mapped_column(Text)
-    #: The gap has the slots after the first time and not after the second time.
+    #: The gap has the slots with ``began_at`` < slot <= ``ended_at``.
     began_at: Mapped[datetime] = mapped_column(Instant)
     ended_at: Mapped[datetime] = mapped_column(Instant)
     #: Why the slots got no run: ``outage``, ``paused``, ``backoff`` or ``absent``.
@@ -411,7 +412,7 @@ class AttemptRow(Base):
 
 
 class CancelRow(Base):
-    """A cancellation of a running run, until the run has ended. Only the run's process ends the run."""
+    """A cancellation of a running run. The row is deleted when the run ends."""
 
     __tablename__ = "rota_cancels"
 
@@ -478,25 +479,27 @@ class DepartureRow(Base):
 
 
 class CredentialRow(Base):
-    """A secret by which a person or a program is known to the HTTP service. Only its hash is here."""
+    """A secret with which a person or a program authenticates to the HTTP service. The row has only the secret's
+    hash.
+    """
 
     __tablename__ = "rota_credentials"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    #: ``token``; ``link``, which can be used once to log in; or ``session``, which a browser has after that.
+    #: ``token``, ``link`` or ``session``. A link logs a browser in, once, and the browser then has a session.
     kind: Mapped[str] = mapped_column(Text)
     name: Mapped[str] = mapped_column(Text)
     #: The SHA-256 of the secret, which has 256 random bits, so that no salt is needed.
     hash: Mapped[str] = mapped_column(Text)
     role: Mapped[str] = mapped_column(Text)
-    #: The plugins and the queues to which it is limited; null for all.
+    #: The plugins and the queues whose jobs its holder may see and act on; null for all.
     plugins: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     sees_arguments: Mapped[bool]
     created_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
     created_by: Mapped[str] = mapped_column(Text)
     expires_at: Mapped[datetime] = mapped_column(Instant)
-    #: When it was last used, to the minute.
+    #: The minute in which the secret was last used.
     used_at: Mapped[datetime | None] = mapped_column(Instant)
 
     __table_args__ = (

@@ -27,7 +27,7 @@ WITH_REMAINS = text(f"""
 
 AWAITED = text(f"SELECT job FROM ({UNSENT_LANES}) AS unsent UNION SELECT job FROM ({SENT_LANES}) AS sent")  # noqa: S608
 
-#: Each statement checks this itself, since a process with the job may have started after an earlier check.
+#: Each statement contains this condition, since a process with the job may have started after an earlier check.
 IS_KNOWN_BY_NOBODY = """
     NOT EXISTS (
         SELECT 1 FROM rota_processes AS process

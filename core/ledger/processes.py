@@ -98,7 +98,8 @@ END_DEAD = text(f"""
     SELECT id, kind, name, broker_id, queues, application FROM gone
 """)  # noqa: S608 — constants
 
-#: Frees the lock: PostgreSQL may not have noticed yet that the process's old connection is lost.
+#: Closes the process's old connection, which frees the lock: PostgreSQL may not have noticed yet that the connection is
+#: lost.
 RELEASE = text("""
     SELECT pg_terminate_backend(lock.pid) FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
     WHERE lock.locktype = 'advisory' AND db.datname = current_database() AND lock.pid <> pg_backend_pid()
@@ -249,6 +250,6 @@ def end_dead(connection: Connection, patience: timedelta | None = None) -> list[
 def recover(connection: Connection, max_crashes: int) -> list[Recovered]:
     """Make the runs of dead processes due again. A run becomes dead if too many processes died while working on it.
 
-    The run ends if it was cancelled.
+    A cancelled run ends instead.
     """
     return [Recovered(*row) for row in connection.execute(RECOVER, {"max_crashes": max_crashes})]

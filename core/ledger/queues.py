@@ -1,4 +1,6 @@
-"""Reads how many runs wait in each queue, from the partial indexes of waiting runs; a long history costs nothing."""
+"""Reads how many runs wait in each queue, from the partial indexes of waiting runs. A long history does not slow this
+down.
+"""
 
 from typing import Any
 
@@ -9,7 +11,8 @@ from core.ledger.models import IS_SENT, IS_UNSENT
 #: Counts are exact up to this number.
 MOST_COUNTED = 10_000
 
-#: ``due`` and ``later`` are runs that wait for the dispatcher, ``sent`` those that wait in Redis, or for another run.
+#: ``due`` and ``later`` count runs that the dispatcher has not sent. ``sent`` counts runs that wait in Redis, or are
+#: parked.
 WAITING = text(f"""
     SELECT queue, due, later, sent, running, oldest_due_at FROM unnest(CAST(:queues AS text[])) AS wanted (queue),
     LATERAL (

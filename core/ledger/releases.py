@@ -1,4 +1,4 @@
-"""Releases: the jobs that each process has. They tell a process which runs belong to other processes.
+"""Releases: the jobs that each process has. They tell a process which jobs other processes have.
 
 During a deploy, processes of two releases are alive; and hosts may have different plugins. So each process names its
 release when it registers, and the jobs of the fleet are the jobs of all live processes together. A process that names
@@ -208,7 +208,7 @@ def described(job: Job, plugin: str) -> dict[str, Any]:
 
 
 def bounds(keyed: Keyed) -> dict[str, Any]:
-    """Return the parts of the option ``keyed``."""
+    """Return the parts of the option ``keyed``, as the release records them."""
     backoff = {"backoff_after": keyed.backoff_after, "backoff_longest_seconds": keyed.backoff_longest.total_seconds()}
     return {
         "least_seconds": keyed.least.total_seconds(),
@@ -314,7 +314,7 @@ def last(connection: Connection) -> Release | None:
 
 
 def newest(connection: Connection, most: int) -> list[Row[Any]]:
-    """Return the releases that were alive last, the newest first, each with its jobs."""
+    """Return the ``most`` newest releases, by the time when they were first used, each with its jobs."""
     return list(connection.execute(NEWEST, {"most": most}).all())
 
 
@@ -342,7 +342,7 @@ def jobs_of_queue(connection: Connection, queue: str) -> set[str]:
 
 
 def last_had(connection: Connection, jobs: Collection[str]) -> dict[str, LastHad]:
-    """Return the last release that had each of ``jobs``. A job that no release ever had is left out."""
+    """Return, for each of ``jobs``, the last release that had the job. A job that no release ever had is left out."""
     rows = connection.execute(LAST_HAD, {"jobs": list(jobs)})
     return {row.job: LastHad(row.plugin, float(row.seconds), row.is_taken_away) for row in rows}
 

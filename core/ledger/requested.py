@@ -22,7 +22,7 @@ REMEMBER = text("UPDATE rota_requested SET run_id = :run_id WHERE caller = :call
 
 
 def before(session: Session, caller: str, key: str, request: Any) -> int | None:
-    """Return the run of the same request with the same key; None if there was none, and the key is taken now.
+    """Return the run of an earlier request with the same key. If there is none, take the key and return None.
 
     Raises BadArguments if the key belongs to another request.
     """

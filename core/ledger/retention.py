@@ -26,7 +26,7 @@ DELETE_DEPARTURES = text("""
 
 DELETE_PAUSES = text("DELETE FROM rota_pauses WHERE until < statement_timestamp() - CAST(:kept AS interval)")
 
-#: The row of an existing schedule has the schedule's present state, so its old entries may be deleted.
+#: The row of an existing schedule has the schedule's present state, so old entries of its log may be deleted.
 DELETE_SCHEDULE_LOG = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_key_schedule_log WHERE at < statement_timestamp() - CAST(:kept AS interval)
@@ -52,7 +52,7 @@ DELETE_COUNTS = text("""
     DELETE FROM rota_success_counts WHERE (job, minute) IN (SELECT job, minute FROM batch)
 """)
 
-#: A token that has expired stays in the list for a time; the others are of no use to anybody.
+#: An expired token is kept for a while, since people list tokens. Expired links and sessions are deleted at once.
 DELETE_TOKENS = text("""
     DELETE FROM rota_credentials
     WHERE expires_at < statement_timestamp() - CASE kind WHEN 'token' THEN CAST(:kept AS interval) ELSE interval '0' END

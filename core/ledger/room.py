@@ -74,8 +74,8 @@ NAMED = f"""
 """  # noqa: S608 — constants
 NAMES = text(f"WITH RECURSIVE {NAMED} SELECT waits_for FROM named LIMIT :most")  # noqa: S608 — constants
 
-#: In how many seconds there is room under one of the names without an end of a run; null if no name has a refill or a
-#: closing.
+#: The seconds until a refill or the end of a closing makes room under one of the names; null if no name waits for
+#: either.
 NEXT = text(f"""
     WITH wanted AS MATERIALIZED (
         SELECT name, 0 AS most FROM unnest(CAST(:names AS text[])) AS given (name)
@@ -100,7 +100,7 @@ def wake(
     Return the woken runs.
 
     ``ended`` has, for each name, at most how many runs to wake. ``jobs`` are the jobs whose runs are woken; None for
-    all jobs. ``carried`` tells that the caller sends the messages.
+    all jobs. ``carried`` is whether the caller sends the messages.
     """
     names = {"names": list(ended), "most": list(ended.values()), "run_ids": list(waiting)}
     rows = connection.execute(WAKE, {**names, "jobs": None if jobs is None else list(jobs), "carried": carried}).all()

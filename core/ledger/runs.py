@@ -137,8 +137,8 @@ FAIL = Prepared(
 UNCONNECTED_FOR = "1 hour"
 #: Such a run waits for half the time for which it has had no connection, within these bounds.
 UNCONNECTED_WAITS = ("1 second", "1 minute")
-#: The error begins with this text and the time in UTC. The next attempt reads from it since when there is no
-#: connection.
+#: The error begins with this text and a time in UTC. The next release reads this time, to know how long there has been
+#: no connection.
 UNCONNECTED = "no connection since "
 #: Parameters: the run, its token, the process, the error. Restores the run as it was before the claim. A claim keeps
 #: the error, and every other change of a run writes another error. If a run has waited long for another reason, such as
@@ -186,8 +186,9 @@ RELEASE = text(f"""
     SELECT id, job, state, reason, error FROM ended
 """)  # noqa: S608 — constants
 
-#: Releases are not counted. The number of attempts limits how often a run can be released this way. The row of a
-#: cancelled run has another token than the run's attempt (``core/ledger/cancels.py``).
+#: Such releases are not counted in a column of their own. They are the attempts that neither failed, crashed nor were
+#: postponed, and ``MOST_LOSSES`` limits them. The row of a cancelled run has another token than the run's attempt
+#: (``core/ledger/cancels.py``).
 RELEASE_FORGOTTEN = text(f"""
     WITH unseen AS MATERIALIZED (
         SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes - coalesce(laters, 0) > {MOST_LOSSES}
@@ -256,7 +257,7 @@ def request(
 ) -> int:  # fmt: skip
     """Insert a run without a slot in the caller's transaction, and return its id.
 
-    ``args`` is a JSON text. ``carried`` tells that the caller sends the message itself after the commit; otherwise the
+    ``args`` is a JSON text. ``carried`` is whether the caller sends the message itself after the commit; if not, the
     commit notifies the dispatcher. A span ``expires`` is counted from the due time.
     """
     (run_id,) = request_many(

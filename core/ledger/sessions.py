@@ -40,7 +40,7 @@ class LedgerThread(threading.Thread):
         raise NotImplementedError
 
     def failed(self) -> None:
-        """Handle any other error. Called in the ``except`` block, for ``logger.exception``."""
+        """Handle any other error. Called in the ``except`` block, so ``sys.exception()`` returns the error."""
         raise NotImplementedError
 
     def ended(self) -> float:

@@ -23,8 +23,8 @@ from core.ledger.models import IS_UNSENT, IS_URGENT
 
 #: One in this many runs of a backlog is chosen by its age.
 OLDEST_EVERY = 10
-#: Among this many of the oldest runs of all jobs, and among at least this many of each job, runs without a key or
-#: priority are searched.
+#: Runs without a key or without a priority are searched among this many of the oldest runs. The number is divided among
+#: the jobs, and each job has at least ``SEARCHED_OF_JOB``.
 SEARCHED = 1000
 SEARCHED_OF_JOB = 50
 
@@ -141,8 +141,8 @@ TAKE = text(f"""
 """)  # noqa: S608 — constants
 
 
-#: Up to :most keys of each job that have a run to send, due or not; a job without a key counts if one of its oldest
-#: runs has none.
+#: Up to :most keys of each job that have a run to send, due or not. The empty key is returned too if one of the job's
+#: oldest runs has no key.
 WAITING_TENANTS = text(f"""
     WITH asked AS (SELECT job, '' AS after FROM unnest(CAST(:jobs AS text[])) AS asked (job))
     SELECT asked.job, walked.key FROM asked CROSS JOIN LATERAL ({keys_in_turn(":queue", ":most")}) AS walked
@@ -217,11 +217,11 @@ def tenants(connection: Connection, run_ids: Collection[int]) -> dict[int, tuple
 
 
 def waiting_tenants(connection: Connection, queue: str, jobs: Sequence[str], *, most: int) -> set[tuple[str, str]]:
-    """Up to ``most`` keys of each of ``jobs`` that have a run to send on ``queue``, each with its job."""
+    """Return up to ``most`` keys of each of ``jobs`` that have a run to send on ``queue``, each with its job."""
     rows = connection.execute(WAITING_TENANTS, {"queue": queue, "jobs": list(jobs), "most": most})
     return {(row.job, row.key) for row in rows}
 
 
 def in_order(row: Row[Any]) -> tuple[datetime, int]:
-    """Return the runs in the order in which they came due."""
+    """Return the value by which rows are sorted: the run that came due first comes first."""
     return row.due_at, row.id

@@ -69,7 +69,8 @@ LATE_JOBS = text(f"""
 
 #: Records late queued slots as missed: by each job's policy, and at the end of their grace. For a paused job, slots
 #: that were within their grace when the pause began are recorded as skipped. A slot that a worker has tried to start
-#: waits for another run or for a limit: it is missed only at the end of its grace, for that reason.
+#: waits for another run, for a limit, or because its function has postponed it. Such a slot is missed only at the end
+#: of its grace, with the reason for its wait.
 MISS = text("""
     WITH policy AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]),
@@ -123,7 +124,7 @@ def insert_many(
 ) -> Iterator[list[OutgoingRun]]:
     """Record slots of any jobs that no other process has recorded. Yield the newly queued runs.
 
-    ``carried`` tells that the caller sends the messages of the runs. ``scopes`` has the scopes of the pauses that would
+    ``carried`` is whether the caller sends the messages of the runs. ``scopes`` has the scopes of the pauses that would
     pause each job. The slots are inserted in batches, so that the first runs are sent while later slots are recorded,
     and in a fixed order, so that two processes that insert the same slots cannot deadlock.
     """

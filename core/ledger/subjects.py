@@ -26,7 +26,7 @@ PRIMARY_KEYS = text("""
     GROUP BY 1, 2
 """)
 
-#: The run has had no attempt, so the number of its attempts is reduced by one.
+#: The job's function was not called, so the attempt is not counted.
 ORPHAN = Prepared(
     "rota_orphan_subject",
     ("bigint", "bigint", "bigint", "text"),

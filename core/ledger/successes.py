@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from core.ledger.models import IS_FORGETTABLE
 
-#: Such a run is kept for this long after its end.
+#: A run that may be deleted is kept for this long after its end.
 KEPT = timedelta(hours=1)
 BATCH = 5000
 

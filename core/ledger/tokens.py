@@ -34,7 +34,7 @@ TAKE_LINK = text("""
 LISTED = text(
     "SELECT *, expires_at <= clock_timestamp() AS is_expired FROM rota_credentials WHERE kind = 'token' ORDER BY id"
 )
-#: The token with which a session began. The session ends with it.
+#: A session has the name of the token with which it began, so it is deleted with the token.
 REVOKE = text("DELETE FROM rota_credentials WHERE name = :name AND kind IN ('token', 'session') RETURNING kind")
 END_SESSION = text("DELETE FROM rota_credentials WHERE hash = :hash AND kind = 'session'")
 IS_ANY_VALID = text("""
@@ -61,7 +61,7 @@ def new_secret(kind: Kind) -> str:
 def is_whole(secret: str) -> bool:
     """Return whether the checksum of a secret is right.
 
-    Most forged or mistyped secrets are refused here, without a query.
+    Most forged or mistyped secrets are refused by this check, without a query.
     """
     random, _, checksum = secret.rpartition("_")
     return checksum == f"{zlib.crc32(random.encode(errors='replace')):08x}"
@@ -105,7 +105,9 @@ def used(connection: Connection, token_id: int) -> None:
 
 
 def take_link(connection: Connection, secret: str) -> Row[Any] | None:
-    """Use up a link that is valid now, and return its row. If two callers use it at once, one of them gets it."""
+    """Delete a link that is valid now, and return its row. If two callers use one link at once, only one gets the
+    row.
+    """
     return connection.execute(TAKE_LINK, {"hash": hashed(secret)}).one_or_none() if is_whole(secret) else None
 
 

@@ -80,9 +80,10 @@ SUPERSEDE = text("""
 def wake(
     connection: Connection, ended: Collection[Turn], waiting: Collection[int] = (), *, carried: bool
 ) -> list[OutgoingRun]:
-    """Wake the first run for each job and key of ``ended`` and of the runs ``waiting``. Return the woken runs.
+    """Wake the first parked run of each job and key: of those in ``ended``, and of those of the runs ``waiting``.
+    Return the woken runs.
 
-    A run is not woken while another run of its job and key is running. ``carried`` tells that the caller sends the
+    A run is not woken while another run of its job and key is running. ``carried`` is whether the caller sends the
     messages.
     """
     asked = {"jobs": [turn.job for turn in ended], "keys": [turn.key for turn in ended], "run_ids": list(waiting)}

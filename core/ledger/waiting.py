@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from core.ledger.runs import in_schema
 
-#: Above READ COMMITTED, a lock on a row that has changed since the snapshot would end the transaction with an error.
+#: In a transaction above READ COMMITTED, no run is found: to lock a row that has changed since the snapshot would end
+#: that transaction with an error.
 FITS = """
     job = :job AND key = :key AND state IN ('queued', 'retrying') AND state = 'queued' AND slot IS NULL
     AND due_at <= statement_timestamp() + :delay AND current_setting('transaction_isolation') = 'read committed'

@@ -15,7 +15,7 @@ from core.scheduling.periodic import PeriodicSchedule, nothing
 
 
 class Firing:
-    """The schedules of one process's jobs, as periodiq asks for them."""
+    """The schedules of one process's jobs, for periodiq."""
 
     def __init__(self, engine: Engine, carrier: Carrier, on_first_question: Callable[[], None] = nothing) -> None:
         """``on_first_question`` is called whenever periodiq begins to ask for a schedule."""
@@ -32,10 +32,10 @@ class Firing:
         return schedule
 
     def fire(self) -> None:
-        """Record the due slots of every job, and send the runs of those that no other process has recorded.
+        """Record the due slots of every job. Send the runs of the slots that no other process has recorded.
 
-        periodiq checks all jobs before it calls the first job that is due, so later calls have nothing to do. Never
-        raises, since an error would end periodiq's process.
+        periodiq checks all jobs before it calls this for the first job that is due, so further calls for the other due
+        jobs find nothing to do. Errors are logged and not raised, since an error would end periodiq's process.
         """
         due = [(job, SlotRow(slot)) for job, schedule in self._schedules for slot in schedule.take()]
         if not due:

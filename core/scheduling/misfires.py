@@ -38,7 +38,7 @@ def verdicts(job: Job, due: list[datetime], now: datetime, paused: Sequence[Paus
 
 
 def oldest_kept(job: Job, first: datetime, now: datetime, paused: Sequence[Pause]) -> datetime:
-    """Return the oldest slot, not before ``first``, that may still run by the job's policy and cap."""
+    """Return the oldest slot, not before ``first``, that the job's policy, grace and cap still allow to run."""
     most = job.misfire_cap if job.misfire == "all" else 1
     served = takewhile(lambda slot: slot >= first, newest_first(job, now - HEAD_START, paused))
     kept = list(islice(takewhile(lambda slot: plan.is_in_grace(job, slot, now), served), most))
@@ -75,7 +75,9 @@ def verdict(job: Job, slot: datetime, now: datetime, paused: Sequence[Pause], *,
 
 
 def count_missed(job: Job, rows: list[SlotRow]) -> None:
-    """Log how many slots of a job were missed in an outage, and how many late slots will still run."""
+    """Count and log the slots of a job that were missed in an outage. The log also has the number of slots that still
+    run.
+    """
     missed = Counter(str(row.reason) for row in rows if row.state == State.MISSED)
     if missed:
         left = sum(row.state == State.QUEUED for row in rows)

@@ -2,8 +2,8 @@
 
 periodiq calls ``validate(now)``, ``next_valid_date(now)`` and ``str`` of the object in ``actor.options["periodic"]``.
 If ``validate`` returns true, periodiq calls the actor's ``send_with_options(scheduled_at=…)``. Rota's object uses the
-registry's schedule, with seconds and its time zone. Its ``validate`` returns whether a slot has come due since the last
-call. It ignores periodiq's ``now``, which is rounded to a second.
+job's schedule, which has seconds and a time zone. Its ``validate`` returns whether a slot has come due since the last
+call. Both methods ignore periodiq's ``now``, which is rounded to a second.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from core.clock import Clock, system_clock
 from core.jobs.schedules import Schedule, first_after, slots_between
 
-#: periodiq's Scheduler.schedule recurses if the next date is in the past, so the date is at least this far ahead.
+#: periodiq's Scheduler.schedule recurses if the next date is in the past. So the next date is at least this far ahead.
 SHORTEST_WAIT = timedelta(milliseconds=20)
-#: After a stall, only slots of this last period are sent. The dispatcher accounts for older slots.
+#: After a stall, periodiq sends only the slots of this last period. The dispatcher accounts for older slots.
 MOST_AT_ONCE = timedelta(seconds=60)
 
 
@@ -57,7 +57,7 @@ class PeriodicSchedule:
         return bool(self.due)
 
     def take(self) -> list[datetime]:
-        """Return the due slots, and forget them."""
+        """Return the due slots, and clear ``due``."""
         due, self.due = self.due, []
         return due
 

@@ -1,4 +1,4 @@
-"""The plan of slots: the times of a job that must be accounted for, and the late slots that its policy may still run.
+"""The plan of slots: the windows of time in which a job's slots must be accounted for, and which slots are late.
 
 The plan is the same for declared schedules, whose slots are computed one by one, and for schedules made at run time,
 whose slots PostgreSQL computes for all keys at once. In both cases a job has one watermark, up to which every slot has
@@ -41,8 +41,8 @@ def is_in_grace(job: Job, slot: datetime, now: datetime) -> bool:
 def windows(after: datetime, until: datetime, paused: Iterable[Pause]) -> list[Window]:
     """Return the parts of a time: the parts within pauses, and the parts between pauses.
 
-    If a pause has not ended by ``until``, it is left out, with all that comes after its start. It is accounted for in
-    one step at its end.
+    A pause that has not ended by ``until`` is left out, with all times after its start. Its slots are accounted for in
+    one step when it ends.
     """
     found: list[Window] = []
     for start, end in merged(pause for pause in paused if pause.paused_at <= until):

@@ -1,7 +1,7 @@
 """Finds out which rights on Rota's tables and sequences the current role lacks, before a job fails because of it.
 
-Looking needs SELECT on the ledger's tables. Working also needs rights to write, and rights on the plugins' tables. Only
-migrations write to the version tables.
+The purpose ``looking`` needs SELECT on the ledger's tables. The purpose ``working`` also needs rights to write, and
+rights on the plugins' tables. The version tables only need SELECT, since only migrations write to them.
 """
 
 from collections import defaultdict
@@ -53,7 +53,7 @@ class Lack:
 
     @property
     def each(self) -> set[tuple[str, str]]:
-        """Each right alone, with the object that it is for."""
+        """Each name with each of the rights, as pairs."""
         return {(name, right) for name in self.names for right in self.rights.split(", ")}
 
     @property

@@ -1,7 +1,7 @@
 """Waits in short periods for the locks of a schema change, and reports which sessions hold them.
 
 While a statement waits for a table, every later statement on that table waits too. So the change gives up after
-``LOCK_TIMEOUT``, which lets the other statements run, and then the whole change is tried again. Another connection asks
+``LOCK_TIMEOUT_SECONDS``, and the other statements run. Then the whole change is tried again. Another connection asks
 PostgreSQL which sessions hold the locks. Queries are never shown, since their values may be personal data.
 """
 
@@ -95,7 +95,7 @@ def patiently(engine: Engine, change: Callable[[Connection], T], what: str, say:
 
 
 def is_locked_out(error: BaseException | None) -> bool:
-    """Return whether an error, or its cause, is a lock time-out."""
+    """Return whether an error, or one of its causes, is a lock time-out or a deadlock."""
     while error is not None:
         if isinstance(getattr(error, "orig", None), LockNotAvailable | DeadlockDetected):
             return True
@@ -127,7 +127,7 @@ class Watch:
             thread.join()
 
     def verdict(self) -> str:
-        """Return a message with the last known holders, which says what to do."""
+        """Return a message that names the last known holders of the locks and says what to do."""
         who = ", ".join(map(str, self._last)) or "a session that has ended since"
         pids = [each.pid for each in self._last if each.pid]
         end = f", or end it with SELECT pg_terminate_backend({pids[0]})" if pids else ""

@@ -1,8 +1,8 @@
 """Removes the tables of a removed plugin. This is only done when a person asks for it.
 
-If the plugin can still be imported, its migrations are downgraded. Otherwise all tables whose names begin with its name
-are dropped, with its views, sequences, routines and types, so that the plugin can be installed again. In both cases,
-this is one transaction.
+If the plugin can still be imported, its migrations are downgraded. Otherwise, all tables, views, sequences, routines
+and types whose names begin with the plugin's name are dropped, so that the plugin can be installed again. In both
+cases, the removal is one transaction.
 """
 
 from collections.abc import Iterable
@@ -135,7 +135,7 @@ def carry_out(connection: Connection, registry: Registry, shown: Plan) -> None:
 
 
 def drop_tables(connection: Connection, names: Iterable[str]) -> None:
-    """Drop tables. This fails if other objects refer to them."""
+    """Drop tables. Raises DBAPIError if other objects refer to them."""
     quote = connection.dialect.identifier_preparer.quote
     connection.exec_driver_sql(f"DROP TABLE {', '.join(map(quote, names))}")
 

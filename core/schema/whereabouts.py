@@ -1,5 +1,5 @@
-"""Finds a ledger that exists but that the role cannot see: the role lacks USAGE on the schema, or has another
-search_path.
+"""Finds a ledger that exists but that the role cannot see: the role lacks USAGE on the ledger's schema, or its
+search_path does not have the schema.
 """
 
 from dataclasses import dataclass

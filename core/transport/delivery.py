@@ -1,4 +1,4 @@
-"""A message within one process, from the consumer that fetched it to the thread that works on it."""
+"""``Delivery``: a message within one process, from the consumer that fetched it to the thread that works on it."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from core.ledger.leases import Lease
 
 
 class Source(Protocol):
-    """The part of a consumer that a delivery needs."""
+    """The methods of a consumer that a delivery calls."""
 
     def end(self, delivery: "Delivery", *, is_dead: bool) -> None:
         """Acknowledge or dead-letter ``delivery``, with the next batch."""
@@ -49,7 +49,7 @@ class Delivery(MessageProxy):
 
     @property
     def is_ended_later(self) -> bool:
-        """Whether ``end`` acknowledges the message, instead of the return of its actor."""
+        """Whether a later call of ``end`` acknowledges the message. If not, the return of the actor does."""
         return self._is_ended_later
 
     def claimed(self, lease: Lease) -> None:

@@ -129,7 +129,7 @@ class LocalCarrier:
         """Do nothing, since a single process has no subscribers."""
 
     def oldest_runs(self, queue: str) -> tuple[bool, list[int]]:
-        """Answer that messages are waiting, so that no run counts as lost: messages are in this process's memory."""
+        """Answer that messages are waiting, so that no run counts as lost."""
         return True, []
 
     def flows(self, queues: Sequence[str]) -> list[Flow]:
@@ -152,7 +152,7 @@ class LocalCarrier:
         """Do nothing, since no other process sends messages."""
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
-        """Answer as ``oldest_runs`` does."""
+        """Answer the same as ``oldest_runs``."""
         return True, []
 
     def demote(self, queue: str) -> None:
@@ -167,7 +167,7 @@ class LocalCarrier:
         return Counter()
 
     def recover(self, broker_id: str, queues: Iterable[str]) -> None:
-        """Do nothing, since the messages of a dead process were in its memory."""
+        """Do nothing, since the messages of a dead process are lost with its memory."""
 
     def maintain(self, queues: Iterable[str]) -> None:
         """Do nothing, since there are no messages in Redis."""

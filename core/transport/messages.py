@@ -1,4 +1,4 @@
-"""Makes and reads messages, and recognises bodies on a queue that are not Rota's messages."""
+"""Makes and reads messages, and recognises bodies that are not Rota's messages."""
 
 import os
 from typing import Any
@@ -63,7 +63,7 @@ def is_well_formed(message: Message[Any]) -> bool:
         and isinstance(message.options.get("redis_message_id"), str)
         and (RUN_ID not in message.options or is_run_id(message.options[RUN_ID]))
         and (REFUSED_BY not in message.options or are_forms(message.options[REFUSED_BY]))
-        and "throws" not in message.options  # it has exception types, which are not JSON and would end a thread
+        and "throws" not in message.options  # Dramatiq expects exception types here; JSON has none
     )
 
 

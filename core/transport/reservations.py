@@ -71,7 +71,7 @@ class Occupied:
     minor: int = 0
 
     def add(self, count: int, *, is_urgent: bool) -> None:
-        """Count more messages, or fewer."""
+        """Count ``count`` more messages, or fewer if it is negative."""
         if is_urgent:
             self.urgent += count
         else:
@@ -93,7 +93,7 @@ class Occupied:
 
 @dataclass(slots=True)
 class Occupancy:
-    """Which threads of one process are occupied, by queue."""
+    """How many threads of one process are occupied, by queue."""
 
     #: The number of threads that are not reserved.
     shared: int

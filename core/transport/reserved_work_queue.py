@@ -2,7 +2,7 @@
 
 Only a process with reserved threads uses this work queue. A thread takes the oldest item that may start. The process
 fetches from a queue as many messages as may start. If only the last reserved thread of a queue is left, the process
-fetches the queue's urgent messages.
+fetches only urgent messages of the queue.
 """
 
 import threading
@@ -32,7 +32,7 @@ class ReservedItems:
     def __init__(self, threads: int, reserved: Mapping[str, Reservation]) -> None:
         self._reserved = reserved
         self._occupancy = Occupancy.of(threads, reserved)
-        #: For each queue, the waiting urgent items and the waiting minor ones, in the order in which they came.
+        #: The waiting items by queue and by whether they are urgent, in the order in which they came.
         self._waiting: dict[tuple[str, bool], deque[Entry]] = {}
         self._is_closed = False
         self._changed = threading.Condition()
@@ -66,7 +66,7 @@ class ReservedItems:
             return self._waiting[entry.queue_name, entry.is_urgent].popleft().item
 
     def get_nowait(self) -> Item | None:
-        """Remove and return the oldest item, which occupies no thread. Raises queue.Empty."""
+        """Remove and return the oldest item, without occupying a thread. Raises queue.Empty."""
         with self._changed:
             entries = min(filter(None, self._waiting.values()), key=lambda waiting: waiting[0].since, default=None)
             if entries is None:
@@ -93,7 +93,7 @@ class ReservedItems:
             return min((entries[0].since for entries in found if entries), default=float("inf"))
 
     def occupancy(self, waiting: Mapping[str, int]) -> Occupancy:
-        """Return the occupancy that follows when the waiting messages have started too."""
+        """Return the occupancy after these numbers of waiting messages of each queue have also started."""
         with self._changed:
             return self._occupancy.with_more(waiting)
 
@@ -154,7 +154,7 @@ class ReservedWorkQueue(WorkQueue):
     def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
         """Yield how many runs of which queues could start.
 
-        The caller puts the runs of one answer before it asks for the next.
+        The caller must put the runs of one opening on the work queue before it asks for the next opening.
         """
         for queue in [queue for queue in queues if queue in self._reserved]:
             urgent = self._reserved[queue].urgent_jobs

@@ -16,7 +16,7 @@ class UseWorkQueue(Middleware):
     """Middleware that gives Rota's work queue to a worker's threads, and wakes idle threads and consumers when the
     worker stops.
 
-    Rota's brokers add this middleware themselves.
+    Rota's brokers add this middleware to their own list.
     """
 
     def __init__(self, reserved: Mapping[str, Reservation]) -> None:

@@ -1,14 +1,15 @@
 """The work queue of this process's threads: messages that wait for a thread, and messages that threads work on.
 
 This queue replaces the priority queue of Dramatiq's worker. All Rota's actors have the same priority, so the queue is
-first in, first out. Threads take work from the queue and report when it is done, so the queue knows how many threads
-are free, how long jobs take and whether the threads are stalled. That decides how many messages this process may fetch:
-as many as its threads will start within ``AHEAD_SECONDS``, or one per free thread if jobs are long. If the threads are
-stalled, waiting messages are requeued for other processes.
+first in, first out. Threads take items from the queue and report when they have ended, so the queue knows how many
+threads are free, how long jobs take and whether the threads are stalled. From this it computes how many messages this
+process may fetch: as many as its threads will start within ``AHEAD_SECONDS``, or one per free thread if jobs are long.
+If the threads are stalled, waiting messages are requeued for other processes.
 
-The time-out of ``SimpleQueue.get`` is not reliable: if it expires just when another thread takes the item that woke
-this thread, this thread waits for ever (``_queuemodule.c`` of CPython 3.11 continues with a negative time-out). So a
-closed queue keeps one item, None, and every thread that takes the item puts it back.
+The time-out of ``SimpleQueue.get`` is not reliable. If it expires just when another thread takes the item that woke the
+waiting thread, the waiting thread waits for ever (``_queuemodule.c`` of CPython 3.11 continues with a negative
+time-out). So the end of the queue does not depend on a time-out: a closed queue has an item None, and every thread that
+takes this item puts it back.
 """
 
 import threading
@@ -27,7 +28,7 @@ STALLED_SECONDS = 0.1
 AT_ONCE_SECONDS = 0.01
 #: The most runs that are claimed together.
 MOST_AT_ONCE = 32
-#: The most messages of one queue that wait in a process, which keeps each fetch short.
+#: The most messages of one queue that wait in a process. The bound keeps each fetch short.
 MOST_AHEAD = 512
 #: The weight of the latest job in the moving average of durations.
 WEIGHT = 0.05
@@ -80,7 +81,7 @@ class Lane:
         self.wake: Callable[[], None] = lambda: None
         #: The number of messages that are fetched and not started.
         self.waiting = 0
-        #: The consumer is woken when no more than this many are waiting.
+        #: The consumer is woken when only this many messages are waiting.
         self.wake_at = 0
         #: Whether the consumer was refused room, and must be woken when there is room.
         self.was_refused_room = False
@@ -159,9 +160,9 @@ class WorkQueue:
             return room
 
     def _ahead(self, lane: Lane) -> int:
-        """Return how many messages may wait.
+        """Return how many messages of ``lane`` may wait for a thread.
 
-        If a thread will soon be free, this is at least one, so that every queue gets its turn.
+        If a thread will soon be free, the number is at least one, so that every queue gets its turn.
         """
         least = int(in_time(self._pace, self.threads) >= 1)
         return max(int(in_time(lane.pace, self.threads)), least)
@@ -178,7 +179,9 @@ class WorkQueue:
             self._waiting -= count
 
     def wake_at(self, lane: Lane, count: int) -> bool:
-        """Wake the consumer when no more than ``count`` messages are waiting. Return whether more are waiting now."""
+        """Wake the consumer when only ``count`` messages are waiting. Return whether more than ``count`` are waiting
+        now.
+        """
         with self._lock:
             lane.wake_at = count
             return lane.waiting > count
@@ -217,7 +220,7 @@ class WorkQueue:
         """
         item = self._items.get(block, IDLE_SECONDS)
         if item is None:
-            self._items.put(None)  # for the other threads
+            self._items.put(None)  # the next waiting thread takes this one
             time.sleep(LOOK_AGAIN_SECONDS)
             raise Empty
         lane = self._lanes[item.message.queue_name]
@@ -260,7 +263,7 @@ class WorkQueue:
     def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
         """Yield how many runs of which queues could start.
 
-        The caller puts the runs of one answer before it asks for the next.
+        The caller must put the runs of one opening on the work queue before it asks for the next opening.
         """
         yield Opening(self.spare, queues)
 

@@ -6,8 +6,8 @@ revision = "0004"
 down_revision = "0003"
 
 #: Inserts leave a part of each page free, so that the new version of a row fits on the same page. Vacuum runs when one
-#: row in a hundred is dead: with PostgreSQL's default of one in five, there would be millions of dead rows among ten
-#: million runs.
+#: row in a hundred is dead. With PostgreSQL's default of one in five, a table of ten million runs would have two
+#: million dead rows before a vacuum.
 SETTINGS = {
     "fillfactor": 80,
     "autovacuum_vacuum_scale_factor": 0.01,

@@ -7,14 +7,14 @@ million runs of history.
 
 A constraint protects requests during the deploy. A worker of the previous release skips a request that must wait. With
 the constraint, that worker's claim fails and changes nothing, and the run stays queued for a worker of this release.
-Another constraint protects runs with limits, which such a claim would not check: only a claim that has checked them
-leaves its token in ``limits_token``. A third constraint keeps such a claim from starting a run whose deadline has
-passed.
+Another constraint protects runs with limits, since a claim of the previous release does not check limits: a claim that
+has checked them writes its token to ``limits_token``, and no other claim can set the run to ``running``. A third
+constraint keeps a claim of the previous release from starting a run whose deadline has passed.
 
 A trigger ends a cancelled run when a process of this or the previous release releases, recovers or fails it. So a
 cancelled run never starts again. The trigger is executed only for statements that set ``sent_at``. Statements that
-start a run or record its success do not set it: before a trigger, PostgreSQL locks each row once more, which would take
-about a tenth of PostgreSQL's time for every run.
+start a run or record its success do not set ``sent_at``. Before a trigger, PostgreSQL locks each row once more, which
+would take about a tenth of its time for every run.
 """
 
 from typing import Any
@@ -58,12 +58,13 @@ INDEXES = {
     "rota_runs_unstarted": ("state, id", "state IN ('skipped', 'missed')"),
 }
 LIMITS_ARE_KEPT = "state <> 'running' OR limits IS NULL OR limits_token IS NOT DISTINCT FROM token"
-#: Only the first start has a deadline. A run that was started or retried before has an error or the time of the retry.
+#: A deadline applies only to the first start. A run that was started or retried before has an error or the time of the
+#: retry.
 STARTS_IN_TIME = (
     "expires_at IS NULL OR state <> 'running' OR started_at < expires_at OR attempt > 1 OR error IS NOT NULL "
     "OR retried_at IS NOT NULL"
 )
-#: The history has requests that were skipped, up to the time of this migration.
+#: The constraint does not apply to requests that were skipped before this migration.
 REQUESTS_WAIT = """
     DO $$ BEGIN
         EXECUTE format(

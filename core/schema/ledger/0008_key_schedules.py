@@ -1,7 +1,7 @@
 """Adds schedules made at run time, the log of their changes, and gap rows for slots that got no run.
 
-The row of a schedule does not change when a slot comes due. Its slots are computed from its interval and phase, so the
-index ``rota_key_schedules_grid`` finds the schedules with due slots.
+The row of a schedule does not change when a slot comes due. The slots are computed from the interval and the phase of
+the row, so the index ``rota_key_schedules_grid`` finds the schedules with due slots.
 """
 
 import sqlalchemy as sa

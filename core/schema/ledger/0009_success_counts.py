@@ -1,7 +1,7 @@
-"""Counts of the runs that ``keep="failures"`` has deleted, and an index that finds the runs to delete.
+"""Adds counts of the runs that ``keep="failures"`` has deleted, and an index that finds the runs to delete.
 
-Creating the index reads the whole table and blocks writes to it: for about a second with a million runs of history. It
-contains only slots of schedules made at run time that have succeeded at once and without a result.
+Creating the index reads the whole table and blocks writes to it: for about a second with a million runs of history. The
+index contains only slots of schedules made at run time that have succeeded at their first attempt without a result.
 """
 
 import sqlalchemy as sa

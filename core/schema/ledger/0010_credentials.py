@@ -1,4 +1,4 @@
-"""Tokens, links and sessions of the HTTP service, and runs that were requested with an idempotency key."""
+"""Adds tokens, links and sessions of the HTTP service, and runs that were requested with an idempotency key."""
 
 import sqlalchemy as sa
 from alembic import op

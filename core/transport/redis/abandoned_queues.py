@@ -1,4 +1,4 @@
-"""Removes the messages of queues that no job uses any more. Finds the queues with SCAN, in small steps."""
+"""Removes the messages of queues that no job uses any more. The queues are found with SCAN, in small steps."""
 
 from collections import Counter
 from typing import cast
@@ -34,7 +34,7 @@ TAKE_OFF = """
     end
 """
 
-#: The number of messages by (actor, fate).
+#: The number of messages by actor and fate. A message that was sent to its job's present queue has the fate ``moved``.
 Outcome = Counter[tuple[str, str]]
 
 
@@ -67,7 +67,8 @@ class AbandonedQueues:
         return self._complete | self._found
 
     def clear(self, queue: str, fleet: Fleet) -> Outcome:
-        """Empty ``queue``, including its delayed messages, in bounded batches. Return what happened to the messages.
+        """Empty ``queue``, including its delayed messages, in bounded batches. Return the numbers of its messages by
+        actor and fate.
 
         ``fleet`` must be complete. Raises redis.RedisError.
         """

@@ -31,7 +31,7 @@ class Acks(Batcher[Ack]):
         self._error_log = error_log
 
     def waiting(self, queue_name: str) -> set[str]:
-        """Return the messages of a queue that have ended and whose acknowledgement has not been sent."""
+        """Return the ids of messages of a queue that have ended and whose acknowledgement has not been sent."""
         return {redis_id for name, redis_id, _ in self._waiting.copy() if name == queue_name}
 
     def deal_with(self, batch: Sequence[Ack]) -> None:

@@ -148,7 +148,7 @@ class RotaBroker(RedisBroker):
         return message
 
     def flush(self, queue_name: str) -> None:
-        """Drop all messages of a queue, as Dramatiq's broker does. Raises redis.RedisError."""
+        """Drop all messages of a queue, including urgent messages. Raises redis.RedisError."""
         super().flush(queue_name)
         self.redis_queues.drop_urgent(queue_name)
 

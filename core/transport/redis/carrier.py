@@ -14,7 +14,7 @@ from core.transport.redis.rooms import Rooms
 
 
 def never() -> bool:
-    """Answer that Redis is not away, as always in ``SCHEDULER_MODE=distributed``."""
+    """Answer that Redis is not away: in ``SCHEDULER_MODE=distributed``, workers never take runs from the ledger."""
     return False
 
 
@@ -38,7 +38,7 @@ class RedisCarrier:
 
         The dispatcher sends the other runs later.
 
-        ``pending`` is the number of runs that were granted before and have not been sent yet.
+        ``pending`` is the number of runs that earlier calls have allowed and that have not been sent yet.
         """
         return self._rooms.take(queue, wanted, are_urgent=priority > 0, pending=pending)
 
@@ -85,7 +85,7 @@ class RedisCarrier:
         self._queues.tell_window(queue, most)
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
-        """Return the same as ``oldest_runs``, for messages of runs with ``priority``, 1 to 9.
+        """Return the same as ``oldest_runs``, for messages with this ``priority``, 1 to 9.
 
         Raises redis.RedisError.
         """
@@ -103,7 +103,7 @@ class RedisCarrier:
         return self._abandoned.with_messages()
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:
-        """Empty a queue that no process serves. Return for each job what happened to its messages.
+        """Empty a queue that no process serves. Return the number of its messages for each job and outcome.
 
         Raises redis.RedisError.
         """

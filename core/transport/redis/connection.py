@@ -56,7 +56,7 @@ def greet(connection: Any) -> None:
 def evaluate_once(client: redis.Redis, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
     """Run ``script`` without redis-py's retry, and return the result.
 
-    After a retry, messages of the first try would be lost.
+    If a fetch were retried, the messages that its first try fetched would be lost.
 
     Raises redis.RedisError.
     """

@@ -1,4 +1,4 @@
-"""The consumer of one queue in one process. It acknowledges or requeues every message that it fetched.
+"""The consumer of one queue in one process. It acknowledges, dead-letters or requeues every message that it fetched.
 
 A consumer holds a limited number of messages and returns them one by one, as Dramatiq's own consumer does. A worker has
 a ``DelayConsumer`` for each delay queue, and a ``WindowConsumer`` for each other queue.
@@ -29,8 +29,9 @@ from core.transport.redis.wakeups import Wakeups
 
 #: The wait before a failed fetch is tried again, in seconds.
 FETCH_AGAIN_SECONDS = 0.5
-#: After a connection is closed, the system may still send its data, so a fetch may reach Redis for this many seconds
-#: afterwards. The second number is how often to check whether a fetch has reached Redis.
+#: A *stray* is a message that Redis has assigned to this process and that has not arrived. After a connection is
+#: closed, the system may still send its data, so a failed fetch may reach Redis for ``STRAY_SECONDS`` afterwards.
+#: During this time, the consumer checks for strays every ``LOOK_FOR_STRAYS_SECONDS``.
 STRAY_SECONDS = 120.0
 LOOK_FOR_STRAYS_SECONDS = 5.0
 
@@ -65,8 +66,8 @@ class Consumer(DramatiqConsumer):
         #: The ids of messages that Dramatiq's thread keeps.
         self.queued_message_ids: set[str] = set()
         self.woken = threading.Event()
-        #: Whether the queue may have messages: the consumer was woken since the last fetch, or the last fetch did not
-        #: get all.
+        #: Whether the queue may have messages: the consumer was woken since the last fetch, or the last fetch got as
+        #: many messages as it asked for.
         self.may_find = True
         #: The ids in Redis of messages that were fetched and decoded, and are not acknowledged.
         self.held = shared.queues.held(queue_name)
@@ -135,12 +136,12 @@ class Consumer(DramatiqConsumer):
             self.may_find |= len(self.message_cache) == room
 
     def expect_strays(self) -> None:
-        """Check soon, and for two minutes, for messages that Redis assigned to this process and that did not arrive."""
+        """Check for strays soon, and then regularly for two minutes."""
         self._check_at, self._strays_until = 0.0, time.monotonic() + STRAY_SECONDS
         self.wake()
 
     def check_for_strays(self) -> None:
-        """Requeue messages that Redis assigned to this process and that did not arrive. Raises redis.RedisError."""
+        """Requeue strays, if the next check is due. Raises redis.RedisError."""
         now = time.monotonic()
         if now < self._check_at or self.message_cache:
             return
@@ -172,7 +173,7 @@ class Consumer(DramatiqConsumer):
         try:
             self._put_back(redis_ids)
         except redis.RedisError as error:
-            self.expect_strays()  # they are requeued later
+            self.expect_strays()  # a later check for strays requeues them
             raise ConnectionClosed(error) from None
 
     def _put_back(self, redis_ids: Collection[str]) -> None:
@@ -217,7 +218,7 @@ class Consumer(DramatiqConsumer):
         self.queues.dead_letter_body(self.queue_name, body)
 
     def ack(self, message: MessageProxy) -> None:
-        """Acknowledge the message with the next batch, unless ``end`` does that later."""
+        """Acknowledge the message with the next batch, unless a later call of ``end`` does so."""
         if not getattr(message, "is_ended_later", False):
             self.end(message, is_dead=False)
 
@@ -226,7 +227,9 @@ class Consumer(DramatiqConsumer):
         self.end(message, is_dead=True)
 
     def end(self, message: MessageProxy, *, is_dead: bool) -> None:
-        """End a message. A message that came directly from the ledger is not in Redis."""
+        """Acknowledge or dead-letter a message with the next batch. Do nothing for a message that came directly from
+        the ledger.
+        """
         redis_id = message.options.get(REDIS_ID)
         if redis_id is None:
             return

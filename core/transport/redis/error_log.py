@@ -26,7 +26,9 @@ class ErrorLog:
         self._is_over = True
 
     def failed(self, error: Exception) -> None:
-        """Log the error of a command, unless it was logged. Disconnect from a replica: the primary may have moved."""
+        """Log the error of a command, unless the present failure has just been logged. Disconnect from a replica, since
+        the primary may have moved.
+        """
         if isinstance(error, ReadOnlyError):
             self._client.connection_pool.disconnect(inuse_connections=False)
         now = time.monotonic()

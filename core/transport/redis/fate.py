@@ -1,5 +1,5 @@
-"""Decides about messages whose job this process does not have. The same rule applies to a single message and to a
-queue.
+"""Decides about messages whose job this process does not have. The same rule applies to a single message and to the
+messages of an abandoned queue.
 """
 
 from enum import StrEnum

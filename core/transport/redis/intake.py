@@ -15,7 +15,7 @@ IDLE_SECONDS = 10.0
 
 
 def always() -> bool:
-    """Answer that this process may claim, since it sends no heartbeat."""
+    """Answer that this process may claim. This is the default for a process without a heartbeat."""
     return True
 
 
@@ -50,7 +50,7 @@ class Intake:
         return self._is_draining
 
     def open(self, work_queue: WorkQueue) -> None:
-        """Fetch for the threads of ``work_queue``."""
+        """Fetch for the threads of ``work_queue`` from now on."""
         self._work_queue, self._is_draining = work_queue, False
 
     def drain(self) -> None:

@@ -1,9 +1,9 @@
 """Messages of the fast lane whose arguments do not fit their job as this process declares it.
 
 While two releases run at the same time, they may declare a job with different parameters, in two *forms*. If one form
-refuses a message, the message is sent again after a moment, with the list of the forms that have refused it. In the end
-it reaches a process that has another form. A message that all live forms have refused becomes a dead letter. PostgreSQL
-knows which forms are live; while it is unavailable, no message becomes a dead letter.
+refuses a message, the message is sent again after a moment, with the list of the forms that have refused it. In the
+end, the message reaches a process that has another form. A message that all live forms have refused becomes a dead
+letter. PostgreSQL knows which forms are live; while it is unavailable, no message becomes a dead letter.
 """
 
 import time
@@ -24,8 +24,8 @@ from core.transport.redis.queues import Queues
 #: A message is sent again after this wait, like a message for an actor that this process does not have.
 REST_SECONDS = 0.5
 
-#: Takes a job, a queue and forms. Returns whether a live worker of the queue may have the job in another form. May
-#: raise DBAPIError.
+#: A function of a job, a queue and forms. It returns whether a live worker of the queue may have the job in another
+#: form. It may raise DBAPIError.
 FitsElsewhere = Callable[[str, str, Collection[str]], bool]
 
 

@@ -20,7 +20,7 @@ def owner(client: redis.Redis) -> str | None:
 
 
 def claim(client: redis.Redis, ledger: str) -> str:
-    """Assign this Redis to ``ledger``, unless it has a ledger already. Return the ledger it has.
+    """Assign this Redis to ``ledger``, unless it is assigned already. Return the ledger to which it is assigned.
 
     Raises redis.RedisError.
     """

@@ -39,7 +39,7 @@ TOKENS_LAST_MS = 5_000
 #: for ever.
 OLDEST_FIRST_EVERY = 10
 
-#: Holds how many messages of the list were fetched, for each queue.
+#: The key of a hash. It has, for each queue, how many messages of the queue's list were ever fetched.
 FETCHED = "__fetched__"
 
 #: The end of a script that fetches ``ids``. It returns all bodies as one string, which redis-py parses much faster.
@@ -88,7 +88,7 @@ if #ids > 0 then redis.call('zrem', KEYS[5], unpack(ids)) end
 """
     + BODIES
 )
-#: Takes messages from the end of a list: KEYS list, bodies; ARGV ids. Returns those that were on the list.
+#: Removes messages from the end of a list: KEYS list, bodies; ARGV ids. Returns the ids that were on the list.
 TAKE_BACK = """
 local taken = {}
 for _, id in ipairs(ARGV) do
@@ -99,7 +99,7 @@ for _, id in ipairs(ARGV) do
 end
 return taken
 """
-#: Dramatiq's "ack" for many messages; ignores those that were requeued meanwhile.
+#: Dramatiq's "ack" for many messages. It ignores messages that were requeued meanwhile.
 ACKNOWLEDGE = """
 for _, id in ipairs(ARGV) do
     if redis.call('srem', KEYS[1], id) == 1 then redis.call('hdel', KEYS[2], id) end
@@ -142,7 +142,7 @@ class Queues:
         heartbeat_timeout_ms: int = DEFAULT_HEARTBEAT_TIMEOUT,
         dead_message_ttl_ms: int = DEFAULT_DEAD_MESSAGE_TTL,
     ) -> None:
-        """Make the object. It connects to Redis on first use."""
+        """No connection is opened before the first command."""
         self.client = client
         self.broker_id = broker_id or new_id()
         self.namespace = namespace
@@ -183,7 +183,7 @@ class Queues:
         return self.key(f"__acks__.{self.broker_id}.{queue_name}")
 
     def declare(self, queue_name: str) -> None:
-        """Add a queue to the queues of ``maintain`` and ``recover``."""
+        """Add a queue to the queues that ``maintain`` and ``recover`` handle."""
         self._declared.add(queue_name)
 
     def held(self, queue_name: str) -> set[str]:
@@ -280,7 +280,7 @@ class Queues:
         self._lengths.update({name: answers[place] for name, place in lengths.items()})
 
     def length_seen(self, queue_name: str, *, are_urgent: bool) -> int:
-        """Return how many messages were waiting when this process last sent a message, or asked."""
+        """Return how many messages were waiting when this process last sent a message or called ``window``."""
         return self._lengths.get((queue_name, are_urgent), 0)
 
     def window(self, queue_name: str, *, are_urgent: bool) -> tuple[int | None, int]:
@@ -303,7 +303,9 @@ class Queues:
         self.client.set(self.window_key(queue_name), most, px=WINDOWS_LAST_MS if most else FULL_LASTS_MS)
 
     def flows(self, queue_names: Sequence[str]) -> list[Flow]:
-        """How many messages of each queue wait in its list, and how many of the list were fetched so far."""
+        """Return, for each queue, how many messages wait in its list, and how many messages of the list were ever
+        fetched.
+        """
         if not queue_names:
             return []
         pipe = self.client.pipeline(transaction=False)
@@ -314,11 +316,11 @@ class Queues:
         return [Flow(length, int(count or 0)) for length, count in zip(lengths, fetched, strict=True)]
 
     def urgent_waiting(self, queue_name: str, priority: int) -> int:
-        """The number of waiting messages with this priority or a higher one."""
+        """Return the number of waiting messages with this priority or a higher one."""
         return self.client.zcount(self.urgent_key(queue_name), "-inf", bounds(priority)[1])
 
     def newest_runs(self, queue_name: str, most: int) -> dict[bytes, int]:
-        """The runs of the newest ``most`` messages of the list, by the ids of the messages, the newest first."""
+        """Return the runs of the newest ``most`` messages of the list, by the ids of the messages, the newest first."""
         ids = cast("list[bytes]", self.client.lrange(self.key(queue_name), -min(most, MOST_UNPACKED), -1))
         return self._runs_of(queue_name, ids[::-1])
 
@@ -411,7 +413,7 @@ class Queues:
         return int(cast("int", self._demote(keys=keys, args=[BATCH])))
 
     def drop_urgent(self, queue_name: str) -> None:
-        """Drop the urgent messages of a queue. Their bodies are gone already."""
+        """Drop the urgent messages of a queue. The caller has already deleted their bodies."""
         self.client.delete(self.urgent_key(queue_name), self.urgent_key(dq_name(queue_name)))
 
     def _runs(self, queue_name: str, found: Any) -> tuple[bool, list[int]]:
@@ -421,7 +423,7 @@ class Queues:
         return True, list(self._runs_of(queue_name, ids).values())
 
     def _runs_of(self, queue_name: str, ids: Sequence[bytes]) -> dict[bytes, int]:
-        """The runs of those of the messages ``ids`` that have one."""
+        """Return the runs of the messages ``ids``, by the ids. Leave out messages without a run."""
         if not ids:
             return {}
         bodies = cast("list[bytes | None]", self.client.hmget(self.key(f"{queue_name}.msgs"), ids))

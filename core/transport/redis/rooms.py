@@ -1,7 +1,8 @@
-"""Room: how many messages this process may send to a queue, before what it requests is left to the dispatcher.
+"""Room: how many messages this process may send to a queue. The dispatcher sends the messages of all further runs.
 
-The dispatcher tells each queue's window (``core/dispatcher/windows.py``). A process that requests few runs does not
-ask for it: Redis answers each sending with the length of the queue, and only if that is long does the process ask.
+The dispatcher stores the window of each queue in Redis (``core/dispatcher/windows.py``). A process that requests few
+runs does not read the window: whenever it sends messages, Redis returns the length of the queue, and the process reads
+the window only if the queue is long.
 """
 
 import time
@@ -15,21 +16,23 @@ from core.transport.redis.queues import Queues
 #: Up to this many messages are sent without asking Redis for the window, if the queue had at most this many messages
 #: when this process last sent to it.
 FEW = 16
-#: How long an answer is used, in seconds, and how long the process does not ask again after an error.
+#: How long an answer is used, and how long the process does not ask again after an error, in seconds.
 USED_SECONDS = 0.25
 ERROR_SECONDS = 1.0
 
 
 @dataclass(slots=True)
 class Room:
-    """How many more messages may be sent, and until when that is good."""
+    """How many more messages may be sent, and until when this number is valid, by the monotonic clock."""
 
     left: int
     until: float
 
 
 class Rooms:
-    """The room on each queue for messages of this process. Threads that ask at once may get a little too much."""
+    """The room on each queue for messages of this process. Threads that ask at the same time may together get slightly
+    too much.
+    """
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
@@ -38,7 +41,7 @@ class Rooms:
     def take(self, queue: str, wanted: int, *, are_urgent: bool, pending: int = 0) -> int:
         """Return how many of ``wanted`` messages may be sent to ``queue`` now; 0 if Redis does not answer.
 
-        ``pending`` messages were granted before and have not been sent yet.
+        ``pending`` is the number of messages that earlier calls have allowed and that have not been sent yet.
         """
         key, now = (queue, are_urgent), time.monotonic()
         room = self._rooms.get(key)

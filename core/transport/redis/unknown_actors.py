@@ -1,4 +1,4 @@
-"""Requeues messages for actors that this process does not have. Ends such messages if no process has the actor.
+"""Requeues messages for actors that this process does not have, and ends messages for actors that no process has.
 
 During a deploy a queue has messages of two releases. If another live process has the actor, the message is requeued
 after a short pause. If no process has had the actor for a while, the message is dropped if the ledger has its run, and

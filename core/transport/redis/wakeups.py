@@ -137,5 +137,5 @@ class Wakeups:
         is_ours = self._present().get(consumer.queue_name) is consumer and not self._stopping.is_set()
         if is_ours and consumer.has_room:
             consumer.wake()
-        else:  # it could fetch when the wait began: another process takes the token
+        else:  # the consumer can no longer fetch, so another process gets the token
             self._queues.wake(consumer.queue_name, 1)

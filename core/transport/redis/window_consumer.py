@@ -1,5 +1,5 @@
 """The consumer of a worker's queue. It fetches messages that the threads will soon start, and requeues messages that
-they will not.
+they will not start soon.
 """
 
 from collections import defaultdict
@@ -132,7 +132,7 @@ class WindowConsumer(Consumer):
         for consumer, deliveries in by_consumer.items():
             try:
                 consumer.requeue(deliveries)
-            except ConnectionClosed as error:  # their consumer requeues them as strays
+            except ConnectionClosed as error:  # the other consumer requeues them as strays
                 if is_draining:
                     emit(WorkerNotDrained(consumer.queue_name, len(deliveries), str(error)))
 
@@ -140,7 +140,7 @@ class WindowConsumer(Consumer):
         """Stop waiting for tokens. If the worker stops, requeue messages that came since the last step."""
         super().close()
         if self.shared.intake.is_draining:
-            with suppress(redis.RedisError, OSError):  # a timer finds messages that could not be requeued
+            with suppress(redis.RedisError, OSError):  # the dispatcher's maintenance requeues the other messages later
                 self.requeue_waiting()
 
     def rest(self) -> None:

@@ -9,8 +9,6 @@ Put ``pytest_plugins = ["core.testing"]`` into your ``conftest.py`` to use the f
         run = run_job(close_day, now=datetime(2026, 3, 1, 3, 30, tzinfo=UTC))
 
 The servers are those of the extra ``rota[embedded]``. They are started once per test session in a temporary folder.
-
-The servers are those of the extra ``rota[embedded]``, started once per test session in a temporary folder.
 """
 
 import uuid

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from core.ledger import pauses
 from core.ledger.leases import LEASE_IS_GOOD, Lease
-from core.ledger.limits import CALLED, FILL, LOCK, ROOM, STANDING
+from core.ledger.limits import CALLED, FILL, LOCK, ROOM, STANDING, give_back
 from core.ledger.models import IS_WAITING, MAY_START
 from core.ledger.prepared import Prepared
 from core.ledger.releases import MAY_FIT
@@ -65,8 +65,10 @@ class Verdict(StrEnum):
     NONE = "none"
 
 
-#: A run whose arguments do not fit is sent again after this wait, like a message for an unknown actor.
+#: A run whose arguments do not fit is sent again after this wait, like a message for an unknown actor. A run that may
+#: not overlap keeps its due time, and so its place in its key: it is parked until the dispatcher's next pass.
 MISFIT_REST = "interval '0.5 seconds'"
+RESTED_AT = f"CASE WHEN run.exclusive THEN run.due_at ELSE clock_timestamp() + {MISFIT_REST} END"
 
 #: For a run that may not overlap, these queries find another run of its job and key: ``RIVAL`` a run that is running,
 #: and ``FORMER`` a run that is due earlier.
@@ -163,9 +165,9 @@ def claiming(*, limited: bool) -> str:
                                WHEN 'paused' THEN word WHEN 'misfit' THEN 'arguments' ELSE reason END,
             process_id = NULL, {waits_for}
             finished_at = CASE WHEN word IN ('skipped', 'behind', 'paused') THEN clock_timestamp() END,
-            sent_at = CASE WHEN word IN ('waiting', 'limited') THEN 'infinity'
+            sent_at = CASE WHEN word IN ('waiting', 'limited') OR word = 'misfit' AND exclusive THEN 'infinity'
                            WHEN word NOT IN ('early', 'held', 'misfit') THEN sent_at END,
-            due_at = CASE word WHEN 'misfit' THEN clock_timestamp() + {MISFIT_REST} ELSE due_at END
+            due_at = CASE word WHEN 'misfit' THEN {RESTED_AT} ELSE due_at END
         FROM verdict WHERE run.id = verdict.id AND word <> 'running'
         RETURNING {claimed}
     )
@@ -251,7 +253,7 @@ UNCLAIM_MANY = Prepared(
 
 
 #: Parameters: the run, its token, the process, the form of the job in this process. The statement undoes the claim, and
-#: delays the run.
+#: delays or parks the run.
 REFUSE = Prepared(
     "rota_refuse",
     ("bigint", "bigint", "bigint", "text"),
@@ -259,7 +261,7 @@ REFUSE = Prepared(
     UPDATE rota_runs AS run
     SET state = CASE WHEN attempt > 1 THEN 'retrying' ELSE 'queued' END, reason = 'arguments', attempt = attempt - 1,
         refused_by = array_append(refused_by, $4), token = NULL, process_id = NULL, worker = NULL, started_at = NULL,
-        sent_at = NULL, due_at = clock_timestamp() + {MISFIT_REST}
+        sent_at = CASE WHEN exclusive THEN 'infinity'::timestamptz END, due_at = {RESTED_AT}
     WHERE {LEASE_IS_GOOD} AND {MAY_FIT.format(job="run.job", queue="run.queue", refused="run.refused_by || $4")}
     RETURNING run.id
     """,  # noqa: S608 — constants
@@ -367,4 +369,7 @@ def refuse(connection: Connection, lease: Lease, form: str) -> bool:
     ``form`` is the job's form in this process. If no live worker may have such a form, or if the lease is lost, return
     False and change nothing.
     """
-    return bool(REFUSE.rows(connection, lease.run_id, lease.token, lease.process_id, form))
+    is_released = bool(REFUSE.rows(connection, lease.run_id, lease.token, lease.process_id, form))
+    if is_released:
+        give_back(connection, lease)
+    return is_released

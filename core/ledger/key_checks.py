@@ -15,6 +15,7 @@ from core.jobs import grid
 from core.jobs.grid import Shifted
 from core.jobs.keyed import Keyed
 from core.jobs.schedules import parse
+from core.ledger import limits
 from core.ledger.key_schedules import UNSCHEDULED
 from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.prepared import Prepared
@@ -85,7 +86,12 @@ class Standing:
 def check(connection: Connection, lease: Lease) -> Standing | None:
     """Skip a claimed slot if its schedule is gone or paused. Return None if the lease is lost."""
     rows = CHECK.rows(connection, lease.run_id, lease.token, lease.process_id)
-    return _standing(*rows[0]) if rows else None
+    if not rows:
+        return None
+    standing = _standing(*rows[0])
+    if standing.skipped is not None:
+        limits.give_back(connection, lease)
+    return standing
 
 
 def _standing(skipped: str | None, spec: str | None, phase: int, stretch: int, failures: int) -> Standing:

@@ -10,7 +10,7 @@ meanwhile holds no lock.
 rows of these runs tell how many of them are still at work. So no counter goes up and down, and no place can be lost: a
 run holds its limits exactly as long as it is ``running``; a cancelled run holds them until its function has returned.
 For a rate, the row has the tokens that were left after the last claim, and each claim adds the tokens that have been
-refilled since.
+refilled since. A claim whose run is released before its function is called gives its tokens back.
 
 The numbers of a limit are the smallest that a live process declares (``rota_releases.limits``). A name that no live
 process declares any more limits nothing.
@@ -23,6 +23,7 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
+from core.ledger.leases import Lease
 from core.ledger.prepared import Prepared
 from core.ledger.runs import in_schema
 
@@ -34,16 +35,26 @@ NEARLY_ONE = "0.999999"
 UNUSED_SECONDS = 3600
 BATCH = 1000
 
-#: Parameter: the run. The seed of the lock keeps ledgers in other schemas of the database apart.
+#: Locks the names of ``{}`` in a fixed order. The seed of the lock keeps ledgers in other schemas of a database apart.
+IN_ORDER = """
+    SELECT pg_advisory_xact_lock(place) FROM (
+        SELECT DISTINCT hashtextextended(name, 'rota_runs'::regclass::oid::bigint) AS place
+        FROM {} ORDER BY place OFFSET 0) AS in_order
+"""
+#: Parameter: the run.
 LOCK = Prepared(
     "rota_lock_limits",
     ("bigint",),
-    """
-    SELECT pg_advisory_xact_lock(place) FROM (
-        SELECT DISTINCT hashtextextended(name, 'rota_runs'::regclass::oid::bigint) AS place
-        FROM rota_runs, unnest(limits) AS own (name)
-        WHERE id = $1 AND state IN ('queued', 'retrying') ORDER BY place OFFSET 0) AS in_order
-    """,
+    IN_ORDER.format("rota_runs, unnest(limits) AS own (name) WHERE id = $1 AND state IN ('queued', 'retrying')"),
+)
+#: Parameter: the names.
+LOCK_NAMES = Prepared("rota_lock_limit_names", ("text[]",), IN_ORDER.format("unnest($1) AS own (name)"))
+
+#: Parameter: the names. The next claim counts no more tokens than the limit has.
+GIVE_BACK = Prepared(
+    "rota_give_back_tokens",
+    ("text[]",),
+    "UPDATE rota_limits SET tokens = tokens + 1 WHERE name = ANY($1) AND tokens IS NOT NULL RETURNING name",
 )
 
 #: Parameters: the run, the names of its limits, the same names as declared. For a run that was inserted when its job
@@ -119,6 +130,15 @@ DELETE_UNUSED = text(f"""
     DELETE FROM rota_limits WHERE name IN (SELECT name FROM batch)
 """)  # noqa: S608 — a constant
 DELETE_CLOSINGS = text("DELETE FROM rota_closings WHERE until < statement_timestamp() - CAST(:kept AS interval)")
+
+
+def give_back(connection: Connection, lease: Lease) -> None:
+    """Give back the tokens of a claim that was undone before the run's function was called, if the run has limits.
+
+    If the process dies before, the tokens are lost, and no limit is exceeded.
+    """
+    if lease.limits:
+        GIVE_BACK.rows_after(LOCK_NAMES, connection, (lease.limits,), lease.limits)
 
 
 def close(session: Session, name: str, *, until: datetime | None, after: object, reason: str | None) -> datetime:

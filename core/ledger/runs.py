@@ -133,46 +133,6 @@ FAIL = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: A run is dead if its attempts could get no connection to PostgreSQL for this long, and nothing else happened to it.
-UNCONNECTED_FOR = "1 hour"
-#: Such a run waits for half the time for which it has had no connection, within these bounds.
-UNCONNECTED_WAITS = ("1 second", "1 minute")
-#: The error begins with this text and a time in UTC. The next release reads this time, to know how long there has been
-#: no connection.
-UNCONNECTED = "no connection since "
-#: Parameters: the run, its token, the process, the error. Restores the run as it was before the claim. A claim keeps
-#: the error, and every other change of a run writes another error. If a run has waited long for another reason, such as
-#: a pause, the time without a connection is counted from the start again.
-RELEASE_UNCONNECTED = Prepared(
-    "rota_release_unconnected",
-    ("bigint", "bigint", "bigint", "text"),
-    rf"""
-    WITH released AS MATERIALIZED (
-        SELECT id, greatest(retried_at, CASE
-            WHEN started_at < due_at + interval '{UNCONNECTED_FOR}'
-                AND error ~ '^{UNCONNECTED}\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ: '
-            THEN CAST(substr(error, {len(UNCONNECTED) + 1}, 20) AS timestamptz)
-            ELSE date_trunc('second', started_at) END) AS since
-        FROM rota_runs AS run WHERE {LEASE_IS_GOOD} FOR UPDATE
-    ), judged AS MATERIALIZED (
-        SELECT id, since, clock_timestamp() - since AS lasted,
-               clock_timestamp() - since >= interval '{UNCONNECTED_FOR}' AS is_over FROM released
-    ), ended AS MATERIALIZED (
-        UPDATE rota_runs AS run
-        SET state = CASE WHEN is_over THEN 'dead' ELSE 'retrying' END, reason = 'no connection',
-            error = left('{UNCONNECTED}' || to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z: "') || $4,
-                         {LONGEST_ERROR}),
-            attempt = attempt - 1, token = NULL, process_id = NULL, sent_at = NULL,
-            due_at = CASE WHEN is_over THEN due_at ELSE clock_timestamp()
-                + greatest(interval '{UNCONNECTED_WAITS[0]}', least(interval '{UNCONNECTED_WAITS[1]}', lasted / 2)) END,
-            finished_at = CASE WHEN is_over THEN clock_timestamp() END
-        FROM judged WHERE run.id = judged.id
-        RETURNING run.id, run.attempt + 1 AS attempt, run.started_at, run.worker, run.reason, run.error, run.state
-    ), {attempts.keeping("ended", "released")}
-    SELECT state FROM ended
-    """,  # noqa: S608 — constants
-)
-
 ANNOUNCE = text("SELECT pg_notify(:channel, '')")
 
 RELEASE = text(f"""
@@ -338,15 +298,6 @@ def fail(connection: Connection, lease: Lease, failure: Failure) -> bool:
     error = failure.error[:LONGEST_ERROR]
     values = (str(failure.state), failure.reason, error, failure.delay, failure.latest, failure.traceback, failure.log)
     return bool(FAIL.rows(connection, lease.run_id, lease.token, lease.process_id, *values))
-
-
-def release_unconnected(connection: Connection, lease: Lease, error: str) -> str | None:
-    """Release a run, uncounted, if PostgreSQL had no connection for its attempt. Return the run's new state.
-
-    The state is ``retrying``, or ``dead`` if there was no connection for an hour. Return None if the lease is lost.
-    """
-    rows = RELEASE_UNCONNECTED.rows(connection, lease.run_id, lease.token, lease.process_id, error)
-    return str(rows[0][0]) if rows else None
 
 
 def release(connection: Connection, process_id: int, reason: str) -> list[HandedBack]:

@@ -69,8 +69,8 @@ LATE_JOBS = text(f"""
 
 #: Records late queued slots as missed: by each job's policy, and at the end of their grace. For a paused job, slots
 #: that were within their grace when the pause began are recorded as skipped. A slot that a worker has tried to start
-#: waits for another run, for a limit, or because its function has postponed it. Such a slot is missed only at the end
-#: of its grace, with the reason for its wait.
+#: waits for another run, for a limit, for another release, or because its function has postponed it. Such a slot is
+#: missed only at the end of its grace, with the reason for its wait.
 MISS = text("""
     WITH policy AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:misfires AS text[]), CAST(:graces AS interval[]),
@@ -78,7 +78,7 @@ MISS = text("""
             AS policy (job, misfire, grace, cap, held_since)
     ), waiting AS (
         SELECT id, job, slot, row_number() OVER (PARTITION BY job, key ORDER BY slot DESC) AS place,
-               CASE WHEN reason IN ('overlap', 'limit', 'later') THEN reason END AS tried
+               CASE WHEN reason IN ('overlap', 'limit', 'later', 'arguments') THEN reason END AS tried
         FROM rota_runs WHERE state = 'queued' AND slot IS NOT NULL AND slot <= clock_timestamp()
     ), verdict AS (
         SELECT id, CASE

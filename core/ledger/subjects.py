@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from core.ledger import limits
 from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.prepared import Prepared
 from core.ledger.runs import LONGEST_ERROR
@@ -80,9 +81,16 @@ def exists(connection: Connection, table: SubjectTable, value: str) -> bool:
 
 def orphan(connection: Connection, lease: Lease, error: str) -> bool:
     """End a run whose subject is missing as orphaned, without an attempt. Return False if the lease is lost."""
-    return bool(ORPHAN.rows(connection, lease.run_id, lease.token, lease.process_id, error[:LONGEST_ERROR]))
+    return _undo(ORPHAN, connection, lease, error)
 
 
 def hand_back(connection: Connection, lease: Lease, error: str) -> bool:
     """Release a run whose subject could not be looked up, uncounted. Return False if the lease is lost."""
-    return bool(HAND_BACK.rows(connection, lease.run_id, lease.token, lease.process_id, error[:LONGEST_ERROR]))
+    return _undo(HAND_BACK, connection, lease, error)
+
+
+def _undo(statement: Prepared, connection: Connection, lease: Lease, error: str) -> bool:
+    is_undone = bool(statement.rows(connection, lease.run_id, lease.token, lease.process_id, error[:LONGEST_ERROR]))
+    if is_undone:
+        limits.give_back(connection, lease)
+    return is_undone

@@ -3,6 +3,10 @@
 A run that must wait for another run of its job and key is *parked*: its ``sent_at`` is ``infinity``, so the dispatcher
 does not send it and does not count it as lost. Any number of runs can be parked. When the run before them has ended,
 the process of that run wakes the first parked run. If that process cannot wake it, the dispatcher does.
+
+A run that was released uncounted and needs a rest, since it did not fit (``core/ledger/claims.py``) or PostgreSQL had
+no connection for it (``core/ledger/unconnected.py``), is parked too. It keeps its due time, so it stays before the runs
+that were requested later, and the dispatcher wakes it after its rest. So a claim need not know of rests.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from core.ledger.carrier import OutgoingRun
 from core.ledger.models import IS_BEHIND, IS_WAITING
+from core.ledger.unconnected import IS_RESTING
 
 
 class Turn(NamedTuple):
@@ -23,15 +28,15 @@ class Turn(NamedTuple):
 
 #: The first due run of a job and key, as in the index ``rota_runs_turn``.
 FIRST = f"""
-    SELECT id, sent_at, waits_for FROM rota_runs
+    SELECT id, sent_at, waits_for, attempt, reason, error FROM rota_runs
     WHERE job = asked.job AND key = asked.key AND {IS_WAITING} AND (exclusive OR key <> '') AND exclusive
       AND due_at <= statement_timestamp()
     ORDER BY due_at, id LIMIT 1
 """  # noqa: S608 — constants
 
-#: Wakes the first run of each job and key, unless another run of that job and key is running. The woken run gets the
-#: highest priority of the runs that wait behind it. A run that another transaction has locked is left to the next pass
-#: of the dispatcher.
+#: Wakes the first run of each job and key, unless it rests or another run of that job and key is running. The woken run
+#: gets the highest priority of the runs that wait behind it. A run that another transaction has locked is left to the
+#: next pass of the dispatcher.
 WAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:keys AS text[])) AS asked (job, key)
@@ -42,7 +47,7 @@ WAKE = text(f"""
             SELECT priority FROM rota_runs WHERE job = asked.job AND key = asked.key AND {IS_BEHIND}
             ORDER BY priority DESC LIMIT 1) AS priority
         FROM asked CROSS JOIN LATERAL ({FIRST}) AS run
-        WHERE run.sent_at = 'infinity' AND run.waits_for IS NULL AND NOT EXISTS (
+        WHERE run.sent_at = 'infinity' AND run.waits_for IS NULL AND NOT {IS_RESTING} AND NOT EXISTS (
             SELECT 1 FROM rota_runs AS rival WHERE rival.job = asked.job AND rival.key = asked.key
               AND rival.state = 'running' AND rival.exclusive)
     ), unlocked AS MATERIALIZED (
@@ -83,8 +88,8 @@ def wake(
     """Wake the first parked run of each job and key: of those in ``ended``, and of those of the runs ``waiting``.
     Return the woken runs.
 
-    A run is not woken while another run of its job and key is running. ``carried`` is whether the caller sends the
-    messages.
+    A run is not woken while it rests or another run of its job and key is running. ``carried`` is whether the caller
+    sends the messages.
     """
     asked = {"jobs": [turn.job for turn in ended], "keys": [turn.key for turn in ended], "run_ids": list(waiting)}
     return [OutgoingRun(*row) for row in connection.execute(WAKE, {**asked, "carried": carried})]

@@ -5,7 +5,7 @@ from typing import Any
 from core import database
 from core.connections import REFUSED
 from core.errors import Later, LeaseLost
-from core.ledger import runs
+from core.ledger import unconnected
 from core.ledger.models import State
 from core.middleware.execution import LOST, POSTPONED, RELEASED, Execution, Layer, Proceed
 from core.observability.events import RunNotConnected, RunPostponed, emit
@@ -42,7 +42,7 @@ class Failures(Layer):
         lease = execution.lease
         assert lease is not None, "only a run of the ledger is released"
         said = in_words(error).partition("\n")[0]
-        state = self._recorder.record(lease, lambda connection: runs.release_unconnected(connection, lease, said))
+        state = self._recorder.record(lease, lambda connection: unconnected.release(connection, lease, said))
         if state is None:
             return LOST
         emit(RunNotConnected(lease.job, lease.run_id, state, said))

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from core.jobs.job import Job
-from core.ledger import cancels, history, pauses, releases
+from core.ledger import cancels, history, pauses, releases, unconnected
 from core.ledger.history import Process, Run
 from core.ledger.models import State
 from core.ledger.orphans import ABSENT
@@ -132,7 +132,7 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         "later": f"its function has postponed it ({run.error})",
         "no connection": f"PostgreSQL had no connection for its last attempt, which does not count ({run.error})",
     }
-    when = f"at {scene.at(run.due_at)}" if run.due_at > scene.now else "as soon as a worker takes it"
+    when = f"at {scene.at(run.due_at)}" if run.due_at > scene.now else soon(run)
     because = reasons.get(run.reason or "", run.reason or run.error or "it was released")
     return [
         f"{subject} will be tried again {when}: {because}.",
@@ -141,6 +141,11 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
         *retried(scene, run),
         *alarms(scene),
     ]
+
+
+def soon(run: Run) -> str:
+    """Return when a due run is tried again. A run without a connection may keep its due time, and rest."""
+    return "after a rest of at most a minute" if run.reason == unconnected.REASON else "as soon as a worker takes it"
 
 
 def dead(scene: Scene, run: Run, subject: str) -> list[str]:
@@ -222,6 +227,7 @@ def missed(scene: Scene, run: Run, subject: str) -> list[str]:
         "later": "its function had postponed it past its grace (Later)",
         "overlap": f"it waited for another run of the same job and key until the end of its grace{grace}",
         "limit": f"one of its limits had no room until the end of its grace{grace}",
+        "arguments": f"until the end of its grace{grace}, no worker took it whose release its arguments fit",
         "superseded": "no worker started it in time, and misfire='latest' runs only the newest late slot",
         "policy": "no worker started it in time, and misfire='skip' runs no late slot",
         "capped": f"no worker started it in time, and misfire='all' runs only the newest{cap} late slots",

@@ -45,7 +45,7 @@ FLOW = {
 #: The usual faults where some are needed; else few or none, so that enough runs meet what is planted for them.
 FLOW_FAULTS: dict[str, list[Timed]] = {
     "turns": FAULTS,
-    "requests": [FAULTS[0], SUBJECTS_AWAY],
+    "requests": [FAULTS[0], SUBJECTS_AWAY, REFUSED],
     "races": [],
     "wakes": [],
 }

@@ -5,7 +5,7 @@ import time
 from sqlalchemy import Connection
 
 from core.dispatcher.turns import TurnKeeper
-from core.ledger import cancels, claims, deadlines, later, processes, runs, slots, subjects, turns, waiting
+from core.ledger import cancels, claims, deadlines, later, processes, runs, slots, subjects, turns, unconnected, waiting
 from core.ledger.models import MAY_START
 from core.middleware.subject_check import SubjectCheck
 from core.worker import outcomes
@@ -31,6 +31,12 @@ def lost_place() -> None:
         "crashes = crashes + 1, process_id",
         "due_at = clock_timestamp(), crashes = crashes + 1, process_id",
     )
+
+
+def lost_rest() -> None:
+    """A run without a connection is due after its rest, behind those that were requested meanwhile."""
+    unparked = rewritten(unconnected.RELEASE, "exclusive AND NOT is_over", "false")
+    unconnected.RELEASE = rewritten(unparked, "exclusive OR is_over", "is_over")
 
 
 def slow_wakes() -> None:
@@ -148,6 +154,7 @@ STARTS_LATE = "ALTER TABLE rota_runs DROP CONSTRAINT rota_runs_starts_in_time"
 FLOW_PLANTS = [
     of(jumped_queue, "order"),
     of(lost_place, "place lost"),
+    of(lost_rest, "place lost"),
     of(slow_wakes, "turn late"),
     of(skipped_request, "request skipped", schema=SKIPS),
     of(tried_and_missed, "tried and missed"),
@@ -171,7 +178,7 @@ TOGETHER = {
     "turns": ("jumped-queue", "lost-place", "late-start", "tried-and-missed", "counted-later", "stubborn-retry",
               "forgotten-attempt", "unasked-subject"),
     "requests": ("skipped-request", "unfenced-cancel", "expired-retry", "hasty-orphan", "uncounted-later",
-                 "endless-tokens"),
+                 "endless-tokens", "lost-rest"),
     "races": ("freed-key", "unlocked-find", "ignored-limit"),
     "wakes": ("slow-wakes", "endless-later"),
 }  # fmt: skip

@@ -39,8 +39,8 @@ STATEMENT = timedelta(seconds=1)
 TURN_SECONDS, CANCEL_SECONDS = 12.0, 15.0
 #: A waiting run with one of these reasons has been tried.
 TRIED = {"overlap", "limit", "later"}
-#: Attempts that are not counted, and whose next attempt is delayed.
-PACED = {"no connection"}
+#: Attempts that were begun and are not counted.
+UNCOUNTED = {"no connection"}
 #: Faults that cost no process its leases.
 KEEPS_LEASES = {
     "Redis wiped", "Redis restarted", "Redis away", "subjects away", BACKLOG, "two dispatchers", "slow network",
@@ -78,7 +78,7 @@ def places(history: History) -> Iterator[Violation]:
             for attempt in attempts(history, run.id):
                 end = attempt.end
                 if end is not None and end.after in WAITING and end.due_at != attempt.claim.due_at:
-                    gives_up = {"later", *PACED, *({"error"} if history.spec(run).has_delay else ())}
+                    gives_up = {"later", *({"error"} if history.spec(run).has_delay else ())}
                     if end.reason not in gives_up:
                         message = f"run {run.id} of {run.job} was handed back ({end.reason}) and is due later"
                         yield Violation("I6", "place lost", message, run.id)
@@ -297,8 +297,8 @@ def outcome_of(attempt: Attempt, end: Transition) -> str | None:
     """Under which name an attempt is kept; None if it is not."""
     if end.after == "succeeded":
         return "succeeded" if attempt.claim.attempt > 1 else None
-    if end.token is None and end.reason not in PACED:
-        return None  # it was not begun
+    if not was_begun(attempt):
+        return None
     if end.reason in {"cancelled", "later"}:
         return str(end.reason)
     return "failed" if end.reason in FAILED else "crashed" if end.reason in CRASHED else "released"
@@ -340,8 +340,14 @@ def paces(history: History) -> Iterator[Violation]:
     for runs in limited_together(history):
         pace = history.spec(runs[0]).pace
         if pace is not None:
-            starts = sorted(attempt.claim.at for run in runs for attempt in attempts(history, run.id))
+            found = [attempt for run in runs for attempt in attempts(history, run.id)]
+            starts = sorted(attempt.claim.at for attempt in found if was_begun(attempt))
             yield from too_many(runs[0].job, starts, *pace)
+
+
+def was_begun(attempt: Attempt) -> bool:
+    """Whether the function of a run was called, as far as the ledger knows. Only such an attempt keeps its token."""
+    return attempt.end is None or attempt.end.token is not None or attempt.end.reason in UNCOUNTED
 
 
 def too_many(job: str, starts: list[datetime], most: int, per_seconds: float) -> Iterator[Violation]:

@@ -9,7 +9,7 @@ import structlog
 
 from core import Later, enqueue, job
 from core import database as databases
-from core.ledger import attempts, cancels, processes, runs
+from core.ledger import attempts, cancels, processes, runs, unconnected
 from core.ledger.models import State
 from core.ledger.runs import Failure
 from core.observability import log_tail, logs
@@ -236,7 +236,7 @@ class TestUncounted:
         for error in ("first", "second"):
             lease = process.lease(database, run_id)
             with databases.autocommit(database) as connection:
-                assert runs.release_unconnected(connection, lease, error) == "retrying"
+                assert unconnected.release(connection, lease, error) == "retrying"
             ledger.do("UPDATE rota_runs SET due_at = clock_timestamp()")
 
         (attempt,) = kept(run_id)

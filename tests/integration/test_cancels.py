@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from core import database as databases
 from core.errors import LeaseLost
-from core.ledger import attempts, cancels, claims, leases, processes, runs
+from core.ledger import attempts, cancels, claims, leases, processes, runs, unconnected
 from core.ledger.models import State
 from core.ledger.runs import Failure
 from core.ledger.sessions import wait_for_notification
@@ -97,7 +97,7 @@ class TestRunning:
         assert not runs.succeed(connection, lease, None)
         assert runs.succeed_many(connection, lease.process_id, [(lease, None)]) == {}
         assert not runs.fail(connection, lease, Failure(State.RETRYING, "error", "no"))
-        assert runs.release_unconnected(connection, lease, "no") is None
+        assert unconnected.release(connection, lease, "no") is None
         claims.unclaim_many(connection, [lease])
         assert not claims.refuse(connection, lease, "form")
 

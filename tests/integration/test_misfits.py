@@ -1,12 +1,17 @@
 """Runs whose arguments do not fit their job as this process has it: left to a worker that has it in another form."""
 
+from datetime import timedelta
+
 import pytest
 
 from core import database as databases
-from core import job
+from core import every, job
+from core.dispatcher.turns import TurnKeeper
 from core.errors import BadArguments
 from core.jobs import arguments
-from core.ledger import claims
+from core.ledger import claims, slots, turns
+from core.ledger.claims import Verdict
+from core.ledger.turns import Turn
 from core.observability.events import RunMisfit
 from tests.support.emitted import emitted
 
@@ -79,6 +84,63 @@ def test_a_retry_that_does_not_fit_stays_a_retry(executor, requested, ledger, ot
 
     row = ledger.run(run_id)
     assert (row.state, row.attempt, row.failures) == ("retrying", 2, 2)
+
+
+class TestItsPlace:
+    """I6: a run that does not fit stays before the runs of its key that were requested later."""
+
+    @pytest.fixture
+    def ordered(self, ledger):
+        return lambda **columns: ledger.request(args='{"number": 1}', key="a", sent_at="now", **columns)
+
+    @pytest.fixture
+    def take(self, database, other):
+        """Claims for the worker that a run fits."""
+        return lambda run_id: other.claim(database, run_id, form=OTHER_FORM)
+
+    @pytest.mark.parametrize("refused_by", [None, [FORM]], ids=["when it is checked", "when it is claimed"])
+    def test_no_later_run_of_its_key_overtakes_it(self, executor, database, ordered, take, ledger, refused_by):
+        first, second = ordered(refused_by=refused_by), ordered()
+        due_at = ledger.run(first).due_at
+
+        assert executor.execute(here, first) == "misfit"
+
+        assert (ledger.run(first).due_at, ledger.run(first).reason) == (due_at, "arguments")
+        assert take(second)[0] == Verdict.WAITING
+        with databases.autocommit(database) as connection:
+            assert TurnKeeper().look(connection) == 1
+        assert ledger.run(first).sent_at is None
+        assert take(second)[0] == Verdict.WAITING
+        assert take(first)[0] == Verdict.RUNNING
+
+    def test_it_is_parked_until_the_next_pass_of_the_dispatcher(self, executor, database, ordered, other, ledger):
+        run_id = ordered()
+
+        executor.execute(here, run_id)
+
+        parked = ledger.value("SELECT sent_at = 'infinity' FROM rota_runs WHERE id = :id", id=run_id)
+        with databases.autocommit(database) as connection:
+            woken = turns.wake(connection, [Turn("work", "a")], carried=True)
+        assert (parked, [run.run_id for run in woken]) == (True, [run_id])
+
+    def test_a_slot_that_does_not_fit_is_not_missed_before_the_end_of_its_grace(
+        self, executor, database, other, ledger
+    ):
+        now = ledger.value("SELECT clock_timestamp()")
+        slow = job("work", schedule=every(minutes=1), misfire="skip", misfire_grace=timedelta(minutes=2))(
+            lambda run: None
+        )
+        young, old = (
+            ledger.request(args='{"number": 1}', key=key, slot=now - age, due_at=now - age)
+            for key, age in (("a", timedelta(minutes=1)), ("b", timedelta(minutes=3)))
+        )
+        for run_id in (young, old):
+            executor.execute(here, run_id)
+
+        with databases.autocommit(database) as connection:
+            assert slots.miss(connection, [slow], 30) == [("work", "arguments")]
+
+        assert (ledger.run(young).state, ledger.run(old).state) == ("queued", "missed")
 
 
 def test_the_process_that_it_fits_runs_it(database, requested, ledger, process, other):

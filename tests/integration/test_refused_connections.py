@@ -10,6 +10,9 @@ from sqlalchemy import Engine, text
 
 from core import database as databases
 from core import job
+from core.ledger import turns
+from core.ledger.claims import Verdict
+from core.ledger.turns import Turn
 from core.testing import Member, RunJob
 from core.worker.executor import Executor
 from tests.support.effects import leave
@@ -165,6 +168,72 @@ def test_after_an_hour_of_nothing_else_it_is_dead(
     if wait_seconds is not None:
         assert abs((row.due_at - row.started_at).total_seconds() - wait_seconds) < 10
     assert emitted(caplog, "run.not_connected")[0].state == state
+
+
+class TestItsPlace:
+    """I6: a run without a connection stays before the runs of its key that were requested later, and rests there."""
+
+    @pytest.fixture
+    def asked(self, run_on_own: RunJob, own: Engine, admit: Any, ledger: Any) -> list[int]:
+        """Two requests of one key, of which the first had no connection."""
+        work = once(using_session_while(admit, own), overlap="wait")
+        asked = [run_on_own.request(work, key="a") for _ in range(2)]
+        self.due_at = ledger.run(asked[0]).due_at
+        assert run_on_own.executor.execute(work, asked[0]) == "released"
+        return asked
+
+    def woken(self, ledger: Any) -> list[int]:
+        """Wake the next run of the key, as the process does in which a run has ended; return it."""
+        with databases.autocommit(ledger.engine) as connection:
+            return [run.run_id for run in turns.wake(connection, [Turn("work", "a")], carried=True)]
+
+    def ended_earlier(self, ledger: Any, run_id: int, **earlier: int) -> None:
+        """Let the released attempt have ended earlier."""
+        changed = "UPDATE rota_attempts SET ended_at = ended_at - :span WHERE run_id = :id"
+        assert ledger.do(changed, span=timedelta(**earlier), id=run_id) == 1
+
+    def test_no_later_run_of_its_key_overtakes_it(self, asked, process, ledger):
+        first, second = asked
+
+        assert ledger.run(first).due_at == self.due_at
+        assert process.claim(ledger.engine, second)[0] == Verdict.WAITING
+        assert self.woken(ledger) == []
+
+    def test_it_is_tried_again_after_its_rest(self, asked, process, ledger):
+        first, second = asked
+        process.claim(ledger.engine, second)
+        self.ended_earlier(ledger, first, seconds=1)
+
+        assert self.woken(ledger) == [first]
+
+        assert process.claim(ledger.engine, second)[0] == Verdict.WAITING
+        assert process.claim(ledger.engine, first)[0] == Verdict.RUNNING
+
+    def test_it_rests_for_half_the_time_without_a_connection(self, asked, ledger):
+        first = asked[0]
+        since = datetime.now(UTC) - timedelta(minutes=1)
+        said = f"no connection since {since:%Y-%m-%dT%H:%M:%SZ}: FATAL: sorry"
+        ledger.do("UPDATE rota_runs SET error = :error WHERE id = :id", error=said, id=first)
+
+        self.ended_earlier(ledger, first, seconds=20)
+        assert self.woken(ledger) == []
+        self.ended_earlier(ledger, first, seconds=20)
+        assert self.woken(ledger) == [first]
+
+    @pytest.mark.parametrize(("last_minutes", "state"), [(1, "dead"), (70, "retrying")], ids=str)
+    def test_after_an_hour_it_is_dead_however_long_ago_it_was_due(
+        self, asked, run_on_own, own, admit, ledger, last_minutes, state
+    ):
+        first = asked[0]
+        since = datetime.now(UTC) - timedelta(minutes=61)
+        said = f"no connection since {since:%Y-%m-%dT%H:%M:%SZ}: FATAL: sorry"
+        change = "UPDATE rota_runs SET error = :error, due_at = due_at - interval '3 hours' WHERE id = :id"
+        ledger.do(change, error=said, id=first)
+        self.ended_earlier(ledger, first, minutes=last_minutes)
+
+        run_on_own.executor.execute(once(using_session_while(admit, own), overlap="wait"), first)
+
+        assert ledger.run(first).state == state
 
 
 def test_an_idle_connection_that_was_cut_is_replaced_before_the_job_has_it(run_on_own, own, ledger):

@@ -15,7 +15,22 @@ from sqlalchemy.orm import Session
 from core import Limit, Run, close_limit, enqueue, every, job
 from core import database as databases
 from core.dispatcher.turns import RoomKeeper
-from core.ledger import cancels, direct, limits, processes, releases, room, runs, shares, slots
+from core.jobs import arguments
+from core.ledger import (
+    cancels,
+    claims,
+    direct,
+    key_checks,
+    limits,
+    processes,
+    releases,
+    room,
+    runs,
+    shares,
+    slots,
+    subjects,
+    unconnected,
+)
 from core.ledger.claims import CLAIM, Verdict
 from core.ledger.models import State
 from core.ledger.runs import Failure
@@ -269,6 +284,15 @@ class TestAtOnce:
         assert order == [urgent, low, lower]
 
 
+#: Undoes a claim before the function of its run is called.
+UNDONE = {
+    "misfit": lambda connection, lease: claims.refuse(connection, lease, arguments.form(limited())),
+    "subject unknown": lambda connection, lease: subjects.hand_back(connection, lease, "table away"),
+    "no subject": lambda connection, lease: subjects.orphan(connection, lease, "row missing"),
+    "unscheduled": lambda connection, lease: key_checks.check(connection, lease).skipped,
+}
+
+
 class TestPer:
     def test_no_more_runs_start_than_the_bucket_has(self, start, ask, autocommit, wake):
         claim = start(limited(Limit("smtp", most=3, per=MINUTE)))
@@ -301,6 +325,33 @@ class TestPer:
         ledger.do("UPDATE rota_limits SET used_at = used_at - interval '1 day'")
 
         assert verdicts(claim, ask(3)) == [Verdict.RUNNING, Verdict.RUNNING, Verdict.LIMITED]
+
+    @pytest.mark.parametrize("why", UNDONE)
+    def test_a_run_that_was_not_begun_gives_its_token_back(self, start, start_process, ask, autocommit, ledger, why):
+        claim = start(limited(Limit("smtp", most=1, per=MINUTE), Limit("imap", at_once=5)))
+        start_process(jobs=[job("work")(lambda run: None)], queues=["default"])
+        _, lease = claim(ledger.request(slot=ledger.value("SELECT clock_timestamp()"), exclusive=False))
+        assert verdicts(claim, ask()) == [Verdict.LIMITED]
+
+        assert UNDONE[why](autocommit, lease)
+
+        assert verdicts(claim, ask(2)) == [Verdict.RUNNING, Verdict.LIMITED]
+
+    def test_a_run_whose_function_may_have_begun_keeps_its_token(self, start, ask, autocommit):
+        claim = start(limited(Limit("smtp", most=1, per=MINUTE)))
+        _, lease = claim(ask()[0])
+
+        assert unconnected.release(autocommit, lease, "no connection") == "retrying"
+
+        assert verdicts(claim, ask()) == [Verdict.LIMITED]
+
+    def test_tokens_that_are_given_back_do_not_exceed_the_bucket(self, start, ask, autocommit, ledger):
+        claim = start(limited(Limit("smtp", most=1, per=MINUTE)))
+        _, lease = claim(ask()[0])
+        ledger.do("UPDATE rota_limits SET used_at = used_at - interval '1 minute'")
+        subjects.hand_back(autocommit, lease, "table away")
+
+        assert verdicts(claim, ask(2)) == [Verdict.RUNNING, Verdict.LIMITED]
 
     def test_a_fast_rate_is_kept_by_the_dispatcher(self, start, ask, ledger, autocommit):
         claim = start(limited(Limit("smtp", most=1, per=timedelta(milliseconds=200))))

@@ -25,6 +25,7 @@ SPECS = {
 KEPT = {
     "error": "failed", "retries": "failed", "result": "failed", "no retry": "failed", "later": "later",
     "cancelled": "cancelled", "worker died": "crashed", "crashes": "crashed", "stopped": "released",
+    "no connection": "released",
 }  # fmt: skip
 
 

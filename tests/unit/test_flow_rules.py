@@ -65,6 +65,7 @@ class TestPlaces:
         [
             ("work", "stopped", {"place lost"}),
             ("work", "worker died", {"place lost"}),
+            ("work", "no connection", {"place lost"}),
             ("work", "error", set()),
             ("turn", "error", {"place lost"}),
             ("work", "later", set()),
@@ -369,6 +370,18 @@ class TestLimits:
             worked(story, "paced", limits=["pace"], begin=begin, end=9)
 
         assert story.kinds() == found
+
+    @pytest.mark.parametrize(("token", "found"), [(None, set()), (1, {"pace exceeded"})])
+    def test_a_start_that_was_undone_before_the_function_was_called_does_not_count(self, story, token, found):
+        undone = story.run("paced", limits=["pace"])
+        story.claim(undone, 1)
+        story._change(undone, 1.1, "running", "queued", reason="arguments", token=token)
+        for _ in range(3):
+            worked(story, "paced", limits=["pace"], begin=1.2, end=9)
+        story.claim(undone, 8)
+        story.succeed(undone, 9)
+
+        assert story.kinds() & {"pace exceeded"} == found
 
 
 def test_the_turn_of_a_run_comes_with_the_end_of_the_one_before(story):

@@ -307,9 +307,15 @@ def test_a_watcher_that_could_not_be_started_is_started_for_the_next_job(monkeyp
 def test_whatever_goes_wrong_with_one_watch_the_others_are_enforced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
+    called = threading.Event()
+
+    def fail(*_: object) -> None:
+        called.set()
+        explode()
+
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "_raise", lambda *_: explode())
-        hold(lambda: spin(0.1), SOON)
+        patch.setattr(Watch, "_raise", fail)
+        hold(lambda: called.wait(PATIENCE), SOON)
 
     test_a_loop_in_python_is_interrupted_at_the_soft_limit()
     assert "OSError: cannot do that" in caplog.text

@@ -19,6 +19,8 @@ RotaError
 ├── Forbidden              the caller may not do this
 ├── NotAuthenticated       the caller is not known
 ├── TokenError             a token cannot be made or revoked in this way
+├── LeftoversError         leftovers in Redis cannot be looked at
+│   └── UnknownOwner       it is not known whose messages Redis carries
 ├── LeaseLost              this worker no longer owns the run; stop at once
 ├── ForkedChild            a child that a job has forked asked for the run's session
 ├── NoSubject              the table of a job's subjects does not exist
@@ -122,6 +124,14 @@ class NotAuthenticated(RotaError):
 
 class TokenError(RotaError):
     """A token cannot be made or revoked in this way; nothing was changed."""
+
+
+class LeftoversError(RotaError):
+    """Leftovers in Redis cannot be looked at or removed: Redis is away, or carries another ledger's messages."""
+
+
+class UnknownOwner(LeftoversError):
+    """It is not known whose messages Redis carries."""
 
 
 class LeaseLost(RotaError):

@@ -21,6 +21,7 @@ from core.ledger import outbox
 from core.middleware.fast_lane_retries import FastLaneRetries
 from core.middleware.fitness import FitServers
 from core.middleware.ledger_feed import LedgerFeeding
+from core.middleware.leftovers_search import LeftoversSearch
 from core.middleware.lifecycle import Lifecycle
 from core.middleware.liveness import Liveness
 from core.middleware.metrics_server import MetricsServer
@@ -81,6 +82,7 @@ def build(process: WorkerProcess) -> RotaBroker:
             watch=watch if may_lose_redis else None,
         )
     )
+    broker.add_middleware(LeftoversSearch(process.engine, process.registry, heartbeat))  # after the registration
     broker.add_middleware(MetricsServer(configured.metrics_port))  # Dramatiq forks it before it starts the workers
     broker.add_middleware(Recycling(process.recycling_limits))  # counts messages that have ended
     broker.add_middleware(  # last, so that it is the first to see a failed message

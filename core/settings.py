@@ -92,6 +92,9 @@ class Settings(BaseModel):
     orphan_seconds: Annotated[float, Field(validation_alias="ROTA_ORPHAN_SECONDS", ge=0, le=86400)] = 3600.0
     """If no live process has a job for this many seconds, although an earlier release had it, its runs are orphaned."""
 
+    stale_hours: Annotated[float, Field(validation_alias="ROTA_STALE_HOURS", gt=0, le=8760)] = 24.0
+    """Messages and results in Redis that are of no use any more are removed when they are older than this, in hours."""
+
     redact: Annotated[str, Field(validation_alias=REDACT)] = ""
     """Names of arguments whose values are hidden wherever they are shown or logged, separated by commas."""
 

@@ -1,8 +1,11 @@
 """The core's own plugin: the ledger's tables, the jobs that delete old rows, and the one that compares schedules."""
 
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from core.errors import PluginError, RotaError
+from core import settings
+from core.errors import PluginError, RotaError, UnknownOwner
 from core.jobs.hookspecs import hookimpl
 from core.jobs.job import Job, job
 from core.jobs.run import Run
@@ -11,7 +14,7 @@ from core.key_schedules import Difference
 from core.ledger import retention, successes
 from core.observability import metrics
 from core.observability.events import SchedulesDiffer, SchedulesNotCompared, emit
-from core.operations import wanted_schedules
+from core.operations import leftovers, wanted_schedules
 from core.plugins import loading
 
 
@@ -47,6 +50,21 @@ def check_schedules(run: Run) -> dict[str, dict[str, int]]:
     return compared
 
 
+@job(leftovers.CLEAN_REDIS, queue="rota", schedule=cron("47 3 * * *"), retry_delay=timedelta(minutes=5))
+def clean_redis(run: Run) -> dict[str, Any]:
+    """Remove old messages and results from Redis that are of no use. Runs daily, and when a worker has started."""
+    try:
+        return leftovers.clean(
+            run.session.connection,
+            loading.current(),
+            settings.current(),
+            by=f"run {run.id} of {run.job}",
+            checkpoint=run.checkpoint,
+        )
+    except UnknownOwner as error:
+        return {"skipped": str(error)}
+
+
 def report(name: str, found: Difference) -> dict[str, int]:
     """Log and count the schedules of a job that differ from the wanted schedules. Return the numbers."""
     missing, different, unwanted = len(found.added), len(found.changed), len(found.removed)
@@ -59,7 +77,7 @@ def report(name: str, found: Difference) -> dict[str, int]:
 @hookimpl
 def register_jobs() -> list[Job]:
     """Return the jobs of the core."""
-    return [prune_runs, prune_successes, check_schedules]
+    return [prune_runs, prune_successes, check_schedules, clean_redis]
 
 
 @hookimpl

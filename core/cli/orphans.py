@@ -6,11 +6,12 @@ from core import database
 from core.cli import Group
 from core.cli.actor import by_option
 from core.cli.confirmation import confirm
-from core.cli.environment import ledger, looking
+from core.cli.environment import configured, ledger, looking
 from core.cli.output import as_json, print_json, say
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Actor
+from core.operations import leftovers
 from core.operations import orphans as operations
 from core.operations.wording import local, local_zone
 from core.plugins import loading
@@ -78,3 +79,30 @@ def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
         confirm(f"Adopt these {sum(count.runs for count in counts)} runs?", is_given=yes)
         adopted = sum(operations.adopt(engine, found, by) for found in wanted)
     say(f"adopted {adopted}")
+
+
+@orphans.command()
+@as_json
+def messages(as_json: bool) -> None:
+    """List old messages and results in Redis that are of no use any more.
+
+    The job clean-redis removes them every day, and when a worker has started, but keeps dead letters of jobs that are
+    known. Nothing is changed here.
+
+    \b
+      rota orphans messages
+      rota orphans messages --json
+    """
+    with looking() as engine, engine.connect() as connection:
+        found = leftovers.listed(connection, loading.current(), configured())
+    if as_json:
+        print_json(found)
+        return
+    if not found.is_used:
+        say("Redis is not used: SCHEDULER_MODE=local")
+        return
+    rows = [(str(c.kind), c.queue, c.job, str(c.messages)) for c in found.counts]
+    empty = f"no leftovers older than {found.older_than_hours:g} hours"
+    print_table((Column("why"), Column("queue"), Column("job", rank=1), Column("messages")), rows, empty=empty)
+    if not found.is_complete:
+        say("the search was not complete; there may be more")

@@ -648,6 +648,26 @@ class MessageCleared(Event):
     outcome: str
 
 
+@event("leftovers.removed", INFO, "{leftovers} removed from Redis for {by}: {kind}, queue {queue!r}, job {job!r}")
+class LeftoversRemoved(Event):
+    """Old messages or results of no use were removed from Redis. `by` is the person or the job that asked."""
+
+    kind: str
+    queue: str
+    job: str
+    leftovers: int
+    by: str
+
+
+@event("leftovers.not_searched", WARNING, "leftovers in Redis are not searched: {error}")
+class LeftoversNotSearched(Event):
+    """The search for leftovers was not requested when the worker started, since PostgreSQL cannot be used. The daily
+    search goes on.
+    """
+
+    error: str
+
+
 @event("outbox.not_delivered", WARNING, "after a commit: {error}; the dispatcher will send the runs")
 class OutboxNotDelivered(Event):
     """Redis was away just after a commit. The dispatcher sends the runs. Publications are lost."""

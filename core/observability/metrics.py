@@ -73,6 +73,7 @@ def _made() -> Any:
             "rota_start_lateness_seconds", "From a run's due time to its start", ["task"], buckets=LATENESS
         ),
         rejected=Counter("rota_messages_rejected", "Messages that are corrupt or not Rota's", ["queue", "reason"]),
+        leftovers=Counter("rota_leftovers_removed", "Old messages and results that were removed from Redis", ["kind"]),
         pool=Gauge(
             "rota_db_pool_connections", "Connections to PostgreSQL by state", ["state"], multiprocess_mode="livesum"
         ),
@@ -167,6 +168,11 @@ def run_started(task: str, lateness_seconds: float) -> None:
 def message_rejected(queue: str, reason: str) -> None:
     """Count a message that was dead-lettered because it is corrupt or not one of Rota's."""
     _metrics().rejected.labels(queue, reason).inc()
+
+
+def leftovers_removed(kind: str, count: int) -> None:
+    """Count old messages and results that were removed from Redis."""
+    _metrics().leftovers.labels(kind).inc(count)
 
 
 def pool(in_use: int, idle: int) -> None:

@@ -21,6 +21,7 @@ from core.errors import (
     Forbidden,
     IncompleteError,
     LedgerError,
+    LeftoversError,
     NotAuthenticated,
     NotFound,
     NotMigrated,
@@ -103,6 +104,7 @@ KINDS: dict[type[Exception], Kind] = {
     ScheduleError: Kind(409, "schedule", "The schedule cannot be changed in this way"),
     NotMigrated: NOT_MIGRATED,
     LedgerError: DATABASE_AWAY,
+    LeftoversError: Kind(409, "leftovers", "Redis cannot be searched for leftovers", "see GET /health"),
     Forbidden: Kind(403, "forbidden", "You may not do this", "use a token with more rights"),
     NotAuthenticated: Kind(
         401,

@@ -2,16 +2,24 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
-from core.operations import orphans
+from core.operations import leftovers, orphans
 from core.operations.json_shape import Shape
+from core.operations.leftovers import Listed
 from core.operations.orphans import Orphans
+from core.web import service
 from core.web.api.ledger import Jobs, Ledger, Reading
 from core.web.api.parameters import Body, Name, Seen
 from core.web.callers import Caller
 
 router = APIRouter(tags=["Orphans"])
+
+
+@router.get("/orphans/messages")
+def messages(connection: Reading, request: Request, registry: Jobs, caller: Caller) -> Listed:
+    """Return old messages and results in Redis that are of no use any more. The search is bounded."""
+    return leftovers.visible(connection, registry, service.of(request).configured, caller)
 
 
 class OfJob(Body):

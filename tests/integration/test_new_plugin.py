@@ -35,7 +35,7 @@ def test_it_is_built_installed_tested_and_uninstalled_as_written(rota, tmp_path)
         "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path / "lost_notes" / "tests"
     )
     assert tested.returncode == 0, tested.stdout + tested.stderr
-    assert "5 passed" in tested.stdout
+    assert "6 passed" in tested.stdout
     assert "lost-notes-forget-notes" in jobs(environment)
 
     environment.uninstall("rota-lost-notes")
@@ -47,7 +47,7 @@ def test_whatever_the_name_every_file_is_sound(rota, tmp_path, name):
     assert rota(name).exit_code == 0
 
     files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
-    assert len(files) == 10
+    assert len(files) == 11
     for path in files:
         assert "$" not in path.read_text()
         if path.suffix == ".py":

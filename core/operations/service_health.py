@@ -26,9 +26,11 @@ from core.settings import Settings
 #: A caller waits this long for the answers of the servers. ``/health`` promises an answer within 2 seconds.
 PATIENCE_SECONDS = 1.5
 #: A process is silent if its last heartbeat is older than this many intervals of ``ROTA_HEARTBEAT_SECONDS``. With the
-#: default of 3 seconds, a frozen process is reported within 5 seconds, including the second for which an answer is
-#: cached.
-SILENT_AFTER_HEARTBEATS = 1.3
+#: default of 3 seconds, a heartbeat may be 1.5 seconds late, and a frozen process is reported within 5 seconds,
+#: including the time for which an answer is cached.
+SILENT_AFTER_HEARTBEATS = 1.5
+#: PostgreSQL is asked for the processes again after this time.
+FRESH_SECONDS = 0.3
 #: Processes that left within this time are looked for.
 LEFT_WITHIN = timedelta(hours=24)
 
@@ -75,7 +77,9 @@ class Watch:
         self._configured = configured
         self._clock = clock
         self._mine = mine
-        self._database = Probe("rota-health-postgresql", lambda: look_at_ledger(engine, configured, mine))
+        self._database = Probe(
+            "rota-health-postgresql", lambda: look_at_ledger(engine, configured, mine), fresh_seconds=FRESH_SECONDS
+        )
         self._redis = Probe("rota-health-redis", lambda: look_at_redis(configured))
         self._since: dict[Part, datetime] = {}
 

@@ -26,7 +26,7 @@ class Alive(Shape):
 async def health(request: Request, response: Response) -> Health:
     """Return whether PostgreSQL, Redis, a worker and a scheduler are available.
 
-    This answers within 2 seconds even if a server hangs. The servers are asked at most once a second.
+    This answers within 2 seconds even if a server hangs. The servers are asked at most a few times a second.
     """
     found = await look(request)
     response.status_code = 200 if found.status == "healthy" else 503

@@ -11,6 +11,7 @@ import pytest
 
 from core import Secret, every, job
 from core.jobs.registry import Plugin, Registry
+from core.ledger import queues
 from core.ledger.audit import Actor
 from core.operations import tokens
 from core.operations.tokens import Wanted
@@ -336,6 +337,19 @@ class TestTheRest:
 
         assert (billing["due"], billing["later"], billing["sent"], billing["running"]) == (1, 1, 1, 0)
         assert (mail["due"], mail["is_more"]) == (0, False)
+
+    def test_the_oldest_run_is_found_beyond_what_is_counted(self, client, operator, ledger, monkeypatch):
+        monkeypatch.setattr(queues, "MOST_COUNTED", 2)
+        for day in (5, 4, 3):
+            ledger.request("close-day", queue="billing", due_at=datetime(2026, 1, day, tzinfo=UTC))
+        ledger.request("open-day", queue="billing", due_at=datetime(2026, 1, 2, tzinfo=UTC))
+        ledger.request("open-day", queue="other", due_at=datetime(2026, 1, 1, tzinfo=UTC))
+        ledger.request("open-day", queue="billing", due_at=datetime(2026, 1, 1, tzinfo=UTC), sent_at=AT)
+
+        billing, mail = client.get(f"{API}/queues", headers=operator).json()
+
+        assert (billing["due"], billing["oldest_due_at"]) == (2, "2026-01-02T00:00:00+00:00")
+        assert mail["oldest_due_at"] is None
 
     @pytest.mark.parametrize(
         "path",

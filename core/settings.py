@@ -5,10 +5,12 @@ description.
 that may be secret.
 """
 
+import ipaddress
 import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -42,8 +44,27 @@ SHORTEST_TOKEN = 32
 #: A path of one or more segments.
 WEB_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
+#: The name of a header of a request, in any case.
+HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}")
+#: Headers that mean something else already, so that no proxy can have them for a user or for groups.
+NOT_FOR_USERS = frozenset({"authorization", "cookie", "host", "origin", "content-length", "content-type"})
+ROLES = ("viewer", "operator", "admin")
+#: The hosts of this machine, with which OIDC needs no HTTPS.
+THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+
 #: With fewer heartbeats than this per lease, one late heartbeat could lose the lease.
 HEARTBEATS_PER_LEASE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRole:
+    """The role of the members of a group, and the plugins and queues to which they are limited; None for all."""
+
+    #: ``*`` stands for every person who is known.
+    group: str
+    role: Literal["viewer", "operator", "admin"]
+    plugins: frozenset[str] | None = None
+    queues: frozenset[str] | None = None
 
 
 class Settings(BaseModel):
@@ -145,6 +166,83 @@ class Settings(BaseModel):
 
     web_legacy: Annotated[bool, Field(validation_alias="ROTA_WEB_LEGACY")] = True
     """Whether `rota web` also answers at the addresses of the systems that Rota replaces."""
+
+    web_proxies: Annotated[str, Field(validation_alias="ROTA_WEB_PROXIES")] = ""
+    """Addresses and networks of trusted proxies, separated by commas; their `X-Forwarded-…` headers are believed."""
+
+    web_roles: Annotated[str, Field(validation_alias="ROTA_WEB_ROLES")] = ""
+    """The roles of groups of people, such as `ops=operator; *=viewer`; the first entry that matches counts."""
+
+    web_user_header: Annotated[str, Field(validation_alias="ROTA_WEB_USER_HEADER")] = ""
+    """The header in which a trusted proxy names the user, such as `X-Forwarded-User`; needs `ROTA_WEB_ROLES`."""
+
+    web_groups_header: Annotated[str, Field(validation_alias="ROTA_WEB_GROUPS_HEADER")] = ""
+    """The header in which a trusted proxy names the user's groups, separated by commas."""
+
+    web_url: Annotated[str, Field(validation_alias="ROTA_WEB_URL")] = ""
+    """The address at which browsers reach `rota web`, with its prefix, such as `https://example.org/rota`; for OIDC."""
+
+    oidc_client_id: Annotated[str, Field(validation_alias="ROTA_OIDC_CLIENT_ID")] = ""
+    """The id under which the OIDC provider knows Rota."""
+
+    oidc_client_secret: Annotated[SecretStr | None, Field(validation_alias="ROTA_OIDC_CLIENT_SECRET")] = None
+    """The secret with which Rota shows itself to the OIDC provider; none for a public client."""
+
+    oidc_scopes: Annotated[str, Field(validation_alias="ROTA_OIDC_SCOPES")] = "openid profile email"
+    """The scopes that are asked for, separated by spaces; `openid` is one of them."""
+
+    oidc_groups_claim: Annotated[str, Field(validation_alias="ROTA_OIDC_GROUPS_CLAIM")] = "groups"
+    """The claim of the ID token that has the person's groups."""
+
+    oidc_issuer: Annotated[str, Field(validation_alias="ROTA_OIDC_ISSUER")] = ""
+    """The OIDC provider with which people log in, as its tokens name it; needs the client id, the URL and the roles."""
+
+    @field_validator("web_proxies")
+    @classmethod
+    def _web_proxies(cls, value: str) -> str:
+        split_networks(value)
+        return value
+
+    @field_validator("web_roles")
+    @classmethod
+    def _web_roles(cls, value: str) -> str:
+        split_roles(value)
+        return value
+
+    @field_validator("web_user_header", "web_groups_header")
+    @classmethod
+    def _headers_of_a_proxy(cls, value: str, info: ValidationInfo) -> str:
+        if value and (not HEADER.fullmatch(value) or value.lower() in NOT_FOR_USERS):
+            raise ValueError("is not the name of a header that a proxy can use for this, such as X-Forwarded-User")
+        needed = {"web_proxies": "ROTA_WEB_PROXIES", "web_roles": "ROTA_WEB_ROLES"}
+        require_others(value, info, needed)
+        return value
+
+    @field_validator("web_url")
+    @classmethod
+    def _web_url(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        check_own_url(value)
+        if not urlsplit(value).path.endswith(info.data.get("web_prefix", "")):
+            raise ValueError("must end with ROTA_WEB_PREFIX")
+        return value
+
+    @field_validator("oidc_scopes")
+    @classmethod
+    def _oidc_scopes(cls, value: str) -> str:
+        if "openid" not in value.split():
+            raise ValueError("must have openid, such as openid profile email")
+        return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _oidc_issuer(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            check_https(value)
+        needed = {"oidc_client_id": "ROTA_OIDC_CLIENT_ID", "web_url": "ROTA_WEB_URL", "web_roles": "ROTA_WEB_ROLES"}
+        require_others(value, info, needed)
+        return value
 
     @field_validator("web_token")
     @classmethod
@@ -266,6 +364,65 @@ def split_reservations(value: str) -> dict[str, int]:
             raise ValueError(f"names the queue {queue!r} twice")
         found[queue] = int(threads)
     return found
+
+
+def split_networks(value: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Return the networks that ``value`` names; an address is a network of its own. Raises ValueError."""
+    found = []
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        try:
+            found.append(ipaddress.ip_network(part))
+        except ValueError:
+            raise ValueError(f"has {part!r}; expected addresses and networks, such as 10.0.0.5, fd00::/8") from None
+    return tuple(found)
+
+
+def split_roles(value: str) -> tuple[GroupRole, ...]:
+    """Return the roles of groups in ``value``, in its order. Raises ValueError."""
+    return tuple(group_role(part.strip()) for part in value.split(";") if part.strip())
+
+
+def group_role(text: str) -> GroupRole:
+    """Return the role of a group in ``GROUP=ROLE``, followed by limits such as ``plugin:billing`` and ``queue:mail``.
+
+    A group may have any characters but semicolons. Raises ValueError.
+    """
+    group, equals, words = text.rpartition("=")
+    role, *limits = words.split() or [""]
+    names: dict[str, set[str]] = {}
+    for limit in limits:
+        kind, colon, name = limit.partition(":")
+        if kind not in {"plugin", "queue"} or not colon or not name:
+            raise ValueError(f"has the limit {limit!r}; expected plugin:NAME or queue:NAME")
+        names.setdefault(kind, set()).add(name)
+    if not group.strip() or not equals or role not in ROLES:
+        raise ValueError(f"has {text!r}; expected GROUP=ROLE with the role {', '.join(ROLES)}, such as ops=operator")
+    plugins, queues = (frozenset(names[kind]) if kind in names else None for kind in ("plugin", "queue"))
+    return GroupRole(group.strip(), role, plugins, queues)  # type: ignore[arg-type]  # it is one of ROLES
+
+
+def require_others(value: str, info: ValidationInfo, needed: Mapping[str, str]) -> None:
+    """Raise ValueError if there is a ``value``, but one of the ``needed`` settings is empty."""
+    absent = [variable for field, variable in needed.items() if value and not info.data.get(field)]
+    if absent:
+        raise ValueError(f"needs {' and '.join(absent)}")
+
+
+def check_https(url: str) -> None:
+    """Raise ValueError unless ``url`` is an HTTPS address, or an HTTP address of this machine."""
+    parts = urlsplit(url)
+    is_here = parts.scheme == "http" and parts.hostname in THIS_MACHINE
+    if not parts.hostname or not (parts.scheme == "https" or is_here):
+        raise ValueError("must be an address that begins with https://")
+    if parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError("must be an address without a user, a query and a fragment")
+
+
+def check_own_url(url: str) -> None:
+    """Raise ValueError unless ``url`` can be the beginning of Rota's own addresses."""
+    check_https(url)
+    if url.endswith("/"):
+        raise ValueError("must not end with a slash")
 
 
 def disabled(environ: Mapping[str, str] | None = None) -> frozenset[str]:

@@ -100,6 +100,23 @@ def shown(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
+#: The values of settings that are texts.
+WORDS = {
+    "web_prefix": "path",
+    "web_token": "secret",
+    "web_proxies": "addresses",
+    "web_roles": "groups with roles",
+    "web_user_header": "header",
+    "web_groups_header": "header",
+    "web_url": "URL",
+    "oidc_issuer": "URL",
+    "oidc_client_id": "id",
+    "oidc_client_secret": "secret",
+    "oidc_scopes": "names",
+    "oidc_groups_claim": "name",
+}
+
+
 def values(name: str) -> str:
     """What a setting may be, and its unit."""
     annotation, metadata = Settings.model_fields[name].annotation, Settings.model_fields[name].metadata
@@ -107,10 +124,8 @@ def values(name: str) -> str:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if name in {"disabled_plugins", "redact"}:
         return "names"
-    if name == "web_prefix":
-        return "path"
-    if name == "web_token":
-        return "secret"
+    if name in WORDS:
+        return WORDS[name]
     if name == "reserved_threads":
         return "queues with numbers of threads"
     unit = {"seconds": "seconds", "days": "days", "size": "connections", "crashes": "workers"}.get(name.split("_")[-1])

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from core.web import api, health, legacy, login, metrics, openapi, plugin_routes, problems
 from core.web.envelope import Envelope
+from core.web.proxies import Proxies
 from core.web.service import Service
 
 #: FastAPI's own telemetry contains messages of exceptions, which may contain secrets.
@@ -52,5 +53,5 @@ def make(service: Service | None) -> FastAPI:
 
 
 def surrounded(app: ASGIApp, service: Service) -> ASGIApp:
-    """Return the whole application: the routes in their envelope."""
-    return Envelope(app, service.configured.web_prefix)
+    """Return the whole application: the routes in their envelope, behind what a trusted proxy says."""
+    return Proxies(Envelope(app, service.configured.web_prefix), service.configured)

@@ -1,8 +1,8 @@
-"""Identifies the caller: by a token, or by the cookie of a browser that has logged in."""
+"""Identifies the caller: by a token, by a trusted proxy, or by the cookie of a browser that has logged in."""
 
 import hmac
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from core.errors import NotAuthenticated
 from core.ledger.audit import Actor
-from core.operations import tokens, web_address
+from core.operations import groups, tokens, web_address
 from core.web import service
 from core.web.refusals import CrossOrigin
 
@@ -32,7 +32,7 @@ def caller(
     _session: Annotated[str | None, Security(cookie)],
 ) -> Actor:
     """Return the caller. Raises NotAuthenticated, CrossOrigin or TooManyWrites."""
-    actor = by_token(request, shown.credentials) if shown else by_session(request)
+    actor = by_token(request, shown.credentials) if shown else by_browser(request)
     if request.method not in SAFE:
         service.of(request).writes.take(actor.name)
     return tokens.with_facts(actor, request=request.scope["state"]["request_id"], address=address_of(request))
@@ -49,6 +49,19 @@ def by_token(request: Request, secret: str) -> Actor:
         return Actor(SETTLED, tokens.HTTP)
     with service.of(request).engine.begin() as connection:
         return tokens.holder(connection, secret)
+
+
+def by_browser(request: Request) -> Actor:
+    """Return the caller whom a trusted proxy names, or to whom the session of a cookie belongs.
+
+    Raises NotAuthenticated, Forbidden or CrossOrigin.
+    """
+    user = request.scope["state"].get("user")
+    if user is None:
+        return by_session(request)
+    if request.method not in SAFE:
+        refuse_cross_origin(request)
+    return groups.person(service.of(request).configured, user.name, user.groups, by="proxy")
 
 
 def by_session(request: Request) -> Actor:
@@ -75,13 +88,23 @@ def refuse_cross_origin(request: Request) -> None:
 
 
 def is_host(request: Request, origin: str) -> bool:
-    """Return whether an Origin has the host and the port that the request is for."""
-    return urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+    """Return whether an Origin has the host and the port that the request is for, and is not less safe than it."""
+    said, host = split(origin), request.headers.get("host", "").lower()
+    is_as_safe = said.scheme == "https" or request.scope["scheme"] != "https"
+    return is_as_safe and bool(host) and said.netloc.lower() == host
+
+
+def split(address: str) -> SplitResult:
+    """Return the parts of an address, which are empty if it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def cookie_name(request: Request) -> str:
     """Return the name of the cookie. Browsers accept it only over HTTPS, unless the service is on this machine."""
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    host = split(f"//{request.headers.get('host', '')}").hostname or ""
     return LOCAL_COOKIE if web_address.is_loopback(host) else COOKIE
 
 

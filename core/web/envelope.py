@@ -69,13 +69,13 @@ class Envelope:
 
     def _addressed(self, scope: Scope) -> Scope:
         """Return ``scope`` with an id, and with the whole path, even if a proxy has removed the prefix."""
-        path = str(scope["path"])
-        is_whole = path == self._prefix or path.startswith(f"{self._prefix}/")
-        state = {**scope.get("state", {}), "request_id": secrets.token_hex(8)}
+        path, state = str(scope["path"]), {**scope.get("state", {}), "request_id": secrets.token_hex(8)}
+        prefix = str(state.get("prefix", self._prefix))
+        is_whole = path == prefix or path.startswith(f"{prefix}/")
         return {
             **scope,
-            "path": path if is_whole else self._prefix + path,
-            "root_path": self._prefix,
+            "path": path if is_whole else prefix + path,
+            "root_path": prefix,
             "state": state,
         }
 

@@ -28,7 +28,10 @@ KEEP_ALIVE_SECONDS = 30
 MOST_CONNECTIONS = 500
 
 OPEN = "ROTA_WEB_HOST={host} can be reached from other machines, but nobody could log in: there is no token"
-ADVICE = "make one with `rota tokens create NAME --role operator`, or set ROTA_WEB_TOKEN; or listen on 127.0.0.1"
+ADVICE = (
+    "make one with `rota tokens create NAME --role operator`, or set ROTA_WEB_TOKEN or ROTA_OIDC_ISSUER; "
+    "or listen on 127.0.0.1"
+)
 
 
 class Server(uvicorn.Server):
@@ -107,6 +110,8 @@ def refuse_open(configured: Settings, parts: Service) -> None:
     While PostgreSQL is away, this cannot be checked. In any case, every request must show a token.
     """
     if web_address.is_loopback(configured.web_host) or configured.web_token is not None:
+        return
+    if configured.web_user_header or configured.oidc_issuer:
         return
     with suppress(DBAPIError), parts.engine.connect() as connection:
         if not tokens.is_any_valid(connection):

@@ -177,6 +177,14 @@ def test_another_site_cannot_use_the_cookie_of_a_browser(client, link, headers, 
     assert status == 201 or answer.json()["code"] == "cross-origin"
 
 
+@pytest.mark.parametrize("bad", ["http://[::1", "http://[", "//", "x"])
+def test_an_origin_or_a_host_that_is_no_address_is_refused(client, link, bad):
+    log_in(client, link)
+
+    assert client.post("/api/v1/tokens", json={"name": "new"}, headers={"Origin": bad}).status_code == 403
+    assert client.get("/api/v1/me", headers={"Host": bad}).status_code == 401
+
+
 def test_a_token_needs_no_origin(client, database):
     assert (
         client.post("/api/v1/tokens", json={"name": "x"}, headers=bearer(make(database, role="admin"))).status_code

@@ -23,9 +23,9 @@ def register_agent(session: Session, agent_id: str, name: str, *, capacity: int,
 
 
 def agent_online(session: Session, agent_id: str) -> bool:
-    """Mark the agent as online, and trigger an assignment. Return False if the agent was online already.
+    """Mark the agent as online, and trigger an assignment.
 
-    Raises UnknownAgent.
+    Return False, and trigger nothing, if the agent was online already. Raises UnknownAgent.
     """
     came = _set_online(session, agent_id, True)
     if came:
@@ -36,15 +36,13 @@ def agent_online(session: Session, agent_id: str) -> bool:
 def agent_offline(session: Session, agent_id: str) -> bool:
     """Mark the agent as offline: the agent gets no new chats, and active chats continue.
 
-    Return False if already offline.
-
-    Raises UnknownAgent.
+    Return False if the agent was offline already. Raises UnknownAgent.
     """
     return _set_online(session, agent_id, False)
 
 
 def set_capacity(session: Session, agent_id: str, capacity: int) -> None:
-    """Set how many chats the agent may have at once, 0 or more. A higher capacity triggers an assignment.
+    """Set how many chats the agent may have at once, 0 or more, and trigger an assignment.
 
     Raises UnknownAgent.
     """

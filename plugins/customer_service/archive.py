@@ -53,9 +53,9 @@ MESSAGE_KEPT = {
 def archive_inactive_chats(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
-    """Archive and remove all chats that were inactive for 30 days, in batches. Count archived chats and ended chats.
+    """Move all chats that were inactive for 30 days to the archive, in batches. Count archived chats and ended chats.
 
-    An active chat is ended first, so that its agent has a free place again. Raises NaiveTime.
+    A chat that is still active is ended before it is moved, so that its agent has a free place again. Raises NaiveTime.
     """
     require_aware(now=now)
     broken = name_unfit(session, UNFIT_CHAT, Chat.id, "last_activity_at is no date")

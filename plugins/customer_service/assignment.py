@@ -1,35 +1,35 @@
 """Assigns waiting users to agents, strictly oldest first, with any number of workers at once.
 
-**Why batches take turns.** The usual solution is that each worker locks its own ten users with SKIP LOCKED. It never
-assigns a user twice, but it loses the order when agents are scarce. One worker has locked the ten oldest users. Another
-worker skips them, locks the next ten, and assigns the last free agents to these. Then a user who joined later is
-served, and one who joined earlier is not. So a batch first takes *the turn*, an advisory lock that ends with its
-transaction. The batch that has the turn sees all changes of earlier batches (under READ COMMITTED, PostgreSQL's
-default). It takes the oldest users and commits within milliseconds. Then the next batch gets the turn; PostgreSQL keeps
-the waiting batches in order. Since a worker waits for the turn, a trigger is not lost between a run that is about to
-end and one that has just begun. It would not be enough to wait for the oldest user's row: after such a wait, a
-statement still uses its old snapshot, and would miss a user who joined meanwhile.
+**Why batches take turns.** The usual solution is that each worker locks its own ten users with SKIP LOCKED. This never
+assigns a user twice, but it does not keep the order when agents are scarce. While one worker has locked the ten oldest
+users, another worker skips these users, locks the next ten, and assigns the last free agents to them. Then a user who
+joined later is served, and a user who joined earlier is not. So a batch first takes *the turn*, an advisory lock that
+ends with the batch's transaction. The batch that has the turn sees all changes of earlier batches (under READ
+COMMITTED, PostgreSQL's default). It takes the oldest users and commits within milliseconds. Then the next batch gets
+the turn; PostgreSQL keeps the waiting batches in order. A worker waits for the turn instead of giving up. So a trigger
+is not lost if its run begins while another run is about to end. It would not be enough to wait for the oldest user's
+row: after such a wait, a statement still uses its old snapshot, and would miss a user who joined meanwhile.
 
 **Why rows are locked as well.** Users leave, chats end and agents go offline without the turn. So the batch also locks
 the rows of its users and agents, and then sees their latest state.
 
-**Which rows it waits for.** It waits only for the oldest user's row. A transaction in which this user leaves may still
-roll back, and no other user may overtake this user. While the batch waits, it holds only the turn, which no application
-takes, so it cannot be part of a deadlock. After the oldest user, it takes the next users up to the first one whose row
-is locked by another transaction. It skips an agent whose row is locked, because the lock may last long, and there are
-other agents.
+**Which rows a batch waits for.** A batch waits only for the oldest user's row. A transaction in which this user leaves
+may still roll back, and no other user may overtake this user. While the batch waits, it holds only the turn, which no
+application takes, so the batch cannot be part of a deadlock. After the oldest user, it takes the next users up to the
+first user whose row is locked by another transaction. It skips an agent whose row is locked, because the lock may last
+long, and there are other agents.
 
-**How long it waits.** If an application keeps a transaction open after ``leave_queue``, every run waits for that
-transaction, and with ``overlap="allow"`` the number of waiting runs grows. So waiting ends after ``PATIENCE``; the run
-fails and is tried again.
+**How long a batch waits.** If an application keeps a transaction open after ``leave_queue``, every run waits for that
+transaction, and with ``overlap="allow"`` the number of waiting runs grows. So a batch waits for at most ``PATIENCE``.
+Then its run fails and is tried again.
 
 **Broken entries** are skipped and stay unchanged, and the log names them once per run: an entry whose user has an
 active chat, an entry that already has a chat, an entry whose time is not a date, and an entry that the database refuses
 to place. The other entries are placed in their order.
 
 **Why ten agents are enough.** A batch of ten users needs only the ten best agents. Each assignment changes the rank of
-one agent. So before each of the ten assignments, at least one of these ten agents has no new chat, and it ranks before
-all agents outside the ten.
+one agent. So before each of the ten assignments, at least one of these ten agents has no new chat, and this agent ranks
+before all agents outside the ten.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ IN_ORDER = (QueueEntry.joined_at, QueueEntry.id)
 def has_chat(condition: ColumnElement[bool]) -> ColumnElement[bool]:
     """Return whether a chat with these conditions exists.
 
-    OFFSET makes PostgreSQL look it up by an index, not by a join.
+    With OFFSET, PostgreSQL looks up the chat by an index, and does not join the tables.
     """
     return exists(select(Chat.id).where(condition).offset(0).correlate(QueueEntry))
 

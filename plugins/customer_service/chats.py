@@ -6,10 +6,11 @@ find that the chat has ended.
 **One lock order.** An application may call several functions in one transaction, which holds the locks of each call
 until it commits. Two rules prevent deadlocks:
 
-* A function that is called for a row waits only for that row: ``end_chat`` waits for the chat. It waits for the agent's
-row only if its transaction holds no other lock. Otherwise, if another transaction keeps the agent's row locked for
-longer than a moment, the chat ends without an update of the agent, and the time-out sweep counts the agent's chats
-again. * Jobs do not wait while they hold a row; see ``sweeps.py`` and ``assignment.py``.
+* A function that is called for a row waits only for that row. So ``end_chat`` waits for the chat. It waits for the
+  agent's row only if its transaction holds no other lock. Otherwise, if another transaction keeps the agent's row
+  locked for longer than a moment, the chat ends without an update of the agent, and the time-out sweep counts the
+  agent's chats again.
+* Jobs do not wait while they hold a row; see ``sweeps.py`` and ``assignment.py``.
 
 Two transactions can still wait for each other if they call functions for the same rows in opposite orders; so call them
 for agents first, then for chats, then for users, each in the order of their ids. ``end_chat`` needs no order: it does
@@ -137,9 +138,9 @@ def _lock_chat(session: Session, chat_id: int, agent_id: str) -> bool:
 
 
 def _lock_both(session: Session, chat_id: int, agent_id: str) -> bool:
-    """Lock the chat and its agent. Never keep one of them locked while waiting for the other.
+    """Lock the chat and its agent. Return False if the chat has ended.
 
-    Return False if the chat has ended.
+    If one of the two rows is locked by another transaction, unlock the other row while waiting.
     """
     chat = select(Chat.id).where(Chat.id == chat_id, ACTIVE)
     agent = select(Agent.id).where(Agent.id == agent_id)

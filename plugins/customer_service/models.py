@@ -174,7 +174,7 @@ class Notification(Base):
 
 
 class ArchivedChat(Base):
-    """A chat that was inactive for long; it keeps its id."""
+    """A chat in the archive, with the id that it had before."""
 
     __tablename__ = "customer_service_archived_chats"
     __table_args__ = (Index("customer_service_archived_chats_of_user", "user_id"),)
@@ -192,7 +192,7 @@ class ArchivedChat(Base):
 
 
 class ArchivedMessage(Base):
-    """A message of an archived chat; it keeps its id."""
+    """A message of an archived chat, with the id that it had before."""
 
     __tablename__ = "customer_service_archived_messages"
     __table_args__ = (Index("customer_service_archived_messages_of_chat", "chat_id", "id"),)

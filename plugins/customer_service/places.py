@@ -17,7 +17,7 @@ from core import isolate, report_refused
 from plugins.customer_service.models import Agent, Chat, ChatState
 from plugins.customer_service.sweeps import UNSYNCHRONISED
 
-#: The end of a chat tries for this long, and this often, to lock its agent's row. Most transactions are shorter.
+#: When a chat ends, the agent's row is tried for this long, and at this interval. Most transactions are shorter.
 PATIENCE, PAUSE = timedelta(seconds=1), timedelta(milliseconds=10)
 
 
@@ -50,7 +50,7 @@ def lock_free(session: Session, agent_ids: Iterable[str]) -> set[str]:
 def lock_soon(session: Session, agent_ids: Iterable[str]) -> set[str]:
     """Lock the rows of the agents that become free within ``PATIENCE``. Return these agents' ids.
 
-    This tries repeatedly and never waits for a lock, so it cannot be part of a deadlock.
+    The function tries repeatedly and never waits for a lock, so it cannot be part of a deadlock.
     """
     wanted = {*agent_ids}
     locked = lock_free(session, wanted)

@@ -3,8 +3,8 @@
 **A sweep never waits for a row.** A sweep holds many rows at a time. If it waited for a row, the transaction that holds
 this row might be waiting for a row of the sweep: a deadlock. So a sweep skips locked rows, and tries them again after
 the others, as long as each pass processes some of them. If a pass processes none, the sweep repeats it after short
-pauses, in which it holds no rows. Rows that are still locked then are counted as left, and the next run finds them. If
-several sweeps run at once, the last one processes the rows that the others held.
+pauses, in which it holds no rows. Rows that are still locked after that are counted as ``left``, and the next run finds
+them. If several sweeps run at once, the last sweep processes the rows that the others held.
 """
 
 import time

@@ -22,7 +22,7 @@ BATCH = 100
 def warn_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
     """Warn both sides of every chat that has been quiet for a minute, batch by batch. Count the chats.
 
-    A chat that should have timed out already is also warned first, and ends a minute later. Raises NaiveTime.
+    A chat that should have timed out already is also warned, and ends a minute after the warning. Raises NaiveTime.
     """
     require_aware(now=now)
     counts = {"warned": 0, "left": 0, "broken": name_unfit_chats(session)}

@@ -21,8 +21,8 @@ def end_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, 
     """End every chat that has timed out, batch by batch, and record which side did not answer. Count the chats.
 
     A chat is skipped if its row or its agent's row is locked: a message is arriving, or the chat is being ended. A chat
-    that was not warned is warned now, so that chats end even if the warning job has failed. A wrong count of an agent's
-    chats is corrected, and the log names the agent. Raises NaiveTime.
+    that was never warned is warned instead, so that a later run ends it even if the warning job fails. Before that,
+    wrong counts of agents' chats are corrected, and the log names these agents. Raises NaiveTime.
     """
     require_aware(now=now)
     counts = {"ended": 0, "warned": 0, "left": 0, "broken": count_again(session) + name_unfit_chats(session)}

@@ -1,4 +1,4 @@
-"""Expiry: ends tasks, coupons, invitation codes and points at their time.
+"""Expiry: cancels tasks whose deadline has passed, and expires coupons, invitation codes and points at their end.
 
 An application calls the functions below with its own session, in its own transaction. The plugin's jobs do the other
 work.

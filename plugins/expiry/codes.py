@@ -16,14 +16,15 @@ from plugins.expiry.sweeps import Ends, among, end_due
 
 Code = type[Coupon] | type[InvitationCode]
 
-#: A batch takes about a tenth of a second (``benchmarks/coupons.py``), and holds its rows for no longer.
+#: The number of codes in one batch. A batch takes, and so locks its rows for, about a tenth of a second
+#: (``benchmarks/coupons.py``).
 BATCH = 10_000
 #: The position of a row in its table. A locked row keeps its position.
 CTID: ColumnElement[Any] = literal_column("ctid")
 
 
 def issue(session: Session, table: Code, code: str, user_id: str, ends_at: datetime, now: datetime) -> int:
-    """Make an active code. Return its id. Raises BadInstant, or CodeTaken."""
+    """Make an active code. Return its id. Raises BadInstant and CodeTaken."""
     require_to_come("ends_at", ends_at, now)
     values = {"code": code, "user_id": user_id, "ends_at": ends_at}
     added = insert(table).values(values).on_conflict_do_nothing(index_elements=[table.code]).returning(table.id)
@@ -56,8 +57,9 @@ def expire(session: Session, table: Code, now: datetime, *, checkpoint: Checkpoi
     ends = Ends(table.__tablename__, table.id, table.ends_at, is_open, is_open & table.ends_at.is_(None))
 
     def expire_batch(ids: Sequence[int]) -> dict[str, int]:
-        # Finding a locked row a second time by its position costs almost nothing. A row that another transaction
-        # changed after this statement began has a new position, which this statement cannot see, so the row is skipped.
+        # The locked rows are updated by their positions, which is much faster than by their ids. If another transaction
+        # has changed a row after this statement began, the row has a new position, which this statement cannot see. So
+        # the row is skipped.
         held = select(CTID.label("place")).select_from(table).where(among(table.id, ids), ends.due(now))
         places = select(held.with_for_update(key_share=True, skip_locked=True).cte("held").c.place).scalar_subquery()
         expired = update(table).where(any_(func.array(places)) == CTID)

@@ -1,5 +1,4 @@
-"""Invitation codes: each is issued to the user who invites, and is used by one person before its end or expired by the
-sweep.
+"""Invitation codes: each is issued to a user, and is used by one other person before its end or expired by the sweep.
 
 A code ends *at* ``ends_at``: from this instant on it cannot be used, and is due to expire.
 """

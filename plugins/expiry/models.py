@@ -87,7 +87,7 @@ class Task(Base):
 
 
 class Notification(Base):
-    """A notification of a task's owner, one per task, kept for owners who were not connected when it was pushed."""
+    """A notification that a task was cancelled, kept for owners who were not connected when it was pushed."""
 
     __tablename__ = "expiry_notifications"
     __table_args__ = (
@@ -125,7 +125,7 @@ class Coupon(Base):
 
 
 class InvitationCode(Base):
-    """A code with which one person may register before ``ends_at``; ``user_id`` is the user who invites."""
+    """A code that one person may use before ``ends_at``. ``user_id`` is the user who invites this person."""
 
     __tablename__ = "expiry_invitation_codes"
     __table_args__ = (
@@ -149,7 +149,7 @@ class InvitationCode(Base):
 
 
 class PointBalance(Base):
-    """A user's points: the sum of the user's entries, and also of the remaining points of the user's lots."""
+    """A user's points: the sum of the user's entries, and also the sum of the points that remain in the user's lots."""
 
     __tablename__ = "expiry_point_balances"
     __table_args__ = (CheckConstraint("points >= 0", name="points"),)

@@ -3,14 +3,14 @@
 **Slices and batches.** A slice is up to a million ids, read from the index of due rows. Its batches take these ids in
 the order of the ids. Rows that end at the same time are usually spread over the whole table. If the batches took the
 rows in the order of their ends, each batch would touch most pages of the table, and a large sweep would take twice as
-long. Each slice begins after the end of the last slice. So index entries of rows that have ended since are not read
-again, and rows that could not be ended are skipped. A sweep keeps one slice of ids in memory, as text: about ten
+long. Each slice begins after the end of the last slice. So the sweep does not read index entries of ended rows again,
+and does not try rows again that could not be ended. A sweep keeps one slice of ids in memory, as text: about ten
 megabytes at most, for a table of any size.
 
 **Locked rows** are skipped, and counted as left. The next run finds them, if they are still due.
 
 **Broken rows** are rows that the database refuses to end, and rows with unusable values, for example without an end.
-(The database refuses such values now, but an older system may have left some.) Broken rows stay unchanged and are
+The constraints refuse such values, but rows of an older system may have them. Broken rows stay unchanged and are
 counted, and the log names them once per run; see ``core.sweep``.
 """
 

@@ -1,7 +1,6 @@
-"""Maintenance: removes old sessions, cache entries, files and rows, and keeps figures current.
+"""Maintenance: removes old sessions, cache entries, files and rows, and keeps statistics current.
 
-An application calls the functions below. Functions that take a session run in the application's transaction. This
-plugin does not complete tasks, end activities or create time slots, since the business no longer needs those jobs.
+An application calls the functions below. Functions that take a session run in the application's transaction.
 """
 
 from pathlib import Path

@@ -39,5 +39,5 @@ def scan(client: Client, pattern: bytes) -> Iterator[list[bytes]]:
 
 
 def as_bytes(value: str | bytes) -> bytes:
-    """Return a value from Redis as bytes, with or without the client's ``decode_responses``."""
+    """Return a value from Redis as bytes, whether or not the client has ``decode_responses``."""
     return value.encode() if isinstance(value, str) else value

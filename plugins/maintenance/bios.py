@@ -18,7 +18,7 @@ UNITS = ((timedelta(days=1), "day"), (timedelta(hours=1), "hour"), (timedelta(mi
 
 
 class Record(NamedTuple):
-    """The record of an expert's work, from which the bio is written."""
+    """The figures about an expert's work, from which the bio is made."""
 
     completed: int = 0
     categories: Sequence[str] = ()
@@ -51,7 +51,7 @@ def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batc
 
 
 def summary(record: Record) -> str:
-    """Return the bio for a record, such as "12 tasks completed, mostly cleaning. Rated 4.7 by 9 people."."""
+    """Return a bio such as "12 tasks completed, mostly cleaning. Rated 4.7 by 9 people."."""
     sentences = [_completed(record)]
     if record.reviews and record.rating is not None:
         rating = record.rating.quantize(Decimal("0.1"), ROUND_HALF_UP)

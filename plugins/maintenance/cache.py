@@ -1,11 +1,14 @@
 """Deletes entries of the application's cache in Redis that have no TTL and were not used for a week.
 
 An entry is a key ``cache:…`` without a TTL that contains a time: a JSON object or a hash with ``last_used_at`` or
-``timestamp``. If it has both, the newer one is used. A time is a number of seconds since the Unix epoch from 1e9 to
-1e10 (2001 to 2286), or that number in milliseconds; or it is written as ISO 8601, with or without separators
-(``20260710``, ``20260710120000``), in UTC if it has no zone. A date without a time means the end of that day. Any other
-number (``2026``, ``12``) is not a time. Keys that have a TTL are deleted by Redis itself. Keys without a valid time are
-not deleted, and are counted.
+``timestamp``. If it has both, the newer time is used. A time is one of these:
+
+- a number of seconds since the Unix epoch, from 1e9 to 1e10 (2001 to 2286), or the same in milliseconds;
+- ISO 8601, with or without separators (``20260710``, ``20260710120000``), in UTC if it has no zone. A date without a
+  time means the end of that day.
+
+Any other number (``2026``, ``12``) is not a time. Redis itself deletes keys that have a TTL. Keys without a valid time
+are not deleted, and are counted.
 
 The job reads the time and decides. Then a script in Redis deletes the key only if it still has no TTL and the same
 time.
@@ -22,7 +25,8 @@ from plugins.maintenance.application_redis import Client, scan
 #: An entry is deleted when it has been unused for longer than this.
 KEPT = timedelta(days=7)
 PATTERN = b"cache:*"
-#: Numbers in this range are seconds since 1970, from 9 September 2001 to 20 November 2286. Other numbers may be dates.
+#: Numbers in this range are seconds since 1970, from 9 September 2001 to 20 November 2286. An eight-digit number may be
+#: a date.
 SECONDS = (1e9, 1e10)
 MILLISECONDS = (1e12, 1e13)
 DATE = re.compile(r"\d{8}|\d{4}-\d{2}-\d{2}")

@@ -1,8 +1,11 @@
 """The errors of this plugin.
 
-MaintenanceError a RotaError ├── UploadRootError the upload root cannot be used; names the setting ├── WallError an
-unsafe name or path; nothing was changed ├── TaskFilesGone the task's files are being or have been deleted; it accepts
-no more ├── UnknownTask └── NoRedis no setting names the Redis of the sessions
+MaintenanceError        a RotaError
+├── UploadRootError     the upload root cannot be used; the message names the setting
+├── WallError           a name or path is unsafe
+├── TaskFilesGone       the files of the task are being deleted, or have been deleted
+├── UnknownTask
+└── NoRedis             no setting names the Redis of the sessions
 """
 
 from core import RotaError
@@ -20,14 +23,14 @@ class UploadRootError(MaintenanceError):
 
 
 class WallError(MaintenanceError):
-    """A name is unsafe, a path is not (or no longer) the expected folder, or a tree is too deep."""
+    """A name is unsafe, a path does not lead to the expected folder, or a tree of folders is too deep."""
 
 
 class TaskFilesGone(MaintenanceError):
-    """The files of this task are being or have been deleted."""
+    """The files of this task are being deleted, or have been deleted."""
 
     def __init__(self, task_id: int) -> None:
-        super().__init__(f"the files of task {task_id} are being or have been deleted; it accepts no more files")
+        super().__init__(f"the files of task {task_id} are deleted, and the task accepts no more files")
 
 
 class UnknownTask(MaintenanceError):

@@ -9,9 +9,9 @@ No transaction includes a table and a file system. So a deletion has three steps
    crashed in this step.
 3. **Recorded.** In the transaction that holds the lock, the row is marked or deleted. From then on, no file exists.
 
-Every announced deletion is completed, if necessary by a later run, even if the row is no longer due, since some of its
-files may be deleted already. If something of a row cannot be deleted, the row stays announced, is counted and logged,
-and the next run tries again. Other rows are not affected.
+Every announced deletion is completed, if necessary by a later run. This holds even if the row is no longer due, since
+some of its files may be deleted already. If a file or folder of a row cannot be deleted, the row stays announced, is
+counted and logged, and the next run tries again. Other rows are not affected.
 
 A row's *own folder* is named by its id, in one of the folders that its journal lists. Nothing else is deleted. If a
 file row has a path outside its owner's own folders, neither the file nor its owner is deleted, and the log reports it.
@@ -76,9 +76,9 @@ class Journal:
 
 @dataclass
 class Deletion:
-    """The work of one run on a journal.
+    """The deletions of one run, of one kind of row.
 
-    ``due`` has the rules by which rows are announced, each with the column by which the rows are ordered.
+    ``due`` has the conditions under which rows are announced, each with the column by which the rows are ordered.
     """
 
     session: Session

@@ -1,6 +1,6 @@
 """Flea-market items. They are kept while their sellers refresh them, and then deleted with their images.
 
-The images of item 7 are in ``flea_market/7``; that folder is the item's own. ``file_journal.py`` keeps rows and files
+The images of item 7 are in ``flea_market/7``, which is the item's own folder. ``file_journal.py`` keeps rows and files
 consistent.
 """
 

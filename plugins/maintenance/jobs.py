@@ -79,7 +79,7 @@ def cleanup_expired_time_slots(run: Run) -> dict[str, int]:
 
 @job("update-all-users-statistics", schedule=every(minutes=10))
 def update_all_users_statistics(run: Run) -> dict[str, int]:
-    """Recompute the figures of users whose tasks or reviews have changed."""
+    """Recompute the statistics of users whose tasks or reviews have changed."""
     return update_statistics(run.session, run.now, checkpoint=run.checkpoint)
 
 

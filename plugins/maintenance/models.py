@@ -30,8 +30,7 @@ class Base(Tables, DeclarativeBase):
 
 
 class TimeSlot(Base):
-    """A time that an expert offers. Any number of tasks may use it. If it is deleted, its tasks stay, without a
-    slot."""
+    """A time that an expert offers, for any number of tasks. If it is deleted, its tasks stay, without a time slot."""
 
     __tablename__ = "maintenance_time_slots"
     __table_args__ = (Index("maintenance_time_slots_old", "ends_at", "id"),)
@@ -43,7 +42,7 @@ class TimeSlot(Base):
 
 
 class Task(Base):
-    """Work that one user posts and another takes. ``files_deletion_began_at`` is the journal; see file_journal.py."""
+    """Work that one user posts and another takes. The columns ``files_…`` record the deletion of the task's files."""
 
     __tablename__ = "maintenance_tasks"
     __table_args__ = (
@@ -118,7 +117,7 @@ class Review(Base):
 
 
 class UserStatistics(Base):
-    """A user's figures, as the last sweep computed them. A rate is empty if its divisor is 0."""
+    """A user's statistics, as the last sweep computed them. A rate is empty if its divisor is 0."""
 
     __tablename__ = "maintenance_user_statistics"
 
@@ -171,7 +170,7 @@ class FleaMarketImage(Base):
 
 
 class TaskExpert(Base):
-    """A user who offers services. ``bio`` and ``average_response_time`` are written by the sweeps."""
+    """A user who offers services. The sweeps write ``bio`` and ``average_response_time``."""
 
     __tablename__ = "maintenance_task_experts"
     __table_args__ = (Index("maintenance_task_experts_featured", "id", postgresql_where=text("is_featured")),)

@@ -13,7 +13,7 @@ from core import Instant
 
 
 class Place(NamedTuple):
-    """A row of an index."""
+    """A row, by its time and id."""
 
     id: int
     at: str

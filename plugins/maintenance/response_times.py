@@ -1,7 +1,7 @@
 """Computes how long featured experts take to answer, on average over all inquiries that they have answered.
 
-An inquiry is ignored if its answer is before its question, or if one of its times is infinite. An expert without other
-answered inquiries has no response time. Experts who are not featured keep their old response time.
+An inquiry is ignored if its answer is before its question, or if one of its times is infinite. An expert whose answered
+inquiries are all ignored has no response time. Experts who are not featured keep their old response time.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Removes leftovers of sessions in Redis. A job does so for all users; log-in and log-out do so for one user.
+"""Removes leftovers of sessions in Redis: in a job for all users, and at log-in and log-out for one user.
 
 There are three kinds of sessions, each stored as JSON, under ``session:{id}``, ``service_session:{service}:{id}`` and
 ``admin_session:{admin}:{id}``. For each user, the set ``user_sessions:{user}`` has the ids of the user's sessions of
@@ -7,9 +7,10 @@ and members of a set whose session is gone.
 
 **No valid session is removed**, even while users log in. A script in Redis makes and carries out each decision in one
 step. It deletes a session only if the stored session is inactive at that moment, and a member only if its session does
-not exist at that moment. A script cannot close one gap: an application may add the member first and store the session a
-moment later. So the job removes a member only if its session is missing twice, a second apart. Log-in and log-out
-cannot wait for a second. So an application that calls them must store the session first, or both in one MULTI.
+not exist at that moment. An application may add the member first and store the session a moment later, so the script
+could remove the member too early. Therefore the job removes a member only if its session is missing twice, a second
+apart. Log-in and log-out cannot wait for a second. So an application that calls ``on_login`` or ``on_logout`` must
+store the session before it adds the member, or both in one MULTI.
 
 A value that is not a JSON object is not changed, and is counted. Memory does not grow with the number of sessions.
 """
@@ -76,7 +77,7 @@ LOG_OUT = f"""
 
 
 def on_login(user_id: str, *, redis: "Client | None" = None) -> dict[str, int]:
-    """Remove the leftovers of one user's earlier sessions. Call it after the new session is stored."""
+    """Remove the leftovers of one user's earlier sessions. Call this function after the new session is stored."""
     return clean_sessions(redis or client(), user_id=user_id, settling=timedelta(0))
 
 
@@ -84,8 +85,7 @@ def on_logout(user_id: str, session_id: str, *, redis: "Client | None" = None) -
     """End one session of one user, and remove the leftovers of the user's other sessions.
 
     A session belongs to the user if the user's set contains its id, or if it names the user (``"user_id"``). A session
-    that names no user is ended unless the set of another user contains its id; all sets are searched for it. Sessions
-    of other users stay.
+    that names no user is also ended, unless the set of another user contains its id. Sessions of other users stay.
     """
     connection = redis or client()
     ended = _log_out(connection, user_id, session_id)

@@ -3,10 +3,10 @@
 **No change is lost.** A change of a task or a review also inserts the user's id into ``maintenance_changed_users``: a
 trigger does so in the same transaction. These rows are called marks. Writers only insert marks, so they never wait for
 each other or for the sweep. The sweep deletes a batch of marks, locks the statistics of these users, and recomputes
-them in *later* statements of the same transaction. Under READ COMMITTED, PostgreSQL's default, a later statement sees
-everything that was committed before it began. So it sees at least the changes whose marks were deleted. If it does not
-see a change, that change is not committed yet, so the mark of the change is not deleted yet either. If PostgreSQL
-refuses a user's statistics, the user keeps a mark for the next run.
+them in *later* statements of the same transaction. Under READ COMMITTED, PostgreSQL's default, a statement sees
+everything that was committed before it began. So a later statement sees at least the changes whose marks were deleted.
+If it does not see a change, that change is not committed yet, so the mark of the change is not deleted yet either. If
+PostgreSQL refuses a user's statistics, the user keeps a mark for the next run.
 
 **New statistics are never overwritten with old ones.** Two sweeps may hold marks of one user. Each sweep recomputes
 only after it has locked that user's row, so the later sweep sees at least all changes that the earlier sweep saw. Rows
@@ -49,7 +49,7 @@ FIGURES = (
 
 
 def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 5000) -> dict[str, int]:
-    """Recompute the figures of every changed user, batch by batch. Count users and failures.
+    """Recompute the statistics of every marked user, batch by batch. Count users and failures.
 
     Changes that are marked after the sweep began may be left to the next sweep, so that this sweep ends.
     """
@@ -71,7 +71,7 @@ def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint
 
 
 def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
-    """Recompute these users' figures from the committed tasks and reviews, in the caller's transaction."""
+    """Recompute these users' statistics from the committed tasks and reviews, in the caller's transaction."""
     users = _users(user_ids)
     _add_missing(session, users, now)
     rows = select(UserStatistics.user_id).where(UserStatistics.user_id.in_(users))
@@ -80,9 +80,10 @@ def recompute(session: Session, user_ids: Sequence[str], now: datetime) -> None:
 
 
 def recompute_all(session: Session, now: datetime) -> None:
-    """Recompute the figures of all users at once, for a manual repair. Tests and benchmarks compare the sweep with it.
+    """Recompute the statistics of all users at once, for a manual repair.
 
-    The function has no time limit, and it locks the figures of all users.
+    The function has no time limit, and it locks the statistics of all users. Tests and benchmarks compare its results
+    with those of the sweep.
     """
     everyone = union(
         select(Task.poster_id.label("user_id")),
@@ -101,7 +102,7 @@ def _take_marks(session: Session, newest: int, batch: int) -> Sequence[str]:
         .order_by(ChangedUser.id)
         .limit(batch)
         .with_for_update(skip_locked=True)
-        .cte("oldest")  # executed once, whatever plan the deletion has
+        .cte("oldest")  # executed once, whichever plan PostgreSQL chooses for the deletion
     )
     taken = delete(ChangedUser).where(ChangedUser.id.in_(select(oldest_first.c.id))).returning(ChangedUser.user_id)
     return session.scalars(taken, execution_options=UNSYNCHRONISED).all()
@@ -132,10 +133,7 @@ def _add_missing(session: Session, users: Select[tuple[str]], now: datetime) -> 
 
 
 def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
-    """Return a row of figures for each of ``users``.
-
-    With ``all_users``, no filter is needed, since these are all users.
-    """
+    """Return a row of statistics for each of ``users``. With ``all_users``, these are all users, and need no filter."""
 
     def of_users(user_id: QueryableAttribute[Any]) -> ColumnElement[bool]:
         return literal(True) if all_users else user_id.in_(users)
@@ -165,9 +163,9 @@ def _figures(users: Select[tuple[str]], *, all_users: bool = False) -> Subquery:
 
 
 def _write_figures(session: Session, figures: Subquery, now: datetime) -> None:
-    """Write the figures of the rows in which they differ.
+    """Write the statistics that differ from the stored statistics.
 
-    Rows that do not differ are not written, since each write leaves a dead row for vacuum.
+    The other rows are not written, since each write leaves a dead row for vacuum.
     """
     names = [figure.key for figure in FIGURES]
     new = {name: figures.c[name] for name in names}

@@ -1,7 +1,7 @@
 """Images and files of tasks. They are deleted some days after the task has been completed or cancelled.
 
-An image of task 12 is in ``public/images/public/12``, any other file in ``private/tasks/12``; these folders are the
-task's own and are deleted with their content. ``file_journal.py`` keeps rows and files consistent.
+An image of task 12 is in ``public/images/public/12``, and any other file is in ``private/tasks/12``. These are the
+task's own folders, and are deleted with their content. ``file_journal.py`` keeps rows and files consistent.
 """
 
 import os
@@ -26,9 +26,9 @@ UNSYNCHRONISED = {"synchronize_session": False}
 def record_file(session: Session, task_id: int, path: str | bytes) -> None:
     """Record that the task has a file at ``path``, relative to the upload root and in one of the task's own folders.
 
-    Recording a path again is not an error. Raises WallError for any other path. Raises UnknownTask. Raises
-    TaskFilesGone while the task's files are being deleted, and afterwards as long as the task is over: do not write the
-    file then. If the task becomes active again, for example by a new deadline, it accepts files again.
+    Recording a path again is not an error. Raises WallError for a path outside these folders, and UnknownTask. Raises
+    TaskFilesGone while the task's files are being deleted, and afterwards as long as the task is over; in this case, do
+    not write the file. If the task becomes active again, for example by a new deadline, it accepts files again.
     """
     try:
         raw = os.fsencode(path)
@@ -36,7 +36,7 @@ def record_file(session: Session, task_id: int, path: str | bytes) -> None:
         raise WallError(f"the path is not valid for a file of task {task_id}") from None
     if not JOURNAL.is_own(task_id, raw):
         raise WallError(f"the path is not in one of the folders of task {task_id}")
-    # With the lock, either a beginning deletion waits for this transaction, or this transaction waits for the deletion.
+    # With this lock, a deletion that begins now waits for this transaction, or this transaction waits for the deletion.
     task = select(Task.files_deletion_began_at).where(Task.id == task_id).with_for_update(key_share=True)
     found = session.execute(task).one_or_none()
     if found is None:
@@ -47,7 +47,7 @@ def record_file(session: Session, task_id: int, path: str | bytes) -> None:
 
 
 def _revive(session: Session, task_id: int) -> bool:
-    """Clear the mark that the task's files were deleted, if all are deleted and the task is active again."""
+    """Clear the record that the task's files were deleted, if all are deleted and the task is active again."""
     is_alive = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (
         Task.deadline_at.is_(None) | (Task.deadline_at >= func.now() - KEPT)
     )

@@ -10,14 +10,14 @@ removed.
 them. So a run stops after a number of deletions or entries, and the next run continues at the *place* where it stopped.
 The system returns a folder's entries in pages of about 1,000 (getdents64(2)). The position of a page is a number that
 lseek(2) accepts later, even if the folder was opened again and has changed meanwhile: file systems keep these positions
-valid, since NFS needs them. So a place is the path to the folder in which the run stopped. For each folder on the path
-it has the name, the position of the page that was being read, and the number of processed entries of that page. A run
-stops only after it has finished at least one page or folder, so it always makes progress. For each folder on the path
-it may read one page more than its limit.
+valid, since NFS needs them. So a place is the path to the folder in which the run stopped. For each folder on the path,
+the place has the name, the position of the page that was being read, and the number of processed entries of that page.
+A run stops only after it has finished at least one page or folder, so it always makes progress. For each folder on the
+path, it may read one page more than its limit.
 
-**Why every image is reached.** A place is only a hint. If it is invalid, the run begins at the beginning. If the folder
-in which the last run stopped no longer exists, the run continues with the next folder, and may miss some entries of the
-same page. But when all folders are done, another round begins, which stops at other places.
+**Why every image is reached.** A place need not be correct. If it is invalid, the run begins with the first folder. If
+the folder in which the last run stopped no longer exists, the run continues with the next folder, and may miss some
+entries of the same page. But when all folders are done, another round begins, which stops at other places.
 """
 
 import logging
@@ -96,7 +96,7 @@ def delete_old_images(
 
 @dataclass
 class Sweep:
-    """One run of the job through the folders."""
+    """One run of the job, which goes through the folders."""
 
     session: Session
     root: int
@@ -336,7 +336,7 @@ def _to_json(place: Place) -> list[Any]:
 
 
 def _from_json(value: Any) -> Place:
-    """Read a stored place. A place is only a hint, so an invalid place is replaced by the beginning."""
+    """Return the place that was stored as JSON, or ``BEGINNING`` if it is invalid."""
     try:
         above, steps = value
         if above not in range(len(ABOVE)):

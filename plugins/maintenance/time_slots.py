@@ -2,9 +2,9 @@
 
 A slot without tasks is also deleted. Finished tasks are kept, without their slot.
 
-The sweep locks a slot, and then its finished tasks. It deletes the slot only if all tasks of the slot are locked. So no
-task can be reopened, or added to the slot, in between. If another transaction has locked a slot, the next run deletes
-it.
+The sweep locks a slot, and then its finished tasks. It deletes the slot only if it has locked all tasks of the slot. So
+no task can be reopened, or added to the slot, in between. If another transaction has locked a slot, the next run
+deletes the slot.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 When a row's files are deleted, a missing file is not an error. So if the volume were not mounted, all files would seem
 to be deleted, and the rows would be changed although the files still exist. The first run that deletes files creates
-the mark, unless the root is empty although rows list files. Later runs refuse a root without the mark.
+the mark, but refuses an empty root if there are rows that list files. Later runs refuse a root without the mark.
 """
 
 import os
@@ -35,7 +35,7 @@ def require(session: Session, root: int, files: InstrumentedAttribute[bytes]) ->
             )
         os.close(os.open(MARK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=root))
         sync(root)
-    if not is_known:  # other sweeps would wait for a write
+    if not is_known:  # after an update of the same row, other sweeps would wait for this transaction
         bookmarks.put(session, MARKED, True)
 
 

@@ -4,15 +4,15 @@ Paths are never passed to the system as a whole, since a symlink in a path could
 From there, each folder is opened by its name, relative to its open parent (openat(2)), with O_NOFOLLOW. A file is
 deleted relative to the open folder that contains it (unlinkat(2)). So:
 
-- a symlink is never followed. In a folder that is being removed, the link itself is deleted; a link in place of a
-  folder to be entered is refused;
+- a symlink is never followed. In a folder that is being removed, the link itself is deleted. If there is a link where
+  a folder is to be opened, it is refused;
 - ``..``, absolute and empty names, and names with ``/`` or NUL in them, are refused before any system call;
 - if a folder is replaced after it was opened, only the opened folder is emptied, and it is removed only if its name
   still leads to it (same device, same inode). rmdir(2) removes only empty folders;
 - other devices, mounted within a folder that is being removed, are refused;
 - of a file with several names (hard links), only the name inside the folder is deleted.
 
-Names have the form of ``os.fsdecode``: bytes that are not UTF-8 survive the round trip.
+Names have the form of ``os.fsdecode``, which keeps bytes that are not UTF-8.
 """
 
 import errno
@@ -88,7 +88,7 @@ def enter(folder: int, name: str) -> int:
 
 @contextmanager
 def descended(root: int, names: Sequence[str]) -> Iterator[int | None]:
-    """Yield the folder that is reached from ``root`` by these names, one by one; None if one of them is missing."""
+    """Open the folders with these ``names``, each in the one before, and yield the last; None if one is missing."""
     with ExitStack() as stack:
         folder: int | None = root
         for depth, name in enumerate(names, start=1):

@@ -1,4 +1,4 @@
-"""A fleet of real processes for each crash test, and servers that a test may kill."""
+"""Fixtures of the crash tests: a fleet of real processes for each test, and servers that a test may kill."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from tests.support.wheels import Environment
 
 @pytest.fixture
 def make_fleet(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Callable[..., Fleet]]:
-    """Makes the test's fleet; options are Fleet's."""
+    """Yield a function that makes the test's fleet. The options are those of Fleet."""
     servers = {"postgres_url": postgres_url, "redis_url": redis_url}
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(fleet(tmp_path, **{**servers, **options}))
@@ -25,7 +25,9 @@ def make_fleet(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Ca
 
 @pytest.fixture
 def make_plain_service(make_fleet, tmp_path: Path) -> Callable[..., Service]:
-    """Makes a service without any plugin but the tests' own, of the class that is given; options are Fleet's."""
+    """Yield a function that makes a service of a given class, with only the tests' own plugin. The options are those of
+    Fleet.
+    """
 
     def make(kind: type[Service] = Service, **options) -> Service:
         environment = Environment(tmp_path / "venv")
@@ -38,7 +40,7 @@ def make_plain_service(make_fleet, tmp_path: Path) -> Callable[..., Service]:
 
 @pytest.fixture
 def own_postgres(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL, migrated, that the test may kill."""
+    """Yield a PostgreSQL with all tables, which the test may kill."""
     server = EmbeddedPostgres(servers_folder / tmp_path.name)
     server.start()
     engine = database.connect(server.url)
@@ -50,7 +52,7 @@ def own_postgres(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedPostg
 
 @pytest.fixture
 def own_redis(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    """A Redis that the test may kill; started again on its port, it has what it had."""
+    """Yield a Redis that the test may kill. If it is started again, it has the same port and the same data."""
     server = EmbeddedRedis(servers_folder / tmp_path.name)
     server.start()
     yield server

@@ -34,7 +34,7 @@ def request(fleet, how, *keys):
 
 
 def cancel(fleet, *run_ids):
-    """Cancel these; return the states in which they were found."""
+    """Cancel these runs. Return their states before the cancel."""
     with database.autocommit(fleet.engine) as connection:
         return [found.state for found in cancels.cancel(connection, run_ids, by="ann", reason="on purpose")]
 
@@ -45,7 +45,7 @@ def run_of(fleet, run_id):
 
 
 def assert_cancelled(fleet, run_id, *, within=20.0):
-    """The run ends as cancelled in its first attempt, and nothing of it was committed."""
+    """Assert that the run ends as cancelled in its first attempt, and that its work was not committed."""
     eventually(lambda: run_of(fleet, run_id).state == "dead", within=within)
     row = run_of(fleet, run_id)
     assert (row.reason, row.error, row.attempt) == ("cancelled", "by ann: on purpose", 1)
@@ -110,7 +110,7 @@ def test_one_that_never_leaves_holds_its_key_until_it_is_named_and_its_process_r
 
 
 def as_json(line):
-    """A line of the log, if it is one."""
+    """Return a line of the log as JSON, or None if it is not JSON."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -142,7 +142,7 @@ def test_of_200_cancels_against_commits_none_that_found_its_run_running_has_its_
     found = {}
     while len(ended := fleet.rows("SELECT id FROM rota_runs WHERE finished_at IS NOT NULL")) < 200:
         for row in fleet.rows("SELECT id FROM rota_runs WHERE state = 'running' AND id <> ALL(:seen)", seen=[*found]):
-            time.sleep(random.uniform(0, 0.02))  # before the commit, at the same time, after it
+            time.sleep(random.uniform(0, 0.02))  # before the commit, at the same time, or after it
             found[row.id] = cancel(fleet, row.id)
     assert len(ended) == 200
 

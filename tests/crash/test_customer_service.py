@@ -1,4 +1,4 @@
-"""Customer service on real workers and a real scheduler, started by hand, with an application that has no Redis."""
+"""Customer service with real workers and a real scheduler, and with an application that has no Redis."""
 
 import time
 from statistics import median
@@ -28,7 +28,7 @@ NEXT_SLOT_SECONDS = 32
 
 @pytest.fixture
 def service(make_fleet):
-    """A worker, a scheduler, and an agent with room."""
+    """Start a worker, a scheduler, and an agent with free places."""
     fleet = make_fleet(jobs="none")
     fleet.together(fleet.worker, fleet.scheduler)
     with Session(fleet.engine) as session, session.begin():
@@ -72,7 +72,7 @@ def test_quiet_chats_are_warned_once_and_those_that_were_warned_end(service):
 
 
 def wait_for_agent(service, user: str) -> float:
-    """Have the user join; return how many seconds after the commit the chat was there."""
+    """Let the user join. Return the seconds from the commit until the chat exists."""
     with Session(service.engine) as session, session.begin():
         join_queue(session, user)
     joined_at = time.monotonic()

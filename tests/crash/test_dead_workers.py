@@ -14,7 +14,7 @@ SHORT_LEASE = {"ROTA_LEASE_SECONDS": "3", "ROTA_HEARTBEAT_SECONDS": "0.5"}
 
 
 def attempts_of(fleet, run_id):
-    """The kept attempts of a run, and how each ended."""
+    """Return the kept attempts of a run, with their outcomes."""
     rows = fleet.rows("SELECT attempt, outcome FROM rota_attempts WHERE run_id = :id ORDER BY attempt", id=run_id)
     return [(row.attempt, row.outcome) for row in rows]
 
@@ -39,9 +39,9 @@ def test_a_killed_workers_run_is_taken_up_within_3_s_and_has_one_effect(make_fle
 
 
 def test_a_killed_workers_run_is_taken_up_within_3_s_while_a_backlog_is_due(make_fleet, record_property):
-    """Nor does a request in another queue wait for the backlog to be sent."""
+    """A request in another queue does not wait until the backlog is sent."""
     fleet = make_fleet(jobs="wait,nothing,fast")
-    leading = fleet.worker("--queues", "chaos-fast")  # which sends, and works on none of them
+    leading = fleet.worker("--queues", "chaos-fast")  # it leads and sends runs, and works on none of them
     eventually(fleet.leader)
     fleet.together(fleet.worker, fleet.worker)
     (run_id,) = fleet.request("wait")
@@ -50,7 +50,7 @@ def test_a_killed_workers_run_is_taken_up_within_3_s_while_a_backlog_is_due(make
     assert fleet.group_of(fleet.leader()) is leading
 
     fleet.request("nothing", 200_000, queue="backlog")
-    time.sleep(1)  # the leader is amid the backlog
+    time.sleep(1)  # the leader is sending the backlog
     fleet.kill(killed)
     killed_at = time.monotonic()
     eventually(lambda: fleet.runs("wait")[0].crashes == 1)
@@ -73,7 +73,7 @@ def test_a_killed_workers_run_is_taken_up_within_3_s_while_a_backlog_is_due(make
 @pytest.mark.parametrize("role", ["leading", "following"])
 @pytest.mark.parametrize("job", ["wait", "lock"])
 def test_a_worker_paused_past_its_lease_cannot_commit_when_it_wakes(make_fleet, job, role):
-    """Nor is the second attempt held up by the row locks of the first, whether or not the paused one dispatches."""
+    """The row locks of the first attempt do not delay the second attempt, whether or not the paused process leads."""
     fleet = make_fleet(jobs=f"{job},fast", environ=SHORT_LEASE)
     if role == "following":
         fleet.worker("--queues", "chaos-fast")
@@ -125,7 +125,9 @@ def test_a_run_that_keeps_killing_its_worker_is_dead_after_three_and_others_are_
 
 
 def test_a_run_that_keeps_killing_its_worker_takes_no_other_with_it_that_is_always_beside_it(make_fleet):
-    """At the third attempt each of them has a process of its own, one after another, and only the culprit's dies."""
+    """At its third attempt, each of these runs gets a separate process, one after another. Only the process of the run
+    that kills dies.
+    """
     fleet = make_fleet(jobs="wait,crash")
     innocent = fleet.request("wait", 3)
     (culprit,) = fleet.request("crash")
@@ -143,7 +145,7 @@ def test_a_run_that_keeps_killing_its_worker_takes_no_other_with_it_that_is_alwa
 
 
 def crash_beside_others(fleet, culprit: int, *, others: int) -> None:
-    """Start a worker, and let the culprit kill it once it and so many others are at work in it."""
+    """Start a worker. Let the run kill the worker when the run and so many other runs are working."""
     worker = fleet.worker()
     fleet.next_starts(others + 1)
     fleet.go_on(culprit, attempts=1)
@@ -151,14 +153,14 @@ def crash_beside_others(fleet, culprit: int, *, others: int) -> None:
 
 
 def test_when_one_of_two_processes_dies_dramatiq_ends_both_and_a_restarted_worker_takes_over(make_fleet):
-    """Fact 9. What starts it again is the supervisor of ``rota up``, or whatever runs in production."""
+    """Fact 9. In production, the supervisor starts the workers again."""
     fleet = make_fleet(jobs="wait,touch")
     worker = fleet.worker(processes=2)
     (run_id,) = fleet.request("wait")
     first = fleet.next_start()
 
     os.kill(first.pid, signal.SIGKILL)
-    fleet.go_on(run_id)  # the other process may take it up before it is ended
+    fleet.go_on(run_id)  # the other process may take the run before Dramatiq ends it
     status = worker.wait(30)
     eventually(lambda: not fleet.registered("worker", worker), within=5)
     fleet.request("touch")
@@ -230,7 +232,9 @@ ANY_SUCCESS = "SELECT 1 FROM rota_runs WHERE job = :job AND state = 'succeeded' 
 
 @pytest.mark.parametrize("job", ["touch", "nothing"])
 def test_thousands_of_short_runs_survive_the_death_of_a_worker(make_fleet, job):
-    """Runs that were claimed ahead end, and so do runs that were done but not recorded; each has one effect."""
+    """Runs that were claimed ahead are executed, and runs that were executed but not recorded are recorded. Each has
+    one effect.
+    """
     fleet = make_fleet(jobs="touch,nothing")
     killed = fleet.worker(processes=2)
     run_ids = fleet.request(job, count=12_000)

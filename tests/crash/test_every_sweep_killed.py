@@ -1,4 +1,6 @@
-"""Every sweep of expiry and maintenance: run by four workers at once, killed with -9 in the middle, and run again."""
+"""Every sweep of expiry and maintenance: four workers run it at once, are killed with SIGKILL in the middle, and others
+finish it.
+"""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -23,7 +25,7 @@ NAME = "test_every_sweep_killed"
 
 @pytest.fixture(scope="module")
 def started(template, embedded, tmp_path_factory) -> Iterator[Scene]:
-    """One database, Redis and upload root for all sweeps, and workers who are kept until they are killed."""
+    """Yield one database, Redis and upload root for all sweeps, with workers that live until they are killed."""
     url, folder = create_database(template, NAME, template=True), tmp_path_factory.mktemp("sweeps")
     root = folder / "uploads"
     root.mkdir()
@@ -41,14 +43,14 @@ def started(template, embedded, tmp_path_factory) -> Iterator[Scene]:
 
 @pytest.fixture
 def scene(started: Scene) -> Scene:
-    """The scene without anything of an earlier sweep, and with all its workers."""
+    """Return the scene without rows of earlier sweeps, with all its workers."""
     started.empty()
     started.staff()
     return started
 
 
 def account_for_slots(service: Fleet) -> None:
-    """Have no slot come due while the tests run: who works on what is for them to say."""
+    """Record all slots up to tomorrow as accounted for, so that no slot comes due during the tests."""
     tomorrow = service.now() + timedelta(days=1)
     scheduled = loading.current().scheduled()
     with service.engine.begin() as connection:
@@ -93,12 +95,12 @@ def test_of_four_runs_by_the_jobs_own_rule_three_wait_until_the_killed_one_is_fi
 
 
 def request_at_once(scene: Scene, job: str) -> list[int]:
-    """Request four runs that may overlap, unlike those that the schedule makes: all of them are worked on at once."""
+    """Request four runs that may overlap, unlike runs of the schedule, so that four workers work at once."""
     return scene.fleet.request(job, WORKERS, queue=loading.current().job(job).queue)
 
 
 def request_by_rule(scene: Scene, job: str) -> list[int]:
-    """Request four runs as an application does; return when all but one of them wait for their turn."""
+    """Request four runs as an application does. Return when three of them wait for their turn."""
     with Session(scene.fleet.engine) as session, session.begin():
         run_ids = enqueue_many(session, job, [{}] * WORKERS)
     eventually(lambda: [run.reason for run in runs_of(scene, run_ids)].count("overlap") == WORKERS - 1)
@@ -108,7 +110,9 @@ def request_by_rule(scene: Scene, job: str) -> list[int]:
 def kill_in_the_middle(
     scene: Scene, sweep: Sweep, request: Callable[[], list[int]], *, held: int
 ) -> tuple[list[int], int]:
-    """Have all workers killed when so many of them are in the middle; return the runs, and how much work is left."""
+    """Kill all workers when ``held`` of them are in the middle of the sweep. Return the runs and the number of
+    remaining rows.
+    """
     all_of_it = sweep.left(scene)
     with scene.gate(sweep.gate):
         run_ids = request()
@@ -122,18 +126,18 @@ def kill_in_the_middle(
 
 
 def runs_of(scene: Scene, run_ids: list[int]) -> list[Any]:
-    """These runs."""
+    """Return the rows of these runs."""
     return scene.fleet.rows("SELECT * FROM rota_runs WHERE id = ANY(:ids)", ids=run_ids)
 
 
 def finished(scene: Scene, run_ids: list[int]) -> list[Any]:
-    """These runs, once they are over."""
+    """Return the rows of these runs when all have ended."""
     eventually(lambda: all(run.finished_at for run in runs_of(scene, run_ids)))
     return runs_of(scene, run_ids)
 
 
 def assert_done(scene: Scene, sweep: Sweep, untouched: tuple[Any, ...]) -> None:
-    """All is as one run that nobody interrupted would have left it."""
+    """Assert that the result is that of a single run without an interruption."""
     assert sweep.left(scene) == 0
     assert scene.fleet.rows(sweep.wrong) == []
     assert sweep.torn(scene) == []

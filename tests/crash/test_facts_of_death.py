@@ -23,7 +23,7 @@ def test_fact_8_plain_a_killed_workers_message_does_not_come_back_in_time(make_f
 
     fleet.start("dramatiq", "tests.support.plain", "--processes", "1")
     send_plain(fleet, 2)
-    assert next_plain(fleet) == 2  # the new worker is at work
+    assert next_plain(fleet) == 2  # the new worker is working
     elapse(ROTA_SECONDS)
 
     assert fleet.redis.llen(plain.STARTED) == 0

@@ -43,13 +43,15 @@ def test_work_goes_on_with_a_standby_that_is_promoted(make_fleet, own_postgres, 
 
 
 def running(engine):
-    """How many runs are at work, as far as a standby knows."""
+    """Return how many runs are running according to a standby."""
     with engine.connect() as connection:
         return connection.exec_driver_sql("SELECT count(*) FROM rota_runs WHERE state = 'running'").scalar_one()
 
 
 def test_long_runs_are_no_crashes_of_the_workers_that_come_back(make_fleet, own_postgres, standby):
-    """Away for longer than a lease, and one worker comes back later than the one that leads; one never does."""
+    """PostgreSQL is away for longer than a lease. One worker comes back later than the leader, and another worker
+    never.
+    """
     fleet = make_fleet(jobs="wait", postgres_url=own_postgres.url)
     standby.start()
     environ = {
@@ -64,7 +66,7 @@ def test_long_runs_are_no_crashes_of_the_workers_that_come_back(make_fleet, own_
     lost = {start.run_id for start in started if fleet.group_of(start.pid) is dead}
     assert 0 < len(lost) < 6
     replayed = database.connect(standby.url)
-    eventually(lambda: running(replayed) == 6)  # a claim is not flushed by itself, and sent after that
+    eventually(lambda: running(replayed) == 6)  # a claim is flushed, and then sent, a moment later
     database.dispose(replayed)
 
     fleet.pause(late)

@@ -16,11 +16,11 @@ STARTS = """
 
 
 def test_ten_long_jobs_among_ten_thousand_short_ones(make_fleet, record_property):
-    """Six of the 16 threads in two processes stay free of long ones, so that nothing waits for the end of one."""
+    """Of the 16 threads in two processes, six have no long job. So no run waits for the end of a long job."""
     fleet = make_fleet(jobs="long,nothing")
     fleet.worker(processes=2)
     fleet.request("nothing", 1000)
-    eventually(lambda: len(fleet.rows(STARTS)) == 1000)  # what a process fetches ahead follows its past
+    eventually(lambda: len(fleet.rows(STARTS)) == 1000)  # now processes know short jobs, and fetch many
 
     for _ in range(LONG):
         fleet.request("nothing", SHORT // LONG)

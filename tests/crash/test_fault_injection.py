@@ -1,5 +1,5 @@
-"""The checker of ``tests/faults`` finds each planted bug in a short round of real processes, and finds no violation
-without a bug.
+"""The checker of ``tests/faults`` finds each planted bug in a short round with real processes, and no violation without
+a bug.
 """
 
 from collections import Counter
@@ -17,7 +17,8 @@ from tests.faults.world import Servers, servers
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
-#: One of each that some plant needs: a dead process, some that wake up late, two that fire slots, lost messages.
+#: One fault of each kind that a planted bug needs: a dead process, processes that wake up late, two processes that fire
+#: slots, and lost messages.
 FAULTS = [
     ("worker killed", 2.5, 0, 0.0),
     ("paused past its lease", 3.5, 1, 6.5),
@@ -25,11 +26,11 @@ FAULTS = [
     ("two dispatchers", 7.0, 0, 5.0),
     *(("Redis wiped", at, None, 0.0) for at in (4.5, 6.0, 7.5, 9.0)),
 ]
-#: So that every worker is at work on several at any time, half of which hold no transaction.
+#: So each worker works on several runs at any time, and half of these runs hold no transaction.
 REQUESTS = {"nap": 10, "keyed": 5, "flaky": 4, "sweep": 3, "free": 2, "untidy": 4, "fork": 2, "light": 6, "refused": 1}
 
 
-#: Those of flow control, so that runs of one key wait for one another, and some are cancelled.
+#: Requests for jobs with flow control, so that runs of one key wait for each other, and some are cancelled.
 FLOW = {
     "turn": 5,
     "held": 5,
@@ -42,14 +43,14 @@ FLOW = {
     "keyed": 2,
     "paced": 4,
 }
-#: The usual faults where some are needed; else few or none, so that enough runs meet what is planted for them.
+#: The usual faults if a planted bug needs faults. Otherwise few or none, so that enough runs meet the bug.
 FLOW_FAULTS: dict[str, list[Timed]] = {
     "turns": FAULTS,
     "requests": [FAULTS[0], SUBJECTS_AWAY, REFUSED],
     "races": [],
     "wakes": [],
 }
-#: Those that meet one another most.
+#: Requests whose runs meet each other most often.
 RACES = {"held": 6, "asker": 8, "canceller": 5, "limited": 4}
 
 
@@ -67,8 +68,8 @@ def violations_of(
     requests: Mapping[str, int] = REQUESTS,
     mode: str = "auto",
 ) -> Counter[str]:
-    """The kinds of violation that are found in a round with that plant; their history is printed."""
-    settle = 60 if plant is None else 30  # with a plant, something may never end
+    """Return the kinds of violations that a round with this planted bug has. Their history is printed."""
+    settle = 60 if plant is None else 30  # with a planted bug, a run may never end
     asked = Round(
         seed=1,
         seconds=12,
@@ -109,7 +110,7 @@ def test_a_planted_bug_is_found(running, name):
 
 @pytest.mark.parametrize("group", TOGETHER)
 def test_each_planted_bug_of_flow_control_is_found(running, group):
-    """Several in one round, since a round takes long; they are in different parts."""
+    """One round has several bugs in different parts, since a round takes long."""
     found = violations_of(running, ",".join(TOGETHER[group]), FLOW_FAULTS[group], RACES if group == "races" else FLOW)
 
     assert [name for name in TOGETHER[group] if not found.keys() & PLANTS[name].found_as] == [], found

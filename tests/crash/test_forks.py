@@ -1,5 +1,5 @@
-"""Jobs that fork: a child is not a worker. It changes nothing in the ledger, and does not keep the sessions of a dead
-parent.
+"""Jobs that fork: a child is not a worker. It does not change the ledger, and does not keep connections of a dead
+parent open.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.support.supervised import supervised
 
 pytestmark = pytest.mark.crash
 
-#: Recovery of a run whose process was killed; a lease would be 15 s.
+#: In seconds. The recovery of a run whose process was killed; a lease would take 15 s.
 RECOVERED_SECONDS = 3
 
 
@@ -31,24 +31,24 @@ def fleet(make_fleet):
 
 @pytest.fixture
 def asking(fleet):
-    """Asks it for runs."""
+    """Return a function that requests runs of that fleet."""
     return Asking(fleet)
 
 
 @pytest.fixture
 def worker(fleet):
-    """Its worker."""
+    """Return the fleet's worker."""
     return fleet.worker(threads=4)
 
 
 def sockets_of(pid):
-    """The sockets that a process holds."""
+    """Return the sockets of a process."""
     links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
     return {link for link in links if link.startswith("socket:")}
 
 
 class TestEnd:
-    """A child that leaves the job's function ends there, and the run is its parent's."""
+    """A child that leaves the job's function ends there. The run belongs to the parent."""
 
     @pytest.mark.parametrize(("how", "status"), [("returns", 0), ("exits", 3), ("raises", 1)])
     def test_a_child_that_leaves_the_function_ends_and_the_run_is_its_parents(self, fleet, worker, asking, how, status):
@@ -78,7 +78,7 @@ class TestEnd:
 
 
 class TestFiles:
-    """A child has none of its worker's connections."""
+    """A child has no connection of its worker."""
 
     def test_a_child_left_behind_does_not_keep_a_killed_worker_alive(self, fleet, worker, asking, record_property):
         left = asking.run("leave-child").result
@@ -127,7 +127,7 @@ class TestFiles:
         run = asking.run("use-session")
 
         assert run.state == "succeeded", run.error
-        statement, commit, session, _close = run.result  # a session that is gone may be closed, or say so
+        statement, commit, session, _close = run.result  # a session that is gone may be closed, or raise an error
         assert {statement, commit} <= {"DatabaseError", "OperationalError"}
         assert session == "ForkedChild"
 
@@ -142,7 +142,7 @@ class TestFiles:
 
 
 class TestMultiprocessing:
-    """Pools, executors and programs work, also while other threads of the process hold locks."""
+    """Pools, executors and programs work, even while other threads of the process hold locks."""
 
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     def test_pools_of_each_kind_compute(self, worker, asking, method):

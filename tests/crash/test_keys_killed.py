@@ -1,4 +1,4 @@
-"""I2, I4, I8 for schedules made at run time: each slot of each key has one outcome, whatever dies."""
+"""I2, I4, I8 for schedules made at run time: each slot of each key has one outcome, whichever processes die."""
 
 import pytest
 from sqlalchemy.orm import Session
@@ -12,12 +12,12 @@ from tests.support.supervised import supervised
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
 
-#: Each of them is due once a second.
+#: Each key is due once a second.
 KEYS = 20
 UNFINISHED = """
     SELECT 1 FROM rota_runs WHERE job = 'poll' AND slot <= :until AND state IN ('queued', 'running', 'retrying')
 """
-#: The slots that came due until then, and those that have outcomes.
+#: The number of slots that came due until then, of runs, and of slots that got no run.
 ACCOUNT = """
     SELECT (SELECT sum(extract(epoch FROM date_trunc('second', CAST(:until AS timestamptz)))
                        - extract(epoch FROM date_trunc('second', since)))
@@ -26,7 +26,7 @@ ACCOUNT = """
            (SELECT coalesce(sum(slots), 0) FROM rota_gaps WHERE job = 'poll') AS left_out
 """
 STATES = "SELECT DISTINCT state FROM rota_runs WHERE job = 'poll' AND slot <= :until"
-#: Runs whose number of effects is not that of their state.
+#: Runs whose number of effects does not match their state.
 WRONG = """
     SELECT run.id, run.key, run.slot, run.state, count(effect.id) AS effects
     FROM rota_runs AS run LEFT JOIN effects AS effect ON effect.run_id = run.id
@@ -46,13 +46,13 @@ def polls(fleet):
 
 
 def poll_on(fleet, count=2 * KEYS):
-    """Wait until so many more slots have succeeded."""
+    """Wait until so many further slots have succeeded."""
     wanted = polls(fleet) + count
     eventually(lambda: polls(fleet) >= wanted, within=60)
 
 
 def assert_each_slot_has_one_outcome(fleet):
-    """Of all slots until now, when the last of them has ended."""
+    """Assert that each slot until now has one outcome, after the last of these slots has ended."""
     poll_on(fleet)
     ((until,),) = fleet.rows("SELECT accounted_until FROM rota_schedules WHERE job = 'poll'")
     eventually(lambda: not fleet.rows(UNFINISHED, until=until), within=60)

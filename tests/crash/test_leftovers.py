@@ -11,7 +11,7 @@ pytestmark = pytest.mark.crash
 
 @pytest.fixture
 def fleet(make_fleet):
-    """A worker whose jobs leave something behind."""
+    """Return a fleet with a worker whose jobs leave changes behind."""
     fleet = make_fleet(jobs="wait,touch", environ={"LC_ALL": "C.UTF-8"})
     install(fleet.folder / "site", "untidy")
     return fleet
@@ -19,13 +19,13 @@ def fleet(make_fleet):
 
 @pytest.fixture
 def asking(fleet):
-    """Asks it for runs."""
+    """Return a function that requests runs of that fleet."""
     fleet.worker(threads=1)
     return Asking(fleet)
 
 
 def said(fleet, event):
-    """What lines of that event say: the jobs, and what they have changed."""
+    """Return what lines of that event contain: the jobs, and the state that they have changed."""
     return [(line["jobs"], line["what"]) for line in logged(fleet.logs(), event)]
 
 
@@ -53,7 +53,7 @@ def test_what_a_run_has_changed_for_its_process_is_put_back_and_said_once(fleet,
     before = asking.run("look", what=what).result
     for _ in range(2):
         assert asking.run("change", what=what).state == "succeeded"
-        if what == "umask":  # read once a second
+        if what == "umask":  # checked once a second
             eventually(lambda: asking.run("look", what=what).result == before)
 
         assert asking.run("look", what=what).result == before

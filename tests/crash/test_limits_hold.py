@@ -14,7 +14,7 @@ pytestmark = pytest.mark.crash
 
 HELD = "SELECT id FROM rota_runs WHERE state = 'running' AND process_id = :process"
 CRASHED = "SELECT max(ended_at) AS at FROM rota_attempts WHERE outcome = 'crashed'"
-#: A run that waits for a limit starts within this after the runs of a dead process were recovered.
+#: In seconds: a waiting run starts so soon after the runs of a dead process were recovered.
 SOON = timedelta(seconds=10)
 
 
@@ -23,7 +23,7 @@ def states(fleet):
 
 
 def kill_while_it_holds(fleet, worker):
-    """Kill a registered worker that holds the limit; return whether it did."""
+    """Kill a registered worker that holds the limit. Return whether one was killed."""
     pid = pid_of(worker)
     os.kill(pid, signal.SIGSTOP)
     is_holding = bool(fleet.rows(HELD, process=worker.id))

@@ -1,4 +1,4 @@
-"""The logs of real processes: JSON that programs can read; and work never waits for the log."""
+"""The logs of real processes: JSON that programs can read, and that work never waits for the log."""
 
 import json
 import shlex
@@ -18,13 +18,13 @@ from tests.support.supervised import Supervised, supervised
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
 GRACE = 10
-#: Written by periodiq before it has loaded anything of ours.
+#: Lines that periodiq writes before it loads Rota.
 NOT_OURS = "Starting Periodiq, a simple scheduler for Dramatiq."
 SECONDS_OF_SUCCESSES = 'select(.event == "run.succeeded") | .seconds'
 
 
 def install_broken_plugin(fleet) -> None:
-    """What pip would write for a plugin that cannot be imported."""
+    """Write the metadata that pip writes for a plugin, which cannot be imported."""
     site = fleet.folder / "site"
     (site / "broken-1.0.dist-info").mkdir()
     (site / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
@@ -37,7 +37,7 @@ def states(fleet, job: str) -> set[str]:
 
 
 def seconds_of_successes(log: str) -> list[float]:
-    """As an operator asks for them; without jq, as jq would answer."""
+    """Return the durations as the command in the documentation does. Without jq, compute the same."""
     if shutil.which("jq") is None:
         return [line["seconds"] for line in map(json.loads, log.splitlines()) if line["event"] == "run.succeeded"]
     asked = ["jq", "-c", SECONDS_OF_SUCCESSES]
@@ -75,7 +75,7 @@ def test_every_line_of_workers_and_a_scheduler_is_json_and_has_what_is_documente
 
 @contextmanager
 def writing_to(fleet, redirection: str):
-    """A ``rota worker`` whose standard error a shell has redirected."""
+    """Yield a ``rota worker`` whose standard error is redirected by a shell."""
     rota = shlex.quote(str(fleet.bin / "rota"))
     command = f"exec {rota} worker --processes 2 --threads 2 --grace {GRACE} {redirection}"
     started = Supervised(fleet, fleet.start("/bin/bash", "-c", command))

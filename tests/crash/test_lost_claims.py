@@ -22,15 +22,17 @@ pytestmark = pytest.mark.crash
 
 
 NO_DELAY = timedelta(0)
-#: Hardly anybody flushes the log of transactions but a commit that must.
+#: With these settings, the write-ahead log is flushed only if a commit requires it, with few exceptions.
 LAZY = {"wal_writer_delay": "10s", "autovacuum": "off", "bgwriter_lru_maxpages": "0"}
-#: Now and then somebody does all the same, and the crash loses nothing; then another may.
+#: Sometimes the log is flushed anyway, and the crash loses nothing. Then the test crashes PostgreSQL again.
 MOST_CRASHES = 10
 
 
 @pytest.fixture
 def server(servers_folder: Path, tmp_path: Path) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that writes its log of transactions only when a commit must, so that a crash loses the rest."""
+    """Yield a PostgreSQL that flushes its write-ahead log only when a commit requires it, so that a crash loses the
+    rest.
+    """
     made = EmbeddedPostgres(servers_folder / tmp_path.name, settings=LAZY)
     made.start()
     yield made
@@ -46,7 +48,7 @@ def engine(server: EmbeddedPostgres) -> Iterator[Engine]:
 
 
 def claim_again(engine: Engine, run_id: int, stack: ExitStack) -> Lease:
-    """Claim for a process that has just registered."""
+    """Claim the run for a process that has just registered."""
     registration = stack.enter_context(database.dedicated(engine))
     process_id = processes.register(registration, Identity("worker", "test:1", "test"), timedelta(hours=1))
     registration.exec_driver_sql("CHECKPOINT")
@@ -57,7 +59,9 @@ def claim_again(engine: Engine, run_id: int, stack: ExitStack) -> Lease:
 
 
 def lose_claim(server: EmbeddedPostgres, engine: Engine, stack: ExitStack) -> Lease:
-    """A claim that a crash of PostgreSQL has lost, together with what it drew from the sequence."""
+    """Return a lease whose claim was lost in a crash of PostgreSQL, together with the value that it drew from the
+    sequence.
+    """
     for _ in range(MOST_CRASHES):
         with database.autocommit(engine) as connection:
             run_id = runs.request(

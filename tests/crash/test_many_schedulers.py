@@ -1,4 +1,4 @@
-"""I2, I8: every slot has one row and one effect, no matter which process fires it and which dies."""
+"""I2, I8: every slot has one row and one effect, whichever process fires it and whichever dies."""
 
 from collections import Counter
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from tests.support.lengths import AWAY_SECONDS, WATCHED_SECONDS
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 + 2 * WATCHED_SECONDS)]
 
 SECOND = timedelta(seconds=1)
-#: Without a scheduler, the dispatcher starts a slot within this time.
+#: In seconds: without a scheduler, the dispatcher starts a slot within this time.
 LATEST_WITHOUT_SCHEDULER = 2.0
 
 
@@ -72,19 +72,19 @@ def test_a_redis_that_is_away_neither_ends_periodiq_nor_loses_a_slot(make_fleet,
 
 
 def accounted_since(fleet, job: str) -> datetime:
-    """The first full second since which the ledger answers for the job's slots; before that it knew of no schedule."""
+    """Return the first full second from which on the job's slots are accounted for."""
     mark = "SELECT accounted_until FROM rota_schedules WHERE job = :job"
     eventually(lambda: fleet.rows(mark, job=job))
     return next_second(fleet)
 
 
 def next_second(fleet) -> datetime:
-    """The next full second of the database's clock."""
+    """Return the next full second of the database's clock."""
     return fleet.now().replace(microsecond=0) + SECOND
 
 
 def assert_served_once(fleet, job: str, every: int, since: datetime, until: datetime) -> None:
-    """Each slot with ``since`` <= slot < ``until`` has one row, which succeeds, and one effect."""
+    """Assert that each slot with ``since`` <= slot < ``until`` has one row, which succeeds, and one effect."""
     expected = Counter(slots_between(every, since, until))
 
     def slots_in(table: str, condition: str = "true") -> Counter[datetime]:
@@ -106,7 +106,7 @@ def slots_between(every: int, since: datetime, until: datetime) -> list[datetime
 
 
 def lateness(fleet, job: str, since: datetime, until: datetime) -> list[float]:
-    """How late the slots were started, in seconds."""
+    """Return how late the slots were started, in seconds."""
     query = "SELECT started_at - slot AS late FROM rota_runs WHERE job = :job AND slot >= :since AND slot < :until"
     return [row.late.total_seconds() for row in fleet.rows(query, job=job, since=since, until=until)]
 

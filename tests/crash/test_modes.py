@@ -31,7 +31,9 @@ class TestAuto:
     def test_runs_go_on_within_5_s_of_the_loss_of_redis_and_through_it_again_afterwards(
         self, make_fleet, own_redis, record_property
     ):
-        """Those whose messages died with it, and those that were requested since; without a restart, each once."""
+        """This includes runs whose messages were lost with Redis, and runs that were requested later. No process is
+        restarted, and each run is executed once.
+        """
         fleet = make_fleet(jobs="nap,touch", redis_url=own_redis.url)
         first, _ = fleet.together(*[lambda: fleet.worker(threads=4)] * 2)
         fleet.request("nap", RUNS)
@@ -101,7 +103,7 @@ class TestDistributed:
         assert_each_ended_once(fleet, 11, "touch")
 
 
-#: An empty variable is one that is not set.
+#: An empty variable counts as unset.
 LOCAL = {"SCHEDULER_MODE": "local", "REDIS_URL": ""}
 FAILING = """
     INSERT INTO rota_runs (job, queue, exclusive, args) VALUES ('send-fast', 'chaos', false, '{"fail": true}')

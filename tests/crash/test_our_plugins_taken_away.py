@@ -1,4 +1,4 @@
-"""I1 with the plugins of this repository: each uninstalled, disabled and broken, by real wheels and real pip."""
+"""I1 for the plugins of this repository: each is uninstalled, disabled and broken, with real wheels and real pip."""
 
 import inspect
 import json
@@ -27,35 +27,37 @@ REQUEST = text("""
     INSERT INTO rota_runs (job, queue, key, exclusive)
     SELECT job, queue, :key, false FROM unnest(:jobs, :queues) AS _ (job, queue) RETURNING id
 """)
-#: Jobs that the business retired, but that the old system's second scheduler still ran.
-#: A release that had the retired jobs, of a plugin that was uninstalled.
+#: Inserts a release with the retired jobs, of a plugin that was uninstalled.
 FORMER_RELEASE = text("""
     INSERT INTO rota_releases (fingerprint, jobs, first_seen_at, last_seen_at)
     VALUES ('former', CAST(:jobs AS jsonb), now() - interval '1 day', now())
 """)
+#: Jobs that the business retired, but that the second scheduler of the old system still ran.
 RETIRED = ["auto-complete-expired-time-slot-tasks", "check-and-end-activities", "auto-generate-future-time-slots"]
 CHECKED = {"uninstalled": None, "disabled": "info", "broken": "wrong", "loaded": "ok"}
 
 
 class Marketplace(Service):
-    """A service with the plugins of this repository, whose jobs are on paths."""
+    """A service with the plugins of this repository. A *path* is a part of Rota that knows jobs, such as a command or
+    the metrics.
+    """
 
     def bring(self, how: dict[str, str]) -> None:
-        """Have each plugin be loaded, or be away in some way."""
+        """Load each plugin, or take it away in the given way."""
         self.environment.uninstall(*map(distribution, how))
         kept = [name for name, way in how.items() if way != "uninstalled"]
         self.environment.install(*(self.needing_newer(n) if how[n] == "broken" else wheel_of(FOLDERS[n]) for n in kept))
         self.environ["ROTA_DISABLED_PLUGINS"] = ",".join(name for name in how if how[name] == "disabled")
 
     def needing_newer(self, name: str) -> Path:
-        """The wheel of a plugin that needs a core which is not there."""
+        """Return the wheel of a plugin that requires a version of Rota that does not exist."""
         source = shutil.copytree(FOLDERS[name], self.folder / "newer" / name)
         project = source / "pyproject.toml"
         project.write_text(project.read_text().replace('"rota>=0.1.0"', '"rota>=99"'))
         return build(source, self.folder / "wheels" / name)
 
     def request(self, key: str) -> list[int]:
-        """Have every job of theirs run once."""
+        """Request a run of every job of these plugins."""
         ids: list[int] = []
         with self.fleet.engine.begin() as connection:
             for name in FOLDERS:
@@ -65,16 +67,16 @@ class Marketplace(Service):
         return ids
 
     def all_are(self, state: str, ids: list[int]) -> bool:
-        """Whether all of these runs are in that state."""
+        """Return whether all of these runs are in that state."""
         counted = "SELECT count(*) AS n FROM rota_runs WHERE id = ANY(:ids) AND state = :state"
         return bool(self.fleet.rows(counted, ids=ids, state=state)[0].n == len(ids))
 
     def slots(self) -> set[str]:
-        """The jobs whose slots the dispatcher accounts for."""
+        """Return the jobs whose slots the dispatcher accounts for."""
         return {row.job for row in self.fleet.rows("SELECT job FROM rota_schedules")}
 
     def jobs_on_paths(self) -> dict[str, set[str]]:
-        """The jobs that each path knows of."""
+        """Return the jobs that each path knows."""
         actors, periodic = self.actors_and_periodic()
         return {
             "scheduler and workers": actors,
@@ -87,12 +89,12 @@ class Marketplace(Service):
         }
 
     def measured(self, *, orphaned: bool = False) -> set[str]:
-        """The jobs of which the metrics tell anything but that runs were orphaned; or those of which they tell that."""
+        """Return the jobs with a metric other than orphaned runs; with ``orphaned``, the jobs with orphaned runs."""
         lines = [line for line in self.metrics().splitlines() if ('status="orphaned"' in line) == orphaned]
         return set(re.findall(r'task="([^"]+)"', "\n".join(lines)))
 
     def paths(self) -> dict[str, set[str]]:
-        """The plugins that each path knows of, by their jobs, queues and tables."""
+        """Return the plugins that each path knows, by their jobs, queues and tables."""
         checked = {answer["name"] for answer in self.json("check", "--live")["checks"]}
         return {
             **{path: owners(jobs) for path, jobs in self.jobs_on_paths().items()},
@@ -101,13 +103,13 @@ class Marketplace(Service):
         }
 
     def outcomes(self) -> dict[str, str | None]:
-        """What ``rota check`` says of each plugin."""
+        """Return the outcome of ``rota check`` for each plugin."""
         answers = {answer["name"]: answer["outcome"] for answer in self.json("check")["checks"]}
         return {name: answers.get(f"plugin {name}") for name in FOLDERS}
 
 
 def each_another_way(number: int) -> dict[str, str]:
-    """Each plugin away in another way; in three such numbers each in every way."""
+    """Return a different way for each plugin. Over three consecutive numbers, each plugin gets each way."""
     return dict(zip(FOLDERS, islice(cycle(WAYS), number, None), strict=False))
 
 
@@ -116,13 +118,13 @@ def distribution(name: str) -> str:
 
 
 def jobs_of(name: str) -> set[str]:
-    """The jobs of a plugin that need no arguments, as the environment that runs the tests has them."""
+    """Return the jobs of a plugin that need no arguments, as they are installed in the environment of the tests."""
     owners = loading.current().owners
     return {job.name for job in loading.current() if owners[job.name].name == name and not needs_arguments(job)}
 
 
 def queue_of(job: str) -> str:
-    """The queue of a job, as the environment that runs the tests has it."""
+    """Return the queue of a job, as it is installed in the environment of the tests."""
     return loading.current().job(job).queue
 
 
@@ -132,16 +134,15 @@ def needs_arguments(job: Job) -> bool:
 
 
 def owners(jobs: Iterable[str]) -> set[str]:
-    """The plugins of this repository to which these jobs belong."""
+    """Return the plugins of this repository to which these jobs belong."""
     found = {loading.current().owners[job].name for job in jobs if job in loading.current().owners}
     return found & FOLDERS.keys()
 
 
 @pytest.fixture
 def make_marketplace(make_plain_service, tmp_path):
-    """A service with every plugin of this repository.
-
-    The settings of ``mail`` and ``maintenance`` stay in the environment all the while, as they would in a unit file.
+    """Yield a function that makes a service with every plugin of this repository. The settings of ``mail`` and
+    ``maintenance`` stay in the environment, as they would in a unit file.
     """
 
     def make(**options) -> Marketplace:
@@ -196,7 +197,9 @@ def test_each_plugin_of_this_repository_leaves_every_path_by_every_way_and_comes
 def test_what_plugins_that_are_away_have_left_is_on_no_path_without_redis_either(
     make_marketplace, own_redis, path, number
 ):
-    """In local mode, and in ``auto`` once Redis is lost; on queues of theirs, and on one that a worker serves."""
+    """In local mode, and in ``auto`` after Redis is lost; on queues of the removed plugins, and on a queue that a
+    worker serves.
+    """
     service = make_marketplace(redis_url=own_redis.url)
     service.remember()
     how = each_another_way(number)
@@ -214,7 +217,7 @@ def test_what_plugins_that_are_away_have_left_is_on_no_path_without_redis_either
 
 
 def service_with_all_paths(service: Marketplace, key: str) -> dict[str, set[str]]:
-    """Start it, have every job run, and say what is on each path then."""
+    """Start the service, and let every job run. Then return what each path knows."""
     assert service.rota("db", "upgrade").returncode == 0
     service.start()
     ids = service.request(key)
@@ -224,7 +227,9 @@ def service_with_all_paths(service: Marketplace, key: str) -> dict[str, set[str]
 
 
 def test_the_retired_jobs_are_on_no_path_with_every_plugin_of_this_repository(make_marketplace, own_redis):
-    """Over Redis, straight from the ledger once Redis is lost, and in local mode; they wait on every queue."""
+    """Over Redis, directly from the ledger when Redis is lost, and in local mode. Messages of the retired jobs are on
+    every queue.
+    """
     service = make_marketplace(redis_url=own_redis.url)
     present = [("touch", "chaos"), *((min(jobs_of(name)), queue_of(min(jobs_of(name)))) for name in FOLDERS)]
     retired = [(job, queue) for _, queue in present for job in RETIRED]

@@ -1,4 +1,4 @@
-"""A pause in a real fleet: it stays active while processes die, ends by itself, and no waiting run is lost."""
+"""A pause in a real fleet: it stays active when processes die, ends at its time, and no waiting run is lost."""
 
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ PAUSED_SECONDS = 8
 
 @pytest.fixture
 def busy(make_fleet):
-    """Two workers and a scheduler, with a slot a second."""
+    """Start two workers and a scheduler, with a slot each second."""
     fleet = make_fleet(jobs="tick,touch,wait")
     fleet.together(fleet.worker, fleet.worker, fleet.scheduler)
     eventually(lambda: fleet.effects("tick"))
@@ -33,7 +33,7 @@ def pause(busy):
 
 def test_a_pause_outlives_the_leader_and_ends_by_itself_and_what_waited_runs_once(busy, pause):
     waiting = busy.request("touch", RUNS)
-    busy.carry("touch", waiting)  # messages that arrive meanwhile
+    busy.carry("touch", waiting)  # messages that arrive during the pause
     eventually(lambda: busy.rows("SELECT 1 FROM rota_runs WHERE reason = 'paused'"))
     busy.kill(busy.group_of(busy.leader()))
 
@@ -59,7 +59,7 @@ def test_what_is_at_work_when_a_pause_begins_ends_its_work(busy, request):
 
 
 def assert_slots_tell_of_the_pause(fleet, pause) -> None:
-    """Each second of it is on record as skipped, and those after it succeed again."""
+    """Assert that each slot in the pause is recorded as skipped, and that later slots succeed."""
     after = pause.until + timedelta(seconds=3)
     due = list(every(seconds=1).between(pause.paused_at, after))
     recorded = "SELECT slot, state, reason FROM rota_runs WHERE job = 'tick' AND slot = ANY(:due) ORDER BY slot"

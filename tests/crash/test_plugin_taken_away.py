@@ -36,7 +36,7 @@ LEFT = """
 
 
 class Leaving(Service):
-    """A service in which the plugin comes and goes."""
+    """A service whose plugin is removed and installed again."""
 
     def take_away(self, how: str) -> None:
         """Take the plugin away."""
@@ -48,7 +48,7 @@ class Leaving(Service):
             self.environment.install(leaving.wheel(version="2.0", module=leaving.BROKEN))
 
     def bring_back(self) -> None:
-        """Have it installed as it was."""
+        """Install the plugin as it was before."""
         self.environ.pop("ROTA_DISABLED_PLUGINS", None)
         self.environment.install(leaving.wheel())
 
@@ -65,7 +65,7 @@ class Leaving(Service):
 
 @pytest.fixture
 def make_service(make_plain_service):
-    """A service with the plugin installed."""
+    """Yield a function that makes a service with the plugin installed."""
 
     def make(**options) -> Leaving:
         service = make_plain_service(Leaving, **options)
@@ -93,11 +93,11 @@ def test_a_plugin_that_is_taken_away_is_on_no_path_and_comes_back(make_service, 
     eventually(lambda: service.states(rows) == ["orphaned"] * len(rows), within=LONGEST)
     eventually(lambda: (service.dead_letters("chaos-fast"), service.dead_letters("leaving")) == (1, 1), within=LONGEST)
 
-    # the dispatcher: every row ended without an attempt, and says why
+    # the dispatcher: every run has ended without an attempt, with the reason
     for row, now in zip(rows, service.now(rows), strict=True):
         assert (now.reason, now.attempt, now.former_state) == (how, row.attempt, row.state)
     assert fleet.redis.llen("dramatiq:leaving") == 0
-    # scheduler and workers: no actor, no slot, no effect
+    # scheduler and workers: there is no actor, no slot and no effect
     assert not service.actors() & JOBS
     assert not service.known() & JOBS
     (touched,) = fleet.request("touch")
@@ -170,7 +170,7 @@ def test_two_releases_side_by_side_do_each_other_no_harm(make_service, tmp_path)
 
 
 def test_a_request_for_a_job_that_nobody_has_yet_waits_until_a_worker_has_it(make_service):
-    """Also a delayed one; beside runs of a job that a release had, which the same looks end."""
+    """A delayed request waits as well. Meanwhile, runs of a job that an earlier release had are orphaned."""
     service = make_service()
     fleet = service.fleet
     service.take_away("uninstalled")

@@ -87,7 +87,7 @@ def test_a_pool_that_is_too_small_makes_runs_wait_for_one_another_and_no_more(ma
 
 
 def test_connections_that_are_cut_again_and_again_are_no_crashes(make_fleet, postgres_url):
-    """Those of the heartbeats and of the dispatcher too; what was under way is tried again."""
+    """This includes the connections of heartbeats and of the dispatcher. Interrupted runs are tried again."""
     fleet = make_fleet(jobs="nap", environ={"ROTA_MAX_CRASHES": "100"})
     fleet.together(*[lambda: fleet.worker(threads=2)] * 2)
     fleet.request("nap", 2 * RUNS)

@@ -24,18 +24,18 @@ def fleet(make_fleet):
 
 @pytest.fixture
 def worker(fleet):
-    """Its worker."""
+    """Return the fleet's worker."""
     return fleet.worker(threads=2)
 
 
 @pytest.fixture
 def asking(fleet, worker):
-    """Asks it for runs."""
+    """Return a function that requests runs of that fleet."""
     return Asking(fleet)
 
 
 def lines(fleet, text):
-    """The lines of the log with that text."""
+    """Return the lines of the log that contain a text."""
     return [json.loads(line) for line in fleet.logs().splitlines() if f'"event": "{text}"' in line]
 
 

@@ -13,7 +13,7 @@ QUEUE = "dramatiq:chaos"
 
 @pytest.fixture
 def busy(make_fleet, own_redis):
-    """Two workers in the middle of a thousand runs, most of which wait on Redis."""
+    """Start two workers that work on a thousand runs, most of which wait in Redis."""
     fleet = make_fleet(jobs="nap", redis_url=own_redis.url)
     fleet.together(*[lambda: fleet.worker(threads=4)] * 2)
     fleet.request("nap", RUNS)
@@ -72,7 +72,7 @@ def test_retries_of_the_fast_lane_go_on_when_redis_was_away_as_several_came_due(
     eventually(lambda: fleet.fetched("chaos-fast.DQ") == 3, every=0.01)
 
     own_redis.kill()
-    elapse(3)  # their delay is a second
+    elapse(3)  # these runs have a delay of a second
     own_redis.start()
 
     fleet.next_starts(2 * 3, within=30)

@@ -1,4 +1,4 @@
-"""I4, I6: requests are kept, and retries and slots do not multiply; with real processes."""
+"""I4, I6: no request is lost, and retries and slots do not accumulate; with real processes."""
 
 import statistics
 from itertools import pairwise
@@ -73,13 +73,13 @@ def test_a_failing_job_is_tried_once_per_slot(make_fleet):
     gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(starts)]
     assert statistics.median(gaps) >= 1.5
     slots = fleet.rows("SELECT state, reason FROM rota_runs WHERE job = 'failing-slot' AND finished_at IS NOT NULL")
-    gave_way = {("skipped", "retrying"), ("skipped", "overlap")}  # the latter if a busy machine was late
+    gave_way = {("skipped", "retrying"), ("skipped", "overlap")}  # the latter if the machine was busy and late
     assert {(slot.state, slot.reason) for slot in slots} <= {*gave_way, ("dead", "retries")}
     most = max(sum(0 <= (other - start).total_seconds() < 10 for other in starts) for start in starts)
-    assert most <= 6  # five slots come due in ten seconds, and a busy machine may be late with the one before
+    assert most <= 6  # five slots come due in ten seconds, and the slot before them may be late
 
 
 def assert_one_after_another(runs):
-    """Runs in the order of their requests, none of which began before the one before had ended."""
+    """Assert that the runs were executed in the order of their requests, each after the end of the previous run."""
     for former, run in pairwise(runs):
         assert former.finished_at <= run.started_at, (former.id, run.id)

@@ -19,7 +19,7 @@ CHAT = "SELECT * FROM customer_service_chats WHERE user_id = :user"
 
 
 def wait_for_agent(fleet, user: str) -> float:
-    """Have the user join; return how many seconds after the commit the chat was there."""
+    """Let the user join. Return the seconds from the commit until the chat exists."""
     with Session(fleet.engine) as session, session.begin():
         join_queue(session, user)
     joined_at = time.monotonic()
@@ -31,7 +31,7 @@ def wait_for_agent(fleet, user: str) -> float:
 def test_a_user_who_joins_is_served_within_a_second_while_maintenance_occupies_the_threads(
     make_fleet, mode, record_property
 ):
-    """Slow jobs of the same queue do not take the last reserved thread either."""
+    """Slow jobs of the same queue do not take the last reserved thread."""
     environ = {**RESERVED, "SCHEDULER_MODE": mode.split()[0]}
     without_redis = {"redis_url": "redis://127.0.0.1:1"} if mode == "auto without Redis" else {}
     fleet = make_fleet(jobs="none", environ=environ, **without_redis)

@@ -133,7 +133,7 @@ class TestStopping:
         assert (run.state, run.attempt, run.crashes) == ("succeeded", 1, 2)
 
     def test_no_slot_is_late_over_two_deploys(self, make_fleet, record_property):
-        """Old workers are told to stop, and new ones start, while a slot comes every second."""
+        """Old workers are told to stop, and new workers start, while a slot comes due every second."""
         fleet = make_fleet(jobs="tick")
         fleet.scheduler()
         old = fleet.start("rota", "worker", "--processes", "2", "--threads", "4")
@@ -187,7 +187,7 @@ class TestRecycling:
             old = set(worker.pids())
 
             def are_replaced() -> bool:
-                fleet.send_fast("fast")  # more and more, since one of the two may take most of them
+                fleet.send_fast("fast")  # more and more messages, since one of the two processes may take most of them
                 fleet.next_start()
                 return not old & set(worker.pids()) and len(worker.pids()) == 2
 
@@ -265,7 +265,7 @@ class TestLimits:
 
     def test_a_hard_limit_is_recorded_and_ends_the_process_whose_other_runs_start_elsewhere_uncounted(self, make_fleet):
         fleet = make_fleet(jobs="stubborn,wait,fast-wait")
-        with supervised(fleet, processes=2, threads=8) as worker:  # each could do it all
+        with supervised(fleet, processes=2, threads=8) as worker:  # each process could work on all runs
             waiting = fleet.request("wait", 4)
             fleet.send_fast("fast-wait")
             fleet.send_fast("fast-wait")
@@ -282,7 +282,7 @@ class TestLimits:
             fleet.go_on(0)
             eventually(lambda: states(fleet, "wait") == {"succeeded"})
 
-            eventually(lambda: not psutil.pid_exists(stubborn.pid))  # perhaps nothing was at work beside it
+            eventually(lambda: not psutil.pid_exists(stubborn.pid))  # there may have been no other run in the process
             worker.wait_for(2)
         (dead,) = fleet.runs("stubborn")
         assert (dead.state, dead.crashes) == ("dead", 0)
@@ -348,7 +348,7 @@ class TestLimits:
 
     @pytest.mark.timeout(300)
     def test_a_job_that_lets_nothing_else_run_in_its_process_is_killed_with_it_and_dead_in_the_end(self, make_fleet):
-        """No limit can be enforced from within; other runs of the process are taken up, and survive the third time."""
+        """No limit can be enforced in such a process. Its other runs are recovered, and survive even the third time."""
         fleet = make_fleet(jobs="hog,wait", environ=SHORT_LEASE)
         with supervised(fleet, processes=1, threads=4) as worker:
             (waiting,) = fleet.request("wait")
@@ -375,7 +375,7 @@ class TestLimits:
         (old,) = fleet.registered("worker", command)
         psutil.Process(pid_of(old)).suspend()
         eventually(lambda: not fleet.registered("worker"))
-        elapse(4)  # longer than the watchdog would wait
+        elapse(4)  # longer than the watchdog waits
 
         psutil.Process(pid_of(old)).resume()
 
@@ -383,7 +383,7 @@ class TestLimits:
 
 
 class TestLife:
-    """What lives shows it; what does not is replaced."""
+    """A living process reports to its supervisor. A process that does not report is replaced."""
 
     def test_a_process_that_was_stopped_is_replaced_and_its_run_starts_elsewhere(self, make_fleet):
         fleet = make_fleet(jobs="wait", environ=SHORT_LEASE)
@@ -408,7 +408,7 @@ class TestLife:
             before, family = worker.pids(), worker.processes()
             for process in family:
                 process.suspend()
-            elapse(10)  # longer than any of them may be silent
+            elapse(10)  # longer than a process may be silent
             for process in sorted(
                 family, key=lambda process: process.pid != worker.process.pid
             ):  # first the supervisor
@@ -431,7 +431,7 @@ class TestLife:
             (stuck,) = eventually(lambda: fleet.registered("stuck"))
             with (
                 fleet.engine.connect() as connection
-            ):  # in this process, since `rota check` may start too late to see it
+            ):  # in this process, since `rota check` may start too late to see the stuck process
                 found = {check.name: check for check in health.processes(connection, Registry(), live=True, here=None)}
             assert found["stuck process"].outcome == "wrong"
             assert found["stuck process"].found.startswith(f"{stuck.name} makes no progress")

@@ -21,7 +21,7 @@ from tests.support.shaped import declared
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 
 LONGEST = 60
-#: Of each form, as runs and as messages.
+#: The number of requests of each form, as runs and as messages.
 COUNT = 20
 REQUEST = text("""
     INSERT INTO rota_runs (job, queue, args, exclusive, sent_at)
@@ -29,7 +29,8 @@ REQUEST = text("""
     FROM unnest(CAST(:args AS text[])) WITH ORDINALITY AS each (args, n) ORDER BY n RETURNING id
 """)
 
-#: Parameters and arguments of the old release, those of the new one, and a release whose arguments the other refuses.
+#: For each change: parameters and arguments of the old release, those of the new release, and the release whose
+#: arguments the other release refuses.
 CHANGES = {
     "added": ("n: int", lambda n: {"n": n}, "n: int, region: str = 'uk'", lambda n: {"n": n, "region": "fr"}, "new"),
     "removed": ("n: int, note: str = ''", lambda n: {"n": n, "note": "x"}, "n: int", lambda n: {"n": n}, "old"),
@@ -40,12 +41,12 @@ CHANGES = {
 
 @pytest.fixture
 def two(make_fleet, tmp_path):
-    """A fleet with workers of two releases."""
+    """Return a fleet with workers of two releases."""
     return Two(make_fleet(jobs="touch"), tmp_path)
 
 
 class Two:
-    """Workers of an old and of a new release, side by side."""
+    """Workers of an old release and of a new release, at the same time."""
 
     def __init__(self, fleet, folder) -> None:
         self.fleet = fleet
@@ -72,7 +73,7 @@ class Two:
 
     @contextmanager
     def paused(self, release: str) -> Iterator[None]:
-        """Have the worker of that release stand still, so that all comes to the other first."""
+        """Pause the worker of that release, so that all messages first reach the other release."""
         worker = self.new if release == "new" else self.old
         self.fleet.pause(worker)
         try:
@@ -88,26 +89,26 @@ class Two:
         broker.close()
 
     def given(self, job: str) -> list[tuple[dict[str, Any], int]]:
-        """What the job was given each time, with the command whose process it was."""
+        """Return the arguments with which the job was called, each with the process group of its worker."""
         rows = self.fleet.rows("SELECT args, pid FROM given WHERE job = :job", job=job)
         return [(row.args, os.getpgid(row.pid)) for row in rows]
 
     def runs(self, ids: list[int]) -> list[Any]:
-        """These runs as they are now."""
+        """Return the rows of these runs."""
         return self.fleet.rows("SELECT * FROM rota_runs WHERE id = ANY(:ids) ORDER BY id", ids=ids)
 
     def end(self, ids: list[int]) -> list[Any]:
-        """Wait until these runs have ended."""
+        """Wait until these runs have ended. Return their rows."""
         eventually(lambda: all(run.finished_at for run in self.runs(ids)), within=LONGEST)
         return self.runs(ids)
 
     def dead_letters(self) -> int:
-        """How many messages were set aside."""
+        """Return the number of dead letters."""
         return int(self.fleet.redis.hlen(f"dramatiq:{shaped.QUEUE}.XQ.msgs"))
 
 
 def counted(args: list[dict[str, Any]]) -> Counter[str]:
-    """How often each was given."""
+    """Return how often each of the arguments was given."""
     return Counter(json.dumps(each, sort_keys=True) for each in args)
 
 
@@ -130,7 +131,7 @@ def test_no_run_or_message_is_dead_that_a_live_release_fits(two, change):
     assert {(run.state, run.attempt, run.failures, run.crashes) for run in ended} == {("succeeded", 1, 0, 0)}
     eventually(lambda: len(two.given("shape-fast")) + two.dead_letters() >= len(asked), within=LONGEST)
     assert two.dead_letters() == 0
-    with pytest.raises(AssertionError):  # nothing runs a second time
+    with pytest.raises(AssertionError):  # no run is executed a second time
         eventually(lambda: len(two.given("shape")) + len(two.given("shape-fast")) > 2 * len(asked), within=2)
     for job in ("shape", "shape-fast"):
         given = [args for args, _ in two.given(job)]

@@ -1,4 +1,4 @@
-"""Both releases at work on one database, as during a deploy: real processes of the release before, and of this one."""
+"""Two releases work on one database, as during a deploy: real processes of the previous release and of this release."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -55,7 +55,7 @@ class Mixed(Fleet):
     def ask(
         self, job: str, *keys: str, exclusive: bool = False, priority: int = 0, expires: float | None = None
     ) -> set[int]:
-        """Request a run for each of ``keys``; return them."""
+        """Request a run for each of ``keys``. Return the runs."""
         asked = {"job": job, "keys": list(keys), "exclusive": exclusive, "priority": priority, "expires": expires}
         with self.engine.begin() as connection:
             run_ids = set(connection.execute(REQUEST, asked).scalars())
@@ -70,7 +70,7 @@ class Mixed(Fleet):
         broker.close()
 
     def heard(self) -> set[int]:
-        """The messages of the fast lane that were worked on."""
+        """Return the messages of the fast lane that were worked on."""
         return {int(number) for number in self.redis.lrange(two_releases.FAST, 0, -1)}
 
     def cancel(self, *run_ids: int) -> None:
@@ -79,17 +79,17 @@ class Mixed(Fleet):
             cancels.cancel(connection, run_ids, by="ann")
 
     def states(self, run_ids: set[int]) -> set[tuple[str, str | None]]:
-        """The states and reasons of these runs."""
+        """Return the states and reasons of these runs."""
         rows = self.rows("SELECT state, reason FROM rota_runs WHERE id = ANY(:ids)", ids=list(run_ids))
         return {(row.state, row.reason) for row in rows}
 
     def wait_for_requests(self) -> None:
-        """Until no request is waiting or running."""
+        """Wait until no request is waiting or running."""
         eventually(lambda: not self.rows(LIVE), every=0.2)
 
 
 class Former(Mixed):
-    """The processes of the release before."""
+    """The processes of the previous release."""
 
     tables = "SELECT 1"
 
@@ -101,7 +101,7 @@ class Former(Mixed):
 
 @pytest.fixture
 def releases(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[tuple[Former, Mixed]]:
-    """The release before and this one."""
+    """Yield the previous release and this release."""
     servers = {"postgres_url": postgres_url, "redis_url": redis_url}
     environ = {"ROTA_DISABLED_PLUGINS": two_releases.OTHERS, "ROTA_RESEND_SECONDS": "2"}
     with ExitStack() as stack:
@@ -115,7 +115,7 @@ def releases(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[tupl
 
 
 def asked_of_each_kind(fleet: Mixed) -> dict[str, set[int]]:
-    """Requests of each kind."""
+    """Request runs of each kind."""
     return {
         "of one key": fleet.ask("invoice", *[""] * 50, exclusive=True),
         "of customers": fleet.ask("invoice", *CUSTOMERS * 10, exclusive=True),
@@ -128,7 +128,7 @@ def asked_of_each_kind(fleet: Mixed) -> dict[str, set[int]]:
 
 
 def assert_each_ran_once(fleet: Mixed, asked: dict[str, set[int]]) -> None:
-    """Nothing was lost, doubled or skipped."""
+    """Assert that no request was lost, executed twice or skipped."""
     assert {kind: fleet.states(run_ids) for kind, run_ids in asked.items()} == {
         kind: {("succeeded", None)} for kind in asked
     }
@@ -139,9 +139,9 @@ def assert_each_ran_once(fleet: Mixed, asked: dict[str, set[int]]) -> None:
 
 
 def assert_slots(fleet: Mixed) -> None:
-    """Each slot has one row; each that succeeded has one effect, and the others have none."""
+    """Assert that each slot has one row, and one effect if it succeeded, and no effect otherwise."""
     for job in ("tick", "sweep"):
-        eventually(lambda job=job: steps(fleet.rows(SLOTS, job=job)) == {1.0})  # the dispatcher inserts this slot later
+        eventually(lambda job=job: steps(fleet.rows(SLOTS, job=job)) == {1.0})  # the dispatcher may be late
         slots = fleet.rows(SLOTS, job=job)
         assert [row.effects for row in slots] == [int(row.state == "succeeded") for row in slots]
         reasons = {row.reason for row in slots if row.state in ("skipped", "missed", "dead")}
@@ -150,7 +150,7 @@ def assert_slots(fleet: Mixed) -> None:
 
 
 def steps(slots: list[Any]) -> set[float]:
-    """The seconds between one slot and the next."""
+    """Return the seconds between consecutive slots."""
     return {(later.slot - earlier.slot).total_seconds() for earlier, later in pairwise(slots)}
 
 

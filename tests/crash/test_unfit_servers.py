@@ -8,7 +8,7 @@ from tests.support.other_databases import encoded
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(200)]
 
-#: periodiq may wait for the next minute before it asks for the first schedule.
+#: periodiq may wait until the next minute before it asks for the first schedule.
 LONGEST = 100
 WORKER = ("dramatiq", "core.main", "--processes", "1", "--threads", "2")
 SCHEDULER = ("periodiq", "core.main")
@@ -17,7 +17,7 @@ COMMANDS = pytest.mark.parametrize("command", [WORKER, SCHEDULER, SUPERVISOR], i
 
 
 def refusal(fleet, command, **environ):
-    """What a command says that ends by itself with status 1."""
+    """Return the message of a command that exits with status 1."""
     assert fleet.start(*command, **environ).wait(LONGEST) == 1
     assert "Traceback" not in fleet.logs()
     return fleet.logs()

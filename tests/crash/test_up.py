@@ -1,4 +1,4 @@
-"""``rota up`` as a real process on a terminal of its own: it starts, restarts programs, and leaves nothing behind."""
+"""``rota up`` as a real process on a terminal of its own: it starts, restarts programs, and leaves no process."""
 
 import json
 import os
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).parents[2]
 ROTA = str(Path(sysconfig.get_path("scripts")) / "rota")
-#: How it is started, unless a test says otherwise.
+#: The usual options of ``rota up``.
 UP = (ROTA, "up", "--processes", "2", "--threads", "2")
 UP_WITHIN = 60
 GONE_WITHIN = 20
@@ -38,7 +38,7 @@ CTRL_C = b"\x03"
 
 
 class Up:
-    """One ``rota up`` in its folder, with its terminal and every process that it has ever been seen to have."""
+    """A ``rota up`` in its folder, with its terminal, and with all processes that it was ever seen to have."""
 
     def __init__(self, folder: Path, *words: str, command: Sequence[str] = UP, **environ: str) -> None:
         self.folder = folder
@@ -60,34 +60,34 @@ class Up:
         self._reader.start()
 
     def _read(self) -> None:
-        with suppress(OSError):  # EIO: everyone has let go of the terminal
+        with suppress(OSError):  # EIO: no process has the terminal any more
             while block := os.read(self._terminal, 4096):
                 self.output += block
 
     @property
     def log(self) -> str:
-        """What it has printed."""
+        """Return the text that it has printed."""
         return self.output.decode(errors="replace")
 
     def logged(self, name: str) -> list[dict[str, Any]]:
-        """Its events of that name, of a log in JSON; the terminal echoes a typed Ctrl-C before the next line."""
+        """Return its events of that name, from a log in JSON. A typed Ctrl-C is shown before the next line."""
         return list(logged(self.log.replace("^C", ""), name))
 
     def look(self) -> list[psutil.Process]:
-        """Its processes as of now; they are remembered."""
+        """Return its present processes, and remember them."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
             self.seen |= {process.pid: process for process in [root, *root.children(recursive=True)]}
         return [process for process in self.seen.values() if is_alive(process)]
 
     def of(self, word: str) -> list[psutil.Process]:
-        """Its processes that have ``word`` in their command line, children of the same program left out."""
+        """Return its processes with ``word`` in the command line, without children of the same program."""
         found = [process for process in self.look() if word in command_line(process)]
         pids = {process.pid for process in found}
         return [process for process in found if process.ppid() not in pids]
 
     def wait_until_up(self) -> "Up":
-        """Until its workers and its scheduler are alive according to the ledger."""
+        """Wait until its workers and its scheduler are alive according to the ledger."""
         eventually(lambda: self.ended() or "Rota is up" in self.log, within=UP_WITHIN)
         assert not self.ended(), self.log
         eventually(lambda: self.rota("check", "--live").returncode == 0, within=UP_WITHIN, every=0.3)
@@ -95,7 +95,7 @@ class Up:
         return self
 
     def rota(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """A command in another terminal, which finds the servers by itself."""
+        """Run a command in another terminal. The command finds the servers by itself."""
         return subprocess.run(
             [ROTA, *words],
             cwd=self.folder,
@@ -115,7 +115,7 @@ class Up:
         return self.process.poll() is not None
 
     def wait_until_gone(self) -> int:
-        """Until none of the processes is left that it has ever been seen to have; return its exit status."""
+        """Wait until all processes have ended that it was ever seen to have. Return its exit status."""
         status = self.process.wait(GONE_WITHIN + 30)
         try:
             eventually(lambda: not self.look(), within=GONE_WITHIN)
@@ -124,7 +124,7 @@ class Up:
         return status
 
     def end(self) -> None:
-        """Leave nothing of it, whatever the test found."""
+        """Kill all its processes, whatever the outcome of the test."""
         for process in self.look():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -134,7 +134,7 @@ class Up:
 
 
 def own_the_terminal() -> None:
-    """Make the pseudo-terminal on stdin that of this session, so that it sends its Ctrl-C here."""
+    """Make the pseudo-terminal on stdin this session's controlling terminal, so that Ctrl-C reaches its processes."""
     import fcntl
     import termios
 
@@ -142,13 +142,13 @@ def own_the_terminal() -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, without what names servers."""
+    """Return the environment of this process without the variables that name servers."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("ROTA_", "PROMETHEUS_"))}
     return {name: value for name, value in ours.items() if name not in {"DATABASE_URL", "REDIS_URL"}} | more
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Zombies whose parent never asks for them are no longer processes."""
+    """Zombies whose parent does not wait for them do not count as living processes."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -162,14 +162,14 @@ def command_line(process: psutil.Process) -> str:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Not pytest's: each of its sessions bars the folder above all of them to other accounts, such as PostgreSQL's."""
+    """Yield a folder outside pytest's own: other accounts, such as PostgreSQL's, cannot enter pytest's folder."""
     with temporary_folder("rota-up-") as name:
         yield Path(name)
 
 
 @pytest.fixture
 def start_up(folder: Path) -> Iterator[Callable[..., Up]]:
-    """Starts ``rota up`` in the test's folder."""
+    """Yield a function that starts ``rota up`` in the test's folder."""
     started: list[Up] = []
 
     def start(*words: str, **how: Any) -> Up:
@@ -182,7 +182,7 @@ def start_up(folder: Path) -> Iterator[Callable[..., Up]]:
 
 
 def runs(up: Up) -> list[dict[str, Any]]:
-    """The ledger's runs as the command line tells them."""
+    """Return the ledger's runs as the command line shows them."""
     listed = up.rota("runs", "--json")
     assert listed.returncode == 0, listed.stderr
     found: list[dict[str, Any]] = json.loads(listed.stdout)
@@ -252,19 +252,19 @@ def test_make_run_works_in_a_folder_whose_name_has_a_space():
 
 
 def assert_logs_in_by_its_link(up):
-    """The printed link logs a browser in, and the health of everything is good."""
+    """Check that the printed link logs a browser in, and that the service is healthy."""
     (address, secret) = re.search(r"log in +(http://127.0.0.1:\d+)/login\?link=(\w+)", up.log).groups()
     eventually(lambda: answers(f"{address}/health"), within=UP_WITHIN)
     browser = build_opener(HTTPCookieProcessor())
     asked = Request(f"{address}/login", f"secret={secret}".encode(), {"Sec-Fetch-Site": "same-origin"})
-    with suppress(HTTPError):  # the page that it leads to is another matter
+    with suppress(HTTPError):  # only the login is tested, not the page after it
         browser.open(asked, timeout=30).close()
     with browser.open(f"{address}/api/v1/me", timeout=30) as answer:
         assert json.load(answer)["role"] == "admin"
 
 
 def answers(url):
-    """Whether a URL answers with 200."""
+    """Return whether a request of this URL gets the status 200."""
     try:
         with urlopen(url, timeout=30) as answer:
             return answer.status == 200
@@ -302,7 +302,7 @@ def test_whatever_dies_is_started_again(start_up, word, name):
 
 
 def eventually_succeeds(up: Up) -> subprocess.CompletedProcess[str]:
-    """The first run that the command line could request after an outage."""
+    """Return the first run that the command line could request after an outage."""
 
     def attempt() -> subprocess.CompletedProcess[str] | None:
         done = up.rota("run", "prune-runs", "--wait", "--timeout", "30")
@@ -391,4 +391,4 @@ def test_a_second_one_in_the_same_folder_says_who_is_there(start_up):
     assert second.returncode == 1
     assert f"is already being served by process {up.process.pid}" in second.stderr
     assert "Traceback" not in second.stderr
-    assert up.rota("check", "--live").returncode == 0  # its word is still there
+    assert up.rota("check", "--live").returncode == 0  # the file with its URLs still exists

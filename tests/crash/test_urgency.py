@@ -1,4 +1,4 @@
-"""Real workers work on a backlog of a queue: an urgent run starts soon, and so does a run of another key."""
+"""Real workers work on a backlog of a queue. An urgent run starts soon, and so does a run with another key."""
 
 import statistics
 
@@ -13,9 +13,9 @@ from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
-#: More than the workers do in half a minute.
+#: More runs than the workers execute in half a minute.
 BACKLOG, KEYS = 20_000, 500
-#: The promise is a second; a busy machine gets some more for single runs.
+#: The goal is a second. A busy machine may take longer for single runs.
 PROMISED_SECONDS, LONGEST_SECONDS = 1, 5
 REQUEST = text("""
     INSERT INTO rota_runs (job, queue, key, exclusive, priority) VALUES ('nap', 'chaos', :key, false, :priority)
@@ -30,7 +30,7 @@ STARTED = "SELECT extract(epoch FROM started_at - queued_at) AS seconds FROM rot
 
 @pytest.fixture
 def busy(make_fleet):
-    """A fleet with a backlog that it works off."""
+    """Start a fleet with a backlog, which it is working on."""
     fleet = make_fleet(jobs="nap")
     with fleet.engine.begin() as connection:
         connection.exec_driver_sql(
@@ -44,7 +44,7 @@ def busy(make_fleet):
 
 
 def seconds_to_start(fleet, key, priority=0):
-    """How long a run takes to start that is requested now."""
+    """Return how long a run takes to start that is requested now."""
     with fleet.engine.begin() as connection:
         run = connection.execute(REQUEST, {"key": key, "priority": priority}).scalar_one()
         connection.exec_driver_sql("NOTIFY rota_due")

@@ -1,4 +1,6 @@
-"""``rota web`` as a real process: its start, the health of frozen servers and processes, and its end in a second."""
+"""``rota web`` as a real process: its start, the health while servers or processes are frozen, and its stop within a
+second.
+"""
 
 import json
 import signal
@@ -16,12 +18,12 @@ from tests.support.service import free_port
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(180)]
 
-#: The promise is 2 seconds, and 5 until what is missing is named. The machine may be busy with other tests.
+#: The goals are 2 seconds, and 5 until a missing part is named. The machine may be busy with other tests.
 ANSWERS_WITHIN, NAMED_WITHIN, STOPS_WITHIN = 2.0, 5.0, 1.0
 
 
 class Web:
-    """One ``rota web`` of a fleet."""
+    """A ``rota web`` of a fleet."""
 
     def __init__(self, fleet, **environ):
         self.port = free_port()
@@ -35,7 +37,7 @@ class Web:
         return False
 
     def get(self, path, timeout=20.0):
-        """The status, the body and the seconds of an answer."""
+        """Return the status, the body and the duration of an answer."""
         began = time.monotonic()
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as answer:
@@ -45,7 +47,7 @@ class Web:
         return status, json.loads(body), time.monotonic() - began
 
     def health(self):
-        """The health, which came in time."""
+        """Return the health. Check that the answer was in time."""
         status, found, seconds = self.get("/health")
         assert seconds < ANSWERS_WITHIN
         assert (status == 200) == (found["status"] == "healthy")
@@ -55,7 +57,7 @@ class Web:
         return self.health()["status"] == "healthy"
 
     def stop(self):
-        """Stop it; the seconds that it took, and its status."""
+        """Stop it. Return the duration of the stop, and the exit status."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(30)
@@ -64,7 +66,7 @@ class Web:
 
 @contextmanager
 def frozen(pid):
-    """A process and its children, stopped by SIGSTOP."""
+    """Stop a process and its children with SIGSTOP, until the block ends."""
     root = psutil.Process(pid)
     processes = [root, *root.children(recursive=True)]
     for process in processes:
@@ -78,7 +80,7 @@ def frozen(pid):
 
 
 def named(web, part, within=NAMED_WITHIN):
-    """The reason, once the health names ``part`` as what is wrong."""
+    """Wait until the health names ``part`` as wrong. Return the reason."""
     return eventually(lambda: web.health().get("reasons", {}).get(part), within=within)
 
 
@@ -99,7 +101,7 @@ def test_a_frozen_server_is_named_in_time_and_forgotten_when_it_goes_on(own_flee
 
     with frozen(own_postgres.pid), ExitStack() as stack:
         assert "PostgreSQL does not answer" in named(web, "database")
-        for _ in range(60):  # the health answers although many requests wait for PostgreSQL
+        for _ in range(60):  # the health is answered although many requests wait for PostgreSQL
             waiting = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
             waiting.sendall(b"GET /api/v1/runs HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert web.health()["database"] == "disconnected"
@@ -108,7 +110,7 @@ def test_a_frozen_server_is_named_in_time_and_forgotten_when_it_goes_on(own_flee
             urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/health", timeout=20)
         assert time.monotonic() - began < ANSWERS_WITHIN
         assert answer.value.code == 503
-        seconds, status = web.stop()  # requests hang, and the end does not wait for them
+        seconds, status = web.stop()  # requests hang, and the stop does not wait for them
         assert seconds < STOPS_WITHIN
         assert status == 0
 

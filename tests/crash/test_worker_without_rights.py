@@ -1,4 +1,4 @@
-"""A worker whose database role has no rights runs at the same time as a worker that has them, in real processes."""
+"""A worker whose database role has no rights, beside a worker whose role has them, as real processes."""
 
 import uuid
 
@@ -19,7 +19,7 @@ GRANTS = (
 
 @pytest.fixture
 def role(make_fleet):
-    """The fleet, and a role that may connect to its database and nothing else."""
+    """Return the fleet, and a role that may only connect to its database."""
     fleet = make_fleet(jobs="touch", environ={"ROTA_RESEND_SECONDS": "1"})
     name = f"nobody_{uuid.uuid4().hex[:8]}"
     do(fleet, f"CREATE ROLE {name} LOGIN")

@@ -1,4 +1,6 @@
-"""What the integration tests share: a look into the ledger, processes to claim for, workers as threads."""
+"""Fixtures of the integration tests: rows of the ledger, processes that claim runs, and workers whose threads are in
+this process.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +47,9 @@ DISCONNECT = """
 
 @dataclass
 class SharedDatabase:
-    """One database for all tests of this folder, emptied after each: a new one for each would take most of the time."""
+    """A database for all tests of this folder. It is emptied after each test, since a new database for each takes much
+    longer.
+    """
 
     template: str
     url: str = ""
@@ -54,7 +58,9 @@ class SharedDatabase:
     _connection: Connection | None = None
 
     def open(self) -> str:
-        """Its URL; it is made if it is not there or no longer what it was."""
+        """Return the URL of the database. Create the database if it does not exist, or if a test has changed its
+        tables.
+        """
         if not self.url:
             self.url = create_database(self.template, "test_integration", template=True)
             engine = databases.connect(self.url)
@@ -65,7 +71,7 @@ class SharedDatabase:
         return self.url
 
     def clean(self) -> None:
-        """Leave nothing of a test in it."""
+        """Delete all rows of a test."""
         self._do(DISCONNECT)
         if self._do(TABLES) != self._tables:
             self.drop()
@@ -78,7 +84,7 @@ class SharedDatabase:
             self._do(f"DELETE FROM {table} RETURNING 1")
 
     def drop(self) -> None:
-        """Drop it; the next ``open`` makes it again."""
+        """Drop the database. The next ``open`` creates it again."""
         self._stack.close()
         if self.url:
             drop_database(self.template, "test_integration")
@@ -86,14 +92,14 @@ class SharedDatabase:
 
     def _do(self, statement: str) -> list[Any]:
         assert self._connection is not None
-        # Without foreign keys, so that tables may be emptied in any order.
+        # Without foreign keys, so that the tables can be emptied in any order.
         self._connection.exec_driver_sql("SET session_replication_role = replica")
         return list(self._connection.exec_driver_sql(statement).scalars())
 
 
 @pytest.fixture(scope="session")
 def shared_database(template: str) -> Iterator[SharedDatabase]:
-    """The database of this folder."""
+    """Yield the database of this folder."""
     shared = SharedDatabase(template)
     yield shared
     shared.drop()
@@ -101,38 +107,38 @@ def shared_database(template: str) -> Iterator[SharedDatabase]:
 
 @pytest.fixture
 def postgres_url(shared_database: SharedDatabase) -> Iterator[str]:
-    """The URL of an empty database that has every table."""
+    """Yield the URL of an empty database that has every table."""
     yield shared_database.open()
     shared_database.clean()
 
 
 @pytest.fixture
 def ledger(database: Engine) -> Ledger:
-    """The ledger of this test."""
+    """Return the ledger of this test."""
     return Ledger(database)
 
 
 @dataclass
 class Process:
-    """A process that is registered on a connection of its own; closing that is its death."""
+    """A process that is registered on a connection of its own. When the connection closes, the process is dead."""
 
     id: int
     connection: Connection
     application: str
 
     def claim(self, engine: Engine, run_id: int, job: str = "work", **options: Any) -> tuple[Verdict, Lease | None]:
-        """Claim for this process."""
+        """Claim a run for this process."""
         with databases.autocommit(engine) as connection:
             return claims.claim(connection, run_id, job=job, process_id=self.id, worker="test:1", **options)
 
     def lease(self, engine: Engine, run_id: int, job: str = "work") -> Lease:
-        """Claim, and expect to get it."""
+        """Claim a run for this process, and expect to get its lease."""
         verdict, lease = self.claim(engine, run_id, job)
         assert lease is not None, verdict
         return lease
 
     def expire(self, engine: Engine) -> None:
-        """Let its leases have run out a second ago."""
+        """Set the end of this process's leases to a second ago."""
         with engine.begin() as connection:
             connection.execute(
                 text("UPDATE rota_processes SET expires_at = clock_timestamp() - interval '1 second' WHERE id = :id"),
@@ -140,13 +146,13 @@ class Process:
             )
 
     def die(self) -> None:
-        """Close the connection that holds its lock, as the end of a process does."""
+        """Close the connection that holds the process's lock, as the death of the process does."""
         self.connection.close()
 
 
 @pytest.fixture
 def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
-    """Registers processes."""
+    """Yield a function that registers a process."""
     with ExitStack() as stack:
 
         def start(
@@ -174,13 +180,13 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 def process(start_process: Callable[..., Process]) -> Process:
-    """A process that may claim."""
+    """Return a process that may claim runs."""
     return start_process()
 
 
 @dataclass
 class Service:
-    """A broker and, once ``work`` is called, a worker whose threads are this process's."""
+    """A broker and, after ``work`` is called, a worker whose threads are in this process."""
 
     broker: RotaBroker
     carrier: RedisCarrier
@@ -189,18 +195,18 @@ class Service:
     stack: ExitStack = field(repr=False)
 
     def work(self, *, threads: int = 2, poll_ms: int = 100) -> Worker:
-        """Start a worker; it is stopped after the test."""
+        """Start a worker. It is stopped after the test."""
         worker = Worker(self.broker, worker_threads=threads, worker_timeout=poll_ms)
         worker.start()
         self.stack.callback(worker.stop, timeout=5_000)
         return worker
 
     def waiting(self, queue: str = "default") -> int:
-        """How many messages wait on a queue."""
+        """Return how many messages wait on a queue."""
         return int(self.redis.llen(f"dramatiq:{queue}"))  # type: ignore[arg-type]
 
     def dead_letters(self, queue: str = "default") -> list[bytes]:
-        """What lies on the dead-letter queue, without the bodies that never were."""
+        """Return the bodies on the dead-letter queue. Entries without a body are left out."""
         return list(self.redis.hgetall(f"dramatiq:{queue}.XQ.msgs").values())  # type: ignore[union-attr]
 
     def fetched(self, queue: str = "default") -> int:
@@ -208,7 +214,7 @@ class Service:
         return int(self.redis.scard(f"dramatiq:__acks__.{self.broker.broker_id}.{queue}"))  # type: ignore[arg-type]
 
     def put(self, body: bytes | None, redis_id: str, queue: str = "default") -> None:
-        """Put raw bytes on a queue, as who knows whom might do, and no token."""
+        """Put raw bytes on a queue, as another program might, without a wake-up token."""
         if body is not None:
             self.redis.hset(f"dramatiq:{queue}.msgs", redis_id, body)  # type: ignore[arg-type]
         self.redis.rpush(f"dramatiq:{queue}", redis_id)
@@ -218,7 +224,7 @@ class Service:
 def service(
     engine: Engine, redis_url: str, registry: Registry, executor: Executor, **options: Any
 ) -> Iterator[Service]:
-    """A broker with an actor for each job, as ``core.main`` builds it, but for the process's own life."""
+    """Yield a broker with an actor for each job, as ``core.main`` builds it, without registering a process."""
     with ExitStack() as stack:
         broker = RotaBroker(
             redis_broker.connect(redis_url),
@@ -241,7 +247,9 @@ def service(
 def serve_on(
     database: Engine, executor: Executor, use_jobs: Callable[..., Registry]
 ) -> Iterator[Callable[..., Service]]:
-    """Makes a service of these jobs on the Redis of that URL; options are ``RotaBroker``'s."""
+    """Yield a function that makes a service of these jobs on the Redis of a URL. The options are those of
+    ``RotaBroker``.
+    """
     with ExitStack() as stack:
 
         def start(redis_url: str, *jobs: Job, **options: Any) -> Service:
@@ -252,12 +260,12 @@ def serve_on(
 
 @pytest.fixture
 def serve(redis_url: str, serve_on: Callable[..., Service]) -> Callable[..., Service]:
-    """Makes a service of these jobs."""
+    """Return a function that makes a service of these jobs."""
     return lambda *jobs, **options: serve_on(redis_url, *jobs, **options)
 
 
 class NoCarrier:
-    """Stands where Redis would be: keeps what it is given, or fails as Redis does when it is away."""
+    """A carrier without Redis: it keeps what it is given, or raises the error of a Redis that is away."""
 
     def __init__(self) -> None:
         self.runs: list[Any] = []
@@ -267,7 +275,7 @@ class NoCarrier:
         self.carries = True
 
     def room(self, _queue: str, wanted: int, _priority: int = 0, *, pending: int = 0) -> int:
-        """Room for all."""
+        """Grant all that is wanted."""
         return wanted
 
     def send(self, outgoing: Any) -> None:
@@ -286,15 +294,15 @@ class NoCarrier:
         self.publications.append((channel, message))
 
     def flows(self, queues: Sequence[str]) -> list[Flow]:
-        """Nothing waits."""
+        """Return that no queue has messages."""
         return [Flow(0, 0) for _ in queues]
 
     def urgent_waiting(self, _queue: str, _priority: int) -> int:
-        """Nothing waits."""
+        """Return that no message waits."""
         return 0
 
     def tell_window(self, _queue: str, _most: int) -> None:
-        """Tell nobody."""
+        """Do nothing."""
 
     def _answer(self) -> None:
         if self.is_away:
@@ -303,7 +311,7 @@ class NoCarrier:
 
 @pytest.fixture
 def carrier() -> Iterator[NoCarrier]:
-    """A carrier of this process that only keeps what it is given."""
+    """Yield this process's carrier, which keeps what it is given."""
     attached = NoCarrier()
     outbox.attach(attached)
     yield attached
@@ -312,13 +320,13 @@ def carrier() -> Iterator[NoCarrier]:
 
 @pytest.fixture
 def heard() -> Counter[Any]:
-    """How often each word was heard."""
+    """Return the number of times that each word was heard."""
     return Counter()
 
 
 @pytest.fixture
 def hear(heard: Counter[Any]) -> Job:
-    """A job of the fast lane that hears a word."""
+    """Return a job of the fast lane that records a word as heard."""
 
     @job("hear", ledger=False, max_retries=0)
     def hear(run: Run, word: int) -> None:
@@ -331,13 +339,13 @@ def hear(heard: Counter[Any]) -> Job:
 def lead(
     database: Engine, monkeypatch: pytest.MonkeyPatch, use_jobs: Callable[..., Registry]
 ) -> Iterator[Callable[..., Leader]]:
-    """Makes a leader that accounts for the keys of these jobs."""
+    """Yield a function that makes a leading dispatcher, which accounts for the keys of these jobs."""
     with databases.dedicated(database) as connection:
         yield lambda *jobs: Leader(connection, monkeypatch, use_jobs, *jobs)
 
 
 @pytest.fixture
 def client(database: Engine) -> Iterator[Any]:
-    """A client of the HTTP service, for tests that name the jobs with ``use_jobs`` before."""
+    """Yield a client of the HTTP service. The test must first name its jobs with ``use_jobs``."""
     with serving() as client:
         yield client

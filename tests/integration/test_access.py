@@ -43,7 +43,7 @@ def limited(*, plugins=None, queues=None):
 
 POLL_NOW = Route("POST", "/poll", "mail:poll", "operator")
 
-#: Each change with the least role for it.
+#: Each action, with the lowest role that may do it.
 CHANGES = {
     "run": ("operator", lambda engine, registry, actor: requests.request(engine, registry, "close-day", actor)),
     "retry": ("operator", lambda engine, registry, actor: planned(bulk.plan_retry, engine, registry, actor)),
@@ -82,7 +82,7 @@ def paused(operation, engine, registry, actor):
 
 
 def is_forbidden(change, *given):
-    """Whether it is refused for the lack of rights; another error means that the rights were enough."""
+    """Return whether the action is refused for lack of rights. Any other error means that the rights are enough."""
     try:
         change(*given)
     except Forbidden:
@@ -111,7 +111,7 @@ def test_every_action_of_the_audit_needs_a_role():
         (limited(plugins=["billing"]), "job:close-day", True),
         (limited(plugins=["billing"]), "job:poll", False),
         (limited(plugins=["billing"]), "plugin:billing", True),
-        (limited(plugins=["billing"]), "queue:billing", False),  # a job of another plugin may have it tomorrow
+        (limited(plugins=["billing"]), "queue:billing", False),  # another plugin may get a job on this queue
         (limited(queues=["mail"]), "queue:mail", True),
         (limited(queues=["mail"]), "plugin:mail", False),
         (limited(plugins=["billing"], queues=["mail"]), "job:close-day", False),

@@ -1,4 +1,6 @@
-"""Jobs as Dramatiq sees them: sending makes a run, so does a message without one, and the fast lane is plain."""
+"""Actors: sending inserts a run, a message without a run becomes a run, and the fast lane delivers as plain Dramatiq
+does.
+"""
 
 import threading
 import time
@@ -24,18 +26,18 @@ def work(run, customer: int, urgent: bool = False):
 
 
 def message(actor, **changes):
-    """What a plain Dramatiq producer would send."""
+    """Return a message as a plain Dramatiq producer sends it."""
     fields = {"queue_name": "letters", "actor_name": actor, "args": (), "kwargs": {}, "options": {}, **changes}
     return Message(**fields)
 
 
 def quiet(service, queue):
-    """Whether nothing of a queue is left."""
+    """Return whether no message of a queue is left."""
     return service.waiting(queue) == service.fetched(queue) == service.waiting(f"{queue}.DQ") == 0
 
 
 class TestSend:
-    """JobActor's ways to send all insert a run."""
+    """All methods of JobActor that send insert a run."""
 
     @pytest.fixture
     def actor(self, serve):
@@ -96,7 +98,7 @@ class TestMessagesWithoutARun:
 
 
 class TestFire:
-    """periodiq calls."""
+    """Calls of periodiq."""
 
     @pytest.fixture
     def service(self, serve):
@@ -159,7 +161,7 @@ class TestFire:
 
 
 class TestFastLane:
-    """Plain delivery, with the same session, limits and exact retries."""
+    """The fast lane: plain delivery, with the same session and time limits, and with exact retries."""
 
     def test_its_session_is_committed_and_no_row_is_made(self, serve, ledger):
         service = serve(job("fast", ledger=False)(lambda run: leave(run.session, "done")))

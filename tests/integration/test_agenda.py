@@ -1,4 +1,4 @@
-"""The dispatcher's one question: it is told of everything there is to do, and asks nothing else if there is nothing."""
+"""The statement with which each pass of the dispatcher begins: it reports all work, and without work the pass ends."""
 
 from datetime import timedelta
 
@@ -104,7 +104,7 @@ class TestAgenda:
 
 
 class TestAnyGone:
-    """What recovery asks: it has a beat of its own."""
+    """The check for dead processes, which recovery makes on its own connection."""
 
     @pytest.fixture
     def is_any_gone(self, connection):
@@ -135,7 +135,7 @@ class TestAnyGone:
 class TestPass:
     @pytest.fixture
     def asked(self, monkeypatch):
-        """What is asked of PostgreSQL from now on."""
+        """Return the statements that are sent to PostgreSQL from now on."""
         asked: list[str] = []
         rows, execute = Prepared.rows, Connection.execute
 
@@ -152,7 +152,7 @@ class TestPass:
         return asked
 
     def test_an_idle_one_is_one_statement(self, dispatcher, accountant, connection, asked):
-        dispatcher.pass_once(connection, accountant)  # the first also looks for what is gone, and accounts for slots
+        dispatcher.pass_once(connection, accountant)  # also looks for gone jobs, and accounts for slots
         asked.clear()
 
         dispatcher.pass_once(connection, accountant)
@@ -170,10 +170,10 @@ class TestPass:
     def test_a_step_that_fails_leaves_the_others_their_turn(
         self, dispatcher, accountant, connection, ledger, carrier, caplog
     ):
-        carrier.oldest_runs = lambda queue: (True, [10**30])  # which PostgreSQL refuses
+        carrier.oldest_runs = lambda queue: (True, [10**30])  # PostgreSQL refuses this number
         ledger.request("work", sent_at="2020-01-01T00:00:00Z")
         ledger.request("work", due_at="now")
-        accountant.next_slots = None  # a fault of our own
+        accountant.next_slots = None  # causes an error in Rota's own code
 
         for _ in range(3):
             dispatcher.pass_once(connection, accountant)

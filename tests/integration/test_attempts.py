@@ -1,4 +1,4 @@
-"""Attempts that do not succeed first time are kept: by the statement that ends them, and with their end for people."""
+"""Kept attempts: those that did not succeed, and a success after them, with the end of their logs."""
 
 import io
 import logging
@@ -21,7 +21,7 @@ LATER = timedelta(minutes=5)
 
 @pytest.fixture
 def worker_log():
-    """Lines are handled as in a worker."""
+    """Handle log lines as a worker does."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     root.handlers = [logging.StreamHandler(io.StringIO())]
@@ -44,19 +44,19 @@ def once_wrong(run):
 
 @pytest.fixture
 def kept(ledger):
-    """The kept attempts of a run, oldest first."""
+    """Return the kept attempts of a run, the oldest first."""
     return lambda run_id: ledger.rows("SELECT * FROM rota_attempts WHERE run_id = :id ORDER BY attempt", id=run_id)
 
 
 def again(run_job, ledger, row, of=once_wrong):
-    """Make the next attempt now."""
+    """Make the next attempt of the run now."""
     ledger.do("UPDATE rota_runs SET due_at = clock_timestamp() WHERE id = :id", id=row.id)
     run_job.executor.execute(of, row.id)
     return run_job.row(row.id)
 
 
 class TestFailures:
-    """What is kept of an attempt that failed."""
+    """Attempts that failed."""
 
     def test_a_failed_attempt_is_kept_with_its_error_its_traceback_and_the_end_of_its_log(
         self, run_job, kept, worker_log
@@ -196,7 +196,7 @@ class TestSuccess:
 
 
 class TestUncounted:
-    """Attempts that ended without the job's own doing."""
+    """Attempts that are not counted, since the job did not cause their end."""
 
     def test_the_attempt_of_a_dead_process_is_kept_as_crashed(self, process, database, ledger, kept):
         lease = process.lease(database, ledger.request())

@@ -1,7 +1,7 @@
-"""A batch is no larger than it may be, however PostgreSQL plans the statement.
+"""A batch is no larger than its limit, whichever plan PostgreSQL chooses.
 
-An update whose rows come from ``IN (SELECT … LIMIT … FOR UPDATE SKIP LOCKED)`` may be planned so that the inner query
-is executed again for every row, each time locking others.
+PostgreSQL may plan an update whose rows come from ``IN (SELECT … LIMIT … FOR UPDATE SKIP LOCKED)`` in such a way that
+the inner query is executed again for every row, and locks other rows each time.
 """
 
 from datetime import timedelta
@@ -25,7 +25,7 @@ def batched(run):
 
 @pytest.fixture
 def connection(database):
-    """A connection whose planner has little left to choose from."""
+    """Yield a connection on which PostgreSQL's planner has few plans to choose from."""
     with databases.dedicated(database) as connection:
         connection.exec_driver_sql(HOSTILE)
         yield connection

@@ -1,4 +1,6 @@
-"""A marketplace with a bad row of every kind in every table: all else goes on, and each is named once per run."""
+"""A marketplace with a bad row of every kind in every table: all other rows are processed, and each bad row is logged
+once per run.
+"""
 
 import errno
 import os
@@ -22,7 +24,7 @@ from tests.support.emitted import emitted
 HELD = "held"
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
-#: An older system had no such rules.
+#: Constraints that an older system did not have.
 OLD_SYSTEM = """
     SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname) FROM pg_constraint
     WHERE contype IN ('c', 'f') AND conrelid::regclass::text ~ '^(expiry|maintenance)_'
@@ -34,8 +36,9 @@ OLD_SYSTEM = """
                        'expiry_point_lots'::regclass, 'maintenance_reviews'::regclass,
                        'maintenance_expert_inquiries'::regclass)
 """
-#: Good rows are 1 to 5, bad ones 11 and after; what a trigger refuses is 20, or called ``refused``. Tasks whose files
-#: go since the tasks are cancelled or overdue have 100 more.
+#: Good rows have the ids 1 to 5, and bad rows have ids from 11. A trigger refuses the row 20, or the row called
+#: ``refused``. Tasks whose files are deleted because the tasks are cancelled or overdue have ids that are larger by
+#: 100.
 MARKETPLACE = """
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF to_jsonb(old) ->> TG_ARGV[1] IN (TG_ARGV[0], '1' || TG_ARGV[0]) THEN RAISE 'somebody''s secret'; END IF;
@@ -127,7 +130,7 @@ REFUSED = {
     "maintenance_user_statistics": ("refused", "user_id"),
     "maintenance_task_experts": ("refused", "id"),
 }
-#: For each job what its first and its second run count, and what they name.
+#: For each job the counts of its first and its second run, and the rows that the log names.
 JOBS = [
     (
         expiry.cancel_expired_tasks,
@@ -206,7 +209,7 @@ JOBS = [
 
 @pytest.fixture
 def too_long(database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The marketplace is there; yields the name of a user that is longer than an index can hold."""
+    """Fill the marketplace. Yield the name of a user that is too long for an index."""
     with database.begin() as connection:
         for statement in connection.execute(text(OLD_SYSTEM)).scalars().all():
             connection.exec_driver_sql(statement)
@@ -225,7 +228,7 @@ def too_long(database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def upload(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of the rows, and images that nobody used, one of which cannot be deleted."""
+    """Create the files of the rows, and unused images, one of which cannot be deleted."""
     tasks = [f"private/tasks/{n + more}/a.pdf" for n in (1, 2, 3, 4, 5, 11, 12, 20) for more in (0, 100)]
     items = [f"flea_market/{n}/a.jpg" for n in (1, 2, 3, 4, 5, 11, 12, 13, 20)]
     unused = [f"flea_market/temp_{n}.jpg" for n in ("1/a", "2/a", "11/a", "11/b", f"11/{HELD}")]

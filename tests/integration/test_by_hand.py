@@ -1,4 +1,4 @@
-"""Dead runs are retried by hand with all their retries before them, and what is not to run is dropped."""
+"""Retries and drops by hand: a retried run has all its retries again, and a dropped run does not run."""
 
 from datetime import timedelta
 from functools import partial
@@ -42,7 +42,7 @@ def drop(database):
 
 @pytest.fixture
 def dead(ledger):
-    """A dead run."""
+    """Return a dead run."""
 
     def dead(**columns):
         spent = {"attempt": 2, "failures": 2, "crashes": 1, "error": "ValueError: no", "reason": "retries"}
@@ -146,7 +146,7 @@ class TestRetry:
             done = race(partial(retry, *run_ids, **mild), partial(retry, *backwards, **mild), partial(drop, *backwards))
 
             assert set(done) <= {0, 20}
-            assert sum(done[:2]) in (0, 20)  # none, if the one who drops was first
+            assert sum(done[:2]) in (0, 20)  # no run, if the drop was first
 
 
 class TestDrop:

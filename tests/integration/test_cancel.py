@@ -1,4 +1,4 @@
-"""``cancel`` in code: in the caller's own transaction, or in words why not."""
+"""``cancel`` in code takes effect in the caller's own transaction, or raises an error with the reason."""
 
 from datetime import timedelta
 
@@ -67,7 +67,7 @@ def test_a_run_cannot_cancel_itself(run_job, ledger):
 
 
 def test_a_job_cancels_another_run_if_it_succeeds_and_is_named(run_job, ledger):
-    """Also from a session with a search_path of its own."""
+    """This also works in a session with a search_path of its own."""
 
     def function(run):
         run.session.connection().exec_driver_sql("SET LOCAL search_path = pg_catalog")

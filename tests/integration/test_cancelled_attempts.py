@@ -1,4 +1,4 @@
-"""An attempt whose run is cancelled is interrupted, and its run ends only when its function has returned."""
+"""The attempt of a cancelled run is interrupted, and the run ends only when its function has returned."""
 
 import queue
 import threading
@@ -25,21 +25,21 @@ from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 from tests.support.racing import race
 
-#: Sooner than any job of these tests ends by itself, in seconds.
+#: In seconds. No job of these tests ends by itself so soon.
 SOON = 10
-#: A beat that no test waits for, so that cancels are noticed by their notifications.
+#: A heartbeat interval that is longer than the tests, so that only notifications report cancels.
 NEVER_SECONDS = 1000.0
 
 
 @pytest.fixture(autouse=True)
 def _told(caplog):
-    """Every event is looked at."""
+    """Check every event that is logged."""
     caplog.set_level("INFO", "rota")
 
 
 @pytest.fixture
 def beating(database):
-    """Starts a heartbeat of this process, which beats this often."""
+    """Yield a function that starts a heartbeat of this process with the given interval."""
     started = []
 
     def beating(every_seconds=NEVER_SECONDS):
@@ -57,7 +57,7 @@ def beating(database):
 
 @pytest.fixture
 def run_job(database, beating):
-    """Runs jobs under such a heartbeat."""
+    """Return a function that runs jobs of this process, which has such a heartbeat."""
     return RunJob(Executor(database, beating(), "test:1"))
 
 
@@ -68,7 +68,7 @@ def cancel(database, run_id):
 
 
 class Attempt(threading.Thread):
-    """Takes a run through an attempt, beside the test."""
+    """Makes an attempt of a run in a thread, beside the test."""
 
     def __init__(self, run_job, work, ledger):
         super().__init__(daemon=True)
@@ -81,12 +81,12 @@ class Attempt(threading.Thread):
         self.status = self.run_job.executor.execute(self.work, self.run_id)
 
 
-#: Whether a job of these tests has begun: it takes this lock first.
+#: An advisory lock that shows whether a job of these tests has begun: the job takes it first.
 AT_WORK = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4712 AND granted"
 
 
 def begin(run):
-    """Do half of the work; PostgreSQL's table of locks shows that."""
+    """Do half of the work, and show this by a lock in pg_locks."""
     leave(run.session, "half")
     run.session.execute(text("SELECT pg_advisory_xact_lock(4712)"))
 
@@ -137,7 +137,7 @@ def test_a_cancel_that_nobody_was_notified_of_is_noticed_at_the_next_beat(databa
     run_job = RunJob(Executor(database, beating(every_seconds=0.1), "test:1"))
     attempt = Attempt(run_job, job("work")(in_small_steps), ledger)
 
-    with databases.autocommit(database) as connection:  # as a cancel does, without its notification
+    with databases.autocommit(database) as connection:  # as a cancel does, but without a notification
         connection.exec_driver_sql(
             "INSERT INTO rota_cancels (run_id, token, process_id, asked_by) "
             "SELECT id, token, process_id, 'ann' FROM rota_runs"
@@ -173,8 +173,8 @@ def test_its_key_is_held_until_its_function_has_left(database, run_job, ledger):
 
 
 def test_a_commit_before_the_interruption_is_refused(database, ledger, executor, run_job):
-    """Even a process that has not noticed the cancel cannot commit."""
-    run_job = RunJob(executor)  # which has no heartbeat
+    """A process that has not noticed the cancel yet cannot commit either."""
+    run_job = RunJob(executor)  # the process has no heartbeat
     work = job("work")(lambda run: (leave(run.session, "late"), cancel(database, run.id)))
 
     row = run_job(work)
@@ -198,22 +198,22 @@ def test_a_checkpoint_is_refused_too(database, ledger, executor):
 
 
 class Message:
-    """Brings a run that was claimed ahead, or whose success may be recorded later."""
+    """A message whose run was claimed ahead, or whose success may be recorded later."""
 
     def __init__(self, lease=None):
         self.lease = lease
         self.ended = threading.Event()
 
     def worked(self, seconds):
-        """Not told."""
+        """Do nothing."""
 
     def end(self):
-        """The message is acknowledged."""
+        """Acknowledge the message."""
         self.ended.set()
 
 
 def test_a_success_that_waits_to_be_recorded_is_refused(database, beating, ledger, monkeypatch, caplog):
-    monkeypatch.setattr(Completions, "gather_seconds", 60)  # until it is stopped
+    monkeypatch.setattr(Completions, "gather_seconds", 60)  # no batch is recorded until the thread is stopped
     heartbeat = beating()
     completions = Completions(database, heartbeat)
     executor = Executor(database, heartbeat, "test:1", completions=completions)
@@ -246,7 +246,7 @@ def test_a_run_that_was_claimed_ahead_is_not_begun(database, run_job, ledger):
 
 
 def test_a_thread_that_does_not_leave_is_named_and_its_process_ends(database, run_job, ledger, monkeypatch, caplog):
-    """Its run ends in the same step, and other runs of the process are released."""
+    """The run ends in the same step, and other runs of the process are released."""
     monkeypatch.setattr(interruption, "LEAVE_SECONDS", 0.5)
     ended = threading.Event()
 
@@ -297,7 +297,7 @@ def test_of_200_cancels_against_commits_none_that_found_its_run_running_has_its_
     def cancel_all():
         for number in range(len(run_ids)):
             run_id = begun.get(timeout=SOON)
-            time.sleep(number % 5 / 1000)  # before the commit, at the same time, after it
+            time.sleep(number % 5 / 1000)  # before the commit, at the same time, or after it
             with databases.autocommit(database) as connection:
                 answers[run_id] = [found.state for found in cancels.cancel(connection, [run_id], by="ann")]
 

@@ -1,4 +1,4 @@
-"""Cancels in the ledger: who ends a run, and that nothing of a cancelled attempt can be written."""
+"""Cancels in the ledger: who ends a cancelled run, and that no commit of its attempt is possible."""
 
 from datetime import timedelta
 
@@ -33,7 +33,7 @@ def outcome(ledger, run_id):
 
 
 class TestWaiting:
-    """A run that waits ends at once."""
+    """A waiting run ends at once."""
 
     @pytest.mark.parametrize(
         "waiting",
@@ -67,11 +67,11 @@ class TestWaiting:
 
 
 class TestRunning:
-    """A run that runs keeps its state, its process and its key, and loses its token."""
+    """A running run keeps its state, its process and its key, and loses its token."""
 
     @pytest.fixture
     def lease(self, database, ledger, process, connection):
-        """The lease of an attempt at a run that was cancelled."""
+        """Return the lease of an attempt whose run was cancelled."""
         lease = process.lease(database, ledger.request(key="a"))
         assert cancel(connection, lease.run_id) == [(lease.run_id, "running", True)]
         return lease
@@ -85,7 +85,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
     def test_a_commit_of_its_attempt_is_refused(self, database, ledger, process, connection, level):
-        """Also in a transaction whose snapshot is older than the cancel."""
+        """This also holds in a transaction whose snapshot is older than the cancel."""
         lease = process.lease(database, ledger.request())
         with Session(database.execution_options(isolation_level=level)) as session:
             session.connection().exec_driver_sql("SELECT 1 FROM rota_runs")
@@ -138,13 +138,13 @@ class TestRunning:
 
 
 class TestHandedBack:
-    """However a cancelled run leaves its process, it ends, and never starts again."""
+    """A cancelled run ends in every way in which it can leave its process, and never starts again."""
 
     CANCELLED = ("dead", "cancelled", "by ann: wrong list", "running")
 
     @pytest.fixture
     def lease(self, database, ledger, process, connection):
-        """The lease of an attempt at a run that was cancelled."""
+        """Return the lease of an attempt whose run was cancelled."""
         lease = process.lease(database, ledger.request())
         cancel(connection, lease.run_id)
         return lease
@@ -179,7 +179,7 @@ class TestHandedBack:
         assert outcome(ledger, lease.run_id) == self.CANCELLED
 
     def test_a_worker_of_the_release_before_cannot_start_it_again(self, connection, database, ledger, process, lease):
-        """It does not know of marks, takes the run for forgotten, and sends it to be tried again."""
+        """That worker does not know ``rota_cancels``, releases the run as forgotten, and so makes it due again."""
         ledger.do(
             "UPDATE rota_runs SET state = 'retrying', reason = 'its worker had lost sight of it', process_id = NULL, "
             "sent_at = NULL, due_at = clock_timestamp() WHERE id = :id AND state = 'running' AND token <> :token",

@@ -1,4 +1,4 @@
-"""One job's session does not reach another's: what a job leaves in its session ends with its run."""
+"""Changes of a job to its database session end with its run, and do not affect other jobs."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -45,7 +45,7 @@ STATE = text(f"""
 
 @pytest.fixture
 def one(postgres_url: str) -> Iterator[Engine]:
-    """An engine with one connection, so that the next session has the same."""
+    """Yield an engine with one connection, so that the next session has the same connection."""
     engine = databases.connect(postgres_url, pool_size=1)
     yield engine
     databases.dispose(engine)
@@ -184,7 +184,7 @@ def test_a_job_that_forgets_prepared_statements_succeeds_and_harms_no_later_run(
 
 
 def test_prepared_statements_that_were_forgotten_unseen_are_prepared_again_and_nothing_is_charged(one, process):
-    """A function has executed DEALLOCATE, which no connection can read."""
+    """A database function has executed DEALLOCATE. Rota cannot notice that in the job's statements."""
     run_job = RunJob(Executor(one, Member(process.id), "test:1"))
     calls: list[int] = []
     with one.begin() as connection:

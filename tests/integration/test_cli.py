@@ -1,4 +1,4 @@
-"""The command line against a real ledger: what it prints, and its exit status."""
+"""Output and exit status of commands, with a real ledger."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from core import cron, every, job
 from core.cli import main
 
 ROTA = [sys.executable, "-c", "from core.cli import main; main(prog_name='rota')"]
-#: Where nothing listens.
+#: An address without a server.
 NOBODY_POSTGRES = "postgresql://rota:hunter2@127.0.0.1:1/rota"
 NOBODY_REDIS = "redis://:hunter2@127.0.0.1:1/0"
 
@@ -82,7 +82,7 @@ def jobs(use_jobs: Callable[..., Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch) -> None:
-    """Not in a folder where ``rota up`` may have left word."""
+    """Use a folder without a file of ``rota up``."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -308,7 +308,7 @@ class TestWrongSurroundings:
 
 
 def write_env(folder, database_url, redis_url):
-    """As ``rota up`` does."""
+    """Write the file that ``rota up`` writes."""
     from core.cli.environment import write_env
 
     (folder / ".rota").mkdir()
@@ -371,7 +371,7 @@ class TestCheck:
     def test_a_health_check_asks_for_a_process_on_this_host(self, rota, process):
         done = rota("check", "--here", "worker")
 
-        assert done.exit_code == 1  # the only one is on the host "test"
+        assert done.exit_code == 1  # the only process is on the host "test"
         assert "no  worker here" in done.stdout
 
 

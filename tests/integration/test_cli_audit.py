@@ -1,4 +1,4 @@
-"""``rota audit``: what is done by hand is written down with it or not at all, and without what may be personal."""
+"""``rota audit``: an entry is written in the transaction of its action, and has no personal data."""
 
 import json
 from datetime import timedelta
@@ -40,7 +40,7 @@ def entries(rota):
 
 @pytest.fixture
 def written(entries):
-    """The newest entry, but for its id and time."""
+    """Return the newest entry without its id and time."""
     return lambda: {name: value for name, value in entries()[0].items() if name not in ("id", "at")}
 
 
@@ -95,7 +95,7 @@ class TestActions:
 
 
 class TestDatabases:
-    """What is done to tables; on a database of its own."""
+    """Actions on tables, in a database of their own."""
 
     @pytest.fixture
     def empty(self, embedded):
@@ -144,11 +144,11 @@ class TestDatabases:
 
 
 class TestTogether:
-    """Neither is there without the other."""
+    """Neither the action nor the entry is committed without the other."""
 
     @pytest.fixture
     def unwritable(self, ledger):
-        """An audit that takes no entries."""
+        """Let the audit refuse all entries."""
         ledger.do("""
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'the audit is full'; END $$""")
         ledger.do("CREATE TRIGGER refuse BEFORE INSERT ON rota_audit FOR EACH ROW EXECUTE FUNCTION refuse()")

@@ -1,4 +1,6 @@
-"""``rota retry`` and ``rota drop``: by id or by filter, shown first, confirmed, at a steady rate, stopped by Ctrl-C."""
+"""``rota retry`` and ``rota drop``: select runs by id or by filter, show them, ask, work at a steady rate, and stop at
+Ctrl-C.
+"""
 
 import json
 import os
@@ -49,7 +51,7 @@ def dead(ledger):
 
 @pytest.fixture
 def many(ledger):
-    """Many dead runs."""
+    """Return many dead runs."""
 
     def many(count):
         ledger.do(
@@ -216,7 +218,7 @@ class TestConfirmation:
         assert ledger.states("close-day") == [state]
 
     def test_what_has_changed_since_it_was_shown_is_not_done_twice(self, rota, dead, ledger, monkeypatch):
-        """Two people ask for the same; one answers later."""
+        """Two people retry the same runs, and one of them confirms later."""
         run_id = dead()
 
         def meanwhile(_question, *, is_given):
@@ -251,7 +253,7 @@ class TestBulk:
         assert (times[-1].at - times[0].at).total_seconds() >= 0.9
 
     def test_ctrl_c_leaves_a_consistent_state_and_says_how_many(self, many, ledger):
-        """The real command, in a process of its own."""
+        """The real command runs in a process of its own."""
         many(100)
         program = (
             "from core import job; from core.plugins import loading\n"

@@ -1,4 +1,4 @@
-"""``rota cancel``: by id or by filter, shown first, confirmed, with who did it and why."""
+"""``rota cancel``: selects runs by id or by filter, shows them, asks, and records the person and the reason."""
 
 import json
 
@@ -39,7 +39,7 @@ def rota():
 
 @pytest.fixture
 def running(database, ledger, process):
-    """The lease of a running run."""
+    """Return the lease of a running run."""
     return process.lease(database, ledger.request("send-bill"), "send-bill")
 
 
@@ -160,7 +160,7 @@ def test_a_job_of_the_fast_lane_is_refused(rota):
 
 
 class TestNoFailure:
-    """A cancelled run is dead, and no failure."""
+    """A cancelled run is dead, but does not count as a failure."""
 
     def test_a_retry_by_filter_leaves_it_out_unless_it_is_asked_for(self, rota, ledger, database, start_process):
         start_process(jobs=[send_bill], queues=["mail"])

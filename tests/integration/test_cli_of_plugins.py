@@ -1,4 +1,4 @@
-"""Commands that plugins bring: found when they are used, and told apart from Rota's own."""
+"""Commands of plugins: they are imported when they are used, and have no names of Rota's own commands."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ print([name for name in sys.modules if name.split(".")[0] == "plugins"], file=sy
 
 @pytest.fixture
 def rota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: None) -> Iterator[Callable[..., Result]]:
-    """The command, with a plugin that brings three."""
+    """Return the command line, with a plugin that has three commands."""
     (tmp_path / "shop_of_a_test.py").write_text(HOOK)
     (tmp_path / "shop_commands_of_a_test.py").write_text(COMMANDS)
     monkeypatch.syspath_prepend(tmp_path)

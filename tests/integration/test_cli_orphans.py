@@ -1,4 +1,4 @@
-"""``rota orphans`` and ``rota diff`` against a real ledger."""
+"""``rota orphans`` and ``rota diff``, with a real ledger."""
 
 import json
 from datetime import timedelta
@@ -68,7 +68,7 @@ def rota():
 
 @pytest.fixture
 def ran(database):
-    """These jobs ran as a release of a plugin."""
+    """Record these jobs as a release of a plugin."""
 
     def record(*jobs, plugin="tests"):
         with databases.autocommit(database) as connection:

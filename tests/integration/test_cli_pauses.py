@@ -1,4 +1,4 @@
-"""``rota pause``, ``rota resume``, ``rota pauses``, and how the other commands speak of a pause."""
+"""``rota pause``, ``rota resume``, ``rota pauses``, and how other commands show a pause."""
 
 import json
 import re
@@ -94,7 +94,7 @@ class TestPause:
         rota("pause", "send-bill", "--until", f"{after:%H:%M:%S}")
 
         spans = [row.span for row in ledger.rows("SELECT until - paused_at AS span FROM rota_pauses ORDER BY id")]
-        assert timedelta(hours=22) < spans[0] < timedelta(hours=26)  # there may be a night in which clocks change
+        assert timedelta(hours=22) < spans[0] < timedelta(hours=26)  # clocks may change in the next night
         assert spans[1] <= timedelta(minutes=5)
 
     @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ class TestResume:
 
 
 class TestOtherCommands:
-    """``paused by ann since … until …: the bank is down``."""
+    """Other commands show ``paused by ann since … until …: the bank is down``."""
 
     @pytest.fixture(autouse=True)
     def paused(self, rota):

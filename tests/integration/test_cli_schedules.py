@@ -1,4 +1,4 @@
-"""``rota schedules``: schedules made at run time, listed and changed by hand."""
+"""``rota schedules``: lists and changes schedules made at run time."""
 
 import json
 from datetime import timedelta
@@ -19,7 +19,7 @@ def poll(run, account: int = 0):
 
 @job("clear", queue="mail")
 def clear(run):
-    """Take no schedule."""
+    """Do nothing. This job has no schedules."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def listed(rota):
 
 @pytest.fixture
 def three(database):
-    """Three keys, with arguments."""
+    """Make schedules for three keys, with arguments."""
     with Session(database) as session, session.begin():
         wanted = [KeySchedule(key, timedelta(minutes=1), args={"account": 7}) for key in ("a", "b", "c")]
         sync_schedules(session, "poll", wanted)

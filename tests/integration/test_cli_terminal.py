@@ -1,4 +1,4 @@
-"""The command line on a terminal, and where what it says cannot be written."""
+"""Commands on a terminal, and commands whose output cannot be written."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def rota():
 
 
 def on_terminal(columns, *words):
-    """What a command writes to a terminal that is so wide."""
+    """Return the output of a command on a terminal of this width."""
     child, terminal = pty.fork()
     if child == 0:
         os.environ["COLUMNS"] = str(columns)
@@ -53,7 +53,7 @@ def on_terminal(columns, *words):
     try:
         while chunk := os.read(terminal, 65536):
             written += chunk
-    except OSError:  # how Linux ends a terminal
+    except OSError:  # Linux reports the end of a terminal by this error
         pass
     finally:
         os.close(terminal)
@@ -63,7 +63,7 @@ def on_terminal(columns, *words):
 
 @pytest.fixture
 def hostile(ledger, database):
-    """A run, a pause and an entry of the audit with what a terminal would obey in all that strangers choose."""
+    """A run, a pause and an entry of the audit whose texts contain control characters."""
     ledger.request("gone", key=HOSTILE, state="dead", reason="retries", error=HOSTILE, finished_at="now")
     values = "VALUES ('everything', :text, :text, 'infinity')"
     ledger.do(f"INSERT INTO rota_pauses (scope, reason, paused_by, until) {values}", text=HOSTILE)

@@ -36,7 +36,7 @@ def jobs(use_jobs):
 
 @pytest.fixture
 def ask(database, ledger):
-    """Request a run, and look at it."""
+    """Request a run, and return its row."""
 
     def ask(name="work", **options):
         with Session(database) as session, session.begin():
@@ -183,7 +183,7 @@ class TestExpiring:
 
 
 class TestTheReleaseBefore:
-    """Claims of the release before, which know no deadlines."""
+    """Claims of the previous release, which does not know deadlines."""
 
     OLD_CLAIM = """
         UPDATE rota_runs SET state = 'running', reason = NULL, attempt = attempt + 1, process_id = 1,

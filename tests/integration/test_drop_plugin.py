@@ -1,4 +1,4 @@
-"""``rota db drop-plugin``: a plugin's tables go when somebody asks, all of them or none, and nobody else's."""
+"""``rota db drop-plugin``: drops all tables of a plugin or none, and no tables of other plugins."""
 
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def send_bill(run):
 
 @pytest.fixture
 def postgres_url(template):
-    """A database of the test's own, since tables come and go."""
+    """Yield the URL of a new database, since the test creates and drops tables."""
     yield create_database(template, "test_drop_plugin", template=True)
     drop_database(template, "test_drop_plugin")
 
@@ -70,7 +70,7 @@ def rota(tmp_path, monkeypatch):
 
 @pytest.fixture
 def registry():
-    """What is loaded here: not billing."""
+    """Return the registry of this process, without the plugin billing."""
     registry = Registry(loading.load([]).plugins)
     with loading.using(registry):
         yield registry
@@ -78,7 +78,7 @@ def registry():
 
 @pytest.fixture
 def billing(tmp_path, monkeypatch, database, registry):
-    """Installs the plugin and its tables, and takes it away again as asked."""
+    """Return a function that installs the plugin with its tables, and then uninstalls it, or keeps its package."""
     site = tmp_path / "site"
     folder = site / "billing_migrations"
     folder.mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_one_whose_tables_went_by_name_can_return(rota, billing, database):
 
 @pytest.mark.parametrize("name", ["customer_service", "expiry", "mail", "maintenance"])
 def test_nothing_of_ours_is_left_by_name(rota, registry, database, monkeypatch, name):
-    """Not even functions, which would stand in the way of its return."""
+    """Functions must be dropped as well: otherwise the plugin could not be installed again."""
     plugin = Plugin(name, "", "", migrations=ROOT / "plugins" / name / "migrations")
     list(upgrade.upgrade(database, Registry((plugin,))))
     monkeypatch.setattr(removal, "importable", lambda _: None)

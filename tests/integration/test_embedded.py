@@ -1,4 +1,4 @@
-"""The embedded servers, started for real: what they keep, what they refuse, and what they leave behind."""
+"""The embedded servers, with real processes: their data, their errors, and that they leave no processes behind."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ with embedded_servers(Path(sys.argv[1])) as (postgres, redis_server):
 
 @pytest.fixture(scope="module")
 def template(servers_folder: Path) -> Path:
-    """A folder with an empty database and an empty Redis; copied, which is quicker than making one."""
+    """Return a folder with an empty database and an empty Redis. A copy of it is made faster than a new one."""
     folder = servers_folder / "template"
     with embedded_servers(folder):
         pass
@@ -79,7 +79,7 @@ def remember(postgres_url: str, redis_url: str) -> None:
     sql(postgres_url, "CREATE TABLE memory AS SELECT 42 AS answer")
     with closing(redis.Redis.from_url(redis_url)) as client:
         client.set("answer", 42)
-        # The file is synced each second; a kill would lose the last one only on a power cut.
+        # Redis syncs its file each second, so only a power cut could lose the last second, not a kill.
         client.config_set("appendfsync", "always")
 
 
@@ -89,7 +89,7 @@ def recall(postgres_url: str, redis_url: str) -> tuple[object, object]:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Every living process that works in ``folder``, however it is called."""
+    """Return all living processes whose working directory is in ``folder``."""
     found = []
     for process in psutil.process_iter(["cwd", "status"]):
         where = process.info["cwd"] or ""
@@ -317,7 +317,7 @@ def starter(folder: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
         process.kill()
     with embedded_servers(folder):
-        pass  # ends what it left
+        pass  # ends the processes that it left behind
 
 
 def test_orphans_of_a_killed_starter_are_ended(starter: subprocess.Popen[str], folder: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_missing_package_is_named(
 
 
 def test_an_account_that_cannot_be_created_is_an_error_that_says_why(monkeypatch, caplog):
-    """No system takes that name, so that none is left behind."""
+    """No operating system accepts this name, so no account is left behind."""
     monkeypatch.setattr(accounts, "ACCOUNT", "no:such/name")
 
     with pytest.raises(
@@ -453,7 +453,7 @@ def test_ps_finds_what_proc_finds(postgres: EmbeddedPostgres) -> None:
 class TestAsRoot:
     @pytest.fixture
     def closed(self, tmp_path: Path) -> Iterator[Path]:
-        """A project in a folder that root alone can enter, as its home is; what lies elsewhere for it is removed."""
+        """Yield a project in a folder that only root can enter. Files that it leaves in other folders are removed."""
         home = tmp_path / "home"
         (home / "project").mkdir(parents=True)
         home.chmod(0o700)
@@ -462,7 +462,7 @@ class TestAsRoot:
             place = places.of_data(home / "project", name).parent
             if place.is_relative_to(places.ROOTS_PLACE):
                 shutil.rmtree(place, ignore_errors=True)
-        with suppress(OSError):  # others may have something there
+        with suppress(OSError):  # other programs may have files there
             places.ROOTS_PLACE.rmdir()
 
     def test_no_folder_is_opened_and_the_data_lies_elsewhere(self, closed: Path) -> None:

@@ -1,4 +1,4 @@
-"""The examples, each built into a wheel, installed by pip into an environment of its own, and tested there."""
+"""The examples: each is built as a wheel, installed by pip into an environment of its own, and tested there."""
 
 import json
 import shutil

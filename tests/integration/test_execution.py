@@ -1,4 +1,4 @@
-"""What becomes of a run: success in the job's own transaction, a failed attempt and its retry, or the end."""
+"""The outcome of a run: success in the job's own transaction, a failed attempt and its retry, or the end."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from tests.support.emitted import emitted
 
 
 class Base(DeclarativeBase):
-    """The tests' own metadata."""
+    """The metadata of the tests' tables."""
 
 
 class Effect(Base):
@@ -42,7 +42,7 @@ def fail(run):
 
 
 def once(function, **options):
-    """A job of that function."""
+    """Return a job of that function."""
     return job("work", **options)(function)
 
 
@@ -51,7 +51,7 @@ def retry_now(ledger, run_id):
 
 
 class TestSuccess:
-    """I2: work and state are one transaction."""
+    """I2: the work and the state are committed in one transaction."""
 
     def test_success_is_recorded_with_the_result_and_the_work(self, run_job, ledger):
         row = run_job(work)
@@ -72,7 +72,7 @@ class TestSuccess:
         assert ledger.effects() == []
 
     def test_a_success_whose_connection_was_cut_is_recorded_over_another(self, run_job, database, ledger, caplog):
-        """The ledger's own connection, kept from run to run; nothing is undone by that, so nothing has failed."""
+        """The ledger's own connection was cut, which undoes no work. So the attempt has not failed."""
 
         def function(run):
             with databases.autocommit(database) as connection:
@@ -146,7 +146,7 @@ class TestSuccess:
 
 
 class Unspeakable(Exception):
-    """An error that cannot be told."""
+    """An error whose text cannot be read."""
 
     def __str__(self) -> str:
         raise self.args[0]
@@ -302,7 +302,7 @@ class TestFailure:
 
 
 class TestBadArguments:
-    """Arguments that do not fit end a run at once, named and not repeated."""
+    """If arguments do not fit, the run ends at once. The error names the argument and not its value."""
 
     @pytest.mark.parametrize(
         ("args", "named"),
@@ -342,7 +342,7 @@ class TestBadArguments:
 
 
 class TestBadResult:
-    """What JSON cannot hold is refused, and the work with it."""
+    """A result that is not JSON is refused, and the work is rolled back."""
 
     @pytest.mark.parametrize(
         "result",
@@ -368,7 +368,7 @@ class TestBadResult:
 
 
 class TestSessions:
-    """Whatever a job does to its session, its run has one outcome."""
+    """Whatever a job does to its session, its run has exactly one outcome."""
 
     def test_what_was_done_before_a_rollback_is_undone_and_the_rest_is_stored(self, run_job, ledger):
         def function(run):
@@ -464,12 +464,12 @@ class TestSessions:
 
 
 def pid(run):
-    """The backend of a job's session."""
+    """Return the id of the backend of a job's session."""
     return run.session.execute(text("SELECT pg_backend_pid()")).scalar_one()
 
 
 class TestMetrics:
-    """I7: what only observes a run never decides it."""
+    """I7: an error of the metrics does not change the outcome of a run."""
 
     @pytest.mark.parametrize("name", ["run_started", "run_ended"])
     def test_metrics_that_cannot_be_written_change_no_outcome(self, run_job, monkeypatch, caplog, name):
@@ -483,7 +483,7 @@ class TestMetrics:
 
 
 class TestInHand:
-    """What this process knows that it works on."""
+    """The leases that this process knows it has."""
 
     def test_a_run_is_in_hand_while_its_job_works(self, run_job, executor):
         seen = []
@@ -507,7 +507,7 @@ class TestInHand:
             ledger.do("ALTER TABLE rota_runs_away RENAME TO rota_runs")
 
         assert not executor.membership.in_hand.tokens
-        assert ledger.run(run_id).state == "running"  # until the heartbeat finds it
+        assert ledger.run(run_id).state == "running"  # until the heartbeat finds the run
         missing = 'relation "rota_runs" does not exist'
         (not_released,), (not_claimed,) = emitted(caplog, "run.not_released"), emitted(caplog, "run.not_claimed_ahead")
         assert isinstance(not_released, RunNotReleased)
@@ -539,7 +539,7 @@ class TestRetryRules:
 
     @pytest.mark.parametrize(("rules", "state"), [({}, "retrying"), ({"dead_on": (DBAPIError,)}, "dead")])
     def test_a_lost_connection_is_retried_unless_dead_on_names_it(self, run_job, ledger, rules, state):
-        """It is no error of the job, which could not list it."""
+        """The job did not cause this error, and could not name it in ``retry_on``."""
 
         def function(run):
             leave(run.session, "half")

@@ -1,4 +1,4 @@
-"""``/metrics`` over HTTP, served by the process that Dramatiq forks, for all processes of a worker."""
+"""``/metrics`` over HTTP: the process that Dramatiq forks serves the metrics of all processes of a worker."""
 
 import http.client
 import os
@@ -18,7 +18,7 @@ from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 SERVE = "from core.worker.metrics_port import serve; serve()"
-#: What a worker process writes, and then lives on until its input ends.
+#: A worker process that writes metrics, and then waits until its input ends.
 WORK = """
 import os, pathlib, sys
 from core.observability import metrics
@@ -53,7 +53,7 @@ def environ(tmp_path):
 
 @contextmanager
 def program(source, environ, **streams):
-    """Python running ``source``, killed in the end."""
+    """Yield a Python process that runs ``source``. It is killed in the end."""
     process = subprocess.Popen([sys.executable, "-c", source], env=environ, cwd=ROOT, **streams)
     try:
         yield process
@@ -64,7 +64,7 @@ def program(source, environ, **streams):
 
 @pytest.fixture
 def worker(environ):
-    """A process that has written metrics and lives."""
+    """Yield a process that has written metrics and is alive."""
     with program(WORK, environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"written\n"
         yield process
@@ -72,7 +72,7 @@ def worker(environ):
 
 @pytest.fixture
 def server(environ):
-    """The server, once it answers."""
+    """Yield the server when it answers."""
     with program(SERVE, environ, stderr=subprocess.DEVNULL) as process:
         eventually(lambda: answers(environ), within=20)
         yield process
@@ -94,7 +94,7 @@ def get(environ, path, method="GET"):
 
 
 def send_raw(environ, data):
-    """Send bytes and give up on the answer."""
+    """Send bytes and close the sending side. Return the beginning of the answer."""
     with closing(socket.create_connection(("127.0.0.1", int(environ["ROTA_METRICS_PORT"])), timeout=10)) as connection:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
@@ -132,7 +132,7 @@ def test_hostile_requests_do_no_harm(environ, server):
     assert get(environ, "/metrics", "DELETE")[0] == 501
     for garbage in (b"\0" * 1000, b"\xff\xfe\r\n\r\n", b"GET\r\n\r\n", b"GET /metrics HTTP/9.9\r\n\r\n", b"\r\n", b""):
         send_raw(environ, garbage)
-    with closing(socket.create_connection(("127.0.0.1", int(environ["ROTA_METRICS_PORT"])))):  # says nothing
+    with closing(socket.create_connection(("127.0.0.1", int(environ["ROTA_METRICS_PORT"])))):  # sends nothing
         assert get(environ, "/metrics")[0] == 200
 
 
@@ -226,7 +226,7 @@ def test_what_the_leader_alone_tells_is_taken_back_when_it_no_longer_leads(envir
         assert 'rota_slots_overdue{task="close-day"} 0.0' in lines()
 
 
-#: Counts in many series, so that the file grows, and says how it went.
+#: A program that counts in many series, so that the file grows, and prints the result.
 COUNT_MUCH = """
 import os, pathlib, resource, sys
 from core.observability import logs, metrics
@@ -258,7 +258,7 @@ def test_without_room_for_the_metrics_the_work_goes_on_and_it_is_said_once(envir
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 @pytest.mark.parametrize("size", ["4k", "72k"])
 def test_on_a_full_file_system_the_work_goes_on(environ, size):
-    """Without the pages being allocated, SIGBUS ends the process."""
+    """If the pages of the file were not allocated before, SIGBUS would end the process."""
     Path(environ["ROTA_METRICS_DIR"]).mkdir()
     mounted = f'mount -t tmpfs -o size={size} none "$ROTA_METRICS_DIR" && exec "$@"'
 
@@ -277,7 +277,7 @@ def test_with_room_many_series_are_all_served(environ, server):
 
 
 def shared_by_default(environ, tmp_path):
-    """Where two processes of one parent share their metrics when no folder is set."""
+    """Return the default folder in which two processes of one parent share their metrics."""
     environ = {name: value for name, value in environ.items() if name != "ROTA_METRICS_DIR"}
     source = (
         "from core.observability import metrics as m; import os; print(m.share(None), os.environ.get(m.MULTIPROCESS))"
@@ -307,7 +307,7 @@ class TestTheTemporaryFolder:
 
     @pytest.mark.parametrize("kind", ["link", "file", "open to others", "another user's"])
     def test_may_hold_what_others_have_put_there(self, environ, tmp_path, kind):
-        """It is neither followed nor used, and does not stop work; nor does a folder of a like name."""
+        """Another user's folder or symlink of that name is not used, and does not stop work."""
         ours = tmp_path / f"rota-metrics-{os.geteuid()}"
         (tmp_path / f"rota-metrics-{os.geteuid()}-x").mkdir()
         elsewhere = tmp_path / "elsewhere"
@@ -332,7 +332,7 @@ class TestTheTemporaryFolder:
         assert not list(elsewhere.iterdir())
 
     def test_a_file_that_is_a_link_is_not_followed(self, tmp_path):
-        from core.observability import metric_values  # not before a test has set where metrics are shared
+        from core.observability import metric_values  # only after a test has set the folder of the metrics
 
         secret, link = tmp_path / "secret", tmp_path / "counter_1.db"
         secret.write_text("mine")

@@ -1,7 +1,8 @@
-"""Facts about plain Dramatiq and periodiq that are the reason for parts of Rota, and that Rota behaves differently.
+"""Facts about plain Dramatiq and periodiq that explain parts of Rota, and Rota's own behaviour in the same cases.
 
-Fact 8 needs a process that dies, and is in tests/crash/test_facts_of_death.py, fact 9 in test_dead_workers.py there.
-A test of a plain fact that fails says that the fact is no longer one, and what was built against it may go.
+Fact 8 needs a process that dies, and is in tests/crash/test_facts_of_death.py; fact 9 is in
+tests/crash/test_dead_workers.py. If the test of a plain fact fails, the fact is no longer true, and the part of Rota
+that it explains may be removed.
 """
 
 import threading
@@ -43,7 +44,7 @@ FAST = timedelta(0)
 
 @contextmanager
 def working(broker: Broker) -> Iterator[Worker]:
-    """A plain worker, as threads of this process."""
+    """Run a plain worker, with threads in this process."""
     worker = Worker(broker, worker_threads=2, worker_timeout=1000)
     worker.start()
     try:
@@ -55,7 +56,7 @@ def working(broker: Broker) -> Iterator[Worker]:
 
 @pytest.fixture
 def dispatch(database: Engine) -> Iterator[Callable[..., None]]:
-    """Starts a dispatcher for a service, with short intervals."""
+    """Yield a function that starts a dispatcher for a service, with short intervals."""
     started: list[Dispatcher] = []
 
     def start(service) -> None:
@@ -69,7 +70,7 @@ def dispatch(database: Engine) -> Iterator[Callable[..., None]]:
 
 
 class TestFact1AnErrorBeforeTheMessage:
-    """The checks before a job may run cannot be made; a plain job still runs."""
+    """The checks before a job cannot be made. Plain Dramatiq runs the job anyway."""
 
     APPLICATION = "rota:fact-1"
 
@@ -82,7 +83,7 @@ class TestFact1AnErrorBeforeTheMessage:
 
     @contextmanager
     def database_away(self, url: str) -> Iterator[None]:
-        """No process can connect, and each process that claims leases is disconnected."""
+        """Refuse all new connections, and close the connections of processes that claim leases."""
         name = make_url(url).database
         engine = databases.connect(make_url(url).set(database="postgres").render_as_string(hide_password=False))
         with databases.autocommit(engine) as connection:
@@ -128,7 +129,7 @@ class TestFact1AnErrorBeforeTheMessage:
 
 
 class TestFact2AnErrorAfterTheMessage:
-    """A commit that fails in an after-hook is acknowledged as if it had not."""
+    """Plain Dramatiq acknowledges a message although the commit in an after-hook has failed."""
 
     def test_plain_the_message_is_acknowledged(self):
         class CommitFails(Middleware):
@@ -150,7 +151,7 @@ class TestFact2AnErrorAfterTheMessage:
 
         @job("work", retry_delay=FAST)
         def work(run):
-            values = "(1), (1)" if run.attempt == 1 else "(1)"  # the first is refused by the COMMIT itself
+            values = "(1), (1)" if run.attempt == 1 else "(1)"  # PostgreSQL refuses the first COMMIT
             run.session.connection().exec_driver_sql(f"INSERT INTO fact_2 VALUES {values}")
 
         failed = run_job(work)
@@ -163,7 +164,9 @@ class TestFact2AnErrorAfterTheMessage:
 
 
 class TestFact3RedisIsAwayWhenARetryIsDue:
-    """The exception on re-enqueueing is swallowed, and the message is acknowledged when Redis is back."""
+    """Plain Dramatiq swallows the error of a retry that cannot be sent, and acknowledges the message when Redis is
+    back.
+    """
 
     @pytest.fixture
     def own_redis(self, servers_folder, tmp_path) -> Iterator[EmbeddedRedis]:
@@ -182,7 +185,7 @@ class TestFact3RedisIsAwayWhenARetryIsDue:
 
     @pytest.fixture
     def take_redis_away(self, own_redis, attempts) -> Iterator[Callable[[], None]]:
-        """What the job does: at its first attempt Redis goes, and it fails. It is back a moment later."""
+        """Stop Redis and fail, at the first attempt. Redis is back a moment later."""
         gone = threading.Event()
 
         def fail_at_first() -> None:
@@ -207,7 +210,7 @@ class TestFact3RedisIsAwayWhenARetryIsDue:
         actor = dramatiq.actor(take_redis_away, broker=broker, actor_name="work", max_retries=3)
 
         def messages() -> int | None:
-            """How many there are, be they waiting, fetched, delayed or dead; None while Redis is away."""
+            """Return the number of waiting, fetched, delayed and dead messages, or None while Redis is away."""
             try:
                 return sum(broker.client.hlen(f"dramatiq:default{suffix}.msgs") for suffix in ("", ".DQ", ".XQ"))
             except redis.RedisError:
@@ -238,7 +241,7 @@ class TestFact3RedisIsAwayWhenARetryIsDue:
 
 
 class TestFact4RetriesOfOldSlots:
-    """periodiq's middleware drops a retry once its slot is older than ``skip_delay``."""
+    """periodiq's middleware drops a retry if its slot is older than ``skip_delay``."""
 
     def test_plain_three_retries_are_one_attempt(self):
         attempts = []
@@ -247,7 +250,7 @@ class TestFact4RetriesOfOldSlots:
             attempts.append(1)
             raise RuntimeError("failed on purpose")
 
-        # 30 s and 15 s to 30 s, made short.
+        # Instead of 30 s, and of 15 s to 30 s.
         broker = StubBroker(middleware=[periodiq.PeriodiqMiddleware(skip_delay=0.1), Retries(min_backoff=400)])
         broker.add_middleware(ScheduledAt())
         actor = dramatiq.actor(
@@ -274,13 +277,13 @@ class TestFact4RetriesOfOldSlots:
 
 
 class ScheduledAt(Middleware):
-    """Without it Dramatiq knows no such option."""
+    """Declares the option ``scheduled_at``, which Dramatiq does not know."""
 
     actor_options = frozenset({"scheduled_at"})
 
 
 class TestFact5Cron:
-    """periodiq's ``CronSpec``."""
+    """The errors of periodiq's ``CronSpec``."""
 
     @pytest.mark.parametrize("sunday", ["0 0 * * 0", "0 0 * * sun", "@weekly"])
     def test_sunday(self, sunday):
@@ -325,7 +328,7 @@ class TestFact5Cron:
 
 
 class TestFact6Delays:
-    """Back-off has jitter, and a delayed message lives in the memory of the worker that fetched it."""
+    """Dramatiq's back-off has jitter, and a delayed message is in the memory of the worker that fetched it."""
 
     def test_plain_a_delay_is_anything_from_a_half_to_the_whole(self):
         class Delays(Middleware):
@@ -379,7 +382,7 @@ class TestFact6Delays:
 
 @pytest.mark.slow
 def test_fact_7_an_idle_worker_is_woken_rather_than_polling(serve, redis_url):
-    """Plain polls with a back-off of up to a second."""
+    """A plain worker polls, with a back-off of up to a second."""
     woken: Queue[float] = Queue()
     plain = RedisBroker(url=redis_url, namespace="plain", middleware=[])
     actor = dramatiq.actor(lambda: woken.put(time.perf_counter()), broker=plain, actor_name="plain")
@@ -393,7 +396,7 @@ def test_fact_7_an_idle_worker_is_woken_rather_than_polling(serve, redis_url):
 
     with working(plain):
         for _ in range(8):
-            elapse(1.6)  # idle long enough for the back-off to have grown
+            elapse(1.6)  # long enough for the back-off to grow
             for name, sender in senders.items():
                 sent_at = time.perf_counter()
                 sender.send()
@@ -405,7 +408,7 @@ def test_fact_7_an_idle_worker_is_woken_rather_than_polling(serve, redis_url):
 
 
 def test_fact_10_a_bare_url_means_psycopg2():
-    """To SQLAlchemy 2.1 it means psycopg 3; to 2.0 it meant what it means to us."""
+    """SQLAlchemy 2.1 uses psycopg 3 for such a URL. SQLAlchemy 2.0 uses psycopg2, as Rota does."""
     url = "postgresql://rota:secret@db/rota"
 
     assert make_url(url).get_driver_name() in {"psycopg", "psycopg2"}

@@ -1,4 +1,4 @@
-"""I3: whatever commits for a run, the lease is checked in the committing transaction."""
+"""I3: each commit of a run checks the run's lease in the committing transaction."""
 
 from contextlib import suppress
 
@@ -17,7 +17,7 @@ LOSSES = {
     "handed on": "UPDATE rota_runs SET state = 'retrying', process_id = NULL",
     "ended by hand": "UPDATE rota_runs SET state = 'dead', finished_at = clock_timestamp()",
 }
-#: Its lease is late, but nobody else has been given the run.
+#: The lease has expired, but no other process has been given the run.
 LATE = {
     "process reaped": "DELETE FROM rota_processes",
     "process expired": "UPDATE rota_processes SET expires_at = clock_timestamp()",
@@ -31,7 +31,7 @@ def once(function, **options):
 
 
 class TestALostLease:
-    """Nothing of a worker that lost its lease is stored, on whatever way it tries."""
+    """A worker that has lost its lease can commit nothing, in any way."""
 
     @every_loss
     def test_a_job_that_returns_after_losing_its_lease_stores_nothing(self, run_job, ledger, loss):
@@ -218,7 +218,9 @@ class TestAGoodLease:
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 @pytest.mark.parametrize("late", LATE.values(), ids=LATE)
 class TestALateLease:
-    """The fence is the run's row: while nobody else has been given the run, it commits, whatever its snapshot shows."""
+    """While no other process has been given the run, an expired lease still commits, whatever the snapshot of the
+    transaction shows.
+    """
 
     def test_the_job_commits(self, run_job, ledger, late, isolation):
         def function(run):
@@ -244,7 +246,7 @@ class TestALateLease:
 
 
 class TestIsolation:
-    """A job chooses how its transactions are isolated; Rota's own are not."""
+    """A job chooses the isolation level of its transactions. Rota's own statements have a fixed level."""
 
     @pytest.mark.parametrize("isolation", ISOLATIONS)
     def test_each_transaction_of_a_job_is_isolated_as_it_says(self, run_job, isolation):
@@ -277,7 +279,7 @@ class TestIsolation:
     @pytest.mark.parametrize("isolation", ISOLATIONS)
     @pytest.mark.parametrize("progress", [None, {"done": 1}])
     def test_a_lease_that_is_renewed_behind_the_jobs_snapshot_is_good(self, run_job, ledger, isolation, progress):
-        """The snapshot shows the lease as it was, which has run out by the time of the commit."""
+        """The snapshot shows the lease before it was renewed, which has expired when the transaction commits."""
 
         def function(run):
             ledger.do("UPDATE rota_processes SET expires_at = clock_timestamp() + interval '0.2 seconds'")
@@ -321,11 +323,13 @@ class TestIsolation:
 
 
 class TestConflicts:
-    """What PostgreSQL gives up in favour of another transaction is repeated at once, uncounted, a few times."""
+    """If PostgreSQL aborts a transaction because of a conflict, the attempt is repeated at once, uncounted, a few
+    times.
+    """
 
     @pytest.fixture
     def counter(self, ledger):
-        """A row that others change."""
+        """Make a row that other transactions change."""
         ledger.do("INSERT INTO test_effects VALUES ('counter')")
         return lambda: ledger.do("UPDATE test_effects SET word = word || '+'")
 
@@ -363,7 +367,7 @@ class TestConflicts:
 
 
 class TestSearchPath:
-    """The ledger's tables are found whatever the job has set."""
+    """The ledger's tables are found with any search_path that a job has set."""
 
     @pytest.mark.parametrize("local", ["", "LOCAL"])
     def test_a_job_that_sets_its_search_path_checkpoints_enqueues_and_succeeds(self, run_job, use_jobs, ledger, local):

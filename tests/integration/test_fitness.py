@@ -1,4 +1,4 @@
-"""Servers that are there and will not do: ``rota check`` says so with a remedy, and processes refuse to start."""
+"""Servers that can be reached but cannot be used: ``rota check`` shows a remedy, and processes refuse to start."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def close_day(run):
 
 @pytest.fixture
 def look(use_jobs, environment, redis_url):
-    """The answers of ``rota check`` by name, for a URL of PostgreSQL."""
+    """Return the lines of ``rota check`` by name, for a URL of PostgreSQL."""
     registry = use_jobs(close_day)
 
     def look(url, **asked):
@@ -55,7 +55,7 @@ def look(use_jobs, environment, redis_url):
 
 @pytest.fixture
 def connect():
-    """Makes engines."""
+    """Yield a function that makes engines."""
     made = []
 
     def connect(url):
@@ -69,14 +69,14 @@ def connect():
 
 @pytest.fixture
 def client(redis_url):
-    """The test's own view of Redis."""
+    """Return the test's own client of Redis."""
     with redis.Redis.from_url(redis_url) as client:
         yield client
 
 
 @pytest.fixture
 def watching(redis_url):
-    """Makes what a worker has to refuse servers, on an engine; it asks Redis again at once."""
+    """Yield a function that makes the thread that checks the servers. It checks Redis again at once."""
     made = []
 
     def watching(engine):
@@ -91,7 +91,7 @@ def watching(redis_url):
 
 @pytest.fixture
 def standby(servers_folder, tmp_path):
-    """A standby of a PostgreSQL of its own."""
+    """Yield the URL of a standby, whose primary is a PostgreSQL of its own."""
     primary = EmbeddedPostgres(servers_folder / tmp_path.name)
     server = Standby(servers_folder / f"{tmp_path.name}-standby", primary)
     with ExitStack() as stack:
@@ -103,7 +103,7 @@ def standby(servers_folder, tmp_path):
 
 @pytest.fixture
 def own_database(database):
-    """The URL of a database that a test may alter, and its name."""
+    """Yield the URL of a database that the test may change, and the name of the database."""
     with encoded(database, "UTF8") as url:
         yield url, make_url(url).database
 
@@ -116,7 +116,7 @@ def alter(url, statement):
 
 
 def given(url, **changed):
-    """Settings that name PostgreSQL by ``url``."""
+    """Return settings with the PostgreSQL of ``url``."""
     return settings.load({**os.environ, "DATABASE_URL": url, **changed})
 
 

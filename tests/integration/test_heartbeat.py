@@ -1,4 +1,6 @@
-"""I7: a process is known to the ledger while it lives, comes back when it was forgotten, and leaves in good order."""
+"""I7: the heartbeat registers a process, registers it again if its row was deleted, and releases its runs when it
+stops.
+"""
 
 from contextlib import ExitStack
 from datetime import timedelta
@@ -23,7 +25,7 @@ from tests.support.eventually import eventually
 
 @pytest.fixture
 def beat(database, monkeypatch):
-    """Starts heartbeats that are quick to try again."""
+    """Yield a function that starts heartbeats with short intervals."""
     monkeypatch.setattr(heartbeats, "REGISTER_AGAIN_SECONDS", 0.05)
     with ExitStack() as stack:
 
@@ -54,7 +56,7 @@ def test_it_registers_the_process_as_what_it_is(beat, ledger, caplog):
 
 
 def test_it_hands_back_what_was_claimed_here_and_nobody_has_in_hand(beat, ledger, monkeypatch, caplog):
-    """As the answer to a claim that was lost on its way leaves it; not what was claimed a moment ago."""
+    """The answer to the claim of these runs was lost. Runs that were claimed a moment ago are not released."""
     monkeypatch.setattr(heartbeats, "FORGOTTEN_SECONDS", 0.1)
     heartbeat = beat()
     assert heartbeat.registered.wait(5)
@@ -74,9 +76,7 @@ def test_it_hands_back_what_was_claimed_here_and_nobody_has_in_hand(beat, ledger
 
 @pytest.mark.parametrize(("attempts", "state", "reason"), [(19, "retrying", None), (20, "dead", "lost")])
 def test_a_run_that_is_lost_sight_of_again_and_again_ends(beat, ledger, monkeypatch, caplog, attempts, state, reason):
-    """Nothing that is not counted goes on for ever; attempts before it was retried by hand, failures and crashes do not
-    count.
-    """
+    """Uncounted attempts are limited too. Attempts before a retry by hand, failures and crashes do not count."""
     monkeypatch.setattr(heartbeats, "FORGOTTEN_SECONDS", 0.1)
     heartbeat = beat()
     assert heartbeat.registered.wait(5)
@@ -126,7 +126,7 @@ CUT = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'ad
 
 
 def claimed(ledger, database, process_id):
-    """A run at work in that process."""
+    """Claim a run for that process. Return the lease."""
     run_id = ledger.request()
     with databases.autocommit(database) as connection:
         _, lease = claims.claim(connection, run_id, job="work", process_id=process_id, worker="test:1")
@@ -135,7 +135,7 @@ def claimed(ledger, database, process_id):
 
 
 def test_a_process_whose_connection_was_cut_goes_on_as_itself_with_its_leases(beat, ledger, database, caplog):
-    """At once, whenever its next heartbeat would have been."""
+    """The process does this at once, before its next heartbeat is due."""
     caplog.set_level("INFO", "rota")
     heartbeat = beat(every_seconds=5)
     assert heartbeat.registered.wait(5)
@@ -153,7 +153,7 @@ def test_a_process_whose_connection_was_cut_goes_on_as_itself_with_its_leases(be
 
 
 def test_the_runs_of_a_process_whose_connection_is_cut_again_and_again_are_no_crashes(beat, ledger, database, serve):
-    """While a dispatcher looks for the dead without a pause."""
+    """Meanwhile a dispatcher looks for dead processes without a pause."""
     heartbeat = beat(every_seconds=5)
     assert heartbeat.registered.wait(5)
     lease = claimed(ledger, database, heartbeat.process_id)

@@ -1,4 +1,6 @@
-"""What a process counts as its own and what Redis counts as such agree again, whatever fails in between."""
+"""The messages that a process believes it has fetched, and those that Redis has assigned to it, agree again after any
+failure.
+"""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -27,7 +29,7 @@ from tests.support.eventually import eventually
 
 
 def failing_once(method, queue_name="default"):
-    """``method``, but the first call for that queue finds Redis away."""
+    """Return ``method``, whose first call for that queue raises the error of a Redis that is away."""
     failures = Counter()
 
     def called(queue, *args):
@@ -85,7 +87,7 @@ def test_a_fetch_that_reaches_redis_after_it_was_given_up_leaves_nothing_behind(
     queues = service.broker.redis_queues
     monkeypatch.setattr(queues, "fetch", failing_once(queues.fetch))
     service.broker.get_actor("hear").send(word=1)
-    eventually(lambda: heard == {1: 1}, within=10)  # so what was in doubt is settled
+    eventually(lambda: heard == {1: 1}, within=10)  # so the uncertain messages are settled
 
     service.redis.hset("dramatiq:default.msgs", "stray", service.broker.get_actor("hear").message(word=2).copy(
         options={"redis_message_id": "stray"}
@@ -104,7 +106,7 @@ def queues(redis_url):
 
 @pytest.fixture
 def consume(queues):
-    """Makes the consumers of a worker that has ``work_queue``, without the worker."""
+    """Yield a function that makes the consumers of a worker with ``work_queue``, without the worker."""
     with ExitStack() as stack:
 
         def consume(work_queue, *names):
@@ -121,7 +123,7 @@ def consume(queues):
 
 @pytest.fixture
 def enqueue(queues):
-    """Puts messages on a queue, for the actor of that name."""
+    """Return a function that puts messages for the actor of that name on a queue."""
 
     def enqueue(name, count=1, **options):
         queues.enqueue_many(Message(name, name, (), {}, options) for _ in range(count))
@@ -130,7 +132,7 @@ def enqueue(queues):
 
 
 class TestRequeueing:
-    """A process in which no thread makes progress leaves waiting messages to others."""
+    """A process whose threads make no progress requeues waiting messages for other processes."""
 
     @pytest.fixture
     def work_queue(self):
@@ -196,7 +198,7 @@ def test_threads_that_run_dry_wake_the_consumer_that_has_more_for_them(consume, 
     (window,) = consume(work_queue, "default")
     enqueue("default", 1, run_id=1)
     window.step()
-    work_queue.get().message.worked(0.0005)  # so that twenty are handed over at once, and the rest is kept
+    work_queue.get().message.worked(0.0005)  # so that twenty messages are handed over at once
     work_queue.task_done()
     enqueue("default", 100, run_id=1)
     window.may_find = True

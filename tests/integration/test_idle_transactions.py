@@ -1,4 +1,4 @@
-"""Waiting without holding: a run that waits has no connection and no transaction, or its idle transaction is named."""
+"""A run that waits holds neither a connection nor a transaction, or its idle transaction is named."""
 
 import threading
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 RUNS = 30
-#: Of the jobs' connections; the tests' own never idle in a transaction while they ask.
+#: Of connections of jobs. Connections of the tests are never idle in a transaction at that time.
 IDLE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
 
 
 class Network:
-    """What the runs wait for."""
+    """The network for which the runs wait."""
 
     def __init__(self) -> None:
         self.asked = threading.Semaphore(0)
@@ -43,7 +43,7 @@ def network():
 
 @pytest.fixture
 def wait_in(network, run_job, executor):
-    """Has runs of a job wait for the network side by side, until the block ends."""
+    """Let runs of a job wait for the network at the same time, until the block ends."""
 
     @contextmanager
     def wait_in(waiting, runs=RUNS):
@@ -63,7 +63,7 @@ def wait_in(network, run_job, executor):
 
 
 def not_at_all(run):
-    """The session of this run is not used before it waits."""
+    """Wait without having used the session."""
 
 
 def until_a_checkpoint(run):
@@ -101,7 +101,7 @@ def test_runs_that_wait_hold_a_connection_and_a_transaction_only_if_they_use_the
 
 @pytest.fixture
 def soon(monkeypatch):
-    """A transaction is idle after a tenth of a second."""
+    """Let a transaction count as idle after a tenth of a second."""
     monkeypatch.setattr(transactions, "IDLE_SECONDS", 0.1)
     monkeypatch.setattr(idle_transactions, "IDLE_SECONDS", 0.1)
 
@@ -135,7 +135,7 @@ def test_a_transaction_that_stays_idle_is_logged_and_counted_once(heartbeat, net
     before = counted()
     with wait_in(hold, 1) as (run_id,):
         (told,) = eventually(lambda: emitted(caplog, "run.idle_in_transaction"), within=10)
-        for _ in range(2):  # the second renewal comes after another look
+        for _ in range(2):  # the second renewal comes after another check
             renewed = expiry()
             eventually(lambda renewed=renewed: expiry() > renewed, within=10)
 

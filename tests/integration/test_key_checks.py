@@ -1,4 +1,4 @@
-"""The claim of a slot made at run time checks its schedule; runs that die stretch the interval of their key."""
+"""The claim of a slot checks the slot's run-time schedule, and runs that die double the interval of their key."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -39,7 +39,7 @@ def session(database, use_jobs, poll):
 
 @pytest.fixture
 def slot(ledger):
-    """Inserts a slot as the dispatcher does; returns its run."""
+    """Insert a slot as the dispatcher does. Return the run's id."""
     number = 0
 
     def slot(key="42", **columns):
@@ -62,7 +62,7 @@ def test_a_slot_that_the_removal_did_not_see_is_skipped_when_it_is_claimed(
     session, slot, executor, poll, heard, ledger
 ):
     run_id = slot()
-    ledger.do("DELETE FROM rota_key_schedules")  # as if the slot had been inserted at that moment
+    ledger.do("DELETE FROM rota_key_schedules")  # as if the slot had been inserted at the same moment
 
     assert executor.execute(poll, run_id) == "skipped"
 
@@ -72,7 +72,7 @@ def test_a_slot_that_the_removal_did_not_see_is_skipped_when_it_is_claimed(
 
 
 def test_a_slot_of_a_schedule_that_was_removed_and_made_again_is_skipped(session, slot, executor, poll, ledger):
-    run_id = slot(state="retrying")  # so that the removal leaves it
+    run_id = slot(state="retrying")  # so that the removal does not end the run
     unschedule(session, "poll", key="42")
     schedule(session, "poll", key="42")
     session.commit()
@@ -118,7 +118,7 @@ def test_runs_that_die_in_a_row_double_the_interval_and_a_success_ends_that(
         session.rollback()
         stretches.append(schedules(session, "poll")[0].stretch)
 
-    assert stretches == [0, 1, 2, 2, 2]  # up to 5 minutes: 1, 2, 4
+    assert stretches == [0, 1, 2, 2, 2]  # up to 5 minutes: 1, 2 and 4 minutes
     assert [event.every_seconds for event in emitted(caplog, "schedule.backs_off")] == [120, 240, 240, 240]
 
     heard.remove("fail")
@@ -233,7 +233,7 @@ def test_a_retry_is_due_by_the_next_slot_of_its_key(session, slot, executor, led
 class TestWithLimits:
     @pytest.fixture
     def reader(self, session, heard, use_jobs, start_process):
-        """A job whose keys share a limit by their host."""
+        """Return a job whose keys share a limit if they have the same host."""
 
         def work(run, host: str = ""):
             heard.append(run.key)
@@ -250,7 +250,7 @@ class TestWithLimits:
 
     @pytest.fixture
     def of_host(self, session, ledger, reader):
-        """Inserts the slot of a key for a host; returns its run."""
+        """Insert the slot of a key for a host. Return the run's id."""
 
         def of_host(key, host):
             schedule(session, "poll", key=key, args={"host": host})

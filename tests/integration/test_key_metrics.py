@@ -1,4 +1,4 @@
-"""Metrics of schedules made at run time: how many there are, how late their slots are recorded, and gaps."""
+"""Metrics of schedules made at run time: their number, the lateness of their slots, and gaps."""
 
 from datetime import timedelta
 
@@ -20,7 +20,7 @@ def poll():
 
 @pytest.fixture
 def leader(lead, poll, database):
-    """A leader that has seen five keys, of which one is paused."""
+    """Return a leader that has seen five keys, one of which is paused."""
     leader = lead(poll)
     with Session(database) as session, session.begin():
         sync_schedules(session, "metred", [KeySchedule(f"ann@example{number}.org", MINUTE) for number in range(5)])
@@ -74,7 +74,7 @@ def test_slots_without_runs_are_counted_by_reason(leader):
 
     leader.pass_at(leader.now + 5 * MINUTE)
 
-    # four keys go on, and only slots of the last half minute have runs
+    # four keys have slots, and only slots of the last half minute have runs
     assert 16 <= value("rota_schedules_gap_slots_total", reason="outage") - before <= 20
 
 

@@ -1,4 +1,4 @@
-"""Schedules made at run time: what applications call, in their own transactions."""
+"""Schedules made at run time: the functions that applications call in their own transactions."""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ def poll(run: Run, account: int = 0) -> None:
 
 @job("clear", queue="mail")
 def clear(run: Run) -> None:
-    """Take no schedule."""
+    """Do nothing. This job has no schedules."""
 
 
 @pytest.fixture(autouse=True)

@@ -195,7 +195,7 @@ class TestComingDue:
         )
 
         leader.passes(2 * MINUTE)
-        leader.passes(8 * MINUTE, step=28 * SECOND)  # long windows are found by reading all rows
+        leader.passes(8 * MINUTE, step=28 * SECOND)  # slots of long windows are found by reading all schedules
 
         for each in ledger.rows("SELECT * FROM rota_key_schedules"):
             assert slots(each.key) == due_of(each, each.since, leader.now), each
@@ -298,7 +298,7 @@ class TestChanging:
         assert [(each.action, each.spec) for each in found] == [
             ("added", "every 1m"), ("changed", "every 2m"), ("removed", "every 2m")
         ]  # fmt: skip
-        # a removal applies from the pass before, whose last slots may have no runs
+        # the removal applies from the previous pass on, whose last slots may have no runs
         assert [each.since for each in found[1:]] == [changed_at, removed_at - SECOND]
 
 
@@ -358,7 +358,7 @@ class TestPausing:
 
         leader.passes(SECOND)
 
-        extra = row().extra_at is not None  # the next slot of the interval before, which came due in the pause too
+        extra = row().extra_at is not None  # the next slot of the former interval, which also came due in the pause
         assert gaps() == [("42", "paused", 6), ("42", "paused", 3 + extra)]
         assert all(slot > resumed_at for slot in slots())
 

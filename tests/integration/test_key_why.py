@@ -27,7 +27,7 @@ def session(database):
 
 @pytest.fixture
 def leader(lead, poll, session):
-    """A leader that has seen the schedule of the key 42, of a minute, for five minutes."""
+    """Return a leader that has seen a schedule of one minute, of the key 42, for five minutes."""
     leader = lead(poll)
     schedule(session, "poll", key="42")
     session.commit()
@@ -39,7 +39,7 @@ def leader(lead, poll, session):
 
 @pytest.fixture
 def ask(database):
-    """Asks about one second; answers in sentences."""
+    """Ask about one second. Return the answer as sentences."""
 
     def ask(at, key="42"):
         with database.connect() as connection:
@@ -50,7 +50,7 @@ def ask(database):
 
 @pytest.fixture
 def slot_after(ledger):
-    """The next slot of the schedule as it is now."""
+    """Return the next slot of the present schedule."""
 
     def slot_after(instant):
         (row,) = ledger.rows("SELECT * FROM rota_key_schedules WHERE key = '42'")
@@ -176,7 +176,7 @@ def test_a_key_that_never_had_a_schedule_is_told_of(leader, ask):
 def test_a_slot_that_came_due_as_its_schedule_was_removed_is_explained(
     leader, ask, slot_after, session, monkeypatch, is_replaced
 ):
-    """The removal is committed between the look at the schedules and the insertion of their slots."""
+    """The removal is committed after the schedules were read and before their slots are inserted."""
     slot = slot_after(leader.now)
     leader.passes(slot - leader.now - SECOND)
     insert = key_slots.insert

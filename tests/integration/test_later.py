@@ -22,7 +22,7 @@ HOUR = timedelta(hours=1)
 
 
 def postponing(**when):
-    """A function that leaves half of its work and postpones its run."""
+    """Return a function that does half of its work and postpones its run."""
 
     def function(run):
         leave(run.session, "half")
@@ -36,7 +36,7 @@ def once(function, **options):
 
 
 def again(ledger, executor, work, run_id):
-    """Another attempt at a run, now."""
+    """Make another attempt of a run now."""
     ledger.do("UPDATE rota_runs SET due_at = clock_timestamp() WHERE id = :id", id=run_id)
     executor.execute(work, run_id)
     return ledger.run(run_id)
@@ -172,7 +172,7 @@ class TestSlots:
         assert (ledger.run(run_id).state, ledger.run(run_id).reason) == outcome
 
     def test_a_slot_that_had_failed_stays_a_retry(self, executor, ledger):
-        """Its grace does not end it: a retry is never dropped because its slot is old."""
+        """The end of the grace does not end the run: a retry is never dropped because its slot is old."""
         run_id = ledger.request(slot=self.SLOT, state="retrying", attempt=1, failures=1)
         executor.execute(once(postponing(in_=HOUR), schedule=every(hours=1)), run_id)
 
@@ -271,7 +271,7 @@ class TestRefusals:
 
 
 def test_a_lost_lease_postpones_nothing(executor, database, ledger):
-    """The run belongs to another process by then."""
+    """The run belongs to another process when the function raises ``Later``."""
 
     def function(run):
         with Session(database) as other, other.begin():

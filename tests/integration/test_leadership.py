@@ -1,4 +1,4 @@
-"""One dispatcher is active in the fleet, and another takes over when it dies or falls silent."""
+"""One dispatcher leads. Another dispatcher takes over if the leader's process dies or sends no heartbeat."""
 
 from contextlib import ExitStack
 from datetime import timedelta
@@ -21,7 +21,7 @@ from tests.support.racing import race
 
 @pytest.fixture
 def stand(postgres_url, start_process, database):
-    """A candidate: a connection under the name of a process that is registered, unless it is not to be."""
+    """Yield a candidate: a connection with the name of a process, which is registered unless the test forbids it."""
     with ExitStack() as stack:
 
         def stand(application, *, registered=True):
@@ -87,7 +87,7 @@ def test_a_leader_that_registered_again_is_not_deposed(stand, start_process, dat
 
 
 class TestWaiting:
-    """The leader hears of runs that are due at once."""
+    """The leader is notified of runs that are due at once."""
 
     def test_it_hears_a_notification(self, stand, ledger):
         leader, _ = stand("rota:1")
@@ -116,7 +116,7 @@ class TestWaiting:
 
 
 class TestDispatcher:
-    """The thread in every worker process."""
+    """The dispatcher's thread, which every worker process has."""
 
     @pytest.fixture
     def start(self, postgres_url, start_process, carrier):

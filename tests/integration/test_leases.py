@@ -1,4 +1,4 @@
-"""I5, I6: who may work on a run. One claim wins, one run of a (job, key) works, and nobody claims without a lease."""
+"""I5, I6: one claim of a run succeeds, one run of a job and key works at a time, and no run works without a lease."""
 
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ ROUNDS = 50
 
 @contextmanager
 def reaping(engine):
-    """A reaper's connection, which would rather fail than wait for a lock."""
+    """Yield a connection of the dispatcher, whose statements fail instead of waiting for a lock."""
     with databases.dedicated(engine) as connection:
         connection.exec_driver_sql("SET lock_timeout = '5s'")
         yield connection
@@ -49,7 +49,7 @@ class TestOneWinner:
             verdicts = [verdict for verdict, _ in claims]
 
             assert verdicts.count(Verdict.RUNNING) == 1
-            assert verdicts[1] in (Verdict.SKIPPED, Verdict.WAITING)  # the second may come before the first has begun
+            assert verdicts[1] in (Verdict.SKIPPED, Verdict.WAITING)  # the second may be claimed first
             rows = ledger.runs("work")
             assert (rows[0].state, rows[0].reason) == ("running", None)
             assert rows[1].reason == "overlap"
@@ -68,7 +68,7 @@ class TestOneWinner:
 
 
 class TestSideBySide:
-    """What does not overlap."""
+    """Runs that may run at the same time."""
 
     def test_runs_of_different_keys_work_side_by_side(self, database, ledger, process):
         run_ids = [ledger.request(key=key) for key in "abcdefgh"]
@@ -139,7 +139,7 @@ class TestWaiting:
 
 
 class TestNoLeaseToGive:
-    """I5: what cannot be claimed does not run."""
+    """I5: a run that cannot be claimed does not start."""
 
     def test_a_process_that_is_not_registered_claims_nothing(self, database, ledger, process):
         run_id = ledger.request()
@@ -186,7 +186,7 @@ def test_every_claim_draws_a_greater_token(database, ledger, process):
 
 
 class TestHold:
-    """I3: a commit is fenced by its lease."""
+    """I3: each commit checks the lease."""
 
     def test_a_good_lease_is_held(self, database, ledger, process):
         lease = process.lease(database, ledger.request())

@@ -1,4 +1,4 @@
-"""Runs that are taken straight from the ledger; their feed goes on, whatever happens to it."""
+"""Runs that are taken from the ledger without Redis. The thread that takes them continues after errors."""
 
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -31,7 +31,7 @@ class Threads:
 
 
 class Faulty(Threads):
-    """Once it raises."""
+    """Raises an error once."""
 
     faults = 1
 
@@ -44,7 +44,7 @@ class Faulty(Threads):
 
 @pytest.fixture
 def feeding(postgres_url, carrier):
-    """Runs a feed of the default queue for these threads."""
+    """Yield a function that runs the ledger feed of the default queue for these threads."""
     carrier.carries = False
 
     @contextmanager
@@ -67,7 +67,7 @@ def test_it_goes_on_after_its_connection_was_cut(feeding, ledger, caplog):
         assert ledger.rows(CUT)
         second = ledger.request(key="second")
 
-        assert {threads.runs.get(timeout=10) for _ in range(2)} == {first, second}  # the first was not claimed
+        assert {threads.runs.get(timeout=10) for _ in range(2)} == {first, second}  # the first run was not claimed
         (told,) = eventually(lambda: emitted(caplog, "ledger_feed.interrupted"), within=5)
     assert isinstance(told, LedgerFeedInterrupted)
     assert "connection" in told.error

@@ -1,4 +1,4 @@
-"""What looks at limits reads only the runs that it needs, however long the history and however many wait."""
+"""Statements about limits read only the runs that they need, however many runs are finished and however many wait."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,7 +16,8 @@ from core.ledger.claims import CLAIM_LIMITED, Verdict
 from core.ledger.limits import LOCK
 from core.worker.claiming import limits_of
 
-#: Finished runs of many names, runs that wait for another name, their limits, and closings that are over.
+#: Finished runs with many limits, runs that wait for another limit, the rows of these limits, and closings that have
+#: ended.
 FILL = [
     """INSERT INTO rota_runs (job, queue, exclusive, limits, limits_declared, state, attempt, finished_at)
        SELECT 'work', 'default', false, ARRAY['imap/' || n % 3000, 'smtp'], '{"imap/{host}",smtp}', 'succeeded', 1,
@@ -43,7 +44,7 @@ def work(run: Run, host: str = "full") -> None:
 
 @pytest.fixture
 def waiting(database, ledger, use_jobs, start_process):
-    """One run at work, and one that waits among ten thousand; returns the process and the second run."""
+    """Return a process and a run. The run waits for a limit among ten thousand runs, while another run is at work."""
     use_jobs(work)
     process = start_process(jobs=[work])
     for statement in FILL:
@@ -57,13 +58,13 @@ def waiting(database, ledger, use_jobs, start_process):
 
 
 def rows_read(connection, statement: str, parameters: dict[str, Any] | None = None) -> int:
-    """How many rows of runs, limits and closings a statement reads, those included that its conditions exclude."""
+    """Return how many rows of runs, limits and closings a statement reads, also those that its conditions exclude."""
     plan = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), parameters or {}).scalar_one()[0]
     return sum(map(read_by, nodes(plan["Plan"])))
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A plan's node and all below it."""
+    """Return a node of a plan, and all nodes below it."""
     yield plan
     for below in plan.get("Plans", ()):
         yield from nodes(below)
@@ -76,7 +77,7 @@ def read_by(node: dict[str, Any]) -> int:
     return int((node["Actual Rows"] + left_out) * node["Actual Loops"])
 
 
-#: What each may read: some rows for each limit that it asks about.
+#: The rows that each statement may read: some rows for each of its limits.
 LOOKS = {
     "names": (room.NAMES.text, {"after": "", "most": 1000}, 3),
     "wake": (room.WAKE.text, WOKEN, 20),
@@ -97,7 +98,7 @@ def test_a_claim_reads_few_rows(database, waiting):
     process_id, run_id = waiting
     values = (run_id, "work", process_id, "test:1", 100, "{}", "", True)
     with databases.autocommit(database) as connection:
-        CLAIM_LIMITED.rows_after(LOCK, connection, (run_id,), *values)  # which prepares both
+        CLAIM_LIMITED.rows_after(LOCK, connection, (run_id,), *values)  # prepares both statements
 
         assert 0 < rows_read(connection, f"EXECUTE {LOCK.name} ({run_id})") <= 2
         claim = f"EXECUTE {CLAIM_LIMITED.name} ({run_id}, 'work', {process_id}, 'test:1', 100, '{{}}', '', true)"

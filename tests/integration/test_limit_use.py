@@ -1,4 +1,4 @@
-"""``rota limits``, and what else tells operators of limits: ``rota why``, ``rota check``, one run, the metric."""
+"""What operators see of limits: ``rota limits``, ``rota why``, ``rota check``, the details of a run, and the metric."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def rota(database, tmp_path, monkeypatch):
 
 @pytest.fixture
 def full(database, use_jobs, start_process):
-    """A run at work on host a, and one that waits for it; the second's id."""
+    """Let one run work on host a, and another run wait for the limit. Return the id of the second run."""
     use_jobs(poll)
     process = start_process(jobs=[poll])
     with Session(database) as session, session.begin():

@@ -1,4 +1,4 @@
-"""I3, I7: an attempt whose lease is lost is interrupted at once, and holds up nobody."""
+"""I3, I7: an attempt whose lease is lost is interrupted at once, and delays no other run."""
 
 import threading
 import time
@@ -18,14 +18,14 @@ from tests.support.effects import leave
 from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
-#: Sooner than any job of these tests ends by itself, in seconds.
+#: In seconds. No job of these tests ends by itself so soon.
 SOON = 10
 LOCKED = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND granted"
 
 
 @pytest.fixture
 def heartbeat(database):
-    """A heartbeat of this process."""
+    """Yield a heartbeat of this process."""
     beat = Heartbeat(database, Identity("worker", "test:1", "rota:lost"), every_seconds=0.05, lease=timedelta(hours=1))
     beat.start()
     assert beat.registered.wait(10)
@@ -35,17 +35,17 @@ def heartbeat(database):
 
 @pytest.fixture
 def run_job(database, heartbeat):
-    """Runs jobs under that heartbeat."""
+    """Return a function that runs jobs of the process with that heartbeat."""
     return RunJob(Executor(database, heartbeat, "test:1"))
 
 
 def expire(ledger):
-    """Let all leases have run out, as after a stall of PostgreSQL."""
+    """Let all leases expire, as after a stall of PostgreSQL."""
     assert ledger.do("UPDATE rota_processes SET expires_at = clock_timestamp() - interval '1 second'")
 
 
 class Attempt(threading.Thread):
-    """Takes a run through an attempt, beside the test."""
+    """Makes an attempt of a run in a thread, beside the test."""
 
     def __init__(self, run_job, work):
         super().__init__(daemon=True)
@@ -58,7 +58,7 @@ class Attempt(threading.Thread):
 
 
 def lock(run):
-    """Take a lock that ends with the transaction; PostgreSQL's table of locks shows it."""
+    """Take a lock that ends with the transaction. pg_locks shows it."""
     leave(run.session, "half")
     run.session.execute(text("SELECT pg_advisory_xact_lock(4711)"))
 
@@ -98,13 +98,13 @@ def test_a_lost_attempt_ends_at_once_and_frees_its_locks(run_job, ledger, functi
 
 
 def test_the_next_attempt_does_not_wait_for_one_that_cannot_be_interrupted(run_job, ledger):
-    """A call into C goes on, in a thread; its row locks do not."""
+    """The thread continues its call into C, but the row locks of its transaction are released."""
     leave_it = threading.Event()
 
     def function(run):
         lock(run)
         if run.attempt == 1:
-            time.sleep(3)  # in one call, which nothing interrupts
+            time.sleep(3)  # one call, which cannot be interrupted
             leave_it.set()
 
     work = job("work", max_retries=0)(function)
@@ -132,23 +132,23 @@ def test_a_run_that_was_claimed_under_a_lost_lease_is_not_begun(run_job, ledger,
     eventually(lambda: heartbeat.process_id not in {None, before}, within=SOON)
 
     class Message:
-        """Brings a run that was claimed ahead."""
+        """A message whose run was claimed ahead."""
 
         def __init__(self):
             self.lease = lease
 
         def worked(self, seconds):
-            """Not told."""
+            """Do nothing."""
 
         def end(self):
-            """Not told."""
+            """Do nothing."""
 
     assert run_job.executor.execute(work, run_id, carried=Message()) == "lost"
     assert ran == []
 
 
 def test_only_the_attempt_itself_has_its_connection_cut(database, run_job, ledger):
-    """One that has been returned to the pool meanwhile is another's."""
+    """If the connection has been returned to the pool meanwhile, another run may use it."""
     owners = [object(), object()]
     with database.connect() as connection:
         driver = connection.connection.driver_connection

@@ -1,4 +1,4 @@
-"""I4, I5: connections that are cut, and PostgreSQL that is restarted, cost an attempt at most."""
+"""I4, I5: a run loses one attempt at most if connections are cut or PostgreSQL is restarted."""
 
 import socket
 import threading
@@ -31,7 +31,7 @@ PID = text("SELECT pg_backend_pid()")
 
 
 def cut(ledger, pid):
-    """Terminate a backend and wait until it is gone."""
+    """Terminate a backend, and wait until it has ended."""
     assert ledger.value("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
 
 
@@ -87,7 +87,7 @@ def test_a_pool_of_stale_connections_does_not_keep_a_run_from_being_claimed(run_
 
 
 def test_the_kernel_gives_up_a_server_that_acknowledges_no_statement(postgres_url):
-    """Seen on a veth pair that was taken down: noticed after 10.0 s, and without the option not within 75 s."""
+    """Measured with a veth pair that was taken down: noticed after 10.0 s; without the option, not within 75 s."""
     url = make_url(postgres_url)
     loop = Loop()
     proxy = Proxy(loop, lambda: f"{url.query['host']}/.s.PGSQL.{url.query['port']}").start()
@@ -153,7 +153,7 @@ def test_without_a_process_nothing_is_claimed(run_job, database):
 
 @pytest.fixture
 def own_postgres(servers_folder, tmp_path):
-    """A PostgreSQL of this test's own, to be stopped and started."""
+    """Yield a PostgreSQL of this test's own, which the test may stop and start."""
     server = EmbeddedPostgres(servers_folder / tmp_path.name)
     server.start()
     yield server
@@ -163,7 +163,7 @@ def own_postgres(servers_folder, tmp_path):
 def test_a_restart_of_postgresql_is_survived_between_and_during_runs(own_postgres):
     engine = databases.connect(own_postgres.url)
     list(upgrade.upgrade(engine, current()))
-    with closing(engine.connect()) as one, closing(engine.connect()) as other:  # two that will be stale
+    with closing(engine.connect()) as one, closing(engine.connect()) as other:  # two connections that will be stale
         one.execute(PID)
         other.execute(PID)
     with engine.begin() as connection:

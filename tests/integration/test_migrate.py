@@ -1,4 +1,4 @@
-"""Each plugin's tables, brought up to date as a whole or not at all."""
+"""Each plugin's migrations are applied together or not at all."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def upgrade():
 
 @pytest.fixture
 def empty(embedded):
-    """An engine on an empty database."""
+    """Yield an engine for an empty database."""
     engine = databases.connect(create_database(embedded[0].url, "test_empty"))
     yield engine
     databases.dispose(engine)
@@ -47,7 +47,7 @@ def empty(embedded):
 
 @pytest.fixture
 def plugin(tmp_path: Path):
-    """Makes a plugin with these statements as its migrations."""
+    """Return a function that makes a plugin with these statements as its migrations."""
 
     def plugin(name, *statements):
         folder = tmp_path / name
@@ -184,7 +184,7 @@ def test_the_cores_tables_can_be_taken_away_and_made_again(empty):
 
 
 def test_the_first_ledger_is_brought_up_to_date_with_what_is_in_it_and_its_workers_go_on(empty, monkeypatch):
-    """Old workers are alive while the tables change: what they insert must still be taken."""
+    """Workers of the old release are alive while the tables change, and still insert rows."""
     scripts = migrate.scripts(CORE)
     monkeypatch.setattr(type(scripts), "get_current_head", lambda _: "0001")
     upgrade_revs = scripts._upgrade_revs
@@ -216,11 +216,13 @@ OLD_PROCESS = """
 
 
 class TestLocks:
-    """A migration that others hold up holds up nobody, and says who they are."""
+    """A migration that waits for a lock does not block other sessions for long, and names the sessions that hold the
+    lock.
+    """
 
     @pytest.fixture
     def letters(self, empty, plugin):
-        """A plugin with a table, and a migration to come."""
+        """Return a plugin with a table and a migration that has not been applied."""
         upgrade(empty, CORE, plugin("letters", "CREATE TABLE letters_post (id int)"))
         return plugin(
             "letters", "CREATE TABLE letters_post (id int)", "ALTER TABLE letters_post ADD COLUMN colour text"
@@ -228,7 +230,7 @@ class TestLocks:
 
     @pytest.fixture
     def report(self, empty, letters):
-        """An open transaction that has read the table."""
+        """Yield an open transaction that has read the table."""
         other = databases.connect(empty.url.render_as_string(hide_password=False), application="monthly report")
         with other.connect() as connection:
             connection.exec_driver_sql("SELECT 'secret' FROM letters_post")
@@ -260,7 +262,7 @@ class TestLocks:
         said = []
 
         def read_behind_it():
-            """Read the table while the migration waits for it, and only then let it have it."""
+            """Read the table while the migration waits for it, and then end the blocking transaction."""
             eventually(lambda: said, within=10)
             with empty.connect() as connection:
                 connection.exec_driver_sql("SET statement_timeout = '5s'")

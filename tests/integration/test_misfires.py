@@ -1,7 +1,7 @@
-"""I4, I8: every slot of an outage has its outcome, whatever the policy, also over the nights on which clocks change.
+"""I4, I8: every slot of an outage has an outcome, for each policy, also in nights in which clocks change.
 
-The accountant's clock is set; outages are watermarks in its past. What the policies say is spelt out a second time
-here, over plain lists.
+The test sets the accountant's clock; an outage is a watermark in the past. ``outcomes`` states the policies a second
+time, over plain lists.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from core.scheduling.misfires import HEAD_START, miss_late
 from core.testing import registry_of
 from tests.support.emitted import emitted
 
-#: Clocks go forward at 01:00 UTC on the one, back at 01:00 UTC on the other.
+#: Clocks go forward at 01:00 UTC on the first date, and back at 01:00 UTC on the second.
 FORWARD, BACK = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
 SCHEDULES = [
     every(minutes=15),
@@ -37,7 +37,7 @@ def at(text):
 
 @pytest.fixture
 def account_at(database, carrier, monkeypatch):
-    """Have a new leader account for a job, as if it were ``now``, passes until nothing is left."""
+    """Let a new leader account for a job as if it were ``now``, in as many passes as are needed."""
 
     def account(work, now, passes=1):
         monkeypatch.setattr(history, "NOW", text(f"SELECT timestamptz '{now.isoformat()}'"))
@@ -51,7 +51,7 @@ def account_at(database, carrier, monkeypatch):
 
 @pytest.fixture
 def outage(database, account_at, ledger):
-    """An outage from ``since`` to ``now``; the slots and what became of them."""
+    """Simulate an outage from ``since`` to ``now``. Return the slots and their outcomes."""
 
     def outage(work, since, now, passes=1):
         with databases.autocommit(database) as connection:
@@ -63,7 +63,7 @@ def outage(database, account_at, ledger):
 
 
 def outcomes(due, now, *, misfire, grace, cap):
-    """What the policies say, in plain words: of the slots that are late and within their grace, which are run?"""
+    """Return, by the policy, which of the slots that are late and within their grace are run."""
     late = [slot for slot in due if now - slot > timedelta(seconds=30)]
     in_grace = [slot for slot in late if now - slot <= grace]
     in_time = [slot for slot in due if slot not in late]
@@ -98,7 +98,7 @@ class TestNightsOnWhichClocksChange:
 
 
 class TestByHandOfTheCalendar:
-    """The same nights, with the slots written out rather than computed."""
+    """The same nights, with slots that are listed by hand instead of computed."""
 
     def test_half_past_one_when_clocks_go_forward_comes_once_after_the_gap(self, outage):
         work = job(
@@ -109,7 +109,7 @@ class TestByHandOfTheCalendar:
 
         assert [slot for slot, _, _ in found] == [
             at("2026-03-28 01:30"),
-            at("2026-03-29 01:00"),  # 01:30 does not exist; 02:00 BST is right after the gap
+            at("2026-03-29 01:00"),  # 01:30 does not exist; 02:00 BST is right after the skipped hour
             at("2026-03-30 00:30"),
         ]
 
@@ -143,7 +143,7 @@ class TestByHandOfTheCalendar:
 
 
 class TestCap:
-    """misfire="all" floods nobody: the newest are run, and it is said what was left."""
+    """With misfire="all", only the newest slots up to the cap are run, and the log has the number of the others."""
 
     def test_after_days_of_seconds_no_more_than_the_cap_is_queued(self, outage, caplog, ledger, carrier):
         work = job("work", schedule=every(seconds=5), misfire="all", misfire_grace=timedelta(days=9))(lambda run: None)

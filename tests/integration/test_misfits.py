@@ -1,4 +1,4 @@
-"""Runs whose arguments do not fit their job as this process has it: left to a worker that has it in another form."""
+"""Runs whose arguments do not fit their job as this process declares it, and that fit in another release."""
 
 from datetime import timedelta
 
@@ -22,12 +22,12 @@ def work_of(function, **options):
 
 @work_of
 def here(run, n: int) -> None:
-    """The job as this process has it."""
+    """The job as this process declares it."""
 
 
 @work_of
 def elsewhere(run, number: int) -> None:
-    """The job as another process has it."""
+    """The job as another process declares it."""
 
 
 FORM, OTHER_FORM = arguments.form(here), arguments.form(elsewhere)
@@ -35,7 +35,7 @@ FORM, OTHER_FORM = arguments.form(here), arguments.form(elsewhere)
 
 @pytest.fixture
 def other(start_process):
-    """A live worker of a release in which the job is declared otherwise."""
+    """Register a live worker of a release that declares the job differently."""
     return start_process(jobs=[elsewhere], queues=["default"])
 
 
@@ -167,7 +167,7 @@ def test_runs_that_were_refused_here_are_not_claimed_together(database, requeste
 class TestNobodyElse:
     @pytest.fixture
     def dead(self, executor, ledger):
-        """Assert that the run is dead once it was tried."""
+        """Assert that the run is dead after it was executed once."""
 
         def check(run_id):
             assert executor.execute(here, run_id) == "dead"

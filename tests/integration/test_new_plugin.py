@@ -1,4 +1,4 @@
-"""``rota new-plugin``: the package that it writes can be built, installed, tested, used and taken away as it is."""
+"""``rota new-plugin``: the package that it writes can be built, installed, tested, used and removed without changes."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_the_walk_of_the_documentation_goes_as_it_is_told(tmp_path, environment)
     said = (done.stdout + done.stderr).splitlines()
     lines = "".join(told).splitlines()
     assert len(lines) == 7
-    shown = [" ".join(one.split()) for one in said]  # a pipe has tabs where a terminal has columns
+    shown = [" ".join(one.split()) for one in said]  # in a pipe, tabs separate the cells
     assert not [line for line in lines if not any(one.startswith(" ".join(line.split())) for one in shown)], (
         done.stdout + done.stderr
     )
@@ -128,7 +128,7 @@ def test_the_walk_of_the_documentation_goes_as_it_is_told(tmp_path, environment)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_plugin_of_the_readme_goes_as_it_is_told(tmp_path, environment):
-    """Files and commands are the README's; a service runs beside them, as `make run` would have it."""
+    """The test takes files and commands from the README, and runs a service beside them, as `make run` does."""
     section = (ROOT / "README.md").read_text().partition("## Write a plugin in five minutes\n")[2].partition("\n## ")[0]
     for body in blocks(section, "toml") + blocks(section, "python"):
         path = tmp_path / "rota-reminders" / body.partition("\n")[0].removeprefix("# ")
@@ -159,18 +159,18 @@ def test_the_plugin_of_the_readme_goes_as_it_is_told(tmp_path, environment):
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The bodies of the fenced blocks in a language."""
+    """Return the bodies of the fenced blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-#: pip reads the value the other way round: no isolation, since that would fetch setuptools.
+#: pip reads this variable in reverse: build isolation is off, since it would download setuptools.
 OFFLINE = {
     "PIP_NO_INDEX": "1",
     "PIP_NO_BUILD_ISOLATION": "0",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "ROTA_METRICS_PORT": "0",
 }
-#: Has the jobs installed here be those of a release that has run, so that there is something to compare with.
+#: Records a release with the jobs that are installed here, so that ``rota diff`` can compare.
 RECORD = """
 from core import database
 from core.ledger import releases

@@ -1,4 +1,4 @@
-"""Retrying and dropping many runs, without a command line."""
+"""Retries and drops of many runs, without a command line."""
 
 import re
 import threading
@@ -29,7 +29,7 @@ def installed(use_jobs, database):
 
 @pytest.fixture
 def many(ledger):
-    """Many dead runs."""
+    """Return many dead runs."""
 
     def many(count):
         ledger.do(
@@ -43,7 +43,7 @@ def many(ledger):
 
 @pytest.fixture
 def plan(database):
-    """Plans a retry."""
+    """Return the plan of a retry."""
 
     def plan(**selected):
         with database.connect() as connection:
@@ -99,7 +99,7 @@ def test_a_stop_between_batches_is_told_with_how_far_it_came(many, plan, databas
 @pytest.mark.parametrize(("rate", "sizes"), [(None, [500, 500, 1]), (300, [300, 300, 300, 101]), (0.9, [1] * 1001)])
 def test_batches_fit_the_rate(rate, sizes):
     class Patient:
-        """An event that nobody sets and that does not wait."""
+        """An event that is never set, and whose ``wait`` returns at once."""
 
         def is_set(self):
             return False
@@ -130,7 +130,7 @@ def test_a_database_that_goes_away_leaves_whole_batches_and_says_how_many(many, 
 
 
 def test_a_batch_that_postgresql_ends_because_of_a_deadlock_is_tried_again(many, database, ledger):
-    """Two batches lock the same two rows, each in its own order."""
+    """Two batches lock the same two rows in opposite orders."""
     many(2)
     first, second = (row.id for row in ledger.rows("SELECT id FROM rota_runs ORDER BY id"))
     both_have_one, tries = threading.Barrier(2), []

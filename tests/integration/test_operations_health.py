@@ -1,4 +1,4 @@
-"""Health and tables, without a command line: what is looked at is an argument."""
+"""Health checks, and checks of tables, without a command line. Everything that they check is an argument."""
 
 import os
 
@@ -24,7 +24,7 @@ def open_day(run):
 
 
 def around(**changed):
-    """What a service finds, with some variables ``changed``."""
+    """Return the surroundings of a service, in which the variables ``changed`` have other values."""
     environment = {**os.environ, **changed}
     return Surroundings(
         environment, "its own", lambda configured: connections.ledger(configured, "rota-tests", 5), ADVICE

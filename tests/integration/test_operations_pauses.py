@@ -30,7 +30,7 @@ def installed(use_jobs):
 
 @pytest.fixture
 def begin(database):
-    """Begins a pause."""
+    """Return a function that begins a pause."""
 
     def begin(scope, **how):
         with database.begin() as connection:
@@ -41,7 +41,7 @@ def begin(database):
 
 @pytest.fixture
 def end(database):
-    """Ends a pause."""
+    """Return a function that ends a pause."""
 
     def end(scope):
         with database.begin() as connection:

@@ -1,4 +1,4 @@
-"""Runs, requests, releases and jobs as they are asked for without a command line, and their JSON to the letter."""
+"""Operations on runs, requests, releases and jobs, without a command line, and the exact JSON of their results."""
 
 import json
 from datetime import UTC, datetime, timedelta

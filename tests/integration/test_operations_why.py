@@ -1,4 +1,4 @@
-"""Why a job did or did not run, asked without a command line."""
+"""Explanations why a job did or did not run, without a command line."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ def by_hand(run: Any, count: int) -> None:
 
 @job("half-past-one", queue="billing", schedule=cron("30 1 * * *", tz="Europe/London"))
 def half_past_one(run: Any) -> None:
-    """Run where clocks change."""
+    """Run near a clock change."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def jobs(use_jobs):
 
 @pytest.fixture
 def ask(database):
-    """Asks; answers whether it succeeded, and in sentences."""
+    """Return a function that asks. It returns whether the job succeeded, and the sentences."""
 
     def ask(job, at, key=""):
         with database.connect() as connection:

@@ -1,4 +1,4 @@
-"""I1: what waits for a job that is gone ends as orphaned; what another process knows is left to it."""
+"""I1: the waiting runs and messages of a job that is gone end as orphaned. Those of jobs of other processes stay."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 GRACE = 60.0
-#: Of the runs, in this transaction.
+#: Runs that are inserted in one transaction.
 ROWS_READ = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'rota_runs'"
 
 
@@ -70,14 +70,14 @@ def gone_fast(run):
 
 @pytest.fixture
 def connection(database):
-    """The dispatcher's connection."""
+    """Yield the dispatcher's connection."""
     with databases.autocommit(database) as connection:
         yield connection
 
 
 @pytest.fixture
 def make_broker(redis_url):
-    """Makes brokers of processes with different jobs, on one Redis."""
+    """Yield a function that makes brokers of processes with different jobs, on one Redis."""
     made = []
 
     def make(**options):
@@ -91,13 +91,13 @@ def make_broker(redis_url):
 
 @pytest.fixture
 def ran(connection):
-    """These jobs have been those of a release."""
+    """Record a release with these jobs."""
     return lambda *jobs: releases.record(connection, releases.of(registry_of(*jobs)))
 
 
 @pytest.fixture
 def age_releases(ledger):
-    """Has all processes of all releases be away for this long."""
+    """Let all processes of all releases be away for this long."""
     statement = """
         UPDATE rota_releases SET last_seen_at = last_seen_at - CAST(:by AS interval),
                                  first_seen_at = first_seen_at - CAST(:by AS interval)
@@ -107,20 +107,20 @@ def age_releases(ledger):
 
 @pytest.fixture
 def gone_before(ran, age_releases):
-    """A release had ``gone`` and ``gone-tick``, a minute ago."""
+    """Record a release with the jobs ``gone`` and ``gone-tick``, which was last seen a minute ago."""
     ran(gone, gone_tick)
     age_releases()
 
 
 @pytest.fixture
 def orphan_keeper(make_broker):
-    """A dispatcher's, of a process that has ``work`` alone."""
+    """Return the orphan keeper of a dispatcher, in a process with only the job ``work``."""
     return OrphanKeeper(registry_of(work), RedisCarrier(make_broker().redis_queues), GRACE)
 
 
 @pytest.fixture
 def look(orphan_keeper, connection):
-    """Looks at a certain second."""
+    """Let the orphan keeper look at a given second."""
     return lambda at: orphan_keeper.look(connection, releases.fleet(connection), at)
 
 
@@ -264,7 +264,7 @@ class TestJobsThatNobodyHadYet:
 
 
 class TestGrace:
-    """An hour, of which a leader itself has to see no more than a minute."""
+    """The grace is an hour, of which a leader itself must see at most a minute."""
 
     @pytest.fixture
     def make_keeper(self, make_broker):
@@ -303,7 +303,7 @@ class TestGrace:
 
 
 class TestAbsence:
-    """The only host of a job is down; no newer release took the job away."""
+    """The only host of a job is down, and no newer release has removed the job."""
 
     @pytest.fixture(autouse=True)
     def _down(self, start_process, ran, age_releases):
@@ -471,13 +471,13 @@ def put(broker, actor, queue="default", **options):
 
 
 def keys(client, queue="default"):
-    """How many messages wait, are fetched by anyone, and are dead letters."""
+    """Return how many messages wait, how many are fetched by any process, and how many are dead letters."""
     fetched = sum(client.scard(key) for key in client.keys(f"dramatiq:__acks__.*.{queue}"))
     return client.llen(f"dramatiq:{queue}"), fetched, client.hlen(f"dramatiq:{queue}.XQ.msgs")
 
 
 class TestConsumer:
-    """A message for an actor that this process does not have."""
+    """Messages for actors that this process does not have."""
 
     @pytest.fixture
     def client(self, redis_url):
@@ -487,7 +487,7 @@ class TestConsumer:
 
     @pytest.fixture
     def consume(self, make_broker):
-        """Fetches what waits, as a process without actors does."""
+        """Fetch the waiting messages, in a process without actors."""
 
         def consume(ask_fleet, orphan_seconds=0.0):
             broker = make_broker(ask_fleet=ask_fleet, orphan_seconds=orphan_seconds)
@@ -563,7 +563,7 @@ class TestConsumer:
 
     @pytest.mark.parametrize("is_redis_away", [True, False])
     def test_what_cannot_be_decided_yet_is_said_and_kept(self, redis_url, is_redis_away, caplog):
-        """While Redis is away, and after a fault of ours."""
+        """The decision is impossible while Redis is away, and after an error in Rota's own code."""
         message = Message("default", "gone", (), {}, {"redis_message_id": "x"})
 
         def ask_fleet():
@@ -594,7 +594,7 @@ class TestConsumer:
 
 
 class TestAbandonedQueues:
-    """Queues that no job of the fleet uses."""
+    """Queues that no live process uses."""
 
     @pytest.fixture(autouse=True)
     def history(self, ran):

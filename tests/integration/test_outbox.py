@@ -1,4 +1,4 @@
-"""I4: what a transaction asks for is there if and only if it commits, in the ledger and on Redis."""
+"""I4: runs and messages of a transaction exist, in the ledger and in Redis, if and only if the transaction commits."""
 
 import json
 from contextlib import closing, contextmanager, suppress
@@ -46,14 +46,14 @@ def session(database, use_jobs):
 
 @contextmanager
 def listening(engine):
-    """A connection that hears what a dispatcher would."""
+    """Yield a connection that gets the notifications that a dispatcher gets."""
     with databases.dedicated(engine) as connection:
         connection.exec_driver_sql(f"LISTEN {DUE_CHANNEL}")
         yield connection
 
 
 class TestRuns:
-    """A run is there with the commit, and its message right after it."""
+    """A run exists after the commit, and its message is sent right after the commit."""
 
     def test_a_committed_run_is_in_the_ledger_and_its_message_sent(self, session, ledger, carrier):
         with session.begin():
@@ -133,7 +133,7 @@ class TestRuns:
 
 
 class TestMany:
-    """As one by one, in fewer steps."""
+    """Many runs at once: the same results as one by one, with fewer statements."""
 
     def test_they_are_inserted_and_sent_in_their_order(self, session, ledger, carrier):
         args = [{"customer": number} for number in range(2500)]
@@ -177,7 +177,7 @@ class TestMany:
 
 
 class TestSavepoints:
-    """A savepoint's end is not the transaction's."""
+    """The end of a savepoint sends nothing. Only the end of its transaction does."""
 
     def test_nothing_is_sent_at_the_end_of_a_savepoint_but_with_the_commit(self, session, ledger, carrier):
         with session.begin():
@@ -226,7 +226,7 @@ class TestSavepoints:
 
 
 class TestWithoutRedis:
-    """A process without a carrier, or whose Redis is away, leaves its runs to the dispatcher."""
+    """If a process has no carrier, or its Redis is away, the dispatcher sends its runs."""
 
     def test_without_a_carrier_a_dispatcher_hears_of_the_run_when_it_is_committed(self, session, ledger, database):
         with listening(database) as dispatcher:
@@ -260,7 +260,7 @@ class TestWithoutRedis:
 
 
 class TestFastLane:
-    """A message of the fast lane goes with the commit, and needs Redis."""
+    """A message of the fast lane is sent after the commit, and needs Redis."""
 
     def test_a_message_is_sent_after_the_commit_and_not_before(self, session, carrier):
         with session.begin():
@@ -289,7 +289,7 @@ class TestFastLane:
 
 
 class TestDelay:
-    """Runs for later."""
+    """Runs that are due later."""
 
     def test_a_delayed_run_is_due_after_its_delay_and_the_dispatchers_to_send(self, session, ledger, carrier):
         before = ledger.value("SELECT clock_timestamp()")
@@ -309,7 +309,7 @@ class TestDelay:
 
 
 class TestRefused:
-    """What is wrong is said at once, and the caller's transaction is not harmed."""
+    """Invalid requests raise an error at once, and the caller's transaction can continue."""
 
     def test_an_unknown_job_is_refused_with_the_nearest_name(self, session):
         with pytest.raises(UnknownJob, match=r"unknown job 'send-statemnet'; did you mean 'send-statement'\?"):
@@ -356,7 +356,7 @@ class TestRefused:
 
 
 class TestPublications:
-    """Live messages, for who listens now."""
+    """Live messages, which only present subscribers receive."""
 
     def test_a_publication_reaches_redis_after_the_commit_and_not_before(self, serve, database):
         service = serve(send_statement)
@@ -388,7 +388,7 @@ class TestPublications:
 
 
 class TestInJobs:
-    """A job's own transaction is the outbox."""
+    """In a job, the transaction of the job sends the messages."""
 
     def test_a_jobs_runs_are_there_with_its_success(self, run_job, session, ledger, carrier):
         row = run_job(parent, args={"customers": [1, 2, 3]})

@@ -1,4 +1,6 @@
-"""The dead man's switch: expected against actual slots, told by metrics, by the log and by ``rota check``."""
+"""The dead man's switch: expected and actual slots are compared, and reported by metrics, in the log and by ``rota
+check``.
+"""
 
 import json
 import logging
@@ -37,7 +39,7 @@ def now(ledger):
 
 @pytest.fixture
 def accounted(connection, now):
-    """The slots of a job are accounted for, by default until now."""
+    """Record that the slots of a job are accounted for, by default until now."""
 
     def accounted(job=work, *, ago=timedelta(0)):
         slots.account(connection, {job.name: Watermark(str(job.schedule), now - ago)})
@@ -47,7 +49,7 @@ def accounted(connection, now):
 
 @pytest.fixture
 def slot(ledger, now):
-    """A slot of so many hours ago, in that state."""
+    """Insert a slot that came due so many hours ago, in that state."""
 
     def slot(hours, state, reason=None, **columns):
         at = now - timedelta(hours=hours)
@@ -152,7 +154,7 @@ class TestLook:
     def test_it_walks_down_the_index_of_slots_and_no_further_than_the_last_success(
         self, accounted, ledger, connection, standing
     ):
-        """However many runs are finished, and however many jobs there are."""
+        """The query reads no more slots, however many runs are finished and however many jobs there are."""
         accounted()
         ledger.do(
             "INSERT INTO rota_runs (job, queue, slot, state, finished_at) SELECT 'work', 'mail', "
@@ -172,7 +174,7 @@ class TestLook:
 
 
 def nodes(plan):
-    """A plan's node and all below it."""
+    """Return a node of a plan, and all nodes below it."""
     yield plan
     for below in plan.get("Plans", ()):
         yield from nodes(below)
@@ -181,7 +183,7 @@ def nodes(plan):
 class TestWatch:
     @pytest.fixture
     def told(self, monkeypatch):
-        """What the metrics are told."""
+        """Return the values of the metrics."""
         told = {}
         monkeypatch.setattr(overdue_alarm.metrics, "overdue", lambda counts: told.update(overdue=dict(counts)))
         monkeypatch.setattr(overdue_alarm.metrics, "succeeded_at", lambda task, at: told.update({task: at}))
@@ -245,7 +247,7 @@ def rota(database, tmp_path, monkeypatch):
 
 
 class TestCheck:
-    """No process is alive in any of these: it is told from the ledger and the schedules alone."""
+    """In these tests no process is alive: the check reads only the ledger and the schedules."""
 
     @pytest.fixture(autouse=True)
     def installed(self, use_jobs):

@@ -1,4 +1,4 @@
-"""Pauses: slots that come due in one are skipped, requests and retries wait and go on by themselves."""
+"""Pauses: slots that come due in a pause are skipped; requests and retries wait until the pause has ended."""
 
 from datetime import timedelta
 from functools import partial
@@ -50,7 +50,7 @@ def connection(database):
 
 @pytest.fixture
 def pause(database):
-    """Pause a scope, from some time ago, for some time."""
+    """Insert a pause of a scope that began some time ago, for some time."""
 
     def pause(scope="job:work", *, until=None, by="ann", reason=None, **ago):
         with database.begin() as connection:
@@ -123,7 +123,7 @@ class TestBeginAndEnd:
 
 
 class TestClaim:
-    """A run that meets a pause when a worker takes it."""
+    """A worker tries to claim a run whose job is paused."""
 
     @pytest.mark.parametrize("scope", SCOPES)
     def test_a_slot_that_was_queued_before_is_skipped(self, pause, claim, ledger, now, scope):
@@ -194,7 +194,7 @@ class TestClaim:
 
 
 class TestSlots:
-    """A slot is judged by the time at which it came due."""
+    """The time at which a slot came due decides."""
 
     def insert(self, connection, *instants):
         return slots.insert(connection, work, [SlotRow(at) for at in instants], carried=True, scopes=SCOPES)
@@ -243,7 +243,7 @@ class TestSlots:
         assert set(earlier[:-1]) == {("missed", "superseded")}
 
     def test_after_a_week_in_a_pause_of_every_second_looking_back_is_short(self, connection, ledger, now):
-        """The newest slot before the pause is found by one step over it, not by a step for each second."""
+        """The search for the newest slot before the pause skips the whole pause in one step."""
         from core.scheduling.misfires import newest_first
 
         ticking = job("ticking", schedule=every(seconds=1))(lambda run: None)
@@ -267,14 +267,14 @@ class TestSlots:
 
 
 class TestMisfires:
-    """A queued slot of a paused job is skipped, whatever its policy would say."""
+    """A queued slot of a paused job is skipped under every misfire policy."""
 
     @pytest.mark.parametrize("misfire", ["latest", "all", "skip"])
     def test_it_is_skipped_and_not_missed(self, pause, connection, ledger, now, misfire, caplog):
         caplog.set_level("INFO", "rota")
         mine = job("work", schedule=every(minutes=1), misfire=misfire, misfire_grace=timedelta(hours=1))(lambda run: 0)
         begun = pause(hours=5)
-        for minutes in (1, 30, 299, 359):  # the last could still have been started when the pause began
+        for minutes in (1, 30, 299, 359):  # the last slot could still have been started when the pause began
             ledger.request(slot=now() - timedelta(minutes=minutes))
 
         held = {"work": begun.paused_at - timedelta(hours=5)}
@@ -304,11 +304,11 @@ class TestMisfires:
 
 
 class TestDispatcher:
-    """What is held is not sent, and is when it no longer is."""
+    """Runs of paused jobs are not sent, and are sent after the pause."""
 
     @pytest.fixture
     def dispatch(self, database, registry, carrier, connection):
-        """A pass; returns the jobs whose runs it has sent."""
+        """Make a pass. Return the jobs whose runs were sent."""
         carrier.maintain = lambda queues: None
         carrier.oldest_runs = lambda queue: (False, [])
         carrier.queues_with_messages = set
@@ -362,7 +362,7 @@ class TestDispatcher:
 
 
 class TestClaimMany:
-    """What is claimed many at a time."""
+    """Claims of many runs in one statement."""
 
     @pytest.fixture
     def claim_many(self, database, process):
@@ -389,7 +389,7 @@ class TestClaimMany:
     def test_a_slot_that_is_to_be_retried_without_ever_having_begun_is_left_to_a_claim_of_its_own(
         self, claim_many, ledger, now
     ):
-        """Given up after such a claim, it would be queued, and missed for being late."""
+        """If such a claim were undone, the slot would be queued, and would be missed because it is late."""
         retrying = {"exclusive": False, "state": "retrying", "reason": "by hand"}
         never, once = ledger.request(slot=now(), **retrying), ledger.request(attempt=1, **retrying)
 

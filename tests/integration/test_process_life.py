@@ -1,4 +1,4 @@
-"""A worker process's parts start with it, each whether or not the others can."""
+"""The parts of a worker process start with it, each even if another part cannot start."""
 
 import errno
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from tests.support.eventually import eventually
 
 @pytest.fixture
 def boot(database, carrier):
-    """Starts a worker, and returns its heartbeat and its dispatcher."""
+    """Start a worker. Return its heartbeat and its dispatcher."""
     carrier.recover = carrier.maintain = lambda *_: None
     carrier.queues_with_messages = set
     spans = {"every_seconds": 0.05, "resend_seconds": 5, "max_crashes": 3, "orphan_seconds": 60}

@@ -1,6 +1,6 @@
-"""What people read about runs and processes reads an index, and little beside what it shows, however long the history.
+"""Queries for people use indexes, and read little more than they show, however long the history is.
 
-The history has 200,000 runs that succeeded, of 20 jobs, and few of every other kind.
+The history has 200,000 runs of 20 jobs that succeeded, and few runs in other states.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,8 +22,8 @@ from core.testing import registry_of
 
 MANY = 200_000
 LIMIT = 20
-#: What a query may read beside what it shows: the runs that are waiting, running or orphaned, and those that were
-#: requested after the last that succeeded.
+#: A query may also read the runs that are waiting, running or orphaned, and runs that were requested after the last
+#: success.
 SPARE = 2500
 FILL = [
     """INSERT INTO rota_runs (job, queue, state, attempt, queued_at, started_at, finished_at)
@@ -67,13 +67,14 @@ LISTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-#: Lists whose indexes have just their runs, in their order: these are read to be found, and again to be shown.
+#: Lists whose index contains just their runs in the right order: the query reads each run twice, to find it and to show
+#: it.
 EXACT = {"all", "job", "queue", "rare queue", "state dead", "state skipped", "state missed", "succeeded of a job"}
 
 
 @pytest.fixture(scope="module")
 def full(shared_database: Any) -> Iterator[Any]:
-    """A connection to a ledger with a long history."""
+    """Yield a connection to a ledger with a long history."""
     from core import database as databases
 
     engine = databases.connect(shared_database.open())
@@ -91,7 +92,7 @@ def full(shared_database: Any) -> Iterator[Any]:
 
 
 def rows_read(connection: Any, query: Any, parameters: Mapping[str, Any] | None = None) -> int:
-    """How many rows a query reads, those included that its conditions then exclude. No table may be read whole."""
+    """Return how many rows a query reads, including rows that it excludes. No table may be read as a whole."""
     explained = "EXPLAIN (ANALYZE, FORMAT JSON) "
     if isinstance(query, str):
         ((plan,),) = connection.execute(text(explained + query), parameters or {}).all()
@@ -102,14 +103,14 @@ def rows_read(connection: Any, query: Any, parameters: Mapping[str, Any] | None 
 
 
 def nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All nodes of a plan."""
+    """Return all nodes of a plan."""
     yield plan
     for child in plan.get("Plans", ()):
         yield from nodes(child)
 
 
 def read_by(node: Mapping[str, Any]) -> int:
-    """How many rows a node reads from a table."""
+    """Return how many rows a node reads from a table."""
     if node.get("Relation Name") == "rota_runs":
         assert node["Node Type"] != "Seq Scan", node
     if "Relation Name" not in node:

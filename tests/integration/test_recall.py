@@ -58,7 +58,7 @@ def request_many(database):
 
 @pytest.fixture
 def fixed(monkeypatch):
-    """Windows of this size that stay as they are."""
+    """Return windows of this size, which do not change."""
     monkeypatch.setattr(windows, "SAMPLE_SECONDS", float("inf"))
     return Windows
 

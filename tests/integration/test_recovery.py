@@ -1,4 +1,4 @@
-"""I4, I7: whatever dies, its leases end by themselves, its runs are handed on, and its messages are put back."""
+"""I4, I7: when a process dies, its leases end, its runs are recovered, and its messages are requeued."""
 
 import time
 from datetime import timedelta
@@ -28,7 +28,7 @@ def reaper(database):
 
 @pytest.fixture
 def reaped(reaper):
-    """Reap until something is reaped: PostgreSQL frees a lock a moment after its connection was closed."""
+    """Recover until a process is found dead. PostgreSQL releases a lock a moment after its connection has closed."""
     return lambda: eventually(lambda: processes.end_dead(reaper), within=3, every=0.01)
 
 
@@ -37,7 +37,7 @@ def registered(ledger):
 
 
 class TestReap:
-    """Who is taken for dead."""
+    """Which processes count as dead."""
 
     def test_a_process_whose_connection_closed_is_reaped(self, start_process, reaped, ledger):
         dead, living = start_process(broker_id="its-broker"), start_process()
@@ -139,7 +139,7 @@ class TestReap:
 
 
 class TestOutage:
-    """How long processes have to come back after PostgreSQL was away."""
+    """How long processes have to come back after an outage of PostgreSQL."""
 
     def test_without_one_nobody_waits(self):
         assert Outage().patience(1000) is None
@@ -184,7 +184,7 @@ class TestOutage:
 
 
 class TestHandOn:
-    """What becomes of a dead process's runs."""
+    """The runs of a dead process."""
 
     def test_its_runs_are_due_again_at_once_and_the_crash_is_counted(self, start_process, reaper, database, ledger):
         process = start_process()
@@ -241,11 +241,11 @@ def work(run):
 
 
 class TestMessages:
-    """What a dead process had fetched from Redis."""
+    """The messages that a dead process had fetched."""
 
     @pytest.fixture
     def dead_broker(self, serve, redis_url):
-        """A broker that has fetched three messages and died."""
+        """Return a broker that has fetched three messages, and whose process is dead."""
         service = serve(work)
         for _ in range(3):
             service.broker.enqueue(service.broker.get_actor("work").message())

@@ -1,4 +1,6 @@
-"""I4: what cannot be a message is set aside and the worker goes on; who waits is woken; what is done stays done."""
+"""I4: invalid messages are dead-lettered and the worker continues, idle consumers are woken, and no message is worked
+on twice.
+"""
 
 import json
 import statistics
@@ -21,7 +23,7 @@ from tests.support.eventually import eventually
 
 
 class Heard:
-    """What the fast-lane job ``hear`` was told, in order."""
+    """The words that the fast-lane job ``hear`` was given, in order."""
 
     def __init__(self):
         self.words = []
@@ -60,7 +62,9 @@ def rejected(reason, queue="default"):
 
 
 def body(**changes):
-    """A message for ``hear``, with fields changed; a field that is ... is left out."""
+    """Return the body of a message for ``hear``. Fields in ``changed`` replace others, and the value ... leaves a field
+    out.
+    """
     fields = {
         "queue_name": "default",
         "actor_name": "hear",
@@ -94,7 +98,7 @@ HOSTILE_OPTIONS = [
 
 
 class TestNotMessages:
-    """Whatever lies on a queue, the worker goes on with the next message."""
+    """Whatever is on a queue, the worker continues with the next message."""
 
     @pytest.mark.parametrize(
         ("rubbish", "reason"),
@@ -200,7 +204,7 @@ class TestNotMessages:
 
 
 class TestWakeUp:
-    """An idle worker gets a message at once; who pushes no token waits for a poll."""
+    """A wake-up token starts an idle worker at once. Without a token, the worker finds the message at its next poll."""
 
     def test_an_idle_worker_gets_a_message_long_before_its_poll(self, serve, hear, heard):
         service = serve(hear)
@@ -283,7 +287,9 @@ class TestWakeUp:
 
 
 class TestAcknowledgements:
-    """What was done is not delivered again, even if Redis was away when it was to be told."""
+    """A message that was worked on is not delivered again, even if Redis was away when it should have been
+    acknowledged.
+    """
 
     def test_everything_is_acknowledged_in_the_end(self, serve, hear, heard):
         service = serve(hear)
@@ -364,11 +370,11 @@ class TestAcknowledgements:
         finally:
             server.stop()
         assert heard.words == [before, after]
-        assert ledger.run(meanwhile).state == "queued"  # the dispatcher's, which does not run here
+        assert ledger.run(meanwhile).state == "queued"  # the dispatcher would send this run, but none runs in this test
 
 
 class TestRecover:
-    """What a dead process had fetched."""
+    """The messages that a dead process had fetched."""
 
     def test_it_is_served_by_another(self, serve, hear, heard, redis_url):
         service = serve(hear)

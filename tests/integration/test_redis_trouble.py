@@ -1,4 +1,4 @@
-"""I4: whatever Redis does, the worker goes on, nothing is lost, and what is wrong is said once."""
+"""I4: whatever Redis does, the worker continues, no run is lost, and each problem is logged once."""
 
 import threading
 from collections import Counter
@@ -22,7 +22,7 @@ def said(caplog, event):
 
 
 def through(client, **settings):
-    """Settings of a Redis."""
+    """Return the settings of a process whose Redis is reached through the proxy."""
     for name, value in settings.items():
         client.config_set(name, value)
 
@@ -69,7 +69,7 @@ def test_one_connection_waits_for_all_queues(serve):
         return [client["name"] for client in service.redis.client_list() if client["cmd"].startswith("blpop")]
 
     eventually(lambda: len(blocked()) == 1, within=10)
-    elapse(1.5)  # by then it waits for all that there are
+    elapse(1.5)  # by this time it waits for all consumers
     assert len(blocked()) == 1
     service.broker.get_actor("hear-19").send()
     eventually(lambda: service.fetched("queue-19") == 0 and service.waiting("queue-19") == 0, within=10)
@@ -121,7 +121,7 @@ def test_what_is_done_is_acknowledged_even_while_redis_is_full(serve, heard):
 
 
 class TestRetry:
-    """A message that fails while Redis is full is tried again all the same."""
+    """A message that fails while Redis is full is still retried."""
 
     @pytest.fixture
     def go_on(self):
@@ -140,7 +140,7 @@ class TestRetry:
 
     @pytest.fixture
     def fail_while_full(self, go_on, caplog):
-        """Has the message fail while Redis has no room for its retry, and makes room again."""
+        """Let the message fail while Redis has no room for its retry, and then make room."""
 
         @contextmanager
         def fail_while_full(service):
@@ -207,14 +207,14 @@ def test_scripts_that_were_flushed_are_loaded_again(serve, hear, heard, caplog):
     eventually(lambda: len(heard) == 20, within=10)
     service.redis.script_flush()
     eventually(lambda: service.fetched() == 0, within=10)
-    assert len(said(caplog, "redis.trouble")) <= 1  # flushed between loading and calling
+    assert len(said(caplog, "redis.trouble")) <= 1  # flushed between the loading of the script and its call
 
 
 def test_messages_that_were_lost_on_the_way_from_redis_are_put_back(serve, hear, heard, caplog):
     caplog.set_level("INFO", "rota")
     service = serve(hear)
     service.broker.get_actor("hear").send(word=1)
-    assert len(service.broker.redis_queues.fetch("default", 1)) == 1  # and nobody holds it
+    assert len(service.broker.redis_queues.fetch("default", 1)) == 1  # and no process holds the message
     assert service.fetched() == 1
     service.work(threads=2, poll_ms=100)
 
@@ -223,7 +223,7 @@ def test_messages_that_were_lost_on_the_way_from_redis_are_put_back(serve, hear,
 
 
 class TestFairness:
-    """What one process cannot begin, another does."""
+    """Messages that one process cannot begin soon are worked on by other processes."""
 
     def test_short_messages_behind_long_ones_go_to_the_process_that_is_free(self, redis_url, serve_on):
         go_on, begun, heard = threading.Event(), Counter(), Counter()
@@ -240,7 +240,7 @@ class TestFairness:
         busy, free = (serve_on(redis_url, long, short) for _ in range(2))
         try:
             busy.work(threads=2, poll_ms=1000)
-            for word in range(1000):  # so that it has seen short ones, and fetches many
+            for word in range(1000):  # so that the process has seen short jobs, and fetches many messages
                 busy.broker.get_actor("short").send(word=word)
             eventually(lambda: len(heard) == 1000, within=30)
             pipe = [busy.broker.get_actor("long").message() for _ in range(2)]

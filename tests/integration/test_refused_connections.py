@@ -1,4 +1,4 @@
-"""I4, I5: an attempt for which PostgreSQL has no connection is none. Its run is released, uncounted, and bounded."""
+"""I4, I5: an attempt for which PostgreSQL has no connection is not counted; the run is released."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from tests.support.emitted import emitted
 
 @pytest.fixture
 def own(postgres_url: str) -> Iterator[Engine]:
-    """An engine for the jobs alone."""
+    """Yield an engine that only the jobs use."""
     engine = databases.connect(postgres_url)
     yield engine
     databases.dispose(engine)
@@ -29,18 +29,18 @@ def own(postgres_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def run_on_own(own: Engine, process: Any) -> RunJob:
-    """Runs jobs on that engine."""
+    """Return a function that runs jobs on that engine."""
     return RunJob(Executor(own, Member(process.id), "test:1"))
 
 
 @pytest.fixture
 def admit(ledger: Any) -> Iterator[Any]:
-    """Has PostgreSQL admit or refuse new connections to this database."""
+    """Let PostgreSQL admit or refuse new connections to this database."""
 
     def admit(is_admitted: bool) -> None:
         ledger.do(f"UPDATE pg_database SET datallowconn = {is_admitted} WHERE datname = current_database()")
 
-    with ledger.engine.connect():  # kept in the pool, to admit them again
+    with ledger.engine.connect():  # kept in the pool, so that connections can be admitted again
         yield admit
         admit(True)
 
@@ -50,7 +50,7 @@ def once(function: Any, **options: Any) -> Any:
 
 
 def using_session_while(admit: Any, own: Engine) -> Any:
-    """A job whose first statement meets a PostgreSQL that admits nobody."""
+    """Return a job whose first statement gets no connection."""
 
     def function(run: Any) -> None:
         own.dispose()
@@ -141,8 +141,8 @@ def test_the_run_is_tried_again_and_succeeds(run_on_own, own, admit, ledger):
         (1, {}, "retrying", 30),
         (30, {}, "retrying", 60),
         (61, {}, "dead", None),
-        (61, {"retried_at": "now"}, "retrying", 1),  # somebody wants it tried, so it is
-        (61, {"waited": True}, "retrying", 1),  # it was paused, say
+        (61, {"retried_at": "now"}, "retrying", 1),  # a person has retried the run, so it is tried
+        (61, {"waited": True}, "retrying", 1),  # the run has waited, for example in a pause
     ],
     ids=str,
 )

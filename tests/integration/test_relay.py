@@ -1,4 +1,4 @@
-"""I4: what is due is sent, and what got lost on the way is sent again; Redis may forget everything."""
+"""I4: due runs are sent, and runs whose messages were lost are sent again. Redis may lose all its data."""
 
 import uuid
 
@@ -16,7 +16,7 @@ from core.testing import registry_of
 from tests.support.emitted import emitted
 from tests.support.racing import race
 
-#: Long enough for all there is, in seconds.
+#: In seconds. Enough to send all runs.
 LONGEST = 60
 
 
@@ -66,7 +66,7 @@ def sent_ago(ledger, run_id, seconds):
 
 
 def put_message_for(service, run_id):
-    """Put a message on the queue that says it carries a run."""
+    """Put a message on the queue that names a run."""
     redis_id = uuid.uuid4().hex
     options = {"run_id": run_id, "redis_message_id": redis_id}
     message = Message("default", "work", (), {}, options, message_id=redis_id, message_timestamp=1)
@@ -78,7 +78,7 @@ def unsent(ledger):
 
 
 class TestSendDue:
-    """Runs whose time has come and that are not on their way."""
+    """Runs that are due and have not been sent."""
 
     def test_everything_due_is_sent_in_bulk_and_marked(self, send_due, service, ledger):
         ledger.do(
@@ -201,7 +201,7 @@ class TestSendDue:
 
 
 class TestFindLost:
-    """Messages that have left their queue while nobody has claimed their runs."""
+    """Messages that have left their queue although no process has claimed their runs."""
 
     def test_on_an_empty_queue_everything_sent_a_while_ago_is_lost(self, find_lost, send_due, ledger, service, caplog):
         caplog.set_level("INFO", "rota")
@@ -228,7 +228,7 @@ class TestFindLost:
         for age, run_id in zip((90, 80, 70, 60, 50), run_ids, strict=True):
             send_due()
             sent_ago(ledger, run_id, age)
-        for _ in range(2):  # fetched by a worker that was not heard of since
+        for _ in range(2):  # fetched by a worker that has not been heard of since
             service.redis.lpop("dramatiq:default")
 
         assert find_lost() == 2
@@ -257,7 +257,7 @@ class TestFindLost:
             operations.drop(relaying, [head])
         elif end == "orphaned":
             ledger.do("UPDATE rota_runs SET job = 'gone' WHERE id = :id", id=head)
-            ledger.do("DELETE FROM rota_processes")  # so that nobody knows it
+            ledger.do("DELETE FROM rota_processes")  # so that no process is known
             orphans.end(relaying, "gone", "unknown")
         else:
             ledger.do("DELETE FROM rota_runs WHERE id = :id", id=head)
@@ -293,7 +293,7 @@ class TestFindLost:
 
     @pytest.mark.parametrize("forged", [10**30, 2**63, -1, 0, True, 1.5, "7", None, [1]], ids=repr)
     def test_a_message_with_an_impossible_run_id_stops_nothing(self, find_lost, send_due, ledger, service, forged):
-        """The queue is busy or not served, so that the message stays at its head."""
+        """The queue is busy or not served, so the message stays at its head."""
         put_message_for(service, forged)
         lost, waiting = ledger.request(), ledger.request()
         ledger.do("UPDATE rota_runs SET sent_at = clock_timestamp() WHERE id = :id", id=lost)

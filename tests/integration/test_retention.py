@@ -1,4 +1,4 @@
-"""Finished runs are kept for as long as was asked, then deleted in bounded batches."""
+"""Finished runs are kept for the given time, and then deleted in bounded batches."""
 
 import pytest
 from sqlalchemy.orm import Session
@@ -9,7 +9,7 @@ from core.ledger import retention
 
 @pytest.fixture
 def prune(database, monkeypatch):
-    """Prune what finished more than 10 days ago; return how many went, and the checkpoints."""
+    """Delete runs that finished more than 10 days ago. Return their number, and the checkpoints."""
     monkeypatch.setenv("ROTA_RETENTION_DAYS", "10")
     settings.current.cache_clear()
 

@@ -1,4 +1,6 @@
-"""A database role without rights: each answer says what to grant, nothing is lost, and once granted all goes on."""
+"""A database role without rights: each error says which right to grant. No run is lost, and work continues after the
+grant.
+"""
 
 import json
 import re
@@ -32,13 +34,13 @@ DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 @job("read-coupons", retry_delay=timedelta(0))
 def read_coupons(run):
-    """Reads a table of a plugin."""
+    """Read a table of a plugin."""
     return {"coupons": run.session.execute(text("SELECT count(*) FROM expiry_coupons")).scalar_one()}
 
 
 @pytest.fixture
 def role(database: Engine) -> Iterator[str]:
-    """A role that may connect, and nothing else; a word that needs quoting."""
+    """Yield a role that may only connect. Its name must be quoted."""
     name = f"No-body {uuid.uuid4().hex[:8]}"
     do(database, f'CREATE ROLE "{name}" LOGIN')
     yield name
@@ -47,7 +49,7 @@ def role(database: Engine) -> Iterator[str]:
 
 @pytest.fixture
 def engine(database: Engine, role: str) -> Iterator[Engine]:
-    """An engine of that role on the test's own database."""
+    """Yield an engine of that role on the test's own database."""
     engine = databases.connect(url_of(role, database))
     yield engine
     databases.dispose(engine)
@@ -55,7 +57,7 @@ def engine(database: Engine, role: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def rota(database: Engine, role: str, monkeypatch, tmp_path) -> Callable[..., Result]:
-    """Runs commands as that role."""
+    """Return a function that runs commands as that role."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", url_of(role, database))
     return lambda *words: CliRunner().invoke(main, words, catch_exceptions=False)
@@ -77,7 +79,7 @@ def lacking(engine: Engine) -> list[rights.Lack]:
 
 
 def grant_the_ledger(database: Engine, engine: Engine) -> None:
-    """All that the role lacks on Rota's own tables, and nothing on those of a plugin."""
+    """Grant all rights that the role lacks on Rota's own tables, and none on those of a plugin."""
     do(database, *(lack.remedy for lack in lacking(engine) if lack.owner == "core"))
 
 
@@ -159,7 +161,7 @@ def test_looking_is_not_stopped_by_what_only_workers_need(rota, database, role, 
 
 @pytest.fixture
 def moved(database) -> Iterator[str]:
-    """The ledger in a schema whose name needs quotes, on the search_path of nobody."""
+    """Move the ledger to a schema whose name must be quoted, and which is on no search_path."""
     tables = [table for table in inspect(database).get_table_names() if table.startswith("rota_")]
     do(database, 'CREATE SCHEMA "App Data"', *(f'ALTER TABLE {table} SET SCHEMA "App Data"' for table in tables))
     yield "App Data"
@@ -279,7 +281,7 @@ def test_a_run_without_rights_on_its_plugins_tables_is_retried_and_says_what_to_
 
 
 def test_a_right_that_is_taken_away_under_a_run_leaves_it_to_be_recorded_once_it_is_back(database, engine, role):
-    """The lease lives as long as the process does, so a failure that could not be recorded must not be let go."""
+    """The lease lives as long as its process. So a failure that could not be recorded must be recorded later."""
     grant_the_ledger(database, engine)
     asked = []
 
@@ -294,7 +296,7 @@ def test_a_right_that_is_taken_away_under_a_run_leaves_it_to_be_recorded_once_it
             @property
             def process_id(self) -> int:
                 asked.append(process_id)
-                if len(asked) == 3:  # for the claim, to record the failure, and to record it again
+                if len(asked) == 3:  # for the claim, for the record of the failure, and for the second try to record it
                     do(database, f'GRANT UPDATE ON rota_runs TO "{role}"')
                 return process_id
 

@@ -1,4 +1,4 @@
-"""``rota runs``: lists runs by the filter of ``rota retry``, and shows one run in full."""
+"""``rota runs``: lists runs by the same filter as ``rota retry``, and shows one run in full."""
 
 import json
 from datetime import timedelta
@@ -36,13 +36,13 @@ def rota():
 
 @pytest.fixture
 def asked(rota):
-    """The answer as JSON."""
+    """Return the answer as JSON."""
     return lambda *words: json.loads(rota("runs", *words, "--json").stdout)
 
 
 @pytest.fixture
 def finished(run_job, ledger):
-    """A run that failed, succeeded at its second attempt, and enqueued another."""
+    """Make a run that fails, succeeds at its second attempt, and enqueues another run."""
     row = run_job(close_day, args={"region": "fr"}, key="7")
     ledger.do("UPDATE rota_runs SET due_at = clock_timestamp()")
     run_job.executor.execute(close_day, row.id)
@@ -153,7 +153,7 @@ class TestList:
 
     @pytest.fixture
     def ids(self, ledger):
-        """A run of each kind, by a name."""
+        """Return the ids of runs of each kind, by the name of the kind."""
         failed = {"attempt": 2, "failures": 2, "error": "ValueError: no such thing"}
         over = {"finished_at": "now"}
         return {

@@ -1,4 +1,4 @@
-"""Limits: never more runs at work, or started, than a limit allows, and no run waits while there is room."""
+"""Limits: never more runs are at work, or are started, than a limit allows, and no run waits while there is room."""
 
 import os
 import subprocess
@@ -49,7 +49,8 @@ MINUTE = timedelta(minutes=1)
 JOBS = ("work", "other")
 
 
-#: Claims a run in both ways of the release before; says by which error each is refused, and whether ours refuses it.
+#: Claims a run in both ways of the previous release. Returns the error with which each claim is refused, and whether
+#: the present claim refuses the run.
 FORMER_CLAIMS = """
 import sys
 from core import database
@@ -67,7 +68,7 @@ for way, runs in ((leases.claim, run_id), (leases.claim_many, [(run_id, "work", 
 
 
 def limited(*declared, name="work", **options):
-    """A job with these limits."""
+    """Return a job with these limits."""
 
     @job(name, limits=list(declared), **options)
     def work(run: Run, host: str = "a") -> None:
@@ -84,7 +85,9 @@ def autocommit(database):
 
 @pytest.fixture
 def start(database, start_process, use_jobs):
-    """Registers a process that has these jobs, which are also those of this process; returns how it claims a run."""
+    """Return a function that registers a process with these jobs, which this process gets as well. It returns a
+    function that claims a run.
+    """
 
     def start(*jobs, **options):
         use_jobs(*jobs)
@@ -105,7 +108,7 @@ def start(database, start_process, use_jobs):
 
 @pytest.fixture
 def ask(database):
-    """Requests runs as an application does; returns their ids."""
+    """Request runs as an application does. Return their ids."""
 
     def ask(count=1, name="work", **options):
         with Session(database) as session, session.begin():
@@ -116,7 +119,7 @@ def ask(database):
 
 @pytest.fixture
 def wake(autocommit):
-    """Wakes the runs that wait for a name."""
+    """Wake the runs that wait for a limit."""
 
     def wake(name="smtp", most=room.MOST_WOKEN):
         return [each.run_id for each in room.wake(autocommit, {name: most}, carried=True)]
@@ -599,7 +602,7 @@ class TestWakes:
     def test_a_run_that_parks_just_when_a_holder_ends_is_not_overlooked(
         self, start, ask, database, autocommit, carrier, monkeypatch
     ):
-        monkeypatch.setattr("core.worker.wakes.LOOK_AGAIN_SECONDS", 1.0)  # longer than all that comes before
+        monkeypatch.setattr("core.worker.wakes.LOOK_AGAIN_SECONDS", 1.0)  # longer than everything before
         claim = start(limited(Limit("smtp", at_once=1)))
         holder, waiting = ask(2)
         carrier.runs.clear()
@@ -668,7 +671,7 @@ class TestWakes:
 
 
 def buffers(connection):
-    """How many pages the dispatcher's look reads."""
+    """Return how many pages the dispatcher's check reads."""
     connection.exec_driver_sql("SET enable_seqscan = off; SET plan_cache_mode = force_custom_plan")
     statements = [
         (room.NAMES, {"after": "", "most": 1000}),

@@ -1,4 +1,4 @@
-"""What plugins put around runs sees everything and decides nothing."""
+"""Middleware of plugins around runs: it sees each attempt, and cannot change its outcome."""
 
 import json
 import re
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def failures_of(caplog, middleware):
-    """What the log says is wrong with a middleware of the tests' plugin."""
+    """Return the problems with a middleware of the tests' plugin that the log reports."""
     return [
         event.problem
         for event in emitted(caplog, "middleware.failed")
@@ -37,7 +37,7 @@ def failures_of(caplog, middleware):
 
 
 class Watching(RunMiddleware):
-    """Notes what it sees."""
+    """Records what it sees."""
 
     def __init__(self):
         self.seen = []
@@ -60,7 +60,7 @@ class Watching(RunMiddleware):
 
 @pytest.fixture
 def around(use_jobs):
-    """Has the job ``work`` surrounded by middleware of the plugin ``tests``."""
+    """Return a function that surrounds the job ``work`` with middleware of the plugin ``tests``."""
 
     def around(function, *middleware, **options):
         work = job("work", **{"retry_delay": timedelta(0), **options})(function)
@@ -81,7 +81,7 @@ def succeed(run):
 
 
 class TestSight:
-    """Job, run, attempt, what the function did, and what the ledger then recorded."""
+    """Middleware sees the job, the run, the attempt, the function's result, and the recorded outcome."""
 
     def test_a_success_is_seen_with_its_result(self, run_job, around):
         watching = Watching()
@@ -183,7 +183,7 @@ class TestSight:
 
 
 class Message:
-    """What carries a run."""
+    """A message that belongs to a run."""
 
     lease = None
 
@@ -235,12 +235,12 @@ def nothing_at_all(middleware, attempt):
 
 
 BAD = [never_entered, never_left, replaces, swallows, never_yields, yields_twice, nothing_at_all]
-#: Those with which nothing is wrong if the job succeeds, or if it fails.
+#: Middleware that causes no problem if the job succeeds, or if it fails.
 HARMLESS = {succeed: [replaces, swallows], fail: [never_left, yields_twice]}
 
 
 class TestBadMiddleware:
-    """The run's outcome is the job's, and the log names the plugin."""
+    """The outcome is that of the job, and the log names the plugin."""
 
     @pytest.mark.parametrize("bad", BAD)
     @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ class TestBadMiddleware:
         assert failures_of(caplog, "Hanging")[0].startswith("its `ended` took longer than")
 
     def test_one_that_hangs_and_will_not_be_interrupted_ends_with_its_process(self, run_job, around, monkeypatch):
-        """At the job's hard limit; the run is recorded as failed, and says whose fault it was."""
+        """The process ends at the job's hard limit. The run is recorded as failed, with the name of the middleware."""
         ended = threading.Event()
         monkeypatch.setattr(last_resort.os, "_exit", lambda status: ended.set())
         monkeypatch.setattr(last_resort, "GIVE_UP_SECONDS", 30.0)
@@ -314,7 +314,7 @@ class TestBadMiddleware:
         class Deaf(RunMiddleware):
             @contextmanager
             def around(self, attempt):
-                assert ended.wait(30)  # a wait in C, which is not interrupted
+                assert ended.wait(30)  # a wait in C, which cannot be interrupted
                 yield
 
         limits = {"soft_limit": timedelta(seconds=0.1), "hard_limit": timedelta(seconds=0.3)}
@@ -350,7 +350,7 @@ class TestBadMiddleware:
 
 
 def hang(seconds=30):
-    """In Python, so that it can be interrupted."""
+    """Hang in Python code, which can be interrupted."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.01)
@@ -404,7 +404,7 @@ database.dispose(engine)
 
 
 def test_the_recipe_for_sentry_reports_each_failed_attempt_with_its_tags(database, postgres_url):
-    """With the real SDK, and a transport that keeps the events: no network."""
+    """The test uses the real SDK, with a transport that keeps the events instead of sending them."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), re.DOTALL)
     (recipe,) = [block for block in blocks if "class Sentry" in block]
     command = [sys.executable, "-c", SENTRY, postgres_url]

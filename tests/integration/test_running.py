@@ -1,4 +1,4 @@
-"""A first run through everything."""
+"""A run that passes through all parts of a worker."""
 
 from core import Run, job
 

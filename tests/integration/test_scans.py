@@ -1,4 +1,6 @@
-"""What looks for the few runs that are due, late, lost or old finds them by an index, however many others there are."""
+"""Statements that search for the few runs that are due, late, lost or old use an index, however many other runs there
+are.
+"""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,7 +13,7 @@ from core import database as databases
 from core.dispatcher.loop import PLANS
 from core.ledger import agenda, deadlines, direct, due, retention, shares, slots, waiting
 
-#: Thousands that wait for tomorrow, that are on their way, that are slots in time, and that have just ended.
+#: Thousands of runs that are due tomorrow, that have been sent, that are slots in time, and that have just ended.
 FILL = [
     "INSERT INTO rota_runs (job, queue, due_at) SELECT 'work', 'default', now() + interval '1 day' FROM {many}",
     "INSERT INTO rota_runs (job, queue, sent_at) SELECT 'work', 'default', now() FROM {many}",
@@ -25,7 +27,8 @@ AGE = {"age": "5 seconds"}
 LANE = {"queue": "default", "jobs": ["work"]}
 TURN = {"afters": [""]}
 LOST = {"waiting": [], "batch": 500}
-#: What asks for the lanes that have work, and what they may read of the index of waiting runs.
+#: The statements that search for queues and jobs with work, and the part of the index of waiting runs that each may
+#: read.
 LANES = {
     "any due": (due.ANY_DUE.text, {}),
     "due": (due.DUE_LANES.text, {"jobs": ["work"]}),
@@ -73,7 +76,7 @@ DIRECT = {
     "last_queue": "",
     "last_job": "",
 }
-#: What takes runs of a backlog.
+#: The statements that take runs of a backlog.
 TAKING = {
     "take": (shares.TAKE.text, {**LANE, "afters": ["7"], "share": 100, "searched": 1000}),
     "take urgent": (shares.TAKE_URGENT.text, {**LANE, "batch": 100, "priority": 7}),
@@ -84,7 +87,7 @@ PRUNING = {
     "pauses": (retention.DELETE_PAUSES.text, "rota_pauses_until"),
     "audit": (retention.DELETE_AUDIT.text, "rota_audit_at"),
 }
-#: What looks for a waiting run of a job and key, and the index that it reads.
+#: The statements that search for a waiting run of a job and key, and the index that each reads.
 WAITING = {
     "of a key": (waiting.OF_KEY, "rota_runs_turn", 1),
     "sent": (waiting.SENT, "rota_runs_sent", 100),
@@ -94,7 +97,7 @@ WAITING = {
 
 @pytest.fixture
 def connection(database, ledger):
-    """A connection to a ledger that is full."""
+    """Yield a connection to a ledger with many runs."""
     for statement in FILL:
         ledger.do(statement.format(many="generate_series(1, 3000) AS n"))
     ledger.do("ANALYZE rota_runs, rota_audit, rota_pauses")
@@ -105,7 +108,7 @@ def connection(database, ledger):
 @pytest.mark.parametrize(("statement", "parameters", "indexes"), DISPATCHING.values(), ids=DISPATCHING)
 def test_the_dispatcher_reads_no_further_than_what_is_due(connection, statement, parameters, indexes):
     connection.exec_driver_sql(PLANS)
-    agenda.ask(connection, 30, 5)  # which prepares it
+    agenda.ask(connection, 30, 5)  # prepares the statement
 
     found = scans(connection, statement, parameters)
 
@@ -117,7 +120,7 @@ def test_the_dispatcher_reads_no_further_than_what_is_due(connection, statement,
 @pytest.mark.parametrize(("statement", "parameters"), LANES.values(), ids=LANES)
 def test_a_lane_costs_one_entry_of_an_index_however_many_runs_wait_in_it(connection, statement, parameters):
     connection.exec_driver_sql(PLANS)
-    agenda.ask(connection, 30, 5)  # which prepares it
+    agenda.ask(connection, 30, 5)  # prepares the statement
 
     plan = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), parameters).scalar_one()[0]
 
@@ -129,8 +132,8 @@ def test_a_lane_costs_one_entry_of_an_index_however_many_runs_wait_in_it(connect
 @pytest.mark.parametrize(("statement", "parameters"), TAKING.values(), ids=TAKING)
 @pytest.mark.parametrize("analyzed_after", [None, 0, 1], ids=["never", "half of it", "all of it"])
 def test_what_is_taken_of_a_backlog_costs_little_of_it(database, ledger, statement, parameters, analyzed_after):
-    """Also without statistics, or with old ones, as the table has when a backlog has just come."""
-    ledger.do("ALTER TABLE rota_runs SET (autovacuum_enabled = off)")  # it could count only rows that are committed
+    """This also holds without statistics, or with old ones, as shortly after a backlog was inserted."""
+    ledger.do("ALTER TABLE rota_runs SET (autovacuum_enabled = off)")  # autovacuum counts only committed rows
     for number, backlog in enumerate(BACKLOGS):
         ledger.do(backlog)
         if number == analyzed_after:
@@ -144,7 +147,7 @@ def test_what_is_taken_of_a_backlog_costs_little_of_it(database, ledger, stateme
 
 
 def rows_read(node: dict[str, Any]) -> int:
-    """How many runs a node of a plan has read."""
+    """Return how many runs a node of a plan has read."""
     if node.get("Relation Name") != "rota_runs" and node.get("Node Type") != "Bitmap Index Scan":
         return 0
     left_out = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
@@ -153,7 +156,7 @@ def rows_read(node: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize(("statement", "index", "most"), WAITING.values(), ids=WAITING)
 def test_a_request_reads_few_of_the_runs_that_wait(connection, ledger, statement, index, most):
-    """Also where others of the job, with keys of their own, were requested after the only one that fits."""
+    """This also holds if other runs of the job, with other keys, were requested after the only run that fits."""
     ledger.do("UPDATE rota_runs SET due_at = now() - interval '1 hour', sent_at = NULL WHERE due_at > now()")
     values = {"job": "work", "key": "", "queue": "default", "delay": timedelta(0)}
     asked = statement.replace("ledger.", "")
@@ -171,20 +174,20 @@ def test_pruning_reads_no_further_than_what_is_old(connection, statement, index)
 
 
 def scans(connection, statement: str, parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The nodes of a statement's plan that read an index, by its name."""
+    """Return the nodes of a statement's plan that read an index, by the name of the index."""
     plan = connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement}"), parameters).scalar_one()[0]["Plan"]
     return {node["Index Name"]: node for node in nodes(plan) if "Index Name" in node}
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A plan's node and all below it."""
+    """Return a node of a plan, and all nodes below it."""
     yield plan
     for below in plan.get("Plans", ()):
         yield from nodes(below)
 
 
 def assert_bounded(scan: dict[str, Any]) -> None:
-    """Time is where the reading ends, and not what is asked of each row."""
+    """Check that the due time is a condition of the index scan, and not a filter on the rows that were read."""
     assert "timestamp()" in scan["Index Cond"]
     assert "timestamp()" not in scan.get("Filter", "")
 

@@ -1,4 +1,4 @@
-"""Secret arguments of a run: what the ledger records, and what people are shown."""
+"""Secret arguments of a run: what the ledger records, and what people see."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def installed(use_jobs, database, monkeypatch):
 
 @pytest.fixture
 def lines():
-    """Returns the lines of the log, as a worker's log has them."""
+    """Return a function that returns the lines of the log, as a worker writes them."""
     root, stream = logging.getLogger(), io.StringIO()
     handlers, level = list(root.handlers), root.level
     root.handlers = [logging.StreamHandler(stream)]

@@ -1,4 +1,4 @@
-"""What a plugin gets when it asks for the service's Redis."""
+"""The client that a plugin gets from ``service_redis``."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Runs with a priority go first; the jobs of a queue share what is taken, and the keys of a job take turns."""
+"""Runs with a priority are sent first; then the jobs of a queue have equal shares, and the keys of a job take turns."""
 
 from collections import Counter
 from datetime import timedelta
@@ -19,7 +19,7 @@ from core.ledger.shares import OLDEST_EVERY, Turns
 from core.transport.redis import rooms
 from core.transport.redis.rooms import FEW
 
-#: The window in these tests.
+#: The size of the window in these tests.
 FIRST = 1000
 
 LATER = system_clock() + timedelta(days=1)
@@ -43,7 +43,7 @@ def autocommit(database):
 
 @pytest.fixture
 def fill(ledger):
-    """Inserts many due runs of one job and key, one millisecond apart."""
+    """Insert many due runs of one job and key, a millisecond apart."""
 
     def fill(count, *, job="work", key="", priority=0, since=60):
         ledger.do(
@@ -63,7 +63,7 @@ def fill(ledger):
 
 @pytest.fixture
 def tally(ledger):
-    """How many runs of each job and key these are."""
+    """Return the number of these runs for each job and key."""
 
     def tally(taken):
         rows = {row.id: row for row in ledger.rows("SELECT id, job, key FROM rota_runs")}
@@ -73,7 +73,7 @@ def tally(ledger):
 
 
 class TestUrgent:
-    """What the dispatcher takes first."""
+    """Runs with a priority, which the dispatcher sends first."""
 
     @pytest.fixture
     def take(self, autocommit):
@@ -123,7 +123,7 @@ class TestUrgent:
 
 
 class TestTurns:
-    """What the dispatcher takes of runs without a priority."""
+    """Runs without a priority."""
 
     @pytest.fixture
     def take(self, autocommit):
@@ -211,7 +211,7 @@ class TestTurns:
 
 
 class TestDirect:
-    """What threads take from the ledger themselves."""
+    """Runs that threads take from the ledger without Redis."""
 
     @pytest.fixture
     def take(self, autocommit):
@@ -272,7 +272,7 @@ class TestDirect:
 
 
 class TestRoom:
-    """Only so many messages wait in Redis."""
+    """Only a limited number of messages waits in Redis."""
 
     @pytest.fixture
     def service(self, serve, monkeypatch):
@@ -281,7 +281,7 @@ class TestRoom:
 
     @pytest.fixture
     def send_due(self, autocommit, service, monkeypatch):
-        monkeypatch.setattr(windows, "SAMPLE_SECONDS", float("inf"))  # a window keeps its size
+        monkeypatch.setattr(windows, "SAMPLE_SECONDS", float("inf"))  # windows keep their sizes
         sharing = Sharing(windows=Windows(FIRST))
         return lambda: sending.send_due(autocommit, ["work", "other"], service.carrier, sharing, seconds=60)
 

@@ -1,8 +1,7 @@
-"""I2, I8: one row for each slot that came due, no matter which process inserts it.
+"""I2, I8: there is one row for each slot that came due, no matter which process inserts it.
 
-A policy decides about slots that were not served in time.
-
-Outages are simulated by moving a job's watermark, or its slots, into the past.
+A misfire policy decides about slots that were not started in time. Outages are simulated by moving a job's watermark,
+or its slots, into the past.
 """
 
 from collections import Counter
@@ -22,7 +21,7 @@ from core.scheduling.misfires import HEAD_START, miss_late
 from core.testing import registry_of
 from tests.support.racing import race
 
-#: One less when the test runs in the head start of a slot.
+#: There may be one slot less if the test runs within half a second of a slot.
 EVERY_15_MINUTES_OF_3_HOURS = {11, 12}
 SLOT = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
 
@@ -33,13 +32,13 @@ def scheduled(schedule, **options):
 
 @pytest.fixture
 def now(ledger):
-    """The database's time, which is the accountant's."""
+    """Return the time of the database, which the accountant uses."""
     return lambda: ledger.value("SELECT clock_timestamp()")
 
 
 @pytest.fixture
 def account(database, carrier):
-    """One pass over a new leader's accountant, for these jobs."""
+    """Let the accountant of a new leader make one pass over these jobs."""
 
     def account(*jobs):
         with databases.autocommit(database) as connection:
@@ -50,7 +49,7 @@ def account(database, carrier):
 
 @pytest.fixture
 def outage(database, now):
-    """Let the slots of a job be accounted for up to some time ago only."""
+    """Move the watermark of a job into the past."""
 
     def outage(work, **span):
         until = now() - timedelta(**span)
@@ -62,7 +61,7 @@ def outage(database, now):
 
 
 class TestInsert:
-    """The row decides who queues a slot."""
+    """The row decides which process queues a slot."""
 
     def test_one_of_10_racing_schedulers_inserts_a_slot(self, database, ledger):
         work = scheduled(every(minutes=1))
@@ -116,7 +115,7 @@ class TestInsert:
 
 
 class TestWatermarks:
-    """From when on a job's slots count."""
+    """The time from which on a job's slots are accounted for."""
 
     def test_a_new_jobs_slots_count_from_now_on(self, account, ledger, now):
         before = now()
@@ -209,7 +208,7 @@ class TestWatermarks:
 
 
 class TestMisfires:
-    """I8: whatever the policy, after an outage the rows are exactly the slots."""
+    """I8: after an outage there is exactly one row for each slot, under every policy."""
 
     def test_latest_queues_the_newest_slot_and_records_the_others(self, account, outage, ledger):
         work = scheduled(every(minutes=15))
@@ -318,7 +317,7 @@ class TestMisfires:
 
 
 class TestQueuedAndLate:
-    """Slots that were queued in time and that no worker has started."""
+    """Slots that were queued in time, and that no worker has started."""
 
     @pytest.fixture
     def queue(self, database, now):

@@ -28,7 +28,7 @@ def session(database):
 
 @pytest.fixture
 def finished(ledger):
-    """Inserts ended slots, which came due and ended ``ago``."""
+    """Insert ended slots, which came due and ended ``ago``."""
 
     def finished(ago=2 * HOUR, *, name="poll", key="42", state="succeeded", count=1, **columns):
         for number in range(count):
@@ -130,7 +130,9 @@ def test_the_job_prunes_jobs_that_keep_only_failures(run_job, finished, poll, us
 
 @pytest.fixture
 def story(lead, poll, session, ledger, prune):
-    """A schedule of a minute that has run for five minutes, two hours ago; its runs succeeded, and were deleted."""
+    """Make a schedule of one minute that was active for five minutes, two hours ago. Its runs succeeded and were
+    deleted.
+    """
     leader = lead(poll)
     leader.now -= 2 * HOUR
     schedule(session, "poll", key="42")

@@ -1,4 +1,4 @@
-"""A sweep on a plugin's table: rows that break a rule, of every kind, keep no others from it; other errors end it."""
+"""Sweeps on a plugin's table: rows that violate a constraint do not stop the other rows; other errors end the sweep."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ NAIVE = NOON.replace(tzinfo=None)
 
 
 class Base(Tables, DeclarativeBase):
-    """Tables of these tests."""
+    """The base of these tests' tables."""
 
 
 class Parcel(Base):
-    """What is swept."""
+    """A row of the swept table."""
 
     __tablename__ = "test_parcels"
 
@@ -59,7 +59,7 @@ def ids(session: Session, batch: int = 7) -> Iterator[Sequence[int]]:
 
 
 def executing(session: Session, statement: str):
-    """An act that executes ``statement`` for all its rows at once."""
+    """Return an ``act`` that executes ``statement`` for all its rows at once."""
 
     def act(rows: Sequence[int]) -> dict[str, int]:
         session.execute(text(statement), {"ids": list(rows)})

@@ -1,4 +1,4 @@
-"""A job that runs too long is interrupted at its soft limit, in Python and in PostgreSQL, within 2 s of it."""
+"""A job that runs too long is interrupted at its soft limit, in Python and in PostgreSQL, within 2 s."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ def limited(function, **options):
 
 
 def run_for(run_job, work):
-    """The row of a run of ``work``, and how long it took."""
+    """Run ``work``. Return the row of the run, and how long the run took."""
     began = time.monotonic()
     row = run_job(work)
     return row, time.monotonic() - began
@@ -108,7 +108,7 @@ def test_a_job_that_ends_at_its_very_limit_has_one_outcome(run_job, ledger):
 
 
 class Exit:
-    """Stands in for the end of this process, which the job waits for; it is not ended."""
+    """Replaces the end of this process. The job waits for it, and then returns."""
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -119,7 +119,7 @@ class Exit:
         self.came.set()
 
     def awaiting(self) -> Job:
-        """A job that ignores its soft limit, and ends in time only for the hard one to have passed."""
+        """Return a job that ignores its soft limit, and returns only after its hard limit has passed."""
 
         def function(run):
             with suppress(TimeLimitExceeded):
@@ -133,7 +133,7 @@ class Exit:
 def exit(monkeypatch):
     exit = Exit()
     monkeypatch.setattr(last_resort.os, "_exit", exit)
-    monkeypatch.setattr(last_resort, "GIVE_UP_SECONDS", 1.0)  # the timer, which is left over
+    monkeypatch.setattr(last_resort, "GIVE_UP_SECONDS", 1.0)  # for the timer, which is still running
     return exit
 
 

@@ -1,4 +1,6 @@
-"""I2, I3, I7: runs that are claimed and recorded together are as those that go one by one."""
+"""I2, I3, I7: runs that are claimed and recorded together have the same outcomes as runs that are claimed and recorded
+one by one.
+"""
 
 import threading
 from collections import Counter
@@ -47,14 +49,14 @@ def succeed_many(database, process):
 
 
 def is_any_blocked(database):
-    """Whether a session of this database waits for another one's transaction."""
+    """Return whether a session of this database waits for the transaction of another session."""
     blocked = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with database.connect() as connection:
         return connection.exec_driver_sql(blocked).first() is not None
 
 
 class TestClaims:
-    """One statement claims what nothing speaks against."""
+    """One statement claims all runs that can be claimed."""
 
     def test_all_are_claimed_each_under_a_token_of_its_own(self, claim_many, ledger, process):
         run_ids = [ledger.request(exclusive=False) for _ in range(10)]
@@ -151,7 +153,7 @@ class TestClaims:
 
 
 class TestSuccesses:
-    """One statement records those whose leases are good."""
+    """One statement records the successes whose leases are valid."""
 
     def test_all_are_recorded(self, claim_many, succeed_many, ledger):
         claimed = claim_many(*[ledger.request(exclusive=False) for _ in range(10)])
@@ -178,7 +180,7 @@ class TestSuccesses:
 
 
 class Told:
-    """Whom a completion tells."""
+    """Records the calls of a completion."""
 
     def __init__(self):
         self.outcomes = {}
@@ -280,7 +282,7 @@ class TestCompletions:
 
 @dataclass
 class Message:
-    """What carries a run."""
+    """A message that belongs to a run."""
 
     end: Callable[[], None] = pytest.fail
     lease: Lease | None = None
@@ -290,7 +292,7 @@ class Message:
 
 
 class TestExecutor:
-    """Which runs are recorded with others, and which by themselves."""
+    """Which runs are recorded together, and which one by one."""
 
     @pytest.fixture
     def together(self, executor, database):
@@ -310,7 +312,7 @@ class TestExecutor:
 
     def test_without_a_thread_to_record_it_a_success_is_a_success(self, together, ledger):
         work = job("work", overlap="allow")(lambda run: None)
-        together.execute(work, ledger.request())  # what else has a thread has it now
+        together.execute(work, ledger.request())  # the thread then has other work
         ended = threading.Event()
         with no_threads_to_give():
             together.execute(work, ledger.request(exclusive=False), carried=Message(ended.set))
@@ -328,7 +330,7 @@ class TestExecutor:
         assert ledger.states("work") == ["succeeded"]
 
     def test_the_run_that_waits_for_one_of_a_batch_is_woken(self, together, ledger, monkeypatch):
-        monkeypatch.setattr(together.wakes, "parked", lambda *_: None)  # so that only the end of the first wakes it
+        monkeypatch.setattr(together.wakes, "parked", lambda *_: None)  # only the end of the first run wakes the second
         work = job("work", overlap="wait")(lambda run: None)
         first, second = ledger.request(key="a"), ledger.request(key="a")
         (lease,) = together.claims.claim_ahead([(first, "work")])
@@ -336,7 +338,7 @@ class TestExecutor:
 
         assert together.execute(work, first, carried=Message(lambda: None, lease)) == RECORDING
 
-        eventually(lambda: ledger.run(second).sent_at is None)  # no process here sends messages
+        eventually(lambda: ledger.run(second).sent_at is None)  # no process of this test sends messages
 
     def test_a_failure_is_recorded_before_it_returns(self, together, ledger):
         @job("work", overlap="allow", max_retries=1)
@@ -357,7 +359,7 @@ class TestExecutor:
 
 
 class TestWorker:
-    """From messages to acknowledgements."""
+    """A worker, from the messages to their acknowledgements."""
 
     def test_hundreds_of_short_runs_each_run_once(self, serve, ledger, database):
         heard = Counter()

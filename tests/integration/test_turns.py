@@ -1,4 +1,4 @@
-"""I6: runs of one job and key that may not overlap. Slots give way; requests wait for their turn and start in order."""
+"""I6: runs of one job and key that may not overlap. Slots are skipped; requests wait and start in order."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -42,7 +42,7 @@ def is_parked(ledger, run_id):
 
 
 class TestRequests:
-    """A request is never dropped for another run of its job."""
+    """A request is never skipped because of another run of its job."""
 
     def test_requests_of_one_key_run_one_after_another_in_order(self, claim, ledger, autocommit):
         asked = [ledger.request(key="a") for _ in range(5)]
@@ -122,7 +122,7 @@ class TestRequests:
 
 
 class TestSlots:
-    """Slots give way, unless the job says that they wait."""
+    """Slots are skipped, unless the job has ``overlap="wait"``."""
 
     def test_a_slot_is_skipped_while_an_earlier_slot_is_being_retried(self, claim, ledger, autocommit):
         _, lease = claim(ledger.request(slot=START))
@@ -185,7 +185,7 @@ class TestSlots:
 
 
 class TestWaking:
-    """Whoever ends a run wakes the next, and the dispatcher looks after the rest."""
+    """The process whose run ends wakes the next run. The dispatcher wakes the others."""
 
     def test_ten_threads_and_a_hundred_requests_of_three_keys_never_overlap_and_keep_their_order(self, serve, ledger):
         at_work, overlapped, order = set(), [], []
@@ -269,7 +269,7 @@ def zip_keys(asked):
 
 
 class TestTheReleaseBefore:
-    """Claims of the release before, which skip a request that meets a rival."""
+    """Claims of the previous release, which would skip a request that meets another run."""
 
     OLD_SKIP = """
         UPDATE rota_runs SET state = 'skipped', reason = 'overlap', finished_at = clock_timestamp() WHERE id = :id

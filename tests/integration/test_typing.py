@@ -1,4 +1,4 @@
-"""A plugin's author runs mypy in the environment that has Rota, from a folder of their own."""
+"""mypy checks a plugin in a folder of its own, in an environment in which Rota is installed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Messages of runs with a priority wait in a sorted set beside their queue's list, and go before it."""
+"""Messages of runs with a priority wait in a sorted set beside the list of their queue, and are fetched first."""
 
 import time
 
@@ -39,7 +39,7 @@ def autocommit(database):
 
 @pytest.fixture
 def send(service):
-    """Sends runs, given as ids with their priorities."""
+    """Send runs, which are given as ids with priorities."""
     return lambda priorities: service.carrier.send(
         [OutgoingRun(number, "work", "default", priority) for number, priority in priorities.items()]
     )
@@ -47,7 +47,7 @@ def send(service):
 
 @pytest.fixture
 def fetch(queues):
-    """Fetches messages; returns their runs."""
+    """Fetch messages. Return their runs."""
     return lambda most, least_priority=0: [
         run_id(body, "default") for body in queues.fetch("default", most, least_priority)
     ]
@@ -62,7 +62,7 @@ def redis_ids(queues, bodies):
 
 
 class TestOrder:
-    """By priority, then in the order in which they were sent."""
+    """By priority, and then in the order in which they were sent."""
 
     def test_urgent_messages_come_first(self, send, fetch):
         send({1: 0, 2: 3, 3: 9})
@@ -120,7 +120,7 @@ class TestOrder:
 
 
 class TestPutBack:
-    """A message that is put back keeps its priority."""
+    """A requeued message keeps its priority."""
 
     def test_a_requeued_message_waits_behind_those_of_its_priority(self, send, fetch, queues):
         send({1: 0, 2: 3, 3: 9, 4: 0})
@@ -180,7 +180,7 @@ class TestPutBack:
 
 
 class TestEnds:
-    """An urgent message ends as any other does."""
+    """An urgent message ends in the same ways as any other message."""
 
     def test_a_message_without_body_is_dead_lettered(self, service, queues):
         queues.client.zadd(queues.urgent_key("default"), {"9:lost": 0, "9:corrupt": 1})
@@ -236,11 +236,11 @@ class TestWakeups:
 
 
 class TestLost:
-    """A run is lost if a later one of its priority has left the queue before it."""
+    """A run is lost if a later run of the same priority has left the queue before it."""
 
     @pytest.fixture
     def sent(self, ledger, send):
-        """Requests and sends runs: how long ago, and with which priority; returns their ids."""
+        """Request and send runs, each some time ago and with a priority. Return their ids."""
 
         def sent(*each):
             ids = [ledger.request(priority=priority) for _, priority in each]
@@ -282,7 +282,7 @@ class TestLost:
         assert find_lost() == ids[2:]
 
     def test_each_priority_is_judged_by_itself(self, sent, find_lost, fetch):
-        """Messages of a low priority may wait for long, and hide no lost run of a higher one."""
+        """Messages of a low priority may wait for long, and must not hide a lost run of a higher priority."""
         ids = sent((90, 1), (80, 9), (70, 9))
         assert fetch(1) == ids[1:2]
 

@@ -1,4 +1,4 @@
-"""``enqueue(…, unless="waiting")``: a request that finds another one waiting needs no run of its own."""
+"""``enqueue(…, unless="waiting")`` inserts no run if a request is waiting already."""
 
 import itertools
 import threading
@@ -31,7 +31,7 @@ def nothing(run): ...
 
 free = job("free")(nothing)
 alone = job("alone", overlap="wait")(nothing)
-#: A transaction that waits for a lock fails after this.
+#: A statement that waits for a lock fails after this time.
 IMPATIENT = text("SET LOCAL lock_timeout = '1s'")
 
 
@@ -42,7 +42,7 @@ def jobs(use_jobs):
 
 @pytest.fixture
 def sessions(database):
-    """Open transactions, which are rolled back at the end."""
+    """Yield a function that opens transactions. They are rolled back at the end."""
     opened = []
 
     def begin(**options):
@@ -58,7 +58,7 @@ def sessions(database):
 
 @pytest.fixture
 def ask(sessions):
-    """Request a run that is not needed if another one waits, in a transaction of its own; return its id."""
+    """Request a run, unless one is waiting, in a transaction of its own. Return the id."""
 
     def ask(name="free", **options):
         with sessions() as session:
@@ -129,7 +129,7 @@ class TestFinding:
         ids=lambda other: next(iter(other)),
     )
     def test_another_run_is_not_enough(self, ask, ledger, other):
-        """It has begun, may be skipped, comes too late, or is for something else."""
+        """The existing run has begun, may be skipped, is due too late, or has another job or key."""
         found = ledger.request(**{"job": "free", "key": "a", "exclusive": False, **other})
 
         assert ask(key="a") != found
@@ -182,11 +182,11 @@ class TestRefusals:
 
 
 class TestLocking:
-    """The run that is found starts after the asker's commit, and nobody waits for anybody."""
+    """The run that was found starts after the caller's commit, and no transaction waits for another one."""
 
     @pytest.fixture
     def found(self, sessions, ask, ledger):
-        """A waiting run, and an open transaction that counts on it."""
+        """A waiting run, and an open transaction that has found it."""
 
         def found(name="free", key="a", sent_at=None):
             run_id = ask(name, key=key)
@@ -246,7 +246,7 @@ class TestLocking:
         assert shares.take(autocommit, "default", ["alone"], shares.Turns(), batch=10) == []
         assert due.move(autocommit, "default", {"alone": "other"}) == 0
         due.release(autocommit, [OutgoingRun(run_id, "alone", "default")])
-        assert due.release_unlocked(autocommit, [run_id]) == []  # it was not sent
+        assert due.release_unlocked(autocommit, [run_id]) == []  # the run had not been sent
         session.commit()
         assert [run.run_id for run in shares.take(autocommit, "default", ["alone"], shares.Turns(), batch=10)] == [
             run_id
@@ -262,7 +262,7 @@ class TestLocking:
 
 
 class TestRace:
-    """No update is lost: a run that starts after its commit sees it."""
+    """No update is lost: a run that starts after a commit sees its changes."""
 
     ASKERS = 100
 
@@ -286,7 +286,7 @@ class TestRace:
                 with Session(database) as session:
                     leave(session, f"update {number}")
                     enqueue(session, name, key=key, unless="waiting")
-                    session.execute(text("SELECT pg_sleep(0.01)"))  # time for a run to start too early
+                    session.execute(text("SELECT pg_sleep(0.01)"))  # time in which a run could start too early
                     session.rollback() if number % 10 == 9 else session.commit()
 
         def take_runs():

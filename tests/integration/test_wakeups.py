@@ -1,4 +1,4 @@
-"""Consumers are woken by tokens, and by a look around every second that one thread of the process takes."""
+"""Consumers are woken by tokens, and every second by one thread of their process."""
 
 import threading
 from contextlib import closing
@@ -16,7 +16,7 @@ from tests.support.eventually import eventually
 
 @dataclass
 class Sleeper:
-    """A consumer that notes that it was woken."""
+    """A consumer that records that it was woken."""
 
     queue_name: str
     has_room: bool = True
@@ -34,11 +34,11 @@ def queues(redis_url):
 
 @pytest.fixture
 def listening(queues):
-    """The thread that waits for tokens, with no consumer yet."""
+    """The thread that waits for tokens, which has no consumer yet."""
     made = Wakeups(queues, ErrorLog(queues.client))
     yield made
     made.stop()
-    eventually(lambda: not are_any_listening())  # or it could take a token of the next test
+    eventually(lambda: not are_any_listening())  # otherwise it could take a token of the next test
 
 
 def are_any_listening():
@@ -47,7 +47,7 @@ def are_any_listening():
 
 @pytest.fixture
 def looks(queues, monkeypatch):
-    """Over which client each look around went."""
+    """Return the client of each check of the queues."""
     looks, look = [], queues.look
 
     def noted(names, client=None):
@@ -125,7 +125,7 @@ def test_while_another_thread_looks_around_this_one_need_not(queues, listening, 
         listening.look_around(others)
         listening.add(sleeper)
         queues.wake("one", 1)
-        assert sleeper.woken.wait(10)  # so the thread has been round once
+        assert sleeper.woken.wait(10)  # so the thread has made a whole round
         assert looks == [others]
 
-        eventually(lambda: queues.client in looks, within=10)  # since the other has stopped
+        eventually(lambda: queues.client in looks, within=10)  # since the other thread has stopped

@@ -1,4 +1,4 @@
-"""The schedules that a plugin wants, by its hook: `rota schedules sync`, and the daily comparison."""
+"""The schedules that a plugin wants, as its hook returns them: ``rota schedules sync``, and the daily comparison."""
 
 from datetime import timedelta
 
@@ -29,17 +29,17 @@ def report(run):
 
 @job("clear", queue="mail")
 def clear(run):
-    """Take no schedule."""
+    """Do nothing. This job has no schedules."""
 
 
 def accounts(session):
-    """The wanted schedules, from a table of the plugin."""
+    """Yield the wanted schedules from a table of the plugin."""
     for row in session.execute(text("SELECT id, seconds FROM accounts ORDER BY id")):
         yield KeySchedule(str(row.id), timedelta(seconds=row.seconds), args={"account": row.id})
 
 
 def broken(session):
-    """Read a table that does not exist, after a first key."""
+    """Yield one key, and then read a table that does not exist."""
     yield KeySchedule("first", MINUTE)
     session.execute(text("SELECT * FROM no_such_table"))
 
@@ -64,7 +64,7 @@ def specs(ledger):
 
 @pytest.fixture
 def drifted(database, ledger):
-    """One key is missing, one is different, one is not wanted any more, and two are right."""
+    """Let one key be missing, one be different, one be unwanted, and two be right."""
     with Session(database) as session, session.begin():
         sync_schedules(session, "poll", accounts(session))
     ledger.do("INSERT INTO accounts VALUES (5, 60)")
@@ -186,7 +186,7 @@ def test_a_sync_is_repeated_if_another_transaction_changes_a_key_meanwhile(datab
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The numbers of differing schedules that the metric counts, by job."""
+    """Return the numbers of differing schedules in the metric, by job."""
     found = {}
     monkeypatch.setattr(metrics, "schedules_differ", found.__setitem__)
     return found

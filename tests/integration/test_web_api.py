@@ -1,4 +1,4 @@
-"""The API: what it shows and changes, whose role may do what, and what it refuses."""
+"""The API: its answers, its changes, the role that each route needs, and its refusals."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ def registry(database):
 
 @pytest.fixture
 def token(database):
-    """Makes the headers of a caller with a role."""
+    """Return a function that makes the headers of a caller with a role."""
 
     def make(role, name=None, **limits):
         with database.begin() as connection:
@@ -63,7 +63,7 @@ def dead(ledger, count=1, *, job="close-day", queue="billing", **columns):
 
 class TestLists:
     def walk(self, client, headers, **asked):
-        """The ids of all pages."""
+        """Return the ids on all pages."""
         found, cursor = [], None
         while True:
             page = client.get(
@@ -81,7 +81,7 @@ class TestLists:
         ids=str,
     )
     def test_the_pages_together_are_the_list(self, client, operator, ledger, asked):
-        """Also runs of the same instant, which a cursor of the time alone would lose."""
+        """This includes runs of the same instant, which a cursor with only the time would miss."""
         dead(ledger, 7)
         dead(ledger, 7, job="poll", queue="mail")
         for _ in range(3):

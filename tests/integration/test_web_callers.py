@@ -1,4 +1,4 @@
-"""Who may call the HTTP service: tokens, sessions, other sites, and how much in a minute."""
+"""Callers of the HTTP service: tokens, sessions, requests from other sites, and the number of changes in a minute."""
 
 import pytest
 from pydantic import SecretStr
@@ -114,7 +114,7 @@ def test_a_link_logs_a_browser_in_once(client, link):
     page = client.get("/login", params={"link": link})
     assert page.status_code == 200
     assert link in page.text
-    client.get("/login", params={"link": link})  # a preview of the link does not use it up
+    client.get("/login", params={"link": link})  # a preview of the link does not use the link
 
     answer = log_in(client, link)
 

@@ -1,4 +1,4 @@
-"""``/health`` without a network: its exact shape, its reasons, and what surrounds every answer."""
+"""``/health`` without a network: the exact answers, the reasons, and the headers of every answer."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def installed(use_jobs, database):
 
 @pytest.fixture
 def fleet(start_process):
-    """A worker and a scheduler, whose last heartbeat was just now."""
+    """Register a worker and a scheduler with a recent heartbeat."""
     lease = timedelta(seconds=settings.current().lease_seconds)
     return [start_process(kind=kind, lease=lease) for kind in ("worker", "scheduler")]
 
@@ -72,7 +72,7 @@ def test_a_late_heartbeat_is_no_missing_worker(monkeypatch, age, is_there):
 def test_a_process_without_heartbeats_is_silent_long_before_its_lease_ends(start_process):
     settled = settings.current()
     start_process(kind="scheduler", lease=timedelta(seconds=settled.lease_seconds))
-    start_process(lease=timedelta(seconds=settled.lease_seconds - 5))  # as if its last heartbeat was 5 s ago
+    start_process(lease=timedelta(seconds=settled.lease_seconds - 5))  # as if its last heartbeat had been 5 s ago
     with serving() as client:
         found = client.get("/health").json()
 
@@ -216,7 +216,7 @@ def test_a_worker_answers_for_its_own_processes(fleet, monkeypatch):
     metrics_port.watch.cache_clear()
     is_healthy, body = metrics_port.health()
 
-    assert (is_healthy, json.loads(body)["worker"]) == (False, "unavailable")  # others' processes do not count
+    assert (is_healthy, json.loads(body)["worker"]) == (False, "unavailable")  # processes of other workers do not count
     metrics_port.watch.cache_clear()
     monkeypatch.setattr(metrics_port, "own_processes", lambda: {"test:1"})
     is_healthy, body = metrics_port.health()

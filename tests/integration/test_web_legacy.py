@@ -11,7 +11,7 @@ from core.operations.tokens import Wanted
 from tests.support.web import serving
 
 AT = datetime(2026, 1, 15, tzinfo=UTC)
-#: Each old address, and the route that it names.
+#: Each old address, and the route to use instead.
 OLD = {
     "/admin/celery/workers": "/api/v1/workers",
     "/admin/workers": "/api/v1/workers",

@@ -1,4 +1,4 @@
-"""Each role and each route, walked from the OpenAPI document: also a route that is added tomorrow is tested."""
+"""Each role calls each route of the OpenAPI document, so routes that are added later are tested as well."""
 
 import pprint
 from datetime import timedelta
@@ -22,7 +22,7 @@ DOCUMENT = app.make(None).openapi()
 ROUTES = [
     (method, path) for path, found in DOCUMENT["paths"].items() for method in found if not path.startswith("/health")
 ]
-#: Values for the parameters of paths, and for those that must be given.
+#: Values for path parameters, and for required query parameters.
 PLACES = {"run_id": "1", "name": "close-day"}
 QUERY = {
     "/api/v1/jobs/{name}/slots": {"from": "2026-01-01T00:00:00Z", "to": "2026-01-01T01:00:00Z"},
@@ -98,7 +98,7 @@ def test_the_document_has_what_the_tables_here_have():
 
 @pytest.mark.parametrize("role", [None, *ROLES])
 def test_each_role_may_call_what_it_is_for(client, headers, role):
-    """A refusal is told apart from other errors: the runs and keys of the bodies do not exist."""
+    """The runs and keys in the bodies do not exist, so an allowed request fails with another error than a refusal."""
     shown = headers(role) if role else {}
     wrong = {}
     for method, path in ROUTES:
@@ -126,7 +126,7 @@ def operations(schema):
 def test_no_request_gives_a_server_error_or_an_answer_that_is_not_documented(
     client, headers, ledger, start_process, role
 ):
-    for kind in ("worker", "scheduler"):  # else the health is a 503, and rightly so
+    for kind in ("worker", "scheduler"):  # otherwise the health would be a 503
         start_process(kind=kind)
     ledger.request("close-day", queue="billing")
     schema = schemathesis.openapi.from_dict(client.openapi())

@@ -1,4 +1,4 @@
-"""What pip makes of the distributions of this repository: whole wheels, and editable installs in one namespace."""
+"""Wheels of the distributions of this repository, and editable installs of several of them in one namespace."""
 
 import json
 import os
@@ -12,19 +12,19 @@ import pytest
 from tests.support.wheels import CORE, PLUGINS, ROOT, Environment, wheel_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-#: Files of a distribution's folder that say what it is, and are not its code.
+#: Files in a distribution's folder that are not part of its package.
 ABOUT = {"pyproject.toml", "README.md"}
 
 
 def tracked(folder: Path) -> set[str]:
-    """The files of a folder that git has, or would have with the next commit."""
+    """Return the files of a folder that git tracks, or would track after the next commit."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", str(folder.relative_to(ROOT))]
     listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return {name for name in listing.splitlines() if (ROOT / name).exists()}
 
 
 def shipped(wheel: Path) -> set[str]:
-    """The files in a wheel, but for what pip keeps about it."""
+    """Return the files in a wheel without pip's metadata."""
     return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
@@ -55,7 +55,7 @@ def test_rota_alone_has_no_marketplace_and_each_plugin_comes_and_goes_by_itself(
 
 
 def listed(environment: Environment) -> dict[str, str]:
-    """The plugins' states, as told in an environment."""
+    """Return the states of the plugins that ``rota plugins`` shows in an environment."""
     told = environment.run("rota", "plugins", "--json")
     assert told.returncode == 0, told.stderr
     return {plugin["name"]: plugin["state"] for plugin in json.loads(told.stdout)}

@@ -1,4 +1,4 @@
-"""``rota workers``: who is alive and works on what, and who has left, and why."""
+"""``rota workers``: the live processes with their present runs, and the processes that have left, with the reason."""
 
 import json
 
@@ -33,7 +33,7 @@ def listed(database):
 
 @pytest.fixture
 def reaper(database):
-    """The dispatcher's connection."""
+    """Yield the dispatcher's connection."""
     with databases.dedicated(database) as connection:
         yield connection
 
@@ -43,7 +43,7 @@ def reasons(found):
 
 
 class TestLive:
-    """The processes that are alive."""
+    """Live processes."""
 
     def test_a_process_is_listed_with_its_queues_its_threads_and_what_it_works_on(
         self, start_process, listed, ledger, database
@@ -70,7 +70,7 @@ class TestLive:
 
 
 class TestLeft:
-    """The processes that have left, and why."""
+    """Processes that have left, and the reason."""
 
     def test_a_process_that_stops_has_stopped(self, process, listed):
         processes.resign(process.connection, process.id)
@@ -121,7 +121,7 @@ class TestLeft:
 
 
 class TestCommand:
-    """What people and programs get."""
+    """The output for people and for programs."""
 
     def test_without_a_process_it_says_so(self, rota):
         assert rota("workers").stdout == "no process is alive\n"

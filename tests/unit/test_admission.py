@@ -1,4 +1,4 @@
-"""Which plugins may be loaded at all: their name, the version of Rota they need, and that no other has their name."""
+"""Which plugins may be loaded: the name must be valid and unique, and the required version of Rota installed."""
 
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
@@ -10,7 +10,7 @@ from core.plugins import loading
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes what pip would of a package with one plugin; returns the installed entry point."""
+    """Write the metadata that pip writes for a package with one plugin. Return the installed entry point."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(name: str, plugin: str, *requires: str) -> EntryPoint:

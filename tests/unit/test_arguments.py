@@ -1,4 +1,4 @@
-"""Arguments and results as JSON: what fits a job's annotations, what does not, and what is never repeated."""
+"""Arguments and results as JSON: which values fit a job's annotations, and that errors do not contain values."""
 
 import json
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Point:
 
 
 class Opinionated(BaseModel):
-    """Its author repeats what was given."""
+    """An argument whose validator puts the value into its error."""
 
     street: str
 
@@ -66,7 +66,7 @@ class Colour(Enum):
 
 
 def taking(annotation: Any) -> Job:
-    """A job with one required argument, ``value``."""
+    """Return a job with one required argument, ``value``."""
 
     def work(run: Run, value: Any) -> None: ...
 
@@ -83,7 +83,7 @@ def no_arguments(run: Run) -> None: ...
 
 
 def refusal(job: Job, args: Any) -> str:
-    """What ``encode`` says, once it is certain that no value is in it."""
+    """Return the error of ``encode``, and check that it contains no value."""
     with pytest.raises(BadArguments) as caught:
         arguments.encode(job, args)
     message = str(caught.value)
@@ -92,7 +92,7 @@ def refusal(job: Job, args: Any) -> str:
     return message
 
 
-# What fits
+# Values that fit
 
 RIGHT = [
     (int, 5),
@@ -163,7 +163,7 @@ def test_a_backslash_before_u0000_is_not_nul():
     assert arguments.decode(found, json.loads(body)) == {"value": r"C:\u0000"}
 
 
-# What does not
+# Values that do not fit
 
 WRONG = [
     (int, SECRET),
@@ -239,7 +239,7 @@ def test_arguments_that_are_not_a_mapping_are_refused(args):
 
 
 def endless() -> list[Any]:
-    """A list that contains itself."""
+    """Return a list that contains itself."""
     found: list[Any] = [SECRET]
     found.append(found)
     return found
@@ -379,7 +379,7 @@ OtherReader.__name__ = OtherReader.__qualname__ = "Reader"
 
 
 class Unspoken:
-    """A class of which JSON knows nothing, and whose objects cannot be shown."""
+    """A class without a JSON form, whose objects cannot be printed."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no words")
@@ -395,7 +395,7 @@ def declared_with(annotation: Any, *default: Any) -> Job:
 
 
 class TestForms:
-    """What tells apart declarations of which one may refuse what fits the other."""
+    """Two declarations of a job have different forms if one of them may refuse arguments that fit the other."""
 
     @pytest.mark.parametrize(
         ("one", "other"),

@@ -1,4 +1,4 @@
-"""What many threads add and one thread deals with."""
+"""Items that many threads add, and that one thread handles."""
 
 import threading
 
@@ -10,7 +10,7 @@ from tests.support.threads import no_threads_to_give
 
 
 class Numbers(Batcher[int]):
-    """Keeps what it dealt with, and in which thread."""
+    """Records the items that it handles, and its thread."""
 
     name, most_together, gather_seconds, again_seconds, stop_seconds = "numbers", 10, 0.001, 0.01, 10.0
 

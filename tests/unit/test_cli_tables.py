@@ -1,4 +1,4 @@
-"""What commands print: a row is a line, whatever is in it and however narrow the terminal."""
+"""Tables of commands: a row is one line, whatever its cells contain and however narrow the terminal is."""
 
 import ast
 from pathlib import Path
@@ -82,7 +82,9 @@ def test_nothing_that_a_terminal_obeys_reaches_it(text, shown):
 
 @pytest.mark.parametrize("path", sorted(CLI.glob("*.py")), ids=lambda path: path.name)
 def test_only_one_file_prints(path):
-    """So that nothing of strangers reaches the terminal unseen; ``Problem`` shows what stops a command."""
+    """All text is printed by one module, so that no text reaches a terminal unescaped. ``Problem`` shows an error of a
+    command.
+    """
     calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
 
     assert {"print", "click.echo", "click.secho"}.isdisjoint(calls) or path.name in {"output.py", "__init__.py"}

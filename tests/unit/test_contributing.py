@@ -1,4 +1,4 @@
-"""The files that only a forge, an editor or a hook reads: they parse, and the commands in them exist."""
+"""The files that only a forge, an editor or a hook reads: their syntax is valid, and the commands in them exist."""
 
 import re
 import subprocess
@@ -35,7 +35,7 @@ def jobs() -> dict[str, dict[str, Any]]:
 
 
 def commands() -> list[str]:
-    """Everything that a workflow runs, and what `.ci/run` runs."""
+    """Return all commands of the workflows and of ``.ci/run``."""
     steps = chain.from_iterable(job["steps"] for job in jobs().values())
     script = (ROOT / ".ci" / "run").read_text().splitlines()
     return [step["run"] for step in steps if "run" in step] + [

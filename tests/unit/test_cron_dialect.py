@@ -21,7 +21,7 @@ DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 BOUNDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 
-#: Each with its first slots after Thursday, 1 January 2026, 00:00 UTC.
+#: Expressions, each with its first slots after Thursday, 1 January 2026, 00:00 UTC.
 TABLE = {
     "0 0 * * mon-sun": ["01-02 00:00", "01-03 00:00", "01-04 00:00"],
     "0 12 * * sat-sun": ["01-03 12:00", "01-04 12:00", "01-10 12:00"],
@@ -86,7 +86,7 @@ def test_what_cron_does_not_take_is_refused_with_a_sentence(expression):
     assert REFUSED[expression] in str(refused.value)
 
 
-# The reference: the rules above, asked of each minute in turn.
+# The reference: the rules above, applied to each minute.
 
 
 def values(field: str, low: int, high: int, names: tuple[str, ...] = ()) -> set[int]:
@@ -102,7 +102,7 @@ def values(field: str, low: int, high: int, names: tuple[str, ...] = ()) -> set[
 
 
 class Rules:
-    """An expression by cronie's rules."""
+    """An expression, evaluated by cronie's rules."""
 
     def __init__(self, expression: str) -> None:
         fields = expression.split()
@@ -124,7 +124,9 @@ class Rules:
         )
 
     def slots(self, minutes: list[tuple[datetime, datetime]]) -> list[datetime]:
-        """Those of ``minutes``, each an instant with its time on the wall; clocks do not change at the first."""
+        """Return the slots of ``minutes``, which are instants with their local times. Clocks do not change in the first
+        minute.
+        """
         if self.is_wildcard:
             return [instant for instant, wall in minutes if self.meet(wall)]
         found, highest = [], minutes[0][1] - MINUTE

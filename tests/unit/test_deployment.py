@@ -1,4 +1,4 @@
-"""The files that no test runs, checked for what can be seen in them: compose, Dockerfile, Makefile, constraints."""
+"""The files that no test runs: docker-compose.yml, Dockerfile, Makefile and constraints.txt."""
 
 import re
 import shlex
@@ -30,14 +30,14 @@ FOREIGN = {
     "postgres": {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"},
     "redis": {"REDISCLI_AUTH"},
 }
-#: Hosts whose names have no business here, and folders of the machine that this was written on.
+#: Names of hosts and folders of the machine on which this was written. The files must not contain them.
 TELLING = re.compile(
     r"pypi\.|pythonhosted|index-url|extra-index|find-links|artifactory|nexus|devpi|/opt/pypi|/root/|/home/|/work/(?!dir)"
 )
 
 
 def span(words: str) -> float:
-    """A compose duration such as ``75s`` in seconds."""
+    """Return a duration of Compose, such as ``75s``, in seconds."""
     match = re.fullmatch(r"(\d+)(s|m)", words)
     assert match, words
     return int(match[1]) * {"s": 1, "m": 60}[match[2]]
@@ -114,7 +114,7 @@ class TestCompose:
         port = web["environment"]["ROTA_WEB_PORT"]
         assert web["ports"] == [f"127.0.0.1:{port}:{port}"]
         assert web["environment"]["ROTA_WEB_HOST"] == "0.0.0.0"
-        assert {"ROTA_WEB_TOKEN"} <= set(web["environment"])  # without a token it refuses to start
+        assert {"ROTA_WEB_TOKEN"} <= set(web["environment"])  # without a token, `rota web` does not start
 
     def test_the_image_has_what_the_http_service_needs(self):
         assert "p['optional-dependencies']['web']" in "\n".join(DOCKERFILE)
@@ -127,7 +127,7 @@ class TestCompose:
 
 
 def assert_exists(words: list[str]) -> None:
-    """The program is installed with us or by a dependency of ours, and a subcommand of ``rota`` is one."""
+    """Check that the program is part of Rota or of a dependency, and that a subcommand of ``rota`` exists."""
     program, *rest = words
     assert program in {point.name for point in entry_points(group="console_scripts")}, program
     if program == "rota":
@@ -222,7 +222,7 @@ class TestConstraints:
 
 
 def normal(name: str) -> str:
-    """A distribution's name as indexes compare it."""
+    """Return the name of a distribution as package indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -230,7 +230,7 @@ def test_no_file_names_a_registry_or_a_folder_of_a_machine():
     told = []
     for path in tracked():
         if path == Path(__file__).relative_to(ROOT):
-            continue  # it has to name what it looks for
+            continue  # this file contains the text that it searches for
         try:
             text = (ROOT / path).read_text()
         except UnicodeDecodeError:
@@ -241,7 +241,7 @@ def test_no_file_names_a_registry_or_a_folder_of_a_machine():
 
 
 def tracked() -> list[Path]:
-    """The files that git has, or would have with the next commit."""
+    """Return the files that git tracks, or would track after the next commit."""
     command = shlex.split("git ls-files --cached --others --exclude-standard -z")
     listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [Path(name) for name in listing.split("\0") if name and (ROOT / name).is_file()]

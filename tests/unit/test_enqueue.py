@@ -1,4 +1,4 @@
-"""What ``enqueue`` refuses before it asks PostgreSQL for anything, and what a failed attempt means for a run."""
+"""Requests that ``enqueue`` refuses without asking PostgreSQL, and the effect of a failed attempt on its run."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,7 +37,7 @@ def _only_these_jobs() -> Iterator[None]:
         yield
 
 
-#: Bound to no database: using it is an error.
+#: A session without a database: a statement would raise an error.
 NOWHERE = Session()
 
 
@@ -109,7 +109,7 @@ def test_a_delay_that_is_no_timedelta_is_refused_with_what_may_be_meant(delay, m
         enqueue(NOWHERE, "close-day", delay=delay)
 
 
-# What is asked in whose transaction
+# Transactions of requests
 
 ASKED = {
     "enqueue": lambda session: enqueue(session, "close-day"),
@@ -171,7 +171,7 @@ def test_too_many_positional_arguments_are_refused():
         by_name(close_day, ("fr", 5, 6), {})
 
 
-# What a failure means
+# Failed attempts
 
 
 def lease(failures: int) -> Lease:
@@ -223,8 +223,8 @@ def test_an_error_that_is_not_retried_has_its_own_reason(error):
     ("took", "delay", "latest"),
     [
         (0 * MINUTE, MINUTE, 15 * MINUTE),
-        (14.5 * MINUTE, MINUTE, 15.5 * MINUTE),  # retry_delay is longer
-        (15 * MINUTE, MINUTE, 30 * MINUTE),  # it has run past a slot, so the next one is meant
+        (14.5 * MINUTE, MINUTE, 15.5 * MINUTE),  # retry_delay is longer than the time to the next slot
+        (15 * MINUTE, MINUTE, 30 * MINUTE),  # a slot came due during the attempt, so the slot after it counts
     ],
 )
 def test_the_retry_of_a_slot_is_due_by_the_next_slot_or_after_the_retry_delay(took, delay, latest):

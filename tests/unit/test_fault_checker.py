@@ -1,4 +1,6 @@
-"""The checker of ``tests/faults`` on histories made by hand: it finds each kind of violation, and none without one."""
+"""The checker of ``tests/faults``, on histories made by hand: it finds each kind of violation, and no violation
+otherwise.
+"""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The names that plugins import, the tree of errors, and what importing Rota does: nothing."""
+"""The names that plugins import, the tree of errors, and that importing Rota has no effects."""
 
 import inspect
 import os
@@ -14,7 +14,7 @@ import core
 from core import clock, errors
 from core.errors import RotaError, TimeLimitExceeded, suggestion
 
-#: What importing the front door must not bring with it.
+#: Modules that ``import core`` must not import.
 HEAVY = ("dramatiq", "periodiq", "redis", "prometheus_client", "alembic", "core.main", "core.worker.actors", "plugins")
 
 
@@ -32,7 +32,7 @@ def test_every_name_in_the_front_door_is_public():
 def test_a_public_name_is_documented(name):
     public = getattr(core, name)
 
-    if name != "hookimpl":  # an instance of pluggy's
+    if name != "hookimpl":  # it is an instance of a class of pluggy
         assert public.__module__.startswith("core.")
     assert len(inspect.getdoc(public) or "") > 20
 
@@ -70,7 +70,7 @@ print([name for name in sys.modules if name.split(".")[0] in {HEAVY} or name in 
 
 
 def drawn() -> dict[str, str]:
-    """Each error in the docstring's tree, with its parent."""
+    """Return each error in the docstring's tree, with its parent."""
     found, parents = {}, {}
     for line in (errors.__doc__ or "").splitlines():
         drawing = re.fullmatch(r"((?:│   |    )*)(├── |└── )?([A-Z]\w+)(?: .*)?", line)

@@ -1,4 +1,4 @@
-"""Which slots of a schedule made at run time come due while its key backs off."""
+"""The slots of a schedule made at run time that come due while its key backs off."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -20,7 +20,7 @@ SPECS = [
     "*/5 9-17 * * mon-fri Asia/Kolkata",
     "30 1 * * * Europe/London",
 ]
-#: Around the days on which clocks change in London in 2026.
+#: Times near the clock changes in London in 2026.
 INSTANTS = st.datetimes(datetime(2026, 3, 28), datetime(2026, 10, 27), timezones=st.just(UTC))  # noqa: DTZ001
 
 
@@ -61,7 +61,7 @@ def test_each_slot_of_a_cron_expression_comes_due_up_to_a_stretch(spec, instant)
     [
         ("every 7m", 420),
         ("* * * * * UTC", 60),
-        ("*/7 * * * * UTC", 420),  # and 4 minutes at the end of each hour
+        ("*/7 * * * * UTC", 420),  # every 7 minutes, and 4 minutes at the end of each hour
         ("*/5 9-17 * * mon-fri Europe/London", 300),
         ("0 3 * * * Europe/London", 24 * 3600),
         ("0 0 29 2 * UTC", 366 * 24 * 3600),

@@ -1,4 +1,4 @@
-"""What ``@job`` accepts, what it refuses and how it says so."""
+"""Options that ``@job`` accepts, options that it refuses, and the messages of its errors."""
 
 import inspect
 from datetime import timedelta
@@ -21,7 +21,7 @@ SECOND = timedelta(seconds=1)
 def work(run: Run) -> str:
     """Work.
 
-    At length.
+    The second paragraph.
     """
     return f"worked in {run}"
 
@@ -36,7 +36,7 @@ def refusal(function: Any = work, **options: Any) -> str:
     return str(caught.value)
 
 
-# What is accepted
+# Accepted options
 
 
 def test_the_defaults_are_those_of_the_documentation():
@@ -111,7 +111,7 @@ def test_a_limit_at_its_bound_is_accepted(limit):
     assert declared(soft_limit=limit, hard_limit=limit).hard_limit == limit
 
 
-# What is refused
+# Refused options
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_cap_that_is_none_is_refused(cap):
         job("work", misfire_cap=cap)(lambda run: None)
 
 
-# Defaults of a plugin's own
+# Defaults of a plugin
 
 
 def test_defaults_hold_for_each_job_that_says_nothing_else():

@@ -1,4 +1,4 @@
-"""Time limits: what interrupts a job, and that nothing of it ever reaches what comes after."""
+"""Time limits: how a job is interrupted, and that an interruption never reaches code that runs after the job."""
 
 import random
 import sys
@@ -32,14 +32,14 @@ def never() -> None:
 
 
 def spin(seconds: float = PATIENCE) -> None:
-    """Run Python code and nothing else."""
+    """Run only Python code for this many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
 
 
 def run_in_threads(*targets: Callable[[], None]) -> None:
-    """Run all at once and wait for all; raise what one of them raised."""
+    """Run all functions in threads at once, and wait for them. Raise an error of one of them."""
     errors: list[BaseException] = []
 
     def guarded(target: Callable[[], None]) -> None:
@@ -60,7 +60,7 @@ def run_in_threads(*targets: Callable[[], None]) -> None:
 
 @pytest.fixture
 def _eager_threads() -> Iterator[None]:
-    """Threads change places every few microseconds, so that races are run many times over."""
+    """Let threads switch every few microseconds, so that races occur often."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -168,7 +168,7 @@ def test_equal_limits_are_both_enforced():
 
 
 class Mortal:
-    """Something that a weak reference can tell the end of."""
+    """An object whose end a weak reference can report."""
 
 
 def test_an_interruption_that_strikes_where_python_swallows_it_is_raised_again():
@@ -259,7 +259,7 @@ def test_an_error_in_on_hard_does_not_stop_the_watcher(caplog: pytest.LogCapture
 
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """As Python does for a process that has too many."""
+    """Raise the error that Python raises if a process has too many threads."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -388,13 +388,13 @@ def test_only_the_threads_that_are_too_slow_are_interrupted():
 
 
 class Race:
-    """Bodies that end just when their limit passes, one after another, for a while."""
+    """For a while, runs bodies one after another that end at about the time of their limit."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.until = time.monotonic() + 3
         self.unharmed = 0
-        #: Kept, and with them every frame they went through, as a log or a debugger would.
+        #: Keeps errors with their frames, as a log or a debugger would.
         self.errors: list[TimeLimitExceeded] = []
 
     def __call__(self) -> None:
@@ -406,7 +406,7 @@ class Race:
                 self.unharmed += 1
             except TimeLimitExceeded as error:
                 self.errors.append(error)
-            spin(0.0002)  # what comes after: an exception here is one that leaked
+            spin(0.0002)  # an exception here has leaked from the interrupted body
 
 
 @pytest.mark.usefixtures("_eager_threads")

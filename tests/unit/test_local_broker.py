@@ -1,4 +1,4 @@
-"""The fast lane of local mode: messages in memory, worked on by this process's threads."""
+"""The fast lane of local mode: messages are in memory, and threads of this process handle them."""
 
 import logging
 import threading
@@ -31,7 +31,7 @@ def go_on() -> threading.Event:
 
 @pytest.fixture
 def broker(heard: Counter[int], go_on: threading.Event) -> LocalBroker:
-    """A broker with an actor that hears words once it may."""
+    """Return a broker with an actor that records words when it is allowed to."""
     broker = LocalBroker()
 
     def hear(word: int) -> None:
@@ -53,7 +53,7 @@ def worker(broker: LocalBroker, go_on: threading.Event) -> Iterator[Worker]:
 
 @pytest.fixture
 def send(broker: LocalBroker):
-    """Sends words by the carrier."""
+    """Send words through the carrier."""
     carrier = LocalCarrier(broker)
     return lambda *words: carrier.post([OutgoingMessage("hear", "fast", {"word": word}) for word in words])
 

@@ -1,4 +1,4 @@
-"""How events are written: JSON lines that say which run they belong to, and lines for people."""
+"""Log lines: JSON that names the run of a line, and text for people."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def close_day(run: Run) -> None: ...
 
 
 class Log:
-    """What was written since the test began."""
+    """The lines that were written since the test began."""
 
     def __init__(self) -> None:
         self.stream = io.StringIO()
@@ -50,7 +50,7 @@ class Log:
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    """The root logger writes into this one; everything is as before after the test."""
+    """Let the root logger write to this log, and restore it after the test."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     log = Log()
@@ -84,7 +84,7 @@ def test_a_line_of_a_job_is_json_with_its_fields_and_its_jobs_name(json_log: Log
 
 
 def log_of_a_run() -> Any:
-    """``Run.log`` of a run of the job."""
+    """Return ``Run.log`` of a run of the job."""
     execution = Execution([], close_day, lease=LEASE)
     execution.open(Work(sqlalchemy.create_engine("postgresql+psycopg2://nowhere"), LEASE))
     assert execution.run is not None
@@ -268,7 +268,7 @@ def test_an_event_is_emitted_once_until_it_is_another_or_all_was_well(json_log: 
     assert [line["error"] for line in json_log.lines] == ["away", "odd", "away", "away"]
 
 
-# What a line may hold
+# The content of a line
 
 
 class Silent:

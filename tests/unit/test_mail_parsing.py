@@ -1,4 +1,6 @@
-"""Reading messages: what each field is, what is recognised as automatic, and that nothing raises or takes long."""
+"""Parsed messages: the value of each field, which messages count as automatic, and that parsing never raises or takes
+long.
+"""
 
 import io
 import time
@@ -291,7 +293,7 @@ class TestLimits:
     def test_parts_are_counted(self):
         found = read(multipart(*["Content-Type: image/png\n\nx"] * 2000), limits=Limits(attachments=5000))
 
-        assert len(found.attachments) == 999  # and the one around them
+        assert len(found.attachments) == 999  # and the message that contains them
         assert found.problems == ("more than 1000 parts",)
 
     def test_attachments_are_counted(self):
@@ -359,7 +361,7 @@ def test_no_message_of_a_megabyte_takes_long(content):
 
     parse(io.BytesIO(content), NOON)
 
-    assert time.process_time() - began < 10  # one whose time grew with the square would take minutes
+    assert time.process_time() - began < 10  # an algorithm of quadratic time would take minutes
 
 
 def test_no_broken_message_raises_or_takes_long():

@@ -1,4 +1,4 @@
-"""The distributions of this repository, as their pyproject.toml describe them: Rota, and each plugin by itself."""
+"""The distributions of this repository, as their pyproject.toml files describe them: Rota, and each plugin."""
 
 import ast
 import sys
@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 from tests.support.wheels import CORE, PLUGINS, ROOT
 
-#: The distributions of modules that are not called the same.
+#: Distributions whose modules have other names.
 DISTRIBUTIONS = {"core": "rota"}
 
 
@@ -25,7 +25,7 @@ def required(folder: Path) -> set[str]:
 
 
 def extra(name: str) -> set[str]:
-    """What Rota's extra of this name requires; nothing if there is no such extra."""
+    """Return the requirements of Rota's extra of this name, or nothing if there is no such extra."""
     return {
         canonicalize_name(Requirement(line).name)
         for line in read(CORE)["project"]["optional-dependencies"].get(name, [])
@@ -73,7 +73,7 @@ class TestPlugin:
         assert required(folder) == {DISTRIBUTIONS.get(module, module) for module in modules}
 
     def test_its_lower_bounds_are_those_of_rota(self, folder):
-        """Those are tested, by ``make lowest``."""
+        """``make lowest`` tests the lower bounds of Rota."""
         project = read(CORE)["project"]
         extras = project["optional-dependencies"].get(folder.name, [])
         lines = {*project["dependencies"], *extras, f"rota>={project['version']}"}
@@ -81,12 +81,14 @@ class TestPlugin:
         assert set(read(folder)["project"]["dependencies"]) <= lines
 
     def test_it_requires_nothing_that_rota_does_not(self, folder):
-        """The image installs what Rota and its extra ``mail`` require, and the plugins with ``--no-deps``."""
+        """The image installs the requirements of Rota and of its extra ``mail``, and installs the plugins with
+        ``--no-deps``.
+        """
         assert required(folder) - {"rota"} <= required(CORE) | extra(folder.name)
 
 
 def imported(path: Path) -> set[str]:
-    """The top-level modules that a file imports."""
+    """Return the top-level modules that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The adapter that periodiq's loop talks to, asked by hand with a clock that stands still."""
+"""The adapter between Rota's schedules and periodiq's loop, with a clock that the test sets."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -15,12 +15,12 @@ from core.testing import FrozenClock
 
 SECOND = timedelta(seconds=1)
 LONDON = ZoneInfo("Europe/London")
-#: periodiq's idea of now, which is not to be used.
+#: periodiq's own time, which the adapter must not use.
 NONSENSE = datetime(1999, 1, 1, tzinfo=UTC)
 
 
 class Asked:
-    """A periodic schedule, its clock, and the slots for which it has said yes."""
+    """A periodic schedule, its clock, and the slots that it has reported as due."""
 
     def __init__(self, schedule: Schedule, start: datetime) -> None:
         self.clock = FrozenClock(start)
@@ -29,7 +29,7 @@ class Asked:
         assert not self.periodic.validate(NONSENSE)
 
     def at(self, now: datetime) -> list[datetime]:
-        """Ask at ``now``, as periodiq does; the slots that this question brought."""
+        """Ask at ``now``, as periodiq does. Return the slots that this question has reported."""
         self.clock.now = now
         says_yes = self.periodic.validate(NONSENSE)
         due = list(self.periodic.due)
@@ -38,7 +38,7 @@ class Asked:
         return due
 
     def run_until(self, end: datetime) -> list[datetime]:
-        """Sleep until each next date and ask, as periodiq does."""
+        """Sleep until each next due time, and ask, as periodiq does."""
         while (wake := self.periodic.next_valid_date(NONSENSE)) <= end:
             assert wake > self.clock.now
             self.at(wake)
@@ -150,7 +150,7 @@ def test_the_first_question_is_told_once():
         # Clocks go forward at 01:00 UTC: 01:30 is skipped, and runs right after the gap.
         ("30 1 * * *", datetime(2026, 3, 29, tzinfo=LONDON), [datetime(2026, 3, 29, 1, tzinfo=UTC)]),
         ("0 3 * * *", datetime(2026, 3, 29, tzinfo=LONDON), [datetime(2026, 3, 29, 2, tzinfo=UTC)]),
-        # They go back at 01:00 UTC: 01:30 comes twice, and runs the first time.
+        # Clocks go back at 01:00 UTC: 01:30 occurs twice, and the job runs the first time.
         ("30 1 * * *", datetime(2026, 10, 25, tzinfo=LONDON), [datetime(2026, 10, 25, 0, 30, tzinfo=UTC)]),
         (
             "30 * * * *",
@@ -173,7 +173,7 @@ SCHEDULES = [
     cron("*/5 * * * *", tz="America/New_York"),
     cron("30 1 * * *", tz="Europe/London"),
 ]
-#: Near them clocks change in London or New York, or do not.
+#: Times near clock changes in London and New York, and other times.
 STARTS = [
     START,
     datetime(2026, 3, 29, 0, 58, 30, tzinfo=UTC),

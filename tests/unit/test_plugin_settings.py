@@ -1,4 +1,4 @@
-"""A plugin's own settings: its prefix, its problems, and nobody else's."""
+"""A plugin's own settings: their prefix, and their errors."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_every_wrong_variable_is_named_without_its_value():
 
 
 def test_what_is_near_no_field_is_left_alone():
-    """``billing_archive`` may be a plugin too, or have been one."""
+    """``billing_archive`` may be another plugin."""
     environ = {"ROTA_BILLING_ARCHIVE_AFTER": "5", "ROTA_BILLING_ARCHIVE_GRACE_DAYS": "9"}
 
     assert BillingSettings.read(environ).grace_days == 3

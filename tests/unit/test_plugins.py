@@ -1,4 +1,4 @@
-"""Finding plugins, and keeping what is wrong with one from the others. Plugins are modules written for the test."""
+"""The search for plugins: a broken plugin does not affect the others. The plugins are modules that the test writes."""
 
 import itertools
 import logging
@@ -27,7 +27,7 @@ from tests.support.emitted import emitted, logged
 ROOT = Path(__file__).parents[2]
 NUMBERS = itertools.count()
 
-#: What every module of a plugin begins with.
+#: The first lines of each plugin's module.
 HEAD = "from core import Run, every, hookimpl, job\n"
 SOUND = """
 @job("{job}")
@@ -46,7 +46,7 @@ Write = Callable[..., EntryPoint]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes a module and returns the entry point ``name`` that leads to it."""
+    """Write a module. Return the entry point ``name`` for it."""
     monkeypatch.syspath_prepend(tmp_path)
     written = []
 
@@ -66,7 +66,7 @@ def loaded(*points: EntryPoint) -> dict[str, Plugin]:
 
 
 def error_of(point: EntryPoint) -> str:
-    """Why the plugin is broken; nothing of it is loaded."""
+    """Return the reason why the plugin is broken. Nothing of the plugin is loaded."""
     registry = loading.load([point])
     [plugin] = registry.broken()
     assert plugin.name == point.name
@@ -75,7 +75,7 @@ def error_of(point: EntryPoint) -> str:
     return str(plugin.error)
 
 
-# Sound plugins
+# Valid plugins
 
 
 def test_a_module_is_a_plugin(write: Write):
@@ -401,7 +401,7 @@ def test_every_hook_has_a_test_and_a_docstring():
 
 # Broken plugins
 
-#: The beginning of a plugin that hands over its jobs.
+#: The first lines of a plugin that registers jobs.
 HANDS_OVER = "@hookimpl\ndef register_jobs():\n    "
 MIGRATES = "@hookimpl\ndef register_migrations():\n    "
 
@@ -723,11 +723,11 @@ def test_a_registry_is_in_use_for_the_length_of_its_block():
     assert loading.current() is before
 
 
-# Strictness, and how a process starts
+# Strict mode, and the start of a process
 
 
 def start(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """``import core.main`` as Dramatiq does, with a broken plugin installed and servers that are not there."""
+    """Run ``import core.main`` as Dramatiq does, with a broken plugin installed and without any server."""
     info = tmp_path / "unlicensed-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unlicensed\nVersion: 1.0\n")
@@ -796,7 +796,9 @@ def test_a_setting_that_a_plugin_left_behind_is_told_and_keeps_no_process_from_s
 
 
 def test_a_folder_that_hides_a_plugin_is_named(tmp_path, monkeypatch):
-    """A project's folder, beside which a process starts, comes before what pip installed from it for editing."""
+    """If a process starts in the folder above a project's folder, Python finds this folder before the editable
+    installation.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hidden_plugin_of_a_test").mkdir()
 

@@ -1,4 +1,4 @@
-"""How much a process does before it is replaced."""
+"""When a process is replaced, by its messages and its memory."""
 
 import pytest
 

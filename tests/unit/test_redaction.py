@@ -1,4 +1,4 @@
-"""Secrets: what is hidden by name in JSON and by value in texts, and which declarations are refused."""
+"""Secrets: hidden by name in JSON and by value in texts; and refused declarations of secrets."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def fast(run, token: Annotated[str, Secret]):
 
 @pytest.fixture
 def formatted():
-    """Formats a record as a worker's log does."""
+    """Format a record as a worker's log does."""
 
     def formatted(record):
         logs.hide_arguments(record)
@@ -78,7 +78,7 @@ class TestDeclaration:
 
 
 class TestArguments:
-    """A refusal names the place within an argument, and a key of a dict may be the secret."""
+    """The error of an argument names a place in the argument, and a key of a dict may be a secret."""
 
     @job("keys")
     def keys(run, codes: Annotated[dict[str, int], Secret], open_codes: dict[str, int] = {}):  # noqa: B006 — not changed

@@ -1,4 +1,4 @@
-"""When Redis is given up, and when it is trusted again."""
+"""When Redis counts as away, and when it counts as back."""
 
 import pytest
 import redis

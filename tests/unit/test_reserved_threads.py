@@ -1,4 +1,4 @@
-"""Reserved threads: which messages may start, which may be fetched, and what a worker refuses."""
+"""Reserved threads: which messages may start, which messages may be fetched, and when a worker refuses to start."""
 
 import threading
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Process:
         self.is_over = threading.Event()
 
     def fetch(self, name: str, queue: str = "help", most: int = 1000, **options: Any) -> int:
-        """Fetch as a consumer does; return how many messages."""
+        """Fetch as a consumer does. Return the number of messages."""
         lane = self.queue.lane(queue)
         room = self.queue.reserve(lane)
         if room > most:
@@ -60,7 +60,7 @@ class Process:
         self.queue.put(Item(name, queue, options))
 
     def start(self) -> str | None:
-        """Have a new thread take an item and keep it; return its name, or None if none may start."""
+        """Start a thread that takes an item and keeps it. Return the item's name, or None if no item may start."""
         taken: SimpleQueue[str | None] = SimpleQueue()
 
         def take() -> None:
@@ -75,7 +75,7 @@ class Process:
         return taken.get(timeout=10)
 
     def end_one(self) -> None:
-        """Have a new thread take an item, and end it."""
+        """Start a thread that takes an item and ends it."""
 
         def work() -> None:
             self.queue.get(False)
@@ -86,11 +86,11 @@ class Process:
         thread.join(10)
 
     def start_all(self) -> list[str]:
-        """Start whatever may start."""
+        """Start every item that may start."""
         started = []
         while (name := self.start()) is not None:
             started.append(name)
-        self.now += 1  # nothing has moved recently
+        self.now += 1  # no thread has begun or ended an item recently
         return started
 
 
@@ -107,7 +107,7 @@ def process(monkeypatch) -> Iterator[Process]:
 @pytest.mark.parametrize(
     ("upkeep", "urgent", "minor", "left"),
     [
-        # how many more of upkeep, of urgent ones and of minor ones may start
+        # the numbers of further messages of upkeep, of urgent messages and of minor messages that may start
         (0, 0, 0, (6, 8, 7)),
         (6, 0, 0, (0, 2, 1)),
         (6, 0, 1, (0, 1, 0)),
@@ -291,7 +291,7 @@ def test_one_thread_must_be_left_for_all_queues(threads, reserved, least):
 
 
 class Worker:
-    """A worker as it boots."""
+    """A worker that is starting."""
 
     def __init__(self, threads: int, *queues: str) -> None:
         self.worker_threads = threads

@@ -1,4 +1,4 @@
-"""Slots of every() and cron(): the arithmetic, the days on which clocks change, and what is refused."""
+"""Slots of ``every`` and ``cron``: their times, the days on which clocks change, and refused schedules."""
 
 import pickle
 import timeit
@@ -21,7 +21,7 @@ from core.jobs.schedules import Cron, Every, Schedule, cron, every
 
 LONDON, NEW_YORK, LORD_HOWE, KOLKATA = "Europe/London", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"
 
-#: An instant at which the clocks of the zone change (for Kolkata, none does).
+#: For each time zone an instant at which its clocks change. In Kolkata they never change.
 TRANSITIONS = [
     (LONDON, datetime(2026, 3, 29, 1, tzinfo=UTC)),
     (LONDON, datetime(2026, 10, 25, 1, tzinfo=UTC)),
@@ -30,10 +30,10 @@ TRANSITIONS = [
     (LORD_HOWE, datetime(2026, 4, 4, 15, tzinfo=UTC)),
     (LORD_HOWE, datetime(2026, 10, 3, 15, 30, tzinfo=UTC)),
     ("America/Santiago", datetime(2026, 4, 5, 3, tzinfo=UTC)),  # from midnight back to 23:00
-    ("America/Santiago", datetime(2026, 9, 6, 4, tzinfo=UTC)),  # no midnight
+    ("America/Santiago", datetime(2026, 9, 6, 4, tzinfo=UTC)),  # there is no midnight
     ("America/Nuuk", datetime(2026, 3, 29, 1, tzinfo=UTC)),  # from 23:00 to the next day
     ("Antarctica/Troll", datetime(2026, 10, 25, 1, tzinfo=UTC)),  # two hours back
-    ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),  # 30 December is left out
+    ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),  # 30 December does not exist
     (KOLKATA, datetime(2026, 3, 29, 1, tzinfo=UTC)),
 ]
 
@@ -48,13 +48,13 @@ def utc(*parts: int) -> datetime:
 
 
 def year_of(schedule: Schedule, year: int, tz: str) -> list[datetime]:
-    """The slots of one local year, as local times."""
+    """Return the slots of one local year, as local times."""
     zone = ZoneInfo(tz)
     start, end = datetime(year, 1, 1, tzinfo=zone), datetime(year + 1, 1, 1, tzinfo=zone)
     return [slot.astimezone(zone) for slot in schedule.between(start - MICROSECOND, end - MICROSECOND)]
 
 
-# The reference: minute by minute, with neither CronSim nor arithmetic on offsets.
+# The reference: checks each minute, without CronSim and without calculations with UTC offsets.
 
 
 def matches(field: str, value: int) -> bool:
@@ -72,20 +72,20 @@ def is_met(expression: str, wall: datetime) -> bool:
 
 @cache
 def minutes_around(tz: str, transition: datetime) -> list[tuple[datetime, datetime]]:
-    """Each minute of two days on either side, with what the clock on the wall says then."""
+    """Return each minute of two days before and after, with its local time."""
     instants = [transition + n * MINUTE for n in range(-2 * 1440, 2 * 1440)]
     return [(instant, instant.astimezone(ZoneInfo(tz)).replace(tzinfo=None, fold=0)) for instant in instants]
 
 
 def reference(expression: str, tz: str, transition: datetime) -> list[datetime]:
-    """The slots around a transition, by looking at each minute in turn."""
+    """Return the slots around a clock change, by checking each minute."""
     minutes = minutes_around(tz, transition)
     if expression in WILDCARD:
         return [instant for instant, wall in minutes if is_met(expression, wall)]
     slots = []
     highest = minutes[0][1] - MINUTE
     for instant, wall in minutes:
-        passed = [highest + n * MINUTE for n in range(1, (wall - highest) // MINUTE + 1)]  # none in a second pass
+        passed = [highest + n * MINUTE for n in range(1, (wall - highest) // MINUTE + 1)]  # no slot in a second pass
         if any(is_met(expression, each) for each in passed):
             slots.append(instant)
         highest = max(highest, wall)
@@ -231,7 +231,7 @@ def test_a_leap_day_is_found_years_away_in_both_directions() -> None:
     schedule = cron("0 0 29 2 *")
     assert schedule.next_after(utc(2096, 2, 29)) == utc(2104, 2, 29)
     assert schedule.latest_at(utc(2104, 2, 28)) == utc(2096, 2, 29)
-    leap_sunday = cron("0 0 */28 2 7")  # the 1st or 29th of February, if a Sunday
+    leap_sunday = cron("0 0 */28 2 7")  # 1 or 29 February, if it is a Sunday
     assert leap_sunday.latest_at(utc(2032, 3, 1)) == utc(2032, 2, 29)
     assert cron("0 0 29 2 */7").next_after(utc(2088, 3, 1)) == utc(2128, 2, 29)
 
@@ -323,7 +323,7 @@ def test_bad_intervals_are_refused_by_the_class_too(interval: timedelta) -> None
         "1,,2 * * * *",
         "-1 * * * *",
         "a * * * *",
-        "* * * * " + "1" * 5000,  # more digits than int() reads
+        "* * * * " + "1" * 5000,  # more digits than int() accepts
         "0 0 3 * *  *",
         "* * * *",
         "0 0 30 2 *",

@@ -1,4 +1,4 @@
-"""The environment, read and refused."""
+"""Settings that are read from the environment, and settings that are refused."""
 
 import pytest
 from pydantic import ValidationError
@@ -17,11 +17,11 @@ def refusal(**environ: str) -> str:
 
 
 def problems(**environ: str) -> list[str]:
-    """The lines of the refusal after the first, with good URLs where none are given."""
+    """Return the lines of the error after the first line. URLs that are not given are valid."""
     return [line.strip() for line in refusal(**{**GOOD, **environ}).splitlines()[1:]]
 
 
-# What is read
+# Accepted settings
 
 
 def test_the_two_urls_are_enough():
@@ -114,7 +114,7 @@ def test_the_process_reads_its_environment_once(monkeypatch):
     settings.current.cache_clear()
 
 
-# What is refused
+# Refused settings
 
 
 def test_missing_urls_are_both_named_with_an_example():

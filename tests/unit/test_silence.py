@@ -1,4 +1,4 @@
-"""When a worker that shows no life is killed."""
+"""When a worker process that does not report to the supervisor is killed."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from core.supervisor.silence import FIRST_WORD_SECONDS, Silence, is_held_by_debu
 
 @dataclass
 class Living:
-    """A worker that runs."""
+    """A worker process that is running."""
 
     alias: str
     silence_seconds: float = 20.0
@@ -21,7 +21,7 @@ class Living:
 
 
 def killed(silence, workers, *, since, until, speaks=()):
-    """Who is killed, and when, with a look each second."""
+    """Return the processes that are killed, and when, with a check each second."""
     found = []
     for now in range(since + 1, until + 1):
         for alias in speaks:

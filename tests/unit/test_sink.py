@@ -1,4 +1,4 @@
-"""Logging never blocks work: a reader that hangs or goes away costs lines, which are counted."""
+"""Logging never blocks work: if the reader of the log hangs or ends, lines are dropped and counted."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ NO_PROGRESS = ProcessStuck(15, "here.py:1 in wait")
 
 
 class Blocked:
-    """A stream that takes nothing until it is told to."""
+    """A stream that blocks until the test releases it."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -36,7 +36,7 @@ class Blocked:
 
 
 class Gone(Blocked):
-    """A stream whose reader comes and goes."""
+    """A stream whose reader can end and return."""
 
     is_gone = True
 
@@ -172,7 +172,7 @@ def test_lines_of_several_processes_on_one_pipe_stay_whole_though_it_is_full():
 
 
 class Clogged(logging.Handler):
-    """A handler of a plugin that waits for ever, holding its lock."""
+    """A handler of a plugin that waits for ever and holds its lock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,11 +206,11 @@ def test_a_thread_that_was_interrupted_while_it_logged_keeps_no_other_from_loggi
     stream.is_gone = False
     handler = Sink(stream, dropped)
 
-    holder = threading.Thread(target=handler.acquire)  # it ends before it has given back what it took
+    holder = threading.Thread(target=handler.acquire)  # the thread ends without releasing the lock
     holder.start()
     holder.join(10)
     others = [threading.Thread(target=handler.handle, args=[record("on")], daemon=True) for _ in range(2)]
-    for other in others:  # both at once: one of them may be taken for the thread that ended
+    for other in others:  # both at once, since one of them may get the id of the ended thread
         other.start()
     for other in others:
         other.join(5)

@@ -1,4 +1,4 @@
-"""When a program that dies is started again."""
+"""When a program that has died is started again."""
 
 import signal
 from dataclasses import dataclass, field
@@ -15,10 +15,12 @@ from tests.support.emitted import emitted
 
 @dataclass
 class World:
-    """Signals, guard, channel and clock in one: waiting lets time pass, and after so many waits it is time to stop."""
+    """Signals, guard, channel and clock in one object: a wait moves the clock, and after a number of waits asks to
+    stop.
+    """
 
     waits_left: int
-    #: After how long a death ends a wait that has no time-out.
+    #: The seconds after which a program's death ends a wait without a time-out.
     death_after: float = 3600.0
     now: float = 1000.0
     asked: int = 0
@@ -53,7 +55,7 @@ class World:
 
 @dataclass
 class Mortal:
-    """A program that lives for a while after each start."""
+    """A program that runs for a given time after each start."""
 
     world: World
     lives_seconds: float
@@ -83,7 +85,7 @@ def test_a_program_that_lived_long_is_started_again_after_the_first_pause():
     supervisor = world.supervisor()
     supervisor.start(Mortal(world, lives_seconds=3000))
 
-    supervisor.keep_running()  # a wait without time-out, in which it dies, and a pause, in turn
+    supervisor.keep_running()  # a wait without a time-out, which the death ends, and a pause, in turn
 
     assert world.pauses == [None, 1, None, 1, None, 1]
 

@@ -10,11 +10,11 @@ from core import Instant, Tables
 
 
 class Shop(Tables, DeclarativeBase):
-    """One plugin's."""
+    """The tables of one plugin."""
 
 
 class Mail(Tables, DeclarativeBase):
-    """Another's, with a type of its own."""
+    """The tables of another plugin, with a type of its own."""
 
     type_annotation_map: ClassVar = {int: Integer}
 

@@ -1,4 +1,4 @@
-"""Variables that nobody reads: whose they may have been, and that nothing is said of those that somebody may read."""
+"""Environment variables that nothing reads: the plugin that may have read them, and variables that are not reported."""
 
 import pytest
 

@@ -7,9 +7,8 @@ from core.ledger.carrier import MOST_URGENT, MOST_WAITING, Flow
 
 
 def looked(window, *looks):
-    """The window after several looks at the queue, which had 500 messages before.
-
-    Each look has the seconds since the one before, the messages fetched since then, and those that wait now.
+    """Return the window after several checks of a queue that had 500 messages before. Each check has the seconds since
+    the one before, the messages fetched since then, and the messages that wait now.
     """
     now, fetched = 0.0, 0
     window.look(Flow(500, 0), now)
@@ -63,7 +62,7 @@ def test_a_count_that_begins_again_does_not_count():
 
 
 class Carrier:
-    """Has this many messages, and remembers what it was told."""
+    """A carrier whose queues have this many messages, and which records what it is told."""
 
     def __init__(self):
         self.lengths = {0: 0, 7: 0}

@@ -1,4 +1,6 @@
-"""How much a process may fetch: what its threads begin soon, and one for each free thread if jobs are long."""
+"""How many messages a process may fetch: as many as its threads will begin soon, or one for each free thread if jobs
+are long.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from tests.support.eventually import eventually
 
 @dataclass
 class Item:
-    """What a consumer threads over."""
+    """A message as a consumer hands it over."""
 
     queue: str = "default"
     message: SimpleNamespace = field(init=False)
@@ -27,20 +29,20 @@ class Item:
 
 @dataclass
 class Threads:
-    """A work queue, the clock it reads, and threads that do as they are told."""
+    """A work queue with a clock that the test sets, and threads that work when the test says so."""
 
     queue: WorkQueue
     now: float = 1000.0
     is_over: threading.Event = field(default_factory=threading.Event)
 
     def fetch(self, name: str = "default") -> int:
-        """Reserve as a consumer does, and hand over as many."""
+        """Reserve as a consumer does. Hand over as many messages as were granted."""
         room = self.queue.reserve(self.queue.lane(name))
         self.queue.put_all([Item(name)] * room)
         return room
 
     def work(self, seconds: float) -> None:
-        """A thread of its own takes an item and is done with it after so long."""
+        """Let a new thread take an item, and finish it after this time."""
 
         def once() -> None:
             self.queue.get(timeout=1).message.seconds = seconds / 2
@@ -50,7 +52,7 @@ class Threads:
         in_a_thread(once)
 
     def begin(self, count: int) -> None:
-        """So many threads take an item each, and are not done with it until the test ends."""
+        """Let threads take an item each, and finish it when the test ends."""
         begun = threading.Semaphore(0)
 
         def take() -> None:
@@ -63,7 +65,7 @@ class Threads:
             assert begun.acquire(timeout=10)
 
     def do(self, jobs: int, seconds: float, name: str = "default") -> None:
-        """One job after another."""
+        """Work on jobs one after another."""
         for _ in range(jobs):
             self.fetch(name)
             self.work(seconds)
@@ -207,7 +209,7 @@ def test_runs_are_claimed_ahead_only_if_they_begin_in_a_moment(threads):
     lane = threads.queue.lane("default")
     assert threads.queue.begun_at_once(lane) >= 8
 
-    threads.do(100, 0.015)  # half of it claim and commit, which claiming ahead would spare
+    threads.do(100, 0.015)  # half of this time is claim and commit, which claiming ahead would save
     assert threads.queue.begun_at_once(lane) >= 8
     threads.do(100, 0.1)
 
@@ -246,7 +248,7 @@ def test_what_comes_after_it_is_closed_can_be_taken_back():
 
 
 def test_nobody_waits_for_ever_whose_time_is_up_as_another_takes_what_woke_it(monkeypatch):
-    """Threads take what comes while their waits run out; see the module's docstring."""
+    """Threads take items while their waits time out; see the docstring of ``work_queue``."""
     monkeypatch.setattr(work_queue, "IDLE_SECONDS", 0.002)
     queue, is_over, taken = WorkQueue(8), threading.Event(), []
     queue.lane("default")

@@ -9,13 +9,13 @@ from core.observability.events import EVENTS, Event
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Events
 
-Every event that Rota logs, with its level, its fields and what it means. An event's name and fields are a promise:
-dashboards and alerts may use them. In JSON each field stands under its name, beside `timestamp`, `level`, `event` and
-`logger`. A warning or an error has its words as `text`, and its traceback, if there is one, as `exception`. Spans are
-in seconds. Lines of a run also carry `job`, `run`, `slot` and `attempt`. [Operating](operating.md#the-log) says how the
-log looks.
+This page lists every event that Rota logs, with its level, its fields and its meaning. Names of events and of fields do
+not change, so dashboards and alerts may use them. In JSON, a line has the fields of its event, and `timestamp`,
+`level`, `event` and `logger`. A warning or an error also has a text for people as `text`, and its traceback, if there
+is one, as `exception`. Spans are in seconds. Lines of a run also have `job`, `run`, `slot` and `attempt`.
+[Operating](operating.md#the-log) describes the log.
 
-This page is written by `python docs/events.py`.
+`python docs/events.py` writes this page.
 """
 TITLES = {"redis": "Redis", "ledger_feed": "Ledger feed", "up": "rota up"}
 

@@ -190,7 +190,9 @@ class RunCancelled(Event):
     "run {run} was cancelled, and its thread is stuck in {place}; its process ends and is replaced",
 )
 class RunNotLeaving(Event):
-    """The function of a cancelled run has not returned within 30 seconds, or its thread is stuck in C code."""
+    """The function of a cancelled run has not returned within 30 seconds, or its thread is stuck in C code. The run
+    ends as cancelled. The other runs of the process are released, uncounted.
+    """
 
     job: str
     run: int
@@ -200,7 +202,7 @@ class RunNotLeaving(Event):
 
 @event("run.skipped", INFO, "run {run} skipped: {reason}")
 class RunSkipped(Event):
-    """A slot was not started, for this reason."""
+    """A worker has skipped a slot. [Operating](operating.md#reasons) explains the reasons."""
 
     job: str
     run: int
@@ -461,7 +463,7 @@ class SlotSkipped(Event):
 
 @event("schedule.backs_off", WARNING, "run {run} of {job} is dead: its key has one slot in {every_seconds} s at most")
 class KeyBacksOff(Event):
-    """So many runs of a key have died in a row that only some of its slots come due, until a run succeeds."""
+    """Several runs of a key were dead in a row. Until a run of the key succeeds, only some of its slots come due."""
 
     job: str
     run: int
@@ -503,13 +505,13 @@ class KeyBackoffNotRecorded(Event):
 
 @event("slot.missed", WARNING, "{slots} slots missed ({reasons}): {note}")
 class SlotMissed(Event):
-    """Slots were recorded as missed, by their job's policy. `reasons` has the number of slots for each reason.
+    """Slots were recorded as missed, by their job's misfire policy. `reasons` has the number of slots for each reason.
     `rota why` explains each slot.
     """
 
     job: str
     slots: int
-    #: The number of slots for each reason: ``late: 3, cap: 1``.
+    #: The number of slots for each reason: ``superseded: 3, grace: 1``.
     reasons: str
     note: str
 
@@ -528,7 +530,7 @@ class SlotOverdue(Event):
 
 @event("slot.caught_up", INFO, "slots are no longer overdue")
 class SlotCaughtUp(Event):
-    """The job has had a success again."""
+    """A slot of the job has succeeded again."""
 
     job: str
 
@@ -584,7 +586,7 @@ class MessageRejected(Event):
 
 @event("message.requeued", INFO, "{messages} messages on queue {queue} were assigned here but never received; requeued")
 class MessageRequeued(Event):
-    """Redis had assigned messages to this process that did not arrive. They are requeued."""
+    """Redis had assigned messages to this process, but the process did not receive them. They are requeued."""
 
     queue: str
     messages: int
@@ -592,7 +594,7 @@ class MessageRequeued(Event):
 
 @event("message.lost", WARNING, "{messages} messages were lost: the fast lane of local mode is in memory")
 class MessageLost(Event):
-    """Local mode ended before all messages of the fast lane had started, since the grace was over."""
+    """In local mode, the process ended before all messages of the fast lane had started, since its grace was over."""
 
     job: str
     messages: int
@@ -605,7 +607,7 @@ class MessageNotAcknowledged(Event):
 
 @event("message.orphaned", WARNING, "no process has the job of a message on queue {queue}; it is dead-lettered")
 class MessageOrphaned(Event):
-    """A message of the fast lane is for a job that no live process has. It is dead-lettered, and kept for a week."""
+    """No live process has the job of a message of the fast lane. The message is in the dead-letter queue for a week."""
 
     job: str
     queue: str
@@ -613,7 +615,7 @@ class MessageOrphaned(Event):
 
 @event("message.dropped", INFO, "no process has the job of a message on queue {queue}; the ledger has its run")
 class MessageDropped(Event):
-    """A message for a run of a job that no live process has was dropped. The run waits in the ledger."""
+    """A message of a run was dropped, since no live process has its job. The ledger still has the run."""
 
     job: str
     queue: str
@@ -833,8 +835,8 @@ class DispatcherDeposed(Event):
     "dispatcher.stepped_down", WARNING, "steps down: this process cannot reach Redis, and another worker may reach it"
 )
 class DispatcherSteppedDown(Event):
-    """The leader has not reached Redis for 10 seconds, and there are other live workers: one of them leads now. If that
-    worker cannot reach Redis either, it also steps down for another worker.
+    """The leader has not reached Redis for 10 seconds, and there are other live workers, so another worker leads now.
+    If that worker cannot reach Redis either, it steps down as well.
     """
 
 
@@ -854,8 +856,8 @@ class DispatcherFailed(Event):
 
 @event("dispatcher.step_failed", ERROR, "step {step} failed: {error}; the other steps continue")
 class DispatcherStepFailed(Event):
-    """A step of the dispatcher fails. The other steps continue. Logged once. If there is a traceback, it is an error in
-    Rota.
+    """A step of the dispatcher fails, and the other steps continue. Logged once. If the event has a traceback, please
+    report the error.
     """
 
     step: str
@@ -893,7 +895,9 @@ class DispatcherSentAgain(Event):
 
 @event("dispatcher.recalled", INFO, "{runs} runs on queue {queue} wait in the ledger again: there were too many")
 class DispatcherRecalled(Event):
-    """So many messages waited that runs with other keys would have waited for a long time; most were taken back."""
+    """A few keys had so many messages on the queue that runs with other keys would have waited for long. Most of the
+    messages were removed, and their runs are sent again later.
+    """
 
     queue: str
     runs: int
@@ -1029,14 +1033,16 @@ class JobOutlivesItsRuns(Event):
 
 @event("metrics.serving", INFO, "served on port {port}")
 class MetricsServing(Event):
-    """`/metrics` can be read at this address."""
+    """`/metrics` can be read on this port."""
 
     port: int
 
 
 @event("metrics.not_served", WARNING, "port {port}: {error}; set ROTA_METRICS_PORT to another port, or to 0 for none")
 class MetricsNotServed(Event):
-    """The port is in use. Give each worker on a host its own `ROTA_METRICS_PORT`."""
+    """The port cannot be used, usually because another worker on the host uses it. Give each worker a
+    `ROTA_METRICS_PORT` of its own.
+    """
 
     port: int
     error: str
@@ -1164,7 +1170,9 @@ class SupervisorKilling(Event):
     "the guard has ended: {error}; if this process is killed, its programs may keep running",
 )
 class SupervisorGuardLost(Event):
-    """The process that cleans up after a killed `rota up` has ended. Restart `rota up` when it is convenient."""
+    """The guard has ended, which ends all programs if `rota up` or `rota worker` is killed. Restart the command when it
+    is convenient.
+    """
 
     error: str
 
@@ -1220,7 +1228,7 @@ class WebStopping(Event):
 
 @event("web.failed", ERROR, "{method} {route} failed: {error} (request {request})")
 class WebFailed(Event):
-    """A request ended in an unexpected error and got a 500. The event has the traceback."""
+    """A request ended with an unexpected error, and its status was 500. The event has the traceback."""
 
     method: str
     #: The path of the route, without the values in it.
@@ -1233,7 +1241,7 @@ class WebFailed(Event):
 
 @event("web.routes_broken", ERROR, "the routes of plugin {plugin} are not served: {error}")
 class WebRoutesBroken(Event):
-    """`rota web` cannot use a function of the plugin's routes. It serves none of them, and everything else."""
+    """`rota web` cannot use a function of the plugin's routes. It serves none of these routes, but all others."""
 
     plugin: str
     error: str
@@ -1241,7 +1249,9 @@ class WebRoutesBroken(Event):
 
 @event("web.refused", WARNING, "{method} {path} from {address} was refused: {code} (request {request})")
 class WebRefused(Event):
-    """A caller was not known, had too few rights, came from another site, or changed too much in a minute."""
+    """A caller was not known, had too few rights, came from a page of another site, or made too many changes in a
+    minute.
+    """
 
     method: str
     path: str

@@ -89,6 +89,9 @@ RETRIED = """
       AND tried.state = 'retrying' AND tried.slot + interval '0' < candidate.slot
 """
 
+#: False, not NULL, for a run that no form has refused: after NULL, ``AND`` would still look through all releases.
+REFUSED_HERE = "refused_by IS NOT NULL AND $7 = ANY(refused_by)"
+
 #: The columns that a claim returns.
 CLAIMED = """
     word, run.id, token, process_id, job, key, slot, attempt, failures, args, clock_timestamp() AS claimed_at, due_at
@@ -142,7 +145,7 @@ def claiming(*, limited: bool) -> str:
             WHEN NOT due THEN 'early'
             WHEN EXISTS (SELECT 1 FROM rota_pauses WHERE {pauses.IS_ACTIVE} AND scope = ANY($6))
                 THEN CASE WHEN state = 'queued' AND slot IS NOT NULL THEN 'paused' ELSE 'held' END
-            WHEN $7 = ANY(refused_by) AND {MAY_FIT.format(job="job", queue="queue", refused="refused_by")} THEN 'misfit'
+            WHEN {REFUSED_HERE} AND {MAY_FIT.format(job="job", queue="queue", refused="refused_by")} THEN 'misfit'
             WHEN crashes >= $5 THEN 'suspect'
             WHEN NOT exclusive THEN {free}
             WHEN $8 AND state = 'queued' AND slot IS NOT NULL AND EXISTS ({RETRIED}) THEN 'behind'

@@ -12,7 +12,7 @@ from core import Limit, Run, enqueue, job
 from core import database as databases
 from core.dispatcher.loop import PLANS
 from core.ledger import limit_use, limits, room
-from core.ledger.claims import CLAIM_LIMITED, Verdict
+from core.ledger.claims import CLAIM, CLAIM_LIMITED, Verdict
 from core.ledger.limits import LOCK
 from core.worker.claiming import limits_of
 
@@ -103,6 +103,20 @@ def test_a_claim_reads_few_rows(database, waiting):
         assert 0 < rows_read(connection, f"EXECUTE {LOCK.name} ({run_id})") <= 2
         claim = f"EXECUTE {CLAIM_LIMITED.name} ({run_id}, 'work', {process_id}, 'test:1', 100, '{{}}', '', true)"
         assert 0 < rows_read(connection, claim) <= 20
+
+
+def test_a_claim_of_a_run_that_no_form_refused_reads_no_release(database, ledger, use_jobs, start_process):
+    """A release has the arguments of every job, so reading it can cost more than the rest of the claim."""
+    use_jobs(work)
+    process = start_process(jobs=[work])
+    run_id = ledger.do("INSERT INTO rota_runs (job, queue, exclusive) VALUES ('plain', 'default', false) RETURNING id")
+    with databases.autocommit(database) as connection:
+        CLAIM.rows(connection, 0, "plain", process.id, "test:1", 100, "{}", "", True)  # prepares the statement
+        claim = f"EXECUTE {CLAIM.name} ({run_id}, 'plain', {process.id}, 'test:1', 100, '{{}}', 'form', true)"
+        plan = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {claim}").scalar_one()[0]["Plan"]
+
+    of_others = [node for node in nodes(plan) if node.get("Alias") in ("other", "release")]
+    assert [node["Actual Loops"] for node in of_others] == [0, 0], "nobody asks whom the run fits"
 
 
 def test_why_reads_few_rows(database, waiting):

@@ -82,6 +82,8 @@ class ImapServer(socketserver.ThreadingTCPServer):
         self.commands: list[str] = []
         self.logins = 0
         self.connections = 0
+        #: The number of connections that are open now.
+        self.opened = 0
         self.bodies: list[int] = []
         self.locks = threading.Lock()
 
@@ -107,6 +109,7 @@ class Session(socketserver.StreamRequestHandler):
         self.folder = Folder()
         with self.server.locks:
             self.server.connections += 1
+            self.server.opened += 1
         if self.server.context is not None:
             self.encrypt(self.server.context)
         time.sleep(self.server.delay)
@@ -127,6 +130,8 @@ class Session(socketserver.StreamRequestHandler):
         with suppress(OSError):
             super().finish()
         self.connection.close()
+        with self.server.locks:
+            self.server.opened -= 1
 
     def send(self, data: bytes) -> None:
         self.wfile.write(data)

@@ -24,13 +24,14 @@ processing_job = JobDefaults(queue="mail_process", max_retries=3, retry_delay=ti
 
 @job(
     POLL,
-    keyed=Keyed(timedelta(seconds=10), timedelta(days=1), every(seconds=60), backoff_after=3),
+    # A thousand mailboxes have a million polls a day that find nothing: these are kept for an hour.
+    keyed=Keyed(timedelta(seconds=10), timedelta(days=1), every(seconds=60), backoff_after=3, keep="failures"),
     dead_on=(LoginGivenUp,),
     soft_limit=timedelta(minutes=10),
     hard_limit=timedelta(minutes=12),
 )
-def poll_mailbox(run: Run, account_id: int, host: str) -> dict[str, Any]:
-    """Fetch the new messages of a mailbox, and store each of them once."""
+def poll_mailbox(run: Run, account_id: int, host: str) -> dict[str, Any] | None:
+    """Fetch the new messages of a mailbox, and store each of them once. Return None if there are none."""
     return polls.poll(run, account_id)
 
 

@@ -46,8 +46,11 @@ class Polled:
     has_trouble: bool
 
 
-def poll(run: Run, account_id: int) -> dict[str, Any]:
-    """Poll the mailbox of an account. Return how many messages ended in each state. Raises PollFailed."""
+def poll(run: Run, account_id: int) -> dict[str, Any] | None:
+    """Poll the mailbox of an account. Return how many messages ended in each state, or None if there were no messages.
+
+    Raises PollFailed.
+    """
     polled = _begin(run, account_id)
     if isinstance(polled, str):
         return {"skipped": polled}
@@ -113,8 +116,8 @@ class Poll:
         settings = MailSettings.current()
         return self.fetched >= settings.messages_per_run or self.size >= settings.bytes_per_run
 
-    def work(self) -> dict[str, Any]:
-        """Fetch new messages, and then messages that could not be fetched before."""
+    def work(self) -> dict[str, Any] | None:
+        """Fetch new messages, and then messages that could not be fetched before. Return None if there were none."""
         opened = folder.examine(self.client, self.mailbox)
         numbered = self._numbering(opened)
         if numbered is None:
@@ -127,7 +130,7 @@ class Poll:
             if self.is_used_up:
                 return self._follow_up()
         self._try_again(numbered, left)
-        return {"stored": 0, **self.counts, "bytes": self.size}
+        return {"stored": 0, **self.counts, "bytes": self.size} if self.counts else None
 
     def _numbering(self, opened: folder.Opened) -> Numbering | None:
         """Return the folder's present numbering, or None if the account was changed. Ends the transaction."""

@@ -7,10 +7,12 @@ import pytest
 from mail_world import Mailroom
 from sqlalchemy import text
 
+from core.upkeep import prune_successes
 from plugins.mail import Mail
 from plugins.mail.imap import folder
 from plugins.mail.imap.connection import connected
 from plugins.mail.imap.mailbox import Credentials, Mailbox
+from plugins.mail.jobs import poll_mailbox
 from tests.support.imap_server import Hangup, mail
 
 
@@ -38,7 +40,7 @@ def test_a_second_poll_fetches_only_what_came_meanwhile(mailroom: Mailroom):
     mailroom.poll(account_id)
     last = mailroom.poll(account_id)
 
-    assert last.result == {"stored": 0, "bytes": 0}
+    assert last.result is None
     assert mailroom.server.bodies == [1, 2, 7]
     assert list(mailroom.states()) == [1, 2, 7]
     assert len(mailroom.requested("process-email")) == 3
@@ -65,6 +67,21 @@ def test_a_poll_without_news_needs_no_search(mailroom: Mailroom):
     assert mailroom.server.commands == ["CAPABILITY", "LOGIN", 'EXAMINE "INBOX"', "LOGOUT"]
 
 
+def test_a_poll_without_news_is_counted_and_deleted_after_an_hour(mailroom: Mailroom, run_job, use_jobs):
+    """A thousand mailboxes have a million of these a day."""
+    mailroom.server.inbox.fill(1)
+    account_id = mailroom.add()
+    with_news, _ = mailroom.poll(account_id), mailroom.poll(account_id)
+    mailroom.session.execute(text("UPDATE rota_runs SET slot = due_at, finished_at = finished_at - interval '61 min'"))
+    mailroom.session.commit()
+
+    use_jobs(poll_mailbox, prune_successes)
+    pruned = run_job(prune_successes)
+
+    assert pruned.result == {"deleted": 1}
+    assert mailroom.session.scalars(text("SELECT id FROM rota_runs WHERE job = 'poll-mailbox'")).all() == [with_news.id]
+
+
 @pytest.mark.parametrize("uidnext", [None, 0], ids=["told", "not told"])
 def test_a_search_that_answers_with_the_last_message_brings_it_once(mailroom: Mailroom, uidnext):
     """``99:*`` names the last message, though its UID is less."""
@@ -76,7 +93,7 @@ def test_a_search_that_answers_with_the_last_message_brings_it_once(mailroom: Ma
     run = mailroom.poll(account_id)
 
     assert "UID SEARCH UID 3:*" in mailroom.server.commands
-    assert run.result == {"stored": 0, "bytes": 0}
+    assert run.result is None
     assert mailroom.server.bodies == [1, 2]
 
 
@@ -297,7 +314,7 @@ def test_a_poll_leaves_what_is_over_its_budget_to_a_run_that_follows(mailroom: M
     assert (run.result["stored"], run.result["more"]) == (2, 1)
     assert mailroom.requested("poll-mailbox")[1:] == [{"account_id": account_id, "host": "127.0.0.1"}]
     assert [mailroom.follow(account_id).result["stored"] for _ in range(2)] == [2, 1]
-    assert mailroom.poll(account_id).result["stored"] == 0
+    assert mailroom.poll(account_id).result is None
     assert mailroom.server.bodies == [1, 2, 3, 4, 5]
 
 

@@ -27,7 +27,7 @@ def test_known_messages_get_their_new_numbers_and_are_not_fetched_again(mailroom
 
     run = mailroom.poll(account_id)
 
-    assert run.result == {"stored": 0, "bytes": 0}
+    assert run.result is None
     assert mailroom.server.bodies == []
     after = mailroom.messages()
     assert [(each.generation, each.uidvalidity, each.uid) for each in after] == [(2, 2, 1), (2, 2, 2), (2, 2, 3)]
@@ -148,7 +148,7 @@ def test_a_large_folder_is_renumbered_within_one_transaction(mailroom: Mailroom)
 
     run = mailroom.poll(account_id)
 
-    assert run.result == {"stored": 0, "bytes": 0}
+    assert run.result is None
     assert {each.generation for each in mailroom.messages()} == {2}
     assert mailroom.server.bodies == []
 

@@ -1,14 +1,16 @@
 """OAuth2 tokens of accounts. They are kept encrypted, and refreshed by the run that holds the account's lease.
 
-No transaction is open while the token server is asked. The server may replace a refresh token, so the new refresh token
-is committed before the access token is used.
+No transaction is open while the token server is asked. The server may replace a refresh token, and accept the former
+one for a short time only. So what it has granted is committed at once, in a transaction of its own: also if the run has
+lost its lease meanwhile. Nobody can help a process that dies before this commit; many servers accept the former refresh
+token for some minutes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -16,6 +18,7 @@ from core import Run
 from plugins.mail import oauth
 from plugins.mail.encryption import decrypt, encrypt
 from plugins.mail.models import Account, Token
+from plugins.mail.oauth import Granted
 from plugins.mail.secrets import secret
 
 #: A token that ends within this time is replaced before it is used.
@@ -29,6 +32,8 @@ class Tokens:
     refresh_token: str | None
     access_token: str | None
     expires_at: datetime | None
+    #: The refresh token as the row has it.
+    encrypted: bytes | None
 
     def __repr__(self) -> str:
         return f"Tokens(expires_at={self.expires_at})"
@@ -40,14 +45,15 @@ def keep_refresh_token(session: Session, account_id: int, refresh_token: str) ->
     _put(session, account_id, row)
 
 
-def keep_access_token(
-    session: Session, account_id: int, access_token: str, expires_at: datetime, refresh_token: str | None
-) -> None:
-    """Store an access token, and the refresh token if the server has replaced it, both encrypted. Raises BadKey."""
-    row: dict[str, object] = {"access_token": encrypt(access_token), "expires_at": expires_at}
-    if refresh_token is not None:
-        row["refresh_token"] = encrypt(refresh_token)
-    _put(session, account_id, row)
+def keep_granted(session: Session, account_id: int, granted: Granted, ends: datetime, former: bytes | None) -> None:
+    """Store an access token, and the refresh token if the server has replaced it, both encrypted. Raises BadKey.
+
+    Store nothing if ``former`` is no longer the refresh token of the row: a person or a later poll has stored another.
+    """
+    row: dict[str, object] = {"access_token": encrypt(granted.access_token), "expires_at": ends}
+    if granted.refresh_token is not None:
+        row["refresh_token"] = encrypt(granted.refresh_token)
+    _put(session, account_id, row, Token.refresh_token.is_not_distinct_from(former))
 
 
 def forget_access_token(session: Session, account_id: int) -> None:
@@ -59,9 +65,9 @@ def stored(session: Session, account_id: int) -> Tokens:
     """Return the tokens of an account, decrypted. Raises BadKey."""
     row = session.get(Token, account_id, populate_existing=True)
     if row is None:
-        return Tokens(None, None, None)
+        return Tokens(None, None, None, None)
     refresh, access = (None if each is None else decrypt(each) for each in (row.refresh_token, row.access_token))
-    return Tokens(refresh, access, row.expires_at)
+    return Tokens(refresh, access, row.expires_at, row.refresh_token)
 
 
 def access_token(run: Run, account_id: int) -> str:
@@ -80,12 +86,13 @@ def access_token(run: Run, account_id: int) -> str:
         return kept.access_token
     client_secret = secret(client.secret) if client.secret else None
     granted = oauth.ask(client, client_secret, kept.refresh_token)
-    ends = run.now + granted.lasting
-    keep_access_token(run.session, account_id, granted.access_token, ends, granted.refresh_token)
-    run.checkpoint()
+    with Session(run.session.get_bind()) as session, session.begin():
+        keep_granted(session, account_id, granted, run.now + granted.lasting, kept.encrypted)
     return granted.access_token
 
 
-def _put(session: Session, account_id: int, row: Mapping[str, object]) -> None:
+def _put(
+    session: Session, account_id: int, row: Mapping[str, object], where: ColumnElement[bool] | None = None
+) -> None:
     statement = insert(Token).values(account_id=account_id, **row)
-    session.execute(statement.on_conflict_do_update(index_elements=[Token.account_id], set_=row))
+    session.execute(statement.on_conflict_do_update(index_elements=[Token.account_id], set_=row, where=where))

@@ -17,7 +17,7 @@ from plugins.mail.store import LocalStore
 from tests.support.imap_server import ImapServer, serving
 
 TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_key_schedules", "rota_key_schedule_log", "rota_limits"])
-NAME = "test_mail"
+NAME, CRASHED = "test_mail", "test_mail_crashed"
 PASSWORD = "sesame"
 
 
@@ -28,8 +28,12 @@ def shared_url(template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_url(shared_url: str) -> Iterator[str]:
-    """The URL of a database that has every table, all of ours empty."""
+def postgres_url(request: pytest.FixtureRequest, template: str, shared_url: str) -> Iterator[str]:
+    """The URL of a database that has every table, all of ours empty; a test with real processes has its own."""
+    if request.node.get_closest_marker("crash"):
+        yield create_database(template, CRASHED, template=True)
+        drop_database(template, CRASHED)
+        return
     yield shared_url
     engine = databases.connect(shared_url)
     with databases.autocommit(engine) as connection:

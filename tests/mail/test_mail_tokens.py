@@ -1,64 +1,24 @@
 """OAuth2: tokens are encrypted, refreshed by the poll that needs one, and given up when the grant was revoked."""
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 from mail_world import Mailroom
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from plugins.mail import change_account
 from plugins.mail.encryption import decrypt, encrypt, new_key
 from plugins.mail.errors import BadKey, SecretMissing
 from plugins.mail.secrets import secret, variable_of
-
-
-class TokenServer(ThreadingHTTPServer):
-    """Answers requests for tokens, and keeps them."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answering)
-        self.asked: list[dict[str, str]] = []
-        self.answer: tuple[int, Any] = (200, {"access_token": "access-1", "expires_in": 3600})
-        self.looks: Callable[[], None] = lambda: None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/token"
-
-
-class Answering(BaseHTTPRequestHandler):
-    server: TokenServer
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.server.asked.append({name: values[0] for name, values in parse_qs(body).items()})
-        self.server.looks()
-        status, answer = self.server.answer
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+from tests.support.token_server import TokenServer, granting
 
 
 @pytest.fixture
 def tokens() -> Iterator[TokenServer]:
-    with TokenServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
+    with granting() as server:
         yield server
-        server.shutdown()
-        thread.join(10)
 
 
 @pytest.fixture
@@ -100,6 +60,43 @@ def test_a_refresh_token_that_rotates_is_kept(mailroom: Mailroom, tokens: TokenS
     mailroom.poll(account_id)
 
     assert [asked["refresh_token"] for asked in tokens.asked] == ["refresh-1", "refresh-2"]
+
+
+def test_a_refresh_token_that_rotates_is_kept_although_the_lease_is_lost(
+    mailroom: Mailroom, tokens: TokenServer, oauth, database
+):
+    tokens.answer = (200, {"access_token": "access-1", "expires_in": 1, "refresh_token": "refresh-2"})
+    account_id = mailroom.add(**oauth)
+
+    def lose() -> None:
+        with database.begin() as connection:
+            connection.execute(text("UPDATE rota_runs SET state = 'retrying', process_id = NULL, token = NULL"))
+
+    tokens.looks = lose
+    lost = mailroom.poll(account_id)
+    tokens.looks = lambda: None
+    mailroom.again(lost)
+
+    assert lost.state == "retrying"
+    assert [asked["refresh_token"] for asked in tokens.asked] == ["refresh-1", "refresh-2"]
+
+
+def test_a_refresh_token_that_a_person_gives_meanwhile_is_not_replaced(
+    mailroom: Mailroom, tokens: TokenServer, oauth, database
+):
+    tokens.answer = (200, {"access_token": "access-1", "expires_in": 1, "refresh_token": "refresh-2"})
+    account_id = mailroom.add(**oauth)
+
+    def grant_again() -> None:
+        with Session(database) as session, session.begin():
+            change_account(session, account_id, refresh_token="refresh-9")
+
+    tokens.looks = grant_again
+    mailroom.poll(account_id)
+    tokens.looks = lambda: None
+    mailroom.poll(account_id)
+
+    assert [asked["refresh_token"] for asked in tokens.asked] == ["refresh-1", "refresh-9"]
 
 
 def test_client_credentials_ask_with_the_clients_secret(mailroom: Mailroom, tokens: TokenServer, oauth):

@@ -23,6 +23,7 @@ from plugins.mail.accounts import (
     wanted_schedules,
 )
 from plugins.mail.errors import AccountTaken, BadAccount, MailError, UnknownAccount
+from plugins.mail.retries import Retried, retry_messages
 from plugins.mail.settings import MailSettings
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "BadAccount",
     "Mail",
     "MailError",
+    "Retried",
     "UnknownAccount",
     "add_account",
     "change_account",
@@ -38,6 +40,7 @@ __all__ = [
     "list_accounts",
     "pause_account",
     "resume_account",
+    "retry_messages",
 ]
 
 

@@ -82,7 +82,7 @@ def change_account(session: Session, account_id: int, *, refresh_token: str | No
 
     Raises UnknownAccount, BadAccount, AccountTaken.
     """
-    account = _locked(session, account_id)
+    account = lock_account(session, account_id)
     parts = _parts(account)
     if unknown := changes.keys() - parts.keys():
         raise BadAccount([f"an account has no {each}" for each in sorted(unknown)])
@@ -103,7 +103,7 @@ def change_account(session: Session, account_id: int, *, refresh_token: str | No
 
 def pause_account(session: Session, account_id: int, *, reason: str | None = None) -> None:
     """Do not poll an account until ``resume_account``. A poll that is running continues. Raises UnknownAccount."""
-    account = _locked(session, account_id)
+    account = lock_account(session, account_id)
     account.state, account.reason = AccountState.PAUSED, reason
     session.flush()
     pause_schedule(session, POLL, key=str(account_id), reason=reason)
@@ -114,7 +114,7 @@ def resume_account(session: Session, account_id: int) -> bool:
 
     The account is polled at once, and not after its interval. Raises UnknownAccount.
     """
-    account = _locked(session, account_id)
+    account = lock_account(session, account_id)
     was_active = account.state == AccountState.ACTIVE
     account.state, account.reason, account.auth_failures = AccountState.ACTIVE, None, 0
     account.postponed_until, account.postponements = None, 0
@@ -130,7 +130,7 @@ def delete_account(session: Session, account_id: int) -> None:
 
     Another account can use the name and the mailbox at once. Raises UnknownAccount.
     """
-    account = _locked(session, account_id)
+    account = lock_account(session, account_id)
     account.state, account.reason = AccountState.DELETING, None
     session.flush()
     unschedule(session, POLL, key=str(account_id))
@@ -178,7 +178,8 @@ def _is_there() -> ColumnElement[bool]:
     return Account.state != AccountState.DELETING
 
 
-def _locked(session: Session, account_id: int) -> Account:
+def lock_account(session: Session, account_id: int) -> Account:
+    """Return an account, which nobody else changes until this transaction ends. Raises UnknownAccount."""
     wanted = select(Account).where(Account.id == account_id, _is_there()).with_for_update()
     account = session.scalars(wanted, execution_options={"populate_existing": True}).one_or_none()
     if account is None:

@@ -8,11 +8,12 @@ from typing import IO, Any
 import click
 
 from core import command_session, print_rows
-from plugins.mail import accounts, encryption
+from plugins.mail import accounts, encryption, retries
 from plugins.mail.models import Auth, Tls
 
 SPAN = re.compile(r"(\d{1,6})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+GIVEN_UP = ["uid", "state", "size", "received_at", "error"]
 COLUMNS = ["name", "host", "username", "folder", "poll_seconds", "state", "reason"]
 SHOWN = (
     "id", "name", "host", "port", "tls", "ca_file", "username", "auth", "secret", "token_url", "client_id", "scope",
@@ -144,6 +145,27 @@ def delete(name: str, yes: bool) -> None:
             click.confirm(f"Delete the account {name} and all its messages?", abort=True)
         accounts.delete_account(session, account.id)
     click.echo(f"deleted {name}; a job deletes its messages")
+
+
+@mail.command("given-up")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def given_up(name: str, as_json: bool) -> None:
+    """List the messages of an account that were given up: they could not be fetched or processed, or are too big."""
+    with command_session() as session:
+        found = retries.given_up(session, accounts.find_account(session, name))
+        rows = [{column: getattr(each, column) for column in GIVEN_UP} for each in found]
+    print_rows(rows, GIVEN_UP, as_json=as_json, empty="no message was given up")
+
+
+@mail.command()
+@click.argument("name")
+@click.argument("uids", nargs=-1, type=int, metavar="[UID]...")
+def retry(name: str, uids: tuple[int, ...]) -> None:
+    """Try the messages of an account again that were given up: all of them, or those with these UIDs."""
+    with command_session() as session:
+        retried = retries.retry_messages(session, accounts.find_account(session, name).id, uids)
+    click.echo(f"to be fetched again: {retried.fetched}; to be processed again: {retried.processed}")
 
 
 @mail.command()

@@ -88,3 +88,17 @@ def test_a_refresh_token_is_read_from_a_file_and_stored_encrypted(rota, session,
     assert added.exit_code == 0, added.stderr
     (stored,) = session.scalars(text("SELECT refresh_token FROM mail_tokens"))
     assert b"token-of-ann" not in bytes(stored)
+
+
+def test_messages_that_were_given_up_are_listed_and_tried_again(rota, stored_mail):
+    account_id = stored_mail.account("ann")
+    stored_mail.message(
+        account_id, 7, content=None, storage_key=None, state="unreadable", error="the connection was lost"
+    )
+    stored_mail.message(account_id, 9, content=None, storage_key=None, state="too_big")
+
+    assert rota("mail", "given-up", "ann").stdout.splitlines()[1].split("\t")[:2] == ["7", "unreadable"]
+    assert [each["uid"] for each in json.loads(rota("mail", "given-up", "ann", "--json").stdout)] == [7, 9]
+    assert rota("mail", "retry", "ann", "7").stdout == "to be fetched again: 1; to be processed again: 0\n"
+    assert rota("mail", "retry", "ann").stdout == "to be fetched again: 1; to be processed again: 0\n"
+    assert rota("mail", "given-up", "ann").stdout == "no message was given up\n"

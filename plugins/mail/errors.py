@@ -12,6 +12,7 @@ MailError                 a RotaError
 │   ├── FolderMissing
 │   ├── ServerBusy
 │   ├── ConnectionCut
+│   │   └── AnswerUnreadable
 │   └── LoginRefused
 │       └── LoginGivenUp
 └── MessageFailed
@@ -87,6 +88,10 @@ class ServerBusy(PollFailed):
 
 class ConnectionCut(PollFailed):
     """The connection was lost, or the server sent nothing for too long."""
+
+
+class AnswerUnreadable(ConnectionCut):
+    """The server has sent something that is no IMAP, such as a message with a wrong size. The connection was closed."""
 
 
 class LoginRefused(PollFailed):

@@ -15,7 +15,7 @@ from imapclient import IMAPClient
 from core import Run
 from plugins.mail import consequences, messages, renumbering, tokens
 from plugins.mail.accounts import POLL, URGENT
-from plugins.mail.errors import ConnectionCut, LoginRefused, MessageFailed, ServerBusy
+from plugins.mail.errors import AnswerUnreadable, ConnectionCut, LoginRefused, MessageFailed, ServerBusy
 from plugins.mail.imap import body, folder
 from plugins.mail.imap.answers import explained
 from plugins.mail.imap.connection import connected
@@ -198,6 +198,9 @@ class Poll:
             self._fetch(numbered, listed, is_whole=before.attempts > 0)
         except MessageFailed as error:
             self._record(numbered, listed, _failure(before, MOST_ATTEMPTS, str(error)))
+        except AnswerUnreadable as error:
+            self._record(numbered, listed, _failure(before, MOST_ATTEMPTS, str(error)))
+            raise
         except (ConnectionCut, ServerBusy) as error:
             self._record(numbered, listed, _failure(before, MOST_CUTS, str(error)))
             raise

@@ -196,6 +196,26 @@ def test_a_message_at_which_the_connection_always_breaks_does_not_block_the_mail
     assert mailroom.states() == {1: "stored", 2: "failed", 3: "stored"}
 
 
+def test_a_message_whose_size_the_server_tells_wrongly_is_given_up_at_the_third_attempt(mailroom: Mailroom):
+    """What follows of it is no answer. The server is not busy: the account is not postponed."""
+    mailroom.server.inbox.fill(3)
+    mailroom.server.script = lambda command, arguments: (
+        b"* 2 FETCH (UID 2 BODY[] {5}\r\nFrom: ann@example.org\r\n\r\nHello)\r\nTAG OK done\r\n"
+        if command == "FETCH" and arguments.startswith("2 ") and "BODY" in arguments
+        else None
+    )
+    run = mailroom.poll(mailroom.add())
+    assert (run.state, mailroom.states()) == ("retrying", {1: "stored", 2: "failed"})
+    assert "has sent an answer that cannot be read" in run.error
+    assert "ann@example.org" not in run.error
+    assert "example.org" not in mailroom.messages()[1].error
+
+    for _ in range(3):
+        run = mailroom.again(run)
+
+    assert (run.state, mailroom.states()) == ("succeeded", {1: "stored", 2: "unreadable", 3: "stored"})
+
+
 def test_an_answer_that_cannot_be_read_stops_no_other_message(mailroom: Mailroom):
     mailroom.server.inbox.fill(3)
     mailroom.server.inbox.dates[2] = "39-Foo-2026 12:00:00 +0000"

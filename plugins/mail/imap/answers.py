@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from imapclient.exceptions import IMAPClientAbortError, IMAPClientError
 
-from plugins.mail.errors import ConnectFailed, ConnectionCut, LoginRefused, PollFailed, ServerBusy
+from plugins.mail.errors import AnswerUnreadable, ConnectFailed, ConnectionCut, LoginRefused, PollFailed, ServerBusy
 from plugins.mail.imap.mailbox import Credentials, Mailbox
 
 #: The response codes (RFC 5530) of a server that can answer later.
@@ -26,6 +26,8 @@ BUSY_WORDS = re.compile(
 )
 #: imaplib puts the bytes of an answer into its errors as Python writes them.
 BYTES = re.compile(r"""\bb(["'])(.*)\1""")
+#: The words of imaplib for what is no answer. With a wrong size of a message, the rest of the message is no answer.
+UNREADABLE = re.compile(r"unexpected (tagged )?response|got more than \d+ bytes")
 #: An answer is cut after this many characters in an error.
 LONGEST_ANSWER = 200
 #: The texts of OpenSSL for a peer that does not speak TLS.
@@ -117,11 +119,14 @@ def explained_login(mailbox: Mailbox, credentials: Credentials) -> Iterator[None
 def _cut(mailbox: Mailbox, error: Exception) -> PollFailed:
     """Return the error for a connection that has ended.
 
-    A BYE means that the server is busy; any other end means a cut.
+    A BYE means that the server is busy; any other end means a cut, or an answer that cannot be read.
     """
     if isinstance(error, TimeoutError):
         return ConnectionCut(f"{mailbox} has sent nothing for too long (ROTA_MAIL_READ_SECONDS)")
     answer = said(error, mailbox)
+    if UNREADABLE.search(answer):
+        # Without the answer, which may be a part of a message.
+        return AnswerUnreadable(f"{mailbox} has sent an answer that cannot be read")
     if isinstance(error, IMAPClientAbortError) and "socket error" not in answer and "EOF" not in answer:
         return ServerBusy(f"{mailbox} has ended the connection: {answer}")
     return ConnectionCut(f"the connection to {mailbox} was lost: {answer}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from imapclient import IMAPClient
-from imapclient.exceptions import IMAPClientAbortError, IMAPClientError
+from imapclient.exceptions import IMAPClientAbortError, IMAPClientError, ProtocolError
 
 from plugins.mail.errors import MessageFailed
 from plugins.mail.imap.answers import explained, said
@@ -71,7 +71,10 @@ def _piece(client: IMAPClient, mailbox: Mailbox, uid: int, start: int | None) ->
             answer = client.fetch([uid], [f"BODY.PEEK[]{part}"])
         except IMAPClientAbortError:
             raise
-        except (IMAPClientError, ValueError, TypeError) as error:
+        except (ProtocolError, ValueError, TypeError):
+            # Without the words of the error, which may be a part of the message.
+            raise MessageFailed("the server has sent an answer that cannot be read") from None
+        except IMAPClientError as error:
             raise MessageFailed(f"the server has not sent the message: {said(error, mailbox)}") from None
     bodies = [value for key, value in answer.get(uid, {}).items() if key.startswith(b"BODY[]")]
     return bodies[0] if bodies and isinstance(bodies[0], bytes) else b""

@@ -86,13 +86,13 @@ class WatchedCursor(DriverCursor):
         self.connection.has_answered = True
 
     def callproc(self, procname: Any, parameters: Any = None) -> Any:
-        """Call a function, which may change the session in any way."""
+        """Call a function of the database. It counts as a change of the session."""
         self.connection.is_touched = True
         return super().callproc(procname, parameters)
 
 
 class OwnConnection(DriverConnection):
-    """A connection of this process. A child process that a job forks does not share it."""
+    """A connection that a child process, which a job forks, does not share."""
 
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
@@ -105,7 +105,7 @@ class WatchedConnection(OwnConnection):
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
         self.cursor_factory = WatchedCursor
-        #: Rota's statements that PostgreSQL has planned on this connection.
+        #: The names of Rota's statements that are prepared on this connection.
         self.prepared: set[str] = set()
         self.is_touched = False
         #: The schema that has the ledger's tables, quoted; empty if the tables do not exist yet.
@@ -115,7 +115,8 @@ class WatchedConnection(OwnConnection):
         self.default_isolation = READ_COMMITTED
         #: Whether a statement has been answered since the connection was taken from the pool.
         self.has_answered = False
-        #: The owner of the connection while it is out of the pool. Only the owner may have it disconnected.
+        #: The owner of the connection while it is out of the pool. ``disconnect`` cuts the connection only for its
+        #: owner.
         self.owner: object = None
         self._ownership = threading.Lock()
         self._reported: list[str | None] = []
@@ -139,7 +140,7 @@ class WatchedConnection(OwnConnection):
             error.blame = REFUSED  # type: ignore[attr-defined]
 
     def taken(self) -> bool:
-        """Remember that the connection was taken from the pool. Return False if its peer has closed it."""
+        """Remember that the connection was taken from the pool. Return False if the server has closed it."""
         self.has_answered = False
         return not self._has_been_told() or self._answers()
 
@@ -162,7 +163,7 @@ class WatchedConnection(OwnConnection):
         return True
 
     def own(self, owner: object) -> None:
-        """Set the owner until the connection is returned or closed. With None, the connection has no owner."""
+        """Set the owner, until the connection is returned to the pool or closed. None means no owner."""
         with self._ownership:
             self.owner = owner
 

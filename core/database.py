@@ -32,7 +32,7 @@ REFUSING_CLASSES = frozenset({"22", "23", "54", "P0"})
 #: Classes of SQLSTATE that do not depend on the value: connection, transaction, rights and tables, resources, locks.
 PASSING_CLASSES = frozenset({"08", "25", "40", "42", "53", "55", "57", "58"})
 #: Classes of SQLSTATE that are not the statement's fault: connection, conflicts with other transactions, resources,
-#: intervention.
+#: intervention of an operator.
 SERVER_CLASSES = frozenset({"08", "40", "53", "57"})
 #: The time-out of connecting, in seconds.
 CONNECT_TIMEOUT_SECONDS = 5
@@ -51,16 +51,16 @@ KEEPALIVES = {
 }
 #: The same settings on the server. Without them, the server would keep the locks of a lost host for two hours (tcp(7)).
 SERVER_KEEPALIVES = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3"
-#: Makes a query end when its client has died. PostgreSQL 14 introduced it.
+#: PostgreSQL cancels a query soon after its client has died. The setting exists since PostgreSQL 14.
 CLIENT_CHECK = "SET client_connection_check_interval = '1s'"
 CLIENT_CHECK_SINCE = 140000
 #: The ledger's statements must find rows by an index. They are planned once per connection. A plan that was made while
-#: a table was small could otherwise read the whole table after it has grown. If a plan still needs one of these nodes,
-#: PostgreSQL adds 1e10 to its estimated cost. A plan with such a cost would be compiled at each execution, so JIT is
-#: off.
+#: a table was small could otherwise read the whole table after it has grown. If a plan still needs a disabled kind of
+#: scan or join, PostgreSQL adds 1e10 to its estimated cost. A plan with such a cost would be compiled at each
+#: execution, so JIT is off.
 BY_INDEX = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
-#: The default isolation, and the schema of the ledger's tables. The schema is read early, since a job may change its
-#: search_path later.
+#: Reads the default isolation level, and the schema of the ledger's tables. This is done when a connection is opened,
+#: since a job may change the search_path later.
 SURROUNDINGS = """
     SELECT current_setting('default_transaction_isolation'), (
         SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -70,13 +70,13 @@ SURROUNDINGS = """
 COMMITTED = f"SET default_transaction_isolation = '{READ_COMMITTED}'"
 #: The rights that a role needs, for each kind of object that PostgreSQL names in an error.
 RIGHTS = {"table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE", "schema": "USAGE, CREATE"}
-#: The rights that a role needs if it only reads.
+#: The rights that a role needs to read only.
 RIGHTS_TO_LOOK = {"table": "SELECT", "sequence": "SELECT", "schema": "USAGE"}
 DENIED = re.compile(rf"permission denied for ({'|'.join(RIGHTS)}) (\S+)")
 
 
 def normalise_url(url: str) -> URL:
-    """Return ``url`` with psycopg2 as its driver. SQLAlchemy 2.1 takes a bare ``postgresql://`` for psycopg 3."""
+    """Return ``url`` with psycopg2 as its driver. For a plain ``postgresql://``, SQLAlchemy 2.1 would use psycopg 3."""
     return make_url(url).set(drivername="postgresql+psycopg2")
 
 
@@ -114,7 +114,7 @@ _engines: WeakSet[Engine] = WeakSet()
 def _leave_to_parent() -> None:
     """Forget all connections in a child process, since they belong to the parent.
 
-    New connections are opened when they are needed.
+    The child opens new connections when it needs them.
     """
     _idle.clear()
     for engine in list(_engines):
@@ -180,8 +180,8 @@ def engine() -> Engine:
 def autocommit(engine: Engine) -> Iterator[Connection]:
     """Yield a connection in autocommit: each statement is a transaction of its own and needs one round trip.
 
-    The ledger's short statements share a few such connections, which are not in the pool. To take a connection from the
-    pool, and to set it to autocommit and back, would cost as much as the statement.
+    The ledger's short statements share a few such connections, which are not in the pool. Taking a connection from the
+    pool and switching its autocommit on and off would take as long as the statement.
     """
     idle = _idle.setdefault(engine, deque())
     connection = _pop(idle) or _open_by_index(engine)
@@ -265,8 +265,8 @@ def blame(error: BaseException) -> str | None:
 
 
 def refuses_value(error: BaseException) -> bool:
-    """Return whether PostgreSQL or its driver refuses a value, and would refuse it at any other time too."""
-    if isinstance(error, ValueError):  # from the driver: a NUL, or a character that the encoding lacks
+    """Return whether an error means that PostgreSQL or psycopg2 refuses a value. It would refuse the value again."""
+    if isinstance(error, ValueError):  # psycopg2 raises it for a NUL, or a character that the encoding lacks
         return True
     return _class_of(error) in REFUSING_CLASSES
 

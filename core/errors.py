@@ -62,7 +62,7 @@ class PluginError(RotaError):
 
 
 class NotFound(RotaError):
-    """The caller named a thing that does not exist. Plugins raise it in their routes, which then answer 404."""
+    """The thing that the caller named does not exist. A plugin raises this error in a route, which then answers 404."""
 
 
 class UnknownJob(RotaError):
@@ -216,7 +216,9 @@ class EmbeddedServerError(RotaError):
 
 
 class Interrupted(BaseException):
-    """Another thread raises this error in a job's thread. Its class tells why. Clean up, and let it propagate."""
+    """Another thread raises this error in a job's thread. The error's class tells why. Clean up, and let the error
+    propagate.
+    """
 
 
 class TimeLimitExceeded(Interrupted):
@@ -231,7 +233,7 @@ class AttemptLost(Interrupted):
     """The lease is lost: the session's connection is closed, and nothing more can be committed for the run."""
 
 
-#: A name is considered a misspelling of a known name from this ratio of difflib on.
+#: A name whose similarity to a known name (difflib's ratio) is at least this is considered a misspelling.
 MISSPELT = 0.8
 
 

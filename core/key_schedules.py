@@ -53,7 +53,7 @@ class Difference:
     added: Sequence[Wanted]
     changed: Sequence[Wanted]
     removed: Sequence[str]
-    #: The number of schedules that are as wanted.
+    #: The number of schedules that do not change.
     kept: int
 
     @property
@@ -78,8 +78,8 @@ class ScheduledKey:
 
     job: str
     key: str
-    #: The schedule as text, and the seconds that are added to each of its slots. A change is shown here at once; the
-    #: dispatcher applies it within a second.
+    #: The schedule as text, and the seconds that are added to each of its slots. These fields show a change at once.
+    #: The dispatcher applies it within a second.
     spec: str
     phase: int
     #: The next slot of the schedule; None while it is paused.
@@ -195,7 +195,7 @@ def give_all(
 
 
 def difference(session: Session, job: Job, wanted: Iterable[KeySchedule]) -> Difference:
-    """Return how the schedules of ``job`` differ from the ``wanted`` schedules. Raises BadArguments."""
+    """Return the difference between the schedules of ``job`` and the ``wanted`` schedules. Raises BadArguments."""
     there = rows.every_row(session, job.name)
     encoder = Encoder(job, there)
     listed = {each.key: each for each in map(encoder.encoded, wanted)}
@@ -321,7 +321,8 @@ class Encoder:
     there: Mapping[str, Row[Any]] = field(default_factory=dict)
     #: The number of schedules that were encoded.
     count: int = 0
-    #: The text, the seconds, the spread and the longest stretch of each interval or cron expression that was encoded.
+    #: Timings that were already encoded: by ``every``, ``cron`` and ``spread``, the schedule's text, the interval in
+    #: seconds, the spread in seconds, and the longest stretch.
     timings: dict[tuple[Any, ...], tuple[str, int | None, int, int]] = field(default_factory=dict)
     #: The arguments of a key that is given none, as JSON. Empty until they have been checked.
     no_args: str = ""

@@ -20,7 +20,7 @@ from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.scheduling.misfires import HEAD_START, count_missed, is_late, verdicts
 
-#: The most slots that one pass accounts for, divided among the jobs; and the smallest share of one job.
+#: One pass accounts for up to this many slots, divided among the jobs, but for at least LEAST_OF_ONE_JOB of each job.
 MOST_AT_ONCE = 10_000
 LEAST_OF_ONE_JOB = 100
 

@@ -1,4 +1,4 @@
-"""Accounts for the slots of schedules made at run time: brings changed schedules into force, and inserts a run for each
+"""Accounts for the slots of schedules made at run time: applies changes of the schedules, and inserts a run for each
 due slot.
 
 Only the leading dispatcher does this, in each pass. It needs only PostgreSQL, so it also works in local mode and while
@@ -42,10 +42,10 @@ class KeyAccountant:
     """Accounts for the slots of all jobs whose keys have schedules. A job's watermark is stored with its runs."""
 
     registry: Registry
-    #: Whether this leader holds the lock of the only process that accounts for these slots. It keeps the lock until its
-    #: connection ends.
+    #: Whether this leader holds ``KEY_SLOTS_LOCK``, so that no other leader accounts for these slots. The leader keeps
+    #: the lock until its connection ends.
     is_alone: bool = False
-    #: The time up to which the slots of each job are accounted for.
+    #: For each job, the time up to which its slots are accounted for, and the time that the ledger has.
     reached: dict[str, datetime] = field(default_factory=dict)
     stored: dict[str, datetime] = field(default_factory=dict)
     #: The value of ``reached`` when the last pass began. A new leader does not know it.
@@ -70,7 +70,7 @@ class KeyAccountant:
     def _account_for(self, connection: Connection, job: KeyedJob, now: datetime) -> int:
         after = self._after(connection, job, now)
         self.lag_seconds[job.name] = max((now - after).total_seconds(), 0.0)
-        now = max(now, after)  # the clock of another server of PostgreSQL may be behind
+        now = max(now, after)  # after a failover, the clock of the new server may be behind
         asked = key_slots.ask(connection, job.name, now)
         has_changed = asked.has_changes
         if has_changed:

@@ -54,7 +54,7 @@ GIVE_WAY_SECONDS = 2.0
 
 
 class Dispatcher(LedgerThread):
-    """The dispatcher of one worker process. One dispatcher of the fleet leads."""
+    """The dispatcher's thread in one worker process. One dispatcher of the fleet leads."""
 
     def __init__(
         self,

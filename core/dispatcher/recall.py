@@ -20,7 +20,7 @@ from core.observability.events import DispatcherRecalled, emit
 
 #: This many messages are taken back at a time. Before that, this many of the newest messages are examined.
 BATCH = 1000
-#: A key crowds a queue if it has at least this part of the oldest messages.
+#: A key crowds a queue if at least this part of the oldest messages have the key.
 CROWDED = 0.1
 #: Taking messages back may last this many seconds before other steps have their turn.
 SLICE_SECONDS = 0.5
@@ -35,7 +35,7 @@ def recall(
     *,
     seconds: float = SLICE_SECONDS,
 ) -> int:
-    """Take back messages of ``queues`` that are too long, for about ``seconds``.
+    """Take back messages of those ``queues`` that are too long, for about ``seconds``.
 
     ``jobs`` are the jobs whose runs are sent. If PostgreSQL fails after a message was removed, its run later counts as
     lost and is sent again.

@@ -1,4 +1,4 @@
-"""Sends due runs, where queues take turns, and sends lost runs again."""
+"""Sends due runs, with a share for each queue, and sends lost runs again."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,10 +24,12 @@ SLICE_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """The queue whose turn it is, and the number of messages that may wait in Redis."""
+    """The state between calls of ``send_due``: the keys and jobs that had their turns, and the windows of the
+    queues.
+    """
 
     turns: Turns = field(default_factory=Turns)
-    #: The number of messages that may wait on each queue; None for no limit.
+    #: How many messages may wait on each queue; None for no limit.
     windows: Windows | None = None
 
 
@@ -59,7 +61,7 @@ def send_due(
 def send_turn(
     connection: Connection, lanes: Mapping[str, Sequence[str]], carrier: DispatchCarrier, sharing: Sharing
 ) -> tuple[int, bool]:
-    """Send the share of each queue. Return the number of runs, and False if Redis is unavailable."""
+    """Send the share of each queue. Return the number of sent runs, and whether Redis was available throughout."""
     share, sent = max(BATCH // len(lanes), LEAST_SHARE), 0
     urgent = shares.due_urgent(connection, {job for jobs in lanes.values() for job in jobs})
     try:

@@ -1,5 +1,5 @@
-"""Windows: how many messages of a queue may wait in Redis, so that a run with another key need not wait for all of
-them.
+"""Windows limit how many messages of a queue wait in Redis. Otherwise a run would wait behind all earlier messages,
+even if all of these have one other key.
 
 A queue's window has as many messages as its workers fetch in a second. Runs that do not fit into the window wait in the
 ledger, where jobs and keys take turns. At first, a window has the largest possible size. A window becomes smaller only
@@ -30,7 +30,7 @@ SETTLE_SECONDS = 1.0
 SAMPLE_SECONDS = 0.1
 #: The factor by which the window of an empty queue grows.
 GROWTH = 4
-#: A queue that has this many times more messages than its window is too long.
+#: A queue with more than this many times as many messages as its window is too long.
 TOO_LONG = 2
 #: How often the dispatcher repeats to other processes that a queue has no room, and how often it repeats the size of a
 #: queue's window, in seconds.
@@ -60,7 +60,7 @@ class Window:
     last: Flow | None = None
     looked_at: float = float("-inf")
 
-    #: The last value that other processes were told, and the time.
+    #: The number of messages that other processes were last told, and the time by the monotonic clock.
     told: int | None = None
     told_at: float = float("-inf")
 
@@ -95,7 +95,7 @@ class Windows:
     """The windows of all queues, as the leading dispatcher knows them."""
 
     def __init__(self, first: int = MOST_WAITING) -> None:
-        """``first`` is the first window of a queue."""
+        """``first`` is the size of a queue's window at first."""
         self._windows: dict[str, Window] = defaultdict(lambda: Window(first))
         #: Whether a queue had no room for a due run since ``begin``.
         self.was_full = False

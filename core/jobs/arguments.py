@@ -22,9 +22,10 @@ from core.jobs.secrets import secret_names
 LARGEST_ARGUMENTS = 64 * 1024
 #: The most bytes of JSON that a result may take. Results are for people to read.
 LARGEST_RESULT = 64 * 1024
-#: The most levels of lists and dicts in a result. Python's own limit differs: 3.11 cannot read all that 3.12 writes.
+#: The most levels of lists and dicts in a result. Python's own limits differ, so that 3.11 cannot read all JSON that
+#: 3.12 writes.
 DEEPEST_RESULT = 200
-#: The beginning of the escape of a surrogate. Only a pair of surrogates is a character.
+#: The beginning of a surrogate's escape in JSON. A surrogate without its pair is not a character.
 HALF_A_PAIR = "\\ud"
 #: The escape of NUL, which PostgreSQL's jsonb cannot hold. A text with an escaped backslash before u0000 is allowed.
 NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -42,7 +43,7 @@ Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
 
 @lru_cache(maxsize=10_000)
 def adapters(job: Job) -> Adapters:
-    """Return, for each parameter of ``job`` after ``run``, the adapter that checks it and whether it is required.
+    """Return, for each parameter of ``job`` other than ``run``, the adapter that checks it and whether it is required.
 
     Raises DeclarationError for an annotation that cannot be read from JSON.
     """
@@ -241,7 +242,7 @@ def encode(job: Job, args: Mapping[str, Any] | None) -> str:
 
 
 def encode_result(job: Job, result: Any) -> str | None:
-    """Return ``result`` as JSON text; for None, return None. Raises BadResult."""
+    """Return ``result`` as JSON text, or None if the result is None. Raises BadResult."""
     if result is None:
         return None
     try:

@@ -34,7 +34,7 @@ class Field:
     title: str
     low: int
     high: int
-    #: The names of values, from ``low`` on.
+    #: The names of the values, beginning with the name of ``low``.
     names: Sequence[str] = ()
 
     def listed(self, text: str) -> str:

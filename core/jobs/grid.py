@@ -45,7 +45,7 @@ class Shifted(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class Thinned(Schedule):
-    """A schedule whose slots are the first slot of another schedule in each period of ``length``."""
+    """A schedule that has only the first slot of another schedule in each period of ``length``."""
 
     base: Schedule
     length: timedelta
@@ -76,7 +76,7 @@ class Thinned(Schedule):
 
 
 def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:
-    """Return the slots of a schedule made at run time that come due. ``phase`` is in seconds."""
+    """Return the slots of a schedule made at run time, with this phase, in seconds, and this stretch."""
     base = parse(spec)
     return Shifted(stretched(base, stretch) if stretch else base, timedelta(seconds=phase))
 
@@ -94,7 +94,9 @@ def longest_stretch(schedule: Every | Cron, longest: timedelta) -> int:
 
 
 def stretch_of(before: datetime, slot: datetime, step_seconds: int) -> int:
-    """Return the largest stretch with which a slot of a cron expression comes due; ``before`` is the slot before it."""
+    """Return the largest stretch with which a slot of a cron expression comes due. ``before`` is the slot before this
+    slot.
+    """
     first, second = (int((each - EPOCH).total_seconds()) // step_seconds for each in (before, slot))
     return max((first ^ second).bit_length() - 1, 0)
 

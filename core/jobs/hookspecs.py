@@ -78,6 +78,7 @@ def register_commands() -> Sequence[Command]:  # type: ignore[empty-body]
 def register_routes() -> Sequence[Route]:  # type: ignore[empty-body]
     """Return the plugin's own routes of the HTTP service. Called once, when the plugin is loaded, in every process.
 
-    They are served below ``/api/v1/plugins/NAME``, with the authentication, roles and limits of Rota's own routes. The
-    functions are imported when ``rota web`` starts; if one cannot be used, none of the plugin's routes is served.
+    The routes are served below ``/api/v1/plugins/NAME``, with the authentication, roles and limits of Rota's own
+    routes. Their functions are imported when ``rota web`` starts. If a function cannot be used, none of the plugin's
+    routes is served.
     """

@@ -309,7 +309,7 @@ def function_problems(job: Job) -> list[str]:
 
 
 def parameter_problems(job: Job, parameter: inspect.Parameter) -> list[str]:
-    """Return the problems with one parameter after ``run``."""
+    """Return the problems with one parameter of the function other than ``run``."""
     name = parameter.name
     if parameter.kind not in KEYWORD_KINDS:
         return [f"parameter {name} cannot be passed by name"]

@@ -31,7 +31,8 @@ class Limit:
     """A limit over all processes: ``at_once`` runs at work, or ``most`` starts within ``per``.
 
     Jobs that declare the same name share the limit. ``{argument}`` in the name is replaced by the value of that
-    argument when a run is inserted, so each value has a limit of its own. Operators see these values.
+    argument when a run is inserted, so each value has a limit of its own. Operators
+    see these values.
 
     ``most`` and ``per`` describe a bucket of ``most`` tokens, which is refilled evenly within ``per``. A start takes
     one token. So within any time ``t`` at most ``most + most * t / per`` runs start.
@@ -131,7 +132,7 @@ def _is_count(limit: Limit, name: str, most: int) -> list[str]:
 
 
 def smallest(limits: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return the smallest numbers for each name, where ``per_second`` is the rate."""
+    """Return, for each name, the smallest of its numbers, with ``per_second`` instead of ``per_seconds``."""
     found: dict[str, dict[str, float]] = {}
     for name, numbers in limits:
         least = found.setdefault(name, {})

@@ -1,4 +1,4 @@
-"""``Route``: a route of the HTTP service that a plugin brings; its place is imported when ``rota web`` starts."""
+"""``Route``: a route of the HTTP service that a plugin adds. Its module is imported when ``rota web`` starts."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 from core.jobs.commands import PLACE
 
 PATH = re.compile(r"(/([a-z0-9][a-z0-9_-]*|\{[a-z][a-z0-9_]*\}))+")
-#: The methods that change nothing. Their functions get a session that cannot write.
+#: The methods of routes that change nothing. The functions of such routes get a session that cannot write.
 READING = frozenset({"GET"})
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 ROLES = ("viewer", "operator", "admin")
@@ -37,7 +37,7 @@ class Route:
 
 
 def problem(route: object) -> str:
-    """Why a plugin cannot bring ``route``; empty if it can."""
+    """Return why a plugin may not add ``route``, or an empty text if it may."""
     if not isinstance(route, Route):
         return f"{route!r}, which is not a Route"
     if route.method not in METHODS:

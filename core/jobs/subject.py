@@ -1,4 +1,4 @@
-"""``Subject`` names the row that a run is about, by one of the job's parameters."""
+"""``Subject`` tells which row a run is about: a table, and the parameter that has the row's primary key."""
 
 import re
 from collections.abc import Mapping, Sequence

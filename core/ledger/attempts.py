@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 
 #: At most this many attempts of a run are kept: the newest ones.
 MOST_KEPT = 100
-#: The columns that an ending statement returns for ``keeping``.
+#: The columns that a statement must return for ``keeping`` when it ends attempts.
 ENDED = "run.id, run.attempt, run.started_at, run.worker, run.reason, run.error"
 
 OF_RUN = text("SELECT * FROM rota_attempts WHERE run_id = :run_id ORDER BY attempt")
@@ -25,7 +25,7 @@ def keeping(
     """Return the parts ``kept`` and ``forgotten`` of a WITH clause, which keep the attempts of the runs in ``ended``.
 
     ``ended`` is the name of an earlier part of that clause, which returns the new values of the columns ``ENDED`` for
-    each run. The other parameters are SQL expressions. ``among`` is the condition for a run's attempt to be kept.
+    each run. The other parameters are SQL expressions. ``among`` is a condition: only attempts that meet it are kept.
     ``ledger`` is the prefix of the table. The outcome of an attempt of a cancelled run is always ``cancelled``. After
     an attempt was released uncounted, the next attempt has the same number and replaces the released one in this table.
     """

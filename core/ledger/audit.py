@@ -78,7 +78,7 @@ def newest(
     limit: int,
     before: int | None = None,
 ) -> list[Row[Any]]:
-    """Return the newest entries, the newest first; only those with smaller ids than ``before``."""
+    """Return the newest entries, the newest first. With ``before``, return only entries with smaller ids than this."""
     query = select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
     if before is not None:
         query = query.where(AUDIT.c.id < before)

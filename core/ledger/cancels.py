@@ -32,7 +32,7 @@ CANCELLABLE = (*WAITING, State.RUNNING)
 CHANNEL = "rota_cancel_"
 
 #: Parameters: the runs, the person or job that cancels, the reason. The rows are locked in the order of their ids. If a
-#: run is cancelled again before it has ended, its first mark and token stay.
+#: run is cancelled again before it has ended, the first mark and the run's token do not change.
 CANCEL = Prepared(
     "rota_cancel",
     ("bigint[]", "text", "text"),
@@ -90,7 +90,7 @@ class Cancelled:
 
     run_id: int
     state: State
-    #: False if the run is running and was cancelled before.
+    #: Whether this cancel has cancelled the run. False if the run is running and was cancelled before.
     is_new: bool
 
 
@@ -116,7 +116,8 @@ def cancel(
 
 
 def end(connection: Connection, lease: Lease, log: str | None = None) -> str | None:
-    """End a cancelled run whose function has returned. Return the cancellation, or None if the run was not cancelled.
+    """End a cancelled run whose function has returned. Return the text of the cancellation, or None if the run was not
+    cancelled.
 
     ``log`` is the end of the attempt's log, which is kept.
     """
@@ -130,7 +131,7 @@ def listen(connection: Connection, process_id: int) -> None:
 
 
 def of_process(connection: Connection, process_id: int) -> dict[int, int]:
-    """Return the cancelled runs that a process has not ended yet, by the tokens of their attempts."""
+    """Return the cancelled runs that a process has not ended yet. The keys are the tokens of their attempts."""
     return {token: run_id for run_id, token in OF_PROCESS.rows(connection, process_id)}
 
 

@@ -84,7 +84,7 @@ class DispatchCarrier(Carrier, Protocol):
         """Return the runs of the newest ``most`` messages without a priority. Raises redis.RedisError."""
 
     def take_back(self, queue: str, most: int) -> list[int]:
-        """Remove up to ``most`` messages of runs that have no priority, the newest first; return these runs.
+        """Remove up to ``most`` messages of runs that have no priority, the newest first. Return these runs.
 
         Raises redis.RedisError.
         """

@@ -25,8 +25,8 @@ from core.ledger.releases import MAY_FIT
 #: A claim is tried at most this many times. If the index refuses a claim because of another claim that it could not
 #: see, the next try sees that other claim.
 CLAIM_LOOKS = 3
-#: A number of crashes that no run reaches. A process that executes nothing else passes it, so that its run is no
-#: suspect.
+#: A number of crashes that no run reaches. With this number, no run is a suspect. A process that executes only one run
+#: uses it.
 NEVER_SUSPECT = 2**31 - 1
 #: A function of a run's arguments, which are JSON values. It returns the names of the run's limits twice: filled, and
 #: as the job declares them.
@@ -38,10 +38,11 @@ class Verdict(StrEnum):
     """The outcome of a claim."""
 
     RUNNING = "running"
-    #: The run is a slot that gives way, and another run of the same job and key is running: the slot is skipped.
+    #: The run is a slot of a job with ``overlap="skip"``, and another run of the same job and key is running. The slot
+    #: is skipped.
     SKIPPED = "skipped"
-    #: The run is a slot that gives way, and an earlier slot of the same job and key is being retried: the slot is
-    #: skipped.
+    #: The run is a slot of a job with ``overlap="skip"``, and an earlier slot of the same job and key is being retried.
+    #: The slot is skipped.
     BEHIND = "behind"
     #: Another run of the same job and key is running or comes first. This run is parked until the other run has ended.
     WAITING = "waiting"
@@ -51,7 +52,7 @@ class Verdict(StrEnum):
     PAUSED = "paused"
     #: The run's job is paused. The dispatcher sends the run when the pause ends.
     HELD = "held"
-    #: Too many processes died while working on the run. Only a process that runs nothing else may claim it.
+    #: Too many processes died while working on the run. Only a process that executes no other run may claim it.
     SUSPECT = "suspect"
     #: The run is not due yet. The dispatcher sends it when it is due.
     EARLY = "early"
@@ -81,8 +82,8 @@ FORMER = """
       AND former.state IN ('queued', 'retrying') AND (former.exclusive OR former.key <> '') AND former.exclusive
       AND (former.due_at, former.id) < (candidate.due_at, candidate.id)
 """
-#: Finds an earlier slot that is being retried, due or not. ``+ interval '0'`` keeps PostgreSQL from using an index that
-#: has all slots of the history.
+#: Finds an earlier slot that is being retried, even if the retry is not due yet. ``+ interval '0'`` keeps PostgreSQL
+#: from using an index that has all slots of the history.
 RETRIED = """
     SELECT 1 FROM rota_runs AS tried WHERE tried.job = candidate.job AND tried.key = candidate.key
       AND tried.state IN ('queued', 'retrying') AND (tried.exclusive OR tried.key <> '') AND tried.exclusive
@@ -287,10 +288,9 @@ def claim(
     """Claim ``run_id`` for this process, if it is a run of ``job``, in one round trip on an autocommit connection.
 
     ``scopes`` are the scopes of the pauses that would pause the job. ``form`` is the job's form in this process
-    (``core/jobs/arguments.py``). ``gives_way`` is whether a slot of the job is skipped instead of waiting for another
-    run of its key. ``limits`` returns the limits of a run of the job for the run's arguments; None for a job without
-    limits. The result is the verdict, with a lease if and only if the verdict is RUNNING. The claim does not wait for a
-    lock on the run.
+    (``core/jobs/arguments.py``). ``gives_way`` is whether the job has ``overlap="skip"``. ``limits`` returns the limits
+    of a run of the job for the run's arguments; None for a job without limits. The result is the verdict, with a lease
+    if and only if the verdict is RUNNING. The claim does not wait for a lock on the run.
     """
     values = (run_id, job, process_id, worker, most_crashes, pauses.literal(scopes), form, gives_way)
     is_limited = limits is not None

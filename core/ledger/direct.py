@@ -16,12 +16,12 @@ from core.ledger.due import SENT_LANES, UNSENT_LANES, lanes
 from core.ledger.models import IS_SENT, IS_UNSENT, IS_URGENT
 from core.ledger.shares import OLDEST_EVERY, keys_in_turn
 
-#: In each lane, at most this many of the oldest runs are searched for a run without a key.
+#: A run without a key is searched among at most this many of the oldest runs of each lane.
 SEARCHED = 100
 
 #: Takes due runs of some queues. Runs that were sent before ``began``, or that no process has claimed for a while,
-#: count as lost and are taken too. For each lane in which none of the keys whose turn it is has a due run, the
-#: statement also returns the last of these keys.
+#: count as lost and are taken too. In a lane, it may be the turn of keys that have no due runs. Then the statement also
+#: returns the last of these keys, so that the next call continues after it.
 TAKE = text(f"""
     WITH asked AS (
         SELECT lane.queue, lane.job, coalesce(turn.after, '') AS after

@@ -44,7 +44,7 @@ IS_ANY_DUE = f"EXISTS (SELECT 1 FROM ({UNSENT_LANES}) AS lane WHERE first_at <= 
 
 ANY_DUE = text(f"SELECT {IS_ANY_DUE}")
 
-#: The queues with due runs, each with the jobs of these runs; the queue that has waited longest comes first.
+#: The queues with due runs, each with the jobs of these runs. The queue with the oldest due run comes first.
 DUE_LANES = text(f"""
     SELECT queue, array_agg(job) AS jobs FROM ({UNSENT_LANES}) AS lane
     WHERE first_at <= statement_timestamp() AND job = ANY(:jobs)
@@ -178,7 +178,8 @@ def forget_sent(
     priority: int = 0,
     batch: int | None = None,
 ) -> int:
-    """Mark sent runs of ``jobs`` as unsent if they are no longer on ``queue``, up to ``batch`` runs of each job.
+    """Mark sent runs of ``jobs`` as unsent if their messages are no longer on ``queue``, up to ``batch`` runs of each
+    job.
 
     Return how many.
 

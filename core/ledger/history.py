@@ -12,7 +12,7 @@ from core.ledger.processes import FORMER_LEADER_LOCK, LEADER_LOCK, LOCK_SPACE
 from core.ledger.slots import Watermark
 
 RUNS = RunRow.__table__
-#: The states of runs that never started, and so never blocked another run.
+#: A run in one of these states never started, so it never blocked another run.
 NEVER_AT_WORK = (State.SKIPPED, State.MISSED, State.ORPHANED)
 
 NOW = text("SELECT clock_timestamp()")
@@ -36,8 +36,8 @@ WAITING_ARGS = text("""
     LIMIT :most
 """)
 
-#: A process is alive if its lease has not expired and it holds its advisory lock. The row of a dead process stays
-#: briefly.
+#: A process is alive if its lease has not expired and it holds its advisory lock. The row of a process that has died
+#: stays until the dispatcher notices the death.
 ALIVE = text("""
     SELECT process.id, kind, name, queues, process.started_at, expires_at, threads, release
     FROM rota_processes AS process
@@ -95,8 +95,8 @@ class Process:
     queues: tuple[str, ...]
     started_at: datetime
     expires_at: datetime
-    #: The number of runs that the process works on at the same time. None for a scheduler, and for a Rota version that
-    #: does not record it.
+    #: The number of runs that the process works on at the same time. None for a scheduler, and for a process of a Rota
+    #: version that does not record this number.
     threads: int | None
     #: The fingerprint of the process's release.
     release: str | None
@@ -137,7 +137,7 @@ def run(connection: Connection, run_id: int) -> Run | None:
 def of_slots(
     connection: Connection, job: str, key: str, after: datetime, before: datetime, *, most: int | None = None
 ) -> list[Run]:
-    """Return the runs of slots with ``after`` <= slot < ``before``, in the order of their slots; at most ``most``."""
+    """Return at most ``most`` runs of slots with ``after`` <= slot < ``before``, in the order of their slots."""
     slots = select(RUNS).where(RUNS.c.job == job, RUNS.c.key == key, RUNS.c.slot >= after, RUNS.c.slot < before)
     return list(connection.execute(slots.order_by(RUNS.c.slot).limit(most)).all())
 

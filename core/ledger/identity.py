@@ -1,7 +1,7 @@
 """The identity of a ledger: the PostgreSQL cluster, the database in the cluster, and the schema in the database.
 
-A standby that is promoted is the same ledger. A copy that was restored from a dump, or moved to another cluster, is
-another ledger.
+A promoted standby has the same ledger. A copy that was restored from a dump, or moved to another cluster, is another
+ledger.
 """
 
 from sqlalchemy import Connection, text

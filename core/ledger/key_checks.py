@@ -1,9 +1,8 @@
 """Checks that the schedule of a claimed slot still exists, and counts dead runs of a key for the back-off.
 
-The dispatcher inserts the slots of the schedules that it sees, and a schedule may be removed or paused at that moment,
-in a transaction that does not see the slot. If the schedule of a slot is gone, or was removed and made again, the
-claimed slot ends as skipped, as it would if the removal had found it waiting. Only slots of schedules made at run time
-are checked.
+A schedule may be removed or paused just when the dispatcher inserts one of its slots. The transaction of the removal or
+pause then does not see the slot, and cannot skip it. So a claimed slot is checked: if its schedule is paused, is gone,
+or was removed and made again, the slot ends as skipped. Only slots of schedules made at run time are checked.
 """
 
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from core.ledger.prepared import Prepared
 
 PAUSED = "paused"
 
-#: Ends a run as skipped if its schedule was removed or paused, and takes its attempt back. A run that had an attempt
-#: before continues. Parameters: the run, its token, the process.
+#: Ends a run as skipped if its schedule was removed or paused. The attempt of this claim is then not counted. A run
+#: that had an earlier attempt continues. Parameters: the run, its token, the process.
 CHECK = Prepared(
     "rota_check_schedule",
     ("bigint", "bigint", "bigint"),
@@ -73,11 +72,11 @@ SUCCEEDED = text("""
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The schedule of a slot that is being started, or why the slot was skipped."""
+    """The schedule of a claimed slot, or the reason why the slot was skipped."""
 
     #: Why the slot was skipped, ``unscheduled`` or ``paused``; None if the slot may start.
     skipped: str | None
-    #: The schedule; None if it is gone and the slot was started before.
+    #: The schedule; None if it is gone and the slot had an earlier attempt.
     schedule: Shifted | None
     #: Whether runs of the key have died, so that a success must be recorded.
     is_failing: bool

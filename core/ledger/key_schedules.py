@@ -42,7 +42,7 @@ LOCK = f"""
 """  # noqa: S608 — constants
 ALL = f"SELECT {COLUMNS} FROM ledger.rota_key_schedules WHERE job = :job"  # noqa: S608 — constants
 
-#: The number of keys with each phase of an interval.
+#: Counts the keys with each phase of an interval.
 PHASES = """
     SELECT phase, count(*) AS keys FROM (
         SELECT phase FROM ledger.rota_key_schedules
@@ -89,8 +89,8 @@ CHANGE = f"""
     WHERE row.job = :job AND row.key = wanted.key
 """  # noqa: S608 — a constant
 
-#: Ends the slots that no worker has started. A slot that another transaction has locked is about to be claimed, and is
-#: left to the check after the claim.
+#: Ends the slots that no worker has started. A slot that another transaction has locked is about to be claimed. The
+#: check after the claim skips it (``core/ledger/key_checks.py``).
 REMOVE = f"""
     WITH gone AS (
         DELETE FROM ledger.rota_key_schedules WHERE job = :job AND key = ANY(CAST(:keys AS text[]))
@@ -156,12 +156,12 @@ class Wanted(NamedTuple):
 
     @property
     def timing(self) -> tuple[str, int]:
-        """The facts that determine the slots of the schedule, apart from the phase."""
+        """The schedule and the spread, which determine the slots together with the phase."""
         return self.spec, self.spread_seconds
 
 
 def timing(row: Row[Any]) -> tuple[str, int]:
-    """Return the schedule and spread of a row, after a change that the dispatcher has not seen yet."""
+    """Return the schedule and the spread of a row, including a change that the dispatcher has not seen yet."""
     return row.last_spec, row.last_spread_seconds
 
 
@@ -340,7 +340,9 @@ def is_past(session: Session, instant: datetime) -> bool:
 def listed(
     session: Session, job: str, *, keys: Iterable[str] | None = None, after: str = "", limit: int = 1000
 ) -> list[Row[Any]]:
-    """Return a job's rows in the order of their keys: rows with keys after ``after``, or rows of these keys."""
+    """Return a job's rows with keys after ``after``, in the order of their keys. With ``keys``, return only rows of
+    these keys.
+    """
     values = {"job": job, "keys": list(keys) if keys is not None else None, "after": after, "limit": limit}
     return list(session.execute(in_schema(LIST, session), values).all())
 

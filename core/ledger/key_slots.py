@@ -1,12 +1,12 @@
-"""Slots of schedules made at run time. They are found and inserted in one statement, for all keys of a job.
+"""Inserts the slots of schedules made at run time: one statement finds and inserts the slots of all keys of a job.
 
-An interval has the slots ``t ≡ phase (mod interval)``. In a pass of a second, each interval has one or two phases that
-are due, and the index ``rota_key_schedules_grid`` has the keys with these phases. So a pass reads only the rows that it
-inserts slots for, whatever the number of schedules. With many different intervals or a long window, it reads all rows
-of the job instead.
+An interval has the slots ``t ≡ phase (mod interval)``. A pass of the dispatcher accounts for about a second, in which
+one or two phases of each interval are due. The index ``rota_key_schedules_grid`` finds the keys with these phases. So a
+pass reads only the rows for which it inserts slots, however many schedules there are. If there are many different
+intervals, or if the window is long, the statement reads all rows of the job instead.
 
-The watermark of the job moves in the same statement. Slots that get no run, because of an outage or a pause, are
-counted in one *gap row* of the job. Their number is calculated.
+The same statement moves the watermark of the job. Slots that get no run, because of an outage or a pause, are counted
+in one *gap row* of the job. Their number is calculated, without finding the slots one by one.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ from core.ledger.processes import KEY_SLOTS_LOCK, LOCK_SPACE
 BY_KEY = "by key"
 #: With more probes of the index than this, reading all rows is faster.
 MOST_PROBES = 2000
-#: The approximate largest number of rows that one statement inserts for slots that are all run late.
+#: The largest number of rows that one statement should insert for late slots.
 MOST_LATE = 10_000
-#: The shortest time that such a statement covers.
+#: The shortest window of such a statement.
 SHORTEST_PART = timedelta(seconds=60)
 
 
@@ -53,14 +53,14 @@ class KeyedJob:
 
     @classmethod
     def declared(cls, job: Job, held_by: Collection[str]) -> "KeyedJob":
-        """Return a job of this process."""
+        """Return the options of a job of this process."""
         return cls(
             job.name, job.queue, job.exclusive, job.priority, job.misfire, job.misfire_grace, job.misfire_cap, held_by
         )  # fmt: skip
 
     @classmethod
     def recorded(cls, name: str, options: Mapping[str, Any]) -> "KeyedJob":
-        """Return a job of another process, from its release."""
+        """Return the options of a job of another process, which its release has recorded."""
         return cls(
             name,
             options["queue"],
@@ -75,7 +75,8 @@ class KeyedJob:
 
 ALONE = text("SELECT pg_try_advisory_lock(:space, :lock)")
 
-#: The different intervals, each read by one index entry, and whether there are other schedules or changes.
+#: Reads the different intervals of a job, with one index entry for each, and whether the job has cron schedules or
+#: changes.
 ASK = text("""
     WITH RECURSIVE seen AS (
         (SELECT every_seconds FROM rota_key_schedules WHERE job = :job AND every_seconds IS NOT NULL
@@ -143,7 +144,7 @@ BASES = """
     unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[]), CAST(:stretches AS int[])) AS {} (spec, slot, stretch)
 """
 LATER = "unnest(CAST(:later_firsts AS bigint[]), CAST(:later_lasts AS bigint[])) AS later (first, last)"
-#: The row has no slot in a later window; for an interval, and for cron.
+#: Conditions that a row has no slot in a later window: for an interval, and for cron.
 IS_LAST = f"NOT EXISTS (SELECT 1 FROM {LATER} WHERE {between('later.first', 'later.last')} > 0)"  # noqa: S608 — constants
 IS_LAST_OF_CRON = f"""
     NOT EXISTS (
@@ -230,7 +231,7 @@ PROBING = in_time(PROBED, EXTRA)
 PROBING_WITH_CRON = in_time(PROBED, EXTRA, CRON)
 SCANNING_WITH_CRON = in_time(SCANNED, EXTRA, CRON)
 LEAVING_OUT = late(NOTHING)
-#: By the policy ``latest``: the newest slot of each key.
+#: The slots that the policy ``latest`` runs: the newest slot of each key.
 LATEST = f"""
     SELECT DISTINCT ON (key) *
     FROM ({NEWEST} UNION ALL {EXTRA} AND {IS_LAST} UNION ALL {CRON} AND {IS_LAST_OF_CRON}) AS due
@@ -239,7 +240,8 @@ LATEST = f"""
 KEEPING_NEWEST = late(LATEST)
 #: The slot with which the next part of the window begins.
 NEXT_PART = text(f"SELECT slot FROM ({LATEST}) AS found ORDER BY slot OFFSET :most LIMIT 1")  # noqa: S608 — constants
-#: By the policy ``all``: the slots within the grace, and of each key the newest slots up to the cap.
+#: Inserts the slots that the policy ``all`` runs: slots within the grace, and of each key only the newest slots up to
+#: the cap.
 KEEPING_ALL = late(f"""
     SELECT * FROM ({SCANNED} AND to_timestamp(due.second) > to_timestamp(:now_second - :cap * {STEP})
                    UNION ALL {EXTRA} UNION ALL {CRON}) AS due
@@ -259,12 +261,12 @@ class Asked:
 
 
 def is_alone(connection: Connection) -> bool:
-    """Return whether this connection is the only one that accounts for such slots, from now on until it is closed."""
+    """Take ``KEY_SLOTS_LOCK`` for the life of this connection. Return whether the connection has the lock."""
     return bool(connection.execute(ALONE, {"space": LOCK_SPACE, "lock": KEY_SLOTS_LOCK}).scalar_one())
 
 
 def ask(connection: Connection, job: str, now: datetime) -> Asked:
-    """Read what the schedules of a job need in this pass."""
+    """Return the facts about the schedules of a job that a pass needs."""
     row = connection.execute(ASK, {"job": job, "most": MOST_PROBES + 1, "now": now}).one()
     return Asked(row.intervals, row.has_cron, row.has_changes)
 
@@ -280,7 +282,7 @@ class CronKeys:
     def bases(self, after: datetime, until: datetime) -> Iterator[tuple[str, datetime, int]]:
         """Yield the slots, without phases, that the keys may have in the window.
 
-        With each slot comes the largest stretch with which it comes due, or 0 if no key backs off.
+        Each slot has the largest stretch with which it comes due, or 0 if no key backs off.
         """
         schedule, before = parse(self.spec), None
         for slot in schedule.between(after - self.spread, until):
@@ -365,7 +367,8 @@ def keep_newest(
     oldest: datetime,
     later: Sequence[tuple[datetime, datetime]],
 ) -> tuple[int, int, datetime]:
-    """Insert the newest slot of each key in the window, if it is not before ``oldest``; count the others in a gap row.
+    """Insert the newest slot of each key in the window, if it is not before ``oldest``. Count the other slots in a gap
+    row.
 
     ``later`` are the windows in which a newer slot may come. If there are many keys, only a part of the window is
     accounted for. Returns both numbers, and the end of that part, to which the watermark moves.
@@ -397,9 +400,9 @@ def _spans(windows: Iterable[tuple[datetime, datetime]]) -> dict[str, list[int]]
 def keep_all(
     connection: Connection, job: KeyedJob, found: Crons, after: datetime, until: datetime, *, now: datetime
 ) -> tuple[int, int]:
-    """Insert the slots of the window that are in their grace, but of each key only the newest slots, up to the cap.
+    """Insert the slots of the window that are in their grace, but only the newest slots of each key, up to the cap.
 
-    Counts the other slots in a gap row, and returns both numbers. The watermark moves to the end of the window.
+    Count the other slots in a gap row. Return both numbers. The watermark moves to the end of the window.
     """
     values = {
         **_values(job, after, until),

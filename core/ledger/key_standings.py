@@ -1,8 +1,8 @@
 """Applies changes of schedules made at run time. Only the dispatcher does this, since only it knows the watermark.
 
-A change applies to the slots after the job's watermark, since all slots before the watermark have been accounted for
-and no later slots. So it does not matter when the statement of a change was executed, or when its transaction
-committed. A new schedule has slots from the time at which the dispatcher first sees it.
+A change applies to the slots after the job's watermark: all slots up to the watermark have been accounted for, and no
+later slots. So it does not matter when the statement of a change was executed, or when its transaction committed. A new
+schedule has slots from the time at which the dispatcher first sees it.
 
 Each change is written to the log, from which `rota why` reads the schedule of any time. When a pause or a back-off
 ends, a gap row records how many slots got no run because of it.
@@ -43,7 +43,7 @@ CHANGED = text("""
     SELECT * FROM rota_key_schedules
     WHERE job = :job AND since IS NOT NULL AND NOT is_seen ORDER BY key LIMIT :most
 """)
-#: The pauses whose time is over and that no change has ended.
+#: The schedules whose pause has ended at its planned time, without a change.
 PAST_PAUSES = text("""
     SELECT * FROM rota_key_schedules
     WHERE job = :job AND paused_at IS NOT NULL AND paused_until <= :until AND held_since IS NOT NULL AND is_seen
@@ -88,7 +88,7 @@ SEE_REMOVED = text("UPDATE rota_key_schedule_log SET since = :before WHERE job =
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row as it applies from now on, the gaps that end, and the entries of the log."""
+    """The effects of a change: the new state of the row, the gaps that end, and the entries of the log."""
 
     row: dict[str, Any]
     gaps: list[dict[str, Any]]

@@ -1,8 +1,8 @@
 """A function can raise Later to postpone its run. This is not a failure: it is counted separately, and limited in time.
 
 The run waits until its new due time. A slot that has neither failed nor crashed is ``queued`` again, so it is missed
-when its grace ends; the reason ``later`` tells the misfire policies that the slot was tried. Every other run is
-``retrying``.
+when its grace ends. Its reason ``later`` tells the misfire policies that a worker has tried the slot. Every other run
+is ``retrying``.
 """
 
 from dataclasses import dataclass

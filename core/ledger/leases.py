@@ -1,8 +1,8 @@
 """Leases: the right of one process to work on a run, and to commit for it.
 
 A claim (``core/ledger/claims.py``) sets a run to ``running``, draws the next fencing token and records the claiming
-process. The lease is the row of the run: the lease is good as long as the run is ``running`` with the same token and
-process. A process that dies or sends no heartbeat loses its row in ``rota_processes``, and then its runs
+process. A lease has no row of its own: it is good as long as the run is ``running`` with the same token and process. A
+process that dies or sends no heartbeat loses its row in ``rota_processes``, and then its runs
 (``core/ledger/processes.py``). So one heartbeat per process renews all its leases.
 
 Every commit is fenced: ``hold`` or the finishing update (``core/ledger/runs.py``) checks the lease in the transaction

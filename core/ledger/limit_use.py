@@ -55,7 +55,7 @@ DECLARED_EVER = text("""
     SELECT DISTINCT name FROM rota_releases, jsonb_object_keys(limits) AS known (name) ORDER BY name
 """)
 
-#: The limits that have different numbers in live releases, each with these numbers.
+#: The limits for which live releases have different numbers, each with these numbers.
 CONTRADICTORY = text("""
     SELECT name, array_agg(numbers ORDER BY numbers) AS numbers FROM (
         SELECT DISTINCT known.name, numbers FROM rota_processes AS process

@@ -2,15 +2,16 @@
 
 A run that has limits is claimed by a statement of its own (``core/ledger/claims.py``). One round trip sends two
 statements, which PostgreSQL executes as one transaction. The first statement takes an advisory lock for each of the
-run's names, in a fixed order, so two claims cannot deadlock. The second statement begins after that, so its snapshot
-shows all former claims of these names. The server ends the transaction by itself: a process that stops or dies
-meanwhile holds no lock.
+run's names, in a fixed order, so two claims cannot deadlock. The second statement begins when the locks are taken, so
+its snapshot shows all former claims of these names. PostgreSQL ends the transaction without another command, so a
+process that stops or dies meanwhile keeps no lock.
 
-``rota_limits`` has a row for each name in use: its ``holders`` at the last claim, including the run of that claim. The
-rows of these runs tell how many of them are still at work. So no counter goes up and down, and no place can be lost: a
-run holds its limits exactly as long as it is ``running``; a cancelled run holds them until its function has returned.
-For a rate, the row has the tokens that were left after the last claim, and each claim adds the tokens that have been
-refilled since. A claim whose run is released before its function is called gives its tokens back.
+``rota_limits`` has a row for each name in use. Its ``holders`` are the runs that held the limit at the last claim,
+including the run of that claim. The rows of these runs show how many of them are still at work. So no counter goes up
+and down that could become wrong: a run holds its limits exactly as long as it is ``running``. A cancelled run is
+``running`` until its function has returned. For a rate, the row has the tokens that were left after the last claim, and
+each claim adds the tokens that have been refilled since. A claim whose run is released before its function is called
+gives its tokens back.
 
 The numbers of a limit are the smallest that a live process declares (``rota_releases.limits``). A name that no live
 process declares any more limits nothing.
@@ -71,8 +72,9 @@ FILL = Prepared(
     """,
 )
 
-#: Parts of a WITH clause. ``standing`` has the numbers and the use of each limit that the part ``asked`` names.
-#: ``asked`` has a name, and an array of the declarations that the name was filled from.
+#: Parts of a WITH clause. The part ``standing`` returns the numbers and the use of each limit in the part ``asked``,
+#: which comes before it. ``asked`` has the names of limits, each with an array of the declarations that the name was
+#: filled from.
 STANDING = """
     clock AS MATERIALIZED (
         SELECT clock_timestamp() AS now

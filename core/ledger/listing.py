@@ -1,5 +1,5 @@
-"""Lists runs by filter, the newest first, and the runs that one run has enqueued. The queries read few rows beyond the
-rows that they return.
+"""Lists runs by filter, the newest first, and the runs that one run has enqueued. The queries read hardly more rows
+than they return.
 
 A history may have ten million runs, and hardly any index has all of them. So a list is made of *arms*. An arm is a
 query that reads one index in the right order and stops early. The list has the newest of the runs that the arms return.
@@ -19,9 +19,9 @@ RUNS = RunRow.__table__
 #: The states in which a run can have a reason, and the states in which it can have an error of its own.
 WITH_REASON = frozenset(State) - {State.SUCCEEDED, State.RUNNING}
 WITH_ERROR = frozenset(State) - {State.SUCCEEDED, State.SKIPPED, State.MISSED}
-#: The states whose index is in the order of ids. For any other state, all its runs are read and sorted; they are few
-#: compared to the history. They are sorted by an expression, since PostgreSQL would otherwise read the whole history in
-#: the order of ids.
+#: The states whose index is in the order of ids. The runs of any other state are few compared to the history, so all of
+#: them are read and sorted. They are sorted by an expression, since PostgreSQL would otherwise read the whole history
+#: in the order of ids.
 INDEXED_BY_ID = frozenset({State.DEAD, State.SKIPPED, State.MISSED})
 #: At most this many of the runs that a run has enqueued are shown: the newest ones.
 MOST_CHILDREN = 50
@@ -74,7 +74,9 @@ class Arm:
     is_by_id: bool = True
 
     def newest(self, limit: int, after: Place | None = None) -> Select[Any]:
-        """Return the ids of the arm's newest runs, each with its rank; only those that come ``after`` a place."""
+        """Return the query for the ids of the arm's newest runs, each with its rank. With ``after``, only runs after
+        this place are found.
+        """
         query = select(RUNS.c.id, self.rank.label("rank")).where(*self.conditions, *self.beyond(after))
         ties = () if self.is_by_id else (RUNS.c.id,)
         return query.order_by(*[column.desc() for column in (*self.prefix, self.rank, *ties)]).limit(limit)

@@ -39,8 +39,8 @@ IS_URGENT = f"{IS_UNSENT} AND priority > 0"
 IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
 #: The run has not passed its deadline, which applies only until the run's first start.
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
-#: The same condition as a constraint, for a run that has started: claims of the previous release know no deadlines. A
-#: run that was started or retried before has an error or the time of the retry.
+#: The same condition as a constraint on runs that have started, since claims of the previous release do not check
+#: deadlines. A run that was started or retried before has an error or the time of the retry.
 STARTS_IN_TIME = (
     "expires_at IS NULL OR state <> 'running' OR started_at < expires_at OR attempt > 1 OR error IS NOT NULL "
     "OR retried_at IS NOT NULL"
@@ -63,7 +63,7 @@ class Base(DeclarativeBase):
 
 
 class RunRow(Base):
-    """A run, which belongs to one (job, key, slot), or to a request and then has no slot."""
+    """A run of one job and key: of one slot, or of one request, which has no slot."""
 
     __tablename__ = "rota_runs"
 
@@ -76,7 +76,7 @@ class RunRow(Base):
     #: Why the run is dead, skipped, missed or orphaned, or why it is waiting; for operators.
     reason: Mapped[str | None] = mapped_column(Text)
     args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
-    #: Whether no other run of the same job and key may run at the same time.
+    #: Whether this run must not run at the same time as another such run of its job and key.
     exclusive: Mapped[bool] = mapped_column(server_default=text("true"))
     #: The number of claims of the run, without claims that were undone.
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
@@ -107,14 +107,14 @@ class RunRow(Base):
     #: The time when a person last retried the dead run, and the number of its attempts at that time.
     retried_at: Mapped[datetime | None] = mapped_column(Instant)
     retried_after: Mapped[int | None]
-    #: The forms of the run's job (``core/jobs/arguments.py``) that the run's arguments do not fit, as processes have
-    #: found.
+    #: The forms of the run's job (``core/jobs/arguments.py``) that do not accept the run's arguments, as far as
+    #: processes have found.
     refused_by: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: 0 to 9. Runs with a larger priority start first.
     priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     #: The names of the run's limits, filled from its arguments; null for a run without limits.
     limits: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    #: The same names as the job declares them, in the same order.
+    #: The same names, in the same order, as the job declares them.
     limits_declared: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: The token of the last claim that has checked the run's limits. No other claim can set the run to ``running``.
     limits_token: Mapped[int | None] = mapped_column(BigInteger)
@@ -241,7 +241,7 @@ class KeyScheduleRow(Base):
     #: The phase of a cron schedule is less than this number.
     spread_seconds: Mapped[int] = mapped_column(server_default=text("0"))
     phase: Mapped[int]
-    #: The new schedule, from the time when the dispatcher sees the change.
+    #: The new schedule, which applies when the dispatcher has seen the change.
     next_spec: Mapped[str | None] = mapped_column(Text)
     next_every_seconds: Mapped[int | None]
     next_spread_seconds: Mapped[int | None]
@@ -260,7 +260,7 @@ class KeyScheduleRow(Base):
     #: number of runs that died in a row.
     stretch: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    #: The stretch that the dispatcher has seen. It applies to slots after the time in the next column.
+    #: The stretch that the dispatcher has seen. It applies to slots after ``stretched_since``.
     stretched: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     stretched_since: Mapped[datetime | None] = mapped_column(Instant)
     #: The last pause. It lasts until ``paused_until``, which may be ``infinity``.

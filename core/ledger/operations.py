@@ -25,7 +25,7 @@ DROPPABLE = (*WAITING, State.DEAD)
 DROPPED = "dropped"
 #: The reasons of dead runs that a person or an application has withdrawn. They are not failures.
 WITHDRAWN = (DROPPED, CANCELLED)
-#: The same condition in SQL.
+#: The condition for a withdrawn run, in SQL.
 IS_WITHDRAWN = "coalesce(reason, '') IN ('dropped', 'cancelled')"
 COLUMNS: Sequence[ColumnElement[Any]] = (RUNS.c.id, RUNS.c.job, RUNS.c.state, RUNS.c.reason)
 
@@ -77,7 +77,7 @@ class Filter:
 
     @property
     def is_by_time(self) -> bool:
-        """Whether a list of these runs is in the order of time, and not in that of ids."""
+        """Whether a list of these runs is in the order of time. Otherwise, it is in the order of ids."""
         return self.since is not None or self.until is not None
 
     def conditions(self) -> Iterable[ColumnElement[bool]]:

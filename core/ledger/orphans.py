@@ -1,4 +1,5 @@
-"""Orphans: runs of jobs that no live process has any more. They end without an attempt, and can be adopted later.
+"""Orphans: waiting and dead runs of jobs that no live process has any more. They end as orphaned, and can be adopted
+later.
 
 The former state and reason of an orphan are kept, so that a run that was dead is dead again after its adoption.
 """

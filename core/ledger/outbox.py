@@ -57,7 +57,7 @@ def of(session: Session) -> Outbox:
 
 
 def room(session: Session, queue: str, wanted: int, priority: int) -> int:
-    """Return how many of the ``wanted`` runs that ``session`` requests are sent by this process after the commit."""
+    """Return how many of the ``wanted`` runs this process may send after the commit of ``session``."""
     attached = carrier()
     if attached is None or not attached.carries:
         return 0

@@ -1,4 +1,4 @@
-"""Compares expected with actual slots: looks at the slots that came due since each job's last success.
+"""Checks each job's slots that came due since its last success, and counts the slots that are overdue.
 
 A slot is *overdue* when it should have succeeded by now, and neither this slot nor a later slot has succeeded:
 

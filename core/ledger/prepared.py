@@ -4,8 +4,8 @@ executes them directly.
 Parsing and planning the claim takes longer than executing it, and psycopg2 has no prepared statements of its own. So a
 connection gets a PREPARE when a statement is first used, and an EXECUTE for each use.
 
-Statements that run in a job's own session have ``ledger.`` before each table, which is replaced by the ledger's schema:
-a job may have set any ``search_path``.
+Statements that run in a job's own session have ``ledger.`` before each table, since a job may have set any
+``search_path``. The ledger's schema replaces this word.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,8 @@ def execute(
     connection = on.connection() if isinstance(on, Session) else on
     driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
     try:
-        with driver.cursor(cursor_factory=DriverCursor) as cursor:  # not watched: the cursor leaves the session clean
+        # This cursor is not watched, since Rota's own statements do not change the session.
+        with driver.cursor(cursor_factory=DriverCursor) as cursor:
             for statement in statements:
                 if statement.name not in driver.prepared:
                     statement.make(cursor, connection, driver)

@@ -7,7 +7,7 @@ counts as dead, which covers a cut cable, a paused virtual machine and SIGSTOP.
 
 A connection can also be cut while its process lives: by a firewall, a pooler or ``pg_terminate_backend``. Such a
 process notices this at once, and takes its lock again on another connection. So a process counts as dead only if its
-lock is missing at two checks, a moment apart.
+lock is missing at two checks, half a second apart.
 
 While PostgreSQL is away, no process can renew its lease. When PostgreSQL is back, perhaps as a promoted standby, no
 process has its lock. A dispatcher that was cut off too gives the processes time to come back.
@@ -216,7 +216,7 @@ def name_stuck(connection: Connection, process_id: int, *, is_stuck: bool) -> bo
 
 
 def resign(connection: Connection, process_id: int, why: str = "stopped") -> None:
-    """Delete the process's row at an orderly end, and keep the reason ``why`` it left.
+    """Delete the row of a process that ends in an orderly way, and record the reason ``why`` it has left.
 
     The runs of the process must have been released before.
     """
@@ -224,7 +224,7 @@ def resign(connection: Connection, process_id: int, why: str = "stopped") -> Non
 
 
 def is_any_gone(connection: Connection) -> bool:
-    """Return whether a process is dead or has an expired lease, or a running run has no process."""
+    """Return whether a process has lost its lock or its lease, or a running run has no process."""
     ((found,),) = ANY_GONE.rows(connection)
     return bool(found)
 

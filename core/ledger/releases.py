@@ -37,7 +37,7 @@ RECORD = text("""
     ON CONFLICT (fingerprint) DO UPDATE SET last_seen_at = clock_timestamp()
 """)
 
-#: The recorded time may be 15 seconds old, since it is only used to find the release that was alive last.
+#: The time is recorded at most every 15 seconds. This is precise enough to find the release that was alive last.
 SEE = text("""
     UPDATE rota_releases SET last_seen_at = clock_timestamp()
     WHERE last_seen_at < clock_timestamp() - interval '15 seconds'
@@ -280,7 +280,7 @@ class FleetCache:
 
 
 def fleet_of(releases: Collection[Row[Any]]) -> Fleet:
-    """Return the fleet whose live processes are of these releases."""
+    """Return the fleet whose live processes have these releases."""
     jobs = [(job, options) for release in releases for job, options in (release.jobs or {}).items()]
     return Fleet(
         queues_of(releases),

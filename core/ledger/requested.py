@@ -1,7 +1,7 @@
 """Remembers runs that were requested with an idempotency key, so that a request that is sent twice counts once.
 
 The key is inserted before the run, in the same transaction. A second request with the key waits for the end of that
-transaction, and then finds the run, or inserts the key itself if the first one was rolled back.
+transaction. Then it finds the run, or inserts the key itself if the first transaction was rolled back.
 """
 
 import hashlib

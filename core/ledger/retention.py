@@ -1,4 +1,6 @@
-"""Deletes old rows in bounded batches: finished runs with their attempts, ended pauses, departures, audit entries."""
+"""Deletes old rows: finished runs with their attempts, entries of the audit and of the schedules' log, pauses,
+departures, tokens and unused limits. Tables that may have many old rows are cleaned in batches.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta

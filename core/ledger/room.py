@@ -1,11 +1,11 @@
 """Wakes the runs that wait for a limit, by priority and due time, as many as there is room for.
 
-A run that finds a limit full is parked with that limit's name in ``waits_for``, so the dispatcher does not look at the
-run, however many runs wait. A run is woken when there may be room: by the process in which a holder of the limit has
+A run that finds a limit full is parked, with that limit's name in ``waits_for``. The dispatcher does not look at parked
+runs, however many there are. A run is woken when there may be room: by the process in which a holder of the limit has
 ended, or by the dispatcher. The dispatcher looks at all names with parked runs once per pass, and when a limit is
 refilled or opens again.
 
-A run that is woken has not started yet, and its claim checks all its limits again. Until then the run keeps its room
+A woken run has not started yet, and its claim checks all its limits again. Until the claim, room is kept for the run
 for some seconds (``CALLED_SECONDS``), so that runs that come later do not overtake it. If the run is not claimed in
 this time, other runs take the room.
 """
@@ -35,8 +35,8 @@ AWAITED = f"""
     ), {STANDING}
 """  # noqa: S608 — constants
 
-#: Wakes runs that wait for the names; only runs of ``jobs``, if given. A run that another transaction has locked is
-#: left to the next pass of the dispatcher.
+#: Wakes runs that wait for the named limits. With :jobs, only runs of these jobs are woken. A run that another
+#: transaction has locked is left to the next pass of the dispatcher.
 WAKE = text(f"""
     WITH wanted AS MATERIALIZED (
         SELECT name, max(most) AS most FROM (

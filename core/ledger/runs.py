@@ -175,8 +175,8 @@ RELEASE_FORGOTTEN = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class HandedBack:
-    """A run that its process has handed back, with its new state: ``retrying``, or ``dead`` if it was cancelled or
-    lost.
+    """A run that its process has released, with its new state: ``retrying``, or ``dead`` if it was cancelled or lost
+    too often.
     """
 
     run_id: int
@@ -232,7 +232,7 @@ def request_many(
     delay: timedelta, carried: bool, parent_id: int | None = None, expires: timedelta | datetime | None = None,
     subjects: Sequence[str | None] | None = None, priority: int = 0, limits: Names = NO_NAMES,
 ) -> list[int]:  # fmt: skip
-    """Insert a run for each of ``keys`` and ``args``, as ``request`` does; return their ids in that order.
+    """Insert a run for each of ``keys`` and ``args``, as ``request`` does. Return the ids of the runs in that order.
 
     ``parent_id`` is the run that requests these runs. ``subjects`` has the row that each run is about, as ``table:id``.
     ``limits`` has the names of each run's limits.

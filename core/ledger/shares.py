@@ -1,8 +1,8 @@
 """Takes the due runs of one queue, as the dispatcher sends them: jobs share a batch, and the keys of a job take turns.
 
 Runs with a priority are taken first, in a batch of their own. From the other runs, each job gets an equal share of the
-batch. If a job has no more due runs than its share, they are all taken. Otherwise a tenth of the share goes to its
-oldest runs, and its keys share the other nine tenths, or take turns if there are many keys. So the runs of one key,
+batch. If a job has no more due runs than its share, all its due runs are taken. Otherwise a tenth of the share goes to
+its oldest runs, and its keys share the other nine tenths, or take turns if there are many keys. So the runs of one key,
 however many there are, hardly delay the runs of another key. The runs without a key count as one key.
 
 Each part reads a bounded number of index entries, even beside a backlog of other runs, or of keys whose runs are not
@@ -79,7 +79,7 @@ def keys_in_turn(queue: str, most: str) -> str:
     """  # noqa: S608 — constants
 
 
-#: A due run of one job and queue that has no priority.
+#: The condition for a due run of one job and queue that has not been sent.
 IS_OF_JOB = f"{IS_UNSENT} AND due_at <= statement_timestamp() AND queue = :queue AND job = asked.job"
 
 #: Takes due runs without a priority. Rows are locked by their id alone, so that no plan searches all unsent runs for
@@ -155,7 +155,7 @@ TENANTS = text("SELECT id, job, key FROM rota_runs WHERE id = ANY(CAST(:run_ids 
 
 
 class Due(NamedTuple):
-    """A priority with due runs, and the jobs of these runs."""
+    """A priority of which runs are due, and the jobs of these runs."""
 
     priority: int
     jobs: list[str]
@@ -212,7 +212,7 @@ def take(connection: Connection, queue: str, jobs: Sequence[str], turns: Turns, 
 
 
 def tenants(connection: Connection, run_ids: Collection[int]) -> dict[int, tuple[str, str]]:
-    """Return the job and the key of each of ``run_ids`` that exists."""
+    """Return the job and the key of each of these runs that exists."""
     return {row.id: (row.job, row.key) for row in connection.execute(TENANTS, {"run_ids": list(run_ids)})}
 
 

@@ -1,11 +1,12 @@
 """Deletes slots that have succeeded, and counts them, for jobs with ``keep="failures"``.
 
-Only some slots of schedules made at run time are deleted, an hour after their end: those that succeeded at their first
-attempt and without a result. One statement deletes and counts, so the counts are true at every commit: they contain
-each deleted run once, in the minute in which it finished. So if a slot has neither a run nor a gap row, and the counts
-cover its time, it has succeeded.
+Only slots of schedules made at run time are deleted, an hour after their end, and only if they succeeded at their first
+attempt without a result. One statement deletes and counts the runs. So each deleted run is counted exactly once, in the
+minute in which it finished. If a slot has neither a run nor a gap row, and the counts cover its time, then the slot has
+succeeded.
 
-The counts also hold the newest deleted slot of each job. No slot at or before it is ever inserted again.
+The counts also have the newest deleted slot of each job. The job's watermark never moves to a time before this slot, so
+no deleted slot is inserted again.
 """
 
 from collections.abc import Callable, Iterable

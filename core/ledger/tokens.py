@@ -53,7 +53,7 @@ class Rights:
 
 
 def new_secret(kind: Kind) -> str:
-    """Return a secret with 256 random bits. A scanner for leaked secrets can find and verify it."""
+    """Return a secret with 256 random bits. Its prefix and checksum let scanners for leaked secrets find it."""
     random = f"rota_{kind}_{secrets.token_hex(32)}"
     return f"{random}_{zlib.crc32(random.encode()):08x}"
 
@@ -68,7 +68,7 @@ def is_whole(secret: str) -> bool:
 
 
 def hashed(secret: str) -> str:
-    """Return the hash by which a secret is known."""
+    """Return the hash of a secret, as the ledger stores it."""
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 

@@ -1,11 +1,13 @@
-"""Finds transactions of runs that are idle: they hold a connection and locks, and keep PostgreSQL from cleaning up."""
+"""Finds idle transactions of runs. An idle transaction keeps a connection and locks, and keeps VACUUM from removing
+dead rows.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-#: A transaction that has waited this many seconds for its job's next statement is reported.
+#: A transaction in which the job has executed no statement for this many seconds is reported.
 IDLE_SECONDS = 10.0
 IS_IDLE = """
     activity.state LIKE 'idle in transaction%'

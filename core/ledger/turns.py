@@ -1,12 +1,12 @@
 """Turns: runs of one (job, key) that may not overlap start one after another, in the order of their due times.
 
 A run that must wait for another run of its job and key is *parked*: its ``sent_at`` is ``infinity``, so the dispatcher
-does not send it and does not count it as lost. Any number of runs can be parked. When the run before them has ended,
-the process of that run wakes the first parked run. If that process cannot wake it, the dispatcher does.
+does not send it and does not count it as lost. Any number of runs can be parked. When a run has ended, its process
+wakes the first parked run of the same job and key. If the process cannot do so, the dispatcher wakes the run.
 
-A run that was released uncounted and needs a rest, since it did not fit (``core/ledger/claims.py``) or PostgreSQL had
-no connection for it (``core/ledger/unconnected.py``), is parked too. It keeps its due time, so it stays before the runs
-that were requested later, and the dispatcher wakes it after its rest. So a claim need not know of rests.
+A run that was released uncounted and must rest is parked too: its arguments did not fit (``core/ledger/claims.py``), or
+PostgreSQL had no connection for it (``core/ledger/unconnected.py``). It keeps its due time, so it stays before the runs
+that were requested later. The dispatcher wakes it after its rest, so a claim need not know of rests.
 """
 
 from collections.abc import Collection, Sequence
@@ -85,8 +85,8 @@ SUPERSEDE = text("""
 def wake(
     connection: Connection, ended: Collection[Turn], waiting: Collection[int] = (), *, carried: bool
 ) -> list[OutgoingRun]:
-    """Wake the first parked run of each job and key: of those in ``ended``, and of those of the runs ``waiting``.
-    Return the woken runs.
+    """Wake the first parked run for each job and key in ``ended``, and for the job and key of each of the runs
+    ``waiting``. Return the woken runs.
 
     A run is not woken while it rests or another run of its job and key is running. ``carried`` is whether the caller
     sends the messages.

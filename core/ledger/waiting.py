@@ -1,8 +1,9 @@
 """Requests with ``unless="waiting"``: they insert no run if a run of the same job and key is already waiting.
 
 The waiting run is locked until the requesting transaction ends, and claims skip a locked run. So the run starts after
-that commit, and sees the changes of the transaction. The newest run that is not locked is chosen, so that older runs
-can start meanwhile. If all are locked, the request inserts another run. So no transaction waits for another.
+that commit, and sees the changes of the transaction. The newest waiting run that is not locked is chosen, so that older
+runs can start meanwhile. If all waiting runs are locked, the request inserts another run. So no transaction waits for
+another transaction.
 """
 
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ class PeriodicSchedule:
         #: The first slot after the last call. It is stored, since computing it is the most expensive step in this
         #: class.
         self._next: datetime | None = None
-        #: The slots that have come due and have not been taken.
+        #: The slots that have come due and that ``take`` has not returned yet.
         self.due: list[datetime] = []
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
 
 T = TypeVar("T")
 
-#: How many seconds one try may block others, the number of tries, and the wait between two tries in seconds.
+#: How long one try may block other sessions, the number of tries, and the wait between two tries. Times are in seconds.
 LOCK_TIMEOUT_SECONDS = 2.0
 TRIES = 10
 PAUSE_SECONDS = 3.0
@@ -141,7 +141,7 @@ class Watch:
                     self._last = found or self._last
                     self._tell(found)
         except SQLAlchemyError:
-            return  # the change itself fails in the same way, or succeeds without it
+            return  # the change itself fails with the same error, or needs no report
 
     def _tell(self, found: tuple[Blocker, ...]) -> None:
         for each in found:

@@ -1,4 +1,4 @@
-"""Upgrades every plugin's tables. The tables of the core belong to the built-in plugin.
+"""Upgrades every plugin's tables. The core's own tables belong to the built-in plugin ``core``.
 
 Each plugin has its own Alembic history and version table. A plugin's migrations are one transaction, so that either all
 or none of them are applied. An advisory lock lets one upgrade run at a time. A migration that waits for a table gives
@@ -47,7 +47,7 @@ def version_table(plugin: Plugin) -> str:
 
 
 def scripts(plugin: Plugin) -> ScriptDirectory:
-    """Return a plugin's revisions. They need no ``env.py``."""
+    """Return a plugin's revisions. The plugin needs no ``env.py``."""
     folder = str(plugin.migrations)
     return ScriptDirectory(folder, version_locations=[folder])
 

@@ -20,11 +20,11 @@ class Source(Protocol):
 
 
 class Delivery(MessageProxy):
-    """A fetched message. It is also its own item on the work queue."""
+    """A fetched message. The same object is the item on the work queue."""
 
     def __init__(self, message: Message[Any], consumer: Source) -> None:
         super().__init__(message)
-        # Dramatiq's proxy would look up each of these attributes in the message, many times for each message.
+        # Otherwise, Dramatiq's proxy would look up these attributes in the message, many times for each message.
         self.queue_name, self.actor_name, self.message_id = message.queue_name, message.actor_name, message.message_id
         self.args, self.kwargs, self.options = message.args, message.kwargs, message.options
         self.consumer = consumer
@@ -69,13 +69,13 @@ class Delivery(MessageProxy):
         self.consumer.end(self, is_dead=False)
 
     def dead_letter(self) -> None:
-        """Dead-letter the message before this process ends."""
+        """Dead-letter the message at once, since this process is about to end."""
         self.consumer.end(self, is_dead=True)
         self.consumer.send_ends()
 
 
 class Preparation(Protocol):
-    """Prepares many deliveries together, which is cheaper. For example, it claims their runs."""
+    """Prepares many deliveries together, for example by claiming their runs in one statement."""
 
     def prepare(self, deliveries: Sequence[Delivery]) -> None:
         """Prepare deliveries that threads are about to start."""

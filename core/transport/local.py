@@ -107,7 +107,7 @@ class LocalConsumer(_StubConsumer):
 class LocalCarrier:
     """The carrier without Redis: runs stay in the ledger, the fast lane is in memory, and nothing is published."""
 
-    #: False: runs stay in the ledger.
+    #: Always False, since runs stay in the ledger.
     carries = False
 
     def __init__(self, broker: LocalBroker) -> None:
@@ -159,7 +159,7 @@ class LocalCarrier:
         """Do nothing, since there are no messages in Redis."""
 
     def queues_with_messages(self) -> set[str]:
-        """Return no queues, since there are none outside this process."""
+        """Return no queues, since all queues are in this process."""
         return set()
 
     def clear_abandoned(self, queue: str, fleet: Fleet) -> Counter[tuple[str, str]]:

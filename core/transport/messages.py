@@ -11,7 +11,7 @@ from core.ledger.carrier import OutgoingMessage, OutgoingRun
 RUN_ID = "run_id"
 #: The option that holds the priority of a run, if the priority is not 0.
 PRIORITY = "priority"
-#: The option, in a message of the fast lane, that holds the forms of the job that the message's arguments do not fit.
+#: The option that lists the forms of the job that have refused a message of the fast lane.
 REFUSED_BY = "refused_by"
 #: The largest id that a row can have: the largest number of PostgreSQL's type ``bigint``.
 LARGEST_ID = 2**63 - 1

@@ -24,7 +24,7 @@ AHEAD_SECONDS = 0.05
 #: If no thread is free and no thread has started or ended a message for this many seconds, waiting messages are
 #: requeued.
 STALLED_SECONDS = 0.1
-#: Runs that threads start within this many seconds are claimed together.
+#: Runs that the threads will start within this many seconds are claimed together.
 AT_ONCE_SECONDS = 0.01
 #: The most runs that are claimed together.
 MOST_AT_ONCE = 32
@@ -168,7 +168,9 @@ class WorkQueue:
         return max(int(in_time(lane.pace, self.threads)), least)
 
     def begun_at_once(self, lane: Lane) -> int:
-        """Return how many claimed runs of ``lane`` the threads would start almost at once; 0 if jobs take longer."""
+        """Return how many claimed runs of ``lane`` the threads would start within ``AT_ONCE_SECONDS``; 0 if jobs take
+        longer.
+        """
         count = int(in_time(lane.job_pace, self.threads) * AT_ONCE_SECONDS / AHEAD_SECONDS)
         return min(count, MOST_AT_ONCE) if count >= self.threads else 0
 
@@ -257,7 +259,7 @@ class WorkQueue:
             return items
 
     def take_stalled(self, lane: Lane) -> list[Item]:
-        """If ``lane`` is stalled, remove and return the waiting items that no thread would start soon."""
+        """Remove and return the waiting items that no thread would start soon, for the consumer of a stalled lane."""
         return self.take_waiting()
 
     def openings(self, queues: Sequence[str]) -> Iterator[Opening]:
@@ -268,7 +270,7 @@ class WorkQueue:
         yield Opening(self.spare, queues)
 
     def task_done(self) -> None:
-        """Remember that the calling thread has ended its item."""
+        """Record that the calling thread has ended its item."""
         now = time.monotonic()
         lane, began_at, item = self._begun.pop(threading.get_ident())
         self._moved_at = now

@@ -1,4 +1,4 @@
-"""Dramatiq's Redis broker, with the same keys and semantics and the following additions.
+"""Dramatiq's Redis broker, with the same keys and semantics, and with additions:
 
 - A consumer whose queue is empty does not poll: a token on ``…:__wake__.<queue>`` wakes it. One blocking pop per
   process waits for the tokens of all its queues. A message without a token is found within a second.

@@ -2,8 +2,8 @@
 
 The check is a script that workers run anyway. The script writes, so it detects all of these states.
 
-Redis counts as away within three seconds. It counts as back only after it has answered for longer than Dramatiq's
-consumers need to reconnect, so that each run is always taken either from the ledger or from Redis.
+A failure of Redis is noticed within three seconds. Redis counts as back only after it has answered for longer than
+Dramatiq's consumers need to reconnect. So each run is always taken either from the ledger or from Redis.
 """
 
 import threading

@@ -73,7 +73,7 @@ class Consumer(DramatiqConsumer):
         self.held = shared.queues.held(queue_name)
         #: The time of the next check for strays, by the monotonic clock.
         self._check_at = 0.0
-        #: A fetch that failed may still reach Redis until this time.
+        #: The time, by the monotonic clock, until which a fetch that failed may still reach Redis.
         self._strays_until = 0.0
         shared.wakeups.add(self)
 
@@ -117,7 +117,7 @@ class Consumer(DramatiqConsumer):
         return self.take(self.message_cache.pop(0))
 
     def rest(self) -> None:
-        """Wait for a wake-up. Without a worker, fetch after the wait in any case."""
+        """Wait for a wake-up, at most for the time-out. Fetch after the wait in any case."""
         self.woken.wait(self.timeout / 1000)
         self.may_find = True
 

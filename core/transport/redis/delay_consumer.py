@@ -14,7 +14,7 @@ class DelayConsumer(Consumer):
 
     def __init__(self, shared: Shared, queue_name: str, prefetch: int, timeout: int) -> None:
         super().__init__(shared, queue_name, prefetch, timeout)
-        self.held.clear()  # a thread that makes a new consumer has dropped its messages
+        self.held.clear()  # Dramatiq's thread has dropped its messages if it makes a new consumer
         self._etas: list[float] = []
 
     def take(self, body: bytes | None) -> Delivery | None:

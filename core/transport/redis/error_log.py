@@ -9,7 +9,7 @@ from redis.exceptions import ReadOnlyError
 from core.observability.events import RedisRecovered, RedisTrouble, emit
 
 #: A failure is over when no error has occurred for ``QUIET_SECONDS``, so that a connection that drops again and again
-#: is one failure. While it lasts, a failure is logged every ``LOG_AGAIN_SECONDS``.
+#: is one failure. A failure that lasts is logged every ``LOG_AGAIN_SECONDS``.
 QUIET_SECONDS = 5.0
 LOG_AGAIN_SECONDS = 60.0
 

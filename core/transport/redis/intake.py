@@ -10,7 +10,7 @@ from core.transport.work_queue import WorkQueue
 #: While its worker is stopping, a consumer checks this often whether it must stop, in seconds.
 LOOK_AGAIN_SECONDS = 0.1
 #: The longest wait of a worker's consumer without a wake-up, in seconds. After the wait, the consumer only checks
-#: whether it is paused: a token, or the search every second, wakes it for every message.
+#: whether it is paused, since a token or the search every second wakes it for every message.
 IDLE_SECONDS = 10.0
 
 

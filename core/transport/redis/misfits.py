@@ -3,7 +3,7 @@
 While two releases run at the same time, they may declare a job with different parameters, in two *forms*. If one form
 refuses a message, the message is sent again after a moment, with the list of the forms that have refused it. In the
 end, the message reaches a process that has another form. A message that all live forms have refused becomes a dead
-letter. PostgreSQL knows which forms are live; while it is unavailable, no message becomes a dead letter.
+letter. Only PostgreSQL knows which forms are live, so no message becomes a dead letter while PostgreSQL is unavailable.
 """
 
 import time
@@ -78,7 +78,7 @@ class Misfits(Batcher[Misfit]):
             self._end(each.delivery, is_dead=not is_left)
 
     def failed(self, error: Exception) -> None:
-        """Log that the messages wait, and the reason."""
+        """Log that the messages wait, with the error."""
         emit(MessageRetryWaits(self._waiting[0].delivery.message_id, str(error)))
 
     def _may_fit(self, job: str, queue: str, refused_by: tuple[str, ...]) -> bool:

@@ -32,7 +32,7 @@ MOST_TOKENS = 64
 WINDOWS_LAST_MS = 60_000
 #: A window without room is valid for this many milliseconds.
 FULL_LASTS_MS = 2_000
-#: After this time a token is useless, since every process has searched its queues.
+#: A token expires after this time. By then every process has searched its queues, so the token is useless.
 TOKENS_LAST_MS = 5_000
 
 #: One fetch in this many begins with the oldest message of the list, so that urgent messages do not delay the others
@@ -53,9 +53,9 @@ for index = 1, #ids do
 end
 return {table.concat(lengths, ','), table.concat(bodies)}
 """
-#: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It takes urgent messages first, or last if ARGV
-#: says so: KEYS heartbeats, list, acks, bodies, urgent, ``FETCHED``; ARGV time, broker, how many, whether urgent
-#: messages come last, queue.
+#: Dramatiq's own "fetch" (brokers/redis/dispatch.lua) in fewer steps. It takes urgent messages first, or last if the
+#: fourth argument is 1. KEYS: heartbeats, list, acks, bodies, urgent, ``FETCHED``. ARGV: time, broker, how many,
+#: whether urgent messages come last, queue.
 FETCH = (
     """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
@@ -79,7 +79,7 @@ if ARGV[4] == '1' and #ids < most then take_urgent() end
 """
     + BODIES
 )
-#: Fetches urgent messages alone: the first five KEYS of ``FETCH``; ARGV time, broker, how many, the highest score.
+#: Fetches only urgent messages. KEYS: the first five of ``FETCH``. ARGV: time, broker, how many, the highest score.
 FETCH_URGENT = (
     """
 redis.call('zadd', KEYS[1], ARGV[1], ARGV[2])
@@ -88,7 +88,7 @@ if #ids > 0 then redis.call('zrem', KEYS[5], unpack(ids)) end
 """
     + BODIES
 )
-#: Removes messages from the end of a list: KEYS list, bodies; ARGV ids. Returns the ids that were on the list.
+#: Removes messages from the end of a list. KEYS: list, bodies. ARGV: ids. Returns the ids that were on the list.
 TAKE_BACK = """
 local taken = {}
 for _, id in ipairs(ARGV) do
@@ -325,7 +325,9 @@ class Queues:
         return self._runs_of(queue_name, ids[::-1])
 
     def take_back(self, queue_name: str, most: int) -> list[int]:
-        """Remove the messages of runs among the newest ``most`` of the list, the newest first; return these runs."""
+        """Remove messages of runs from the newest ``most`` messages of the list. Return these runs, the newest
+        first.
+        """
         runs = self.newest_runs(queue_name, most)
         if not runs:
             return []
@@ -360,14 +362,14 @@ class Queues:
         return [queue_names[index] for index in found]
 
     def recover(self, broker_id: str, queues: Iterable[str] = ()) -> None:
-        """Requeue at once a dead process's messages, on this process's queues and on ``queues``."""
+        """Requeue a dead process's messages at once, on this process's queues and on ``queues``."""
         self.client.zadd(self.key("__heartbeats__"), {broker_id: 0})
         self.maintain(queues)
 
     def maintain(self, queues: Iterable[str] = ()) -> None:
         """Requeue messages of processes that sent no heartbeat for a minute, and delete dead letters after a week.
 
-        This concerns the queues of this process, and ``queues`` of other processes.
+        Do this for the queues of this process, and for ``queues`` of other processes.
         """
         known = {*self._declared, *queues}
         queue_names = [*known, *map(dq_name, known)]
@@ -380,7 +382,7 @@ class Queues:
                 self.wake(queue_name, 1)
 
     def maintain_queue(self, queue_name: str, client: redis.Redis | None = None) -> None:
-        """Maintain one queue, which may belong to another process."""
+        """Do the work of ``maintain`` for one queue, which may belong to another process."""
         now = current_millis()
         acks = self.key("__acks__."), f".{queue_name}"
         keys = [self.key("__heartbeats__"), self.key(f"{queue_name}.msgs"), self.urgent_key(queue_name)]

@@ -21,13 +21,13 @@ from core.transport.messages import REDIS_ID
 from core.transport.redis.fate import Fate, fate
 from core.transport.redis.queues import Queues
 
-#: A message is held this long before it is requeued: long enough to avoid a busy loop, and short enough not to delay
-#: the message.
+#: A message is kept for this long before it is requeued. Without the pause, fetching and requeueing would be a busy
+#: loop.
 PAUSE_SECONDS = 0.5
-#: The longest grace, in seconds. It is bounded because such messages take room on the queue from messages of other
-#: jobs.
+#: The longest grace, in seconds. It is bounded because messages for unknown actors delay messages of other jobs on the
+#: queue.
 LONGEST_GRACE_SECONDS = 60.0
-#: No more messages are fetched while this many are held.
+#: No more messages are fetched while this many messages for unknown actors are kept.
 MOST_HELD = 1000
 
 #: A message, and the queue from which it was fetched.
@@ -73,7 +73,9 @@ class UnknownActors(Batcher[Held]):
             self._queues.held(queue_name).difference_update(redis_ids)
 
     def _pause(self) -> None:
-        """Wait the whole pause before each batch, since requeued messages may be fetched again at once."""
+        """Wait until the whole pause has passed since the last batch, since requeued messages may be fetched again at
+        once.
+        """
         self._stopping.wait(max(self._decided_at + PAUSE_SECONDS - time.monotonic(), 0))
         self._decided_at = time.monotonic()
 

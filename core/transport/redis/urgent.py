@@ -55,7 +55,7 @@ return #popped / 2
 
 
 def redis_id_for(options: Mapping[str, Any]) -> str:
-    """Return a new id for a message with these options. The id of an urgent message tells its priority."""
+    """Return a new id for a message with these options. The id of an urgent message begins with its priority."""
     priority = options.get(PRIORITY)
     return f"{priority}:{new_id()}" if is_priority(priority) else new_id()
 

@@ -28,7 +28,7 @@ LISTEN_AGAIN_SECONDS = 0.5
 
 
 class Wakeable(Protocol):
-    """The part of a consumer that is needed to wake the consumer."""
+    """The methods of a consumer that are needed to wake it."""
 
     @property
     def queue_name(self) -> str:

@@ -24,9 +24,10 @@ class WindowConsumer(Consumer):
         self._work_queue = work_queue
         self._lane = work_queue.lane(queue_name)
         self._lane.attach(self.wake)
-        #: Fetch more messages when no more than this many are waiting.
+        #: The consumer fetches more messages when no more than this many are waiting.
         self._fetch_at = 0
-        #: Give more messages to the threads when no more than this many fetched messages are waiting for a thread.
+        #: The consumer gives more messages to the threads when no more than this many messages are waiting for a
+        #: thread.
         self._hand_over_at = 0
         #: Whether the last fetch had messages of runs.
         self._has_runs = True
@@ -85,7 +86,7 @@ class WindowConsumer(Consumer):
 
         If the threads start all of them ``at_once``, claim their runs.
 
-        On redis.RedisError, requeue as many messages as possible. A later check finds the other messages.
+        If Redis fails, requeue as many messages as possible. A later check for strays finds the other messages.
         """
         deliveries: list[Delivery] = []
         try:
@@ -109,7 +110,7 @@ class WindowConsumer(Consumer):
         return self._work_queue.wake_at(self._lane, enough)
 
     def take(self, body: bytes | None) -> Delivery | None:
-        """Return the message in ``body``, or None if the message is not for the threads now."""
+        """Return the message in ``body``, or None if no thread may start it now."""
         message = super().take(body)
         if message is None or message.options.get("eta") is None:
             return message

@@ -40,7 +40,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 #: result or an error may contain any character.
 CLIENT_ENCODING = "UTF8"
 #: The kernel notices a lost peer after about idle + interval × count seconds (tcp(7)). While a statement is being sent,
-#: the kernel sends no keepalives and would repeat the data for 15 minutes; ``tcp_user_timeout``, in milliseconds,
+#: the kernel sends no keepalives and would repeat the data for 15 minutes. ``tcp_user_timeout``, in milliseconds,
 #: shortens this time.
 KEEPALIVES = {
     "keepalives": 1,
@@ -265,7 +265,9 @@ def blame(error: BaseException) -> str | None:
 
 
 def refuses_value(error: BaseException) -> bool:
-    """Return whether an error means that PostgreSQL or psycopg2 refuses a value. It would refuse the value again."""
+    """Return whether an error means that PostgreSQL or psycopg2 refuses a value, so that a repetition would fail
+    too.
+    """
     if isinstance(error, ValueError):  # psycopg2 raises it for a NUL, or a character that the encoding lacks
         return True
     return _class_of(error) in REFUSING_CLASSES
@@ -293,7 +295,7 @@ def _class_of(error: BaseException) -> str:
 
 
 def brief(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
-    """Return the first line of a database error. If a right is missing, add which one to grant.
+    """Return the first line of a database error. If a right is missing, add advice that names the right.
 
     The other lines of an error repeat the statement.
     """
@@ -315,5 +317,5 @@ def remedy(error: BaseException, rights: Mapping[str, str] = RIGHTS) -> str:
 
 
 def session(engine: Engine) -> Session:
-    """Return a session on ``engine``; it takes a connection when it is first used."""
+    """Return a session on ``engine``. The session takes a connection when it is first used."""
     return Session(engine)

@@ -49,8 +49,8 @@ def enqueue(
     ``await session.run_sync(enqueue, job, ...)``.
 
     Raises UnknownJob, with the nearest name. Raises BadArguments if an argument does not fit the job's signature, or if
-    ``key``, ``delay``, ``expires``, ``priority`` or ``unless`` is invalid; for example, if a time is past. Raises
-    NaiveTime for a time without a time zone. Raises RotaError if ``session`` has another type.
+    ``key``, ``delay``, ``expires``, ``priority`` or ``unless`` is invalid. For example, a time that is past is invalid.
+    Raises NaiveTime for a time without a time zone. Raises RotaError if ``session`` has another type.
     """
     if unless is not None:
         waiting_id = waiting_run(
@@ -228,7 +228,7 @@ def send(session: Session, job: str, *, args: Mapping[str, Any] | None = None) -
 def send_many(session: Session, job: str, args: Iterable[Mapping[str, Any]]) -> None:
     """Send a message to ``job`` for each of ``args``, all together when the transaction commits.
 
-    Raises the errors of ``send``; then no message is sent.
+    Raises the errors of ``send``. After an error, no message is sent.
     """
     session = plain_session(session)
     found = loading.current().job(job)

@@ -4,7 +4,7 @@ RotaError
 ├── SettingsError          the environment is not usable; lists every problem
 ├── DeclarationError       a job or a schedule is declared wrongly; refused when its plugin loads
 ├── PluginError            a plugin cannot be used
-├── NotFound               a plugin does not know what a caller named
+├── NotFound               the thing that a caller named does not exist
 ├── UnknownJob             no loaded plugin has a job of that name
 ├── BadArguments           arguments that do not fit the job's signature
 │   └── ArgumentsMisfit    the arguments of a received message do not fit here
@@ -74,7 +74,7 @@ class BadArguments(RotaError):
 
 
 class ArgumentsMisfit(BadArguments):
-    """The arguments of a message do not fit the job as this process declares it; they may fit another release."""
+    """The arguments of a message do not fit the job as this process declares it. They may fit another release."""
 
 
 class BadResult(RotaError):
@@ -115,7 +115,7 @@ class BadTime(RotaError):
 
 
 class Forbidden(RotaError):
-    """The caller is known, and may not do this; nothing was changed."""
+    """The caller is known, and may not do this. Nothing was changed."""
 
 
 class NotAuthenticated(RotaError):
@@ -123,7 +123,7 @@ class NotAuthenticated(RotaError):
 
 
 class TokenError(RotaError):
-    """A token cannot be made or revoked in this way; nothing was changed."""
+    """A token cannot be made or revoked in this way. Nothing was changed."""
 
 
 class LeftoversError(RotaError):
@@ -182,7 +182,7 @@ class Later(RotaError):
 
     def __init__(self, *, in_: timedelta | None = None, at: datetime | None = None, reason: str = "") -> None:
         if (in_ is None) == (at is None):
-            raise BadTime("Later needs one of in_= and at=: the time at which the run is to be tried again")
+            raise BadTime("Later needs either in_= or at=, the time of the next attempt")
         if in_ is not None:
             check_span(in_)
         if at is not None:

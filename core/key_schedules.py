@@ -369,7 +369,7 @@ def refuse_removal(job: str, removed: int, there: int, wanted: int, most_removed
     if removed > there * most_removed:
         raise ScheduleError(
             f"job {job!r}: this sync wants {wanted} schedules and would remove {removed} of {there}, more than "
-            f"most_removed={most_removed}; nothing was changed. If that is meant, give most_removed=1.0"
+            f"most_removed={most_removed}; nothing was changed. If this is intended, pass most_removed=1.0"
         )
 
 

@@ -49,7 +49,9 @@ class Absence:
     since: dict[str, float] = field(default_factory=dict)
 
     def over(self, missing: Iterable[str], now: float) -> list[str]:
-        """Return those of ``missing`` that have been missing for longer than the grace. Forget all that are back."""
+        """Return which of ``missing`` have been missing for longer than the grace. Names that are not in ``missing``
+        are back, and are forgotten.
+        """
         self.since = {name: self.since.get(name, now) for name in missing}
         return [name for name, since in self.since.items() if now - since >= self.grace_seconds]
 

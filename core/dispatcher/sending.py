@@ -41,7 +41,7 @@ def send_due(
     *,
     seconds: float = SLICE_SECONDS,
 ) -> int:
-    """Send due runs of ``jobs`` for about ``seconds``; the queues take turns. Return how many runs were sent.
+    """Send due runs of ``jobs`` for about ``seconds``, where the queues take turns. Return how many runs were sent.
 
     Sending ends earlier if no more runs are due, if the windows of their queues are full, or if Redis is away. Nothing
     is sent while workers take runs directly from the ledger.
@@ -174,7 +174,7 @@ def forget_lost(
 ) -> int:
     """Mark a batch of lost runs of one queue and priority, so that they are sent again.
 
-    Return how many; 0 without Redis.
+    Return how many runs were marked. Without Redis, mark none.
 
     ``is_in_list`` is true if the messages are in the queue's list, and false if they are in its sorted set of urgent
     messages.

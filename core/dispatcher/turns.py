@@ -28,7 +28,7 @@ class TurnKeeper:
         self._reached = FIRST
 
     def look(self, connection: Connection) -> int:
-        """Wake runs that no longer wait for another run. Return how many; the pass then sends them."""
+        """Wake parked runs whose turn has come. Return how many. The pass then sends these runs."""
         found = turns.parked(connection, self._reached, AT_ONCE)
         self._reached = found[-1] if len(found) == AT_ONCE else FIRST
         return len(turns.wake(connection, found, carried=False)) if found else 0
@@ -43,7 +43,7 @@ class RoomKeeper:
         self.due_at = float("inf")
 
     def look(self, connection: Connection, jobs: Collection[str]) -> int:
-        """Wake runs of ``jobs`` for which there is room. Return how many; the caller then sends them."""
+        """Wake runs of ``jobs`` for which there is room. Return how many. The caller then sends these runs."""
         self.due_at = float("inf")
         names = room.awaited(connection, self._reached, AT_ONCE)
         self._reached = names[-1] if len(names) == AT_ONCE else ""

@@ -58,7 +58,7 @@ def adapters(job: Job) -> Adapters:
 def declared(job: Job) -> dict[str, dict[str, str]]:
     """Return, for each argument of ``job``, its type as text, a hash of its JSON schema, and its default if it has one.
 
-    The hash tells apart types that have the same text.
+    Types that have the same text differ in the hash.
     """
     known = adapters(job)
     parameters = list(inspect.signature(job.function).parameters.values())[1:]
@@ -207,7 +207,7 @@ def judging() -> Iterator[None]:
 def _text(value: Any) -> bytes | str:
     try:
         return to_json(value, inf_nan_mode="constants")
-    except PydanticSerializationError:  # the value has half a surrogate pair; the validation then reports it
+    except PydanticSerializationError:  # the value has half a surrogate pair, and the validation reports this
         return json.dumps(value)
 
 
@@ -266,15 +266,15 @@ def encode_progress(job: str, progress: Mapping[str, Any]) -> str:
         reason = error.reason if isinstance(error, UnicodeEncodeError) else error
         raise BadProgress(f"job {job!r}: its progress cannot be written as JSON: {reason}") from None
     if NUL.search(body.encode()):
-        raise BadProgress(f"job {job!r}: its progress holds a NUL character, which PostgreSQL cannot store")
+        raise BadProgress(f"job {job!r}: its progress has a NUL character, which PostgreSQL cannot store")
     return body
 
 
 def _check_body(body: bytes, largest: int, error: type[Exception], what: str) -> None:
     if len(body) > largest:
-        raise error(f"{what} take {len(body)} bytes of JSON; at most {largest} fit, keep the rest in a table")
+        raise error(f"{what}: {len(body)} bytes of JSON, of at most {largest}; keep larger data in a table")
     if NUL.search(body):
-        raise error(f"{what} hold a NUL character, which PostgreSQL cannot store")
+        raise error(f"{what}: a NUL character, which PostgreSQL cannot store")
 
 
 def _refuse_constant(name: str) -> None:

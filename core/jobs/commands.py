@@ -33,13 +33,11 @@ def problem(command: object) -> str:
     if not isinstance(command, Command):
         return f"{command!r}, which is not a Command"
     if not isinstance(command.name, str) or not NAME.fullmatch(command.name):
-        return f"the command {command.name!r}; a name has lower-case letters, digits and -, at most 40"
+        return f"the command {command.name!r}; expected at most 40 lower-case letters, digits and -"
     if command.name in OWN:
         return f"the command {command.name!r}, which is Rota's own"
     if not isinstance(command.place, str) or not PLACE.fullmatch(command.place):
-        return (
-            f"the command {command.name!r} at {command.place!r}, which is no place such as 'billing.commands:billing'"
-        )
+        return f"the command {command.name!r} at {command.place!r}; expected a place such as 'billing.commands:billing'"
     if not isinstance(command.line, str) or not command.line.strip() or not command.line.isprintable():
-        return f"the command {command.name!r} with the line {command.line!r}, which is no printable line"
+        return f"the command {command.name!r} with the line {command.line!r}; expected printable text"
     return ""

@@ -51,7 +51,9 @@ class Field:
         first, dash, last = span.partition("-")
         low = self._value(first)
         if not dash and slash:
-            raise ValueError(f"{self.title} {term!r}: a step follows * or a range, such as {low}-{self.high}/{every}")
+            raise ValueError(
+                f"{self.title} {term!r}: a step must follow * or a range, such as {low}-{self.high}/{every}"
+            )
         return ",".join(map(str, range(low, self._end(last, low, span) + 1, every))) if dash else str(low)
 
     def _end(self, last: str, low: int, span: str) -> int:
@@ -59,7 +61,7 @@ class Field:
         if high == SUNDAY < low and self is DAY_OF_WEEK:
             high = SUNDAY_AT_THE_END
         if high < low:
-            raise ValueError(f"{self.title} {span!r}: a range begins with its lower end; write it as two")
+            raise ValueError(f"{self.title} {span!r}: a range must begin with its smaller value; write two ranges")
         return high
 
     def _value(self, text: str) -> int:
@@ -73,7 +75,7 @@ class Field:
     def _step(self, text: str, term: str) -> int:
         if NUMBER.fullmatch(text) and int(text):
             return int(text)
-        raise ValueError(f"{self.title} {term[:20]!r}: a step is a number above 0")
+        raise ValueError(f"{self.title} {term[:20]!r}: a step must be a number above 0")
 
 
 DAY_OF_WEEK = Field("day of week", 0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))

@@ -32,7 +32,7 @@ def register_jobs() -> Sequence[Job]:  # type: ignore[empty-body]
 def register_migrations() -> Path:  # type: ignore[empty-body]
     """Return the folder of the plugin's Alembic revisions. Called once, when the plugin is loaded.
 
-    The folder needs no ``env.py``; each plugin has its own version table.
+    The folder needs no ``env.py``. Each plugin has its own version table.
     """
 
 
@@ -55,12 +55,12 @@ def register_middleware() -> Sequence[RunMiddleware]:  # type: ignore[empty-body
 
 @hookspec
 def register_schedules() -> Mapping[str, WantedSchedules]:  # type: ignore[empty-body]
-    """Return functions that read the wanted schedules of the plugin's jobs, by the names of the jobs.
+    """Return functions that read the schedules which the keys of the plugin's jobs must have, by the names of the jobs.
 
-    Called once, when the plugin is loaded. Each name must be that of a job of this plugin that is declared with
-    ``keyed``; otherwise, the plugin is broken. Each function gets a session and returns an iterable of KeySchedule, for
-    example a generator over a query. `rota schedules sync` calls it, and so does the daily job ``check-schedules``,
-    which reports differences. If a function raises, nothing is changed.
+    Called once, when the plugin is loaded. If a name is not that of a job of this plugin with ``keyed``, the plugin is
+    broken. Each function gets a session and returns an iterable of KeySchedule, for example a generator over a query.
+    `rota schedules sync` calls it, and so does the daily job ``check-schedules``, which reports differences. If a
+    function raises, nothing is changed.
     """
 
 

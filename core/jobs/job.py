@@ -146,7 +146,7 @@ def job(
     keyed: Keyed | None = None,
     limits: Sequence[Limit] = (),
 ) -> Callable[[Callable[..., Any]], Job]:
-    """Declare a job; the plugin's hook ``register_jobs`` returns it to Rota.
+    """Declare a job. The plugin's hook ``register_jobs`` returns the job to Rota.
 
     Retries: ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay after each
     failure, up to ``longest_delay``. ``jitter`` shortens each delay at random, by up to a half. With ``retry_on``, only
@@ -215,7 +215,7 @@ def default_misfire(keyed: object) -> Misfire:
 
 
 def option_problems(job: Job) -> list[str]:
-    """Return the problems with the options of ``job``; each text names the option and its value."""
+    """Return the problems with the options of ``job``. Each text names the option and its value."""
     checks = [
         _matches("name", job.name, JOB_NAME, "a letter, then letters, digits, - and _, all lower-case, at most 100"),
         _matches(
@@ -257,11 +257,15 @@ def combination_problems(job: Job) -> list[str]:
     if job.overlap == "skip" and job.schedule is None and job.keyed is None and job.ledger:
         problems.append("overlap='skip' would drop requests, and the job has no schedule; use 'wait' or 'allow'")
     if job.overlap == "wait" and job.misfire == "all":
-        problems.append("overlap='wait' keeps only the newest waiting slot, and misfire='all' runs all; change one")
+        problems.append(
+            "overlap='wait' keeps only the newest waiting slot, and misfire='all' runs all slots; change one of them"
+        )
     if job.schedule is not None and job.subject is not None:
         problems.append("subject needs arguments, and a schedule passes none; drop one of them")
     if job.schedule is not None and not job.ledger:
-        problems.append(f"schedule={str(job.schedule)!r} needs the ledger, and ledger=False; drop one of them")
+        problems.append(
+            f"schedule={str(job.schedule)!r} needs the ledger, and contradicts ledger=False; drop one of them"
+        )
     return [
         *problems,
         *retry_problems(job),

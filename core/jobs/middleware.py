@@ -16,7 +16,7 @@ class Attempt:
     """
 
     job: Job
-    #: The argument of the job's function; ``run.id``, ``run.attempt``, ``run.key`` and ``run.slot`` identify it.
+    #: The argument of the job's function. Its ``id``, ``attempt``, ``key`` and ``slot`` identify the attempt.
     run: Run
     #: The value that the job's function returned; None before that.
     result: Any = None
@@ -48,7 +48,7 @@ class RunMiddleware:
     def ended(self, attempt: Attempt, state: str) -> None:
         """Handle the end of the attempt, after its outcome was recorded. ``state`` is the run's state in the ledger.
 
-        ``state`` is ``succeeded``, ``retrying`` or ``dead``; ``cancelled`` for a dead run that was cancelled; or
+        ``state`` is ``succeeded``, ``retrying`` or ``dead``. It is ``cancelled`` for a dead run that was cancelled, and
         ``lost`` if another process owns the run now. For a message of the fast lane, which has no row in the ledger,
         ``state`` is ``succeeded`` or ``failed``. The method is called at most once per attempt, perhaps in another
         thread, and must return within five seconds. It is not called if the process dies or is ended at a hard limit.

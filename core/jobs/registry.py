@@ -102,7 +102,7 @@ class Registry:
     def _around(self, owner: Plugin) -> tuple[Registered, ...]:
         """Return the middleware around the runs of one plugin's jobs.
 
-        Middleware that two plugins registered as the same object is listed once.
+        If two plugins registered the same object, it is listed once.
         """
         found: dict[int, Registered] = {}
         for plugin in sorted(self.plugins, key=lambda plugin: plugin.name):
@@ -118,7 +118,7 @@ class Registry:
         return name in self.jobs
 
     def job(self, name: str) -> Job:
-        """Return the job called ``name``. Raises UnknownJob, with the nearest name if one is near."""
+        """Return the job called ``name``. Raises UnknownJob, whose message suggests a similar name if there is one."""
         try:
             return self.jobs[name]
         except KeyError:

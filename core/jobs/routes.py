@@ -18,8 +18,8 @@ class Route:
     """A route of a plugin below ``/api/v1/plugins/NAME``, for the hook ``register_routes``.
 
     ``path`` begins with a slash and may have parameters: ``/accounts/{name}``. ``place`` names a function as
-    ``package.module:name``. ``role`` is the lowest role that may call the route; it has no default. A route that
-    changes something needs at least an operator.
+    ``package.module:name``. ``role`` is the lowest role that may call the route. A route that changes something needs
+    at least an operator.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -45,9 +45,9 @@ def problem(route: object) -> str:
     if not isinstance(route.path, str) or not PATH.fullmatch(route.path):
         return f"a route with the path {route.path!r}; expected a path such as '/invoices/{{number}}'"
     if not isinstance(route.place, str) or not PLACE.fullmatch(route.place):
-        return f"the route {route} at {route.place!r}, which is no place such as 'billing.routes:invoices'"
+        return f"the route {route} at {route.place!r}; expected a place such as 'billing.routes:invoices'"
     if route.role not in ROLES:
         return f"the route {route} with the role {route.role!r}; expected one of {', '.join(ROLES)}"
     if route.role == ROLES[0] and not route.is_reading:
-        return f"the route {route} for viewers, who change nothing; expected the role operator or admin"
+        return f"the route {route} with the role viewer, which may change nothing; expected the role operator or admin"
     return ""

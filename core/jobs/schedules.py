@@ -10,9 +10,9 @@ change, the rules are Debian's:
   runs at its first occurrence only.
 - A job with a wildcard follows the wall clock: it runs in both passes of a repeated hour, and never in a skipped hour.
 
-``cron_dialect.py`` defines the expressions. CronSim computes their wall-clock times without a zone; this module applies
-the zone, since CronSim 2.8 returns past slots when it starts inside a repeated hour, loses slots where clocks change by
-half an hour, and runs wildcards at a skipped midnight.
+``cron_dialect.py`` defines the expressions. CronSim computes their wall-clock times without a zone. This module applies
+the zone, since CronSim 2.8 has errors with zones: it returns past slots when it starts inside a repeated hour, loses
+slots where clocks change by half an hour, and runs wildcards at a skipped midnight.
 """
 
 import re

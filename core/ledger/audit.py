@@ -54,7 +54,7 @@ class Actor:
 
 
 def record(on: Session | Connection, actor: Actor, action: Action, target: str, **details: Any) -> int:
-    """Record ``actor``'s action in the caller's transaction; return the entry's id."""
+    """Record ``actor``'s action in the caller's transaction. Return the entry's id."""
     parameters = {"actor": actor.name, "via": actor.via, "action": action, "target": target}
     return int(on.execute(RECORD, {**parameters, "details": as_json({**actor.facts, **details})}).scalar_one())
 

@@ -136,6 +136,6 @@ def of_process(connection: Connection, process_id: int) -> dict[int, int]:
 
 
 def marks(connection: Connection, run_ids: Sequence[int]) -> dict[int, Mark]:
-    """Return the cancellations, among those of ``run_ids``, that have not ended yet."""
+    """Return the cancellations of the runs ``run_ids`` that are still running."""
     rows = connection.execute(MARKS, {"run_ids": list(run_ids)}) if run_ids else ()
     return {row.run_id: Mark(row.run_id, row.asked_at, row.asked_by, row.reason) for row in rows}

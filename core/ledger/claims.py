@@ -59,8 +59,8 @@ class Verdict(StrEnum):
     #: The run's arguments do not fit the job as this process declares it, and a live worker may declare the job
     #: differently. The dispatcher sends the run again after a short wait.
     MISFIT = "misfit"
-    #: Another transaction has locked the run, such as a request that needs the run to start later
-    #: (``core/ledger/waiting.py``). The run is sent again soon.
+    #: Another transaction has locked the run. For example, a request may use the run, which must then start after the
+    #: request's commit (``core/ledger/waiting.py``). The run is sent again soon.
     LOCKED = "locked"
     #: The run is over or has expired, or another process has it, or this process is not registered.
     NONE = "none"
@@ -207,11 +207,11 @@ IS_CLAIMABLE = Prepared(
 )
 
 #: Parameters: the runs, their jobs, the process, the name of the process, the scopes of each job as the text of an
-#: array, and the form of each job in this process. The statement does the same as CLAIM for many runs. It leaves these
-#: runs to CLAIM: a run that must wait for another run or give way to it; a run that has limits, is early or paused, was
-#: refused by this form, or has a crash; a retry that was never started (an unclaim could not restore its former state);
-#: and a locked row. The runs are locked in the order of their keys, so that two claims which start different runs of
-#: the same keys do not wait for each other.
+#: array, and the form of each job in this process. The statement does the same as CLAIM for many runs. It leaves some
+#: runs to CLAIM: a run that must wait for another run or give way to it, a run that has limits, is early or paused, was
+#: refused by this form, or has a crash, and a run that another transaction has locked. It also leaves out a retry
+#: without an attempt, since an unclaim could not restore its state. The runs are locked in the order of their keys, so
+#: that two claims which start different runs of the same keys do not wait for each other.
 CLAIM_MANY = Prepared(
     "rota_claim_many",
     ("bigint[]", "text[]", "bigint", "text", "text[]", "text[]"),
@@ -330,8 +330,8 @@ def claim_many(
     ``sent`` has each run with its job and the scopes of the pauses that would pause the job. ``forms`` has each job's
     form.
 
-    The function is for runs that the threads of a process start at once. If the process dies then, each of these runs
-    counts a crash, but only once: a run with a crash is claimed separately.
+    The function is for runs that the threads of a process start at once. If the process dies, each of these runs counts
+    a crash. This happens to a run only once, since a run with a crash is claimed separately.
 
     If another process claims a run of the same job and key at this moment, the index refuses the whole statement. Then
     each half of the runs is tried alone. If a half is refused too, its runs are not claimed.

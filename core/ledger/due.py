@@ -150,7 +150,9 @@ def release_unlocked(connection: Connection, run_ids: Collection[int]) -> list[i
 
 
 def overdue_lanes(connection: Connection, age_seconds: float) -> dict[str, list[str]]:
-    """Return each queue with runs that were sent ``age_seconds`` ago or before and not claimed, with their jobs."""
+    """Return each queue with runs that were sent at least ``age_seconds`` ago and not claimed, with the jobs of these
+    runs.
+    """
     return {row.queue: row.jobs for row in connection.execute(OVERDUE_LANES, {"age": f"{age_seconds} seconds"})}
 
 

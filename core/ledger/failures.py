@@ -19,6 +19,6 @@ NEWEST = text("""
 
 
 def newest(connection: Connection, *, since: datetime, jobs: Collection[str] | None, most: int) -> list[Row[Any]]:
-    """Return those of the ``most`` newest dead runs that ended after ``since``, the newest first."""
+    """Return which of the ``most`` newest dead runs ended after ``since``, the newest first."""
     asked = {"since": since, "jobs": None if jobs is None else sorted(jobs), "most": most}
     return list(connection.execute(NEWEST, asked).all())

@@ -155,7 +155,7 @@ def requested(connection: Connection, job: str, key: str | None, after: datetime
 
 
 def last_requested(connection: Connection, job: str, before: datetime) -> Run | None:
-    """Return the newest run of a job that has no slot and was requested before an instant."""
+    """Return the last run without a slot that was requested of a job before an instant."""
     requests = select(RUNS).where(RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at < before)
     return connection.execute(requests.order_by(RUNS.c.id.desc()).limit(1)).one_or_none()
 
@@ -175,7 +175,7 @@ def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
 
 
 def next_served(connection: Connection, run: Run) -> Run | None:
-    """Return the first run of a later slot of the same job and key that was not missed."""
+    """Return the run of the next slot of the same job and key that was not missed."""
     later = select(RUNS).where(
         RUNS.c.job == run.job, RUNS.c.key == run.key, RUNS.c.slot > run.slot, RUNS.c.state != State.MISSED
     )

@@ -358,5 +358,5 @@ def has_room(session: Session, count: int, most: int) -> bool:
 
 
 def one_sync(session: Session, job: str) -> None:
-    """Let no other transaction sync the schedules of a job until this one ends."""
+    """Wait until no other transaction syncs the schedules of a job, and let none do so until this transaction ends."""
     session.execute(in_schema(ONE_SYNC, session), {"job": job})

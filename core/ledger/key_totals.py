@@ -38,7 +38,7 @@ def slots(connection: Connection, jobs: Iterable[str], since: datetime) -> dict[
 
     An outcome is a state, or a gap's reason.
 
-    A run counts when it has finished, a gap when it has ended.
+    A run counts at the time when it finished, and a gap counts at the time when it ended.
     """
     found: dict[str, dict[str, int]] = {job: {} for job in jobs}
     for row in connection.execute(SLOTS, {"jobs": list(found), "since": since}):

@@ -1,4 +1,5 @@
-"""A function can raise Later to postpone its run. This is not a failure: it is counted separately, and limited in time.
+"""A function can raise Later to postpone its run. A postponement is not a failure. It is counted separately, and
+limited in time.
 
 The run waits until its new due time. A slot that has neither failed nor crashed is ``queued`` again, so it is missed
 when its grace ends. Its reason ``later`` tells the misfire policies that a worker has tried the slot. Every other run

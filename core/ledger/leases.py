@@ -48,9 +48,9 @@ class Lease:
 #: The session of a run has its lease in ``Session.info`` under this key.
 OF_SESSION = "rota.lease"
 #: Parameters: the run, its token, the process. The token alone is not enough: see CLAIM in ``core/ledger/claims.py``.
-#: With ``coalesce``, PostgreSQL looks the run up by its id. Without it, PostgreSQL chooses the small index of running
-#: runs, which has an entry for every run that has ended since the last vacuum: a success then takes twice as much of
-#: PostgreSQL's time.
+#: With ``coalesce``, PostgreSQL looks the run up by its id. Without ``coalesce``, PostgreSQL would choose the index of
+#: running runs, which still has entries of all runs that have ended since the last vacuum. A success would then take
+#: twice as much of PostgreSQL's time.
 LEASE_IS_GOOD = "run.id = $1 AND run.token = $2 AND run.process_id = $3 AND coalesce(run.state, '') = 'running'"
 
 #: Parameters: the run, its token, the process, the progress.
@@ -76,7 +76,7 @@ def of(session: Session) -> Lease | None:
 def hold(session: Session | Connection, lease: Lease, progress: str | None = None) -> None:
     """Check, in the caller's transaction, that ``lease`` is good, and keep it good until that transaction ends.
 
-    ``progress``, a JSON text, is recorded with the check. Raises LeaseLost; the caller then rolls back.
+    ``progress``, a JSON text, is recorded with the check. Raises LeaseLost. The caller must then roll back.
     """
     if progress is None:
         held = HOLD_UNCHANGED.rows(session, lease.run_id, lease.token, lease.process_id)

@@ -87,7 +87,7 @@ def _use(row: Any) -> Use:
 
 
 def everything(connection: Connection, most: int) -> list[Use]:
-    """Return up to ``most`` limits; the limits with the most waiting runs come first."""
+    """Return up to ``most`` limits. The limits with the most waiting runs come first."""
     return [_use(row) for row in connection.execute(ALL, {"most": most, "after": ""})]
 
 

@@ -36,7 +36,8 @@ NEARLY_ONE = "0.999999"
 UNUSED_SECONDS = 3600
 BATCH = 1000
 
-#: Locks the names of ``{}`` in a fixed order. The seed of the lock keeps ledgers in other schemas of a database apart.
+#: Locks the names of ``{}`` in a fixed order. The seed of the hash is different for each ledger of a database, so that
+#: ledgers in different schemas have different locks.
 IN_ORDER = """
     SELECT pg_advisory_xact_lock(place) FROM (
         SELECT DISTINCT hashtextextended(name, 'rota_runs'::regclass::oid::bigint) AS place
@@ -58,8 +59,8 @@ GIVE_BACK = Prepared(
     "UPDATE rota_limits SET tokens = tokens + 1 WHERE name = ANY($1) AND tokens IS NOT NULL RETURNING name",
 )
 
-#: Parameters: the run, the names of its limits, the same names as declared. For a run that was inserted when its job
-#: had no limits.
+#: Sets the limits of a run that was inserted when its job had no limits. Parameters: the run, the names of its limits,
+#: the same names as declared.
 FILL = Prepared(
     "rota_fill_limits",
     ("bigint", "text[]", "text[]"),

@@ -121,7 +121,7 @@ def of_jobs(wanted: Filter) -> Iterator[Arm]:
     """Return an arm for each job in ``wanted``, or one arm for all runs if ``wanted`` names no job.
 
     The condition on the job is a range, and the job comes first in ORDER BY, so that PostgreSQL uses the index by job
-    and id. Otherwise it may search the newest runs of all jobs for those of one job.
+    and id. Otherwise, PostgreSQL may search the newest runs of all jobs for the runs of one job.
     """
     if wanted.jobs is None:
         yield Arm(list(wanted.conditions()), RUNS.c.id)
@@ -132,7 +132,9 @@ def of_jobs(wanted: Filter) -> Iterator[Arm]:
 
 
 def parts(state: State) -> Iterator[Sequence[ColumnElement[bool]]]:
-    """Return conditions on a state other than ``succeeded``, each with an index that has hardly any other runs."""
+    """Return conditions that together select a state other than ``succeeded``. Each condition has an index with hardly
+    any other runs.
+    """
     is_state = RUNS.c.state == state
     if state in WAITING:
         yield [is_state, RUNS.c.sent_at.is_(None)]

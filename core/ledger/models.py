@@ -34,7 +34,7 @@ IS_WAITING = "state IN ('queued', 'retrying')"
 IS_UNSENT = f"{IS_WAITING} AND sent_at IS NULL"
 #: The run is on its way to a worker, or parked.
 IS_SENT = f"{IS_WAITING} AND sent_at IS NOT NULL"
-#: The same conditions, for runs with a priority.
+#: The conditions ``IS_UNSENT`` and ``IS_SENT``, for runs with a priority.
 IS_URGENT = f"{IS_UNSENT} AND priority > 0"
 IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
 #: The run has not passed its deadline, which applies only until the run's first start.
@@ -73,10 +73,10 @@ class RunRow(Base):
     slot: Mapped[datetime | None] = mapped_column(Instant)
     queue: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text, server_default=State.QUEUED)
-    #: Why the run is dead, skipped, missed or orphaned, or why it is waiting; for operators.
+    #: Why the run is dead, skipped, missed or orphaned, or why it is waiting. Operators read it.
     reason: Mapped[str | None] = mapped_column(Text)
     args: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
-    #: Whether this run must not run at the same time as another such run of its job and key.
+    #: Whether the run must not run at the same time as another exclusive run of its job and key.
     exclusive: Mapped[bool] = mapped_column(server_default=text("true"))
     #: The number of claims of the run, without claims that were undone.
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
@@ -86,7 +86,7 @@ class RunRow(Base):
     crashes: Mapped[int] = mapped_column(server_default=text("0"))
     #: The fencing token. Every claim draws a token from a sequence, so that later claims have greater tokens.
     token: Mapped[int | None] = mapped_column(BigInteger)
-    #: The process that holds the lease. The lease ends when this process loses its row in rota_processes.
+    #: The process that has the lease. The lease ends when this process loses its row in rota_processes.
     process_id: Mapped[int | None] = mapped_column(BigInteger)
     #: The name of the last process that claimed the run.
     worker: Mapped[str | None] = mapped_column(Text)
@@ -170,7 +170,7 @@ class RunRow(Base):
 
 
 class ProcessRow(Base):
-    """A live worker or scheduler; its leases are good as long as this row exists and has not expired."""
+    """A live worker or scheduler. Its leases are good as long as this row exists and has not expired."""
 
     __tablename__ = "rota_processes"
 

@@ -2,10 +2,11 @@
 
 A retried run keeps its id, its attempts and its last error, and gets all its retries again. It waits as ``retrying``,
 to which no misfire policy applies, and is claimed like any other run. A dropped run is ``dead`` with the reason
-``dropped``, since it will not be tried again; its former state and reason are kept. No row is deleted, since every slot
+``dropped``, since it will not be tried again. Its former state and reason are kept. No row is deleted, since every slot
 must have an outcome.
 
-Each operation is one conditional statement: if two people request the same, only one statement changes the run.
+Each operation is one conditional statement. If two people request the same operation, only one statement changes the
+run.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -67,7 +68,7 @@ class Filter:
     #: The time when a run ended or, if the run has not ended, the time when it was queued.
     since: datetime | None = None
     until: datetime | None = None
-    #: A part of the error's text; case does not matter.
+    #: A part of the error's text, in any case.
     error: str | None = None
     reason: str | None = None
     limit: int | None = None

@@ -133,12 +133,12 @@ class Count:
 
 
 def with_slots(connection: Connection) -> list[str]:
-    """Return the jobs that have recorded slots."""
+    """Return the jobs that have a watermark."""
     return list(connection.execute(WITH_SLOTS).scalars())
 
 
 def with_remains(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """Return those of ``jobs`` that have waiting or dead runs, or whose slots are accounted for."""
+    """Return which of ``jobs`` have waiting or dead runs, or a watermark."""
     return set(connection.execute(WITH_REMAINS, {"jobs": list(jobs)}).scalars())
 
 
@@ -186,7 +186,7 @@ def adopt(connection: Connection, job: Job, *, batch: int = BATCH) -> list[str]:
 
 
 def with_absent(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """Return those of ``jobs`` that have orphans from a time when no process had the job."""
+    """Return which of ``jobs`` have orphans from a time when no process had the job."""
     return set(connection.execute(WITH_ABSENT, {"jobs": list(jobs)}).scalars())
 
 

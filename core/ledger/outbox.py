@@ -28,7 +28,7 @@ class Outbox:
 
 @dataclass(slots=True)
 class ProcessCarrier:
-    """The carrier of this process. A worker attaches a carrier; an application that only enqueues has none.
+    """The carrier of this process. A worker attaches a carrier. An application that only enqueues has none.
 
     There is one carrier per process, not one per session: ``enqueue`` accepts any session, including a session that a
     plugin or an application created without knowing about a worker.

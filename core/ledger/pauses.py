@@ -2,7 +2,7 @@
 
 A slot that comes due in a pause is skipped. Requested runs and retries wait unsent until the pause ends: at its
 ``until``, or when a person ends it. Runs that have started continue. A scope is ``everything``, or a plugin, a queue or
-a job by name; ``Registry.scopes`` returns the scopes of each job.
+a job by name. ``Registry.scopes`` returns the scopes of each job.
 
 Rows of ended pauses are kept as long as runs, since slots of an outage are judged by the time at which they came due.
 """
@@ -78,7 +78,7 @@ def end(connection: Connection, scope: str) -> Pause | None:
 
 
 def of_scopes(pauses: Iterable[Pause], scopes: Collection[str]) -> list[Pause]:
-    """Return those of ``pauses`` that have one of ``scopes``."""
+    """Return which of ``pauses`` have one of ``scopes``."""
     return [pause for pause in pauses if pause.scope in scopes]
 
 

@@ -238,8 +238,8 @@ def end_dead(connection: Connection, patience: timedelta | None = None) -> list[
     """End the leases of every process that died or whose lease has expired, and close the connections of these
     processes.
 
-    With ``patience``, do this only to processes whose lease expired longer ago than that, even if others have lost
-    their locks.
+    With ``patience``, do this only to processes whose lease expired longer ago than ``patience``. A process that has
+    only lost its lock is then left alone.
     """
     rows = connection.execute(END_DEAD, {"patience": patience}).all()
     if rows:
@@ -250,6 +250,6 @@ def end_dead(connection: Connection, patience: timedelta | None = None) -> list[
 def recover(connection: Connection, max_crashes: int) -> list[Recovered]:
     """Make the runs of dead processes due again. A run becomes dead if too many processes died while working on it.
 
-    A cancelled run ends instead.
+    A run that was cancelled ends instead.
     """
     return [Recovered(*row) for row in connection.execute(RECOVER, {"max_crashes": max_crashes})]

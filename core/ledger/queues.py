@@ -45,5 +45,7 @@ WAITING = text(f"""
 
 
 def waiting(connection: Connection, queues: list[str]) -> list[Row[Any]]:
-    """Return the numbers of waiting and running runs of each of ``queues``; each is at most ``MOST_COUNTED``."""
+    """Return the numbers of waiting and running runs of each of ``queues``. A number of waiting runs is at most
+    ``MOST_COUNTED``.
+    """
     return list(connection.execute(WAITING, {"queues": queues, "most": MOST_COUNTED}).all())

@@ -1,6 +1,6 @@
 """Releases: the jobs that each process has. They tell a process which jobs other processes have.
 
-During a deploy, processes of two releases are alive; and hosts may have different plugins. So each process names its
+During a deploy, processes of two releases are alive. Hosts may also have different plugins. So each process names its
 release when it registers, and the jobs of the fleet are the jobs of all live processes together. A process that names
 no release is of a version without releases. The jobs of such a process are unknown, so no run is orphaned while it is
 alive.
@@ -299,7 +299,7 @@ def queues_of(releases: Collection[Row[Any]]) -> dict[str, frozenset[str]]:
 
 
 def scopes_of_jobs(connection: Connection) -> dict[str, set[str]]:
-    """Return each job that a live process has, with the scopes of the pauses that hold the job."""
+    """Return each job that a live process has, with the scopes of the pauses that would pause the job."""
     found: dict[str, set[str]] = {}
     for release in connection.execute(ALIVE).all():
         for job, options in (release.jobs or {}).items():

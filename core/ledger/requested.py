@@ -32,7 +32,7 @@ def before(session: Session, caller: str, key: str, request: Any) -> int | None:
         return None
     found = session.execute(FOUND, {"caller": caller, "key": key}).one()
     if found.fingerprint != fingerprint:
-        raise BadArguments("the idempotency key belongs to another request of this caller; give each request its own")
+        raise BadArguments("the idempotency key belongs to another request of this caller; use another key")
     return int(found.run_id)
 
 

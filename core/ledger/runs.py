@@ -17,7 +17,7 @@ from core.ledger.limit_names import NO_NAMES, Names
 from core.ledger.models import State
 from core.ledger.prepared import Prepared, qualified
 
-#: The ledger stores at most this many characters of an error; the log has the whole text.
+#: The ledger stores at most this many characters of an error. The log has the whole text.
 LONGEST_ERROR = 2000
 
 #: The channel on which the dispatcher is notified of runs requested by a process without Redis.
@@ -196,7 +196,7 @@ class Failure:
     delay: timedelta = timedelta(0)
     #: The next attempt is due by this time, even if ``delay`` is longer.
     latest: datetime | None = None
-    #: The place where the error was raised, and the last lines that the attempt has logged; for people.
+    #: The traceback of the error, and the last lines that the attempt has logged, for people.
     traceback: str | None = None
     log: str | None = None
 
@@ -217,7 +217,7 @@ def request(
 ) -> int:  # fmt: skip
     """Insert a run without a slot in the caller's transaction, and return its id.
 
-    ``args`` is a JSON text. ``carried`` is whether the caller sends the message itself after the commit; if not, the
+    ``args`` is a JSON text. ``carried`` is whether the caller sends the message itself after the commit. If not, the
     commit notifies the dispatcher. A span ``expires`` is counted from the due time.
     """
     (run_id,) = request_many(
@@ -264,7 +264,7 @@ def announce(connection: Connection) -> None:
 def succeed(session: Session | Connection, lease: Lease, result: str | None, log: str | None = None) -> bool | None:
     """Record success in the caller's transaction. Return whether another run waits for the end of this run.
 
-    Returns None if the lease is lost; the caller then rolls back. ``log`` is the end of the attempt's log, which is
+    Return None if the lease is lost. The caller must then roll back. ``log`` is the end of the attempt's log, which is
     not kept for a run's first attempt.
     """
     values = (lease.run_id, lease.token, lease.process_id, result)
@@ -314,7 +314,7 @@ def release_forgotten(
     """Release the runs that a process claimed at least ``age`` ago and whose tokens are not in ``tokens``.
 
     A claim whose answer was lost leaves such a run, and so does an outcome that could not be recorded. A run that is
-    lost more than ``MOST_LOSSES`` times becomes dead, and so does a cancelled run.
+    lost more than ``MOST_LOSSES`` times is dead afterwards. A cancelled run is dead too.
     """
     values = {"process_id": process_id, "tokens": list(tokens), "age": age, "reason": reason}
     return [HandedBack(*row) for row in connection.execute(RELEASE_FORGOTTEN, values)]

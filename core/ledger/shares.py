@@ -1,9 +1,9 @@
 """Takes the due runs of one queue, as the dispatcher sends them: jobs share a batch, and the keys of a job take turns.
 
 Runs with a priority are taken first, in a batch of their own. From the other runs, each job gets an equal share of the
-batch. If a job has no more due runs than its share, all its due runs are taken. Otherwise a tenth of the share goes to
-its oldest runs, and its keys share the other nine tenths, or take turns if there are many keys. So the runs of one key,
-however many there are, hardly delay the runs of another key. The runs without a key count as one key.
+batch. If a job has no more due runs than its share, all its due runs are taken. Otherwise, a tenth of the share goes to
+the job's oldest runs. The job's keys share the other nine tenths, or take turns if there are many keys. So the runs of
+one key, however many there are, hardly delay the runs of another key. The runs without a key count as one key.
 
 Each part reads a bounded number of index entries, even beside a backlog of other runs, or of keys whose runs are not
 due. So a run without a key, or without a priority, may be overlooked while many older runs with a key or a priority

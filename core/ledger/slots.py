@@ -125,8 +125,8 @@ def insert_many(
     """Record slots of any jobs that no other process has recorded. Yield the newly queued runs.
 
     ``carried`` is whether the caller sends the messages of the runs. ``scopes`` has the scopes of the pauses that would
-    pause each job. The slots are inserted in batches, so that the first runs are sent while later slots are recorded,
-    and in a fixed order, so that two processes that insert the same slots cannot deadlock.
+    pause each job. The slots are inserted in batches, so that the first runs are sent while later slots are recorded.
+    The order is fixed, so that two processes that insert the same slots cannot deadlock.
     """
     in_order = sorted(due, key=lambda pair: (pair[1].slot, pair[0].name))
     for start in range(0, len(in_order), BATCH):
@@ -155,7 +155,7 @@ def _insert_batch(
 
 
 def watermarks(connection: Connection) -> dict[str, Watermark]:
-    """Return the watermark of each job that has a watermark."""
+    """Return the watermarks, by job."""
     rows = connection.execute(WATERMARKS).all()
     return {row.job: Watermark(row.spec, row.accounted_until) for row in rows}
 

@@ -69,7 +69,7 @@ class SubjectTable:
 
 
 def tables(connection: Connection, names: Collection[str]) -> dict[str, SubjectTable]:
-    """Return those of the named tables that exist, by the names that were asked for."""
+    """Return which of the tables ``names`` exist, by these names."""
     rows = connection.execute(PRIMARY_KEYS, {"tables": list(names)})
     return {row.table: SubjectTable(row.relation, tuple(row.columns or ()), row.type) for row in rows}
 
@@ -85,7 +85,7 @@ def orphan(connection: Connection, lease: Lease, error: str) -> bool:
 
 
 def hand_back(connection: Connection, lease: Lease, error: str) -> bool:
-    """Release a run whose subject could not be looked up, uncounted. Return False if the lease is lost."""
+    """Release, uncounted, a run whose subject could not be looked up. Return False if the lease is lost."""
     return _undo(HAND_BACK, connection, lease, error)
 
 

@@ -1,5 +1,5 @@
-"""The tokens, links and sessions of the HTTP service. A secret is made in this module and returned once; only its hash
-is kept.
+"""The tokens, links and sessions of the HTTP service. A secret is made in this module and returned once. Only its hash
+is stored.
 """
 
 import hashlib

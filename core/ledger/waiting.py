@@ -33,8 +33,8 @@ BY_DUE = NEWEST.format("sent_at IS NULL AND due_at <= statement_timestamp() + :d
 SENT = f"{FIND} {BY_SENT} ORDER BY sent_at DESC {LOCK}"
 UNSENT = f"{FIND} {BY_DUE} ORDER BY due_at DESC {LOCK}"
 
-#: The waiting run gets the later of the two deadlines, or no deadline if one of the two has none, and the larger
-#: priority.
+#: The waiting run gets the later of the two deadlines, and the larger of the two priorities. If the run or the request
+#: has no deadline, the run then has none.
 EXTEND = """
     UPDATE ledger.rota_runs SET priority = greatest(priority, :priority),
         expires_at = CASE WHEN rota_runs.expires_at IS NOT NULL AND asked.expires_at IS NOT NULL
@@ -53,7 +53,7 @@ class Asked:
     job: str
     key: str
     queue: str
-    #: Whether two runs of the request's job and key may not run at the same time.
+    #: Whether the job has no ``overlap="allow"``.
     exclusive: bool
     delay: timedelta
     expires: timedelta | datetime | None

@@ -62,7 +62,9 @@ def pause_at(slot: datetime, paused: Iterable[Pause]) -> Pause | None:
 
 
 def verdict(job: Job, slot: datetime, now: datetime, paused: Sequence[Pause], *, is_kept: bool) -> SlotRow:
-    """Return the row of a slot: skipped if it was paused; queued if it is in time or ``is_kept``; otherwise missed."""
+    """Return the row of a slot: skipped if the slot came due in a pause, queued if it is in time or ``is_kept``, and
+    otherwise missed.
+    """
     if pause_at(slot, paused):
         return SlotRow(slot, State.SKIPPED, "paused")
     if not plan.is_late(slot, now):
@@ -81,7 +83,7 @@ def count_missed(job: Job, rows: list[SlotRow]) -> None:
     missed = Counter(str(row.reason) for row in rows if row.state == State.MISSED)
     if missed:
         left = sum(row.state == State.QUEUED for row in rows)
-        report_missed(job.name, missed, f"misfire={job.misfire}, and {left} are run")
+        report_missed(job.name, missed, f"misfire={job.misfire}; {left} of the late slots still run")
 
 
 def miss_late(connection: Connection, registry: Registry, held: Mapping[str, datetime] = slots.NONE_HELD) -> None:

@@ -130,8 +130,8 @@ class Watch:
         """Return a message that names the last known holders of the locks and says what to do."""
         who = ", ".join(map(str, self._last)) or "a session that has ended since"
         pids = [each.pid for each in self._last if each.pid]
-        end = f", or end it with SELECT pg_terminate_backend({pids[0]})" if pids else ""
-        return f"{self._what}: locked by {who}; nothing was changed. Wait until that has ended{end}, and try again"
+        end = f", or end the session with SELECT pg_terminate_backend({pids[0]})" if pids else ""
+        return f"{self._what}: locked by {who}; nothing was changed. Wait until the locks are free{end}, and try again"
 
     def _look(self, pid: int, ended: threading.Event) -> None:
         try:

@@ -35,7 +35,7 @@ TABLES = text("""
     ORDER BY found.relname
 """)
 
-#: The objects other than tables that migrations create, with their names in DROP.
+#: The objects other than tables that migrations create, with the names that DROP needs.
 OBJECTS = text("""
     SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'SEQUENCE' END AS kind,
            relname AS name, oid::regclass::text AS called
@@ -45,7 +45,8 @@ OBJECTS = text("""
     UNION ALL SELECT 'TYPE', typname, oid::regtype::text
     FROM pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace AND typtype IN ('e', 'd')
 """)
-#: Objects that depend on tables are dropped before the tables; objects that tables depend on are dropped after them.
+#: Objects that depend on tables are dropped before the tables. Objects that tables depend on are dropped after the
+#: tables.
 BEFORE_TABLES = ("VIEW", "MATERIALIZED VIEW")
 AFTER_TABLES = ("ROUTINE", "SEQUENCE", "TYPE")
 
@@ -66,8 +67,8 @@ class Plan:
     tables: tuple[Table, ...]
     #: Whether the plugin's migrations are downgraded. If they are not, its tables are dropped by name.
     by_downgrade: bool
-    #: The names of other plugins. Tables whose names begin with a longer one of these names belong to that other
-    #: plugin.
+    #: The names of other plugins. A table belongs to the plugin with the longest name with which the table's name
+    #: begins.
     others: frozenset[str] = frozenset()
 
 

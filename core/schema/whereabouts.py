@@ -43,7 +43,7 @@ def hidden(connection: Connection) -> Hidden | None:
     return Hidden(
         f"the tables are in the schema {row.name}, and the search_path of {row.role} is {row.path}",
         f"ALTER ROLE {row.role} SET search_path = {row.name}, or put it into DATABASE_URL: "
-        f"options={option(row.name)}; `rota db upgrade` would make other tables elsewhere",
+        f"options={option(row.name)}; `rota db upgrade` would create a second ledger in another schema",
     )
 
 

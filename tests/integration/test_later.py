@@ -224,8 +224,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("when", "error", "words"),
         [
-            ({}, BadTime, "needs one of in_= and at="),
-            ({"in_": HOUR, "at": datetime(2099, 1, 1, tzinfo=UTC)}, BadTime, "needs one of in_= and at="),
+            ({}, BadTime, "needs either in_= or at="),
+            ({"in_": HOUR, "at": datetime(2099, 1, 1, tzinfo=UTC)}, BadTime, "needs either in_= or at="),
             ({"in_": 60}, BadTime, "must be a timedelta"),
             ({"in_": timedelta(0)}, BadTime, "must be more than 0"),
             ({"in_": -HOUR}, BadTime, "must be more than 0"),
@@ -261,7 +261,7 @@ class TestRefusals:
         row = run_job(once(postponing()))
 
         assert (row.state, row.failures) == ("retrying", 1)
-        assert row.error == "BadTime: Later needs one of in_= and at=: the time at which the run is to be tried again"
+        assert row.error == "BadTime: Later needs either in_= or at=, the time of the next attempt"
 
     def test_the_fast_lane_has_no_later(self, executor):
         fast = once(postponing(in_=HOUR), ledger=False)

@@ -160,8 +160,8 @@ class TestCap:
         assert [slot for slot, state, _ in found if state == "queued"] == due[-1000:]
         assert len(carrier.runs) == 1000
         told = emitted(caplog, "slot.missed")
-        assert told[0] == SlotMissed("work", 10000, "capped: 10000", "misfire=all, and 0 are run")
-        assert told[-1].note == "misfire=all, and 1000 are run"
+        assert told[0] == SlotMissed("work", 10000, "capped: 10000", "misfire=all; 0 of the late slots still run")
+        assert told[-1].note == "misfire=all; 1000 of the late slots still run"
 
     def test_what_is_left_by_grace_and_by_cap_is_told_apart(self, outage, caplog):
         work = job("work", schedule=every(minutes=1), misfire="all", misfire_grace=timedelta(hours=1), misfire_cap=20)(
@@ -171,7 +171,7 @@ class TestCap:
 
         outage(work, now - timedelta(hours=2), now)
 
-        missed = SlotMissed("work", 100, "capped: 40, grace: 60", "misfire=all, and 20 are run")
+        missed = SlotMissed("work", 100, "capped: 40, grace: 60", "misfire=all; 20 of the late slots still run")
         assert missed in emitted(caplog, "slot.missed")
 
     def test_slots_that_were_queued_while_all_workers_were_away_are_capped_as_well(self, ledger, database, caplog):

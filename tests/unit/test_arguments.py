@@ -294,7 +294,7 @@ def test_the_deepest_result_fits_and_no_deeper_one():
 def test_arguments_that_are_too_large_are_told_the_limit_and_the_way_out():
     message = refusal(taking(str), {"value": "x" * arguments.LARGEST_ARGUMENTS})
 
-    assert f"at most {arguments.LARGEST_ARGUMENTS} fit, keep the rest in a table" in message
+    assert f"of at most {arguments.LARGEST_ARGUMENTS}; keep larger data in a table" in message
 
 
 def test_the_largest_arguments_fit():

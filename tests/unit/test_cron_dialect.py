@@ -49,7 +49,7 @@ TABLE = {
 }
 
 REFUSED = {
-    "5/10 * * * *": "minute '5/10': a step follows * or a range, such as 5-59/10",
+    "5/10 * * * *": "minute '5/10': a step must follow * or a range, such as 5-59/10",
     "0 0 L * *": "day of month 'L' is not one of 1-31",
     "0 0 LW * *": "day of month 'LW' is not one of 1-31",
     "0 0 15W * *": "day of month '15W' is not one of 1-31",
@@ -60,11 +60,11 @@ REFUSED = {
     "*-5 * * * *": "minute '*' is not one of 0-59",
     "0 0 * * sunday": "day of week 'sunday' is not one of 0-7 or sun-sat",
     "0 0 * jan-foo *": "month 'foo' is not one of 1-12 or jan-dec",
-    "0 0 * * 6-1": "day of week '6-1': a range begins with its lower end",
-    "22-2 * * * *": "minute '22-2': a range begins with its lower end",
-    "*/0 * * * *": "minute '*/0': a step is a number above 0",
-    "*/ * * * *": "minute '*/': a step is a number above 0",
-    "*/5/5 * * * *": "minute '*/5/5': a step is a number above 0",
+    "0 0 * * 6-1": "day of week '6-1': a range must begin with its smaller value",
+    "22-2 * * * *": "minute '22-2': a range must begin with its smaller value",
+    "*/0 * * * *": "minute '*/0': a step must be a number above 0",
+    "*/ * * * *": "minute '*/': a step must be a number above 0",
+    "*/5/5 * * * *": "minute '*/5/5': a step must be a number above 0",
     "1,,2 * * * *": "minute '' is not one of 0-59",
     "٣ * * * *": "minute '٣' is not one of 0-59",
     "0 0 30 2 *": "has a day of month that none of its months has",

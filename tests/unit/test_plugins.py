@@ -285,10 +285,10 @@ def test_hook_register_commands(write: Write):
         ("None", "register_commands returned None"),
         ("'invoices'", "which is not a list of Command"),
         ("['invoices']", "register_commands returned 'invoices', which is not a Command"),
-        ("[Command('In voices', 'a:b', 'x')]", "the command 'In voices'; a name has lower-case letters"),
+        ("[Command('In voices', 'a:b', 'x')]", "the command 'In voices'; expected at most 40 lower-case letters"),
         ("[Command('runs', 'a:b', 'x')]", "the command 'runs', which is Rota's own"),
-        ("[Command('invoices', 'a.b', 'x')]", "'invoices' at 'a.b', which is no place such as"),
-        ("[Command('invoices', 'a:b', 'x\\ny')]", "with the line 'x\\ny', which is no printable line"),
+        ("[Command('invoices', 'a.b', 'x')]", "'invoices' at 'a.b'; expected a place such as"),
+        ("[Command('invoices', 'a:b', 'x\\ny')]", "with the line 'x\\ny'; expected printable text"),
     ],
 )
 def test_a_plugin_with_a_wrong_command_is_broken(write: Write, returned: str, problem: str):
@@ -339,12 +339,12 @@ def test_hook_register_routes(write: Write):
         ("[Route('GET', '/x', 'a:b')]", "missing 1 required positional argument: 'role'"),
         ("[Route('GET', '/x', 'a:b', '')]", "the route GET /x with the role ''; expected one of viewer, operator"),
         ("[Route('GET', '/x', 'a:b', None)]", "with the role None"),
-        ("[Route('POST', '/x', 'a:b', 'viewer')]", "for viewers, who change nothing"),
+        ("[Route('POST', '/x', 'a:b', 'viewer')]", "with the role viewer, which may change nothing"),
         ("[Route('get', '/x', 'a:b', 'viewer')]", "with the method 'get'; expected one of DELETE, GET"),
         ("[Route('GET', 'x', 'a:b', 'viewer')]", "with the path 'x'; expected a path such as '/invoices/{number}'"),
         ("[Route('GET', '/../tokens', 'a:b', 'viewer')]", "with the path '/../tokens'"),
         ("[Route('GET', '/{all:path}', 'a:b', 'viewer')]", "with the path '/{all:path}'"),
-        ("[Route('GET', '/x', 'a.b', 'viewer')]", "at 'a.b', which is no place such as 'billing.routes:invoices'"),
+        ("[Route('GET', '/x', 'a.b', 'viewer')]", "at 'a.b'; expected a place such as 'billing.routes:invoices'"),
         ("[Route('GET', '/x', 'a:b', 'viewer')] * 2", "returned the route GET /x twice"),
     ],
 )

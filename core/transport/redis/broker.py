@@ -43,10 +43,10 @@ class RotaBroker(RedisBroker):
     ) -> None:
         """``ledger_queues`` are the queues of jobs whose runs are in the ledger.
 
-        ``may_claim`` tells whether this process may claim such runs now. ``preparation`` claims runs that threads are
+        ``may_claim`` returns whether this process may claim such runs now. ``preparation`` claims runs that threads are
         about to start.
 
-        ``ask_fleet`` returns the jobs of all live processes; by default there are none. It may raise DBAPIError.
+        ``ask_fleet`` returns the jobs of all live processes. It may raise DBAPIError. By default, there are none.
         ``reserved`` has the reserved threads by queue.
         """
         #: The middleware's hooks by signal, without hooks that do nothing.

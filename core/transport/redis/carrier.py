@@ -22,7 +22,7 @@ class RedisCarrier:
     """Carries committed runs to workers over Redis."""
 
     def __init__(self, queues: Queues, is_away: Callable[[], bool] = never) -> None:
-        """``is_away`` tells whether Redis is unusable, so that workers take runs from the ledger."""
+        """``is_away`` returns whether Redis is unusable, so that workers take runs from the ledger."""
         self._queues = queues
         self._rooms = Rooms(queues)
         self._abandoned = AbandonedQueues(queues)
@@ -74,7 +74,7 @@ class RedisCarrier:
         return list(self._queues.newest_runs(queue, most).values())
 
     def take_back(self, queue: str, most: int) -> list[int]:
-        """Remove up to ``most`` messages of runs that have no priority, the newest first; return these runs.
+        """Remove up to ``most`` messages of runs that have no priority, the newest first. Return these runs.
 
         Raises redis.RedisError.
         """

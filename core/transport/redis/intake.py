@@ -31,7 +31,7 @@ class Intake:
     ) -> None:
         """``ledger_queues`` are the queues of jobs whose runs are in the ledger.
 
-        ``may_claim`` tells whether this process may claim such runs now.
+        ``may_claim`` returns whether this process may claim such runs now.
         """
         self._unknown_actors = unknown_actors
         self._ledger_queues = frozenset(ledger_queues)

@@ -44,7 +44,7 @@ class UnknownActors(Batcher[Held]):
     stop_seconds = PAUSE_SECONDS * 10
 
     def __init__(self, queues: Queues, ask_fleet: Callable[[], Fleet] = Fleet, grace_seconds: float = 0) -> None:
-        """``ask_fleet`` may raise SQLAlchemy's DBAPIError; by default, no other process has any job."""
+        """``ask_fleet`` may raise SQLAlchemy's DBAPIError. By default, no process has any job."""
         super().__init__()
         self._queues = queues
         self._ask_fleet = ask_fleet

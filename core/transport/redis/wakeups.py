@@ -14,8 +14,8 @@ import redis
 from core.transport.redis.error_log import ErrorLog
 from core.transport.redis.queues import Queues
 
-#: The length of one wait for tokens, in seconds, which must be below the client's socket time-out. The second length is
-#: used when another thread searches and all consumers are known.
+#: The length of one wait for tokens, in seconds. It must be below the client's socket time-out. The thread waits for
+#: ``LONG_BLOCK_SECONDS`` if another thread does the search, and if no consumer was added since the last wait.
 BLOCK_SECONDS = 1
 LONG_BLOCK_SECONDS = 4
 #: How often to search for messages without a token, in seconds.

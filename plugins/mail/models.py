@@ -182,13 +182,13 @@ class Message(Base):
     storage_key: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     error: Mapped[str | None]
-    #: How often its processing began to read it.
+    #: The number of attempts to process the message.
     readings: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 
 class Content(Base):
-    """What was read of a message that is processed. ``message_id`` is the id of its row in the table of messages.
+    """The content of a processed message. ``message_id`` is the id of its row in the table of messages.
 
     ``recipients`` has lists of ``{"name", "address"}`` under ``to``, ``cc`` and ``reply_to``; ``attachments`` is a list
     of ``{"name", "content_type", "size", "is_inline"}``. ``automatic`` is the sign that a program sent the message.

@@ -1,8 +1,9 @@
-"""Sample data: a small IMAP server whose mailboxes are accounts, and mail that arrives while one watches.
+"""Makes sample data: an IMAP server, accounts for its mailboxes, and messages that arrive one after another.
 
 ``python -m plugins.mail.simulation`` reads DATABASE_URL and runs until SIGTERM or SIGINT. The server is that of the
-package pymap, in memory, and of this machine alone. The workers need ``MAIL_SECRET_SIMULATED=simulated``, the password.
-The names of its accounts begin with ``simulated-``, and it changes no others.
+package pymap. It keeps messages in memory, and can be reached only from this machine. Its password is ``simulated``, so
+the workers need ``MAIL_SECRET_SIMULATED=simulated``. The names of the accounts begin with ``simulated-``, and the
+program changes no other accounts.
 """
 
 import imaplib
@@ -65,7 +66,7 @@ def usage(problem: str) -> str:
 
 
 def simulate(client: imaplib.IMAP4, stop: Event, dice: random.Random) -> None:
-    """Have a message arrive in each step."""
+    """Let a message arrive in each step."""
     arrived = 0
     while not stop.is_set():
         client.append(dice.choice(FOLDERS), "", "", message(dice))
@@ -76,7 +77,7 @@ def simulate(client: imaplib.IMAP4, stop: Event, dice: random.Random) -> None:
 
 
 def message(dice: random.Random) -> bytes:
-    """A message as a person, a program, or a broken program would send it."""
+    """Return a message as a person, a program, or a broken program sends it."""
     made, sender = EmailMessage(), dice.choice(PEOPLE)
     made["From"] = f"{sender} <{sender.lower().replace('ë', 'e')}@example.com>"
     made["To"] = f"{USER}@example.com"
@@ -94,7 +95,7 @@ def message(dice: random.Random) -> bytes:
 
 @contextmanager
 def server() -> Iterator[int]:
-    """A running IMAP server of one user; its port."""
+    """Yield the port of an IMAP server with one user."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -109,7 +110,7 @@ def server() -> Iterator[int]:
 
 @contextmanager
 def mailboxes(port: int) -> Iterator[imaplib.IMAP4]:
-    """A connection that is logged in, and has made the folders."""
+    """Yield a connection that is logged in, after making the folders."""
     client = connected(port)
     try:
         client.login(USER, PASSWORD)
@@ -121,7 +122,7 @@ def mailboxes(port: int) -> Iterator[imaplib.IMAP4]:
 
 
 def connected(port: int, tries: int = 200) -> imaplib.IMAP4:
-    """A connection to the server, which may still be starting."""
+    """Return a connection to the server, which may still be starting."""
     wait = Event()
     while True:
         try:
@@ -134,7 +135,7 @@ def connected(port: int, tries: int = 200) -> imaplib.IMAP4:
 
 
 def has_accounts(engine: Engine, port: int) -> bool:
-    """Add the accounts, or tell them the port; False if the database cannot be used yet."""
+    """Add the accounts, or change their port. Return False if the database cannot be used yet."""
     try:
         with Session(engine) as session, session.begin():
             for folder in FOLDERS:
@@ -146,7 +147,7 @@ def has_accounts(engine: Engine, port: int) -> bool:
 
 
 def add_or_move(session: Session, folder: str, port: int) -> None:
-    """Give a folder of the server its account."""
+    """Add an account for a folder of the server, or change its port."""
     try:
         change_account(session, find_account(session, NAME + folder).id, port=port)
     except UnknownAccount:
@@ -164,7 +165,7 @@ def add_or_move(session: Session, folder: str, port: int) -> None:
 
 
 def stop_on_signals() -> Event:
-    """An event that SIGTERM and SIGINT set."""
+    """Return an event that SIGTERM and SIGINT set."""
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

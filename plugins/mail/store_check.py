@@ -98,7 +98,7 @@ class StoreCheck:
         return {found.key for folder in folders for found in self.store.list(folder)}
 
     def still_there(self, message_ids: Sequence[int]) -> Sequence[int]:
-        """Return those of the messages that were not deleted meanwhile, nor their objects."""
+        """Return the messages that still exist and still have the key of an object."""
         rows = select(Message.id).where(Message.id.in_(message_ids), Message.storage_key.is_not(None))
         return self.session.scalars(rows.order_by(Message.id)).all()
 

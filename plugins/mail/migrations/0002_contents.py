@@ -1,4 +1,6 @@
-"""What is read of messages, and indexes by which objects and messages without the other are found."""
+"""Creates the table of the contents of messages, and indexes that find objects without messages, and messages without
+objects.
+"""
 
 import sqlalchemy as sa
 from alembic import op

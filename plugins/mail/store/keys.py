@@ -10,12 +10,11 @@ UIDS_PER_FOLDER = 1000
 
 
 def message_key(account_id: int, folder_number: int, generation: int, uid: int) -> str:
-    """Return the key of a message, which depends only on its identity.
+    """Return the key of a message. It depends only on the message's identity.
 
-    If it is stored again after a crash, it replaces itself.
-
-    ``folder_number`` and ``generation`` are values of its row in the table of folders. They are needed because two
-    folders of an account may have the same UIDVALIDITY, and a server may return to a former UIDVALIDITY.
+    So if a message is stored again after a crash, it replaces the first object. ``folder_number`` and ``generation``
+    come from the row of the folder. They are needed because two folders of an account may have the same UIDVALIDITY,
+    and a server may return to a former UIDVALIDITY.
     """
     return f"{account_id}/{folder_number}.{generation}/{uid // UIDS_PER_FOLDER}/{uid}.eml"
 
@@ -40,5 +39,5 @@ def prefix_steps(prefix: str) -> list[str]:
     if not prefix:
         return []
     if not prefix.endswith("/"):
-        raise StoreError(f"the prefix {prefix!r} must end with a slash, or it would find what only begins alike")
+        raise StoreError(f"the prefix {prefix!r} must end with a slash; without it, it would match other folders")
     return steps(prefix[:-1])

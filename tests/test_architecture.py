@@ -1,4 +1,4 @@
-"""The import arrows of the module map, kept true by the test suite."""
+"""The import rules between the rooms of ``core``, and limits for files and functions."""
 
 import ast
 import importlib
@@ -27,7 +27,7 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"forks"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
-#: The only modules that know these libraries.
+#: The only modules that may import these libraries.
 MAY_IMPORT = {
     "dramatiq": {"main", "middleware", "transport", "worker"},
     "periodiq": {"main", "scheduling"},
@@ -39,7 +39,7 @@ PLUGINS = [path for path in SOURCES if path.parts[0] == "plugins" and len(path.p
 
 
 def imports(path: Path, *, at_once: bool = False) -> Iterator[list[str]]:
-    """What ``path`` imports, in parts; ``at_once``: only what it needs when it is itself imported."""
+    """Yield the imports of ``path``, split into names. With ``at_once``, only those that are executed at its import."""
     tree = ast.parse((ROOT / path).read_text())
     for node in needed_at_once(tree) if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -50,7 +50,7 @@ def imports(path: Path, *, at_once: bool = False) -> Iterator[list[str]]:
 
 
 def needed_at_once(node: ast.AST) -> Iterator[ast.AST]:
-    """All but the bodies of functions and what is there for the type checker alone."""
+    """Yield all nodes except the bodies of functions and the imports for type checkers."""
     yield node
     for child in ast.iter_child_nodes(node):
         is_called_later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -83,7 +83,7 @@ def test_imports_follow_the_arrows(path):
 
 
 def test_only_its_command_imports_the_http_service():
-    """Its packages are those of an extra, and no other process has them."""
+    """The packages of the HTTP service belong to an extra, and other processes must not need them."""
     outside = [path for path in SOURCES if path.parts[:2] != ("core", "web") and path != Path("core/cli/web.py")]
 
     for path in outside:
@@ -93,7 +93,7 @@ def test_only_its_command_imports_the_http_service():
 
 
 def test_no_two_modules_import_each_other():
-    """Over any number of steps. What is imported later, when a function is called, does not count."""
+    """No cycle of any length. Imports within functions do not count."""
     graph = {
         dotted(path): {
             ".".join(parts if is_module(parts) else parts[:-1])
@@ -128,7 +128,7 @@ def test_a_plugin_imports_the_front_door_and_itself(path):
 
 @pytest.mark.parametrize("path", [path for path in PLUGINS if "migrations" not in path.parts], ids=str)
 def test_a_plugin_names_its_tables_in_its_models_alone(path):
-    """What the tables are called, and whose they are, is then a change in one module."""
+    """So the names of tables change in one module only."""
     models = importlib.import_module(f"plugins.{path.parts[1]}.models")
     tree = ast.parse((ROOT / path).read_text())
     prose = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, HAS_DOCSTRING)}

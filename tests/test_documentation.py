@@ -1,4 +1,4 @@
-"""The documentation keeps up with the code: what there is, is described, and what is described works."""
+"""The documentation agrees with the code: every part is described, and the commands and examples in it work."""
 
 import ast
 import inspect
@@ -33,9 +33,9 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-#: Built so that this file does not contain what it forbids.
+#: Composed so that this file does not contain the forbidden texts.
 FORBIDDEN = re.compile(r"/(?:home|root|work|Users)/|py[p]i\.|python[h]osted|arti[f]actory|dev[p]i")
-#: What a user types that is not ours to check.
+#: Commands of other programs, which are not checked.
 OTHERS = {
     ".",
     "git",
@@ -57,17 +57,17 @@ OTHERS = {
 
 
 def page(name: str) -> str:
-    """The text of one page of the documentation."""
+    """Return the text of a page of the documentation."""
     return (ROOT / "docs" / name).read_text()
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    """The bodies of fenced blocks in these languages."""
+    """Return the bodies of the fenced blocks in these languages."""
     return [body for language, body in BLOCK.findall(text) if language in languages]
 
 
 def cells(text: str) -> set[str]:
-    """What stands in code in the first column of tables."""
+    """Return the code in the first column of tables."""
     return {code for line in text.splitlines() if line.startswith("| `") for code in first_cell(line)}
 
 
@@ -85,7 +85,7 @@ class TestSettings:
 
 
 def setting_row(name: str) -> str:
-    """A setting as docs/settings.md has it."""
+    """Return the row of a setting in docs/settings.md."""
     field = Settings.model_fields[name]
     default = "required" if field.is_required() else f"`{shown(field.default)}`"
     sentence = (field.description or "").replace("``", "`")
@@ -118,7 +118,7 @@ WORDS = {
 
 
 def values(name: str) -> str:
-    """What a setting may be, and its unit."""
+    """Return the values of a setting, with the unit."""
     annotation, metadata = Settings.model_fields[name].annotation, Settings.model_fields[name].metadata
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
@@ -157,7 +157,7 @@ class TestMetrics:
 
 
 def declared_metrics() -> dict[str, set[str]]:
-    """Each metric's name as Prometheus scrapes it, with its labels, read from the source."""
+    """Return the labels of each metric by the name that Prometheus reads, from the source."""
     found = {}
     for call in ast.walk(ast.parse((ROOT / "core" / "observability" / "metrics.py").read_text())):
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") in {"Counter", "Gauge", "Histogram"}:
@@ -182,7 +182,7 @@ class TestCommandLine:
 
 
 def all_commands_and_options() -> Iterator[str]:
-    """Each command as it is typed, and each option."""
+    """Yield each command as it is typed, and each option."""
     for words, command in commands_below((), rota):
         yield " ".join(("rota", *words))
         yield from (parameter.opts[0] for parameter in command.params if isinstance(parameter, click.Option))
@@ -199,7 +199,7 @@ def commands_below(words: tuple[str, ...], group: click.Group) -> Iterator[tuple
 
 
 def shown_commands(text: str) -> Iterator[str]:
-    """Lines of shell blocks, and code in the text that begins with ``rota`` or ``make``."""
+    """Yield the lines of shell blocks, and inline code that begins with ``rota`` or ``make``."""
     for block in blocks(text, "sh"):
         yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip(" #") and line[0] != "#")
     prose = BLOCK.sub("", text)
@@ -207,7 +207,7 @@ def shown_commands(text: str) -> Iterator[str]:
 
 
 def is_right(words: list[str]) -> bool:
-    """Whether a command names what there is."""
+    """Return whether the command exists."""
     if "rota" in words and words[0] in {"docker", "rota"}:
         return is_rota(words[words.index("rota") + 1 :])
     if words[0] == "make":
@@ -292,7 +292,7 @@ def test_every_reason_is_described():
 
 
 def reasons() -> set[str]:
-    """The words that ``rota why`` knows reasons by, and those that execution writes."""
+    """Return the reasons that ``rota why`` explains, and those that execution writes."""
     tree = ast.parse((ROOT / "core" / "operations" / "stories.py").read_text())
     tables = [
         node.value
@@ -307,7 +307,7 @@ def test_the_page_of_events_is_what_their_declarations_say():
 
 
 def test_every_event_is_emitted_by_its_class():
-    """One that nothing emits would be a promise that nobody keeps; ``run.progress`` goes by the job's own logger."""
+    """``run.progress`` is logged by the job's own logger."""
     sources = "".join(path.read_text() for path in (ROOT / "core").rglob("*.py") if path.name != "events.py")
     silent = [declared.name for declared in EVENTS.values() if f"{declared.__name__}(" not in sources]
 
@@ -315,7 +315,7 @@ def test_every_event_is_emitted_by_its_class():
 
 
 class TestEventsInTests:
-    """An event's name and fields are a promise, so that a test provokes each and looks at it."""
+    """Names and fields of events must not change, so a test causes each event and checks it."""
 
     def test_every_event_is_looked_for_by_its_name_or_its_class(self):
         looked_for = {found for tree in modules_of_tests() for found in names_and_strings(tree)}
@@ -324,7 +324,7 @@ class TestEventsInTests:
         assert not missing
 
     def test_no_event_is_looked_for_that_is_not_declared(self):
-        """A test that expects not to find one would succeed for ever after it was renamed."""
+        """A test that expects no event of that name would always pass after the event was renamed."""
         topics = {name.partition(".")[0] for name in EVENTS}
         looked_for = {name for tree in modules_of_tests() for name in looked_for_in_logs(tree)}
         unknown = [name for name in looked_for - EVENTS.keys() if name.partition(".")[0] in topics]
@@ -337,7 +337,7 @@ def modules_of_tests() -> Iterator[ast.Module]:
 
 
 def names_and_strings(tree: ast.Module) -> Iterator[str]:
-    """What code names and what strings it has; imports are neither."""
+    """Yield the names and strings in code, without imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             yield node.id
@@ -346,7 +346,7 @@ def names_and_strings(tree: ast.Module) -> Iterator[str]:
 
 
 def looked_for_in_logs(tree: ast.Module) -> Iterator[str]:
-    """Strings like ``topic.what_happened`` to the left of ``in``, or given to ``emitted`` or ``logged``."""
+    """Yield strings like ``topic.what_happened`` to the left of ``in``, or in calls of ``emitted`` or ``logged``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and type(node.ops[0]).__name__.endswith("In"):
             yield from event_names([node.left])
@@ -371,7 +371,7 @@ def test_nothing_in_the_core_words_its_own_lines():
     assert set(found) == {
         "core/jobs/run.py",  # run.progress, by the job's own logger
         "core/observability/events.py",
-        "core/transport/redis/broker.py",  # Dramatiq's own words
+        "core/transport/redis/broker.py",  # Dramatiq's own texts
     }
 
 
@@ -382,7 +382,7 @@ def test_every_room_is_described_by_its_own_first_sentence():
 
 
 def rooms() -> Iterator[tuple[str, str]]:
-    """Each folder and module at the front of the core, with the first paragraph of its docstring."""
+    """Yield each folder and module directly in ``core``, with the first paragraph of its docstring."""
     for path in sorted((ROOT / "core").iterdir()):
         source = path / "__init__.py" if path.is_dir() else path
         if source.suffix == ".py" and source.is_file():
@@ -407,7 +407,7 @@ def test_every_layer_around_a_run_is_described_in_its_order():
 
 
 def layers_around_runs() -> list[str]:
-    """The modules of the layers in ``Executor``'s list ``around_runs``, read from the source."""
+    """Return the modules of the layers in ``Executor``'s list ``around_runs``, read from the source."""
     tree = ast.parse((ROOT / "core" / "worker" / "executor.py").read_text())
     modules = {
         alias.name: node.module.rpartition(".")[2]
@@ -424,13 +424,13 @@ def is_assignment(node: ast.AST) -> bool:
 
 
 def class_of(layer: Any, assigned: dict[str, Any]) -> str:
-    """The class of a layer, which the list creates or names by a variable."""
+    """Return the name of a layer's class. The list contains a call of the class, or the name of a variable."""
     called = layer if isinstance(layer, ast.Call) else assigned[layer.id]
     return str(called.func.id)
 
 
 def test_the_picture_of_the_rooms_is_drawn_from_the_imports():
-    """Their sizes may differ: they change with every line."""
+    """The sizes in the picture may differ, since they change with every line of code."""
     drawn, kept = (re.sub(r".*class=\"size\".*\n", "", text) for text in (picture(LAYERS), PICTURE.read_text()))
 
     assert drawn == kept, "run python docs/rooms.py"
@@ -509,7 +509,7 @@ def test_the_svg_of_the_readme_needs_nothing_from_elsewhere():
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    """The plugin's files, and what pip would write beside them."""
+    """Return a folder with the plugin's files, and the metadata that pip would write."""
     folder = tmp_path_factory.mktemp("readme") / "reminders"
     for body in blocks(README.read_text(), "toml", "python"):
         path = folder / body.partition("\n")[0].removeprefix("# ")

@@ -1,4 +1,4 @@
-"""A real PostgreSQL with this plugin's tables, emptied after each test."""
+"""A real PostgreSQL with this plugin's tables, which are emptied after each test."""
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def _empty_tables(engine: Engine) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What left for core: the jobs enqueued and the messages published, committed or not."""
+    """Record the enqueued jobs and the published messages, whether or not they are committed."""
     left = SimpleNamespace(jobs=[], published=[])
     monkeypatch.setattr(triggers, "enqueue", lambda session, job: left.jobs.append((session, job)))
     monkeypatch.setattr(
@@ -57,7 +57,7 @@ def world(session: Session) -> World:
 
 @pytest.fixture
 def check_invariants(engine: Engine) -> Callable[[], None]:
-    """What must hold between any two transactions."""
+    """Assert the conditions that hold between any two transactions."""
 
     def check() -> None:
         with Session(engine) as session:

@@ -1,4 +1,4 @@
-"""Agents and users for the tests, and threads that start together."""
+"""Makes agents and users for the tests, and threads that start at the same time."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 @dataclass
 class World:
-    """Arranges the usual things in a line each; every method commits."""
+    """Makes rows and changes with one call each. Every method commits."""
 
     session: Session
     checkpoints: list[dict[str, int]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class World:
         self.session.commit()
 
     def waiting(self, *user_ids: str, since: datetime = NOON) -> None:
-        """Users who joined a second apart, the first at ``since``."""
+        """Let users join a second apart, the first at ``since``."""
         for second, user_id in enumerate(user_ids):
             join_queue(self.session, user_id, since + timedelta(seconds=second))
         self.session.commit()
@@ -47,14 +47,14 @@ class World:
         return counts["assigned"]
 
     def chat(self, user_id: str = "ann", agent_id: str = "zoe", *, now: datetime = NOON) -> int:
-        """An active chat that started at ``now``, with an agent who has room for one."""
+        """Return an active chat that started at ``now``, with an agent who has one place."""
         self.agent(agent_id, capacity=1)
         self.waiting(user_id, since=now)
         assert self.assign(now) == 1
         return self.session.scalars(select(Chat.id).where(Chat.user_id == user_id, Chat.state == "active")).one()
 
     def warns(self, now: datetime = NOON + timedelta(minutes=1)) -> int:
-        """Have quiet chats warned; return how many were."""
+        """Let quiet chats be warned. Return the number of warnings."""
         return warn_quiet_chats(self.session, now, checkpoint=self.checkpoint)["warned"]
 
     def says(self, chat_id: int, sender: str, now: datetime, text: str = "hello") -> None:
@@ -67,12 +67,12 @@ class World:
         return ended
 
     def told(self, kind: str) -> list[tuple[str, str]]:
-        """(kind of recipient, recipient) of every notification of that kind, in order."""
+        """Return the kind and the id of each recipient of notifications of that kind, in order."""
         stored = select(Notification.recipient_kind, Notification.recipient_id).where(Notification.kind == kind)
         return [tuple(row) for row in self.session.execute(stored.order_by(Notification.id))]
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(user, agent) of every chat, in the order of assignment."""
+        """Return the user and the agent of every chat, in the order of assignment."""
         rows = self.session.execute(select(Chat.user_id, Chat.agent_id).order_by(Chat.id))
         return [(user, agent) for user, agent in rows]
 
@@ -85,13 +85,13 @@ class World:
         return self.session.get_one(Agent, agent_id)
 
     def states(self) -> dict[str, str]:
-        """The state of each user's latest queue entry."""
+        """Return the state of each user's latest queue entry."""
         entries = select(QueueEntry.user_id, QueueEntry.state).order_by(QueueEntry.id)
         return dict(self.session.execute(entries).all())
 
 
 def at_once(number: int, work: Callable[[int], object]) -> list[object]:
-    """Run ``work(0)`` … ``work(number - 1)`` in threads that set off together; return what each returned."""
+    """Run ``work(0)`` … ``work(number - 1)`` in threads that start at the same time. Return the results."""
     barrier = threading.Barrier(number, timeout=60)
 
     def set_off(index: int) -> object:

@@ -189,7 +189,7 @@ def test_a_batch_that_rolls_back_leaves_its_users_first_in_line(world, engine, c
 
 
 def test_a_trigger_is_not_lost_while_another_batch_is_at_work(world, engine):
-    """The second run starts before the first has committed, and places the user the first could not know of."""
+    """The second run begins before the first has committed, and places the user whom the first run could not see."""
     world.agent("zoe", capacity=1)
     world.agent("yan", capacity=1)
     world.waiting("ann")
@@ -210,7 +210,7 @@ def test_a_trigger_is_not_lost_while_another_batch_is_at_work(world, engine):
 
 
 def test_a_batch_looks_for_the_oldest_once_it_has_the_turn_and_not_before(world, engine):
-    """A join that is committed while a batch waits is seen by it, though its time is earlier than others'."""
+    """A join that is committed while a batch waits is seen by the batch, although its time is earlier."""
     world.agent("zoe", capacity=11)
     world.waiting(*(f"user-{number:02}" for number in range(11)))
     with Session(engine) as first:
@@ -340,7 +340,7 @@ def test_the_database_refuses_a_second_active_chat_of_one_user(world):
 
 
 def waits_for_the_turn(engine):
-    """Return once some session of this database waits for a lock of another; the test's timeout bounds it."""
+    """Return when a session of this database waits for a lock of another session."""
     blocked = text("SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0")
     while True:
         with engine.connect() as connection:

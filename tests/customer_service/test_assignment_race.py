@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def fill(session, capacity):
-    """Users in the order of their numbers, though not of their entries; agents of differing capacity and rating."""
+    """Add users in the order of their numbers, not of their entries, and agents with various capacities and ratings."""
     order = random.Random(7).sample(range(USERS), USERS)
     session.execute(
         insert(QueueEntry),
@@ -70,7 +70,7 @@ def test_load_is_spread_evenly_over_equal_agents(engine, session):
 
 
 def test_the_order_is_kept_when_batches_fail(engine, session, check_invariants):
-    """Every third batch rolls back, as a worker's would that was killed: no later user profits from it."""
+    """Every third batch is rolled back, as if its worker had been killed. No user who joined later is served before."""
     fill(session, lambda number: number % 3)
     places = sum(number % 3 for number in range(AGENTS))
 
@@ -94,7 +94,9 @@ def test_the_order_is_kept_when_batches_fail(engine, session, check_invariants):
 
 
 def test_everything_at_once_keeps_the_counts_and_never_deadlocks(engine, session, check_invariants):
-    """Users join and leave, chats end and time out, agents come and go, batches are placed; a deadlock would raise."""
+    """Users join and leave, chats end and time out, agents come and go, and batches are placed. A deadlock would raise
+    an error.
+    """
     fill(session, lambda number: 1 + number % 3)
 
     def work(index):

@@ -101,6 +101,6 @@ def test_times_are_read_in_utc_whatever_the_zone_of_the_connection(world):
 
 
 def snapshot(world):
-    """The rows that a function could have made or changed."""
+    """Return the rows that a function could have made or changed."""
     tables = (Chat, Message, Notification, QueueEntry)
     return [world.session.execute(select(table.__table__).order_by(table.id)).all() for table in tables]

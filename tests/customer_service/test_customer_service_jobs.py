@@ -31,7 +31,7 @@ def registry():
 
 @pytest.fixture
 def run(engine, registry):
-    """Runs a job of that name as a worker would, without a lease."""
+    """Return a function that runs a job of that name as a worker does, without a lease."""
 
     def run_job(name, now):
         work = Work(engine)
@@ -82,7 +82,7 @@ def test_a_user_is_served_from_joining_to_the_archive_by_the_jobs_alone(world, r
 
 @pytest.fixture
 def ledger_session(session, registry, monkeypatch):
-    """A session with the real ``enqueue``."""
+    """Yield a session with the real ``enqueue``."""
     monkeypatch.setattr(loading, "current", lambda: registry)
     monkeypatch.setattr(triggers, "enqueue", core.enqueue)
     return session

@@ -26,7 +26,7 @@ REFUSE = """
 
 @pytest.fixture
 def do(session):
-    """Executes SQL, as an older system or a person at a console would, and commits."""
+    """Return a function that executes SQL and commits, as an older system or a person might."""
 
     def execute(statement, **values):
         session.execute(text(statement), values)
@@ -37,7 +37,7 @@ def do(session):
 
 @pytest.fixture
 def refuse(session, do):
-    """Has the database refuse to do something to some rows, for a reason that nobody knows."""
+    """Let the database refuse a statement for some rows."""
     yield lambda event, rows: do(REFUSE % (event, rows))
     session.rollback()
     do("DROP FUNCTION refuse CASCADE")
@@ -45,7 +45,7 @@ def refuse(session, do):
 
 @pytest.fixture
 def named(caplog):
-    """How often each row was named in the log since this was last asked, by table and id."""
+    """Return how often the log has named each row since the last call, by table and id."""
 
     def count():
         events = emitted(caplog, "sweep.rows_refused")
@@ -220,7 +220,7 @@ def archived(world):
 
 
 def ended_chats(world, number, first=1):
-    """So many chats with a message each, whose ids begin at ``first``."""
+    """Add so many chats with a message each. Their ids begin at ``first``."""
     world.agent("zoe", capacity=number)
     world.waiting(*(f"user-{n}" for n in range(number)), since=NOON - timedelta(seconds=number))
     world.assign()
@@ -314,7 +314,9 @@ def test_with_one_bad_row_of_every_kind_in_every_table_everything_else_goes_on(w
 
 
 def populate(world, do):
-    """Chats 1 to 6 are old and ended, 7 to 18 go on; entries 19 to 27 were left long ago, 28 to 36 wait."""
+    """Chats 1 to 6 are old and have ended, and 7 to 18 are active. Users left the entries 19 to 27 long ago, and wait
+    with 28 to 36.
+    """
     old = NOON - MONTH
     for name, now in (("old", old), ("low", NOON), ("high", NOON)):
         world.agent(name, capacity=9)
@@ -350,7 +352,7 @@ SPOIL = [
     f"UPDATE {CHATS} SET warned_at = 'infinity' WHERE id = 14",
     f"UPDATE {AGENTS} SET current_chats = 0 WHERE id = 'low'",
     f"UPDATE {AGENTS} SET current_chats = 2147483647, capacity = 2147483647 WHERE id = 'high'",
-    # Nothing is reckoned from these: the rows go on with them.
+    # No calculation uses these values, so the rows are processed.
     f"UPDATE {ENTRIES} SET assigned_at = 'infinity' WHERE id = 1",
     f"UPDATE {CHATS} SET started_at = 'infinity', ended_at = '20000-01-01' WHERE id = 1",
     "UPDATE customer_service_messages SET sent_at = '-infinity' WHERE chat_id = 1",

@@ -34,7 +34,7 @@ MONTH = NOON + timedelta(days=30)
 
 @pytest.fixture
 def chats(world):
-    """Two agents with two chats each that have timed out; the ids of the chats, by user."""
+    """Make two agents with two chats each that have timed out. Return the ids of the chats by user."""
     for agent_id in ("yan", "zoe"):
         world.agent(agent_id, capacity=2)
     world.waiting("y1", "z1", "y2", "z2", since=NOON - timedelta(seconds=9))
@@ -45,7 +45,9 @@ def chats(world):
 
 
 def race(engine, *transactions):
-    """Run each as one transaction, all at once, step by step: all have done a step before any goes on to the next."""
+    """Run each function as one transaction, all at the same time. All complete a step before any of them begins the
+    next.
+    """
     barrier = threading.Barrier(len(transactions))
 
     def work(index):
@@ -72,7 +74,7 @@ def goes_offline(agent_id):
 
 
 def settle(world):
-    """What the next time-out sweep does beside ending chats."""
+    """Return what the next time-out sweep does besides ending chats."""
     count_again(world.session)
     world.session.commit()
 
@@ -144,7 +146,7 @@ def test_a_last_word_after_going_offline_beside_an_end_of_the_chat(world, engine
 
 
 def wait_until_blocked(engine):
-    """Return once some session waits for a lock of another; the test's timeout bounds it."""
+    """Return when a session waits for a lock of another session."""
     blocked = text("SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0")
     while True:
         with engine.connect() as connection:
@@ -161,7 +163,7 @@ def test_a_last_word_before_the_end_beside_an_end_of_the_chat(engine, chats, che
 
 @contextmanager
 def holding(engine, act):
-    """A transaction that has done something and goes on, which is rolled back in the end."""
+    """Yield a transaction that has made a change and continues. It is rolled back at the end."""
     with Session(engine) as session:
         act(session)
         yield session
@@ -173,7 +175,7 @@ SWEEPS = {
         session, MONTH, checkpoint=lambda progress: None
     ),
 }
-#: What an application may hold of zoe's, and what it may call afterwards.
+#: The rows of zoe that an application may hold, and the functions that it may call afterwards.
 HELD = {
     "agent_offline": goes_offline("zoe"),
     "set_capacity": lambda session: set_capacity(session, "zoe", 3),
@@ -195,14 +197,14 @@ def test_a_sweep_passes_over_what_an_application_holds_and_never_waits_for_it(wo
         counts = SWEEPS[job](own)
 
         assert counts["left"] >= 1
-        assert counts["ended"] >= 2  # those of the other agent
+        assert counts["ended"] >= 2  # the chats of the other agent
         own.commit()
         application.commit()
 
 
 @pytest.mark.parametrize("held", ["agent_offline", "set_capacity", "end_chat", "record_message"])
 def test_an_application_ends_a_chat_while_a_sweep_is_in_the_middle(world, engine, chats, held, check_invariants):
-    """The sweep holds all it could get, and the application calls a second function for one of its chats."""
+    """The sweep holds all rows that it could lock, and the application calls a second function for one of its chats."""
     with holding(engine, HELD[held]) as application, Session(engine) as sweeping:
         end_quiet_chats(sweeping, LATE, checkpoint=lambda progress: None)
 
@@ -220,7 +222,7 @@ def test_an_application_ends_a_chat_while_a_sweep_is_in_the_middle(world, engine
 
 
 def test_a_batch_holds_no_user_while_it_waits_for_the_oldest(world, engine):
-    """An application takes two users out of the queue, the later one first, while a batch wants both."""
+    """An application removes two users from the queue, the later user first, while a batch needs both."""
     world.agent("zoe", capacity=3)
     world.waiting("ann", "bob", "cat")
 

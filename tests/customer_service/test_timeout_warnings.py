@@ -20,7 +20,7 @@ def sweep(world, now, batch=100):
 
 
 def told(world):
-    """(kind of recipient, recipient) of every notification, in order."""
+    """Return the kind and the id of the recipient of every notification, in order."""
     return world.told("timeout_warning")
 
 

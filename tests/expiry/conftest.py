@@ -1,4 +1,6 @@
-"""One database for all tests of this folder, emptied after each: a new one for each would take most of the time."""
+"""A database for all tests of this folder. It is emptied after each test, since a new database for each takes much
+longer.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -24,7 +26,7 @@ def shared_url(template: str) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(shared_url: str) -> Iterator[str]:
-    """The URL of a database that has every table, all of ours empty."""
+    """Yield the URL of a database that has every table; the plugin's tables are empty."""
     yield shared_url
     engine = databases.connect(shared_url)
     with databases.autocommit(engine) as connection:
@@ -40,7 +42,7 @@ def session(database: Engine) -> Iterator[Session]:
 
 @pytest.fixture
 def check_invariants(database: Engine) -> Callable[[], None]:
-    """What must hold of points between any two transactions."""
+    """Assert the conditions on points that hold between any two transactions."""
 
     def check() -> None:
         with database.connect() as connection:
@@ -50,7 +52,7 @@ def check_invariants(database: Engine) -> Callable[[], None]:
 
 
 class Published(list[tuple[str, dict[str, object]]]):
-    """Stands where Redis would be, and keeps what was published."""
+    """A carrier without Redis, which keeps publications."""
 
     def send(self, outgoing: object) -> None:
         raise AssertionError("expiry enqueues nothing")
@@ -61,7 +63,7 @@ class Published(list[tuple[str, dict[str, object]]]):
 
 @pytest.fixture
 def published() -> Iterator[Published]:
-    """What was published by transactions that committed."""
+    """Return the publications of transactions that have committed."""
     kept = Published()
     outbox.attach(kept)
     yield kept
@@ -70,7 +72,7 @@ def published() -> Iterator[Published]:
 
 @pytest.fixture
 def do(database: Engine) -> Callable[..., int]:
-    """Execute and commit; returns how many rows that changed."""
+    """Return a function that executes a statement and commits. It returns the number of changed rows."""
 
     def execute(statement: str, **parameters: object) -> int:
         with database.begin() as connection:

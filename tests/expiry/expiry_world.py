@@ -22,11 +22,11 @@ from plugins.expiry import (
 )
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
-#: When the rows of tests were made, unless they say otherwise.
+#: The time at which rows of tests are made, unless the test gives another time.
 BEFORE = NOON - timedelta(days=30)
 A_MOMENT = timedelta(microseconds=1)
 
-#: Whatever is not as plugins/expiry/points.py promises.
+#: Rows that violate the invariants in plugins/expiry/points.py.
 WRONG_POINTS = text("""
     SELECT 'balance', b.user_id, b.points::text, e.points::text, l.points::text
     FROM expiry_point_balances b
@@ -41,11 +41,11 @@ WRONG_POINTS = text("""
 
 
 def check_points(connection: Connection) -> list[tuple[str, ...]]:
-    """Every user and lot whose sums do not agree, in one snapshot."""
+    """Return every user and lot whose sums do not agree, read in one snapshot."""
     return [tuple(row) for row in connection.execute(WRONG_POINTS)]
 
 
-#: Lots that are due, and their users one after the other.
+#: Lots that are due, the lots of each user one after another.
 GRANT = """
     INSERT INTO expiry_point_balances SELECT n, 0 FROM generate_series(0, :users - 1) AS n;
     INSERT INTO expiry_point_lots (user_id, points, remaining, granted_at, expires_at)
@@ -61,42 +61,42 @@ GRANT = """
 
 
 def grant_in_bulk(connection: Connection, lots: int, users: int) -> None:
-    """Make so many lots of points that are due, those of one user beside each other."""
+    """Make so many lots of points that are due, with the lots of each user next to each other."""
     connection.execute(text(GRANT), {"lots": lots, "users": users})
     connection.exec_driver_sql("ANALYZE")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One of the four sweeps."""
+    """A sweep, and the rows that it ends."""
 
     job: Job
-    #: Makes the row of that number, ending then.
+    #: Makes the row of that number, which ends at that time.
     make: Callable[[Session, int, datetime], int]
     expire: Callable[..., dict[str, int]]
     word: str
     ended: str
-    #: A trigger may refuse the row of an id when this table is written to.
+    #: A trigger may refuse the row of an id when this table is written.
     table: str
     at: str
-    #: What an application makes of a row, so that it will never end by itself.
+    #: Changes a row as an application does, so that the sweep never ends it.
     closed: str
 
     def fill(self, session: Session, count: int, ends_at: datetime = NOON) -> list[int]:
-        """Make and commit rows that end a second apart, the last of them at ``ends_at``."""
+        """Make and commit rows that end a second apart, the last row at ``ends_at``."""
         ends = [ends_at - timedelta(seconds=count - 1 - number) for number in range(count)]
         ids = [self.make(session, number, at) for number, at in enumerate(ends)]
         session.commit()
         return ids
 
     def sweep(self, session: Session, now: datetime = NOON, **options: int) -> dict[str, int]:
-        """Sweep, committing at each checkpoint."""
+        """Run the sweep, and commit at each checkpoint."""
         counts = self.expire(session, now, checkpoint=lambda _: session.commit(), **options)
         session.commit()
         return counts
 
     def count(self, session: Session) -> int:
-        """How many rows have ended."""
+        """Return how many rows have ended."""
         return int(session.scalar(text(f"SELECT count(*) FROM {self.table} WHERE {self.ended}")) or 0)
 
 

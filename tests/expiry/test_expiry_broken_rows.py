@@ -34,14 +34,14 @@ REFUSE = """
 
 @pytest.fixture
 def postgres_url(template: str) -> Iterator[str]:
-    """Of a database of this test's own, which may do to it what it likes."""
+    """Yield the URL of a database of this test's own, which the test may change."""
     yield create_database(template, NAME, template=True)
     drop_database(template, NAME)
 
 
 @pytest.fixture
 def old_system(database: Engine) -> None:
-    """No constraint is in force."""
+    """Drop all constraints, as in an older system."""
     with database.begin() as connection:
         for statement in connection.execute(text(CONSTRAINTS)).scalars().all():
             connection.exec_driver_sql(statement)
@@ -49,7 +49,7 @@ def old_system(database: Engine) -> None:
 
 @pytest.fixture
 def refuse(database: Engine) -> Callable[..., None]:
-    """Have a trigger refuse the rows of a table for which a condition holds."""
+    """Let a trigger refuse the rows of a table for which a condition holds."""
 
     def refuse_rows(subject: Subject, condition: str) -> None:
         with database.begin() as connection:
@@ -167,16 +167,16 @@ def test_a_row_that_the_database_refuses_loses_no_other_of_its_batch_and_is_name
     assert (
         emitted(caplog, "sweep.rows_refused")[0].reason == "RaiseException PL/pgSQL function refuse() line 1 at RAISE"
     )
-    assert "not this one" not in caplog.text  # what a trigger says may be about a person
+    assert "not this one" not in caplog.text  # the message of a trigger may contain personal data
 
 
 def refused(caplog) -> list[tuple[str, str]]:
-    """The tables and ids that the log names."""
+    """Return the tables and ids that the log names."""
     return [(event.table, event.ids) for event in emitted(caplog, "sweep.rows_refused")]
 
 
 def named(caplog) -> list[str]:
-    """The refused rows in the order in which the log names them."""
+    """Return the refused rows in the order in which the log names them."""
     return [row_id for _, ids in refused(caplog) for row_id in ids.split(", ")]
 
 

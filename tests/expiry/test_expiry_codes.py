@@ -85,7 +85,7 @@ def test_using_and_sweeping_at_once_one_of_them_wins(subject, issue, use, table,
         with Session(database) as own:
             used = 0
             for code in reversed(codes):
-                used += use(own, code, holders[code], BEFORE)  # a slow clock
+                used += use(own, code, holders[code], BEFORE)  # a clock that is slow
                 own.commit()
             return used
 

@@ -28,7 +28,7 @@ CATALOGUE = {
     "check-expired-invitation-codes": every(minutes=15),
     "check-expired-points": every(hours=1),
 }
-#: 23 and 25 hours long: the clocks go forward at 01:00 UTC, and back at 01:00 UTC.
+#: Days of 23 and 25 hours: the clocks go forward at 01:00 UTC, and back at 01:00 UTC.
 CHANGES = [datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)]
 
 every_job = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.job.name)
@@ -73,7 +73,7 @@ def test_the_nights_the_clocks_change_leave_no_gap_and_double_nothing(registry, 
 
     assert gaps == {schedule.interval}
     assert len(slots) == timedelta(hours=4) // schedule.interval + 1
-    # In London, too, the hourly job is due on the hour: once in each that there is.
+    # In London, too, the hourly job is due once in each hour.
     hours = Counter(slot.astimezone(LONDON).strftime("%H") for slot in slots if slot.astimezone(LONDON).minute == 0)
     assert ("01" in hours) == (midnight.month == 10)
 

@@ -25,13 +25,13 @@ FILL = {
             SELECT n % {USERS}, 5, 5, {MADE}, {END} FROM {SERIES}""",
     ],
 }
-#: The most blocks that one statement for 40 rows may touch; reading the table would take 700 or more.
+#: The most blocks that one statement for 40 rows may read. To read the table would take 700 or more.
 FEW_BLOCKS = 600
 
 
 @pytest.fixture
 def plans(database: Engine) -> Iterator[list[dict]]:
-    """The plan of every statement that is executed, with what it really read."""
+    """Return the plan of every statement that is executed, with the numbers of rows that it read."""
     taken: list[dict] = []
 
     def explain(_connection, cursor, statement, parameters, _context, _many):

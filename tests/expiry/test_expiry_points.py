@@ -41,7 +41,7 @@ def entries(session):
 
 @pytest.fixture
 def lots(session):
-    """Ann's 10, 20 and 30 points, which expire in another order than they were granted."""
+    """Give Ann lots of 10, 20 and 30 points, which expire in another order than they were granted."""
     for points, ends in [(10, NOON + 2 * DAY), (20, NOON), (30, NOON + DAY)]:
         grant_points(session, "ann", points, ends, BEFORE)
     session.commit()
@@ -175,7 +175,7 @@ STEPS = st.lists(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 def test_it_does_what_a_list_of_lots_would(database, session, check_invariants, steps):
-    """Against a model: lots as (end, number, points), spent in that order."""
+    """Compared with a model: lots as (end, number, points), spent in this order."""
     session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)} RESTART IDENTITY"))
     session.commit()
     model, balance_of_model = [], 0

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_sums_agree_at_every_commit_and_nobody_waits_in_a_circle(database: Engine):
-    """Times go on by an hour with each grant; lots live from one hour to six, so that sweeps and spending meet."""
+    """The time advances by an hour with each grant. Lots expire after one to six hours, so that sweeps and spending
+    meet.
+    """
     clock = {"now": NOON}
     granting = threading.Semaphore(0)
     over = threading.Event()
@@ -131,7 +133,9 @@ def test_eight_grant_to_somebody_new_at_once(database: Engine, check_invariants)
 
 
 def test_a_first_grant_that_is_committed_while_somebody_spends_comes_too_late(database: Engine, monkeypatch):
-    """Who found no balance to lock has nothing to spend, or two who did would both spend the first lot."""
+    """A transaction that finds no balance to lock can spend nothing. Otherwise two such transactions would spend the
+    first lot twice.
+    """
     granting = Session(database)
     grant_points(granting, "ann", 10, NOON, NOON - HOUR)
     read = points._spendable_lots

@@ -85,7 +85,7 @@ def test_each_batch_is_a_checkpoint_that_tells_of_the_progress(subject: Subject,
 def test_a_slice_ends_and_the_next_goes_on_from_there(subject: Subject, session: Session, monkeypatch):
     monkeypatch.setattr(sweeps, "SLICE", 3)
     subject.fill(session, 4)
-    subject.make(session, 4, NOON)  # as late as the last of them: the id tells them apart
+    subject.make(session, 4, NOON)  # this row ends at the same time as the row before it, and only the id differs
     subject.make(session, 5, NOON)
     subject.make(session, 6, NOON + A_MOMENT)
     session.commit()
@@ -122,7 +122,7 @@ def test_four_sweeps_at_once_end_each_row_once(subject: Subject, session: Sessio
 def test_a_row_somebody_holds_is_left_and_counted_and_ends_in_the_next_run(
     subject: Subject, session: Session, engine_of_others: Engine, monkeypatch
 ):
-    monkeypatch.setattr(sweeps, "SLICE", 1)  # the walk goes on past what it could not end
+    monkeypatch.setattr(sweeps, "SLICE", 1)  # the sweep continues after rows that it could not end
     ids = subject.fill(session, 3)
     hold = f"SELECT 1 FROM {subject.table} WHERE id = :id FOR UPDATE"
     with engine_of_others.begin() as holder:
@@ -207,13 +207,13 @@ def test_without_the_right_to_write_it_fails_at_once_and_says_so(subject: Subjec
 
 
 def rows(session: Session, subject: Subject) -> list[tuple[object, ...]]:
-    """Everything a sweep may write, except to the balances."""
+    """Return all rows that a sweep may write, except the balances."""
     tables = [subject.table, "expiry_notifications", "expiry_point_entries"]
     return [tuple(row) for table in tables for row in session.execute(text(f"SELECT * FROM {table} ORDER BY id"))]
 
 
 def effects(session: Session, subject: Subject) -> int | None:
-    """How many notifications or ledger entries the ended rows have, if they have any."""
+    """Return how many notifications or ledger entries the ended rows have."""
     if subject is TASKS:
         return session.scalar(text("SELECT count(*) FROM expiry_notifications"))
     if subject is POINTS:

@@ -7,7 +7,7 @@ from core import NaiveTime
 from plugins import expiry
 
 NAIVE = NOON.replace(tzinfo=None)
-#: Each is called with a session and a time.
+#: Each function is called with a session and a time.
 CALLS = {
     "open_task": lambda session, now: expiry.open_task(session, "ann", NOON, now),
     "complete_task": lambda session, now: expiry.complete_task(session, 1, now),

@@ -1,4 +1,4 @@
-"""A small world of tasks, items, experts and uploads to move about in."""
+"""Makes tasks, items, experts and uploads for the tests."""
 
 import os
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ HERE = {"completed": "completed_at", "cancelled": "cancelled_at"}
 
 
 def ignore(progress=None):
-    """A checkpoint of somebody who has no database."""
+    """A checkpoint that does nothing."""
 
 
 @dataclass
 class World:
-    """Arranges the usual things in a line each; every method commits."""
+    """Makes rows and files with one call each. Every method commits."""
 
     session: Session
     root: Path
@@ -45,18 +45,18 @@ class World:
         self.session.commit()
 
     def add(self, model, **values):
-        """Insert a row; return its primary key, or the first part of it."""
+        """Insert a row. Return its primary key, or the first part of it."""
         key = self.session.execute(insert(model).values(**values)).inserted_primary_key[0]
         self.session.commit()
         return key
 
     def task(self, state="open", at=NOON, **values) -> int:
-        """A task, completed or cancelled at that time if it is either."""
+        """Return a task, which was completed or cancelled at that time, if given."""
         times = {HERE[state]: at} if state in HERE else {}
         return self.add(Task, state=state, **{"poster_id": "ann", **times, **values})
 
     def file(self, task_id: int, name: str = "photo.jpg", *, parent: str = "public/images/public") -> Path:
-        """A file of a task, and its row."""
+        """Write a file of a task, and its row."""
         path = f"{parent}/{task_id}/{name}"
         self.add(TaskFile, task_id=task_id, path=os.fsencode(path))
         return self.write(path)
@@ -82,7 +82,7 @@ class World:
         return self.add(ExpertInquiry, expert_id=expert_id, asked_at=asked_at, answered_at=answered_at)
 
     def write(self, path: str, *, modified_at: datetime | None = None) -> Path:
-        """A file below the upload root."""
+        """Write a file below the upload root."""
         made = self.root / path
         made.parent.mkdir(parents=True, exist_ok=True)
         made.write_bytes(b"x")
@@ -105,7 +105,7 @@ class World:
         return self.session.get(model, key)
 
     def files(self) -> set[str]:
-        """Every file and link below the root, but its mark."""
+        """Return every file and link below the root except the mark."""
         found = {
             str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_symlink() or path.is_file()
         }
@@ -113,13 +113,13 @@ class World:
 
 
 def age(path: Path, modified_at: datetime) -> None:
-    """Make the file one that was last modified then."""
+    """Set the time at which the file was last modified."""
     nanoseconds = (modified_at - datetime(1970, 1, 1, tzinfo=UTC)) // A_MOMENT * 1000
     os.utime(path, ns=(nanoseconds, nanoseconds), follow_symlinks=False)
 
 
 class Crash(BaseException):
-    """The end of a process, as its own code sees it: nothing catches it."""
+    """The end of the process, as an exception that no code catches."""
 
 
 def crash_at(monkeypatch, number: int, *places) -> list[str]:

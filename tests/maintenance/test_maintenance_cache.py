@@ -1,4 +1,4 @@
-"""Cache entries without TTL go when they were unused for more than seven days."""
+"""Cache entries without a TTL are deleted when they were unused for more than seven days."""
 
 import json
 from datetime import datetime, timedelta
@@ -14,13 +14,13 @@ from plugins.maintenance.cache import delete_unused
 
 SEVEN_DAYS = timedelta(days=7)
 DUE = NOON + SEVEN_DAYS + A_MOMENT
-#: The oldest number that is a time: 9 September 2001.
+#: The smallest number that counts as a time: 9 September 2001.
 OLD = 10**9
 
 
 @pytest.fixture
 def store(redis_url):
-    """The application's Redis, empty."""
+    """Return the application's Redis, without keys."""
     connection = redis.Redis.from_url(redis_url)
     yield connection
     connection.close()
@@ -134,7 +134,7 @@ def test_a_time_to_come_is_kept(store, time):
 
 
 def test_an_entry_used_between_looking_and_deleting_stays(store, monkeypatch):
-    """Another value, the same value with a TTL: either way it is not what was judged."""
+    """If the entry has another value, or a TTL, it is not the entry that the job has read."""
     changes = {
         "cache:used": lambda: store.set("cache:used", json.dumps({"timestamp": DUE.timestamp()})),
         "cache:again": lambda: store.set(

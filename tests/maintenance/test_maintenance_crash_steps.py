@@ -1,4 +1,4 @@
-"""A process may end before or after any single step: the next run finishes, and in between no row tells a lie."""
+"""A process may end before or after any step: the next run finishes the work, and meanwhile rows and files agree."""
 
 import os
 from datetime import timedelta
@@ -14,15 +14,15 @@ from plugins.maintenance.task_files import delete_files_of_completed
 from plugins.maintenance.temp_images import delete_old_images
 
 DUE = NOON + timedelta(days=10) + A_MOMENT
-#: Everything that changes files, and the commit.
+#: All functions that change files, and the commit.
 STEPS = [(os, "unlink"), (os, "rmdir"), (os, "open"), (os, "fsync"), (Session, "commit")]
 EMPTY = "TRUNCATE maintenance_tasks, maintenance_flea_market_items CASCADE"
-#: More crashes than there are steps in any of these runs.
+#: More than the number of steps in any of these runs.
 MANY = 400
 
 
 def crash_everywhere(world, engine, monkeypatch, arrange, sweep, check):
-    """Arrange, crash at one step, check, run again, check; for each step there is. Returns how many there were."""
+    """For each step: arrange, crash at the step, check, run again, and check. Return the number of steps."""
     for number in range(MANY):
         world.session.execute(text(EMPTY))
         arrange()
@@ -32,7 +32,7 @@ def crash_everywhere(world, engine, monkeypatch, arrange, sweep, check):
             try:
                 sweep(own, root)
             except Crash:
-                own.rollback()  # as PostgreSQL does, though a moment later, when a connection ends
+                own.rollback()  # PostgreSQL does this a moment after a connection has ended
             else:
                 assert number // 2 >= len(calls)
                 check(finished=True)
@@ -55,7 +55,9 @@ def test_a_crash_at_any_step_of_deleting_task_files(world, engine, monkeypatch):
         delete_files_of_completed(own, root, DUE, checkpoint=lambda _: own.commit(), batch=2)
 
     def check(*, finished):
-        """A row that is neither announced nor recorded has its files; a recorded one has neither files nor rows."""
+        """A row that is neither announced nor recorded still has its files. A recorded row has neither files nor file
+        rows.
+        """
         on_disk = world.files()
         world.session.rollback()
         for task in world.session.scalars(select(Task).execution_options(populate_existing=True)):
@@ -104,21 +106,21 @@ def test_a_crash_at_any_step_of_deleting_temp_images(world, engine, monkeypatch)
         delete_old_images(own, root, DUE, checkpoint=lambda _: own.commit(), batch=2)
 
     def check(*, finished):
-        """There are no rows to agree with: the test is that the next run deletes the rest."""
+        """Do nothing: there are no rows, and the test is that the next run deletes the remaining files."""
 
     assert crash_everywhere(world, engine, monkeypatch, arrange, sweep, check) > 30
 
 
 @pytest.fixture(autouse=True)
 def _close_what_a_crash_left_open():
-    """A process that ends closes its files; here they would add up."""
+    """Close the files of the crashed run. The end of a process would do that."""
     before = set(os.listdir("/proc/self/fd"))
     yield
     assert len(set(os.listdir("/proc/self/fd")) - before) < 20
 
 
 def test_folders_are_synced_after_the_last_file_went_and_before_anything_is_recorded(world, engine, monkeypatch):
-    """A power cut would otherwise bring files back that the row says are gone."""
+    """Otherwise a power cut would restore files that are recorded as deleted."""
     for _ in range(2):
         world.file(world.task("completed"))
     calls = []
@@ -127,7 +129,7 @@ def test_folders_are_synced_after_the_last_file_went_and_before_anything_is_reco
             patch.setattr(place, name, noted(calls, name, getattr(place, name)))
         delete_files_of_completed(own, root, DUE, checkpoint=lambda _: own.commit())
 
-    assert calls == ["fsync", "commit", "commit", "rmdir", "rmdir", "fsync", "commit"]  # the root's mark first
+    assert calls == ["fsync", "commit", "commit", "rmdir", "rmdir", "fsync", "commit"]  # first for the mark of the root
 
 
 def noted(calls, name, function):

@@ -1,4 +1,4 @@
-"""Flea-market items that nobody refreshes go, with their images."""
+"""Flea-market items that are not refreshed are deleted, with their images."""
 
 from datetime import timedelta
 

@@ -51,7 +51,7 @@ def registry():
 
 @pytest.fixture
 def service(database, root, monkeypatch):
-    """A world in a database of its own, with the upload root set."""
+    """Yield rows and files in a database of their own, with the upload root set."""
     monkeypatch.setenv("ROTA_MAINTENANCE_UPLOAD_ROOT", str(root))
     MaintenanceSettings.forget()
     with Session(database) as session:
@@ -93,7 +93,7 @@ def test_the_migrations_are_where_the_plugin_says():
 
 
 def fill(world, redis_url):
-    """Something to do for every job; NOON is when it is done."""
+    """Make rows and files for every job. At NOON all of them are due."""
     world.file(world.task("completed", LONG_AGO))
     world.file(world.task("cancelled", LONG_AGO))
     world.item(LONG_AGO, "a.jpg")
@@ -178,7 +178,7 @@ def test_settings_reach_their_jobs(service, registry, run_job, monkeypatch):
 
 
 def test_a_worker_that_lost_its_lease_records_nothing(service, registry, executor, run_job):
-    """Somebody else has the run by the time the first batch is to be committed: the rows stay as they were."""
+    """Another worker gets the run before the first batch is committed, so the rows do not change."""
     tasks = [service.task("completed", LONG_AGO) for _ in range(3)]
     photos = [service.file(task) for task in tasks]
     job = registry.job("cleanup-completed-task-files")
@@ -224,7 +224,7 @@ def test_a_row_is_left_in_the_ledger_for_each(service, registry, run_job):
 
 
 def test_files_younger_than_the_rules_stay_when_jobs_use_the_database_s_clock(service, registry, run_job):
-    """Without a frozen clock: what was made just now is not due."""
+    """Without a frozen clock, rows and files that were just made are not due."""
     now = datetime.now(UTC)
     photo = service.file(service.task("completed", now))
     image = service.write("flea_market/temp_1/a.jpg")

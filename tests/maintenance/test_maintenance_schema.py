@@ -1,4 +1,4 @@
-"""The migration makes what the models say, and takes it away again; each sweep's query has its index."""
+"""The migration creates the tables of the models and removes them again, and each query of a sweep has an index."""
 
 import pytest
 from maintenance_world import NOON

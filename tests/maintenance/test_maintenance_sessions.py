@@ -23,7 +23,7 @@ ACTIVE, INACTIVE = json.dumps({"is_active": True}), json.dumps({"user_id": "ann"
 
 @pytest.fixture
 def store(redis_url):
-    """The application's Redis, empty."""
+    """Return the application's Redis, without keys."""
     connection = redis.Redis.from_url(redis_url)
     yield connection
     connection.close()
@@ -115,7 +115,7 @@ def test_ids_may_be_any_bytes(store):
 
 
 def test_more_than_one_step_of_everything(store):
-    """Sets that Redis lists in several pages, and more keys than one SCAN hands out."""
+    """Sets that Redis lists in several pages, and more keys than one SCAN returns."""
     for number in range(3 * STEP):
         log_in(store, f"user-{number}", f"s-{number}", ACTIVE if number % 3 else INACTIVE)
     store.sadd("user_sessions:many", *(f"gone-{number}" for number in range(5 * STEP)), "s-1")
@@ -175,7 +175,7 @@ def test_memory_stays_the_same_because_suspects_are_looked_at_again_before_there
 
 
 def test_an_application_that_adds_the_member_first_has_a_second_to_store_the_session(store):
-    """The member is there, its session is not yet: that is a log-in, not what a TTL left behind."""
+    """A member whose session does not exist yet may be a log-in in progress, and not a leftover."""
     store.sadd("user_sessions:ann", "a", "gone")
     started = threading.Thread(target=lambda: (time.sleep(0.2), store.set("session:a", ACTIVE)))
     started.start()
@@ -205,8 +205,9 @@ def test_a_session_made_again_between_looking_and_removing_keeps_its_member(stor
 @pytest.mark.slow
 @pytest.mark.parametrize("member_first", [False, True])
 def test_nothing_valid_is_removed_while_users_log_in_and_out(store, redis_url, member_first):
-    """Four applications log users in and out, two sweeps run all the time: every session that is valid at the end is
-    there, with its member."""
+    """Four applications log users in and out while two sweeps run. At the end, every valid session exists and is in its
+    set.
+    """
     stop = threading.Event()
 
     def application(name):

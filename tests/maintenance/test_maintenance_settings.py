@@ -1,4 +1,4 @@
-"""What this plugin reads from the environment."""
+"""The plugin's settings, as they are read from the environment."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Users' figures: always what a full recomputation says, and nobody is looked at for whom nothing changed."""
+"""The sweep computes the same statistics as a full recomputation, and computes only those of changed users."""
 
 import random
 import threading
@@ -29,14 +29,14 @@ def sweep(session, batch=5000, now=NOON):
 
 
 def figures(session):
-    """Everyone's figures; who has nothing but zeros is as one who is not there."""
+    """Return the statistics of all users, without users who have only zeros."""
     session.rollback()
     rows = session.execute(select(UserStatistics.user_id, *statistics.FIGURES)).all()
     return {row.user_id: tuple(row[1:]) for row in rows if any(row[1:])}
 
 
 def recomputed(session):
-    """What a recomputation of everything says, without keeping it."""
+    """Return the result of a full recomputation, which is rolled back."""
     session.rollback()
     session.execute(delete(UserStatistics))
     recompute_all(session, NOON)
@@ -46,7 +46,7 @@ def recomputed(session):
 
 
 def in_python(session):
-    """The definition, once more, in another language."""
+    """Compute the statistics a second time, in Python."""
     session.rollback()
     tasks, reviews = session.execute(select(Task)).scalars().all(), session.execute(select(Review)).scalars().all()
     found = {}
@@ -214,7 +214,7 @@ def nth(session, model, number):
 
 @pytest.mark.slow
 def test_no_change_is_lost_while_writers_and_sweeps_run_side_by_side(engine, world):
-    """Six writers on the same few users, three sweeps all the time; then one sweep, and every figure is right."""
+    """Six writers change the same few users while three sweeps run. After one more sweep, all statistics are right."""
     stop = threading.Event()
     for number in range(30):
         world.task(poster_id=USERS[number % 6], taker_id=USERS[number % 5], state="taken")
@@ -251,7 +251,7 @@ def test_no_change_is_lost_while_writers_and_sweeps_run_side_by_side(engine, wor
 
 
 def write(session, dice):
-    """One change; tasks are locked in no order, so a writer takes one at a time and leaves what is locked."""
+    """Make one change. Tasks are locked in no fixed order, so a writer takes one task, and skips locked tasks."""
     free = select(Task.id).order_by(Task.id).offset(dice.randrange(25)).limit(1).with_for_update(skip_locked=True)
     task = session.scalar(free)
     what = dice.randrange(5)
@@ -280,7 +280,9 @@ def test_a_change_committed_after_its_batch_was_computed_is_for_the_next_sweep(w
 
 
 def test_the_slower_of_two_sweeps_does_not_put_old_figures_over_new_ones(world, engine):
-    """The first has the lock of ann's row and waits; the second, with a later mark of hers, must wait for it."""
+    """The first sweep has the lock of ann's row and waits. The second sweep, with a later mark of ann, must wait for
+    it.
+    """
     world.task(poster_id="ann")
     with Session(engine) as first:
         statistics._take_marks(first, 10**9, 1)
@@ -377,7 +379,9 @@ def test_a_sweep_ends_although_changes_go_on(world, engine):
 
 
 def test_a_sweep_that_is_held_up_does_not_write_what_it_saw_before_it_waited(world, engine):
-    """It waits for the figures of u00; meanwhile everyone else changes, and another sweep writes that."""
+    """The sweep waits for the statistics of u00. Meanwhile all other users change, and another sweep writes their
+    statistics.
+    """
     users = [f"u{number:02}" for number in range(20)]
     for _ in range(2):
         for user in users:

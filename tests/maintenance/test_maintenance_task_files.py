@@ -1,4 +1,4 @@
-"""Files of tasks go three days after the task is over, and never those of another."""
+"""Files of a task are deleted three days after the task is over, and files of other tasks are not."""
 
 import os
 from datetime import datetime, timedelta
@@ -50,7 +50,7 @@ def test_after_more_than_three_days_and_not_at_exactly_three(world, delete, task
 
 
 def test_three_days_are_seventy_two_hours_in_the_nights_the_clocks_change(world):
-    """Instants are compared, so that three days over a change are not an hour longer or shorter."""
+    """Instants are compared, so three days are 72 hours even if clocks change."""
     spring, autumn = (datetime(2026, month, day, 12, tzinfo=LONDON) for month, day in ((3, 28), (10, 24)))
     for at in (spring, autumn):
         world.file(world.task("completed", at))
@@ -215,7 +215,7 @@ def test_four_sweeps_at_once_delete_everything_once(world, engine):
 
 
 def test_what_was_announced_is_carried_through_even_if_the_task_was_reopened(world):
-    """Half of its files may be gone: nothing may claim that they are there."""
+    """Some of the files may be deleted already, so no row may list them."""
     task_id = world.task("open", files_deletion_began_at=NOON)
     world.file(task_id)
 
@@ -328,7 +328,7 @@ def test_a_deletion_cannot_begin_between_asking_whether_it_has_and_recording_a_f
 
 
 class TestANewDeadline:
-    """A task that has lost its files and is alive again takes files, and loses them when it is over again."""
+    """A task whose files were deleted accepts files again if it becomes active, and loses them when it is over."""
 
     @pytest.mark.parametrize("deadline", ["now() + interval '1 day'", "now() - interval '2 days'", "NULL"])
     def test_it_takes_files_again(self, world, deadline):

@@ -1,4 +1,4 @@
-"""Temporary images go after 24 hours; each run's work is bounded, and every image is reached in the end."""
+"""Temporary images are deleted after 24 hours. Each run's work is bounded, and every image is reached in the end."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from tests.support.racing import race
 A_DAY = timedelta(hours=24)
 DUE = NOON + A_DAY + A_MOMENT
 PUBLIC, MARKET = "public/images/public", "flea_market"
-#: The most entries that the system hands out at once: 32 KiB of them (glibc, ALLOWED_BUFFER) of at least 24 bytes.
+#: The most entries that the system returns at once: 32 KiB of them (glibc, ALLOWED_BUFFER), each of at least 24 bytes.
 PAGE = 32768 // 24
 
 
@@ -146,7 +146,7 @@ def test_at_most_the_set_number_goes_in_each_run(world):
 
 
 def test_an_image_that_goes_or_stays_when_somebody_else_is_quicker(world, monkeypatch):
-    """Deleted by another run, or replaced by a folder or a link, between being looked at and being deleted."""
+    """Between the check and the deletion, the image is deleted by another run, or replaced by a folder or a link."""
     for name in ("gone.jpg", "folder.jpg", "link.jpg", "z.jpg"):
         world.write(f"{MARKET}/temp_7/{name}", modified_at=NOON)
     outside = world.write("../outside.jpg")
@@ -173,7 +173,7 @@ def test_an_image_that_goes_or_stays_when_somebody_else_is_quicker(world, monkey
 def test_folders_that_cannot_be_read_or_written_are_reported_once_and_the_others_go_on(
     world, monkeypatch, caplog, place
 ):
-    """As a user for whom permissions hold; the tests may run as root."""
+    """The test uses an account whose permissions are checked, since tests may run as root."""
     world.add(Bookmark, sweep=SWEEP, place=place)
     for number in (1, 2, 3):
         for image in range(4):
@@ -219,7 +219,7 @@ def test_a_folder_that_breaks_while_it_is_listed_is_reported_and_the_others_go_o
 
 @contextmanager
 def entries_listed(monkeypatch):
-    """How many entries are taken out of folders, counted where they are handed out."""
+    """Count the entries that are read from folders."""
     handed_out, scandir = [], os.scandir
 
     @contextmanager
@@ -233,7 +233,7 @@ def entries_listed(monkeypatch):
 
 
 def fill(folder, count, modified_at=None):
-    """Many images, the same few bytes under many names: quick to make."""
+    """Make many images with the same few bytes, which is fast."""
     folder.mkdir(parents=True, exist_ok=True)
     first = folder / "0.jpg"
     first.touch()
@@ -285,7 +285,7 @@ def test_50_000_old_images_go_in_bounded_runs_without_starting_over(world, monke
 
 @pytest.mark.slow
 def test_a_million_names_above_cost_no_run_a_long_look(world, monkeypatch):
-    """Task folders beside the temporary ones; 20,000 of them stand for a million."""
+    """Folders of tasks beside the temporary folders: 20,000 of them stand for a million."""
     above = world.root / PUBLIC
     fill(above, 20_000)
     old = [world.write(f"{PUBLIC}/temp_{number}/a.jpg", modified_at=NOON) for number in range(5)]
@@ -318,7 +318,7 @@ def test_every_old_image_is_reached_however_small_the_steps(world, bounds):
 
 
 def test_every_old_image_is_reached_while_folders_come_and_go(world):
-    """Even when the folder in which a run stopped is gone when the next one looks for it."""
+    """This holds even if the folder in which a run stopped is deleted before the next run."""
     dice = random.Random(3)
     for number in range(60):
         world.write(f"{MARKET}/temp_{number}/old.jpg", modified_at=NOON)
@@ -413,7 +413,7 @@ def test_four_runs_at_once_delete_each_image_once(world, engine):
 
 @pytest.mark.slow
 def test_uploads_that_go_on_meanwhile_are_safe(world, engine):
-    """A thread uploads into the very folders that are being cleaned; nothing it wrote is lost."""
+    """A thread uploads into the folders that are being cleaned. No file that it wrote is lost."""
     stop, written = threading.Event(), []
 
     def upload():

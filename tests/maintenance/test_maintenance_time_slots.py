@@ -1,4 +1,4 @@
-"""Old time slots go, unless a task on them is unfinished."""
+"""Old time slots are deleted, unless one of their tasks is unfinished."""
 
 from datetime import timedelta
 

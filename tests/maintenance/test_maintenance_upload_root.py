@@ -1,4 +1,4 @@
-"""The wall: whatever is below the upload root, nothing outside it is opened, listed or deleted."""
+"""Whatever is below the upload root, nothing outside of it is opened, listed or deleted."""
 
 import os
 import socket
@@ -18,13 +18,13 @@ from plugins.maintenance.task_files import delete_files_of_completed
 from plugins.maintenance.upload_root import DEEPEST, descended, enter, opened, remove_tree
 
 DUE = NOON + timedelta(days=3) + A_MOMENT
-#: Not root: the permissions of folders hold for it.
+#: Not root, so that the permissions of folders are checked.
 NOBODY = 65534
 
 
 @pytest.fixture
 def outside(root):
-    """Things next to the root that must be there after each test, as they were."""
+    """Yield files beside the root, which must be unchanged after each test."""
     made = root.parent / "outside"
     (made / "folder").mkdir(parents=True)
     for name in ("a.jpg", "folder/b.jpg"):
@@ -94,7 +94,7 @@ def test_sockets_and_pipes_go_without_being_opened(root):
     os.mkfifo(root / "12" / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
         previous = Path.cwd()
-        os.chdir(root / "12")  # the path of a socket is short
+        os.chdir(root / "12")  # the path of a socket must be short
         listening.bind("socket")
         os.chdir(previous)
 
@@ -128,7 +128,7 @@ def test_a_tree_as_deep_as_allowed_goes_and_a_deeper_one_is_refused(root, monkey
 
 
 def test_another_device_within_a_folder_is_refused(root, monkeypatch):
-    """Mounting needs rights a test may lack: the inner folder says that it is elsewhere."""
+    """A test may not mount file systems, so the inner folder only pretends to be on another device."""
     (root / "12" / "mounted").mkdir(parents=True)
     (root / "12" / "mounted" / "a.jpg").touch()
     inner = (root / "12" / "mounted").stat().st_ino
@@ -170,7 +170,7 @@ def test_one_thing_that_cannot_be_deleted_does_not_spare_the_rest(root, monkeypa
 
 
 def test_a_folder_replaced_while_it_is_emptied_keeps_what_took_its_place(root, outside, monkeypatch):
-    """The moment after the last file went, the folder makes room for a link, or for another folder."""
+    """Just after the last file was deleted, the folder is replaced by a link or by another folder."""
     own = root / "12"
     for replace in (lambda: own.symlink_to(outside), lambda: own.mkdir()):
         own.mkdir()
@@ -209,7 +209,7 @@ def test_a_folder_that_is_given_a_file_while_it_is_emptied_is_emptied_again(root
 
 @pytest.mark.slow
 def test_a_thread_that_swaps_folders_for_links_cannot_lead_a_deletion_out(root, outside):
-    """For a while, every folder is now a folder and now a link to what is outside."""
+    """For a while, a thread replaces each folder by a link to the outside, and back again."""
     stop = threading.Event()
     precious = {path: path.stat().st_ino for path in outside.rglob("*")}
 
@@ -302,7 +302,7 @@ with opened(Path(sys.argv[1])) as root:
 
 
 def as_nobody(root, *names):
-    """Remove these folders as a user for whom permissions hold."""
+    """Remove these folders as an account whose permissions are checked."""
     script = AS_NOBODY.format(path=sys.path, nobody=NOBODY)
     command = [sys.executable, "-c", script, str(root), *names]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -310,7 +310,7 @@ def as_nobody(root, *names):
 
 @pytest.fixture
 def nobodys(root):
-    """The root is nobody's, and can be reached by nobody."""
+    """Give the root to the account ``nobody``, which can reach it."""
     if os.geteuid():
         pytest.skip("only root can become somebody else")
     for folder in (root, *root.parents):

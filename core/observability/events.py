@@ -283,7 +283,7 @@ class RunNotClaimedAhead(Event):
     error: str
 
 
-@event("run.not_woken", WARNING, "{runs} ended runs could not wake those that wait for them: {error}")
+@event("run.not_woken", WARNING, "{runs} ended runs could not wake the runs that wait for them: {error}")
 class RunNotWoken(Event):
     """PostgreSQL went away when runs had ended that other runs may wait for. The dispatcher wakes the waiting runs
     within seconds.

@@ -26,7 +26,7 @@ def process_customer_service_queue(run: Run) -> dict[str, int]:
 
 @job("auto-end-timeout-chats")
 def auto_end_timeout_chats(run: Run) -> dict[str, int]:
-    """End chats with no activity for 2 minutes that were warned a minute ago."""
+    """End chats that had no activity for 2 minutes and were warned at least a minute ago."""
     return end_quiet_chats(run.session, run.now, checkpoint=run.checkpoint)
 
 

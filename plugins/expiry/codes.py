@@ -16,8 +16,7 @@ from plugins.expiry.sweeps import Ends, among, end_due
 
 Code = type[Coupon] | type[InvitationCode]
 
-#: The number of codes in one batch. A batch takes, and so locks its rows for, about a tenth of a second
-#: (``benchmarks/coupons.py``).
+#: The number of codes in one batch. A batch locks its rows for about a tenth of a second (``benchmarks/coupons.py``).
 BATCH = 10_000
 #: The position of a row in its table. A locked row keeps its position.
 CTID: ColumnElement[Any] = literal_column("ctid")

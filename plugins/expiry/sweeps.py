@@ -30,7 +30,7 @@ from core import Checkpoint, Instant, in_batches, report_refused, require_aware,
 SLICE = 1_000_000
 #: At most this many rows with unusable values are read at a time.
 UNFIT_AT_ONCE = 1000
-UNFIT = "no end, or less than nothing left"
+UNFIT = "no end, or a negative number of points"
 
 
 class Place(NamedTuple):

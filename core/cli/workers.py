@@ -75,7 +75,15 @@ def live(process: Live, now: datetime) -> tuple[str, ...]:
     """Return a live process as a row. ``busy`` is the number of its threads that work on a run."""
     busy = f"{len(process.runs)} of {process.threads}" if process.threads is not None else ""
     lived = span(now - process.started_at)
-    return (str(process.id), process.kind, process.name, busy, lived, ", ".join(process.queues))
+    return (str(process.id), process.kind, process.name, busy, lived, queues(process))
+
+
+def queues(process: Live) -> str:
+    """Return the queues of a process, each with the number of threads that are reserved for it."""
+    return ", ".join(
+        f"{queue} ({process.reserved[queue]} reserved)" if queue in process.reserved else queue
+        for queue in process.queues
+    )
 
 
 def at_work(process: Live, run: AtWork, now: datetime) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Reads runs, slots and the live processes from the ledger, for people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,7 +39,7 @@ WAITING_ARGS = text("""
 #: A process is alive if its lease has not expired and it holds its advisory lock. The row of a process that has died
 #: stays until the dispatcher notices the death.
 ALIVE = text("""
-    SELECT process.id, kind, name, queues, process.started_at, expires_at, threads, release
+    SELECT process.id, kind, name, queues, process.started_at, expires_at, threads, reserved, release
     FROM rota_processes AS process
     WHERE expires_at > clock_timestamp() AND EXISTS (
         SELECT 1 FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
@@ -98,6 +98,8 @@ class Process:
     #: The number of runs that the process works on at the same time. None for a scheduler, and for a process of a Rota
     #: version that does not record this number.
     threads: int | None
+    #: The number of threads that are reserved for each queue.
+    reserved: Mapping[str, int]
     #: The fingerprint of the process's release.
     release: str | None
 
@@ -203,7 +205,7 @@ def worked_around(connection: Connection, instant: datetime) -> Around:
 def alive(connection: Connection) -> list[Process]:
     """Return the processes that are alive."""
     rows = connection.execute(ALIVE, {"space": LOCK_SPACE}).all()
-    return [Process(**{**row._mapping, "queues": tuple(row.queues)}) for row in rows]
+    return [Process(**{**row._mapping, "queues": tuple(row.queues), "reserved": row.reserved or {}}) for row in rows]
 
 
 def at_work(connection: Connection, process_ids: Sequence[int]) -> list[Row[Any]]:

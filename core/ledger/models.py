@@ -186,6 +186,8 @@ class ProcessRow(Base):
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     #: The number of runs that the process works on at the same time; null for a scheduler.
     threads: Mapped[int | None]
+    #: The number of threads that are reserved for each queue; null if no threads are reserved.
+    reserved: Mapped[dict[str, int] | None] = mapped_column(JSONB)
     #: The fingerprint of the process's release; null for a Rota version without releases.
     release: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))

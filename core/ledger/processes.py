@@ -18,7 +18,9 @@ the process's runs due again. A process that has registered again by then is not
 cannot commit work for its old leases.
 """
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 
 from sqlalchemy import Connection, text
@@ -47,8 +49,9 @@ RETURN_SECONDS = 15
 NEXT_ID = text("SELECT nextval('rota_process_ids')")
 LOCK = text("SELECT pg_advisory_lock(:space, :id)")
 REGISTER = text("""
-    INSERT INTO rota_processes (id, kind, name, broker_id, queues, threads, application, release, expires_at)
-    VALUES (:id, :kind, :name, :broker_id, :queues, :threads, :application, :release, clock_timestamp() + :lease)
+    INSERT INTO rota_processes (id, kind, name, broker_id, queues, threads, reserved, application, release, expires_at)
+    VALUES (:id, :kind, :name, :broker_id, :queues, :threads, CAST(:reserved AS jsonb), :application, :release,
+            clock_timestamp() + :lease)
 """)
 RENEW = text("""
     UPDATE rota_processes SET expires_at = clock_timestamp() + :lease
@@ -159,6 +162,8 @@ class Identity:
     release: str | None = None
     #: The number of runs that the process works on at the same time; None for a scheduler.
     threads: int | None = None
+    #: The number of threads that are reserved for each of the queues.
+    reserved: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,9 @@ def register(connection: Connection, identity: Identity, lease: timedelta) -> in
     """Register this process for the life of ``connection``, which is in autocommit. Return the process's id."""
     process_id = int(connection.execute(NEXT_ID).scalar_one())
     connection.execute(LOCK, {"space": LOCK_SPACE, "id": process_id})
-    described = {**asdict(identity), "queues": list(identity.queues)}
+    reserved = json.dumps(dict(identity.reserved)) if identity.reserved else None
+    described = {each.name: getattr(identity, each.name) for each in fields(identity)}
+    described |= {"queues": list(identity.queues), "reserved": reserved}
     connection.execute(REGISTER, {"id": process_id, "lease": lease, **described})
     return process_id
 

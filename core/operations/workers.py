@@ -37,6 +37,8 @@ class Live(Shape):
     queues: list[str]
     #: The number of runs that the process works on at the same time, if it is a worker.
     threads: int | None
+    #: The number of these threads that are reserved for each queue, by ``ROTA_RESERVED_THREADS``.
+    reserved: dict[str, int]
     release: str | None
     started_at: Instant
     expires_at: Instant

@@ -101,7 +101,10 @@ class Heartbeat(LedgerThread):
 
         ``on_registered`` is called in the heartbeat's thread whenever the process has registered.
         """
-        self._identity = replace(self._identity, queues=tuple(queues), broker_id=broker_id, threads=threads)
+        reserved = {queue: count for queue, count in self._identity.reserved.items() if queue in queues}
+        self._identity = replace(
+            self._identity, queues=tuple(queues), broker_id=broker_id, threads=threads, reserved=reserved
+        )
         self._on_registered = on_registered
         super().start()
 

@@ -61,7 +61,7 @@ class WorkerProcess:
         """Return the heartbeat, which registers this process with this kind."""
         return Heartbeat(
             self.engine,
-            Identity(kind, process_name(), self.application),
+            Identity(kind, process_name(), self.application, reserved=self.reserved_threads),
             every_seconds=self.configured.heartbeat_seconds,
             lease=timedelta(seconds=self.configured.lease_seconds),
             release=releases.of(self.registry),
@@ -107,6 +107,11 @@ class WorkerProcess:
     def reserved(self) -> dict[str, Reservation]:
         """The number of reserved threads by queue, for queues that a loaded job uses."""
         return reservations(settings.split_reservations(self.configured.reserved_threads), self.registry)
+
+    @property
+    def reserved_threads(self) -> dict[str, int]:
+        """The numbers of reserved threads alone."""
+        return {queue: each.threads for queue, each in self.reserved.items()}
 
     @property
     def recycling_limits(self) -> RecyclingLimits:

@@ -45,11 +45,13 @@ def test_a_user_who_joins_is_served_within_a_second_while_maintenance_occupies_t
         fleet.request(CLEANUP, 5, queue="customer_service")
         eventually(lambda: len(fleet.rows(RUNNING, job=CLEANUP)) == 1, within=20)
         waits = [wait_for_agent(fleet, f"user-{number}") for number in range(10)]
+        (worker,) = fleet.registered("worker")
         running = [len(fleet.rows(RUNNING, job=job)) for job in (SLOW, CLEANUP)]
 
     record_property("join_to_agent_max_seconds", round(max(waits), 3))
     assert max(waits) < 1
     assert running == [6, 1], "the slow jobs were running all the time"
+    assert worker.reserved == {"customer_service": 2}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ this process.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -165,6 +165,7 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
             plugin: str = "tests",
             queues: Sequence[str] = (),
             threads: int | None = None,
+            reserved: Mapping[str, int] | None = None,
         ) -> Process:
             connection = stack.enter_context(databases.dedicated(database))
             application = application or application_name()
@@ -172,7 +173,9 @@ def start_process(database: Engine) -> Iterator[Callable[..., Process]]:
             if release is not None:
                 releases.record(connection, release)
             fingerprint = release.fingerprint if release else None
-            identity = Identity(kind, "test:1", application, broker_id, tuple(queues), fingerprint, threads)
+            identity = Identity(
+                kind, "test:1", application, broker_id, tuple(queues), fingerprint, threads, reserved or {}
+            )
             return Process(processes.register(connection, identity, lease), connection, application)
 
         yield start

@@ -60,6 +60,12 @@ class TestLive:
         assert [(run.run, run.job, run.key, run.attempt) for run in worker.runs] == [(lease.run_id, "work", "42", 1)]
         assert (scheduler.kind, scheduler.threads, scheduler.runs) == ("scheduler", None, [])
 
+    def test_the_threads_that_are_reserved_are_listed_by_queue(self, start_process, listed):
+        start_process(queues=["billing", "mail"], threads=8, reserved={"billing": 2})
+        start_process(queues=["mail"], threads=8)
+
+        assert [process.reserved for process in listed().live] == [{"billing": 2}, {}]
+
     def test_a_run_that_has_ended_is_no_longer_at_work(self, start_process, listed, ledger, database):
         process = start_process()
         process.lease(database, ledger.request())
@@ -139,8 +145,15 @@ class TestCommand:
         assert lines[7] == ["left in the last 24 hours:"]
         assert [lines[9][at] for at in (0, 2, 4)] == [str(gone.id), "test:1", "stopped"]
 
+    def test_it_prints_the_reserved_threads_beside_their_queue(self, rota, start_process):
+        start_process(queues=["billing", "mail"], threads=8, reserved={"billing": 2})
+
+        (_, line, *_) = rota("workers").stdout.split("\n")
+
+        assert line.split("\t")[-1] == "billing (2 reserved), mail"
+
     def test_programs_get_the_same_as_json(self, rota, start_process, ledger, database):
-        process = start_process(threads=2)
+        process = start_process(queues=["billing"], threads=2, reserved={"billing": 1})
         process.lease(database, ledger.request())
 
         found = json.loads(rota("workers", "--json").stdout)
@@ -148,3 +161,4 @@ class TestCommand:
         assert found["left"] == []
         (live,) = found["live"]
         assert (live["id"], [run["job"] for run in live["runs"]]) == (process.id, ["work"])
+        assert live["reserved"] == {"billing": 1}

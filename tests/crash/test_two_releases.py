@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 from dramatiq.message import Message
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
-from core import database
+from core import cancel, database, enqueue, enqueue_many, schedule, unschedule
 from core.ledger import cancels
+from core.ledger.models import FINAL
 from core.transport import redis as redis_broker
 from core.transport.redis import RotaBroker
 from tests.support import two_releases
@@ -30,6 +33,12 @@ SLOTS = """
     SELECT slot, state, reason, (SELECT count(*) FROM effects WHERE run_id = run.id) AS effects
     FROM rota_runs AS run WHERE job = :job ORDER BY slot
 """
+SLOTS_OF_KEY = SLOTS.replace("job = :job", "job = :job AND key = :key")
+SUCCEEDED_SLOTS = """
+    SELECT slot FROM rota_runs WHERE job = :job AND key = :key AND state = 'succeeded' AND slot > :after
+"""
+WORKER = "SELECT worker AS name FROM rota_runs WHERE id = :id AND attempt > 0"
+SPANS = "SELECT started_at, finished_at FROM rota_runs WHERE job = :job"
 UNFINISHED = """
     SELECT id, job, key, slot, state, reason, attempt, worker, sent_at, due_at FROM rota_runs
     WHERE state NOT IN ('succeeded', 'skipped')
@@ -190,6 +199,49 @@ def test_both_work_and_die_beside_each_other_and_nothing_is_lost(releases):
     pids = {pid_of(row) for row in now.registered("worker")}
     assert len(workers) >= 2, "both releases have worked"
     assert len(pids) == 2
+
+
+def test_limits_schedules_of_keys_and_cancels_hold_while_both_work(releases, use_jobs):
+    former, now = releases
+    old, new = former.worker(), now.worker()
+    use_jobs(two_releases.limited, two_releases.polled, two_releases.invoice)
+    with Session(now.engine) as session, session.begin():
+        for key in CUSTOMERS:
+            schedule(session, "polled", key=key, every=timedelta(seconds=1))
+        limited = set(enqueue_many(session, "limited", [{}] * 8))
+        *served, cancelled = [enqueue(session, "invoice", key="ann") for _ in range(6)]
+    with Session(now.engine) as session, session.begin():
+        cancel(session, cancelled)
+    (held,) = now.ask("hold", "")
+    (worker,) = eventually(lambda: now.rows(WORKER, id=held))
+
+    now.cancel(held)
+    is_old = pid_of(worker) in {pid_of(row) for row in now.registered("worker", old)}
+    (former if is_old else now).kill(old if is_old else new)
+    (former if is_old else now).worker()
+    now.wait_for_requests()
+    with Session(now.engine) as session, session.begin():
+        assert unschedule(session, "polled", key="bob")
+    unscheduled_at = now.rows("SELECT clock_timestamp() AS at")[0].at
+    eventually(lambda: len(now.rows(SUCCEEDED_SLOTS, job="polled", key="cyd", after=unscheduled_at)) >= 2)
+
+    assert now.states(limited | set(served)) == {("succeeded", None)}
+    assert now.states({cancelled, held}) == {("dead", "cancelled")}
+    assert now.effects("hold") == []
+    assert sorted(effect.run_id for effect in now.effects("invoice")) == served
+    assert max(beside(now.rows(SPANS, job="limited"))) <= 3
+    assert now.rows(SUCCEEDED_SLOTS, job="polled", key="bob", after=unscheduled_at) == []
+    for key in CUSTOMERS:
+        slots = now.rows(SLOTS_OF_KEY, job="polled", key=key)
+        assert steps(slots) == {1.0}
+        assert [row.effects for row in slots if row.state in FINAL] == [
+            int(row.state == "succeeded") for row in slots if row.state in FINAL
+        ]
+
+
+def beside(spans: list[Any]) -> list[int]:
+    """How many runs were at work at the beginning of each."""
+    return [sum(other.started_at <= span.started_at < other.finished_at for other in spans) for span in spans]
 
 
 @pytest.mark.parametrize("scheduler", ["former", "now"])

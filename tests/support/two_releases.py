@@ -41,6 +41,20 @@ def only_now(**options: Any) -> dict[str, Any]:
     return options if HAS_FLOW_CONTROL else {}
 
 
+def limits() -> dict[str, Any]:
+    """A limit of three runs at work."""
+    from core import Limit
+
+    return {"limits": [Limit("mixed", at_once=3)]}
+
+
+def keyed() -> dict[str, Any]:
+    """Schedules of keys, of a second and more."""
+    from core import Keyed
+
+    return {"keyed": Keyed(least=SECOND)}
+
+
 def effect(run: Run) -> None:
     """Leave a trace in this run's transaction."""
     values = {"job": run.job, "run": run.id, "slot": run.slot, "attempt": run.attempt, "pid": os.getpid()}
@@ -105,6 +119,19 @@ def hold(run: Run) -> None:
         time.sleep(0.01)
 
 
+@job("limited", queue="mixed", overlap="allow", **(limits() if HAS_FLOW_CONTROL else {}))
+def limited(run: Run) -> None:
+    """Leave an effect; three such runs may be at work."""
+    effect(run)
+    run.session.execute(text("SELECT pg_sleep(0.1)"))
+
+
+@job("polled", queue="mixed", **(keyed() if HAS_FLOW_CONTROL else {}))
+def polled(run: Run) -> None:
+    """Leave an effect, at the slots of its key."""
+    effect(run)
+
+
 @job("fast", queue="mixed-fast", ledger=False)
 def fast(run: Run, number: int) -> None:
     """Tell the test of a message of the fast lane."""
@@ -118,7 +145,7 @@ class Mixed:
 
     @hookimpl
     def register_jobs(self):
-        return [invoice, nap, nothing, flaky, postponed, tick, sweep, hold, fast]
+        return [invoice, nap, nothing, flaky, postponed, tick, sweep, hold, limited, polled, fast]
 
 
 plugin = Mixed()

@@ -1,0 +1,262 @@
+"""A random walk through flow control: requests, claims, ends, cancels and deaths in any order, on a real ledger.
+
+``Walk`` knows for each run the place that it has among the runs of its key, and which runs are at work. It checks each
+claim and each end against this, and at last that every run can come to its end.
+"""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from typing import Any
+
+from sqlalchemy import Connection
+
+from core import Limit, job
+from core.dispatcher.turns import RoomKeeper, TurnKeeper
+from core.jobs import arguments
+from core.ledger import cancels, claims, deadlines, later, processes, room, runs, shares, subjects, turns, unconnected
+from core.ledger.claims import Verdict
+from core.ledger.leases import Lease
+from core.ledger.models import State
+from core.ledger.runs import Failure
+from core.ledger.turns import Turn
+from core.worker.claiming import limits_of
+from tests.support.ledger import Ledger
+
+AT_ONCE = 2
+MINUTE = timedelta(minutes=1)
+
+
+@job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=4, per=MINUTE)])
+def here(run: Any, host: str = "a") -> None:
+    """The job as most processes have it."""
+
+
+@job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=4, per=MINUTE)])
+def elsewhere(run: Any, host: str = "a", also: str = "") -> None:
+    """The job as other processes have it."""
+
+
+WAITING = """
+    SELECT id, key, due_at, state, expires_at, due_at <= clock_timestamp() AS is_due FROM rota_runs
+    WHERE state IN ('queued', 'retrying')
+"""
+LOSE = "UPDATE rota_runs SET sent_at = NULL WHERE state IN ('queued', 'retrying') AND sent_at < 'infinity'"
+STUCK = """
+    SELECT id, key, due_at, state, reason, sent_at = 'infinity' AS is_parked, sent_at IS NULL AS is_unsent, waits_for,
+           priority FROM rota_runs WHERE state IN ('queued', 'retrying', 'running') ORDER BY key, due_at, id
+"""
+#: Lets a minute pass for all that is in the ledger.
+PASS = (
+    """
+    UPDATE rota_runs SET due_at = due_at - :span, started_at = started_at - :span, expires_at = expires_at - :span,
+        later_since = later_since - :span, queued_at = queued_at - :span,
+        sent_at = CASE WHEN sent_at < 'infinity' THEN sent_at - :span ELSE sent_at END
+    """,
+    "UPDATE rota_attempts SET ended_at = ended_at - :span",
+    "UPDATE rota_limits SET used_at = used_at - :span, full_at = full_at - :span",
+)
+
+
+@dataclass
+class Walk:
+    """The walk, and what it knows."""
+
+    ledger: Ledger
+    connection: Connection
+    #: Registers a process that has one of the two declarations.
+    start: Any
+    dice: Random
+    alive: list[tuple[Any, Any]] = field(default_factory=list)
+    #: The messages on their way; one may be there twice, and one may get lost.
+    messages: list[int] = field(default_factory=list)
+    at_work: dict[int, Lease] = field(default_factory=dict)
+    #: The place of each run among those of its key, as if no time had been let pass.
+    place: dict[int, Any] = field(default_factory=dict)
+    cancelled: set[int] = field(default_factory=set)
+    passed: timedelta = timedelta(0)
+    story: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.alive = [(self.start(jobs=[declared]), declared) for declared in (here, elsewhere)]
+        self.turns, self.rooms = TurnKeeper(), RoomKeeper()
+
+    def go(self, steps: int) -> None:
+        """Do so many things at random."""
+        kinds = {
+            self.ask: 5, self.deliver: 12, self.end: 9, self.look: 3, self.cancel: 1, self.die: 1, self.lose: 1,
+            self.let_pass: 2,
+        }  # fmt: skip
+        for step in self.dice.choices(list(kinds), list(kinds.values()), k=steps):
+            step()
+
+    def finish(self) -> None:
+        """Have all that is left end well, which takes each run a few rounds at most."""
+        for _ in range(20 * len(self.place)):
+            while self.at_work:
+                self.end(well=True)
+            if not self.ledger.rows(WAITING):
+                return
+            self.let_pass()
+            self.lose()
+            self.look()
+            while self.messages:
+                self.deliver()
+        raise AssertionError(self.told(f"stuck: {self.ledger.rows(STUCK)}"))
+
+    def ask(self) -> None:
+        """Request a run."""
+        limited = self.dice.choice([{}, {"limits": '{"host:a",pace}', "limits_declared": '{"host:{host}",pace}'}])
+        args = self.dice.choice(['{"host": "a"}', '{"host": "a", "also": "b"}'])
+        values = {"key": self.dice.choice("ab"), "priority": self.dice.choice([0, 0, 5]), "args": args}
+        if self.dice.random() < 0.15:
+            values["expires_at"] = self.now() + self.dice.choice([1, 3]) * MINUTE
+        run_id = self.ledger.request(exclusive=True, sent_at=self.now(), **values, **limited)
+        self.place[run_id] = self.where(run_id)
+        self.messages.append(run_id)
+        self.say("ask", run_id, values["key"])
+
+    def deliver(self) -> None:
+        """Give a message to a process, which claims the run."""
+        if not self.messages:
+            return
+        at = self.dice.randrange(len(self.messages))
+        run_id = self.messages[at] if self.dice.random() < 0.1 and self.place else self.messages.pop(at)
+        process, declared = self.dice.choice(self.alive)
+        verdict, lease = claims.claim(
+            self.connection, run_id, job="work", process_id=process.id, worker="test:1",
+            form=arguments.form(declared), gives_way=False, limits=lambda args: limits_of(declared, args),
+        )  # fmt: skip
+        self.say("deliver", run_id, verdict)
+        if lease is not None:
+            self.started(run_id, lease, declared)
+        elif verdict in (Verdict.WAITING, Verdict.LIMITED) and self.dice.random() < 0.8:
+            self.send(turns.wake(self.connection, (), [run_id], carried=True))
+            self.send(room.wake(self.connection, {}, [run_id], carried=True))
+
+    def started(self, run_id: int, lease: Lease, declared: Any) -> None:
+        """Check that the run may have started. It is handed back at once if its arguments do not fit."""
+        assert run_id not in self.cancelled, self.told(f"{run_id} was cancelled")
+        row = self.ledger.run(run_id)
+        beside = [other for other in self.at_work if self.ledger.run(other).key == row.key]
+        before = [
+            other.id
+            for other in self.ledger.rows(WAITING)
+            if other.key == row.key and other.is_due and self.place[other.id] < self.place[run_id]
+        ]
+        assert not beside, self.told(f"{run_id} has started beside {beside}")
+        assert not before, self.told(f"{run_id} has started before {before}")
+        limited = [other for other in (*self.at_work, run_id) if self.ledger.run(other).limits]
+        assert len(limited) <= AT_ONCE, self.told(f"{limited} are at work")
+        if "also" in lease.args and declared is here and claims.refuse(self.connection, lease, arguments.form(here)):
+            self.say("refuse", run_id)
+            self.kept(run_id)
+        else:
+            self.at_work[run_id] = lease
+
+    def end(self, *, well: bool = False) -> None:
+        """End an attempt, in any way."""
+        if not self.at_work:
+            return
+        run_id = self.dice.choice(sorted(self.at_work))
+        lease, row = self.at_work.pop(run_id), self.ledger.run(run_id)
+        how = "succeed" if well else self.dice.choice(["succeed", "succeed", *HOW])
+        self.say(how, run_id)
+        if run_id in self.cancelled:
+            assert runs.succeed(self.connection, lease, None) is None, self.told(f"{run_id} has committed")
+            assert cancels.end(self.connection, lease) is not None
+        elif how == "succeed":
+            assert runs.succeed(self.connection, lease, None) is not None
+        elif how == "hand back" and lease.attempt > 1:
+            self.at_work[run_id] = lease
+            return
+        else:
+            HOW[how](self.connection, lease)
+        if how in ("fail", "later"):
+            self.place[run_id] = self.where(run_id)
+        self.kept(run_id)
+        if self.dice.random() < 0.8:
+            self.send(turns.wake(self.connection, [Turn("work", row.key)], carried=True))
+            self.send(room.wake(self.connection, dict.fromkeys(lease.limits or (), 1), carried=True))
+
+    def look(self) -> None:
+        """The dispatcher makes a pass."""
+        deadlines.expire(self.connection)
+        self.turns.look(self.connection)
+        self.rooms.look(self.connection, ["work"])
+        for priority in (5, 0):
+            due = shares.Due(priority, ["work"])
+            if priority:
+                self.send(shares.take_urgent(self.connection, "default", due, batch=100))
+            else:
+                self.send(shares.take(self.connection, "default", ["work"], shares.Turns(), batch=100))
+
+    def cancel(self) -> None:
+        """Cancel a run that waits or is at work."""
+        found = [*self.at_work, *(row.id for row in self.ledger.rows(WAITING))]
+        if found:
+            run_id = self.dice.choice(sorted(found))
+            cancels.cancel(self.connection, [run_id], by="ann")
+            self.cancelled.add(run_id)
+            self.say("cancel", run_id)
+
+    def die(self) -> None:
+        """A process dies, and another takes its place."""
+        at = self.dice.randrange(len(self.alive))
+        process, declared = self.alive[at]
+        process.expire(self.ledger.engine)
+        processes.end_dead(self.connection)
+        processes.recover(self.connection, 1000)
+        self.alive[at] = (self.start(jobs=[declared]), declared)
+        for run_id in [run_id for run_id, lease in self.at_work.items() if lease.process_id == process.id]:
+            del self.at_work[run_id]
+            self.kept(run_id)
+        self.say("die", process.id)
+
+    def lose(self) -> None:
+        """All messages are lost, and this is noticed."""
+        self.messages.clear()
+        self.ledger.do(LOSE)
+        self.say("lose")
+
+    def let_pass(self) -> None:
+        """Let a minute pass."""
+        for statement in PASS:
+            self.ledger.do(statement, span=MINUTE)
+        self.passed += MINUTE
+        self.say("a minute passes")
+
+    def kept(self, run_id: int) -> None:
+        """Check that a run that waits again has kept its place."""
+        if self.ledger.run(run_id).state in ("queued", "retrying"):
+            assert self.where(run_id) == self.place[run_id], self.told(f"{run_id} has lost its place")
+
+    def where(self, run_id: int) -> Any:
+        """The place of a run now."""
+        return self.ledger.run(run_id).due_at + self.passed, run_id
+
+    def now(self) -> Any:
+        """The database's time."""
+        return self.ledger.value("SELECT clock_timestamp()")
+
+    def send(self, outgoing: Any) -> None:
+        """Put messages on their way."""
+        self.messages += [each.run_id for each in outgoing]
+
+    def say(self, *words: Any) -> None:
+        """Remember what was done."""
+        self.story.append(" ".join(map(str, words)))
+
+    def told(self, what: str) -> str:
+        """What is wrong, after what was done."""
+        return "\n".join([*self.story[-60:], what])
+
+
+#: How an attempt may end, other than well.
+HOW = {
+    "fail": lambda on, lease: runs.fail(on, lease, Failure(State.RETRYING, "error", "boom", MINUTE)),
+    "fail at once": lambda on, lease: runs.fail(on, lease, Failure(State.RETRYING, "error", "boom")),
+    "later": lambda on, lease: later.postpone(on, lease, at=None, after=MINUTE, error="not now"),
+    "no connection": lambda on, lease: unconnected.release(on, lease, "sorry"),
+    "hand back": lambda on, lease: subjects.hand_back(on, lease, "table away"),
+}

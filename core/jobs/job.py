@@ -266,10 +266,11 @@ def combination_problems(job: Job) -> list[str]:
         problems.append(
             f"schedule={str(job.schedule)!r} needs the ledger, and contradicts ledger=False; drop one of them"
         )
+    own_overlap = ["overlap"] if job.schedule is None and job.keyed is None else []  # else it may be the default
     return [
         *problems,
         *retry_problems(job),
-        *ledger_only(job, "retry_on", "dead_on", "expires", "priority", "subject", "limits", "keyed"),
+        *ledger_only(job, "retry_on", "dead_on", "expires", "priority", "subject", "limits", "keyed", *own_overlap),
     ]
 
 

@@ -333,6 +333,8 @@ def test_the_rules_say_which_errors_are_retried(rules, retried, dead):
         ({"retry_on": (OSError, KeyError), "dead_on": (KeyError,)}, "KeyError must not be both in retry_on and in"),
         ({"retry_on": (OSError,), "ledger": False}, "retry_on must not be given with ledger=False"),
         ({"priority": 5, "ledger": False}, "priority must not be given with ledger=False"),
+        ({"overlap": "wait", "ledger": False}, "overlap must not be given with ledger=False"),
+        ({"overlap": "skip", "ledger": False}, "overlap must not be given with ledger=False"),
         ({"expires": SECOND, "ledger": False}, "expires must not be given with ledger=False"),
         ({"dead_on": (OSError,), "ledger": False}, "dead_on must not be given with ledger=False"),
     ],

@@ -92,7 +92,7 @@ class WatchedCursor(DriverCursor):
 
 
 class OwnConnection(DriverConnection):
-    """A connection that a child process, which a job forks, does not share."""
+    """A connection of this process alone: a child process that a job forks closes its copy."""
 
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
@@ -122,7 +122,7 @@ class WatchedConnection(OwnConnection):
         self._reported: list[str | None] = []
 
     def notice(self, query: Any) -> None:
-        """Record whether a statement, which is executed next, may change the session."""
+        """Record, before a statement is executed, whether it may change the session."""
         statement = query if isinstance(query, str) else self._text(query)
         leaves, forgets = marks(statement)
         if leaves:

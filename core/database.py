@@ -171,7 +171,7 @@ def _clean(connection: WatchedConnection, _record: object, state: PoolResetState
 
 @cache
 def engine() -> Engine:
-    """Return the engine of this process, which is made from the settings at the first call."""
+    """Return the engine of this process. The first call makes the engine from the settings."""
     configured = settings.current()
     return connect(configured.database_url.get_secret_value(), pool_size=configured.db_pool_size)
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from core.ledger import key_listing, key_totals
 from core.observability import metrics
 
-#: The time between two counts, in seconds. A count reads all schedules, which takes about 0.1 s for a million.
+#: The time between two counts, in seconds. A count reads all schedules. This takes about 0.1 s for a million schedules.
 LOOK_SECONDS = 60.0
 
 

@@ -1,8 +1,8 @@
 """Leadership: the process that holds the advisory lock ``LEADER_LOCK`` leads, as long as its connection is open.
 
 If the leader's process is stopped or cut off from the network, its connection still holds the lock. As soon as the
-leader's lease has expired, a waiting process closes this connection, which frees the lock. A leader that has lost Redis
-steps down if another worker can lead.
+leader's lease has expired, a waiting process closes this connection, and PostgreSQL then frees the lock. A leader that
+has lost Redis steps down if another worker can lead.
 
 It does no harm if two processes lead: every step is a conditional statement, which takes effect for one process only.
 During a deploy there are two leaders, one of each release, if the dispatcher of the new release has steps that the

@@ -35,7 +35,7 @@ SILENT_PROBLEMS = set(get_args(core_schema.ErrorType)) - QUOTING_PROBLEMS
 
 #: The most characters of a default that are shown.
 LONGEST_DEFAULT = 200
-#: The address of an object in memory, which differs between two processes.
+#: The address of an object in memory. Addresses differ between processes.
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 Adapters = dict[str, tuple[TypeAdapter[Any], bool]]
@@ -91,7 +91,7 @@ class _Schema(GenerateJsonSchema):
     """Makes JSON schemas. A type that JSON schema cannot describe gets an empty schema."""
 
     def default_schema(self, schema: Any) -> dict[str, Any]:
-        """Return the schema without the value of the default, which may look different in another process."""
+        """Return the schema without the default, since a default may look different in another process."""
         return self.generate_inner(schema["schema"])
 
     def emit_warning(self, kind: Any, detail: str) -> None:

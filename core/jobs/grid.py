@@ -103,8 +103,8 @@ def stretch_of(before: datetime, slot: datetime, step_seconds: int) -> int:
 
 @lru_cache(maxsize=10_000)
 def step(schedule: Every | Cron) -> int:
-    """Return the usual time between two slots, which a stretch doubles, in seconds. For a cron expression, it is a
-    median.
+    """Return the usual time between two slots, in seconds. For a cron expression, this is a median. A stretch doubles
+    it.
     """
     if isinstance(schedule, Every):
         return int(schedule.interval.total_seconds())

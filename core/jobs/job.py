@@ -1,4 +1,4 @@
-"""``@job`` and the ``Job`` that it makes: the declaration of a job, which is independent of Dramatiq."""
+"""``@job`` and the ``Job`` that it makes. The declaration of a job is independent of Dramatiq."""
 
 import inspect
 import math

@@ -31,8 +31,7 @@ class Limit:
     """A limit over all processes: ``at_once`` runs at work, or ``most`` starts within ``per``.
 
     Jobs that declare the same name share the limit. ``{argument}`` in the name is replaced by the value of that
-    argument when a run is inserted, so each value has a limit of its own. Operators
-    see these values.
+    argument when a run is inserted, so each value has a limit of its own. Operators see these values.
 
     ``most`` and ``per`` describe a bucket of ``most`` tokens, which is refilled evenly within ``per``. A start takes
     one token. So within any time ``t`` at most ``most + most * t / per`` runs start.

@@ -39,9 +39,9 @@ class RunMiddleware:
     def around(self, attempt: Attempt) -> AbstractContextManager[object]:
         """Return a context manager that is entered before the job's function is called, and exited after it.
 
-        The context manager runs within the job's time limits and its transaction, which is committed afterwards. It
-        sees the function's exception, and ``attempt.result``. Its changes of context variables are undone when it
-        exits.
+        The context manager runs within the job's time limits and its transaction. The transaction is committed
+        afterwards. It sees the function's exception, and ``attempt.result``. Its changes of context variables are
+        undone when it exits.
         """
         return nullcontext()
 

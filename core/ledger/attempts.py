@@ -22,7 +22,8 @@ def keeping(
     ended: str, outcome: str, *, error: str = "error", traceback: str = "NULL", log: str = "NULL", among: str = "true",
     ledger: str = "",
 ) -> str:  # fmt: skip
-    """Return the parts ``kept`` and ``forgotten`` of a WITH clause, which keep the attempts of the runs in ``ended``.
+    """Return two parts of a WITH clause: ``kept`` keeps the attempts of the runs in ``ended``, and ``forgotten``
+    deletes their attempts beyond the newest ``MOST_KEPT``.
 
     ``ended`` is the name of an earlier part of that clause, which returns the new values of the columns ``ENDED`` for
     each run. The other parameters are SQL expressions. ``among`` is a condition: only attempts that meet it are kept.

@@ -119,7 +119,7 @@ def end(connection: Connection, lease: Lease, log: str | None = None) -> str | N
     """End a cancelled run whose function has returned. Return the text of the cancellation, or None if the run was not
     cancelled.
 
-    ``log`` is the end of the attempt's log, which is kept.
+    ``log`` is the end of the attempt's log. It is kept with the attempt.
     """
     rows = END.rows(connection, lease.run_id, lease.token, lease.process_id, log)
     return str(rows[0][0]) if rows else None

@@ -59,8 +59,8 @@ class Verdict(StrEnum):
     #: The run's arguments do not fit the job as this process declares it, and a live worker may declare the job
     #: differently. The dispatcher sends the run again after a short wait.
     MISFIT = "misfit"
-    #: Another transaction has locked the run. For example, a request may use the run, which must then start after the
-    #: request's commit (``core/ledger/waiting.py``). The run is sent again soon.
+    #: Another transaction has locked the run. For example, a request has found the run waiting, and the run must start
+    #: after the request's commit (``core/ledger/waiting.py``). The run is sent again soon.
     LOCKED = "locked"
     #: The run is over or has expired, or another process has it, or this process is not registered.
     NONE = "none"

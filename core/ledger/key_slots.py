@@ -60,7 +60,7 @@ class KeyedJob:
 
     @classmethod
     def recorded(cls, name: str, options: Mapping[str, Any]) -> "KeyedJob":
-        """Return the options of a job of another process, which its release has recorded."""
+        """Return the options of a job of another process, as its release has recorded them."""
         return cls(
             name,
             options["queue"],

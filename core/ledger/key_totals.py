@@ -34,7 +34,7 @@ def schedules(connection: Connection, jobs: Collection[str]) -> dict[str, Row[tu
 
 
 def slots(connection: Connection, jobs: Iterable[str], since: datetime) -> dict[str, dict[str, int]]:
-    """Return, for each job, how many slots have had each outcome ``since`` a time, which must be a whole minute.
+    """Return, for each job, how many slots have had each outcome since ``since``. This must be a whole minute.
 
     An outcome is a state, or a gap's reason.
 

@@ -65,7 +65,7 @@ def postpone(
 ) -> Postponed | None:  # fmt: skip
     """Postpone a run until ``at``, or by the span ``after``. Return None if the lease is lost.
 
-    ``log`` is the end of the attempt's log, which is kept.
+    ``log`` is the end of the attempt's log. It is kept with the attempt.
 
     If the new due time is more than 7 days after the run was first postponed, or after its ``expires_at``, the run is
     dead.

@@ -48,7 +48,7 @@ def unknown(connection: Connection, jobs: Collection[str]) -> set[str]:
     return {job for job in jobs if job not in had and not fleet.knows(job)}
 
 
-#: One process of those that start together gets the lock, which ends with its transaction.
+#: If several processes start together, one of them gets the lock. The lock ends with its transaction.
 MAY_REQUEST = text("""
     SELECT pg_try_advisory_xact_lock(hashtext('rota leftovers'), hashtext(current_schema())) AND NOT EXISTS (
         SELECT 1 FROM (SELECT queued_at FROM rota_runs WHERE job = :job ORDER BY id DESC LIMIT 1) AS newest

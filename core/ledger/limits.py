@@ -73,9 +73,9 @@ FILL = Prepared(
     """,
 )
 
-#: Parts of a WITH clause. The part ``standing`` returns the numbers and the use of each limit in the part ``asked``,
-#: which comes before it. ``asked`` has the names of limits, each with an array of the declarations that the name was
-#: filled from.
+#: Parts of a WITH clause. They need an earlier part ``asked``, with the names of limits and, for each name, an array of
+#: the declarations that it was filled from. The part ``standing`` returns the numbers and the use of each of these
+#: limits.
 STANDING = """
     clock AS MATERIALIZED (
         SELECT clock_timestamp() AS now

@@ -236,7 +236,7 @@ class KeyScheduleRow(Base):
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
     #: The plugin of the job.
     plugin: Mapped[str] = mapped_column(Text)
-    #: The schedule as text; its interval in seconds, null for cron; and the phase in seconds, which is added to each
+    #: The schedule as text, the interval in seconds (null for cron), and the phase: the seconds that are added to each
     #: slot.
     spec: Mapped[str] = mapped_column(Text)
     every_seconds: Mapped[int | None]
@@ -491,7 +491,7 @@ class CredentialRow(Base):
     #: ``token``, ``link`` or ``session``. A link logs a browser in, once, and the browser then has a session.
     kind: Mapped[str] = mapped_column(Text)
     name: Mapped[str] = mapped_column(Text)
-    #: The SHA-256 of the secret, which has 256 random bits, so that no salt is needed.
+    #: The SHA-256 of the secret. No salt is needed, since the secret has 256 random bits.
     hash: Mapped[str] = mapped_column(Text)
     role: Mapped[str] = mapped_column(Text)
     #: The plugins and the queues whose jobs its holder may see and act on; null for all.

@@ -12,7 +12,7 @@ lock is missing at two checks, half a second apart.
 While PostgreSQL is away, no process can renew its lease. When PostgreSQL is back, perhaps as a promoted standby, no
 process has its lock. A dispatcher that was cut off too gives the processes time to come back.
 
-``end_dead`` deletes the row of a dead process, which ends all leases of the process at once. It also closes the
+``end_dead`` deletes the row of a dead process. This ends all leases of the process at once. It also closes the
 connections that the process still has, so that a paused process's row locks end with its lease. ``recover`` then makes
 the process's runs due again. A process that has registered again by then is not paused and keeps its connections: it
 cannot commit work for its old leases.
@@ -101,8 +101,8 @@ END_DEAD = text(f"""
     SELECT id, kind, name, broker_id, queues, application FROM gone
 """)  # noqa: S608 — constants
 
-#: Closes the process's old connection, which frees the lock: PostgreSQL may not have noticed yet that the connection is
-#: lost.
+#: Closes the process's old connection, so that PostgreSQL frees the lock. PostgreSQL may not have noticed yet that the
+#: connection is lost.
 RELEASE = text("""
     SELECT pg_terminate_backend(lock.pid) FROM pg_locks AS lock JOIN pg_database AS db ON db.oid = lock.database
     WHERE lock.locktype = 'advisory' AND db.datname = current_database() AND lock.pid <> pg_backend_pid()
@@ -204,7 +204,8 @@ def register(connection: Connection, identity: Identity, lease: timedelta) -> in
 def resume(connection: Connection, process_id: int, lease: timedelta) -> bool:
     """Continue as the process that was registered on a lost connection, and keep all leases of that process.
 
-    Return False if the leases have expired, or if PostgreSQL was restarted, which aborted the process's transactions.
+    Return False if the leases have expired, or if PostgreSQL was restarted: a restart aborts the process's
+    transactions.
     """
     parameters = {"space": LOCK_SPACE, "id": process_id}
     connection.execute(RELEASE, parameters)

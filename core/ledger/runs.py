@@ -264,8 +264,8 @@ def announce(connection: Connection) -> None:
 def succeed(session: Session | Connection, lease: Lease, result: str | None, log: str | None = None) -> bool | None:
     """Record success in the caller's transaction. Return whether another run waits for the end of this run.
 
-    Return None if the lease is lost. The caller must then roll back. ``log`` is the end of the attempt's log, which is
-    not kept for a run's first attempt.
+    Return None if the lease is lost. The caller must then roll back. ``log`` is the end of the attempt's log. It is not
+    kept if this is the run's first attempt.
     """
     values = (lease.run_id, lease.token, lease.process_id, result)
     is_first = lease.attempt == 1

@@ -1,4 +1,4 @@
-"""Threads that have their own PostgreSQL session, for locks and notifications, which end with the session."""
+"""Threads that have their own PostgreSQL session, for locks and notifications. These end with the session."""
 
 import select
 import socket

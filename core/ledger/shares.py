@@ -82,9 +82,9 @@ def keys_in_turn(queue: str, most: str) -> str:
 #: The condition for a due run of one job and queue that has not been sent.
 IS_OF_JOB = f"{IS_UNSENT} AND due_at <= statement_timestamp() AND queue = :queue AND job = asked.job"
 
-#: Takes due runs without a priority. Rows are locked by their id alone, so that no plan searches all unsent runs for
-#: them, which may happen on a table without statistics. The statement also returns, for each job with a backlog, the
-#: last key that had its turn.
+#: Takes due runs without a priority. Rows are locked by their id alone. Otherwise, on a table without statistics, a
+#: plan might search all unsent runs for them. The statement also returns, for each job with a backlog, the last key
+#: that had its turn.
 TAKE = text(f"""
     WITH asked AS (
         SELECT * FROM unnest(CAST(:jobs AS text[]), CAST(:afters AS text[])) AS asked (job, after)
@@ -198,7 +198,7 @@ def take_urgent(connection: Connection, queue: str, urgent: Due, *, batch: int) 
 def take(connection: Connection, queue: str, jobs: Sequence[str], turns: Turns, *, batch: int) -> list[OutgoingRun]:
     """Mark about ``batch`` due runs of ``jobs`` without a priority as sent. Return these runs.
 
-    Each job gets an equal share of the batch, and the keys of a job take turns, which ``turns`` remembers.
+    Each job gets an equal share of the batch, and the keys of a job take turns. ``turns`` has the state of the turns.
     """
     jobs = turns.next_jobs(queue, jobs, batch)
     share = -(-batch // len(jobs))

@@ -29,7 +29,7 @@ def rest(lasted: str) -> str:
     return f"greatest(interval '{RESTS[0]}', least(interval '{RESTS[1]}', ({lasted}) / 2))"
 
 
-#: Whether ``run`` was released by this reason and still rests. The released attempt is kept under the number of the
+#: Whether ``run`` was released for this reason and still rests. The released attempt is kept under the number of the
 #: next attempt (``core/ledger/attempts.py``).
 IS_RESTING = f"""
     CASE WHEN run.reason = '{REASON}' AND {HAS_SINCE.format("run.")} THEN EXISTS (
@@ -40,8 +40,8 @@ IS_RESTING = f"""
 """  # noqa: S608 — constants
 
 #: Parameters: the run, its token, the process, the error. Restores the run as it was before the claim. A claim keeps
-#: the error, and every other change of a run writes another error. If a run has waited long for another reason, such as
-#: a pause, the time without a connection is counted from the start again.
+#: the error, and every other change of a run writes another error. If a run has since waited long for another reason,
+#: such as a pause, the time without a connection begins again.
 RELEASE = Prepared(
     "rota_release_unconnected",
     ("bigint", "bigint", "bigint", "text"),

@@ -53,7 +53,7 @@ AFTER_TABLES = ("ROUTINE", "SEQUENCE", "TYPE")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table and its approximate number of rows, which is None if PostgreSQL has never counted them."""
+    """A table and its approximate number of rows. The number is None if PostgreSQL has never counted the rows."""
 
     name: str
     rows: int | None

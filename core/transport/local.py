@@ -1,7 +1,7 @@
 """The broker of ``SCHEDULER_MODE=local``: nothing leaves the process.
 
 Runs are taken directly from the ledger and need no broker. This broker carries only the fast lane: messages between
-jobs of this process, which are in memory and are lost when the process ends.
+jobs of this process. The messages are in memory, and are lost when the process ends.
 """
 
 from collections import Counter

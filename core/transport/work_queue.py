@@ -189,7 +189,7 @@ class WorkQueue:
             return lane.waiting > count
 
     def expect(self, queue_name: str) -> None:
-        """Count one more waiting message of a queue, which was not fetched from Redis."""
+        """Count one more waiting message of a queue. Call this for a message that was not fetched from Redis."""
         with self._lock:
             self.lane(queue_name).waiting += 1
             self._waiting += 1
@@ -222,7 +222,7 @@ class WorkQueue:
         """
         item = self._items.get(block, IDLE_SECONDS)
         if item is None:
-            self._items.put(None)  # the next waiting thread takes this one
+            self._items.put(None)  # so that the next thread finds the end of the queue too
             time.sleep(LOOK_AGAIN_SECONDS)
             raise Empty
         lane = self._lanes[item.message.queue_name]

@@ -1,8 +1,8 @@
 """Wakes consumers whose queue was empty, by tokens that producers push with their messages.
 
-One connection per process waits for the tokens of all its queues. A search every second finds messages without a token,
-which Dramatiq's own producers send. The thread that waits for tokens does the search, unless the thread that checks
-Redis does it. An idle process sends Redis no other commands, however many queues it has.
+One connection per process waits for the tokens of all its queues. Dramatiq's own producers send messages without
+tokens. A search every second finds such messages. The thread that waits for tokens does the search, unless the thread
+that checks Redis does it. An idle process sends Redis no other commands, however many queues it has.
 """
 
 import threading

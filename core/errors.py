@@ -19,6 +19,9 @@ RotaError
 ├── Forbidden              the caller may not do this
 ├── NotAuthenticated       the caller is not known
 ├── TokenError             a token cannot be made or revoked in this way
+├── PlanError              a plan cannot be made, confirmed or cancelled in this way
+│   ├── UnknownPlan        there is no such plan or operation
+│   └── ConfirmationRequired  the digest or the phrase of a plan is missing or wrong
 ├── LeftoversError         leftovers in Redis cannot be looked at
 │   └── UnknownOwner       it is not known whose messages Redis carries
 ├── LeaseLost              this worker no longer owns the run; stop at once
@@ -41,6 +44,7 @@ Interrupted                a BaseException, so that ``except Exception`` in a jo
 import difflib
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.exc import DontWrapMixin
 
@@ -124,6 +128,22 @@ class NotAuthenticated(RotaError):
 
 class TokenError(RotaError):
     """A token cannot be made or revoked in this way. Nothing was changed."""
+
+
+class PlanError(RotaError):
+    """A plan cannot be made, confirmed or cancelled in this way."""
+
+
+class UnknownPlan(PlanError):
+    """There is no such plan or operation."""
+
+
+class ConfirmationRequired(PlanError):
+    """The digest or the phrase of a plan is missing or wrong. ``plan`` is the plan, if the caller has none yet."""
+
+    def __init__(self, said: str, plan: Any = None) -> None:
+        super().__init__(said)
+        self.plan = plan
 
 
 class LeftoversError(RotaError):

@@ -14,7 +14,7 @@ from core.key_schedules import Difference
 from core.ledger import retention, successes
 from core.observability import metrics
 from core.observability.events import SchedulesDiffer, SchedulesNotCompared, emit
-from core.operations import leftovers, wanted_schedules
+from core.operations import carrying_out, leftovers, plans, wanted_schedules
 from core.plugins import loading
 
 
@@ -26,6 +26,7 @@ def prune_runs(run: Run) -> dict[str, int]:
     retention.prune_schedules(run.session, checkpoint=run.checkpoint)
     retention.prune_departures(run.session)
     retention.prune_tokens(run.session)
+    retention.prune_operations(run.session)
     retention.prune_limits(run.session, checkpoint=run.checkpoint)
     return {"deleted": deleted, "audit_deleted": retention.prune_audit(run.session, checkpoint=run.checkpoint)}
 
@@ -65,6 +66,12 @@ def clean_redis(run: Run) -> dict[str, Any]:
         return {"skipped": str(error)}
 
 
+@job(plans.CARRY_OUT, queue="rota", overlap="wait", max_retries=20, retry_delay=timedelta(seconds=30), priority=5)
+def carry_out_operation(run: Run, operation: int) -> dict[str, Any]:
+    """Carry out a part of an operation that a person has confirmed, and request the next run until it is over."""
+    return carrying_out.carry_out(run, loading.current(), settings.current(), operation)
+
+
 def report(name: str, found: Difference) -> dict[str, int]:
     """Log and count the schedules of a job that differ from the wanted schedules. Return the numbers."""
     missing, different, unwanted = len(found.added), len(found.changed), len(found.removed)
@@ -77,7 +84,7 @@ def report(name: str, found: Difference) -> dict[str, int]:
 @hookimpl
 def register_jobs() -> list[Job]:
     """Return the jobs of the core."""
-    return [prune_runs, prune_successes, check_schedules, clean_redis]
+    return [prune_runs, prune_successes, check_schedules, clean_redis, carry_out_operation]
 
 
 @hookimpl

@@ -39,6 +39,7 @@ COMMANDS = {
     "schedules": ("core.cli.schedules:schedules", "List and change the schedules that keys of jobs have."),
     "audit": ("core.cli.audit:audit", "List the actions of people, newest first."),
     "orphans": ("core.cli.orphans:orphans", "List runs that ended because no process had their job, and adopt them."),
+    "operations": ("core.cli.operations:operations", "List, show and cancel operations that change many runs."),
     "diff": ("core.cli.diff:diff", "Show the changes of jobs since the last release that ran."),
     "new-plugin": ("core.cli.new_plugin:new_plugin", "Create a package with a new plugin."),
     "run": ("core.cli.run:run", "Run a job now."),

@@ -1,6 +1,7 @@
 """``rota orphans``: lists runs that ended because no live process had their job, and adopts them."""
 
 import click
+from sqlalchemy.orm import Session
 
 from core import database
 from core.cli import Group
@@ -11,8 +12,9 @@ from core.cli.output import as_json, print_json, say
 from core.cli.tables import Column, print_table
 from core.ledger import history
 from core.ledger.audit import Actor
-from core.operations import leftovers
+from core.operations import leftovers, plans
 from core.operations import orphans as operations
+from core.operations.plans import Wanted
 from core.operations.wording import local, local_zone
 from core.plugins import loading
 
@@ -106,3 +108,33 @@ def messages(as_json: bool) -> None:
     print_table((Column("why"), Column("queue"), Column("job", rank=1), Column("messages")), rows, empty=empty)
     if not found.is_complete:
         say("the search was not complete; there may be more")
+
+
+@orphans.command()
+@click.option("--full", is_flag=True, help="Also old dead letters, which people may want to read.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@by_option
+@as_json
+def clean(full: bool, yes: bool, by: Actor, as_json: bool) -> None:
+    """Remove old messages and results of no use from Redis. A worker does it, in the background.
+
+    The job clean-redis does the same every day, without --full. `rota operations` shows the progress.
+
+    \b
+      rota orphans clean
+      rota orphans clean --full
+    """
+    with ledger() as engine, Session(engine) as session:
+        wanted = Wanted("cleanup", is_full=full)
+        plan = plans.make(session.connection(), loading.current(), configured(), wanted, by)
+        session.commit()
+        if not as_json:
+            for kind, count in plan.by_job.items():
+                say(f"{kind}: {count}")
+        confirm(f"Remove these {plan.total} leftovers?", is_given=yes, word=plan.confirm.phrase or "")
+        done = plans.execute(session, plan.id, by, digest=plan.digest, typed=plan.confirm.phrase)
+        session.commit()
+    if as_json:
+        print_json(done)
+    else:
+        say(f"operation {done.id} removes them; see `rota operations show {done.id}`")

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, SmallInteger, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, SmallInteger, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -525,3 +525,62 @@ class RequestedRow(Base):
     requested_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
 
     __table_args__ = (Index("rota_requested_at", "requested_at"),)
+
+
+class OperationRow(Base):
+    """A plan of a change to many runs, and its progress once a person has confirmed it."""
+
+    __tablename__ = "rota_operations"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    action: Mapped[str] = mapped_column(Text)
+    #: ``planned`` until it is confirmed, ``running``, ``stopped`` when a right is missing, ``done`` or ``cancelled``.
+    state: Mapped[str] = mapped_column(Text, server_default="planned")
+    #: The conditions of the selection, the rate, the reason, and whether a clean-up is full.
+    options: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    #: The number of runs of each job.
+    by_job: Mapped[dict[str, int]] = mapped_column(JSONB, server_default=text("'{}'"))
+    total: Mapped[int] = mapped_column(server_default=text("0"))
+    #: The hash of the action and of all items. A person confirms a plan by its digest.
+    digest: Mapped[str] = mapped_column(Text, server_default="")
+    created_at: Mapped[datetime] = mapped_column(Instant, server_default=text("clock_timestamp()"))
+    created_by: Mapped[str] = mapped_column(Text)
+    #: The plan cannot be confirmed after this time.
+    expires_at: Mapped[datetime] = mapped_column(Instant)
+    #: The person who confirmed the plan, with their rights at that time.
+    actor: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    confirmed_at: Mapped[datetime | None] = mapped_column(Instant)
+    #: The entry in the audit, which has the number of changed runs.
+    audit_id: Mapped[int | None] = mapped_column(BigInteger)
+    #: The last run of the job that carries out the operation.
+    run_id: Mapped[int | None] = mapped_column(BigInteger)
+    #: The number of items that were changed or left out.
+    position: Mapped[int] = mapped_column(server_default=text("0"))
+    changed: Mapped[int] = mapped_column(server_default=text("0"))
+    finished_at: Mapped[datetime | None] = mapped_column(Instant)
+    ended_by: Mapped[str | None] = mapped_column(Text)
+    ended_because: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('planned', 'running', 'stopped', 'done', 'cancelled')", name="rota_operations_state"
+        ),
+        CheckConstraint("action IN ('retry', 'drop', 'cancel', 'adopt', 'cleanup')", name="rota_operations_action"),
+    )
+
+
+class OperationItemsRow(Base):
+    """Up to a thousand items of a plan, and those of them that fell out."""
+
+    __tablename__ = "rota_operation_items"
+
+    operation_id: Mapped[int] = mapped_column(ForeignKey("rota_operations.id", ondelete="CASCADE"), primary_key=True)
+    chunk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: The runs, and a hash of the state that each had when it was planned.
+    ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
+    versions: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
+    #: The leftovers in Redis, as JSON.
+    places: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    #: The items that fell out, and the reason of each.
+    left_out: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    left_because: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))

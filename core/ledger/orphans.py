@@ -81,7 +81,8 @@ NEWEST = text("""
 #: the run.
 ADOPT = text("""
     WITH batch AS MATERIALIZED (
-        SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job
+        SELECT id FROM rota_runs
+        WHERE state = 'orphaned' AND job = :job AND (CAST(:run_ids AS bigint[]) IS NULL OR id = ANY(:run_ids))
         ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED
     )
     UPDATE rota_runs SET
@@ -179,9 +180,13 @@ def newest(connection: Connection, jobs: Collection[str] | None = None, *, limit
     return list(connection.execute(NEWEST, parameters).all())
 
 
-def adopt(connection: Connection, job: Job, *, batch: int = BATCH) -> list[str]:
-    """Restore the former state of up to ``batch`` orphans of ``job``. Return the new state of each run."""
-    parameters = {"job": job.name, "queue": job.queue, "exclusive": job.exclusive, "batch": batch}
+def adopt(connection: Connection, job: Job, *, batch: int = BATCH, run_ids: Collection[int] | None = None) -> list[str]:
+    """Restore the former state of up to ``batch`` orphans of ``job``, only of ``run_ids`` if they are given.
+
+    Return the new state of each run.
+    """
+    wanted = None if run_ids is None else list(run_ids)
+    parameters = {"job": job.name, "queue": job.queue, "exclusive": job.exclusive, "batch": batch, "run_ids": wanted}
     return list(connection.execute(ADOPT, parameters).scalars())
 
 

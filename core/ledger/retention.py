@@ -63,6 +63,12 @@ DELETE_REQUESTED = text("""
     DELETE FROM rota_requested WHERE requested_at < statement_timestamp() - interval '1 day'
 """)
 
+DELETE_OPERATIONS = text("""
+    DELETE FROM rota_operations
+    WHERE finished_at < statement_timestamp() - CAST(:kept AS interval)
+        OR (confirmed_at IS NULL AND expires_at < statement_timestamp() - interval '1 day')
+""")
+
 DELETE_AUDIT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_audit WHERE at < statement_timestamp() - CAST(:kept AS interval)
@@ -103,6 +109,11 @@ def prune_tokens(session: Session) -> None:
     """Delete tokens that expired longer ago than ``ROTA_RETENTION_DAYS``, ended sessions, and old idempotency keys."""
     session.execute(DELETE_TOKENS, {"kept": timedelta(days=settings.current().retention_days)})
     session.execute(DELETE_REQUESTED)
+
+
+def prune_operations(session: Session) -> None:
+    """Delete operations that ended longer ago than ``ROTA_RETENTION_DAYS``, and old plans that were not confirmed."""
+    session.execute(DELETE_OPERATIONS, {"kept": timedelta(days=settings.current().retention_days)})
 
 
 def prune_departures(session: Session) -> None:

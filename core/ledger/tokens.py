@@ -23,6 +23,7 @@ INSERT = text("""
     ON CONFLICT DO NOTHING RETURNING id
 """)
 VALID = text("SELECT * FROM rota_credentials WHERE hash = :hash AND expires_at > clock_timestamp()")
+VALID_ID = text("SELECT * FROM rota_credentials WHERE id = :id AND expires_at > clock_timestamp()")
 #: A use of a token is recorded at most once a minute.
 USED = text("""
     UPDATE rota_credentials SET used_at = date_trunc('minute', clock_timestamp())
@@ -97,6 +98,11 @@ def valid(connection: Connection, secret: str) -> Row[Any] | None:
     if not is_whole(secret):
         return None
     return connection.execute(VALID, {"hash": hashed(secret)}).one_or_none()
+
+
+def by_id(connection: Connection, credential_id: int) -> Row[Any] | None:
+    """Return the row of a token or a session that is valid now."""
+    return connection.execute(VALID_ID, {"id": credential_id}).one_or_none()
 
 
 def used(connection: Connection, token_id: int) -> None:

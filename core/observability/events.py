@@ -670,6 +670,54 @@ class LeftoversNotSearched(Event):
     error: str
 
 
+# Operations
+
+
+@event("operation.confirmed", INFO, "operation {operation} begins for {by}: {action} {items}")
+class OperationConfirmed(Event):
+    """A person has confirmed a plan. The job `carry-out-operation` carries it out."""
+
+    operation: int
+    action: str
+    items: int
+    by: str
+
+
+@event("operation.finished", INFO, "operation {operation} is done: {action}, {changed} changed, {left_out} left out")
+class OperationFinished(Event):
+    """All runs of an operation were changed, or left as they are since they were no longer as planned."""
+
+    operation: int
+    action: str
+    changed: int
+    left_out: int
+
+
+@event("operation.stopped", WARNING, "operation {operation} stopped after {changed} of {items}: {reason}")
+class OperationStopped(Event):
+    """The person who confirmed an operation may no longer do it. A person with the rights can confirm it again."""
+
+    operation: int
+    action: str
+    changed: int
+    items: int
+    reason: str
+
+
+@event("operation.cancelled", INFO, "{by} cancelled operation {operation} after {changed} of {items}")
+class OperationCancelled(Event):
+    """A person has cancelled an operation. The runs that it has changed stay so."""
+
+    operation: int
+    action: str
+    changed: int
+    items: int
+    by: str
+
+
+# Outbox
+
+
 @event("outbox.not_delivered", WARNING, "after a commit: {error}; the dispatcher will send the runs")
 class OutboxNotDelivered(Event):
     """Redis was away just after a commit. The dispatcher sends the runs. Publications are lost."""

@@ -73,6 +73,7 @@ def _made() -> Any:
             "rota_start_lateness_seconds", "From a run's due time to its start", ["task"], buckets=LATENESS
         ),
         rejected=Counter("rota_messages_rejected", "Messages that are corrupt or not Rota's", ["queue", "reason"]),
+        operations=Counter("rota_operation_items", "Runs that operations dealt with", ["action", "outcome"]),
         leftovers=Counter("rota_leftovers_removed", "Old messages and results that were removed from Redis", ["kind"]),
         pool=Gauge(
             "rota_db_pool_connections", "Connections to PostgreSQL by state", ["state"], multiprocess_mode="livesum"
@@ -173,6 +174,12 @@ def message_rejected(queue: str, reason: str) -> None:
 def leftovers_removed(kind: str, count: int) -> None:
     """Count old messages and results that were removed from Redis."""
     _metrics().leftovers.labels(kind).inc(count)
+
+
+def operation_items(action: str, changed: int, left_out: int) -> None:
+    """Count the runs that an operation has changed and left out."""
+    for outcome, count in (("changed", changed), ("left out", left_out)):
+        _metrics().operations.labels(action, outcome).inc(count)
 
 
 def pool(in_use: int, idle: int) -> None:

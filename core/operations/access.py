@@ -42,6 +42,8 @@ NEEDS: dict[Action, Role] = {
     "pause": "operator",
     "resume": "operator",
     "orphans adopt": "operator",
+    "orphans clean": "operator",
+    "operations cancel": "operator",
     "schedules add": "operator",
     "schedules remove": "operator",
     "schedules pause": "operator",

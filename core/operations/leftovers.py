@@ -5,6 +5,7 @@ that no release ever had, and results that never expire and that nobody uses. A 
 letters, which nobody works on but which people may want to read. Rows of the ledger stay; they leave by retention.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -260,3 +261,16 @@ def item(found: Leftover) -> Item:
     old = found.old
     at = None if old.at_ms is None else datetime.fromtimestamp(old.at_ms / 1000, UTC)
     return Item(kind=found.kind, queue=old.queue, redis_id=old.redis_id, job=old.job, run=old.run_id, at=at)
+
+
+def packed(found: Leftover) -> str:
+    """Return a leftover as a text."""
+    old = found.old
+    told = [found.kind, old.place, old.queue, old.redis_id, old.job, old.run_id, old.at_ms, old.result_keys]
+    return json.dumps(told)
+
+
+def unpacked(text: str) -> Leftover:
+    """Return the leftover of which ``packed`` made ``text``."""
+    kind, place, queue, redis_id, job, run_id, at_ms, result_keys = json.loads(text)
+    return Leftover(Kind(kind), Old(Place(place), queue, redis_id, job, run_id, at_ms, tuple(result_keys)))

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from core.web import api, health, legacy, login, metrics, openapi, plugin_routes, problems
+from core.web import api, health, legacy, legacy_cleanup, login, metrics, openapi, plugin_routes, problems
 from core.web.envelope import Envelope
 from core.web.proxies import Proxies
 from core.web.service import Service
@@ -48,6 +48,7 @@ def make(service: Service | None) -> FastAPI:
         plugin_routes.include(app, service.registry.routes(), is_strict=service.configured.strict_plugins)
     if service is None or service.configured.web_legacy:
         app.include_router(legacy.router)
+        app.include_router(legacy_cleanup.router)
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]  # FastAPI's own way to change it
     return app
 

@@ -18,6 +18,7 @@ from core import database
 from core.errors import (
     BadArguments,
     BadTime,
+    ConfirmationRequired,
     Forbidden,
     IncompleteError,
     LedgerError,
@@ -26,17 +27,20 @@ from core.errors import (
     NotFound,
     NotMigrated,
     PauseError,
+    PlanError,
     PluginError,
     RotaError,
     ScheduleError,
     SelectionError,
     TokenError,
     UnknownJob,
+    UnknownPlan,
     UnknownRun,
 )
 from core.observability import metrics
 from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
+from core.operations.plans import Plan
 from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"
@@ -66,6 +70,8 @@ class Problem(Shape):
     next: str = ""
     request_id: str
     errors: list[Flaw] = Field(default_factory=list)
+    #: The plan that must be confirmed.
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,11 @@ KINDS: dict[type[Exception], Kind] = {
     ScheduleError: Kind(409, "schedule", "The schedule cannot be changed in this way"),
     NotMigrated: NOT_MIGRATED,
     LedgerError: DATABASE_AWAY,
+    UnknownPlan: Kind(404, "unknown-plan", "No such plan or operation", "GET /api/v1/operations lists operations"),
+    ConfirmationRequired: Kind(
+        409, "confirmation-required", "The plan must be confirmed", "look at the plan, and send its digest"
+    ),
+    PlanError: Kind(409, "plan", "The plan cannot be used in this way", "POST /api/v1/plans makes a new plan"),
     LeftoversError: Kind(409, "leftovers", "Redis cannot be searched for leftovers", "see GET /health"),
     Forbidden: Kind(403, "forbidden", "You may not do this", "use a token with more rights"),
     NotAuthenticated: Kind(
@@ -155,6 +166,7 @@ def answer(
     detail: str,
     *,
     errors: Sequence[Flaw] = (),
+    plan: Plan | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return the answer to a request that is refused."""
@@ -168,9 +180,11 @@ def answer(
         next=kind.next,
         request_id=scope["state"]["request_id"],
         errors=list(errors),
+        plan=plan,
     )
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if kind.status == 503 else {}
-    return Response(problem.model_dump_json(), kind.status, media_type=MEDIA_TYPE, headers={**retry, **(headers or {})})
+    told = problem.model_dump_json(exclude_none=True)
+    return Response(told, kind.status, media_type=MEDIA_TYPE, headers={**retry, **(headers or {})})
 
 
 def refused(request: Request, error: Exception) -> Response:
@@ -180,7 +194,8 @@ def refused(request: Request, error: Exception) -> Response:
         address = request.client.host if request.client else ""
         metrics.web_refused(kind.code)
         emit(WebRefused(request.method, request.url.path, kind.code, address, request.scope["state"]["request_id"]))
-    return answer(request.scope, kind, str(error), headers=HEADERS.get(kind.status))
+    plan = error.plan if isinstance(error, ConfirmationRequired) else None
+    return answer(request.scope, kind, str(error), plan=plan, headers=HEADERS.get(kind.status))
 
 
 def of_database(request: Request, error: Exception) -> Response:

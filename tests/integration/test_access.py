@@ -5,13 +5,13 @@ from typing import get_args
 
 import pytest
 
-from core import job
+from core import job, settings
 from core.errors import Forbidden, RotaError, TokenError
 from core.jobs.keyed import KeySchedule
 from core.jobs.registry import Plugin, Registry
 from core.jobs.routes import Route
 from core.ledger.audit import Action, Actor
-from core.operations import access, bulk, orphans, pauses, plugin_routes, requests, schedules, tokens
+from core.operations import access, bulk, orphans, pauses, plans, plugin_routes, requests, schedules, tokens
 from core.operations.selection import Selection
 from core.operations.tokens import Wanted
 from core.plugins import loading
@@ -30,7 +30,7 @@ def poll(run):
 
 
 @pytest.fixture(autouse=True)
-def registry(database):
+def registry(environment, database):
     plugins = (Plugin("billing", "", "", (close_day,)), Plugin("mail", "", "", (poll,)))
     with loading.using(Registry(plugins)) as registry:
         yield registry
@@ -52,6 +52,8 @@ CHANGES = {
     "pause": ("operator", lambda *given: paused(pauses.begin, *given)),
     "resume": ("operator", lambda *given: paused(pauses.end, *given)),
     "orphans adopt": ("operator", lambda engine, _registry, actor: orphans.adopt(engine, close_day, actor)),
+    "orphans clean": ("operator", lambda engine, registry, actor: cleaning(engine, registry, actor)),
+    "operations cancel": ("operator", lambda engine, _registry, actor: begun(engine, plans.cancel, 1, actor)),
     "schedules add": (
         "operator",
         lambda engine, _registry, actor: schedules.add(engine, "poll", KeySchedule("1", timedelta(minutes=1)), actor),
@@ -70,6 +72,10 @@ CHANGES = {
 def begun(engine, operation, *given):
     with engine.begin() as connection:
         return operation(connection, *given)
+
+
+def cleaning(engine, registry, actor):
+    return begun(engine, plans.make, registry, settings.load(), plans.Wanted("cleanup"), actor)
 
 
 def planned(plan, engine, registry, actor):

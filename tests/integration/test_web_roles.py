@@ -23,7 +23,7 @@ ROUTES = [
     (method, path) for path, found in DOCUMENT["paths"].items() for method in found if not path.startswith("/health")
 ]
 #: Values for path parameters, and for required query parameters.
-PLACES = {"run_id": "1", "name": "close-day"}
+PLACES = {"plan_id": "1", "run_id": "1", "name": "close-day"}
 QUERY = {
     "/api/v1/jobs/{name}/slots": {"from": "2026-01-01T00:00:00Z", "to": "2026-01-01T01:00:00Z"},
     "/api/v1/why": {"job": "close-day", "at": "03:00"},
@@ -42,6 +42,11 @@ BODIES = {
     ("post", "/api/v1/orphans/adopt"): {"job": "close-day"},
     ("post", "/api/v1/schedules/sync"): {"job": "close-day"},
     ("post", "/api/v1/reconcile"): None,
+    ("post", "/api/v1/plans"): {"action": "retry", "select": {"job": "close-day"}},
+    ("post", "/api/v1/plans/{plan_id}/execute"): {"digest": "sha256:0"},
+    ("post", "/api/v1/operations/{plan_id}/cancel"): None,
+    ("post", "/api/v1/cache/cleanup/orphaned-tasks"): None,
+    ("post", "/api/v1/cache/cleanup/full"): None,
     ("post", "/admin/celery/tasks/sync"): None,
     ("post", "/admin/celery/tasks/{run_id}/retry"): None,
     ("post", "/admin/email-worker/sync"): None,
@@ -49,7 +54,13 @@ BODIES = {
     ("delete", "/api/v1/tokens/{name}"): None,
 }
 #: The least role of each route, if it is not that of its method.
-FOR_ADMINS = {"/api/v1/tokens", "/api/v1/tokens/{name}", "/api/v1/schedules/sync", "/admin/email-worker/sync"}
+FOR_ADMINS = {
+    "/api/v1/tokens",
+    "/api/v1/tokens/{name}",
+    "/api/v1/schedules/sync",
+    "/admin/email-worker/sync",
+    "/api/v1/cache/cleanup/full",
+}
 NEEDS = dict.fromkeys([route for route in ROUTES if route[1] in FOR_ADMINS], "admin")
 
 

@@ -1,0 +1,204 @@
+"""Carries out operations in small batches, each in one transaction of the run that carries them out.
+
+A batch locks the operation and its next items, changes the runs that are still as planned, names the others with the
+reason, and moves ``position``. The fence of the run guards the commit. So a batch that is interrupted has changed
+nothing, and is done again by the next attempt. Before each batch, the rights of the person who confirmed are checked.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from core.errors import Forbidden
+from core.jobs.registry import Registry
+from core.jobs.run import Run
+from core.ledger import audit, cancels, history, operations, orphans, plans, tokens
+from core.ledger.audit import Actor
+from core.ledger.plans import Item
+from core.observability import metrics
+from core.observability.events import OperationFinished, OperationStopped, emit
+from core.operations import leftovers
+from core.operations import plans as made
+from core.operations.tokens import actor_of
+from core.settings import Settings
+
+#: The most items of a batch, and of a batch of leftovers.
+BATCH = 500
+#: A run of the job works for this long, and then requests the next run. So a worker that stops waits no longer.
+SLICE_SECONDS = 15.0
+
+#: The items that fell out, and the reason of each.
+LeftOut = dict[str, str]
+
+
+def carry_out(run: Run, registry: Registry, configured: Settings, operation_id: int) -> dict[str, Any]:
+    """Carry out a part of an operation, and request the next run of the job unless it has ended."""
+    began, done = time.monotonic(), 0
+    while True:
+        step = next_batch(run, registry, configured, operation_id)
+        if step is None:
+            return {"operation": operation_id, "dealt_with": done, "is_over": True}
+        done += step.items
+        wait = max(began + done / step.rate - time.monotonic(), 0.0) if step.rate else 0.0
+        if time.monotonic() + wait - began > SLICE_SECONDS:
+            follow(run, operation_id, wait)
+            return {"operation": operation_id, "dealt_with": done, "is_over": False}
+        run.checkpoint({"operation": operation_id, "dealt_with": done})
+        time.sleep(wait)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A batch that was dealt with, and the most items per second."""
+
+    items: int
+    rate: float | None
+
+
+def follow(run: Run, operation_id: int, wait: float) -> None:
+    """Request the next run of the job, in the transaction of the last batch."""
+    args = {"operation": operation_id}
+    run_id = run.enqueue(made.CARRY_OUT, key=str(operation_id), args=args, delay=timedelta(seconds=wait))
+    plans.change(run.session.connection(), operation_id, run_id=run_id)
+
+
+def next_batch(run: Run, registry: Registry, configured: Settings, operation_id: int) -> Step | None:
+    """Deal with the next items, without a commit. Return None if the operation is over."""
+    connection = run.session.connection()
+    row = plans.found(connection, operation_id, is_locked=True)
+    if row is None or row.state != "running":
+        return None
+    try:
+        actor = present(connection, row)
+        made.check(actor, row.action, is_full=bool(row.options.get("full")))
+        made.known(connection, operation_id, actor)
+    except Forbidden as error:
+        end(connection, row, "stopped", str(error))
+        return None
+    items = plans.items(connection, operation_id, row.position, size(row.options.get("rate")))
+    if not items:
+        end(connection, row, "done")
+        return None
+    by = f"{actor.name}, operation {operation_id}"
+    left = change(connection, registry, configured, row, items, replace(actor, name=by))
+    account(connection, row, len(items), left)
+    return Step(len(items), row.options.get("rate"))
+
+
+def size(rate: float | None) -> int:
+    """Return the number of items of a batch."""
+    return BATCH if rate is None else max(1, min(BATCH, int(rate)))
+
+
+def present(connection: Connection, row: Row[Any]) -> Actor:
+    """Return the person who confirmed, with their present rights. Raises Forbidden.
+
+    If they used a token or a session, this must still be valid. An operation that is stopped because it is not can be
+    confirmed again.
+    """
+    told = row.actor
+    kind = next((kind for kind in ("token", "session") if kind in told["facts"]), None)
+    if kind is not None:
+        credential = tokens.by_id(connection, told["facts"][kind])
+        if credential is None:
+            raise Forbidden(f"the {kind} with which {told['name']} confirmed has expired or was revoked")
+        return actor_of(credential)
+    limits = {name: None if told[name] is None else frozenset(told[name]) for name in ("plugins", "queues")}
+    return Actor(**{**told, **limits})
+
+
+def end(connection: Connection, row: Row[Any], state: str, why: str | None = None) -> None:
+    """Record that an operation is done or stopped."""
+    plans.change(connection, row.id, state=state, finished_at=history.now(connection), ended_because=why)
+    if state == "done":
+        emit(OperationFinished(row.id, row.action, row.changed, row.total - row.changed))
+    else:
+        emit(OperationStopped(row.id, row.action, row.changed, row.total, str(why)))
+
+
+def account(connection: Connection, row: Row[Any], items: int, left: LeftOut) -> None:
+    """Record the batch in the operation and in the audit."""
+    changed = row.changed + items - len(left)
+    plans.leave_out(connection, row.id, row.position, left)
+    plans.change(connection, row.id, position=row.position + items, changed=changed)
+    audit.amend(connection, row.audit_id, runs=changed, left_out=row.position + items - changed or None)
+    metrics.operation_items(row.action, items - len(left), len(left))
+
+
+def change(
+    connection: Connection, registry: Registry, configured: Settings, row: Row[Any], items: Sequence[Item], actor: Actor
+) -> LeftOut:
+    """Change those of ``items`` that are still as planned. Return the others."""
+    if row.action == "cleanup":
+        return remove(connection, registry, configured, items, actor.name)
+    found = plans.lock_runs(connection, [each.run_id for each in items if each.run_id is not None])
+    left = {each.name: because for each in items if (because := fell_out(each, found)) is not None}
+    same = [found[each.run_id] for each in items if each.name not in left and each.run_id is not None]
+    return left | ACTS[row.action](connection, registry, same, actor, row.options.get("why"))
+
+
+def fell_out(item: Item, found: dict[int, Row[Any]]) -> str | None:
+    """Return why a run is no longer as planned, or None."""
+    run = found.get(item.run_id or 0)
+    if run is None:
+        return "is no longer in the ledger"
+    if run.version != item.version:
+        return f"has changed, and is {run.state}{f' ({run.reason})' if run.reason else ''}"
+    return None
+
+
+def unknown(registry: Registry, runs: Sequence[Row[Any]]) -> LeftOut:
+    """Return the runs whose job the worker does not have."""
+    return {str(run.id): f"the worker does not have the job {run.job}" for run in runs if run.job not in registry}
+
+
+def retry(
+    connection: Connection, registry: Registry, runs: Sequence[Row[Any]], _actor: Actor, _why: str | None
+) -> LeftOut:
+    """Retry dead runs."""
+    left = unknown(registry, runs)
+    ids = [run.id for run in runs if str(run.id) not in left]
+    operations.retry(connection, ids, [registry.job(name) for name in {run.job for run in runs} if name in registry])
+    return left
+
+
+def drop(
+    connection: Connection, _registry: Registry, runs: Sequence[Row[Any]], _actor: Actor, _why: str | None
+) -> LeftOut:
+    """Drop waiting and dead runs."""
+    operations.drop(connection, [run.id for run in runs])
+    return {}
+
+
+def cancel(
+    connection: Connection, _registry: Registry, runs: Sequence[Row[Any]], actor: Actor, why: str | None
+) -> LeftOut:
+    """Cancel waiting and running runs."""
+    done = cancels.cancel(connection, [run.id for run in runs], by=actor.name, reason=why)
+    return {str(each.run_id): "was cancelled already" for each in done if not each.is_new}
+
+
+def adopt(
+    connection: Connection, registry: Registry, runs: Sequence[Row[Any]], _actor: Actor, _why: str | None
+) -> LeftOut:
+    """Adopt orphans."""
+    left = unknown(registry, runs)
+    for name in {run.job for run in runs if str(run.id) not in left}:
+        orphans.adopt(connection, registry.job(name), run_ids=[run.id for run in runs if run.job == name])
+    return left
+
+
+ACTS = {"retry": retry, "drop": drop, "cancel": cancel, "adopt": adopt}
+
+
+def remove(connection: Connection, registry: Registry, configured: Settings, items: Sequence[Item], by: str) -> LeftOut:
+    """Remove leftovers from Redis. If the batch is repeated, those that it has removed before fall out."""
+    wanted = {str(each.place): leftovers.unpacked(str(each.place)) for each in items}
+    with leftovers.opened(lambda: connection, registry, configured) as stored:
+        gone = set(stored.remove(list(wanted.values()), by))
+    left = [each.old for each in wanted.values() if each not in gone]
+    return {f"{old.queue} {old.redis_id}": "is gone already, or may be of use again" for old in left}

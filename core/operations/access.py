@@ -1,8 +1,7 @@
 """Checks what a person may do and see. Every operation that changes something calls ``check`` first.
 
-A role allows an action, or it does not. A person may also be limited to plugins or queues. Then the action is allowed
-for jobs within the limits; if both limits are given, both must cover the job. An action that concerns more than single
-jobs is refused to a person with limits.
+Each action needs a role. A person may also be limited to some plugins, to some queues, or to both. Such a person may
+act only on jobs that all of these limits cover, and may not do an action that concerns more than single jobs.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,9 +18,11 @@ from core.plugins import loading
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a person may see: the jobs, None for all; and whether they may see the arguments of runs."""
+    """What a person may see."""
 
+    #: The jobs that the person may see; None for all jobs.
     jobs: Collection[str] | None = None
+    #: Whether the person may see the arguments of runs.
     has_arguments: bool = True
 
     def shows(self, job: str) -> bool:
@@ -65,7 +66,7 @@ def check(actor: Actor, action: Action) -> None:
 
 
 def require(actor: Actor, role: Role, what: str) -> None:
-    """Raise Forbidden unless ``actor`` has ``role`` or a higher role, which the action ``what`` needs."""
+    """Raise Forbidden unless ``actor`` has ``role`` or a higher role. The message names the action ``what``."""
     if RANKS[actor.role] < RANKS[role]:
         raise Forbidden(f"{actor.name} has the role {actor.role}; {what} needs the role {role}")
 
@@ -76,13 +77,13 @@ def is_limited(actor: Actor) -> bool:
 
 
 def check_unlimited(actor: Actor, what: str) -> None:
-    """Raise Forbidden if ``actor`` has limits, since ``what`` concerns more than the jobs of some plugins or queues."""
+    """Raise Forbidden if ``actor`` has limits. The action ``what`` concerns more than the jobs that limits cover."""
     if is_limited(actor):
         raise Forbidden(f"{actor.name} is limited to {limits_in_words(actor)}; {what} concerns more than these")
 
 
 def check_jobs(connection: Connection, actor: Actor, jobs: Iterable[str]) -> None:
-    """Raise Forbidden, which names the jobs, unless the limits of ``actor`` cover all ``jobs``."""
+    """Raise Forbidden unless the limits of ``actor`` cover all ``jobs``. The message names the other jobs."""
     seen = visible(connection, actor)
     beyond = [] if seen is None else sorted(set(jobs) - set(seen))
     if beyond:
@@ -111,7 +112,7 @@ def check_plugin(actor: Actor, plugin: str) -> None:
 
 
 def visible(connection: Connection, actor: Actor) -> Collection[str] | None:
-    """Return the jobs that ``actor`` may see, including jobs of any release; None for all jobs."""
+    """Return the jobs that ``actor`` may see, or None for all jobs. The jobs of earlier releases are included."""
     if not is_limited(actor):
         return None
     had = {place.job: scopes(place.job, place.queue, place.plugin) for place in releases.places(connection)}

@@ -1,4 +1,4 @@
-"""The audit: the actions of people, with the names of these people."""
+"""Lists the entries of the audit. Each entry records one action of a person."""
 
 from datetime import datetime
 from typing import Any

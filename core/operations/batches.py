@@ -1,7 +1,7 @@
 """Changes many runs in batches.
 
-Each batch is its own transaction, which also updates the operation's entry in the audit. So an interruption leaves
-whole batches, and the number of changed runs is known.
+Each batch is a transaction of its own, which also writes the number of changed runs to the operation's entry in the
+audit. Therefore the number in the audit is right even if the operation is interrupted.
 """
 
 import time
@@ -16,9 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from core.ledger import audit
 from core.ledger.audit import Actor
 
-#: The number of further tries of a batch after a deadlock, and the wait before each, in which the other transaction can
-#: end.
+#: A batch is tried again this many times after a deadlock.
 MOST_DEADLOCKS = 5
+#: The wait before each new try. The other transaction can end meanwhile.
 AGAIN_SECONDS = 0.1
 
 
@@ -38,8 +38,9 @@ class Batches:
     def do(self, act: Callable[[Connection], int]) -> int:
         """Run ``act`` as one batch. Return how many runs it changed.
 
-        A cancel locks running runs, while their process may be recording them together in another order. If PostgreSQL
-        ends the batch because of such a deadlock, the batch is tried again.
+        A cancel locks the rows of running runs. At the same time a worker process may record the end of several of
+        these runs, and lock their rows in another order. If PostgreSQL ends the batch because of such a deadlock, the
+        batch is tried again.
         """
         for _ in range(MOST_DEADLOCKS):
             try:

@@ -1,4 +1,7 @@
-"""Retries, drops and cancels many runs: makes a plan, then works batch by batch, at a steady rate, until stopped."""
+"""Retries, drops or cancels many runs.
+
+A plan lists the runs. ``carry_out`` changes these runs batch by batch, at a limited rate, until it is done or stopped.
+"""
 
 import threading
 import time
@@ -52,7 +55,7 @@ class Cancelled(Shape):
 
     matched: int
     cancelled: int
-    #: The number of cancelled runs that are still running. They cannot commit.
+    #: The number of cancelled runs that are still running. Their transactions can no longer commit.
     leaving: int
     runs: list[Run]
 
@@ -66,9 +69,9 @@ class Act(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A planned change of runs, and the words for it."""
+    """A planned change of runs."""
 
-    #: The verb and its participle, for example ``retry`` and ``retried``.
+    #: The verb for the change and its participle, for example ``retry`` and ``retried``.
     verb: audit.Action
     done: str
     act: Act
@@ -87,7 +90,11 @@ class Plan:
 
 
 def plan_retry(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
-    """Plan a retry of dead runs. Raises the errors of ``Selection.runs``, and SelectionError for an unknown job."""
+    """Plan a retry of dead runs.
+
+    Raises Forbidden and the errors of ``Selection.runs``. Raises UnknownJob for a job that is not loaded here, and
+    SelectionError for a job that no live process has.
+    """
     access.check(actor, "retry")
     runs = permitted(connection, actor, selection.runs(connection, registry, operations.RETRIABLE))
     jobs = [registry.job(name) for name in sorted({run.job for run in runs})]
@@ -100,7 +107,7 @@ def plan_retry(connection: Connection, registry: Registry, selection: Selection,
 
 
 def plan_drop(connection: Connection, registry: Registry, selection: Selection, actor: Actor) -> Plan:
-    """Plan a drop of waiting or dead runs. Raises the errors of ``Selection.runs``."""
+    """Plan a drop of waiting or dead runs. Raises Forbidden and the errors of ``Selection.runs``."""
     access.check(actor, "drop")
     states = (State(selection.state),) if selection.state is not None else operations.DROPPABLE
     runs = permitted(connection, actor, selection.runs(connection, registry, states))
@@ -111,7 +118,10 @@ def plan_drop(connection: Connection, registry: Registry, selection: Selection, 
 def plan_cancel(
     connection: Connection, registry: Registry, selection: Selection, actor: Actor, *, why: str | None = None
 ) -> Plan:
-    """Plan a cancel of waiting or running runs. Raises the errors of ``Selection.runs``."""
+    """Plan a cancel of waiting or running runs. Raises Forbidden and the errors of ``Selection.runs``.
+
+    Raises SelectionError also for a job of the fast lane, and for a run that is being cancelled already.
+    """
     access.check(actor, "cancel")
     states = (State(selection.state),) if selection.state is not None else cancels.CANCELLABLE
     refuse_fast_lane(registry, selection.job)
@@ -141,7 +151,7 @@ def refuse_fast_lane(registry: Registry, name: str | None) -> None:
 
 
 def refuse_cancelled(connection: Connection, run_ids: Sequence[int]) -> None:
-    """Raise SelectionError for a running run that has been cancelled before."""
+    """Raise SelectionError if one of the runs has been cancelled already and is still running."""
     marks = cancels.marks(connection, run_ids).values()
     if marks:
         said = "; ".join(f"run {mark.run_id} was cancelled already, {shown.cancelled(mark)}" for mark in marks)
@@ -161,7 +171,8 @@ def carry_out(
     Call ``advance`` with the size of each batch. Raises IncompleteError if ``stop`` or PostgreSQL ended the work early.
     """
     stop, run_ids = stop or threading.Event(), plan.run_ids
-    details = {"ids": None if plan.criteria else run_ids, **plan.criteria, "why": plan.why}  # ids that a person typed
+    # The audit lists ids only if a person typed them. Conditions may select many thousand runs.
+    details = {"ids": None if plan.criteria else run_ids, **plan.criteria, "why": plan.why}
     batches = Batches(engine, plan.actor, plan.verb, plan.target, details)
     try:
         for batch in paced(run_ids, rate, stop):

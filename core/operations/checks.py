@@ -18,7 +18,6 @@ class Check(Shape):
 
 
 def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
-    """Return a Check."""
     return Check(name=name, outcome=outcome, found=found, advice=advice)
 
 

@@ -1,4 +1,4 @@
-"""A connection to the ledger for one query or operation, and messages for PostgreSQL's errors."""
+"""Connects to the ledger for one query or operation, and explains PostgreSQL's errors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +49,8 @@ def explained(engine: Engine, advice: str, rights: Mapping[str, str] = database.
             with engine.connect() as connection:
                 whereabouts.refuse_hidden(connection)
             raise NotMigrated("the database is not migrated: run `rota db upgrade`") from error
-        if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):  # not a server's error
+        # Every error that the server sends has a code. Without a code, the server was not reached.
+        if isinstance(error, OperationalError) and not getattr(error.orig, "pgcode", None):
             said = f"PostgreSQL cannot be reached: {database.brief(error)}; {advice}; `rota check` says more"
             raise LedgerError(said) from error
         raise LedgerError(f"PostgreSQL refused: {database.brief(error, rights)}") from error

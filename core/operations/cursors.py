@@ -1,4 +1,4 @@
-"""Cursors of lists: where a page ends, bound to the conditions of its list."""
+"""Cursors of lists. A cursor says where a page ends, and is valid only for a list with the same conditions."""
 
 import base64
 import hashlib
@@ -25,7 +25,10 @@ def cursor(run: Row[Any], wanted: Filter, chosen: Selection) -> str:
 
 
 def place(text: str | None, chosen: Selection, wanted: Filter) -> Place | None:
-    """Return where the next page begins. Raises SelectionError for a cursor of a list with other conditions."""
+    """Return the place where the next page begins, or None for the first page.
+
+    Raises SelectionError for an invalid cursor, and for the cursor of a list with other conditions.
+    """
     if text is None:
         return None
     try:
@@ -35,7 +38,7 @@ def place(text: str | None, chosen: Selection, wanted: Filter) -> Place | None:
     except (ValueError, TypeError, RecursionError):
         is_whole = False
     if not is_whole:
-        raise SelectionError("the cursor is not one of ours; begin with the first page")
+        raise SelectionError("the cursor is not valid; begin with the first page")
     if bound_to != fingerprint(chosen):
         raise SelectionError("the cursor belongs to a list with other conditions; begin with the first page")
     return found

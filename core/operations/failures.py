@@ -13,7 +13,7 @@ from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import redactor
 
-#: How many of the newest dead runs are looked at, and how many groups are shown.
+#: At most this many of the newest dead runs are read, and at most this many groups are shown.
 MOST_RUNS, MOST_GROUPS = 10_000, 100
 #: Parts of an error that differ from run to run: numbers, and texts in quotes.
 VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECASE)
@@ -22,7 +22,7 @@ VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|
 class Failure(Shape):
     """A group of dead runs."""
 
-    #: The same for the same job, reason and kind of error.
+    #: A hash, which is the same for all failures with the same job, reason and kind of error.
     fingerprint: str
     job: str
     reason: str | None
@@ -35,16 +35,17 @@ class Failure(Shape):
 
 
 class Failures(Shape):
-    """The groups, the largest first, and how far was looked."""
+    """The groups of dead runs, the largest first."""
 
     items: list[Failure]
+    #: The number of dead runs that were read.
     looked_at: int
-    #: Whether all dead runs of the span were looked at.
+    #: Whether all dead runs of the span were read.
     is_complete: bool
 
 
 def grouped(connection: Connection, registry: Registry, lasting: timedelta, view: View = WHOLE) -> Failures:
-    """Return the groups of runs that ended in the last ``lasting``. A retried run is not dead any more."""
+    """Return the groups of dead runs that ended within ``lasting`` before now. A retried run is no longer dead."""
     since = history.now(connection) - lasting
     found = failures.newest(connection, since=since, jobs=view.jobs, most=MOST_RUNS)
     groups: dict[str, list[Row[Any]]] = {}
@@ -61,7 +62,7 @@ def grouped(connection: Connection, registry: Registry, lasting: timedelta, view
 
 
 def shape(name: str, runs: list[Row[Any]], error: str | None) -> Failure:
-    """Return a group of runs, the newest first, as JSON."""
+    """Return a group of runs as JSON. The first of ``runs`` is the newest."""
     newest = runs[0]
     return Failure(
         fingerprint=name,

@@ -19,12 +19,12 @@ STATEMENT_TIMEOUT_SECONDS = 5
 
 
 def refuse_unfit(configured: Settings) -> None:
-    """Raise UnfitServers if a server has a problem that does not end by waiting."""
+    """Raise UnfitServers if a server has a problem that waiting does not solve."""
     problems: list[Check] = []
     with suppress(DBAPIError), connections.ledger(configured, "rota-cli", STATEMENT_TIMEOUT_SECONDS) as engine:
         problems = of_postgresql(engine)
         if not problems and (ledger := ledger_of(engine)):
-            problems = wrong(redis_fitness.carried(configured, ledger))
+            problems = wrong(redis_fitness.owned(configured, ledger))
     if problems:
         raise UnfitServers(in_words(problems))
 

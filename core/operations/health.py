@@ -44,7 +44,7 @@ class Report(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The environment, ledger and advice that the checks use."""
+    """The environment variables, the ledger and the advice that the checks use."""
 
     #: The environment variables from which settings are read, and the name of their source.
     environment: Mapping[str, str]
@@ -60,8 +60,9 @@ def everything(
 ) -> Iterator[Check]:
     """Make all checks, one after the other.
 
-    With ``live``, missing processes and overdue slots are wrong. With ``here``, a process of that kind must be alive on
-    this host. If ``purpose`` is "looking", checks that only workers need are never wrong.
+    With ``live``, missing processes, stuck processes, idle transactions and overdue slots are wrong. ``here`` is a kind
+    of process, such as "worker": a process of that kind must be alive on this host. If ``purpose`` is "looking", checks
+    that only workers need are never wrong.
     """
     yield from needed_for_working(installed(registry), purpose)
     try:
@@ -74,7 +75,7 @@ def everything(
     yield check("settings", "ok", around.source)
     yield from unread_settings(registry, around.environment)
     yield from ledger(registry, configured, around, purpose=purpose, live=live, here=here)
-    yield from needed_for_working([redis_fitness.carrier(configured, around.advice)], purpose)
+    yield from needed_for_working([redis_fitness.reachable(configured, around.advice)], purpose)
 
 
 def needed_for_working(found: Iterable[Check], purpose: Purpose) -> Iterator[Check]:
@@ -95,7 +96,7 @@ def installed(registry: Registry) -> Iterator[Check]:
         if plugin.is_disabled:
             yield check(f"plugin {plugin.name}", "info", "disabled by ROTA_DISABLED_PLUGINS; it has no jobs")
         elif plugin.error:
-            advice = f"mend or uninstall {plugin.distribution or plugin.name}; its jobs do not run meanwhile"
+            advice = f"mend or uninstall {plugin.distribution or plugin.name}; until then, its jobs do not run"
             yield check(f"plugin {plugin.name}", "wrong", plugin.error, advice)
         else:
             yield check(f"plugin {plugin.name}", "ok", "1 job" if len(plugin.jobs) == 1 else f"{len(plugin.jobs)} jobs")
@@ -110,7 +111,7 @@ def unread_settings(registry: Registry, environment: Mapping[str, str]) -> Itera
 def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
     """Check that the jobs' options do not contradict the settings."""
     for job in registry.outliving(timedelta(days=configured.retention_days)):
-        advice = "shorten the grace or keep runs for longer: a slot's record may be deleted before the slot runs"
+        advice = "shorten the grace, or keep runs for longer; otherwise a slot may be deleted before it runs"
         yield check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 
 
@@ -151,7 +152,7 @@ def ledger(
             histories = upgrade.status(engine, registry)
             yield from migrations(histories, purpose)
             if this := identity.of(connection):
-                yield from needed_for_working(redis_fitness.carried(configured, this), purpose)
+                yield from needed_for_working(redis_fitness.owned(configured, this), purpose)
             if all(found.is_current for found in histories if found.plugin == loading.CORE):
                 needs_scheduler = configured.mode != "local"
                 yield from processes(connection, registry, live=live, here=here, needs_scheduler=needs_scheduler)
@@ -222,7 +223,7 @@ def processes(
     for process in alive:
         if process.kind == STUCK:
             said = f"{process.name} makes no progress: one of its threads stands still outside of any job"
-            advice = "see process.stuck in its log; it ends, and its runs are recovered"
+            advice = "see the event process.stuck in its log; the process will end, and its runs will be recovered"
             yield check("stuck process", missing, said, advice)
     if needs_scheduler:
         schedulers = sum(process.kind == "scheduler" for process in alive)
@@ -251,7 +252,7 @@ def absent_jobs(connection: Connection) -> Iterator[Check]:
     had = releases.last_had(connection, absent) if absent else {}
     for job in sorted(absent):
         if job in had:
-            said = f"runs wait; no live process has the job of {had[job].plugin}: they are orphaned after the grace"
+            said = f"runs wait, but no live process has this job of {had[job].plugin}: they are orphaned after a grace"
             yield check(f"runs of {job}", "info", said, "start a worker that has its plugin, or see `rota diff`")
         else:
             said = "runs wait; no release that ran here has had the job yet"
@@ -279,7 +280,7 @@ def on_this_host(alive: list[Process], kind: str) -> Check:
     names = [process.name for process in alive if process.kind == kind and is_here(process)]
     if names:
         return check(f"{kind} here", "ok", ", ".join(names))
-    return check(f"{kind} here", "wrong", f"none on {socket.gethostname()}", "see its log")
+    return check(f"{kind} here", "wrong", f"none on {socket.gethostname()}", f"see the log of the {kind}")
 
 
 def is_here(process: Process) -> bool:

@@ -1,4 +1,4 @@
-"""The base of all answers that are printed as JSON. Programs may rely on their names and values."""
+"""The base class of all answers that are given as JSON. Other programs rely on the names and values of the fields."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,7 +11,7 @@ Instant = Annotated[datetime, PlainSerializer(datetime.isoformat, when_used="jso
 
 
 class Shape(BaseModel):
-    """An answer as JSON, with its names in a fixed order."""
+    """An answer that is given as JSON, with its fields in the order of their declaration."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 

@@ -1,4 +1,4 @@
-"""Totals of schedules made at run time, for people."""
+"""Counts the schedules made at run time, and the outcomes of their slots."""
 
 from datetime import timedelta
 
@@ -26,12 +26,15 @@ class Totals(Shape):
     skipped: int
     missed: int
     orphaned: int
-    #: The number of slots that have no runs, by the reason.
+    #: The number of slots that have no runs, by reason.
     gaps: dict[str, int]
 
 
 def totals(connection: Connection, registry: Registry, job: str | None, lasting: timedelta) -> list[Totals]:
-    """Return the totals of each job that has schedules, or of ``job``, for the last ``lasting``. Raises UnknownJob."""
+    """Return the totals of each job that has schedules made at run time, or only of ``job``.
+
+    The outcomes are those of slots within ``lasting`` before now. Raises UnknownJob.
+    """
     there = key_listing.jobs(connection)
     if job is not None and job not in there:
         refuse_unknown(connection, registry, job)

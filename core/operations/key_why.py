@@ -20,7 +20,7 @@ def slots(scene: Scene, moment: Moment) -> Iterator[datetime]:
     """Yield the slots of the key within the given time, by the schedule that applied at that time."""
     found = key_history.periods(scene.connection, scene.name, scene.key)
     for start, end in moment.stretches:
-        # a period excludes its start and includes its end; here the opposite is needed
+        # A period excludes its start and includes its end, but a stretch includes its start and excludes its end.
         for period in found:
             yield from period.between(start - timedelta.resolution, end - timedelta.resolution)
 
@@ -32,7 +32,7 @@ def unrecorded(scene: Scene, slot: datetime) -> list[str]:
     said = f"The slot {scene.at(slot)} of {scene.name} for the key {scene.key!r}"
     if period is not None and slot != period.extra_at and period.is_left_out(slot):
         due = due_in_backoff(period.spec, period.stretched)
-        return [f"{said} did not come due: runs of the key had died in a row, and only {due} comes due."]
+        return [f"{said} did not come due: several runs of the key in a row were dead, and only {due} comes due."]
     row = key_history.row(scene.connection, scene.name, scene.key)
     if row is not None and row.held_since is not None and row.held_since < slot and row.is_paused:
         return [f"{said} does not come due: {paused(scene, row)}."]
@@ -54,13 +54,13 @@ def paused(scene: Scene, row: Row[Any]) -> str:
 def in_words(scene: Scene, gap: Row[Any]) -> str:
     """Return why the slots of a gap have no runs."""
     reasons = {
-        "outage": "no dispatcher was alive or led then, and the misfire policy does not run it",
+        "outage": "no dispatcher led then, and the job's misfire policy does not run the slot",
         "paused": "its key was paused then" if gap.key is not None else "its job was paused then",
         "absent": "no process had its job then",
     }
     whose = "of the key" if gap.key is not None else "of all keys of the job"
-    spell = f"from {scene.at(gap.began_at)} to {scene.at(gap.ended_at)}"
-    return f"{reasons.get(gap.reason, gap.reason)}. {spell}, {gap.slots} slots {whose} have no runs for that reason"
+    stretch = f"From {scene.at(gap.began_at)} to {scene.at(gap.ended_at)}"
+    return f"{reasons.get(gap.reason, gap.reason)}. {stretch}, {gap.slots} slots {whose} have no runs for that reason"
 
 
 def waiting(scene: Scene, slot: datetime, said: str) -> list[str]:
@@ -72,7 +72,7 @@ def waiting(scene: Scene, slot: datetime, said: str) -> list[str]:
         if pauses := scene.pauses_at(slot):
             return [f"{said} has no run: its job was paused then, by {pauses[0].paused_by}."]
         late = span(scene.now - mark.accounted_until)
-        return [f"{said} is not on record yet: slots are accounted for until {late} ago.", *alarms(scene)]
+        return [f"{said} is not on record yet: only slots until {late} ago are accounted for.", *alarms(scene)]
     if successes.covers(scene.connection, scene.name, slot):
         return [f"{said} succeeded at its first attempt. Its run was deleted after an hour, since the job has {KEPT}."]
     return [f"{said} is not on record: its schedule was removed or changed at that moment, or its run was deleted."]

@@ -18,16 +18,19 @@ from core.operations.redaction import limit_name
 class LimitUse(Shape):
     """A limit and its use now."""
 
-    #: The limit's name, filled from arguments. It is the declared name if one of these arguments is secret.
+    #: The limit's name, filled from arguments. If one of these arguments is secret, the declared name.
     name: str
-    #: The most runs that may be at work at the same time, and how many are at work. The most is the smallest number of
-    #: the live releases.
+    #: The most runs that may be at work at the same time. If live releases differ, the smallest number.
     at_once: int | None
+    #: The number of runs that are at work.
     running: int
-    #: The size of the bucket, its refill per second, and how many runs may start now.
+    #: The size of the token bucket.
     most: float | None
+    #: The number of tokens that are refilled per second.
     per_second: float | None
+    #: The number of tokens in the bucket now. The start of a run takes one token.
     tokens: float | None
+    #: The number of runs that wait for the limit.
     waiting: int
     closed_until: Instant | None
     closed_reason: str | None
@@ -57,7 +60,7 @@ def listed(connection: Connection, most: int) -> list[LimitUse]:
 
 
 def of_run(connection: Connection, run: history.Run) -> LimitUse | None:
-    """Return the limit that ``run``, whose secrets are hidden, waits for."""
+    """Return the limit that ``run`` waits for, or None. The secrets of ``run`` must be hidden already."""
     use = limit_use.of_run(connection, run.id) if run.state in WAITING and run.reason == "limit" else None
     return (
         LimitUse.model_validate(use, from_attributes=True).model_copy(update={"name": run.waits_for}) if use else None

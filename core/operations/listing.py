@@ -55,12 +55,13 @@ class Details(Run):
     expires_at: Instant | None
     subject: str | None
     limits: list[str] | None
-    #: The limit that the run has found full, until the run's next claim.
+    #: The limit that was full when a worker last tried to start the run.
     waits_for: str | None
-    #: The same limit with its use now.
+    #: The limit ``waits_for`` with its use now.
     limit: LimitUse | None
-    #: How many attempts of the run failed, and during how many its process died.
+    #: The number of attempts that failed.
     failures: int
+    #: The number of attempts during which the worker process died.
     crashes: int
     attempts: list[Attempt]
     #: The run that enqueued the shown run, unless its row is deleted.
@@ -78,7 +79,7 @@ class Page(Shape):
     """A page of runs, the newest first."""
 
     items: list[Run]
-    #: Give it as ``cursor`` for the next page; null on the last page.
+    #: The ``cursor`` of the next page; null on the last page.
     next: str | None
 
 
@@ -91,7 +92,11 @@ def page(
     cursor: str | None = None,
     view: View = WHOLE,
 ) -> Page:
-    """Return a page of the runs that were chosen. Raises the errors of ``newest``, and SelectionError for a cursor."""
+    """Return a page of the runs that ``chosen`` selects.
+
+    Raises the errors of ``newest``, SelectionError for an invalid cursor, and Forbidden for a search in errors that the
+    person may not do.
+    """
     refuse_search(chosen, view)
     wanted = seen(chosen_filter(connection, registry, chosen), view)
     found = listing.newest(connection, wanted, limit + 1, cursors.place(cursor, chosen, wanted))
@@ -126,7 +131,7 @@ def newest(
 
 
 def chosen_filter(connection: Connection, registry: Registry, chosen: Selection) -> Filter:
-    """Return the filter for a list, which also shows dropped and cancelled runs. Raises the errors of ``newest``."""
+    """Return the filter for a list. A list also shows dropped and cancelled runs. Raises the errors of ``newest``."""
     states = (State(chosen.state),) if chosen.state is not None else tuple(State)
     wanted = replace(chosen.filter(connection, registry, states), even_withdrawn=True)
     if wanted.queue is not None and wanted.jobs is None:
@@ -137,7 +142,7 @@ def chosen_filter(connection: Connection, registry: Registry, chosen: Selection)
 def jobs_of_queue(connection: Connection, registry: Registry, queue: str) -> set[str]:
     """Return the jobs that have this queue here, or had it in any release.
 
-    This function is needed since the history has no index by queue.
+    A list filters by these jobs, since finished runs have no index by queue.
     """
     return {job.name for job in registry if job.queue == queue} | releases.jobs_of_queue(connection, queue)
 

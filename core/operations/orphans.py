@@ -70,7 +70,7 @@ def selected(connection: Connection, job: str | None, plugin: str | None) -> Col
 
 
 def jobs_of(connection: Connection, plugin: str) -> set[str]:
-    """Return the jobs with orphans that belong to ``plugin`` here, or did so in the last release that had them."""
+    """Return the jobs with orphans that belonged to ``plugin`` in the last release that had the job."""
     jobs = [count.job for count in orphans.counts(connection)]
     return {job for job, owner in releases.last_owners(connection, jobs).items() if owner == plugin}
 

@@ -16,7 +16,7 @@ from core.operations.wording import local
 
 
 class Pause(Shape):
-    """A pause."""
+    """A pause of the jobs of a scope."""
 
     scope: str
     reason: str | None
@@ -82,7 +82,7 @@ def end_of(now: datetime, lasting: timedelta | None, until: str | None) -> datet
     try:
         return now + lasting if lasting is not None else None
     except OverflowError:
-        raise BadTime("that is after the last date that there is", "for") from None
+        raise BadTime("the pause would end after the last date that there is", "for") from None
 
 
 def refuse_fast_lane(registry: Registry, scope: str) -> None:
@@ -98,7 +98,8 @@ def refuse_fast_lane(registry: Registry, scope: str) -> None:
 def end(connection: Connection, registry: Registry, scope: str, actor: Actor) -> list[pauses.Pause]:
     """End the pause of ``scope`` when the caller's transaction commits. Return the pauses that still cover the scope.
 
-    Raises Forbidden, or PauseError if ``scope`` itself is not paused. The message names the pause that covers it.
+    Raises Forbidden. Raises PauseError if ``scope`` itself is not paused; the message names a pause that covers the
+    scope, if there is one.
     """
     access.check(actor, "resume")
     access.check_scope(connection, actor, scope)
@@ -114,7 +115,9 @@ def not_paused(registry: Registry, scope: str, found: list[pauses.Pause]) -> str
     """Return the message for a ``scope`` that is not paused. The message names the scopes that are paused."""
     for wider in holding(registry, scope, found):
         how = scopes.as_option(wider.scope)
-        return f"{scope} is not paused itself, but by the pause of {wider.scope}: `rota resume {how}` ends it"
+        return (
+            f"{scope} itself is not paused; the pause of {wider.scope} covers it: `rota resume {how}` ends that pause"
+        )
     if found and scope == EVERYTHING:
         return f"everything is not paused; the active pauses are of {', '.join(pause.scope for pause in found)}"
     return f"{scope} is not paused; `rota pauses` lists the pauses"

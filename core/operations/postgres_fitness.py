@@ -71,7 +71,7 @@ def writes(connection: Connection) -> Check:
     if row.is_read_only:
         said = f"default_transaction_read_only is on (source: {row.source})"
         return check(name, "wrong", said, read_write(row.source))
-    return check(name, "ok", "taken")
+    return check(name, "ok", "accepted")
 
 
 def read_write(source: str) -> str:
@@ -165,7 +165,7 @@ def statement_pooling(error: BaseException, url: str) -> Check | None:
 
 
 def never(connection: Connection, engine: Engine) -> Iterator[Check]:
-    """Yield the checks of what waiting does not repair. A process does not start if the outcome of one is ``wrong``."""
+    """Yield checks for problems that waiting does not solve. If one of them is ``wrong``, a process does not start."""
     yield encoding(connection)
     yield from never_writes(connection, engine.url)
     yield pooling(connection, engine)

@@ -27,7 +27,7 @@ class Probe(Generic[T]):
     def ask(self) -> Future[T]:
         """Return the answer as a future, which may be pending for as long as ``look`` takes.
 
-        It has the error that ``look`` raises.
+        If ``look`` raises an error, the future has this error.
         """
         with self._lock:
             if self._answer is None or self._is_old(self._answer):

@@ -14,9 +14,11 @@ class Queue(Shape):
 
     name: str
     jobs: list[str]
-    #: Runs that are due, and that are due later; and runs that were sent to workers, or wait for another run.
+    #: The number of waiting runs that are due.
     due: int
+    #: The number of waiting runs that will be due later.
     later: int
+    #: The number of runs that were sent to workers, or that wait for another run or for a limit.
     sent: int
     running: int
     #: Whether one of the numbers is only a lower bound. Each number is counted up to 10,000.
@@ -27,7 +29,7 @@ class Queue(Shape):
 
 
 def listed(connection: Connection, registry: Registry, view: View = WHOLE) -> list[Queue]:
-    """Return all queues that jobs use here or in a live process, by name."""
+    """Return the queues of all jobs of this process and of live processes, sorted by name."""
     jobs_of: dict[str, set[str]] = {}
     for job in registry:
         jobs_of.setdefault(job.queue, set()).add(job.name)

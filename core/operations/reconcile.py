@@ -1,4 +1,4 @@
-"""Asks the leading dispatcher to look at once: for due runs, lost messages and dead processes."""
+"""Wakes the leading dispatcher, so that it looks for due runs at once."""
 
 from sqlalchemy import Connection, text
 
@@ -11,9 +11,9 @@ from core.operations.json_shape import Shape
 
 
 class Reconciled(Shape):
-    """The dispatcher was asked, and the numbers of runs at that moment, as far as they are counted."""
+    """The numbers of runs at the moment when the dispatcher was woken. They count up to 10,000 runs of each queue."""
 
-    #: Whether a dispatcher leads. Without one nobody looks.
+    #: Whether a dispatcher leads. Otherwise nothing was woken.
     is_dispatching: bool
     due: int
     later: int

@@ -24,10 +24,13 @@ SHOWN = ("result", "progress", "error", "subject")
 
 @dataclass(frozen=True, slots=True)
 class Redactor:
-    """Knows the secret names of each job."""
+    """Hides the secrets in runs of each job."""
 
+    #: The jobs that are loaded here.
     known: Collection[str]
+    #: The names of the secret arguments of each job.
     names_of: Mapping[str, Collection[str]]
+    #: The names of ``ROTA_REDACT``, which are secret in all jobs.
     everywhere: frozenset[str]
     #: Whether all arguments are hidden, for a person who may not see them.
     hides_all: bool = False
@@ -66,11 +69,10 @@ class Redactor:
 
 
 def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> str:
-    """Return the name of a limit that was filled from one of ``declared``.
+    """Return ``name``, the name of a limit that was filled from one of ``declared``. Show the declared name if the
+    filled name contains a secret.
 
-    If it shows ``hidden`` values, return the declared name.
-
-    ``hidden`` has the names of arguments, and of fields in JSON, in lower case.
+    ``hidden`` has the secret names of arguments, and of fields in JSON, in lower case.
     """
     for each in declared:
         if hidden & {argument.lower() for argument in ARGUMENT.findall(each)}:

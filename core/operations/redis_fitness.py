@@ -15,19 +15,20 @@ TIMEOUT_SECONDS = 3
 #: The key that is written to test whether Redis accepts writes. It expires by itself.
 PROBE_KEY = "rota:check"
 ANOTHER_REDIS = (
-    "give each service a Redis of its own, or another database of it (redis://…/1). If this ledger replaces that one "
-    f"(restored, copied, moved or upgraded), stop all workers and schedulers, and run `redis-cli DEL {ownership.KEY}`"
+    "give each service a Redis of its own, or a database of its own (redis://…/1). If this ledger replaces the other "
+    "ledger, for example after a restore or a move, stop all workers and schedulers, and run "
+    f"`redis-cli DEL {ownership.KEY}`"
 )
 
 
-def carrier(configured: Settings, advice: str) -> Check:
+def reachable(configured: Settings, advice: str) -> Check:
     """Check that Redis can be reached and accepts writes, if Rota uses it."""
     if configured.mode == "local" or configured.redis_url is None:
         return check("Redis", "info", "not used: SCHEDULER_MODE=local")
     client = connected(configured.redis_url.get_secret_value())
     try:
         client.set(PROBE_KEY, "1", ex=10)
-        return check("Redis", "ok", f"version {redis_version(client)}, takes writes")
+        return check("Redis", "ok", f"version {redis_version(client)}, accepts writes")
     except redis.AuthenticationError as error:
         return check("Redis", "wrong", str(error), "put user and password into REDIS_URL: redis://user:password@host")
     except redis.ReadOnlyError as error:
@@ -56,7 +57,7 @@ def redis_version(client: redis.Redis) -> str:
     return "unknown"
 
 
-def carried(configured: Settings, ledger: str) -> Iterator[Check]:
+def owned(configured: Settings, ledger: str) -> Iterator[Check]:
     """Check that Redis belongs to ``ledger``. Check nothing if Redis cannot be reached."""
     if configured.mode == "local" or configured.redis_url is None:
         return
@@ -64,7 +65,7 @@ def carried(configured: Settings, ledger: str) -> Iterator[Check]:
     try:
         yield belongs(ownership.owner(client), ledger)
     except redis.RedisError:
-        return  # the check of ``carrier`` reports the reason
+        return  # the check ``reachable`` reports the reason
     finally:
         client.close()
 

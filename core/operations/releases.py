@@ -11,7 +11,7 @@ from core.ledger import history, orphans, releases
 from core.ledger.releases import Release
 from core.operations.json_shape import Instant, Shape
 
-#: At most this many waiting runs of each job are checked, which takes some seconds.
+#: At most this many waiting runs of each job are checked. Checking that many takes some seconds.
 MOST_JUDGED = 10_000
 
 
@@ -46,7 +46,7 @@ class Difference(Shape):
 
     @property
     def is_harmless(self) -> bool:
-        """Whether no job is removed, and no run is waiting for a missing job."""
+        """Whether no job is removed, the arguments of all waiting runs fit, and no run belongs to a missing job."""
         return not self.removed and not self.left_behind and not self.misfits
 
 
@@ -79,7 +79,7 @@ def changes(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[s
 
 
 def changed_limits(before: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return each limit that differs, as the last release declares it and as it is declared here, or None."""
+    """Return the limits that differ: each with its numbers in the last release and here. A missing limit has None."""
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
     return {f"limit {name}": [size_in_words(before.get(name)), size_in_words(here.get(name))] for name in names}
 
@@ -94,7 +94,7 @@ def size_in_words(numbers: Mapping[str, float] | None) -> str | None:
 
 
 def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return each argument that differs, as the last release declares it and as it is declared here, or None."""
+    """Return the arguments that differ: each with its declaration in the last release and here, or None if missing."""
     if before is None:
         return {}
     names = sorted(name for name in {*before, *here} if before.get(name) != here.get(name))
@@ -102,7 +102,9 @@ def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any])
 
 
 def told_apart(before: Mapping[str, str] | None, here: Mapping[str, str] | None) -> list[Any]:
-    """Return both declarations of an argument as texts. If the texts are equal, a nested type differs."""
+    """Return both declarations of an argument as texts. If the texts are equal, a type within the argument's type
+    differs, and the second text says so.
+    """
     was, now = in_words(before), in_words(here)
     return [was, now] if was != now else [was, f"{now}, with other contents"]
 

@@ -79,7 +79,7 @@ def follow(
 ) -> history.Run:
     """Call ``show`` with each state of the run. Return the run when it is over, or after the time-out.
 
-    Raises SelectionError.
+    Call ``warn`` if no live worker serves the run's queue. Raises SelectionError if the run is deleted meanwhile.
     """
     began, is_warned = time.monotonic(), False
     while True:

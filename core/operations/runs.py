@@ -1,4 +1,4 @@
-"""Rows of runs, as they are printed as JSON and explained in words."""
+"""Shows runs as JSON and in words."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -47,13 +47,13 @@ class Run(Shape):
 
 
 def shapes(connection: Connection, runs: Sequence[history.Run]) -> list[Run]:
-    """Return rows of the ledger as JSON. A row of a running run has its cancellation, if there is one."""
+    """Return rows of the ledger as JSON. A running run that is being cancelled also has its cancellation."""
     marks = cancels.marks(connection, [run.id for run in runs if run.state == State.RUNNING])
     return [shape(run, marks.get(run.id)) for run in runs]
 
 
 def shape(run: history.Run, mark: Mark | None = None) -> Run:
-    """Return a row of the ledger as JSON. ``Redactor.run`` must have hidden its secrets before."""
+    """Return a row of the ledger as JSON. ``Redactor.run`` must have hidden the secrets of ``run``."""
     shaped = Run.model_validate(run)
     if mark is None:
         return shaped
@@ -67,7 +67,7 @@ def cancelled(mark: Mark) -> str:
 
 
 def refuse_unknown(connection: Connection, registry: Registry, job: str) -> None:
-    """Raise UnknownJob for a name that neither a plugin nor the ledger has. A job that is not loaded may have runs."""
+    """Raise UnknownJob if neither a loaded plugin nor a run in the ledger has this job."""
     known = registry.jobs
     if job in known:
         return

@@ -1,6 +1,7 @@
-"""Schedules made at run time, for people: lists, adds, changes, removes, pauses and resumes them, with the audit.
+"""Lists, adds, changes, removes, pauses and resumes schedules made at run time. The audit records each change.
 
-The audit has no keys, since they may be personal data. The log of changes has them, for ``rota why``.
+The entries in the audit do not contain the keys of schedules, since keys may be personal data. The log of changes does
+contain them, since ``rota why`` needs them.
 """
 
 from collections.abc import Collection, Mapping
@@ -64,7 +65,7 @@ class Wanted:
 
 
 def found(connection: Connection, registry: Registry, wanted: Wanted) -> list[Schedule]:
-    """Return the schedules that meet the filter, by job and key. Raises UnknownJob."""
+    """Return the schedules that meet the filter, sorted by job and key. Raises UnknownJob."""
     if wanted.job is not None and wanted.job not in key_listing.jobs(connection):
         refuse_unknown(connection, registry, wanted.job)
     gone = orphaned(connection, registry)
@@ -129,9 +130,9 @@ def pause(
     lasting: timedelta | None = None,
     until: str | None = None,
 ) -> datetime | None:
-    """Pause the schedule of a key, for the span ``lasting`` or ``until`` a local time. Return the end.
+    """Pause the schedule of a key, for the span ``lasting`` or ``until`` a local time. Return the end of the pause.
 
-    Raises ScheduleError.
+    Raises Forbidden or BadTime, or ScheduleError if the key has no schedule.
     """
     access.check(actor, "schedules pause")
     with Session(engine) as session, session.begin():
@@ -157,9 +158,9 @@ def resume(engine: Engine, job: str, key: str, actor: Actor) -> None:
 
 
 def cleanable(connection: Connection, registry: Registry, job: str | None) -> Mapping[str, int]:
-    """Return the number of schedules of each job that no process has any more, or only of ``job`` if it is given.
+    """Return the number of schedules of each orphaned job, or only of ``job`` if it is given.
 
-    Raises ScheduleError if a process has the job, or may have it.
+    Raises ScheduleError if ``job`` has no schedules, or if a live process or this process has the job.
     """
     gone = orphaned(connection, registry)
     if job is not None and job not in gone:
@@ -168,7 +169,7 @@ def cleanable(connection: Connection, registry: Registry, job: str | None) -> Ma
 
 
 def clean(engine: Engine, registry: Registry, jobs: Collection[str], actor: Actor) -> int:
-    """Remove all schedules of those of ``jobs`` that no process has now. Return how many."""
+    """Remove all schedules of those of ``jobs`` that are still orphaned. Return how many."""
     access.check(actor, "schedules clean")
     access.check_unlimited(actor, "a clean-up")
     removed = 0
@@ -181,5 +182,4 @@ def clean(engine: Engine, registry: Registry, jobs: Collection[str], actor: Acto
 
 
 def no_schedule(job: str, key: str) -> ScheduleError:
-    """Return an error that says that a key has no schedule."""
     return ScheduleError(f"job {job!r} has no schedule for the key {key!r}; see `rota schedules --job {job}`")

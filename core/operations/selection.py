@@ -31,7 +31,7 @@ class Selection:
     reason: str | None = None
     limit: int | None = None
     state: str | None = None
-    #: Only of ``job``.
+    #: A key of ``job``; a key needs a job.
     key: str | None = None
 
     @property
@@ -48,7 +48,7 @@ class Selection:
 
     @property
     def is_one_way(self) -> bool:
-        """Whether the selection has either ids or conditions. Without both, every run would be selected."""
+        """Whether the selection has either ids or conditions, but not both. A limit needs conditions."""
         return bool(self.ids) != bool(self.criteria) and not (self.ids and self.limit is not None)
 
     def runs(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Sequence[Row[Any]]:
@@ -94,7 +94,10 @@ class Selection:
 
 
 def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequence[State]) -> None:
-    """Raise SelectionError that names each id that has no run, or whose run is not in ``states``."""
+    """Raise SelectionError if an id has no run, or if its run is not in one of ``states``.
+
+    The message names each such id. A run that was dropped already cannot be dropped again.
+    """
     by_id = {run.id: run for run in found}
     wrong = [f"run {run_id} does not exist" for run_id in ids if run_id not in by_id]
     wrong += [
@@ -109,7 +112,7 @@ def refuse_unfit(ids: Collection[int], found: Sequence[Row[Any]], states: Sequen
 
 
 def advice(run: Row[Any]) -> str:
-    """Return the advice for a run that is in another state."""
+    """Return the advice about a run whose state does not allow the operation."""
     return {
         State.ORPHANED: f" (`rota orphans adopt {run.job}` adopts it)",
         State.QUEUED: " (it waits for a worker: see `rota why`)",

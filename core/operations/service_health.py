@@ -1,7 +1,8 @@
 """The health of the whole service for ``/health``: PostgreSQL, Redis, the workers and the scheduler.
 
-Each server is asked by a ``Probe``, so that an answer is possible while a server hangs. The caller waits for the probes
-for a limited time and then calls ``Watch.health``: a probe without an answer means that its server does not answer.
+Each server is asked by a ``Probe``, so that a server that hangs does not make the answer hang too. The caller waits for
+the probes for a limited time, and then calls ``Watch.health``. If a probe has no answer by then, its server counts as
+unavailable.
 """
 
 import socket
@@ -31,16 +32,14 @@ PATIENCE_SECONDS = 1.5
 SILENT_AFTER_HEARTBEATS = 1.5
 #: PostgreSQL is asked for the processes again after this time.
 FRESH_SECONDS = 0.3
-#: Processes that left within this time are looked for.
+#: If a kind of process is missing, the last process of that kind is named if it left within this time.
 LEFT_WITHIN = timedelta(hours=24)
 
 Part = Literal["database", "redis", "worker", "scheduler"]
 
 
 class Health(Shape):
-    """The health of the service. If something is wrong, ``reasons`` has the reason and the time since when, for each
-    part.
-    """
+    """The health of the service. For each part that is wrong, ``reasons`` says why and since when."""
 
     status: Literal["healthy", "unhealthy"]
     database: Literal["connected", "disconnected"]
@@ -53,7 +52,7 @@ class Health(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Why there is no worker, and why there is no scheduler. A text is empty if there is one."""
+    """Why there is no worker, and why there is no scheduler. A text is empty if there is such a process."""
 
     worker: str
     scheduler: str
@@ -70,9 +69,9 @@ class Watch:
         clock: Clock = system_clock,
         mine: Callable[[], Collection[str]] | None = None,
     ) -> None:
-        """``mine`` are the names of one worker's processes.
+        """``mine`` returns the names of the processes of one worker.
 
-        If it is given, only these count, and no scheduler is needed.
+        If ``mine`` is given, only these processes count, and no scheduler is needed.
         """
         self._configured = configured
         self._clock = clock
@@ -163,7 +162,7 @@ def is_silent(process: Process, now: datetime, configured: Settings) -> bool:
 
 
 def silent_seconds(process: Process, now: datetime, configured: Settings) -> float:
-    """Return the age of a process's last heartbeat, if it has the same settings as this process."""
+    """Return the age of the last heartbeat of ``process``, which must have the same lease length as this process."""
     return (now - process.expires_at).total_seconds() + configured.lease_seconds
 
 
@@ -174,7 +173,7 @@ def missing_scheduler(
     if configured.mode != "local":
         return missing(connection, "scheduler", alive, awake, now, configured)
     is_there = any(process.kind == "worker" for process in awake) and history.is_dispatching(connection)
-    return "" if is_there else "no dispatcher leads, which is the scheduler in local mode; start `rota worker`"
+    return "" if is_there else "no dispatcher leads; it is the scheduler in local mode; start `rota worker`"
 
 
 def missing(
@@ -194,7 +193,7 @@ def missing(
         seconds = silent_seconds(last, now, configured)
         return f"no {kind} sends heartbeats; {last.name} sent its last one {seconds:.0f} s ago"
     if any(process.kind == "stuck" for process in alive) and kind == "worker":
-        return "the worker processes make no progress; see process.stuck in their log"
+        return "the worker processes make no progress; see the event process.stuck in their log"
     return f"no {kind} is alive{last_that_left(connection, kind)}"
 
 
@@ -208,10 +207,10 @@ def last_that_left(connection: Connection, kind: str) -> str:
 
 def look_at_redis(configured: Settings) -> str:
     """Return why Redis cannot carry messages, or an empty text if it can."""
-    answer = redis_fitness.carrier(configured, "check that it is running, and that REDIS_URL is right")
+    answer = redis_fitness.reachable(configured, "check that it is running, and that REDIS_URL is right")
     return f"{answer.found}; {answer.advice}" if answer.outcome == "wrong" else ""
 
 
 def this_host(pids: Collection[int]) -> set[str]:
-    """Return the names of the processes on this host that are in the ledger."""
+    """Return the names that the processes ``pids`` of this host have in the ledger."""
     return {f"{socket.gethostname()}:{pid}" for pid in pids}

@@ -1,4 +1,7 @@
-"""The slots of a job or of one of its keys in a span: those on record, and those that its schedule has."""
+"""Lists the slots of a job, or of one of its keys, in a span of time.
+
+The list has the slots in the ledger. For a job with a declared schedule it also has slots that are not in the ledger.
+"""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,7 +26,7 @@ class Slot(Shape):
     """A slot and its outcome."""
 
     slot: Instant
-    #: The state of its run; ``to come``, or ``not on record`` for a slot of the schedule that has no run.
+    #: The state of the slot's run. A slot that has no run is ``to come`` or ``not on record``.
     outcome: str
     reason: str | None
     run: int | None
@@ -31,11 +34,12 @@ class Slot(Shape):
 
 
 class Slots(Shape):
-    """The slots of a span, in order; ``is_complete`` says whether these are all."""
+    """The slots of a span, in order."""
 
     job: str
     key: str
     items: list[Slot]
+    #: Whether these are all slots of the span.
     is_complete: bool
 
 

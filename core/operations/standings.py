@@ -1,4 +1,4 @@
-"""A job's standing in a sentence for an operator: its last success, and the states of its later slots."""
+"""Describes for an operator how a job does: its last successful slot, and the states of its later slots."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -56,7 +56,7 @@ def in_words(found: Standing, unrecorded: int, job: Job) -> str:
 
 
 def since(found: Standing, job: Job) -> str:
-    """Return the time of the last success, in the job's time zone."""
+    """Return ``since that of TIME``, the last successful slot in the job's time zone, or ``on record`` without one."""
     if found.succeeded_slot is None:
         return "on record"
     zone = ZoneInfo((job.schedule.timezone if job.schedule else None) or "UTC")

@@ -197,10 +197,10 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
     sentences = []
     for rival in history.rivals(scene.connection, run, instant):
         stood_for = f"for the slot {scene.at(rival.slot)}" if rival.slot else "by request"
-        until = f"until {scene.at(rival.finished_at)}" if rival.finished_at else "and still is"
+        until = f" until {scene.at(rival.finished_at)}" if rival.finished_at else ""
         sentences.append(
-            f"That was run {rival.id} ({stood_for}), which ran on {rival.worker} from {scene.at(rival.started_at)} "
-            f"{until}; it is {rival.state}."
+            f"That was run {rival.id} ({stood_for}), which began on {rival.worker} at {scene.at(rival.started_at)} "
+            f"and ran{until}; it is {rival.state}."
         )
     return sentences
 
@@ -245,7 +245,7 @@ def outage(scene: Scene, slot: datetime) -> list[str]:
     around = history.worked_around(scene.connection, slot)
     until = around.after or scene.now
     if around.before is None:
-        return [f"No worker had finished any run before it; the first run after it finished at {scene.at(until)}."]
+        return [f"No run had finished before this slot; the first run after the slot finished at {scene.at(until)}."]
     if until - around.before < QUIET:
         return ["Workers were finishing other runs at that time: they were busy, or none took runs from its queue."]
     return [
@@ -305,11 +305,11 @@ def hardships(run: Run) -> list[str]:
     if run.failures:
         parts.append(f"{run.failures} ended in an error")
     if run.crashes:
-        parts.append(f"{run.crashes} because their worker died")
+        parts.append(f"{run.crashes} ended because their worker died")
     if run.laters:
         parts.append(f"{run.laters} postponed the run")
-    since = f"Since it was retried by hand, after {run.retried_after}, of " if run.retried_at else "Of "
-    return [f"{since}its {run.attempt} attempts {' and '.join(parts)}."] if parts and run.attempt > 1 else []
+    since = f"Since it was retried by hand, after {run.retried_after} attempts: of " if run.retried_at else "Of "
+    return [f"{since}its {run.attempt} attempts, {' and '.join(parts)}."] if parts and run.attempt > 1 else []
 
 
 def retried(scene: Scene, run: Run) -> list[str]:

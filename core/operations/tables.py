@@ -36,9 +36,9 @@ def status(engine: Engine, registry: Registry) -> list[Tables]:
 def drop(
     engine: Engine, registry: Registry, plan: Plan, actor: Actor, *, say: Callable[[str], None] = locks.silent
 ) -> None:
-    """Carry out a plan of ``removal.plan``. Call ``say`` with the holders of locks that it waits for.
+    """Carry out a plan of ``removal.plan``. Raises Forbidden or PluginError.
 
-    Raises PluginError.
+    Call ``say`` with the sessions that hold locks, while the removal waits for these locks.
     """
     access.check(actor, "db drop-plugin")
 

@@ -16,8 +16,10 @@ MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The periods in which clocks show a given time: one period; two periods if clocks go back then; or a gap if they
-    go forward.
+    """The periods in which clocks show a given time.
+
+    If the clocks go back at that time, there are two periods. If they go forward and skip the time, the period begins
+    before the change and ends after it.
     """
 
     #: The start and the end of each period, in UTC. The end is excluded.

@@ -128,7 +128,7 @@ def revoke(connection: Connection, name: str, actor: Actor) -> None:
 
 
 def holder(connection: Connection, secret: str, *, kind: tokens.Kind = "token") -> Actor:
-    """Return the holder of a secret of that kind. Raises NotAuthenticated, which does not repeat the secret."""
+    """Return the holder of a secret of that kind. Raises NotAuthenticated; the message does not contain the secret."""
     row = tokens.valid(connection, secret)
     if row is None or row.kind != kind:
         raise NotAuthenticated(f"the {kind} is not valid: it is mistyped, expired or revoked")
@@ -140,7 +140,7 @@ def log_in(connection: Connection, secret: str) -> str:
     """Return the secret of a new session for the holder of a token or of an unused link. Raises NotAuthenticated."""
     row = tokens.take_link(connection, secret) or tokens.valid(connection, secret)
     if row is None or row.kind == "session":
-        raise NotAuthenticated("that cannot be used to log in: it is mistyped, used, expired or revoked")
+        raise NotAuthenticated("this secret cannot be used to log in: it is mistyped, used, expired or revoked")
     rights = Rights(row.role, row.plugins, row.queues, row.sees_arguments)
     session = tokens.insert(connection, "session", row.name, rights, lasting=SESSION_LASTS, by=row.created_by)
     assert session is not None
@@ -148,7 +148,6 @@ def log_in(connection: Connection, secret: str) -> str:
 
 
 def log_out(connection: Connection, secret: str) -> None:
-    """End the session with that secret, if there is one."""
     tokens.end_session(connection, secret)
 
 

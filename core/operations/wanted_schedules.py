@@ -1,7 +1,7 @@
-"""The schedules that plugins want: synchronises the schedules of a job with them, and compares both.
+"""Compares the schedules of a job with the schedules that its plugin wants, and synchronises them.
 
-A plugin's function and the comparison read one snapshot. So a key that an application adds or removes meanwhile is not
-a difference, and is not changed.
+The plugin's function and the comparison read the same snapshot. Therefore a key that an application adds or removes
+meanwhile is not a difference, and is not changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ from core.ledger.audit import Actor
 from core.operations import access
 
 T = TypeVar("T")
-#: The number of tries of a sync, if other transactions change the schedules of the same keys meanwhile.
+#: A sync is tried this many times if other transactions change the schedules of the same keys meanwhile.
 TRIES = 5
 SNAPSHOT = {"isolation_level": "REPEATABLE READ"}
 
@@ -59,7 +59,7 @@ def sync_plugin(engine: Engine, registry: Registry, plugin: str, actor: Actor) -
 
 
 def compare(engine: Engine, registry: Registry, job: str, *, most_removed: float = 0.5) -> Difference:
-    """Return what ``sync`` would change; nothing is changed. Raises its errors."""
+    """Return what ``sync`` would change, without a change. Raises the errors of ``sync``, except Forbidden."""
 
     def work(session: Session) -> Difference:
         found = difference(session, registry, job)
@@ -86,9 +86,9 @@ def difference(session: Session, registry: Registry, job: str) -> Difference:
 
 
 def differences(session: Session, registry: Registry) -> Mapping[str, Difference | RotaError]:
-    """Compare all jobs whose plugins read their wanted schedules.
+    """Compare all jobs for which a plugin has a function that reads the wanted schedules.
 
-    If a plugin's function raises, only its own job is affected.
+    If such a function raises, the answer for its job is the error.
     """
     found: dict[str, Difference | RotaError] = {}
     for job in registry.wanted_schedules:
@@ -103,9 +103,9 @@ def differences(session: Session, registry: Registry) -> Mapping[str, Difference
 
 
 def wanted(session: Session, registry: Registry, job: str) -> Iterator[KeySchedule]:
-    """Return the schedules that the plugin of ``job`` wants, read when they are iterated.
+    """Return the schedules that the plugin of ``job`` wants. The plugin's function is called when the caller iterates.
 
-    Raises UnknownJob. Raises ScheduleError if the plugin does not read wanted schedules. Raises PluginError if its
+    Raises UnknownJob. Raises ScheduleError if the plugin has no such function. The iteration raises PluginError if the
     function raises.
     """
     owner = registry.owners[registry.job(job).name].name

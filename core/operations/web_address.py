@@ -27,6 +27,7 @@ def address(configured: Settings) -> str:
 def login_link(configured: Settings, secret: str) -> str:
     """Return the link with which a browser logs in.
 
-    Its page asks before it uses up the link, so a preview does no harm.
+    The page of the link asks the person before it uses up the link, so a program that opens the link for a preview does
+    no harm.
     """
     return f"{address(configured)}/login?{urlencode({'link': secret})}"

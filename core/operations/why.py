@@ -52,7 +52,7 @@ class Story(Shape):
 
 @dataclass(slots=True)
 class Answer:
-    """The sentences, and the slot and runs that they are about."""
+    """The sentences of an explanation, with the slot and the runs that they explain."""
 
     sentences: list[str] = field(default_factory=list)
     #: The slot of that time, if there is one.
@@ -62,7 +62,7 @@ class Answer:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the slot or requests ran and succeeded."""
+        """Whether there is an explained run, and all explained runs succeeded."""
         return bool(self.runs) and all(run.state == State.SUCCEEDED for run in self.runs)
 
 
@@ -168,7 +168,7 @@ def tell_slots(scene: Scene, moment: Moment, answer: Answer) -> None:
         became = Counter(recorded[slot].state if slot in recorded else "not on record" for slot in others)
         counts = ", ".join(f"{count} {what}" for what, count in sorted(became.items()))
         fell = f"{more(len(others), 'slot')} came due in that time: {counts}"
-        answer.sentences.append(f"{fell}. Give seconds to ask for one.")
+        answer.sentences.append(f"{fell}. Give the time with seconds to ask about one of them.")
 
 
 def scheduled(scene: Scene, moment: Moment) -> Iterator[datetime]:
@@ -190,7 +190,8 @@ def tell_requests(scene: Scene, moment: Moment, answer: Answer) -> None:
     for run in requests[:REQUESTS_TOLD]:
         answer.sentences += story(scene, run)
     if len(requests) > REQUESTS_TOLD:
-        answer.sentences.append(f"{more(len(requests) - REQUESTS_TOLD, 'run')} were requested in that time: rota runs.")
+        others = more(len(requests) - REQUESTS_TOLD, "requested run")
+        answer.sentences.append(f"{others} of that time not shown here; see `rota runs --job {scene.name}`.")
     if answer.slot is None:
         answer.runs += requests[:REQUESTS_TOLD]
 
@@ -243,12 +244,13 @@ def unrecorded(scene: Scene, slot: datetime) -> list[str]:
         waiting = f"{said} is not on record yet: its slots are accounted for until {scene.at(mark.accounted_until)}"
         grace = span(scene.job.misfire_grace)
         policy = (
-            f"Once a worker runs, misfire={scene.job.misfire!r} decides whether it runs, if it is at most {grace} late."
+            f"When a worker is back, misfire={scene.job.misfire!r} decides whether the slot runs. A slot that is more "
+            f"than {grace} late does not run."
         )
         return [f"{waiting}, {span(late)} ago.", *alarms(scene), policy]
     if first is None or slot < first:
         since = f"the oldest one on record is {scene.at(first)}" if first else "none of its slots is on record"
-        cause = "The slots of this schedule are recorded since a later time, or its run was pruned"
+        cause = "The recording of this schedule's slots began later, or the run of the slot was pruned"
         return [f"{said} is not on record; {since}. {cause}."]
     if mark.spec != str(scene.job.schedule):
         return [f"{said} is not on record: the schedule was {mark.spec!r} when slots were last accounted for."]

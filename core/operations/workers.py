@@ -11,8 +11,9 @@ from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import Redactor, redactor
 
-#: A process is listed if it left within this time, and at most this many are listed.
+#: A process that has left is listed for this long.
 LEFT_WITHIN = timedelta(hours=24)
+#: At most this many processes that have left are listed.
 MOST_LEFT = 100
 
 

@@ -77,7 +77,7 @@ class TestPostponing:
 
         assert (row.state, row.reason, row.failures, row.laters) == ("retrying", "error", 1, runs.MOST_LOSSES + 2)
         assert row.later_since == first
-        assert hardships(row) == ["Of its 23 attempts 1 ended in an error and 22 postponed the run."]
+        assert hardships(row) == ["Of its 23 attempts, 1 ended in an error and 22 postponed the run."]
 
     def test_postponed_attempts_are_no_lost_ones(self, executor, run_job, ledger):
         row = run_job(once(postponing(in_=HOUR)))

@@ -89,5 +89,5 @@ def of_audit(
 
 @router.post("/reconcile", tags=["Queues"])
 def look_now(connection: Changing, registry: Jobs, caller: Caller) -> Reconciled:
-    """Let the leading dispatcher look at once for due runs, lost messages and dead processes."""
+    """Let the leading dispatcher look for due runs at once."""
     return reconcile.look_now(connection, registry, caller)

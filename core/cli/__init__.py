@@ -1,8 +1,8 @@
-"""The ``rota`` command: one short file per command, which parses, calls and prints.
+"""The ``rota`` command. Each command has a short file, which parses the options, calls an operation and prints.
 
-A command's file is imported only when that command is used. Plugins are loaded for their own commands, for
-``rota --help`` and for a misspelt command. Exit status: 0 if the command succeeded, 1 if the answer is no or something
-is wrong, 2 for wrong usage.
+A command's file is imported only when that command is used. To find the commands of plugins, the plugins are loaded for
+``rota --help`` and for a name that is not in ``COMMANDS``. Exit status: 0 if the command succeeded, 1 if the answer is
+no or something is wrong, 2 for wrong usage.
 """
 
 import importlib
@@ -84,7 +84,7 @@ class Commands(Group):
             return None
         try:
             return imported(command.place)
-        except Exception as error:  # it is another team's code
+        except Exception as error:  # the import runs a plugin's code, which may raise any error
             said = f"{type(error).__name__}: {error}"
             raise Problem(f"plugin {plugin.name!r}: its command {cmd_name!r} cannot be imported: {said}") from error
 
@@ -98,7 +98,7 @@ class Commands(Group):
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         from core.cli import unwritable
 
-        with unwritable.told():  # --help
+        with unwritable.told():  # --help and --version print here
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -112,11 +112,14 @@ class Commands(Group):
 
 
 def imported(place: str) -> click.Command:
-    """Return the command of click at ``place``, ``package.module:name``. Raises any error of its import."""
+    """Return the click command at ``place``, such as ``package.module:name``.
+
+    Raises any error of the import, and TypeError if there is no click command.
+    """
     module, _, name = place.partition(":")
     command = getattr(importlib.import_module(module), name)
     if not isinstance(command, click.Command):
-        raise TypeError(f"{place} is {command!r}, which is not a command of click")
+        raise TypeError(f"{place} is {command!r}, which is not a click command")
     return command
 
 

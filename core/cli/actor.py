@@ -1,4 +1,4 @@
-"""Names the person who acts, for the audit: by the value of ``--by``, or as the user who is logged in."""
+"""The option ``--by``: the name of the person who acts, for the audit. Without it, the name of the logged-in user."""
 
 import getpass
 import os
@@ -21,9 +21,9 @@ def login() -> str:
 
 
 def checked(_ctx: click.Context, _param: click.Parameter, name: str) -> Actor:
-    """Return the actor with this name, whose length is checked."""
+    """Return the actor with this name. Raises click.BadParameter for a name that the audit does not accept."""
     if not name.strip() or len(name) > LONGEST or not name.isprintable():
-        raise click.BadParameter(f"expected a name of at most {LONGEST} characters")
+        raise click.BadParameter(f"expected a name of 1 to {LONGEST} printable characters")
     return Actor(name.strip(), via="cli")
 
 

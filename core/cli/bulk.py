@@ -1,4 +1,4 @@
-"""Retries, drops or cancels many runs: shows them, asks, shows a progress bar, and stops at Ctrl-C."""
+"""Retries, drops or cancels many runs. Shows the runs, asks for confirmation, shows progress, and stops at Ctrl-C."""
 
 import signal
 import sys
@@ -55,13 +55,13 @@ def carry_out(engine: Engine, plan: Plan, *, dry_run: bool, yes: bool, rate: flo
         say(f"{plan.done} {done} of {total}" if done < matched else f"{plan.done} {total}")
     if not dry_run and done < matched:
         left = matched - done
-        warn(f"{left} had changed since they were selected")
+        warn(f"{left} of them had changed since they were selected")
     if not dry_run and not done:
         raise Problem("nothing was changed")
 
 
 def show(connection: Connection, plan: Plan) -> None:
-    """Show the first of the runs, and the number of runs of each job and kind."""
+    """Show the first of the runs, and the number of runs of each job, state and reason."""
     zone = local_zone(history.now(connection))
     print_table(columns(zone), [row(run) for run in bulk.first(connection, plan)])
     kinds = Counter((run.job, run.state, run.reason or "") for run in plan.runs)
@@ -77,7 +77,7 @@ def stoppably(engine: Engine, plan: Plan, rate: float | None) -> int:
 
 @contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets, so that the running transaction ends first. A second Ctrl-C interrupts it."""
+    """Yield an event that Ctrl-C sets, so that the current batch is finished. A second Ctrl-C interrupts the batch."""
     stop = threading.Event()
 
     def on_interrupt(*_: Any) -> None:

@@ -37,8 +37,8 @@ def cancel(
     """Cancel waiting or running runs: runs with these IDs, or all that the options select.
 
     A cancelled run is dead with the reason "cancelled", and a bulk retry leaves it out. A waiting run ends at once. A
-    running run cannot commit from this moment on: its job is interrupted, and the run ends when the job's function has
-    left. If the function does not leave within 30 seconds, its process is replaced.
+    running run can commit nothing more: its job is interrupted, and the run ends when the job's function has returned.
+    If the function does not return within 30 seconds, its process is replaced.
 
     \b
       rota cancel 4711 --reason "wrong list of customers"
@@ -52,4 +52,4 @@ def cancel(
         with engine.connect() as connection:
             leaving = bulk.leaving(connection, plan)
         if leaving and not as_json:
-            say(f"{leaving} still running: nothing more is committed, and each ends when its function has returned")
+            say(f"{leaving} still running: they commit nothing more, and each ends when its function has returned")

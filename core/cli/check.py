@@ -1,4 +1,4 @@
-"""``rota check``: checks that everything Rota needs is there, for people and for deploys."""
+"""``rota check``: checks that everything Rota needs is installed and reachable."""
 
 import click
 
@@ -20,7 +20,9 @@ MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")
     show_default=True,
     help="Check the needs of workers (working), or of commands that only read (looking).",
 )
-@click.option("--live", is_flag=True, help="Require a live worker for every queue, a scheduler and a dispatcher.")
+@click.option(
+    "--live", is_flag=True, help="Require a worker for every queue, a scheduler, a dispatcher, and no overdue slots."
+)
 @click.option(
     "--here",
     type=click.Choice(["worker", "scheduler"]),
@@ -28,11 +30,11 @@ MARKS = {"ok": ("ok", "green"), "wrong": ("no", "red"), "info": ("--", "yellow")
 )
 @click.pass_context
 def check(ctx: click.Context, as_json: bool, purpose: grants.Purpose, live: bool, here: str | None) -> None:
-    """Check that everything Rota needs is there and reachable. Exit status 0 if so, 1 if not.
+    """Check that everything Rota needs is installed and reachable. Exit status 0 if so, 1 if not.
 
-    Checks the plugins, the settings, PostgreSQL, its tables and Redis, for a few seconds at most. It also shows the
-    live processes, which affect the exit status only with --live or --here. With --for looking, the needs of workers
-    are shown but do not affect the exit status.
+    This checks the plugins, the settings, PostgreSQL, its tables and Redis, for a few seconds at most. It also shows
+    live processes, idle transactions and overdue slots, which affect the exit status only with --live; --here requires
+    one kind of process. With --for looking, the needs of workers are shown, but do not affect the exit status.
 
     \b
       rota check && systemctl restart rota-worker

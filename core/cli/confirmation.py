@@ -9,11 +9,10 @@ from core.observability.terminal_text import visible
 
 
 def confirm(question: str, *, is_given: bool, word: str = "") -> None:
-    """Ask ``question``. The answer must be ``word`` if given, otherwise yes.
+    """Ask ``question``. The person must type ``word``, or confirm with yes if there is no ``word``.
 
-    Do not ask if an option confirms (``is_given``).
-
-    Raises Problem for any other answer, and if there is no terminal.
+    If ``is_given``, an option has confirmed already, and nothing is asked. Raises Problem for any other answer, and if
+    there is no terminal.
     """
     if is_given:
         return

@@ -1,4 +1,4 @@
-"""``rota db``: the tables of the core and of every plugin."""
+"""``rota db``: upgrades and shows the tables of the core and of every plugin, and drops those of a plugin."""
 
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,9 @@ def db() -> None:
 def upgrade(by: Actor) -> None:
     """Upgrade the tables of every plugin.
 
-    Each plugin's migrations are one transaction, and two upgrades at the same time wait for each other. A migration
-    that needs a locked table waits two seconds, lets other transactions run, and tries again, for about a minute; then
-    it names the processes that hold the locks.
+    The migrations of each plugin run in one transaction. Of two upgrades at the same time, one waits for the other. A
+    migration that needs a locked table waits two seconds for the lock, lets other transactions run, and tries again.
+    After about a minute, the command gives up and names the processes that hold the locks.
     """
     from core.cli.environment import ledger
     from core.plugins import loading
@@ -92,14 +92,15 @@ def drop_plugin(name: str, yes: bool, by: Actor) -> None:
             shown = removal.plan(connection, registry, name)
         rows = [(table.name, "unknown" if table.rows is None else f"about {table.rows}") for table in shown.tables]
         print_table((Column("table"), Column("rows")), rows)
-        say("by downgrading its migrations" if shown.by_downgrade else "by name, since it cannot be imported")
+        by_name = "the tables are found by their names, since the plugin cannot be imported"
+        say("the tables are dropped by downgrading its migrations" if shown.by_downgrade else by_name)
         confirm(f"Drop these {len(rows)} tables and all their data?", is_given=yes, word=name)
         tables.drop(engine, registry, shown, by, say=warn)
     say(f"dropped the tables of {name}")
 
 
 def describe(before: "migrate.History") -> str:
-    """Describe an upgrade, given the revisions before it."""
+    """Return what an upgrade did to a plugin's tables. ``before`` has the revisions before the upgrade."""
     if before.is_current:
         return f"was up to date at {before.head}"
     return f"upgraded from {before.current or 'nothing'} to {before.head}"

@@ -1,6 +1,4 @@
-"""``rota diff``: shows the changes of jobs between the last release and the code installed here, and runs without a
-job.
-"""
+"""``rota diff``: compares the jobs that are installed here with the last release, and counts runs that do not fit."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +38,7 @@ def diff(ctx: click.Context, as_json: bool) -> None:
 
 
 def lines(found: Difference) -> Iterator[str]:
-    """Yield the difference for people."""
+    """Yield the difference as lines of text."""
     yield from (f"+ {job}" for job in found.added)
     yield from (f"- {job}" for job in found.removed)
     for job, fields in found.changed.items():

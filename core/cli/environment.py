@@ -1,4 +1,4 @@
-"""The environment of a command: its settings, the URLs that ``rota up`` wrote, and the ledger."""
+"""Finds the settings of a command, including the URLs that ``rota up`` wrote, and opens the ledger."""
 
 import os
 import shlex
@@ -52,7 +52,10 @@ def read_env(folder: Path) -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment. If it names no server, add the variables that ``rota up`` wrote."""
+    """Return this process's environment with the variables that ``rota up`` wrote.
+
+    If the environment names another server, return it without these variables.
+    """
     left = read_env(DATA_FOLDER)
     given = {name: os.environ[name] for name in URLS if os.environ.get(name)}
     contradicted = any(left.get(name) != url for name, url in given.items())
@@ -66,7 +69,7 @@ def is_from_up() -> bool:
 
 
 def source() -> str:
-    """Return the source of the settings, in words."""
+    """Return what ``rota check`` says about valid settings: their source, if it is the file of ``rota up``."""
     return f"those of {DATA_FOLDER / ENV_FILE}" if is_from_up() else "valid"
 
 
@@ -103,5 +106,5 @@ def checked_ledger(configured: Settings) -> AbstractContextManager[Engine]:
 def advice() -> str:
     """Return the advice if a server cannot be reached."""
     if is_from_up():
-        return f"{DATA_FOLDER / ENV_FILE} names it, but it is not running: start it with `rota up`"
+        return f"the server that {DATA_FOLDER / ENV_FILE} names is not running: start it with `rota up`"
     return "check that the server is running, and that DATABASE_URL and REDIS_URL are right"

@@ -18,7 +18,7 @@ from core.operations.pauses import in_words
 from core.operations.wording import local, local_zone, span
 from core.plugins import loading
 
-#: For a slot nearer than this, the year is not shown.
+#: On a terminal, the year of a slot is not shown if the slot is nearer than this.
 WITHIN_THE_YEAR = timedelta(days=300)
 
 
@@ -83,7 +83,10 @@ def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
 
 
 def pauses_if_told() -> list[Pause] | None:
-    """Return the active pauses, or None without a ledger. If the ledger cannot be read, print a warning on stderr."""
+    """Return the active pauses, or None if the settings name no ledger or the ledger cannot be read.
+
+    In the latter case, print a warning on stderr.
+    """
     try:
         with environment.looking() as engine, engine.connect() as connection:
             return pauses.active(connection)

@@ -21,7 +21,7 @@ SUFFIX = ".tmpl"
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="The folder to write to; by default a folder of that name here.",
+    help="The folder to write to; by default a folder called NAME in the current folder.",
 )
 def new_plugin(name: str, directory: Path | None) -> None:
     """Create a package with the plugin NAME: a job, a table, a migration, tests and a README.

@@ -77,7 +77,7 @@ def adopt(job: str | None, plugin: str | None, yes: bool, by: Actor) -> None:
             say("no orphans")
             return
         for count in counts:
-            say(f"{count.job}: {count.runs} that were {count.was}")
+            say(f"{count.job}: {count.runs} runs that were {count.was}")
         confirm(f"Adopt these {sum(count.runs for count in counts)} runs?", is_given=yes)
         adopted = sum(operations.adopt(engine, found, by) for found in wanted)
     say(f"adopted {adopted}")

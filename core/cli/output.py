@@ -15,7 +15,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 def say(*sentences: str, mark: str = "", err: bool = False) -> None:
     """Print each of ``sentences`` on its own line, after ``mark``.
 
-    Control characters are printed only if they are in ``mark``.
+    Control characters in ``sentences`` are made visible. ``mark`` is printed unchanged, since it may have a colour.
     """
     write("\n".join(f"{mark}{visible(sentence)}" for sentence in sentences), err=err)
 

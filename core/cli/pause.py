@@ -1,4 +1,4 @@
-"""``rota pause``: stops starting the jobs of a scope, until the pause ends."""
+"""``rota pause``: pauses the jobs of a scope. No worker starts them until the pause ends."""
 
 from datetime import timedelta
 

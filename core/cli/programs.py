@@ -1,4 +1,4 @@
-"""The common part of ``rota up`` and ``rota worker``: the programs that they start, and the guard of these programs."""
+"""What ``rota up`` and ``rota worker`` have in common: they find programs to start, and guard these programs."""
 
 import shutil
 import sys
@@ -17,7 +17,7 @@ SPARE_CONNECTIONS = 2
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
-    """Yield a guard, and end it when the block ends."""
+    """Yield a guard, and dismiss it when the block ends."""
     guard = Guard()
     try:
         yield guard
@@ -26,7 +26,7 @@ def guarded() -> Iterator[Guard]:
 
 
 def pool_size(threads: int) -> str:
-    """Return the pool size that is enough for every thread."""
+    """Return a value of ROTA_DB_POOL_SIZE that is enough for a process with this many threads."""
     default = Settings.model_fields["db_pool_size"].default
     return str(max(default, threads + SPARE_CONNECTIONS))
 

@@ -17,8 +17,8 @@ from core.plugins import loading
 def resume(job: str | None, queue: str | None, plugin: str | None, everything: bool, by: Actor) -> None:
     """End the pause of JOB, of a queue, of a plugin, or of everything.
 
-    Waiting runs start within a second or two. A pause ends only for its whole scope: while a queue is paused, one job
-    of it cannot be resumed.
+    Waiting runs start within a second or two. A pause ends only for its whole scope: while a queue is paused, a single
+    job of the queue cannot be resumed.
 
     \b
       rota resume close-day
@@ -29,4 +29,4 @@ def resume(job: str | None, queue: str | None, plugin: str | None, everything: b
         others = pauses.end(connection, loading.current(), scope, by)
     say(f"resumed {scope}")
     for pause in others:
-        warn(f"it is still paused by the pause of {pause.scope}")
+        warn(f"{scope} is still paused by the pause of {pause.scope}")

@@ -23,9 +23,9 @@ from core.plugins import loading
 def retry(dry_run: bool, yes: bool, rate: float | None, by: Actor, as_json: bool, **chosen: Any) -> None:
     """Retry dead runs: runs with these IDs, or all that the options select.
 
-    Each run has all its retries again, keeps its id and history, and runs even if it is late. Dropped runs are left
-    out, unless they are selected by id or by --reason dropped. The jobs of these runs must be loaded here and in a live
-    process.
+    Each run has all its retries again, keeps its id and history, and runs even if it is late. Dropped and cancelled
+    runs are left out, unless they are selected by id, by --reason dropped or by --reason cancelled. The jobs of the
+    runs must be loaded here and in a live process.
 
     \b
       rota retry 4711

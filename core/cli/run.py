@@ -54,8 +54,8 @@ class JsonObject(click.ParamType[dict[str, Any]]):
 def run(job: str, key: str, args: dict[str, Any] | None, wait: bool, timeout: float | None, by: Actor) -> None:
     """Run JOB now, and print the id of the run. While the job is paused, the run waits.
 
-    The run is a row in the ledger. A worker takes it from there within a second, even without Redis. A job on the fast
-    lane (ledger=False) has no rows, so it is refused here: send it a message from code.
+    The run is a row in the ledger. A worker starts it within a second, even while Redis is away. A job on the fast lane
+    (ledger=False) has no rows, so this command refuses it: send it a message from code.
 
     \b
       rota run close-day --args '{"region": "uk"}' --wait

@@ -1,4 +1,4 @@
-"""Prints one run in full: its values, each attempt with its end, and the runs that enqueued it or that it enqueued."""
+"""Prints one run in full: its facts, its attempts, the run that enqueued it, and the runs that it has enqueued."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -80,7 +80,7 @@ def limit_facts(limit: LimitUse, zone: str) -> Iterator[tuple[str, str]]:
 
 
 def show_attempt(attempt: Attempt, told: dict[str, int]) -> None:
-    """Print an attempt. ``told`` has the tracebacks that were printed before, each with the number of its attempt."""
+    """Print an attempt. ``told`` has the tracebacks printed before, each with the number of its first attempt."""
     reason = f" ({attempt.reason})" if attempt.reason else ""
     took = f" after {span(attempt.ended_at - attempt.started_at)}" if attempt.started_at else ""
     say("", f"attempt {attempt.attempt} {attempt.outcome}{reason}{took}: {local(attempt.ended_at)} on {attempt.worker}")
@@ -119,5 +119,5 @@ def times(count: int) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a JSON value as text, or nothing for None."""
+    """Return a JSON value as text, or ``none`` for None and an empty object."""
     return "none" if value in (None, {}) else json.dumps(value, ensure_ascii=False)

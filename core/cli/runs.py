@@ -85,7 +85,7 @@ def columns(zone: str) -> list[Column]:
         Column("attempt", rank=6),
         Column(f"started ({zone})", rank=2),
         Column("took", rank=3),
-        Column("what came of it", rank=1, least=16),
+        Column("outcome", rank=1, least=16),
     ]
 
 

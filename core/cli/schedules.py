@@ -32,8 +32,13 @@ MOST_KEYS_SHOWN = 10
 @as_json
 @click.option("--job", metavar="JOB", help="Only schedules of this job.")
 @click.option("--key", metavar="KEY", help="Only schedules of this key.")
-@click.option("--paused", "is_paused", is_flag=True, help="Only paused ones.")
-@click.option("--backing-off", "is_backing_off", is_flag=True, help="Only schedules whose runs have died in a row.")
+@click.option("--paused", "is_paused", is_flag=True, help="Only paused schedules.")
+@click.option(
+    "--backing-off",
+    "is_backing_off",
+    is_flag=True,
+    help="Only schedules with fewer slots, since several runs in a row were dead.",
+)
 @click.option("--orphaned", "is_orphaned", is_flag=True, help="Only schedules whose job no live process has.")
 @click.option("--after", metavar="KEY", default="", help="Only keys that come after this one.")
 @click.option(
@@ -41,7 +46,7 @@ MOST_KEYS_SHOWN = 10
 )
 @click.pass_context
 def schedules(ctx: click.Context, /, as_json: bool, **chosen: Any) -> None:
-    """List the schedules made at run time, of keys of jobs declared with keyed=.
+    """List the schedules made at run time. They belong to keys of jobs that are declared with keyed=.
 
     \b
       rota schedules --job poll-mailbox --paused
@@ -69,7 +74,7 @@ def schedules(ctx: click.Context, /, as_json: bool, **chosen: Any) -> None:
 
 
 def state(found: Schedule) -> str:
-    """Return in words why not every slot of a schedule comes due."""
+    """Return the reason why not every slot of a schedule comes due, or an empty text if every slot does."""
     if found.is_orphaned:
         return "orphaned: no live process has its job"
     if found.paused_by is not None:
@@ -84,7 +89,9 @@ def state(found: Schedule) -> str:
 @click.option("--every", type=moments.Span(), metavar="SPAN", help="An interval: 60s, 15m, 1d.")
 @click.option("--cron", "expression", metavar="EXPRESSION", help="A cron expression, in --tz.")
 @click.option("--tz", metavar="ZONE", default="UTC", help="The time zone of --cron; UTC by default.")
-@click.option("--spread", type=moments.Span(), metavar="SPAN", help="Slots of --cron are later by up to this.")
+@click.option(
+    "--spread", type=moments.Span(), metavar="SPAN", help="Spread the slots of different keys over this span."
+)
 @click.option("--priority", type=click.IntRange(0, 9), help="The priority of its runs; by default that of the job.")
 @click.option("--now", "is_now", is_flag=True, help="Also request a run now.")
 @by_option
@@ -99,9 +106,10 @@ def add(
     is_now: bool,
     by: Actor,
 ) -> None:
-    """Give KEY of JOB a schedule, or change its own; without --every and --cron, the job's default.
+    """Give KEY of JOB a schedule, or change its schedule. Without --every and --cron, this is the job's default.
 
-    The arguments of its runs stay as they are; a new key has none. An application gives arguments with `schedule`.
+    The arguments of the key's runs stay as they are. A new key has no arguments; an application can give arguments with
+    the function `schedule`.
 
     \b
       rota schedules add poll-mailbox 42 --every 60s
@@ -120,7 +128,7 @@ def add(
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @by_option
 def remove(job: str, key: str, yes: bool, by: Actor) -> None:
-    """Remove the schedule of KEY of JOB; its slots that nobody has started are skipped.
+    """Remove the schedule of KEY of JOB. Slots that no worker has started are skipped.
 
     \b
       rota schedules remove poll-mailbox 42
@@ -143,7 +151,7 @@ def remove(job: str, key: str, yes: bool, by: Actor) -> None:
 def pause(
     job: str, key: str, reason: str | None, lasting: timedelta | None, until: str | None, by: Actor
 ) -> None:  # fmt: skip
-    """Pause the schedule of KEY of JOB: no slot comes due; requested runs start.
+    """Pause the schedule of KEY of JOB. No slot comes due during the pause, but requested runs start.
 
     \b
       rota schedules pause poll-mailbox 42 --reason "wrong password" --for 2h
@@ -179,7 +187,7 @@ def resume(job: str, key: str, by: Actor) -> None:
     default=0.5,
     type=click.FloatRange(0, 1),
     show_default=True,
-    help="Refuse to remove more than this part of the schedules; 1 allows to remove all.",
+    help="Refuse to remove more than this part of the schedules; 1 allows the removal of all.",
 )
 @by_option
 def sync(job: str, dry_run: bool, most_removed: float, by: Actor) -> None:
@@ -210,7 +218,7 @@ def differences(found: Difference) -> list[str]:
 
 
 def shortened(keys: Sequence[str]) -> str:
-    """Return some of the keys, in order."""
+    """Return the first of the keys in sorted order, in brackets."""
     first = sorted(keys)[:MOST_KEYS_SHOWN]
     return f" ({', '.join(first)}{', …' if len(keys) > len(first) else ''})"
 
@@ -224,8 +232,8 @@ def shortened(keys: Sequence[str]) -> str:
 def totals(job: str | None, lasting: timedelta, as_json: bool) -> None:
     """Count the schedules of each job, and the outcomes of their slots.
 
-    Slots that were skipped in a pause, or left out by an outage or a back-off, have no runs; they are counted as well.
-    So are runs that were deleted because their job keeps only failures.
+    Slots that were left out by a pause, an outage or a back-off have no runs; they are counted as well. Runs that were
+    deleted because their job keeps only failures are also counted.
 
     \b
       rota schedules totals --for 2h
@@ -259,7 +267,7 @@ def total(found: Totals) -> tuple[str, ...]:
 def clean(job: str | None, yes: bool, by: Actor) -> None:
     """Remove the schedules of JOB, or of all jobs, that no live process has any more.
 
-    Without this they stay, and go on when a process with the job is back.
+    Schedules that are not removed continue when a process with the job is back.
 
     \b
       rota schedules --orphaned

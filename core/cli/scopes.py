@@ -22,7 +22,7 @@ def scope_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen(job: str | None, queue: str | None, plugin: str | None, everything: bool) -> str:
-    """Return the scope that the options name. Raises click.UsageError unless it is exactly one."""
+    """Return the scope that the options name. Raises click.UsageError unless they name exactly one."""
     given = {"job": job, "queue": queue, "plugin": plugin}
     named = [f"{kind}:{name}" for kind, name in given.items() if name is not None]
     named += [EVERYTHING] if everything else []

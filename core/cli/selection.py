@@ -12,19 +12,22 @@ ID = click.IntRange(min=1, max=2**63 - 1)
 
 
 def selecting(command: Callable[..., Any], *, by_reason: str = "--reason") -> Callable[..., Any]:
-    """Add the ids and the options that select runs to ``command``; ``by_reason`` selects by the runs' reason."""
+    """Add the argument ``ids`` and the options that select runs to ``command``.
+
+    ``by_reason`` is the name of the option that selects runs by their reason.
+    """
     most = click.option("--limit", type=click.IntRange(min=1), help="At most this many runs, the oldest first.")
     return click.argument("ids", nargs=-1, type=ID, metavar="[ID]...")(filtering(most(command), by_reason=by_reason))
 
 
 def filtering(command: Callable[..., Any], *, by_reason: str = "--reason") -> Callable[..., Any]:
-    """Add the options with conditions on runs to ``command``; ``by_reason`` selects by the runs' reason."""
+    """Add the options with conditions on runs to ``command``. ``by_reason`` is the name of one of them, as above."""
     options = [
         click.option("--job", metavar="JOB", help="Runs of this job."),
         click.option("--plugin", metavar="PLUGIN", help="Runs of this plugin's jobs."),
         click.option("--queue", metavar="QUEUE", help="Runs on this queue."),
-        click.option("--since", metavar="TIME", help="Runs that ended (or were queued) since: 2h (ago), 03:00."),
-        click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before."),
+        click.option("--since", metavar="TIME", help="Runs that ended (or were queued) since then: 2h (ago), 03:00."),
+        click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before then."),
         click.option("--error", metavar="TEXT", help="Runs whose error contains this text."),
         click.option(by_reason, "reason", metavar="REASON", help="Runs with this reason, such as crashes."),
     ]

@@ -27,7 +27,7 @@ role_option = click.option(
     type=click.Choice(["viewer", "operator", "admin"]),
     default="viewer",
     show_default=True,
-    help="Its rights.",
+    help="The rights that it gives.",
 )
 
 
@@ -79,8 +79,8 @@ def create(
 ) -> None:
     """Make a token, and print its secret, which cannot be shown again.
 
-    A viewer sees everything but arguments of runs; an operator also retries, drops, cancels, pauses and runs jobs; an
-    admin may do everything.
+    A viewer may see everything except the arguments of runs. An operator may also see arguments, and run, retry, drop,
+    cancel and pause. An admin may do everything.
 
     \b
       rota tokens create grafana
@@ -90,7 +90,7 @@ def create(
     with ledger() as engine, engine.begin() as connection:
         made = operations.create(connection, wanted, by)
     write(made.token)
-    say(f"the token {name} of a{'n' if role[0] in 'ao' else ''} {role}; keep it now, it is not shown again", err=True)
+    say(f"made the token {name} with the role {role}; keep the secret now, since it is not shown again", err=True)
 
 
 @tokens.command()

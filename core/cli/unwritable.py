@@ -1,4 +1,4 @@
-"""If a command's output cannot be written, for example to a full disk, prints one line and exits with status 1."""
+"""Handles output that cannot be written, for example to a full disk: prints one line and exits with status 1."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from core.cli import Problem
 
-#: The errors of a write, without a closed pipe: for a closed pipe click exits with status 1 and no message.
+#: The errors of a failed write, except for a closed pipe. For a closed pipe, click exits with status 1 and no message.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 

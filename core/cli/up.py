@@ -54,7 +54,9 @@ class CommandLine(click.ParamType[list[str]]):
 
 @click.command()
 @click.option("--processes", type=click.IntRange(1, 64), help="Worker processes.  [default: 2; 1 in local mode]")
-@click.option("--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads in each of them.")
+@click.option(
+    "--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads per worker process."
+)
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
@@ -63,25 +65,27 @@ class CommandLine(click.ParamType[list[str]]):
     metavar="DIR",
     help="The folder for the data of the embedded servers.",
 )
-@click.option("--also", type=CommandLine(), multiple=True, metavar="COMMAND", help="Also run this; may be repeated.")
+@click.option(
+    "--also", type=CommandLine(), multiple=True, metavar="COMMAND", help="Also run this command; may be repeated."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(min=1),
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="How long running jobs may take to finish at a stop.",
+    help="At a stop: the time in which running jobs may finish.",
 )
 def up(processes: int | None, threads: int, data: Path, also: tuple[list[str], ...], grace: float) -> None:
     """Start everything on this machine, and stop it with Ctrl-C.
 
-    If DATABASE_URL or REDIS_URL is not set, a real server is started for it, which keeps its data in DIR. Then the
-    tables are upgraded, and workers and the scheduler are started; if they die, they are started again. With
-    SCHEDULER_MODE=local there is one worker process, without Redis and without a scheduler. All logs go to this
-    terminal. Ctrl-C waits for running jobs; a second Ctrl-C does not.
+    If DATABASE_URL is not set, an embedded PostgreSQL is started, and if REDIS_URL is not set, an embedded Redis. Both
+    keep their data in DIR. Then the tables are upgraded, and workers and the scheduler are started; if they die, they
+    are started again. With SCHEDULER_MODE=local there is one worker process, without Redis and without a scheduler. All
+    logs go to this terminal. Ctrl-C waits for running jobs; a second Ctrl-C does not.
 
-    In another terminal, commands in the same folder find the servers by DIR/env, if DIR is .rota. `dramatiq` and
-    `periodiq` never read that file.
+    The URLs of the servers are written to DIR/env. If DIR is .rota, commands in the same folder read that file.
+    `dramatiq` and `periodiq` never read it.
 
     \b
       rota up
@@ -149,12 +153,11 @@ def run_everything(
 def start_servers(
     supervisor: Supervisor, guard: Guard, data: Path, stack: ExitStack, *, is_local: bool
 ) -> dict[str, str]:
-    """Start the servers that the environment does not name. ``stack`` stops them.
+    """Start the servers that the environment does not name. Return the variables that name all servers.
 
-    Return the variables that name all servers.
-
-    If a URL is that of this folder's own server, as in a shell that has read ``.rota/env``, that server is started too.
-    In local mode the variables have SCHEDULER_MODE instead of REDIS_URL.
+    ``stack`` stops the servers. If a URL in the environment is that of an embedded server of this folder, as in a shell
+    that has read ``.rota/env``, that server is started too. In local mode the variables have SCHEDULER_MODE instead of
+    REDIS_URL.
     """
     urls = {"SCHEDULER_MODE": "local"} if is_local else {}
     servers: list[tuple[str, type[EmbeddedPostgres | EmbeddedRedis], signal.Signals]] = [
@@ -175,7 +178,7 @@ def start_servers(
 
 
 def is_own(server: EmbeddedPostgres | EmbeddedRedis, url: str) -> bool:
-    """Return whether ``url`` is the URL of ``server``. Its folder decides this before it is started."""
+    """Return whether ``url`` is the URL of ``server``, which is not running yet. The URL follows from its folder."""
     with suppress(EmbeddedServerError):
         return server.url == url
     return False
@@ -210,7 +213,10 @@ def serves_http(configured: Settings) -> bool:
 
 
 def login_link(configured: Settings) -> str | None:
-    """Return a new link with which a browser logs in, once; None without `rota web`, or if PostgreSQL is away."""
+    """Return a new link with which a browser can log in once.
+
+    Return None if `rota web` is not started, or if PostgreSQL is unavailable.
+    """
     from core.operations import connections, tokens, web_address
 
     if not serves_http(configured):
@@ -223,7 +229,7 @@ def login_link(configured: Settings) -> str | None:
 
 
 def announce(configured: Settings, urls: Mapping[str, str], data: Path, link: str | None) -> None:
-    """Print the addresses of everything, without passwords. The link is for one browser, and valid for an hour."""
+    """Print the addresses of the servers and of the web pages, without passwords. One browser can use ``link``."""
     lines = [f"{name:13} {without_password(url)}" for name, url in urls.items()]
     if configured.metrics_port:
         lines.append(f"{'metrics':13} http://{reachable(configured.metrics_host)}:{configured.metrics_port}/metrics")
@@ -234,7 +240,7 @@ def announce(configured: Settings, urls: Mapping[str, str], data: Path, link: st
 
 
 def hint(data: Path) -> str:
-    """Return the command to use in a second terminal."""
+    """Return an example of a command for a second terminal."""
     rota = "rota" if shutil.which("rota") else os.path.relpath(script("rota"))
     if data == environment.DATA_FOLDER:
         return f"{rota} runs (in another terminal, in {Path.cwd()})"

@@ -12,7 +12,7 @@ from core.operations import web_address
 from core.plugins import loading
 from core.settings import Settings
 
-#: How long the answer of the running service may take.
+#: The time-out for the answer of the running service.
 CHECK_SECONDS = 5
 
 
@@ -21,9 +21,9 @@ CHECK_SECONDS = 5
 def web(is_check: bool) -> None:
     """Serve the HTTP API, until Ctrl-C or SIGTERM.
 
-    ROTA_WEB_HOST and ROTA_WEB_PORT set the address, by default 127.0.0.1 and 9190; ROTA_WEB_PREFIX is the path below
-    which a proxy publishes it. GET /health tells the health of the whole service, GET /health/live that of this
-    process. Needs the packages of the extra `rota[web]`.
+    ROTA_WEB_HOST and ROTA_WEB_PORT set the address, by default 127.0.0.1 and 9190. ROTA_WEB_PREFIX is the path below
+    which a proxy publishes the API. GET /health returns the health of the whole service; GET /health/live returns only
+    the health of this process. The command needs the packages of the extra `rota[web]`.
 
     \b
       rota web

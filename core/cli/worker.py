@@ -1,6 +1,4 @@
-"""``rota worker``: runs worker processes under a supervisor. Each process is independent, so the others survive its
-end.
-"""
+"""``rota worker``: runs worker processes under a supervisor. When one of them ends, the others continue."""
 
 import os
 import sys
@@ -40,7 +38,9 @@ class Queue(click.ParamType[str]):
 
 @click.command()
 @click.option("--processes", type=click.IntRange(1, 64), help="Worker processes.  [default: 2; 1 in local mode]")
-@click.option("--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads in each of them.")
+@click.option(
+    "--threads", type=click.IntRange(1, 500), default=8, show_default=True, help="Threads per worker process."
+)
 @click.option("-Q", "--queue", "queues", type=Queue(), multiple=True, help="Only this queue; may be repeated.")
 @click.option(
     "--grace",
@@ -54,8 +54,8 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
     """Run jobs in worker processes, which are restarted when they die.
 
     Each process is an independent Dramatiq worker: when one dies, the others continue. A process that has worked on
-    ROTA_MAX_MESSAGES_PER_PROCESS messages, or uses more memory than ROTA_MAX_MEMORY_MB, is replaced by a new one and
-    ends when its runs are finished. With SCHEDULER_MODE=local there is one process, which needs neither Redis nor a
+    ROTA_MAX_MESSAGES_PER_PROCESS messages, or uses more memory than ROTA_MAX_MEMORY_MB, is replaced by a new process.
+    It ends when its runs are finished. With SCHEDULER_MODE=local there is one process, which needs neither Redis nor a
     scheduler.
 
     After SIGTERM or Ctrl-C, running jobs may finish within the grace period; runs that do not finish are released, and
@@ -88,7 +88,7 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
 
 
 def work(supervisor: Supervisor, commands: Sequence[Command], signals: Signals, guard: Guard, grace: float) -> None:
-    """Keep the commands running until asked to stop."""
+    """Keep the commands running until a signal asks to stop."""
     try:
         for command in commands:
             if not signals.asked:
@@ -105,7 +105,7 @@ def number_of(processes: int | None, configured: Settings) -> int:
     if configured.mode != "local":
         return processes or DEFAULT_PROCESSES
     if processes is not None and processes > 1:
-        raise click.UsageError("SCHEDULER_MODE=local is one process: --processes must be 1; give it more --threads")
+        raise click.UsageError("SCHEDULER_MODE=local runs one process: --processes must be 1; use more --threads")
     return 1
 
 
@@ -132,11 +132,11 @@ def workers(
 ) -> Iterator[Worker]:
     """Yield the worker processes. They do not serve metrics; ``metrics_server`` does this for all of them."""
     only = ["--queues", *queues] if queues else []
-    for_jobs = max(grace - 5, grace / 2)  # after this time they can still release their runs
+    for_jobs = max(grace - 5, grace / 2)  # the rest of the grace is for the release of unfinished runs
     if configured.mode == "local":
         words = [sys.executable, "-m", "core.worker.local", f"--threads={threads}", f"--grace={for_jobs}", *only]
     else:
-        # Dramatiq's parent process does not use Rota's logging: its lines would not be JSON, and they repeat Rota's.
+        # Dramatiq's parent process does not use Rota's logging. Its lines are not JSON, and repeat what Rota logs.
         limits = [f"--worker-shutdown-timeout={round(for_jobs * 1000)}", "--skip-logging"]
         words = [script("dramatiq"), "core.main", "--processes=1", f"--threads={threads}", *limits, *only]
     silence = configured.lease_seconds + MARGIN_SECONDS

@@ -229,7 +229,7 @@ class TestConfirmation:
         done = rota("retry", str(run_id))
 
         assert done.exit_code == 1
-        assert "1 had changed since they were selected" in done.stderr
+        assert "1 of them had changed since they were selected" in done.stderr
         assert ledger.value("SELECT count(*) FROM rota_audit") == 1
 
 
@@ -294,7 +294,7 @@ class TestWhy:
     def test_its_later_failures_are_told_apart_from_its_earlier_ones(self, rota, dead, ledger):
         run_id = dead(attempt=7, failures=3, retried_at="2026-01-01T03:00:00Z", retried_after=4)
 
-        assert "Since it was retried by hand, after 4, of its 7 attempts 3 ended in an error" in (
+        assert "Since it was retried by hand, after 4 attempts: of its 7 attempts, 3 ended in an error" in (
             self.ask(rota, ledger, run_id)
         )
 

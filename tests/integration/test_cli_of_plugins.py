@@ -103,7 +103,7 @@ def test_a_command_that_cannot_be_imported_names_its_plugin(rota):
 
     assert missing.exit_code == other.exit_code == 1
     assert "rota: plugin 'shop': its command 'broken-one' cannot be imported: AttributeError: " in missing.stderr
-    assert "is 'on purpose', which is not a command of click" in other.stderr
+    assert "is 'on purpose', which is not a click command" in other.stderr
 
 
 def test_a_misspelt_one_is_suggested(rota):

@@ -111,7 +111,7 @@ class TestPause:
             (["close-day", "--for", "2"], "expected a span such as 30m, 2h or 1d12h"),
             (["close-day", "--for", "9999999d"], "after the last date that there is"),
             (["close-day", "--for", "99999999999999999999w"], "is not a span of time"),
-            (["close-day", "--by", " "], "expected a name of at most 200 characters"),
+            (["close-day", "--by", " "], "expected a name of 1 to 200 printable characters"),
         ],
     )
     def test_what_makes_no_sense_is_wrong_usage(self, rota, listed, words, said):
@@ -177,7 +177,7 @@ class TestResume:
         done = rota("resume", "close-day")
 
         assert done.exit_code == 1
-        assert "by the pause of queue:billing: `rota resume --queue billing` ends it" in done.stderr
+        assert "the pause of queue:billing covers it: `rota resume --queue billing` ends that pause" in done.stderr
         assert len(listed()) == 1
 
     def test_everything_that_is_not_paused_as_such_says_what_is(self, rota):

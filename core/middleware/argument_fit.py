@@ -1,9 +1,9 @@
 """Checks that the arguments of a run or message fit the job as this process declares it.
 
-While two releases run at the same time, they may declare a job with different parameters, in two *forms*, and arguments
-for one form may not fit the other. A run that does not fit is released, uncounted, for a live worker that may have its
-job in another form. Its row lists the forms that have refused it. A run that all live forms have refused ends as
-``dead``.
+While two releases run at the same time, they may declare a job with different parameters. The parameters of a job are
+its *form*. Arguments for one form may not fit another form. A run whose arguments do not fit here is released,
+uncounted, if a live worker may have its job in another form. The run's row lists the forms that have refused the run. A
+run that all live forms have refused ends as ``dead``.
 """
 
 from functools import partial
@@ -26,9 +26,10 @@ class ArgumentFit(Layer):
         self._recorder = recorder
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Release the run if it may fit elsewhere.
+        """Call the inner layers with the decoded arguments.
 
-        If the run fits nowhere else, call the inner layers with the arguments, or with the error.
+        If the arguments do not fit here, release the run, or call the inner layers with the error if no live worker has
+        another form.
         """
         lease = execution.lease
         assert lease is not None, "a run is claimed before it is judged"

@@ -1,5 +1,7 @@
-"""Repeats an attempt at once if PostgreSQL aborted it because of another transaction, if its connection was lost before
-its first statement, or if PostgreSQL had discarded Rota's prepared statements unnoticed.
+"""Repeats an attempt at once if it failed for a reason outside of the job.
+
+These reasons are a conflict with another transaction, a connection that was lost before the attempt's first statement,
+and prepared statements that PostgreSQL had discarded.
 """
 
 from typing import Any
@@ -14,12 +16,12 @@ from core.middleware.execution import Execution, Layer, Proceed
 from core.observability.events import RunConflict, emit
 from core.worker.outcomes import Recorder
 
-#: An attempt that conflicts with other transactions is repeated at once, at most this many times.
+#: An attempt is repeated at once at most this many times.
 MOST_CONFLICTS = 3
 
 
 class Conflicts(Layer):
-    """Repeats the inner layers with a new session, while the lease is good."""
+    """Repeats the inner layers with a new session, while the lease is valid."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -38,7 +40,7 @@ class Conflicts(Layer):
         return proceed(execution)
 
     def _is_held(self, lease: Lease) -> bool:
-        """Return whether the lease is good now. Wait until PostgreSQL can be asked."""
+        """Return whether the lease is still valid. Wait until PostgreSQL can be asked."""
         return bool(self._recorder.record(lease, lambda connection: leases.is_held(connection, lease)))
 
 

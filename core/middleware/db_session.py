@@ -1,5 +1,7 @@
-"""The session of an attempt. It is opened when it is first asked for, fenced by the lease at every commit, and
-committed in one transaction with the run's success.
+"""The database session of an attempt.
+
+The session is opened when the job first asks for it. Every commit checks the lease. The last commit also records the
+run's success, in the same transaction.
 """
 
 import time
@@ -90,7 +92,7 @@ def _fence(session: Session) -> None:
 
 @dataclass(slots=True)
 class Work:
-    """The transaction of one attempt: its lease, and a session that is made when it is first asked for."""
+    """The database work of one attempt: its lease and its session, which is made when the job first asks for it."""
 
     engine: Engine
     lease: Lease | None = None
@@ -104,7 +106,9 @@ class Work:
     def session(self) -> JobSession:
         """The session of this attempt. Raises ForkedChild in a child process that the job has forked."""
         if forks.is_child():
-            raise ForkedChild("a child of a fork has no part in its parent's run; open a connection of its own there")
+            raise ForkedChild(
+                "a forked child cannot use the session of its parent's run; open another connection in the child"
+            )
         if self._session is None:
             self._session = JobSession(self.engine, info={leases.OF_SESSION: self.lease, ISOLATION: self.isolation})
         return self._session

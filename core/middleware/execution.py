@@ -1,4 +1,4 @@
-"""``Execution``, which the layers of middleware pass on: one attempt, from its claim until its end is recorded."""
+"""Defines ``Execution``, one attempt from its claim to its recorded end, and the layers of middleware around it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ POSTPONED = "later"
 
 
 class Carried(Protocol):
-    """The message that brought a run here."""
+    """The message of a run, as the broker has delivered it to this process."""
 
     @property
     def lease(self) -> Lease | None:
@@ -37,7 +37,7 @@ class Carried(Protocol):
         """Remember how long the job itself took."""
 
     def end(self) -> None:
-        """When the run is over, acknowledge the message of a run that returned ``recording``."""
+        """Acknowledge the message. For an outcome ``recording``, this is called when the success has been recorded."""
 
 
 class Interruptible(Work, Protocol):
@@ -76,17 +76,17 @@ class Execution:
     #: The arguments for the job's function, or the error if they do not fit.
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     misfit: BadArguments | None = None
-    #: The schedule made at run time, if the run's slot is a slot of one.
+    #: The schedule of the run's slot, if the schedule was made at run time.
     standing: Standing | None = None
     #: Whether the success will be recorded later, in a batch.
     is_recorded_later: bool = False
-    #: Whether the recording of the success found a run that waits for the end of this run.
+    #: Whether another run was waiting for the end of this run when the success was recorded.
     is_awaited: bool = False
     work: Interruptible | None = None
     run: Run | None = None
     #: The object that plugins' middleware sees; None if there is no such middleware.
     attempt: Attempt | None = None
-    #: The middleware that is being entered or left now, for the message of a time limit.
+    #: The plugin's middleware that is being entered or exited now, for the message of a time limit.
     inside: str = ""
     #: The last lines that the attempt has logged.
     tail: LogTail = field(default_factory=LogTail)
@@ -106,7 +106,7 @@ class Execution:
         return {"job": lease.job, "run": lease.run_id, "slot": slot, "attempt": lease.attempt}
 
     def open(self, work: Interruptible) -> None:
-        """Set the transaction that the job's function gets."""
+        """Set the attempt's transaction, and make the ``Run`` that the job's function gets."""
         self.work, job, lease = work, self.job, self.lease
         if lease is not None:
             now = self.now or lease.claimed_at

@@ -27,7 +27,7 @@ class FastLaneRetries(Middleware):
     """
 
     def __init__(self, misfits: Misfits | None = None) -> None:
-        """``misfits`` takes the messages whose arguments do not fit in this process.
+        """``misfits`` gets the messages whose arguments do not fit in this process.
 
         Without ``misfits``, these messages become dead letters.
         """
@@ -44,7 +44,7 @@ class FastLaneRetries(Middleware):
         self._stopping.set()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:
-        """Send waiting retries at once, since other workers may run them."""
+        """Send the messages that ``misfits`` still holds, since other workers may run them."""
         if self._misfits is not None:
             self._misfits.stop()
 
@@ -67,7 +67,7 @@ class FastLaneRetries(Middleware):
         retry = message.copy(options={"retries": retries + 1})
         delay = actor.job.delay_after(retries + 1)
         if not self._send(broker, retry, int(delay.total_seconds() * 1000)):
-            message.end_later()  # another process then finds it unacknowledged, and ends it
+            message.end_later()  # the message stays unacknowledged, so another process gets it and retries it
 
     def _send(self, broker: Broker, retry: Any, delay_ms: int) -> bool:
         """Send ``retry`` when Redis accepts it. Return False if this process must stop before that."""

@@ -41,7 +41,7 @@ class KeySchedule(Layer):
         return State.SKIPPED
 
     def ended(self, execution: Execution, status: str) -> None:
-        """Count the runs that died in a row. A success ends the back-off."""
+        """Count the dead runs of the key in a row. A success ends the back-off."""
         keyed, lease = execution.job.keyed, execution.lease
         if keyed is None or lease is None or not lease.key:
             return

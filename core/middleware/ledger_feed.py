@@ -40,7 +40,7 @@ class WorkerThreads:
         self._work_queue = work_queue
 
     def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
-        """Return how many runs could start, and from which queues. Before there is a consumer, no run could start."""
+        """Return how many runs could start, and from which queues. There are none before each queue has a consumer."""
         is_ready = all(thread.consumer is not None for thread in self._worker.consumers.values())
         return self._work_queue.openings(queues) if is_ready else ()
 

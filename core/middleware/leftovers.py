@@ -1,7 +1,8 @@
 """Detects changes that a run leaves in its process, and undoes or logs them; see ``core/worker/process_state.py``.
 
-Several runs share a process. A change that is noticed at the end of one run may belong to another run, which may undo
-it. So the change counts as left behind only if it still exists when all runs that were working then have ended.
+Several runs share a process. A change that is noticed at the end of one run may have been made by another run, which
+may undo the change before it ends. So the change counts as left behind only if it still exists when all runs that were
+working when it was noticed have ended.
 """
 
 import threading
@@ -21,17 +22,17 @@ class Change:
     """A change of the process's state."""
 
     value: Any
-    #: The runs that may have made the change. One of them has made it.
+    #: The runs that may have made the change.
     suspects: set[Execution]
 
     @property
     def jobs(self) -> str:
-        """The names of the jobs of these runs."""
+        """The names of the jobs of the suspects."""
         return ", ".join(sorted({each.job.name for each in self.suspects}))
 
 
 class Leftovers(Layer):
-    """Checks after each run whether the process is still in the state before the first run."""
+    """Checks after each run whether the process is still in the state that it had before the first run."""
 
     def __init__(self) -> None:
         self._at_work: set[Execution] = set()
@@ -43,7 +44,7 @@ class Leftovers(Layer):
         self._lock = threading.Lock()
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Call the inner layers, then check the process's state, but only in a process that exists to run jobs."""
+        """Call the inner layers. Then check the process's state, unless this process does not belong to Rota."""
         if not forks.is_working():
             return proceed(execution)
         if not self._before:

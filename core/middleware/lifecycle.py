@@ -1,6 +1,4 @@
-"""Starts and ends the background threads of a worker process: the heartbeat, the dispatcher, the watch of Redis, the
-watchdog.
-"""
+"""Starts and ends the background threads of a worker process: heartbeat, dispatcher, watchdog and watch of Redis."""
 
 from typing import Any
 
@@ -21,7 +19,7 @@ REGISTER_SECONDS = 2.0
 
 
 class Lifecycle(Middleware):
-    """Starts the heartbeat, the dispatcher and the watchdog with the worker, and ends them after it."""
+    """Starts the background threads with the worker, and ends them after the worker's threads have ended."""
 
     def __init__(
         self,
@@ -32,7 +30,7 @@ class Lifecycle(Middleware):
         *,
         watch: RedisWatch | None = None,
     ) -> None:
-        """``watch`` checks whether Redis is usable. Only a mode that works without Redis has it."""
+        """``watch`` checks whether Redis is usable. It is None in a mode that does not continue without Redis."""
         self._heartbeat = heartbeat
         self._dispatcher = dispatcher
         self._watchdog = watchdog
@@ -40,7 +38,7 @@ class Lifecycle(Middleware):
         self._watch = watch
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Register before the first message is fetched. Without PostgreSQL, keep trying."""
+        """Start the threads, and wait a short time until the process is registered."""
         interruption.start()  # if this fails, the process ends now and not in its first run
         queues: Any = worker.consumer_whitelist or broker.get_declared_queues()
         if self._watch is not None:

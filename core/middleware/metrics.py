@@ -34,5 +34,5 @@ def observe(measure: Callable[..., None], *values: Any) -> None:
     """Call ``measure``; log its error instead of raising it, so that a full disk does not fail a run."""
     try:
         measure(*values)
-    except Exception as error:  # noqa: BLE001 — what only observes a run never decides it
+    except Exception as error:  # noqa: BLE001 — an error of a metric must not decide a run's outcome
         emit(MetricsNotWritten(), error)

@@ -16,7 +16,7 @@ class OverlapLock(Layer):
     """Claims the run. If the claim is refused, the inner layers are not called, and the verdict is the outcome."""
 
     def __init__(self, claims: Claims, wakes: Wakes) -> None:
-        """``wakes`` wakes the run that waits for the end of another run."""
+        """``wakes`` wakes the runs that wait for the end of another run, or for a limit."""
         self._claims = claims
         self._wakes = wakes
 

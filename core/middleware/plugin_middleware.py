@@ -24,8 +24,9 @@ from core.plugins import loading
 from core.worker.interruption import limited, nothing
 from core.worker.last_resort import LastResort
 
-#: How long ``ended`` of one middleware may take before it is interrupted, and how long before its process ends.
+#: The method ``ended`` of a middleware is interrupted after this time.
 ENDED_SOFT = timedelta(seconds=5)
+#: If ``ended`` has not returned after this time, the process ends.
 ENDED_HARD = timedelta(seconds=60)
 
 
@@ -68,7 +69,7 @@ class PluginMiddleware(Layer):
             copy_context().run(watch.hold, partial(each.middleware.ended, attempt, status))
         except TimeLimitExceeded:
             emit(MiddlewareFailed(each.plugin, each.name, f"its `ended` took longer than {ENDED_SOFT}"))
-        except BaseException as error:  # noqa: BLE001 — the run has ended
+        except BaseException as error:  # noqa: BLE001 — the run has ended, and its outcome stays
             emit(MiddlewareFailed(each.plugin, each.name, "its `ended` raised; the run stays as it is"), error)
 
     def _give_up(self, each: Registered) -> None:
@@ -93,7 +94,7 @@ class Surrounding:
             for each in registered:
                 self._enter(each)
             self._attempt.result = proceed(self._execution)
-        except BaseException as error:  # noqa: BLE001 — it is raised below, when all have seen it
+        except BaseException as error:  # noqa: BLE001 — it is raised below, after each middleware has seen it
             self._attempt.exception = error
         for each, manager in reversed(self._entered):
             self._leave(each, manager)

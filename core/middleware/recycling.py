@@ -1,9 +1,9 @@
 """Asks for a replacement of this process after many messages or at high memory use, to free leaked memory.
 
-Under ``rota worker`` and ``rota up`` a replacement is working before this process stops taking messages
-(``core/supervisor/``). Under ``dramatiq core.main --processes 1`` Dramatiq restarts itself when this process has
-finished. With several processes, Dramatiq can only end all of them together, so one running job would stop all of them
-from working. In that case this middleware does nothing.
+Under ``rota worker`` and ``rota up``, the supervisor starts a replacement, and this process stops taking messages when
+the replacement is working (``core/supervisor/``). Under ``dramatiq core.main --processes 1``, Dramatiq restarts itself
+when this process has finished its messages. With several processes, Dramatiq can only restart all of them together, and
+all of them would wait for the longest running job. In that case this middleware only logs a warning.
 """
 
 import os
@@ -50,9 +50,9 @@ class RecyclingLimits:
         return not self.messages and not self.memory_mb
 
     def exceeded(self, messages: int, seconds: float, memory: Callable[[], int]) -> str:
-        """Return the limit that was exceeded (``"messages"`` or ``"memory"``), or ``""``.
+        """Return the limit that was exceeded, ``"messages"`` or ``"memory"``, or an empty text.
 
-        Call ``memory`` only if the number of messages exceeds no limit.
+        ``memory`` returns the used bytes. It is called only if it is needed.
         """
         if seconds < self.least_seconds * self.spread:
             return ""
@@ -97,13 +97,13 @@ class Recycling(Middleware):
             if reason:
                 try:
                     self._leave(broker, supervisor, reason)
-                except Exception as error:  # noqa: BLE001 — an old process is better than none
+                except Exception as error:  # noqa: BLE001 — the process continues without a replacement
                     emit(ProcessNotRecycled("this process is not replaced, and continues"), error)
                 return
 
     def _leave(self, broker: Any, supervisor: WorkerChannel | None, reason: str) -> None:
         if supervisor is None and not is_only_process():
-            emit(ProcessNotRecycled(f"{reason}: Dramatiq would end its siblings; use `rota worker`"))
+            emit(ProcessNotRecycled(f"{reason}: Dramatiq would end its other processes too; use `rota worker`"))
             return
         emit(ProcessRecycling(reason, self._messages))
         metrics.recycled(reason)
@@ -119,7 +119,7 @@ class Recycling(Middleware):
             supervisor.say(worker_channel.DONE)
 
     def _drained(self, broker: Any) -> bool:
-        """Stop taking messages and wait until all have ended. Return False if the process is told to stop."""
+        """Stop taking messages, and wait until all taken messages have ended. Return False if the process must stop."""
         broker.drain()
         while not broker.is_drained:
             if self._stopping.wait(DRAINED_EVERY_SECONDS):
@@ -128,5 +128,5 @@ class Recycling(Middleware):
 
 
 def is_only_process() -> bool:
-    """Return whether the ``dramatiq`` command that runs this process has been told to have one worker process."""
+    """Return whether the ``dramatiq`` command that runs this process was started with ``--processes 1``."""
     return bool(make_argument_parser().parse_args().processes == 1)

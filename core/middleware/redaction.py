@@ -11,10 +11,7 @@ class Redaction(Layer):
     """Hides the values of a run's secret arguments in this thread's log lines, and in the error that is recorded."""
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Call the inner layers, and hide the secrets in all that they log and raise.
-
-        A run without arguments has no secrets.
-        """
+        """Call the inner layers, and hide the secrets in everything that they log and raise."""
         args = execution.lease.args if execution.lease is not None else execution.args
         names = {*secret_names(execution.job), *redaction.redacted()} if args else ()
         secrets = redaction.texts(args, {name.lower() for name in names}) if names else ()

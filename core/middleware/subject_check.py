@@ -32,7 +32,7 @@ class SubjectCheck(Layer):
         return self._judge(execution, subject) or proceed(execution)
 
     def _judge(self, execution: Execution, subject: Subject) -> str | None:
-        """Return the outcome of a run that must not be attempted."""
+        """Return the outcome of a run that must not be attempted, or None if the run may be attempted."""
         lease = execution.lease
         assert lease is not None, "only a run of the ledger has a subject"
         if lease.attempt > 1 or execution.misfit is not None or (named := subject.of(lease.args)) is None:

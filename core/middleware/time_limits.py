@@ -25,9 +25,9 @@ class TimeLimits(Layer):
         self._membership = membership
 
     def around(self, execution: Execution, proceed: Proceed) -> Any:
-        """Call the inner layers under a watch, and replace the error of an interrupted job by its cause.
+        """Call the inner layers under a watch, and replace the error of an interrupted job.
 
-        Raises LeaseLost.
+        Raises TimeLimitExceeded at the soft limit, and LeaseLost if the lease was lost or the run was cancelled.
         """
         work, watch = execution.work, self._watch(execution)
         assert work is not None, "a session comes first"

@@ -1,7 +1,4 @@
-"""Binds plugins' jobs to Dramatiq: creates an actor for each job.
-
-In this module, Rota's units (timedelta, aware instants) become Dramatiq's milliseconds.
-"""
+"""Binds plugins' jobs to Dramatiq: creates an actor for each job."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -30,9 +27,7 @@ from core.worker.executor import Executor
 
 
 class JobActor(dramatiq.Actor[..., Any]):
-    """The actor of a job. For a job of the ledger, sending a message inserts a run, and the run's message is sent after
-    that.
-    """
+    """The actor of a job. For a job of the ledger, ``send`` inserts a run, whose message is sent after the commit."""
 
     def __init__(self, job: Job, broker: Broker, engine: Engine, function: Callable[..., Any], firing: Firing) -> None:
         self.job = job
@@ -53,7 +48,10 @@ class JobActor(dramatiq.Actor[..., Any]):
         delay: timedelta | int | None = None,
         **options: Any,
     ) -> Message[Any]:
-        """Send a message. For a job of the ledger, insert a run instead. If periodiq calls, insert the due slots."""
+        """Send a message. For a job of the ledger, insert a run instead.
+
+        periodiq calls this method with ``scheduled_at``; then the due slots are inserted.
+        """
         if "scheduled_at" in options:
             self.firing.fire()
             return run_message(OutgoingRun(0, self.job.name, self.job.queue))
@@ -85,10 +83,10 @@ def by_name(job: Job, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
 def work_function(job: Job, engine: Engine, executor: Executor) -> Callable[..., None]:
     """Return the function that a worker calls for a message of ``job``.
 
-    It executes the message's run, or the message itself.
-
-    The message decides which of the two happens, not the declaration. During a deploy, one release may declare the job
-    for the ledger and the other for the fast lane. Then workers of each release get messages of both kinds.
+    If the message names a run, the function executes this run. A message of the fast lane names no run: the function
+    executes the message itself, or inserts a run if this process declares the job for the ledger. During a deploy, one
+    release may declare the job for the ledger and the other for the fast lane. Then workers of each release get
+    messages of both kinds.
     """
 
     def work(*args: Any, **kwargs: Any) -> None:
@@ -132,8 +130,8 @@ def declare(
 ) -> None:
     """Make an actor of every job in ``registry``.
 
-    ``carrier`` sends the slots that periodiq reports. ``on_scheduling`` is called whenever periodiq begins to ask for a
-    slot.
+    ``carrier`` sends the messages of slots that periodiq inserts. ``on_scheduling`` is called whenever periodiq begins
+    to ask for a slot.
     """
     firing = Firing(engine, carrier, on_scheduling)
     for job in registry:

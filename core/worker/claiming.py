@@ -41,16 +41,19 @@ class Claims:
 
     engine: Engine
     membership: Membership
-    #: The process's name, for people.
+    #: The name of this process, for people.
     worker: str
-    #: If this many processes died during a run, the run may have killed them. Its next attempt then gets its own
-    #: process.
+    #: If this many processes died during a run, the run may have killed them. Its next attempt is then made in a
+    #: process of its own.
     suspected_after: int = claims.NEVER_SUSPECT
-    #: Logs once that runs cannot be claimed.
+    #: Logs only once that runs cannot be claimed, until a claim succeeds.
     once: logs.EmitOnce = field(default_factory=logs.EmitOnce)
 
     def claim(self, job: Job, run_id: int) -> Lease | Verdict:
-        """Claim the run. If PostgreSQL is unavailable, claim nothing; the dispatcher sends the run again."""
+        """Claim the run. Return its lease, or the reason why it was not claimed.
+
+        If PostgreSQL is unavailable, claim nothing. The dispatcher sends the run again later.
+        """
         process_id = self.membership.process_id
         if process_id is None:
             self.once.emit(RunNotClaimed("this process is not registered with the ledger"))
@@ -68,8 +71,10 @@ class Claims:
         return lease
 
     def claim_ahead(self, sent: Sequence[tuple[int, str]]) -> list[Lease]:
-        """Claim those of the ``sent`` runs, each with its job, that need no further check; none if PostgreSQL is
-        unavailable.
+        """Claim several runs in one statement. Return the leases of the runs that were claimed.
+
+        ``sent`` has the id and the job of each run. A run that needs a further check is not claimed. If PostgreSQL is
+        unavailable, claim nothing.
         """
         process_id = self.membership.process_id
         if process_id is None:
@@ -105,7 +110,8 @@ class Claims:
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        with database.autocommit(self.engine) as connection:  # the pool has replaced the other old ones too
+        # After a lost connection, the pool replaces all connections that are as old. So a second try is enough.
+        with database.autocommit(self.engine) as connection:
             return self._claim_on(connection, job, run_id, process_id)
 
     def _claim_on(self, connection: Connection, job: Job, run_id: int, process_id: int) -> tuple[Verdict, Lease | None]:
@@ -124,7 +130,7 @@ class Claims:
 
 
 def limits_of(job: Job, args: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the names of a run's limits twice: filled from ``args`` (JSON values), and as declared."""
+    """Return the names of a run's limits, filled from ``args`` (JSON values), and the same names as declared."""
     return job.limit_names(args), [limit.name for limit in job.limits]
 
 

@@ -24,7 +24,7 @@ from core.observability.events import RunNotRecorded, emit
 from core.worker.membership import Membership
 from core.worker.outcomes import Recorder, bad_result, refused_result
 
-#: The most waiting runs; further runs are committed alone.
+#: At most this many completions wait. While so many wait, the success of a further run is recorded by its own thread.
 MOST_WAITING = 1000
 #: A success that PostgreSQL has refused this many times, when it was recorded alone, is not tried again.
 MOST_REFUSALS = 30
@@ -126,7 +126,7 @@ class Completions(Batcher[Completion]):
         process_id = self._membership.process_id
         own = [each for each in batch if each.lease.process_id == process_id]
         outcomes = [(each.lease, each.result) for each in own]
-        if process_id is None or not outcomes:  # the leases ended with the registration
+        if process_id is None or not outcomes:  # the leases ended with the process's former registration
             return {}
         with database.autocommit(self._engine) as connection:
             logs = {each.lease.run_id: each.log for each in own if each.log}

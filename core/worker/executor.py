@@ -1,5 +1,4 @@
-"""Makes one attempt of a run, from the claim to the recorded outcome. It does not depend on its caller (Dramatiq or a
-test).
+"""Makes one attempt of a run, from the claim to the recorded outcome.
 
 ``Executor`` lists the layers around each run in their order. Each layer is a file in ``core/middleware/``.
 """
@@ -51,12 +50,11 @@ class Executor:
         suspected_after: int = NEVER_SUSPECT,
         completions: Completions | None = None,
     ) -> None:
-        """``membership`` is the registration under which it claims runs.
+        """``membership`` is the registration with which the executor claims runs.
 
-        ``worker`` is the name of its process, for people.
-
-        If ``suspected_after`` processes died during a run, the run's next attempt gets its own process. ``completions``
-        records successes in batches. Without it, each run records its own success.
+        ``worker`` is the name of this process, for people. If ``suspected_after`` processes died during a run, the
+        run's next attempt is made in a process of its own. ``completions`` records successes in batches. Without
+        ``completions``, each thread records the success of its run.
         """
         self.engine = engine
         self.membership = membership
@@ -79,7 +77,7 @@ class Executor:
             leftovers,  # restores changes of the process's state, or logs them
             Failures(recorder),  # records errors of the inner layers, after the rollback
             Conflicts(recorder),  # repeats the inner layers after a conflict of transactions
-            DatabaseSession(engine, recorder, completions),  # fenced by the lease; committed with success
+            DatabaseSession(engine, recorder, completions),  # commits the job's work together with the run's success
             TimeLimits(last_resort, membership),  # within the session, so that it can cancel the session's statement
             ForkedChildren(),  # ends children that the job or plugins' middleware has forked
             PluginMiddleware(last_resort),  # innermost, within the limits, which also apply to middleware that hangs
@@ -103,8 +101,8 @@ class Executor:
         """Make one attempt of the run. Return the run's new state, or the verdict on the claim.
 
         In tests, ``now`` replaces the database's clock as ``Run.now``. ``carried`` is the message of the run. With a
-        message, the run may have been claimed before, and its success may be recorded later. In that case, return
-        ``recording``. Never raises an error of the job.
+        message, the run may have been claimed before, and its success may be recorded later, in a batch; the returned
+        state is then ``recording``. Never raises an error of the job.
         """
         execution = Execution(self._run_endings, job, run_id, now, carried)
         status: str = LOST

@@ -1,4 +1,4 @@
-"""Ends this process if it can never work with its servers, at the start or as soon as the servers answer.
+"""Ends this process if it can never work with its servers: at its start, or as soon as the servers answer.
 
 An unavailable server does not end the process; the process waits for it. Redis is checked again every minute, since it
 may have been emptied, and another service may use it now.
@@ -21,9 +21,9 @@ from core.transport.redis import ownership
 
 #: The start of a process waits this many seconds for the servers' answers.
 ANSWER_SECONDS = 2.0
-#: A server that does not answer is checked this often, in seconds. When all servers have answered, Redis is checked as
-#: often as the second number says.
+#: The interval of the checks until all servers have answered.
 AGAIN_SECONDS = 5.0
+#: The interval of the checks of Redis after that.
 REDIS_AGAIN_SECONDS = 60.0
 NO_JOBS = Registry()
 

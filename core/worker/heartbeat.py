@@ -42,8 +42,9 @@ from core.worker.rights import MissingRights
 NAMED_RUNS = 20
 #: The wait before the process tries again to register, in seconds.
 REGISTER_AGAIN_SECONDS = 0.5
-#: A claim without a thread is released when it is this old, in seconds. The check for such claims is as rare. The time
-#: is longer than a connection waits for an answer.
+#: A claimed run that no thread is working on is released when the claim is this old, in seconds. The check for such
+#: runs has the same interval. The time is longer than a connection waits for an answer, so that the thread that has
+#: made the claim cannot still get its answer.
 FORGOTTEN_SECONDS = 15.0
 
 
@@ -52,11 +53,11 @@ def nothing() -> None:
 
 
 class Heartbeat(LedgerThread):
-    """Registers the process, renews its leases, and registers it again when they were lost.
+    """Registers the process and renews its leases. When the leases are lost, registers the process again.
 
-    ``process_id`` is None while the process may not claim. When the id is lost, runs that were claimed with it can no
-    longer commit. If the connection is cut, the thread notices at once, and the process continues with the same id on a
-    new connection, unless its leases have expired or PostgreSQL was restarted.
+    ``process_id`` is None while the process may not claim runs. When the process gets a new id, runs that were claimed
+    with the old id can no longer commit. If the connection is cut, the thread notices this at once. The process then
+    continues with the same id on a new connection, unless its leases have expired or PostgreSQL was restarted.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Heartbeat(LedgerThread):
         self._looked_at = 0.0
         self._log_once = EmitOnce()
         self._missing_rights = MissingRights(engine)
-        #: The last id of this process. Runs may still be claimed with it.
+        #: The last id of this process. The ledger may still have runs that were claimed with this id.
         self._last_id: int | None = None
         #: The earliest time at which the leases may expire, by this process's monotonic clock.
         self._good_until = 0.0
@@ -115,7 +116,7 @@ class Heartbeat(LedgerThread):
 
     @property
     def is_registered(self) -> bool:
-        """Whether the process has an id, and the connection that shows that it lives."""
+        """Whether the process has an id, and is connected to PostgreSQL."""
         return self.registered.is_set()
 
     def work(self, connection: Connection) -> None:
@@ -147,7 +148,7 @@ class Heartbeat(LedgerThread):
         emit(ProcessNotRegistered("a fault in Rota"), sys.exception())
 
     def ended(self) -> float:
-        """Open the next session at once if this process was registered, so that it keeps its leases."""
+        """Return the wait before the next session, in seconds: 0 if this process was registered, to keep its leases."""
         was_registered = self.registered.is_set()
         self.registered.clear()
         return 0 if was_registered else REGISTER_AGAIN_SECONDS
@@ -192,7 +193,7 @@ class Heartbeat(LedgerThread):
         self._leave(connection, process_id, "its worker was stopped", "stopped")
 
     def _lose(self) -> None:
-        """Interrupt all running attempts, since their leases are lost, so that they hold no locks."""
+        """Interrupt all running attempts, whose leases are lost, so that they release their locks."""
         self._good_until = 0.0
         interrupted = interruption.interrupt(self.in_hand.tokens, AttemptLost)
         if interrupted:

@@ -1,7 +1,7 @@
 """Logs which runs of this process hold a transaction without using it.
 
 A job that waits for a network holds no connection and no transaction, unless it has used ``run.session`` and has not
-called ``run.checkpoint`` since. PostgreSQL is asked only if a transaction is old enough to be idle.
+called ``run.checkpoint`` since. PostgreSQL is asked only about transactions that are old enough to be reported.
 """
 
 import time
@@ -42,7 +42,7 @@ def ended(session: object) -> None:
 
 
 def tell(connection: Connection) -> None:
-    """Log and count each transaction that has been idle for ``IDLE_SECONDS``, once."""
+    """Log and count each transaction that has been idle for ``IDLE_SECONDS``, but each only once."""
     now = time.monotonic()
     old = {each.pid: each for each in list(_open.values()) if not each.is_told and now - each.began >= IDLE_SECONDS}
     if not old:

@@ -1,16 +1,17 @@
 """Interrupts jobs from another thread. The class of the exception that is raised in the job's thread is the reason.
 
-One watching thread per process interrupts jobs that run too long. At the soft limit, the job's statement is cancelled
-in PostgreSQL and TimeLimitExceeded is raised in its thread. At the hard limit, the caller's last resort is called, in
-the watching thread. ``interrupt`` stops an attempt of a cancelled run like the soft limit, with Cancelled; from then on
-its hard limit is at most ``LEAVE_SECONDS`` away. For an attempt whose lease is lost, ``interrupt`` raises AttemptLost
-at once, and closes the attempt's connection, so that PostgreSQL frees its locks. A watch raises exceptions and ends
-under the same lock, so an exception cannot reach a thread that has left ``Watch.hold``. Cancelling a statement needs a
-connection to PostgreSQL, which may hang, so it has a thread of its own. The end of the job waits a short time for that
-thread.
+One watching thread per process interrupts jobs that run too long. At the soft limit, it cancels the job's statement in
+PostgreSQL and raises TimeLimitExceeded in the job's thread. At the hard limit, it calls ``on_hard``, which ends the
+process. For an attempt of a cancelled run, ``interrupt`` does the same as at the soft limit, but raises Cancelled. Then
+the hard limit is at most ``LEAVE_SECONDS`` away. For an attempt whose lease is lost, ``interrupt`` raises AttemptLost
+and closes the attempt's connection, so that PostgreSQL frees the attempt's locks.
+
+A watch takes the same lock when it raises an exception and when it ends. Therefore an exception cannot reach a thread
+that has left ``Watch.hold``. A statement is cancelled over another connection to PostgreSQL, which may hang. So this is
+done in a separate thread, for which the end of the job waits a short time.
 
 Python discards an exception that is raised in the callback of a weak reference or in a finaliser, and reports it to
-``sys.unraisablehook``. Rota installs a hook there that notices such an interruption, and the watch raises it again.
+``sys.unraisablehook``. Rota sets a hook there that notes discarded interruptions, and the watch raises them again.
 """
 
 import ctypes
@@ -53,8 +54,7 @@ class Watch:
     on_lost: Callable[[], None] = nothing
     #: The token of the attempt's lease, if the attempt has a lease.
     token: int | None = None
-    #: The reason for the interruption, by which the interruption's errors are recognised; None if the job was not
-    #: interrupted.
+    #: The reason for the interruption, as the class of its exception; None if the job was not interrupted.
     cause: type[Interrupted] | None = None
     lost_at: float | None = None
     is_over: bool = False
@@ -102,7 +102,7 @@ class Watch:
         finally:
             try:
                 _watcher.remove(self)
-            except Interrupted:  # it came during the removal, and comes only once
+            except Interrupted:  # it was raised during the removal, and cannot be raised a second time
                 _watcher.remove(self)
                 raise
             finally:
@@ -163,7 +163,7 @@ class Watch:
             _attempt(self.on_soft)
 
     def end(self) -> None:
-        """End the watch with the job. Withdraw an exception that has not reached the job yet."""
+        """End the watch when the job ends. Withdraw an exception that has not been raised in the job's thread yet."""
         with self.lock:
             self.is_over = True
             if self.cause:
@@ -175,7 +175,7 @@ class Watcher:
     """The watching thread, with all its watches."""
 
     _watches: set[Watch] = field(default_factory=set)
-    #: The lock of ``_changed``. It is also taken directly, which runs no Python code.
+    #: The lock of ``_changed``. A job's thread takes it directly: this runs no Python code that could be interrupted.
     _lock: Any = field(default_factory=threading.RLock)
     _changed: threading.Condition = field(init=False)
     _wakes_at: float = FOREVER

@@ -27,12 +27,12 @@ from core.worker.process import gather
 logger = logging.getLogger(__name__)
 
 JOB = text("SELECT job FROM rota_runs WHERE id = :run_id")
-#: The longest wait until this process is registered, in seconds. After that, the run is left to be sent again.
+#: The longest wait until this process is registered, in seconds. After that, it exits, and the run is sent again.
 REGISTER_SECONDS = 30.0
 
 
 def main(run_id: int) -> None:
-    """Claim the run and work on it. Runs that it enqueues are sent as any worker sends them."""
+    """Claim the run and work on it."""
     asked_to_leave = listen()
     process = gather()
     attach_carrier(process.configured)
@@ -55,9 +55,9 @@ def main(run_id: int) -> None:
 
 
 def attach_carrier(configured: Settings) -> None:
-    """Make this process send messages over Redis.
+    """Let this process send the messages of runs that its job enqueues, over Redis.
 
-    Without Redis, workers take the runs that this run enqueues from the ledger.
+    Without Redis, workers take these runs from the ledger.
     """
     if configured.redis_url is not None and configured.mode != "local":
         outbox.attach(RedisCarrier(Queues(redis.connect(configured.redis_url.get_secret_value()))))
@@ -75,12 +75,14 @@ def listen() -> list[int]:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the main thread handles signals, and may wait for a statement
+        # The handler does nothing, since Python calls it in the main thread, which may be waiting for a statement. The
+        # byte that Python writes to the wake-up descriptor is enough.
+        signal.signal(number, lambda *_: None)
     return [pipe, told]
 
 
 def leave(asked: list[int], heartbeat: Heartbeat) -> None:
-    """Wait until this process must exit. Then release the run, and end the job."""
+    """Wait until this process must exit. Then release the run and end the process, with the job in it."""
     select.select(asked, [], [])
     heartbeat.stop()
     os._exit(0)

@@ -1,10 +1,11 @@
 """Starts isolated runs in child processes; ``core/worker/isolated_run.py`` is the program of a child process.
 
 Only one run is isolated at a time, since an isolated run may use all memory. If another run must be isolated meanwhile,
-it is not started, and the dispatcher sends it again later. So no thread waits.
+it is not started, and the dispatcher sends it again later. Therefore no thread waits for the isolated run to end.
 
-The child has its own session, so a signal that kills the worker's process group does not kill the child and count as
-the run's crash. The child ends when the worker ends: it reads from a pipe whose other end only the worker holds.
+The child has its own session, so that a signal that kills the worker's process group does not kill the child too. The
+ledger would count that as a crash of the run. The child ends when the worker ends: it reads from a pipe whose other end
+only the worker holds.
 """
 
 import subprocess
@@ -16,10 +17,10 @@ from contextlib import suppress
 from core import forks
 from core.observability.events import RunIsolated, RunNotIsolatedYet, emit
 
-#: The process has this many seconds to release its run and to end.
+#: An isolated process has this many seconds to release its run and to end.
 LEAVE_SECONDS = 3.0
 
-#: The thread that waits for an isolated run, if there is one.
+#: The thread of this worker that waits for its isolated process, if there is one.
 threads: set[int] = set()
 _turn = threading.Lock()
 _at_work: set[subprocess.Popen[bytes]] = set()
@@ -61,5 +62,5 @@ def end_all() -> None:
     for process in leaving:
         process.terminate()
     for process in leaving:
-        with suppress(subprocess.TimeoutExpired):  # the child notices that this process has ended
+        with suppress(subprocess.TimeoutExpired):  # the child ends by itself when this process has ended
             process.wait(max(deadline - time.monotonic(), 0))

@@ -1,4 +1,4 @@
-"""The last resort: if a job does not end at its hard limit, or when its run is cancelled, its process ends."""
+"""Ends this process if a job does not end at its hard limit, or after its run was cancelled."""
 
 import os
 import threading
@@ -31,16 +31,16 @@ HARD_LIMIT_EXIT = 70
 
 @dataclass(frozen=True, slots=True)
 class LastResort:
-    """Ends this process, after recording that in the ledger."""
+    """Ends this process, after it has recorded the outcome of the job's run in the ledger."""
 
     engine: Engine
     membership: Membership
     completions: Completions | None = None
 
     def give_up(self, execution: Execution, thread_id: int) -> None:
-        """Record that an attempt in the thread will not end, and where the thread is in the code.
+        """End this process, since the attempt in the thread does not end.
 
-        After that, end this process.
+        Before that, record the attempt's failure, with the place of the thread in the code. A cancelled run ends too.
         """
         lease = execution.lease
         if lease is not None and lease.token in self.membership.in_hand.cancelled:

@@ -1,9 +1,9 @@
 """Takes due runs directly from the ledger for the threads of this process: always in local mode, and in the mode
 ``auto`` while Redis is away.
 
-To take a run is not to claim it. Taking marks the run as sent, so that no other process takes it at the same time. Only
-the claim decides which process works on it. Runs that were sent before Redis was lost count as lost, and so do runs
-that were taken and not claimed within ``ROTA_RESEND_SECONDS``.
+Taking a run does not claim it: it marks the run as sent, so that no other process takes the run at the same time. Only
+the claim decides which process works on the run. Two kinds of runs are taken again: runs that were sent before Redis
+was lost, and runs that were taken but not claimed within ``ROTA_RESEND_SECONDS``.
 """
 
 import sys
@@ -22,7 +22,8 @@ from core.observability.events import LedgerFeedFailed, LedgerFeedInterrupted, e
 from core.observability.logs import EmitOnce
 from core.transport.work_queue import Opening
 
-#: If PostgreSQL crashes and loses a mark, the run is taken twice, but only one claim succeeds.
+#: A run's mark need not be flushed to the disk. If PostgreSQL crashes and loses the mark, the run is taken twice, but
+#: only one claim succeeds.
 UNFLUSHED = "SET synchronous_commit = off"
 
 
@@ -30,9 +31,9 @@ class Threads(Protocol):
     """The threads of the worker, as the feed sees them."""
 
     def openings(self, queues: Sequence[str]) -> Iterable[Opening]:
-        """Yield how many runs of which queues could start.
+        """Yield openings: each says how many runs of which queues could start now.
 
-        The caller puts the runs of one answer before it asks for the next.
+        The caller must pass the runs of one opening to ``work_on`` before it asks for the next opening.
         """
 
     @property
@@ -73,11 +74,11 @@ class LedgerFeed(LedgerThread):
 
     @property
     def is_needed(self) -> bool:
-        """Whether runs reach the threads only from the ledger."""
+        """Whether the threads need runs, and can get them only from the ledger."""
         return self._threads is not None and not (self._carrier.carries or self._threads.are_draining)
 
     def thread_is_free(self) -> None:
-        """Remember that a thread has become free."""
+        """Look for runs at once, since a thread has become free."""
         if self._is_taking:
             self.wake()
 
@@ -102,7 +103,7 @@ class LedgerFeed(LedgerThread):
         emit(LedgerFeedFailed(), sys.exception())
 
     def ended(self) -> float:
-        """Stop taking runs, since the session has ended."""
+        """Stop taking runs, since the session has ended. Return the wait before the next session, in seconds."""
         self._is_taking = False
         return super().ended()
 

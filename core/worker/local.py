@@ -1,6 +1,6 @@
 """``SCHEDULER_MODE=local``: the whole service in one process, without Redis. ``rota worker`` starts it in this mode.
 
-The dispatcher inserts slots when they are due, and the feed gives the ledger's runs to the threads of this process.
+The dispatcher inserts slots when they are due, and the ledger feed gives the due runs to the threads of this process.
 These are the threads of a Dramatiq worker, so jobs, middleware and limits are the same as in the other modes.
 """
 
@@ -38,7 +38,7 @@ def build(process: WorkerProcess) -> LocalBroker:
     outbox.attach(carrier)
 
     lease_seconds = process.configured.lease_seconds
-    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # first, shows that it lives
+    broker.add_middleware(Liveness(process.engine, heartbeat, lease_seconds))  # first, to show life from the beginning
     broker.add_middleware(CurrentMessage())  # next, so that later middleware can read the current message
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with these options
     broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # the only source of runs in this mode

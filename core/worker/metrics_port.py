@@ -20,7 +20,7 @@ def serve() -> int:
 
 
 def health() -> tuple[bool, bytes]:
-    """Whether the processes of this worker can work, and their health as JSON; within 2 seconds."""
+    """Return whether the processes of this worker can work, and their health as JSON. Takes at most 2 seconds."""
     asked = watch()
     wait(asked.ask(), PATIENCE_SECONDS)
     found = asked.health()
@@ -29,14 +29,14 @@ def health() -> tuple[bool, bytes]:
 
 @cache
 def watch() -> Watch:
-    """What asks the servers for this worker; its connection lives as long as this process."""
+    """Return the watch that asks the servers for this worker. Its connection stays open until this process ends."""
     configured = settings.current()
     engine = connections.ledger(configured, "rota-health", STATEMENT_SECONDS, pool_size=1).__enter__()
     return Watch(engine, configured, mine=own_processes)
 
 
 def own_processes() -> set[str]:
-    """The names of the processes that the parent of this process has started, and of their children."""
+    """Return the names of the processes that the parent of this process has started, and of their children."""
     try:
         started = psutil.Process(os.getppid()).children(recursive=True)
     except psutil.NoSuchProcess:

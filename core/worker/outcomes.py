@@ -118,10 +118,10 @@ def may_retry(job: Job, error: BaseException) -> bool:
 def latest_retry(
     job: Job, lease: Lease, delay: timedelta, seconds: float, of_key: Schedule | None = None
 ) -> datetime | None:
-    """Return the time by which the retry of a slot must be due: its schedule's next slot, or after ``retry_delay`` if
-    that is later.
+    """Return the time by which the retry of a slot must be due, or None if there is no such time.
 
-    With this limit, the retries of a failing job do not add up from slot to slot. Return None if there is no such time.
+    This is the next slot of the schedule, or the end of ``retry_delay`` if that is later. Without this limit, the
+    retries of a failing job would add up from slot to slot.
     """
     schedule = job.schedule or of_key
     if lease.slot is None or schedule is None or delay <= job.retry_delay:
@@ -140,7 +140,7 @@ def in_words(error: BaseException) -> str:
         text = redaction.hide(str(error))[:LONGEST_ERROR]
         first, newline, rest = (f"{name}: {text}" if text else name).partition("\n")
         message = f"{first}{database.remedy(error)}{newline}{rest}"
-    except BaseException:  # noqa: BLE001 — whatever a job raises, a SystemExit from ``__str__`` too, ends in the ledger
+    except BaseException:  # noqa: BLE001 — the ``__str__`` of a job's error may raise anything, even SystemExit
         message = f"{name} (its text cannot be read)"
     return storable(message)
 

@@ -34,12 +34,10 @@ from core.worker.ledger_feed import LedgerFeed
 from core.worker.membership import Membership, application_name, process_name
 from core.worker.watchdog import Watchdog
 
-#: In local mode a leader never steps down because Redis is away.
-
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """Makes the parts of this process from its settings and its jobs. Connects to nothing."""
+    """Makes the parts of this process from its settings and its jobs. Does not connect to a server."""
 
     configured: Settings
     registry: Registry
@@ -54,11 +52,11 @@ class WorkerProcess:
 
     @cached_property
     def outage(self) -> Outage:
-        """The last time at which a thread of this process noticed that PostgreSQL was unavailable or stalled."""
+        """Remembers when a thread of this process last noticed that PostgreSQL was unavailable or stalled."""
         return Outage(stall_seconds=self.configured.lease_seconds / 3)
 
     def heartbeat(self, kind: str) -> Heartbeat:
-        """Return the heartbeat, which registers this process with this kind."""
+        """Return the heartbeat, which registers this process as a process of ``kind``."""
         return Heartbeat(
             self.engine,
             Identity(kind, process_name(), self.application, reserved=self.reserved_threads),
@@ -78,6 +76,7 @@ class WorkerProcess:
             resend_seconds=self.configured.resend_seconds,
             max_crashes=self.configured.max_crashes,
             orphan_seconds=self.configured.orphan_seconds,
+            # In local mode there is no Redis, so a leader must not step down because Redis is away.
             redis_lost_seconds=math.inf if self.configured.mode == "local" else REDIS_LOST_SECONDS,
             outage=self.outage,
         )
@@ -131,10 +130,9 @@ class WorkerProcess:
         )
 
     def fits_elsewhere(self, job: str, queue: str, refused: Collection[str]) -> bool:
-        """Return whether a live worker of ``queue`` may have ``job`` in a form that is not among those that have
-        ``refused``.
+        """Return whether a live worker of ``queue`` may have ``job`` in a form that is not in ``refused``.
 
-        Raises SQLAlchemy's DBAPIError.
+        ``refused`` are the forms whose parameters a message's arguments did not fit. Raises SQLAlchemy's DBAPIError.
         """
         with database.autocommit(self.engine) as connection:
             return releases.fits_elsewhere(connection, job, queue, refused)
@@ -175,7 +173,7 @@ def warn(configured: Settings, registry: Registry) -> None:
 
 
 def refuse_broken(registry: Registry, *, strict: bool) -> None:
-    """Raise PluginError for broken plugins, if the settings ask for that."""
+    """Raise RotaError for broken plugins if ``strict``, the setting ROTA_STRICT_PLUGINS."""
     broken = [f"  {plugin.name}: {plugin.error}" for plugin in registry.broken()]
     if strict and broken:
         raise RotaError("ROTA_STRICT_PLUGINS is set, and plugins are broken:\n" + "\n".join(broken))

@@ -57,11 +57,11 @@ class Folder:
         getcwd = ctypes.PyDLL(None).getcwd  # unlike ``os.getcwd``, it keeps the interpreter's lock
         getcwd.restype = ctypes.c_char_p
         room, size = ctypes.create_string_buffer(LONGEST_PATH), ctypes.c_size_t(LONGEST_PATH)
-        #: Returns the path of this directory.
+        #: Returns the path of the working directory.
         self.read: Callable[[], bytes | None] = partial(getcwd, room, size)
 
     def put_back(self, path: bytes | None) -> None:
-        """Return to this directory."""
+        """Change back to the directory ``path``."""
         if path is not None:
             os.chdir(path)
 
@@ -130,7 +130,7 @@ class Stream:
         return stream, getattr(stream, "closed", False)
 
     def put_back(self, _before: object = None) -> None:
-        """Put an open stream in the place of the closed one."""
+        """Replace the stream in ``sys`` by a new ``Shield`` around the original stream."""
         setattr(sys, self._name, Shield(self._stream) if self._stream is not None else None)
 
 
@@ -158,7 +158,7 @@ class Threads:
         self._listed: frozenset[threading.Thread] = frozenset()
 
     def read(self) -> frozenset[threading.Thread]:
-        """Return the threads that are alive."""
+        """Return the live threads that do not belong to the service."""
         count = threading.active_count()
         if count != self._count:
             self._count = count

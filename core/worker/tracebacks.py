@@ -1,5 +1,5 @@
-"""Tracebacks as they are kept with an attempt: without local variables, and without the frames before the job's own
-function.
+"""Formats the tracebacks that are kept with attempts: without local variables, and without the frames of Rota that
+called the job's function.
 """
 
 import sys
@@ -32,7 +32,7 @@ def formatted(text: Callable[[], str], error: BaseException | None = None) -> st
     """Return the text without its middle if it is too long, or a note if it cannot be formatted."""
     try:
         return without_middle(text().rstrip("\n"))
-    except BaseException as wrong:  # noqa: BLE001 — whatever a job's class does when it is formatted
+    except BaseException as wrong:  # noqa: BLE001 — formatting calls methods of a job's classes, which may raise anything
         return f"{type(error).__name__} (its traceback cannot be formatted: {type(wrong).__name__})"
 
 

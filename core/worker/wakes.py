@@ -1,10 +1,11 @@
 """When a run of this process ends, wakes the runs that wait for this run, or for a limit that it held.
 
-If a run parks just when the run before it ends, that end may not wake it. So the process that parked the run checks
-twice: at once, and when a commit that was in progress must have ended.
+A run whose claim finds that it must wait for another run or for a limit is *parked*. A run may be parked just when the
+run that it waits for ends, so that this end does not wake it. Therefore the process that parked the run checks twice
+whether the run must be woken: at once, and when a commit that was in progress must have ended.
 
-A run that a claim has found locked is sent again when the lock has ended. The lock is held by a transaction that has
-called ``enqueue(…, unless="waiting")``.
+A transaction that has called ``enqueue(…, unless="waiting")`` locks a waiting run. If a claim finds a run locked, the
+run is sent again when the lock has ended.
 """
 
 import threading
@@ -37,21 +38,21 @@ class Parked:
     """A run that this process has parked."""
 
     run_id: int
-    #: Whether the run is a slot that replaces older slots, which need not run any more.
+    #: Whether the run is a slot that replaces older waiting slots, which are then skipped.
     replaces_older: bool
     is_second_look: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A limit for which a run of this process has ended."""
+    """A limit that has room, since a run of this process that counted for the limit has ended."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Limited:
-    """A run with limits that this process has parked, since a limit is full or another run comes first."""
+    """A run with limits that this process has parked, since a limit is full or another run of its key comes first."""
 
     run_id: int
     is_second_look: bool = False
@@ -81,19 +82,22 @@ class Wakes(Batcher[Item]):
         self._engine = engine
 
     def parked(self, job: Job, run_id: int) -> None:
-        """Check whether the run, which has just parked, must be woken."""
+        """Check whether the run, which has just been parked, must be woken."""
         self.add(Parked(run_id, replaces_older=job.overlap == "wait" and job.schedule is not None))
 
     def limited(self, run_id: int) -> None:
-        """Check whether the run, which has just parked, was overlooked. Wake other runs for the room that it leaves."""
+        """Check whether the run, which has just been parked, must be woken, since one of its limits has room.
+
+        If other runs come before it, wake these instead.
+        """
         self.add(Limited(run_id))
 
     def locked(self, run_id: int) -> None:
-        """Have the run, which a claim has found locked, sent again when its lock has ended."""
+        """Let the dispatcher send the run again when its lock has ended."""
         self._add_after(LOCKED_AGAIN_SECONDS, [Locked(run_id)])
 
     def deal_with(self, batch: Sequence[Item]) -> None:
-        """Wake the next runs of ``batch``, and send their messages."""
+        """Wake the runs that can start because of ``batch``, and send their messages."""
         ended = {each for each in batch if isinstance(each, Turn)}
         parked = [each for each in batch if isinstance(each, Parked)]
         rooms = Counter(each.name for each in batch if isinstance(each, Room))
@@ -131,21 +135,21 @@ class Wakes(Batcher[Item]):
 
 
 def wake(connection: Connection, ended: Collection[Turn], waiting: Collection[int]) -> None:
-    """Wake the next runs of keys, and send them."""
+    """Wake the next run of each key in ``ended``, and those of the ``waiting`` runs that can start. Send these runs."""
     if ended or waiting:
         carrier = present_carrier()
         send(connection, carrier, turns.wake(connection, ended, waiting, carried=carrier is not None))
 
 
 def fill(connection: Connection, rooms: Mapping[str, int], waiting: Collection[int]) -> None:
-    """Wake the next runs of limits, and send them."""
+    """Wake the next runs of each limit in ``rooms`` and of the limits of the ``waiting`` runs. Send these runs."""
     if rooms or waiting:
         carrier = present_carrier()
         send(connection, carrier, room.wake(connection, rooms, waiting, carried=carrier is not None))
 
 
 def present_carrier() -> Carrier | None:
-    """Return the present carrier of messages, or None without Redis, when workers take runs from the ledger."""
+    """Return the carrier that can send messages now, or None if workers take runs from the ledger without Redis."""
     carrier = outbox.carrier()
     return carrier if carrier is not None and carrier.carries else None
 
@@ -172,7 +176,7 @@ def supersede(connection: Connection, newer: Collection[int]) -> None:
 
 
 def release(connection: Connection, run_ids: Collection[int]) -> list[int]:
-    """Have the dispatcher send runs again that are no longer locked. Return these runs."""
+    """Let the dispatcher send the runs again that are no longer locked. Return the runs that are still locked."""
     if not run_ids:
         return []
     left = due.release_unlocked(connection, run_ids)

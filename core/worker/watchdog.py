@@ -1,9 +1,10 @@
 """Ends a process that a job blocks, because it called into C and does not release the interpreter.
 
 All threads of such a process wait, so it can neither enforce a time limit nor renew a lease. Therefore a second
-process, which needs only the standard library, waits for the regular beats of its parent. If it has had no beat for as
-many checks as fit into a lease, it kills the parent, whose runs belong to other workers by then. It counts checks and
-not time, so it does not kill a process only because the machine slept or the process was stopped.
+process, which needs only the standard library, waits for regular beats from its parent. If several checks in a row, for
+as long as a lease, find no beat, the second process kills its parent. The parent's leases have expired by then. The
+second process counts checks and not time, so that it does not kill a process because the machine slept or the process
+was stopped.
 """
 
 import os
@@ -15,14 +16,14 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-#: The number of beats in the time after which a silent process is ended.
+#: A process is killed after this many checks without a beat. Together they last as long as a lease.
 BEATS = 5
 #: The listening process has this many seconds to notice that it must end.
 LEAVE_SECONDS = 5.0
 
 
 class Watchdog(threading.Thread):
-    """Sends this process's beat, and starts the process that listens to it."""
+    """Sends regular beats to a second process, which it starts."""
 
     def __init__(self, silence_seconds: float) -> None:
         super().__init__(name="rota-watchdog", daemon=True)
@@ -32,7 +33,7 @@ class Watchdog(threading.Thread):
 
     def start(self) -> None:
         """Start the process that listens, and begin to send beats. Raises OSError if the process cannot be started."""
-        from core import forks  # only here: the listening process has just the standard library
+        from core import forks  # imported here, since the listening process has only the standard library
 
         command = [sys.executable, "-I", "-S", __file__, str(self._beat_seconds)]
         self._listener = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -41,13 +42,13 @@ class Watchdog(threading.Thread):
         super().start()
 
     def run(self) -> None:
-        """Tell the watching process regularly that this process is alive, until stopped."""
+        """Send beats until stopped."""
         assert self._listener is not None
         assert self._listener.stdin is not None
         pipe = self._listener.stdin.fileno()
         os.set_blocking(pipe, False)
         while not self._stopping.wait(self._beat_seconds):
-            with suppress(OSError):  # the process has ended, or is stopped
+            with suppress(OSError):  # the listening process has ended, or is stopped
                 os.write(pipe, b".")
 
     def stop(self) -> None:
@@ -56,7 +57,7 @@ class Watchdog(threading.Thread):
         if self._listener is None:
             return
         if self.is_alive():
-            self.join(LEAVE_SECONDS)  # after the pipe is closed, its number may be reused
+            self.join(LEAVE_SECONDS)  # so that the thread does not write to the number of the closed pipe
         assert self._listener.stdin is not None
         with suppress(OSError):
             self._listener.stdin.close()
@@ -77,10 +78,10 @@ def listen(beat_seconds: float) -> None:
         if readable and not os.read(0, 4096):
             return
         silent_looks = 0 if readable or is_stopped(parent) else silent_looks + 1
-    if os.getppid() == parent:  # another process could have this number by now
+    if os.getppid() == parent:  # otherwise the parent has ended, and another process may have its number
         silence = f"{BEATS * beat_seconds:g} s"
-        words = f"rota: process {parent} was silent for {silence}: a job in it does not let others run; killed"
-        print(words, file=sys.stderr, flush=True)  # noqa: T201 — the only voice it has
+        words = f"rota: killed process {parent}, which was silent for {silence}: a job in it does not let others run"
+        print(words, file=sys.stderr, flush=True)  # noqa: T201 — this process has no logging
         os.kill(parent, signal.SIGKILL)
 
 

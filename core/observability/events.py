@@ -16,7 +16,7 @@ E = TypeVar("E", bound="Event")
 
 @dataclass(slots=True)
 class Event:
-    """The base of all events. The values of its fields are values that JSON can hold. Spans are in seconds."""
+    """The base class of all events. Their fields hold only values that JSON can hold. Spans are in seconds."""
 
     name: ClassVar[str]
     level: ClassVar[int]
@@ -43,7 +43,7 @@ class Event:
 
 @dataclass_transform()
 def event(name: str, level: int, words: str) -> Callable[[type[E]], type[E]]:
-    """Declare an event. ``name`` is ``topic.what_happened``; ``words`` is its text for people."""
+    """Declare an event. ``name`` has the form ``topic.what_happened``. ``words`` is the event's text for people."""
 
     def declare(declared: type[E]) -> type[E]:
         made = dataclass(slots=True)(declared)
@@ -123,7 +123,9 @@ class RunPostponed(Event):
     "run.lease_lost", WARNING, "run {run} was given to another worker after {seconds:.3f} s; nothing was committed here"
 )
 class RunLeaseLost(Event):
-    """Another worker has the run, since this process sent no heartbeat for too long. This process committed nothing."""
+    """This process sent no heartbeat for too long, so another worker has the run now. This process can no longer commit
+    the attempt's work.
+    """
 
     job: str
     run: int
@@ -149,8 +151,8 @@ class RunNotConnected(Event):
 
 @event("run.interrupted", WARNING, "{runs} running runs are interrupted: their leases are lost")
 class RunInterrupted(Event):
-    """The process of these runs was silent for too long. Its connections are closed, so that PostgreSQL frees their
-    locks.
+    """This process sent no heartbeat for too long, so its runs have lost their leases. It closes the connections of
+    these runs, so that PostgreSQL frees their locks.
     """
 
     runs: int
@@ -158,8 +160,8 @@ class RunInterrupted(Event):
 
 @event("run.idle_in_transaction", WARNING, "run {run} of {job} has not used its transaction for {seconds} s")
 class RunIdleInTransaction(Event):
-    """The run's transaction holds a connection and its locks meanwhile. The job should call `run.checkpoint()` before
-    it waits.
+    """An idle transaction still holds its connection and its locks. The job should call `run.checkpoint()` before it
+    waits.
     """
 
     job: str
@@ -211,7 +213,7 @@ class RunSkipped(Event):
 
 @event("run.locked", DEBUG, "run {run} is locked by another transaction, and is sent again soon")
 class RunLocked(Event):
-    """A transaction that has called `enqueue(…, unless="waiting")` has found this run. The run starts when that
+    """A transaction has called `enqueue(…, unless="waiting")`, found this run, and locked it. The run starts when that
     transaction has ended.
     """
 
@@ -252,8 +254,9 @@ class RunProgress(Event):
 
 @event("run.isolated", WARNING, "run {run} gets its own process, since processes died while working on it")
 class RunIsolated(Event):
-    """Two processes died while working on this run, so its last attempt has its own process. If that process dies too,
-    the run is dead and the worker continues. If the worker ends first, the run is released, uncounted.
+    """Several processes died while working on this run, so its last attempt is made in a process of its own. If that
+    process dies too, the run is dead, and the worker continues. If the worker ends first, the run is released,
+    uncounted.
     """
 
     job: str
@@ -271,7 +274,7 @@ class RunHardLimit(Event):
 
 @event("run.not_claimed", ERROR, "no run can be claimed: {error}")
 class RunNotClaimed(Event):
-    """PostgreSQL is away, or this process is not registered. Logged once. The runs stay in the ledger."""
+    """PostgreSQL is away, or this process is not registered. The event is logged once. The runs stay in the ledger."""
 
     error: str
 
@@ -285,7 +288,7 @@ class RunNotClaimedAhead(Event):
 
 @event("run.not_woken", WARNING, "{runs} ended runs could not wake the runs that wait for them: {error}")
 class RunNotWoken(Event):
-    """PostgreSQL went away when runs had ended that other runs may wait for. The dispatcher wakes the waiting runs
+    """PostgreSQL was away when runs had ended that other runs may wait for. The dispatcher wakes these other runs
     within seconds.
     """
 
@@ -341,7 +344,9 @@ class RunForgotten(Event):
 
 @event("run.lost_too_often", ERROR, "run {run} was lost too often by a living process; it is dead")
 class RunLostTooOften(Event):
-    """A living process claimed a run and lost the claim too often. The run is dead, with the reason `lost`."""
+    """A living process claimed the run several times, and the answer to the claim was lost each time. The run is dead,
+    with the reason `lost`.
+    """
 
     job: str
     run: int
@@ -557,8 +562,8 @@ class MessageDead(Event):
 
 @event("message.hard_limit", ERROR, "message {message} passed its hard limit ({limit_seconds:.0f} s); the process ends")
 class MessageHardLimit(Event):
-    """The same as `run.hard_limit` on the fast lane. The message is dead-lettered at once, even if it has retries left:
-    it would also end the next process.
+    """A job on the fast lane did not end in time. Its process exits with status 70 and is restarted. The message is
+    dead-lettered at once, even if it has retries left, since it would also end the next process.
     """
 
     job: str
@@ -749,7 +754,7 @@ class ProcessResumed(Event):
 @event("process.not_registered", ERROR, "not registered: {error}; trying again")
 class ProcessNotRegistered(Event):
     """PostgreSQL is away or not migrated, or the role lacks the named right. Until the process is registered, it claims
-    no runs and fetches no messages from queues of the ledger. It tries to register every second.
+    no runs and fetches no messages from queues of the ledger. It tries to register twice a second.
     """
 
     error: str
@@ -802,22 +807,22 @@ class ProcessChildEnded(Event):
 
 @event("process.state_put_back", WARNING, "{what} was changed by {jobs}, and is restored")
 class ProcessStatePutBack(Event):
-    """A run changed the state of its process. The former state was restored. Logged once for each kind of state and
-    job.
+    """A run changed the state of its process. The former state was restored. The event is logged once for each kind of
+    state and job.
     """
 
-    #: The job. Several jobs, if their runs were running at the same time. ``a job``, if the job is unknown.
+    #: The job; several jobs if their runs were running at the same time; ``a job`` if the job is unknown.
     jobs: str
     what: str
 
 
 @event("process.state_kept", INFO, "{what} was changed by {jobs}, and is not restored")
 class ProcessStateKept(Event):
-    """A run changed the state of its process, or left threads. The change stays, since a library may need it. Logged
-    once for each kind of state and job.
+    """A run changed the state of its process, or left threads. The change stays, since a library may need it. The event
+    is logged once for each kind of state and job.
     """
 
-    #: The job. Several jobs, if their runs were running at the same time.
+    #: The job; several jobs if their runs were running at the same time.
     jobs: str
     what: str
 
@@ -866,9 +871,9 @@ class LimitNotEnforced(Event):
 # The dispatcher
 
 
-@event("dispatcher.leading", INFO, "leads")
+@event("dispatcher.leading", INFO, "the dispatcher of this process leads")
 class DispatcherLeading(Event):
-    """This process's dispatcher leads in the fleet."""
+    """Of the dispatchers of all processes, the dispatcher of this process is the one that works."""
 
 
 @event("dispatcher.deposed", WARNING, "the connection of leader {leader} was closed: its process sent no heartbeat")
@@ -880,7 +885,9 @@ class DispatcherDeposed(Event):
 
 
 @event(
-    "dispatcher.stepped_down", WARNING, "steps down: this process cannot reach Redis, and another worker may reach it"
+    "dispatcher.stepped_down",
+    WARNING,
+    "the leader steps down: this process cannot reach Redis, and another worker may reach it",
 )
 class DispatcherSteppedDown(Event):
     """The leader has not reached Redis for 10 seconds, and there are other live workers, so another worker leads now.
@@ -888,7 +895,7 @@ class DispatcherSteppedDown(Event):
     """
 
 
-@event("dispatcher.interrupted", ERROR, "interrupted: {error}; trying again")
+@event("dispatcher.interrupted", ERROR, "the dispatcher was interrupted: {error}; trying again")
 class DispatcherInterrupted(Event):
     """The dispatcher's connection broke, or PostgreSQL is away. The dispatcher tries again; meanwhile another worker
     may lead.
@@ -897,7 +904,7 @@ class DispatcherInterrupted(Event):
     error: str
 
 
-@event("dispatcher.failed", ERROR, "a step failed; going on")
+@event("dispatcher.failed", ERROR, "the dispatcher failed, and continues")
 class DispatcherFailed(Event):
     """The dispatcher had an error of its own, and continues. Please report the error with its traceback."""
 
@@ -912,14 +919,14 @@ class DispatcherStepFailed(Event):
     error: str
 
 
-@event("recovery.interrupted", ERROR, "interrupted: {error}; trying again")
+@event("recovery.interrupted", ERROR, "the recovery of runs was interrupted: {error}; trying again")
 class RecoveryInterrupted(Event):
     """The connection of the thread that recovers the runs of dead processes broke. The thread connects again."""
 
     error: str
 
 
-@event("recovery.failed", ERROR, "failed; going on")
+@event("recovery.failed", ERROR, "the recovery of runs failed, and continues")
 class RecoveryFailed(Event):
     """The thread that recovers the runs of dead processes had an error of its own, and continues. Please report the
     error.
@@ -990,7 +997,7 @@ class LedgerFeedFailed(Event):
 # Redis
 
 
-@event("redis.trouble", ERROR, "{error}; trying again until it can be reached ({failures} failures so far)")
+@event("redis.trouble", ERROR, "{error}; trying again until Redis can be reached ({failures} failures so far)")
 class RedisTrouble(Event):
     """Redis is away, full (`OOM`), a replica (`READONLY`) or slow; the text comes from Redis. This is logged once, and
     again every minute. Nothing is lost: messages stay in Redis, and acknowledgements are sent when Redis can be
@@ -1001,21 +1008,21 @@ class RedisTrouble(Event):
     failures: int
 
 
-@event("redis.recovered", WARNING, "can be used again after {failures} failures")
+@event("redis.recovered", WARNING, "Redis can be used again after {failures} failures")
 class RedisRecovered(Event):
-    """Redis has worked for 5 seconds, after this many failures."""
+    """Redis has worked again for 5 seconds."""
 
     failures: int
 
 
-@event("redis.away", WARNING, "away, so runs are taken from the ledger: {error}")
+@event("redis.away", WARNING, "Redis is away, so runs are taken from the ledger: {error}")
 class RedisAway(Event):
     """In the mode `auto`: Redis cannot be used, so workers take runs directly from the ledger."""
 
     error: str
 
 
-@event("redis.back", WARNING, "back, and runs go through it again")
+@event("redis.back", WARNING, "Redis is back, and runs go through it again")
 class RedisBack(Event):
     """In the mode `auto`: Redis can be used again, so runs go through Redis."""
 
@@ -1033,7 +1040,7 @@ class PluginBroken(Event):
 
 @event("plugin.failed", DEBUG, "plugin {plugin} could not be loaded")
 class PluginFailed(Event):
-    """The traceback of the error in `plugin.broken`."""
+    """The event has the traceback of the error that `plugin.broken` names."""
 
     plugin: str
 
@@ -1079,14 +1086,18 @@ class JobOutlivesItsRuns(Event):
 # Metrics and logs
 
 
-@event("metrics.serving", INFO, "served on port {port}")
+@event("metrics.serving", INFO, "metrics are served on port {port}")
 class MetricsServing(Event):
     """`/metrics` can be read on this port."""
 
     port: int
 
 
-@event("metrics.not_served", WARNING, "port {port}: {error}; set ROTA_METRICS_PORT to another port, or to 0 for none")
+@event(
+    "metrics.not_served",
+    WARNING,
+    "metrics cannot be served on port {port}: {error}; set ROTA_METRICS_PORT to another port, or to 0 for none",
+)
 class MetricsNotServed(Event):
     """The port cannot be used, usually because another worker on the host uses it. Give each worker a
     `ROTA_METRICS_PORT` of its own.

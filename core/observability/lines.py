@@ -20,16 +20,16 @@ LONGEST_LINE = 64 * 2**10
 LONGEST_SHORT = 1024
 #: The width of a line's job on a terminal, in characters. It lets the text of a run's success fit into 80 columns.
 SUBJECT_WIDTH = 30
-#: The fields that every line of a run has and that the text of an event has already.
+#: The fields that say which run or message a line is about. A line for people shows them in another way.
 ABOUT = ("job", "run", "slot", "attempt", "message")
-#: The fields that Rota writes and that hold no value of an argument.
+#: The fields that only Rota sets. They never hold a value of an argument, so nothing is hidden in them.
 KEPT = (*ABOUT, "timestamp", "level", "logger")
 DIM, YELLOW, RED, PLAIN = "\x1b[2m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 MARKS = {"warning": ("!", YELLOW), "error": ("E", RED), "critical": ("E", RED), "debug": ("d", DIM)}
 
 
 def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) -> EventDict:
-    """Return the line of an ``event``: the fields ``about`` its run, the event's fields, its name and its text."""
+    """Return the line of ``event``, with the fields ``about`` of the attempt that logged it."""
     fields = event.fields()
     line: EventDict = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
@@ -46,13 +46,13 @@ def of_event(event: Event, record: logging.LogRecord, about: Mapping[str, Any]) 
 
 
 def in_words(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
-    """Return a traceback of bounded length, its head and its tail.
+    """Return a traceback, or only its head and its tail if it is too long.
 
     The traceback has no local variables, since they may hold secrets.
     """
     try:
         text = "".join(traceback.format_exception(*exc_info)).rstrip("\n")
-    except Exception as error:  # noqa: BLE001 — an exception that cannot be formatted
+    except Exception as error:  # noqa: BLE001 — formatting calls methods of the exception, which may raise anything
         return f"{exc_info[0].__name__} (its traceback cannot be formatted: {type(error).__name__})"
     return without_middle(text)
 
@@ -81,7 +81,7 @@ def bounded(_logger: Any, _method: str, line: EventDict) -> EventDict:
 
 
 def as_json(_logger: Any, _method: str, line: EventDict) -> str:
-    """Return the line as a JSON object. ``text`` has the text of a warning or an error."""
+    """Return the line as a JSON object. The lines of warnings and errors also have their text for people, ``text``."""
     words = line.pop("words", None)
     if words is not None and line.get("level") not in {"debug", "info"}:
         line["text"] = words
@@ -117,12 +117,12 @@ def text_of(value: Any) -> str:
     """Return the text of a value whose ``str`` may raise an error."""
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 — a job's own class
+    except Exception:  # noqa: BLE001 — ``value`` may be of a job's class, whose ``str`` may raise anything
         return f"<{type(value).__name__}>"
 
 
 def console(*, colors: bool) -> Callable[[Any, str, EventDict], str]:
-    """Return a renderer for people, which writes the time, the job (or topic, or library), and the text."""
+    """Return a renderer for people. A line has the time, the job (or the topic, or the library), and the text."""
 
     def paint(text: str, colour: str) -> str:
         return f"{colour}{text}{PLAIN}" if colors and text else text
@@ -157,7 +157,7 @@ def said_by(line: EventDict) -> str:
 
 
 def extra(line: EventDict) -> list[tuple[str, Any]]:
-    """Return the fields of a line of a library, without the fields that every line has."""
+    """Return the fields of a line of a library, without the fields that many lines have."""
     known = {"event", "level", "logger", "timestamp", "exception", *ABOUT}
     return [(name, value) for name, value in line.items() if name not in known]
 

@@ -2,9 +2,11 @@
 
 from collections import deque
 
-#: The most lines that are kept, the most characters of one line, and the most characters of all lines.
+#: The most lines that are kept.
 MOST_LINES = 50
+#: The most characters of one line.
 LONGEST_LINE = 1000
+#: The most characters of all lines together.
 LONGEST_TAIL = 10_000
 
 
@@ -25,7 +27,7 @@ class LogTail:
 
     @property
     def text(self) -> str | None:
-        """Return the newest lines, as many whole lines as there is room for; None if nothing was logged."""
+        """The newest lines, as many whole lines as fit into ``LONGEST_TAIL``; None if nothing was logged."""
         kept: list[str] = []
         room = LONGEST_TAIL
         for line in reversed(tuple(self._lines or ())):

@@ -20,7 +20,7 @@ from core.settings import LogFormat, LogLevel
 
 #: The programs that import ``core.main`` to run it.
 PROGRAMS = {"dramatiq", "periodiq", "rota"}
-#: Handlers of plugins may block this process for this many seconds when it ends or is stuck.
+#: When this process ends or is stuck, handlers that are not Rota's may block it for at most this many seconds.
 OTHERS_SECONDS = 1.0
 
 #: The attribute of Dramatiq's log records that has the secrets of the message. The traceback may contain these secrets.
@@ -30,10 +30,10 @@ SECRETS = "rota_secrets"
 _about: ContextVar[tuple[Mapping[str, Any], LogTail | None]] = ContextVar("rota.about", default=({}, None))
 
 
-class about:  # a class, since a generator takes twice the time, in each run
+class about:  # a class, since a generator takes twice the time, and each run needs this
     """Put ``fields`` on every line that is logged in the block, and add the line to ``tail``.
 
-    structlog's own way needs a context variable for each field.
+    structlog's bound variables are not used, since they need a context variable for each field.
     """
 
     __slots__ = ("_about", "_token")
@@ -54,7 +54,7 @@ def merge_about(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, 
 
 
 class EmitOnce:
-    """Logs an event once, and again only after a different event or a reset. For steps that are retried often."""
+    """Logs an event only once, for a step that is retried often. After another event or a reset, it is logged again."""
 
     def __init__(self) -> None:
         self._last: Event | None = None
@@ -159,7 +159,10 @@ def without_arguments(value: Any) -> Any:
 
 
 def flush(within: float = FLUSH_SECONDS) -> None:
-    """Write waiting lines within this many seconds. For a process that ends without the interpreter's shutdown."""
+    """Wait until waiting lines are written, but at most this many seconds.
+
+    A process that ends without the interpreter's shutdown must call this function before its end.
+    """
     sinks, others = handlers()
     for sink in sinks:
         sink.flush(within)
@@ -169,8 +172,8 @@ def flush(within: float = FLUSH_SECONDS) -> None:
 def emit_unblocked(event: Event) -> None:
     """Log ``event``, even if other threads of this process stand still.
 
-    This takes no lock of ``logging``, since a thread may hold such a lock for ever. Rota's handlers never block and
-    come first. Handlers of plugins have a second.
+    This function takes no lock of ``logging``, since a thread may hold such a lock for ever. Rota's handlers never
+    block, and get the event first. All other handlers have one second.
     """
     if event.severity < logging.getLogger().level:
         return

@@ -1,4 +1,4 @@
-"""The files in which the processes of a worker share their metrics. Merges the files of dead processes.
+"""Merges the metric files of dead processes. The processes of a worker share their metrics in these files.
 
 Without the merge, every replaced process would leave a few files, and every scrape would read them.
 """
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from core.observability import metric_folder
 
-#: The names of files with values of living processes only, and the names of files whose values are kept.
+#: The names of files whose values end with their process.
 LIVE = re.compile(r"gauge_live\w+_(\d+)\.db")
+#: The names of files whose values are kept after the end of their process.
 LASTING = re.compile(r"(counter|histogram|gauge_mostrecent)_(\d+)\.db")
 #: The process id in the names of merged files. No process has this id.
 THE_DEAD = 0

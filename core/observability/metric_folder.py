@@ -1,8 +1,8 @@
-"""The private folder in which the processes of a worker share their metrics. Without it, work continues without shared
-metrics.
+"""The private folder in which the processes of a worker share their metrics.
 
 All users can write to the system's temporary folder. So Rota puts its files there into one folder per user, which no
-other user can enter. This is checked before the folder is used.
+other user can enter. This is checked before the folder is used. If the folder cannot be used, the processes work
+without shared metrics.
 """
 
 import os

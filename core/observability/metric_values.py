@@ -33,7 +33,7 @@ def have_room() -> None:
 
 
 class _Here:
-    """The id of this process. Stored, since each change of a value needs it, and ``os.getpid`` is a system call."""
+    """Stores the id of this process, since each change of a value needs the id, and ``os.getpid`` is a system call."""
 
     pid = os.getpid()
 

@@ -21,7 +21,7 @@ _making = threading.Lock()
 #: The last status that was set for each task, and the time when it was set, in monotonic seconds.
 _said: dict[str, tuple[bool, float]] = {}
 
-#: An unchanged status is set again after this many seconds. So if several processes set it, the last value counts.
+#: An unchanged status is set again after this many seconds, so that it is newer than the values of other processes.
 SAY_AGAIN_SECONDS = 1.0
 
 #: The limits of the buckets, in seconds, from a job that does nothing to the default hard limit.
@@ -52,7 +52,7 @@ def share(folder: Path | None) -> bool:
 
 
 def _metrics() -> Any:
-    with _making:  # two threads would register each metric twice
+    with _making:  # otherwise two threads could register each metric twice
         return _made()
 
 

@@ -17,7 +17,7 @@ BIND_AGAIN_SECONDS = 5.0
 _collecting = threading.Lock()
 
 
-#: Whether the worker is healthy, and its health as JSON.
+#: Returns whether the worker is healthy, and its health as JSON.
 Health = Callable[[], tuple[bool, bytes]]
 
 
@@ -51,7 +51,7 @@ class Metrics(BaseHTTPRequestHandler):
     health: Health | None = None
 
     def do_GET(self) -> None:
-        """The metrics of all processes as text, or their health as JSON."""
+        """Answer with the metrics of all processes as text, or with their health as JSON."""
         path = self.path.partition("?")[0]
         if path == "/health" and self.health is not None:
             is_healthy, body = self.health()
@@ -59,7 +59,7 @@ class Metrics(BaseHTTPRequestHandler):
         elif path != "/metrics":
             self.send_error(404)
         elif not self.are_shared:
-            self.send_error(503, "metrics.given_up: see the log")
+            self.send_error(503, "this worker has no shared metrics; see the event metrics.given_up in its log")
         else:
             self._answer(200, *collect())
 

@@ -1,8 +1,8 @@
 """Hides secret values: in JSON by their names, and in errors, tracebacks and log lines by their texts.
 
-The names are those of a job's ``Secret`` parameters, and those in ``ROTA_REDACT``. While a run is worked on, the values
-of its secret arguments are replaced in every text that its thread logs or records. A value of fewer than four
-characters is not looked for in texts, since it would be found everywhere.
+The secret names are those of a job's ``Secret`` parameters, and those in ``ROTA_REDACT``. While a thread works on a
+run, the values of the run's secret arguments are replaced in every text that the thread logs or records. A value of
+fewer than four characters is not replaced in texts, since such a short text is found in many other words.
 """
 
 import json
@@ -15,14 +15,17 @@ from urllib.parse import quote
 from core import settings
 
 HIDDEN = "(hidden)"
-#: The fewest characters of a value that is looked for in texts.
+#: The fewest characters of a value that is replaced in texts.
 SHORTEST = 4
 
 _secrets: ContextVar[tuple[str, ...]] = ContextVar("rota.secrets", default=())
 
 
 def named(value: Any, names: Collection[str]) -> Any:
-    """Return ``value``, of JSON, with the values of ``names`` hidden in objects at any depth. Case is ignored."""
+    """Return the JSON ``value`` with the values of ``names`` hidden in objects at any depth.
+
+    ``names`` must be in lower case. The case of the names in ``value`` is ignored.
+    """
     if not names:
         return value
     if isinstance(value, Mapping):
@@ -33,7 +36,7 @@ def named(value: Any, names: Collection[str]) -> Any:
 
 
 def texts(args: Mapping[str, Any], names: Collection[str]) -> tuple[str, ...]:
-    """Return the texts as which the values of ``names`` in ``args`` can appear in an error or a log line, the longest
+    """Return the texts by which an error or a log line can contain the values of ``names`` in ``args``, the longest
     first.
     """
     found = {form for value in _values(args, names) for form in _forms(value)}
@@ -52,7 +55,7 @@ def _values(value: Any, names: Collection[str], *, is_secret: bool = False) -> I
 
 
 def _forms(text: str) -> Iterator[str]:
-    """Yield the text as it is, as Python and JSON write it, and as a URL contains it."""
+    """Yield ``text`` unchanged, as Python writes it in ``repr``, as JSON writes it, and quoted for a URL."""
     if len(text) >= SHORTEST:
         yield text
         yield repr(text)[1:-1]
@@ -71,14 +74,14 @@ def hiding(secrets: tuple[str, ...]) -> Iterator[None]:
 
 
 def hide(text: str, secrets: Iterable[str] | None = None) -> str:
-    """Return ``text`` without ``secrets``, which are by default those of the run that this thread works on."""
+    """Return ``text`` without ``secrets``, by default without the secrets of the run that this thread works on."""
     for secret in _secrets.get() if secrets is None else secrets:
         text = text.replace(secret, HIDDEN)
     return text
 
 
 def hide_within(value: Any, secrets: Collection[str] | None = None) -> Any:
-    """Return ``value`` without ``secrets``, which may be texts or numbers at any depth of lists and objects."""
+    """Return ``value`` without ``secrets``. They are hidden in texts and numbers, at any depth of lists and objects."""
     secrets = _secrets.get() if secrets is None else secrets
     if not secrets or value is None or isinstance(value, bool):
         return value
@@ -94,7 +97,7 @@ def hide_within(value: Any, secrets: Collection[str] | None = None) -> Any:
 def _text(value: Any) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 — a job's own class
+    except Exception:  # noqa: BLE001 — ``value`` may be of a job's class, whose ``str`` may raise anything
         return f"<{type(value).__name__}>"
 
 

@@ -1,12 +1,11 @@
 """A log handler that never blocks: lines wait in memory for a thread that writes them.
 
-A log's reader can go away or fall behind (``rota worker 2>&1 | head``, a log shipper that hangs, a terminal that is
-stopped). A handler that writes in the caller's thread then stops every thread that logs. In this module, if the memory
-for lines is full, a line is dropped and counted, and the next written line says how many were dropped.
+The program that reads a log can end or be too slow (``rota worker 2>&1 | head``, a log shipper that hangs, a terminal
+that is stopped). Then a handler that writes in the caller's thread blocks every thread that logs. This handler drops
+and counts lines if too many wait. The next line that is written says how many were dropped.
 
 Unlike the handlers of ``logging``, this handler has no lock that a thread holds while it formats or writes. An
-interruption at a time limit can reach a thread just after it has taken such a lock, and then no other thread can log
-any more.
+interruption at a time limit can reach a thread just after it has taken such a lock, and then no other thread could log.
 """
 
 import logging
@@ -23,7 +22,7 @@ from core import forks
 from core.observability.events import LogDropped
 
 STDERR = 2
-#: The most characters that may wait: about a second of a very busy process.
+#: The most characters that may wait to be written. A very busy process logs about as much in a second.
 MOST_WAITING = 4 * 2**20
 #: The most characters that the thread takes from the queue at once.
 CHUNK = 32 * 2**10
@@ -103,7 +102,7 @@ class Sink(logging.Handler):
         #: The number of lines that were dropped, and the number of these that the log has reported.
         self._dropped = self._told = 0
         self._thread: threading.Thread | None = None
-        #: Held only while numbers are added, without a call in which an interruption could arrive.
+        #: Held only while numbers are added. No function is called meanwhile, so no interruption can arrive.
         self._counting = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -148,9 +147,7 @@ class Sink(logging.Handler):
 
     def flush(self, within: float = FLUSH_SECONDS) -> None:
         """Wait until everything is written, at most ``within`` seconds. The interpreter calls this at exit."""
-        if (
-            self._pid != os.getpid() or self._thread is None
-        ):  # a forked child that has logged nothing, or no line at all
+        if self._pid != os.getpid() or self._thread is None:  # nothing was logged in this process yet
             return
         written = threading.Event()
         self._lines.put(written)
@@ -204,7 +201,7 @@ class Sink(logging.Handler):
     def _drop(self, lines: int) -> None:
         with self._counting:
             self._dropped += lines
-        with suppress(Exception):  # a metric cannot be written to a full disk
+        with suppress(Exception):  # the disk may be full, so that the metric cannot be written
             self._on_dropped(lines)
 
 

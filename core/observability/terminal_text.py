@@ -1,4 +1,4 @@
-"""Makes untrusted text safe for a terminal: keys, errors, names and reasons may have control characters."""
+"""Makes untrusted text safe for a terminal. Keys, errors, names and reasons may contain control characters."""
 
 import unicodedata
 

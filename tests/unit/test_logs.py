@@ -205,7 +205,8 @@ def test_a_warning_says_in_words_what_it_means(json_log: Log):
     [line] = json_log.lines
     assert (line["event"], line["port"]) == ("metrics.not_served", 9191)
     assert line["text"] == (
-        "port 9191: Address already in use; set ROTA_METRICS_PORT to another port, or to 0 for none"
+        "metrics cannot be served on port 9191: Address already in use; "
+        "set ROTA_METRICS_PORT to another port, or to 0 for none"
     )
 
 

@@ -2,12 +2,12 @@
 
 Each server is a child of this process and keeps its data in a folder. Do not use this package in production.
 
-Three rules decide how it works. *One starter per folder:* a lock is held while a server runs. *No leftovers:* a starter
-that was killed leaves its servers running. So the command line of each server process contains a mark, made from the
-data folder; the next start finds these processes by the mark and ends them first. *Not as root:* PostgreSQL refuses to
-run as root. If root starts the servers, both run as the account that owns their data. For new data, that account is
-``pgserver``, which is created if it is missing. If that account cannot reach a folder, ``/var/lib/rota`` is used
-instead.
+Three rules decide how this package works. *One starter per folder:* a lock is held while a server runs. *No leftovers:*
+a starter that was killed leaves its servers running. So the command line of each server process contains a mark, which
+is made from the data folder. The next start finds these processes by the mark, and ends them first. *Not as root:*
+PostgreSQL refuses to run as root. If root starts the servers, both run as the account that owns their data. For new
+data, that account is ``pgserver``, which is created if it is missing. If that account cannot reach a folder,
+``/var/lib/rota`` is used instead.
 """
 
 from collections.abc import Iterator

@@ -33,7 +33,7 @@ class FolderLock:
             holder = os.read(fd, 20).decode().strip() or "unknown"
             os.close(fd)
             raise EmbeddedServerError(
-                f"{folder} is already being served by process {holder}; stop that one first, or use another folder"
+                f"{folder} is already being served by process {holder}; stop that process first, or use another folder"
             ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -35,15 +35,15 @@ def require(path: Path, account: Account) -> None:
     """Raise EmbeddedServerError if ``account`` cannot reach ``path``."""
     if not may_reach(path, account):
         raise EmbeddedServerError(
-            f"user {account.uid}, which the server runs as, cannot reach {path}: one of its parents is closed; "
-            "move it elsewhere, or start as a normal user"
+            f"the server runs as user {account.uid}, who cannot reach {path}, since one of the folders above it is "
+            "closed to this user; move it elsewhere, or start as a normal user"
         )
 
 
 def make(folder: Path) -> None:
-    """Make ``folder`` and its parents, if they are missing. Other users can enter folders that root makes.
+    """Make ``folder`` and its parents, if they are missing. Raises OSError.
 
-    Raises OSError.
+    If root makes a folder, other users can enter it, since the server runs as another user.
     """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)

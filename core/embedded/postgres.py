@@ -39,7 +39,8 @@ class EmbeddedPostgres(EmbeddedServer):
 
     name = "postgres"
     program = "postgres"
-    #: "Fast" ends sessions and writes a checkpoint. "Immediate" leaves this work to the recovery at the next start.
+    #: SIGINT asks for PostgreSQL's fast shutdown, which ends sessions and writes a checkpoint. SIGQUIT asks for the
+    #: immediate shutdown, which leaves this work to the recovery at the next start.
     farewells = ((signal.SIGINT, 3.5), (signal.SIGQUIT, 0.5))
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
@@ -48,7 +49,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """Return the URL of the database ``rota`` for SQLAlchemy and libpq. It stays the same for a folder."""
+        """The URL of the database ``rota`` for SQLAlchemy and libpq. A folder always has the same URL."""
         return self._url(DATABASE)
 
     def _url(self, database: str) -> str:
@@ -102,7 +103,9 @@ class EmbeddedPostgres(EmbeddedServer):
         try:
             folder.mkdir(mode=0o700)  # not exist_ok: a folder in /tmp could be another user's
         except OSError as error:
-            raise EmbeddedServerError(f"cannot make a folder for the socket: {error}; set TMPDIR to another") from error
+            raise EmbeddedServerError(
+                f"cannot make a folder for the socket: {error}; set TMPDIR to another folder"
+            ) from error
         if self._account:
             os.chown(folder, self._account.uid, self._account.gid)
             places.require(folder, self._account)
@@ -125,10 +128,10 @@ class EmbeddedPostgres(EmbeddedServer):
         return True
 
     def _clear_leftovers(self) -> None:
-        """Remove the files from which PostgreSQL concludes that it is running, after it has ended.
+        """Remove files that an ended PostgreSQL has left, and that would prevent the next start.
 
-        The check uses the process id in these files, which is wrong if another process has that id now, or if it
-        belongs to a zombie that no parent collects (common in containers).
+        PostgreSQL refuses to start if the process whose id is in these files exists. That may be another process with
+        the same id, or a zombie that no parent collects, which is common in containers.
         """
         pid_file = self.data / "postmaster.pid"
         if pid_file.exists() and not _is_strange_postgres(pid_file):

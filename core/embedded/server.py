@@ -1,4 +1,4 @@
-"""The common part of both servers: the lock, the account, the child process, its readiness and its end."""
+"""Starts and ends a server, with the parts that PostgreSQL and Redis have in common."""
 
 import importlib.util
 import os
@@ -101,7 +101,7 @@ class EmbeddedServer:
         raise NotImplementedError
 
     def _before_launch(self) -> None:
-        """Prepare resources that a leftover server would still be using."""
+        """Prepare resources that a leftover server could have been using until now."""
 
     def _command(self, binary: Path) -> list[str]:
         raise NotImplementedError
@@ -134,7 +134,7 @@ class EmbeddedServer:
         return binary.parent, [binary.name]
 
     def _choose_account(self) -> Account | None:
-        """Return the account as which to run, or None for this process's own account."""
+        """Return the account under which the server runs, or None for this process's own account."""
         owner = self.data.stat() if self.data.exists() else None
         if os.geteuid() == 0:
             return Account(owner.st_uid, owner.st_gid) if owner and owner.st_uid else pgserver_account()
@@ -231,7 +231,7 @@ class EmbeddedServer:
 
 
 def binary_of(package: str, path: str) -> Path:
-    """Return a program in a pip package, found without an import: the import of such a package has side effects."""
+    """Return a program in a pip package. The package is not imported, since its import has side effects."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     binary = Path(folders[0]) / path if folders else None

@@ -1,4 +1,4 @@
-"""Checks, from a package's metadata, whether an installed plugin may be loaded. Imports no plugin."""
+"""Checks from a package's metadata whether an installed plugin may be loaded. Does not import the plugin."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from core.errors import PluginError
 OURS = "rota"
 #: The form of a plugin's name, which is part of the names of its tables and environment variables.
 PLUGIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-#: The prefix of the ledger's tables.
+#: The names that no plugin may have, since the names of the ledger's tables begin with them.
 RESERVED = {OURS}
 EXPECTED_NAME = "a letter, then letters, digits and _, all lower-case, at most 40"
 
@@ -61,7 +61,7 @@ def refuse_newer(distribution: Distribution) -> None:
         if not requirement.specifier.contains(Version(installed), prereleases=True):
             raise PluginError(
                 f"{distribution.name} {distribution.version} needs {OURS}{requirement.specifier}, "
-                f"and {installed} is installed; upgrade {OURS}, or install a version that fits it"
+                f"and {installed} is installed; upgrade {OURS}, or install another version of {distribution.name}"
             )
 
 

@@ -58,7 +58,7 @@ def _installed() -> Registry:
 
 @contextmanager
 def using(registry: Registry) -> Iterator[Registry]:
-    """Use ``registry`` as the current registry within the block. For tests."""
+    """Use ``registry`` as the current registry within the block. Tests need this."""
     _in_use.append(registry)
     try:
         yield registry
@@ -69,7 +69,7 @@ def using(registry: Registry) -> Iterator[Registry]:
 def load(points: Iterable[EntryPoint], disabled: Collection[str] = ()) -> Registry:
     """Load the built-in plugin and every plugin of ``points`` that is not ``disabled``.
 
-    Never raises for a plugin: a broken plugin is reported.
+    A plugin that cannot be loaded is logged and marked as broken. It never makes this function raise an error.
     """
     manager = pluggy.PluginManager(NAMESPACE)
     manager.add_hookspecs(hookspecs)
@@ -139,7 +139,7 @@ def instantiate(loaded: Any) -> Any:
 
 
 def offers(manager: pluggy.PluginManager, name: str, plugin: Any) -> Plugin:
-    """Return the jobs, migrations, settings and others that ``plugin``'s hooks return. Raises if one is invalid."""
+    """Call the hooks of ``plugin``, and return their checked answers. Raises an error if an answer is invalid."""
     refuse_misspelt_hooks(plugin)
     manager.register(plugin, name=name)
     jobs = [job for jobs in answers(manager, "register_jobs", plugin) for job in checked(jobs)]
@@ -174,9 +174,9 @@ def check_settings(name: str, offered: type[PluginSettings]) -> type[PluginSetti
 
 
 def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
-    """Return the result of ``hook`` of ``plugin``. If the plugin has no such hook, return an empty list.
+    """Return a list with the result of ``hook`` of ``plugin``, or an empty list if the plugin has no such hook.
 
-    Raises PluginError for None.
+    Raises PluginError if the hook returned None.
     """
     caller = manager.subset_hook_caller(hook, [other for other in manager.get_plugins() if other is not plugin])
     answered: list[Any] = caller()
@@ -221,7 +221,8 @@ def checked(jobs: Any) -> list[Job]:
 def refuse_contradicting_limits(jobs: Iterable[Job]) -> None:
     """Raise PluginError if two of a plugin's jobs declare a limit with different numbers.
 
-    If two plugins do, the smaller numbers apply, and ``rota check`` names the limit: neither plugin can know the other.
+    If jobs of two plugins do this, the smaller numbers apply, and ``rota check`` names the limit. This is not an error,
+    since a plugin cannot know the limits of another plugin.
     """
     declared = ((job.name, limit.name, limit.numbers) for job in jobs for limit in job.limits)
     for name, owners in contradictions(declared).items():
@@ -245,7 +246,7 @@ def around(middleware: Any) -> list[RunMiddleware]:
 
 
 def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[str, WantedSchedules]:
-    """Check that the answer names some of ``jobs`` that are keyed, each with a function. Return the answer."""
+    """Check that the answer has a function for some of the ``jobs`` that are keyed, by name. Return the answer."""
     keyed = {job.name for job in jobs if job.keyed is not None}
     found: dict[str, WantedSchedules] = {}
     for answer in answered:
@@ -254,7 +255,9 @@ def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[st
         for name, read in answer.items():
             if name not in keyed:
                 hint = suggestion(str(name), keyed)
-                raise PluginError(f"register_schedules names {name!r}, which is no job of the plugin with keyed{hint}")
+                raise PluginError(
+                    f"register_schedules names {name!r}, which is not a job of the plugin with keyed={hint}"
+                )
             if not callable(read):
                 raise PluginError(f"register_schedules returned {read!r} for {name!r}, which is not a function")
         found.update(answer)
@@ -262,7 +265,7 @@ def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[st
 
 
 def own_commands(commands: Any) -> list[Command]:
-    """Check that a plugin can bring each of ``commands``; return them."""
+    """Check that each of ``commands`` is a valid command of a plugin. Return the commands."""
     if isinstance(commands, str) or not isinstance(commands, Iterable):
         raise PluginError(f"register_commands returned {commands!r}, which is not a list of Command")
     found: list[Command] = list(commands)
@@ -288,8 +291,8 @@ def own_routes(routes: Any) -> list[Route]:
 def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
     """Return ``plugins``. If two of them declare the same job or command, both are marked as broken.
 
-    Both plugins are refused, since it is unknown which job is meant, and the wrong one must not run. Only the core is
-    never refused, since no job runs without its tables.
+    Both plugins are refused, since it is unknown which of the two jobs is meant. The core is never refused, since no
+    job runs without its tables.
     """
     owners: dict[tuple[str, str], list[str]] = defaultdict(list)
     for plugin in plugins:
@@ -300,7 +303,7 @@ def refuse_duplicates(plugins: list[Plugin]) -> list[Plugin]:
 
 
 def _names(plugin: Plugin) -> list[tuple[str, str]]:
-    """The names that no other plugin may have, each with its kind."""
+    """Return the names of the plugin that no other plugin may have, each with its kind."""
     return [*(("job", job.name) for job in plugin.jobs), *(("command", each.name) for each in plugin.commands)]
 
 

@@ -1,8 +1,7 @@
-"""Finds ``ROTA_…`` variables that neither the core nor a plugin reads. Most of them belong to a plugin that was
-removed.
+"""Finds ``ROTA_…`` variables that neither the core nor a plugin reads.
 
-Such variables are not errors, since removing a plugin must not stop the other plugins. Other modules refuse misspelt
-settings.
+Most of them belong to a plugin that was removed. They are not errors, since the removal of a plugin must not stop the
+other plugins. ``core/settings.py`` refuses misspelt settings of the core.
 """
 
 from collections.abc import Iterator, Mapping

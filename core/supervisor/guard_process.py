@@ -1,9 +1,9 @@
-"""The program of the guard: ends a supervisor's programs if the supervisor has died without ending them.
+"""The program of the guard. It ends a supervisor's programs if the supervisor has died without ending them.
 
-``guard.py`` starts this program as a separate process. It needs only the standard library. It reads ``+ pid signal
-rank`` and ``- pid`` from its input, which is a pipe whose other end only the supervisor holds. When the pipe closes,
-the supervisor has ended, perhaps by SIGKILL. The guard then signals the programs that are still on its list, the lowest
-rank first, and kills the process groups of programs that do not end.
+``guard.py`` starts this program as a separate process. It needs only the standard library. It reads lines from a pipe
+whose other end only the supervisor holds: ``+ pid signal rank`` adds a program to the guard's list, and ``- pid``
+removes it. When the pipe closes, the supervisor has ended, perhaps by SIGKILL. The guard then signals the programs that
+are still on its list, the lowest rank first, and kills the process groups of programs that do not end.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import NamedTuple
 
-#: Each rank has this many seconds to end by itself.
+#: The programs of one rank have this many seconds to end before they are killed.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 
@@ -48,7 +48,7 @@ def end(wards: Iterable[Ward]) -> None:
     left = [ward for ward in wards if tell(ward, ward.farewell)]
     deadline = time.monotonic() + GRACE_SECONDS
     while left and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)  # they are not our children, so no event tells their end
+        time.sleep(POLL_SECONDS)  # they are not children of this process, so it is not told of their end
         left = [ward for ward in left if is_alive(ward)]
     for ward in left:
         tell_group(ward, signal.SIGKILL)

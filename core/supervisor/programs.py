@@ -41,8 +41,8 @@ class Program(Protocol):
 
 
 class Signals:
-    """Counts requests to stop. These requests, and ends of children, wake the loop. Use this class only in the main
-    thread.
+    """Counts the signals that ask this process to stop. These signals, and the ends of children, wake the loop. Use
+    this class only in the main thread.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Signals:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a request to stop raise KeyboardInterrupt in the block. For long steps that clean up after themselves."""
+        """Let a signal to stop raise KeyboardInterrupt in the block. The block must clean up after itself."""
         if self.asked:
             raise KeyboardInterrupt
         self._interrupting = True

@@ -1,6 +1,6 @@
-"""Replaces a worker process without a gap, with the protocol of ``worker_channel.py``.
+"""Replaces worker processes without a gap, with the protocol of ``worker_channel.py``.
 
-It replaces one worker at a time, since starting one takes about a second of CPU.
+One worker is replaced at a time, since the start of a worker takes about a second of CPU.
 """
 
 import secrets
@@ -19,7 +19,7 @@ class Worker(Command):
     """A worker process, which has a channel to its supervisor."""
 
     channel: ChannelServer = field(kw_only=True)
-    #: How long the worker may be silent, without the word ``alive``.
+    #: The worker is killed if it has not said ``alive`` for this long.
     silence_seconds: float = field(kw_only=True)
     #: The worker's name on the channel, which is new at every start.
     alias: str = field(default="", init=False)
@@ -40,7 +40,7 @@ class Replacements:
     """The workers that asked for a replacement, the replacement that is starting, and the workers that are leaving."""
 
     channel: ChannelServer
-    #: Each worker that asked for a replacement, with its name on the channel at that time. The first one is being
+    #: Each worker that asked for a replacement, with its name on the channel at that time. The first of them is being
     #: replaced.
     _asked: list[tuple[Kept, str]] = field(default_factory=list)
     starting: Kept | None = None
@@ -48,12 +48,12 @@ class Replacements:
 
     @property
     def workers(self) -> list[Worker]:
-        """The workers that run in addition to the kept ones: replacements, and workers that are leaving."""
+        """The workers that run in addition to those that are kept running: the replacement, and workers that leave."""
         return [each for each in self.commands if isinstance(each, Worker)]
 
     @property
     def commands(self) -> list[Command]:
-        """The commands that run in addition to the kept ones."""
+        """The commands of these workers."""
         starting = [self.starting.program] if self.starting else []
         return [*(each for each in starting if isinstance(each, Command)), *self.leaving]
 

@@ -1,9 +1,9 @@
-"""Finds the worker to kill because it said no ``alive`` for too long: it hangs, or a signal has stopped it.
+"""Finds a worker that must be killed, since it has not said ``alive`` for too long: it hangs, or a signal stopped it.
 
-A worker says ``alive`` every second. Silence is counted in checks of this process, not by the clock: if the whole
-machine or this process stood still, no worker counts as silent for longer than one check. A process that a debugger has
-stopped does not count. At most one worker is killed within one bound, even if several are silent: if all workers are
-silent for the same cause, restarting all of them does not remove the cause.
+A worker says ``alive`` every second. Silence is counted in checks of this process, not by the clock. So if the machine
+or this process stood still, that time counts as one check. A process that a debugger has stopped is not killed. When a
+worker is found, the silence of all workers is counted from 0 again. Otherwise all workers would be killed if they were
+silent for the same cause, although a restart does not remove that cause.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from core.supervisor.replacement import Worker
 LOOK_SECONDS = 1.0
 #: A worker may be silent for this many seconds longer than its lease.
 MARGIN_SECONDS = 5.0
-#: A worker has this many seconds until its first word, since it imports every plugin.
+#: A worker may take this many seconds until it says ``alive`` for the first time, since it first imports all plugins.
 FIRST_WORD_SECONDS = 300.0
 
 
@@ -30,7 +30,7 @@ class Silence:
     _has_spoken: set[str] = field(default_factory=set)
 
     def heard(self, alias: str) -> None:
-        """Remember that this worker has said ``alive``."""
+        """Remember that this worker has just said something."""
         self._seconds[alias] = 0.0
         self._has_spoken.add(alias)
 

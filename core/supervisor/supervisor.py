@@ -1,4 +1,4 @@
-"""Keeps programs running: restarts programs that die or say no ``alive``, and leaves no process behind.
+"""Keeps programs running: restarts programs that die or hang, and leaves no process behind.
 
 Its parts are in the same folder: ``programs.py`` (the programs, and the signals that wake the loop), ``replacement.py``
 (replaces a worker without a gap), ``silence.py`` (finds a worker that hangs) and ``guard.py`` (starts the process that
@@ -56,7 +56,7 @@ class Supervisor:
         self._silence = Silence(monotonic())
 
     def start(self, program: Program, farewell: signal.Signals = signal.SIGTERM, *, rank: int = 0) -> None:
-        """Start ``program`` and keep it running. Raises the error of this first start, if it fails."""
+        """Start ``program`` and keep it running. If this first start fails, raise its error."""
         kept = Kept(program, farewell, rank)
         self._start(kept)
         self._kept.append(kept)
@@ -78,12 +78,12 @@ class Supervisor:
                 self._signals.wait(min(pauses, default=None), self._channel.sockets)
 
     def stop(self, grace_seconds: float) -> None:
-        """End all commands: by their signal first, and by SIGKILL after the grace or at a second request to stop."""
+        """End all commands: by SIGTERM first, and by SIGKILL after the grace or after another signal to stop."""
         kept = [each.program for each in self._kept if isinstance(each.program, Command)]
         self._end([*kept, *self._replacements.commands], grace_seconds)
 
     def _attend(self) -> list[float]:
-        """Check every program. Return after how many seconds to check each again, if nothing wakes the loop before."""
+        """Check every program. Return the seconds after which programs must be checked again, even without a signal."""
         for alias, word in self._channel.hear():
             self._silence.heard(alias)
             if word != worker_channel.ALIVE:
@@ -107,9 +107,9 @@ class Supervisor:
             silent.kill()
 
     def _look_after(self, kept: Kept) -> float | None:
-        """Check one program.
+        """Check one program, and start it again if it has ended and is due.
 
-        Return after how many seconds to check it again, or None if a signal will wake the loop.
+        Return the seconds after which it must be checked again, or None if a signal will wake the loop.
         """
         if kept.is_done or kept.program.is_running():
             return None

@@ -1,4 +1,4 @@
-"""The channel between a supervisor and its worker processes, which carries words over a local socket.
+"""The channel between a supervisor and its worker processes. They send each other single words over a local socket.
 
 A worker that must be replaced says ``retire``. The supervisor starts a replacement, which says ``ready`` once it is
 working. Only then does the supervisor tell the old worker to ``go``: the old worker takes no more messages, finishes

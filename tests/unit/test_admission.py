@@ -53,7 +53,7 @@ def test_a_plugin_that_needs_a_newer_core_is_broken_and_says_so(package):
 
     assert error == (
         f"PluginError: billing-jobs 1.2 needs rota>=999, and {version('rota')} is installed; "
-        "upgrade rota, or install a version that fits it"
+        "upgrade rota, or install another version of billing-jobs"
     )
 
 

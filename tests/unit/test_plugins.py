@@ -244,7 +244,7 @@ def test_hook_register_schedules(write: Write):
     [
         ("None", "register_schedules returned None"),
         ("[wanted]", "which is not a dict of functions by job name"),
-        ('{"billing-job": wanted}', "names 'billing-job', which is no job of the plugin with keyed"),
+        ('{"billing-job": wanted}', "names 'billing-job', which is not a job of the plugin with keyed="),
         ('{"billing-job-pol": wanted}', "did you mean 'billing-job-poll'?"),
         ('{"billing-job-poll": wanted(None)}', "which is not a function"),
         ('{"billing-job-poll": wanted, "other-job": wanted}', "names 'other-job'"),

@@ -1,4 +1,4 @@
-"""Rota's public names: a plugin may import only these. Importing this package connects to nothing."""
+"""Rota's public names. A plugin may import only these. Importing this package does not connect to a server."""
 
 from core.cancel import cancel
 from core.close_limit import close_limit

@@ -15,8 +15,8 @@ Item = TypeVar("Item")
 class Batcher(ABC, Generic[Item]):
     """A thread that starts when the first item is added, and ends when it is stopped and no item is left.
 
-    If the machine cannot start a thread, the thread that adds an item handles it, and the next ``add`` tries again to
-    start one.
+    If no thread can be started, the thread that adds an item handles the item itself. The next ``add`` tries again to
+    start the batcher's thread.
     """
 
     #: The thread's name.

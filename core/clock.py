@@ -1,4 +1,4 @@
-"""Reads the machine's time. No other module does so: all other code gets a ``Clock`` as an argument."""
+"""Reads the machine's time. All other modules get a ``Clock`` as an argument, so that tests can set the time."""
 
 import time
 from collections.abc import Callable

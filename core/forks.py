@@ -1,13 +1,12 @@
-"""Handles forks in jobs. A forked child is not a worker, and at once loses the worker's connections that it has
-inherited.
+"""Handles forks in jobs. A child that a job forks loses the connections of the worker that it has inherited.
 
-A child has a copy of every open file of its parent. While it holds the socket of a PostgreSQL session, that session and
-its locks stay, even if the parent ends; and PostgreSQL cannot distinguish the child's data from the parent's. So the
-child replaces each of these files by the null device, under the same number: nothing is sent, and using such a file is
-an error.
+A child has a copy of every open file of its parent. While the child holds the socket of a PostgreSQL session, that
+session and its locks stay, even if the parent ends. PostgreSQL also cannot distinguish the child's data from the
+parent's. So the child replaces each of these files by the null device, under the same number. Nothing is sent to the
+server then, and using such a file is an error.
 
-The replacing begins when a worker starts to work on jobs, since the service forks its own processes before that. A
-program that a job starts (``subprocess``) does not inherit these files, so this module does nothing for such a program.
+Files are replaced only in children of a process that works on jobs, since the service forks its own processes before
+that. A program that a job starts (``subprocess``) does not inherit these files, so it is not affected.
 """
 
 import os
@@ -49,12 +48,12 @@ _steps: list[Callable[[], None]] = []
 
 
 def keep_from_children(file: OpenFile) -> None:
-    """Close ``file`` in every child of a worker."""
+    """Replace ``file`` by the null device in every child that a job forks."""
     _private.add(file)
 
 
 def in_children(step: Callable[[], None]) -> None:
-    """Call ``step`` in each child after its parent's files are closed. ``step`` must not wait for any lock."""
+    """Call ``step`` in each child that a job forks, after the files are replaced. ``step`` must not wait for a lock."""
     _steps.append(step)
 
 

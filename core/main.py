@@ -1,12 +1,13 @@
 """Entry point of the processes ``dramatiq core.main`` and ``periodiq core.main``.
 
-In ``SCHEDULER_MODE=local`` neither of them starts; ``rota worker`` then runs ``core/worker/local.py``.
+With ``SCHEDULER_MODE=local`` neither of them starts; ``rota worker`` then runs ``core/worker/local.py``. Importing this
+module reads the settings, loads the plugins and declares their jobs. It does not connect to a server.
 
-Importing this reads the settings, loads the plugins and declares their jobs; it connects to nothing. One run, six
-stops: a job is declared in a plugin's ``jobs.py``; its slot is written by ``core/ledger/slots.py`` and sent by
-``core/scheduling/firing.py``; a worker claims it in ``core/middleware/overlap_lock.py``; the plugin's own functions do
-the work, in the transaction of ``core/middleware/db_session.py``; ``core/ledger/runs.py`` records success in the same
-transaction; and Dramatiq acknowledges the message.
+To follow a run through the code: a job is declared in a plugin's ``jobs.py``. ``core/ledger/slots.py`` inserts a slot
+of the job as a run, and ``core/scheduling/firing.py`` sends the run's message. A worker claims the run in
+``core/middleware/overlap_lock.py``. The plugin's functions do the work in the transaction of
+``core/middleware/db_session.py``. ``core/ledger/runs.py`` records the success in the same transaction. Then Dramatiq
+acknowledges the message.
 """
 
 import atexit
@@ -36,8 +37,8 @@ from core.worker.completions import Completions
 from core.worker.process import WorkerProcess, gather
 
 NOT_IN_LOCAL_MODE = (
-    "SCHEDULER_MODE=local has everything in one process, without Redis: `dramatiq core.main` and `periodiq core.main` "
-    "do not start; run `rota worker`, which needs no scheduler beside it, or set SCHEDULER_MODE to auto"
+    "SCHEDULER_MODE=local runs everything in one process, without Redis: `dramatiq core.main` and `periodiq core.main` "
+    "do not start; run `rota worker`, which needs no other process, or set SCHEDULER_MODE to auto"
 )
 
 
@@ -71,7 +72,7 @@ def build(process: WorkerProcess) -> RotaBroker:
     broker.add_middleware(CurrentMessage())  # outermost, so that later middleware can read the current message
     broker.add_middleware(PeriodiqOptions())  # before actors are declared with these options
     if may_lose_redis:
-        broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs without Redis
+        broker.add_middleware(LedgerFeeding(process.ledger_feed(carrier)))  # takes runs from the ledger without Redis
     broker.add_middleware(FitServers(fitness))  # checks the servers before they are used
     broker.add_middleware(  # registers before the first message, leaves after the last
         Lifecycle(
@@ -97,7 +98,7 @@ def build(process: WorkerProcess) -> RotaBroker:
         atexit.register(announced.stop)
         if may_lose_redis:
             watch.start()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler and would not clean up
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # periodiq has no handler, so atexit would not run
 
     actors.declare(broker, process.registry, process.engine, executor, carrier, announce_scheduler)
     return broker

@@ -1,5 +1,4 @@
-"""The settings, which are read once from the environment into a frozen object. Each has a unit, a default and a
-description.
+"""The settings, which are read once from the environment into a frozen object. Each setting has a description.
 
 ``load()`` reports all problems together. A wrong value never falls back to a default, and no message contains a value
 that may be secret.
@@ -41,7 +40,7 @@ CORE = "core"
 
 #: The fewest characters of ``ROTA_WEB_TOKEN``.
 SHORTEST_TOKEN = 32
-#: A path of one or more segments.
+#: One or more segments of a path, such as ``/apps/rota``.
 WEB_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 #: The name of a header of a request, in any case.
@@ -337,7 +336,7 @@ def check_redis_url(url: str) -> None:
     if not url.startswith(REDIS_SCHEMES):
         raise ValueError("must start with redis://, rediss:// or unix://, such as redis://localhost:6379/0")
     try:
-        ConnectionPool.from_url(url).make_connection()  # this connects to nothing yet
+        ConnectionPool.from_url(url).make_connection()  # this makes an object, but does not connect
         database = "" if url.startswith("unix://") else urlsplit(url).path.strip("/")
         if database and not database.isdecimal():
             raise ValueError("redis-py would silently use database 0")
@@ -518,10 +517,10 @@ def explain(problem: Any) -> str:
     return f"{name} {message[0].lower()}{message[1:]}"
 
 
-UP_NEEDS_NONE = "(`rota up` needs none, nor do commands in its folder)"
+UP_NEEDS_NONE = "(`rota up` and commands in its folder do not need it)"
 HOW_TO_SET = {
     "DATABASE_URL": f"expected postgresql://user:password@host:5432/name {UP_NEEDS_NONE}",
-    "REDIS_URL": f"expected redis://host:6379/0 {UP_NEEDS_NONE}; SCHEDULER_MODE=local needs none either",
+    "REDIS_URL": f"expected redis://host:6379/0 {UP_NEEDS_NONE}; SCHEDULER_MODE=local does not need it either",
 }
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: a plugin changes many rows batch by batch, and a row that violates a rule does not stop the other rows.
+"""Sweeps change many rows of a plugin batch by batch. A row that violates a constraint does not stop the other rows.
 
 **Batches.** Each batch runs in a savepoint and is then committed by a checkpoint, so that locks are short, and a run
 that dies loses one batch. Batches are read by keyset (``in_batches``), so that each row is read once, even if the rows
@@ -65,9 +65,10 @@ def sweep(
 
 
 def in_batches(find: Callable[[Row | None], Sequence[Row]]) -> Iterator[Sequence[Row]]:
-    """Yield batches.
+    """Yield batches of rows until there are no more rows.
 
-    ``find(row)`` returns the rows that follow ``row`` in its order; ``find(None)`` returns the first rows.
+    ``find(row)`` must return the batch of rows that follow ``row`` in a fixed order. ``find(None)`` must return the
+    first batch.
     """
     last: Row | None = None
     while rows := find(last):
@@ -84,7 +85,8 @@ def add(counts: dict[str, int], more: Mapping[str, int]) -> None:
 def isolate(
     session: Session, rows: Sequence[Row], act: Callable[[Sequence[Row]], Mapping[str, int]], *, table: str
 ) -> tuple[dict[str, int], list[Row]]:
-    """Call ``act`` with these rows except refused rows. Return the sums of its counts, and the refused rows.
+    """Call ``act`` with all of ``rows`` except refused rows. Return the sums of the counts that ``act`` has returned,
+    and the refused rows.
 
     The refused rows are named in the log. Nothing is committed. Use this function where ``sweep`` does not fit.
     """
@@ -107,7 +109,7 @@ def isolate(
 def _attempt(
     session: Session, rows: Sequence[Row], act: Callable[[Sequence[Row]], Mapping[str, int]], done: Counter[str]
 ) -> Exception | None:
-    """Act on all these rows, or on none of them. Return the error that a row caused."""
+    """Call ``act`` with these rows. Return None, or the error that a row caused; then no row was changed."""
     try:
         with session.begin_nested():
             counted = act(rows)

@@ -1,4 +1,4 @@
-"""The base of plugins' tables. It defines the names of constraints, and stores times in UTC."""
+"""The base of plugins' tables: it names constraints as PostgreSQL does, and returns times in UTC."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar

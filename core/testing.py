@@ -91,7 +91,7 @@ def embedded(servers_folder: Path) -> Iterator[tuple[EmbeddedPostgres, EmbeddedR
 def servers_folder() -> Iterator[Path]:
     """The folder of the servers' data, outside pytest's own folder.
 
-    pytest closes its folder to all other users, and so to the account of a server that root's tests start.
+    No other user can enter pytest's folder. If root runs the tests, the servers run as another user.
     """
     with temporary_folder("rota-tests-") as folder:
         yield folder
@@ -153,9 +153,9 @@ def database_engine(environment: None, postgres_url: str) -> Iterator[Engine]:
 
 @dataclass(slots=True)
 class Member:
-    """The process as which a test claims runs. It sends no heartbeat.
+    """The registration with which a test claims runs. No heartbeat is sent for it.
 
-    ``process_id`` is its id in the ledger, or None if it is not registered there.
+    ``process_id`` is the id of the process in the ledger, or None if the process is not registered.
     """
 
     process_id: int | None
@@ -188,7 +188,7 @@ class RunJob:
     def __call__(
         self, job: Job, *, key: str = "", args: Mapping[str, Any] | None = None, now: datetime | None = None
     ) -> RunRow:
-        """``now`` becomes the job's ``run.now``, which is by default the time of the database."""
+        """Request a run and make one attempt. ``now`` is the value of ``run.now``, by default the database's time."""
         run_id = self.request(job, key=key, args=args)
         self.executor.execute(job, run_id, now=now)
         return self.row(run_id)

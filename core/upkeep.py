@@ -1,4 +1,4 @@
-"""The core's own plugin: the ledger's tables, the jobs that delete old rows, and the one that compares schedules."""
+"""The core's own plugin: the ledger's tables, the jobs that delete old rows, and the job that compares schedules."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from core.plugins import loading
 
 @job("prune-runs", queue="rota", schedule=cron("17 * * * *"))
 def prune_runs(run: Run) -> dict[str, int]:
-    """Delete finished runs older than ROTA_RETENTION_DAYS and entries of the audit older than ROTA_AUDIT_DAYS."""
+    """Delete old finished runs (ROTA_RETENTION_DAYS), entries of the audit (ROTA_AUDIT_DAYS) and other expired rows."""
     deleted = retention.prune(run.session, checkpoint=run.checkpoint)
     retention.prune_pauses(run.session)
     retention.prune_schedules(run.session, checkpoint=run.checkpoint)

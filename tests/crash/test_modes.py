@@ -155,7 +155,7 @@ class TestLocal:
         process = fleet.start(command, "core.main")
 
         assert process.wait(30) != 0
-        assert "SCHEDULER_MODE=local has everything in one process" in fleet.logs()
+        assert "SCHEDULER_MODE=local runs everything in one process" in fleet.logs()
         assert "run `rota worker`" in fleet.logs()
         assert "Traceback" not in fleet.logs()
 

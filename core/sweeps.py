@@ -109,7 +109,7 @@ def isolate(
 def _attempt(
     session: Session, rows: Sequence[Row], act: Callable[[Sequence[Row]], Mapping[str, int]], done: Counter[str]
 ) -> Exception | None:
-    """Call ``act`` with these rows. Return None, or the error that a row caused; then no row was changed."""
+    """Call ``act`` with these rows. If a row causes an error, undo the changes of all rows, and return the error."""
     try:
         with session.begin_nested():
             counted = act(rows)

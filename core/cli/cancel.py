@@ -1,4 +1,4 @@
-"""``rota cancel``: ends waiting runs, and stops running ones before they commit."""
+"""``rota cancel``: ends waiting runs, and stops running runs before they commit."""
 
 from functools import partial
 from typing import Any

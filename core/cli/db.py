@@ -1,4 +1,4 @@
-"""``rota db``: upgrades and shows the tables of the core and of every plugin, and drops those of a plugin."""
+"""``rota db``: upgrades the tables of the core and of all plugins, shows their revisions, and drops tables of a plugin."""
 
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def upgrade(by: Actor) -> None:
 @as_json
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
-    """Show the revision of every plugin's tables; exit status 1 if an upgrade is needed."""
+    """Show the revision of every plugin's tables. Exit status 1 if an upgrade is needed."""
     from core.cli.environment import looking
     from core.operations import tables
     from core.plugins import loading

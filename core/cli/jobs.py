@@ -83,9 +83,10 @@ def upcoming(job: Job, now: datetime, *, is_paused: bool) -> str:
 
 
 def pauses_if_told() -> list[Pause] | None:
-    """Return the active pauses, or None if the settings name no ledger or the ledger cannot be read.
+    """Return the active pauses, or None if they are not known.
 
-    In the latter case, print a warning on stderr.
+    They are not known if the settings name no ledger, or if the ledger cannot be read. If it cannot be read, print a
+    warning on stderr.
     """
     try:
         with environment.looking() as engine, engine.connect() as connection:

@@ -35,7 +35,7 @@ def pause(
     """Stop starting JOB, or all jobs of a queue or a plugin, for a while or until `rota resume`.
 
     Slots that come due in the pause are recorded as skipped. Requested runs and retries wait, and start when the pause
-    ends; running runs finish. Jobs on the fast lane cannot be paused.
+    ends. Running runs finish. Jobs on the fast lane cannot be paused.
 
     \b
       rota pause close-day --reason "the bank is down" --for 2h

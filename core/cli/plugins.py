@@ -14,7 +14,7 @@ from core.plugins import loading
 def plugins(as_json: bool) -> None:
     """List the plugins: loaded, disabled, or broken with the reason.
 
-    The exit status is 0 even if a plugin is broken; `rota check` fails then.
+    The exit status is 0 even if a plugin is broken. In that case `rota check` fails.
     """
     found = operations.listed(loading.current())
     if as_json:

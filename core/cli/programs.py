@@ -1,4 +1,4 @@
-"""What ``rota up`` and ``rota worker`` have in common: they find programs to start, and guard these programs."""
+"""Functions of both ``rota up`` and ``rota worker``: they find the programs to start, and guard these programs."""
 
 import shutil
 import sys

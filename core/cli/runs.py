@@ -31,7 +31,7 @@ DEFAULT_LIMIT = 50
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only runs in this state.")
 @click.option("--limit", type=click.IntRange(min=1), help=f"At most this many.  [default: {DEFAULT_LIMIT}]")
 def runs(run_id: int | None, as_json: bool, limit: int | None, **conditions: Any) -> None:
-    """List the runs in the ledger, newest first; or show the run with this ID in full.
+    """List the runs in the ledger, newest first, or show the run with this ID in full.
 
     With --since or --until, runs are sorted by the time of their end. If a run has not ended, the time of its request
     counts instead. With an ID, the command shows the arguments, the times, the attempts with their errors, tracebacks

@@ -1,7 +1,7 @@
-"""Prints tables, one line per row. If a table is too wide, the least important columns are left out. Names are never
-cut.
+"""Prints tables, one line per row.
 
-In a pipe or a file, a row has all its cells, unchanged and separated by tabs.
+If a table is too wide for the terminal, the least important columns are left out. Names are never cut. In a pipe or a
+file, a row has all its cells, unchanged and separated by tabs.
 """
 
 import shutil

@@ -58,8 +58,8 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
     It ends when its runs are finished. With SCHEDULER_MODE=local there is one process, which needs neither Redis nor a
     scheduler.
 
-    After SIGTERM or Ctrl-C, running jobs may finish within the grace period; runs that do not finish are released, and
-    another worker takes them. A second signal does not wait.
+    After SIGTERM or Ctrl-C, running jobs may finish within the grace period. Runs that do not finish are released, and
+    another worker takes them. After a second signal, the processes are killed.
 
     \b
       rota worker --processes 4 --threads 8
@@ -130,7 +130,7 @@ def workers(
     queues: Sequence[str] = (),
     grace: float = 60,
 ) -> Iterator[Worker]:
-    """Yield the worker processes. They do not serve metrics; ``metrics_server`` does this for all of them."""
+    """Yield the worker processes. They do not serve metrics, since ``metrics_server`` serves the metrics of all."""
     only = ["--queues", *queues] if queues else []
     for_jobs = max(grace - 5, grace / 2)  # the rest of the grace is for the release of unfinished runs
     if configured.mode == "local":

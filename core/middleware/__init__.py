@@ -1,6 +1,6 @@
-"""The middleware around each run, with one concern per file; and Rota's hooks into Dramatiq's own middleware.
+"""The middleware around each run, and Rota's middleware for Dramatiq. Each file has one concern.
 
-``core/worker/executor.py`` lists the layers around a run, and ``core/main.py`` lists the hooks, both in their order. Of
-Dramatiq's own middleware, Rota uses only CurrentMessage: Retries loses a retry when Redis is unavailable, TimeLimit
-cannot cancel a statement, and AgeLimit and periodiq's middleware drop old messages.
+``core/worker/executor.py`` lists the layers around a run in their order. ``core/main.py`` lists the middleware for
+Dramatiq in its order. Of Dramatiq's own middleware, Rota uses only CurrentMessage: Retries loses a retry when Redis is
+unavailable, TimeLimit cannot cancel a statement, and AgeLimit and periodiq's middleware drop old messages.
 """

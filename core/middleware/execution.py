@@ -55,7 +55,7 @@ class Interruptible(Work, Protocol):
 
 @dataclass(slots=True, eq=False)
 class Execution:
-    """One attempt of a run, or of a message of the fast lane, which has neither run nor lease."""
+    """One attempt of a run or of a message of the fast lane. Such a message has no run and no lease."""
 
     #: Functions that are called with the recorded status, in the order of the layers, the outermost first.
     endings: "Sequence[Ending]"
@@ -153,7 +153,7 @@ Ending = Callable[[Execution, str], None]
 
 
 def surrounded(layers: Sequence[Layer], body: Proceed) -> Proceed:
-    """Return a function that calls ``body`` within ``layers``; the first layer is the outermost."""
+    """Return a function that calls ``body`` within ``layers``. The first layer is the outermost."""
     for layer in reversed(layers):
         body = partial(layer.around, proceed=body)
     return body

@@ -50,7 +50,7 @@ class Lifecycle(Middleware):
             self._heartbeat.start(sorted(queues), threads=worker.worker_threads)
         self._heartbeat.registered.wait(REGISTER_SECONDS)
         self._dispatcher.start()
-        self._watchdog.start()  # last: if the fork fails for lack of memory, the other parts work
+        self._watchdog.start()  # last, so that the other parts work if there is not enough memory for another process
         forks.begin()
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:

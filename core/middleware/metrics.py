@@ -31,7 +31,7 @@ class Metrics(Layer):
 
 
 def observe(measure: Callable[..., None], *values: Any) -> None:
-    """Call ``measure``; log its error instead of raising it, so that a full disk does not fail a run."""
+    """Call ``measure``. Its error is logged and not raised, so that a full disk does not fail a run."""
     try:
         measure(*values)
     except Exception as error:  # noqa: BLE001 — an error of a metric must not decide a run's outcome

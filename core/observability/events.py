@@ -306,7 +306,7 @@ class RunWaits(Event):
 
 @event("run.limited", DEBUG, "run {run} waits for one of its limits, which is full or closed")
 class RunLimited(Event):
-    """One of the run's limits is full or closed. The run starts when there is room; ``rota why`` names the limit."""
+    """One of the run's limits is full or closed. The run starts when there is room. `rota why` names the limit."""
 
     job: str
     run: int
@@ -533,14 +533,14 @@ class SlotOverdue(Event):
     last_success: str | None
 
 
-@event("slot.caught_up", INFO, "slots are no longer overdue")
+@event("slot.caught_up", INFO, "slots of {job} are no longer overdue")
 class SlotCaughtUp(Event):
     """A slot of the job has succeeded again."""
 
     job: str
 
 
-@event("slot.forgotten", WARNING, "its slots are no longer accounted for: {reason}")
+@event("slot.forgotten", WARNING, "slots of {job} are no longer accounted for: {reason}")
 class SlotForgotten(Event):
     """The slots of a job that no process has are no longer accounted for, until the job returns."""
 
@@ -788,7 +788,7 @@ class ProcessLost(Event):
 @event("process.unfit", ERROR, "{problems}")
 class ProcessUnfit(Event):
     """PostgreSQL or Redis answers, but this process can never work with it. For example, Redis now belongs to another
-    ledger. The process ends. The event says what is wrong and what to do, and so does `rota check`.
+    ledger. The process ends. The event and `rota check` say what is wrong and what to do.
     """
 
     problems: str
@@ -897,8 +897,8 @@ class DispatcherSteppedDown(Event):
 
 @event("dispatcher.interrupted", ERROR, "the dispatcher was interrupted: {error}; trying again")
 class DispatcherInterrupted(Event):
-    """The dispatcher's connection broke, or PostgreSQL is away. The dispatcher tries again; meanwhile another worker
-    may lead.
+    """The dispatcher's connection broke, or PostgreSQL is away. The dispatcher tries again. Meanwhile the dispatcher of
+    another worker may lead.
     """
 
     error: str

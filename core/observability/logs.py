@@ -256,7 +256,7 @@ class TailHandler(logging.Handler):
 def formatter(log_format: LogFormat) -> Formatter:
     """Return the formatter for ``log_format``."""
     if log_format == "auto":
-        # A worker's sys.stderr is Dramatiq's pipe; only the descriptor shows whether it is a terminal.
+        # In a worker, sys.stderr is Dramatiq's pipe. Only descriptor 2 shows whether the log goes to a terminal.
         log_format = "console" if os.isatty(STDERR) else "json"
     renderer = lines.as_json if log_format == "json" else lines.console(colors=os.isatty(STDERR))
     return Formatter([*BOUNDS, renderer])

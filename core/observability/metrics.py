@@ -33,8 +33,8 @@ LATENESS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 600, 3600
 def share(folder: Path | None) -> bool:
     """Keep this process's metrics in ``folder``, by default the folder of the parent process.
 
-    All worker processes of one ``dramatiq`` command have the same parent, and so does the process that serves their
-    metrics. If the folder cannot be used, the metrics stay in this process and the result is False.
+    All worker processes of one ``dramatiq`` command, and the process that serves their metrics, have the same parent.
+    If the folder cannot be used, the metrics stay in this process and the result is False.
     """
     given = folder or os.environ.get(MULTIPROCESS)
     try:
@@ -220,12 +220,12 @@ def schedules_differ(task: str, schedules: int) -> None:
 
 
 def schedules(counts: Mapping[tuple[str, str], int]) -> None:
-    """Set how many schedules made at run time each task has in each state; reset all others."""
+    """Set how many schedules made at run time each task has in each state. Reset all other tasks and states."""
     _set_all("schedules", counts)
 
 
 def schedules_lag(seconds: Mapping[str, float]) -> None:
-    """Set how long the slots of each task's keys have waited to be recorded; reset all other tasks."""
+    """Set how long the slots of each task's keys have waited to be recorded. Reset all other tasks."""
     _set_all("schedules_lag", seconds)
 
 
@@ -289,7 +289,7 @@ def idle_in_transaction(job: str) -> None:
 
 
 def web_request(route: str, code: int, seconds: float) -> None:
-    """Observe a request over HTTP; ``route`` has no values, so that there are few series."""
+    """Observe a request over HTTP. ``route`` must have no values in its path, so that there are few series."""
     _labelled("web_requests", route, str(code)).observe(seconds)
 
 

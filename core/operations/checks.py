@@ -22,5 +22,5 @@ def check(name: str, outcome: Outcome, found: str, advice: str = "") -> Check:
 
 
 def wrong(found: Iterable[Check]) -> list[Check]:
-    """Return those of the checks that are wrong."""
+    """Return the checks that are wrong."""
     return [answer for answer in found if answer.outcome == "wrong"]

@@ -103,7 +103,7 @@ def installed(registry: Registry) -> Iterator[Check]:
 
 
 def unread_settings(registry: Registry, environment: Mapping[str, str]) -> Iterator[Check]:
-    """List the environment variables that nothing reads, such as those of an uninstalled plugin. They do no harm."""
+    """List environment variables that nothing reads, such as settings of an uninstalled plugin. They do no harm."""
     for left in unread.variables(environment, registry):
         yield check(f"setting {left.variable}", "info", left.why, "unset it, or install the plugin that it is for")
 

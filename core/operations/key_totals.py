@@ -33,7 +33,7 @@ class Totals(Shape):
 def totals(connection: Connection, registry: Registry, job: str | None, lasting: timedelta) -> list[Totals]:
     """Return the totals of each job that has schedules made at run time, or only of ``job``.
 
-    The outcomes are those of slots within ``lasting`` before now. Raises UnknownJob.
+    Outcomes are counted for slots within ``lasting`` before now. Raises UnknownJob.
     """
     there = key_listing.jobs(connection)
     if job is not None and job not in there:

@@ -83,7 +83,7 @@ def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> st
 
 
 def redactor(connection: Connection, registry: Registry, view: View = WHOLE) -> Redactor:
-    """Return a redactor for the runs that this process shows; ``view`` is what the person may see."""
+    """Return a redactor for runs that are shown to a person. ``view`` is what the person may see."""
     names_of = releases.secrets(connection)
     for job in registry:
         if declared := secret_names(job):

@@ -51,7 +51,7 @@ class Difference(Shape):
 
 
 def compare(connection: Connection, registry: Registry) -> Difference:
-    """Compare the jobs of ``registry`` with those of the last release that was alive."""
+    """Compare the jobs of ``registry`` with the jobs of the last release that was alive."""
     here, last = releases.of(registry), releases.last(connection)
     before = last or here
     return Difference(
@@ -102,8 +102,9 @@ def changed_arguments(before: Mapping[str, Any] | None, here: Mapping[str, Any])
 
 
 def told_apart(before: Mapping[str, str] | None, here: Mapping[str, str] | None) -> list[Any]:
-    """Return both declarations of an argument as texts. If the texts are equal, a type within the argument's type
-    differs, and the second text says so.
+    """Return both declarations of an argument as texts.
+
+    If the texts are equal, only the contents of the argument's type differ, and the second text says so.
     """
     was, now = in_words(before), in_words(here)
     return [was, now] if was != now else [was, f"{now}, with other contents"]

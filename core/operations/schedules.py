@@ -47,7 +47,7 @@ class Schedule(Shape):
     pause_reason: str | None
     changed_at: Instant
     changed_by: str
-    #: Whether neither a live process nor this process has the schedule's job.
+    #: Whether no live process has the schedule's job, and the job is not loaded here.
     is_orphaned: bool
 
 
@@ -83,7 +83,7 @@ def found(connection: Connection, registry: Registry, wanted: Wanted) -> list[Sc
 
 
 def orphaned(connection: Connection, registry: Registry) -> set[str]:
-    """Return the jobs that have schedules, and that neither a live process nor this process has."""
+    """Return the jobs that have schedules, but that no live process has, and that are not loaded here."""
     fleet = releases.fleet(connection)
     return {job for job in key_listing.jobs(connection) if job not in registry and not fleet.knows(job)}
 
@@ -169,7 +169,7 @@ def cleanable(connection: Connection, registry: Registry, job: str | None) -> Ma
 
 
 def clean(engine: Engine, registry: Registry, jobs: Collection[str], actor: Actor) -> int:
-    """Remove all schedules of those of ``jobs`` that are still orphaned. Return how many."""
+    """Remove all schedules of each of ``jobs`` that is still orphaned. Return the number of removed schedules."""
     access.check(actor, "schedules clean")
     access.check_unlimited(actor, "a clean-up")
     removed = 0

@@ -62,7 +62,7 @@ def of_schedule(registry: Registry, job: str, after: datetime, before: datetime)
     """Yield the slots of the job's present schedule."""
     found = registry.jobs.get(job)
     if found is not None and found.schedule is not None:
-        # between() excludes its start and includes its end; we need the opposite.
+        # between() excludes its start and includes its end, but this list includes its start and excludes its end.
         yield from found.schedule.between(after - timedelta.resolution, before - timedelta.resolution)
 
 

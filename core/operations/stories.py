@@ -197,10 +197,10 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
     sentences = []
     for rival in history.rivals(scene.connection, run, instant):
         stood_for = f"for the slot {scene.at(rival.slot)}" if rival.slot else "by request"
-        until = f" until {scene.at(rival.finished_at)}" if rival.finished_at else ""
+        until = f" until {scene.at(rival.finished_at)}" if rival.finished_at else " until now"
         sentences.append(
-            f"That was run {rival.id} ({stood_for}), which began on {rival.worker} at {scene.at(rival.started_at)} "
-            f"and ran{until}; it is {rival.state}."
+            f"That was run {rival.id} ({stood_for}), which ran on {rival.worker} from {scene.at(rival.started_at)}"
+            f"{until}; it is {rival.state}."
         )
     return sentences
 

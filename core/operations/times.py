@@ -1,4 +1,4 @@
-"""Parses times as people write them: ``03:00``; ``2026-03-29 01:30``, with an offset or in a job's zone; ``2h``."""
+"""Parses times as people write them, such as ``03:00``, ``2026-03-29 01:30``, ``2026-03-29T01:30+00:00`` and ``2h``."""
 
 import re
 from dataclasses import dataclass

@@ -128,7 +128,7 @@ def revoke(connection: Connection, name: str, actor: Actor) -> None:
 
 
 def holder(connection: Connection, secret: str, *, kind: tokens.Kind = "token") -> Actor:
-    """Return the holder of a secret of that kind. Raises NotAuthenticated; the message does not contain the secret."""
+    """Return the holder of a secret of that kind. Raises NotAuthenticated, without the secret in its message."""
     row = tokens.valid(connection, secret)
     if row is None or row.kind != kind:
         raise NotAuthenticated(f"the {kind} is not valid: it is mistyped, expired or revoked")

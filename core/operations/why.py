@@ -176,7 +176,7 @@ def scheduled(scene: Scene, moment: Moment) -> Iterator[datetime]:
     if scene.job is None or scene.job.schedule is None:
         return
     for start, end in moment.stretches:
-        # between() excludes its start and includes its end; here the opposite is needed.
+        # between() excludes its start and includes its end, but a stretch includes its start and excludes its end.
         yield from scene.job.schedule.between(start - timedelta.resolution, end - timedelta.resolution)
 
 

@@ -55,7 +55,7 @@ def package(point: EntryPoint) -> str:
 
 
 def refuse_newer(distribution: Distribution) -> None:
-    """Raise PluginError if the package requires another version of Rota; ``pip --no-deps`` does not check that."""
+    """Raise PluginError if the package requires another version of Rota. ``pip --no-deps`` does not check this."""
     installed = version(OURS)
     for requirement in requirements(distribution):
         if not requirement.specifier.contains(Version(installed), prereleases=True):

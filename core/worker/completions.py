@@ -39,9 +39,9 @@ class Completion:
     lease: Lease
     #: The result of the run, as a JSON text.
     result: str | None
-    #: Called with the recorded outcome: ``succeeded``; ``dead`` and the error, if PostgreSQL refuses the success; or
-    #: ``lost``, if the lease is lost. The last argument tells whether another run waits for the end of this run. Must
-    #: not raise.
+    #: Called with the recorded outcome, an error or None, and whether another run waits for the end of this run. The
+    #: outcome is ``succeeded``, ``lost`` if the lease is lost, or ``dead`` with the error if PostgreSQL refuses the
+    #: success. Must not raise an error.
     on_recorded: Callable[[str, BadResult | None, bool], None]
     #: The end of the attempt's log; None for the first attempt of a run.
     log: str | None = None

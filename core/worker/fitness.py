@@ -1,7 +1,7 @@
 """Ends this process if it can never work with its servers: at its start, or as soon as the servers answer.
 
-An unavailable server does not end the process; the process waits for it. Redis is checked again every minute, since it
-may have been emptied, and another service may use it now.
+If a server is unavailable, the process waits for the server and does not end. Redis is checked again every minute,
+since another service may use the same Redis after it was emptied.
 """
 
 import os

@@ -96,7 +96,7 @@ def diagnose(
 ) -> Failure:
     """Return the outcome of a failure ``seconds`` after the claim: another attempt, or the end of the run.
 
-    ``schedule`` is the schedule of the run's key, if the run's slot was made at run time.
+    ``schedule`` is the schedule of the run's key, if the run is a slot of a schedule made at run time.
     """
     message = in_words(error)
     if isinstance(error, BadArguments | BadResult):

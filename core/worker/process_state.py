@@ -44,7 +44,8 @@ class Kind:
     name: str
     read: Callable[[], Any]
     put_back: Callable[[Any], object] | None = None
-    #: Describes the change for the log, without values, which may be secret; empty if there is no change to report.
+    #: Describes the change for the log. The text has no values, which may be secret. It is empty if there is nothing to
+    #: report.
     tell: Callable[[Any, Any], str] | None = None
     #: Whether ``read`` returns the state of this moment. If it does, the run that made a change is known.
     is_current: bool = True
@@ -172,7 +173,7 @@ def is_own(thread: threading.Thread) -> bool:
 
 
 def come(before: frozenset[threading.Thread], now: frozenset[threading.Thread]) -> str:
-    """Return the names of new threads, without the numbers that Python adds; empty if there are none."""
+    """Return the names of new threads, without the numbers that Python adds, or an empty text."""
     names = ", ".join(sorted({NUMBER.sub("N", thread.name) for thread in now - before}))
     return f"threads {names}" if names else ""
 

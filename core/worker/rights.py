@@ -1,4 +1,4 @@
-"""Reports the missing rights of a process's role: all of them together at first, and later only new ones."""
+"""Reports the missing rights of a process's role. At first all of them are reported together, and later only others."""
 
 from sqlalchemy import Engine
 

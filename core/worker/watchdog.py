@@ -1,10 +1,10 @@
 """Ends a process that a job blocks, because it called into C and does not release the interpreter.
 
 All threads of such a process wait, so it can neither enforce a time limit nor renew a lease. Therefore a second
-process, which needs only the standard library, waits for regular beats from its parent. If several checks in a row, for
-as long as a lease, find no beat, the second process kills its parent. The parent's leases have expired by then. The
-second process counts checks and not time, so that it does not kill a process because the machine slept or the process
-was stopped.
+process, which needs only the standard library, waits for regular beats from its parent. It checks for a beat several
+times per lease. If it finds no beat for as many checks in a row as fit into a lease, it kills its parent. The parent's
+leases have expired by then. The second process counts checks and not time, so that it does not kill a process because
+the machine slept or the process was stopped.
 """
 
 import os

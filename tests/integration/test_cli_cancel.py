@@ -61,7 +61,7 @@ def test_a_running_run_is_said_to_be_leaving(rota, ledger, running):
 
     assert (done.exit_code, done.stdout.splitlines()[-2:]) == (
         0,
-        ["cancelled 1 run", "1 still running: nothing more is committed, and each ends when its function has returned"],
+        ["cancelled 1 run", "1 still running: they commit nothing more, and each ends when its function has returned"],
     )
     assert ledger.run(running.run_id).state == "running"
     assert "is being cancelled by ann: wrong list" in rota("runs").stdout

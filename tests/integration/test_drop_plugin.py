@@ -118,7 +118,7 @@ def test_an_uninstalled_plugins_tables_go_by_name_and_nobody_elses(rota, billing
     assert tables(database) - before == {"billing_archive_old", "rota_migrations_billing_archive", "billings"}
     assert before <= tables(database)
     assert "billing_bills" in done.stdout
-    assert "by name" in done.stdout
+    assert "by their names" in done.stdout
 
 
 def test_they_go_from_a_schema_whose_name_needs_quotes(rota, billing, database):

@@ -98,6 +98,6 @@ def test_jobs_that_runs_wait_for_and_no_process_has_are_named(database, registry
     found = {answer.name: answer for answer in look(registry, around()) if answer.name.startswith("runs of ")}
 
     assert set(found) == {"runs of open-day", "runs of next-year"}
-    assert "no live process has the job of books" in found["runs of open-day"].found
+    assert "no live process has this job of books" in found["runs of open-day"].found
     assert "no release that ran here has had the job yet" in found["runs of next-year"].found
     assert {answer.outcome for answer in found.values()} == {"info"}

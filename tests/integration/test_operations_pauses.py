@@ -64,7 +64,9 @@ def test_a_pause_is_active_in_the_audit_and_tells_what_it_does_not_hold(begin, d
 def test_a_job_that_a_wider_pause_holds_cannot_be_resumed_alone(begin, end):
     begin("queue:billing")
 
-    with pytest.raises(PauseError, match="by the pause of queue:billing: `rota resume --queue billing` ends it"):
+    with pytest.raises(
+        PauseError, match="the pause of queue:billing covers it: `rota resume --queue billing` ends that pause"
+    ):
         end("job:close-day")
 
 

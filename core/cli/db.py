@@ -1,4 +1,4 @@
-"""``rota db``: upgrades the tables of the core and of all plugins, shows their revisions, and drops tables of a plugin."""
+"""``rota db``: upgrades the tables of the core and of all plugins, shows their revisions, and drops plugins' tables."""
 
 from typing import TYPE_CHECKING
 

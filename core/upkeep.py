@@ -33,7 +33,7 @@ def prune_runs(run: Run) -> dict[str, int]:
 
 @job("prune-successes", queue="rota", schedule=every(minutes=5))
 def prune_successes(run: Run) -> dict[str, int]:
-    """Delete and count runs that succeeded over an hour ago, of jobs with keep="failures"."""
+    """Delete runs of jobs with keep="failures" that succeeded over an hour ago, and count the deleted runs."""
     jobs = [job.name for job in loading.current().keyed() if job.keyed is not None and job.keyed.keep == "failures"]
     return {"deleted": successes.prune(run.session, jobs, checkpoint=run.checkpoint)}
 

@@ -40,7 +40,7 @@ MOST_KEYS_SHOWN = 10
     help="Only schedules with fewer slots, since several runs in a row were dead.",
 )
 @click.option("--orphaned", "is_orphaned", is_flag=True, help="Only schedules whose job no live process has.")
-@click.option("--after", metavar="KEY", default="", help="Only keys that come after this one.")
+@click.option("--after", metavar="KEY", default="", help="Only keys that come after this key.")
 @click.option(
     "--limit", metavar="N", default=50, type=click.IntRange(1, 100_000), help="At most N schedules; 50 by default."
 )
@@ -92,7 +92,7 @@ def state(found: Schedule) -> str:
 @click.option(
     "--spread", type=moments.Span(), metavar="SPAN", help="Spread the slots of different keys over this span."
 )
-@click.option("--priority", type=click.IntRange(0, 9), help="The priority of its runs; by default that of the job.")
+@click.option("--priority", type=click.IntRange(0, 9), help="The priority of its runs; by default the job's priority.")
 @click.option("--now", "is_now", is_flag=True, help="Also request a run now.")
 @by_option
 def add(

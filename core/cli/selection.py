@@ -21,7 +21,10 @@ def selecting(command: Callable[..., Any], *, by_reason: str = "--reason") -> Ca
 
 
 def filtering(command: Callable[..., Any], *, by_reason: str = "--reason") -> Callable[..., Any]:
-    """Add the options with conditions on runs to ``command``. ``by_reason`` is the name of one of them, as above."""
+    """Add the options with conditions on runs to ``command``.
+
+    ``by_reason`` is the name of the option that selects runs by their reason.
+    """
     options = [
         click.option("--job", metavar="JOB", help="Runs of this job."),
         click.option("--plugin", metavar="PLUGIN", help="Runs of this plugin's jobs."),

@@ -1,4 +1,4 @@
-"""Refuses to start a worker on servers on which it can never do its work, before it takes the first message."""
+"""Before a worker takes its first message, ends the process if it can never work with its servers."""
 
 from dramatiq.broker import Broker
 from dramatiq.middleware import Middleware

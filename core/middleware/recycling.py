@@ -30,8 +30,8 @@ from core.supervisor.worker_channel import WorkerChannel
 LOOK_EVERY_SECONDS = 1.0
 DRAINED_EVERY_SECONDS = 0.05
 MEBIBYTE = 2**20
-#: Each process raises its limits by a random share, up to this one, so that processes started together do not end
-#: together.
+#: Each process raises its limits by a random share, at most by this share, so that processes that were started together
+#: do not end together.
 MOST_SPREAD = 0.2
 
 

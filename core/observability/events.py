@@ -873,7 +873,7 @@ class LimitNotEnforced(Event):
 
 @event("dispatcher.leading", INFO, "the dispatcher of this process leads")
 class DispatcherLeading(Event):
-    """Of the dispatchers of all processes, the dispatcher of this process is the one that works."""
+    """Every worker has a dispatcher, but only one of them works at a time. Now the dispatcher of this process works."""
 
 
 @event("dispatcher.deposed", WARNING, "the connection of leader {leader} was closed: its process sent no heartbeat")

@@ -1,4 +1,4 @@
-"""The values of metrics, in files that are mapped into memory. Disk space is allocated before it is written.
+"""Keeps the values of metrics in files that are mapped into memory. Allocates disk space before it is written.
 
 prometheus_client maps sparse files. If the disk is full, writing to a new page ends the process with SIGBUS. So if
 there is no space, Rota keeps the values only in memory, and no longer serves them.

@@ -50,7 +50,7 @@ AskUnknown = Callable[[Connection, Collection[str]], set[str]]
 
 
 class Kind(StrEnum):
-    """Why a leftover may go."""
+    """The reason why a leftover may be removed."""
 
     #: Its run has ended, or is not in the ledger any more.
     ENDED = "run ended"
@@ -64,7 +64,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something old in Redis, and why it may go."""
+    """Something old in Redis, with the reason why it may be removed."""
 
     kind: Kind
     old: Old
@@ -121,7 +121,7 @@ class Found:
             yield self.judged(old, ledger.unknown)
 
     def judged(self, old: Sequence[Old], unknown: AskUnknown) -> list[Leftover]:
-        """Return those of ``old`` that are leftovers."""
+        """Return the leftovers among ``old``."""
         ended = ledger.ended(self._connection(), {each.run_id for each in old if each.run_id is not None})
         fast = {each.job for each in old if each.job and each.run_id is None} - self._registry.jobs.keys()
         unknown_jobs = unknown(self._connection(), fast)
@@ -129,7 +129,7 @@ class Found:
         return [Leftover(kind, each) for kind, each in found if kind is not None]
 
     def remove(self, found: Sequence[Leftover], by: str) -> list[Leftover]:
-        """Remove those of ``found`` that are still leftovers of the same kind, and return them.
+        """Remove the items of ``found`` that are still leftovers of the same kind, and return these items.
 
         Each removal is logged and counted.
         """
@@ -144,7 +144,7 @@ class Found:
 
 
 def kind_of(old: Old, ended: Collection[int], unknown: Collection[str]) -> Kind | None:
-    """Return why something old may go, or None if it may be of use."""
+    """Return why something old may be removed, or None if it may still be of use."""
     if old.place is Place.RESULTS:
         return Kind.RESULT
     if old.run_id in ended:
@@ -257,7 +257,7 @@ def counted(found: Sequence[Leftover]) -> Counter[tuple[Kind, str, str]]:
 
 
 def item(found: Leftover) -> Item:
-    """Return a leftover as JSON has it."""
+    """Return a leftover as JSON."""
     old = found.old
     at = None if old.at_ms is None else datetime.fromtimestamp(old.at_ms / 1000, UTC)
     return Item(kind=found.kind, queue=old.queue, redis_id=old.redis_id, job=old.job, run=old.run_id, at=at)

@@ -78,7 +78,7 @@ def belongs(owner: str | None, ledger: str) -> Check:
     if owner == ledger:
         return check(name, "ok", "this one")
     return check(
-        name, "wrong", f"Redis carries the messages of the ledger {owner}; this one is {ledger}", ANOTHER_REDIS
+        name, "wrong", f"Redis carries the messages of the ledger {owner}; this ledger is {ledger}", ANOTHER_REDIS
     )
 
 

@@ -1,4 +1,4 @@
-"""Describes for an operator how a job does: its last successful slot, and the states of its later slots."""
+"""Describes a job's last successful slot, and the states of its later slots, in a sentence for an operator."""
 
 from collections.abc import Collection
 from datetime import datetime

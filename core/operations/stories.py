@@ -181,7 +181,9 @@ def skipped(scene: Scene, run: Run, subject: str) -> list[str]:
         f"{subject} was skipped at {scene.at(run.finished_at)}: another run was still running (overlap='skip')."
     ]
     rivals = rival_sentences(scene, run, run.finished_at)
-    return sentences + (rivals or ["The ledger no longer shows which one, since that run has been tried again."])
+    return sentences + (
+        rivals or ["The ledger no longer shows which run that was, since that run has been tried again."]
+    )
 
 
 def pause_sentences(scene: Scene, run: Run) -> list[str]:

@@ -211,7 +211,9 @@ def nothing_due(scene: Scene, moment: Moment) -> list[str]:
         sentences = [f"{scene.name} has no schedule; it runs by request, and the ledger has no request for {asked}."]
         last = history.last_requested(scene.connection, scene.name, moment.start)
         if last is not None:
-            sentences.append(f"The last one before that was run {last.id}, {scene.at(last.queued_at)}: {last.state}.")
+            sentences.append(
+                f"The last request before that was run {last.id}, {scene.at(last.queued_at)}: {last.state}."
+            )
         return sentences
     before, after = schedule.latest_at(moment.start), schedule.next_after(moment.start)
     nearest = f"{scene.at(before)}{state_of(scene, before)} and {scene.at(after)}{state_of(scene, after)}"

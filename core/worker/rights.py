@@ -1,4 +1,4 @@
-"""Reports the missing rights of a process's role. At first all of them are reported together, and later only others."""
+"""Reports the missing rights of a process's role: first all of them together, and later only rights that are new."""
 
 from sqlalchemy import Engine
 

@@ -253,7 +253,7 @@ class TestRedis:
         assert (found.outcome, ANOTHER in found.found) == ("wrong", True)
         assert "give each service a Redis of its own" in found.advice
         assert f"redis-cli DEL {ownership.KEY}" in found.advice
-        with pytest.raises(UnfitServers, match=f"messages of the ledger {ANOTHER}; this one is"):
+        with pytest.raises(UnfitServers, match=f"messages of the ledger {ANOTHER}; this ledger is"):
             fitness.refuse_unfit(given(postgres_url))
         fitness.refuse_unfit(given(postgres_url, SCHEDULER_MODE="local", REDIS_URL=""))
 

@@ -219,7 +219,7 @@ def test_a_job_without_schedule_and_request_says_so(ask, ledger):
     _, answer = ask("by-hand", "2026-01-15T04:00")
 
     assert "by-hand has no schedule; it runs by request" in answer
-    assert re.search(r"The last one before that was run \d+, 2026-01-15 03:00:00 UTC: queued", answer)
+    assert re.search(r"The last request before that was run \d+, 2026-01-15 03:00:00 UTC: queued", answer)
 
 
 def test_a_time_that_the_clocks_skip_finds_the_slot_after_the_gap(ask, ledger, use_jobs):

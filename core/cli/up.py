@@ -178,7 +178,7 @@ def start_servers(
 
 
 def is_own(server: EmbeddedPostgres | EmbeddedRedis, url: str) -> bool:
-    """Return whether ``url`` is the URL of ``server``, which is not running yet. The URL follows from its folder."""
+    """Return whether ``url`` is the URL of ``server``, which need not run. A server's URL follows from its folder."""
     with suppress(EmbeddedServerError):
         return server.url == url
     return False

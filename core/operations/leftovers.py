@@ -1,8 +1,9 @@
 """Leftovers: old messages and results in Redis that are of no use any more. They can be listed and removed.
 
-Only leftovers that are known to be useless may go: messages of runs that have ended, messages of the fast lane for jobs
-that no release ever had, and results that never expire and that nobody uses. A full clean-up also removes old dead
-letters, which nobody works on but which people may want to read. Rows of the ledger stay; they leave by retention.
+Only leftovers that are known to be useless are removed: messages of runs that have ended, messages of the fast lane for
+jobs that no release ever had, and results that never expire and that nobody uses. A full clean-up also removes old dead
+letters, which no worker uses but which people may want to read. Rows of the ledger are not removed here, but when their
+retention ends.
 """
 
 import json

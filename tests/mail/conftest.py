@@ -1,4 +1,6 @@
-"""One database for all tests of this folder, emptied after each: a new one for each would take most of the time."""
+"""A database for all tests of this folder. It is emptied after each test, since a new database for each takes much
+longer.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +31,9 @@ def shared_url(template: str) -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest, template: str, shared_url: str) -> Iterator[str]:
-    """The URL of a database that has every table, all of ours empty; a test with real processes has its own."""
+    """Yield the URL of a database that has every table, with empty tables of this plugin. A test with real processes
+    gets a database of its own.
+    """
     if request.node.get_closest_marker("crash"):
         yield create_database(template, CRASHED, template=True)
         drop_database(template, CRASHED)
@@ -49,7 +53,7 @@ def session(database: Engine) -> Iterator[Session]:
 
 @pytest.fixture
 def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Set settings of the plugin for a test: ``configure(max_bytes="5000")``."""
+    """Return a function that sets settings of the plugin: ``configure(max_bytes="5000")``."""
 
     def set_them(**settings: str) -> None:
         for name, value in settings.items():
@@ -62,7 +66,7 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def server() -> Iterator[ImapServer]:
-    """An IMAP server that does what it is told."""
+    """Yield an IMAP server that the test controls."""
     with serving() as running:
         yield running
 
@@ -71,7 +75,7 @@ def server() -> Iterator[ImapServer]:
 def mailroom(
     server: ImapServer, session: Session, run_job: RunJob, tmp_path: Path, configure: Callable[..., None]
 ) -> Mailroom:
-    """A service with a store and a secret, and ways to add accounts of ``server`` and to poll them."""
+    """Yield a service with a store and a secret, and with functions that add accounts of ``server`` and poll them."""
     for folder in ("store", "secrets"):
         (tmp_path / folder).mkdir()
     (tmp_path / "secrets" / "ann").write_text(f"{PASSWORD}\n")
@@ -81,7 +85,7 @@ def mailroom(
 
 @pytest.fixture
 def stored_mail(database: Engine, tmp_path: Path, configure: Callable[..., None]) -> StoredMail:
-    """Accounts and messages, with a local store that the jobs use too."""
+    """Return functions that make accounts and messages in a local store, which the jobs use too."""
     root = tmp_path / "store"
     root.mkdir()
     configure(store=f"file://{root}")

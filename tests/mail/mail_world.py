@@ -1,4 +1,4 @@
-"""What the tests of polls have in common: accounts on a server, polls through the real claim and commit, and rows."""
+"""Common parts of the tests of polls: accounts on a server, polls with the real claim and commit, and rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Mailroom:
     folder: Path
 
     def add(self, name: str = "ann", **options: Any) -> int:
-        """An account of the server; its first run is not there, so that a test has only its own."""
+        """Add an account of the server, without its first run, so that a test has only its own runs."""
         of = {"host": "127.0.0.1", "port": self.server.port, "tls": "none", "username": "ann", "secret": "ann"}
         account_id = add_account(self.session, name, **{**of, **options})
         self.session.execute(text("DELETE FROM rota_runs"))
@@ -34,12 +34,12 @@ class Mailroom:
         return account_id
 
     def poll(self, account_id: int) -> RunRow:
-        """Take one run of the account through one attempt."""
+        """Execute one attempt of one run of the account."""
         args = {"account_id": account_id, "host": "127.0.0.1"}
         return self.run_job(poll_mailbox, key=str(account_id), args=args)
 
     def follow(self, account_id: int) -> RunRow:
-        """Take the run that a poll of the account has left the rest to through one attempt."""
+        """Execute one attempt of the run to which a poll of the account has left the remaining messages."""
         waiting = text("SELECT id FROM rota_runs WHERE job = 'poll-mailbox' AND key = :key AND state = 'queued'")
         self.session.rollback()
         run_id = self.session.execute(waiting, {"key": str(account_id)}).scalar_one()
@@ -48,34 +48,34 @@ class Mailroom:
         return self.run_job.row(run_id)
 
     def again(self, run: RunRow) -> RunRow:
-        """The next attempt of a run that failed."""
+        """Execute the next attempt of a run that has failed."""
         self.session.execute(text("UPDATE rota_runs SET due_at = clock_timestamp()"))
         self.session.commit()
         self.run_job.executor.execute(poll_mailbox, run.id)
         return self.run_job.row(run.id)
 
     def account(self, account_id: int) -> Account:
-        """The account as it is now."""
+        """Return the account as it is now."""
         self.session.rollback()
         return self.session.get_one(Account, account_id, populate_existing=True)
 
     def messages(self) -> Sequence[Message]:
-        """All rows of messages."""
+        """Return all rows of messages."""
         self.session.rollback()
         rows = select(Message).order_by(Message.account_id, Message.generation, Message.uid)
         return self.session.scalars(rows, execution_options={"populate_existing": True}).all()
 
     def states(self) -> dict[int, str]:
-        """The states of the messages, by UID."""
+        """Return the states of the messages by UID."""
         return {each.uid: each.state for each in self.messages()}
 
     def requested(self, job: str) -> list[dict[str, Any]]:
-        """The arguments of the runs of a job that were requested, in order."""
+        """Return the arguments of the requested runs of a job, in order."""
         self.session.rollback()
         rows = self.session.execute(text("SELECT args FROM rota_runs WHERE job = :job ORDER BY id"), {"job": job})
         return [row.args for row in rows]
 
     def objects(self) -> dict[str, bytes]:
-        """What the store has."""
+        """Return the objects in the store."""
         root = self.folder / "store"
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

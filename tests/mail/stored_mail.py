@@ -1,4 +1,4 @@
-"""Accounts and stored messages, made in a line each, as a poll would leave them."""
+"""Makes accounts and stored messages with one call each, as a poll leaves them."""
 
 import io
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class StoredMail:
         return account_id
 
     def message(self, account_id: int, uid: int, content: bytes | None = HELLO, **values: Any) -> int:
-        """A message that waits to be processed, and its object unless ``content`` is None."""
+        """Make a message that waits to be processed, and its object unless ``content`` is None."""
         key = message_key(account_id, 1, 1, uid)
         if content is not None:
             self.store.put(key, io.BytesIO(content))
@@ -46,12 +46,12 @@ class StoredMail:
             connection.execute(update(Account).where(Account.id == account_id).values(values))
 
     def find(self, model: Any, key: int) -> Any:
-        """A row; None if it is not there."""
+        """Return a row, or None if it does not exist."""
         with Session(self.engine, expire_on_commit=False) as session:
             return session.get(model, key)
 
     def messages(self) -> list[tuple[int, str]]:
-        """The id and the state of every message."""
+        """Return the id and the state of every message."""
         with self.engine.connect() as connection:
             return [(row.id, row.state) for row in connection.execute(select(Message.id, Message.state))]
 
@@ -60,5 +60,5 @@ class StoredMail:
             return list(connection.scalars(select(Content.message_id)))
 
     def keys(self) -> list[str]:
-        """The keys of all objects."""
+        """Return the keys of all objects."""
         return sorted(found.key for found in self.store.list())

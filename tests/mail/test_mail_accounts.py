@@ -1,4 +1,4 @@
-"""Accounts and their schedules: one transaction changes both, and each wrong part has its sentence."""
+"""Accounts and their schedules: one transaction changes both, and each invalid part has an error text of its own."""
 
 from datetime import timedelta
 
@@ -29,7 +29,7 @@ OAUTH = {"auth": "client_credentials", "token_url": "https://login.example.org/t
 
 
 def scheduled(session: Session) -> dict[str, tuple[str, int | None, dict]]:
-    """The schedules: rhythm, priority and arguments by key."""
+    """Return the schedules by key, with interval, priority and arguments."""
     return {each.key: (each.spec, each.priority, dict(each.args)) for each in schedules(session, "poll-mailbox")}
 
 

@@ -1,4 +1,4 @@
-"""Twenty thousand messages that are broken in every way: none raises, and all of what is read can be stored."""
+"""Twenty thousand messages that are broken in many ways: none raises an error, and each content can be stored."""
 
 import io
 import time

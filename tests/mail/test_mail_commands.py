@@ -1,4 +1,4 @@
-"""``rota mail …``: thin over the functions that applications call."""
+"""``rota mail …``: the commands call the functions that applications call."""
 
 import json
 from collections.abc import Callable

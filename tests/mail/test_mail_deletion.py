@@ -1,4 +1,4 @@
-"""``delete-mail-account``: nothing of an account remains, even if it was removed in the middle of its poll."""
+"""``delete-mail-account``: no data of an account remain, even if the account was deleted during its poll."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -100,17 +100,17 @@ def test_after_a_failure_of_the_store_the_rest_is_deleted(stored_mail, executor,
 
 @job("poll", queue="mail", limits=[deletion.ONE_AT_A_TIME])
 def poll(run: Run, account_id: int) -> None:
-    """Stand for a poll, which has the same limit."""
+    """Take the place of a poll, with the same limit."""
     DURING.pop()(account_id)
 
 
-#: What happens during ``poll``.
+#: The action during ``poll``.
 DURING: list[Callable[[int], None]] = []
 
 
 @pytest.fixture
 def limited(database, use_jobs) -> Iterator[Executor]:
-    """The executor of a process that knows both jobs, and so keeps their limit."""
+    """Return the executor of a process that declares both jobs, so that their limit applies."""
     release = releases.of(use_jobs(poll, delete_mail_account))
     with databases.dedicated(database) as connection:
         releases.record(connection, release)
@@ -119,7 +119,7 @@ def limited(database, use_jobs) -> Iterator[Executor]:
 
 
 def test_a_poll_that_is_at_work_ends_before_its_objects_are_deleted(stored_mail, run_job, limited):
-    """So what it stores at its very end goes as well."""
+    """So the object that the poll stores at its end is deleted as well."""
     account = stored_mail.account()
     stored_mail.change(account, state="deleting")
 

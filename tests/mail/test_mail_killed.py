@@ -28,9 +28,9 @@ SEED = int(os.environ.get("MAIL_SEED", "20261128"))
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(300 + 60 * KILLS)]
 
 ACCOUNTS, THREADS = 100, 12
-#: How many messages arrive between two kills.
+#: The number of messages that arrive between two kills.
 ARRIVING = 100
-#: UIDs tell the mailboxes apart, so that the server's log does.
+#: The mailboxes have different UIDs, so the log of the server tells which mailbox a command concerns.
 APART = 10_000
 PATIENCE = 240.0
 
@@ -70,14 +70,14 @@ def test_workers_killed_at_random_points_while_mailboxes_fill(tmp_path, postgres
 
 @contextmanager
 def filling(folder: Path, postgres_url: str, redis_url: str, root: Path) -> Iterator[tuple[ImapServer, Fleet]]:
-    """A server that is not too fast, and a service that polls it."""
+    """Yield a slow server, and a service that polls it."""
     environ = {
         "ROTA_MAIL_STORE": f"file://{root}",
         "ROTA_MAIL_POLLS_PER_HOST": "100",
         "MAIL_SECRET_ANN": "sesame",
         "ROTA_DISPATCH_SECONDS": "0.2",
-        # A run that two processes died under gets a process of its own, one run after the other. Here nearly every run
-        # is struck so often, and the kills are to find many of them at work side by side.
+        # After two processes have died during a run, the run gets a process of its own, and only one such run works at
+        # a time. Here nearly every run has such deaths, and the kills must find many runs at work.
         "ROTA_MAX_CRASHES": "100",
     }
     with serving() as server, fleet(folder, postgres_url, redis_url, jobs="none", environ=environ) as service:
@@ -86,20 +86,20 @@ def filling(folder: Path, postgres_url: str, redis_url: str, root: Path) -> Iter
 
 
 def add_all(service: Fleet, server: ImapServer) -> list[int]:
-    """Accounts whose mailboxes are folders of the server, and that are polled when it is asked for."""
+    """Add accounts whose mailboxes are folders of the server, and which are polled only when the test requests it."""
     with Session(service.engine) as session, session.begin():
         return [add(session, server, number) for number in range(ACCOUNTS)]
 
 
 def add(session: Session, server: ImapServer, number: int) -> int:
-    """One account."""
+    """Add one account."""
     server.folders[f"box{number}"] = Folder()
     of = {"host": "127.0.0.1", "port": server.port, "tls": "none", "username": "ann", "secret": "ann"}
     return add_account(session, f"box{number}", folder=f"box{number}", every=timedelta(days=1), **of)
 
 
 def arrive(server: ImapServer, dice: random.Random) -> None:
-    """Have messages arrive in mailboxes that the seed determines: none in some, and several in others."""
+    """Let messages arrive in mailboxes that the seed determines: none in some mailboxes, and several in others."""
     for _ in range(ARRIVING):
         number = dice.randrange(ACCOUNTS)
         folder = server.folders[f"box{number}"]
@@ -115,7 +115,7 @@ def ask(service: Fleet, accounts: list[int]) -> None:
 
 
 def kill_in_the_middle(service: Fleet, server: ImapServer, dice: random.Random) -> None:
-    """Kill a worker after it has fetched a number of messages that the seed determines: up to all that have arrived."""
+    """Kill a worker after it has fetched some of the messages that have arrived. The seed determines how many."""
     enough = len(server.bodies) + dice.randrange(1, ARRIVING)
     worker = service.worker(threads=THREADS)
     eventually(lambda: len(server.bodies) >= enough, within=PATIENCE, every=0.001)
@@ -123,13 +123,13 @@ def kill_in_the_middle(service: Fleet, server: ImapServer, dice: random.Random) 
 
 
 def fetched_and_not_recorded(service: Fleet, server: ImapServer) -> set[int]:
-    """The messages that polls had fetched, and not recorded, when they were killed."""
-    eventually(lambda: server.opened == 0)  # then each command that a killed poll has sent is in the log
+    """Return the messages that killed polls had fetched and not recorded."""
+    eventually(lambda: server.opened == 0)  # then the log has each command of the killed poll
     return set(server.bodies) - {row.uid for row in messages(service)}
 
 
 def check(service: Fleet, accounts: list[int], store: LocalStore) -> None:
-    """Compare objects and messages as they would be after the time of grace."""
+    """Compare objects and messages as if the time of grace had passed."""
     with Session(service.engine) as session:
         later = service.now() + 2 * GRACE
         for account_id in accounts:
@@ -144,7 +144,7 @@ def check(service: Fleet, accounts: list[int], store: LocalStore) -> None:
 
 
 def messages(service: Fleet) -> list[Any]:
-    """All messages, each with what was read of it."""
+    """Return all messages with their contents."""
     return service.rows("""
         SELECT message.*, content.message_id AS content_id, content.subject
         FROM mail_messages AS message LEFT JOIN mail_contents AS content ON content.message_id = message.id

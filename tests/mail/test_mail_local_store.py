@@ -1,4 +1,4 @@
-"""The local store: what a symlink, a full disk, a crash or another thread can do to it."""
+"""The local store, with symlinks, a full disk, crashes and other threads."""
 
 import errno
 import io
@@ -28,8 +28,8 @@ from plugins.mail.store import (
 from plugins.mail.store.local import as_store_error
 
 KEY = message_key(42, 7, 1, 12_345)
-#: Stores an object of 4 MiB in the folder that is named, as this user and with files of at most this size; prints the
-#: error. It imports everything as the present user, who can read it.
+#: Stores an object of 4 MiB in the given folder, as the given user and with files of a limited size, and prints the
+#: error. It imports its modules as the present user, who can read them.
 PUT_4_MIB = """
 import io, os, resource, signal, sys
 from pathlib import Path
@@ -61,7 +61,7 @@ def store(root: Path) -> LocalStore:
 
 
 def put_in_a_process(root: Path, *, user: int | None = None, most: int = 1 << 30) -> str:
-    """The error of storing 4 MiB in a process of its own."""
+    """Return the error of storing 4 MiB in a process of its own."""
     command = [sys.executable, "-c", PUT_4_MIB, str(root), KEY, str(os.geteuid() if user is None else user), str(most)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
@@ -104,7 +104,7 @@ def test_a_symlink_is_never_followed(store, root, tmp_path, link):
 
     with pytest.raises(StoreError):
         store.open(KEY)
-    if link != KEY:  # a file in place of the link is what is wanted
+    if link != KEY:  # a file in place of the link is the wanted result
         with pytest.raises(StoreError, match="symlink"):
             store.put(KEY, io.BytesIO(b"mail"))
         with pytest.raises(StoreError):
@@ -130,7 +130,7 @@ def test_a_full_disk_is_told_and_neither_part_of_a_message_nor_an_older_one_is_l
 def test_a_folder_that_is_read_only_is_told():
     with TemporaryDirectory(prefix="rota-mail-") as folder:
         os.chmod(folder, 0o555)
-        user = pgserver_account().uid if os.geteuid() == 0 else None  # no mode of a folder binds root
+        user = pgserver_account().uid if os.geteuid() == 0 else None  # the mode of a folder does not restrict root
 
         told = put_in_a_process(Path(folder), user=user)
 

@@ -1,4 +1,4 @@
-"""Polling: what is new is stored once, whatever a server does, and nothing else is."""
+"""Polls: each new message is stored once, whatever the server does."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -68,7 +68,7 @@ def test_a_poll_without_news_needs_no_search(mailroom: Mailroom):
 
 
 def test_a_poll_without_news_is_counted_and_deleted_after_an_hour(mailroom: Mailroom, run_job, use_jobs):
-    """A thousand mailboxes have a million of these a day."""
+    """A thousand mailboxes have a million such polls a day."""
     mailroom.server.inbox.fill(1)
     account_id = mailroom.add()
     with_news, _ = mailroom.poll(account_id), mailroom.poll(account_id)
@@ -84,7 +84,7 @@ def test_a_poll_without_news_is_counted_and_deleted_after_an_hour(mailroom: Mail
 
 @pytest.mark.parametrize("uidnext", [None, 0], ids=["told", "not told"])
 def test_a_search_that_answers_with_the_last_message_brings_it_once(mailroom: Mailroom, uidnext):
-    """``99:*`` names the last message, though its UID is less."""
+    """``99:*`` finds the last message, even if its UID is less."""
     mailroom.server.inbox.fill(2)
     account_id = mailroom.add()
     mailroom.poll(account_id)
@@ -197,7 +197,7 @@ def test_a_message_at_which_the_connection_always_breaks_does_not_block_the_mail
 
 
 def test_a_message_whose_size_the_server_tells_wrongly_is_given_up_at_the_third_attempt(mailroom: Mailroom):
-    """What follows of it is no answer. The server is not busy: the account is not postponed."""
+    """The remaining bytes are not an answer. But the server is not busy, so the account is not postponed."""
     mailroom.server.inbox.fill(3)
     mailroom.server.script = lambda command, arguments: (
         b"* 2 FETCH (UID 2 BODY[] {5}\r\nFrom: ann@example.org\r\n\r\nHello)\r\nTAG OK done\r\n"
@@ -284,7 +284,7 @@ def test_a_server_that_sends_the_whole_message_instead_of_a_piece_is_understood(
 
 
 def test_pieces_of_a_wrong_length_are_not_put_together(mailroom: Mailroom):
-    """The whole is asked for at the next attempt."""
+    """The next attempt asks for the whole message."""
     body = mail(1, 3_000_000)
     mailroom.server.inbox.messages = {1: body}
     mailroom.server.script = lambda command, arguments: (
@@ -339,7 +339,7 @@ def test_a_poll_leaves_what_is_over_its_budget_to_a_run_that_follows(mailroom: M
 
 
 def test_a_large_folder_is_searched_in_windows(mailroom: Mailroom, configure):
-    """An answer of 150,000 UIDs is longer than imaplib reads."""
+    """imaplib cannot read an answer with 150,000 UIDs."""
     configure(messages_per_run="10")
     small = mail(1)
     mailroom.server.inbox.messages = dict.fromkeys([*range(1, 5002), 4_000_000_000], small)

@@ -1,4 +1,4 @@
-"""``process-email``: each message is processed once, and none that is broken blocks another or is lost."""
+"""``process-email``: each message is processed once, and a broken message neither blocks other messages nor is lost."""
 
 from datetime import UTC
 
@@ -118,7 +118,7 @@ def test_a_message_without_its_object_becomes_unreadable_after_three_retries(sto
 def test_a_message_that_cannot_be_recorded_becomes_unreadable_and_keeps_its_object(
     stored_mail, executor, run_job, account
 ):
-    """Whatever the reason: here a rule of the table that no message knows."""
+    """Whatever the reason: here a constraint that the message violates."""
     message_id = stored_mail.message(account, 1)
     with stored_mail.engine.begin() as connection:
         connection.execute(text("ALTER TABLE mail_contents ADD CONSTRAINT odd CHECK (subject <> 'hello')"))
@@ -197,7 +197,7 @@ def test_no_transaction_is_open_while_the_store_is_read(stored_mail, run_job, ac
 
 
 class TestAnotherPlugin:
-    """A second plugin whose job takes messages further, in a table of its own."""
+    """A second plugin with a job that processes messages further, and with a table of its own."""
 
     @pytest.fixture
     def open_ticket(self, database, use_jobs, monkeypatch):

@@ -15,7 +15,7 @@ from tests.support.imap_server import mail
 
 PYMAP = [sys.executable, "-c", "from pymap.main import main; main()"]
 DEMO = {"username": "demouser", "secret": "demo", "tls": "none"}
-#: What the demonstration's inbox begins with.
+#: The number of messages that the inbox of the demonstration has at the start.
 THERE = 4
 
 
@@ -34,7 +34,7 @@ def answers(port: int) -> bool:
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    """The port of a server with one user and a few messages."""
+    """Yield the port of a server with one user and a few messages."""
     number = free_port()
     with (tmp_path / "pymap.log").open("wb") as log:
         command = [*PYMAP, "--no-tls", "--host", "127.0.0.1", "--port", str(number), "dict", "--demo-data"]
@@ -49,7 +49,7 @@ def port(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def client(port: int) -> Iterator[IMAPClient]:
-    """Another client of the same mailbox."""
+    """Yield another client of the same mailbox."""
     with IMAPClient("127.0.0.1", port, ssl=False) as client:
         client.login("demouser", "demopass")
         client.select_folder("INBOX")

@@ -1,4 +1,6 @@
-"""A folder whose UIDs have changed, or that was made anew: nothing is imported again, and nothing new is lost."""
+"""A folder whose UIDs have changed, or that was deleted and made again: no message is imported twice, and no new
+message is lost.
+"""
 
 from mail_world import Mailroom
 from sqlalchemy import text
@@ -52,7 +54,7 @@ def test_mail_that_came_while_the_numbers_changed_is_fetched(mailroom: Mailroom)
 
 
 def test_another_message_with_a_number_of_before_is_another_message(mailroom: Mailroom):
-    """A folder that is deleted and made anew gives UID 1 again; and a server may give the same UIDVALIDITY twice."""
+    """A folder that is deleted and made again gives UID 1 again, and a server may use the same UIDVALIDITY twice."""
     mailroom.server.inbox.messages = {1: mail(1)}
     account_id = mailroom.add()
     mailroom.poll(account_id)

@@ -1,4 +1,4 @@
-"""Messages that were given up: they are listed, and a person has them tried again."""
+"""Messages that were given up: they are listed, and a person can let them be tried again."""
 
 import pytest
 from mail_world import Mailroom
@@ -19,7 +19,7 @@ def retry(mailroom: Mailroom, account_id: int, *uids: int) -> Retried:
 
 
 def refuse(mailroom: Mailroom, *uids: int) -> None:
-    """Have the server refuse these messages."""
+    """Let the server refuse these messages."""
     mailroom.server.script = lambda command, arguments: (
         b"TAG NO [SERVERBUG] cannot read it\r\n"
         if command == "FETCH" and "BODY" in arguments and int(arguments.split()[0]) in uids

@@ -1,4 +1,4 @@
-"""The migrations make what the models say, and take it away again."""
+"""The migrations create the tables of the models, and remove them again."""
 
 from sqlalchemy import inspect
 

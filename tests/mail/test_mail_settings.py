@@ -1,4 +1,4 @@
-"""The settings of mail: checked when the plugin is loaded, one sentence for each wrong value."""
+"""The settings of mail: they are checked when the plugin is loaded, with an error text for each invalid value."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_every_setting_is_described_with_its_sentence_and_default():
 
 
 def row(name: str) -> str:
-    """A setting as docs/plugins.md has it."""
+    """Return the row of a setting in docs/plugins.md."""
     field = MailSettings.model_fields[name]
     default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default).lower()
     return f"| `{MailSettings.prefix}{name.upper()}` | {default} | {field.description.replace('``', '`')} |"

@@ -1,4 +1,4 @@
-"""The sample server and its accounts: mail that arrives there is polled and processed like any other."""
+"""The simulation's server and accounts: messages that arrive there are polled and processed like any others."""
 
 import os
 import random

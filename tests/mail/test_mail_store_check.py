@@ -1,4 +1,4 @@
-"""``check-mail-store``: objects without messages and messages without objects are found, and mended if they can be."""
+"""``check-mail-store`` finds objects without messages and messages without objects, and repairs them if possible."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What every store promises: the local one, and S3 from moto's server and from rclone, which differ."""
+"""The requirements of every store: the local store, and S3 with two different servers, moto's and rclone."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def store(request, tmp_path, monkeypatch) -> Iterator[Store]:
 
 
 def use(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have new S3 stores be those of ``server``."""
+    """Let new S3 stores use ``server``."""
     for name, value in server.environ.items():
         monkeypatch.setenv(name, value)
 
@@ -159,7 +159,7 @@ def test_what_is_not_a_key_is_refused(store):
 
 
 def test_a_large_message_takes_little_memory(store):
-    """31 MB, of which Python's own part is measured."""
+    """The message has 31 MB, and the memory of Python objects is measured."""
     with open_zeros(31_000_000) as file:
         tracemalloc.start()
         try:
@@ -174,14 +174,14 @@ def test_a_large_message_takes_little_memory(store):
 
 
 def open_zeros(size: int) -> io.BufferedReader:
-    """A file of that many zeros, which takes no room."""
+    """Return a file of so many zeros that takes no space on the disk."""
     descriptor = os.memfd_create("zeros")
     os.ftruncate(descriptor, size)
     return os.fdopen(descriptor, "rb")
 
 
 class TestS3:
-    """What only a server can do."""
+    """S3 stores on a server."""
 
     @pytest.fixture(autouse=True)
     def _fresh(self) -> Iterator[None]:

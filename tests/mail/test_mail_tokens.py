@@ -23,7 +23,7 @@ def tokens() -> Iterator[TokenServer]:
 
 @pytest.fixture
 def oauth(mailroom: Mailroom, tokens: TokenServer, configure) -> dict[str, Any]:
-    """The parts of an account with a refresh token."""
+    """Return the parts of an account with a refresh token."""
     configure(key=new_key())
     mailroom.server.tokens = {"access-1", "access-2"}
     return {

@@ -1,4 +1,6 @@
-"""A poll that fails: every cause has its sentence, and the right consequence: back off, pause, or fail."""
+"""Polls that fail: each cause has an error text of its own, and the right consequence: a back-off, a pause, or a
+failure.
+"""
 
 import logging
 import socket
@@ -29,12 +31,12 @@ REFUSED = [
 
 
 def answering(command: str, answer: str):
-    """A script that answers one command so."""
+    """Return a script of a server that answers one command in this way."""
     return lambda given, _: f"TAG {answer}\r\n".encode() if given == command else None
 
 
 def paused(mailroom: Mailroom) -> list[str | None]:
-    """The reasons of the paused schedules."""
+    """Return the reasons of the paused schedules."""
     mailroom.session.rollback()
     return [each.pause_reason for each in schedules(mailroom.session, "poll-mailbox") if each.paused_at is not None]
 
@@ -107,7 +109,7 @@ def test_a_busy_server_is_left_alone_for_longer_and_longer(mailroom: Mailroom, c
 
 
 def pass_time(mailroom: Mailroom, account_id: int) -> int:
-    """Let the postponement end, and poll; returns the seconds of the next one."""
+    """Let the postponement end, and poll. Return the seconds of the next postponement."""
     mailroom.session.execute(text("UPDATE mail_accounts SET postponed_until = now() - interval '1 s'"))
     mailroom.session.commit()
     return mailroom.poll(account_id).result["postponed_seconds"]

@@ -90,7 +90,8 @@ RETRIED = """
       AND tried.state = 'retrying' AND tried.slot + interval '0' < candidate.slot
 """
 
-#: False, not NULL, for a run that no form has refused: after NULL, ``AND`` would still look through all releases.
+#: The condition is false, and not null, for a run that no form has refused. After a null, PostgreSQL would still
+#: evaluate the other side of AND, which reads all releases.
 REFUSED_HERE = "refused_by IS NOT NULL AND $7 = ANY(refused_by)"
 
 #: The columns that a claim returns.

@@ -24,12 +24,14 @@ def before_ms(connection: Connection, seconds: float) -> int:
 
 
 def ended(connection: Connection, run_ids: Collection[int]) -> set[int]:
-    """Return those of ``run_ids`` whose runs have ended or do not exist. A retry of such a run sends a new message."""
+    """Return which of the runs ``run_ids`` have ended or do not exist. If such a run is retried, it gets a new
+    message.
+    """
     return set(connection.execute(ENDED, {"run_ids": list(run_ids)}).scalars()) if run_ids else set()
 
 
 def never_had(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """Return those of ``jobs`` that no release has had, and that no live process may have.
+    """Return which of ``jobs`` no release has had and no live process may have.
 
     Until the caller's transaction ends, no process can record a release with one of these jobs.
     """
@@ -41,7 +43,7 @@ def never_had(connection: Connection, jobs: Collection[str]) -> set[str]:
 
 
 def unknown(connection: Connection, jobs: Collection[str]) -> set[str]:
-    """Return those of ``jobs`` that no release has had, and that no live process may have."""
+    """Return which of ``jobs`` no release has had and no live process may have."""
     if not jobs:
         return set()
     had, fleet = releases.last_had(connection, jobs), releases.fleet(connection)
@@ -57,7 +59,9 @@ MAY_REQUEST = text("""
 
 
 def request(connection: Connection, job: Job, apart: timedelta) -> bool:
-    """Request a run of ``job``, unless its newest run is younger than ``apart``. Return whether it was requested."""
+    """Request a run of ``job``, unless the job's newest run is younger than ``apart``. Return whether a run was
+    requested.
+    """
     if not connection.execute(MAY_REQUEST, {"job": job.name, "apart": apart}).scalar_one():
         return False
     runs.request(

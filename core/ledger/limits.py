@@ -32,7 +32,7 @@ from core.ledger.runs import in_schema
 CALLED_SECONDS = 5
 #: Tokens are floating-point numbers, so a token that is nearly one counts as one.
 NEARLY_ONE = "0.999999"
-#: A row that has not been used for this many seconds is deleted.
+#: A row of ``rota_limits`` that no claim has used for this many seconds is deleted.
 UNUSED_SECONDS = 3600
 BATCH = 1000
 
@@ -52,7 +52,8 @@ LOCK = Prepared(
 #: Parameter: the names.
 LOCK_NAMES = Prepared("rota_lock_limit_names", ("text[]",), IN_ORDER.format("unnest($1) AS own (name)"))
 
-#: Parameter: the names. The next claim counts no more tokens than the limit has.
+#: Parameter: the names of the limits. This may store more tokens than a limit may have; the next claim corrects the
+#: number.
 GIVE_BACK = Prepared(
     "rota_give_back_tokens",
     ("text[]",),
@@ -138,7 +139,7 @@ DELETE_CLOSINGS = text("DELETE FROM rota_closings WHERE until < statement_timest
 def give_back(connection: Connection, lease: Lease) -> None:
     """Give back the tokens of a claim that was undone before the run's function was called, if the run has limits.
 
-    If the process dies before, the tokens are lost, and no limit is exceeded.
+    If the process dies before this call, the tokens are lost until the next refill, and no limit is exceeded.
     """
     if lease.limits:
         GIVE_BACK.rows_after(LOCK_NAMES, connection, (lease.limits,), lease.limits)

@@ -12,14 +12,15 @@ from core.ledger.prepared import Prepared
 from core.ledger.runs import LONGEST_ERROR
 
 REASON = "no connection"
-#: A run is dead if its attempts could get no connection to PostgreSQL for this long, and nothing else happened to it.
+#: A run is dead if for this long its attempts could get no connection to PostgreSQL, and nothing else happened to the
+#: run.
 TRIED_FOR = "1 hour"
 #: Such a run rests for half the time for which it has had no connection, within these bounds.
 RESTS = ("1 second", "1 minute")
 #: The error begins with this text and a time in UTC. The next release reads this time, to know how long there has been
 #: no connection.
 SINCE = "no connection since "
-#: Whether an error has such a time, and the time.
+#: Conditions in SQL: whether an error begins with such a time, and that time.
 HAS_SINCE = rf"{{}}error ~ '^{SINCE}\d{{{{4}}}}-\d\d-\d\dT\d\d:\d\d:\d\dZ: '"
 SINCE_OF = f"CAST(substr({{}}error, {len(SINCE) + 1}, 20) AS timestamptz)"
 

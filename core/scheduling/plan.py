@@ -39,7 +39,7 @@ def is_in_grace(job: Job, slot: datetime, now: datetime) -> bool:
 
 
 def windows(after: datetime, until: datetime, paused: Iterable[Pause]) -> list[Window]:
-    """Return the parts of a time: the parts within pauses, and the parts between pauses.
+    """Return the windows between ``after`` and ``until``: the windows within pauses, and the windows between pauses.
 
     A pause that has not ended by ``until`` is left out, with all times after its start. Its slots are accounted for in
     one step when it ends.

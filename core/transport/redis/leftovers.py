@@ -1,8 +1,8 @@
-"""Finds old messages and results in Redis, and removes those that are known to be of no use. Works in small steps.
+"""Finds old messages and results in Redis, in small steps, and removes the useless messages and results.
 
-This module reads Redis and removes what it is told to remove; ``core/operations/leftovers.py`` decides what may go.
-Only keys of this namespace are read, and results whose keys have the prefix of Dramatiq's results. A message that a
-worker has fetched is never removed, since the worker acknowledges it.
+``core/operations/leftovers.py`` decides which of the messages and results may be removed. This module reads only keys
+of this namespace, and keys with the prefix of Dramatiq's results. A message that a worker has fetched is never removed,
+since the worker will acknowledge it.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ REMOVE_DEAD_LETTERS = """
     return removed
 """
 
-#: Removes results that have no time to live, and that nobody has read or written for ARGV[1] seconds. Returns the keys.
+#: Removes results that never expire and that were not read or written for ARGV[1] seconds. Returns their keys.
 REMOVE_RESULTS = """
     local removed = {}
     for _, key in ipairs(KEYS) do
@@ -71,7 +71,7 @@ REMOVE_RESULTS = """
 
 
 class Place(StrEnum):
-    """Where something is found."""
+    """The place of a message or a result in Redis."""
 
     QUEUE = "queue"
     DEAD_LETTERS = "dead letters"
@@ -117,7 +117,9 @@ class Leftovers:
             yield [Old(Place.RESULTS, "", key) for key in keys if self._is_stale_result(key, idle_seconds)]
 
     def remove(self, found: Sequence[Old], idle_seconds: float) -> list[Old]:
-        """Remove these, with the results of the messages. Return those that were there and could be removed."""
+        """Remove the messages and results ``found``, and the results of these messages. Return which of ``found`` were
+        removed.
+        """
         gone: list[Old] = []
         for queue in dict.fromkeys(each.queue for each in found):
             here = [each for each in found if each.queue == queue]
@@ -176,7 +178,9 @@ class Leftovers:
             yield dead_letter(queue, redis_id, bodies[redis_id], None if at is None else int(at))
 
     def _is_stale_result(self, key: str, idle_seconds: float) -> bool:
-        """Return whether a result never expires and is idle. Redis does not tell with some eviction policies."""
+        """Return whether a result never expires and is idle. With some eviction policies, Redis does not know the idle
+        time.
+        """
         try:
             is_kept = self._client.type(key) == b"list" and self._client.pttl(key) == -1
             return is_kept and cast("int", self._client.object("idletime", key)) >= idle_seconds
@@ -185,7 +189,9 @@ class Leftovers:
 
 
 def message(queue: str, redis_id: bytes, body: bytes) -> Old | None:
-    """Return a message on a queue. Return None if it cannot be read, since it may be another service's."""
+    """Return a message on a queue. Return None for a body that cannot be read, since it may belong to another
+    service.
+    """
     try:
         found = read(body, queue)
     except NotAMessage:
@@ -197,7 +203,7 @@ def message(queue: str, redis_id: bytes, body: bytes) -> Old | None:
 
 
 def dead_letter(queue: str, redis_id: bytes, body: bytes, at_ms: int | None) -> Old:
-    """Return a dead letter. Its body may be anything."""
+    """Return a dead letter, whose body may have any content."""
     told: dict[str, Any] = {}
     for name in (queue.removesuffix(DEAD_LETTERS), dq_name(queue.removesuffix(DEAD_LETTERS))):
         try:

@@ -24,6 +24,7 @@ from core import (
     unschedule,
 )
 from core.errors import BadArguments, NaiveTime, RotaError, ScheduleError, UnknownJob
+from core.ledger import key_schedules
 from tests.support.racing import race
 
 MINUTE = timedelta(minutes=1)
@@ -417,7 +418,19 @@ def test_any_key_and_any_argument_is_stored_as_it_is(session, rows):
     assert sync_schedules(session, "poll", wanted) == Synced(0, 0, 0, len(odd))
 
 
-def test_a_key_that_another_transaction_adds_during_a_sync_is_changed(database, session, rows):
+def test_a_session_in_autocommit_syncs_many_keys(database, rows, monkeypatch):
+    monkeypatch.setattr(key_schedules, "MANY", 2)
+
+    with Session(database.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        sync_schedules(session, "poll", [KeySchedule(str(number)) for number in range(3)])
+
+    assert len(rows()) == 3
+
+
+@pytest.mark.parametrize("many", [1, 1000], ids=["many", "few"])
+def test_a_key_that_another_transaction_adds_during_a_sync_is_changed(database, session, rows, monkeypatch, many):
+    monkeypatch.setattr(key_schedules, "MANY", many)
+
     def wanted():
         with Session(database) as other, other.begin():
             schedule(other, "poll", key="42", every=5 * MINUTE)

@@ -19,7 +19,7 @@ from core import settings
 from core.enqueue import LONGEST_KEY, check_priority, enqueue, is_key, plain_session
 from core.errors import BadArguments, NaiveTime, ScheduleError
 from core.jobs import arguments
-from core.jobs.grid import grid
+from core.jobs.grid import grid, is_readable
 from core.jobs.job import Job
 from core.jobs.keyed import Keyed, KeySchedule, is_interval
 from core.jobs.schedules import LONGEST_INTERVAL, SECOND, Cron, Every
@@ -82,7 +82,8 @@ class ScheduledKey:
     #: The dispatcher applies it within a second.
     spec: str
     phase: int
-    #: The next slot of the schedule; None while it is paused.
+    #: The next slot of the schedule; None while it is paused, or if this process cannot read the schedule, since its
+    #: host lacks the time zone.
     next_at: datetime | None
     args: Mapping[str, Any] = field(repr=False)
     priority: int | None
@@ -416,11 +417,13 @@ def scheduled(row: Row[Any]) -> ScheduledKey:
     )
 
 
-def next_slot(row: Row[Any]) -> datetime:
+def next_slot(row: Row[Any]) -> datetime | None:
     """Return the next slot of a row. If the dispatcher has not seen a change yet, the former schedule may have the next
-    slot.
+    slot. Return None if this process cannot read the schedule.
     """
     now: datetime = row.now
+    if not all(is_readable(spec) for spec in (row.spec, row.next_spec) if spec is not None):
+        return None
     due = [grid(row.spec, row.phase, row.stretch).next_after(now)]
     if row.next_spec is not None:
         due.append(grid(row.next_spec, row.next_phase, row.stretch).next_after(now))

@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from core.dispatcher.steps import Steps
 from core.jobs.registry import Registry
 from core.ledger import history, key_slots, key_standings, pauses, slots, successes
 from core.ledger.key_slots import ABSENT, BY_KEY, NO_CRONS, Asked, Crons, KeyedJob
 from core.ledger.releases import Fleet
 from core.ledger.slots import Watermark
 from core.observability import metrics
-from core.observability.events import SlotSkipped, emit
+from core.observability.events import ScheduleUnreadable, SlotSkipped, emit
 from core.scheduling import plan
 from core.scheduling.misfires import report_missed
 from core.scheduling.plan import Window
@@ -52,6 +53,10 @@ class KeyAccountant:
     before: dict[str, datetime] = field(default_factory=dict)
     #: The time between each job's watermark and the beginning of the last pass, in seconds. No slot has waited longer.
     lag_seconds: dict[str, float] = field(default_factory=dict)
+    #: An error with one job does not stop the slots of the others.
+    steps: Steps = field(default_factory=Steps)
+    #: The jobs and cron expressions that were logged as unreadable.
+    unreadable: set[tuple[str, str]] = field(default_factory=set)
 
     def account(self, connection: Connection, fleet: Fleet) -> int:
         """Account for all slots that are due. Return how many runs were inserted."""
@@ -63,7 +68,10 @@ class KeyAccountant:
         if not self.is_alone:
             return 0
         now, self.lag_seconds = history.now(connection), {}
-        inserted = sum(self._account_for(connection, job, now) for job in jobs.values())
+        inserted = sum(
+            self.steps.take(f"key slots of {job.name}", self._account_for, connection, job, now) or 0
+            for job in jobs.values()
+        )
         metrics.schedules_lag(self.lag_seconds)
         return inserted
 
@@ -78,6 +86,7 @@ class KeyAccountant:
             tell(job, key_standings.see(connection, job.name, after, now, before=before))
             asked = key_slots.ask(connection, job.name, now)
         found = key_slots.crons(connection, job.name) if asked.has_cron else NO_CRONS
+        self._tell_unreadable(job, found)
         paused = pauses.of_scopes(pauses.not_over_at(connection, after), job.scopes)
         accounting = JobAccount(connection, job, asked, found, now, plan.windows(after, now, paused), after)
         inserted = 0
@@ -89,6 +98,12 @@ class KeyAccountant:
         self.before[job.name] = after
         self._remember(connection, job, accounting, must=has_changed)
         return inserted
+
+    def _tell_unreadable(self, job: KeyedJob, found: Crons) -> None:
+        for spec in found.unreadable:
+            if (job.name, spec) not in self.unreadable:
+                self.unreadable.add((job.name, spec))
+                emit(ScheduleUnreadable(job.name, spec))
 
     def _after(self, connection: Connection, job: KeyedJob, now: datetime) -> datetime:
         """Return the job's watermark. If the job is new, or no process had it for a long time, it gets a watermark at

@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from statistics import median_low
 
+from core.errors import DeclarationError
 from core.jobs.schedules import CHECKED_FROM_UTC, EPOCH, LONGEST_INTERVAL, Cron, Every, Schedule, parse
 
 #: The usual time between two slots of a cron expression is computed from this many slots.
@@ -73,6 +74,15 @@ class Thinned(Schedule):
 
     def _period(self, slot: datetime) -> int:
         return (slot - EPOCH) // self.length
+
+
+def is_readable(spec: str) -> bool:
+    """Return whether this process can read the text of a schedule. It cannot if its host lacks the time zone."""
+    try:
+        parse(spec)
+    except (DeclarationError, ValueError):
+        return False
+    return True
 
 
 def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:

@@ -76,7 +76,7 @@ class Standing:
 
     #: Why the slot was skipped, ``unscheduled`` or ``paused``; None if the slot may start.
     skipped: str | None
-    #: The schedule; None if it is gone and the slot had an earlier attempt.
+    #: The schedule; None if it is gone and the slot had an earlier attempt, or if this process cannot read it.
     schedule: Shifted | None
     #: Whether runs of the key have died, so that a success must be recorded.
     is_failing: bool
@@ -94,7 +94,7 @@ def check(connection: Connection, lease: Lease) -> Standing | None:
 
 
 def _standing(skipped: str | None, spec: str | None, phase: int, stretch: int, failures: int) -> Standing:
-    schedule = grid.grid(spec, phase, stretch) if spec is not None else None
+    schedule = grid.grid(spec, phase, stretch) if spec is not None and grid.is_readable(spec) else None
     return Standing(skipped, schedule, is_failing=bool(failures or stretch))
 
 
@@ -105,7 +105,7 @@ def died(connection: Connection, job: str, key: str, keyed: Keyed) -> timedelta 
     schedule changes at this moment, the run is not counted.
     """
     spec = connection.execute(LATEST, {"job": job, "key": key}).scalar_one_or_none()
-    if spec is None:
+    if spec is None or not grid.is_readable(spec):
         return None
     schedule = parse(spec)
     values = {"job": job, "key": key, "spec": spec, "after": keyed.backoff_after}

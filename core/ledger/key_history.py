@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from core.jobs.grid import Shifted, grid
+from core.jobs.grid import Shifted, grid, is_readable
 
 ROW = text("""
     SELECT *, nullif(paused_until, 'infinity') AS ends_at, paused_until > clock_timestamp() AS is_paused
@@ -40,6 +40,11 @@ class Period:
     by: str | None = None
 
     @property
+    def is_readable(self) -> bool:
+        """Whether this process can read the schedule."""
+        return is_readable(self.spec)
+
+    @property
     def slots(self) -> Shifted:
         """The slots of the schedule, including slots that a back-off left out."""
         return grid(self.spec, self.phase)
@@ -50,7 +55,7 @@ class Period:
 
     def between(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Return the slots of the period with ``after`` < slot <= ``until``."""
-        if self.is_removed:
+        if self.is_removed or not self.is_readable:
             return
         begins, ends = max(after, self.since), min(until, self.until or until)
         if self.extra_at is not None and begins < self.extra_at <= ends:

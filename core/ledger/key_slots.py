@@ -298,6 +298,8 @@ class Crons:
     """The different cron expressions of a job."""
 
     of_keys: Sequence[CronKeys]
+    #: The expressions that this process cannot read. Their keys have no slots.
+    unreadable: Sequence[str] = ()
 
     def bases(self, after: datetime, until: datetime) -> dict[str, list[Any]]:
         """Return the slots, without phases, that keys may have in the window, as parameters."""
@@ -314,8 +316,12 @@ NO_CRONS = Crons([])
 
 def crons(connection: Connection, job: str) -> Crons:
     """Return the cron expressions of a job's keys."""
-    rows = connection.execute(CRONS, {"job": job})
-    return Crons([CronKeys(row.spec, timedelta(seconds=row.spread_seconds), row.is_stretched) for row in rows])
+    rows = connection.execute(CRONS, {"job": job}).all()
+    readable = [row for row in rows if grid.is_readable(row.spec)]
+    return Crons(
+        [CronKeys(row.spec, timedelta(seconds=row.spread_seconds), row.is_stretched) for row in readable],
+        unreadable=[row.spec for row in rows if row not in readable],
+    )
 
 
 def _values(job: KeyedJob, after: datetime, until: datetime) -> dict[str, Any]:

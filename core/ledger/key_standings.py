@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from core.jobs import grid as grids
 from core.jobs.grid import Shifted, grid
 from core.jobs.schedules import Every
 
@@ -105,7 +106,8 @@ def see(connection: Connection, job: str, after: datetime, until: datetime, *, b
     connection.execute(SEE_NEW, {"job": job, "until": until, "most": MOST_NEW})
     values = {"job": job, "until": until, "most": MOST_CHANGED}
     changed = connection.execute(CHANGED, values).all()
-    changes = [change_of(row, after, until) for row in [*changed, *connection.execute(PAST_PAUSES, values).all()]]
+    rows = [*changed, *connection.execute(PAST_PAUSES, values).all()]
+    changes = [change_of(row, after, until) for row in rows if is_readable(row)]
     return _write(connection, job, after, changes) if changes else {}
 
 
@@ -129,6 +131,11 @@ def _write(connection: Connection, job: str, after: datetime, changes: Sequence[
 def json_of(values: Sequence[dict[str, Any]]) -> str:
     """Return ``values`` as JSON, with times in ISO 8601."""
     return json.dumps(values, default=datetime.isoformat)
+
+
+def is_readable(row: Row[Any]) -> bool:
+    """Return whether this process can read the schedules of a row. If not, another leader applies the change."""
+    return all(grids.is_readable(spec) for spec in (row.spec, row.next_spec) if spec is not None)
 
 
 def change_of(row: Row[Any], after: datetime, until: datetime) -> Change:

@@ -497,6 +497,17 @@ class SchedulesNotCompared(Event):
     error: str
 
 
+@event("schedule.unreadable", ERROR, "no slots of schedules {schedule!r} of {job}: this host lacks the time zone")
+class ScheduleUnreadable(Event):
+    """The leader cannot read a cron expression that another process has stored, so the keys with it get no slots.
+
+    Install the same time zones on all hosts.
+    """
+
+    job: str
+    schedule: str
+
+
 @event("schedule.backoff_not_recorded", WARNING, "back-off after run {run} of {job} not recorded: {error}")
 class KeyBackoffNotRecorded(Event):
     """PostgreSQL was away, so the end of this run does not count for the key's back-off. The end of the next run

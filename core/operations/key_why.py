@@ -30,7 +30,7 @@ def unrecorded(scene: Scene, slot: datetime) -> list[str]:
     found = key_history.periods(scene.connection, scene.name, scene.key)
     period = key_history.at(found, slot)
     said = f"The slot {scene.at(slot)} of {scene.name} for the key {scene.key!r}"
-    if period is not None and slot != period.extra_at and period.is_left_out(slot):
+    if period is not None and period.is_readable and slot != period.extra_at and period.is_left_out(slot):
         due = due_in_backoff(period.spec, period.stretched)
         return [f"{said} did not come due: several runs of the key in a row were dead, and only {due} comes due."]
     row = key_history.row(scene.connection, scene.name, scene.key)
@@ -87,6 +87,9 @@ def nothing_due(scene: Scene, instant: datetime) -> list[str]:
     if period.is_removed:
         since = f"it was removed by {period.by}, for slots after {scene.at(period.since)}"
         return [f"{scene.name} had no schedule for the key {scene.key!r} at {asked}: {since}."]
+    if not period.is_readable:
+        cause = "this host lacks its time zone, so it cannot tell its slots; a leader without the zone inserts none"
+        return [f"{scene.name} has the schedule {period.spec!r} for the key {scene.key!r} at {asked}: {cause}."]
     nearest = [scene.at(slot) for slot in key_history.around(found, instant) if slot is not None]
     return [
         f"{scene.name} was not due for the key {scene.key!r} at {asked}: its schedule was {str(period.slots)!r}.",

@@ -39,8 +39,8 @@ def span(duration: timedelta) -> str:
 
 def due_in_backoff(spec: str, stretch: int) -> str:
     """Return which slots of a schedule come due in a back-off: ``one slot in 4``, ``the first slot in each 20 min``."""
-    schedule = parse(spec)
-    if isinstance(schedule, Every):
+    schedule = parse(spec) if grid.is_readable(spec) else None
+    if schedule is None or isinstance(schedule, Every):
         return f"one slot in {1 << stretch}"
     return f"the first slot in each {span(timedelta(seconds=grid.step(schedule) << stretch))}"
 

@@ -19,6 +19,7 @@ from core import (
     pause_schedule,
     resume_schedule,
     schedule,
+    schedules,
     settings,
     sync_schedules,
     unschedule,
@@ -31,6 +32,7 @@ from core.jobs.grid import grid
 from core.ledger import key_slots, orphans, pauses, releases, retention
 from core.ledger.releases import Fleet
 from core.testing import registry_of
+from tests.support.emitted import emitted
 from tests.support.eventually import eventually
 
 MINUTE, HOUR, SECOND = timedelta(minutes=1), timedelta(hours=1), timedelta(seconds=1)
@@ -542,6 +544,55 @@ class TestAfterAnOutage:
             miss_late(connection, leader.registry)
 
         assert [(run.state, run.reason) for run in ledger.runs("poll")] == [("missed", "policy")]
+
+
+class TestSchedulesThatCannotBeRead:
+    """A process of another host has stored a time zone that the leader's host lacks."""
+
+    @pytest.fixture
+    def leader(self, lead, session, ledger):
+        leader = lead(
+            job("poll", keyed=KEYED)(lambda run: None), job("other", keyed=KEYED, misfire="latest")(lambda run: None)
+        )
+        for key in ("good", "bad", "paused"):
+            put(session, key=key, cron=cron("* * * * *"))
+        put(session, key="42", every=MINUTE)
+        put(session, key="42", job="other")
+        leader.passes(SECOND)
+        pause_schedule(session, "poll", key="paused")
+        session.commit()
+        leader.passes(SECOND)
+        ledger.do("UPDATE rota_key_schedules SET spec = '* * * * * Nowhere/Land' WHERE key IN ('bad', 'paused')")
+        resume_schedule(session, "poll", key="paused")
+        session.commit()
+        return leader
+
+    def test_other_keys_have_their_slots_and_an_event_names_the_schedule_once(self, leader, slots, caplog):
+        leader.passes(5 * MINUTE)
+
+        assert [len(slots(key)) for key in ("good", "42", "bad", "paused")] == [5, 5, 0, 0]
+        assert len(slots(job="other")) == 5
+        assert [each.schedule for each in emitted(caplog, "schedule.unreadable")] == ["* * * * * Nowhere/Land"]
+
+    def test_they_are_listed_without_a_next_slot(self, leader, session):
+        found = {each.key: each.next_at for each in schedules(session, "poll")}
+
+        assert found["good"] is not None
+        assert found["bad"] is None
+
+    def test_an_error_with_one_job_does_not_stop_the_others(self, leader, slots, monkeypatch, caplog):
+        crons = key_slots.crons
+
+        def broken(connection, name):
+            if name == "poll":
+                raise RuntimeError("broken")
+            return crons(connection, name)
+
+        monkeypatch.setattr(key_slots, "crons", broken)
+        leader.passes(2 * MINUTE)
+
+        assert len(slots(job="other")) == 2
+        assert [each.step for each in emitted(caplog, "dispatcher.step_failed")] == ["key slots of poll"]
 
 
 class TestJobsThatAreGone:

@@ -164,6 +164,13 @@ def test_each_slot_of_a_cron_key_in_a_backoff_has_a_run_or_is_explained(leader, 
     assert all(ask(slot).runs for slot in grid(row.spec, row.phase).between(ended_at, leader.now))
 
 
+def test_a_schedule_whose_time_zone_this_host_lacks_is_told_of(leader, ask, ledger):
+    for table in ("rota_key_schedules", "rota_key_schedule_log"):
+        ledger.do(f"UPDATE {table} SET spec = '0 3 * * * Nowhere/Land'")
+
+    assert "this host lacks its time zone" in text_of(ask(leader.now))
+
+
 def test_a_slot_to_come_is_told_of(leader, ask, slot_after):
     assert "has yet to come" in text_of(ask(slot_after(leader.now + timedelta(days=2))))
 

@@ -21,18 +21,21 @@ from core.ledger.models import State
 from core.ledger.runs import Failure
 from core.ledger.turns import Turn
 from core.worker.claiming import limits_of
+from tests.faults.flow_rules import too_many
 from tests.support.ledger import Ledger
 
-AT_ONCE = 2
+#: Fewer than there are keys, so that the limit is often full.
+AT_ONCE, MOST = 1, 2
+KEYS = "abc"
 MINUTE = timedelta(minutes=1)
 
 
-@job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=4, per=MINUTE)])
+@job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=MOST, per=MINUTE)])
 def here(run: Any, host: str = "a") -> None:
     """The job as most processes have it."""
 
 
-@job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=4, per=MINUTE)])
+@job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=MOST, per=MINUTE)])
 def elsewhere(run: Any, host: str = "a", also: str = "") -> None:
     """The job as other processes have it."""
 
@@ -74,6 +77,8 @@ class Walk:
     #: The place of each run among those of its key, as if no time had been let pass.
     place: dict[int, Any] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
+    #: When runs with limits started, without the starts that were undone before the function was called.
+    starts: dict[int, list[Any]] = field(default_factory=dict)
     passed: timedelta = timedelta(0)
     story: list[str] = field(default_factory=list)
 
@@ -96,7 +101,7 @@ class Walk:
             while self.at_work:
                 self.end(well=True)
             if not self.ledger.rows(WAITING):
-                return
+                return self.check_pace()
             self.let_pass()
             self.lose()
             self.look()
@@ -108,7 +113,7 @@ class Walk:
         """Request a run."""
         limited = self.dice.choice([{}, {"limits": '{"host:a",pace}', "limits_declared": '{"host:{host}",pace}'}])
         args = self.dice.choice(['{"host": "a"}', '{"host": "a", "also": "b"}'])
-        values = {"key": self.dice.choice("ab"), "priority": self.dice.choice([0, 0, 5]), "args": args}
+        values = {"key": self.dice.choice(KEYS), "priority": self.dice.choice([0, 0, 5]), "args": args}
         if self.dice.random() < 0.15:
             values["expires_at"] = self.now() + self.dice.choice([1, 3]) * MINUTE
         run_id = self.ledger.request(exclusive=True, sent_at=self.now(), **values, **limited)
@@ -148,8 +153,11 @@ class Walk:
         assert not before, self.told(f"{run_id} has started before {before}")
         limited = [other for other in (*self.at_work, run_id) if self.ledger.run(other).limits]
         assert len(limited) <= AT_ONCE, self.told(f"{limited} are at work")
+        if lease.limits:
+            self.starts.setdefault(run_id, []).append(self.now() + self.passed)
         if "also" in lease.args and declared is here and claims.refuse(self.connection, lease, arguments.form(here)):
             self.say("refuse", run_id)
+            self.undo(run_id, lease)
             self.kept(run_id)
         else:
             self.at_work[run_id] = lease
@@ -172,6 +180,8 @@ class Walk:
             return
         else:
             HOW[how](self.connection, lease)
+        if how == "hand back" and run_id not in self.cancelled:
+            self.undo(run_id, lease)
         if how in ("fail", "later"):
             self.place[run_id] = self.where(run_id)
         self.kept(run_id)
@@ -225,6 +235,16 @@ class Walk:
             self.ledger.do(statement, span=MINUTE)
         self.passed += MINUTE
         self.say("a minute passes")
+
+    def undo(self, run_id: int, lease: Lease) -> None:
+        """Forget a start that was undone."""
+        if lease.limits:
+            self.starts[run_id].pop()
+
+    def check_pace(self) -> None:
+        """Check that no more runs have started within any time than the limit allows."""
+        starts = sorted(at for each in self.starts.values() for at in each)
+        assert not list(too_many("work", starts, MOST, MINUTE.total_seconds())), self.told(f"too many starts: {starts}")
 
     def kept(self, run_id: int) -> None:
         """Check that a run that waits again has kept its place."""

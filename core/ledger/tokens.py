@@ -123,8 +123,8 @@ def listed(connection: Connection) -> list[Row[Any]]:
 
 
 def revoke(connection: Connection, name: str) -> bool:
-    """Delete the token of that name, and the sessions that began with it. Return whether there was a token."""
-    return "token" in connection.execute(REVOKE, {"name": name}).scalars().all()
+    """Delete the token and the sessions of that name. Return whether there were any."""
+    return bool(connection.execute(REVOKE, {"name": name}).scalars().all())
 
 
 def end_session(connection: Connection, secret: str) -> None:

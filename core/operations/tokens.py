@@ -118,12 +118,15 @@ def listed(connection: Connection, actor: Actor) -> list[Token]:
 
 
 def revoke(connection: Connection, name: str, actor: Actor) -> None:
-    """Revoke a token when the caller's transaction commits. Raises Forbidden or TokenError."""
+    """Revoke a token, and end the sessions of that name, when the caller's transaction commits.
+
+    A person who logs in at an OpenID Connect provider has sessions without a token. Raises Forbidden or TokenError.
+    """
     access.check(actor, "tokens revoke")
     access.check_unlimited(actor, "a token")
     if not tokens.revoke(connection, name):
         known = [row.name for row in tokens.listed(connection)]
-        raise TokenError(f"there is no token named {name!r}{suggestion(name, known)}")
+        raise TokenError(f"there is no token and no session named {name!r}{suggestion(name, known)}")
     audit.record(connection, actor, "tokens revoke", name)
 
 
@@ -142,7 +145,12 @@ def log_in(connection: Connection, secret: str) -> str:
     if row is None or row.kind == "session":
         raise NotAuthenticated("this secret cannot be used to log in: it is mistyped, used, expired or revoked")
     rights = Rights(row.role, row.plugins, row.queues, row.sees_arguments)
-    session = tokens.insert(connection, "session", row.name, rights, lasting=SESSION_LASTS, by=row.created_by)
+    return begin_session(connection, row.name, rights, by=row.created_by)
+
+
+def begin_session(connection: Connection, name: str, rights: Rights, *, by: str) -> str:
+    """Return the secret of a new session for a person who has logged in."""
+    session = tokens.insert(connection, "session", name, rights, lasting=SESSION_LASTS, by=by)
     assert session is not None
     return session
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from core.web import api, health, legacy, legacy_cleanup, login, metrics, openapi, plugin_routes, problems
+from core.web import api, health, legacy, legacy_cleanup, login, metrics, oidc_login, openapi, plugin_routes, problems
 from core.web.envelope import Envelope
 from core.web.proxies import Proxies
 from core.web.service import Service
@@ -40,6 +40,7 @@ def make(service: Service | None) -> FastAPI:
     problems.install(app)
     app.include_router(health.router)
     app.include_router(login.router)
+    app.include_router(oidc_login.router)
     app.include_router(openapi.router)
     app.include_router(metrics.router)
     app.include_router(api.router)

@@ -41,7 +41,7 @@ from core.observability import metrics
 from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
 from core.operations.plans import Plan
-from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, TooManyWrites
+from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, ProviderAway, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"
 #: The longest text of an unknown value that an answer repeats.
@@ -93,6 +93,9 @@ INVALID = Kind(422, "invalid-request", "The request is not valid", "correct what
 TOO_LARGE = Kind(413, "too-large", "The body is too large", "send less; large data belongs into a table")
 TOO_LATE = Kind(408, "body-too-slow", "The body did not arrive in time", "send it again")
 FAILED = Kind(500, "failed", "An unexpected error", "look for `request_id` in the log of `rota web`")
+PROVIDER_AWAY = Kind(
+    503, "provider-away", "The OIDC provider cannot be used", "try again later, or log in at /login with a token"
+)
 PLUGIN_BUSY = Kind(503, "plugin-busy", "The plugin is busy", "try again later")
 PLUGIN_TOO_SLOW = Kind(503, "plugin-too-slow", "The plugin did not answer in time; nothing was changed", "see its log")
 #: The kind for each class of errors. The nearest base class of an error decides.
@@ -127,6 +130,7 @@ KINDS: dict[type[Exception], Kind] = {
     TooManyWrites: Kind(429, "too-many", "Too many changes in a short time", "wait as long as Retry-After says"),
     CrossOrigin: Kind(403, "cross-origin", "The request comes from another site", "use a token, not a cookie"),
     NotFound: Kind(404, "not-found", "There is no such thing"),
+    ProviderAway: PROVIDER_AWAY,
     PluginBusy: PLUGIN_BUSY,
     PluginTooSlow: PLUGIN_TOO_SLOW,
     PoolTimeout: BUSY,
@@ -230,6 +234,11 @@ def of_http(request: Request, error: Exception) -> Response:
     status = error.status_code
     kind = Kind(status, f"http-{status}", TITLES.get(status, "Refused"), NEXT.get(status, ""))
     return answer(request.scope, kind, str(error.detail), headers=error.headers)
+
+
+def not_there(request: Request) -> Response:
+    """Return the answer to a request for an address that this service does not have."""
+    return of_http(request, HTTPException(404))
 
 
 def unexpected(request: Request, _error: Exception) -> Response:

@@ -15,5 +15,9 @@ class PluginTooSlow(RotaError):
     """A function of a plugin did not answer in time. Its transaction is rolled back."""
 
 
+class ProviderAway(RotaError):
+    """The OpenID Connect provider cannot be asked, or describes itself wrongly."""
+
+
 class TooManyWrites(RotaError):
     """A caller makes too many changes in a short time."""

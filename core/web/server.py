@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from types import FrameType
 
 import uvicorn
@@ -61,12 +62,22 @@ def end_now() -> None:
 
 def serve(configured: Settings, registry: Registry) -> None:
     """Serve HTTP until a signal. Raises RotaError if the address cannot be used."""
+    if configured.oidc_issuer:
+        require_oidc()
     with listening(configured.web_host, configured.web_port) as listener, service.opened(configured, registry) as parts:
         refuse_open(configured, parts)
         emit(WebServing(web_address.address(configured)))
         Server(config(app.surrounded(app.make(parts), parts)), parts.stopping).run(sockets=[listener])
         emit(WebStopping())
         end_now()  # at once: a thread or a connection that hangs does not delay the end
+
+
+def require_oidc() -> None:
+    """Raise RotaError if the packages that OpenID Connect needs are not installed."""
+    for package in ("authlib", "httpx2", "joserfc"):
+        if find_spec(package) is None:
+            said = f"ROTA_OIDC_ISSUER is set, and the package {package} is not installed"
+            raise RotaError(f"{said}; pip install 'rota[oidc]'")
 
 
 def config(application: object) -> uvicorn.Config:

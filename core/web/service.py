@@ -13,6 +13,7 @@ from core.operations import connections
 from core.operations.service_health import Watch
 from core.settings import Settings
 from core.web import plugin_calls
+from core.web.oidc import Provider
 from core.web.plugin_calls import Calls
 from core.web.writes import Writes
 
@@ -36,6 +37,8 @@ class Service:
     stopping: threading.Event = field(default_factory=threading.Event)
     #: The calls of the routes of each plugin that has routes.
     calls: Mapping[str, Calls] = field(default_factory=dict)
+    #: The OpenID Connect provider, if there is one.
+    provider: Provider | None = None
 
 
 @contextmanager
@@ -49,7 +52,8 @@ def opened(configured: Settings, registry: Registry) -> Iterator[Service]:
             connections.ledger(configured, "rota-health", HEALTH_STATEMENT_SECONDS, pool_size=1)
         )
         calls = {plugin: stack.enter_context(plugin_calls.opened(configured, plugin)) for plugin in registry.routes()}
-        yield Service(configured, registry, engine, Watch(probed, configured), calls=calls)
+        provider = Provider(configured) if configured.oidc_issuer else None
+        yield Service(configured, registry, engine, Watch(probed, configured), calls=calls, provider=provider)
 
 
 def of(request: Request) -> Service:

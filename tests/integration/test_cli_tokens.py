@@ -39,7 +39,10 @@ def test_what_is_not_there_cannot_be_revoked(rota):
     rota("create", "grafana")
 
     wrong = rota("revoke", "grafanna")
-    assert (wrong.exit_code, wrong.stderr) == (1, "rota: there is no token named 'grafanna'; did you mean 'grafana'?\n")
+    assert (wrong.exit_code, wrong.stderr) == (
+        1,
+        "rota: there is no token and no session named 'grafanna'; did you mean 'grafana'?\n",
+    )
     assert rota("revoke", "grafana").stdout == "revoked grafana\n"
     assert rota().stdout == "no tokens; `rota tokens create NAME` makes one\n"
 

@@ -1,0 +1,65 @@
+"""Logs a browser in at the OpenID Connect provider: there, and back."""
+
+import hmac
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import RedirectResponse, Response
+
+from core.errors import NotAuthenticated
+from core.operations import groups, tokens
+from core.web import callers, login, service
+from core.web.oidc import BACK, Flow, Person, word
+from core.web.problems import not_there
+
+router = APIRouter(include_in_schema=False)
+
+#: How long a person may take to log in.
+FLOW_SECONDS = 600
+START = "/login/oidc"
+ELSEWHERE = "the log-in did not begin in this browser, or took more than 10 minutes; begin again"
+Text = Annotated[str, Query(max_length=4096)]
+
+
+@router.get(START)
+def begin(request: Request) -> Response:
+    """Send a browser to the provider."""
+    provider = service.of(request).provider
+    if provider is None:
+        return not_there(request)
+    flow = Flow(secrets.token_hex(32))
+    answer = RedirectResponse(provider.address(flow), status_code=303)
+    answer.set_cookie(flow_cookie(request), flow.secret, max_age=FLOW_SECONDS, **login.attributes(request))
+    return answer
+
+
+@router.get(BACK)
+def finish(request: Request, code: Text = "", state: Text = "", error: Text = "", iss: Text = "") -> Response:
+    """Begin the session of a person whom the provider sends back. Raises NotAuthenticated or Forbidden."""
+    provider, configured = service.of(request).provider, service.of(request).configured
+    if provider is None:
+        return not_there(request)
+    flow = Flow(request.cookies.get(flow_cookie(request), ""))
+    if not flow.secret or not hmac.compare_digest(flow.state.encode(), state.encode(errors="replace")):
+        raise NotAuthenticated(ELSEWHERE)
+    if iss and iss != configured.oidc_issuer:
+        raise NotAuthenticated("another provider answered")
+    if error or not code:
+        raise NotAuthenticated(f"the provider refused the log-in: {word(error or 'no code')}")
+    answer = welcome(request, provider.person(flow, code))
+    answer.delete_cookie(flow_cookie(request), **login.attributes(request))
+    return answer
+
+
+def welcome(request: Request, person: Person) -> Response:
+    """Return the answer that gives a person a session, with the rights of the person's groups. Raises Forbidden."""
+    rights = groups.rights_of(service.of(request).configured, person.name, person.groups)
+    with service.of(request).engine.begin() as connection:
+        session = tokens.begin_session(connection, person.name, rights, by="oidc")
+    return login.with_session(request, session)
+
+
+def flow_cookie(request: Request) -> str:
+    """Return the name of the cookie of a log-in."""
+    return f"{callers.cookie_name(request)}-login"

@@ -136,6 +136,7 @@ class TestLists:
 
         as_csv = client.get(f"{API}/runs.csv", params={"state": "dead"}, headers=operator)
         as_lines = client.get(f"{API}/runs.ndjson", params={"limit": 5}, headers=operator)
+        assert as_lines.headers["X-Accel-Buffering"] == "no"
 
         rows = list(csv.DictReader(io.StringIO(as_csv.text)))
         assert [int(row["id"]) for row in rows] == ids

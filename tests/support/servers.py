@@ -11,6 +11,7 @@ from core.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
 REDIS = Path("/usr/bin/redis-server")
 PGBOUNCER = Path("/usr/sbin/pgbouncer")
 DOVECOT = Path("/usr/sbin/dovecot")
+NGINX = Path("/usr/sbin/nginx")
 URLS = ("DATABASE_URL", "REDIS_URL")
 
 
@@ -22,7 +23,7 @@ def postgres_binaries() -> list[Path]:
 
 def missing(servers: str) -> str:
     """What to do before the tests can run with ``servers``; nothing if all is there."""
-    is_there = {"pgbouncer": PGBOUNCER.exists(), "dovecot-imapd": DOVECOT.exists()}
+    is_there = {"pgbouncer": PGBOUNCER.exists(), "dovecot-imapd": DOVECOT.exists(), "nginx-light": NGINX.exists()}
     if servers == "debian":
         is_there |= {"postgresql": bool(postgres_binaries()), "redis-server": REDIS.exists()}
     absent = [package for package, found in is_there.items() if not found]

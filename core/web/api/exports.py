@@ -24,6 +24,8 @@ MOST = 1_000_000
 COLUMNS = [name for name in Run.model_fields if name not in {"result", "progress", "cancelled"}]
 #: The characters at the beginning of a text that a spreadsheet would treat as a formula.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+#: Tells nginx to pass the answer on as it is made.
+UNBUFFERED = {"X-Accel-Buffering": "no"}
 Most = Annotated[int, Query(ge=1, le=MOST)]
 
 
@@ -33,7 +35,7 @@ def as_csv(
 ) -> StreamingResponse:
     """Return runs as CSV, the newest first. A text that looks like a formula gets an apostrophe before it."""
     pages = checked(request, connection, seen, chosen, limit)
-    return StreamingResponse(map(rows, with_head(pages)), media_type="text/csv")
+    return StreamingResponse(map(rows, with_head(pages)), media_type="text/csv", headers=UNBUFFERED)
 
 
 @router.get(
@@ -45,7 +47,9 @@ def as_ndjson(
     """Return runs as lines of JSON, the newest first."""
     pages = checked(request, connection, seen, chosen, limit)
     return StreamingResponse(
-        ("".join(f"{run.model_dump_json()}\n" for run in page) for page in pages), media_type="application/x-ndjson"
+        ("".join(f"{run.model_dump_json()}\n" for run in page) for page in pages),
+        media_type="application/x-ndjson",
+        headers=UNBUFFERED,
     )
 
 

@@ -1,5 +1,6 @@
 """Accounts and their schedules: one transaction changes both, and each invalid part has an error text of its own."""
 
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -28,6 +29,11 @@ SECOND = timedelta(seconds=1)
 OAUTH = {"auth": "client_credentials", "token_url": "https://login.example.org/token", "client_id": "rota"}
 
 
+def most_in_a_second(session: Session) -> int:
+    """How many accounts are polled in the same second."""
+    return max(Counter(session.scalars(text("SELECT floor(phase) FROM rota_key_schedules"))).values())
+
+
 def scheduled(session: Session) -> dict[str, tuple[str, int | None, dict]]:
     """Return the schedules by key, with interval, priority and arguments."""
     return {each.key: (each.spec, each.priority, dict(each.args)) for each in schedules(session, "poll-mailbox")}
@@ -50,6 +56,14 @@ def test_a_new_account_is_polled_at_once(session: Session):
     run = session.execute(text("SELECT job, key, args FROM rota_runs")).one()
 
     assert run == ("poll-mailbox", str(account_id), {"account_id": account_id, "host": "imap.example.org"})
+
+
+def test_polls_of_accounts_that_are_added_in_bulk_are_spread(session: Session):
+    for number in range(120):
+        add_account(session, f"user {number}", **{**ANN, "username": f"user {number}"})
+    session.commit()
+
+    assert most_in_a_second(session) <= 1.5 * 120 / 60
 
 
 @pytest.mark.parametrize(
@@ -217,4 +231,5 @@ def test_a_sync_that_would_remove_everything_is_refused(mailroom: Mailroom):
     run = mailroom.run_job(jobs.sync_mailboxes)
 
     assert run.state == "retrying"
+    assert "wants 0 schedules and would remove 1 of 1" in run.error
     assert len(scheduled(mailroom.session)) == 1

@@ -1,6 +1,7 @@
 """``rota mail …``: the commands call the functions that applications call."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def test_an_account_is_added_listed_and_changed(rota, session):
     ]
     [found] = schedules(session, "poll-mailbox")
     assert (found.spec, found.priority) == ("every 10s", None)
+
+
+def test_polls_of_accounts_that_are_added_one_by_one_are_spread(rota, session):
+    for number in range(20):
+        rota(*ADD[:2], f"user-{number}", *ADD[3:5], "--username", f"user-{number}", *ADD[7:], "--every", "10s")
+
+    phases = session.scalars(text("SELECT floor(phase) FROM rota_key_schedules")).all()
+    assert len(phases) == 20
+    assert max(Counter(phases).values()) <= 1.5 * 20 / 10
 
 
 def test_an_account_is_paused_resumed_and_deleted(rota, session):

@@ -127,15 +127,17 @@ def test_a_poll_that_is_at_work_ends_before_its_objects_are_deleted(stored_mail,
         with Session(stored_mail.engine) as session, session.begin():
             return enqueue(session, name, args={"account_id": account})
 
+    refused = []
+
     def delete_and_store(account_id: int) -> None:
-        limited.execute(delete_mail_account, deleting)
+        refused.append(limited.execute(delete_mail_account, deleting))
         stored_mail.store.put(message_key(account_id, 1, 1, 1), io.BytesIO(HELLO))
 
     polling, deleting = request("poll"), request("delete-mail-account")
     DURING.append(delete_and_store)
-    limited.execute(poll, polling)
+    assert limited.execute(poll, polling) == "succeeded", run_job.row(polling).error
 
-    assert run_job.row(polling).state == "succeeded", run_job.row(polling).error
+    assert refused == ["limited"]
     assert (run_job.row(deleting).state, run_job.row(deleting).reason) == ("queued", "limit")
     assert len(stored_mail.keys()) == 1
 

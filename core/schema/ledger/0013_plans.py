@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
 revision = "0013"
-down_revision = "0010"
+down_revision = "0012"
 
 INSTANT = TIMESTAMP(timezone=True)
 NOW = sa.text("clock_timestamp()")

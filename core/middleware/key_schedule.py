@@ -67,5 +67,5 @@ def is_counted(standing: Standing | None, keyed: Keyed) -> bool:
 
 
 def may_back_off(standing: Standing | None, keyed: Keyed) -> bool:
-    """Return whether the key of a run that succeeded may back off. It is not known for a request."""
+    """Return whether the key of a successful run may be backing off, so that the success must be recorded."""
     return standing.is_failing if standing is not None else keyed.backoff_after is not None

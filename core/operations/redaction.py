@@ -69,8 +69,9 @@ class Redactor:
 
 
 def limit_name(name: str, declared: Sequence[str], hidden: frozenset[str]) -> str:
-    """Return ``name``, the name of a limit that was filled from one of ``declared``. Show the declared name if the
-    filled name contains a secret.
+    """Return the name under which a limit is shown: ``name``, or the declared name if ``name`` contains a secret.
+
+    ``name`` was filled from one of ``declared``.
 
     ``hidden`` has the secret names of arguments, and of fields in JSON, in lower case.
     """

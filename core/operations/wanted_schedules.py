@@ -59,7 +59,7 @@ def sync_plugin(engine: Engine, registry: Registry, plugin: str, actor: Actor) -
 
 
 def compare(engine: Engine, registry: Registry, job: str, *, most_removed: float = 0.5) -> Difference:
-    """Return what ``sync`` would change, without a change. Raises the errors of ``sync``, except Forbidden."""
+    """Return what ``sync`` would change, but change nothing. Raises the errors of ``sync``, except Forbidden."""
 
     def work(session: Session) -> Difference:
         found = difference(session, registry, job)

@@ -122,7 +122,7 @@ class OrphanKeeper:
 
     def _end_queue(self, connection: Connection, queue: str, fleet: Fleet) -> None:
         if not move_runs(connection, queue, fleet):
-            return  # the messages stay in the queue, so the next search finds it again
+            return  # the messages stay in the queue, so the next search finds the queue again
         try:
             for (job, outcome), count in self._carrier.clear_abandoned(queue, fleet).items():
                 emit(MessageCleared(queue, job, count, str(outcome)))

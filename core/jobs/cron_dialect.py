@@ -91,7 +91,7 @@ FIELDS = (
 def listed(expression: str) -> str:
     """Return the five fields of ``expression``, with ranges as lists.
 
-    Raises DeclarationError if cron would not accept them.
+    Raises DeclarationError if cron would not accept the expression.
     """
     if not isinstance(expression, str):
         raise DeclarationError(f"bad cron expression {expression!r}; expected a string of {EXPECTED_FIELDS}")

@@ -191,7 +191,7 @@ def first_slot(connection: Connection, job: str, key: str) -> datetime | None:
 
 
 def watermark(connection: Connection, job: str) -> Watermark | None:
-    """Return the time up to which a job's slots are accounted for, or None if no dispatcher has ever seen the job."""
+    """Return the time up to which a job's slots are accounted for, or None if they are not accounted for."""
     row = connection.execute(WATERMARK, {"job": job}).one_or_none()
     return Watermark(row.spec, row.accounted_until) if row else None
 

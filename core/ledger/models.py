@@ -570,17 +570,17 @@ class OperationRow(Base):
 
 
 class OperationItemsRow(Base):
-    """Up to a thousand items of a plan, and those of them that fell out."""
+    """Up to a thousand items of a plan, and which of them were left out."""
 
     __tablename__ = "rota_operation_items"
 
     operation_id: Mapped[int] = mapped_column(ForeignKey("rota_operations.id", ondelete="CASCADE"), primary_key=True)
     chunk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    #: The runs, and a hash of the state that each had when it was planned.
+    #: The runs, and the version of each run when the plan was made.
     ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
     versions: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
     #: The leftovers in Redis, as JSON.
     places: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
-    #: The items that fell out, and the reason of each.
+    #: The items that were left out, and the reason for each of them.
     left_out: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     left_because: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))

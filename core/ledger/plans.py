@@ -1,9 +1,9 @@
 """Plans of changes to many runs: their items, their confirmation, and how far they have been carried out.
 
-A plan binds the version of each run: a hash of its state, attempt and token, and of when it ended and was retried. A
-run that has left its state falls out, whether it came back or not. The items of a plan never change, and ``position``
-counts those that are dealt with. It is updated in the transaction that changes the runs, so that no item is dealt with
-twice.
+A plan stores a version of each run: a hash of the run's state, attempt and token, and of the times when it ended and
+was retried. If the version of a run has changed, the run is left out, even if its state is the same again. The items of
+a plan never change. ``position`` counts the items that were changed or left out. It is updated in the transaction that
+changes the runs, so that no item is changed twice.
 """
 
 import hashlib
@@ -38,10 +38,10 @@ RUNS = RunRow.__table__
 CHUNK = 1000
 #: The most items of a plan.
 MOST = 100_000
-#: A plan can be confirmed for this long.
+#: A plan can be confirmed for this long after it was made.
 LASTS = timedelta(minutes=10)
 
-#: The reason of a waiting run changes while it waits, and is not part of its version.
+#: The reason of a waiting run may change while the run waits, so it is not part of the version.
 VERSION = """
     hashtextextended(CAST(ROW(
         state, attempt, token, extract(epoch FROM finished_at), extract(epoch FROM retried_at),
@@ -72,7 +72,7 @@ LEFT_OUT = text("""
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A run with its version, or a leftover in Redis as JSON."""
+    """An item of a plan: a run with its version, or an old message or result in Redis, as JSON."""
 
     run_id: int | None
     version: int | None
@@ -80,7 +80,7 @@ class Item:
 
     @property
     def name(self) -> str:
-        """The text by which the item is known."""
+        """The item as a text: the run's id, or the JSON."""
         return str(self.run_id) if self.place is None else self.place
 
 
@@ -96,7 +96,8 @@ def create(connection: Connection, action: str, options: Mapping[str, Any], by: 
 
 
 def add_runs(connection: Connection, plan_id: int, wanted: Filter, ids: Sequence[int] = ()) -> dict[str, int]:
-    """Add the runs that meet ``wanted``, or those of ``ids`` in its states; at most one more than ``MOST``.
+    """Add the runs that meet ``wanted`` to a plan, at most one more than ``MOST``. With ``ids``, add the runs of these
+    ids that have one of the states of ``wanted``.
 
     Return the number of runs of each job.
     """
@@ -119,7 +120,7 @@ def add_runs(connection: Connection, plan_id: int, wanted: Filter, ids: Sequence
 
 
 def add_places(connection: Connection, plan_id: int, places: Sequence[str]) -> None:
-    """Add leftovers in Redis, as JSON."""
+    """Add old messages and results in Redis to a plan, as JSON."""
     for first in range(0, len(places), CHUNK):
         values = {"operation_id": plan_id, "chunk": first // CHUNK, "places": places[first : first + CHUNK]}
         connection.execute(insert(OperationItemsRow).values(**values))
@@ -136,7 +137,9 @@ def seal(connection: Connection, plan_id: int, by_job: Mapping[str, int], total:
 
 
 def found(connection: Connection, plan_id: int, *, is_locked: bool = False) -> Row[Any] | None:
-    """Return a plan, with the lock of its row if the caller changes it."""
+    """Return a plan, or None if it does not exist. With ``is_locked``, lock the row, so that the caller can change
+    it.
+    """
     is_expired = (PLANS.c.expires_at <= func.clock_timestamp()).label("is_expired")
     query = select(PLANS, is_expired).where(PLANS.c.id == plan_id)
     return connection.execute(query.with_for_update() if is_locked else query).one_or_none()
@@ -149,7 +152,9 @@ def by_digest(connection: Connection, action: str, digest: str) -> int | None:
 
 
 def listed(connection: Connection, *, limit: int, before: int | None) -> list[Row[Any]]:
-    """Return the newest plans that were confirmed, the newest first; only those with smaller ids than ``before``."""
+    """Return the newest plans that were confirmed, the newest first. With ``before``, return only plans with smaller
+    ids.
+    """
     query = select(PLANS).where(PLANS.c.confirmed_at.is_not(None)).order_by(PLANS.c.id.desc()).limit(limit)
     return list(connection.execute(query if before is None else query.where(PLANS.c.id < before)).all())
 
@@ -161,7 +166,7 @@ def change(connection: Connection, plan_id: int, **values: Any) -> Row[Any]:
 
 
 def items(connection: Connection, plan_id: int, position: int, most: int) -> list[Item]:
-    """Return up to ``most`` items of one chunk, from the item at ``position`` on."""
+    """Return up to ``most`` items, beginning at ``position``. All returned items are in one row of items."""
     chunk, offset = divmod(position, CHUNK)
     parameters = {"id": plan_id, "chunk": chunk, "first": offset + 1, "last": min(offset + most, CHUNK)}
     row = connection.execute(ITEMS_OF, parameters).one_or_none()
@@ -172,7 +177,7 @@ def items(connection: Connection, plan_id: int, position: int, most: int) -> lis
 
 
 def leave_out(connection: Connection, plan_id: int, position: int, left_out: Mapping[str, str]) -> None:
-    """Record items of the chunk at ``position`` that fell out, each with its reason."""
+    """Record which items of the row at ``position`` were left out, each with its reason."""
     if left_out:
         names, reasons = list(left_out), list(left_out.values())
         connection.execute(
@@ -181,12 +186,12 @@ def leave_out(connection: Connection, plan_id: int, position: int, left_out: Map
 
 
 def left_out(connection: Connection, plan_id: int) -> dict[str, int]:
-    """Return the number of items that fell out, by reason."""
+    """Return the number of items that were left out, by reason."""
     return {row.reason: row.items for row in connection.execute(LEFT_OUT, {"id": plan_id})}
 
 
 def left_out_of(connection: Connection, plan_id: int, chunk: int) -> Row[Any] | None:
-    """Return the first row from ``chunk`` on with items that fell out, and their reasons."""
+    """Return the first row, from ``chunk`` on, of which items were left out, with the reasons."""
     fell_out = ITEMS.c.operation_id == plan_id, ITEMS.c.chunk >= chunk, func.cardinality(ITEMS.c.left_out) > 0
     return connection.execute(select(ITEMS).where(*fell_out).order_by(ITEMS.c.chunk).limit(1)).one_or_none()
 

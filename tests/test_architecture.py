@@ -160,3 +160,11 @@ def test_no_two_test_files_have_one_name():
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
 
     assert [name for name, count in names.items() if count > 1] == []  # pytest can collect only one of them
+
+
+def test_the_ledger_has_one_newest_migration():
+    """Two migrations that follow the same one, each from another branch, break every upgrade."""
+    texts = [path.read_text() for path in (ROOT / "core/schema/ledger").glob("[0-9]*.py")]
+    followed = Counter(line for text in texts for line in text.splitlines() if line.startswith("down_revision"))
+
+    assert [line for line, count in followed.items() if count > 1] == []

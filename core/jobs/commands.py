@@ -9,7 +9,20 @@ PLACE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 OWN = frozenset(
     {
         *("actions", "audit", "backup", "batch", "batches", "cancel", "check", "db", "diff", "drop", "jobs", "limits"),
-        *("new-plugin", "orphans", "pause", "pauses", "plugins", "restore", "result", "resume", "retry", "run", "runs"),
+        *(
+            "new-plugin",
+            "operations",
+            "orphans",
+            "pause",
+            "pauses",
+            "plugins",
+            "restore",
+            "result",
+            "resume",
+            "retry",
+            "run",
+            "runs",
+        ),
         *("schedules", "status", "tokens", "up", "web", "why", "worker", "workers"),
     }
 )

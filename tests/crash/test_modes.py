@@ -163,7 +163,7 @@ class TestLocal:
         fleet = make_fleet(jobs="touch", environ=LOCAL)
 
         assert fleet.start("rota", "worker", "--processes", "2").wait(30) == 2
-        assert "SCHEDULER_MODE=local is one process" in fleet.logs()
+        assert "SCHEDULER_MODE=local runs one process" in fleet.logs()
 
 
 @pytest.mark.parametrize("mode", ["distributed", "auto", "auto without Redis", "local"])

@@ -264,7 +264,7 @@ def test_a_second_start_of_a_folder_is_refused(kind: type[EmbeddedPostgres | Emb
     first, second = kind(folder), kind(folder)
     first.start()
     try:
-        with pytest.raises(EmbeddedServerError, match=f"{folder}.* served by process {os.getpid()}; stop that one"):
+        with pytest.raises(EmbeddedServerError, match=f"{folder}.* served by process {os.getpid()}; stop that process"):
             second.start()
         second.stop()
         second.kill()

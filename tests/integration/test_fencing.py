@@ -156,7 +156,7 @@ class TestAGoodLease:
     @pytest.mark.parametrize(
         ("progress", "said"),
         [
-            ({"last": "a\0secret"}, "its progress holds a NUL character, which PostgreSQL cannot store"),
+            ({"last": "a\0secret"}, "its progress has a NUL character, which PostgreSQL cannot store"),
             ({"last": "a\ud800secret"}, "its progress cannot be written as JSON: surrogates not allowed"),
             ({"share": float("nan")}, "its progress cannot be written as JSON: "),
         ],

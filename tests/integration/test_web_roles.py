@@ -1,17 +1,18 @@
 """Each role calls each route of the OpenAPI document, so routes that are added later are tested as well."""
 
 import pprint
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import hypothesis
 import pytest
 import schemathesis
 from schemathesis.core.failures import FailureGroup
+from sqlalchemy import text
 
 from core import every, job
 from core.jobs.registry import Plugin, Registry
 from core.ledger.audit import Actor
-from core.operations import tokens
+from core.operations import pauses, tokens
 from core.operations.tokens import Wanted
 from core.plugins import loading
 from core.web import app
@@ -71,7 +72,7 @@ def close_day(run, region: str = "uk"):
 
 @pytest.fixture(autouse=True)
 def registry(database):
-    with loading.using(Registry((Plugin("billing", "", "", (close_day,)),))) as registry:
+    with loading.using(Registry((Plugin("billing", "", "", (close_day,)), Plugin("mail", "", "")))) as registry:
         yield registry
 
 
@@ -162,3 +163,31 @@ def test_no_request_gives_a_server_error_or_an_answer_that_is_not_documented(
         except FailureGroup as error:
             failed[operation.label] = [str(each) for each in error.exceptions]
     assert not failed, pprint.pformat(failed, width=200)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("limits", [{"plugins": ["mail"]}, {"queues": ["mail"]}], ids=str)
+def test_a_caller_with_limits_neither_sees_nor_changes_other_jobs(client, database, ledger, role, limits):
+    """Every route of the document, with a role and a limit that does not cover the job of the bodies."""
+    for state in ("dead", "orphaned", "queued"):
+        done = {} if state == "queued" else {"finished_at": datetime(2026, 1, 1, tzinfo=UTC)}
+        ledger.request("close-day", queue="billing", state=state, error="of close-day", **done)
+    with database.begin() as connection:
+        pauses.begin(connection, loading.current(), "job:close-day", Actor("ann", "cli"))
+        wanted = Wanted(f"limited-{role}", role, lasting=timedelta(days=1))
+        secret = tokens.create(connection, wanted, Actor("ann", "cli")).token
+        for column, names in limits.items():
+            connection.execute(text(f"UPDATE rota_credentials SET {column} = :names"), {"names": names})
+    before = ledger.rows("SELECT id, state FROM rota_runs ORDER BY id")
+
+    wrong = {}
+    for method, path in ROUTES:
+        answer = call(client, method, path, {"Authorization": f"Bearer {secret}"})
+        is_shown = answer.status_code < 300 and "close-day" in answer.text
+        is_changed = method != "get" and answer.status_code < 300
+        if is_shown or is_changed or answer.status_code >= 500:
+            wrong[method, path] = (answer.status_code, answer.text[:300])
+
+    assert not wrong
+    assert ledger.rows("SELECT id, state FROM rota_runs ORDER BY id") == before
+    assert ledger.value("SELECT count(*) FROM rota_pauses") == 1

@@ -6,11 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from core.operations import pauses
+from core.jobs.registry import EVERYTHING
+from core.operations import pauses, scopes
 from core.operations.json_shape import Shape
 from core.operations.pauses import Pause
 from core.web.api.ledger import Changing, Jobs, Reading
-from core.web.api.parameters import Body, Words
+from core.web.api.parameters import Body, Seen, Words
 from core.web.callers import Caller
 
 router = APIRouter(tags=["Pauses"])
@@ -35,9 +36,13 @@ class Paused(Shape):
 
 
 @router.get("/pauses")
-def listed(connection: Reading, _caller: Caller) -> list[Pause]:
-    """Return the active pauses, the oldest first."""
-    return pauses.active(connection)
+def listed(connection: Reading, registry: Jobs, seen: Seen) -> list[Pause]:
+    """Return the active pauses that pause a job which the caller may see, the oldest first."""
+    found = pauses.active(connection)
+    if seen.jobs is None:
+        return found
+    theirs = set().union(*(scopes.of_job(registry, job) for job in seen.jobs), {EVERYTHING})
+    return [pause for pause in found if pause.scope in theirs]
 
 
 @router.post("/pauses", status_code=201)

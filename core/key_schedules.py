@@ -119,13 +119,15 @@ def schedule(
 ) -> bool:
     """Give a key of ``job`` a schedule, or change it, when the caller's transaction commits. Return whether it changed.
 
-    ``every`` is an interval. ``cron=cron(…)`` is a cron expression, whose slots are later by up to ``spread``. Without
-    both, the schedule is the default of the job's ``Keyed``. The slots of different keys are spread evenly over an
-    interval. The first slot comes within one interval of the commit. If the interval changes, the next slot of the
-    former interval still comes, if it is earlier. With ``first="now"``, a run is also requested in the same
-    transaction, if the schedule is new or its slots change. A call with the schedule that the key already has changes
-    nothing. No call ends a pause or a back-off. ``args`` and ``priority`` are copied to each slot's run when the slot
-    comes due.
+    ``every`` is an interval. The slots of different keys are spread evenly over it, and the first slot of a key comes
+    within one interval of the commit. If the interval changes, the next slot of the former interval still comes, if it
+    is earlier. ``cron=cron(…)`` is a cron expression; the slots of a key come at its times plus a delay of up to
+    ``spread``. Without both, the schedule is the default of the job's ``Keyed``.
+
+    With ``first="now"``, a run is also requested in the same transaction, if the schedule is new or its slots change.
+    ``args`` and ``priority`` are copied to each slot's run when the slot comes due. Without ``args``, the runs have no
+    arguments, even if the key had some before. A call with the schedule that the key already has changes nothing. No
+    call ends a pause or a back-off.
 
     Raises UnknownJob. Raises ScheduleError if the job takes no schedules made at run time, or if there are too many.
     Raises BadArguments if another value is invalid, and RotaError if ``session`` has another type.

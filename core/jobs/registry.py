@@ -144,7 +144,10 @@ class Registry:
         return {job: read for plugin in loaded for job, read in sorted(plugin.schedules.items())}
 
     def outliving(self, retention: timedelta) -> list[Job]:
-        """Return the jobs whose grace is longer than ``retention``: a slot may run after its row was deleted."""
+        """Return the jobs whose grace is longer than ``retention``.
+
+        Their slots may run after the records of the slots' time are deleted.
+        """
         return [job for job in self.scheduled() if job.misfire_grace > retention]
 
     def commands(self) -> Iterable[tuple[Plugin, Command]]:

@@ -241,7 +241,7 @@ def least_used(counts: Mapping[int, int], start: int, every: int, *, mean: int) 
 
 @cache
 def distances(every: int) -> list[int]:
-    """Return the distances of the candidates for a phase from the first one."""
+    """Return how many seconds after the first candidate for a phase each candidate is."""
     return [int(number * every * STEP) for number in range(CANDIDATES)]
 
 

@@ -428,8 +428,10 @@ class CancelRow(Base):
 
 
 class LimitRow(Base):
-    """The use of one limit, as the last claim under the limit recorded it. Only claims write the row, under the limit's
-    lock.
+    """The use of one limit, as the last claim under the limit recorded it.
+
+    A claim writes the row under the limit's lock, and so does a claim that is undone and gives its token back. A row
+    that no claim has used for an hour is deleted.
     """
 
     __tablename__ = "rota_limits"
@@ -449,7 +451,9 @@ class LimitRow(Base):
 
 
 class ClosingRow(Base):
-    """A time in which a limit is closed. Rows are only inserted, so a claim never waits for the closing transaction."""
+    """A time in which a limit is closed. A row is never updated, so no claim waits for the transaction that closes the
+    limit.
+    """
 
     __tablename__ = "rota_closings"
 
@@ -536,7 +540,7 @@ class OperationRow(Base):
     action: Mapped[str] = mapped_column(Text)
     #: ``planned`` until it is confirmed, ``running``, ``stopped`` when a right is missing, ``done`` or ``cancelled``.
     state: Mapped[str] = mapped_column(Text, server_default="planned")
-    #: The conditions of the selection, the rate, the reason, and whether a clean-up is full.
+    #: How the runs were selected, the rate, the reason, and whether a clean-up also removes old dead letters.
     options: Mapped[dict[str, Any]] = mapped_column(JSONB)
     #: The number of runs of each job.
     by_job: Mapped[dict[str, int]] = mapped_column(JSONB, server_default=text("'{}'"))

@@ -1,5 +1,5 @@
-"""Prepared statements for the statements that every run needs. They are planned once per connection, and psycopg2
-executes them directly.
+"""Prepared statements for the statements that every run needs. They are parsed once per connection, and executed on
+psycopg2's cursor, without SQLAlchemy.
 
 Parsing and planning the claim takes longer than executing it, and psycopg2 has no prepared statements of its own. So a
 connection gets a PREPARE when a statement is first used, and an EXECUTE for each use.

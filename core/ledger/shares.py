@@ -49,8 +49,8 @@ TAKE_URGENT = text(f"""
     RETURNING id, job, queue, priority, due_at
 """)  # noqa: S608 — constants
 
-#: The first key of a job and queue after {after} that has a run to send, due or not. If no key comes after it, the
-#: first key of all is returned, and ``wraps`` is true.
+#: Of the keys of a job and queue that have an unsent run, due or not: the first key after {after}. If there is none,
+#: it is the first of these keys, and ``wraps`` is true.
 NEXT_KEY = f"""
     SELECT * FROM (
         (SELECT key, false AS wraps FROM rota_runs

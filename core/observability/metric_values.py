@@ -120,7 +120,7 @@ def allocate(descriptor: int, size: int) -> None:
 
 
 def give_up(path: Path, error: OSError) -> None:
-    """Log the error once, and remove the file, since its values would be served for ever."""
+    """Log the error once, and remove the file: it cannot be updated, and its old values would be served for ever."""
     with suppress(OSError):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():

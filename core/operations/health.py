@@ -111,7 +111,9 @@ def unread_settings(registry: Registry, environment: Mapping[str, str]) -> Itera
 def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
     """Check that the jobs' options do not contradict the settings."""
     for job in registry.outliving(timedelta(days=configured.retention_days)):
-        advice = "shorten the grace, or keep runs for longer; otherwise a slot may be deleted before it runs"
+        advice = (
+            "shorten the grace, or keep runs for longer; otherwise slots may run when their time's records are gone"
+        )
         yield check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 
 

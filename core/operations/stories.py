@@ -208,7 +208,7 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
 
 
 def limit_sentences(scene: Scene, run: Run) -> list[str]:
-    """Name the limit that a run waits for, and its use."""
+    """Name the limit that a run waits for, with the limit's use, and with its closing if it is closed."""
     use = limits.of_run(scene.connection, run)
     if use is None:
         return []
@@ -310,8 +310,13 @@ def hardships(run: Run) -> list[str]:
         parts.append(f"{run.crashes} ended because their worker died")
     if run.laters:
         parts.append(f"{run.laters} postponed the run")
-    since = f"Since it was retried by hand, after {run.retried_after} attempts: of " if run.retried_at else "Of "
-    return [f"{since}its {run.attempt} attempts, {' and '.join(parts)}."] if parts and run.attempt > 1 else []
+    if not parts or run.attempt <= 1:
+        return []
+    if run.retried_at is None:
+        return [f"Of its {run.attempt} attempts, {' and '.join(parts)}."]
+    later = run.attempt - (run.retried_after or 0)
+    attempts = "1 attempt" if later == 1 else f"{later} attempts"
+    return [f"Since a person retried it, it has had {attempts}: {' and '.join(parts)}."]
 
 
 def retried(scene: Scene, run: Run) -> list[str]:

@@ -26,9 +26,10 @@ BACK = "/login/oidc/back"
 #: How long the provider may take to answer, and how many requests may wait for it at once.
 SECONDS = 3.0
 MOST_AT_ONCE = 4
-#: How long a description of the provider is used. Its keys are read again if a token has another key, but not sooner
-#: than this after the last time.
-DESCRIPTION_LASTS, KEYS_LAST = 3600.0, 10.0
+#: For how long the provider's description and its keys are used, in seconds.
+DESCRIPTION_LASTS = 3600.0
+#: If a token is signed with an unknown key, the keys are read again, but only if they are older than this, in seconds.
+KEYS_LAST = 10.0
 #: The form of the code of an error (RFC 6749, section 5.2).
 ERROR = re.compile(r"[a-z_ ]{1,50}")
 ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")

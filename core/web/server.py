@@ -102,7 +102,7 @@ def config(application: object) -> uvicorn.Config:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises RotaError, which names the setting."""
+    """Return a socket that listens. Raises RotaError, which names the settings, if the address cannot be used."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)

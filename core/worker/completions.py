@@ -126,7 +126,7 @@ class Completions(Batcher[Completion]):
         process_id = self._membership.process_id
         own = [each for each in batch if each.lease.process_id == process_id]
         outcomes = [(each.lease, each.result) for each in own]
-        if process_id is None or not outcomes:  # the leases ended with the process's former registration
+        if process_id is None or not outcomes:  # all leases are of a former registration, and have ended
             return {}
         with database.autocommit(self._engine) as connection:
             logs = {each.lease.run_id: each.log for each in own if each.log}

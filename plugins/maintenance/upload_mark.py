@@ -24,7 +24,7 @@ NOTHING = {"lost+found"}
 def require(session: Session, root: int, files: InstrumentedAttribute[bytes]) -> None:
     """Raise UploadRootError unless ``root``, an open folder, has the mark, or can get the mark now.
 
-    ``files`` are the rows that list files.
+    ``files`` is the column with the paths of the files that should be below ``root``.
     """
     is_known = bookmarks.find(session, MARKED) is not None
     if not _is_marked(root):

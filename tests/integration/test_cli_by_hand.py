@@ -294,7 +294,7 @@ class TestWhy:
     def test_its_later_failures_are_told_apart_from_its_earlier_ones(self, rota, dead, ledger):
         run_id = dead(attempt=7, failures=3, retried_at="2026-01-01T03:00:00Z", retried_after=4)
 
-        assert "Since it was retried by hand, after 4 attempts: of its 7 attempts, 3 ended in an error" in (
+        assert "Since a person retried it, it has had 3 attempts: 3 ended in an error" in (
             self.ask(rota, ledger, run_id)
         )
 

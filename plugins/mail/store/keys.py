@@ -20,7 +20,7 @@ def message_key(account_id: int, folder_number: int, generation: int, uid: int) 
 
 
 def account_prefix(account_id: int) -> str:
-    """Return the prefix of all messages of an account. No other message has this prefix."""
+    """Return the prefix of the keys of an account's messages. No other key has this prefix."""
     return f"{account_id}/"
 
 

@@ -88,7 +88,7 @@ def state(found: Schedule) -> str:
 @click.argument("key")
 @click.option("--every", type=moments.Span(), metavar="SPAN", help="An interval: 60s, 15m, 1d.")
 @click.option("--cron", "expression", metavar="EXPRESSION", help="A cron expression, in --tz.")
-@click.option("--tz", metavar="ZONE", default="UTC", help="The time zone of --cron; UTC by default.")
+@click.option("--tz", metavar="ZONE", help="The time zone of --cron; UTC by default.")
 @click.option(
     "--spread", type=moments.Span(), metavar="SPAN", help="Spread the slots of different keys over this span."
 )
@@ -100,7 +100,7 @@ def add(
     key: str,
     every: timedelta | None,
     expression: str | None,
-    tz: str,
+    tz: str | None,
     spread: timedelta | None,
     priority: int | None,
     is_now: bool,
@@ -115,7 +115,9 @@ def add(
       rota schedules add poll-mailbox 42 --every 60s
       rota schedules add send-report ann --cron "0 7 * * mon" --tz Europe/London --spread 10m
     """
-    timing = cron(expression, tz=tz) if expression is not None else None
+    if tz is not None and expression is None:
+        raise click.UsageError("--tz needs --cron; an interval has no time zone")
+    timing = cron(expression, tz=tz or "UTC") if expression is not None else None
     wanted = KeySchedule(key, every, timing, spread or timedelta(0), priority=priority)
     with ledger() as engine:
         changed = operations.add(engine, job, wanted, by, first="now" if is_now else "spread")

@@ -2,8 +2,9 @@
 
 A child has a copy of every open file of its parent. While the child holds the socket of a PostgreSQL session, that
 session and its locks stay, even if the parent ends. PostgreSQL also cannot distinguish the child's data from the
-parent's. So the child replaces each of these files by the null device, under the same number. Nothing is sent to the
-server then, and using such a file is an error.
+parent's. So the child replaces the worker's connections and pipes (``keep_from_children``) by the null device, under
+the same file descriptors. Nothing is sent to a server then, and using such a file is an error. The child keeps all
+other files.
 
 Files are replaced only in children of a process that works on jobs, since the service forks its own processes before
 that. A program that a job starts (``subprocess``) does not inherit these files, so it is not affected.

@@ -1,4 +1,4 @@
-"""``rota drop``: ends waiting or dead runs, so that they never run."""
+"""``rota drop``: drops waiting or dead runs. A dropped run is dead, and a retry by filter leaves it out."""
 
 from typing import Any
 

@@ -20,7 +20,8 @@ from core.ledger.pauses import Pause
 from core.ledger.slots import SlotRow, Watermark
 from core.scheduling.misfires import HEAD_START, count_missed, is_late, verdicts
 
-#: One pass accounts for up to this many slots, divided among the jobs, but for at least LEAST_OF_ONE_JOB of each job.
+#: The most slots that one pass accounts for. Each job may have an equal share of them, or LEAST_OF_ONE_JOB slots if the
+#: share is smaller. So with more than 100 jobs, a pass may account for more slots.
 MOST_AT_ONCE = 10_000
 LEAST_OF_ONE_JOB = 100
 

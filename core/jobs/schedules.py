@@ -186,8 +186,8 @@ class Cron(Schedule):
         """Return the naive wall-clock time at ``instant`` and, if that time occurs twice, how far apart the occurrences
         are.
 
-        In a repeated hour, a later instant may have an earlier wall-clock time. The second value is the largest
-        difference.
+        In a repeated hour, a later instant may have an earlier wall-clock time, but it is earlier by less than the
+        second value. The second value is zero if the time occurs once.
         """
         local = instant.astimezone(self._zone)
         first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))

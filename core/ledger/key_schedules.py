@@ -53,8 +53,10 @@ PHASES = """
         WHERE job = :job AND next_spec IS NOT NULL AND next_every_seconds = :every) AS taken
     GROUP BY phase
 """
-#: The same for some phases. Up to this many keys of a phase are counted, since many keys spread evenly by their hashes.
+#: The most keys that are counted for one phase, among the present phases and among the waiting changes. An exact number
+#: is not needed: so many keys are spread evenly by their hashes.
 MOST_COUNTED = 100
+#: Counts the keys with each of some phases of an interval.
 SOME_PHASES = f"""
     SELECT candidate.phase, (
         SELECT count(*) FROM (
@@ -80,7 +82,8 @@ INSERT = f"""
     FROM {WANTED}
 """  # noqa: S608 — constants
 ADD = f"{INSERT} ON CONFLICT (job, key) DO NOTHING RETURNING key"
-#: From this number of keys on, they are first inserted without ON CONFLICT, which costs a third of the time.
+#: So many new keys, or more, are first inserted without ON CONFLICT, which takes a third of the time. If one of them
+#: exists already, all are inserted again with ON CONFLICT.
 MANY = 1000
 
 IS_NEXT = "row.since IS NOT NULL AND (wanted.spec, wanted.spread_seconds) <> (row.spec, row.spread_seconds)"

@@ -36,8 +36,8 @@ NEARLY_ONE = "0.999999"
 UNUSED_SECONDS = 3600
 BATCH = 1000
 
-#: Locks the names of ``{}`` in a fixed order. The seed of the hash is different for each ledger of a database, so that
-#: ledgers in different schemas have different locks.
+#: Takes an advisory lock for each limit that the FROM clause ``{}`` selects, in a fixed order. The seed of the hash is
+#: different for each ledger of a database, so that ledgers in different schemas have different locks.
 IN_ORDER = """
     SELECT pg_advisory_xact_lock(place) FROM (
         SELECT DISTINCT hashtextextended(name, 'rota_runs'::regclass::oid::bigint) AS place

@@ -532,7 +532,7 @@ class RequestedRow(Base):
 
 
 class OperationRow(Base):
-    """A plan of a change to many runs, and its progress once a person has confirmed it."""
+    """A plan to change many runs or to clean up Redis, and its progress once a person has confirmed the plan."""
 
     __tablename__ = "rota_operations"
 

@@ -6,9 +6,9 @@ A slot is *overdue* when it should have succeeded by now, and neither this slot 
 - after ``TOLERANCE`` if no worker has started it;
 - after its job's hard limit if it is running or being retried, or was skipped because another run was running.
 
-A slot that came due in a pause is never overdue. ``rota_schedules`` has the last success of each job. The dispatcher
-updates it every few seconds. A check costs a short index scan per job, and does not slow down claims and commits of
-runs.
+A slot that came due in a pause is never overdue. ``rota_schedules`` has the last success of each job, which the
+dispatcher updates every 15 seconds. So a check costs a short index scan per job, and does not slow down claims and
+commits of runs.
 """
 
 from collections.abc import Iterable

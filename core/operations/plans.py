@@ -188,7 +188,10 @@ def states_of(wanted: Wanted) -> Sequence[State]:
 
 
 def refuse(connection: Connection, registry: Registry, action: Action, by_job: dict[str, int], actor: Actor) -> None:
-    """Raise SelectionError or Forbidden if a plan for these numbers of runs cannot be carried out by ``actor``."""
+    """Raise an error if ``actor`` cannot carry out a plan for the runs that ``by_job`` counts.
+
+    The error is SelectionError, Forbidden or UnknownJob.
+    """
     total = sum(by_job.values())
     if not total:
         raise SelectionError(f"no run that is {' or '.join(STATES[action])} matches")

@@ -208,7 +208,7 @@ def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
 
 
 def limit_sentences(scene: Scene, run: Run) -> list[str]:
-    """Name the limit that a run waits for, with the limit's use, and with its closing if it is closed."""
+    """Name the limit that a run waits for, and say how full it is and until when it is closed."""
     use = limits.of_run(scene.connection, run)
     if use is None:
         return []

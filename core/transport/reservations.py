@@ -113,7 +113,7 @@ class Occupancy:
         self.queues.setdefault(queue, Occupied()).add(count, is_urgent=is_urgent)
 
     def with_more(self, waiting: Mapping[str, int]) -> "Occupancy":
-        """Return the occupancy after these numbers of urgent messages of each queue have also started."""
+        """Return the occupancy after more urgent messages have started, as many of each queue as ``waiting`` says."""
         more = Occupancy(self.shared, {queue: replace(each) for queue, each in self.queues.items()})
         for queue, count in waiting.items():
             more.add(queue, count, is_urgent=True)

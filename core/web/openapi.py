@@ -15,7 +15,7 @@ router = APIRouter(include_in_schema=False)
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Rota: the API</title></head><body>
 <h1>Rota {version}: the API</h1>
-<p>The same as <a href="{document}">OpenAPI {openapi}</a>. You are {name}, with the role {role}.</p>
+<p>This page shows <a href="{document}">the OpenAPI {openapi} document</a>. You are {name}, with the role {role}.</p>
 {parts}
 </body></html>
 """

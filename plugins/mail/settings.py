@@ -38,7 +38,7 @@ class MailSettings(PluginSettings):
     """How many mailboxes of one host are polled at the same time."""
 
     connect_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
-    """How long a connection to a server may take, in seconds."""
+    """How long connecting to a server may take, in seconds."""
 
     read_seconds: Annotated[float, Field(gt=0, le=600)] = 60.0
     """How long a server may send nothing while it should answer, in seconds."""

@@ -1,4 +1,5 @@
-"""Images and files of tasks. They are deleted some days after the task has been completed or cancelled.
+"""Images and files of tasks. They are deleted some days after the task was completed or cancelled, or its deadline
+passed.
 
 An image of task 12 is in ``public/images/public/12``, and any other file is in ``private/tasks/12``. These are the
 task's own folders, and are deleted with their content. ``file_journal.py`` keeps rows and files consistent.

@@ -79,7 +79,8 @@ def delete_old_images(
     entries: int = 20_000,
     batch: int = 10_000,
 ) -> dict[str, int]:
-    """Delete at most ``limit`` images older than 24 h, and read about ``entries`` entries, from the last place on.
+    """Continue at the last place. Delete up to ``limit`` images older than 24 h, and read up to about ``entries``
+    entries.
 
     Counts deleted images, removed empty folders, read entries, and everything that could not be deleted or read.
     """
@@ -160,7 +161,7 @@ class Sweep:
         return self.counts["deleted"] >= self.limit
 
     def stand(self, depth: int, step: Step) -> None:
-        """Remember that the run is in this folder, at this page."""
+        """Remember that the run is in the folder and at the page of ``step``, ``depth`` folders below the first."""
         self.place = Place(self.place.above, (*self.place.steps[:depth], step))
 
     def count_deleted(self) -> None:

@@ -22,7 +22,9 @@ NOTHING = {"lost+found"}
 
 
 def require(session: Session, root: int, files: InstrumentedAttribute[bytes]) -> None:
-    """Raise UploadRootError unless ``root``, an open folder, has the mark, or can get the mark now.
+    """Check that ``root``, an open folder, has the mark. Make the mark in the first run, if the folder may be marked.
+
+    Raises UploadRootError if the folder has no mark and must not get one.
 
     ``files`` is the column with the paths of the files that should be below ``root``.
     """

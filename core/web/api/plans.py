@@ -45,7 +45,7 @@ class NewPlan(Body):
 
     action: Action
     select: Chosen = Field(default_factory=Chosen)
-    #: The most runs per second.
+    #: The most runs, or messages and results in Redis, that are changed per second.
     rate: Annotated[float, Field(ge=plans.RATES[0], le=plans.RATES[1])] | None = None
     reason: Words | None = None
     full: bool = False

@@ -14,7 +14,7 @@ from core.key_schedules import Difference
 from core.ledger import retention, successes
 from core.observability import metrics
 from core.observability.events import SchedulesDiffer, SchedulesNotCompared, emit
-from core.operations import carrying_out, leftovers, plans, wanted_schedules
+from core.operations import wanted_schedules
 from core.plugins import loading
 
 
@@ -51,9 +51,11 @@ def check_schedules(run: Run) -> dict[str, dict[str, int]]:
     return compared
 
 
-@job(leftovers.CLEAN_REDIS, queue="rota", schedule=cron("47 3 * * *"), retry_delay=timedelta(minutes=5))
+@job("clean-redis", queue="rota", schedule=cron("47 3 * * *"), retry_delay=timedelta(minutes=5))
 def clean_redis(run: Run) -> dict[str, Any]:
     """Remove old messages and results from Redis that are of no use. Runs daily, and when a worker has started."""
+    from core.operations import leftovers  # loads Dramatiq, which `rota jobs` and other commands need not load
+
     try:
         return leftovers.clean(
             run.session.connection,
@@ -66,9 +68,11 @@ def clean_redis(run: Run) -> dict[str, Any]:
         return {"skipped": str(error)}
 
 
-@job(plans.CARRY_OUT, queue="rota", overlap="wait", max_retries=20, retry_delay=timedelta(seconds=30), priority=5)
+@job("carry-out-operation", queue="rota", overlap="wait", max_retries=20, retry_delay=timedelta(seconds=30), priority=5)
 def carry_out_operation(run: Run, operation: int) -> dict[str, Any]:
     """Carry out a part of an operation that a person has confirmed, and request the next run until it is over."""
+    from core.operations import carrying_out  # loads Dramatiq, too
+
     return carrying_out.carry_out(run, loading.current(), settings.current(), operation)
 
 

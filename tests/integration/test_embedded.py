@@ -480,7 +480,9 @@ class TestAsRoot:
     def test_data_that_has_become_unreachable_is_an_error_and_not_begun_again(self, closed: Path) -> None:
         (closed / "redis").mkdir()
 
-        with pytest.raises(EmbeddedServerError, match=r"cannot reach .*redis: one of its parents is close"):
+        with pytest.raises(
+            EmbeddedServerError, match=r"cannot reach .*redis, since one of the folders above it is closed"
+        ):
             EmbeddedRedis(closed).start()
 
     @pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedRedis])

@@ -215,9 +215,9 @@ class TestItsPlace:
         said = f"no connection since {since:%Y-%m-%dT%H:%M:%SZ}: FATAL: sorry"
         ledger.do("UPDATE rota_runs SET error = :error WHERE id = :id", error=said, id=first)
 
-        self.ended_earlier(ledger, first, seconds=20)
+        self.ended_earlier(ledger, first, seconds=10)  # of 50 s without a connection, it rests for 25
         assert self.woken(ledger) == []
-        self.ended_earlier(ledger, first, seconds=20)
+        self.ended_earlier(ledger, first, seconds=20)  # of 30 s, it rests for 15
         assert self.woken(ledger) == [first]
 
     @pytest.mark.parametrize(("last_minutes", "state"), [(1, "dead"), (70, "retrying")], ids=str)

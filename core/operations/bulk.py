@@ -77,7 +77,7 @@ class Plan:
     act: Act
     actor: Actor
     target: str
-    criteria: dict[str, str]
+    criteria: dict[str, str | int]
     #: The id, job, state and reason of each selected run.
     runs: Sequence[Row[Any]]
     #: The reason for the action, for the audit.

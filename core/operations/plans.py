@@ -19,7 +19,7 @@ from core.errors import ConfirmationRequired, Forbidden, PlanError, SelectionErr
 from core.jobs.registry import Registry
 from core.ledger import audit, cancels, history, operations, plans
 from core.ledger.audit import Actor
-from core.ledger.models import State
+from core.ledger.models import WAITING, State
 from core.observability.events import OperationCancelled, OperationConfirmed, emit
 from core.operations import access, leftovers
 from core.operations.json_shape import Instant, Shape
@@ -220,7 +220,7 @@ def of_leftovers(
     return plans.seal(connection, plan_id, by_kind, len(going))
 
 
-def options(wanted: Wanted, criteria: dict[str, str]) -> dict[str, Any]:
+def options(wanted: Wanted, criteria: dict[str, str | int]) -> dict[str, Any]:
     """Return what is stored of the plan to make."""
     given = {"rate": wanted.rate, "why": wanted.why, "full": wanted.is_full or None, "ids": bool(wanted.selection.ids)}
     return {"criteria": criteria, **{name: value for name, value in given.items() if value}}
@@ -284,26 +284,32 @@ def known(connection: Connection, plan_id: int, actor: Actor, *, is_locked: bool
 def execute(session: Session, plan_id: int, actor: Actor, *, digest: str, typed: str | None = None) -> Operation:
     """Confirm a plan in the caller's transaction, so that it is carried out. Confirming it again changes nothing.
 
-    An operation that was stopped goes on. Raises UnknownPlan, Forbidden, PlanError or ConfirmationRequired.
+    An operation goes on if it was stopped, or if its run was dropped, died or was deleted. Raises UnknownPlan,
+    Forbidden, PlanError or ConfirmationRequired.
     """
     access.require(actor, "operator", "an operation")
     connection = session.connection()
     row = known(connection, plan_id, actor, is_locked=True)
     check(actor, row.action, is_full=bool(row.options.get("full")))
     refuse_unconfirmed(row, digest, typed)
-    if row.state in ("running", "done"):
+    if row.state == "done" or is_at_work(connection, row):
         return operation(connection, row)
     if row.state == "cancelled" or (row.state == "planned" and row.is_expired):
         said = "was cancelled" if row.state == "cancelled" else f"was not confirmed within {plans.LASTS}"
         raise PlanError(f"plan {plan_id} {said}; make a new plan")
-    is_new = row.audit_id is None
-    entry = record(connection, row, actor) if is_new else row.audit_id
+    entry = record(connection, row, actor)
     run_id = enqueue(session, CARRY_OUT, key=str(plan_id), args={"operation": plan_id})
     confirmed = {"confirmed_at": row.confirmed_at or history.now(connection), "actor": stored(actor), "run_id": run_id}
     ended = {"ended_by": None, "ended_because": None, "finished_at": None}
     row = plans.change(connection, plan_id, state="running", audit_id=entry, **confirmed, **ended)
     emit(OperationConfirmed(plan_id, row.action, row.total, actor.name))
     return operation(connection, row)
+
+
+def is_at_work(connection: Connection, row: Row[Any]) -> bool:
+    """Return whether an operation is running, and its run of the job that carries it out has not ended."""
+    run = history.run(connection, row.run_id) if row.state == "running" and row.run_id is not None else None
+    return run is not None and run.state in (*WAITING, State.RUNNING)
 
 
 def refuse_unconfirmed(row: Row[Any], digest: str, typed: str | None) -> None:
@@ -315,12 +321,19 @@ def refuse_unconfirmed(row: Row[Any], digest: str, typed: str | None) -> None:
 
 
 def record(connection: Connection, row: Row[Any], actor: Actor) -> int:
-    """Record the confirmation in the audit. Return the id of the entry, which counts the changed runs later."""
+    """Record the confirmation in the audit. Return the id of the entry, which counts the changed runs later.
+
+    If the operation goes on, its first entry still counts them, and this person has another entry.
+    """
+    action, jobs = AUDITED[row.action], ", ".join(sorted(row.by_job))
+    if row.audit_id is not None:
+        audit.record(connection, actor, action, jobs, operation=row.id, resumed=True)
+        return int(row.audit_id)
     told = {name: row.options.get(name) for name in ("rate", "full")}
     details = {**row.options["criteria"], **told, "operation": row.id, "planned": row.total, "runs": 0}
     if row.options.get("why"):
         details["why"] = row.options["why"]
-    return audit.record(connection, actor, AUDITED[row.action], ", ".join(sorted(row.by_job)), **details)
+    return audit.record(connection, actor, action, jobs, **details)
 
 
 def stored(actor: Actor) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from core.operations import times
 from core.operations.runs import refuse_unknown
 from core.operations.wording import either
 
+CONDITIONS = ("job", "key", "plugin", "queue", "since", "until", "reason", "state", "error")
+#: The text in the audit for conditions whose values may be personal data.
+UNTOLD = {"key": "(a key)", "error": "(a text)"}
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -35,11 +39,12 @@ class Selection:
     key: str | None = None
 
     @property
-    def criteria(self) -> dict[str, str]:
-        """The conditions for the audit, without the text of an error, which may be personal data."""
-        given = {name: getattr(self, name) for name in ("job", "plugin", "queue", "since", "until", "reason", "state")}
-        told = {name: value for name, value in given.items() if value is not None}
-        return told if self.error is None else {**told, "error": "(a text)"}
+    def criteria(self) -> dict[str, str | int]:
+        """The conditions and the limit for the audit, without a key and the text of an error, which may be personal
+        data.
+        """
+        told = {name: getattr(self, name) for name in (*CONDITIONS, "limit") if getattr(self, name) is not None}
+        return told | {name: said for name, said in UNTOLD.items() if name in told}
 
     @property
     def means_withdrawn(self) -> bool:
@@ -49,7 +54,8 @@ class Selection:
     @property
     def is_one_way(self) -> bool:
         """Whether the selection has either ids or conditions, but not both. A limit needs conditions."""
-        return bool(self.ids) != bool(self.criteria) and not (self.ids and self.limit is not None)
+        has_conditions = any(getattr(self, name) is not None for name in CONDITIONS)
+        return bool(self.ids) != has_conditions and not (self.ids and self.limit is not None)
 
     def runs(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Sequence[Row[Any]]:
         """Return the id, job, state and reason of each selected run in one of ``states``.

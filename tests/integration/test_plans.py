@@ -320,6 +320,65 @@ def test_a_plan_that_is_confirmed_twice_is_carried_out_once(plan, execute, carry
     assert len(ledger.rows("SELECT * FROM rota_audit")) == 1
 
 
+#: The ends of a run that carries out an operation, before the operation has ended.
+ENDS = {
+    "dropped": "UPDATE rota_runs SET state = 'dead', reason = 'dropped', finished_at = now() WHERE id = :id",
+    "orphaned": "UPDATE rota_runs SET state = 'orphaned', reason = 'absent', finished_at = now() WHERE id = :id",
+    "pruned": "DELETE FROM rota_runs WHERE id = :id",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_operation_whose_run_has_ended_early_gets_another_when_confirmed_again(
+    plan, execute, carry_out, dead, ledger, look, end
+):
+    dead(4)
+    made = plan("retry", job="work", rate=2)
+    first = execute(made)
+    carry_out(made.id, batches=1)
+    ledger.do(ENDS[end], id=first.run_id)
+
+    again = execute(made)
+
+    assert again.run_id > first.run_id
+    assert ledger.run(again.run_id).state == "queued"
+    assert execute(made).run_id == again.run_id
+    carry_out(made.id)
+    assert (look(made.id).state, look(made.id).changed) == ("done", 4)
+
+
+def test_the_audit_names_each_who_resumed_an_operation_and_counts_once(plan, execute, carry_out, dead, ledger):
+    dead(4)
+    made = plan("retry", job="work", rate=2)
+    execute(made)
+    carry_out(made.id, batches=1)
+    ledger.do("UPDATE rota_operations SET state = 'stopped'")
+
+    execute(made, ROOT)
+    carry_out(made.id)
+
+    first, second = ledger.rows("SELECT * FROM rota_audit ORDER BY id")
+    assert (first.actor, first.details["runs"]) == ("ann", 4)
+    assert (second.actor, second.action, second.target) == ("root", "retry", "work")
+    assert second.details == {"operation": made.id, "resumed": True}
+
+
+def test_the_audit_says_that_a_plan_was_for_one_key_or_limited(plan, execute, dead, ledger):
+    dead(3, key="ann@example.org")
+    execute(plan("retry", job="work", key="ann@example.org", limit=2))
+
+    (entry,) = ledger.rows("SELECT details FROM rota_audit")
+    told = {name: entry.details.get(name) for name in ("job", "key", "limit", "planned")}
+    assert told == {"job": "work", "key": "(a key)", "limit": 2, "planned": 2}
+
+
+@pytest.mark.parametrize("conditions", [{"limit": 3}, {"ids": [1], "limit": 3}, {"ids": [1], "key": "a"}])
+def test_a_limit_is_no_condition_and_ids_have_none(plan, dead, conditions):
+    dead()
+    with pytest.raises(SelectionError, match="give the runs' ids, or"):
+        plan("retry", **conditions)
+
+
 def test_an_operation_that_is_cancelled_leaves_the_others(
     plan, execute, carry_out, look, dead, ledger, database, caplog
 ):

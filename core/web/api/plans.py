@@ -73,7 +73,10 @@ def plan(plan_id: PlanId, connection: Reading, registry: Jobs, caller: Caller) -
 
 @router.post("/plans/{plan_id}/execute", status_code=202)
 def execute(plan_id: PlanId, sent: Confirming, engine: Ledger, caller: Caller) -> Operation:
-    """Confirm a plan, so that a worker carries it out. Sent twice, it counts once. A stopped operation goes on."""
+    """Confirm a plan, so that a worker carries it out. Sent twice, it counts once.
+
+    An operation goes on if it was stopped, or if its run was dropped or died.
+    """
     with Session(engine) as session, session.begin():
         return plans.execute(session, plan_id, caller, digest=sent.digest, typed=sent.phrase)
 

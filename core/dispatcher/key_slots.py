@@ -183,7 +183,7 @@ class JobAccount:
             )
             self.reached, self.is_stored = until, True
         else:
-            until = key_slots.part(self.connection, self.job, self.reached, late)
+            until = key_slots.part(self.connection, self.job, self.crons, self.reached, late)
             inserted, left_out = key_slots.keep_all(
                 self.connection, self.job, self.crons, self.reached, until, now=self.now
             )

@@ -12,6 +12,7 @@ in one *gap row* of the job. Their number is calculated, without finding the slo
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain, repeat
 from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
@@ -19,7 +20,7 @@ from sqlalchemy import Connection, TextClause, text
 from core.jobs import grid
 from core.jobs.job import Job, Misfire
 from core.jobs.registry import scopes
-from core.jobs.schedules import parse
+from core.jobs.schedules import SECOND, parse
 from core.ledger.processes import KEY_SLOTS_LOCK, LOCK_SPACE
 
 #: The schedule in the watermark of a job whose keys have schedules.
@@ -95,13 +96,18 @@ ASK = text("""
 """)
 
 CRONS = text("""
-    SELECT spec, max(spread_seconds) AS spread_seconds, max(stretched) > 0 AS is_stretched FROM rota_key_schedules
+    SELECT spec, max(spread_seconds) AS spread_seconds, max(stretched) AS most_stretched FROM rota_key_schedules
     WHERE job = :job AND every_seconds IS NULL GROUP BY spec ORDER BY spec
 """)
 
 RATE = text("""
     SELECT coalesce(sum(1.0 / (CAST(every_seconds AS bigint) << stretched)), 0) FROM rota_key_schedules
     WHERE job = :job AND every_seconds IS NOT NULL AND since IS NOT NULL AND held_since IS NULL
+""")
+
+CRON_RATES = text("""
+    SELECT spec, stretched, count(*) AS keys FROM rota_key_schedules
+    WHERE job = :job AND every_seconds IS NULL AND since IS NOT NULL AND held_since IS NULL GROUP BY spec, stretched
 """)
 
 #: The reason of a gap in which no process had the job. The gap has no end until the job is back.
@@ -141,14 +147,26 @@ SCANNED = f"""
 """  # noqa: S608 — constants
 #: The slots of cron expressions, without phases, each with the largest stretch with which it comes due.
 BASES = """
-    unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[]), CAST(:stretches AS int[])) AS {} (spec, slot, stretch)
+    unnest(CAST(:specs AS text[]), CAST(:bases AS timestamptz[]), CAST(:stretches AS int[]))
+        AS base (spec, slot, stretch)
 """
+LATER_BASES = """
+    unnest(CAST(:later_specs AS text[]), CAST(:later_bases AS timestamptz[]), CAST(:later_stretches AS int[]))
+        AS other (spec, slot, stretch)
+"""
+#: The slots that may be among the newest of a key, each with one stretch. A slot is among the newest until the slot
+#: ``outdated_by`` comes due.
+NEWEST_BASES = """
+    unnest(CAST(:newest_specs AS text[]), CAST(:newest_bases AS timestamptz[]), CAST(:newest_stretches AS int[]),
+           CAST(:outdated_by AS timestamptz[])) AS base (spec, slot, stretch, outdated_by)
+"""
+PHASE = "row.phase * interval '1 second'"
 LATER = "unnest(CAST(:later_firsts AS bigint[]), CAST(:later_lasts AS bigint[])) AS later (first, last)"
 #: Conditions that a row has no slot in a later window: for an interval, and for cron.
 IS_LAST = f"NOT EXISTS (SELECT 1 FROM {LATER} WHERE {between('later.first', 'later.last')} > 0)"  # noqa: S608 — constants
 IS_LAST_OF_CRON = f"""
     NOT EXISTS (
-        SELECT 1 FROM {BASES.format("other")}, {LATER}
+        SELECT 1 FROM {LATER_BASES}, {LATER}
         WHERE other.spec = row.spec AND row.stretched <= other.stretch
           AND extract(epoch FROM other.slot) + row.phase BETWEEN later.first AND later.last)
 """  # noqa: S608 — constants
@@ -159,12 +177,19 @@ NEWEST = f"""
     WHERE {IS_GOING} AND row.every_seconds IS NOT NULL AND {between(FIRST, ":last")} > 0 AND {IS_LAST}
 """  # noqa: S608 — constants
 CRON = f"""
-    SELECT {COLUMNS}, base.slot + row.phase * interval '1 second' AS slot
-    FROM {BASES.format("base")} JOIN rota_key_schedules AS row
+    SELECT {COLUMNS}, base.slot + {PHASE} AS slot
+    FROM {BASES} JOIN rota_key_schedules AS row
         ON row.job = :job AND row.every_seconds IS NULL AND row.spec = base.spec AND row.stretched <= base.stretch
-    WHERE {IS_GOING} AND row.since < base.slot + row.phase * interval '1 second'
-      AND base.slot + row.phase * interval '1 second' > :after
-      AND base.slot + row.phase * interval '1 second' <= :until
+    WHERE {IS_GOING} AND row.since < base.slot + {PHASE} AND base.slot + {PHASE} > :after
+      AND base.slot + {PHASE} <= :until
+"""  # noqa: S608 — constants
+#: The slots in the window that are among the newest of their key at ``newest_at``.
+NEWEST_CRON = f"""
+    SELECT {COLUMNS}, base.slot + {PHASE} AS slot
+    FROM {NEWEST_BASES} JOIN rota_key_schedules AS row
+        ON row.job = :job AND row.every_seconds IS NULL AND row.spec = base.spec AND row.stretched = base.stretch
+    WHERE {IS_GOING} AND row.since < base.slot + {PHASE} AND base.slot + {PHASE} > :after
+      AND base.slot + {PHASE} <= :until AND base.outdated_by + {PHASE} > :newest_at
 """  # noqa: S608 — constants
 EXTRA = f"""
     SELECT {COLUMNS}, row.extra_at AS slot FROM rota_key_schedules AS row
@@ -172,11 +197,20 @@ EXTRA = f"""
 """  # noqa: S608 — constants
 NOTHING = f"SELECT {COLUMNS}, row.extra_at AS slot FROM rota_key_schedules AS row WHERE false"  # noqa: S608 — constants
 
+#: The number of slots of cron expressions in the window. Keys with the same slots are counted together.
+CRON_TOTAL = f"""
+    SELECT coalesce(sum(row.keys), 0)
+    FROM {BASES} JOIN (
+        SELECT spec, stretched, phase, greatest(since, :after) AS begins, count(*) AS keys
+        FROM rota_key_schedules AS row WHERE {IS_GOING} AND row.every_seconds IS NULL GROUP BY 1, 2, 3, 4
+    ) AS row ON row.spec = base.spec AND row.stretched <= base.stretch
+    WHERE base.slot + {PHASE} > row.begins AND base.slot + {PHASE} <= :until
+"""  # noqa: S608 — constants
 #: The number of slots in the window.
 TOTAL = f"""
     (SELECT coalesce(sum({between(FIRST, ":last")}), 0) FROM rota_key_schedules AS row
      WHERE {IS_GOING} AND row.every_seconds IS NOT NULL)
-    + (SELECT count(*) FROM ({CRON}) AS cron) + (SELECT count(*) FROM ({EXTRA}) AS extra)
+    + ({CRON_TOTAL}) + (SELECT count(*) FROM ({EXTRA}) AS extra)
 """  # noqa: S608 — constants
 
 INSERT = """
@@ -234,7 +268,7 @@ LEAVING_OUT = late(NOTHING)
 #: The slots that the policy ``latest`` runs: the newest slot of each key.
 LATEST = f"""
     SELECT DISTINCT ON (key) *
-    FROM ({NEWEST} UNION ALL {EXTRA} AND {IS_LAST} UNION ALL {CRON} AND {IS_LAST_OF_CRON}) AS due
+    FROM ({NEWEST} UNION ALL {EXTRA} AND {IS_LAST} UNION ALL {NEWEST_CRON} AND {IS_LAST_OF_CRON}) AS due
     WHERE slot >= :oldest ORDER BY key, slot DESC
 """  # noqa: S608 — constants
 KEEPING_NEWEST = late(LATEST)
@@ -244,7 +278,7 @@ NEXT_PART = text(f"SELECT slot FROM ({LATEST}) AS found ORDER BY slot OFFSET :mo
 #: the cap.
 KEEPING_ALL = late(f"""
     SELECT * FROM ({SCANNED} AND to_timestamp(due.second) > to_timestamp(:now_second - :cap * {STEP})
-                   UNION ALL {EXTRA} UNION ALL {CRON}) AS due
+                   UNION ALL {EXTRA} UNION ALL {NEWEST_CRON}) AS due
     WHERE slot >= :oldest
 """)  # noqa: S608 — constants
 
@@ -273,11 +307,11 @@ def ask(connection: Connection, job: str, now: datetime) -> Asked:
 
 @dataclass(frozen=True, slots=True)
 class CronKeys:
-    """The keys with one cron expression: their longest spread, and whether one of them backs off."""
+    """The keys with one cron expression: their longest spread, and their largest stretch."""
 
     spec: str
     spread: timedelta
-    is_stretched: bool
+    most_stretched: int
 
     def bases(self, after: datetime, until: datetime) -> Iterator[tuple[str, datetime, int]]:
         """Yield the slots, without phases, that the keys may have in the window.
@@ -287,10 +321,26 @@ class CronKeys:
         schedule, before = parse(self.spec), None
         for slot in schedule.between(after - self.spread, until):
             stretch = 0
-            if self.is_stretched:
+            if self.most_stretched:
                 before = before or schedule.latest_at(slot - datetime.resolution)
                 stretch, before = grid.stretch_of(before, slot, grid.step(schedule)), slot
             yield self.spec, slot, stretch
+
+    def newest(
+        self, most: int, after: datetime, until: datetime, now: datetime
+    ) -> Iterator[tuple[str, datetime, int, datetime]]:
+        """Yield the slots, without phases, that in the window may be among the ``most`` newest slots of a key at
+        ``now``.
+
+        Each slot comes once for each stretch of the keys, with the slot that is ``most`` places later with this
+        stretch. When that slot comes due, the slot is no longer among the newest.
+        """
+        found = list(self.bases(after, now))
+        for stretch in range(self.most_stretched + 1):
+            slots = [slot for _, slot, largest in found if largest >= stretch]
+            for slot, outdated_by in zip(slots, chain(slots[most:], repeat(now + SECOND)), strict=False):
+                if slot <= until and outdated_by + self.spread > now:
+                    yield self.spec, slot, stretch, outdated_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,14 +351,22 @@ class Crons:
     #: The expressions that this process cannot read. Their keys have no slots.
     unreadable: Sequence[str] = ()
 
-    def bases(self, after: datetime, until: datetime) -> dict[str, list[Any]]:
+    def bases(self, after: datetime, until: datetime, prefix: str = "") -> dict[str, list[Any]]:
         """Return the slots, without phases, that keys may have in the window, as parameters."""
         found = [base for keys in self.of_keys for base in keys.bases(after, until)]
-        return {
-            "specs": [spec for spec, _, _ in found],
-            "bases": [slot for _, slot, _ in found],
-            "stretches": [stretch for _, _, stretch in found],
-        }
+        return _columns([f"{prefix}specs", f"{prefix}bases", f"{prefix}stretches"], found)
+
+    def newest(self, most: int, after: datetime, until: datetime, now: datetime) -> dict[str, Any]:
+        """Return the slots, without phases, that in the window may be among the ``most`` newest slots of a key at
+        ``now``, as parameters.
+        """
+        found = [base for keys in self.of_keys for base in keys.newest(most, after, until, now)]
+        names = ["newest_specs", "newest_bases", "newest_stretches", "outdated_by"]
+        return {**_columns(names, found), "newest_at": now}
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 NO_CRONS = Crons([])
@@ -319,7 +377,7 @@ def crons(connection: Connection, job: str) -> Crons:
     rows = connection.execute(CRONS, {"job": job}).all()
     readable = [row for row in rows if grid.is_readable(row.spec)]
     return Crons(
-        [CronKeys(row.spec, timedelta(seconds=row.spread_seconds), row.is_stretched) for row in readable],
+        [CronKeys(row.spec, timedelta(seconds=row.spread_seconds), row.most_stretched) for row in readable],
         unreadable=[row.spec for row in rows if row not in readable],
     )
 
@@ -382,7 +440,8 @@ def keep_newest(
     ends = max([until, *(end for _, end in later)])
     values = {
         **_values(job, after, until),
-        **found.bases(after, ends),
+        **found.newest(1, max(after, oldest - SECOND), until, until),
+        **found.bases(until, ends, "later_"),
         "is_due": True,
         "reason": "outage",
         "oldest": oldest,
@@ -390,10 +449,10 @@ def keep_newest(
     }
     begins: datetime | None = connection.execute(NEXT_PART, {**values, "most": MOST_LATE}).scalar_one_or_none()
     if begins is not None:
-        rest = (max(begins - timedelta(seconds=1), after + timedelta(seconds=1)), until)
+        rest = (max(begins - SECOND, after + SECOND), until)
         until = min(rest)
         values |= {"until": until, "last": seconds_of(until), **_spans([rest, *later])}
-    row = connection.execute(KEEPING_NEWEST, values).one()
+    row = connection.execute(KEEPING_NEWEST, {**values, **found.bases(after, until)}).one()
     return int(row.inserted), int(row.left_out), until
 
 
@@ -413,6 +472,7 @@ def keep_all(
     values = {
         **_values(job, after, until),
         **found.bases(after, until),
+        **found.newest(job.cap, max(after, now - job.grace - SECOND), until, now),
         "is_due": True,
         "reason": "outage",
         "oldest": now - job.grace,
@@ -431,7 +491,16 @@ def end_absence(connection: Connection, job: KeyedJob, now: datetime) -> int:
     return leave_out(connection, job, crons(connection, job.name), began, now, ABSENT)
 
 
-def part(connection: Connection, job: KeyedJob, after: datetime, until: datetime) -> datetime:
+def part(connection: Connection, job: KeyedJob, found: Crons, after: datetime, until: datetime) -> datetime:
     """Return the end of a part of the window that has about ``MOST_LATE`` slots."""
     rate = float(connection.execute(RATE, {"job": job.name}).scalar_one())
+    if found.of_keys:
+        rate += _cron_rate(connection, job, found)
     return min(until, after + max(timedelta(seconds=MOST_LATE / rate), SHORTEST_PART)) if rate else until
+
+
+def _cron_rate(connection: Connection, job: KeyedJob, found: Crons) -> float:
+    """Return how many slots come due in a second, for all keys with cron expressions."""
+    steps = {keys.spec: grid.step(parse(keys.spec)) for keys in found.of_keys}
+    rows = connection.execute(CRON_RATES, {"job": job.name})
+    return sum((row.keys / (steps[row.spec] << row.stretched) for row in rows if row.spec in steps), 0.0)

@@ -502,6 +502,52 @@ class TestAfterAnOutage:
             assert slots(key) == due_of(row(key), row(key).since, leader.now)[-90:]
         assert gaps() == [(None, "outage", 5 * 90)]
 
+    @pytest.fixture
+    def cron_outage(self, lead, session, ledger):
+        def cron_outage(lasting, *, stretched=0, **options):
+            leader = lead(job("poll", keyed=KEYED, **options)(lambda run: None))
+            for number in range(2):
+                put(session, key=str(number), cron=cron("* * * * *"), spread=HOUR)
+            leader.passes(SECOND)
+            ledger.do("UPDATE rota_key_schedules SET phase = CASE key WHEN '0' THEN 7 ELSE 3333 END")
+            ledger.do(f"UPDATE rota_key_schedules SET stretched = {stretched} WHERE key = '1'")
+            leader.is_replaced()
+            return leader, leader.pass_at(leader.now + lasting)
+
+        return cron_outage
+
+    @pytest.mark.parametrize("stretched", [0, 1])
+    def test_all_runs_of_a_key_with_cron_the_newest_slots_up_to_the_cap(self, cron_outage, gaps, slots, row, stretched):
+        leader, _ = cron_outage(4 * HOUR, stretched=stretched, misfire="all", misfire_cap=90)
+
+        due = {key: due_of(row(key), row(key).since, leader.now) for key in "01"}
+        assert {key: slots(key) for key in "01"} == {key: due[key][-90:] for key in "01"}
+        assert gaps() == [(None, "outage", len(due["0"]) + len(due["1"]) - 180)]
+
+    def test_all_runs_slots_of_cron_part_by_part(self, cron_outage, gaps, slots, row, monkeypatch):
+        monkeypatch.setattr(key_slots, "MOST_LATE", 10)
+        leader, first = cron_outage(3 * HOUR, misfire="all", misfire_cap=90)
+        inserted = [first, *(leader.pass_at(leader.now) for _ in range(40))]
+
+        assert max(inserted) <= 12
+        assert sum(inserted) == 180
+        for key in "01":
+            assert slots(key) == due_of(row(key), row(key).since, leader.now)[-90:]
+        assert [count for _, _, count in gaps()] == [180]
+
+    @pytest.mark.parametrize("stretched", [0, 1])
+    def test_latest_runs_the_newest_slot_of_cron_part_by_part(
+        self, cron_outage, gaps, slots, row, stretched, monkeypatch
+    ):
+        monkeypatch.setattr(key_slots, "MOST_LATE", 1)
+        leader, first = cron_outage(3 * HOUR, stretched=stretched, misfire="latest")
+        inserted = [first, *(leader.pass_at(leader.now) for _ in range(5))]
+
+        due = {key: due_of(row(key), row(key).since, leader.now) for key in "01"}
+        assert {key: slots(key) for key in "01"} == {key: due[key][-1:] for key in "01"}
+        assert sum(inserted) == 2
+        assert sum(count for _, _, count in gaps()) == len(due["0"]) + len(due["1"]) - 2
+
     def test_every_slot_runs_or_is_in_a_gap_row_whatever_the_policy(self, lead, session, ledger, gaps, monkeypatch):
         monkeypatch.setattr(key_slots, "MOST_LATE", 50)
         for number, misfire in enumerate(["skip", "latest", "all"]):

@@ -1,7 +1,7 @@
 """Calls the functions of one plugin's routes, in threads and on connections of the plugin's own.
 
-So a function that hangs delays no other part of the service. Its caller gets an answer after ``SECONDS``, and its
-transaction is rolled back when it ends.
+So a function that hangs delays no other part of the service. Its caller gets an answer after ``SECONDS``. A second
+later, PostgreSQL ends its transaction, so that it keeps no locks.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import InternalError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from core.operations import connections
 from core.settings import Settings
@@ -25,6 +25,34 @@ SECONDS = 10.0
 THREADS = 2
 MOST_CALLS = 4
 STATEMENT_SECONDS = 2.0
+#: For how long a transaction may wait for its function after the longest time of the call.
+GRACE_SECONDS = 1.0
+
+
+class RouteSession(Session):
+    """The session of one call. Rota commits it; a route cannot. Every transaction of it has the limits of the call."""
+
+    def __init__(self, engine: Engine, seconds: float, *, is_reading: bool) -> None:
+        super().__init__(engine, expire_on_commit=False)
+        #: What begins each transaction. ``statement_timeout`` does not count while a transaction waits for its client.
+        self.limits = f"SET LOCAL idle_in_transaction_session_timeout = {round((seconds + GRACE_SECONDS) * 1000)}"
+        if is_reading:
+            self.limits += "; SET TRANSACTION READ ONLY"
+        self.may_commit = False
+
+
+@event.listens_for(RouteSession, "after_begin")
+def limit(session: RouteSession, transaction: SessionTransaction, connection: Connection) -> None:
+    """Limit a transaction, also one that begins after a rollback by the route."""
+    if not transaction.nested:
+        connection.exec_driver_sql(session.limits)
+
+
+@event.listens_for(RouteSession, "before_commit")
+def refuse_commit(session: RouteSession) -> None:
+    """Raise RuntimeError for a commit by the route, which would escape the audit and the limits. Savepoints may end."""
+    if not session.may_commit and not session.in_nested_transaction():
+        raise RuntimeError("a route does not commit: remove the commit; Rota commits when the route has returned")
 
 
 @dataclass(slots=True)
@@ -45,7 +73,8 @@ class Calls:
         if not self._free.acquire(blocking=False):
             raise PluginBusy(f"{MOST_CALLS} requests for the plugin {self.plugin} are in progress")
         decision = threading.Lock()
-        future = self.threads.submit(carry_out, self.engine, work, decision, is_reading)
+        session = RouteSession(self.engine, self.seconds, is_reading=is_reading)
+        future = self.threads.submit(carry_out, session, work, decision)
         future.add_done_callback(lambda _ended: self._free.release())
         asked = asyncio.wrap_future(future)
         await asyncio.wait([asked], timeout=self.seconds)
@@ -66,13 +95,12 @@ def opened(configured: Settings, plugin: str) -> Iterator[Calls]:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def carry_out(engine: Engine, work: Callable[[Session], bytes], decision: "threading.Lock", is_reading: bool) -> bytes:
+def carry_out(opened: RouteSession, work: Callable[[Session], bytes], decision: "threading.Lock") -> bytes:
     """Do ``work`` in a transaction, and commit it, unless the caller took ``decision`` since it waited too long."""
-    with Session(engine, expire_on_commit=False) as session:
-        if is_reading:
-            session.connection().exec_driver_sql("SET TRANSACTION READ ONLY")
+    with opened as session:
         result = harmless(work, session)
         if decision.acquire(blocking=False):
+            session.may_commit = True
             session.commit()
         return result
 

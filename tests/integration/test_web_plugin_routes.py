@@ -4,13 +4,14 @@ import asyncio
 import sys
 import threading
 import types
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from core import NotFound, RotaError, Route, settings
@@ -23,10 +24,11 @@ from core.operations.tokens import Wanted
 from core.plugins import loading
 from core.web import plugin_calls
 from core.web.refusals import PluginBusy
+from tests.support.eventually import PATIENCE_SECONDS, eventually
 from tests.support.web import serving
 
 MODULE = "routes_of_a_test"
-GO_ON = threading.Event()
+GO_ON, HOLDS = threading.Event(), threading.Event()
 
 
 class Shelf(BaseModel):
@@ -63,6 +65,40 @@ def hang(session: Session) -> None:
     """Hang."""
     clear(session)
     GO_ON.wait(60)
+
+
+def hold(session: Session) -> None:
+    """Keep a row, and wait for another server."""
+    session.execute(text("UPDATE rota_audit SET via = 'y' WHERE actor = 'held'"))
+    HOLDS.set()
+    GO_ON.wait(60)
+
+
+def commit(session: Session) -> None:
+    """Commit, and change something after it."""
+    clear(session)
+    session.commit()
+    clear(session)
+
+
+def commit_first(session: Session) -> None:
+    """Commit before the change, so that no limit of a GET would count."""
+    shelves(session)
+    session.commit()
+    clear(session)
+
+
+def roll_back_first(session: Session) -> None:
+    """Roll back before the change, so that no limit of a GET would count."""
+    shelves(session)
+    session.rollback()
+    clear(session)
+
+
+def use_a_savepoint(session: Session) -> None:
+    """Change something in a savepoint."""
+    with session.begin_nested():
+        clear(session)
 
 
 def lie(session: Session) -> list[Shelf]:
@@ -104,6 +140,11 @@ ROUTES = (
     route("POST", "/hang", hang, "operator"),
     route("POST", "/lie", lie, "operator"),
     route("GET", "/write", write_while_reading, "viewer"),
+    route("POST", "/hold", hold, "operator"),
+    route("POST", "/commit", commit, "operator"),
+    route("GET", "/commit-first", commit_first, "viewer"),
+    route("GET", "/roll-back-first", roll_back_first, "viewer"),
+    route("POST", "/savepoint", use_a_savepoint, "operator"),
 )
 SHOP, OTHER = Plugin("shop", "", "", routes=ROUTES), Plugin("other", "", "", routes=ROUTES[:1])
 PREFIX = "/api/v1/plugins/shop"
@@ -112,11 +153,12 @@ PREFIX = "/api/v1/plugins/shop"
 @pytest.fixture(autouse=True)
 def module(database, monkeypatch):
     module = types.ModuleType(MODULE)
-    for function in [shelves, build, clear, fail, hang, lie, write_while_reading, without_session, without_answer,
-                     without_schema, coroutine]:  # fmt: skip
+    for function in [shelves, build, clear, fail, hang, hold, commit, commit_first, roll_back_first, use_a_savepoint,
+                     lie, write_while_reading, without_session, without_answer, without_schema, coroutine]:  # fmt: skip
         setattr(module, function.__name__, function)
     monkeypatch.setitem(sys.modules, MODULE, module)
     GO_ON.clear()
+    HOLDS.clear()
     yield
     GO_ON.set()
 
@@ -268,13 +310,25 @@ def test_a_route_that_raises_is_a_problem_and_changes_nothing(shown, ledger, cap
     assert failed == ([f"{PREFIX}/fail/{{how}}"] if status == 500 else [])
 
 
-@pytest.mark.parametrize("path", ["/lie", "/write"])
-def test_an_answer_that_does_not_fit_and_a_change_in_a_get_change_nothing(shown, ledger, path):
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/lie"), ("GET", "/write"), ("POST", "/commit"), ("GET", "/commit-first"), ("GET", "/roll-back-first")],
+)
+def test_a_wrong_answer_a_commit_and_a_change_in_a_get_change_nothing(shown, ledger, caplog, method, path):
     with shop() as client:
-        answer = client.request("GET" if path == "/write" else "POST", PREFIX + path, headers=shown())
+        answer = client.request(method, PREFIX + path, headers=shown())
 
     assert (answer.status_code, "secret" in answer.text) == (500, False)
     assert cleared(ledger) == 0
+    assert ledger.value("SELECT count(*) FROM rota_audit WHERE action = 'call'") == 0
+    assert ("a route does not commit: remove the commit" in caplog.text) == ("commit" in path)
+
+
+def test_a_route_may_use_a_savepoint(shown, ledger):
+    with shop() as client:
+        assert client.post(f"{PREFIX}/savepoint", headers=shown()).status_code == 204
+
+    assert cleared(ledger) == 1
 
 
 def test_a_route_that_hangs_delays_no_other_and_changes_nothing(shown, ledger):
@@ -291,6 +345,28 @@ def test_a_route_that_hangs_delays_no_other_and_changes_nothing(shown, ledger):
         calls.threads.shutdown(wait=True)
 
     assert cleared(ledger) == 0
+
+
+def test_a_route_that_waits_too_long_keeps_no_locks(shown, ledger, database, monkeypatch):
+    monkeypatch.setattr(plugin_calls, "GRACE_SECONDS", 0.2)
+    with database.begin() as connection:
+        connection.execute(text("INSERT INTO rota_audit (actor, via, action, target) VALUES ('held', 'x', 'x', 'x')"))
+
+    def is_free():
+        with database.begin() as connection, suppress(OperationalError):
+            return connection.scalar(text("SELECT true FROM rota_audit WHERE actor = 'held' FOR UPDATE NOWAIT"))
+
+    headers = shown()
+    with shop(seconds=1.0) as client:
+        assert client.post(f"{PREFIX}/hold", headers=headers).json()["code"] == "plugin-too-slow"
+        assert HOLDS.wait(PATIENCE_SECONDS)
+        eventually(is_free)  # while the function still waits
+        assert client.get(f"{PREFIX}/shelves", headers=headers).status_code == 200
+        calls = client.calls["shop"]
+        GO_ON.set()
+        calls.threads.shutdown(wait=True)
+
+    assert ledger.value("SELECT via FROM rota_audit WHERE actor = 'held'") == "x"
 
 
 def test_more_calls_than_a_plugin_may_have_are_refused(database):

@@ -1,6 +1,6 @@
 """Verifies ID tokens of OpenID Connect (Core 1.0, section 3.1.3.7)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,12 @@ def verified(token: str, key_set: Mapping[str, Any], wanted: Wanted, now: int) -
 def signed(token: str, key_set: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the claims of a token whose signature is right. Raises UnknownKey or NotAuthenticated."""
     from joserfc import jwt
-    from joserfc.errors import BadSignatureError, JoseError
+    from joserfc.errors import BadSignatureError, InvalidKeyCurveError, JoseError, KeyParameterError
 
     for key in keys(token, key_set):
         try:
             return jwt.decode(token, key, algorithms=ALGORITHMS).claims
-        except BadSignatureError:
+        except (BadSignatureError, KeyParameterError, InvalidKeyCurveError):  # a key for another use or algorithm
             continue
         except (JoseError, ValueError, TypeError) as error:
             raise NotAuthenticated(f"the provider's ID token cannot be read: {type(error).__name__}") from None
@@ -70,18 +70,31 @@ def keys(token: str, key_set: Mapping[str, Any]) -> Sequence[Any]:
     """Return the keys that may have signed a token. Raises NotAuthenticated if it is no token, or has no signature."""
     from joserfc import jws
     from joserfc.errors import JoseError
-    from joserfc.jwk import KeySet
 
     try:
         header = jws.extract_compact(token.encode(errors="replace")).headers()
         if header.get("alg") not in ALGORITHMS:
             raise NotAuthenticated("the provider's ID token has no signature of an algorithm that is accepted")
-        found = KeySet.import_key_set(key_set).keys  # type: ignore[arg-type]  # it is JSON from outside
+        found = list(usable(key_set["keys"]))
     except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise NotAuthenticated(f"the provider's ID token cannot be read: {type(error).__name__}") from None
     kid, types = header.get("kid"), {"R": "RSA", "P": "RSA", "E": "EC"}
     wanted = "OKP" if header["alg"] in {"Ed25519", "EdDSA"} else types[header["alg"][0]]
     return [key for key in found if key.key_type == wanted and (kid is None or key.kid == kid)]
+
+
+def usable(given: Sequence[Any]) -> Iterator[Any]:
+    """Yield the keys that are understood here. The provider's others are ignored (RFC 7517, section 5)."""
+    from joserfc.errors import JoseError
+    from joserfc.jwk import JWKRegistry
+
+    for each in given:
+        try:
+            key = JWKRegistry.import_key(each)
+            key.ensure_kid()
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+        yield key
 
 
 def named(error: Exception) -> str:

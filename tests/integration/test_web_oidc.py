@@ -6,6 +6,7 @@ from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from joserfc.jwk import ECKey, RSAKey
 from pydantic import SecretStr
 
 from core import job
@@ -205,6 +206,16 @@ def test_a_key_without_a_name_is_found_among_several(client, provider):
     provider.header = {"kid": None}
     provider.key = provider.key.import_key({k: v for k, v in provider.key.as_dict(private=True).items() if k != "kid"})
     provider.published[1] = provider.key
+
+    assert log_in(client, provider).status_code == 303
+
+
+def test_people_log_in_though_the_provider_has_keys_of_all_kinds(client, provider):
+    encrypting, other = RSAKey.generate_key(2048, {"use": "enc"}), ECKey.generate_key("P-384")
+    provider.others = [{"kty": "EC", "crv": "BP-256", "x": "AA", "y": "AA"}]
+    provider.published = [encrypting, other, RSAKey.generate_key(2048)]
+    provider.key = provider.published[-1]
+    provider.header = {"kid": None}
 
     assert log_in(client, provider).status_code == 303
 

@@ -57,6 +57,8 @@ class Wrong:
         self.issuer = f"http://localhost:{port}"
         self.key = RSAKey.generate_key(2048, {"kid": "first"})
         self.published = [self.key]
+        #: Keys that are published too, before the others, and as they are.
+        self.others: list[Any] = []
         self.claims: dict[str, Any] = {}
         self.header: dict[str, Any] = {}
         self.token: str | None = None
@@ -83,7 +85,7 @@ class Wrong:
             ends = {"authorization_endpoint": "/authorize", "token_endpoint": "/token", "jwks_uri": "/jwks"}
             return {"issuer": self.issuer, **{name: self.issuer + end for name, end in ends.items()}, **self.metadata}
         if path == "/jwks":
-            return {"keys": [key.as_dict(private=False) for key in self.published]}
+            return {"keys": [*self.others, *(key.as_dict(private=False) for key in self.published)]}
         return {"access_token": "a", "token_type": "Bearer", "id_token": self.token or self.id_token()}
 
     def id_token(self) -> str:

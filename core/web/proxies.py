@@ -78,17 +78,21 @@ class Proxies:
         return {"prefix": prefix} if WEB_PREFIX.fullmatch(prefix) and not self._has_prefix else {}
 
     def _named(self, given: Headers) -> User | None:
-        """Return the user. If the header is there twice, one of them may be forged, and there is no user."""
-        names = [value for name, value in given if self._user and name.decode() == self._user]
-        if len(names) != 1 or not (name := text_of(names[0]).strip()):
+        """Return the user. If one of both headers is there twice, one may be forged, and there is no user."""
+        names, groups = values(given, self._user), values(given, self._groups)
+        if len(names) != 1 or len(groups) > 1 or not (name := names[0].strip()):
             return None
         return User(name, frozenset(elements(given, self._groups)))
 
 
 def elements(given: Headers, header: str) -> list[str]:
     """Return the elements of a header that is a list, from all its occurrences."""
-    texts = [text_of(value) for name, value in given if header and name.decode() == header]
-    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+    return [part.strip() for text in values(given, header) for part in text.split(",") if part.strip()]
+
+
+def values(given: Headers, header: str) -> list[str]:
+    """Return each occurrence of a header. There is none of a header without a name."""
+    return [text_of(value) for name, value in given if header and name.decode() == header]
 
 
 def last(given: Headers, header: str) -> str:

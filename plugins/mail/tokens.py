@@ -1,17 +1,25 @@
 """OAuth2 tokens of accounts. They are kept encrypted, and refreshed by the run that holds the account's lease.
 
 No transaction is open while the token server is asked. The server may replace a refresh token, and accept the former
-one for a short time only. So what it has granted is committed at once, in a transaction of its own: also if the run has
-lost its lease meanwhile. Nobody can help a process that dies before this commit; many servers accept the former refresh
-token for some minutes.
+one for a short time only; some servers revoke the grant if the former one is sent again. So what the server has granted
+is committed at once, in a transaction of its own, and this is repeated while PostgreSQL cannot be reached. A thread of
+its own asks and commits. An interruption of the run, such as the loss of its lease when PostgreSQL was restarted,
+reaches the run's thread only after the commit. The new token is lost if the process dies before the commit, or if
+PostgreSQL is away for longer than ``AWAY_AT_MOST``.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from core import Run
@@ -23,6 +31,13 @@ from plugins.mail.secrets import secret
 
 #: A token that ends within this time is replaced before it is used.
 LEAST_LEFT = timedelta(minutes=5)
+#: A new token is stored again and again for this long. A failover takes one or two minutes, and a poll may take ten.
+AWAY_AT_MOST = timedelta(minutes=2)
+#: The wait between two tries, in seconds. It is short, so that the token is stored before the run's next attempt.
+STORE_AGAIN_SECONDS = 0.5
+#: The errors of a PostgreSQL that cannot be reached, of a standby (InternalError), and of a pool that is used up.
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +100,38 @@ def access_token(run: Run, account_id: int) -> str:
     if kept.access_token and kept.expires_at and kept.expires_at - run.now > LEAST_LEFT:
         return kept.access_token
     client_secret = secret(client.secret) if client.secret else None
-    granted = oauth.ask(client, client_secret, kept.refresh_token)
-    with Session(run.session.get_bind()) as session, session.begin():
-        keep_granted(session, account_id, granted, run.now + granted.lasting, kept.encrypted)
-    return granted.access_token
+    new_session = partial(Session, run.session.get_bind())
+
+    def renew() -> str:
+        granted = oauth.ask(client, client_secret, kept.refresh_token)
+        ends = run.now + granted.lasting
+        _persist(new_session, lambda session: keep_granted(session, account_id, granted, ends, kept.encrypted))
+        return granted.access_token
+
+    return _uninterrupted(renew)
+
+
+def _uninterrupted(body: Callable[[], T]) -> T:
+    """Call ``body`` in another thread, and wait for its end, since an interruption is only for the run's thread."""
+    with ThreadPoolExecutor(1, "rota-mail-token") as executor:
+        return executor.submit(body).result()
+
+
+def _persist(new_session: Callable[[], Session], change: Callable[[Session], None]) -> None:
+    """Commit a change, and repeat this while PostgreSQL is away.
+
+    A commit whose answer was lost is repeated too. If it had replaced the refresh token, ``keep_granted`` then changes
+    nothing.
+    """
+    last_try = time.monotonic() + AWAY_AT_MOST.total_seconds()
+    while True:
+        try:
+            with new_session() as session, session.begin():
+                return change(session)
+        except AWAY:
+            if time.monotonic() >= last_try:
+                raise
+        time.sleep(STORE_AGAIN_SECONDS)
 
 
 def _put(

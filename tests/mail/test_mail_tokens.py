@@ -1,17 +1,23 @@
 """OAuth2: tokens are encrypted, refreshed by the poll that needs one, and given up when the grant was revoked."""
 
+import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from mail_world import Mailroom
-from sqlalchemy import text
+from sqlalchemy import Engine, make_url, text
 from sqlalchemy.orm import Session
 
+from core import database as databases
+from core.errors import AttemptLost
+from core.worker import interruption
 from plugins.mail import change_account
 from plugins.mail.encryption import decrypt, encrypt, new_key
 from plugins.mail.errors import BadKey, SecretMissing
 from plugins.mail.secrets import secret, variable_of
+from plugins.mail.tokens import stored
 from tests.support.token_server import TokenServer, granting
 
 
@@ -79,6 +85,41 @@ def test_a_refresh_token_that_rotates_is_kept_although_the_lease_is_lost(
 
     assert lost.state == "retrying"
     assert [asked["refresh_token"] for asked in tokens.asked] == ["refresh-1", "refresh-2"]
+
+
+@pytest.mark.parametrize("cause", [None, AttemptLost])
+def test_a_refresh_token_that_rotates_is_kept_although_postgresql_is_away_for_a_while(
+    mailroom: Mailroom, tokens: TokenServer, oauth, database, template, cause
+):
+    """After a restart of PostgreSQL, the attempt is also interrupted, since its lease is lost."""
+    tokens.answer = (200, {"access_token": "access-1", "expires_in": 3600, "refresh_token": "refresh-2"})
+    account_id = mailroom.add(**oauth)
+    back = threading.Timer(1.5, partial(accept_connections, database, template, accept=True))
+
+    def go_away() -> None:
+        with database.connect() as connection:
+            lease = connection.execute(text("SELECT token FROM rota_runs WHERE state = 'running'")).scalar_one()
+        accept_connections(database, template, accept=False)
+        back.start()
+        assert cause is None or interruption.interrupt([lease], cause) == 1
+
+    tokens.looks = go_away
+    run = mailroom.poll(account_id)
+    back.join(10)
+
+    assert run.state == ("running" if cause else "succeeded")
+    assert tokens.asked == [{"grant_type": "refresh_token", "client_id": "rota", "refresh_token": "refresh-1"}]
+    mailroom.session.rollback()
+    assert stored(mailroom.session, account_id).refresh_token == "refresh-2"
+
+
+def accept_connections(database: Engine, template: str, *, accept: bool) -> None:
+    """Make PostgreSQL refuse new connections to the test's database, and close the pool's, or accept them again."""
+    engine = databases.connect(make_url(template).set(database="postgres").render_as_string(hide_password=False))
+    with databases.autocommit(engine) as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {database.url.database} ALLOW_CONNECTIONS {accept}")
+    databases.dispose(engine)
+    databases.dispose(database)
 
 
 def test_a_refresh_token_that_a_person_gives_meanwhile_is_not_replaced(

@@ -79,7 +79,7 @@ def mail() -> None:
 @mail.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def listing(as_json: bool) -> None:
-    """List the accounts, and the reasons why some are not polled."""
+    """List the accounts, and the reasons why some are not polled, or why their last polls failed."""
     with command_session() as session:
         rows = [{name: getattr(each, name) for name in SHOWN} for each in accounts.list_accounts(session)]
     print_rows(rows, COLUMNS, as_json=as_json, empty="no accounts; `rota mail add` adds one")

@@ -15,7 +15,7 @@ from imapclient import IMAPClient
 from core import Run
 from plugins.mail import consequences, messages, renumbering, tokens
 from plugins.mail.accounts import POLL, URGENT
-from plugins.mail.errors import AnswerUnreadable, ConnectionCut, LoginRefused, MessageFailed, ServerBusy
+from plugins.mail.errors import AnswerUnreadable, ConnectionCut, LoginRefused, MailError, MessageFailed, ServerBusy
 from plugins.mail.imap import body, folder
 from plugins.mail.imap.answers import explained
 from plugins.mail.imap.connection import connected
@@ -42,7 +42,7 @@ class Polled:
     auth: str
     secret: str | None
     is_urgent: bool
-    #: Whether refusals or postponements are counted.
+    #: Whether the account has refusals, postponements or the error of a failed poll.
     has_trouble: bool
 
 
@@ -62,6 +62,9 @@ def poll(run: Run, account_id: int) -> dict[str, Any] | None:
         raise consequences.count_refusal(run, account_id, error) from None
     except ServerBusy as error:
         return consequences.postpone(run, account_id, error)
+    except MailError as error:
+        consequences.show_failure(run, account_id, error)
+        raise
 
 
 def _begin(run: Run, account_id: int) -> Polled | str:
@@ -81,7 +84,7 @@ def _polled(run: Run, account: Account | None) -> Polled | str:
         return "postponed"
     names = ("host", "port", "tls", "ca_file", "username", "folder")
     mailbox = Mailbox(account.id, **{name: getattr(account, name) for name in names})
-    has_trouble = bool(account.auth_failures or account.postponements)
+    has_trouble = bool(account.auth_failures or account.postponements or account.reason)
     return Polled(mailbox, account.auth, account.secret, account.is_urgent, has_trouble)
 
 

@@ -30,7 +30,7 @@ class Shown(BaseModel):
     poll_seconds: int
     is_urgent: bool
     state: str
-    #: Why the account is paused, or why its log-in was refused.
+    #: Why the account is paused or postponed, or the error of its last poll.
     reason: str | None
     auth_failures: int
     postponed_until: datetime | None

@@ -168,6 +168,37 @@ def test_a_lost_connection_is_a_failure_that_backs_off(mailroom: Mailroom):
     assert run.error.startswith("ConnectionCut: the connection to 127.0.0.1:")
 
 
+@pytest.mark.parametrize("is_renumbered", [False, True])
+def test_a_listing_that_cannot_be_read_is_shown_with_the_account_until_it_can_be_read(
+    mailroom: Mailroom, is_renumbered
+):
+    """No message is charged with the failure. The schedule backs off as after any failure."""
+    mailroom.server.inbox.fill(3)
+    account_id = mailroom.add()
+    if is_renumbered:
+        mailroom.poll(account_id)
+        mailroom.server.inbox.uidvalidity += 1
+    mailroom.server.script = answering("FETCH", "oops\r\n* 2 FETCH (UID 2 RFC822.SIZE {5}\r\nHello and more)")
+
+    run = mailroom.poll(account_id)
+
+    assert (run.state, run.failures) == ("retrying", 1)
+    account = mailroom.account(account_id)
+    assert (account.state, run.error) == ("active", f"AnswerUnreadable: {account.reason}")
+    mailroom.server.script = lambda command, arguments: None
+    assert mailroom.again(run).state == "succeeded"
+    assert mailroom.account(account_id).reason is None
+    assert set(mailroom.states().values()) == {"stored"}
+
+
+def test_a_secret_that_is_missing_is_shown_with_the_account(mailroom: Mailroom):
+    account_id = mailroom.add(secret="bob")
+
+    run = mailroom.poll(account_id)
+
+    assert run.error == f"SecretMissing: {mailroom.account(account_id).reason}"
+
+
 def test_a_reset_in_the_middle_of_a_message_keeps_what_was_stored_and_goes_on_there(mailroom: Mailroom):
     mailroom.server.inbox.messages = {1: mail(1), 2: mail(2, 2_500_000)}
     cuts = []

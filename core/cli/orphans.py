@@ -108,6 +108,8 @@ def messages(as_json: bool) -> None:
     print_table((Column("why"), Column("queue"), Column("job", rank=1), Column("messages")), rows, empty=empty)
     if not found.is_complete:
         say("the search was not complete; there may be more")
+    if found.no_text:
+        say(f"{found.no_text} keys and ids are left alone, since they are not UTF-8 or contain a NUL")
 
 
 @orphans.command()

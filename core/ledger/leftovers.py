@@ -53,14 +53,15 @@ def unknown(connection: Connection, jobs: Collection[str]) -> set[str]:
 #: If several processes start together, one of them gets the lock. The lock ends with its transaction.
 MAY_REQUEST = text("""
     SELECT pg_try_advisory_xact_lock(hashtext('rota leftovers'), hashtext(current_schema())) AND NOT EXISTS (
-        SELECT 1 FROM (SELECT queued_at FROM rota_runs WHERE job = :job ORDER BY id DESC LIMIT 1) AS newest
-        WHERE queued_at > clock_timestamp() - CAST(:apart AS interval))
+        SELECT 1 FROM (SELECT queued_at, state FROM rota_runs WHERE job = :job ORDER BY id DESC LIMIT 1) AS newest
+        WHERE queued_at > clock_timestamp() - CAST(:apart AS interval) OR state IN ('queued', 'retrying', 'running'))
 """)
 
 
 def request(connection: Connection, job: Job, apart: timedelta) -> bool:
-    """Request a run of ``job``, unless the job's newest run is younger than ``apart``. Return whether a run was
-    requested.
+    """Request a run of ``job``, unless the job's newest run is younger than ``apart``, or has not ended.
+
+    Return whether a run was requested.
     """
     if not connection.execute(MAY_REQUEST, {"job": job.name, "apart": apart}).scalar_one():
         return False

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 import redis
 from sqlalchemy import Connection
@@ -101,6 +102,16 @@ class Listed(Shape):
     is_complete: bool
     counts: list[Count]
     items: list[Item]
+    #: The number of keys and ids in Redis that are left alone, since they are not UTF-8 or contain a NUL.
+    no_text: int
+
+
+class Looked(NamedTuple):
+    """The leftovers that a bounded search has found, whether it has seen everything, and the names that are no text."""
+
+    found: list[Leftover]
+    is_complete: bool
+    no_text: int
 
 
 class Found:
@@ -114,6 +125,11 @@ class Found:
         self._connection = connection
         self._registry = registry
         self._stale_seconds = stale_seconds
+
+    @property
+    def no_text(self) -> int:
+        """The number of keys and ids that were left alone, since they are not UTF-8 or contain a NUL."""
+        return self._stored.no_text
 
     def batches(self) -> Iterator[list[Leftover]]:
         """Yield the leftovers in small batches, of which some are empty."""
@@ -163,7 +179,7 @@ def visible(connection: Connection, registry: Registry, configured: Settings, ac
 
 def listed(connection: Connection, registry: Registry, configured: Settings) -> Listed:
     """Return the numbers of leftovers, and some of them. Changes nothing. Raises LeftoversError."""
-    found, is_complete = look(connection, registry, configured)
+    found, is_complete, no_text = look(connection, registry, configured)
     return Listed(
         is_used=uses_redis(configured),
         older_than_hours=configured.stale_hours,
@@ -173,21 +189,23 @@ def listed(connection: Connection, registry: Registry, configured: Settings) -> 
             for (kind, queue, job), count in sorted(counted(found).items())
         ],
         items=[item(each) for each in found[:SHOWN]],
+        no_text=no_text,
     )
 
 
-def look(connection: Connection, registry: Registry, configured: Settings) -> tuple[list[Leftover], bool]:
-    """Return the leftovers that a bounded search finds, and whether it has seen everything. Raises LeftoversError."""
-    found: list[Leftover] = []
+def look(connection: Connection, registry: Registry, configured: Settings) -> Looked:
+    """Return the leftovers that a bounded search finds. Raises LeftoversError."""
+    #: Redis may return an element of a hash twice, while the hash grows.
+    found: dict[Leftover, None] = {}
     if not uses_redis(configured):
-        return found, True
+        return Looked([], is_complete=True, no_text=0)
     ends_at = time.monotonic() + LONGEST_LOOK_SECONDS
     with opened(lambda: connection, registry, configured) as stored:
         for batch in stored.batches():
-            found += batch
+            found |= dict.fromkeys(batch)
             if len(found) >= MOST or time.monotonic() > ends_at:
-                return found[:MOST], False
-    return found, True
+                return Looked(list(found)[:MOST], is_complete=False, no_text=stored.no_text)
+        return Looked(list(found), is_complete=True, no_text=stored.no_text)
 
 
 def clean(
@@ -198,7 +216,8 @@ def clean(
     by: str,
     checkpoint: Callable[[dict[str, int]], None],
 ) -> dict[str, int]:
-    """Remove all leftovers but dead letters that only a full clean-up removes. Return the numbers by kind.
+    """Remove all leftovers but dead letters that only a full clean-up removes. Return the numbers by kind, and the
+    number of keys and ids that are no text, if there are any.
 
     ``connection`` returns the connection of the present transaction, which ``checkpoint`` commits. Raises
     LeftoversError.
@@ -212,13 +231,14 @@ def clean(
             if going:
                 removed.update(str(each.kind) for each in stored.remove(going, by))
                 checkpoint(dict(removed))
-    return dict(removed)
+        return dict(removed) | ({"no text": stored.no_text} if stored.no_text else {})
 
 
 def request_search(connection: Connection, registry: Registry) -> bool:
     """Request a run of the job that removes leftovers, since a worker has started. Return whether it was requested.
 
-    Workers that start together request one run: none is requested within ten minutes after another.
+    Workers that start together request one run: none is requested within ten minutes after another, or while another
+    waits or works.
     """
     return CLEAN_REDIS in registry and ledger.request(connection, registry.job(CLEAN_REDIS), SEARCHES_APART)
 

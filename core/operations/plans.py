@@ -208,7 +208,7 @@ def of_leftovers(
     """Insert a plan for leftovers in Redis."""
     if wanted.selection != Selection():
         raise SelectionError("a clean-up takes no selection: it removes what is of no use, from all queues")
-    found, _is_complete = leftovers.look(connection, registry, configured)
+    found = leftovers.look(connection, registry, configured).found
     going = [each for each in found if wanted.is_full or each.kind is not Kind.DEAD_LETTER]
     if not going:
         raise SelectionError(f"there are no leftovers older than {configured.stale_hours:g} hours")

@@ -26,6 +26,7 @@ from core.testing import registry_of
 from core.transport import redis as transport
 from core.transport.messages import fast_message, run_message
 from core.transport.redis import ownership
+from core.transport.redis.leftovers import Leftovers
 from core.upkeep import clean_redis
 from tests.support.emitted import emitted
 
@@ -218,8 +219,8 @@ def test_a_dead_letter_that_people_may_want_to_read_stays(box, ledger, clean, da
     box.client.zadd("dramatiq:default.XQ", {"odd": 1})
 
     with database.connect() as connection:
-        found, is_complete = leftovers.look(connection, registry, settings.load())
-    assert is_complete
+        found, is_complete, no_text = leftovers.look(connection, registry, settings.load())
+    assert (is_complete, no_text) == (True, 0)
     assert {each.old.redis_id: str(each.kind) for each in found} == {
         of_run: "run ended",
         of_nobody: "unknown job",
@@ -247,6 +248,9 @@ def test_a_dead_letter_that_people_may_want_to_read_stays(box, ledger, clean, da
         "{message, message_timestamp: text}",
         "{message, message_timestamp: infinity}",
         "{message, another redis_message_id}",
+        "{message, before 1970}",
+        "{message, actor with a NUL}",
+        "{message, actor with a surrogate}",
     ],
 )
 def test_a_forged_message_on_a_queue_stays_for_a_worker_to_judge(box, clean, body):
@@ -259,6 +263,12 @@ def test_a_forged_message_on_a_queue_stays_for_a_worker_to_judge(box, clean, bod
         forged["message_timestamp"] = "yesterday"
     if "infinity" in str(body):
         forged["message_timestamp"] = float("-inf")
+    if "1970" in str(body):
+        forged["message_timestamp"] = -(10**30)
+    if "NUL" in str(body):
+        forged["actor_name"] = "nobody\0has-it"
+    if "surrogate" in str(body):
+        forged["actor_name"] = "nobody\ud800has-it"
     if "another" in str(body):
         forged["options"]["redis_message_id"] = "another"
     box.client.hset("dramatiq:default.msgs", "forged", json.dumps(forged) if isinstance(body, str) else body)
@@ -275,6 +285,44 @@ def test_the_forged_message_above_would_go_if_it_were_well_formed(box, clean):
     box.client.rpush("dramatiq:default", "forged")
 
     assert clean() == {"unknown job": 1}
+
+
+#: Names that are not UTF-8, or that PostgreSQL cannot store.
+NO_TEXT = [b"\xff\x00", b"\xff", b"a\x00b", b"\xed\xb3\xbf"]
+
+
+def test_names_that_are_no_text_stay_and_the_others_go(box, ledger, clean, database, registry):
+    dead = box.bury(box.run(ended(ledger), queue="mail"), queue="mail")
+    going = {dead, box.run(ended(ledger), queue="mail")}
+    for name in NO_TEXT:
+        box.client.rpush(b"dramatiq-results:" + name, "a result")
+        idle(box, b"dramatiq-results:" + name)
+        for queue in (b"mail", b"mail.XQ", b"mail" + name):
+            box.client.hset(b"dramatiq:" + queue + b".msgs", name, b"a body")
+        box.client.zadd("dramatiq:mail.XQ", {name: 1})
+    box.client.rpush("dramatiq-results:old", "a result")
+    idle(box, "dramatiq-results:old")
+    before = set(box.client.keys()) - {b"dramatiq-results:old", b"dramatiq:mail"}
+
+    with database.connect() as connection:
+        told = json.loads(leftovers.listed(connection, registry, settings.load()).model_dump_json())
+    assert {each["redis_id"] for each in told["items"]} == {*going, "dramatiq-results:old"}
+    assert told["no_text"] == 4 * len(NO_TEXT)
+    assert "16 keys and ids are left alone" in CliRunner().invoke(main, ["orphans", "messages"]).output
+
+    assert clean() == {"run ended": 2, "result": 1, "no text": 4 * len(NO_TEXT)}
+    assert set(box.client.keys()) == before
+    for queue in ("mail", "mail.XQ"):
+        assert set(box.client.hkeys(f"dramatiq:{queue}.msgs")) == set(NO_TEXT)
+
+
+@pytest.mark.parametrize("score", [float("-inf"), float("inf"), -(10.0**30)])
+def test_a_dead_letter_without_a_time_stays(box, database, registry, score):
+    box.client.hset("dramatiq:default.XQ.msgs", "odd", b"no message")
+    box.client.zadd("dramatiq:default.XQ", {"odd": score})
+
+    with database.connect() as connection:
+        assert leftovers.listed(connection, registry, settings.load()).items == []
 
 
 def test_keys_of_others_stay(box, ledger, clean):
@@ -377,10 +425,39 @@ def test_starting_workers_request_one_search(database, registry, ledger):
 
     assert ledger.states("clean-redis") == ["queued"]
 
-    ledger.do("UPDATE rota_runs SET queued_at = queued_at - interval '11 minutes'")
+    ledger.do(
+        "UPDATE rota_runs SET queued_at = queued_at - interval '11 minutes', state = 'succeeded', finished_at = now()"
+    )
     with database.begin() as connection, database.begin() as other:
         assert leftovers.request_search(connection, registry)
         assert not leftovers.request_search(other, registry)
+
+
+@pytest.mark.parametrize("state", ["queued", "retrying", "running"])
+def test_no_search_is_requested_while_one_waits_or_works(database, registry, ledger, state):
+    with database.begin() as connection:
+        assert leftovers.request_search(connection, registry)
+    ledger.do("UPDATE rota_runs SET state = :state, queued_at = queued_at - interval '11 hours'", state=state)
+
+    with database.begin() as connection:
+        assert not leftovers.request_search(connection, registry)
+
+
+def test_a_leftover_that_redis_names_twice_is_listed_once(box, ledger, database, registry, monkeypatch):
+    """HSCAN and SCAN may return an element again while a hash or the keys grow."""
+    box.run(ended(ledger))
+    once = Leftovers.old
+
+    def twice(self, *given):
+        for batch in once(self, *given):
+            yield from (batch, batch)
+
+    monkeypatch.setattr(Leftovers, "old", twice)
+    with database.connect() as connection:
+        found = leftovers.listed(connection, registry, settings.load())
+
+    assert [each.messages for each in found.counts] == [1]
+    assert len(found.items) == 1
 
 
 def test_the_command_and_the_api_list_them(box, ledger, registry, client):

@@ -187,7 +187,7 @@ def test_leftovers_are_listed_for_those_who_may_see_all_jobs(client, caller, box
 
 def test_what_is_planned_is_packed_and_unpacked_without_a_change(box, database, registry):
     with database.connect() as connection:
-        found, _ = leftovers.look(connection, registry, settings.load())
+        found = leftovers.look(connection, registry, settings.load()).found
 
     assert found
     assert [leftovers.unpacked(leftovers.packed(each)) for each in found] == found

@@ -2,11 +2,13 @@
 
 ``core/operations/leftovers.py`` decides which of the messages and results may be removed. This module reads only keys
 of this namespace, and keys with the prefix of Dramatiq's results. A message that a worker has fetched is never removed,
-since the worker will acknowledge it.
+since the worker will acknowledge it. A key or an id that is not UTF-8, or that contains a NUL, is left alone and
+counted, since the ledger cannot store it as text.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, cast
@@ -102,6 +104,8 @@ class Leftovers:
     def __init__(self, client: redis.Redis, namespace: str = "dramatiq") -> None:
         self._client = client
         self._queues = Queues(client, namespace=namespace)
+        #: The number of keys and ids that were left alone, since they are no text.
+        self.no_text = 0
         self._remove = client.register_script(REMOVE)
         self._remove_dead_letters = client.register_script(REMOVE_DEAD_LETTERS)
         self._remove_results = client.register_script(REMOVE_RESULTS)
@@ -140,7 +144,7 @@ class Leftovers:
         else:
             keys = [key, f"{key}{BODIES}", self._queues.urgent_key(queue), self._queues.key("__heartbeats__")]
             answer = self._remove(keys=keys, args=[self._queues.key("__acks__."), f".{queue}", *ids])
-        return {each.decode(errors="replace") for each in cast("list[bytes]", answer)}
+        return {each.decode() for each in cast("list[bytes]", answer)}
 
     def _named(self, suffix: str) -> list[str]:
         """Return the queues that have bodies, including those of delayed messages and of dead letters."""
@@ -153,9 +157,18 @@ class Leftovers:
         while True:
             answer = self._client.scan(cursor, match=pattern, count=SCAN_COUNT)
             cursor, keys = cast("tuple[int, list[bytes]]", answer)
-            yield [key.decode(errors="surrogateescape") for key in keys]
+            yield list(self._texts(dict.fromkeys(keys)))
             if cursor == 0:
                 return
+
+    def _texts(self, names: Iterable[bytes]) -> Iterator[str]:
+        """Yield those of ``names`` that are text. Count the others."""
+        for name in names:
+            text = text_of(name)
+            if text is None:
+                self.no_text += 1
+            else:
+                yield text
 
     def _messages(self, queue: str, before_ms: int) -> Iterator[list[Old]]:
         key, cursor = f"{self._queues.key(queue)}{BODIES}", 0
@@ -169,13 +182,13 @@ class Leftovers:
                 return
 
     def _read(self, queue: str, bodies: dict[bytes, bytes]) -> Iterator[Old]:
+        ids = list(self._texts(bodies))
         if not queue.endswith(DEAD_LETTERS):
-            yield from (found for redis_id, body in bodies.items() if (found := message(queue, redis_id, body)))
+            yield from (found for each in ids if (found := message(queue, each, bodies[each.encode()])))
             return
-        ids = list(bodies)
-        times = self._client.zmscore(self._queues.key(queue), cast("list[str]", ids)) if ids else []
+        times = self._client.zmscore(self._queues.key(queue), ids) if ids else []
         for redis_id, at in zip(ids, times, strict=True):
-            yield dead_letter(queue, redis_id, bodies[redis_id], None if at is None else int(at))
+            yield dead_letter(queue, redis_id, bodies[redis_id.encode()], at)
 
     def _is_stale_result(self, key: str, idle_seconds: float) -> bool:
         """Return whether a result never expires and is idle. With some eviction policies, Redis does not know the idle
@@ -188,33 +201,46 @@ class Leftovers:
             return False
 
 
-def message(queue: str, redis_id: bytes, body: bytes) -> Old | None:
+def text_of(name: bytes) -> str | None:
+    """Return a key or an id as text, or None if it is not UTF-8 or contains a NUL."""
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def message(queue: str, redis_id: str, body: bytes) -> Old | None:
     """Return a message on a queue. Return None for a body that cannot be read, since it may belong to another
     service.
     """
     try:
         found = read(body, queue)
+        told = described(found)
     except NotAMessage:
         return None
     sent_ms = found.message_timestamp
-    if type(sent_ms) is not int or redis_id.decode(errors="replace") != found.options["redis_message_id"]:
+    if type(sent_ms) is not int or sent_ms < 0 or redis_id != found.options["redis_message_id"]:
         return None
-    return Old(Place.QUEUE, queue, found.options["redis_message_id"], **described(found), at_ms=sent_ms)
+    return Old(Place.QUEUE, queue, redis_id, **told, at_ms=sent_ms)
 
 
-def dead_letter(queue: str, redis_id: bytes, body: bytes, at_ms: int | None) -> Old:
-    """Return a dead letter, whose body may have any content."""
+def dead_letter(queue: str, redis_id: str, body: bytes, at: float | None) -> Old:
+    """Return a dead letter, whose body may have any content. ``at`` is its score, in milliseconds."""
     told: dict[str, Any] = {}
     for name in (queue.removesuffix(DEAD_LETTERS), dq_name(queue.removesuffix(DEAD_LETTERS))):
         try:
             told = described(read(body, name))
         except NotAMessage:
             continue
-    return Old(Place.DEAD_LETTERS, queue, redis_id.decode(errors="surrogateescape"), **told, at_ms=at_ms)
+    at_ms = int(at) if at is not None and 0 <= at < math.inf else None
+    return Old(Place.DEAD_LETTERS, queue, redis_id, **told, at_ms=at_ms)
 
 
 def described(found: Any) -> dict[str, Any]:
-    """Return the job, the run and the result's keys of a message."""
+    """Return the job, the run and the result's keys of a message. Raises NotAMessage if its names are no text."""
+    if any(text_of(name.encode(errors="surrogatepass")) is None for name in (found.actor_name, found.message_id)):
+        raise NotAMessage("not ours")
     name = f"{RESULTS}:{q_name(found.queue_name)}:{found.actor_name}:{found.message_id}"
     hashed = hashlib.md5(name.encode("utf-8"), usedforsecurity=False).hexdigest()
     return {"job": found.actor_name, "run_id": found.options.get(RUN_ID), "result_keys": (name, hashed)}

@@ -12,9 +12,9 @@ from sqlalchemy import text
 from tests.support.eventually import eventually
 from tests.support.service import free_port
 
-RUNS = int(os.environ.get("ROTA_TEST_PLAN_RUNS", "2000"))
-#: So that the operation takes about four seconds with the default number of runs.
-RATE = max(500, RUNS // 100)
+RUNS = int(os.environ.get("ROTA_TEST_PLAN_RUNS", "300"))
+#: So that the operation has three batches, a second apart, with the default number of runs.
+RATE = max(100, RUNS // 100)
 SLOW = 300 if RUNS <= 5000 else 3600
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(SLOW)]
 
@@ -77,25 +77,23 @@ def left_out(web, of):
 
 def test_each_run_is_retried_once_and_what_changed_is_named(make_fleet):
     fleet = make_fleet(jobs="touch")
-    fleet.worker(threads=4)
+    worker = fleet.worker(threads=4)
     web = Web(fleet)
     ids = list(do(fleet, DEAD, count=RUNS).scalars())
     began = time.monotonic()
     plan = web.ask("/api/v1/plans", {"action": "retry", "select": {"job": "touch"}, "rate": RATE})
     planned_in = time.monotonic() - began
     assert plan["total"] == RUNS
-    dropped, deleted, back = ids[::100], ids[1::100], ids[2::100]
+    dropped, deleted, back = ids[::50], ids[1::50], ids[2::50]
     for statement, some in ((DROPPED, dropped), (DELETED, deleted), (CAME_BACK, back)):
         do(fleet, statement, ids=some)
 
     began = time.monotonic()
     web.ask(f"/api/v1/plans/{plan['id']}/execute", {"digest": plan["digest"]})
     fleet.kill(web.process)
-    for part in (0.2, 0.5):
-        eventually(lambda part=part: changed(fleet) >= part * RUNS, within=SLOW / 3)
-        for worker in [each for each in fleet.processes if "dramatiq" in each.args[0] and each.poll() is None]:
-            fleet.kill(worker)
-        fleet.worker(threads=4)
+    eventually(lambda: changed(fleet) > 0, within=SLOW / 3)
+    fleet.kill(worker)
+    fleet.worker(threads=4)
     web = Web(fleet)
     of = f"/api/v1/operations/{plan['id']}"
     done = eventually(lambda: (found := web.ask(of))["state"] == "done" and found, within=SLOW / 3)

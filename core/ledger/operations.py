@@ -117,8 +117,8 @@ def named(connection: Connection, run_ids: Collection[int]) -> Sequence[Row[Any]
 
 def retry(
     connection: Connection, run_ids: Collection[int], jobs: Collection[Job], *, even_withdrawn: bool = True
-) -> int:
-    """Retry the dead runs among ``run_ids`` that belong to ``jobs``, with the jobs' present options. Return how many.
+) -> list[int]:
+    """Retry the dead runs among ``run_ids`` that belong to ``jobs``, with the jobs' present options. Return their ids.
 
     With ``even_withdrawn``, dropped and cancelled runs are retried too.
     """
@@ -129,9 +129,9 @@ def retry(
         "exclusives": [job.exclusive for job in jobs],
         "even_withdrawn": even_withdrawn,
     }
-    return len(connection.execute(RETRY, parameters).all())
+    return list(connection.execute(RETRY, parameters).scalars())
 
 
-def drop(connection: Connection, run_ids: Collection[int]) -> int:
-    """Drop the waiting and dead runs among ``run_ids``. Return how many."""
-    return len(connection.execute(DROP, {"run_ids": list(run_ids)}).all())
+def drop(connection: Connection, run_ids: Collection[int]) -> list[int]:
+    """Drop the waiting and dead runs among ``run_ids`` that were not dropped before. Return their ids."""
+    return list(connection.execute(DROP, {"run_ids": list(run_ids)}).scalars())

@@ -92,7 +92,7 @@ ADOPT = text("""
         finished_at = CASE WHEN former_state = 'dead' THEN clock_timestamp() END,
         queue = :queue, exclusive = :exclusive, former_state = NULL, former_reason = NULL, sent_at = NULL
     WHERE id IN (SELECT id FROM batch)
-    RETURNING state
+    RETURNING id, state
 """)
 
 #: The reason of orphans whose job no process had for a while. They are adopted automatically.
@@ -180,14 +180,16 @@ def newest(connection: Connection, jobs: Collection[str] | None = None, *, limit
     return list(connection.execute(NEWEST, parameters).all())
 
 
-def adopt(connection: Connection, job: Job, *, batch: int = BATCH, run_ids: Collection[int] | None = None) -> list[str]:
+def adopt(
+    connection: Connection, job: Job, *, batch: int = BATCH, run_ids: Collection[int] | None = None
+) -> dict[int, str]:
     """Restore the former state of up to ``batch`` orphans of ``job``, only of ``run_ids`` if they are given.
 
-    Return the new state of each run.
+    Return the new state of each run by its id.
     """
     wanted = None if run_ids is None else list(run_ids)
     parameters = {"job": job.name, "queue": job.queue, "exclusive": job.exclusive, "batch": batch, "run_ids": wanted}
-    return list(connection.execute(ADOPT, parameters).scalars())
+    return {row.id: row.state for row in connection.execute(ADOPT, parameters)}
 
 
 def with_absent(connection: Connection, jobs: Collection[str]) -> set[str]:

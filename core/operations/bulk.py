@@ -101,7 +101,7 @@ def plan_retry(connection: Connection, registry: Registry, selection: Selection,
     refuse_unknown_to_the_fleet(connection, jobs)
 
     def act(connection: Connection, run_ids: Sequence[int]) -> int:
-        return operations.retry(connection, run_ids, jobs, even_withdrawn=selection.means_withdrawn)
+        return len(operations.retry(connection, run_ids, jobs, even_withdrawn=selection.means_withdrawn))
 
     return Plan("retry", "retried", act, actor, ", ".join(job.name for job in jobs), selection.criteria, runs)
 
@@ -111,8 +111,12 @@ def plan_drop(connection: Connection, registry: Registry, selection: Selection, 
     access.check(actor, "drop")
     states = (State(selection.state),) if selection.state is not None else operations.DROPPABLE
     runs = permitted(connection, actor, selection.runs(connection, registry, states))
+
+    def act(connection: Connection, run_ids: Sequence[int]) -> int:
+        return len(operations.drop(connection, run_ids))
+
     jobs = sorted({run.job for run in runs})
-    return Plan("drop", "dropped", operations.drop, actor, ", ".join(jobs), selection.criteria, runs)
+    return Plan("drop", "dropped", act, actor, ", ".join(jobs), selection.criteria, runs)
 
 
 def plan_cancel(

@@ -6,8 +6,8 @@ nothing, and is done again by the next attempt. Before each batch, the rights of
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -108,7 +108,9 @@ def present(connection: Connection, row: Row[Any]) -> Actor:
             raise Forbidden(f"the {kind} with which {told['name']} confirmed has expired or was revoked")
         return actor_of(credential)
     limits = {name: None if told[name] is None else frozenset(told[name]) for name in ("plugins", "queues")}
-    return Actor(**{**told, **limits})
+    # A later release may have stored more.
+    known = {each.name: told[each.name] for each in fields(Actor) if each.name in told}
+    return Actor(**{**known, **limits})
 
 
 def end(connection: Connection, row: Row[Any], state: str, why: str | None = None) -> None:
@@ -156,22 +158,27 @@ def unknown(registry: Registry, runs: Sequence[Row[Any]]) -> LeftOut:
     return {str(run.id): f"the worker does not have the job {run.job}" for run in runs if run.job not in registry}
 
 
+def unchanged(runs: Sequence[Row[Any]], changed: Collection[int], because: str) -> LeftOut:
+    """Return the runs that a statement did not change, with the reason."""
+    done = set(changed)
+    return {str(run.id): because for run in runs if run.id not in done}
+
+
 def retry(
     connection: Connection, registry: Registry, runs: Sequence[Row[Any]], _actor: Actor, _why: str | None
 ) -> LeftOut:
     """Retry dead runs."""
     left = unknown(registry, runs)
     ids = [run.id for run in runs if str(run.id) not in left]
-    operations.retry(connection, ids, [registry.job(name) for name in {run.job for run in runs} if name in registry])
-    return left
+    jobs = [registry.job(name) for name in {run.job for run in runs} if name in registry]
+    return unchanged(runs, operations.retry(connection, ids, jobs), "is not dead") | left
 
 
 def drop(
     connection: Connection, _registry: Registry, runs: Sequence[Row[Any]], _actor: Actor, _why: str | None
 ) -> LeftOut:
     """Drop waiting and dead runs."""
-    operations.drop(connection, [run.id for run in runs])
-    return {}
+    return unchanged(runs, operations.drop(connection, [run.id for run in runs]), "was dropped already")
 
 
 def cancel(
@@ -187,9 +194,10 @@ def adopt(
 ) -> LeftOut:
     """Adopt orphans."""
     left = unknown(registry, runs)
+    adopted: list[int] = []
     for name in {run.job for run in runs if str(run.id) not in left}:
-        orphans.adopt(connection, registry.job(name), run_ids=[run.id for run in runs if run.job == name])
-    return left
+        adopted += orphans.adopt(connection, registry.job(name), run_ids=[run.id for run in runs if run.job == name])
+    return unchanged(runs, adopted, "is no orphan") | left
 
 
 ACTS = {"retry": retry, "drop": drop, "cancel": cancel, "adopt": adopt}

@@ -26,7 +26,7 @@ def work(run):
 def retry(database):
     def retry(*run_ids, jobs=(work,), **options):
         with database.begin() as connection:
-            return operations.retry(connection, run_ids, jobs, **options)
+            return len(operations.retry(connection, run_ids, jobs, **options))
 
     return retry
 
@@ -35,7 +35,7 @@ def retry(database):
 def drop(database):
     def drop(*run_ids):
         with database.begin() as connection:
-            return operations.drop(connection, run_ids)
+            return len(operations.drop(connection, run_ids))
 
     return drop
 

@@ -730,7 +730,7 @@ class TestAdoption:
         dead = ledger.request("gone", state="dead", reason="retries", finished_at=old)
         look(0), look(GRACE)
 
-        assert sorted(orphans.adopt(connection, gone)) == ["dead", "queued", "retrying"]
+        assert sorted(orphans.adopt(connection, gone).values()) == ["dead", "queued", "retrying"]
 
         assert slots.miss(connection, [gone_tick], timedelta(seconds=30).total_seconds()) == []
         rows = [ledger.run(run_id) for run_id in (queued, slot, dead)]

@@ -295,6 +295,28 @@ def test_a_job_that_the_worker_does_not_have_falls_out(plan, execute, carry_out,
     assert left_out(made.id) == {str(run_id): "the worker does not have the job other"}
 
 
+def test_runs_that_were_dropped_already_are_not_counted_as_changed(plan, execute, carry_out, look, left_out, dead):
+    ids = dead(2, reason="dropped")
+    made = plan("drop", reason="dropped")
+    execute(made)
+
+    carry_out(made.id)
+
+    assert (made.total, look(made.id).changed) == (2, 0)
+    assert left_out(made.id) == {str(each): "was dropped already" for each in ids}
+
+
+def test_what_a_later_release_stores_of_a_person_is_ignored(plan, execute, carry_out, look, dead, ledger):
+    dead()
+    made = plan("retry", job="work")
+    execute(made)
+    ledger.do("UPDATE rota_operations SET actor = actor || jsonb_build_object('later', 1)")
+
+    carry_out(made.id)
+
+    assert look(made.id).changed == 1
+
+
 def test_a_wrong_digest_an_old_plan_and_an_unknown_one_are_refused(plan, execute, dead, ledger):
     dead()
     made = plan("retry", job="work")

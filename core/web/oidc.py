@@ -23,9 +23,12 @@ from core.web.refusals import ProviderAway
 DISCOVERY = "/.well-known/openid-configuration"
 #: The path, below ``ROTA_WEB_URL``, to which the provider sends people back. The provider must know this address.
 BACK = "/login/oidc/back"
-#: How long the provider may take to answer, and how many requests may wait for it at once.
+#: How long the provider may take to answer. A request waits as long for its place.
 SECONDS = 3.0
+#: How many log-ins may ask the provider at once, and how many more may wait for a place, so that they cannot take all
+#: requests that the service answers at the same time. Log-ins that begin and log-ins that end have places of their own.
 MOST_AT_ONCE = 4
+MOST_WAITING = 8
 #: For how long the provider's description and its keys are used, in seconds.
 DESCRIPTION_LASTS = 3600.0
 #: If a token is signed with an unknown key, the keys are read again, but only if they are older than this, in seconds.
@@ -69,6 +72,29 @@ class Person:
     groups: frozenset[str]
 
 
+class Places:
+    """The places of requests that ask the provider."""
+
+    def __init__(self) -> None:
+        self._here = threading.Semaphore(MOST_AT_ONCE + MOST_WAITING)
+        self._free = threading.Semaphore(MOST_AT_ONCE)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Wait for a place, and have it in the block. Raises ProviderAway if too many wait, or one waits too long."""
+        if not self._here.acquire(blocking=False):
+            raise ProviderAway(f"{MOST_AT_ONCE + MOST_WAITING} requests wait for the provider")
+        try:
+            if not self._free.acquire(timeout=SECONDS):
+                raise ProviderAway(f"{MOST_AT_ONCE} requests wait for the provider")
+            try:
+                yield
+            finally:
+                self._free.release()
+        finally:
+            self._here.release()
+
+
 class Provider:
     """The provider of ``ROTA_OIDC_ISSUER``."""
 
@@ -78,13 +104,13 @@ class Provider:
         self._configured = configured
         self._clock = clock
         self._monotonic = monotonic
-        self._free = threading.Semaphore(MOST_AT_ONCE)
+        self._begins, self._ends = Places(), Places()
         self._described: tuple[float, Mapping[str, Any]] | None = None
         self._keys: tuple[float, Mapping[str, Any]] | None = None
 
     def address(self, flow: Flow) -> str:
         """Return the provider's address for a log-in. Raises ProviderAway."""
-        with self._client() as client:
+        with self._begins.one(), self._client() as client:
             endpoint = self._description(client)["authorization_endpoint"]
             made, _state = client.create_authorization_url(
                 endpoint, state=flow.state, nonce=flow.nonce, code_verifier=flow.verifier
@@ -95,7 +121,7 @@ class Provider:
         """Return the person for whom the provider gave ``code``. Raises NotAuthenticated or ProviderAway."""
         from authlib.integrations.base_client import OAuthError
 
-        with self._client() as client:
+        with self._ends.one(), self._client() as client:
             endpoint = self._description(client)["token_endpoint"]
             try:
                 given = client.fetch_token(
@@ -153,8 +179,6 @@ class Provider:
         import httpx2
         from authlib.integrations.httpx_client import OAuth2Client
 
-        if not self._free.acquire(blocking=False):
-            raise ProviderAway(f"{MOST_AT_ONCE} requests wait for the provider")
         secret = self._configured.oidc_client_secret
         try:
             with OAuth2Client(
@@ -169,8 +193,6 @@ class Provider:
                 yield client
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
             raise ProviderAway(f"the provider cannot be asked: {type(error).__name__}") from None
-        finally:
-            self._free.release()
 
 
 def asked(client: Any, url: str) -> Mapping[str, Any]:

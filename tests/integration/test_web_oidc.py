@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +17,7 @@ from core.operations import tokens
 from core.web import oidc
 from core.web.oidc import Flow, Provider
 from tests.support import oidc_provider
+from tests.support.eventually import eventually
 from tests.support.web import serving
 
 SECRET = "the-secret-of-the-client"
@@ -317,6 +319,23 @@ def test_an_outage_of_the_provider_is_a_clear_answer_and_tokens_go_on(provider, 
     assert (answer.status_code, answer.json()["code"]) == (503, "provider-away")
     assert answer.headers["Retry-After"]
     assert SECRET not in answer.text
+
+
+def test_many_log_ins_wait_for_the_provider_and_others_may_begin(provider, monkeypatch):
+    monkeypatch.setattr(oidc, "SECONDS", 30.0)
+    found = Provider(configured(provider))
+    provider.gives.clear()
+    most = oidc.MOST_AT_ONCE + oidc.MOST_WAITING
+    with ThreadPoolExecutor(most + 1) as threads:
+        try:
+            ends = [threads.submit(person, found, provider) for _ in range(most + 1)]
+            refused = eventually(lambda: [each for each in ends if each.done()], within=20)
+            assert found.address(Flow("x")).startswith(provider.issuer)
+        finally:
+            provider.gives.set()
+
+    assert [str(each.exception()) for each in refused] == ["12 requests wait for the provider"]
+    assert [each.result().name for each in ends if each not in refused] == ["ann"] * most
 
 
 def test_the_sessions_of_a_person_are_ended_by_the_name(client, provider, database, ledger):

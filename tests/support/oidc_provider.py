@@ -65,6 +65,9 @@ class Wrong:
         self.metadata: dict[str, Any] = {}
         #: The status of every answer, and how long it takes to come.
         self.status, self.seconds = 200, 0.0
+        #: Tokens are given only while this is set.
+        self.gives = threading.Event()
+        self.gives.set()
         self.asked: list[str] = []
         self.forms: list[dict[str, str]] = []
         self.nonce = ""
@@ -123,6 +126,7 @@ def wrong() -> Iterator[Wrong]:
 
         def do_POST(self) -> None:
             form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            provider.gives.wait(60)
             provider.forms.append({**{name: found[0] for name, found in form.items()},
                                    "authorization": self.headers.get("Authorization", "")})  # fmt: skip
             self.do_GET()

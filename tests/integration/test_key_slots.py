@@ -562,10 +562,11 @@ class TestAfterAnOutage:
             wanted += [KeySchedule(f"cron-{each}", cron=cron("*/9 * * * *"), spread=3 * MINUTE) for each in range(9)]
             sync_schedules(session, name, wanted)
             session.commit()
-            leader.passes(5 * SECOND)
+            leader.passes(SECOND)  # sees the schedules; their slots come later, so that all are of the stretch below
             ledger.do(
                 "UPDATE rota_key_schedules SET stretched = 1, stretched_since = since, stretch = 1 WHERE phase % 3 = 0"
             )
+            leader.passes(4 * SECOND)
             for outage in (20 * SECOND, 50 * MINUTE, 31 * SECOND, 3 * HOUR):
                 leader.is_replaced()
                 leader.pass_at(leader.now + outage)

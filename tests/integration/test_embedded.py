@@ -25,11 +25,13 @@ from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 
+#: A shell without job control starts its background jobs, and so perhaps these tests, with SIGINT ignored.
 STARTER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from core.embedded import embedded_servers
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with embedded_servers(Path(sys.argv[1])) as (postgres, redis_server):
     print(postgres.url, redis_server.url, flush=True)
     time.sleep(600)

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks import goals
 from benchmarks.harness import PROCESSES, Bench, bench
+from benchmarks.mailboxes import mail_environ
 from plugins.mail import add_account
 from tests.support.imap_server import Folder, ImapServer, serving
 
@@ -84,15 +85,7 @@ def look(made: Bench, server: ImapServer, processes: Sequence[psutil.Process], m
 @contextmanager
 def service(made: Bench, threads: int) -> Iterator[list[psutil.Process]]:
     """The processes of a service: the scheduler, and a worker with its own processes."""
-    secrets, store = made.folder / "secrets", made.folder / "store"
-    for folder in (secrets, store):
-        folder.mkdir()
-    (secrets / "ann").write_text("sesame")
-    environ = {
-        "ROTA_MAIL_SECRETS_DIR": str(secrets),
-        "ROTA_MAIL_STORE": f"file://{store}",
-        "ROTA_MAIL_POLLS_PER_HOST": "1000",
-    }
+    environ = mail_environ(made.folder, "ann")
     size = ("-p", str(PROCESSES), "-t", str(threads))
     nothing = Path("/dev/null")
     with (

@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -31,17 +32,22 @@ POLLS = text("SELECT state, started_at, finished_at, queued_at FROM rota_runs WH
 STORED = text("SELECT count(*) FROM mail_messages WHERE state IN ('stored', 'processed')")
 
 
-def ours(made: Bench, server: ImapServer, mailboxes: int, threads: int) -> tuple[float, float]:
-    """The time that Rota takes for all mailboxes, and for the slowest of them."""
-    secrets, store = made.folder / "secrets", made.folder / "store"
-    for folder in (secrets, store):
-        folder.mkdir()
-    (secrets / "shared").write_text("sesame")
-    environ = {
+def mail_environ(folder: Path, secret: str) -> dict[str, str]:
+    """The settings of the plugin, with folders for the store and for a secret of this name."""
+    secrets, store = folder / "secrets", folder / "store"
+    for each in (secrets, store):
+        each.mkdir()
+    (secrets / secret).write_text("sesame")
+    return {
         "ROTA_MAIL_SECRETS_DIR": str(secrets),
         "ROTA_MAIL_STORE": f"file://{store}",
         "ROTA_MAIL_POLLS_PER_HOST": "1000",
     }
+
+
+def ours(made: Bench, server: ImapServer, mailboxes: int, threads: int) -> tuple[float, float]:
+    """The time that Rota takes for all mailboxes, and for the slowest of them."""
+    environ = mail_environ(made.folder, "shared")
     size = ("-p", str(PROCESSES), "-t", str(threads), "-Q", "mail")
     with made.process(made.ticks / "none", "dramatiq", "core.main", *size, **environ):
         time.sleep(SETTLE_SECONDS)

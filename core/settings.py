@@ -8,7 +8,7 @@ import ipaddress
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
@@ -196,16 +196,16 @@ class Settings(BaseModel):
     oidc_issuer: Annotated[str, Field(validation_alias="ROTA_OIDC_ISSUER")] = ""
     """The OIDC provider with which people log in, as its tokens name it; needs the client id, the URL and the roles."""
 
-    @field_validator("web_proxies")
+    @field_validator("disabled_plugins", "reserved_threads", "web_proxies", "web_roles")
     @classmethod
-    def _web_proxies(cls, value: str) -> str:
-        split_networks(value)
-        return value
-
-    @field_validator("web_roles")
-    @classmethod
-    def _web_roles(cls, value: str) -> str:
-        split_roles(value)
+    def _lists(cls, value: str, info: ValidationInfo) -> str:
+        readers: dict[str | None, Callable[[str], object]] = {
+            "disabled_plugins": split_names,
+            "reserved_threads": split_reservations,
+            "web_proxies": split_networks,
+            "web_roles": split_roles,
+        }
+        readers[info.field_name](value)
         return value
 
     @field_validator("web_user_header", "web_groups_header")
@@ -259,18 +259,6 @@ class Settings(BaseModel):
             raise ValueError(
                 "must begin with a slash and not end with one, such as /rota; letters, digits, - . _ ~ only"
             )
-        return value
-
-    @field_validator("disabled_plugins")
-    @classmethod
-    def _disabled_plugins(cls, value: str) -> str:
-        split_names(value)
-        return value
-
-    @field_validator("reserved_threads")
-    @classmethod
-    def _reserved_threads(cls, value: str) -> str:
-        split_reservations(value)
         return value
 
     @field_validator("database_url")

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -264,25 +264,25 @@ def wanted_schedules(jobs: Iterable[Job], answered: Iterable[Any]) -> Mapping[st
     return found
 
 
+def own_items(hook: str, answer: Any, kind: str, problem_of: Callable[[Any], str | None]) -> list[Any]:
+    """Check that the answer of a hook is a list, and each of its items. Return the list."""
+    if isinstance(answer, str) or not isinstance(answer, Iterable):
+        raise PluginError(f"{hook} returned {answer!r}, which is not a list of {kind}")
+    found = list(answer)
+    for each in found:
+        if problem := problem_of(each):
+            raise PluginError(f"{hook} returned {problem}")
+    return found
+
+
 def own_commands(commands: Any) -> list[Command]:
     """Check that each of ``commands`` is a valid command of a plugin. Return the commands."""
-    if isinstance(commands, str) or not isinstance(commands, Iterable):
-        raise PluginError(f"register_commands returned {commands!r}, which is not a list of Command")
-    found: list[Command] = list(commands)
-    for each in found:
-        if problem := command_problem(each):
-            raise PluginError(f"register_commands returned {problem}")
-    return found
+    return own_items("register_commands", commands, "Command", command_problem)
 
 
 def own_routes(routes: Any) -> list[Route]:
     """Check that a plugin can bring each of ``routes``, and that no two are the same. Return the routes."""
-    if isinstance(routes, str) or not isinstance(routes, Iterable):
-        raise PluginError(f"register_routes returned {routes!r}, which is not a list of Route")
-    found: list[Route] = list(routes)
-    for each in found:
-        if problem := route_problem(each):
-            raise PluginError(f"register_routes returned {problem}")
+    found: list[Route] = own_items("register_routes", routes, "Route", route_problem)
     if twice := [str(each) for each, count in Counter(map(str, found)).items() if count > 1]:
         raise PluginError(f"register_routes returned the route {twice[0]} twice")
     return found

@@ -74,7 +74,7 @@ def add(router: APIRouter, plugin: str, route: Route, function: Function) -> Non
     parameters = parameters_of(route, function)
     answer = inspect.signature(function, eval_str=True).return_annotation
     if answer is inspect.Signature.empty:
-        raise PluginError(f"{route.place} of the route {route} lacks the annotation of what it returns")
+        raise PluginError(f"{route.place} of the route {route} has no return annotation; add one, such as `-> None`")
     has_body = answer is not None and answer is not type(None)
     router.add_api_route(
         route.path,

@@ -12,11 +12,8 @@ import pytest
 from core import Secret, every, job
 from core.jobs.registry import Plugin, Registry
 from core.ledger import queues
-from core.ledger.audit import Actor
-from core.operations import tokens
-from core.operations.tokens import Wanted
 from core.plugins import loading
-from tests.support.web import serving
+from tests.support.web import bearer, serving
 
 AT = datetime(2026, 1, 15, tzinfo=UTC)
 API = "/api/v1"
@@ -43,12 +40,7 @@ def registry(database):
 def token(database):
     """Return a function that makes the headers of a caller with a role."""
 
-    def make(role, name=None, **limits):
-        with database.begin() as connection:
-            wanted = Wanted(name or role, role, **limits)
-            return {"Authorization": f"Bearer {tokens.create(connection, wanted, Actor('ann', 'cli')).token}"}
-
-    return make
+    return lambda role, name=None, **limits: bearer(database, role, name or role, **limits)
 
 
 @pytest.fixture

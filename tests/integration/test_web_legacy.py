@@ -5,10 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from core import job
-from core.ledger.audit import Actor
-from core.operations import tokens
-from core.operations.tokens import Wanted
-from tests.support.web import serving
+from tests.support.web import bearer, serving
 
 AT = datetime(2026, 1, 15, tzinfo=UTC)
 #: Each old address, and the route to use instead.
@@ -33,12 +30,7 @@ def installed(use_jobs, database):
 
 @pytest.fixture
 def caller(database):
-    def make(role):
-        with database.begin() as connection:
-            made = tokens.create(connection, Wanted(role, role), Actor("ann", "cli"))
-        return {"Authorization": f"Bearer {made.token}"}
-
-    return make
+    return lambda role: bearer(database, role, role)
 
 
 @pytest.fixture

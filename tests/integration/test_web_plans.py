@@ -1,6 +1,6 @@
 """Plans and operations over HTTP, and the old addresses for cleaning up Redis."""
 
-from datetime import timedelta
+from functools import partial
 
 import pytest
 import redis
@@ -17,7 +17,7 @@ from core.plugins import loading
 from core.transport.messages import fast_message, run_message
 from core.transport.redis import Queues, ownership
 from core.upkeep import carry_out_operation
-from tests.support.web import serving
+from tests.support.web import bearer, serving
 
 LONG_AGO = 1_700_000_000_000
 AT = "2026-01-01T00:00Z"
@@ -50,12 +50,7 @@ def client(registry):
 
 @pytest.fixture
 def caller(database):
-    def make(role):
-        with database.begin() as connection:
-            wanted = Wanted(f"the-{role}", role, lasting=timedelta(days=1))
-            return {"Authorization": f"Bearer {tokens.create(connection, wanted, Actor('ann', 'cli')).token}"}
-
-    return make
+    return partial(bearer, database)
 
 
 def test_a_plan_is_made_shown_confirmed_and_cancelled(client, caller, ledger):

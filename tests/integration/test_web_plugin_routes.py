@@ -391,7 +391,7 @@ def test_more_calls_than_a_plugin_may_have_are_refused(database):
     ("function", "problem"),
     [
         (without_session, "is not annotated as a sqlalchemy.orm.Session"),
-        (without_answer, "lacks the annotation of what it returns"),
+        (without_answer, "has no return annotation; add one, such as `-> None`"),
         (without_schema, "Invalid args for"),
         (coroutine, "is not a plain function"),
         (Shelf, "is not a plain function"),

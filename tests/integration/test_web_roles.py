@@ -2,6 +2,7 @@
 
 import pprint
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import hypothesis
 import pytest
@@ -16,7 +17,7 @@ from core.operations import pauses, tokens
 from core.operations.tokens import Wanted
 from core.plugins import loading
 from core.web import app
-from tests.support.web import serving
+from tests.support.web import bearer, serving
 
 ROLES = ("viewer", "operator", "admin")
 DOCUMENT = app.make(None).openapi()
@@ -84,12 +85,7 @@ def client():
 
 @pytest.fixture
 def headers(database):
-    def make(role):
-        with database.begin() as connection:
-            wanted = Wanted(f"the-{role}", role, lasting=timedelta(days=1))
-            return {"Authorization": f"Bearer {tokens.create(connection, wanted, Actor('ann', 'cli')).token}"}
-
-    return make
+    return partial(bearer, database)
 
 
 def call(client, method, path, headers):

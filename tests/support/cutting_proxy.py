@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from tests.support.proxy import Listening
 
 #: The beginning of an answer with a message: its size follows.
 LITERAL = re.compile(rb"\* \d+ FETCH \([^\r\n]*BODY\[\][^\r\n]*\{(\d+)\}\r\n")
 CHUNK = 65536
-#: On close, send RST instead of what is left (SO_LINGER with 0 seconds).
+#: The value of SO_LINGER with which closing a socket discards unsent data and sends RST: on, for 0 seconds.
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -91,36 +93,26 @@ def resized(data: bytes, by: int) -> bytes:
 
 
 @dataclass
-class CuttingProxy:
+class CuttingProxy(Listening):
     """Passes on what comes; what the server sends, through ``fault``."""
 
-    target: int
     fault: Fault = honest
-    listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
 
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.listener.getsockname()[1])
-
-    def serve(self) -> None:
-        """Accept until closed."""
-        with suppress(OSError):
-            while True:
-                client, _ = self.listener.accept()
-                threading.Thread(target=self.carry, args=(client, self.fault), daemon=True).start()
+    def begin(self, client: socket.socket) -> None:
+        """Carry a connection in a thread of its own, with the fault of this moment."""
+        threading.Thread(target=self.carry, args=(client, self.fault), daemon=True).start()
 
     def carry(self, client: socket.socket, fault: Fault) -> None:
         """Carry one connection, until either side or the fault ends it."""
-        with client, socket.create_connection(("127.0.0.1", self.target)) as server, suppress(OSError):
+        with client, socket.create_connection(self.target) as server, suppress(OSError):
             try:
-                self.pass_on(client, server, fault)
+                self.relay(client, server, fault)
             except End as end:
                 client.sendall(end.last)
                 if end.is_reset:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
-    def pass_on(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
+    def relay(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
         """Pass on what both sides send. One thread does both: a socket that another thread reads sends no RST."""
         while True:
             for source in select.select([client, server], [], [])[0]:
@@ -136,7 +128,7 @@ class CuttingProxy:
 @contextmanager
 def cutting(port: int) -> Iterator[CuttingProxy]:
     """A proxy before the server at ``port``, which runs in a thread."""
-    made = CuttingProxy(port)
+    made = CuttingProxy(("127.0.0.1", port))
     threading.Thread(target=made.serve, daemon=True).start()
     try:
         yield made

@@ -11,12 +11,11 @@ CHUNK = 65536
 
 
 @dataclass
-class Proxy:
-    """Passes on what comes, until told to drop it."""
+class Listening:
+    """Accepts connections for the server at ``target``."""
 
     target: tuple[str, int]
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
-    sockets: list[socket.socket] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -28,10 +27,25 @@ class Proxy:
         with suppress(OSError):
             while True:
                 client, _ = self.listener.accept()
-                server = socket.create_connection(self.target)
-                self.sockets += [client, server]
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self.pass_on, args=(source, sink), daemon=True).start()
+                self.begin(client)
+
+    def begin(self, client: socket.socket) -> None:
+        """Begin to carry a connection."""
+        raise NotImplementedError
+
+
+@dataclass
+class Proxy(Listening):
+    """Passes on what comes, until told to drop it."""
+
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    def begin(self, client: socket.socket) -> None:
+        """Carry a connection with a thread for each direction."""
+        server = socket.create_connection(self.target)
+        self.sockets += [client, server]
+        for source, sink in ((client, server), (server, client)):
+            threading.Thread(target=self.pass_on, args=(source, sink), daemon=True).start()
 
     def pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         """From one to the other, until either is closed."""

@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 from core import settings
+from core.ledger.audit import Actor
+from core.operations import tokens
+from core.operations.tokens import Wanted
 from core.plugins import loading
 from core.web import app, service
 from core.web.writes import PER_MINUTE, Writes
@@ -28,3 +33,11 @@ def serving(*, address: str = "127.0.0.1", per_minute: int = PER_MINUTE, **chang
         )
         client.openapi, client.application, client.calls = routes.openapi, client.app, parts.calls
         yield client
+
+
+def bearer(database: Engine, role: str, name: str | None = None, **limits: Any) -> dict[str, str]:
+    """The headers of a caller with a token of ``role``, which lasts for a day."""
+    wanted = Wanted(name or f"the-{role}", role, lasting=timedelta(days=1), **limits)
+    with database.begin() as connection:
+        made = tokens.create(connection, wanted, Actor("ann", "cli"))
+    return {"Authorization": f"Bearer {made.token}"}

@@ -15,7 +15,8 @@ from core.web import callers, service
 router = APIRouter(include_in_schema=False)
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Rota: log in</title></head><body>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Rota: log in</title></head><body>
 <h1>Rota</h1>
 <form method="post" action="{action}">{field}<button>Log in</button></form>
 {elsewhere}</body></html>

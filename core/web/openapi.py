@@ -13,7 +13,8 @@ from core.web.problems import MEDIA_TYPE
 router = APIRouter(include_in_schema=False)
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Rota: the API</title></head><body>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Rota: the API</title></head><body>
 <h1>Rota {version}: the API</h1>
 <p>This page shows <a href="{document}">the OpenAPI {openapi} document</a>. You are {name}, with the role {role}.</p>
 {parts}

@@ -93,7 +93,7 @@ def retry(run_id: RunId, engine: Ledger, registry: Jobs, caller: Caller) -> Run:
 
 @router.post("/runs/{run_id}/drop")
 def drop(run_id: RunId, engine: Ledger, registry: Jobs, caller: Caller) -> Run:
-    """Drop a waiting or dead run, so that it never runs."""
+    """Drop a waiting or dead run. A dropped run is dead, and a retry by filter leaves it out."""
     with engine.connect() as connection:
         plan = bulk.plan_drop(connection, registry, Selection(ids=(run_id,)), caller)
     return done(engine, plan)

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from tests.support.wheels import CORE, PLUGINS, ROOT
 
 #: Distributions whose modules have other names.
-DISTRIBUTIONS = {"core": "rota"}
+DISTRIBUTIONS = {"core": "rota", "email_validator": "email-validator"}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_every_plugin_is_a_distribution_and_none_owns_the_namespace():
     folders = {path.parent for path in (ROOT / "plugins").glob("*/__init__.py")}
 
     assert set(PLUGINS) == folders
-    assert len(PLUGINS) == 4
+    assert len(PLUGINS) == 5
     assert not (ROOT / "plugins" / "__init__.py").exists()
 
 
@@ -81,8 +81,8 @@ class TestPlugin:
         assert set(read(folder)["project"]["dependencies"]) <= lines
 
     def test_it_requires_nothing_that_rota_does_not(self, folder):
-        """The image installs the requirements of Rota and of its extra ``mail``, and installs the plugins with
-        ``--no-deps``.
+        """The image installs the requirements of Rota and of the extras of its plugins, and installs the plugins
+        with ``--no-deps``.
         """
         assert required(folder) - {"rota"} <= required(CORE) | extra(folder.name)
 

@@ -64,7 +64,7 @@ def row(found: Operation) -> tuple[str, ...]:
 @click.argument("operation_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @as_json
 def show(operation_id: int, as_json: bool) -> None:
-    """Show the progress of an operation, and the runs that fell out with their reasons."""
+    """Show the progress of an operation, and the runs that it left out, with the reasons."""
     with looking() as engine, engine.connect() as connection:
         found = plans.one(connection, operation_id, LOOKING)
         left = plans.left_out(connection, operation_id, LOOKING).items

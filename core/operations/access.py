@@ -18,7 +18,7 @@ from core.plugins import loading
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a person may see."""
+    """The jobs that a person may see, and whether they may see arguments."""
 
     #: The jobs that the person may see; None for all jobs.
     jobs: Collection[str] | None = None

@@ -1,8 +1,8 @@
 """Carries out operations in small batches, each in one transaction of the run that carries them out.
 
-A batch locks the operation and its next items, changes the runs that are still as planned, names the others with the
-reason, and moves ``position``. The fence of the run guards the commit. So a batch that is interrupted has changed
-nothing, and is done again by the next attempt. Before each batch, the rights of the person who confirmed are checked.
+A batch locks the operation and its next items, changes the runs that are still as planned, records why it leaves out
+the others, and advances ``position``. The commit fails if the run has lost its lease. So an interrupted batch has
+changed nothing, and the next attempt repeats it. Before each batch, the rights of the person who confirmed are checked.
 """
 
 import time
@@ -26,17 +26,18 @@ from core.operations import plans as made
 from core.operations.tokens import actor_of
 from core.settings import Settings
 
-#: The most items of a batch, and of a batch of leftovers.
+#: The most items of a batch.
 BATCH = 500
-#: A run of the job works for this long, and then requests the next run. So a worker that stops waits no longer.
+#: A run of the job works for about this long, and then requests the next run. So a worker that is stopping waits no
+#: longer than this.
 SLICE_SECONDS = 15.0
 
-#: The items that fell out, and the reason of each.
+#: The items that were left out, each with the reason.
 LeftOut = dict[str, str]
 
 
 def carry_out(run: Run, registry: Registry, configured: Settings, operation_id: int) -> dict[str, Any]:
-    """Carry out a part of an operation, and request the next run of the job unless it has ended."""
+    """Carry out a part of an operation. Request the next run of the job, unless the operation is over."""
     began, done = time.monotonic(), 0
     while True:
         step = next_batch(run, registry, configured, operation_id)
@@ -97,7 +98,7 @@ def size(rate: float | None) -> int:
 def present(connection: Connection, row: Row[Any]) -> Actor:
     """Return the person who confirmed, with their present rights. Raises Forbidden.
 
-    If they used a token or a session, this must still be valid. An operation that is stopped because it is not can be
+    A token or session with which they confirmed must still be valid. Otherwise the operation is stopped, and can be
     confirmed again.
     """
     told = row.actor
@@ -108,7 +109,7 @@ def present(connection: Connection, row: Row[Any]) -> Actor:
             raise Forbidden(f"the {kind} with which {told['name']} confirmed has expired or was revoked")
         return actor_of(credential)
     limits = {name: None if told[name] is None else frozenset(told[name]) for name in ("plugins", "queues")}
-    # A later release may have stored more.
+    # A later release may have stored more fields.
     known = {each.name: told[each.name] for each in fields(Actor) if each.name in told}
     return Actor(**{**known, **limits})
 
@@ -138,12 +139,12 @@ def change(
     if row.action == "cleanup":
         return remove(connection, registry, configured, items, actor.name)
     found = plans.lock_runs(connection, [each.run_id for each in items if each.run_id is not None])
-    left = {each.name: because for each in items if (because := fell_out(each, found)) is not None}
+    left = {each.name: because for each in items if (because := changed_since(each, found)) is not None}
     same = [found[each.run_id] for each in items if each.name not in left and each.run_id is not None]
     return left | ACTS[row.action](connection, registry, same, actor, row.options.get("why"))
 
 
-def fell_out(item: Item, found: dict[int, Row[Any]]) -> str | None:
+def changed_since(item: Item, found: dict[int, Row[Any]]) -> str | None:
     """Return why a run is no longer as planned, or None."""
     run = found.get(item.run_id or 0)
     if run is None:
@@ -204,7 +205,7 @@ ACTS = {"retry": retry, "drop": drop, "cancel": cancel, "adopt": adopt}
 
 
 def remove(connection: Connection, registry: Registry, configured: Settings, items: Sequence[Item], by: str) -> LeftOut:
-    """Remove leftovers from Redis. If the batch is repeated, those that it has removed before fall out."""
+    """Remove leftovers from Redis. If a batch is repeated, the leftovers that it removed before count as left out."""
     wanted = {str(each.place): leftovers.unpacked(str(each.place)) for each in items}
     with leftovers.opened(lambda: connection, registry, configured) as stored:
         gone = set(stored.remove(list(wanted.values()), by))

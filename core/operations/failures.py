@@ -13,8 +13,10 @@ from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import redactor
 
-#: At most this many of the newest dead runs are read, and at most this many groups are shown.
-MOST_RUNS, MOST_GROUPS = 10_000, 100
+#: At most this many of the newest dead runs are read.
+MOST_RUNS = 10_000
+#: At most this many groups are returned.
+MOST_GROUPS = 100
 #: Parts of an error that differ from run to run: numbers, and texts in quotes.
 VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECASE)
 
@@ -29,8 +31,9 @@ class Failure(Shape):
     runs: int
     first_at: Instant
     last_at: Instant
-    #: The newest run, and its error.
+    #: The id of the newest run.
     newest: int
+    #: The error of the newest run.
     error: str | None
 
 

@@ -11,7 +11,7 @@ from core.operations.tokens import HTTP
 from core.settings import GroupRole
 
 LONGEST_NAME = 200
-#: The group that every person who is known has.
+#: The group of every person whom the proxy or the provider names.
 EVERYBODY = "*"
 
 

@@ -112,7 +112,7 @@ def contradictions(registry: Registry, configured: Settings) -> Iterator[Check]:
     """Check that the jobs' options do not contradict the settings."""
     for job in registry.outliving(timedelta(days=configured.retention_days)):
         advice = (
-            "shorten the grace, or keep runs for longer; otherwise slots may run when their time's records are gone"
+            "shorten the grace, or keep runs for longer; else a slot may run after the records of its time were deleted"
         )
         yield check(f"job {job.name}", "wrong", words_on_grace(job, configured.retention_days), advice)
 

@@ -2,8 +2,8 @@
 
 Only leftovers that are known to be useless are removed: messages of runs that have ended, messages of the fast lane for
 jobs that no release ever had, and results that never expire and that nobody uses. A full clean-up also removes old dead
-letters, which no worker uses but which people may want to read. Rows of the ledger are not removed here, but when their
-retention ends.
+letters, which no worker uses but which people may want to read. Rows of the ledger are not leftovers: they are deleted
+when their retention ends.
 """
 
 import json
@@ -39,8 +39,9 @@ CLEAN_REDIS = "clean-redis"
 SEARCHES_APART = timedelta(minutes=10)
 #: A list names this many leftovers.
 SHOWN = 50
-#: A list searches Redis for at most this long, and has at most this many leftovers.
+#: A list searches Redis for at most this long.
 LONGEST_LOOK_SECONDS = 1.5
+#: A list has at most this many leftovers.
 MOST = 100_000
 UNKNOWN_OWNER = (
     "it is not known whose messages this Redis carries: no worker has used it yet, or the role in PostgreSQL may not "
@@ -58,7 +59,7 @@ class Kind(StrEnum):
     ENDED = "run ended"
     #: It is a message of the fast lane, and no release ever had its job.
     UNKNOWN_JOB = "unknown job"
-    #: It is a result that never expires, and that nobody has used for the time after which leftovers go.
+    #: It is a result that never expires, and that nobody has used for ``ROTA_STALE_HOURS``.
     RESULT = "result"
     #: It is another dead letter. Only a full clean-up removes it.
     DEAD_LETTER = "dead letter"
@@ -93,7 +94,7 @@ class Item(Shape):
 
 
 class Listed(Shape):
-    """The leftovers in Redis, and the first of them."""
+    """The numbers of leftovers in Redis, and the first leftovers."""
 
     #: Whether the service uses Redis. In local mode there are no messages.
     is_used: bool
@@ -107,7 +108,9 @@ class Listed(Shape):
 
 
 class Looked(NamedTuple):
-    """The leftovers that a bounded search has found, whether it has seen everything, and the names that are no text."""
+    """The leftovers that a bounded search has found, whether it has seen everything, and the number of names that it
+    left alone.
+    """
 
     found: list[Leftover]
     is_complete: bool
@@ -237,8 +240,8 @@ def clean(
 def request_search(connection: Connection, registry: Registry) -> bool:
     """Request a run of the job that removes leftovers, since a worker has started. Return whether it was requested.
 
-    Workers that start together request one run: none is requested within ten minutes after another, or while another
-    waits or works.
+    Workers that start together request only one run: no run is requested within ten minutes of another one, or while
+    another one waits or runs.
     """
     return CLEAN_REDIS in registry and ledger.request(connection, registry.job(CLEAN_REDIS), SEARCHES_APART)
 
@@ -263,7 +266,7 @@ def opened(connection: Callable[[], Connection], registry: Registry, configured:
 
 
 def refuse_another(owner: str | None, ledger_id: str | None) -> None:
-    """Raise LeftoversError unless Redis carries the messages of this ledger, as far as that can be known."""
+    """Raise LeftoversError unless Redis is known to carry the messages of this ledger."""
     if owner is None:
         raise UnknownOwner(UNKNOWN_OWNER)
     if ledger_id != owner:

@@ -1,8 +1,8 @@
 """Plans of changes to many runs: a plan is made, shown, confirmed, carried out by a job, and can be cancelled.
 
-What a plan shows is what is done, or less: it binds each run to its state (``core/ledger/plans.py``). Making a plan
-changes nothing and is not audited. A person confirms a plan by its digest, and by a phrase where something would be
-lost for good. ``core/operations/carrying_out.py`` carries it out.
+An operation changes only runs that are still as they were when the plan was made (``core/ledger/plans.py``). Making a
+plan changes nothing and is not audited. A person confirms a plan by its digest, and by a phrase where something would
+be lost for good. ``core/operations/carrying_out.py`` carries it out.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ STATES: dict[Action, Sequence[State]] = {
     "cancel": cancels.CANCELLABLE,
     "adopt": (State.ORPHANED,),
 }
-#: The action in the audit, whose name is that of the command.
+#: The name of each action in the audit, which is the name of the command.
 AUDITED: dict[Action, audit.Action] = {
     "retry": "retry",
     "drop": "drop",
@@ -88,7 +88,7 @@ class Plan(Shape):
     #: The shortest time that the operation takes at its rate.
     least_seconds: float | None
     expires_at: Instant
-    #: Whether it can be confirmed no more, since it was not confirmed in time.
+    #: Whether the plan can no longer be confirmed, since it was not confirmed in time.
     is_expired: bool
     #: The first runs in their present state.
     runs: list[Run]
@@ -105,7 +105,7 @@ class Operation(Shape):
     state: str
     total: int
     changed: int
-    #: The number of runs that are no longer as planned and were left as they are, by reason.
+    #: The number of runs, or of leftovers, that were left out, by reason. They were no longer as planned.
     left_out: dict[str, int]
     remaining: int
     rate: float | None
@@ -116,7 +116,7 @@ class Operation(Shape):
     finished_at: Instant | None
     ended_by: str | None
     ended_because: str | None
-    #: The last run of the job that carries it out.
+    #: The last run of the job that carries out the operation.
     run_id: int | None
 
 
@@ -128,14 +128,14 @@ class OperationPage(Shape):
 
 
 class LeftOut(Shape):
-    """A run, or a leftover in Redis, that fell out of an operation."""
+    """A run, or a leftover in Redis, that an operation has left out."""
 
     item: str
     reason: str
 
 
 class LeftOutPage(Shape):
-    """Items that fell out, in the order of the plan. ``next`` is the parameter of the next page."""
+    """Items that were left out, in the order of the plan. ``next`` is the parameter ``after`` of the next page."""
 
     items: list[LeftOut]
     next: int | None
@@ -221,13 +221,13 @@ def of_leftovers(
 
 
 def options(wanted: Wanted, criteria: dict[str, str | int]) -> dict[str, Any]:
-    """Return what is stored of the plan to make."""
+    """Return the options that are stored with the plan."""
     given = {"rate": wanted.rate, "why": wanted.why, "full": wanted.is_full or None, "ids": bool(wanted.selection.ids)}
     return {"criteria": criteria, **{name: value for name, value in given.items() if value}}
 
 
 def check(actor: Actor, action: Action, *, is_full: bool = False) -> None:
-    """Raise Forbidden unless ``actor`` may do this."""
+    """Raise Forbidden unless ``actor`` may do ``action``, as a full clean-up if ``is_full``."""
     access.check(actor, AUDITED[action])
     if action == "cleanup":
         access.check_unlimited(actor, "a clean-up of Redis")
@@ -254,7 +254,7 @@ def shown(connection: Connection, registry: Registry, plan_id: int, actor: Actor
 
 
 def of_row(row: Row[Any]) -> dict[str, Any]:
-    """Return what plans and operations have in common."""
+    """Return the fields that plans and operations have in common."""
     told = {name: getattr(row, name) for name in ("id", "action", "digest", "total", "by_job")}
     return {**told, "rate": row.options.get("rate")}
 
@@ -284,8 +284,8 @@ def known(connection: Connection, plan_id: int, actor: Actor, *, is_locked: bool
 def execute(session: Session, plan_id: int, actor: Actor, *, digest: str, typed: str | None = None) -> Operation:
     """Confirm a plan in the caller's transaction, so that it is carried out. Confirming it again changes nothing.
 
-    An operation goes on if it was stopped, or if its run was dropped, died or was deleted. Raises UnknownPlan,
-    Forbidden, PlanError or ConfirmationRequired.
+    If the operation was stopped, or its run was dropped, is dead or was deleted, the operation goes on. Raises
+    UnknownPlan, Forbidden, PlanError or ConfirmationRequired.
     """
     access.require(actor, "operator", "an operation")
     connection = session.connection()
@@ -321,9 +321,9 @@ def refuse_unconfirmed(row: Row[Any], digest: str, typed: str | None) -> None:
 
 
 def record(connection: Connection, row: Row[Any], actor: Actor) -> int:
-    """Record the confirmation in the audit. Return the id of the entry, which counts the changed runs later.
+    """Record the confirmation in the audit. Return the id of the entry that counts the changed runs.
 
-    If the operation goes on, its first entry still counts them, and this person has another entry.
+    If the operation was confirmed before, that is its first entry, and this confirmation gets an entry without numbers.
     """
     action, jobs = AUDITED[row.action], ", ".join(sorted(row.by_job))
     if row.audit_id is not None:
@@ -382,7 +382,7 @@ def is_within(row: Row[Any], jobs: Collection[str]) -> bool:
 
 
 def left_out(connection: Connection, operation_id: int, actor: Actor, *, after: int = 0) -> LeftOutPage:
-    """Return a page of the items that fell out. Raises UnknownPlan or Forbidden."""
+    """Return a page of the items that were left out. Raises UnknownPlan or Forbidden."""
     confirmed(known(connection, operation_id, actor))
     row = plans.left_out_of(connection, operation_id, after)
     if row is None:
@@ -392,7 +392,8 @@ def left_out(connection: Connection, operation_id: int, actor: Actor, *, after: 
 
 
 def cancel(connection: Connection, operation_id: int, actor: Actor) -> Operation:
-    """Cancel an operation in the caller's transaction: runs that were changed stay so, and the others are left.
+    """Cancel an operation in the caller's transaction. Runs that were changed stay changed, and the others are left as
+    they are.
 
     Raises UnknownPlan, Forbidden or PlanError.
     """
@@ -421,7 +422,8 @@ def clean_up(
     confirm: str | None,
     phrase: str | None,
 ) -> Operation:
-    """Confirm the clean-up whose digest is ``confirm``. Otherwise make a plan, and raise ConfirmationRequired with it.
+    """Confirm the clean-up whose digest is ``confirm``. Without such a plan, make one, and raise ConfirmationRequired
+    with it.
 
     Commits. Raises the errors of ``make`` and ``execute``.
     """

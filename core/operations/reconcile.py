@@ -23,8 +23,8 @@ class Reconciled(Shape):
 
 def look_now(connection: Connection, registry: Registry, actor: Actor) -> Reconciled:
     """Wake the dispatcher when the caller's transaction commits. Raises Forbidden."""
-    access.require(actor, "operator", "a look of the dispatcher")
-    access.check_unlimited(actor, "a look of the dispatcher")
+    access.require(actor, "operator", "waking the dispatcher")
+    access.check_unlimited(actor, "waking the dispatcher")
     found = queues.listed(connection, registry)
     connection.execute(text(f"NOTIFY {DUE_CHANNEL}"))
     return Reconciled(

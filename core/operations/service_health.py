@@ -52,7 +52,9 @@ class Health(Shape):
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Why there is no worker, and why there is no scheduler. A text is empty if there is such a process."""
+    """The reason why there is no worker, and the reason why there is no scheduler. A reason is empty if there is
+    one.
+    """
 
     worker: str
     scheduler: str

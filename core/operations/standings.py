@@ -26,7 +26,7 @@ CAME_DUE = {
 def unrecorded(connection: Connection, job: Job, scopes: Collection[str], found: Standing, now: datetime) -> int:
     """Return how many due slots are not in the ledger.
 
-    For example, due slots are not in the ledger when the whole fleet is down.
+    For example, no slot is inserted while all workers are down.
     """
     if job.schedule is None or found.spec != str(job.schedule):  # no dispatcher has seen this schedule
         return 0
@@ -56,7 +56,7 @@ def in_words(found: Standing, unrecorded: int, job: Job) -> str:
 
 
 def since(found: Standing, job: Job) -> str:
-    """Return ``since that of TIME``, the last successful slot in the job's time zone, or ``on record`` without one."""
+    """Return ``since that of TIME``, where TIME is the last successful slot, or ``on record`` if no slot succeeded."""
     if found.succeeded_slot is None:
         return "on record"
     zone = ZoneInfo((job.schedule.timezone if job.schedule else None) or "UTC")

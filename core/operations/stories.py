@@ -144,7 +144,9 @@ def retrying(scene: Scene, run: Run, subject: str) -> list[str]:
 
 
 def soon(run: Run) -> str:
-    """Return when a due run is tried again. A run without a connection may keep its due time, and rest."""
+    """Return when a due run is tried again. A run for which PostgreSQL had no connection rests, although it may be
+    due.
+    """
     return "after a rest of at most a minute" if run.reason == unconnected.REASON else "as soon as a worker takes it"
 
 

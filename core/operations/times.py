@@ -90,10 +90,10 @@ def span(text: str) -> timedelta:
 
 
 def past(text: str | None, now: datetime, option: str) -> datetime | None:
-    """Return an instant not after ``now``, on this machine's clock: a span before it, a time of day, or a date and
-    time.
+    """Parse ``text`` as an instant not after ``now``: a span before ``now``, or a time of day or a date and time on
+    this machine's clock.
 
-    If the text is None, return None. Raises BadTime, naming ``option``.
+    Return None if ``text`` is None. Raises BadTime, naming ``option``.
     """
     if text is None:
         return None
@@ -106,8 +106,8 @@ def past(text: str | None, now: datetime, option: str) -> datetime | None:
 
 
 def future(text: str, now: datetime, option: str) -> datetime:
-    """Return an instant after ``now``, on this machine's clock: the next occurrence of a time of day, or a date and
-    time.
+    """Parse ``text`` as an instant after ``now``, on this machine's clock: the next occurrence of a time of day, or a
+    date and time.
 
     Raises BadTime, naming ``option``.
     """

@@ -16,11 +16,13 @@ from core.operations import access
 from core.operations.json_shape import Instant, Shape
 from core.plugins import loading
 
-#: How long a token is valid by default, and the longest time for which it can be valid.
+#: How long a token is valid by default.
 USUAL = timedelta(days=90)
+#: The longest time for which a token can be valid.
 LONGEST = timedelta(days=3660)
-#: How long a link can be used, and how long a browser stays logged in.
+#: How long a link can be used.
 LINK_LASTS = timedelta(hours=1)
+#: How long a browser stays logged in.
 SESSION_LASTS = timedelta(hours=12)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 #: The name of the interface in the audit.

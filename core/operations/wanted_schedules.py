@@ -88,7 +88,7 @@ def difference(session: Session, registry: Registry, job: str) -> Difference:
 def differences(session: Session, registry: Registry) -> Mapping[str, Difference | RotaError]:
     """Compare all jobs for which a plugin has a function that reads the wanted schedules.
 
-    If such a function raises, the answer for its job is the error.
+    If the function for a job raises an error, the value of the job is this error.
     """
     found: dict[str, Difference | RotaError] = {}
     for job in registry.wanted_schedules:

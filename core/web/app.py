@@ -23,7 +23,7 @@ NO_TELEMETRY: TelemetryConfig = {
 
 
 def make(service: Service | None) -> FastAPI:
-    """Return the application with its routes, which use ``service``; with None, only its document can be used.
+    """Return the application, whose routes use ``service``. Without a service, only the OpenAPI document can be made.
 
     FastAPI's pages of documentation are left out, since they load scripts from other servers.
     """
@@ -55,5 +55,5 @@ def make(service: Service | None) -> FastAPI:
 
 
 def surrounded(app: ASGIApp, service: Service) -> ASGIApp:
-    """Return the whole application: the routes in their envelope, behind what a trusted proxy says."""
+    """Return the application within its two layers: ``Proxies`` outside, and ``Envelope`` inside."""
     return Proxies(Envelope(app, service.configured.web_prefix), service.configured)

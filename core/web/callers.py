@@ -31,7 +31,7 @@ def caller(
     shown: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
     _session: Annotated[str | None, Security(cookie)],
 ) -> Actor:
-    """Return the caller. Raises NotAuthenticated, CrossOrigin or TooManyWrites."""
+    """Return the caller. Raises NotAuthenticated, Forbidden, CrossOrigin or TooManyWrites."""
     actor = by_token(request, shown.credentials) if shown else by_browser(request)
     if request.method not in SAFE:
         service.of(request).writes.take(actor.name)
@@ -88,14 +88,14 @@ def refuse_cross_origin(request: Request) -> None:
 
 
 def is_host(request: Request, origin: str) -> bool:
-    """Return whether an Origin has the host and the port that the request is for, and is not less safe than it."""
+    """Return whether an Origin has the host and the port of the request, and uses HTTPS if the request does."""
     said, host = split(origin), request.headers.get("host", "").lower()
     is_as_safe = said.scheme == "https" or request.scope["scheme"] != "https"
     return is_as_safe and bool(host) and said.netloc.lower() == host
 
 
 def split(address: str) -> SplitResult:
-    """Return the parts of an address, which are empty if it is none."""
+    """Return the parts of an address. All parts are empty if ``address`` is not an address."""
     try:
         return urlsplit(address)
     except ValueError:
@@ -103,7 +103,7 @@ def split(address: str) -> SplitResult:
 
 
 def cookie_name(request: Request) -> str:
-    """Return the name of the cookie. Browsers accept it only over HTTPS, unless the service is on this machine."""
+    """Return the name of the cookie: ``LOCAL_COOKIE`` if the request is for an address of this machine."""
     host = split(f"//{request.headers.get('host', '')}").hostname or ""
     return LOCAL_COOKIE if web_address.is_loopback(host) else COOKIE
 

@@ -35,7 +35,7 @@ HEADERS = {
 
 
 class Envelope:
-    """The outermost layer of the application."""
+    """The layer around the routes of the application."""
 
     def __init__(self, app: ASGIApp, prefix: str = "") -> None:
         self._app = app
@@ -117,7 +117,7 @@ class Answer:
     def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
         self._headers = headers
-        #: 499 if the client has gone before the answer, as nginx has it.
+        #: 499, as in nginx, if the client closes the connection before the answer.
         self.status = 499
 
     async def __call__(self, message: Message) -> None:
@@ -167,9 +167,10 @@ def is_of_health(scope: Scope) -> bool:
 
 
 def route_of(scope: Scope) -> str:
-    """Return the route that was found, such as ``/api/v1/runs/{run_id}``; values in its path may be personal data.
+    """Return the route of a request, such as ``/api/v1/runs/{run_id}``. The path may contain personal data; a route
+    does not.
 
-    The route itself may lack the beginning of the path, which has no values.
+    FastAPI's route may lack the prefix of its router, so the prefix is taken from the path.
     """
     found = getattr(scope.get("route"), "path", None)
     if found is None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from core.errors import NotAuthenticated
 
-#: The algorithms that are accepted: signatures with a key pair. ``none`` and those with a shared secret are not.
+#: The algorithms that are accepted: signatures with a key pair. ``none`` and algorithms with a shared secret are
+#: refused.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
 #: How far the clocks of the provider and of this machine may differ.
 SKEW_SECONDS = 60
@@ -14,7 +15,7 @@ SKEW_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an ID token must have."""
+    """The values that an ID token must have."""
 
     issuer: str
     client_id: str
@@ -22,11 +23,13 @@ class Wanted:
 
 
 class UnknownKey(NotAuthenticated):
-    """No key of the provider that is known here has made the signature."""
+    """None of the provider's keys, as far as they are known here, made the signature."""
 
 
 def verified(token: str, key_set: Mapping[str, Any], wanted: Wanted, now: int) -> Mapping[str, Any]:
-    """Return the claims of a token that is valid at ``now``. Raises NotAuthenticated, without the token."""
+    """Return the claims of a token that is valid at ``now``. Raises NotAuthenticated; the message does not contain the
+    token.
+    """
     from joserfc.errors import JoseError
     from joserfc.jwt import JWTClaimsRegistry
 
@@ -84,7 +87,7 @@ def keys(token: str, key_set: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def usable(given: Sequence[Any]) -> Iterator[Any]:
-    """Yield the keys that are understood here. The provider's others are ignored (RFC 7517, section 5)."""
+    """Yield the keys that are understood here. Other keys of the provider are ignored (RFC 7517, section 5)."""
     from joserfc.errors import JoseError
     from joserfc.jwk import JWKRegistry
 

@@ -1,4 +1,6 @@
-"""The addresses of the systems that Rota replaces: they work, in our shapes, and name the routes to call instead."""
+"""The addresses of the systems that Rota replaces. They still work, give Rota's answers, and name the routes to call
+instead.
+"""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -25,7 +27,7 @@ from core.web.problems import REFUSALS
 
 #: When these addresses were deprecated, as RFC 9745 writes it: 2026-11-28.
 SINCE = "@1795824000"
-#: The plugin whose schedules the old mail worker made.
+#: The plugin that replaces the old mail worker.
 MAIL = "mail"
 
 
@@ -49,7 +51,7 @@ router = APIRouter(tags=["Old addresses"], deprecated=True, responses=REFUSALS)
 
 
 class CacheStatus(Shape):
-    """What Redis and the ledger have for each queue."""
+    """The health of the service, and the runs of each queue."""
 
     health: Health
     queues: list[Queue]
@@ -98,7 +100,7 @@ def sync_mail(engine: Ledger, registry: Jobs, caller: Caller) -> list[Synced]:
 
 @router.get("/api/v1/cache/status", dependencies=[Depends(instead("/queues"))], response_model_exclude_none=True)
 async def of_cache(request: Request, found: Annotated[list[Queue], Depends(of_queues)], _caller: Caller) -> CacheStatus:
-    """Return the health, and what waits in each queue. Call `GET /health` and `GET /api/v1/queues` instead."""
+    """Return the health, and the numbers of runs of each queue. Call `GET /health` and `GET /api/v1/queues` instead."""
     return CacheStatus(health=await health.look(request), queues=found)
 
 

@@ -41,7 +41,9 @@ class CleanUp:
         self._caller = caller
 
     def do(self, sent: Confirmed | None, *, is_full: bool) -> Operation:
-        """Confirm the clean-up. Raises ConfirmationRequired with a plan if there is nothing to confirm yet."""
+        """Confirm the plan whose digest was sent. Without such a plan, make one, and raise ConfirmationRequired with
+        it.
+        """
         given = (sent or Confirmed()).model_dump()
         with Session(self._engine) as session:
             return plans.clean_up(session, self._registry, self._configured, self._caller, is_full=is_full, **given)
@@ -58,7 +60,8 @@ def of_orphans(by: Annotated[CleanUp, Depends()], sent: Confirmed | None = None)
 
 @router.post("/full", status_code=202)
 def of_all(by: Annotated[CleanUp, Depends()], sent: Confirmed | None = None) -> Operation:
-    """Remove these, and old dead letters. Call `POST /api/v1/plans` instead. For admins.
+    """Remove old messages and results of no use, and old dead letters, from Redis. Call `POST /api/v1/plans` instead.
+    For admins.
 
     Without `confirm` and `phrase`, the answer is a 409 with the plan, which changes nothing.
     """

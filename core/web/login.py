@@ -1,4 +1,6 @@
-"""Logs a browser in by a link or a token, and logs it out. Begins the sessions of all ways to log in."""
+"""Logs a browser in by a link or a token, and logs it out. Log-ins at an OpenID Connect provider begin their sessions
+here too.
+"""
 
 from html import escape
 from typing import Annotated, Any

@@ -1,7 +1,7 @@
 """An OpenID Connect provider: people log in there with an authorization code, PKCE, a state and a nonce.
 
-Nothing of a log-in is kept here. A cookie has one random secret, from which the state, the nonce and the verifier are
-derived, so that any process of ``rota web`` can finish the log-in, and only in the browser that began it.
+This process stores nothing about a log-in. A cookie has one random secret, from which the state, the nonce and the
+verifier are derived, so that any process of ``rota web`` can finish the log-in, and only in the browser that began it.
 """
 
 import hmac
@@ -23,11 +23,12 @@ from core.web.refusals import ProviderAway
 DISCOVERY = "/.well-known/openid-configuration"
 #: The path, below ``ROTA_WEB_URL``, to which the provider sends people back. The provider must know this address.
 BACK = "/login/oidc/back"
-#: How long the provider may take to answer. A request waits as long for its place.
+#: The longest time that the provider may take to answer, and the longest time that a request waits for its place.
 SECONDS = 3.0
-#: How many log-ins may ask the provider at once, and how many more may wait for a place, so that they cannot take all
-#: requests that the service answers at the same time. Log-ins that begin and log-ins that end have places of their own.
+#: The most log-ins that ask the provider at the same time. Log-ins that begin and log-ins that end are counted
+#: separately.
 MOST_AT_ONCE = 4
+#: The most further log-ins that wait. More would leave too few of the ``MOST_REQUESTS`` of ``core/web/envelope.py``.
 MOST_WAITING = 8
 #: For how long the provider's description and its keys are used, in seconds.
 DESCRIPTION_LASTS = 3600.0
@@ -81,7 +82,9 @@ class Places:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Wait for a place, and have it in the block. Raises ProviderAway if too many wait, or one waits too long."""
+        """Wait for a place, and keep it during the block. Raises ProviderAway if too many requests wait, or if the wait
+        is too long.
+        """
         if not self._here.acquire(blocking=False):
             raise ProviderAway(f"{MOST_AT_ONCE + MOST_WAITING} requests wait for the provider")
         try:

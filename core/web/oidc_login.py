@@ -1,4 +1,4 @@
-"""Logs a browser in at the OpenID Connect provider: there, and back."""
+"""Logs a browser in at the OpenID Connect provider: sends it there, and begins its session when it comes back."""
 
 import hmac
 import secrets

@@ -25,7 +25,7 @@ ROUTE = "<dt><code>{method} {path}</code></dt><dd>{summary}{parameters}</dd>"
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return FastAPI's own document of ``app``, with problems under their media type."""
+    """Return FastAPI's OpenAPI document of ``app``, in which problems have their own media type."""
     if app.openapi_schema is None:
         found = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for route in found["paths"].values():

@@ -1,7 +1,7 @@
 """Calls the functions of one plugin's routes, in threads and on connections of the plugin's own.
 
 So a function that hangs delays no other part of the service. Its caller gets an answer after ``SECONDS``. A second
-later, PostgreSQL ends its transaction, so that it keeps no locks.
+later, PostgreSQL ends the transaction of the function, which releases its locks.
 """
 
 import asyncio
@@ -21,20 +21,22 @@ from core.web.refusals import PluginBusy, PluginTooSlow
 
 #: The longest time of a call, including its wait for a thread.
 SECONDS = 10.0
-#: The threads and connections of each plugin, and the most calls that may be in progress or wait.
+#: The number of threads, and of connections, of each plugin.
 THREADS = 2
+#: The most calls of a plugin that are in progress or wait.
 MOST_CALLS = 4
 STATEMENT_SECONDS = 2.0
-#: For how long a transaction may wait for its function after the longest time of the call.
+#: How much longer than the longest time of a call its transaction may be idle.
 GRACE_SECONDS = 1.0
 
 
 class RouteSession(Session):
-    """The session of one call. Rota commits it; a route cannot. Every transaction of it has the limits of the call."""
+    """The session of one call. Only Rota can commit it. Each of its transactions has the limits of the call."""
 
     def __init__(self, engine: Engine, seconds: float, *, is_reading: bool) -> None:
         super().__init__(engine, expire_on_commit=False)
-        #: What begins each transaction. ``statement_timeout`` does not count while a transaction waits for its client.
+        #: The statements at the start of each transaction. ``statement_timeout`` does not end a transaction that is
+        #: idle.
         self.limits = f"SET LOCAL idle_in_transaction_session_timeout = {round((seconds + GRACE_SECONDS) * 1000)}"
         if is_reading:
             self.limits += "; SET TRANSACTION READ ONLY"
@@ -50,7 +52,9 @@ def limit(session: RouteSession, transaction: SessionTransaction, connection: Co
 
 @event.listens_for(RouteSession, "before_commit")
 def refuse_commit(session: RouteSession) -> None:
-    """Raise RuntimeError for a commit by the route, which would escape the audit and the limits. Savepoints may end."""
+    """Raise RuntimeError if a route commits, since its changes could then lack an entry in the audit. Savepoints may
+    end.
+    """
     if not session.may_commit and not session.in_nested_transaction():
         raise RuntimeError("a route does not commit: remove the commit; Rota commits when the route has returned")
 
@@ -68,7 +72,7 @@ class Calls:
     async def answer(self, work: Callable[[Session], bytes], *, is_reading: bool) -> bytes:
         """Return the result of ``work``, whose transaction is then committed.
 
-        Raises PluginBusy or PluginTooSlow, and nothing was changed; or raises the error of ``work``.
+        Raises PluginBusy, PluginTooSlow, or the error of ``work``. In each case nothing was changed.
         """
         if not self._free.acquire(blocking=False):
             raise PluginBusy(f"{MOST_CALLS} requests for the plugin {self.plugin} are in progress")
@@ -79,14 +83,14 @@ class Calls:
         asked = asyncio.wrap_future(future)
         await asyncio.wait([asked], timeout=self.seconds)
         if not asked.done() and decision.acquire(blocking=False):
-            asked.cancel()  # also the call, if it still waits for a thread
+            asked.cancel()  # this cancels the call too, if it still waits for a thread
             raise PluginTooSlow(f"the plugin {self.plugin} did not answer within {self.seconds:g} seconds")
         return await asked
 
 
 @contextmanager
 def opened(configured: Settings, plugin: str) -> Iterator[Calls]:
-    """Yield the calls of ``plugin``. At the end its connections are closed; threads that hang are not waited for."""
+    """Yield the calls of ``plugin``. At the end, close its connections, without waiting for threads that hang."""
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"rota-routes-{plugin}")
     with connections.ledger(configured, f"rota-routes-{plugin}", STATEMENT_SECONDS, pool_size=THREADS) as engine:
         try:
@@ -96,7 +100,7 @@ def opened(configured: Settings, plugin: str) -> Iterator[Calls]:
 
 
 def carry_out(opened: RouteSession, work: Callable[[Session], bytes], decision: "threading.Lock") -> bytes:
-    """Do ``work`` in a transaction, and commit it, unless the caller took ``decision`` since it waited too long."""
+    """Do ``work`` in a transaction, and commit it, unless the caller has waited too long and taken ``decision``."""
     with opened as session:
         result = harmless(work, session)
         if decision.acquire(blocking=False):
@@ -106,7 +110,7 @@ def carry_out(opened: RouteSession, work: Callable[[Session], bytes], decision: 
 
 
 def harmless(work: Callable[[Session], bytes], session: Session) -> bytes:
-    """Return what ``work`` returns. An error that could end the process, or that no future can hold, becomes another.
+    """Return the result of ``work``. Replace an error that could end the process or that no future can hold.
 
     Examples are SystemExit and StopIteration.
     """

@@ -1,7 +1,7 @@
 """Serves the routes that plugins bring, below ``/api/v1/plugins/NAME``.
 
 A plugin's function is an ordinary function. Its first parameter is a session; the others are parameters of the request,
-as in FastAPI. What it returns fits its annotation, and is checked before the transaction is committed.
+as in FastAPI. Its result must fit its return annotation. Rota checks this before it commits the transaction.
 """
 
 import importlib
@@ -33,7 +33,7 @@ Function = Callable[..., Any]
 
 
 def include(app: FastAPI, routes: Mapping[str, tuple[Route, ...]], *, is_strict: bool) -> None:
-    """Add the routes of each plugin to ``app``. If one cannot be used, none of the plugin's routes is added.
+    """Add the routes of each plugin to ``app``. If a route cannot be used, none of its plugin's routes is added.
 
     Raises PluginError in that case if ``is_strict``.
     """
@@ -56,7 +56,7 @@ def router_of(plugin: str, routes: tuple[Route, ...]) -> APIRouter:
     router = APIRouter(prefix=f"{PREFIX}/{plugin}", tags=[f"Plugin {plugin}"], responses=REFUSALS)
     for route in routes:
         add(router, plugin, route, imported(route))
-    get_openapi(title=plugin, version="", routes=router.routes)  # a type may have no schema
+    get_openapi(title=plugin, version="", routes=router.routes)  # raises an error if a type has no schema
     return router
 
 
@@ -109,7 +109,9 @@ def endpoint(
     parameters: list[inspect.Parameter],
     adapter: "TypeAdapter[Any] | None",
 ) -> Function:
-    """Return the function that FastAPI calls. Its signature is that of ``function`` with a caller, and no session."""
+    """Return the function that FastAPI calls. It has the parameters of ``function`` without the session, and two of
+    Rota's own.
+    """
 
     def permitted(caller: Caller) -> Actor:
         plugin_routes.check(caller, plugin, route)
@@ -138,7 +140,9 @@ def recorded(caller: Actor, plugin: str, route: Route, session: Session) -> None
 def call(
     function: Function, adapter: "TypeAdapter[Any] | None", record: Callable[[Session], None], session: Session
 ) -> bytes:
-    """Call the function of a route. Return its answer as JSON. Raises pydantic's ValidationError if it does not fit."""
+    """Call the function of a route. Return its result as JSON. Raises pydantic's ValidationError if the result does not
+    fit.
+    """
     found = function(session)
     session.flush()
     record(session)

@@ -1,4 +1,4 @@
-"""Errors in the form of RFC 9457 problems. All errors have one form, which this module makes."""
+"""Answers every error with a problem in the form of RFC 9457."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ from core.operations.plans import Plan
 from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, ProviderAway, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"
-#: The longest text of an unknown value that an answer repeats.
+#: The longest detail of a problem, in characters.
 LONGEST_DETAIL = 2000
 RETRY_AFTER_SECONDS = 2
 
@@ -90,7 +90,7 @@ DATABASE_AWAY = Kind(503, "database-away", "PostgreSQL cannot be used", "see GET
 BUSY = Kind(503, "busy", "Too many requests are in progress", "try again in some seconds")
 VALUE_REFUSED = Kind(409, "value-refused", "PostgreSQL cannot hold a value of the request", "correct the value")
 INVALID = Kind(422, "invalid-request", "The request is not valid", "correct what `errors` names")
-TOO_LARGE = Kind(413, "too-large", "The body is too large", "send less; large data belongs into a table")
+TOO_LARGE = Kind(413, "too-large", "The body is too large", "send less; large data belongs in a table")
 TOO_LATE = Kind(408, "body-too-slow", "The body did not arrive in time", "send it again")
 FAILED = Kind(500, "failed", "An unexpected error", "look for `request_id` in the log of `rota web`")
 PROVIDER_AWAY = Kind(

@@ -1,4 +1,4 @@
-"""Reads what a trusted proxy says of a request, and removes the same headers from requests of everybody else.
+"""Reads the headers in which a trusted proxy describes a request. The same headers of all other clients are ignored.
 
 The headers are ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``-Prefix``, and those that name the user and the groups.
 ``Forwarded`` (RFC 7239) is not read.
@@ -30,7 +30,7 @@ class User:
 
 
 class Proxies:
-    """The layer around the application that knows the trusted proxies."""
+    """The outermost layer of the application, which knows the trusted proxies."""
 
     def __init__(self, app: ASGIApp, configured: Settings) -> None:
         self._app = app
@@ -40,7 +40,7 @@ class Proxies:
         self._removed = {name.encode() for name in (*FORWARDED, self._user, self._groups) if name}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, as its client has sent it."""
+        """Pass one request on as the client sent it to the proxy."""
         await self._app(self._seen(scope) if scope["type"] == "http" else scope, receive, send)
 
     def _seen(self, scope: Scope) -> Scope:
@@ -61,7 +61,9 @@ class Proxies:
         return any(found in network for network in self._trusted)
 
     def _client(self, peer: Address, given: Headers) -> Address:
-        """Return the nearest address that is not one of a trusted proxy. What is farther away can be forged."""
+        """Return the nearest address that is not one of a trusted proxy. Addresses that are farther away can be
+        forged.
+        """
         found = peer
         for text in reversed(elements(given, "x-forwarded-for")):
             farther = address(text)
@@ -73,12 +75,14 @@ class Proxies:
         return found
 
     def _prefix(self, given: Headers) -> dict[str, str]:
-        """Return the prefix that the proxy has removed, unless ROTA_WEB_PREFIX names it."""
+        """Return the prefix that the proxy has removed, unless ROTA_WEB_PREFIX names a prefix."""
         prefix = last(given, "x-forwarded-prefix").rstrip("/")
         return {"prefix": prefix} if WEB_PREFIX.fullmatch(prefix) and not self._has_prefix else {}
 
     def _named(self, given: Headers) -> User | None:
-        """Return the user. If one of both headers is there twice, one may be forged, and there is no user."""
+        """Return the user whom the proxy names, or None. If the header of the user or of the groups occurs twice, one
+        of the two may be forged, so it is None.
+        """
         names, groups = values(given, self._user), values(given, self._groups)
         if len(names) != 1 or len(groups) > 1 or not (name := names[0].strip()):
             return None
@@ -91,12 +95,12 @@ def elements(given: Headers, header: str) -> list[str]:
 
 
 def values(given: Headers, header: str) -> list[str]:
-    """Return each occurrence of a header. There is none of a header without a name."""
+    """Return the value of each occurrence of ``header``. An empty ``header`` has no occurrence."""
     return [text_of(value) for name, value in given if header and name.decode() == header]
 
 
 def last(given: Headers, header: str) -> str:
-    """Return the last element of a header, which the nearest proxy has added, or an empty text."""
+    """Return the last element of a header, or an empty text. The nearest proxy has added the last element."""
     return (elements(given, header) or [""])[-1]
 
 
@@ -106,19 +110,21 @@ def text_of(value: bytes) -> str:
 
 
 def scheme(said: str, own: str) -> str:
-    """Return the scheme that the proxy names, if it is one."""
+    """Return the scheme ``said`` if it is HTTP or HTTPS, and ``own`` otherwise."""
     return said.lower() if said.lower() in {"http", "https"} else own
 
 
 def with_host(headers: Headers, host: str) -> Headers:
-    """Return ``headers`` with another host, if it is one."""
+    """Return ``headers`` with ``host`` as the host, or unchanged if ``host`` is not valid."""
     if not HOST.fullmatch(host):
         return headers
     return [*(pair for pair in headers if pair[0] != b"host"), (b"host", host.encode())]
 
 
 def address(text: str) -> Address | None:
-    """Return an address, which may have a port; or None. An IPv4 address in an IPv6 address is the IPv4 address."""
+    """Return the IP address in ``text``, which may have a port, or None. For an IPv4-mapped IPv6 address, return the
+    IPv4 address.
+    """
     ported = WITH_PORT.fullmatch(text)
     try:
         found = ip_address((ported["v6"] or ported["v4"]) if ported else text)

@@ -20,12 +20,15 @@ from core.settings import Settings
 from core.web import app, service
 from core.web.service import Service
 
-#: How long requests in progress may take to end at a stop, and how long the process waits if one of them hangs.
+#: How long requests in progress may take to end at a stop.
 GRACE_SECONDS = 0.5
+#: The process ends this long after the signal, even if a request hangs.
 STOP_SECONDS = 0.9
+#: How long the last lines of the log may take to be written then.
 FLUSH_SECONDS = 0.1
-#: How long an idle connection is kept, and how many connections there may be.
+#: How long an idle connection is kept.
 KEEP_ALIVE_SECONDS = 30
+#: The most connections, including idle ones.
 MOST_CONNECTIONS = 500
 
 OPEN = "ROTA_WEB_HOST={host} can be reached from other machines, but nobody could log in: there is no token"
@@ -61,7 +64,9 @@ def end_now() -> None:
 
 
 def serve(configured: Settings, registry: Registry) -> None:
-    """Serve HTTP until a signal. Raises RotaError if the address cannot be used."""
+    """Serve HTTP until a signal. Raises RotaError if the address cannot be used, a package is missing, or nobody could
+    log in.
+    """
     if configured.oidc_issuer:
         require_oidc()
     with listening(configured.web_host, configured.web_port) as listener, service.opened(configured, registry) as parts:
@@ -83,7 +88,7 @@ def require_oidc() -> None:
 def config(application: object) -> uvicorn.Config:
     """Return the settings of uvicorn.
 
-    uvicorn neither logs nor trusts headers of a proxy, since Rota's own code does both.
+    uvicorn neither logs requests nor reads the headers of a proxy, since Rota's own code does both.
     """
     return uvicorn.Config(
         application,  # type: ignore[arg-type]  # it is an ASGI application
@@ -96,7 +101,7 @@ def config(application: object) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # asyncio needs a part of a second too
+        timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # fractions of a second work
         limit_concurrency=MOST_CONNECTIONS,
     )
 
@@ -118,7 +123,7 @@ def listening(host: str, port: int) -> socket.socket:
 def refuse_open(configured: Settings, parts: Service) -> None:
     """Raise RotaError if other machines can reach the service and no caller could log in.
 
-    While PostgreSQL is away, this cannot be checked. In any case, every request must show a token.
+    While PostgreSQL is away, the tokens are unknown, and nothing is raised.
     """
     if web_address.is_loopback(configured.web_host) or configured.web_token is not None:
         return

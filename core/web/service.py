@@ -17,8 +17,9 @@ from core.web.oidc import Provider
 from core.web.plugin_calls import Calls
 from core.web.writes import Writes
 
-#: The time-out of a statement of a request, and the time-out of a statement of ``/health``.
+#: The time-out of a statement of a request.
 STATEMENT_SECONDS = 2.0
+#: The time-out of a statement of ``/health``.
 HEALTH_STATEMENT_SECONDS = 1.0
 #: This many requests may use PostgreSQL at the same time. Further requests wait for a connection.
 CONNECTIONS = 5

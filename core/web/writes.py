@@ -19,7 +19,7 @@ class Writes:
         self._per_minute = per_minute
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        #: The number of changes that the caller may make at once, and the time of this number.
+        #: For each caller, the number of changes that are left, and the time when this number was computed.
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str) -> None:

@@ -66,7 +66,7 @@ def changed(fleet):
 
 
 def left_out(web, of):
-    """Every item that fell out, with its reason, page by page."""
+    """Every item that was left out, with its reason, page by page."""
     found, after = {}, 0
     while after is not None:
         page = web.ask(f"{of}/left-out?after={after}")

@@ -1,4 +1,4 @@
-"""Plans that bind: what a plan shows is what is done, or less, and what fell out is named."""
+"""Plans: an operation changes only runs that are still as planned, and names the runs that it leaves out."""
 
 import json
 from datetime import timedelta

@@ -54,7 +54,9 @@ def as_ndjson(
 
 
 def checked(request: Request, connection: Reading, seen: View, chosen: Selection, limit: int) -> Iterator[list[Run]]:
-    """Return the pages of a list. Errors of its conditions are raised at once, and not while the answer is sent."""
+    """Return the pages of a list. Errors in its conditions are raised at once, and not while the answer is being
+    sent.
+    """
     parts = service.of(request)
     listing.refuse_search(chosen, seen)
     listing.chosen_filter(connection, parts.registry, chosen)

@@ -21,7 +21,7 @@ RunIds = Annotated[list[Annotated[int, Field(ge=1, lt=2**63)]], Field(max_length
 
 
 class Chosen(Body):
-    """The runs to change: their ids, or conditions. A selection without both is refused."""
+    """The runs to change: their ids, or conditions. A selection with neither is refused."""
 
     ids: RunIds = Field(default_factory=list)
     job: Name | None = None
@@ -52,7 +52,7 @@ class NewPlan(Body):
 
 
 class Confirming(Body):
-    """What confirms a plan: its digest, and the phrase that it asks for, if any."""
+    """The confirmation of a plan: its digest, and the phrase that it asks for, if any."""
 
     digest: Annotated[str, Field(min_length=1, max_length=100)]
     phrase: Words | None = None
@@ -73,9 +73,9 @@ def plan(plan_id: PlanId, connection: Reading, registry: Jobs, caller: Caller) -
 
 @router.post("/plans/{plan_id}/execute", status_code=202)
 def execute(plan_id: PlanId, sent: Confirming, engine: Ledger, caller: Caller) -> Operation:
-    """Confirm a plan, so that a worker carries it out. Sent twice, it counts once.
+    """Confirm a plan, so that a worker carries it out. A second confirmation changes nothing.
 
-    An operation goes on if it was stopped, or if its run was dropped or died.
+    If the operation was stopped, or its run was dropped or is dead, a confirmation lets the operation go on.
     """
     with Session(engine) as session, session.begin():
         return plans.execute(session, plan_id, caller, digest=sent.digest, typed=sent.phrase)
@@ -94,7 +94,7 @@ def listed(
 
 @router.get("/operations/{plan_id}", tags=["Operations"])
 def operation(plan_id: PlanId, connection: Reading, caller: Caller) -> Operation:
-    """Return an operation: its progress, and the numbers of runs that fell out, by reason."""
+    """Return an operation: its progress, and the numbers of runs that it left out, by reason."""
     return plans.one(connection, plan_id, caller)
 
 
@@ -102,11 +102,11 @@ def operation(plan_id: PlanId, connection: Reading, caller: Caller) -> Operation
 def left_out(
     plan_id: PlanId, connection: Reading, caller: Caller, after: Annotated[int, Query(ge=0, lt=2**31)] = 0
 ) -> LeftOutPage:
-    """Return the runs that fell out, each with the reason."""
+    """Return the runs that the operation left out, each with the reason."""
     return plans.left_out(connection, plan_id, caller, after=after)
 
 
 @router.post("/operations/{plan_id}/cancel", tags=["Operations"])
 def cancel(plan_id: PlanId, connection: Changing, caller: Caller) -> Operation:
-    """Cancel an operation: the runs that were changed stay so, and the others are left as they are."""
+    """Cancel an operation. Runs that were changed stay changed, and the other runs are left as they are."""
     return plans.cancel(connection, plan_id, caller)

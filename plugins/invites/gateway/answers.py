@@ -7,7 +7,6 @@ proxy after the gateway has done its work.
 from collections.abc import Mapping
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from plugins.invites.gateway.connection import Answer
 from plugins.invites.gateway.errors import IncompleteListing, ReadFailed
@@ -78,15 +77,10 @@ def page(name: str, answer: Answer) -> Page:
     listed, total, following = (answer.body.get(each) for each in ("members", "total", "next"))
     found = [member(each) for each in listed] if isinstance(listed, list) else [None]
     readable = [each for each in found if each is not None]
-    is_cursor = following is None or isinstance(following, str)
-    if len(readable) < len(found) or not is_count(total) or not is_cursor or "next" not in answer.body:
+    is_cursor = (following is None or isinstance(following, str)) and "next" in answer.body
+    if len(readable) < len(found) or not isinstance(total, int) or not is_cursor:
         raise IncompleteListing(f"{name} has sent a page of members that cannot be read")
-    return Page(readable, int(total), following)
-
-
-def is_count(value: Any) -> bool:
-    """Return whether a JSON value is a number of members."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return Page(readable, total, following)
 
 
 def code_of(answer: Answer) -> str:
